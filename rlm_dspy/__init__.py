@@ -1,0 +1,1 @@
+"""Recursive Language Models for DSPy."""

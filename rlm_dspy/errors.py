@@ -1,0 +1,43 @@
+"""The errors of this package, and who answers each.
+
+RLMError                     base of ours
+├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
+└── InvalidInputs            the caller: an input is missing, unknown, or of no use
+
+From DSPy, with the meaning they have there:
+
+SyntaxError                  the model: its code does not parse
+dspy.CodeExecutionError      the model: its code raised
+dspy.CodeInterpreterError    the run: the interpreter is gone; a caller sees it only if none can be started
+dspy.LMError                 the caller: no answer from the model after its retries
+
+Whatever reaches the caller out of a run carries the steps taken so far (see `carry`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RLMError(Exception):
+    """Base of the errors that this package defines."""
+
+
+class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it names what went wrong)
+    """A limit of the run does not allow this call; nothing was spent on it."""
+
+
+class InvalidInputs(RLMError, ValueError):  # noqa: N818
+    """The inputs of a call do not fit the signature."""
+
+
+def carry(error: BaseException, trajectory: list[dict[str, Any]]) -> None:
+    """Put the steps taken so far on an error that leaves a run, as `error.trajectory`.
+
+    Args:
+        error: The error on its way to the caller. Its type stays what it is.
+        trajectory: One dict a step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
+    """
+    error.trajectory = trajectory  # type: ignore[attr-defined]
+    if trajectory:
+        error.add_note(f"RLM: {len(trajectory)} step(s) were taken before this; they are in `error.trajectory`.")
