@@ -24,7 +24,7 @@ class CellError(dspy.CodeExecutionError):
         super().__init__(f"{output.rstrip()}\n{traceback}" if output.strip() else traceback)
 
 
-class Submission(dspy.FinalOutput):  # type: ignore[misc]  # dspy ships no types
+class Submission(dspy.FinalOutput):
     """The values of a `SUBMIT(...)`, with what the cell printed before it.
 
     Attributes:
@@ -35,3 +35,14 @@ class Submission(dspy.FinalOutput):  # type: ignore[misc]  # dspy ships no types
     def __init__(self, output: dict[str, Any], printed: str = "") -> None:
         super().__init__(output)
         self.printed = printed
+
+
+class TakesObjects:
+    """Marks an interpreter that binds Python objects as variables, not only JSON-like data.
+
+    Attributes:
+        takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
+            not be read by the host.
+    """
+
+    takes_text = False

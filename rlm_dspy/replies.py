@@ -1,0 +1,127 @@
+"""Reading a model's reply: which part is Python to run, and which part is talk.
+
+Nothing a model writes is an error here. A reply without code gives empty code; the loop tells the model.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+
+_PYTHON = {"", "python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
+_FENCE = re.compile(r"^[ \t]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+.-]*)[^`]*$")
+_FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\]\s*$", re.MULTILINE)
+_MAX_UNFENCED_LINES = 200
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that has been read.
+
+    Attributes:
+        reasoning: The words around the code.
+        code: The Python of all its blocks, in order; empty if there is none.
+        other_language: The language of a fence that is not Python, if that is all the reply had.
+    """
+
+    reasoning: str
+    code: str
+    other_language: str = ""
+
+
+def read_reply(text: str | None) -> Reply:
+    """Read a reply of any shape.
+
+    Taken as code: fenced blocks marked as Python, as `repl`, or not marked (several are run as one); a block
+    whose fence is never closed; a JSON object with a `code` field; without any fence, the longest end of the
+    reply that parses as Python and does something.
+
+    Args:
+        text: The model's reply; None counts as empty.
+    """
+    text = _FIELD_MARK.sub("", text or "").strip()
+    if as_object := _read_object(text):
+        return as_object
+    blocks, talk = _split_fences(text.splitlines())
+    python = [code for language, code in blocks if language in _PYTHON and code.strip()]
+    if python:
+        return Reply(reasoning=talk, code="\n".join(python))
+    if blocks:
+        return Reply(reasoning=text, code="", other_language=next((name for name, _ in blocks if name), ""))
+    return _read_unfenced(text)
+
+
+def _read_object(text: str) -> Reply | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("code"), str):
+        return None
+    inner = read_reply(value["code"])
+    return Reply(reasoning=str(value.get("reasoning") or ""), code=inner.code or value["code"])
+
+
+def _split_fences(lines: list[str]) -> tuple[list[tuple[str, str]], str]:
+    """Return the fenced blocks as (language, code), and the rest of the lines as one text."""
+    blocks: list[tuple[str, str]] = []
+    talk: list[str] = []
+    position = 0
+    while position < len(lines):
+        opening = _FENCE.match(lines[position])
+        if opening is None:
+            talk.append(lines[position])
+            position += 1
+            continue
+        end = _end_of_block(lines, position + 1, opening["fence"])
+        language = opening["language"].lower()
+        blocks.append((language, "\n".join(lines[position + 1 : end]).strip("\n")))
+        position = end + 1
+    return blocks, "\n".join(talk).strip()
+
+
+def _end_of_block(lines: list[str], start: int, fence: str) -> int:
+    """Return the line of the closing fence: the first that leaves code that parses, else the first of all."""
+    closing = [at for at in range(start, len(lines)) if _closes(lines[at], fence)]
+    for at in closing:
+        if _parses("\n".join(lines[start:at])):
+            return at
+        if at + 1 < len(lines) and _FENCE.match(lines[at + 1]):
+            break
+    return closing[0] if closing else len(lines)
+
+
+def _closes(line: str, fence: str) -> bool:
+    line = line.strip()
+    return len(line) >= len(fence) and set(line) == {fence[0]}
+
+
+def _read_unfenced(text: str) -> Reply:
+    lines = text.splitlines()
+    for start in range(min(len(lines), _MAX_UNFENCED_LINES)):
+        code = "\n".join(lines[start:])
+        if _does_something(code):
+            return Reply(reasoning="\n".join(lines[:start]).strip(), code=code)
+    return Reply(reasoning=text, code="")
+
+
+def _parse(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _parses(code: str) -> bool:
+    return _parse(code) is not None
+
+
+def _does_something(code: str) -> bool:
+    """Whether text that was not marked as code is code: it parses, and calls, binds or imports something."""
+    tree = _parse(code)
+    acts = (ast.Call, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.For)
+    return tree is not None and any(isinstance(node, acts) for node in ast.walk(tree))
