@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
+from rlm_dspy.interpreters.local import LocalPythonInterpreter
+from rlm_dspy.interpreters.scripted import ScriptedInterpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CellError", "Submission", "TakesObjects", "resolve_factory"]
+__all__ = [
+    "CellError",
+    "LocalPythonInterpreter",
+    "ScriptedInterpreter",
+    "Submission",
+    "TakesObjects",
+    "resolve_factory",
+]
 
 
 def resolve_factory(factory: Any) -> Callable[[], dspy.CodeInterpreter]:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy import prelude
 from rlm_dspy.inputs import Text, plain
-from rlm_dspy.interpreters.base import Submission, TakesObjects
+from rlm_dspy.interpreters.base import SETUP, Submission, TakesObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +59,10 @@ class Repl:
         self._inputs = inputs
         self._signature = signature
         self._interpreter: dspy.CodeInterpreter | None = None
+        self._closed = False
 
     def open(self) -> None:
-        """Start an interpreter and bind inputs and functions.
+        """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
 
         Raises:
             dspy.CodeInterpreterError: If it cannot be started.
@@ -77,12 +78,20 @@ class Repl:
         interpreter.tools.update(self._tools)
         if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
             interpreter.output_fields = output_fields(self._signature)
-        interpreter.start()
-        for code, variables in _furnishing(interpreter, self._inputs):
-            interpreter.execute(code, variables=variables)
+        try:
+            interpreter.start()
+            for code, variables in _furnishing(interpreter, self._inputs):
+                interpreter.execute(code, variables=variables)
+        finally:
+            if self._closed:  # a cancelled run closes while another thread still opens
+                interpreter.shutdown()
 
     def close(self) -> None:
-        """Shut the interpreter down."""
+        """Shut the interpreter down for good: none takes its place any more."""
+        self._closed = True
+        self._shut_down()
+
+    def _shut_down(self) -> None:
         if self._interpreter is not None:
             self._interpreter.shutdown()
             self._interpreter = None
@@ -109,10 +118,14 @@ class Repl:
         if isinstance(result, dspy.FinalOutput):
             printed = result.printed if isinstance(result, Submission) else ""
             return Outcome("submitted", printed, result.output)
-        return Outcome("output", "\n".join(map(str, result)) if isinstance(result, list) else str(result or ""))
+        if isinstance(result, list):
+            return Outcome("output", "\n".join(map(str, result)))
+        return Outcome("output", "" if result is None else str(result))
 
-    def _replace(self, error: BaseException) -> Outcome:
-        self.close()
+    def _replace(self, error: dspy.CodeInterpreterError) -> Outcome:
+        if self._closed:
+            raise error
+        self._shut_down()
         self.open()
         return Outcome(
             "interpreter_lost",
@@ -138,7 +151,7 @@ def _furnishing(interpreter: dspy.CodeInterpreter, inputs: dict[str, Any]) -> li
     serialized = [
         _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
     ]
-    return [(prelude.SOURCE, variables), *serialized]
+    return [(SETUP + code, values) for code, values in [(prelude.SOURCE, variables), *serialized]]
 
 
 def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:
@@ -156,7 +169,7 @@ def _as_json(name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
         return value
     try:
         return to_jsonable_python(value, inf_nan_mode="null")
-    except PydanticSerializationError as error:
+    except (PydanticSerializationError, UnicodeError) as error:
         raise TypeError(
             f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: {error}."
             " Give a str, numbers, lists, dicts or a pydantic model, or use one of rlm_dspy.interpreters."
