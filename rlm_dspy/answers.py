@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SHOWN_CHARS = 120
 
@@ -54,20 +57,20 @@ def read_value(value: Any, annotation: Any) -> Any:
     """
     if annotation is str:
         return _read_str(value)
-    attempts = [
+    attempts: list[Callable[[], Any]] = [
         lambda: TypeAdapter(annotation).validate_python(value),
         lambda: parse_value(value, annotation),
     ]
     if isinstance(annotation, enum.EnumMeta):
         attempts.reverse()
     attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
-    first: Exception | None = None
+    details = ""
     for attempt in attempts:
         try:
             return attempt()
         except (ValueError, TypeError, PydanticSerializationError) as error:
-            first = first or error
-    raise ValueError(f"expected {get_annotation_name(annotation)}, got {_shown(value)}{_details(first)}")
+            details = details or _details(error)
+    raise ValueError(f"expected {get_annotation_name(annotation)}, got {_shown(value)}{details}")
 
 
 def _read_str(value: Any) -> str:
@@ -91,14 +94,21 @@ def _as_plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # an object of the REPL's own classes
+        text = "(it cannot be shown)"
     cut = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
     return f"{type(value).__name__} {cut}"
 
 
-def _details(error: Exception | None) -> str:
-    """Return what pydantic says of the parts, one by one, if it says more than the type."""
+def _details(error: Exception) -> str:
+    """Return what pydantic says of the parts, one by one, and which members an enum has."""
     if not isinstance(error, ValidationError):
         return ""
-    parts = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors() if part["loc"]]
+    parts = [
+        f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
+        for part in error.errors()
+        if part["loc"] or part["type"] == "enum"
+    ]
     return f" ({'; '.join(parts[:5])})" if parts else ""

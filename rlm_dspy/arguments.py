@@ -14,7 +14,9 @@ from rlm_dspy.errors import InvalidInputs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESERVED = frozenset({"SUBMIT", "llm_query", "llm_query_batched", "SHOW_VARS", "print", "dspy"})
+RESERVED = frozenset(
+    {"SUBMIT", "llm_query", "llm_query_batched", "SHOW_VARS", "SubCallError", "FailedCall", "print", "dspy"}
+)
 """Names in the REPL that no input and no tool may take."""
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""

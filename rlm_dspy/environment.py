@@ -5,6 +5,7 @@ All that the protocol needs stands here and not in the instructions, which an op
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,15 @@ def write_environment(
         limits: What the run may spend.
         runtime: What the interpreter says of itself; may be empty.
     """
+    number = limits.max_iters
+    turns = f"There are {number} turns." if number > 1 else "This is the last turn: call SUBMIT in it."
     sections = [
         f"Task: {signature.instructions.strip()}",
         _variables(signature, inputs),
         _answer(signature),
         _functions(tools, limits),
         f"Runtime: {runtime}" if runtime else "",
-        f"Write one ```python block a turn. There are {limits.max_iters} turns.",
+        f"Write one ```python block a turn. {turns}",
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -77,10 +80,10 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits) -> str:
 
 def _stub(tool: dspy.Tool) -> str:
     """Return `(query: str, k: int = 5) -> list[str]` of a tool."""
-    try:
-        return str(inspect.signature(tool.func)).replace("'", "")
-    except (TypeError, ValueError):
-        return f"({', '.join(tool.args or {})})"
+    for unquoted in (True, False):
+        with contextlib.suppress(Exception):  # an annotation in quotes may name, or do, anything
+            return str(inspect.signature(tool.func, eval_str=unquoted))
+    return f"({', '.join(tool.args or {})})"
 
 
 def _description(name: str, field: Any) -> str:
@@ -95,22 +98,23 @@ def _type_name(annotation: Any) -> str:
     """Return the type's name; of a pydantic model or an enum also what it consists of."""
     name: str = get_annotation_name(annotation)
     parts = []
-    for model in _models_in(annotation, set()):
-        fields = ", ".join(f"{key}: {get_annotation_name(f.annotation)}" for key, f in model.model_fields.items())
-        parts.append(f"{model.__name__} is a dict with {fields}")
-    if members := getattr(annotation, "__members__", None):
-        parts.append(f"one of {[member.value for member in members.values()]}")
+    for part in _parts_of(annotation, set()):
+        if members := getattr(part, "__members__", None):
+            parts.append(f"{part.__name__} is one of {[member.value for member in members.values()]}")
+        else:
+            fields = (f"{key}: {get_annotation_name(f.annotation)}" for key, f in part.model_fields.items())
+            parts.append(f"{part.__name__} is a dict with {', '.join(fields)}")
     return f"{name} ({'; '.join(parts)})" if parts else name
 
 
-def _models_in(annotation: Any, seen: set[Any]) -> list[Any]:
-    """Return the pydantic models that a type is made of, each once, the outermost first."""
+def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
+    """Return the pydantic models and enums that a type is made of, each once, the outermost first."""
     found = []
-    if hasattr(annotation, "model_fields") and annotation not in seen:
+    if (hasattr(annotation, "model_fields") or hasattr(annotation, "__members__")) and annotation not in seen:
         seen.add(annotation)
         found.append(annotation)
-        for field in annotation.model_fields.values():
-            found += _models_in(field.annotation, seen)
+        for field in getattr(annotation, "model_fields", {}).values():
+            found += _parts_of(field.annotation, seen)
     for argument in getattr(annotation, "__args__", ()):
-        found += _models_in(argument, seen)
+        found += _parts_of(argument, seen)
     return found

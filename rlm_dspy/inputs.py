@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dspy.primitives.sandbox_serializable import SandboxSerializable
 from pydantic import BaseModel
 from pydantic_core import core_schema
 
@@ -102,6 +103,9 @@ def describe(name: str, value: Any) -> str:
         value: Its value.
     """
     value = plain(value)
+    if isinstance(value, SandboxSerializable):
+        setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
+        return f"{name}: {type(value).__name__}{setup}, {value.rlm_preview()}"
     if isinstance(value, str):
         return f"{name}: str, {_sized(value)}"
     size = f", {len(value):,} items" if isinstance(value, list | tuple | dict | set | frozenset) else ""

@@ -60,7 +60,10 @@ def SHOW_VARS():
     for name, value in sorted(globals().items()):
         if name.startswith("_") or name in _rlm_own or callable(value) or type(value).__name__ == "module":
             continue
-        size = ", %d long" % len(value) if hasattr(value, "__len__") else ""
+        try:
+            size = ", %d long" % len(value)
+        except Exception:
+            size = ""
         lines.append("%s: %s%s" % (name, type(value).__name__, size))
     return _RlmListing("\\n".join(lines) or "no variables")
 

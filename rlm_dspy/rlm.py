@@ -111,7 +111,7 @@ class RLM(dspy.Module):
         """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""
         return await self._run(Awaiting(), **inputs)
 
-    async def _run(self, port: Port, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
+    async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
         run = Run(self, inputs, check_factory(interpreter_factory))
         try:
             await port.run(run.repl.open)
@@ -145,7 +145,7 @@ class RLM(dspy.Module):
         try:
             with metered(run.ledger, "extract"), dspy.context(trace=None):
                 found = await port.predict(
-                    dspy.Predict(extract_signature(self.signature)), session=run.transcript()
+                    dspy.Predict(extract_signature(self.signature)), repl_session=run.transcript()
                 )
             values, problems = read_answer(self.signature, found.toDict())
         except (dspy.AdapterParseError, dspy.ContextWindowExceededError) as error:
@@ -163,4 +163,4 @@ def extract_signature(signature: Any) -> Any:
     )
     outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
     transcript = dspy.InputField(desc="the task, then what was run and what came out")
-    return dspy.Signature({"session": (str, transcript), **outputs}, instructions)
+    return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from rlm_dspy.adapter import ReplAdapter
 from rlm_dspy.answers import read_answer
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
@@ -49,7 +50,7 @@ class Turn(dspy.Module):
         step = await port.run(self._execute, reasoning, code) if code else no_code(reasoning, run.submit_call)
         return step.model_copy(
             update={
-                "output": clip(step.output, run.limits.max_output_chars),
+                "output": clip(_sendable(step.output), run.limits.max_output_chars),
                 "notice": notice(run.limits.max_iters - number),
                 "seconds": time.monotonic() - started,
             }
@@ -62,8 +63,12 @@ class Turn(dspy.Module):
             with metered(run.ledger, "act"):
                 action = await port.predict(self._act, environment=run.environment, trajectory=run.trajectory)
         except dspy.AdapterParseError as error:
-            return error.lm_response if error.lm_response not in ("None", "") else "", ""
-        return action.reasoning or "", action.code or ""
+            empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
+            return "" if empty else _sendable(error.lm_response), ""
+        code = action.code or ""
+        if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
+            code = read_reply(code).code
+        return _sendable(action.reasoning or ""), _sendable(code)
 
     def _execute(self, reasoning: str, code: str) -> Step:
         outcome = self._run.repl.execute(code)
@@ -88,6 +93,11 @@ class StepLog(BaseCallback):
         """Log a step."""
         if isinstance(outputs, Step):
             _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
+
+
+def _sendable(text: str) -> str:
+    """Return the text without halves of surrogate pairs, which no provider can receive."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def no_code(reply: str, submit_call: str) -> Step:
