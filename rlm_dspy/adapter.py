@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, Trajectory, clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Message = dict[str, str]
 
@@ -37,7 +42,10 @@ class ReplAdapter(dspy.Adapter):
         for demo in self._longest_of_each_run(demos):
             messages += self._conversation(demo["environment"], demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
-        return messages + _conversation(inputs["environment"], _steps(inputs["trajectory"]))
+        environment = inputs["environment"]
+        if hint := _advice_of_refine(signature):
+            environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
+        return messages + _conversation(environment, _steps(inputs["trajectory"]))
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Return `reasoning` and `code`; code is empty if the reply holds none."""
@@ -75,13 +83,42 @@ class Act(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with dspy.context(adapter=self._adapter):
+        with _speaking(self._adapter):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with dspy.context(adapter=self._adapter):
+        with _speaking(self._adapter):
             return await super().aforward(**inputs)
+
+
+_callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
+
+
+@contextlib.contextmanager
+def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
+    """Use an adapter in this scope, and remember the one that was in force."""
+    token = _callers_adapter.set(dspy.settings.adapter)
+    try:
+        with dspy.context(adapter=adapter):
+            yield
+    finally:
+        _callers_adapter.reset(token)
+
+
+def _advice_of_refine(signature: type[dspy.Signature]) -> str:
+    """Return what `dspy.Refine` advises the predictor of a signature, or nothing.
+
+    Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
+    adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
+    """
+    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
+    held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
+    if not {"advice", "signature2name"} <= held.keys():
+        return ""
+    advice, names = held["advice"].cell_contents, held["signature2name"].cell_contents
+    return str((advice or {}).get(names.get(signature), ""))
 
 
 def _conversation(environment: str, steps: list[Step]) -> list[Message]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _WHOLE_CHARS = 400
 _HEAD_CHARS = 160
 _TAIL_CHARS = 80
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS
 
 
 class Text:
@@ -89,8 +92,23 @@ class Text:
 
 
 def plain(value: Any) -> Any:
-    """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is."""
-    return str(value) if isinstance(value, Text) else value
+    """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
+
+    Lists and dicts that hold a `Text` are copied with its `str` in its place; others stay the same object.
+    """
+    if isinstance(value, Text):
+        return str(value)
+    if not _holds_text(value):
+        return value
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()}
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, Text) or (isinstance(value, list) and any(map(_holds_text, value)))
 
 
 def describe(name: str, value: Any) -> str:
@@ -109,7 +127,7 @@ def describe(name: str, value: Any) -> str:
     if isinstance(value, str):
         return f"{name}: str, {_sized(value)}"
     size = f", {len(value):,} items" if isinstance(value, list | tuple | dict | set | frozenset) else ""
-    return f"{name}: {type(value).__name__}{size}, {_shorten(_readable(value), _HEAD_CHARS, _TAIL_CHARS)}"
+    return f"{name}: {type(value).__name__}{size}, {_cut(_readable(value))}"
 
 
 def _sized(text: str) -> str:
@@ -119,12 +137,12 @@ def _sized(text: str) -> str:
 
 
 def _readable(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return repr(value)
-    try:
-        return json.dumps(value, ensure_ascii=False, default=repr)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
+    """Return a repr that is short however much the value holds."""
+    return repr(value) if isinstance(value, BaseModel) else _REPR.repr(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WHOLE_CHARS else f"{text[:_HEAD_CHARS]} ... {text[len(text) - _TAIL_CHARS :]}"
 
 
 def _shorten(text: str, head: int, tail: int) -> str:

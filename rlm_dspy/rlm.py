@@ -96,14 +96,14 @@ class RLM(dspy.Module):
             `notice`, `seconds`), `final_reasoning`, `stop` and `usage`.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
-            the trajectory; or `"unanswered"` if that failed too: the output fields are None then.
+            the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
 
         Raises:
             InvalidInputs: If inputs are missing or unknown.
             dspy.CodeInterpreterError: If no interpreter can be started.
             dspy.LMError: If the model gives no reply.
 
-            Whatever is raised carries the steps so far as `error.trajectory`.
+            Whatever ends a run that has begun carries the steps so far as `error.trajectory`.
         """
         return drive(self._run(Blocking(), **inputs))
 

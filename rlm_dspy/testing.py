@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
-from dspy.lm15 import Message, Request, Response, TextPart, Usage
+from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
 
 Messages = list[dict[str, str]]
 Reply = str | None | BaseException | Callable[[Messages], str]
@@ -46,6 +46,10 @@ class ScriptedEngine:
             return self._answer(request, messages)
         finally:
             self._leave()
+
+    def stream(self, request: Request) -> Any:
+        """Return the next reply as the events of a stream, all at once."""
+        return response_to_events(self.complete(request))
 
     async def complete_async(self, request: Request) -> Response:
         """Return the next reply without holding up the event loop."""

@@ -327,7 +327,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_the_embedded_model_takes_a_turn() -> None:
-    result = ask("?", "notes.txt", "--max-iters", "1", "--json", lm=embedded_lm(max_tokens=12))
+    result = ask("?", "notes.txt", "--max-iters", "1", "--json", lm=embedded_lm(max_tokens=12, cache=False))
     record = record_of(result)
     assert result.exit_code == (0 if record.answered else 1)
     assert (record.model, len(record.trajectory)) == ("embedded/smollm2-135m-instruct", 1)

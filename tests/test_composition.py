@@ -254,6 +254,18 @@ def test_refine_tries_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+def test_the_advice_of_refine_reaches_the_predictor_it_is_meant_for() -> None:
+    """The second attempt reads it at the end of its environment, though `act` has an adapter of its own."""
+    advice = fields(discussion="Too short.", advice='{"act": "write more words", "query": "N/A"}')
+    replies = [block("SUBMIT(answer='a')"), advice, block("SUBMIT(answer='long enough')")]
+    lm = ScriptedLM(replies)
+    with dspy.context(lm=lm):
+        dspy.Refine(RLM(ASK), N=2, reward_fn=length, threshold=5)(question="?")
+    first, _, second = lm.script.calls
+    assert "write more words" not in first[-1]["content"]
+    assert second[-1]["content"].endswith("A hint from an earlier attempt: write more words")
+
+
 def test_refine_works_when_a_run_has_to_extract(capsys: pytest.CaptureFixture[str]) -> None:
     """The adapter that Refine puts in place meets a predictor that the module does not name."""
     advice = fields(discussion="Too short.", advice='{"act": "write more", "query": "N/A"}')

@@ -33,7 +33,7 @@ import runpy, sys
 import dspy
 from rlm_dspy.embedded import embedded_lm
 script = sys.argv.pop(1)
-lm = embedded_lm(max_tokens=12)
+lm = embedded_lm(max_tokens=12, cache=False)
 lm.context_window = 2_048  # four turns are enough here
 dspy.configure(lm=lm)
 sys.argv[0] = script

@@ -61,11 +61,11 @@ class Person(BaseModel):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ([1, 2, 3], "v: list, 3 items, '[1, 2, 3]'"),
-        ({"a": None}, "v: dict, 1 items, '{\"a\": null}'"),
-        (12, "v: int, '12'"),
-        (None, "v: NoneType, 'null'"),
-        (Person(name="Ada"), "v: Person, \"Person(name='Ada')\""),
+        ([1, 2, 3], "v: list, 3 items, [1, 2, 3]"),
+        ({"a": None}, "v: dict, 1 items, {'a': None}"),
+        (12, "v: int, 12"),
+        (None, "v: NoneType, None"),
+        (Person(name="Ada"), "v: Person, Person(name='Ada')"),
     ],
 )
 def test_other_values_are_described_by_type_size_and_beginning(value: Any, shown: str) -> None:
@@ -134,3 +134,17 @@ def test_a_field_of_type_text_takes_both_and_writes_the_short_form() -> None:
     text = Text("x" * 100_000)
     assert adapter.validate_python(text) is text
     assert len(adapter.dump_json(text)) < 500
+
+
+def test_a_text_inside_lists_and_dicts_becomes_a_str_too() -> None:
+    """The REPL sees plain strings at any depth; what holds no Text stays the same object."""
+    untouched = [["a"], {"b": 1}]
+    assert plain({"parts": [Text("one"), {"two": Text("two")}]}) == {"parts": ["one", {"two": "two"}]}
+    assert plain(untouched) is untouched
+
+
+def test_a_large_container_is_described_in_a_short_line() -> None:
+    """However much it holds, and without writing it out first."""
+    line = describe("rows", [{"text": "x" * 10_000}] * 10_000)
+    assert line.startswith("rows: list, 10,000 items, [{'text': 'xxx")
+    assert len(line) < 500
