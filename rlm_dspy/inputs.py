@@ -91,24 +91,27 @@ class Text:
         )
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, depth: int = 4) -> Any:
     """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
 
     Lists and dicts that hold a `Text` are copied with its `str` in its place; others stay the same object.
+
+    Args:
+        value: The input.
+        depth: How many lists and dicts inside one another are looked into.
     """
     if isinstance(value, Text):
         return str(value)
-    if not _holds_text(value):
+    if not _holds_text(value, depth):
         return value
     if isinstance(value, list):
-        return [plain(item) for item in value]
-    return {key: plain(item) for key, item in value.items()}
+        return [plain(item, depth=depth - 1) for item in value]
+    return {key: plain(item, depth=depth - 1) for key, item in value.items()}
 
 
-def _holds_text(value: Any) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return isinstance(value, Text) or (isinstance(value, list) and any(map(_holds_text, value)))
+def _holds_text(value: Any, depth: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Text) or (depth > 0 and any(_holds_text(item, depth - 1) for item in items))
 
 
 def describe(name: str, value: Any) -> str:
