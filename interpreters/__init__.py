@@ -1,1 +1,31 @@
 """Where the model's code runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
+from rlm_dspy.interpreters.local import LocalPythonInterpreter
+from rlm_dspy.interpreters.scripted import ScriptedInterpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "CellError",
+    "LocalPythonInterpreter",
+    "ScriptedInterpreter",
+    "Submission",
+    "TakesObjects",
+    "resolve_factory",
+]
+
+
+def resolve_factory(factory: Any) -> Callable[[], dspy.CodeInterpreter]:
+    """Return the factory of an interpreter: the given one, else the one of `dspy.settings`, else the default."""
+    chosen: Callable[[], dspy.CodeInterpreter] = (
+        factory or dspy.settings.get("interpreter_factory") or dspy.LocalInterpreter
+    )
+    return chosen

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextvars
+import functools
+import inspect
+import keyword
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import dspy
+from dspy.utils.callback import with_callbacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Self
+
+    from rlm_dspy.interpreters.cell import Outcome
+
+T = TypeVar("T")
+Method = TypeVar("Method", bound="Callable[..., Any]")
+
+SETUP = "# Set-up of the REPL, no step of the run.\n"
+"""How code begins that a module runs to set a REPL up, so that a `ScriptedInterpreter` does not count it."""
+
+_RESERVED = {"SUBMIT", "__builtins__"}
 
 
 class CellError(dspy.CodeExecutionError):
@@ -24,7 +46,7 @@ class CellError(dspy.CodeExecutionError):
         super().__init__(f"{output.rstrip()}\n{traceback}" if output.strip() else traceback)
 
 
-class Submission(dspy.FinalOutput):  # type: ignore[misc]  # dspy ships no types
+class Submission(dspy.FinalOutput):
     """The values of a `SUBMIT(...)`, with what the cell printed before it.
 
     Attributes:
@@ -35,3 +57,235 @@ class Submission(dspy.FinalOutput):  # type: ignore[misc]  # dspy ships no types
     def __init__(self, output: dict[str, Any], printed: str = "") -> None:
         super().__init__(output)
         self.printed = printed
+
+
+class TakesObjects:
+    """Marks an interpreter that binds Python objects as variables, not only JSON-like data.
+
+    Attributes:
+        takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
+            not be read by the host.
+    """
+
+    takes_text = False
+
+
+def given(outcome: Outcome, printed: str) -> Submission | str | None:
+    """Return what `execute` gives for the outcome of a cell that printed this.
+
+    Raises:
+        SyntaxError: If the source was invalid.
+        CellError: If the code raised.
+    """
+    if outcome.kind == "invalid":
+        raise SyntaxError(outcome.error) from outcome.exception
+    if outcome.kind == "raised":
+        raise CellError(outcome.error, printed) from outcome.exception
+    return Submission(outcome.values, printed) if outcome.kind == "submitted" else printed.rstrip("\n") or None
+
+
+def observed(method: Method) -> Method:
+    """Let DSPy's callbacks see a call of `start`, `execute`, `invoke_tool` or `shutdown`."""
+    return cast("Method", with_callbacks(method))
+
+
+def outside_loop(function: Callable[[], T]) -> T:
+    """Call `function` where no event loop runs: here, else in a thread of its own, and wait for it."""
+    if not _in_loop():
+        return function()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, function).result()
+
+
+class Interpreter:
+    """DSPy's `CodeInterpreter` protocol, but for where the code runs: a subclass gives `_execute`.
+
+    Args:
+        tools: Host functions, sync or async, by the name that code calls them by.
+        output_fields: What `SUBMIT` takes: a `name` each.
+        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+
+    Attributes:
+        tools: May be changed between cells; the next cell has them.
+        output_fields: Likewise.
+        callbacks: Likewise.
+
+    Raises:
+        ValueError: If a name is no identifier or is taken.
+    """
+
+    execution_instructions: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+        output_fields: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        self.tools: dict[str, Callable[..., Any]] = dict(tools or {})
+        self.output_fields = None if output_fields is None else [dict(item) for item in output_fields]
+        self.callbacks = list(callbacks or [])
+        self._running = threading.Lock()
+        self._started = False
+        self._ended = False
+        self._interrupt: BaseException | None = None
+        self._check_names()
+
+    @observed
+    def start(self) -> None:
+        """Start the session, unless it runs.
+
+        Raises:
+            dspy.CodeInterpreterError: If it was shut down.
+        """
+        self._check_open()
+        if not self._started:
+            self._start()
+            self._started = True
+
+    @observed
+    def execute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+        """Run one cell.
+
+        Args:
+            code: Python source.
+            variables: Bound before it. An object that was passed last time is not bound again: what the code made
+                of it stays.
+
+        Returns:
+            A `Submission` if the code called SUBMIT; else what it printed, then the value of a last expression,
+            as a `str`; None if there is neither.
+
+        Raises:
+            SyntaxError: If the code does not parse.
+            CellError: If it raised; the session goes on.
+            dspy.CodeInterpreterError: If the session was shut down, another cell runs, or a name is invalid.
+        """
+        if not self._running.acquire(blocking=False):
+            raise dspy.CodeInterpreterError(f"{type(self).__name__} runs a cell already; it runs one at a time.")
+        try:
+            self._check_cell(code, variables or {})
+            if not self._started:
+                self.start()
+            return self._execute(code, dict(variables or {}))
+        finally:
+            interrupt, self._interrupt = self._interrupt, None
+            self._running.release()
+            if interrupt is not None:
+                raise interrupt
+
+    @observed
+    def invoke_tool(self, tool_name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a tool, and wait if it is async.
+
+        Raises:
+            dspy.CodeInterpreterError: If there is none of this name, or the session was shut down.
+        """
+        self._check_open()
+        if tool_name not in self.tools:
+            raise dspy.CodeInterpreterError(f"Unknown tool: {tool_name}")
+        result = self.tools[tool_name](*args, **kwargs)
+        return outside_loop(lambda: asyncio.run(_value_of(result))) if inspect.isawaitable(result) else result
+
+    @observed
+    def shutdown(self) -> None:
+        """End the session; more than once does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._shutdown()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def __call__(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+        """Execute `code`."""
+        return self.execute(code, variables)
+
+    def _start(self) -> None:
+        """Get what the session needs."""
+
+    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _shutdown(self) -> None:
+        """Let go of it."""
+
+    def _functions(self) -> dict[str, Callable[..., Any]]:
+        """Return the tools as code calls them: on the host, each call in its own copy of the present context."""
+        context = contextvars.copy_context()
+        return {name: self._function(name, tool, context) for name, tool in self.tools.items()}
+
+    def _function(self, name: str, tool: Any, context: contextvars.Context) -> Callable[..., Any]:
+        source = tool.func if isinstance(tool, dspy.Tool) else tool
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _is_async(source) and _in_loop():
+                return asyncio.get_running_loop().run_in_executor(None, self._invoke, context, name, args, kwargs)
+            return self._invoke(context, name, args, kwargs)
+
+        functools.update_wrapper(call, source, updated=())
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    def _invoke(
+        self, context: contextvars.Context, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return context.copy().run(self.invoke_tool, name, list(args), kwargs)
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            self._interrupt = interrupt  # for the caller of `execute`, also if the code catches it
+            raise
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise dspy.CodeInterpreterError(f"This {type(self).__name__} was shut down; make a new one.")
+
+    def _check_cell(self, code: Any, variables: dict[str, Any]) -> None:
+        self._check_open()
+        if not isinstance(code, str):
+            raise dspy.CodeInterpreterError(f"code must be a str, not {type(code).__name__}")
+        try:
+            self._check_names()
+            _check("variable", variables, _RESERVED | self.tools.keys())
+        except ValueError as error:
+            raise dspy.CodeInterpreterError(str(error)) from error
+
+    def _check_names(self) -> None:
+        _check("tool", self.tools, _RESERVED)
+        names = [item.get("name") for item in self.output_fields or []]
+        _check("output field", names, set())
+        if len(names) != len(set(names)):
+            raise ValueError(f"output field names must differ: {names}")
+
+
+def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
+    bad = [
+        name
+        for name in names
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in taken
+    ]
+    if bad:
+        raise ValueError(f"{what} names must be identifiers that are not taken; these are not: {bad}")
+
+
+def _is_async(function: Any) -> bool:
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _value_of(awaitable: Any) -> Any:
+    return await awaitable

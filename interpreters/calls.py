@@ -1,0 +1,98 @@
+"""Calls of the model's code to functions of the host: each in a thread and a copy of the context of its execute."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextvars
+
+MAX_WAITING = 1_024
+"""Calls of one worker that may wait for an answer; it has fewer threads than that, so more are forged."""
+_MAX_THREADS = 256
+
+
+class Crew:
+    """Threads that run jobs at once, made when they are needed and kept for the next job.
+
+    They are daemons: a tool that never returns does not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads = 0
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Have `job` run. It must not raise."""
+        if not self._idle.acquire(blocking=False) and self._threads < _MAX_THREADS:
+            self._threads += 1
+            threading.Thread(target=self._work, name="rlm-call", daemon=True).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+            self._idle.release()
+
+
+_crew = Crew()
+
+
+def _new_crew() -> None:
+    global _crew  # noqa: PLW0603 (a forked child of the host has none of its threads)
+    _crew = Crew()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_new_crew)
+
+
+def in_thread(job: Callable[[], None]) -> None:
+    """Have `job`, which must not raise, run in a thread."""
+    _crew.run(job)
+
+
+class Caller:
+    """Runs the calls of one execute.
+
+    Args:
+        invoke: Runs a tool by its name, positional and named arguments.
+        context: The context of the execute; each call gets a copy.
+    """
+
+    def __init__(
+        self, invoke: Callable[[str, list[Any], dict[str, Any]], Any], context: contextvars.Context
+    ) -> None:
+        self._invoke = invoke
+        self._context = context
+
+    def start(self, name: str, args: list[Any], kwargs: dict[str, Any], done: Callable[[Any], None]) -> None:
+        """Run a tool in a thread; `done` gets what it returned or, as a `Raised`, what it raised."""
+
+        def job() -> None:
+            try:
+                outcome = self._context.copy().run(self._invoke, name, args, kwargs)
+            except BaseException as error:  # noqa: BLE001 (who asked decides what to do with it)
+                outcome = Raised(error)
+            done(outcome)
+
+        in_thread(job)
+
+
+class Raised:
+    """What a tool raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def is_async(tool: Callable[..., Any]) -> bool:
+    """Return whether calling `tool` gives a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (tool, type(tool).__call__)))

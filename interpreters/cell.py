@@ -1,0 +1,304 @@
+"""One cell of Python: parsed, run, shown, and what went wrong put into words for a model.
+
+The standard library only: the host uses this module in its own process, and a confined worker uses it where
+nothing else of this package can be imported.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import asyncio
+import builtins
+import inspect
+import io
+import linecache
+import threading
+import traceback
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_MAX_TRACEBACK_CHARS = 10_000
+_ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
+
+
+class Capped(io.TextIOBase):
+    """A text stream that keeps `max_chars` (2 or more) of what is written, half from each end, in O(that) memory.
+
+    Safe to write from several threads. Closing it does nothing: code that closes `sys.stdout` goes on.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, max_chars: int = 100_000) -> None:
+        if max_chars < 2:  # noqa: PLR2004 (one from each end)
+            raise ValueError(f"at least 2 characters of output must be kept, not {max_chars}")
+        self.written = 0
+        self._head_room = max_chars - max_chars // 2
+        self._tail_room = max_chars // 2
+        self._head: list[str] = []
+        self._tail: list[str] = []
+        self._tail_chars = 0
+        self._ends_line = True
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Take `text` in; always all of it."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if text:
+            with self._lock:
+                self._keep(text)
+        return len(text)
+
+    def _keep(self, text: str) -> None:
+        self.written += len(text)
+        self._ends_line = text.endswith("\n")
+        if self._head_room:
+            head, text = text[: self._head_room], text[self._head_room :]
+            self._head_room -= len(head)
+            self._head.append(head)
+        if text:
+            self._tail.append(text[-self._tail_room :])
+            self._tail_chars += len(self._tail[-1])
+            if self._tail_chars > 2 * self._tail_room:
+                self._compact()
+
+    def _compact(self) -> None:
+        tail = "".join(self._tail)[-self._tail_room :]
+        self._tail, self._tail_chars = [tail], len(tail)
+
+    def text(self) -> str:
+        """What was written; of more than `max_chars`, the two ends and how many characters were left out."""
+        with self._lock:
+            self._compact()
+            head, tail = "".join(self._head), self._tail[0]
+            left_out = self.written - len(head) - len(tail)
+            return f"{head}\n... [{left_out} characters left out] ...\n{tail}" if left_out else head + tail
+
+    def end_line(self) -> None:
+        """Start a new line unless nothing was written or one has just started."""
+        if not self._ends_line:
+            self.write("\n")
+
+    def close(self) -> None:
+        """Do nothing: the cell's output is still wanted."""
+
+    def reconfigure(self, **_: object) -> None:
+        """Do nothing; real streams have it, and code calls it to ask for UTF-8."""
+
+
+class Submit(BaseException):
+    """Ends the cell that called `SUBMIT`, with the values by output field; no `except Exception` stops it."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        self.values = values
+
+
+def submitted(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a `SUBMIT(*args, **kwargs)` by output field.
+
+    Positional values are taken in the order of `names`; one dict that has exactly these keys is taken apart.
+
+    Raises:
+        TypeError: If a field is missing, unknown or given twice; the message says how to call SUBMIT.
+    """
+    if len(args) == 1 and not kwargs and isinstance(args[0], dict) and args[0].keys() == set(names):
+        return {name: args[0][name] for name in names}
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    try:
+        return dict(inspect.Signature(parameters).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise TypeError(f"SUBMIT: {error}. Call it as {_usage(names)}") from None
+
+
+def _usage(names: Sequence[str]) -> str:
+    return f"SUBMIT({', '.join(f'{name}=...' for name in names)})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended. What it printed is in the `Capped` it was given."""
+
+    kind: Literal["done", "submitted", "raised", "invalid"]
+    """`invalid`: the source does not parse or compile, and nothing of it ran."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What was submitted, by output field."""
+    error: str = ""
+    """What was raised, as a model should read it: its own lines, then `Type: message`."""
+    exception: BaseException | None = None
+    """What was raised. It holds the frames of the cell: let go of it soon."""
+
+
+def _nobody(*_: object, **__: object) -> NoReturn:
+    raise EOFError("There is nobody to answer here: use the variables and functions of this REPL, and print.")
+
+
+def _leave(code: object = None) -> NoReturn:
+    raise SystemExit(code)
+
+
+def _cell_builtins() -> dict[str, Any]:
+    """Return Python's builtins and JSON's constants, with nothing among them that waits for a person."""
+    ours = {"input": _nobody, "breakpoint": _nobody, "exit": _leave, "quit": _leave}
+    return vars(builtins) | {"true": True, "false": False, "null": None} | ours
+
+
+class Cells:
+    """The cells of one session: one namespace, and the sources that tracebacks quote.
+
+    It captures no stream: the caller makes `sys.stdout` lead to the `Capped` that it hands to `run`. `module` is
+    a fresh `__main__`, which pickle and type hints look for in `sys.modules`; `namespace` are its globals.
+    """
+
+    def __init__(self) -> None:
+        self.module = types.ModuleType("__main__")
+        self.namespace: dict[str, Any] = vars(self.module)
+        self.namespace["__builtins__"] = _cell_builtins()
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._sources: dict[str, tuple[int, None, list[str], str]] = {}
+
+    def run(
+        self,
+        code: str,
+        output: Capped,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        output_fields: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Outcome:
+        """Run one cell; whatever it raises is in the outcome.
+
+        Args:
+            code: Its source. `await` is allowed at the top level; tasks left over end with the cell.
+            output: Receives the value of a last expression, on a line of its own.
+            functions: Bound by name before the cell. Those given to the last cell only are unbound.
+            output_fields: The `name`s that `SUBMIT` takes; if there are none, one called `output`.
+
+        Returns:
+            The outcome. The first `SUBMIT` counts, also if the code catches its signal or a thread calls it.
+        """
+        submissions: list[Submit] = []
+        names = [str(item["name"]) for item in output_fields] if output_fields else ["output"]
+        self._bind({**(functions or {}), "SUBMIT": _submit(names, submissions)})
+        filename = self._register(code)
+        try:
+            parts = self._compile(code, filename)
+        except _ERRORS_OF_THE_SOURCE as error:
+            return Outcome("invalid", error=self._in_words(error), exception=error)
+        try:
+            _show(_evaluate(parts, self.namespace), output)
+        except BaseException as error:  # noqa: BLE001 (the model, or the caller, answers whatever code raises)
+            outcome = Outcome("raised", error=self._in_words(error), exception=error)
+        else:
+            outcome = Outcome("done")
+        return Outcome("submitted", submissions[0].values) if submissions else outcome
+
+    def close(self) -> None:
+        """Take this session's sources out of `linecache`."""
+        for filename, entry in self._sources.items():
+            if linecache.cache.get(filename) is entry:  # not another session's of the same name
+                del linecache.cache[filename]
+
+    def _bind(self, functions: dict[str, Callable[..., Any]]) -> None:
+        for name, function in self._functions.items():
+            if self.namespace.get(name) is function:
+                del self.namespace[name]
+        self.namespace.update(functions)
+        self._functions = functions
+
+    def _register(self, code: str) -> str:
+        filename = f"<cell {len(self._sources) + 1}>"
+        lines = io.StringIO(code + "\n", newline=None).readlines()
+        self._sources[filename] = (len(code), None, lines, filename)
+        linecache.cache.update(self._sources)  # all of them: sessions in one process share names
+        return filename
+
+    def _compile(self, code: str, filename: str) -> list[types.CodeType]:
+        """Return the statements and, if the last is an expression, that as a part of its own."""
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        for name in __future__.all_feature_names:
+            feature = getattr(__future__, name)
+            if name in self.namespace and self.namespace[name] is feature:  # an earlier cell imported it
+                flags |= feature.compiler_flag
+        tree = compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        parts = [compile(tree, filename, "exec", flags, dont_inherit=True)]
+        if last is not None:
+            parts.append(compile(ast.Expression(last.value), filename, "eval", flags, dont_inherit=True))
+        return parts
+
+    def _in_words(self, error: BaseException) -> str:
+        """Return the traceback of `error` with the lines of cells only."""
+        try:
+            if isinstance(error, SyntaxError) and error.text is None:
+                error.text = self._line(error.filename or "", error.lineno or 0) or None
+            if isinstance(error, (SystemExit, KeyboardInterrupt)):
+                error.add_note("The session goes on, with its variables. SUBMIT(...) ends the run.")
+            told = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
+            self._keep_cells(told)
+            capped = Capped(_MAX_TRACEBACK_CHARS)
+            capped.write("".join(told.format() if told.stack else told.format_exception_only()))
+            return capped.text().rstrip("\n")
+        except BaseException:  # noqa: BLE001 (the error's own methods are model code; memory may be short)
+            return f"{type(error).__name__}: (its traceback cannot be shown)"
+
+    def _keep_cells(self, told: traceback.TracebackException) -> None:
+        frames = [self._quoted(frame) for frame in told.stack if frame.filename in self._sources]
+        told.stack = traceback.StackSummary.from_list(frames)
+        for linked in (told.__cause__, told.__context__, *(told.exceptions or ())):
+            if linked is not None:
+                self._keep_cells(linked)
+
+    def _quoted(self, frame: traceback.FrameSummary) -> traceback.FrameSummary:
+        line = self._line(frame.filename, frame.lineno or 0)
+        ends = {name: getattr(frame, name) for name in ("end_lineno", "colno", "end_colno")}
+        return traceback.FrameSummary(frame.filename, frame.lineno, frame.name, line=line, **ends)
+
+    def _line(self, filename: str, number: int) -> str:
+        lines = self._sources[filename][2] if filename in self._sources else []
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def _submit(names: list[str], submissions: list[Submit]) -> Callable[..., NoReturn]:
+    def SUBMIT(*args: Any, **kwargs: Any) -> NoReturn:  # noqa: N802 (the name that models know)
+        submissions.append(Submit(submitted(names, args, kwargs)))
+        raise submissions[-1]
+
+    SUBMIT.__doc__ = f"Submit the answer and end the run: {_usage(names)}."
+    return SUBMIT
+
+
+def _evaluate(parts: list[types.CodeType], namespace: dict[str, Any]) -> Any:
+    """Run the parts in order; the value of the last. One event loop serves them all if any of them awaits."""
+    if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
+        return asyncio.run(_evaluate_async(parts, namespace))
+    value = None
+    for part in parts:
+        value = eval(part, namespace)  # noqa: S307 (running the model's code is what this module is for)
+    return value
+
+
+async def _evaluate_async(parts: list[types.CodeType], namespace: dict[str, Any]) -> Any:
+    value = None
+    for part in parts:
+        value = eval(part, namespace)  # noqa: S307 (as above)
+        if part.co_flags & inspect.CO_COROUTINE:
+            value = await value
+    return value
+
+
+def _show(value: Any, output: Capped, max_chars: int = 100_000) -> None:
+    """Write the repr of `value` unless it is None; of a long text, which may be 1 GB, only its two ends."""
+    if value is None:
+        return
+    if type(value) in (str, bytes) and len(value) > max_chars:
+        half = max_chars // 2
+        shown = f"{value[:half]!r}\n... [{len(value) - 2 * half} left out] ...\n{value[-half:]!r}"
+    else:
+        shown = repr(value)
+    output.end_line()
+    output.write(shown + "\n")

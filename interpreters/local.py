@@ -1,0 +1,251 @@
+"""Runs code in this process.
+
+What a process has only one of is shared by the cells that run at the same time: `sys.stdout`, `sys.stderr`,
+`sys.modules["__main__"]` and `threading.Thread.start`. While any cell runs, each is replaced by a stand-in that
+asks in whose cell it is used, and is otherwise what it stands for. When the last cell ends they are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+import sys
+import threading
+import types
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given, outside_loop
+from rlm_dspy.interpreters.cell import Capped, Cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rlm_dspy.interpreters.cell import Outcome
+
+
+class LocalPythonInterpreter(Interpreter, TakesObjects):
+    """Runs code in the current process, in the thread that calls `execute`. It protects from nothing.
+
+    The code can do whatever this process can: read its secrets and memory, change or end it, run for ever. Use it
+    for code you trust, in notebooks, and to debug. It has no time limit, as nothing can stop code in its own
+    process, and no way to survive a crash.
+
+    What it does keep apart: each session has its own `__main__`; what a cell prints, also from threads it
+    started, is captured for it alone, with other cells running in other threads; `sys.exit()` ends nothing; and
+    `sys.stdout`, `sys.stderr` and the working directory are after the last running cell what they were before
+    the first. Not captured is what goes around `sys.stdout` (subprocesses, C code) and what threads print that
+    outlive their cell.
+
+    The working directory belongs to the process: a cell that changes it changes it for all until it ends. Its
+    session has it back in the next cell.
+
+    Variables, tools' arguments and results, and submitted values are the objects themselves. If the caller's
+    thread runs an event loop, the cell gets a thread of its own, so that `await` and `asyncio.run` work in it.
+    Ctrl-C reaches the caller, as does a `KeyboardInterrupt` that the code raises: the two look the same.
+
+    Args:
+        tools: Host functions, sync or async, by the name that code calls them by.
+        output_fields: What `SUBMIT` takes: a `name` each.
+        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+        max_output_chars: How much of a cell's output is kept, half of it from each end.
+    """
+
+    execution_instructions: ClassVar[str] = (
+        "Code runs as Python in one persistent session: variables, imports and functions stay. The value of a "
+        "last expression is shown, as in a notebook, and `await` works at the top level. Tools and SUBMIT are "
+        "global functions."
+    )
+
+    def __init__(
+        self,
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+        output_fields: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        callbacks: Sequence[Any] | None = None,
+        max_output_chars: int = 100_000,
+    ) -> None:
+        super().__init__(tools, output_fields, callbacks=callbacks)
+        self.max_output_chars = max_output_chars
+        self._session = _Session(Capped(max_output_chars))
+        self._passed: dict[str, Any] = {}
+
+    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+        for name, value in variables.items():
+            if name not in self._passed or self._passed[name] is not value:
+                self._session.cells.namespace[name] = self._passed[name] = value
+        output = self._session.output = Capped(self.max_output_chars)
+        context, functions = contextvars.copy_context(), self._functions()
+        outcome = outside_loop(lambda: context.run(self._run, code, output, functions))
+        if isinstance(outcome.exception, KeyboardInterrupt):
+            raise outcome.exception
+        return given(outcome, output.text())
+
+    def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
+        self._session.names_streams |= "stdout" in code or "stderr" in code
+        _session.set(self._session)
+        with _process.shared_with(self._session):
+            return self._session.cells.run(code, output, functions, self.output_fields)
+
+    def _shutdown(self) -> None:
+        self._session.cells.close()
+
+
+class _Session:
+    """What the stand-ins ask a session for."""
+
+    def __init__(self, output: Capped) -> None:
+        self.cells = Cells()
+        self.output = output
+        self.directory: str | None = None
+        """Where its last cell left the process, if that is not where it found it."""
+        self.names_streams = False
+        """Whether its code speaks of stdout or stderr, and so may have replaced them."""
+
+
+_session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("rlm_dspy_session", default=None)
+"""Whose cell is running here: set in the context of the cell, and so in its tasks and threads."""
+
+
+_STREAMS = ("stdout", "stderr")
+
+
+class _Stream:
+    """Stands for one of the process's streams: in a cell it is the session's output."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def write(self, text: str) -> int:
+        """Write to the session's output, or to the stream this stands for."""
+        written: int = self._here().write(text)
+        return written
+
+    def _here(self) -> Any:
+        session = _session.get()
+        return self.found if session is None else session.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._here(), name)
+
+
+class _Main(types.ModuleType):
+    """Stands for `__main__`: in a cell it is the session's, where pickle and type hints look names up."""
+
+    def __init__(self, found: types.ModuleType) -> None:
+        super().__init__("__main__")
+        object.__setattr__(self, "found", found)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(_main_here(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_main_here(self), name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(_main_here(self))
+
+
+def _main_here(main: _Main) -> types.ModuleType:
+    session = _session.get()
+    here: types.ModuleType = object.__getattribute__(main, "found") if session is None else session.cells.module
+    return here
+
+
+def _inheriting(start: Callable[[threading.Thread], None]) -> Any:
+    """Return a `Thread.start` that gives threads which a cell starts the cell's context, as Python 3.14 can."""
+
+    @functools.wraps(start)
+    def start_in_context(thread: threading.Thread) -> None:
+        if _session.get() is not None:
+            vars(thread)["run"] = functools.partial(_run_in, contextvars.copy_context(), thread.run)
+        start(thread)
+
+    return start_in_context
+
+
+def _run_in(context: contextvars.Context, run: Callable[[], None]) -> None:
+    for variable, value in context.items():  # not `context.run`: the thread's excepthook prints after it
+        variable.set(value)
+    run()
+
+
+class _Process:
+    """This process, as running cells share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cells = 0
+        self._directory: str | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._start: Any = None
+
+    @contextlib.contextmanager
+    def shared_with(self, session: _Session) -> Iterator[None]:
+        """Put the stand-ins in place for a cell of `session`, and back what was there when it is the last."""
+        with self._lock:
+            self._directory = self._directory if self._cells else _directory()
+            self._cells += 1
+            self._put_stand_ins()
+            found = _directory()
+            _change_directory(session.directory)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cells -= 1
+                self._put_directory_back(session, found)
+                self._put_streams_back(session)
+                if not self._cells:
+                    self._put_rest_back()
+
+    def _put_stand_ins(self) -> None:
+        for name in _STREAMS:
+            present = getattr(sys, name, None)
+            if not isinstance(present, _Stream):
+                self._streams[name] = _Stream(present)
+                setattr(sys, name, self._streams[name])
+        main = sys.modules["__main__"]
+        if type(main) is not _Main:
+            sys.modules["__main__"] = _Main(main)
+        if threading.Thread.start is not self._start:
+            self._start = threading.Thread.start = _inheriting(threading.Thread.start)  # type: ignore[method-assign]
+
+    def _put_streams_back(self, session: _Session) -> None:
+        """Take out what the cell put in place, but leave what another thread of the host has put there."""
+        for name in _STREAMS:
+            if session.names_streams and not isinstance(getattr(sys, name, None), _Stream):
+                setattr(sys, name, self._streams[name])
+            while not self._cells and isinstance(present := getattr(sys, name, None), _Stream):
+                setattr(sys, name, present.found)
+
+    def _put_rest_back(self) -> None:
+        main = sys.modules["__main__"]
+        if type(main) is _Main:
+            sys.modules["__main__"] = object.__getattribute__(main, "found")
+        if threading.Thread.start is self._start:
+            threading.Thread.start = self._start.__wrapped__  # type: ignore[method-assign]
+
+    def _put_directory_back(self, session: _Session, found: str | None) -> None:
+        here = _directory()
+        if here != found or session.directory is not None:
+            session.directory = None if here == self._directory else here
+        if here != found or not self._cells:
+            _change_directory(self._directory)
+
+
+_process = _Process()
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 (a path object says nothing more)
+    except OSError:
+        return None
+
+
+def _change_directory(path: str | None) -> None:
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(path)

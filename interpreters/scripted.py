@@ -1,0 +1,92 @@
+"""Runs nothing: plays back results, for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import dspy
+from dspy.primitives.facade import HOST_TOKEN_VAR
+
+from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, outside_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Call:
+    """One `execute` that was answered from the script."""
+
+    code: str
+    """The source it was given."""
+    variables: dict[str, Any]
+    """The variables it was given; empty if none."""
+
+
+class ScriptedInterpreter(Interpreter, TakesObjects):
+    """Answers each `execute` with the next of `results`, and keeps what it was asked.
+
+        >>> repl = ScriptedInterpreter(["3 lines", dspy.FinalOutput({"answer": "42"})])
+        >>> repl.execute("print('anything')")
+        '3 lines'
+
+    A result is returned as it is (a `str`, None, a list, a `dspy.FinalOutput` or `Submission`); an exception is
+    raised; a function is called with the code, the variables and the tools, as code would call them, and what it
+    returns is the result. What a module runs to set the REPL up (`dspy.RLM` its stand-in for `dspy`, ours its
+    functions) is answered with None and counts for nothing.
+
+    Args:
+        results: What to play back, in order.
+        tools: Host functions by name, for functions among the results.
+        output_fields: Kept, as modules set and read them.
+        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+
+    Attributes:
+        calls: What was executed so far, a `Call` each.
+        started: Whether it was started.
+        closed: Whether it was shut down.
+
+    Raises:
+        dspy.CodeInterpreterError: By `execute`, if the results are used up.
+    """
+
+    execution_instructions: ClassVar[str] = "Code is not run: the results were written in advance."
+
+    def __init__(
+        self,
+        results: Iterable[Any],
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+        output_fields: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(tools, output_fields, callbacks=callbacks)
+        self._results = list(results)
+        self.calls: list[Call] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether it was started."""
+        return self._started
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down."""
+        return self._ended
+
+    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+        if HOST_TOKEN_VAR in variables or code.startswith(SETUP):
+            return None
+        if len(self.calls) == len(self._results):
+            raise dspy.CodeInterpreterError(
+                f"All {len(self._results)} scripted results were used up before this was executed:\n{code}"
+            )
+        result = self._results[len(self.calls)]
+        self.calls.append(Call(code, variables))
+        if isinstance(result, BaseException):
+            raise result
+        if not callable(result):
+            return result
+        functions = self._functions()
+        return outside_loop(lambda: result(code, variables, functions))

@@ -1,0 +1,436 @@
+"""A session: one worker through its cells, its checkpoints and its death, as the host leads it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import dspy
+
+from rlm_dspy.interpreters import calls, wire
+from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.deadlines import Bounds, Clock
+from rlm_dspy.interpreters.group import Group
+from rlm_dspy.interpreters.process import Process, text_of
+from rlm_dspy.interpreters.values import CannotCross, Form, form_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_WAKE_SECONDS = 10
+_DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
+_TRY_AGAIN_AFTER = 10
+_KINDS = ("done", "submitted", "raised", "invalid")
+_STAYS_DONE = "Calls it made to functions, and files it wrote, stay done."
+
+
+class CellUndone(CellError):  # noqa: N818 (it says what became of the cell)
+    """The cell's process had to be ended; the session is as it was before the cell that `str(error)` names."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be executed."""
+
+    code: str
+    variables: dict[str, Any]
+    tools: dict[str, Callable[..., Any]]
+    fields: list[dict[str, Any]] | None
+    caller: calls.Caller
+
+
+@dataclass
+class Checkpoint:
+    """A sleeping copy of the worker."""
+
+    process: Process
+    cell: int
+    """The cell before which it was made."""
+    bound: dict[str, Any]
+    """The variables that the host had bound by then."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session treats its cells."""
+
+    bounds: Bounds
+    max_output_chars: int
+    checkpoint: str
+    """`auto`: before each cell unless copies have become dear; `always`; `off`."""
+    modules: frozenset[str]
+    """Packages that the worker can import beside the standard library."""
+
+
+class Session:
+    """One worker.
+
+    Args:
+        group: The group it belongs to.
+        process: Its process.
+        settings: How cells are treated.
+        branch_of: The session it is a copy of.
+    """
+
+    def __init__(
+        self, group: Group, process: Process, settings: Settings, branch_of: Session | None = None
+    ) -> None:
+        self.group = group
+        self._settings = settings
+        self._process = process
+        self._cell = branch_of._cell if branch_of else 0
+        self._bound: dict[str, Any] = dict(branch_of._bound) if branch_of else {}
+        self._told: list[dict[str, Any]] | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._copy_seconds = 0.0
+        self._cell_seconds = 0.0
+        self._skipped = 0
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stop: str | BaseException | None = None
+        self.ended = False
+
+    # What a user may do
+
+    def execute(self, cell: Cell) -> wire.Frame:
+        """Run a cell; return what the worker says of it.
+
+        Raises:
+            CellUndone: If its process had to be ended and a checkpoint took over.
+            CannotCross: If a variable cannot enter the worker; nothing ran.
+            dspy.CodeInterpreterError: If the session is lost.
+            BaseException: What a tool raised that is no Exception; the cell was stopped.
+        """
+        if self._process.ended:
+            self._recover("The worker ended after the last cell", "This cell did not run.")
+        clock = Clock(self._settings.bounds)
+        self._stop = None
+        self._send_cell(cell)
+        try:
+            frame = self._result(cell, clock)
+        except (CellError, dspy.CodeInterpreterError):
+            raise
+        except BaseException:
+            self._abandon(clock)
+            raise
+        self._cell_seconds = clock.elapsed
+        if frame["kind"] == "raised" and clock.asked:
+            frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+        return frame
+
+    def bind(self, variables: dict[str, Any]) -> None:
+        """Bind variables now.
+
+        Raises:
+            CannotCross: If one of them cannot enter the worker.
+            dspy.CodeInterpreterError: If the session is lost.
+        """
+        forms = self._forms(variables)
+        try:
+            self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
+        finally:
+            _close(forms.values())
+        self._bound.update(variables)
+
+    def interrupt(self, why: str | BaseException) -> None:
+        """Stop the running cell, from any thread. An exception is raised from `execute` then."""
+        if self._stop is None or isinstance(why, BaseException):
+            self._stop = why
+        os.eventfd_write(self._wake, 1)
+
+    def roll_back(self) -> int:
+        """Go back to the checkpoint.
+
+        Returns:
+            The number of the cell before which the session is now.
+
+        Raises:
+            dspy.CodeInterpreterError: If there is none, or it cannot be woken.
+        """
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            raise dspy.CodeInterpreterError("There is no checkpoint to roll back to.")
+        if not self._woken():
+            self._lose("The checkpoint could not be woken")
+        return checkpoint.cell
+
+    def branches(self, count: int) -> list[Session]:
+        """Return `count` copies of this session.
+
+        Raises:
+            dspy.CodeInterpreterError: If they cannot be made.
+        """
+        made = [Process.new() for _ in range(count)]
+        try:
+            self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
+        finally:
+            for _, theirs in made:
+                theirs.close()
+        branches = []
+        for process, _ in made:
+            try:
+                self._wake_up(process)
+            except (OSError, EOFError, ValueError) as error:
+                process.close()
+                raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
+            self.group.join()
+            branches.append(Session(self.group, process, self._settings, self))
+        return branches
+
+    def close(self) -> None:
+        """End the worker, its copies and what it left running."""
+        if self.ended:
+            return
+        self.ended = True
+        self._process.signal(signal.SIGKILL)
+        self._process.close()
+        if self._checkpoint is not None:
+            self._checkpoint.process.close()
+        os.close(self._wake)
+        self.group.leave()
+
+    def let_go(self) -> None:
+        """In a forked child of the host: close what it inherited and disturb nothing."""
+        self.ended = True
+        self._process.detach()
+        if self._checkpoint is not None:
+            self._checkpoint.process.detach()
+
+    # One cell
+
+    def _send_cell(self, cell: Cell) -> None:
+        fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+        forms = self._forms(fresh)
+        copy = Process.new() if self._worth_a_copy() else None
+        tools = [
+            {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
+            for name, tool in cell.tools.items()
+        ]
+        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms), "copy": bool(copy)}
+        frame |= {"fields": cell.fields} | ({"tools": tools} if tools != self._told else {})
+        fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
+        try:
+            self._process.send(frame, fds)
+        except OSError as error:
+            self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
+        finally:
+            _close(forms.values())
+            if copy:
+                copy[1].close()
+        self._cell += 1
+        self._bound.update(fresh)
+        self._told = tools
+        if copy:
+            self._keep(Checkpoint(copy[0], self._cell, dict(self._bound)))
+
+    def _has(self, name: str, value: Any) -> bool:
+        return name in self._bound and self._bound[name] is value
+
+    def _forms(self, variables: dict[str, Any]) -> dict[str, Form]:
+        forms: dict[str, Form] = {}
+        try:
+            for name, value in variables.items():
+                forms[name] = form_of(value, self._settings.modules)
+        except CannotCross as error:
+            _close(forms.values())
+            raise CannotCross(f"Variable {name!r}: {error}") from error
+        self._make_room(list(forms.values()))
+        return forms
+
+    def _make_room(self, forms: list[Form]) -> None:
+        try:
+            self.group.make_room(self._process, forms)
+        except OSError as error:
+            self._lose(f"The worker cannot take values ({error})")
+
+    def _worth_a_copy(self) -> bool:
+        """Whether to copy before this cell: always, or while copies are cheap beside what cells cost anyway."""
+        if self._settings.checkpoint != "auto":
+            return self._settings.checkpoint == "always"
+        cheap = self._copy_seconds <= max(_DEAR_SECONDS, _DEAR_SHARE * self._cell_seconds)
+        self._skipped = 0 if cheap or self._skipped >= _TRY_AGAIN_AFTER else self._skipped + 1
+        return self._skipped == 0
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.process.close()
+        self._checkpoint = checkpoint
+
+    def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
+        while True:
+            try:
+                self._wait(clock)
+                frame = self._process.received()
+                if frame is None:
+                    if self._process.ended and not self._process.readable(0):
+                        raise EOFError
+                    continue
+                if frame.get("t") == "call":
+                    self._call(frame, cell.caller, clock)
+                else:
+                    return self._checked_result(frame)
+            except EOFError:
+                self._recover("The worker's process ended")
+            except wire.Violation as error:
+                self._recover(f"The worker sent what no cell can send: {error}")
+
+    def _wait(self, clock: Clock) -> None:
+        """Wait for a frame, the end of the process, or a reason to stop."""
+        poll = select.poll()
+        for fd in (self._process.fileno(), self._process.handle, self._wake):
+            poll.register(fd, select.POLLIN)
+        while True:
+            seconds = clock.remaining()
+            ready = dict(poll.poll(None if seconds is None else max(0, seconds * 1000)))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+                if isinstance(self._stop, BaseException):
+                    raise self._stop
+                if self._stop:
+                    clock.ask(self._stop)
+                    self._process.signal(signal.SIGINT)
+            elif ready:
+                return
+            elif (clock.remaining() or 0) <= 0:
+                self._ask_to_stop(clock)
+
+    def _ask_to_stop(self, clock: Clock) -> None:
+        if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
+            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts, and was killed")
+        clock.ask()
+        self._process.signal(signal.SIGINT)
+
+    def _call(self, frame: wire.Frame, caller: calls.Caller, clock: Clock) -> None:
+        number, name = frame.get("id"), text_of(frame, "name")
+        args, kwargs = frame.get("args"), frame.get("kwargs")
+        if type(number) is not int or not 0 <= number < 1 << 32:
+            raise wire.Violation("a call without a number")
+        if not isinstance(args, list) or not isinstance(kwargs, dict) or clock.calls >= calls.MAX_WAITING:
+            raise wire.Violation("a call without arguments, or too many calls at once")
+        process = self._process
+        clock.call_starts()
+
+        def done(outcome: Any) -> None:
+            clock.call_ends()
+            self._answer(process, number, outcome)
+
+        caller.start(name, args, kwargs, done)
+
+    def _answer(self, process: Process, number: int, outcome: Any) -> None:
+        """Send the worker what a call came to; it may be gone by now."""
+        if isinstance(outcome, calls.Raised) and not isinstance(outcome.error, Exception):
+            self.interrupt(outcome.error)
+            return
+        form: Form | None = None
+        try:
+            if isinstance(outcome, calls.Raised):
+                raise outcome.error
+            form = form_of(outcome, self._settings.modules)
+            self.group.make_room(process, [form])
+            answer: wire.Frame = {"value": form.frame}
+        except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
+            answer = {"type": type(error).__name__, "error": _message(error)}
+        with suppress(OSError):
+            process.send({"t": "answer", "id": number, **answer}, form.fds if form else [], number)
+        if form:
+            form.close()
+
+    def _checked_result(self, frame: wire.Frame) -> wire.Frame:
+        """Return the frame if it is the result of this cell.
+
+        Raises:
+            wire.Violation: If it is anything else.
+        """
+        if frame.get("t") != "done" or frame.get("id") != self._cell or frame.get("kind") not in _KINDS:
+            raise wire.Violation("a frame that is no result of this cell")
+        text_of(frame, "output")
+        text_of(frame, "error")
+        if not isinstance(frame.get("values"), dict):
+            raise wire.Violation("a result without values")
+        copying = frame.get("copying")
+        if isinstance(copying, float) and copying > 0:
+            self._copy_seconds = copying
+        return frame
+
+    def _abandon(self, clock: Clock) -> None:
+        """The host itself wants to stop: end the cell, and keep the session if that is possible."""
+        self._process.signal(signal.SIGINT)
+        clock.ask()
+        with suppress(OSError, EOFError, ValueError):
+            if self._process.expect("done", self._settings.bounds.grace_seconds).get("id") == self._cell:
+                return
+        with suppress(CellUndone, dspy.CodeInterpreterError):
+            self._recover("The host stopped it")
+
+    # The end of a process
+
+    def _recover(self, reason: str, rest: str = "") -> NoReturn:
+        """Go back to the checkpoint and say so; without one the session is lost."""
+        checkpoint = self._checkpoint
+        if checkpoint is None or not self._woken():
+            self._lose(reason)
+        undone = f"cell {checkpoint.cell}"
+        if checkpoint.cell < self._cell:
+            undone = f"cells {checkpoint.cell} to {self._cell}"
+        rest = rest or f"What {undone} did to variables is undone. {_STAYS_DONE}"
+        raise CellUndone(f"{reason}. Variables are as they were before cell {checkpoint.cell}. {rest}")
+
+    def _lose(self, reason: str) -> NoReturn:
+        self.close()
+        raise dspy.CodeInterpreterError(f"{reason}; the session is lost, with all its variables.")
+
+    def _woken(self) -> bool:
+        """End the process and let the checkpoint take its place; false if that fails."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        assert checkpoint is not None
+        self._process.signal(signal.SIGKILL)
+        self._process.close()
+        self._process = checkpoint.process
+        try:
+            self._wake_up(self._process)
+        except (OSError, EOFError, ValueError):
+            return False
+        self._bound, self._told = checkpoint.bound, None
+        self.group.sweep(self._process)
+        return True
+
+    def _wake_up(self, process: Process) -> None:
+        process.send({"t": "wake"})
+        awake = process.expect("awake", _WAKE_SECONDS)
+        pid = awake.get("pid")
+        if type(pid) is not int or not 0 < pid < 1 << 31:
+            raise wire.Violation("a copy without a number")
+        self.group.watch(process, pid)
+
+    def _order(self, frame: wire.Frame, fds: list[int], answer: str) -> None:
+        """Give an order between cells and wait until it is done."""
+        try:
+            if self._process.ended:
+                raise EOFError
+            self._process.send(frame, fds)
+            self._process.expect(answer, _WAKE_SECONDS)
+        except (OSError, EOFError, ValueError) as error:
+            self._recover(f"The worker ended or takes no orders ({error})", "The order was not carried out.")
+
+
+def _frames(forms: dict[str, Form]) -> dict[str, Any]:
+    return {name: form.frame for name, form in forms.items()}
+
+
+def _descriptors(forms: Iterable[Form]) -> list[int]:
+    return [fd for form in forms for fd in form.fds]
+
+
+def _close(forms: Iterable[Form]) -> None:
+    for form in forms:
+        form.close()
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says; of a KeyError the key itself."""
+    if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
+        return error.args[0]
+    return str(error)
