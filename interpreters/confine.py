@@ -64,6 +64,7 @@ class Confinement:
             namespaces.minimal_root(self.base, [*_SYSTEM, *_DEVICES, *self.readable], self.hidden)
         if "uid" in self.layers and self.uid is not None:
             namespaces.drop_uid(self.uid)
+            _check_readable(self.readable)
         if {"landlock", "namespaces"} <= self.layers:
             self._rules = self._allowed(namespaces.SCRATCH)
         if "seccomp" in self.layers:
@@ -107,6 +108,13 @@ class Confinement:
         rules.allow(_DEVICES, landlock.DEVICE)
         rules.allow([scratch], landlock.WRITE)
         return rules
+
+
+def _check_readable(paths: list[str]) -> None:
+    """Raises OSError if the user that root has become cannot read Python itself."""
+    closed = [path for path in paths if not os.access(path, os.R_OK)]
+    if closed:
+        raise OSError(f"root becomes an ordinary user, who cannot read {closed[0]}: open the folders above it to others")
 
 
 def open_to(config: dict[str, Any]) -> Confinement:

@@ -134,7 +134,8 @@ def minimal_root(base: str, readable: Sequence[str], hidden: Sequence[str]) -> N
         _read_only(base + path)
     _links(base, readable)
     Path(base + OWN_SCRATCH).mkdir(parents=True)
-    Path(base, "tmp").symlink_to(OWN_SCRATCH)
+    if not Path(base, "tmp").exists():
+        Path(base, "tmp").symlink_to(OWN_SCRATCH)
     _enter(base)
 
 

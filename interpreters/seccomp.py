@@ -47,7 +47,7 @@ def _one_of(index: int, values: tuple[int, ...], otherwise: _Instruction = _NO) 
 
 
 def _is_null(*indices: int) -> list[_Instruction]:
-    """Allow if all of these pointers are null."""
+    """Allow if all of these arguments are 0."""
     halves = [_argument(index, high=high) for index in indices for high in (False, True)]
     tests = [
         part
@@ -91,7 +91,7 @@ def _rules(numbers: dict[str, int], *, fork: bool, signals: bool) -> dict[int, l
         "ioctl": _one_of(1, _TERMINAL_IOCTLS, _answer(_ERRNO | errno.ENOTTY)),
         "fcntl": _one_of(1, _FCNTLS),
         "prctl": _one_of(0, _PRCTLS),
-        "prlimit64": _is_null(2),
+        "prlimit64": _is_null(0, 2),  # its own, to be read
         "socketpair": _stream_pair(),
         "kill": to_itself,
         "tgkill": [_YES if signals else _NO],

@@ -85,7 +85,7 @@ class Session:
         self._cell = branch_of._cell if branch_of else 0
         self._bound: dict[str, Any] = dict(branch_of._bound) if branch_of else {}
         self._told: list[dict[str, Any]] | None = None
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoints: list[Checkpoint] = []
         self._copy_seconds = 0.0
         self._cell_seconds = 0.0
         self._skipped = 0
@@ -150,10 +150,10 @@ class Session:
         Raises:
             dspy.CodeInterpreterError: If there is none, or it cannot be woken.
         """
-        checkpoint = self._checkpoint
-        if checkpoint is None:
+        if not self._checkpoints:
             raise dspy.CodeInterpreterError("There is no checkpoint to roll back to.")
-        if not self._woken():
+        checkpoint = self._woken()
+        if checkpoint is None:
             self._lose("The checkpoint could not be woken")
         return checkpoint.cell
 
@@ -187,8 +187,8 @@ class Session:
         self.ended = True
         self._process.signal(signal.SIGKILL)
         self._process.close()
-        if self._checkpoint is not None:
-            self._checkpoint.process.close()
+        for checkpoint in self._checkpoints:
+            checkpoint.process.close()
         os.close(self._wake)
         self.group.leave()
 
@@ -196,8 +196,8 @@ class Session:
         """In a forked child of the host: close what it inherited and disturb nothing."""
         self.ended = True
         self._process.detach()
-        if self._checkpoint is not None:
-            self._checkpoint.process.detach()
+        for checkpoint in self._checkpoints:
+            checkpoint.process.detach()
 
     # One cell
 
@@ -209,12 +209,14 @@ class Session:
             {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
             for name, tool in cell.tools.items()
         ]
-        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms), "copy": bool(copy)}
-        frame |= {"fields": cell.fields} | ({"tools": tools} if tools != self._told else {})
         fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
+        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms), "copy": bool(copy)}
+        frame |= {"fields": cell.fields, "descriptors": len(fds)} | ({"tools": tools} if tools != self._told else {})
         try:
             self._process.send(frame, fds)
         except OSError as error:
+            if copy:
+                copy[0].close()
             self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
         finally:
             _close(forms.values())
@@ -224,7 +226,7 @@ class Session:
         self._bound.update(fresh)
         self._told = tools
         if copy:
-            self._keep(Checkpoint(copy[0], self._cell, dict(self._bound)))
+            self._checkpoints.append(Checkpoint(copy[0], self._cell, dict(self._bound)))
 
     def _has(self, name: str, value: Any) -> bool:
         return name in self._bound and self._bound[name] is value
@@ -254,10 +256,10 @@ class Session:
         self._skipped = 0 if cheap or self._skipped >= _TRY_AGAIN_AFTER else self._skipped + 1
         return self._skipped == 0
 
-    def _keep(self, checkpoint: Checkpoint) -> None:
-        if self._checkpoint is not None:
-            self._checkpoint.process.close()
-        self._checkpoint = checkpoint
+    def _forget_older_checkpoints(self) -> None:
+        for checkpoint in self._checkpoints[:-1]:
+            checkpoint.process.close()
+        del self._checkpoints[:-1]
 
     def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
         while True:
@@ -350,10 +352,21 @@ class Session:
         text_of(frame, "error")
         if not isinstance(frame.get("values"), dict):
             raise wire.Violation("a result without values")
-        copying = frame.get("copying")
-        if isinstance(copying, float) and copying > 0:
-            self._copy_seconds = copying
+        self._after(frame)
         return frame
+
+    def _after(self, frame: wire.Frame) -> None:
+        """Note what became of the copy and the variables that were sent with the cell."""
+        newest = self._checkpoints[-1] if self._checkpoints else None
+        if newest is not None and newest.cell == self._cell:
+            copying = frame.get("copying")
+            if isinstance(copying, float) and copying > 0:
+                self._copy_seconds = copying
+                self._forget_older_checkpoints()
+            else:
+                self._checkpoints.pop().process.close()
+        if frame.get("taken") is not True:
+            self._bound, self._told = {}, None
 
     def _abandon(self, clock: Clock) -> None:
         """The host itself wants to stop: end the cell, and keep the session if that is possible."""
@@ -369,8 +382,8 @@ class Session:
 
     def _recover(self, reason: str, rest: str = "") -> NoReturn:
         """Go back to the checkpoint and say so; without one the session is lost."""
-        checkpoint = self._checkpoint
-        if checkpoint is None or not self._woken():
+        checkpoint = self._woken()
+        if checkpoint is None:
             self._lose(reason)
         undone = f"cell {checkpoint.cell}"
         if checkpoint.cell < self._cell:
@@ -382,20 +395,21 @@ class Session:
         self.close()
         raise dspy.CodeInterpreterError(f"{reason}; the session is lost, with all its variables.")
 
-    def _woken(self) -> bool:
-        """End the process and let the checkpoint take its place; false if that fails."""
-        checkpoint, self._checkpoint = self._checkpoint, None
-        assert checkpoint is not None
+    def _woken(self) -> Checkpoint | None:
+        """End the process and let the newest checkpoint that wakes take its place; None if none does."""
         self._process.signal(signal.SIGKILL)
-        self._process.close()
-        self._process = checkpoint.process
-        try:
-            self._wake_up(self._process)
-        except (OSError, EOFError, ValueError):
-            return False
-        self._bound, self._told = checkpoint.bound, None
-        self.group.sweep(self._process)
-        return True
+        while self._checkpoints:
+            checkpoint = self._checkpoints.pop()
+            self._process.close()
+            self._process = checkpoint.process
+            try:
+                self._wake_up(self._process)
+            except (OSError, EOFError, ValueError):
+                continue
+            self._bound, self._told = checkpoint.bound, None
+            self.group.sweep(self._process)
+            return checkpoint
+        return None
 
     def _wake_up(self, process: Process) -> None:
         process.send({"t": "wake"})

@@ -49,6 +49,7 @@ class Worker:
         self._channel = Channel(sock, self._interrupts)
         self._cells = Cells()
         self._copies: list[int] = []
+        self._pid = os.getpid()
         self._tools: dict[str, Callable[..., Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
         sys.modules["__main__"] = self._cells.module
@@ -72,20 +73,28 @@ class Worker:
                 os._exit(0)
 
     def _cell(self, frame: wire.Frame, fds: list[int]) -> None:
-        self._furnish(frame, fds)
-        copying = 0.0
-        if frame["copy"]:
-            started = time.perf_counter()
-            if not self._copy(fds[-1]):
-                return
-            copying = time.perf_counter() - started
+        copying, taken = 0.0, False
         output = Capped(self._max_output_chars)
-        sys.stdout = sys.stderr = output
-        outcome = self._run(frame, output)
+        try:
+            self._furnish(frame, fds)
+        except (StopIteration, OSError, MemoryError) as error:
+            outcome = Outcome("raised", error=_no_room(error))
+        else:
+            taken = True
+            if frame["copy"] and len(fds) == frame["descriptors"]:
+                started = time.perf_counter()
+                if not self._copy(fds[-1]):
+                    return
+                copying = time.perf_counter() - started
+            sys.stdout = sys.stderr = output
+            outcome = self._run(frame, output)
+        if os.getpid() != self._pid:  # a child that the code has forked, and that came to the end of the cell
+            os._exit(0)
         sys.stdout = sys.stderr = Capped(2)
         self._end_pool()
         printed = output.text().rstrip("\n")
-        reply = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed, "copying": copying}
+        reply = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
+        reply |= {"copying": copying, "taken": taken}
         self._channel.send(self._encoded(reply, outcome), frame["id"])
         if isinstance(outcome.exception, MemoryError):
             del outcome
@@ -170,7 +179,7 @@ class Worker:
             return True
         self._channel.close()
         self._channel.use(socket.socket(fileno=fd))
-        self._copies, self._pool = [], None
+        self._copies, self._pool, self._pid = [], None, os.getpid()
         self._channel.next_order()
         self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))
         return False
@@ -210,6 +219,8 @@ class Worker:
             self._pool = None
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if os.getpid() != self._pid:
+            raise RuntimeError("tools cannot be called from a child process; use threads")
         try:
             answer, fds = self._channel.call({"name": name, "args": args, "kwargs": kwargs})
         except EOFError:
@@ -217,6 +228,12 @@ class Worker:
         if "error" in answer:
             raise _error(answer["type"], answer["error"])
         return self._value(answer["value"], iter(fds))
+
+
+def _no_room(error: Exception) -> str:
+    if isinstance(error, StopIteration):
+        return "OSError: the variables could not be taken in, as too many descriptors are open; this cell did not run"
+    return f"{type(error).__name__}: the variables could not be taken in ({error}); this cell did not run"
 
 
 def _error(kind: str, message: str) -> Exception:

@@ -20,11 +20,8 @@ ORDINARY = 54_321
 CANARY = "canary-5d1f0c2e"
 
 
-def become_ordinary() -> None:
-    """Drop from root to a user of no privilege, who can still read this Python.
-
-    What leads there may be closed to others (`/root`): it is then shown open, in this process's own mounts only.
-    """
+def open_python() -> None:
+    """Let everybody read this Python, in this process's own mounts only: what leads there may be closed (`/root`)."""
     from rlm_dspy.interpreters import kernel
 
     kernel.unshare(0x20000)
@@ -37,6 +34,12 @@ def become_ordinary() -> None:
             kernel.mount("open", str(closed), "tmpfs", 0, "mode=755")
             Path(folder).mkdir(parents=True)
             kernel.mount(aside, folder, None, 4096 | 16384)
+
+
+def become_ordinary() -> None:
+    """Drop from root to a user of no privilege."""
+    from rlm_dspy.interpreters import kernel
+
     os.setgroups([])
     os.setresgid(ORDINARY, ORDINARY, ORDINARY)
     os.setresuid(ORDINARY, ORDINARY, ORDINARY)
@@ -50,8 +53,8 @@ def targets(stack: ExitStack) -> dict[str, Any]:
     for name in ("secret", "writable", "doomed"):
         (folder / name).write_text(CANARY)
         (folder / name).chmod(0o666)
-    library = folder / "library"
-    library.mkdir()
+    library = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    library.chmod(0o777)
     (library / "rlm_attack_library.py").write_text("x = 1")
     (library / "rlm_attack_library.py").chmod(0o666)
     dev_shm = stack.enter_context(tempfile.NamedTemporaryFile("w", dir="/dev/shm"))
@@ -60,7 +63,7 @@ def targets(stack: ExitStack) -> dict[str, Any]:
     os.chmod(dev_shm.name, 0o644)
     inherited = os.open(folder / "secret", os.O_RDONLY)
     os.set_inheritable(inherited, True)
-    victim = subprocess.Popen(["sh", "-c", "trap '' USR1; while :; do sleep 1000; done"])
+    victim = subprocess.Popen(["sh", "-c", "trap '' USR1; exec sleep 1000"], stdout=subprocess.DEVNULL)
     stack.callback(victim.wait)
     stack.callback(victim.kill)
     held = ctypes.create_string_buffer(CANARY.encode())
@@ -118,7 +121,8 @@ def attempt(interpreter: Any, name: str, aims: dict[str, Any]) -> str:
 
     try:
         with interpreter:
-            shown = interpreter.execute(attacks.source(name), {"targets": aims})
+            code = "1 == 1" if name == "control" else attacks.source(name)
+            shown = interpreter.execute(code, {"targets": aims})
     except dspy.CodeInterpreterError as error:
         return str(error).splitlines()[-1]
     return "" if str(shown).endswith("True") else f"gave {shown}"
@@ -127,8 +131,10 @@ def attempt(interpreter: Any, name: str, aims: dict[str, Any]) -> str:
 def main() -> None:
     """Run all attacks, print what came of them."""
     layers, user = sys.argv[1:3]
-    if user == "ordinary":
-        become_ordinary()
+    if os.getuid() == 0:
+        open_python()
+        if user == "ordinary":
+            become_ordinary()
     import attacks
 
     from rlm_dspy.interpreters.limits import Limits
@@ -145,7 +151,8 @@ def main() -> None:
         aims |= {"processes": 80, "memory": 256 << 20, "address_space": 3 << 30, "scratch": 32 << 20}
         aims |= {"open_files": 100, "signals": "landlock" in chosen or not chosen}
         policy = Policy(**dict.fromkeys(GUARANTEES, False), layers=chosen)
-        for name in sys.argv[3:] or attacks.ATTACKS:
+        chosen_attacks = [name for name in attacks.ATTACKS if layers != "local" or name.startswith("secrets")]
+        for name in ["control", *chosen_attacks]:
             if layers == "local":
                 interpreter: Any = LocalPythonInterpreter()
             else:

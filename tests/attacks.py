@@ -126,11 +126,6 @@ def network_vsock() -> bool:
     return True
 
 
-def network_crypto_socket() -> bool:
-    socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
-    return True
-
-
 def network_unix_path() -> bool:
     socket.socket(socket.AF_UNIX).connect(T["unix"])
     return True
@@ -176,7 +171,7 @@ def read_folder() -> bool:
 
 
 def read_root_folder() -> bool:
-    return "etc" in os.listdir("/") and bool(os.listdir("/etc"))
+    return "passwd" in os.listdir("/etc") or "root" in os.listdir("/home")
 
 
 def read_through_link() -> bool:
@@ -403,16 +398,12 @@ def others_exist() -> bool:
     return True
 
 
-def others_signal_all() -> bool:
-    return in_child(lambda: os.kill(-1, 0) is None and os.path.exists(f"/proc/{T['victim']}"))
-
-
 def others_signal_thread() -> bool:
     return call("tgkill", T["victim"], T["victim"], 0) == 0
 
 
 def others_queue_signal() -> bool:
-    return call("rt_sigqueueinfo", T["victim"], 0, ctypes.c_char_p(bytes(128))) >= 0 or False
+    return call("rt_sigqueueinfo", T["victim"], 0, ctypes.c_char_p(struct.pack("iii", 0, 0, -1) + bytes(116))) == 0
 
 
 def others_handle() -> bool:
@@ -428,7 +419,7 @@ def others_descriptor() -> bool:
 
 
 def others_trace() -> bool:
-    return call("ptrace", 16, T["victim"], 0, 0) == 0 and call("ptrace", 17, T["victim"], 0, 0) == 0
+    return call("ptrace", 0x4206, T["victim"], 0, 0) == 0
 
 
 def others_memory() -> bool:
@@ -623,18 +614,6 @@ def kernel_semaphores() -> bool:
 
 def kernel_posix_queue() -> bool:
     return reached("mq_open", ctypes.c_char_p(b"rlm-none"), 0)
-
-
-def kernel_load_module() -> bool:
-    return reached("init_module", 0, 0, 0)
-
-
-def kernel_load_module_file() -> bool:
-    return reached("finit_module", -1, 0, 0)
-
-
-def kernel_replace() -> bool:
-    return reached("kexec_load", 0, 1 << 20, 0, 0)
 
 
 def kernel_log() -> bool:
