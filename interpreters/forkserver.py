@@ -75,6 +75,9 @@ class ForkServer:
     def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
         self.layers = layers
         self.missing: dict[str, str] = {}
+        """What of `preload` could not be imported, and why."""
+        self.packages: frozenset[str] = frozenset()
+        """What is loaded beside the standard library."""
         self.zero_copy = False
         self.seconds = 0.0
         self._lock = threading.Lock()
@@ -115,7 +118,8 @@ class ForkServer:
         frame, _ = self._answer(_START_SECONDS)
         if frame["t"] != "ready":
             raise OSError(frame["error"])
-        self.missing, self.zero_copy, self.seconds = frame["missing"], frame["zero_copy"], frame["seconds"]
+        self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
+        self.zero_copy, self.seconds = frame["zero_copy"], frame["seconds"]
 
     @property
     def alive(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextvars
 import importlib.util
@@ -9,9 +10,11 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import dspy
+from dspy.primitives.facade import is_reserved_sandbox_name
 
 from rlm_dspy.interpreters import calls
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given
@@ -185,8 +188,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         except OSError as error:
             group.leave()
             raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
-        modules = frozenset(name.partition(".")[0] for name in self._recipe.preload if name not in server.missing)
-        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, modules | _bundled(self._recipe))
+        packages = server.packages | _bundled(self._recipe)
+        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
         self._adopt(Session(group, process, settings))
 
     def _adopt(self, session: Session) -> None:
@@ -217,8 +220,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
         caller = calls.Caller(self.invoke_tool, contextvars.copy_context())
         frame = self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, caller))
-        outcome = Outcome(frame["kind"], frame["values"], frame["error"])
-        return given(outcome, frame["output"])
+        result = given(Outcome(frame["kind"], frame["values"], frame["error"]), frame["output"])
+        return _value_of_driver(result) if any(map(is_reserved_sandbox_name, variables)) else result
 
     def _shutdown(self) -> None:
         if self._closing is not None:
@@ -244,6 +247,15 @@ def _close(session: Session, owner: int) -> None:
         session.close()
     else:
         session.let_go()
+
+
+def _value_of_driver(result: Any) -> Any:
+    """Return the str that DSPy's own code ends with, as it is: dspy.Flex reads JSON from it, not its repr."""
+    if isinstance(result, str):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(result.splitlines()[-1])
+            return value if isinstance(value, str) else result
+    return result
 
 
 def _installed(names: tuple[str, ...]) -> tuple[str, ...]:

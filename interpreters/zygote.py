@@ -54,20 +54,25 @@ class Zygote:
     def run(self, config: dict[str, Any]) -> NoReturn:
         """Load, confine, tell the host, and serve until it is gone."""
         started = time.perf_counter()
-        if self._confinement.leave_namespaces():
+        inside = self._confinement.leave_namespaces()
+        if inside:
             self._go_on_as_process_1()
         else:
             confine.adopt_orphans()
         missing = _load(config["preload"], config["search"])
         self._confinement.readable += _homes(config["search"])
+        packages = sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE})
         sys.path += config["paths"]
         self._zero_copy = _child_says(memory.can_attach)
         self._confinement.close_server()
+        if inside:
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user would have cleared it
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
         gc.collect()
         gc.freeze()
         seconds = time.perf_counter() - started
-        self._reply({"t": "ready", "missing": missing, "zero_copy": self._zero_copy, "seconds": seconds})
+        told = {"missing": missing, "packages": packages, "zero_copy": self._zero_copy, "seconds": seconds}
+        self._reply({"t": "ready", **told})
         self._serve()
 
     def _go_on_as_process_1(self) -> None:
@@ -76,7 +81,6 @@ class Zygote:
             self._control.close()
             os.waitpid(inner, 0)
             os._exit(0)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def _serve(self) -> NoReturn:
         poll = select.poll()
@@ -233,14 +237,23 @@ def _homes(search: list[str]) -> list[str]:
     Their compiled libraries and their metadata belong to them.
     """
     homes: dict[str, None] = {}
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    for file in filter(None, files):
-        for folder in search:
-            if file.startswith(f"{folder}/"):
-                top = file[len(folder) + 1 :].split("/")[0]
-                names = [top, f"{top}.libs", *(path.name for path in Path(folder).glob(f"{top}-*.dist-info"))]
-                homes |= dict.fromkeys(f"{folder}/{name}" for name in names if Path(folder, name).exists())
+    for folder, top in _tops(search):
+        metadata = (path.name for path in Path(folder).glob(f"{top}-*.dist-info"))
+        names = [top, f"{top}.libs", *metadata]
+        homes |= dict.fromkeys(f"{folder}/{name}" for name in names if Path(folder, name).exists())
     return list(homes)
+
+
+def _tops(search: list[str]) -> list[tuple[str, str]]:
+    """Return where each loaded module was found, and its file's first name beneath that."""
+    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    found = {
+        (folder, file[len(folder) + 1 :].split("/")[0])
+        for file in files
+        for folder in search
+        if file.startswith(f"{folder}/")
+    }
+    return sorted(found)
 
 
 def main() -> None:
