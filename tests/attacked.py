@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ORDINARY = 54_321
 CANARY = "canary-5d1f0c2e"
 
@@ -135,6 +137,9 @@ def main() -> None:
         open_python()
         if user == "ordinary":
             become_ordinary()
+    if layers == "pytest":
+        os.chdir(Path(__file__).parent.parent)
+        raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
     import attacks
 
     from rlm_dspy.interpreters.limits import Limits
