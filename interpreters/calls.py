@@ -1,4 +1,4 @@
-"""Calls of the model's code to functions of the host: each in a thread and a copy of the context of its execute."""
+"""Calls of the model's code to functions of the host: each in a thread, in a copy of its execute's context."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import contextvars
+    from collections.abc import Callable
 
 MAX_WAITING = 1_024
 """Calls of one worker that may wait for an answer; it has fewer threads than that, so more are forged."""
@@ -91,6 +91,17 @@ class Raised:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def value_of(outcome: Any) -> Any:
+    """Return what a tool returned.
+
+    Raises:
+        Exception: What it raised.
+    """
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome
 
 
 def is_async(tool: Callable[..., Any]) -> bool:

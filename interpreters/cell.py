@@ -13,6 +13,7 @@ import builtins
 import inspect
 import io
 import linecache
+import sys
 import threading
 import traceback
 import types
@@ -37,12 +38,11 @@ class Capped(io.TextIOBase):
     def __init__(self, max_chars: int = 100_000) -> None:
         if max_chars < 2:  # noqa: PLR2004 (one from each end)
             raise ValueError(f"at least 2 characters of output must be kept, not {max_chars}")
-        self.written = 0
+        self.written = self._tail_chars = 0
         self._head_room = max_chars - max_chars // 2
         self._tail_room = max_chars // 2
         self._head: list[str] = []
         self._tail: list[str] = []
-        self._tail_chars = 0
         self._ends_line = True
         self._lock = threading.Lock()
 
@@ -96,7 +96,6 @@ class Submit(BaseException):
     """Ends the cell that called `SUBMIT`, with the values by output field; no `except Exception` stops it."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__()
         self.values = values
 
 
@@ -139,13 +138,9 @@ def _nobody(*_: object, **__: object) -> NoReturn:
     raise EOFError("There is nobody to answer here: use the variables and functions of this REPL, and print.")
 
 
-def _leave(code: object = None) -> NoReturn:
-    raise SystemExit(code)
-
-
 def _cell_builtins() -> dict[str, Any]:
     """Return Python's builtins and JSON's constants, with nothing among them that waits for a person."""
-    ours = {"input": _nobody, "breakpoint": _nobody, "exit": _leave, "quit": _leave}
+    ours = {"input": _nobody, "breakpoint": _nobody, "exit": sys.exit, "quit": sys.exit}
     return vars(builtins) | {"true": True, "false": False, "null": None} | ours
 
 
@@ -296,8 +291,8 @@ def _show(value: Any, output: Capped, max_chars: int = 100_000) -> None:
     if value is None:
         return
     if type(value) in (str, bytes) and len(value) > max_chars:
-        half = max_chars // 2
-        shown = f"{value[:half]!r}\n... [{len(value) - 2 * half} left out] ...\n{value[-half:]!r}"
+        ends = value[: max_chars // 2], value[-max_chars // 2 :]
+        shown = f"{ends[0]!r}\n... [{len(value) - max_chars} left out] ...\n{ends[1]!r}"
     else:
         shown = repr(value)
     output.end_line()

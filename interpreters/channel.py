@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import select
 import signal
-import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import outgoing, wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 _Received = tuple[wire.Frame, list[int]]
 

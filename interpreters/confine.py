@@ -13,7 +13,7 @@ from . import kernel, landlock, limits, namespaces, seccomp, syscalls
 
 Layer = Literal["uid", "namespaces", "landlock", "seccomp", "limits"]
 LAYERS: tuple[Layer, ...] = ("uid", "namespaces", "landlock", "seccomp", "limits")
-"""`uid`: root becomes a user that nothing belongs to. `namespaces`: no host processes, network, IPC; a minimal root."""
+"""`uid`: root becomes a user that owns nothing. `namespaces`: no host processes, network, IPC; a minimal root."""
 
 _SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
@@ -114,7 +114,9 @@ def _check_readable(paths: list[str]) -> None:
     """Raises OSError if the user that root has become cannot read Python itself."""
     closed = [path for path in paths if not os.access(path, os.R_OK)]
     if closed:
-        raise OSError(f"root becomes an ordinary user, who cannot read {closed[0]}: open the folders above it to others")
+        raise OSError(
+            f"root becomes an ordinary user, who cannot read {closed[0]}: open the folders above it to others"
+        )
 
 
 def open_to(config: dict[str, Any]) -> Confinement:

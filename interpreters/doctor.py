@@ -13,7 +13,7 @@ from rlm_dspy.interpreters import landlock
 from rlm_dspy.interpreters.forkserver import ForkServer, Recipe
 from rlm_dspy.interpreters.group import Group
 from rlm_dspy.interpreters.limits import Limits
-from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, RUNGS, Policy, held, missing, unsupported
+from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def _system() -> dict[str, str]:
 def render(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as text for a terminal."""
     lines = [f"{name}: {value}" for name, value in diagnosis.system.items()]
-    lines += [f"landlock: {f'version {diagnosis.landlock}' if diagnosis.landlock else 'missing'}", "", "Layers:"]
+    lines += [
+        f"landlock: {f'version {diagnosis.landlock}' if diagnosis.landlock else 'missing'}",
+        "",
+        "Layers:",
+    ]
     for rung in diagnosis.rungs:
         mark = "used" if rung.name == diagnosis.chosen else "no" if rung.failure else "works"
         lines.append(f"  {mark:5} {rung.name}: {' + '.join(rung.layers) or 'none'}")
@@ -116,8 +120,13 @@ def render(diagnosis: Diagnosis) -> str:
             lines.append(f"        {rung.failure}")
     lines += ["", "Guarantees:"]
     for name, layers in diagnosis.guarantees.items():
-        lines.append(f"  {'holds' if layers else 'NO':5} {name.replace('_', ' ')}{f' ({layers})' if layers else ''}")
-    lines += ["", f"Values are {'attached without a copy' if diagnosis.zero_copy else 'copied once into each worker'}."]
+        lines.append(
+            f"  {'holds' if layers else 'NO':5} {name.replace('_', ' ')}{f' ({layers})' if layers else ''}"
+        )
+    lines += [
+        "",
+        f"Values are {'attached without a copy' if diagnosis.zero_copy else 'copied once into each worker'}.",
+    ]
     if not diagnosis.chosen:
         lines += ["PythonInterpreter does not run here with the default policy.", CHOICES]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import select
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,12 +19,15 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.interpreters import namespaces, wire
 from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
+
+if TYPE_CHECKING:
+    import socket
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class ForkServer:
         config = json.dumps({**_config(recipe), "layers": sorted(self.layers), "base": str(base), "uid": self.uid})
         command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
         with theirs:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
                 [*command, str(theirs.fileno()), config],
                 pass_fds=[theirs.fileno()],
                 env=_ENVIRONMENT,

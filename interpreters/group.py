@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -69,14 +68,14 @@ class Group:
                 watched = check(self.server.ask(order, (theirs.fileno(),)))
             process.handle, process.pid, self.pid = watched.handle, watched.pid, watched.pid
             ready = process.expect("ready", _START_SECONDS)
-            if ready["t"] == "failed":
-                raise OSError(f"the worker cannot confine itself: {ready.get('error')} {ready.get('traceback')}")
-        except EOFError:
+        except BaseException as error:
             process.close()
-            raise OSError("the worker ended at its start") from None
-        except BaseException:
-            process.close()
+            if isinstance(error, EOFError):
+                raise OSError("the worker ended at its start") from None
             raise
+        if ready["t"] == "failed":
+            process.close()
+            raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
         self.layers = ready["layers"]
         self._host_group = process.host_pid()
         return process

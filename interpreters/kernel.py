@@ -29,7 +29,13 @@ def libc() -> ctypes.CDLL:
     """Return the C library, with the types of what is called here."""
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
-    library.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+    library.mount.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_ulong,
+        ctypes.c_char_p,
+    ]
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [
         ctypes.c_void_p,

@@ -1,4 +1,4 @@
-"""Landlock: which files a worker may open; TCP, abstract sockets and signals to others where the kernel knows them.
+"""Landlock: which files a worker may open; TCP, abstract sockets and signals where the kernel knows them.
 
 The standard library only.
 """
@@ -8,15 +8,32 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import kernel
 
-_RIGHTS = (
-    "EXECUTE WRITE_FILE READ_FILE READ_DIR REMOVE_DIR REMOVE_FILE MAKE_CHAR MAKE_DIR MAKE_REG MAKE_SOCK "
-    "MAKE_FIFO MAKE_BLOCK MAKE_SYM REFER TRUNCATE IOCTL_DEV"
-).split()
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_RIGHTS = [
+    "EXECUTE",
+    "WRITE_FILE",
+    "READ_FILE",
+    "READ_DIR",
+    "REMOVE_DIR",
+    "REMOVE_FILE",
+    "MAKE_CHAR",
+    "MAKE_DIR",
+    "MAKE_REG",
+    "MAKE_SOCK",
+    "MAKE_FIFO",
+    "MAKE_BLOCK",
+    "MAKE_SYM",
+    "REFER",
+    "TRUNCATE",
+    "IOCTL_DEV",
+]
 _BIT = {name: 1 << place for place, name in enumerate(_RIGHTS)}
 
 
@@ -30,6 +47,7 @@ READ = _bits("EXECUTE READ_FILE READ_DIR")
 WRITE = READ | _bits("WRITE_FILE REMOVE_DIR REMOVE_FILE MAKE_DIR MAKE_REG MAKE_SYM REFER TRUNCATE")
 DEVICE = READ | _bits("WRITE_FILE")
 
+_KNOWS_TCP = 4
 SCOPES_SIGNALS = 6
 """The version from which signals to processes outside are refused."""
 
@@ -53,7 +71,7 @@ class Rules:
         abi = version()
         newer = ((2, "REFER"), (3, "TRUNCATE"), (5, "IOCTL_DEV"))
         self._handled = (1 << 13) - 1 | sum(_BIT[name] for since, name in newer if abi >= since)
-        parts = [self._handled, *([3] if abi >= 4 else []), *([3] if abi >= SCOPES_SIGNALS else [])]
+        parts = [self._handled, *([3] if abi >= _KNOWS_TCP else []), *([3] if abi >= SCOPES_SIGNALS else [])]
         attributes = struct.pack(f"<{len(parts)}Q", *parts)
         self._fd = kernel.call("landlock_create_ruleset", ctypes.c_char_p(attributes), len(attributes), 0)
 

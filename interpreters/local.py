@@ -153,7 +153,7 @@ def _main_here(main: _Main) -> types.ModuleType:
     return here
 
 
-def _inheriting(start: Callable[[threading.Thread], None]) -> Any:
+def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
     """Return a `Thread.start` that gives threads which a cell starts the cell's context, as Python 3.14 can."""
 
     @functools.wraps(start)
@@ -178,8 +178,10 @@ class _Process:
         self._lock = threading.Lock()
         self._cells = 0
         self._directory: str | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._start: Any = None
+        self._streams: dict[str, Any] = {}
+        self._named = False
+        self._start: Any = threading.Thread.start
+        self._found_start: Any = self._start
 
     @contextlib.contextmanager
     def shared_with(self, session: _Session) -> Iterator[None]:
@@ -187,6 +189,8 @@ class _Process:
         with self._lock:
             self._directory = self._directory if self._cells else _directory()
             self._cells += 1
+            self._put_streams()
+            self._named = session.names_streams or (self._named and self._cells > 1)
             self._put_stand_ins()
             found = _directory()
             _change_directory(session.directory)
@@ -200,32 +204,43 @@ class _Process:
                 if not self._cells:
                     self._put_rest_back()
 
-    def _put_stand_ins(self) -> None:
+    def _put_streams(self) -> None:
         for name in _STREAMS:
             present = getattr(sys, name, None)
+            while self._cells == 1 and isinstance(present, _Stream):
+                present = present.found  # the host took it for its own, and put it back when no cell ran
             if not isinstance(present, _Stream):
-                self._streams[name] = _Stream(present)
-                setattr(sys, name, self._streams[name])
+                if self._cells == 1 or not self._named:
+                    self._streams[name] = present
+                setattr(sys, name, _Stream(self._streams[name]))
+
+    def _put_stand_ins(self) -> None:
         main = sys.modules["__main__"]
         if type(main) is not _Main:
             sys.modules["__main__"] = _Main(main)
-        if threading.Thread.start is not self._start:
-            self._start = threading.Thread.start = _inheriting(threading.Thread.start)  # type: ignore[method-assign]
+        if threading.Thread.start is not self._start or self._start is self._found_start:
+            self._found_start = threading.Thread.start
+            self._start = _inheriting(self._found_start)
+            threading.Thread.start = self._start  # type: ignore[method-assign]
 
     def _put_streams_back(self, session: _Session) -> None:
-        """Take out what the cell put in place, but leave what another thread of the host has put there."""
+        """Take out what cells put in place, but leave what another thread of the host has put there.
+
+        Nobody can tell who did; if no cell that ran meanwhile speaks of the streams, it was the host.
+        """
         for name in _STREAMS:
-            if session.names_streams and not isinstance(getattr(sys, name, None), _Stream):
+            ours = isinstance(getattr(sys, name, None), _Stream)
+            if not self._cells and (ours or self._named):
                 setattr(sys, name, self._streams[name])
-            while not self._cells and isinstance(present := getattr(sys, name, None), _Stream):
-                setattr(sys, name, present.found)
+            elif session.names_streams and not ours:
+                setattr(sys, name, _Stream(self._streams[name]))
 
     def _put_rest_back(self) -> None:
         main = sys.modules["__main__"]
         if type(main) is _Main:
             sys.modules["__main__"] = object.__getattribute__(main, "found")
         if threading.Thread.start is self._start:
-            threading.Thread.start = self._start.__wrapped__  # type: ignore[method-assign]
+            threading.Thread.start = self._found_start  # type: ignore[method-assign]
 
     def _put_directory_back(self, session: _Session, found: str | None) -> None:
         here = _directory()

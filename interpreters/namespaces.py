@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -51,7 +54,7 @@ def unused_uid() -> int | None:
     if os.geteuid() != 0:
         return None
     first, _, count = (int(word) for word in Path("/proc/self/uid_map").read_text().split()[:3])
-    if count < 2:
+    if count == 1:
         return None
     last = min(first + count, 0x7FFF0000) - 2
     return last - os.getppid() % min(60_000, max(1, count // 2))

@@ -6,7 +6,7 @@ The standard library only.
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
@@ -18,7 +18,7 @@ from collections.abc import ItemsView, KeysView, ValuesView
 from typing import Any
 
 _AS_TEXT = (
-    *(datetime.date, datetime.time, decimal.Decimal, fractions.Fraction),
+    *(dt.date, dt.time, decimal.Decimal, fractions.Fraction),
     *(pathlib.PurePath, uuid.UUID),
 )
 
@@ -31,8 +31,7 @@ def encoded(frame: dict[str, Any]) -> bytes:
         ValueError: If it refers to itself.
         RecursionError: If it is nested too deeply.
     """
-    text = json.dumps(frame, separators=(",", ":"), ensure_ascii=False, default=plain)
-    return text.encode("utf-8", "surrogatepass")
+    return _encode(frame).encode("utf-8", "surrogatepass")
 
 
 def plain(value: Any) -> Any:
@@ -74,3 +73,6 @@ def _of_tables(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return None
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=plain).encode

@@ -24,7 +24,7 @@ RUNGS: Mapping[str, frozenset[str]] = {
 """The ladder: sets of layers by name, the best first. What none of them fits is refused."""
 
 
-class CannotConfine(dspy.CodeInterpreterError):  # type: ignore[misc]  # noqa: N818 (dspy ships no types)
+class CannotConfine(dspy.CodeInterpreterError):
     """This system cannot hold what the policy requires; the message says why and what to choose instead."""
 
 

@@ -96,6 +96,11 @@ class Process:
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(0))
 
+    def check_alive(self) -> None:
+        """Raises EOFError if it has ended and all that it sent is read."""
+        if self.ended and not self.readable(0):
+            raise EOFError
+
     def signal(self, number: int) -> None:
         """Send a signal, if it still lives."""
         if self.handle >= 0:
@@ -118,7 +123,6 @@ class Process:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
-
 
     def detach(self) -> None:
         """Close the descriptors of this process only; whoever else has them goes on."""

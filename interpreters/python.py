@@ -11,6 +11,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import dspy
@@ -266,8 +267,8 @@ def _bundled(recipe: Recipe) -> frozenset[str]:
     """Return the modules that `recipe.paths` hold at their top."""
     found = set()
     for path in recipe.paths:
-        if os.path.isdir(path):
-            found |= {name.partition(".")[0] for name in os.listdir(path)}
+        if Path(path).is_dir():
+            found |= {inner.name.partition(".")[0] for inner in Path(path).iterdir()}
     return frozenset(found)
 
 

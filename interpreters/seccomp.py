@@ -50,9 +50,7 @@ def _is_null(*indices: int) -> list[_Instruction]:
     """Allow if all of these arguments are 0."""
     halves = [_argument(index, high=high) for index in indices for high in (False, True)]
     tests = [
-        part
-        for place, half in enumerate(halves)
-        for part in (half, (_EQUAL, 0, 2 * (len(halves) - place) - 1, 0))
+        part for place, half in enumerate(halves) for part in (half, (_EQUAL, 0, 2 * (len(halves) - place) - 1, 0))
     ]
     return [*tests, _YES, _NO]
 

@@ -14,12 +14,13 @@ import dspy
 from rlm_dspy.interpreters import calls, wire
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.deadlines import Bounds, Clock
-from rlm_dspy.interpreters.group import Group
 from rlm_dspy.interpreters.process import Process, text_of
 from rlm_dspy.interpreters.values import CannotCross, Form, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from rlm_dspy.interpreters.group import Group
 
 _WAKE_SECONDS = 10
 _DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
@@ -73,24 +74,32 @@ class Session:
         group: The group it belongs to.
         process: Its process.
         settings: How cells are treated.
-        branch_of: The session it is a copy of.
+        cell: The number of its last cell, if it is a branch.
+        bound: The variables that it has from the host, if it is a branch.
     """
 
     def __init__(
-        self, group: Group, process: Process, settings: Settings, branch_of: Session | None = None
+        self,
+        group: Group,
+        process: Process,
+        settings: Settings,
+        cell: int = 0,
+        bound: dict[str, Any] | None = None,
     ) -> None:
         self.group = group
         self._settings = settings
         self._process = process
-        self._cell = branch_of._cell if branch_of else 0
-        self._bound: dict[str, Any] = dict(branch_of._bound) if branch_of else {}
-        self._told: list[dict[str, Any]] | None = None
+        self._cell = cell
+        self._bound: dict[str, Any] = dict(bound or {})
+        self._told: dict[str, Callable[..., Any]] | None = None
         self._checkpoints: list[Checkpoint] = []
         self._copy_seconds = 0.0
         self._cell_seconds = 0.0
         self._skipped = 0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop: str | BaseException | None = None
+        self._poll = select.poll()
+        self._polled: Process | None = None
         self.ended = False
 
     # What a user may do
@@ -177,7 +186,7 @@ class Session:
                 process.close()
                 raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
             self.group.join()
-            branches.append(Session(self.group, process, self._settings, self))
+            branches.append(Session(self.group, process, self._settings, self._cell, self._bound))
         return branches
 
     def close(self) -> None:
@@ -205,13 +214,17 @@ class Session:
         fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
         forms = self._forms(fresh)
         copy = Process.new() if self._worth_a_copy() else None
-        tools = [
-            {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
-            for name, tool in cell.tools.items()
-        ]
         fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
-        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms), "copy": bool(copy)}
-        frame |= {"fields": cell.fields, "descriptors": len(fds)} | ({"tools": tools} if tools != self._told else {})
+        frame = {
+            "t": "cell",
+            "id": self._cell + 1,
+            "code": cell.code,
+            "values": _frames(forms),
+            "copy": bool(copy),
+        }
+        frame |= {"fields": cell.fields, "descriptors": len(fds)}
+        if cell.tools != self._told:
+            frame["tools"] = _described(cell.tools)
         try:
             self._process.send(frame, fds)
         except OSError as error:
@@ -224,7 +237,7 @@ class Session:
                 copy[1].close()
         self._cell += 1
         self._bound.update(fresh)
-        self._told = tools
+        self._told = cell.tools
         if copy:
             self._checkpoints.append(Checkpoint(copy[0], self._cell, dict(self._bound)))
 
@@ -267,10 +280,8 @@ class Session:
                 self._wait(clock)
                 frame = self._process.received()
                 if frame is None:
-                    if self._process.ended and not self._process.readable(0):
-                        raise EOFError
-                    continue
-                if frame.get("t") == "call":
+                    self._process.check_alive()
+                elif frame.get("t") == "call":
                     self._call(frame, cell.caller, clock)
                 else:
                     return self._checked_result(frame)
@@ -281,12 +292,13 @@ class Session:
 
     def _wait(self, clock: Clock) -> None:
         """Wait for a frame, the end of the process, or a reason to stop."""
-        poll = select.poll()
-        for fd in (self._process.fileno(), self._process.handle, self._wake):
-            poll.register(fd, select.POLLIN)
+        if self._polled is not self._process:
+            self._poll, self._polled = select.poll(), self._process
+            for fd in (self._process.fileno(), self._process.handle, self._wake):
+                self._poll.register(fd, select.POLLIN)
         while True:
             seconds = clock.remaining()
-            ready = dict(poll.poll(None if seconds is None else max(0, seconds * 1000)))
+            ready = dict(self._poll.poll(None if seconds is None else max(0, seconds * 1000)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
                 if isinstance(self._stop, BaseException):
@@ -328,9 +340,7 @@ class Session:
             return
         form: Form | None = None
         try:
-            if isinstance(outcome, calls.Raised):
-                raise outcome.error
-            form = form_of(outcome, self._settings.modules)
+            form = form_of(calls.value_of(outcome), self._settings.modules)
             self.group.make_room(process, [form])
             answer: wire.Frame = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
@@ -422,12 +432,18 @@ class Session:
     def _order(self, frame: wire.Frame, fds: list[int], answer: str) -> None:
         """Give an order between cells and wait until it is done."""
         try:
-            if self._process.ended:
-                raise EOFError
+            self._process.check_alive()
             self._process.send(frame, fds)
             self._process.expect(answer, _WAKE_SECONDS)
         except (OSError, EOFError, ValueError) as error:
             self._recover(f"The worker ended or takes no orders ({error})", "The order was not carried out.")
+
+
+def _described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
+        for name, tool in tools.items()
+    ]
 
 
 def _frames(forms: dict[str, Form]) -> dict[str, Any]:

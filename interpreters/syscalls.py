@@ -1,6 +1,6 @@
 """Numbers of the system calls that the confinement names: those it allows, checks, or makes itself.
 
-Taken from the kernel's own tables: `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
+Taken from the kernel's tables, `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 """
 
 from __future__ import annotations

@@ -14,16 +14,18 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.interpreters import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _SHARED_FROM = 32 << 10
 """Characters or bytes from which a value gets shared memory of its own; shorter ones ride in the frame."""
@@ -31,7 +33,7 @@ _ALIGNMENT = 64
 _CHUNK = 4 << 20
 
 
-class CannotCross(dspy.CodeInterpreterError, TypeError):  # type: ignore[misc]  # noqa: N818 (dspy ships no types)
+class CannotCross(dspy.CodeInterpreterError, TypeError):  # noqa: N818 (a reason, as DSPy words its own)
     """A value has no form in which a worker could have it; the message says what to pass instead."""
 
 
@@ -219,8 +221,8 @@ class _Pickler(pickle.Pickler):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
         raise CannotCross(
-            f"a {getattr(kind, '__qualname__', kind)} of {package} cannot enter the worker, which does not have that "
-            f"package; pass plain data, or name the package in PythonInterpreter(preload=...)"
+            f"a {getattr(kind, '__qualname__', kind)} of {package} cannot enter the worker, which does not have "
+            f"that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
         )
 
 

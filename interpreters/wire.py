@@ -11,8 +11,10 @@ import json
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 PACKET = 120 * 1024
 """Bytes of JSON in one packet at most."""
@@ -29,10 +31,12 @@ _LARGE = 1 << 20
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _NODE = re.compile(rb"[,\[{]")
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 Frame = dict[str, Any]
 
 
-class Violation(ValueError):
+class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
     """What came in is not a frame of the protocol."""
 
 
@@ -43,7 +47,7 @@ def encoded(frame: Frame) -> bytes:
         TypeError: If it holds what JSON does not know.
         ValueError: If it refers to itself.
     """
-    return json.dumps(frame, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return _encode(frame).encode("utf-8", "surrogatepass")
 
 
 def decoded(payload: bytes) -> Frame:

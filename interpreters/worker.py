@@ -22,13 +22,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import memory, outgoing, wire
 from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _STACK_BYTES = 4 << 20
 
@@ -232,7 +234,9 @@ class Worker:
 
 def _no_room(error: Exception) -> str:
     if isinstance(error, StopIteration):
-        return "OSError: the variables could not be taken in, as too many descriptors are open; this cell did not run"
+        return (
+            "OSError: the variables could not be taken in, as too many descriptors are open; this cell did not run"
+        )
     return f"{type(error).__name__}: the variables could not be taken in ({error}); this cell did not run"
 
 

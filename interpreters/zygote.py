@@ -33,12 +33,54 @@ from typing import Any, NoReturn
 from . import confine, kernel, limits, memory, wire
 from .worker import Worker
 
-_COMMON = (
-    "array bisect calendar collections.abc colorsys copy csv dataclasses datetime decimal difflib fnmatch fractions "
-    "glob hashlib heapq html html.parser itertools locale logging math operator pprint queue random secrets shlex "
-    "shutil statistics string tempfile textwrap typing unicodedata urllib.parse uuid xml.etree.ElementTree zlib gzip "
-    "zoneinfo encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 concurrent.futures.thread"
-).split()
+_COMMON = [
+    "array",
+    "bisect",
+    "calendar",
+    "collections.abc",
+    "colorsys",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "fnmatch",
+    "fractions",
+    "glob",
+    "hashlib",
+    "heapq",
+    "html",
+    "html.parser",
+    "itertools",
+    "locale",
+    "logging",
+    "math",
+    "operator",
+    "pprint",
+    "queue",
+    "random",
+    "secrets",
+    "shlex",
+    "shutil",
+    "statistics",
+    "string",
+    "tempfile",
+    "textwrap",
+    "typing",
+    "unicodedata",
+    "urllib.parse",
+    "uuid",
+    "xml.etree.ElementTree",
+    "zlib",
+    "gzip",
+    "zoneinfo",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.utf_16",
+    "encodings.utf_32",
+    "concurrent.futures.thread",
+]
 
 
 class Zygote:
@@ -130,7 +172,11 @@ class Zygote:
             layers = self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
             _settle(scratch)
         except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
-            told = {"t": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            told = {
+                "t": "failed",
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
             wire.send(sock, wire.encoded(told))
             os._exit(1)
         try:
@@ -170,7 +216,7 @@ class Zygote:
             group = os.getpgid(frame["pid"])
         except OSError:
             return False
-        return group == frame["group"] and self._groups.get(group) == frame["session"]
+        return bool(group == frame["group"] and self._groups.get(group) == frame["session"])
 
     def _watch_pid(self, pid: int) -> None:
         try:
@@ -267,7 +313,11 @@ def main() -> None:
             os._exit(0)
         Zygote(control, host, config).run(config)
     except Exception as error:  # noqa: BLE001 (the host decides what to do without this fork server)
-        told = {"t": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        told = {
+            "t": "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
         wire.send(control, wire.encoded(told))
         os._exit(1)
 

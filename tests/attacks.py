@@ -557,7 +557,9 @@ def kernel_setns() -> bool:
 
 def kernel_mount() -> bool:
     target = ctypes.c_char_p(T["folder"].encode() + b"/mount")
-    return in_child(lambda: call("mount", ctypes.c_char_p(b"x"), target, ctypes.c_char_p(b"none"), 0, 0) != -errno.EPERM)
+    return in_child(
+        lambda: call("mount", ctypes.c_char_p(b"x"), target, ctypes.c_char_p(b"none"), 0, 0) != -errno.EPERM
+    )
 
 
 def kernel_bind_mount_tree() -> bool:

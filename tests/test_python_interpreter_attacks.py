@@ -20,7 +20,10 @@ USERS = ["root", "ordinary"] if os.getuid() == 0 else ["ordinary"]
 SEEING = {name for name in ATTACKS if name.startswith("see_")}
 OF_THE_HOST = {name for name in ATTACKS if name.startswith("secrets_")}
 
-pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux"), pytest.mark.timeout(200)]
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux"),
+    pytest.mark.timeout(200),
+]
 
 
 @cache

@@ -67,7 +67,7 @@ CRASHES = {
     "shut the socket": FIND + "import socket\nfor f in fds: socket.socket(fileno=os.dup(f)).shutdown(2)",
     "garbage": FIND + "for f in fds: os.write(f, b'garbage')",
     "a frame that is no JSON": FIND + "for f in fds: os.write(f, b'\\x01\\0\\0\\0\\0{]')",
-    "a result that is none": FIND + "for f in fds: os.write(f, b'\\x01\\0\\0\\0\\0{\"t\":\"done\"}')",
+    "a result that is none": FIND + 'for f in fds: os.write(f, b\'\\x01\\0\\0\\0\\0{"t":"done"}\')',
     "an endless frame": FIND + "while True:\n    for f in fds: os.write(f, b'\\0\\0\\0\\0\\0' + b'[' * 100_000)",
     "signals": "import os, signal, time\nsignal.raise_signal(signal.SIGXCPU)",
     "a fault in a thread": "import ctypes, threading\nt = threading.Thread(target=ctypes.string_at, args=(0,)); t.start(); t.join()",

@@ -158,7 +158,13 @@ def test_a_frame_that_is_sent_arrives(value: dict[str, Any], number: int) -> Non
 
 @pytest.mark.parametrize(
     "payload",
-    [b"[" * 1_000_000, b'{"a":' * 300_000, b"1" * 1_000_000, b'{"a":[' + b"[]," * 1_100_000 + b"1]}", b"{}" * 9],
+    [
+        b"[" * 1_000_000,
+        b'{"a":' * 300_000,
+        b"1" * 1_000_000,
+        b'{"a":[' + b"[]," * 1_100_000 + b"1]}",
+        b"{}" * 9,
+    ],
     ids=["deep", "deep objects", "digits", "parts", "several"],
 )
 def test_a_bomb_of_json_is_a_violation(payload: bytes) -> None:
@@ -171,7 +177,7 @@ def test_a_bomb_of_json_is_a_violation(payload: bytes) -> None:
 
 def test_long_prose_is_no_bomb() -> None:
     """Commas and brackets in a text are no parts."""
-    text = "one, [two], {three}\\ \" " * 200_000
+    text = 'one, [two], {three}\\ " ' * 200_000
     assert wire.decoded(wire.encoded({"text": text}))["text"] == text
 
 
@@ -205,7 +211,11 @@ def test_a_fuzzed_worker_never_takes_the_host_with_it() -> None:
     ran: list[str] = []
     started = time.monotonic()
     with PythonInterpreter(
-        {"tool": lambda: ran.append("tool")}, preload=(), checkpoint="always", cell_seconds=3, grace_seconds=0.2
+        {"tool": lambda: ran.append("tool")},
+        preload=(),
+        checkpoint="always",
+        cell_seconds=3,
+        grace_seconds=0.2,
     ) as repl:
         for turn in range(60):
             sent = [fuzzed(chance, chance.choice(valid)) for _ in range(chance.randint(1, 4))]
@@ -338,7 +348,9 @@ def test_other_runs_are_as_safe_where_no_root_is() -> None:
 def test_a_session_that_is_closed_while_a_tool_runs_is_closed() -> None:
     """The tool's answer then goes nowhere."""
     with closing(open(os.devnull)):
-        repl = PythonInterpreter({"tool": lambda: time.sleep(0.3)}, preload=(), cell_seconds=0.1, grace_seconds=0.1)
+        repl = PythonInterpreter(
+            {"tool": lambda: time.sleep(0.3)}, preload=(), cell_seconds=0.1, grace_seconds=0.1
+        )
         with pytest.raises(CellError):
             repl.execute("tool()")
         repl.shutdown()

@@ -56,7 +56,13 @@ class File:
     encoding: str = "utf-8"
 
 
-TEXTS = ["plain " * 9_000, "caf\xe9 " * 9_000, "\u6f22\u5b57 " * 9_000, "\U0001f600 " * 9_000, "\ud800" * 40_000]
+TEXTS = [
+    "plain " * 9_000,
+    "caf\xe9 " * 9_000,
+    "\u6f22\u5b57 " * 9_000,
+    "\U0001f600 " * 9_000,
+    "\ud800" * 40_000,
+]
 
 
 class TestValues:
@@ -64,8 +70,13 @@ class TestValues:
     def test_a_long_str_is_the_str_it_was(self, text: str) -> None:
         """In each width that Python stores characters in."""
         with light() as repl:
-            facts = repl.execute("import zlib\nprint(len(t), zlib.crc32(t.encode('utf-8', 'surrogatepass')), type(t))", {"t": text})
-            assert repl.execute("{t: 1}[t + ''], hash(t) == hash(t[:-1] + t[-1]), (t + 'z')[-1]") == "(1, True, 'z')"
+            facts = repl.execute(
+                "import zlib\nprint(len(t), zlib.crc32(t.encode('utf-8', 'surrogatepass')), type(t))",
+                {"t": text},
+            )
+            assert (
+                repl.execute("{t: 1}[t + ''], hash(t) == hash(t[:-1] + t[-1]), (t + 'z')[-1]") == "(1, True, 'z')"
+            )
         import zlib
 
         assert facts == f"{len(text)} {zlib.crc32(text.encode('utf-8', 'surrogatepass'))} <class 'str'>"
@@ -73,17 +84,22 @@ class TestValues:
     def test_long_bytes_are_bytes(self) -> None:
         """Shared too."""
         with light() as repl:
-            assert repl.execute("b[:3], len(b), b == bytes(range(256)) * 1000", {"b": bytes(range(256)) * 1000}) == (
-                "(b'\\x00\\x01\\x02', 256000, True)"
-            )
+            assert repl.execute(
+                "b[:3], len(b), b == bytes(range(256)) * 1000", {"b": bytes(range(256)) * 1000}
+            ) == ("(b'\\x00\\x01\\x02', 256000, True)")
 
-    @pytest.mark.parametrize("text", ["plain\n" * 100_000, "caf\xe9\n" * 9_000, "a" * 5_000_000 + "\u6f22", "\U0001f600", ""])
+    @pytest.mark.parametrize(
+        "text", ["plain\n" * 100_000, "caf\xe9\n" * 9_000, "a" * 5_000_000 + "\u6f22", "\U0001f600", ""]
+    )
     def test_a_text_file_is_its_text(self, tmp_path: Path, text: str) -> None:
         """Whatever its characters, also across the pieces it is read in."""
         path = tmp_path / "text"
         path.write_text(text, encoding="utf-8", newline="")
         with light() as repl:
-            assert repl.execute("same = t == u\nsame, type(t)", {"t": File(path), "u": text}) == "(True, <class 'str'>)"
+            assert (
+                repl.execute("same = t == u\nsame, type(t)", {"t": File(path), "u": text})
+                == "(True, <class 'str'>)"
+            )
 
     def test_a_file_that_is_not_utf_8_is_refused(self, tmp_path: Path) -> None:
         """With the error that reading it would give."""
@@ -97,9 +113,9 @@ class TestValues:
         array = np.arange(1_000_000)
         frame = pd.DataFrame({"n": range(1_000), "s": ["x"] * 1_000})
         with PythonInterpreter() as repl:
-            assert repl.execute("a[0] = 7; f.loc[0, 'n'] = 9\na[0], len(f), type(f).__name__", {"a": array, "f": frame}) == (
-                "(np.int64(7), 1000, 'DataFrame')"
-            )
+            assert repl.execute(
+                "a[0] = 7; f.loc[0, 'n'] = 9\na[0], len(f), type(f).__name__", {"a": array, "f": frame}
+            ) == ("(np.int64(7), 1000, 'DataFrame')")
         assert (array[0], frame.loc[0, "n"]) == (0, 0)
 
     def test_models_and_dataclasses_of_the_host_become_dicts(self) -> None:
@@ -308,7 +324,9 @@ class TestModules:
     def test_its_scratch_is_its_own_and_goes_with_it(self) -> None:
         """Files, also in /tmp; another session does not see them."""
         with light() as repl, light() as other:
-            repl.execute("import tempfile, pathlib\npathlib.Path('mine').write_text('x')\npathlib.Path('/tmp/t').write_text('y')")
+            repl.execute(
+                "import tempfile, pathlib\npathlib.Path('mine').write_text('x')\npathlib.Path('/tmp/t').write_text('y')"
+            )
             assert repl.execute("import os; sorted(os.listdir())") == "['mine', 't']"
             assert other.execute("import os; os.listdir(), os.listdir('/tmp')") == "([], [])"
 
@@ -316,7 +334,13 @@ class TestModules:
 def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False, **options
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
     )
 
 
@@ -403,7 +427,10 @@ class TestLives:
         descriptors = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             repl = light({"ask": lambda: "x" * 100_000}, checkpoint="always")
-            repl.execute("import os\nopen('f', 'w').write('x')\npid = os.fork()\nif pid == 0:\n    while True: pass\nask()", {"t": "y" * 100_000})
+            repl.execute(
+                "import os\nopen('f', 'w').write('x')\npid = os.fork()\nif pid == 0:\n    while True: pass\nask()",
+                {"t": "y" * 100_000},
+            )
             session: Any = repl._session
             pid = session._process.host_pid()
             repl.shutdown()
@@ -470,5 +497,5 @@ class TestPolicy:
 def test_flex_runs_on_it() -> None:
     """dspy.Flex reads the value of a last expression as JSON."""
     flex = dspy.Flex("question -> answer", interpreter_factory=light)
-    with dspy.context(lm=DummyLM([{"answer": "it's \"42\""}])):
-        assert flex(question="?").answer == "it's \"42\""
+    with dspy.context(lm=DummyLM([{"answer": 'it\'s "42"'}])):
+        assert flex(question="?").answer == 'it\'s "42"'

@@ -1,6 +1,6 @@
 """Measure the interpreters: each row of the targets against baselines of the same run, and against DSPy's own.
 
-    python experiment/bench/interpreters.py            # writes INTERPRETERS.md and interpreters.svg beside it
+python experiment/bench/interpreters.py            # writes INTERPRETERS.md and interpreters.svg beside it
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ def memfd_write(data: str) -> float:
 
 def server_starts() -> list[Row]:
     rows = []
-    for name, preload, target in (("standard library", (), 150), ("numpy and pandas", ("numpy", "pandas"), 500)):
+    for name, preload, target in (
+        ("standard library", (), 150),
+        ("numpy and pandas", ("numpy", "pandas"), 500),
+    ):
         samples = []
         for _ in range(3):
             forkserver.close_all()
@@ -142,7 +145,14 @@ def starts() -> list[Row]:
             samples.append(timed(once))
             opened.pop().shutdown()
         opened.pop().shutdown()
-        rows.append(below(f"warm confined start, p50, {name}", statistics.median(samples), target, f"bare fork {fork:.2f}"))
+        rows.append(
+            below(
+                f"warm confined start, p50, {name}",
+                statistics.median(samples),
+                target,
+                f"bare fork {fork:.2f}",
+            )
+        )
     return rows
 
 
