@@ -71,7 +71,7 @@ class Confinement:
             inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
             self._filter = seccomp.program(syscalls.machine(), fork=True, signals=inside)
 
-    def close_worker(self, scratch: str, bounds: limits.Limits, *, processes: int | None) -> list[str]:
+    def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
         """In a new worker: put on the rest, for good.
 
         Args:

@@ -6,8 +6,6 @@ import threading
 import time
 from dataclasses import dataclass
 
-_LOOK_AGAIN_SECONDS = 0.5
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -78,7 +76,7 @@ class Clock:
             if left[-1] <= 0:
                 self.reason = f"ran longer than {self._bounds.cell_seconds:g} s"
         if self._bounds.busy_seconds is not None:
-            left.append(max(self._bounds.busy_seconds - busy, _LOOK_AGAIN_SECONDS if self._calls else 0))
+            left.append(self._bounds.busy_seconds - busy if not self._calls else self._bounds.busy_seconds)
             if left[-1] <= 0:
                 self.reason = f"computed for longer than {self._bounds.busy_seconds:g} s"
         return min(left, default=None)

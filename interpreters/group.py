@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import signal
 import threading
@@ -17,10 +18,11 @@ from rlm_dspy.interpreters.process import Process
 if TYPE_CHECKING:
     from rlm_dspy.interpreters import wire
     from rlm_dspy.interpreters.forkserver import ForkServer
-    from rlm_dspy.interpreters.limits import Limits
+    from rlm_dspy.interpreters.limits import WorkerLimits
     from rlm_dspy.interpreters.values import Form, Shared
 
 _START_SECONDS = 30
+_LARGEST_TREE = 10_000
 _numbers = itertools.count(1)
 
 
@@ -36,7 +38,7 @@ class Group:
     """
 
     server: ForkServer
-    limits: Limits
+    limits: WorkerLimits
     scratch: str
     pid: int = 0
     layers: list[str] = field(default_factory=list)
@@ -130,6 +132,17 @@ class Group:
         for shared in self._shared:
             shared.release()
 
+    def memory_over(self, process: Process) -> int:
+        """Return the bytes that a process and its children take together, if that is over the limit; else 0.
+
+        The kernel's own limit is for each process; so one alone is not looked at.
+        """
+        tree = _tree_of(process.host_pid())
+        if len(tree) == 1 or sum(map(_private_at_most, tree)) <= self.limits.memory_bytes:
+            return 0
+        total = sum(map(_share_of_private, tree))
+        return total if total > self.limits.memory_bytes else 0
+
     def sweep(self, kept: Process) -> None:
         """Kill what a process that was ended has left running, unless branches live in the group too."""
         if self._users > 1 or not self._host_group:
@@ -140,6 +153,34 @@ class Group:
                 _kill_if_in(pid, self._host_group)
             if not left:
                 return
+
+
+def _tree_of(pid: int) -> list[int]:
+    """Return a process of the host and all that came from it and still belong to it."""
+    found: list[int] = []
+    todo = [pid]
+    while todo and len(found) < _LARGEST_TREE:
+        found.append(todo.pop())
+        for path in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            with suppress(OSError):
+                todo += map(int, path.read_text().split())
+    return found
+
+
+def _private_at_most(pid: int) -> int:
+    with suppress(OSError, ValueError):
+        _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+        return (resident - shared) * mmap.PAGESIZE
+    return 0
+
+
+def _share_of_private(pid: int) -> int:
+    """Return the private memory of a process; of what it shares with its parent since the fork, its part."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _in_group(group: int) -> list[int]:

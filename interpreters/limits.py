@@ -13,8 +13,8 @@ ADDRESS_ROOM = 3 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of one worker."""
+class WorkerLimits:
+    """WorkerLimits of one worker."""
 
     memory_bytes: int = 2 << 30
     """Private memory of each of its processes. What is shared with the host is not counted."""
@@ -33,7 +33,7 @@ class Limits:
             raise ValueError("max_open_files must be at least 32")
 
 
-def bind(limits: Limits, *, processes: int | None) -> None:
+def bind(limits: WorkerLimits, *, processes: int | None) -> None:
     """Put this process under `limits`. Only a process outside can raise the soft limits of memory again.
 
     Args:
@@ -59,7 +59,7 @@ def bind(limits: Limits, *, processes: int | None) -> None:
     make_room(0, limits, mapped=0, private=0)
 
 
-def make_room(pid: int, limits: Limits, *, mapped: int, private: int) -> None:
+def make_room(pid: int, limits: WorkerLimits, *, mapped: int, private: int) -> None:
     """Set the limits of memory of process `pid` (0: this one) to what the user set and the host's values on top.
 
     Args:

@@ -23,7 +23,7 @@ from rlm_dspy.interpreters.cell import Outcome
 from rlm_dspy.interpreters.deadlines import Bounds
 from rlm_dspy.interpreters.forkserver import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.group import Group
-from rlm_dspy.interpreters.limits import Limits
+from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import Policy
 from rlm_dspy.interpreters.session import Cell, Session, Settings
 
@@ -87,7 +87,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         output_fields: Sequence[Mapping[str, Any]] | None = None,
         *,
         policy: Policy | None = None,
-        limits: Limits | None = None,
+        limits: WorkerLimits | None = None,
         callbacks: Sequence[Any] | None = None,
         max_output_chars: int = 100_000,
         cell_seconds: float | None = None,
@@ -100,7 +100,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         super().__init__(tools, output_fields, callbacks=callbacks)
         if checkpoint not in ("auto", "always", "off"):
             raise ValueError(f"checkpoint is auto, always or off, not {checkpoint!r}")
-        self.limits = limits or Limits()
+        self.limits = limits or WorkerLimits()
         self.bounds = Bounds(cell_seconds, busy_seconds, grace_seconds)
         self.max_output_chars = max_output_chars
         self.checkpoint = checkpoint

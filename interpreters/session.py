@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.group import Group
 
 _WAKE_SECONDS = 10
+_LOOK_SECONDS = 0.5
+"""How often the memory of a cell's processes is looked at."""
 _DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
 _TRY_AGAIN_AFTER = 10
 _KINDS = ("done", "submitted", "raised", "invalid")
@@ -298,7 +300,8 @@ class Session:
                 self._poll.register(fd, select.POLLIN)
         while True:
             seconds = clock.remaining()
-            ready = dict(self._poll.poll(None if seconds is None else max(0, seconds * 1000)))
+            patience = _LOOK_SECONDS if seconds is None else min(max(0, seconds), _LOOK_SECONDS)
+            ready = dict(self._poll.poll(patience * 1000))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
                 if isinstance(self._stop, BaseException):
@@ -308,8 +311,12 @@ class Session:
                     self._process.signal(signal.SIGINT)
             elif ready:
                 return
-            elif (clock.remaining() or 0) <= 0:
+            elif seconds is not None and (clock.remaining() or 0) <= 0:
                 self._ask_to_stop(clock)
+            elif taken := self.group.memory_over(self._process):
+                self._recover(
+                    f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
+                )
 
     def _ask_to_stop(self, clock: Clock) -> None:
         if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)

@@ -168,7 +168,7 @@ class Zygote:
             self._control.close()
             os.close(self._host)
             scratch = frame["scratch"]
-            bounds = limits.Limits(**frame["limits"])
+            bounds = limits.WorkerLimits(**frame["limits"])
             layers = self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
             _settle(scratch)
         except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
@@ -204,7 +204,7 @@ class Zygote:
         """Let a process map more of the host's values; it cannot raise its own limits."""
         try:
             if "limits" in self._confinement.layers and self._is_of_session(frame):
-                bounds = limits.Limits(**frame["limits"])
+                bounds = limits.WorkerLimits(**frame["limits"])
                 limits.make_room(frame["pid"], bounds, mapped=frame["mapped"], private=frame["private"])
         except OSError as error:
             self._reply({"t": "failed", "error": f"no room for the values: {error}"})

@@ -142,13 +142,13 @@ def main() -> None:
         raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
     import attacks
 
-    from rlm_dspy.interpreters.limits import Limits
+    from rlm_dspy.interpreters.limits import WorkerLimits
     from rlm_dspy.interpreters.local import LocalPythonInterpreter
     from rlm_dspy.interpreters.policy import GUARANTEES, Policy
     from rlm_dspy.interpreters.python import PythonInterpreter
 
     chosen = frozenset(layers.split("+")) - {"none", "local"}
-    limits = Limits(memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, max_open_files=128)
+    limits = WorkerLimits(memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, max_open_files=128)
     os.environ["RLM_CANARY"] = CANARY
     results = {}
     with ExitStack() as stack:

@@ -229,7 +229,7 @@ def read_host_maps() -> bool:
 def read_host_memory() -> bool:
     with open(f"/proc/{T['host']}/mem", "rb", buffering=0) as memory:
         memory.seek(T["host_address"])
-        return memory.read(8) == T["canary"].encode()[:8]
+        return bool(memory.read(8) == T["canary"].encode()[:8])
 
 
 def read_host_folder() -> bool:
@@ -427,7 +427,7 @@ def others_memory() -> bool:
     local = struct.pack("QQ", ctypes.addressof(buffer), 8)
     remote = struct.pack("QQ", T["host_address"], 8)
     call("process_vm_readv", T["host"], ctypes.c_char_p(local), 1, ctypes.c_char_p(remote), 1, 0)
-    return buffer.raw == T["canary"].encode()[:8]
+    return bool(buffer.raw == T["canary"].encode()[:8])
 
 
 def others_memory_write() -> bool:
@@ -674,7 +674,7 @@ def kernel_32_bit_calls() -> bool:
         page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         page.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        return ctypes.CFUNCTYPE(ctypes.c_int)(address)() > 0
+        return bool(ctypes.CFUNCTYPE(ctypes.c_int)(address)() > 0)
 
     return in_child(act)
 
@@ -694,7 +694,7 @@ def kernel_x32_calls() -> bool:
 def limits_raise() -> bool:
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_dspy.interpreters.doctor import doctor, probe, render
+from rlm_dspy.interpreters.diagnosis import doctor, probe, render
 from rlm_dspy.interpreters.policy import GUARANTEES, RUNGS, Policy, held, missing
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ code = [(0x20, 0, 0, 0)]
 for layer in sys.argv[2:]:
     for number in denied[layer]: code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050001)]
 seccomp.install(b"".join(struct.pack("<HBBI", *part) for part in [*code, (0x06, 0, 0, 0x7fff0000)]))
-from rlm_dspy.interpreters.doctor import doctor, render
+from rlm_dspy.interpreters.diagnosis import doctor, render
 found = doctor()
 print("chosen", found.chosen or "none")
 print(render(found))

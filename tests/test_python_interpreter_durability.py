@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy.interpreters.base import CellError
-from rlm_dspy.interpreters.limits import Limits
+from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.session import CellUndone
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
-SMALL = Limits(memory_bytes=256 << 20, max_processes=32, scratch_bytes=16 << 20, max_open_files=128)
+SMALL = WorkerLimits(memory_bytes=256 << 20, max_processes=32, scratch_bytes=16 << 20, max_open_files=128)
 FIND = (
     "import os, stat\n"
     "def _is(f):\n"
@@ -146,6 +146,17 @@ def test_a_bomb_is_an_error_of_its_cell(repl: PythonInterpreter, case: str) -> N
     if isinstance(repl.execute("1"), str):
         repl.execute("x = None")
     survives(repl)
+
+
+def test_the_memory_of_all_its_processes_is_counted() -> None:
+    """The kernel limits each; together they are ended too, and the state kept."""
+    with PythonInterpreter(limits=SMALL, preload=(), checkpoint="always") as repl:
+        repl.execute("state = 1")
+        with pytest.raises(CellUndone, match="MB together"):
+            repl.execute(
+                "import os, time\nfor _ in range(6):\n    if os.fork() == 0: break\nx = b'x' * (100 << 20)\ntime.sleep(60)"
+            )
+        assert repl.execute("state") == "1"
 
 
 def test_a_flood_of_output_costs_its_cap_only(repl: PythonInterpreter) -> None:

