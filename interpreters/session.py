@@ -1,4 +1,4 @@
-"""A session: one worker through its cells, its checkpoints and its death, as the host leads it."""
+"""A session: one worker through its cells, as the host leads it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import select
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.interpreters import calls, wire
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.deadlines import Bounds, Clock
+from rlm_dspy.interpreters.lineage import CellUndone, Checkpoint, Lineage
 from rlm_dspy.interpreters.process import Process, text_of
 from rlm_dspy.interpreters.values import CannotCross, Form, form_of
 
@@ -22,17 +23,11 @@ if TYPE_CHECKING:
 
     from rlm_dspy.interpreters.group import Group
 
-_WAKE_SECONDS = 10
 _LOOK_SECONDS = 0.5
 """How often the memory of a cell's processes is looked at."""
 _DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
 _TRY_AGAIN_AFTER = 10
 _KINDS = ("done", "submitted", "raised", "invalid")
-_STAYS_DONE = "Calls it made to functions, and files it wrote, stay done."
-
-
-class CellUndone(CellError):  # noqa: N818 (it says what became of the cell)
-    """The cell's process had to be ended; the session is as it was before the cell that `str(error)` names."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,6 @@ class Cell:
     tools: dict[str, Callable[..., Any]]
     fields: list[dict[str, Any]] | None
     caller: calls.Caller
-
-
-@dataclass
-class Checkpoint:
-    """A sleeping copy of the worker."""
-
-    process: Process
-    cell: int
-    """The cell before which it was made."""
-    bound: dict[str, Any]
-    """The variables that the host had bound by then."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +53,8 @@ class Settings:
     """Packages that the worker can import beside the standard library."""
 
 
-class Session:
-    """One worker.
+class Session(Lineage):
+    """One worker, and the cells it runs.
 
     Args:
         group: The group it belongs to.
@@ -88,21 +72,13 @@ class Session:
         cell: int = 0,
         bound: dict[str, Any] | None = None,
     ) -> None:
-        self.group = group
+        super().__init__(group, process, cell, bound or {})
         self._settings = settings
-        self._process = process
-        self._cell = cell
-        self._bound: dict[str, Any] = dict(bound or {})
-        self._told: dict[str, Callable[..., Any]] | None = None
-        self._checkpoints: list[Checkpoint] = []
-        self._copy_seconds = 0.0
         self._cell_seconds = 0.0
         self._skipped = 0
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop: str | BaseException | None = None
         self._poll = select.poll()
         self._polled: Process | None = None
-        self.ended = False
 
     # What a user may do
 
@@ -152,22 +128,6 @@ class Session:
             self._stop = why
         os.eventfd_write(self._wake, 1)
 
-    def roll_back(self) -> int:
-        """Go back to the checkpoint.
-
-        Returns:
-            The number of the cell before which the session is now.
-
-        Raises:
-            dspy.CodeInterpreterError: If there is none, or it cannot be woken.
-        """
-        if not self._checkpoints:
-            raise dspy.CodeInterpreterError("There is no checkpoint to roll back to.")
-        checkpoint = self._woken()
-        if checkpoint is None:
-            self._lose("The checkpoint could not be woken")
-        return checkpoint.cell
-
     def branches(self, count: int) -> list[Session]:
         """Return `count` copies of this session.
 
@@ -190,25 +150,6 @@ class Session:
             self.group.join()
             branches.append(Session(self.group, process, self._settings, self._cell, self._bound))
         return branches
-
-    def close(self) -> None:
-        """End the worker, its copies and what it left running."""
-        if self.ended:
-            return
-        self.ended = True
-        self._process.signal(signal.SIGKILL)
-        self._process.close()
-        for checkpoint in self._checkpoints:
-            checkpoint.process.close()
-        os.close(self._wake)
-        self.group.leave()
-
-    def let_go(self) -> None:
-        """In a forked child of the host: close what it inherited and disturb nothing."""
-        self.ended = True
-        self._process.detach()
-        for checkpoint in self._checkpoints:
-            checkpoint.process.detach()
 
     # One cell
 
@@ -270,11 +211,6 @@ class Session:
         cheap = self._copy_seconds <= max(_DEAR_SECONDS, _DEAR_SHARE * self._cell_seconds)
         self._skipped = 0 if cheap or self._skipped >= _TRY_AGAIN_AFTER else self._skipped + 1
         return self._skipped == 0
-
-    def _forget_older_checkpoints(self) -> None:
-        for checkpoint in self._checkpoints[:-1]:
-            checkpoint.process.close()
-        del self._checkpoints[:-1]
 
     def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
         while True:
@@ -372,19 +308,6 @@ class Session:
         self._after(frame)
         return frame
 
-    def _after(self, frame: wire.Frame) -> None:
-        """Note what became of the copy and the variables that were sent with the cell."""
-        newest = self._checkpoints[-1] if self._checkpoints else None
-        if newest is not None and newest.cell == self._cell:
-            copying = frame.get("copying")
-            if isinstance(copying, float) and copying > 0:
-                self._copy_seconds = copying
-                self._forget_older_checkpoints()
-            else:
-                self._checkpoints.pop().process.close()
-        if frame.get("taken") is not True:
-            self._bound, self._told = {}, None
-
     def _abandon(self, clock: Clock) -> None:
         """The host itself wants to stop: end the cell, and keep the session if that is possible."""
         self._process.signal(signal.SIGINT)
@@ -394,56 +317,6 @@ class Session:
                 return
         with suppress(CellUndone, dspy.CodeInterpreterError):
             self._recover("The host stopped it")
-
-    # The end of a process
-
-    def _recover(self, reason: str, rest: str = "") -> NoReturn:
-        """Go back to the checkpoint and say so; without one the session is lost."""
-        checkpoint = self._woken()
-        if checkpoint is None:
-            self._lose(reason)
-        undone = f"cell {checkpoint.cell}"
-        if checkpoint.cell < self._cell:
-            undone = f"cells {checkpoint.cell} to {self._cell}"
-        rest = rest or f"What {undone} did to variables is undone. {_STAYS_DONE}"
-        raise CellUndone(f"{reason}. Variables are as they were before cell {checkpoint.cell}. {rest}")
-
-    def _lose(self, reason: str) -> NoReturn:
-        self.close()
-        raise dspy.CodeInterpreterError(f"{reason}; the session is lost, with all its variables.")
-
-    def _woken(self) -> Checkpoint | None:
-        """End the process and let the newest checkpoint that wakes take its place; None if none does."""
-        self._process.signal(signal.SIGKILL)
-        while self._checkpoints:
-            checkpoint = self._checkpoints.pop()
-            self._process.close()
-            self._process = checkpoint.process
-            try:
-                self._wake_up(self._process)
-            except (OSError, EOFError, ValueError):
-                continue
-            self._bound, self._told = checkpoint.bound, None
-            self.group.sweep(self._process)
-            return checkpoint
-        return None
-
-    def _wake_up(self, process: Process) -> None:
-        process.send({"t": "wake"})
-        awake = process.expect("awake", _WAKE_SECONDS)
-        pid = awake.get("pid")
-        if type(pid) is not int or not 0 < pid < 1 << 31:
-            raise wire.Violation("a copy without a number")
-        self.group.watch(process, pid)
-
-    def _order(self, frame: wire.Frame, fds: list[int], answer: str) -> None:
-        """Give an order between cells and wait until it is done."""
-        try:
-            self._process.check_alive()
-            self._process.send(frame, fds)
-            self._process.expect(answer, _WAKE_SECONDS)
-        except (OSError, EOFError, ValueError) as error:
-            self._recover(f"The worker ended or takes no orders ({error})", "The order was not carried out.")
 
 
 def _described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import pytest
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.lineage import CellUndone
 from rlm_dspy.interpreters.python import PythonInterpreter
-from rlm_dspy.interpreters.session import CellUndone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
