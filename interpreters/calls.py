@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
-MAX_WAITING = 1_024
-"""Calls of one worker that may wait for an answer; it has fewer threads than that, so more are forged."""
-_MAX_THREADS = 256
-
 
 class Crew:
     """Threads that run jobs at once, made when they are needed and kept for the next job.
@@ -27,12 +23,10 @@ class Crew:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._threads = 0
 
     def run(self, job: Callable[[], None]) -> None:
         """Have `job` run. It must not raise."""
-        if not self._idle.acquire(blocking=False) and self._threads < _MAX_THREADS:
-            self._threads += 1
+        if not self._idle.acquire(blocking=False):
             threading.Thread(target=self._work, name="rlm-call", daemon=True).start()
         self._jobs.put(job)
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from zipfile import ZipFile
 
 import dspy
 from dspy.primitives.facade import is_reserved_sandbox_name
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Checkpoints = Literal["auto", "always", "off"]
 
 _DEFAULT_PRELOAD = ("numpy", "pandas")
+_INTERRUPT_AGAIN_SECONDS = 0.1
 
 
 class PythonInterpreter(Interpreter, TakesObjects):
@@ -104,6 +106,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self.bounds = Bounds(cell_seconds, busy_seconds, grace_seconds)
         self.max_output_chars = max_output_chars
         self.checkpoint = checkpoint
+        self._named_preload = preload is not None
         chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
         self._recipe = Recipe(chosen, tuple(os.path.realpath(path) for path in paths), policy or Policy())
         self._session: Session | None = None
@@ -176,13 +179,16 @@ class PythonInterpreter(Interpreter, TakesObjects):
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            self.interrupt()
-            await asyncio.wait([waiting])
+            while not waiting.done():
+                self.interrupt()  # again and again: the cell may be yet to begin
+                await asyncio.wait([waiting], timeout=_INTERRUPT_AGAIN_SECONDS)
             waiting.exception()
             raise
 
     def _start(self) -> None:
         server = server_for(self._recipe)
+        if self._named_preload and server.missing:
+            raise dspy.CodeInterpreterError(f"What preload names cannot be imported: {server.missing}")
         group = Group(server, self.limits, server.new_scratch())
         try:
             process = group.spawn(self.max_output_chars)
@@ -267,8 +273,8 @@ def _bundled(recipe: Recipe) -> frozenset[str]:
     """Return the modules that `recipe.paths` hold at their top."""
     found = set()
     for path in recipe.paths:
-        if Path(path).is_dir():
-            found |= {inner.name.partition(".")[0] for inner in Path(path).iterdir()}
+        names = [inner.name for inner in Path(path).iterdir()] if Path(path).is_dir() else ZipFile(path).namelist()
+        found |= {name.partition("/")[0].partition(".")[0] for name in names}
     return frozenset(found)
 
 

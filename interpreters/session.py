@@ -95,8 +95,10 @@ class Session(Lineage):
             self._recover("The worker ended after the last cell", "This cell did not run.")
         clock = Clock(self._settings.bounds)
         self._stop = None
-        self._send_cell(cell)
+        fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+        forms = self._forms(fresh)
         try:
+            self._send_cell(cell, fresh, forms)
             frame = self._result(cell, clock)
         except (CellError, dspy.CodeInterpreterError):
             raise
@@ -153,9 +155,7 @@ class Session(Lineage):
 
     # One cell
 
-    def _send_cell(self, cell: Cell) -> None:
-        fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
-        forms = self._forms(fresh)
+    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form]) -> None:
         copy = Process.new() if self._worth_a_copy() else None
         fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
         frame = {
@@ -195,6 +195,9 @@ class Session(Lineage):
         except CannotCross as error:
             _close(forms.values())
             raise CannotCross(f"Variable {name!r}: {error}") from error
+        except BaseException:
+            _close(forms.values())
+            raise
         self._make_room(list(forms.values()))
         return forms
 
@@ -242,7 +245,7 @@ class Session(Lineage):
                 os.eventfd_read(self._wake)
                 if isinstance(self._stop, BaseException):
                     raise self._stop
-                if self._stop:
+                if self._stop and not clock.asked:
                     clock.ask(self._stop)
                     self._process.signal(signal.SIGINT)
             elif ready:
@@ -265,8 +268,12 @@ class Session(Lineage):
         args, kwargs = frame.get("args"), frame.get("kwargs")
         if type(number) is not int or not 0 <= number < 1 << 32:
             raise wire.Violation("a call without a number")
-        if not isinstance(args, list) or not isinstance(kwargs, dict) or clock.calls >= calls.MAX_WAITING:
-            raise wire.Violation("a call without arguments, or too many calls at once")
+        if (
+            not isinstance(args, list)
+            or not isinstance(kwargs, dict)
+            or clock.calls >= self.group.limits.max_processes
+        ):
+            raise wire.Violation("a call without arguments, or more calls at once than it has threads")
         process = self._process
         clock.call_starts()
 

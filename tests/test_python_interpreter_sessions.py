@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,20 @@ class TestModules:
                 repl.execute(f"open({str(tmp_path / 'extra.py')!r}, 'w')")
             with pytest.raises(CellError, match="ModuleNotFoundError"):
                 repl.execute("import dspy")
+
+    def test_a_wheel_can_be_imported(self, tmp_path: Path) -> None:
+        """As it is, not unpacked."""
+        wheel = tmp_path / "extra-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr("packed/__init__.py", "answer = 42")
+        tmp_path.chmod(0o755)
+        with light(paths=[wheel]) as repl:
+            assert repl.execute("import packed\npacked.answer") == "42"
+
+    def test_a_package_that_was_named_and_is_missing_is_told(self) -> None:
+        """At the start, not by an error of the model's code."""
+        with pytest.raises(dspy.CodeInterpreterError, match="no_such_package"):
+            PythonInterpreter(preload=["no_such_package"]).start()
 
     def test_the_standard_library_is_there(self) -> None:
         """Also what nothing had loaded before."""
