@@ -1,4 +1,8 @@
-"""Where the model's code runs."""
+"""Where the model's code runs.
+
+`PythonInterpreter`, the default, runs it in a confined process; `LocalPythonInterpreter` in this one, unprotected;
+`ScriptedInterpreter` nowhere. `doctor` says what this system can hold.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,34 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
+from rlm_dspy.interpreters.diagnosis import Diagnosis, doctor, probe, render
+from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.lineage import CellUndone
 from rlm_dspy.interpreters.local import LocalPythonInterpreter
+from rlm_dspy.interpreters.policy import CannotConfine, Policy
+from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.scripted import ScriptedInterpreter
+from rlm_dspy.interpreters.values import CannotCross
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "CannotConfine",
+    "CannotCross",
     "CellError",
+    "CellUndone",
+    "Diagnosis",
     "LocalPythonInterpreter",
+    "Policy",
+    "PythonInterpreter",
     "ScriptedInterpreter",
     "Submission",
     "TakesObjects",
+    "WorkerLimits",
+    "doctor",
+    "probe",
+    "render",
     "resolve_factory",
 ]
 
@@ -26,6 +46,6 @@ __all__ = [
 def resolve_factory(factory: Any) -> Callable[[], dspy.CodeInterpreter]:
     """Return the factory of an interpreter: the given one, else the one of `dspy.settings`, else the default."""
     chosen: Callable[[], dspy.CodeInterpreter] = (
-        factory or dspy.settings.get("interpreter_factory") or dspy.LocalInterpreter
+        factory or dspy.settings.get("interpreter_factory") or PythonInterpreter
     )
     return chosen

@@ -1,0 +1,103 @@
+"""Calls of the model's code to functions of the host: each in a thread, in a copy of its execute's context."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable
+
+
+class Crew:
+    """Threads that run jobs at once, made when they are needed and kept for the next job.
+
+    They are daemons: a tool that never returns does not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Have `job` run. It must not raise."""
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._work, name="rlm-call", daemon=True).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+            self._idle.release()
+
+
+_crew = Crew()
+
+
+def _new_crew() -> None:
+    global _crew  # noqa: PLW0603 (a forked child of the host has none of its threads)
+    _crew = Crew()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_new_crew)
+
+
+def in_thread(job: Callable[[], None]) -> None:
+    """Have `job`, which must not raise, run in a thread."""
+    _crew.run(job)
+
+
+class Caller:
+    """Runs the calls of one execute.
+
+    Args:
+        invoke: Runs a tool by its name, positional and named arguments.
+        context: The context of the execute; each call gets a copy.
+    """
+
+    def __init__(
+        self, invoke: Callable[[str, list[Any], dict[str, Any]], Any], context: contextvars.Context
+    ) -> None:
+        self._invoke = invoke
+        self._context = context
+
+    def start(self, name: str, args: list[Any], kwargs: dict[str, Any], done: Callable[[Any], None]) -> None:
+        """Run a tool in a thread; `done` gets what it returned or, as a `Raised`, what it raised."""
+
+        def job() -> None:
+            try:
+                outcome = self._context.copy().run(self._invoke, name, args, kwargs)
+            except BaseException as error:  # noqa: BLE001 (who asked decides what to do with it)
+                outcome = Raised(error)
+            done(outcome)
+
+        in_thread(job)
+
+
+class Raised:
+    """What a tool raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def value_of(outcome: Any) -> Any:
+    """Return what a tool returned.
+
+    Raises:
+        Exception: What it raised.
+    """
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome
+
+
+def is_async(tool: Callable[..., Any]) -> bool:
+    """Return whether calling `tool` gives a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (tool, type(tool).__call__)))

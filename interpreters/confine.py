@@ -1,0 +1,139 @@
+"""The layers of the confinement in their order, for the fork server once and for each worker after its fork.
+
+Nothing degrades here: a layer that was asked for and fails raises, and no code runs. The standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from . import kernel, landlock, limits, namespaces, seccomp, syscalls
+
+Layer = Literal["uid", "namespaces", "landlock", "seccomp", "limits"]
+LAYERS: tuple[Layer, ...] = ("uid", "namespaces", "landlock", "seccomp", "limits")
+"""`uid`: root becomes a user that owns nothing. `namespaces`: no host processes, network, IPC; a minimal root."""
+
+_SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+
+
+@dataclass
+class Confinement:
+    """What a fork server and its workers are confined to.
+
+    Args:
+        layers: The layers to put on.
+        readable: Files and folders beyond Python and the system's libraries.
+        hidden: Folders within those that are not to be seen.
+        base: An empty folder, to build the minimal root on.
+        uid: Whom root becomes; None for an ordinary user.
+    """
+
+    layers: frozenset[str]
+    readable: list[str]
+    hidden: list[str]
+    base: str
+    uid: int | None = None
+    _processes: int = -1
+    _rules: landlock.Rules | None = field(default=None, repr=False)
+    _filter: bytes = b""
+
+    def leave_namespaces(self) -> bool:
+        """First, while little is loaded: leave the host's namespaces.
+
+        Returns:
+            Whether the next child is process 1 of its own, so that the caller must fork.
+
+        Raises:
+            OSError: If this system does not allow it.
+        """
+        self._processes = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        if "namespaces" in self.layers:
+            namespaces.leave(self._processes)
+        return "namespaces" in self.layers
+
+    def close_server(self) -> None:
+        """Then, when everything is loaded: take away files and privilege, and prepare what workers put on.
+
+        Raises:
+            OSError: If this system does not allow it.
+        """
+        if "namespaces" in self.layers:
+            namespaces.minimal_root(self.base, [*_SYSTEM, *_DEVICES, *self.readable], self.hidden)
+        if "uid" in self.layers and self.uid is not None:
+            namespaces.drop_uid(self.uid)
+            _check_readable(self.readable)
+        if {"landlock", "namespaces"} <= self.layers:
+            self._rules = self._allowed(namespaces.SCRATCH)
+        if "seccomp" in self.layers:
+            inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
+            self._filter = seccomp.program(syscalls.machine(), fork=True, signals=inside)
+
+    def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
+        """In a new worker: put on the rest, for good.
+
+        Args:
+            scratch: Its own folder, where there is no minimal root.
+            bounds: Its limits.
+            processes: The limit of processes, if it is counted over all of the user's.
+
+        Returns:
+            The layers that are on.
+
+        Raises:
+            OSError: If one of them cannot be put on.
+        """
+        if "namespaces" in self.layers:
+            namespaces.own_scratch(self._processes, max(1, bounds.scratch_bytes >> 20))
+        else:
+            os.chdir(scratch)
+        os.close(self._processes)
+        if self.layers & {"uid", "namespaces"}:
+            namespaces.drop_capabilities()
+        if "landlock" in self.layers:
+            rules = self._rules or self._allowed(scratch)
+            rules.apply()
+            rules.close()
+        if "limits" in self.layers:
+            limits.bind(bounds, processes=processes)
+        if "seccomp" in self.layers:
+            seccomp.install(self._filter)
+        return sorted(self.layers)
+
+    def _allowed(self, scratch: str) -> landlock.Rules:
+        rules = landlock.Rules()
+        rules.allow([*_SYSTEM, *self.readable], landlock.READ)
+        rules.allow(_DEVICES, landlock.DEVICE)
+        rules.allow([scratch], landlock.WRITE)
+        return rules
+
+
+def _check_readable(paths: list[str]) -> None:
+    """Raises OSError if the user that root has become cannot read Python itself."""
+    closed = [path for path in paths if not os.access(path, os.R_OK)]
+    if closed:
+        raise OSError(
+            f"root becomes an ordinary user, who cannot read {closed[0]}: open the folders above it to others"
+        )
+
+
+def open_to(config: dict[str, Any]) -> Confinement:
+    """Return the confinement that a fork server was started for."""
+    return Confinement(
+        layers=frozenset(config["layers"]),
+        readable=config["readable"],
+        hidden=config["hidden"],
+        base=config["base"],
+        uid=config["uid"],
+    )
+
+
+def adopt_orphans() -> None:
+    """Take over the children of workers that end, where there is no process 1 of our own.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

@@ -1,0 +1,132 @@
+"""What this system can hold, found out by trying: for the command line, and for whoever wonders."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+
+import dspy
+
+from rlm_dspy.interpreters import landlock
+from rlm_dspy.interpreters.forkserver import ForkServer, Recipe
+from rlm_dspy.interpreters.group import Group
+from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A set of layers, and whether a worker ran with it."""
+
+    name: str
+    layers: tuple[str, ...]
+    failure: str
+    """Why it cannot be used here; empty if it can."""
+    holds: dict[str, str] = field(default_factory=dict)
+    """What it guarantees, and which layers hold it."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        system: Kernel, machine, Python and user, in words.
+        rungs: What was tried, the best first.
+        chosen: Name of the rung that `PythonInterpreter()` uses; empty if it refuses to run.
+        zero_copy: Whether values are attached without a copy.
+        landlock: The kernel's version of it; 0 without.
+    """
+
+    system: dict[str, str]
+    rungs: tuple[Rung, ...]
+    chosen: str
+    zero_copy: bool
+    landlock: int
+
+    @property
+    def guarantees(self) -> dict[str, str]:
+        """What holds on the chosen rung, by which layers; "" for what does not."""
+        used = next((rung for rung in self.rungs if rung.name == self.chosen), None)
+        return {name: used.holds.get(name, "") if used else "" for name in GUARANTEES}
+
+
+def doctor(policy: Policy | None = None) -> Diagnosis:
+    """Try every rung of the ladder with a worker, and return what was found.
+
+    Args:
+        policy: What is required; the default `Policy` if None.
+    """
+    required = policy or Policy()
+    reason = unsupported()
+    rungs, zero_copy = [], False
+    for name, layers in required.rungs().items():
+        attaches, failure = (False, reason) if reason else _try(layers)
+        zero_copy = zero_copy or attaches
+        rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers)))
+    usable = [rung for rung in rungs if not rung.failure and not missing(required, frozenset(rung.layers))]
+    version = 0 if reason else landlock.version()
+    return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version)
+
+
+def probe(policy: Policy | None = None) -> dict[str, str]:
+    """Return, for each guarantee, the layers that hold it here; "" for what does not hold."""
+    return doctor(policy).guarantees
+
+
+def _try(layers: frozenset[str]) -> tuple[bool, str]:
+    """Start a worker with these layers; whether it attaches without a copy, and why it failed."""
+    try:
+        server = ForkServer(Recipe((), (), Policy()), layers)
+    except OSError as error:
+        return False, str(error)
+    try:
+        group = Group(server, WorkerLimits(), server.new_scratch())
+        try:
+            group.spawn(1_000).close()
+        finally:
+            group.leave()
+    except (OSError, dspy.CodeInterpreterError) as error:
+        return False, str(error)
+    finally:
+        server.close()
+    return server.zero_copy, ""
+
+
+def _system() -> dict[str, str]:
+    user = "unknown" if sys.platform == "win32" else "root" if os.getuid() == 0 else f"user {os.getuid()}"
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "user": user,
+    }
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """Return the diagnosis as text for a terminal."""
+    lines = [f"{name}: {value}" for name, value in diagnosis.system.items()]
+    lines += [
+        f"landlock: {f'version {diagnosis.landlock}' if diagnosis.landlock else 'missing'}",
+        "",
+        "Layers:",
+    ]
+    for rung in diagnosis.rungs:
+        mark = "used" if rung.name == diagnosis.chosen else "no" if rung.failure else "works"
+        lines.append(f"  {mark:5} {rung.name}: {' + '.join(rung.layers) or 'none'}")
+        if rung.failure:
+            lines.append(f"        {rung.failure}")
+    lines += ["", "Guarantees:"]
+    for name, layers in diagnosis.guarantees.items():
+        lines.append(
+            f"  {'holds' if layers else 'NO':5} {name.replace('_', ' ')}{f' ({layers})' if layers else ''}"
+        )
+    lines += [
+        "",
+        f"Values are {'attached without a copy' if diagnosis.zero_copy else 'copied once into each worker'}.",
+    ]
+    if not diagnosis.chosen:
+        lines += ["PythonInterpreter does not run here with the default policy.", CHOICES]
+    return "\n".join(lines)

@@ -1,0 +1,295 @@
+"""The host's side of the fork server: one per process and set of modules, started when it is first needed.
+
+It ends with this process, also if that is killed; it is started again if it dies; a forked child of this process
+starts its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.interpreters import namespaces, wire
+from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
+
+if TYPE_CHECKING:
+    import socket
+
+_log = logging.getLogger(__name__)
+
+_START_SECONDS = 60
+_ANSWER_SECONDS = 30
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MB of address space
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a fork server is made from; equal recipes share one."""
+
+    preload: tuple[str, ...]
+    paths: tuple[str, ...]
+    policy: Policy
+
+
+@dataclass
+class Watched:
+    """A process of a session: a handle that stays right if its number is used again."""
+
+    handle: int
+    pid: int
+    """Its number where the fork server lives."""
+
+
+class ForkServer:
+    """A running fork server.
+
+    Args:
+        recipe: What it is made from.
+        layers: The layers it puts on.
+
+    Raises:
+        OSError: If it does not start with these layers; the message has its reason.
+    """
+
+    def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
+        self.layers = layers
+        self.missing: dict[str, str] = {}
+        """What of `preload` could not be imported, and why."""
+        self.packages: frozenset[str] = frozenset()
+        """What is loaded beside the standard library."""
+        self.zero_copy = False
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._folder = tempfile.mkdtemp(prefix="rlm-repl-")
+        self._count = 0
+        self.uid = namespaces.unused_uid() if "uid" in layers else None
+        self._control, self._process = self._started(recipe)
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self, recipe: Recipe) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        base, scratch = Path(self._folder, "root"), Path(self._folder, "scratch")
+        base.mkdir()
+        scratch.mkdir()
+        if self.uid is not None:
+            for path in (self._folder, str(scratch)):
+                os.chown(path, self.uid, self.uid)
+        ours, theirs = wire.pair()
+        config = json.dumps({**_config(recipe), "layers": sorted(self.layers), "base": str(base), "uid": self.uid})
+        command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
+                [*command, str(theirs.fileno()), config],
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        return ours, process
+
+    def _await_ready(self) -> None:
+        frame, _ = self._answer(_START_SECONDS)
+        if frame["t"] != "ready":
+            raise OSError(frame["error"])
+        self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
+        self.zero_copy, self.seconds = frame["zero_copy"], frame["seconds"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._owner == os.getpid() and self._process.poll() is None and self._control.fileno() >= 0
+
+    def new_scratch(self) -> str:
+        """Return a fresh folder for one worker; the name alone where a worker makes its own."""
+        if "namespaces" in self.layers:
+            return namespaces.OWN_SCRATCH
+        with self._lock:
+            self._count += 1
+            path = f"{self._folder}/scratch/{self._count}"
+        Path(path).mkdir(mode=0o700)
+        if self.uid is not None:
+            os.chown(path, self.uid, self.uid)
+        return path
+
+    def drop_scratch(self, path: str) -> None:
+        """Remove a folder that `new_scratch` made."""
+        if "namespaces" not in self.layers:
+            remove_tree(Path(path))
+
+    def ask(self, frame: wire.Frame, fds: tuple[int, ...] = ()) -> Watched | None:
+        """Send an order and return the process it is about.
+
+        Raises:
+            OSError: If the fork server is gone or refuses; the message has its reason.
+        """
+        with self._lock:
+            wire.send(self._control, wire.encoded(frame), 0, fds)
+            answer, handles = self._answer(_ANSWER_SECONDS)
+        if answer["t"] == "failed":
+            raise OSError(answer["error"])
+        return Watched(handles[0], answer["pid"]) if handles else None
+
+    def _answer(self, seconds: float) -> tuple[wire.Frame, list[int]]:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            self._process.kill()
+            raise OSError(f"the fork server did not answer within {seconds:g} seconds")
+        packet, fds = wire.receive_trusted(self._control)
+        if not packet:
+            raise OSError("the fork server ended")
+        return json.loads(packet[wire.HEADER_BYTES :]), fds
+
+    def close(self) -> None:
+        """End it and all its workers, and remove its folders. In a forked child: only let go of it."""
+        self._control.close()
+        if self._owner != os.getpid():
+            self._process.returncode = 0  # not this process's child
+            return
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        remove_tree(Path(self._folder))
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    python = [str(Path(os.__file__).parent), str(sysconfig.get_config_var("LIBDIR") or "")]
+    installed = ("purelib", "platlib")
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    hidden = [sysconfig.get_path(name, vars=base) for name in installed]
+    distribution = [f"/usr/lib/python3/{name}" for name in ("dist-packages", "site-packages")]
+    return {
+        "preload": list(recipe.preload),
+        "paths": list(recipe.paths),
+        "search": [path for path in sys.path if path and path not in python and Path(path).is_dir()],
+        "readable": [path for path in (*python, *recipe.paths) if path],
+        "hidden": [*hidden, *distribution],
+        "host": os.getpid(),
+    }
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a folder that code wrote to: however deep, whatever its permissions; links are not followed."""
+    waiting, emptied = [root], []
+    while waiting:
+        folder = waiting.pop()
+        emptied.append(folder)
+        with suppress(OSError):
+            folder.chmod(0o700)
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        up = root / f".{len(emptied)}.{len(waiting)}"  # or the path would grow too long to name
+                        waiting.append(Path(entry.path).rename(up))
+                    else:
+                        Path(entry.path).unlink()
+    for folder in reversed(emptied):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+_servers: dict[Recipe, ForkServer] = {}
+_starting = threading.Lock()
+
+
+def server_for(recipe: Recipe) -> ForkServer:
+    """Return the fork server of `recipe`, on the best rung of the ladder that this system holds.
+
+    Raises:
+        CannotConfine: If no rung holds what the recipe's policy requires.
+    """
+    with _starting:
+        server = _servers.get(recipe)
+        if server is not None and server.alive:
+            return server
+        if server is not None:
+            server.close()
+        _servers[recipe] = started = _climb(recipe)
+        return started
+
+
+def _climb(recipe: Recipe) -> ForkServer:
+    reason = unsupported()
+    if reason:
+        raise CannotConfine(f"PythonInterpreter cannot run here: {reason}. {CHOICES}")
+    reasons = []
+    for name, layers in recipe.policy.rungs().items():
+        lacking = missing(recipe.policy, layers)
+        failure = f"does not hold {', '.join(lacking)}" if lacking else ""
+        if not lacking:
+            try:
+                return ForkServer(recipe, layers)
+            except OSError as error:
+                failure = str(error)
+        reasons.append(f"{name} ({' + '.join(sorted(layers)) or 'no layers'}): {failure}")
+    raise CannotConfine(
+        f"PythonInterpreter cannot hold here what its policy requires ({', '.join(recipe.policy.required())}).\n"
+        + "\n".join(f"- {reason}" for reason in reasons)
+        + f"\n{CHOICES}"
+    )
+
+
+def close_all() -> None:
+    """End every fork server of this process, with all workers."""
+    with _starting:
+        for server in _servers.values():
+            with suppress(OSError):
+                server.close()
+        _servers.clear()
+
+
+def _let_go() -> None:
+    """In a forked child of the host: the parent's fork servers are not the child's."""
+    global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
+    _starting = threading.Lock()
+    for server in _servers.values():
+        server.close()
+    _servers.clear()
+
+
+atexit.register(close_all)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def check(answer: Watched | None) -> Watched:
+    """Return what a fork server answered with.
+
+    Raises:
+        dspy.CodeInterpreterError: If it gave no process.
+    """
+    if answer is None:
+        raise dspy.CodeInterpreterError("the fork server gave no worker")
+    return answer

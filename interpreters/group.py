@@ -1,0 +1,215 @@
+"""The processes that came from one worker, and what they share."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.interpreters.forkserver import check
+from rlm_dspy.interpreters.process import Process
+
+if TYPE_CHECKING:
+    from rlm_dspy.interpreters import wire
+    from rlm_dspy.interpreters.forkserver import ForkServer
+    from rlm_dspy.interpreters.limits import WorkerLimits
+    from rlm_dspy.interpreters.values import Form, Shared
+
+_START_SECONDS = 30
+_LARGEST_TREE = 10_000
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Group:
+    """A session, its copies and its branches.
+
+    Attributes:
+        server: The fork server they came from.
+        limits: Of each process.
+        scratch: Their folder.
+        pid: Number of the first process where the fork server lives; names the process group.
+    """
+
+    server: ForkServer
+    limits: WorkerLimits
+    scratch: str
+    pid: int = 0
+    layers: list[str] = field(default_factory=list)
+    _name: str = field(default_factory=lambda: f"{os.getpid()}.{next(_numbers)}")
+    _host_group: int = 0
+    _users: int = 1
+    _mapped: int = 0
+    _private: int = 0
+    _shared: list[Shared] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spawn(self, max_output_chars: int) -> Process:
+        """Start the first process.
+
+        Raises:
+            OSError: If it cannot be started or confined.
+        """
+        process, theirs = Process.new()
+        order = {
+            "t": "spawn",
+            "session": self._name,
+            "scratch": self.scratch,
+            "limits": asdict(self.limits),
+            "processes": self._counted_processes(),
+            "max_output_chars": max_output_chars,
+        }
+        try:
+            with theirs:
+                watched = check(self.server.ask(order, (theirs.fileno(),)))
+            process.handle, process.pid, self.pid = watched.handle, watched.pid, watched.pid
+            ready = process.expect("ready", _START_SECONDS)
+        except BaseException as error:
+            process.close()
+            if isinstance(error, EOFError):
+                raise OSError("the worker ended at its start") from None
+            raise
+        if ready["t"] == "failed":
+            process.close()
+            raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
+        self.layers = ready["layers"]
+        self._host_group = process.host_pid()
+        return process
+
+    def _counted_processes(self) -> int | None:
+        """Return the limit where the kernel counts all processes of the user, not the worker's alone."""
+        if "namespaces" in self.server.layers:
+            return None
+        uid = self.server.uid or os.getuid()
+        return self.limits.max_processes + sum(_threads_of(uid))
+
+    def watch(self, process: Process, pid: int) -> None:
+        """Get a handle on a copy that has woken.
+
+        Raises:
+            OSError: If `pid` is no process of this group.
+        """
+        watched = check(self.server.ask(self._order("watch", pid=pid)))
+        process.handle, process.pid = watched.handle, watched.pid
+
+    def make_room(self, process: Process, forms: list[Form]) -> None:
+        """Let a process map these values, and keep what they share until the group ends.
+
+        Raises:
+            OSError: If it cannot be done.
+        """
+        self._shared += [form.shared for form in forms if form.shared is not None]
+        if any(form.mapped for form in forms):
+            self._mapped += sum(form.mapped for form in forms)
+            self._private += sum(form.private for form in forms)
+            room = {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
+            self.server.ask(self._order("room", pid=process.pid, **room))
+
+    def _order(self, kind: str, **more: Any) -> wire.Frame:
+        return {"t": kind, "session": self._name, "group": self.pid, **more}
+
+    def join(self) -> None:
+        """Count one more session."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count one less; the last kills what still lives, removes the scratch and gives values back."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        if self.pid:
+            with suppress(OSError):
+                self.server.ask(self._order("kill"))
+        self.server.drop_scratch(self.scratch)
+        for shared in self._shared:
+            shared.release()
+
+    def memory_over(self, process: Process) -> int:
+        """Return the bytes that a process and its children take together, if that is over the limit; else 0.
+
+        The kernel's own limit is for each process; so one alone is not looked at.
+        """
+        tree = _tree_of(process.host_pid())
+        if len(tree) == 1 or sum(map(_private_at_most, tree)) <= self.limits.memory_bytes:
+            return 0
+        total = sum(map(_share_of_private, tree))
+        return total if total > self.limits.memory_bytes else 0
+
+    def sweep(self, kept: Process) -> None:
+        """Kill what a process that was ended has left running, unless branches live in the group too."""
+        if self._users > 1 or not self._host_group:
+            return
+        for _ in range(3):
+            left = [pid for pid in _in_group(self._host_group) if pid != kept.host_pid()]
+            for pid in left:
+                _kill_if_in(pid, self._host_group)
+            if not left:
+                return
+
+
+def _tree_of(pid: int) -> list[int]:
+    """Return a process of the host and all that came from it and still belong to it."""
+    found: list[int] = []
+    todo = [pid]
+    while todo and len(found) < _LARGEST_TREE:
+        found.append(todo.pop())
+        for path in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            with suppress(OSError):
+                todo += map(int, path.read_text().split())
+    return found
+
+
+def _private_at_most(pid: int) -> int:
+    with suppress(OSError, ValueError):
+        _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+        return (resident - shared) * mmap.PAGESIZE
+    return 0
+
+
+def _share_of_private(pid: int) -> int:
+    """Return the private memory of a process; of what it shares with its parent since the fork, its part."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _in_group(group: int) -> list[int]:
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError, ValueError):
+                after_name = (path / "stat").read_text().rpartition(")")[2].split()
+                if int(after_name[2]) == group:
+                    found.append(int(path.name))
+    return found
+
+
+def _kill_if_in(pid: int, group: int) -> None:
+    with suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            if os.getpgid(pid) == group:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+
+
+def _threads_of(uid: int) -> list[int]:
+    """Return how many threads each process of a user has."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError, ValueError):
+                if path.stat().st_uid == uid:
+                    found.append(int((path / "stat").read_text().rpartition(")")[2].split()[17]))
+    return found

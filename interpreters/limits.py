@@ -1,0 +1,85 @@
+"""What one worker may use of the machine: the limits a user sets, and how they bind a process.
+
+The standard library only.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+ADDRESS_ROOM = 3 << 29
+"""Address space beyond the memory limit: libraries, thread stacks, arenas that are reserved and never used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLimits:
+    """WorkerLimits of one worker."""
+
+    memory_bytes: int = 2 << 30
+    """Private memory of each of its processes. What is shared with the host is not counted."""
+    max_processes: int = 128
+    """Processes and threads at once."""
+    scratch_bytes: int = 256 << 20
+    """Files in its scratch folder; without a minimal root the size of one file."""
+    max_open_files: int = 256
+    """Descriptors of each of its processes."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("memory_bytes", 64 << 20), ("max_processes", 4), ("scratch_bytes", 1 << 20)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}")
+        if self.max_open_files < 32:  # noqa: PLR2004 (what the interpreter itself holds open, with room)
+            raise ValueError("max_open_files must be at least 32")
+
+
+def bind(limits: WorkerLimits, *, processes: int | None) -> None:
+    """Put this process under `limits`. Only a process outside can raise the soft limits of memory again.
+
+    Args:
+        limits: The limits.
+        processes: The limit of processes and threads, if it is counted over more than this worker.
+    """
+    if sys.platform != "linux":
+        raise OSError("limits are bound on Linux only")
+    import resource
+
+    hard = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_FSIZE: limits.scratch_bytes,
+        resource.RLIMIT_NOFILE: limits.max_open_files,
+        resource.RLIMIT_NPROC: limits.max_processes if processes is None else processes,
+    }
+    for name, value in hard.items():
+        ceiling = resource.getrlimit(name)[1]
+        bound = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
+        resource.setrlimit(name, (bound, bound))
+    make_room(0, limits, mapped=0, private=0)
+
+
+def make_room(pid: int, limits: WorkerLimits, *, mapped: int, private: int) -> None:
+    """Set the limits of memory of process `pid` (0: this one) to what the user set and the host's values on top.
+
+    Args:
+        pid: A process of the same user.
+        limits: What the user set.
+        mapped: Bytes that it maps of the host's values.
+        private: Those of them that it may change, in copies of its own.
+
+    Raises:
+        OSError: If the process is gone.
+    """
+    if sys.platform != "linux":
+        raise OSError("limits are bound on Linux only")
+    import resource
+
+    wanted = {
+        resource.RLIMIT_DATA: limits.memory_bytes + private,
+        resource.RLIMIT_AS: limits.memory_bytes + mapped + ADDRESS_ROOM,
+    }
+    for name, value in wanted.items():
+        hard = resource.prlimit(pid, name)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.prlimit(pid, name, (soft, hard))

@@ -1,0 +1,101 @@
+"""What a user may rely on, which layer of the confinement holds it, and what is refused where none does."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import dspy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CHOICES = (
+    "Choices: dspy.PythonInterpreter (WASM, needs Deno; slow but runs anywhere), a remote interpreter, "
+    "rlm_dspy.interpreters.LocalPythonInterpreter for code that you trust, or a Policy that does not require this."
+)
+
+RUNGS: Mapping[str, frozenset[str]] = {
+    "all": frozenset({"uid", "namespaces", "landlock", "seccomp", "limits"}),
+    "landlock": frozenset({"uid", "landlock", "seccomp", "limits"}),
+    "namespaces": frozenset({"uid", "namespaces", "seccomp", "limits"}),
+}
+"""The ladder: sets of layers by name, the best first. What none of them fits is refused."""
+
+
+class CannotConfine(dspy.CodeInterpreterError):
+    """This system cannot hold what the policy requires; the message says why and what to choose instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What must hold for the model's code. True: required, refused where it cannot hold.
+
+    False does not switch anything off: the best set of layers that this system has is always used.
+    """
+
+    no_network: bool = True
+    """No TCP, UDP, raw or other sockets, nor sockets that have a path or an abstract name."""
+    only_given_files: bool = True
+    """It reads Python, its libraries and what was named, and writes to its scratch folder only."""
+    hidden_paths: bool = False
+    """Not even the names, sizes and owners of other files can be seen."""
+    clean_environment: bool = True
+    """It never shared memory, variables or descriptors with the host process."""
+    no_exec: bool = True
+    """It starts no other program."""
+    private_runs: bool = True
+    """It does not reach the values, files, processes and callbacks of another run."""
+    memory_cap: bool = True
+    """The memory of a process is limited."""
+    process_cap: bool = True
+    """The number of processes and threads is limited."""
+    layers: frozenset[str] | None = None
+    """Which layers may be used; None: all that this system has. To measure and test what each one stops."""
+
+    def required(self) -> tuple[str, ...]:
+        """Return the names of what is required."""
+        return tuple(item.name for item in fields(self) if item.name != "layers" and getattr(self, item.name))
+
+    def rungs(self) -> dict[str, frozenset[str]]:
+        """Return the sets of layers to try, the best first."""
+        return dict(RUNGS) if self.layers is None else {"chosen": self.layers}
+
+
+_HELD_BY: Mapping[str, tuple[frozenset[str], ...]] = {
+    "no_network": (frozenset({"seccomp"}),),
+    "only_given_files": (frozenset({"namespaces", "seccomp"}), frozenset({"landlock", "seccomp"})),
+    "hidden_paths": (frozenset({"namespaces"}),),
+    "clean_environment": (frozenset(),),
+    "no_exec": (frozenset({"seccomp"}),),
+    "private_runs": (frozenset({"namespaces", "seccomp"}), frozenset({"landlock", "seccomp"})),
+    "memory_cap": (frozenset({"limits"}),),
+    "process_cap": (frozenset({"limits"}),),
+}
+GUARANTEES = tuple(_HELD_BY)
+
+
+def held(layers: frozenset[str]) -> dict[str, str]:
+    """Return, for each guarantee that `layers` hold, the layers that hold it."""
+    found = {}
+    for name, options in _HELD_BY.items():
+        fitting = [option for option in options if option <= layers]
+        if fitting:
+            found[name] = " + ".join(sorted(fitting[0])) or "fork server"
+    return found
+
+
+def missing(policy: Policy, layers: frozenset[str]) -> list[str]:
+    """Return what `policy` requires and `layers` do not hold."""
+    holding = held(layers)
+    return [name for name in policy.required() if name not in holding]
+
+
+def unsupported() -> str:
+    """Return why this system cannot run a confined worker at all; empty if it may."""
+    if sys.platform != "linux":
+        return f"a confined worker needs Linux, and this is {sys.platform}"
+    if sys.implementation.name != "cpython":
+        return f"a confined worker needs CPython, and this is {sys.implementation.name}"
+    return ""

@@ -1,0 +1,284 @@
+"""The default interpreter on Linux: a confined CPython worker, forked in milliseconds."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextvars
+import importlib.util
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from zipfile import ZipFile
+
+import dspy
+from dspy.primitives.facade import is_reserved_sandbox_name
+
+from rlm_dspy.interpreters import calls
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given
+from rlm_dspy.interpreters.cell import Outcome
+from rlm_dspy.interpreters.deadlines import Bounds
+from rlm_dspy.interpreters.forkserver import ForkServer, Recipe, server_for
+from rlm_dspy.interpreters.group import Group
+from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.policy import Policy
+from rlm_dspy.interpreters.session import Cell, Session, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
+
+Checkpoints = Literal["auto", "always", "off"]
+
+_DEFAULT_PRELOAD = ("numpy", "pandas")
+_INTERRUPT_AGAIN_SECONDS = 0.1
+
+
+class PythonInterpreter(Interpreter, TakesObjects):
+    """Runs code in a confined CPython worker of its own: the default on Linux.
+
+    The worker is forked from a server that was started with an empty environment and has confined itself, so it
+    starts in milliseconds and never held a secret of this process. What holds is named by `policy`; where the
+    system cannot hold it, `start` refuses and says why.
+
+    Variables enter as they are: `str` and `bytes` of any size through shared memory without a copy, text files
+    likewise (`Text.open`), arrays and DataFrames with their buffers shared and changes kept private, everything
+    else that pickle knows. Pydantic models and dataclasses of the host's own become dicts. Out of it come JSON
+    values only: sets become lists, dates ISO text, arrays lists, DataFrames lists of records.
+
+    Tools run in this process, at once if the code's threads call them at once, each in a copy of the context of
+    its `execute`. A cell that takes too long is interrupted, and killed if it ignores that; a cell that crashes
+    the worker ends it. A checkpoint (a sleeping copy, forked before the cell) then takes over, `CellUndone` says
+    what was undone, and the session goes on. What tools did is not undone.
+
+    Args:
+        tools: Host functions, sync or async, by the name that code calls them by.
+        output_fields: What `SUBMIT` takes: a `name` each.
+        policy: What must hold for the code.
+        limits: What a worker may use of the machine.
+        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+        max_output_chars: How much of a cell's output is kept, half of it from each end.
+        cell_seconds: How long a cell may take, calls to tools included; None: for ever.
+        busy_seconds: How long it may compute, while no tool runs for it; None: for ever.
+        grace_seconds: Between the first interrupt and the kill.
+        preload: Packages of this process's Python that the code can import beside the standard library; None:
+            numpy and pandas if they are installed. Name also what they need, unless importing them loads it.
+        paths: Folders and wheels with further modules, made importable and readable.
+        checkpoint: `auto`: before each cell, but not while copies are dear (large private data); `always`; `off`.
+
+    Raises:
+        ValueError: If a name is no identifier or is taken, or a limit is too small.
+    """
+
+    execution_instructions: ClassVar[str] = (
+        "Code runs as CPython in a confined process of its own: no network, no other programs, files only in the "
+        "current folder. Variables, imports and functions stay from cell to cell. The value of a last expression "
+        "is shown, as in a notebook, and `await` works at the top level. The standard library is there, and numpy "
+        "and pandas where the host has them. Tools and SUBMIT are global functions; tools can be called from "
+        "threads, and then run at once. Large inputs are in memory already; do not copy them needlessly."
+    )
+    takes_text = True
+
+    def __init__(
+        self,
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+        output_fields: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        policy: Policy | None = None,
+        limits: WorkerLimits | None = None,
+        callbacks: Sequence[Any] | None = None,
+        max_output_chars: int = 100_000,
+        cell_seconds: float | None = None,
+        busy_seconds: float | None = 600.0,
+        grace_seconds: float = 2.0,
+        preload: Sequence[str] | None = None,
+        paths: Sequence[str | os.PathLike[str]] = (),
+        checkpoint: Checkpoints = "auto",
+    ) -> None:
+        super().__init__(tools, output_fields, callbacks=callbacks)
+        if checkpoint not in ("auto", "always", "off"):
+            raise ValueError(f"checkpoint is auto, always or off, not {checkpoint!r}")
+        self.limits = limits or WorkerLimits()
+        self.bounds = Bounds(cell_seconds, busy_seconds, grace_seconds)
+        self.max_output_chars = max_output_chars
+        self.checkpoint = checkpoint
+        self._named_preload = preload is not None
+        chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
+        self._recipe = Recipe(chosen, tuple(os.path.realpath(path) for path in paths), policy or Policy())
+        self._session: Session | None = None
+        self._owner = os.getpid()
+        self._closing: weakref.finalize[Any, Any] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """What must hold for the code."""
+        return self._recipe.policy
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers of confinement that its worker has put on; empty before it is started."""
+        return [] if self._session is None else list(self._session.group.layers)
+
+    def put(self, **variables: Any) -> None:
+        """Bind variables now, as `execute` does before a cell.
+
+        Raises:
+            CannotCross: If one of them cannot enter the worker.
+            dspy.CodeInterpreterError: If a cell runs, a name is invalid, or the session is lost.
+        """
+        with self._between_cells():
+            self._check_cell("", variables)
+            self._live().bind(variables)
+
+    def interrupt(self) -> None:
+        """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens."""
+        if self._session is not None and self._running.locked():
+            self._session.interrupt("was stopped by the host")
+
+    def rollback(self) -> int:
+        """Undo what the last cell did to variables; a second time, only after a further cell.
+
+        Returns:
+            The number of the cell before which the session is now: more than one cell is undone if no checkpoint
+            was made before the last.
+
+        Raises:
+            dspy.CodeInterpreterError: If there is no checkpoint, a cell runs, or the session is lost.
+        """
+        with self._between_cells():
+            return self._live().roll_back()
+
+    def fork(self, count: int = 1) -> list[Self]:
+        """Return `count` interpreters that go on from the state of this one, with its tools; close each.
+
+        They share its scratch folder and its limit of processes.
+
+        Raises:
+            dspy.CodeInterpreterError: If a cell runs, or the copies cannot be made.
+        """
+        with self._between_cells():
+            return [self._branch(session) for session in self._live().branches(count)]
+
+    async def aexecute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+        """Do what `execute` does without blocking the event loop; cancelling it stops the cell."""
+        done: Future[Any] = Future()
+        context = contextvars.copy_context()
+
+        def job() -> None:
+            try:
+                done.set_result(context.run(self.execute, code, variables))
+            except BaseException as error:  # noqa: BLE001 (it is raised where this is awaited)
+                done.set_exception(error)
+
+        calls.in_thread(job)
+        waiting = asyncio.wrap_future(done)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            while not waiting.done():
+                self.interrupt()  # again and again: the cell may be yet to begin
+                await asyncio.wait([waiting], timeout=_INTERRUPT_AGAIN_SECONDS)
+            waiting.exception()
+            raise
+
+    def _start(self) -> None:
+        server = server_for(self._recipe)
+        if self._named_preload and server.missing:
+            raise dspy.CodeInterpreterError(f"What preload names cannot be imported: {server.missing}")
+        group = Group(server, self.limits, server.new_scratch())
+        try:
+            process = group.spawn(self.max_output_chars)
+        except OSError as error:
+            group.leave()
+            raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
+        packages = server.packages | _bundled(self._recipe)
+        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
+        self._adopt(Session(group, process, settings))
+
+    def _adopt(self, session: Session) -> None:
+        self._session = session
+        self._closing = weakref.finalize(self, _close, session, os.getpid())
+
+    def _branch(self, session: Session) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.tools = dict(self.tools)
+        made.callbacks = list(self.callbacks)
+        made._running = threading.Lock()  # noqa: SLF001 (its own class)
+        made._adopt(session)  # noqa: SLF001
+        return made
+
+    def _live(self) -> Session:
+        if not self._started:
+            self.start()
+        if self._owner != os.getpid():
+            raise dspy.CodeInterpreterError("This session belongs to the process that this one was forked from.")
+        if self._session is None or self._session.ended:
+            raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
+        return self._session
+
+    def _between_cells(self) -> _Held:
+        return _Held(self._running)
+
+    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+        caller = calls.Caller(self.invoke_tool, contextvars.copy_context())
+        frame = self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, caller))
+        result = given(Outcome(frame["kind"], frame["values"], frame["error"]), frame["output"])
+        return _value_of_driver(result) if any(map(is_reserved_sandbox_name, variables)) else result
+
+    def _shutdown(self) -> None:
+        if self._closing is not None:
+            self._closing()
+
+
+class _Held:
+    """Holds the lock that a running cell holds; refuses instead of waiting."""
+
+    def __init__(self, running: threading.Lock) -> None:
+        self._running = running
+
+    def __enter__(self) -> None:
+        if not self._running.acquire(blocking=False):
+            raise dspy.CodeInterpreterError("A cell runs; wait until it has ended, or interrupt it.")
+
+    def __exit__(self, *_: object) -> None:
+        self._running.release()
+
+
+def _close(session: Session, owner: int) -> None:
+    if owner == os.getpid():
+        session.close()
+    else:
+        session.let_go()
+
+
+def _value_of_driver(result: Any) -> Any:
+    """Return the str that DSPy's own code ends with, as it is: dspy.Flex reads JSON from it, not its repr."""
+    if isinstance(result, str):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(result.splitlines()[-1])
+            return value if isinstance(value, str) else result
+    return result
+
+
+def _installed(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if importlib.util.find_spec(name) is not None)
+
+
+def _bundled(recipe: Recipe) -> frozenset[str]:
+    """Return the modules that `recipe.paths` hold at their top."""
+    found = set()
+    for path in recipe.paths:
+        names = [inner.name for inner in Path(path).iterdir()] if Path(path).is_dir() else ZipFile(path).namelist()
+        found |= {name.partition("/")[0].partition(".")[0] for name in names}
+    return frozenset(found)
+
+
+def warm(preload: Sequence[str] | None = None, policy: Policy | None = None) -> ForkServer:
+    """Start the fork server now, so that the first interpreter does not wait for it."""
+    chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
+    return server_for(Recipe(chosen, (), policy or Policy()))

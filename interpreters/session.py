@@ -1,0 +1,353 @@
+"""A session: one worker through its cells, as the host leads it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.interpreters import calls, wire
+from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.deadlines import Bounds, Clock
+from rlm_dspy.interpreters.lineage import CellUndone, Checkpoint, Lineage
+from rlm_dspy.interpreters.process import Process, text_of
+from rlm_dspy.interpreters.values import CannotCross, Form, form_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rlm_dspy.interpreters.group import Group
+
+_LOOK_SECONDS = 0.5
+"""How often the memory of a cell's processes is looked at."""
+_DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
+_TRY_AGAIN_AFTER = 10
+_KINDS = ("done", "submitted", "raised", "invalid")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be executed."""
+
+    code: str
+    variables: dict[str, Any]
+    tools: dict[str, Callable[..., Any]]
+    fields: list[dict[str, Any]] | None
+    caller: calls.Caller
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session treats its cells."""
+
+    bounds: Bounds
+    max_output_chars: int
+    checkpoint: str
+    """`auto`: before each cell unless copies have become dear; `always`; `off`."""
+    modules: frozenset[str]
+    """Packages that the worker can import beside the standard library."""
+
+
+class Session(Lineage):
+    """One worker, and the cells it runs.
+
+    Args:
+        group: The group it belongs to.
+        process: Its process.
+        settings: How cells are treated.
+        cell: The number of its last cell, if it is a branch.
+        bound: The variables that it has from the host, if it is a branch.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        process: Process,
+        settings: Settings,
+        cell: int = 0,
+        bound: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(group, process, cell, bound or {})
+        self._settings = settings
+        self._cell_seconds = 0.0
+        self._skipped = 0
+        self._stop: str | BaseException | None = None
+        self._poll = select.poll()
+        self._polled: Process | None = None
+
+    # What a user may do
+
+    def execute(self, cell: Cell) -> wire.Frame:
+        """Run a cell; return what the worker says of it.
+
+        Raises:
+            CellUndone: If its process had to be ended and a checkpoint took over.
+            CannotCross: If a variable cannot enter the worker; nothing ran.
+            dspy.CodeInterpreterError: If the session is lost.
+            BaseException: What a tool raised that is no Exception; the cell was stopped.
+        """
+        if self._process.ended:
+            self._recover("The worker ended after the last cell", "This cell did not run.")
+        clock = Clock(self._settings.bounds)
+        self._stop = None
+        fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+        forms = self._forms(fresh)
+        try:
+            self._send_cell(cell, fresh, forms)
+            frame = self._result(cell, clock)
+        except (CellError, dspy.CodeInterpreterError):
+            raise
+        except BaseException:
+            self._abandon(clock)
+            raise
+        self._cell_seconds = clock.elapsed
+        if frame["kind"] == "raised" and clock.asked:
+            frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+        return frame
+
+    def bind(self, variables: dict[str, Any]) -> None:
+        """Bind variables now.
+
+        Raises:
+            CannotCross: If one of them cannot enter the worker.
+            dspy.CodeInterpreterError: If the session is lost.
+        """
+        forms = self._forms(variables)
+        try:
+            self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
+        finally:
+            _close(forms.values())
+        self._bound.update(variables)
+
+    def interrupt(self, why: str | BaseException) -> None:
+        """Stop the running cell, from any thread. An exception is raised from `execute` then."""
+        if self._stop is None or isinstance(why, BaseException):
+            self._stop = why
+        os.eventfd_write(self._wake, 1)
+
+    def branches(self, count: int) -> list[Session]:
+        """Return `count` copies of this session.
+
+        Raises:
+            dspy.CodeInterpreterError: If they cannot be made.
+        """
+        made = [Process.new() for _ in range(count)]
+        try:
+            self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
+        finally:
+            for _, theirs in made:
+                theirs.close()
+        branches = []
+        for process, _ in made:
+            try:
+                self._wake_up(process)
+            except (OSError, EOFError, ValueError) as error:
+                process.close()
+                raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
+            self.group.join()
+            branches.append(Session(self.group, process, self._settings, self._cell, self._bound))
+        return branches
+
+    # One cell
+
+    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form]) -> None:
+        copy = Process.new() if self._worth_a_copy() else None
+        fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
+        frame = {
+            "t": "cell",
+            "id": self._cell + 1,
+            "code": cell.code,
+            "values": _frames(forms),
+            "copy": bool(copy),
+        }
+        frame |= {"fields": cell.fields, "descriptors": len(fds)}
+        if cell.tools != self._told:
+            frame["tools"] = _described(cell.tools)
+        try:
+            self._process.send(frame, fds)
+        except OSError as error:
+            if copy:
+                copy[0].close()
+            self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
+        finally:
+            _close(forms.values())
+            if copy:
+                copy[1].close()
+        self._cell += 1
+        self._bound.update(fresh)
+        self._told = cell.tools
+        if copy:
+            self._checkpoints.append(Checkpoint(copy[0], self._cell, dict(self._bound)))
+
+    def _has(self, name: str, value: Any) -> bool:
+        return name in self._bound and self._bound[name] is value
+
+    def _forms(self, variables: dict[str, Any]) -> dict[str, Form]:
+        forms: dict[str, Form] = {}
+        try:
+            for name, value in variables.items():
+                forms[name] = form_of(value, self._settings.modules)
+        except CannotCross as error:
+            _close(forms.values())
+            raise CannotCross(f"Variable {name!r}: {error}") from error
+        except BaseException:
+            _close(forms.values())
+            raise
+        self._make_room(list(forms.values()))
+        return forms
+
+    def _make_room(self, forms: list[Form]) -> None:
+        try:
+            self.group.make_room(self._process, forms)
+        except OSError as error:
+            self._lose(f"The worker cannot take values ({error})")
+
+    def _worth_a_copy(self) -> bool:
+        """Whether to copy before this cell: always, or while copies are cheap beside what cells cost anyway."""
+        if self._settings.checkpoint != "auto":
+            return self._settings.checkpoint == "always"
+        cheap = self._copy_seconds <= max(_DEAR_SECONDS, _DEAR_SHARE * self._cell_seconds)
+        self._skipped = 0 if cheap or self._skipped >= _TRY_AGAIN_AFTER else self._skipped + 1
+        return self._skipped == 0
+
+    def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
+        while True:
+            try:
+                self._wait(clock)
+                frame = self._process.received()
+                if frame is None:
+                    self._process.check_alive()
+                elif frame.get("t") == "call":
+                    self._call(frame, cell.caller, clock)
+                else:
+                    return self._checked_result(frame)
+            except EOFError:
+                self._recover("The worker's process ended")
+            except wire.Violation as error:
+                self._recover(f"The worker sent what no cell can send: {error}")
+
+    def _wait(self, clock: Clock) -> None:
+        """Wait for a frame, the end of the process, or a reason to stop."""
+        if self._polled is not self._process:
+            self._poll, self._polled = select.poll(), self._process
+            for fd in (self._process.fileno(), self._process.handle, self._wake):
+                self._poll.register(fd, select.POLLIN)
+        while True:
+            seconds = clock.remaining()
+            patience = _LOOK_SECONDS if seconds is None else min(max(0, seconds), _LOOK_SECONDS)
+            ready = dict(self._poll.poll(patience * 1000))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+                if isinstance(self._stop, BaseException):
+                    raise self._stop
+                if self._stop and not clock.asked:
+                    clock.ask(self._stop)
+                    self._process.signal(signal.SIGINT)
+            elif ready:
+                return
+            elif seconds is not None and (clock.remaining() or 0) <= 0:
+                self._ask_to_stop(clock)
+            elif taken := self.group.memory_over(self._process):
+                self._recover(
+                    f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
+                )
+
+    def _ask_to_stop(self, clock: Clock) -> None:
+        if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
+            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts, and was killed")
+        clock.ask()
+        self._process.signal(signal.SIGINT)
+
+    def _call(self, frame: wire.Frame, caller: calls.Caller, clock: Clock) -> None:
+        number, name = frame.get("id"), text_of(frame, "name")
+        args, kwargs = frame.get("args"), frame.get("kwargs")
+        if type(number) is not int or not 0 <= number < 1 << 32:
+            raise wire.Violation("a call without a number")
+        if (
+            not isinstance(args, list)
+            or not isinstance(kwargs, dict)
+            or clock.calls >= self.group.limits.max_processes
+        ):
+            raise wire.Violation("a call without arguments, or more calls at once than it has threads")
+        process = self._process
+        clock.call_starts()
+
+        def done(outcome: Any) -> None:
+            clock.call_ends()
+            self._answer(process, number, outcome)
+
+        caller.start(name, args, kwargs, done)
+
+    def _answer(self, process: Process, number: int, outcome: Any) -> None:
+        """Send the worker what a call came to; it may be gone by now."""
+        if isinstance(outcome, calls.Raised) and not isinstance(outcome.error, Exception):
+            self.interrupt(outcome.error)
+            return
+        form: Form | None = None
+        try:
+            form = form_of(calls.value_of(outcome), self._settings.modules)
+            self.group.make_room(process, [form])
+            answer: wire.Frame = {"value": form.frame}
+        except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
+            answer = {"type": type(error).__name__, "error": _message(error)}
+        with suppress(OSError):
+            process.send({"t": "answer", "id": number, **answer}, form.fds if form else [], number)
+        if form:
+            form.close()
+
+    def _checked_result(self, frame: wire.Frame) -> wire.Frame:
+        """Return the frame if it is the result of this cell.
+
+        Raises:
+            wire.Violation: If it is anything else.
+        """
+        if frame.get("t") != "done" or frame.get("id") != self._cell or frame.get("kind") not in _KINDS:
+            raise wire.Violation("a frame that is no result of this cell")
+        text_of(frame, "output")
+        text_of(frame, "error")
+        if not isinstance(frame.get("values"), dict):
+            raise wire.Violation("a result without values")
+        self._after(frame)
+        return frame
+
+    def _abandon(self, clock: Clock) -> None:
+        """The host itself wants to stop: end the cell, and keep the session if that is possible."""
+        self._process.signal(signal.SIGINT)
+        clock.ask()
+        with suppress(OSError, EOFError, ValueError):
+            if self._process.expect("done", self._settings.bounds.grace_seconds).get("id") == self._cell:
+                return
+        with suppress(CellUndone, dspy.CodeInterpreterError):
+            self._recover("The host stopped it")
+
+
+def _described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
+        for name, tool in tools.items()
+    ]
+
+
+def _frames(forms: dict[str, Form]) -> dict[str, Any]:
+    return {name: form.frame for name, form in forms.items()}
+
+
+def _descriptors(forms: Iterable[Form]) -> list[int]:
+    return [fd for form in forms for fd in form.fds]
+
+
+def _close(forms: Iterable[Form]) -> None:
+    for form in forms:
+        form.close()
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says; of a KeyError the key itself."""
+    if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
+        return error.args[0]
+    return str(error)

@@ -1,0 +1,154 @@
+"""Frames between host, fork server and worker: JSON objects in packets; descriptors travel from the host only.
+
+A packet is one message of a SOCK_SEQPACKET socket: a byte that says whether it is the last of its frame, the
+frame's number, then a piece of JSON. The standard library only.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import re
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+PACKET = 120 * 1024
+"""Bytes of JSON in one packet at most."""
+MAX_FRAME = 64 << 20
+"""Bytes of JSON that the host reads as one frame; with more the worker is killed."""
+MAX_NODES = 1_000_000
+"""Values, keys and brackets in one frame at most: each costs the host some 60 bytes."""
+MAX_DESCRIPTORS = 64
+"""Descriptors in one frame."""
+
+_HEADER = struct.Struct("<BI")
+HEADER_BYTES = _HEADER.size
+_LARGE = 1 << 20
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_NODE = re.compile(rb"[,\[{]")
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+Frame = dict[str, Any]
+
+
+class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
+    """What came in is not a frame of the protocol."""
+
+
+def encoded(frame: Frame) -> bytes:
+    """Return the JSON of a frame.
+
+    Raises:
+        TypeError: If it holds what JSON does not know.
+        ValueError: If it refers to itself.
+    """
+    return _encode(frame).encode("utf-8", "surrogatepass")
+
+
+def decoded(payload: bytes) -> Frame:
+    """Return the frame in `payload`, which may be anything.
+
+    Raises:
+        Violation: If it is not a JSON object, or has too many parts.
+    """
+    if len(payload) > _LARGE and sum(1 for _ in _NODE.finditer(_STRING.sub(b"", payload))) > MAX_NODES:
+        raise Violation("a frame of too many parts")
+    try:
+        frame = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise Violation(f"a frame that is not JSON ({type(error).__name__})") from None
+    if not isinstance(frame, dict):
+        raise Violation("a frame that is not an object")
+    return frame
+
+
+def send(sock: socket.socket, payload: bytes, number: int = 0, fds: Sequence[int] = ()) -> None:
+    """Send one encoded frame; its first packet carries the descriptors.
+
+    Raises:
+        OSError: If nobody reads any more.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    for start in range(0, len(payload) or 1, PACKET):
+        last = start + PACKET >= len(payload)
+        piece = payload if start == 0 and last else payload[start : start + PACKET]
+        sock.sendmsg([_HEADER.pack(last, number), piece], rights)
+        rights = []
+
+
+class Assembler:
+    """Puts packets together. One frame at a time: packets of another in between are a violation."""
+
+    def __init__(self, max_bytes: int = MAX_FRAME) -> None:
+        self._max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._number: int | None = None
+
+    def add(self, packet: bytes) -> bytes | None:
+        """Take a packet; return the frame's payload when it was the last.
+
+        Raises:
+            Violation: If it does not belong to the frame begun, or the frame grows too large.
+        """
+        if len(packet) < _HEADER.size:
+            raise Violation("a packet without a header")
+        last, number = _HEADER.unpack_from(packet)
+        if last > 1 or self._number not in (None, number):
+            raise Violation("a packet of another frame in between")
+        self._number = number
+        self._pieces.append(packet[_HEADER.size :])
+        self._size += len(packet)
+        if self._size > self._max_bytes:
+            raise Violation(f"a frame of more than {self._max_bytes} bytes")
+        if not last:
+            return None
+        payload = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces, self._size, self._number = [], 0, None
+        return payload
+
+
+def receive_packet(sock: socket.socket, flags: int = 0) -> bytes:
+    """Return the next packet from a worker; descriptors it may carry are not taken.
+
+    Raises:
+        EOFError: If the other side is closed.
+        Violation: If it is larger than a packet.
+        BlockingIOError: If `flags` say not to wait and there is none.
+    """
+    packet, _, received, _ = sock.recvmsg(PACKET + _HEADER.size, 0, flags)
+    if not packet:
+        raise EOFError
+    if received & socket.MSG_TRUNC:
+        raise Violation("a packet that is too large")
+    return packet
+
+
+def receive_trusted(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next packet from the host and the descriptors with it; no bytes if the host is gone."""
+    packet, ancillary, _, _ = sock.recvmsg(
+        PACKET + _HEADER.size, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+    )
+    return packet, list(_descriptors(ancillary))
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> Iterable[int]:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds = array.array("i")
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            yield from fds
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets for frames; sending waits 10 seconds at most for the other side to read."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
+    return ends

@@ -1,0 +1,13 @@
+"""The confined interpreter keeps the contract of all interpreters."""
+
+from __future__ import annotations
+
+from interpreter_contract import ExecutionContract
+
+from rlm_dspy.interpreters.python import PythonInterpreter
+
+
+class TestPythonInterpreter(ExecutionContract):
+    """Every fact of the contract, with no case of its own."""
+
+    make = PythonInterpreter

@@ -1,0 +1,548 @@
+"""The confined interpreter beyond the common contract: values, branches, deadlines, lives and deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+import pandas as pd
+import pytest
+from dspy.utils.dummies import DummyLM
+from pydantic import BaseModel
+
+from rlm_dspy.interpreters import forkserver
+from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.policy import CannotConfine, Policy
+from rlm_dspy.interpreters.python import PythonInterpreter
+from rlm_dspy.interpreters.values import CannotCross
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
+
+NOTHING = dict.fromkeys(Policy().required(), False)
+
+
+def light(*args: Any, **options: Any) -> PythonInterpreter:
+    return PythonInterpreter(*args, preload=(), **options)
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    tags: list[str]
+
+
+class Article(BaseModel):
+    title: str
+    year: int
+
+
+@dataclasses.dataclass
+class File:
+    """A text that stands for a file."""
+
+    path: Path | None
+    encoding: str = "utf-8"
+
+
+TEXTS = [
+    "plain " * 9_000,
+    "caf\xe9 " * 9_000,
+    "\u6f22\u5b57 " * 9_000,
+    "\U0001f600 " * 9_000,
+    "\ud800" * 40_000,
+]
+
+
+class TestValues:
+    @pytest.mark.parametrize("text", TEXTS, ids=["ascii", "latin", "wide", "astral", "surrogates"])
+    def test_a_long_str_is_the_str_it_was(self, text: str) -> None:
+        """In each width that Python stores characters in."""
+        with light() as repl:
+            facts = repl.execute(
+                "import zlib\nprint(len(t), zlib.crc32(t.encode('utf-8', 'surrogatepass')), type(t))",
+                {"t": text},
+            )
+            assert (
+                repl.execute("{t: 1}[t + ''], hash(t) == hash(t[:-1] + t[-1]), (t + 'z')[-1]") == "(1, True, 'z')"
+            )
+        import zlib
+
+        assert facts == f"{len(text)} {zlib.crc32(text.encode('utf-8', 'surrogatepass'))} <class 'str'>"
+
+    def test_long_bytes_are_bytes(self) -> None:
+        """Shared too."""
+        with light() as repl:
+            assert repl.execute(
+                "b[:3], len(b), b == bytes(range(256)) * 1000", {"b": bytes(range(256)) * 1000}
+            ) == ("(b'\\x00\\x01\\x02', 256000, True)")
+
+    @pytest.mark.parametrize(
+        "text", ["plain\n" * 100_000, "caf\xe9\n" * 9_000, "a" * 5_000_000 + "\u6f22", "\U0001f600", ""]
+    )
+    def test_a_text_file_is_its_text(self, tmp_path: Path, text: str) -> None:
+        """Whatever its characters, also across the pieces it is read in."""
+        path = tmp_path / "text"
+        path.write_text(text, encoding="utf-8", newline="")
+        with light() as repl:
+            assert (
+                repl.execute("same = t == u\nsame, type(t)", {"t": File(path), "u": text})
+                == "(True, <class 'str'>)"
+            )
+
+    def test_a_file_that_is_not_utf_8_is_refused(self, tmp_path: Path) -> None:
+        """With the error that reading it would give."""
+        path = tmp_path / "text"
+        path.write_bytes(b"\xff\xfe")
+        with light() as repl, pytest.raises(UnicodeDecodeError):
+            repl.execute("t", {"t": File(path)})
+
+    def test_arrays_and_frames_keep_their_types_and_can_be_changed(self) -> None:
+        """The host's own stay as they are."""
+        array = np.arange(1_000_000)
+        frame = pd.DataFrame({"n": range(1_000), "s": ["x"] * 1_000})
+        with PythonInterpreter() as repl:
+            assert repl.execute(
+                "a[0] = 7; f.loc[0, 'n'] = 9\na[0], len(f), type(f).__name__", {"a": array, "f": frame}
+            ) == ("(np.int64(7), 1000, 'DataFrame')")
+        assert (array[0], frame.loc[0, "n"]) == (0, 0)
+
+    def test_models_and_dataclasses_of_the_host_become_dicts(self) -> None:
+        """The worker has not their classes."""
+        with light() as repl:
+            values = {"a": Article(title="t", year=2025), "p": [Point(1, ["x"])], "e": dspy.Example(q="?")}
+            assert repl.execute("a, p, e", values) == (
+                "({'title': 't', 'year': 2025}, [{'x': 1, 'tags': ['x']}], {'q': '?'})"
+            )
+
+    @pytest.mark.parametrize("value", [threading.Lock(), lambda: 1, DummyLM([]), [open(os.devnull)]])
+    def test_what_cannot_cross_is_named(self, value: Any) -> None:
+        """And the session goes on."""
+        with light() as repl:
+            with pytest.raises(CannotCross, match="Variable 'v'"):
+                repl.execute("v", {"v": value})
+            assert repl.execute("1") == "1"
+
+    def test_a_tool_gives_and_takes_large_values(self) -> None:
+        """As they are."""
+        text = "\xe9" * 3_000_000
+        taken: list[str] = []
+        tools = {"give": lambda: text, "take": taken.append}
+        with light(tools) as repl:
+            assert repl.execute("g = give()\ntake(g + 'z')\nlen(g), g[0]") == "(3000000, 'é')"
+        assert taken == [text + "z"]
+
+    def test_what_leaves_has_a_plain_form(self) -> None:
+        """Sets, dates, arrays, frames, dataclasses, NaN."""
+        code = (
+            "import datetime, decimal, dataclasses, numpy as np, pandas as pd, collections\n"
+            "@dataclasses.dataclass\nclass D:\n    n: int\n"
+            "SUBMIT([{3, 1}, datetime.date(2025, 1, 2), np.arange(3), np.float64(1.5), D(4), float('inf'), "
+            "pd.DataFrame({'a': [1]}), (1, 2), {1: 'x'}, collections.deque([1]), decimal.Decimal('1.10')])"
+        )
+        with PythonInterpreter() as repl:
+            assert repl.execute(code).output["output"] == [
+                [1, 3], "2025-01-02", [0, 1, 2], 1.5, {"n": 4}, float("inf"), [{"a": 1}], [1, 2], {"1": "x"}, [1], "1.10",
+            ]  # fmt: skip
+
+    def test_what_has_none_is_an_error_of_the_cell(self) -> None:
+        """That names the type."""
+        with light() as repl, pytest.raises(CellError, match="type object cannot leave"):
+            repl.execute("SUBMIT(object())")
+
+    def test_unchanged_variables_cost_nothing_again(self) -> None:
+        """Neither memory nor time."""
+        text = "x" * 1_000_000
+        with light() as repl:
+            repl.execute("len(t)", {"t": text})
+            session: Any = repl._session
+            before = session.group._mapped
+            assert repl.execute("len(t)", {"t": text}) == "1000000"
+            assert session.group._mapped == before
+
+    def test_a_text_is_written_once_for_many_workers(self) -> None:
+        """And given back with the last."""
+        from rlm_dspy.interpreters import values
+
+        text = "x" * 1_000_000
+        repls = [light() for _ in range(4)]
+        for repl in repls:
+            assert repl.execute("len(t)", {"t": text}) == "1000000"
+        assert values._all[id(text)].users == 4
+        for repl in repls:
+            repl.shutdown()
+        assert id(text) not in values._all
+
+    def test_put_binds_at_once(self) -> None:
+        """Without a cell."""
+        with light() as repl:
+            repl.put(n=[1], t="x" * 100_000)
+            assert repl.execute("n, len(t)") == "([1], 100000)"
+
+    def test_a_value_larger_than_the_memory_limit_fits(self) -> None:
+        """What is shared is not counted."""
+        text = "x" * (150 << 20)
+        with light(limits=WorkerLimits(memory_bytes=128 << 20)) as repl:
+            assert repl.execute("len(t)", {"t": text}) == str(150 << 20)
+            with pytest.raises(CellError, match="MemoryError"):
+                repl.execute("u = t + 'x'")
+
+
+class TestState:
+    def test_rollback_undoes_the_last_cell(self) -> None:
+        """Once; the variables that the host passed are known again."""
+        items = [1]
+        with light(checkpoint="always") as repl:
+            repl.execute("xs.append(2)", {"xs": items})
+            repl.execute("xs.append(3); y = 1")
+            assert repl.rollback() == 2
+            assert repl.execute("xs, 'y' in globals()", {"xs": items}) == "([1, 2], False)"
+
+    def test_without_a_checkpoint_there_is_no_rollback(self) -> None:
+        """It says so, and the session goes on."""
+        with light(checkpoint="off") as repl:
+            repl.execute("x = 1")
+            with pytest.raises(dspy.CodeInterpreterError, match="no checkpoint"):
+                repl.rollback()
+            assert repl.execute("x") == "1"
+
+    def test_branches_go_on_from_one_state_apart(self) -> None:
+        """Each with its own; the one they came from may end first."""
+        repl = light({"ask": lambda x: x})
+        repl.execute("xs = [1]", {"t": "x" * 100_000})
+        first, second = repl.fork(2)
+        first.execute("xs.append('first')")
+        assert repl.execute("xs") == "[1]"
+        repl.shutdown()
+        assert first.execute("xs, ask(len(t))") == "([1, 'first'], 100000)"
+        with second:
+            assert second.execute("xs") == "[1]"
+            with pytest.raises(CellError, match="undone"):
+                second.execute("import os; os._exit(1)")
+        first.shutdown()
+
+    def test_dear_copies_are_skipped(self) -> None:
+        """With much private data; the loss of what came since is told."""
+        with light(checkpoint="auto", limits=WorkerLimits(memory_bytes=2 << 30)) as repl:
+            repl.execute("x = 1")
+            session: Any = repl._session
+            session._copy_seconds = 1.0
+            repl.execute("x = 2")
+            repl.execute("x = 3")
+            with pytest.raises(CellError, match=r"before cell 1.*cells 1 to 4"):
+                repl.execute("import os; os._exit(1)")
+
+
+class TestStopping:
+    def test_a_cell_can_be_interrupted_from_another_thread(self) -> None:
+        """It ends with an error that says so; state is kept."""
+        running = threading.Event()
+        with light({"started": running.set}) as repl:
+            repl.execute("x = 1")
+
+            def stop() -> None:
+                running.wait(10)
+                repl.interrupt()
+
+            stopper = threading.Thread(target=stop)
+            stopper.start()
+            with pytest.raises(CellError, match="stopped by the host"):
+                repl.execute("started()\nwhile True: pass")
+            stopper.join()
+            assert repl.execute("x") == "1"
+            repl.interrupt()
+            assert repl.execute("x") == "1"
+
+    async def test_aexecute_leaves_the_event_loop_free(self) -> None:
+        """And gives what execute gives."""
+        with light() as repl:
+            cell = asyncio.create_task(repl.aexecute("import time; time.sleep(0.2)\nn + 1", {"n": 1}))
+            await asyncio.sleep(0)
+            assert not cell.done()
+            assert await cell == "2"
+
+    async def test_cancelling_aexecute_stops_the_cell(self) -> None:
+        """The session goes on."""
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with light({"started": lambda: loop.call_soon_threadsafe(started.set) and None}) as repl:
+            cell = asyncio.create_task(repl.aexecute("started()\nwhile True: pass"))
+            await started.wait()
+            cell.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cell
+            assert repl.execute("'alive'") == "'alive'"
+
+    def test_time_in_tools_is_not_busy(self) -> None:
+        """`busy_seconds` counts what the cell computes itself."""
+        with light({"nap": lambda: threading.Event().wait(0.6)}, busy_seconds=0.4, grace_seconds=0.4) as repl:
+            assert repl.execute("nap()") == "False"
+            with pytest.raises(CellError, match=r"computed for longer than 0\.4 s"):
+                repl.execute("while True: pass")
+
+    @pytest.mark.parametrize("bad", [{"cell_seconds": 0}, {"busy_seconds": -1}, {"checkpoint": "never"}])
+    def test_bounds_that_make_no_sense_are_refused(self, bad: dict[str, Any]) -> None:
+        """At once."""
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            PythonInterpreter(**bad)
+
+
+class TestModules:
+    def test_a_wheel_or_folder_that_was_named_can_be_imported(self, tmp_path: Path) -> None:
+        """Read-only; what was not named cannot."""
+        (tmp_path / "extra.py").write_text("answer = 42")
+        tmp_path.chmod(0o755)
+        with light(paths=[tmp_path]) as repl:
+            assert repl.execute("import extra\nextra.answer") == "42"
+            with pytest.raises(CellError, match=r"PermissionError|Read-only"):
+                repl.execute(f"open({str(tmp_path / 'extra.py')!r}, 'w')")
+            with pytest.raises(CellError, match="ModuleNotFoundError"):
+                repl.execute("import dspy")
+
+    def test_a_wheel_can_be_imported(self, tmp_path: Path) -> None:
+        """As it is, not unpacked."""
+        wheel = tmp_path / "extra-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr("packed/__init__.py", "answer = 42")
+        tmp_path.chmod(0o755)
+        with light(paths=[wheel]) as repl:
+            assert repl.execute("import packed\npacked.answer") == "42"
+
+    def test_a_package_that_was_named_and_is_missing_is_told(self) -> None:
+        """At the start, not by an error of the model's code."""
+        with pytest.raises(dspy.CodeInterpreterError, match="no_such_package"):
+            PythonInterpreter(preload=["no_such_package"]).start()
+
+    def test_the_standard_library_is_there(self) -> None:
+        """Also what nothing had loaded before."""
+        modules = "sqlite3 ssl decimal csv zipfile lzma bz2 ctypes unittest turtle_ xmlrpc.client difflib tomllib email wave"
+        code = f"import importlib\nfor m in {modules.replace('turtle_ ', '').split()}: importlib.import_module(m)"
+        with light() as repl:
+            assert repl.execute(code) is None
+
+    def test_random_numbers_differ_between_workers(self) -> None:
+        """They were forked from one process."""
+        code = "import random, numpy as np\nrandom.random(), float(np.random.random())"
+        seen = set()
+        for _ in range(3):
+            with PythonInterpreter() as repl:
+                seen.add(repl.execute(code))
+        assert len(seen) == 3
+
+    def test_its_scratch_is_its_own_and_goes_with_it(self) -> None:
+        """Files, also in /tmp; another session does not see them."""
+        with light() as repl, light() as other:
+            repl.execute(
+                "import tempfile, pathlib\npathlib.Path('mine').write_text('x')\npathlib.Path('/tmp/t').write_text('y')"
+            )
+            assert repl.execute("import os; sorted(os.listdir())") == "['mine', 't']"
+            assert other.execute("import os; os.listdir(), os.listdir('/tmp')") == "([], [])"
+
+
+def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def gone(pid: int) -> bool:
+    """Wait until a process has ended."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    ended = bool(poll.poll(10_000))
+    os.close(handle)
+    return ended
+
+
+HOST = """
+import json, os, sys
+from rlm_dspy.interpreters.python import PythonInterpreter
+from rlm_dspy.interpreters import forkserver
+repl = PythonInterpreter(preload=(), checkpoint="always")
+repl.execute("x = 1")
+server = next(iter(forkserver._servers.values()))
+pids = [server._process.pid, repl._session._process.host_pid()]
+"""
+
+
+class TestLives:
+    def test_nothing_is_left_when_the_host_is_killed(self) -> None:
+        """Not the fork server, not a worker that is busy."""
+        script = HOST + (
+            "import threading\nrunning = threading.Event()\nrepl.tools['running'] = running.set\n"
+            "threading.Thread(target=repl.execute, args=('running()\\nwhile True: pass',), daemon=True).start()\n"
+            "running.wait()\nprint(json.dumps(pids), flush=True)\nos.kill(os.getpid(), 9)\n"
+        )
+        done = run(script)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert all(gone(pid) for pid in json.loads(done.stdout))
+
+    def test_nothing_is_left_when_the_host_ends(self) -> None:
+        """Though it closed nothing; and it says nothing of it."""
+        done = run(HOST + "print(json.dumps([pids, server._folder]))")
+        assert (done.returncode, done.stderr) == (0, "")
+        pids, folder = json.loads(done.stdout)
+        assert all(gone(pid) for pid in pids)
+        assert not Path(folder).exists()
+
+    def test_a_forked_host_has_its_own(self) -> None:
+        """The child starts its own fork server, and leaves the parent's alone."""
+        script = HOST + (
+            "pid = os.fork()\n"
+            "if pid == 0:\n"
+            "    import dspy\n"
+            "    try: repl.execute('x')\n"
+            "    except dspy.CodeInterpreterError as e: assert 'forked' in str(e), e\n"
+            "    repl.shutdown()\n"
+            "    with PythonInterpreter(preload=()) as own: assert own.execute('1 + 1') == '2'\n"
+            "    forkserver.close_all()\n"
+            "    os._exit(7)\n"
+            "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
+            "print(repl.execute('x'))\n"
+        )
+        done = run(script)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+    def test_a_fork_server_that_dies_is_started_again(self) -> None:
+        """Its sessions are lost, and say so; the next has a new one."""
+        repl = light(paths=[os.path.dirname(__file__)])
+        repl.execute("x = 1")
+        server = forkserver.server_for(repl._recipe)
+        worker: Any = repl._session
+        server._process.kill()
+        assert gone(worker._process.host_pid())
+        with pytest.raises(dspy.CodeInterpreterError):
+            repl.execute("x")
+        repl.shutdown()
+        with light(paths=[os.path.dirname(__file__)]) as again:
+            assert again.execute("1 + 1") == "2"
+
+    def test_shutting_down_leaves_nothing_open(self) -> None:
+        """Descriptors, processes, shared memory, scratch."""
+        with light() as repl:
+            repl.execute("1")
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            repl = light({"ask": lambda: "x" * 100_000}, checkpoint="always")
+            repl.execute(
+                "import os\nopen('f', 'w').write('x')\npid = os.fork()\nif pid == 0:\n    while True: pass\nask()",
+                {"t": "y" * 100_000},
+            )
+            session: Any = repl._session
+            pid = session._process.host_pid()
+            repl.shutdown()
+            assert gone(pid)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    def test_an_interpreter_that_is_dropped_is_shut_down(self) -> None:
+        """When it is collected."""
+        repl: Any = light()
+        repl.execute("1")
+        pid = repl._session._process.host_pid()
+        del repl
+        assert gone(pid)
+
+    def test_many_run_at_once(self) -> None:
+        """Each in a thread of its own."""
+        answers: list[str] = []
+
+        def one(number: int) -> None:
+            with light({"twice": lambda n: 2 * n}) as repl:
+                answers.append(repl.execute(f"twice({number})"))
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(map(int, answers)) == [2 * number for number in range(12)]
+
+
+class TestPolicy:
+    def test_what_cannot_be_held_is_refused_with_reason_and_choices(self) -> None:
+        """Nothing runs, and nothing degrades."""
+        with pytest.raises(CannotConfine) as caught:
+            light(policy=Policy(layers=frozenset({"limits"}))).start()
+        assert "no_network" in str(caught.value)
+        assert "dspy.PythonInterpreter" in str(caught.value)
+        assert "LocalPythonInterpreter" in str(caught.value)
+
+    def test_a_guarantee_that_only_a_better_rung_holds_is_refused_on_another(self) -> None:
+        """Landlock does not hide the names of files."""
+        rung = frozenset({"landlock", "seccomp", "limits"})
+        with pytest.raises(CannotConfine, match="hidden_paths"):
+            light(policy=Policy(hidden_paths=True, layers=rung)).start()
+
+    def test_other_systems_get_the_choices(self) -> None:
+        """The package can be imported there, without what only Unix has."""
+        script = (
+            "import sys, dspy, pydantic, asyncio\n"
+            "for name in ('fcntl', 'resource', 'pwd', 'grp'): sys.modules[name] = None\n"
+            "import os\nfor name in ('memfd_create', 'eventfd', 'pidfd_open', 'register_at_fork'): delattr(os, name)\n"
+            "sys.platform = sys.argv[1] if len(sys.argv) > 1 else 'win32'\n"
+            "import rlm_dspy.interpreters\n"
+            "from rlm_dspy.interpreters.python import PythonInterpreter\n"
+            "try: PythonInterpreter().start()\n"
+            "except dspy.CodeInterpreterError as error: print(error)\n"
+        )
+        done = run(script)
+        assert "this is win32" in done.stdout, done.stderr
+        assert "dspy.PythonInterpreter" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_flex_runs_on_it() -> None:
+    """dspy.Flex reads the value of a last expression as JSON."""
+    flex = dspy.Flex("question -> answer", interpreter_factory=light)
+    with dspy.context(lm=DummyLM([{"answer": 'it\'s "42"'}])):
+        assert flex(question="?").answer == 'it\'s "42"'
+
+
+@pytest.mark.parametrize("module", ["RLM", "Flex"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_can_be_made_the_default_of_dspy(module: str) -> None:
+    """`dspy.configure(interpreter_factory=PythonInterpreter)`, here for a while."""
+    made: list[PythonInterpreter] = []
+
+    class Counted(PythonInterpreter):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    replies = {"RLM": {"reasoning": "", "code": "SUBMIT(question.upper())"}, "Flex": {"answer": "WHAT?"}}
+    with dspy.context(interpreter_factory=Counted, lm=DummyLM([replies[module]])):
+        assert getattr(dspy, module)("question -> answer")(question="what?").answer == "WHAT?"
+    assert len(made) == 1
+
+
+def test_a_model_of_dspy_that_repeats_a_large_input_is_fast() -> None:
+    """Five turns on 20 MB; DSPy passes it at each of them."""
+    text = "x" * 20_000_000
+    turns = [{"reasoning": "", "code": "print(len(context))"}] * 4 + [{"reasoning": "", "code": "SUBMIT('done')"}]
+    with dspy.context(lm=DummyLM(turns)):
+        prediction = dspy.RLM("context, question -> answer", interpreter_factory=light)(context=text, question="?")
+    assert prediction.answer == "done"
+    assert [step["output"] for step in prediction.trajectory[:4]] == ["20000000"] * 4
