@@ -1,4 +1,4 @@
-"""Finds a policy for the embedded model: worked conversations that it can follow, chosen by what it then gets right.
+"""Finds a policy for the embedded model: worked conversations, chosen by what the model then gets right.
 
     uv run python experiment/make_policy.py
 

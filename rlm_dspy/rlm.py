@@ -29,7 +29,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class RLM(dspy.Module):
-    """A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
+    r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
     prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
@@ -56,8 +56,11 @@ class RLM(dspy.Module):
         ValueError: If names clash, a limit is out of range, or there is no such policy.
 
     Example:
-        >>> rlm = RLM("context, question -> answer: str", max_iters=10)
-        >>> rlm(context=Text.open("articles.md"), question="Who wrote about drift?").answer  # doctest: +SKIP
+        >>> from rlm_dspy.testing import ScriptedLM
+        >>> rlm = RLM("context, question -> answer: int", max_iters=10)
+        >>> with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=context.count('a'))\n```"])):
+        ...     rlm(context="banana", question="How many a's are there?").answer
+        3
     """
 
     def __init__(

@@ -66,14 +66,23 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path.name}: relative import"
-            of_package = node.module in FOLDERS
-            found |= {f"{node.module}.{alias.name}" if of_package else str(node.module) for alias in node.names}
+            module = _absolute(node, path)
+            of_package = module in FOLDERS
+            found |= {f"{module}.{alias.name}" if of_package else module for alias in node.names}
     ours = {
         name.removeprefix("rlm_dspy").removeprefix(".") for name in found if f"{name}.".startswith("rlm_dspy.")
     }
     known = {module.split(".")[0] for module in MODULES}
     return {name if name.split(".")[0] in known else "__init__" for name in ours}
+
+
+def _absolute(node: ast.ImportFrom, path: Path) -> str:
+    """Return the module an import is from; the confined worker's modules are imported under two package names."""
+    if not node.level:
+        return str(node.module)
+    (package,) = [name for name, folder in FOLDERS.items() if folder == path.parent]
+    assert node.level == 1, f"{path.name}: an import from outside its package must be absolute"
+    return f"{package}.{node.module}" if node.module else package
 
 
 def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
@@ -120,6 +121,12 @@ def test_a_name_without_a_known_provider_is_refused(model: str, capfd: pytest.Ca
 def test_the_refusal_of_a_name_shows_how_names_look() -> None:
     with pytest.raises(UnknownModel, match=r"provider/name, e\.g\. openai/gpt-5-mini"):
         choose_model("no-such-model")
+
+
+def test_without_the_extra_the_error_says_what_to_install_or_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(UnknownModel, match=r"uv sync --extra embedded.*--model openai/gpt-5-mini"):
+        choose_model()
 
 
 def test_a_gguf_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
