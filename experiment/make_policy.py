@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,13 +46,20 @@ text = context.lower()
 weight = {w: 1 / (1 + text.count(w)) for w in words}
 score = [sum(weight[w] for w in words if w in s.lower()) for s in sentences]
 """
+SHOW = {
+    "the best sentence": "found = sentences[score.index(max(score))]\nprint(found)\n",
+    "the best sentence and the one behind it": (
+        "best = score.index(max(score))\nfound = ' '.join(sentences[best:best + 2])\nprint(found)\n"
+    ),
+}
+ASK_AGAIN = "print('Question:', question)"
+NAMES_AND_NUMBERS = """\
+parts = re.findall(r"\\d+ [A-Z]\\w+ \\d{4}|\\d[\\d.,:]*\\d|\\d|[A-Z]\\w+(?: [A-Z]\\w+)*", found)
+print('Not in the question:', [p for p in parts if p.lower() not in question.lower()])
+"""
 SEARCHES = {
-    "the best sentence": RANK + "print(sentences[score.index(max(score))])\nprint('Question:', question)",
-    "the best sentence and the one behind it": RANK
-    + "best = score.index(max(score))\nprint(*sentences[best:best + 2])\nprint('Question:', question)",
-    "the two best sentences": RANK
-    + "best = sorted(range(len(score)), key=lambda i: -score[i])[:2]\n"
-    + "print(*[sentences[i] for i in best])\nprint('Question:', question)",
+    **{f"{what}, names and numbers": RANK + show + NAMES_AND_NUMBERS + ASK_AGAIN for what, show in SHOW.items()},
+    **{what: RANK + show + ASK_AGAIN for what, show in SHOW.items()},
 }
 FIRST_WORDS = "I rank the sentences by the rare words of the question."
 LAST_WORDS = "The text answers it."
@@ -111,39 +119,49 @@ def _reply(words: str, code: str) -> str:
     return f"{words}\n```python\n{code}\n```"
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what it scored on the development tasks."""
+
+    search: str
+    demos: int
+    right: int
+    of: int
+    seconds: float
+
+
+def attempt(search: str, count: int, training: list[Task], development: list[Task]) -> tuple[RLM, Trial]:
+    """Build a candidate and let the configured model try it."""
+    candidate = program(demos(search, training)[:count])
+    started = time.monotonic()
+    right = accuracy(candidate, development)
+    seconds = round(time.monotonic() - started)
+    return candidate, Trial(search, len(candidate.act.demos), right, len(development), seconds)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Where the policy goes.")] = SHIPPED / "smollm2-135m-instruct.json",
     tasks: Annotated[int, typer.Option(help="Development tasks per candidate.")] = 12,
     chars: Annotated[int, typer.Option(help="Characters of each development context.")] = 100_000,
 ) -> None:
-    """Search, report every candidate, save the best."""
+    """Search, report every candidate, keep the best; of equal ones the first."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    lm = embedded_lm(cache=False, max_tokens=300)
     development = one_fact_tasks(tasks, chars, split="search", seed=77)
     training = one_fact_tasks(16, 5_000, split="search", seed=1)
-    tried = []
+    tried: list[tuple[RLM, Trial]] = []
     for count, search in itertools.product((6, 4), SEARCHES):
-        candidate = program(demos(search, training)[:count])
-        started = time.monotonic()
-        with dspy.context(lm=lm):
-            right = accuracy(candidate, development)
-        tried.append({"search": search, "demos": len(candidate.act.demos), "right": right, "of": tasks})
-        print(tried[-1], f"{time.monotonic() - started:.0f} s", flush=True)
-        if right == max(entry["right"] for entry in tried) and tried.index(tried[-1]) == _first_best(tried):
-            provenance = {
-                "made_by": "experiment/make_policy.py",
-                "date": datetime.now(UTC).date().isoformat(),
-                "data": f"one_fact_tasks, split=search: training seed 1, development seed 77, {chars} characters",
-                "development": {**tried[-1], "interval_95": wilson(right, tasks)},
-                "tried": list(tried),
-            }
-            save(candidate, out, provenance)
-    print(f"saved {out.name}: {max(tried, key=lambda entry: entry['right'])}")
-
-
-def _first_best(tried: list[dict[str, Any]]) -> int:
-    best = max(entry["right"] for entry in tried)
-    return next(at for at, entry in enumerate(tried) if entry["right"] == best)
+        with dspy.context(lm=embedded_lm(cache=False, max_tokens=300)):
+            tried.append(attempt(search, count, training, development))
+        print(tried[-1][1], flush=True)
+        best, trial = max(tried, key=lambda entry: entry[1].right)
+        provenance = {
+            "made_by": "experiment/make_policy.py",
+            "date": datetime.now(UTC).date().isoformat(),
+            "data": f"one_fact_tasks, split=search: training seed 1, development seed 77, {chars} characters",
+            "best": {**asdict(trial), "interval_95": wilson(trial.right, trial.of)},
+            "tried": [asdict(trial) for _, trial in tried],
+        }
+        save(best, out, provenance)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 BASH_BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"^\s*>>> ", re.MULTILINE)
 NAMED_ELSEWHERE = ("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE")
 
 
@@ -46,7 +47,9 @@ def test_examples_in_docstrings_run(module: str) -> None:
 
 def test_no_other_module_has_an_example_that_is_not_run() -> None:
     """A new example must be named above."""
-    with_examples = {path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if ">>> " in path.read_text("utf-8")}
+    with_examples = {
+        path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if EXAMPLE.search(path.read_text("utf-8"))
+    }
     assert with_examples == {"rlm", "testing"}
 
 
