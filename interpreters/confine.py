@@ -21,7 +21,8 @@ class Confinement:
 
     Args:
         layers: The layers to put on. `uid`: root becomes a user that owns nothing. `namespaces`: none of the
-            host's processes, network or IPC, and a minimal root. `landlock`, `seccomp`, `limits`: the kernel's. `threads`: no fork.
+            host's processes, network or IPC, and a minimal root. `landlock`, `seccomp`, `limits`: the kernel's.
+            `threads`: no fork.
         readable: Files and folders beyond Python and the system's libraries.
         hidden: Folders within those that are not to be seen.
         base: An empty folder, to build the minimal root on.
