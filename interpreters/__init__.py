@@ -1,4 +1,8 @@
-"""Where the model's code runs."""
+"""Where the model's code runs.
+
+`PythonInterpreter`, the default, runs it in a confined process; `LocalPythonInterpreter` in this one, unprotected;
+`ScriptedInterpreter` nowhere. `doctor` says what this system can hold.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,6 @@ __all__ = [
 def resolve_factory(factory: Any) -> Callable[[], dspy.CodeInterpreter]:
     """Return the factory of an interpreter: the given one, else the one of `dspy.settings`, else the default."""
     chosen: Callable[[], dspy.CodeInterpreter] = (
-        factory or dspy.settings.get("interpreter_factory") or dspy.LocalInterpreter
+        factory or dspy.settings.get("interpreter_factory") or PythonInterpreter
     )
     return chosen

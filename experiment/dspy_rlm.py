@@ -1,0 +1,105 @@
+"""Ask a question about the articles, log the run to MLflow, and examine the trajectory.
+
+    uv run python experiment/dspy_rlm.py "How many conversations did Polly hold in its first month?"
+    uv run mlflow server --backend-store-uri sqlite:///mlflow.db          # then look at it here
+
+The model is `--model`, else `RLM_DSPY_MODEL`, else the one of LM Studio if `LM_STUDIO_API_BASE` and
+`LM_STUDIO_API_KEY` are set, else the small one that runs in this process.
+
+The model's code runs in this process (`LocalPythonInterpreter`), which protects from nothing: use it with a model
+and a text you trust.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+# Set before anything is imported: without network litellm and MLflow wait for it, MLflow for ever.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import dspy
+import mlflow
+import typer
+
+from rlm_dspy import RLM, Text
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.models import choose_model, limits_for
+
+ARTICLES = Path(__file__).parent / "articles.md"
+QUESTION = "How many conversations did Polly hold in its first month?"
+STORE = "sqlite:///mlflow.db"
+
+
+def log_to_mlflow() -> None:
+    """Send every call from here on to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(STORE)
+    mlflow.set_experiment("dspy-rlm")
+    mlflow.dspy.autolog()
+
+
+def show_steps(trajectory: list[dict[str, Any]]) -> None:
+    """Print what was written and what came out, turn by turn."""
+    for number, step in enumerate(trajectory, start=1):
+        print(f"\n--- turn {number}: {step['kind']}, {step['seconds']:.1f} s")
+        if step["reasoning"]:
+            print(step["reasoning"])
+        for line in step["code"].splitlines():
+            print(f">>> {line}")
+        print(step["output"])
+
+
+def show_summary(result: dspy.Prediction, text: str) -> None:
+    """Print what the run came to, what it took, and where its answer stands in the text."""
+    usage, kinds = result.usage, [step["kind"] for step in result.trajectory]
+    subcalls = usage["by_role"].get("query", {"calls": 0, "failures": 0})
+    cost = "unknown" if usage["cost"] is None else f"${usage['cost']:.4f}"
+    print("\n=== summary")
+    print(f"answer     {result.answer}")
+    print(f"stop       {result.stop}")
+    print(
+        f"turns      {len(kinds)}, of which {len(kinds) - kinds.count('output') - kinds.count('submitted')} failed"
+    )
+    print(f"sub-calls  {subcalls['calls']}, of which {subcalls['failures']} failed")
+    print(f"tokens     {usage['input_tokens']:,} in ({usage['cached_input_tokens']:,} cached)")
+    print(f"           {usage['output_tokens']:,} out")
+    print(f"cost       {cost}")
+    print(f"seconds    {usage['seconds']:.1f}")
+    print(f"in text    {where(result.answer, text)}")
+
+
+def where(answer: str | None, text: str) -> str:
+    """Return in words where an answer occurs in a text, character for character."""
+    places = [match.start() for match in re.finditer(re.escape(answer), text)] if answer else []
+    if not places:
+        return "nowhere in these words: the model put it in its own, or made it up"
+    lines = [text.count("\n", 0, place) + 1 for place in places]
+    shown = ", ".join(f"line {line}" for line in lines[:5])
+    return f"{shown}{f', and {len(lines) - 5} more' if len(lines) > 5 else ''}"
+
+
+def main(
+    question: Annotated[str, typer.Argument(help="What to ask.")] = QUESTION,
+    file: Annotated[Path, typer.Option(help="A UTF-8 text file.", exists=True, dir_okay=False)] = ARTICLES,
+    model: Annotated[str | None, typer.Option(help="As for rlm-dspy ask --model.")] = None,
+) -> None:
+    """Answer a question about a long text, with everything logged."""
+    lm = choose_model(model)
+    dspy.configure(lm=lm)
+    log_to_mlflow()
+    rlm = RLM(
+        "context, question -> answer: str", limits=limits_for(lm), interpreter_factory=LocalPythonInterpreter
+    )
+    text = Text.open(file)
+    result = rlm(context=text, question=question)
+    mlflow.flush_trace_async_logging()
+    show_steps(result.trajectory)
+    show_summary(result, str(text))
+    store = mlflow.get_tracking_uri()
+    print(f"\nThe trace: mlflow server --backend-store-uri {store}, experiment dspy-rlm")
+
+
+if __name__ == "__main__":
+    typer.run(main)

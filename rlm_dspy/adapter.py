@@ -1,0 +1,148 @@
+"""`act` as a chat that only grows: each turn's messages are the last turn's and two more."""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.replies import read_reply
+from rlm_dspy.trajectory import Step, Trajectory, clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Message = dict[str, str]
+
+
+class ReplAdapter(dspy.Adapter):
+    """Writes a turn as a conversation with a REPL and reads any reply.
+
+    System: the instructions. Then each demo as a short worked conversation. Then the run: the environment
+    (user), and for each step what the model wrote (assistant) and what came out (user). Nothing that was sent
+    is ever changed later, so a provider's prompt cache hits.
+
+    Args:
+        demo_output_chars: Characters of each output that a demo shows.
+        demo_environment_chars: Characters of the environment that a demo shows.
+    """
+
+    def __init__(self, *, demo_output_chars: int = 600, demo_environment_chars: int = 600) -> None:
+        super().__init__()
+        self.demo_output_chars = demo_output_chars
+        self.demo_environment_chars = demo_environment_chars
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[Message]:
+        """Return the chat messages of one turn."""
+        messages = [{"role": "system", "content": signature.instructions.strip()}]
+        for demo in self._longest_of_each_run(demos):
+            messages += self._conversation(demo["environment"], demo["trajectory"])
+            messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
+        environment = inputs["environment"]
+        if hint := _advice_of_refine(signature):
+            environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
+        return messages + _conversation(environment, _steps(inputs["trajectory"]))
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        """Return `reasoning` and `code`; code is empty if the reply holds none."""
+        reply = read_reply(completion)
+        return {"reasoning": reply.reasoning, "code": reply.code}
+
+    def _conversation(self, environment: str, trajectory: Any) -> list[Message]:
+        steps = [
+            step.model_copy(update={"output": clip(step.output, self.demo_output_chars)})
+            for step in _steps(trajectory)
+        ]
+        return _conversation(clip(environment, self.demo_environment_chars), steps)
+
+    @staticmethod
+    def _longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out a demo that a longer one of the same run already shows."""
+        complete = [
+            demo for demo in demos if demo.get("environment") and demo.get("code") and "trajectory" in demo
+        ]
+        written = [(demo["environment"], _written(demo)) for demo in complete]
+        return [
+            demo
+            for demo, (environment, codes) in zip(complete, written, strict=True)
+            if not any(
+                environment == other and len(longer) > len(codes) and longer[: len(codes)] == codes
+                for other, longer in written
+            )
+        ]
+
+
+class Act(dspy.Predict):
+    """The predictor of a turn. It speaks through its own adapter; the rest of the program keeps the user's."""
+
+    _adapter = ReplAdapter()
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking(self._adapter):
+            return super().forward(**inputs)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking(self._adapter):
+            return await super().aforward(**inputs)
+
+
+_callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
+
+
+@contextlib.contextmanager
+def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
+    """Use an adapter in this scope, and remember the one that was in force."""
+    token = _callers_adapter.set(dspy.settings.adapter)
+    try:
+        with dspy.context(adapter=adapter):
+            yield
+    finally:
+        _callers_adapter.reset(token)
+
+
+def _advice_of_refine(signature: type[dspy.Signature]) -> str:
+    """Return what `dspy.Refine` advises the predictor of a signature, or nothing.
+
+    Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
+    adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
+    """
+    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
+    held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
+    if not {"advice", "signature2name"} <= held.keys():
+        return ""
+    advice, names = held["advice"].cell_contents, held["signature2name"].cell_contents
+    return str((advice or {}).get(names.get(signature), ""))
+
+
+def _conversation(environment: str, steps: list[Step]) -> list[Message]:
+    messages = [{"role": "user", "content": environment}]
+    for step in steps:
+        messages.append(_assistant(step.reasoning, step.code))
+        messages.append({"role": "user", "content": step.observation})
+    return messages
+
+
+def _assistant(reasoning: str, code: str) -> Message:
+    block = f"```python\n{code}\n```" if code else ""
+    return {
+        "role": "assistant",
+        "content": "\n".join(part for part in (reasoning, block) if part) or "(nothing)",
+    }
+
+
+def _steps(trajectory: Any) -> list[Step]:
+    """Return the steps of a trajectory, also of one that was saved and loaded and so is plain data."""
+    if not isinstance(trajectory, Trajectory):
+        trajectory = Trajectory.model_validate(trajectory or {})
+    return list(trajectory.steps)
+
+
+def _written(demo: dict[str, Any]) -> list[str]:
+    return [*(step.code for step in _steps(demo["trajectory"])), demo["code"]]

@@ -1,0 +1,114 @@
+"""Reading the values of a SUBMIT into the types of the signature."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHOWN_CHARS = 120
+
+
+def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[str]]:
+    """Read submitted values into the output fields of a signature.
+
+    A field may be left out if it has a default or allows None. Strings are read leniently into other types
+    (`"42"` as int, `"2025-03-14"` as date, a JSON list as list); objects of the REPL's own classes by their
+    fields.
+
+    Args:
+        signature: The user's `dspy.Signature` class.
+        submitted: The values by field name; if there is one output field, also the bare value.
+
+    Returns:
+        The values by field name, and what is wrong: one sentence a field, empty if all fit.
+    """
+    fields = signature.output_fields
+    if not isinstance(submitted, dict) or (len(fields) == 1 and not set(submitted) & set(fields)):
+        submitted = {next(iter(fields)): submitted} if len(fields) == 1 else {}
+    problems = [f"{name}: there is no such output field" for name in submitted if name not in fields]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in submitted:
+            try:
+                values[name] = read_value(submitted[name], field.annotation)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        elif not field.is_required():
+            values[name] = field.get_default(call_default_factory=True)
+        elif annotation_allows_none(field.annotation):
+            values[name] = None
+        else:
+            problems.append(f"{name}: missing ({get_annotation_name(field.annotation)})")
+    return values, problems
+
+
+def read_value(value: Any, annotation: Any) -> Any:
+    """Read one value into a type.
+
+    Raises:
+        ValueError: If it does not fit; the message says what is needed and what was given.
+    """
+    if annotation is str:
+        return _read_str(value)
+    attempts: list[Callable[[], Any]] = [
+        lambda: TypeAdapter(annotation).validate_python(value),
+        lambda: parse_value(value, annotation),
+    ]
+    if isinstance(annotation, enum.EnumMeta):
+        attempts.reverse()
+    attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
+    details = ""
+    for attempt in attempts:
+        try:
+            return attempt()
+        except (ValueError, TypeError, PydanticSerializationError) as error:
+            details = details or _details(error)
+    raise ValueError(f"expected {get_annotation_name(annotation)}, got {_shown(value)}{details}")
+
+
+def _read_str(value: Any) -> str:
+    """Take a str, or a number's text. A container is no answer in words, and None is none at all."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, enum.Enum) and isinstance(value.value, str):
+        return value.value
+    if value is None or isinstance(value, bytes | list | tuple | dict | set | frozenset):
+        raise ValueError(f"expected str, got {_shown(value)}")
+    return str(value)
+
+
+def _as_plain(value: Any) -> Any:
+    """Return the value as JSON-like data: models, dataclasses and arrays of the REPL's own classes by fields."""
+    if hasattr(value, "tolist"):  # numpy and pandas, which are not imported for this
+        return value.tolist()
+    if hasattr(value, "to_dict"):
+        return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
+    return to_jsonable_python(value, fallback=vars)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # an object of the REPL's own classes
+        text = "(it cannot be shown)"
+    cut = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    return f"{type(value).__name__} {cut}"
+
+
+def _details(error: Exception) -> str:
+    """Return what pydantic says of the parts, one by one, and which members an enum has."""
+    if not isinstance(error, ValidationError):
+        return ""
+    parts = [
+        f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
+        for part in error.errors()
+        if part["loc"] or part["type"] == "enum"
+    ]
+    return f" ({'; '.join(parts[:5])})" if parts else ""

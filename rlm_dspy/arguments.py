@@ -1,0 +1,141 @@
+"""Checks what a caller hands to the module: each refusal names what to pass instead."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import keyword
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.errors import InvalidInputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESERVED = frozenset(
+    {"SUBMIT", "llm_query", "llm_query_batched", "SHOW_VARS", "SubCallError", "FailedCall", "print", "dspy"}
+)
+"""Names in the REPL that no input and no tool may take."""
+RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
+"""Names on the prediction that no output field may take, as in `dspy.RLM`."""
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
+    """Return the tools by name.
+
+    Raises:
+        TypeError: If it is a dict, or holds something that cannot be called.
+        ValueError: If two have one name, or a name is no identifier or taken.
+    """
+    if isinstance(tools, dict):
+        raise TypeError(
+            "tools must be a list, not a dict: tools=[function], or [dspy.Tool(function, name='other_name')]."
+        )
+    named: dict[str, dspy.Tool] = {}
+    for given in tools or []:
+        if not callable(given):
+            raise TypeError(f"Tool {given!r} must be callable, not {type(given).__name__}.")
+        tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
+        if not tool.name.isidentifier() or keyword.iskeyword(tool.name) or _is_reserved(tool.name):
+            raise ValueError(
+                f"Tool name {tool.name!r} is no free Python name; pass dspy.Tool(function, name='other_name')."
+            )
+        if tool.name in named:
+            raise ValueError(f"Duplicate tool name {tool.name!r}; pass dspy.Tool(function, name='other_name').")
+        named[tool.name] = tool
+    return named
+
+
+def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
+    """Check that inputs, outputs, tools and the REPL's own names do not clash.
+
+    Raises:
+        ValueError: If they do; the message lists the names.
+    """
+    inputs = set(signature.input_fields)
+    for clash, what in (
+        (
+            {name for name in inputs if _is_reserved(name)} | inputs & {"interpreter_factory"},
+            "names of the REPL",
+        ),
+        (inputs & tools.keys(), "tools"),
+    ):
+        if clash:
+            raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
+    if clash := set(signature.output_fields) & RESULT_NAMES:
+        raise ValueError(f"Output fields conflict with fields of the result: {sorted(clash)}. Rename them.")
+
+
+def check_inputs(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs in the signature's order, defaults filled in.
+
+    Raises:
+        InvalidInputs: If one is missing or unknown.
+    """
+    fields = signature.input_fields
+    given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
+    given |= inputs
+    unknown, missing = sorted(set(given) - set(fields)), sorted(set(fields) - set(given))
+    if unknown or missing:
+        wrong = [f"unknown: {unknown}"] if unknown else []
+        wrong += [f"missing: {missing}"] if missing else []
+        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {', '.join(wrong)}.")
+    return {name: given[name] for name in fields}
+
+
+def check_factory(factory: Any) -> Any:
+    """Return the factory.
+
+    Raises:
+        TypeError: If it is an interpreter itself, or cannot be called.
+    """
+    if not isinstance(factory, type) and isinstance(factory, dspy.CodeInterpreter):
+        raise TypeError(
+            f"interpreter_factory got a {type(factory).__name__} instance; every run closes its interpreter, so "
+            "pass what makes one: the class, or lambda: YourInterpreter(...)."
+        )
+    if factory is not None and not callable(factory):
+        raise TypeError(f"interpreter_factory must be callable without arguments, not {type(factory).__name__}.")
+    return factory
+
+
+def check_lm(lm: Any) -> Any:
+    """Return the LM.
+
+    Raises:
+        TypeError: If it is not a DSPy LM.
+    """
+    if lm is not None and not isinstance(lm, dspy.BaseLM):
+        raise TypeError(f"sub_lm must be a dspy.LM, e.g. dspy.LM('openai/gpt-5-mini'), not {lm!r}.")
+    return lm
+
+
+def host_function(tool: dspy.Tool) -> Callable[..., Any]:
+    """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`."""
+    own = inspect.signature(tool.func)
+    names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
+
+    def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) > len(names):
+            raise TypeError(f"{tool.name}{own} takes {len(names)} positional arguments, {len(args)} were given.")
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def invoke(*args: Any, **kwargs: Any) -> Any:
+        return tool(**by_name(args, kwargs))
+
+    async def invoke_async(*args: Any, **kwargs: Any) -> Any:
+        return await tool.acall(**by_name(args, kwargs))
+
+    call = getattr(tool.func, "__call__", None)  # noqa: B004  # the method itself is asked whether it is async
+    is_async = inspect.iscoroutinefunction(tool.func) or inspect.iscoroutinefunction(call)
+    function: Callable[..., Any] = invoke_async if is_async else invoke
+    functools.update_wrapper(function, tool.func)
+    function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
+    return function
+
+
+def _is_reserved(name: str) -> bool:
+    return name in RESERVED or name.startswith(("_rlm", "_dspy", "__"))

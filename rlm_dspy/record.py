@@ -1,0 +1,130 @@
+"""What is kept of a run that a person started: enough to read it again later, without the text it was about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import dspy
+from dspy.adapters.utils import get_annotation_name
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
+
+from rlm_dspy.errors import RLMError
+from rlm_dspy.trajectory import Step
+
+if TYPE_CHECKING:
+    import os
+
+    from rlm_dspy.limits import Ledger
+    from rlm_dspy.rlm import RLM
+
+_MAX_ERROR_CHARS = 600
+Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed"]
+"""As in `Prediction.stop`; also `interrupted` (Ctrl-C) and `failed` (the model or the interpreter)."""
+
+
+class Record(BaseModel):
+    """A run: what was asked, what came of it, and every step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    signature: str
+    instructions: str = ""
+    inputs: dict[str, str]
+    """The inputs by name; long texts in their short form."""
+    model: str
+    sub_model: str | None = None
+    """The LM of sub-calls if it is another."""
+    outputs: dict[str, Any] = {}
+    """The output fields as JSON; empty if the run did not end."""
+    stop: Stop
+    error: str | None = None
+    """What went wrong, in one line."""
+    usage: dict[str, Any] = {}
+    trajectory: list[Step] = []
+    final_reasoning: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the run ended with an answer."""
+        return self.stop in ("submitted", "extracted")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record to a file, whole or not at all."""
+        target = Path(path)
+        beside = target.with_name(f"{target.name}.part")
+        beside.write_text(self.as_json() + "\n", encoding="utf-8")
+        beside.replace(target)
+
+    def as_json(self) -> str:
+        """Return the record as JSON."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Record:
+        """Read a record that `save` wrote.
+
+        Raises:
+            ValueError: If the file holds none, or one of another version.
+        """
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+
+def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, BaseException | None]:
+    """Run a module with the LM of `dspy.settings`, and keep what came of it however it ended.
+
+    Args:
+        rlm: The module.
+        inputs: Its inputs.
+        ledger: Where the calls of the run are entered; it tells what a run spent that was cut short.
+
+    Returns:
+        The record, and the error that ended the run, `KeyboardInterrupt` included; None if it ended by itself.
+    """
+    sub_model = rlm.sub_lm.model if rlm.sub_lm is not None else None
+    task = {
+        "signature": written(rlm.signature),
+        "instructions": rlm.signature.instructions,
+        "inputs": {name: value if isinstance(value, str) else repr(value) for name, value in inputs.items()},
+        "model": dspy.settings.lm.model,
+        "sub_model": sub_model,
+    }
+    try:
+        prediction = rlm(**inputs)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
+        stop: Stop = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        record = Record(
+            **task,
+            stop=stop,
+            error=in_one_line(error) if stop == "failed" else None,
+            usage=ledger.usage(),
+            trajectory=getattr(error, "trajectory", []),
+        )
+        return record, error
+    outputs = {name: prediction[name] for name in rlm.signature.output_fields}
+    return Record(
+        **task,
+        outputs=to_jsonable_python(outputs, fallback=repr, inf_nan_mode="strings"),
+        stop=prediction.stop,
+        usage=prediction.usage,
+        trajectory=prediction.trajectory,
+        final_reasoning=prediction.final_reasoning,
+    ), None
+
+
+def written(signature: Any) -> str:
+    """Return a signature as DSPy reads it from a string, with its types."""
+
+    def fields(of: dict[str, Any]) -> str:
+        return ", ".join(f"{name}: {get_annotation_name(field.annotation)}" for name, field in of.items())
+
+    return f"{fields(signature.input_fields)} -> {fields(signature.output_fields)}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the first paragraph of what an error says; of an unexpected one also its type."""
+    said = " ".join(str(error).strip().split("\n\n")[0].split())[:_MAX_ERROR_CHARS]
+    expected = isinstance(error, (RLMError, dspy.DSPyError, ValueError, OSError)) and said
+    return said if expected else f"{type(error).__name__}: {said}"

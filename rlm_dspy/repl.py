@@ -1,0 +1,190 @@
+"""One run's interpreter: furnished with the inputs and the functions, replaced when it dies."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.primitives.sandbox_serializable import SandboxSerializable
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from rlm_dspy import prelude
+from rlm_dspy.inputs import Text, plain
+from rlm_dspy.interpreters.base import SETUP, Submission, TakesObjects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.trajectory import StepKind
+
+_SIMPLE_TYPES = (str, int, float, bool, list, dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a block of code led to.
+
+    Attributes:
+        kind: `output`, `error`, `submitted` (not yet read into types) or `interpreter_lost`.
+        output: What was printed and shown, or what went wrong.
+        submitted: The values of SUBMIT, if it was called.
+    """
+
+    kind: StepKind
+    output: str
+    submitted: Any = None
+
+
+class Repl:
+    """The interpreter of one run.
+
+    Args:
+        factory: Makes a fresh interpreter; called again if one dies.
+        tools: Host functions by the name that code calls them by.
+        inputs: The run's inputs by name; bound once, so what the code changes stays changed.
+        signature: The user's signature; gives SUBMIT its fields.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], dspy.CodeInterpreter],
+        tools: dict[str, Callable[..., Any]],
+        inputs: dict[str, Any],
+        signature: Any,
+    ) -> None:
+        self._factory = factory
+        self._tools = tools
+        self._inputs = inputs
+        self._signature = signature
+        self._interpreter: dspy.CodeInterpreter | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
+
+        Raises:
+            dspy.CodeInterpreterError: If it cannot be started.
+            TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
+        """
+        interpreter = self._factory()
+        if not isinstance(interpreter, dspy.CodeInterpreter):
+            raise TypeError(
+                f"interpreter_factory returned a {type(interpreter).__name__}; it must return a new "
+                "CodeInterpreter, with tools, start, execute and shutdown."
+            )
+        self._interpreter = interpreter
+        interpreter.tools.update(self._tools)
+        if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
+            interpreter.output_fields = output_fields(self._signature)
+        try:
+            interpreter.start()
+            for code, variables in _furnishing(interpreter, self._inputs):
+                interpreter.execute(code, variables=variables)
+        finally:
+            if self._closed:  # a cancelled run closes while another thread still opens
+                interpreter.shutdown()
+
+    def close(self) -> None:
+        """Shut the interpreter down for good: none takes its place any more."""
+        self._closed = True
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._interpreter is not None:
+            self._interpreter.shutdown()
+            self._interpreter = None
+
+    def execute(self, code: str) -> Outcome:
+        """Run a block of the model's code.
+
+        What the model can repair is an outcome, not an error. So is the death of the interpreter: a fresh one
+        takes its place.
+
+        Raises:
+            dspy.CodeInterpreterError: If the interpreter died and no other can be started.
+        """
+        assert self._interpreter is not None, "open() comes first"
+        try:
+            result = self._interpreter.execute(code, variables={})
+        except SyntaxError as error:
+            message = str(error)
+            return Outcome("error", message if "SyntaxError" in message else f"SyntaxError: {message}")
+        except dspy.CodeExecutionError as error:
+            return Outcome("error", str(error))
+        except dspy.CodeInterpreterError as error:
+            return self._replace(error)
+        if isinstance(result, dspy.FinalOutput):
+            printed = result.printed if isinstance(result, Submission) else ""
+            return Outcome("submitted", printed, result.output)
+        if isinstance(result, list):
+            return Outcome("output", "\n".join(map(str, result)))
+        return Outcome("output", "" if result is None else str(result))
+
+    def _replace(self, error: dspy.CodeInterpreterError) -> Outcome:
+        if self._closed:
+            raise error
+        self._shut_down()
+        self.open()
+        return Outcome(
+            "interpreter_lost",
+            f"The interpreter died: {error}\nA fresh one was started. The inputs and functions are there again; "
+            "variables, imports and functions that you made are lost.",
+        )
+
+
+def output_fields(signature: Any) -> list[dict[str, Any]]:
+    """Return the output fields as interpreters take them: names, and types where they are simple."""
+    fields = []
+    for name, field in signature.output_fields.items():
+        simple = {"type": field.annotation.__name__} if field.annotation in _SIMPLE_TYPES else {}
+        fields.append({"name": name, **simple})
+    return fields
+
+
+def _furnishing(interpreter: dspy.CodeInterpreter, inputs: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what is executed before the first turn: the prelude with the inputs, then DSPy's own input types."""
+    own = {name: value for name, value in inputs.items() if not isinstance(value, SandboxSerializable)}
+    convert = _as_object if isinstance(interpreter, TakesObjects) else _as_json
+    variables = {name: convert(name, value, interpreter) for name, value in own.items()}
+    serialized = [
+        _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
+    ]
+    return [(SETUP + code, values) for code, values in [(prelude.SOURCE, variables), *serialized]]
+
+
+def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:
+    return value if isinstance(value, Text) and interpreter.takes_text else plain(value)
+
+
+def _as_json(name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
+    """Return the value as JSON-like data, for interpreters of others.
+
+    Raises:
+        TypeError: If it has no such form. Raised before any model call was paid.
+    """
+    value = plain(value)
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    try:
+        return to_jsonable_python(value, inf_nan_mode="null")
+    except (PydanticSerializationError, UnicodeError) as error:
+        raise TypeError(
+            f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: {error}."
+            " Give a str, numbers, lists, dicts or a pydantic model, or use one of rlm_dspy.interpreters."
+        ) from error
+
+
+def _sandbox_code(name: str, value: SandboxSerializable) -> tuple[str, dict[str, Any]]:
+    """Return the code and variables that rebuild one of DSPy's `SandboxSerializable` inputs."""
+    payload = value.to_sandbox()
+    raw = f"_raw_{name}"
+    lines = [value.sandbox_setup(), value.sandbox_assignment(name, raw)]
+    if isinstance(payload, bytes):
+        try:
+            payload = payload.decode("utf-8")
+        except UnicodeDecodeError:
+            payload = base64.b64encode(payload).decode("ascii")
+            lines.insert(0, f"import base64\n{raw} = base64.b64decode({raw})")
+    return "\n".join(line for line in lines if line), {raw: str(payload)}

@@ -1,0 +1,169 @@
+"""The module: a model writes code, a REPL runs it, until the typed answer is submitted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.signatures.signature import ensure_signature
+
+from rlm_dspy import signatures
+from rlm_dspy.adapter import Act
+from rlm_dspy.answers import read_answer
+from rlm_dspy.arguments import check_factory, check_lm, check_names, normalize_tools
+from rlm_dspy.errors import carry
+from rlm_dspy.limits import Limits
+from rlm_dspy.metering import metered
+from rlm_dspy.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.run import Run
+from rlm_dspy.subcalls import Query
+from rlm_dspy.turn import Turn
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+_logger = logging.getLogger("dspy.rlm_dspy")
+
+
+class RLM(dspy.Module):
+    r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
+
+    The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
+    prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
+    Models, arXiv 2512.24601).
+
+    Predictors that optimizers see: `act` (every turn) and `query` (`llm_query`).
+
+    Args:
+        signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
+        max_iters: Short for `limits=Limits(max_iters=...)`; so are the next two.
+        max_llm_calls: See `Limits`.
+        max_output_chars: See `Limits`.
+        verbose: Log every step at INFO on the logger `rlm_dspy.rlm`.
+        tools: Functions or `dspy.Tool`s that code may call by name.
+        sub_lm: The LM of `llm_query`; by default the one in force at the call.
+        interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
+            `rlm_dspy.interpreters.default_interpreter`.
+        limits: What a run may spend.
+        policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
+            `"auto"` for the policy shipped for the LM that is configured now, if there is one.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind; the message names the right one.
+        ValueError: If names clash, a limit is out of range, or there is no such policy.
+
+    Example:
+        >>> from rlm_dspy.testing import ScriptedLM
+        >>> rlm = RLM("context, question -> answer: int", max_iters=10)
+        >>> with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=context.count('a'))\n```"])):
+        ...     rlm(context="banana", question="How many a's are there?").answer
+        3
+    """
+
+    def __init__(
+        self,
+        signature: str | type[dspy.Signature],
+        max_iters: int | None = None,
+        max_llm_calls: int | None = None,
+        max_output_chars: int | None = None,
+        verbose: bool = False,
+        tools: list[Callable[..., Any]] | None = None,
+        sub_lm: dspy.BaseLM | None = None,
+        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
+        *,
+        limits: Limits | None = None,
+        policy: str | os.PathLike[str] | None = "auto",
+    ) -> None:
+        super().__init__()
+        short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
+        self.signature = ensure_signature(signature)
+        self.limits = replace(limits or Limits(), **{name: n for name, n in short.items() if n is not None})
+        self.verbose = verbose
+        self.sub_lm = check_lm(sub_lm)
+        self.tools = normalize_tools(tools)
+        self.interpreter_factory = check_factory(interpreter_factory)
+        check_names(self.signature, self.tools)
+        self.act = Act(signatures.Act)
+        self.query = Query(signatures.Query)
+        if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
+            self.act.load_state(signatures.load_policy(chosen))
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
+
+        Returns:
+            The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output`, `kind`,
+            `notice`, `seconds`), `final_reasoning`, `stop` and `usage`.
+
+            `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
+            the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
+
+        Raises:
+            InvalidInputs: If inputs are missing or unknown.
+            dspy.CodeInterpreterError: If no interpreter can be started.
+            dspy.LMError: If the model gives no reply.
+
+            Whatever ends a run that has begun carries the steps so far as `error.trajectory`.
+        """
+        return drive(self._run(Blocking(), **inputs))
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""
+        return await self._run(Awaiting(), **inputs)
+
+    async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
+        run = Run(self, inputs, check_factory(interpreter_factory))
+        try:
+            await port.run(run.repl.open)
+            return await self._converse(port, run)
+        except BaseException as error:
+            carry(error, run.trajectory.as_dicts())
+            raise
+        finally:
+            await port.run(run.repl.close)
+
+    async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
+        try:
+            for number in range(1, run.limits.max_iters + 1):
+                turn = Turn(self.act, run, verbose=self.verbose)
+                step = await port.predict(turn, number=number)
+                run.trajectory = run.trajectory.add(step)
+                if step.answer is not None:
+                    return run.finish("submitted", step.answer, step.reasoning)
+        except dspy.ContextWindowExceededError:
+            if not run.trajectory.steps:
+                raise
+        return await self._extract(port, run)
+
+    async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
+        """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
+        _logger.warning(
+            "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
+        )
+        values: dict[str, Any] = {}
+        problems = [""]
+        try:
+            with metered(run.ledger, "extract"), dspy.context(trace=None):
+                found = await port.predict(
+                    dspy.Predict(extract_signature(self.signature)), repl_session=run.transcript()
+                )
+            values, problems = read_answer(self.signature, found.toDict())
+        except (dspy.AdapterParseError, dspy.ContextWindowExceededError) as error:
+            _logger.warning("RLM: no answer could be read from the trajectory: %s", str(error)[:200])
+        if problems:
+            return run.finish("unanswered", values, "No SUBMIT, and no answer in the trajectory.")
+        return run.finish("extracted", values, "Read from the trajectory after the last turn.")
+
+
+def extract_signature(signature: Any) -> Any:
+    """Return the signature that reads a user's outputs from the transcript of a session."""
+    instructions = (
+        f"{signature.instructions}\n\nThe session in a Python REPL that worked on this is over. "
+        "Give the outputs from what it found; where it found nothing certain, the best guess it allows."
+    )
+    outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
+    transcript = dspy.InputField(desc="the task, then what was run and what came out")
+    return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)

@@ -1,0 +1,75 @@
+"""The state of one run. It lives as long as the call; the module holds none, so it serves many threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.arguments import check_inputs, host_function
+from rlm_dspy.environment import write_environment
+from rlm_dspy.interpreters import resolve_factory
+from rlm_dspy.limits import Ledger
+from rlm_dspy.prelude import HOST_TOOL
+from rlm_dspy.repl import Repl
+from rlm_dspy.subcalls import SubCalls
+from rlm_dspy.trajectory import Trajectory, clip
+
+if TYPE_CHECKING:
+    from rlm_dspy.rlm import RLM
+
+_TRANSCRIPT_CHARS = 12_000
+
+
+class Run:
+    """One run: its inputs, its REPL, its ledger, and the steps so far.
+
+    Args:
+        rlm: The module that is called.
+        inputs: The inputs by name.
+        interpreter_factory: The factory of this call, or None for the module's, the configured or the default.
+
+    Raises:
+        InvalidInputs: If the inputs do not fit the signature.
+    """
+
+    def __init__(self, rlm: RLM, inputs: dict[str, Any], interpreter_factory: Any) -> None:
+        self.signature = rlm.signature
+        self.limits = rlm.limits
+        self.ledger = Ledger(rlm.limits)
+        self.trajectory = Trajectory()
+        inputs = check_inputs(rlm.signature, inputs)
+        factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
+        subcalls = SubCalls({"query": rlm.query}, rlm.sub_lm, self.ledger)
+        tools = {name: host_function(tool) for name, tool in rlm.tools.items()}
+        self.repl = Repl(factory, {HOST_TOOL: subcalls.tool(), **tools}, inputs, rlm.signature)
+        runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
+        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime)
+
+    @property
+    def submit_call(self) -> str:
+        """How SUBMIT is called in this run, for messages to the model."""
+        return f"SUBMIT({', '.join(f'{name}=...' for name in self.signature.output_fields)})"
+
+    def transcript(self) -> str:
+        """Return the session as text: the environment, and each step shortened so that all of them fit."""
+        share = max(200, _TRANSCRIPT_CHARS // max(1, len(self.trajectory)))
+        steps = (clip(f"{s.reasoning}\n>>> {s.code}\n{s.output}", share) for s in self.trajectory.steps)
+        return "\n\n".join([self.environment, *steps])
+
+    def finish(self, stop: str, answer: dict[str, Any], final_reasoning: str) -> dspy.Prediction:
+        """Return the prediction of a run that has ended.
+
+        Args:
+            stop: Why it ended.
+            answer: The output fields' values by name; one that is left out is None.
+            final_reasoning: The model's last words.
+        """
+        report = {
+            "stop": stop,
+            "usage": self.ledger.usage(),
+            "trajectory": self.trajectory.as_dicts(),
+            "final_reasoning": final_reasoning,
+        }
+        outputs = {name: answer.get(name) for name in self.signature.output_fields}
+        return dspy.Prediction(**outputs, **{name: value for name, value in report.items() if name not in outputs})

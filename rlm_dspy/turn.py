@@ -1,0 +1,120 @@
+"""One turn: `act` writes a block, the REPL runs it, and what came out is told in a `Step`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from rlm_dspy.adapter import ReplAdapter
+from rlm_dspy.answers import read_answer
+from rlm_dspy.metering import metered
+from rlm_dspy.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.replies import read_reply
+from rlm_dspy.trajectory import Step, clip
+
+if TYPE_CHECKING:
+    from rlm_dspy.run import Run
+
+_TURNS_COUNTED_DOWN = 3
+_logger = logging.getLogger("dspy.rlm_dspy")  # under DSPy's logger, whose handler makes INFO visible
+
+
+class Turn(dspy.Module):
+    """One turn of a run. A module, so that whatever listens to DSPy (MLflow, progress) sees turns as units.
+
+    Args:
+        act: The predictor that writes the code.
+        run: The run that the turn belongs to; only read.
+    """
+
+    def __init__(self, act: dspy.Predict, run: Run, *, verbose: bool = False) -> None:
+        super().__init__(callbacks=[StepLog()] if verbose else [])
+        self._act = act
+        self._run = run
+
+    def forward(self, number: int) -> Step:
+        """Take turn `number` (the first is 1) and return its step."""
+        return drive(self._take(Blocking(), number))
+
+    async def aforward(self, number: int) -> Step:
+        """Take turn `number` (the first is 1) and return its step."""
+        return await self._take(Awaiting(), number)
+
+    async def _take(self, port: Port, number: int) -> Step:
+        started, run = time.monotonic(), self._run
+        reasoning, code = await self._write(port)
+        step = await port.run(self._execute, reasoning, code) if code else no_code(reasoning, run.submit_call)
+        return step.model_copy(
+            update={
+                "output": clip(_sendable(step.output), run.limits.max_output_chars),
+                "notice": notice(run.limits.max_iters - number),
+                "seconds": time.monotonic() - started,
+            }
+        )
+
+    async def _write(self, port: Port) -> tuple[str, str]:
+        """Return reasoning and code of the model's reply; of one that cannot be read, what there was of it."""
+        run = self._run
+        try:
+            with metered(run.ledger, "act"):
+                action = await port.predict(self._act, environment=run.environment, trajectory=run.trajectory)
+        except dspy.AdapterParseError as error:
+            empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
+            return "" if empty else _sendable(error.lm_response), ""
+        code = action.code or ""
+        if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
+            code = read_reply(code).code
+        return _sendable(action.reasoning or ""), _sendable(code)
+
+    def _execute(self, reasoning: str, code: str) -> Step:
+        outcome = self._run.repl.execute(code)
+        step = Step(reasoning=reasoning, code=code, output=outcome.output, kind=outcome.kind)
+        if outcome.kind != "submitted":
+            return (
+                step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
+            )
+        values, problems = read_answer(self._run.signature, outcome.submitted)
+        printed = f"{outcome.output.rstrip()}\n" if outcome.output.strip() else ""
+        if problems:
+            refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
+            text = f"{printed}{refusal}\nCorrect this and call {self._run.submit_call} again."
+            return step.model_copy(update={"output": text, "kind": "refused"})
+        return step.model_copy(update={"output": f"{printed}SUBMIT: {values!r}", "answer": values})
+
+
+class StepLog(BaseCallback):
+    """Logs each step at INFO, for `RLM(verbose=True)`."""
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Log a step."""
+        if isinstance(outputs, Step):
+            _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
+
+
+def _sendable(text: str) -> str:
+    """Return the text without halves of surrogate pairs, which no provider can receive."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def no_code(reply: str, submit_call: str) -> Step:
+    """Return the step of a reply that held no Python: it says what to write instead."""
+    language = read_reply(reply).other_language
+    if language:
+        problem = f"The block is marked {language!r}; only Python runs here."
+    else:
+        problem = "No code was found in your reply." if reply else "Your reply was empty."
+    text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
+    return Step(reasoning=reply, output=text, kind="no_code")
+
+
+def notice(turns_left: int) -> str:
+    """Return what the model is told of the turns it has left; empty while there are many."""
+    if turns_left == 1:
+        return "This is the last turn. Call SUBMIT now with the best answer you have."
+    if 1 < turns_left <= _TURNS_COUNTED_DOWN:
+        return f"{turns_left} turns are left."
+    return ""

@@ -1,0 +1,452 @@
+"""The command line: what it prints where, what it reads, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import termios
+import time
+from fcntl import ioctl
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+from typer.testing import CliRunner
+
+from rlm_dspy.cli import app
+from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.interpreters import LocalPythonInterpreter, ScriptedInterpreter
+from rlm_dspy.progress import Lines, Terminal, printable, shortened, view_on
+from rlm_dspy.record import Record
+from rlm_dspy.testing import ScriptedLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typer.testing import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+SUBMIT_42 = "```python\nSUBMIT(answer='42')\n```"
+LOOK = "I look first.\n```python\nprint(len(context))\n```"
+PROGRAM = """
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+import dspy
+from rlm_dspy import cli
+from rlm_dspy.testing import ScriptedLM
+seconds, replies = json.loads(sys.argv.pop(1))
+dspy.configure(lm=ScriptedLM(replies, seconds=seconds))
+cli.main()
+"""
+EMBEDDED_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from rlm_dspy import cli
+cli.main()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # as `main` does
+    Path("notes.txt").write_text("The answer is 42.\n", encoding="utf-8")
+
+
+def ask(
+    *arguments: str, replies: Any = (LOOK, SUBMIT_42), stdin: str | bytes | None = None, **settings: Any
+) -> Result:
+    """Run `rlm-dspy ask` in this process, with a scripted LM and code in this process."""
+    settings = {"lm": ScriptedLM(replies), "interpreter_factory": LocalPythonInterpreter, **settings}
+    with dspy.context(**settings):
+        return CliRunner().invoke(app, ["ask", *arguments], input=stdin)
+
+
+def record_of(result: Result) -> Record:
+    return Record.model_validate_json(result.stdout)
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without what would colour a pipe or choose a model."""
+    unwanted = {"FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted and "LM_STUDIO" not in name}
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": search, "TERM": "xterm-256color"}
+
+
+def scripted(*arguments: str, replies: list[str], seconds: float = 0.0) -> list[str]:
+    """Return the command of a process that is `rlm-dspy` with a scripted LM."""
+    return [sys.executable, "-c", PROGRAM, json.dumps([seconds, replies]), *arguments]
+
+
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run a command with piped streams; it is dead in the end."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], beginning: str) -> str:
+    """Return the first line of standard error that begins so."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(beginning):
+            return line
+    pytest.fail(f"no line begins with {beginning!r}")
+
+
+# What is printed where
+
+
+def test_the_answer_goes_to_standard_output_and_the_steps_to_standard_error() -> None:
+    result = ask("How much?", "notes.txt")
+    assert (result.exit_code, result.stdout) == (0, "42\n")
+    assert result.stderr.splitlines()[:2] == [
+        "How much?",
+        "(18 characters of notes.txt, scripted/lm, up to 20 turns)",
+    ]
+    assert re.search(
+        r"--- turn 1: output \(.*\)\nI look first\.\n>>> print\(len\(context\)\)\n18\n", result.stderr
+    )
+    assert re.search(r"--- submitted after 2 turns: .* tokens in, \d+ out, 2 model calls\n$", result.stderr)
+
+
+def test_several_outputs_are_a_line_each_with_their_names() -> None:
+    reply = "```python\nSUBMIT(names=['Ada', 'Bö'], count=2)\n```"
+    result = ask(
+        "Who?", "notes.txt", "--signature", "context, question -> names: list[str], count: int", replies=[reply]
+    )
+    assert result.stdout == 'names: ["Ada", "Bö"]\ncount: 2\n'
+
+
+def test_json_is_one_object_and_nothing_else() -> None:
+    result = ask("How much?", "notes.txt", "--json")
+    told = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert (told["outputs"], told["stop"], told["usage"]["calls"]) == ({"answer": "42"}, "submitted", 2)
+    assert [step["kind"] for step in told["trajectory"]] == ["output", "submitted"]
+
+
+def test_a_saved_run_can_be_read_again() -> None:
+    result = ask("How much?", "notes.txt", "--save", "run.json")
+    record = Record.load("run.json")
+    assert result.stderr.endswith("The run is in run.json.\n")
+    assert (record.signature, record.model) == ("context: str, question: str -> answer: str", "scripted/lm")
+    assert record.inputs["context"].startswith("Text(18 characters of notes.txt")
+    assert [step.code for step in record.trajectory] == ["print(len(context))", "SUBMIT(answer='42')"]
+    assert list(Path().glob("*.part")) == []
+
+
+def test_typed_outputs_are_saved_as_json() -> None:
+    reply = "```python\nSUBMIT(days={'2025-03-14': 1.5})\n```"
+    result = ask(
+        "When?",
+        "notes.txt",
+        "--json",
+        "--signature",
+        "context, question -> days: dict[str, float]",
+        replies=[reply],
+    )
+    assert record_of(result).outputs == {"days": {"2025-03-14": 1.5}}
+
+
+def test_the_sub_calls_of_a_turn_are_counted() -> None:
+    code = "```python\nprint(llm_query_batched(['a', 'b']))\n```"
+    result = ask("How much?", "notes.txt", replies=[code, "one", "two", SUBMIT_42])
+    assert re.search(r"turn 1: output \(.* out, 2 sub-calls\)", result.stderr)
+    assert "4 model calls" in result.stderr
+
+
+def test_control_characters_of_the_text_do_not_reach_the_terminal() -> None:
+    code = "```python\nprint(chr(27) + '[2J' + chr(7))\n```"
+    result = ask("How much?", "notes.txt", replies=[code, SUBMIT_42])
+    assert "\x1b" not in result.output
+    assert "\N{REPLACEMENT CHARACTER}[2J" in result.stderr
+    assert printable("a\tb\r\nc\xa0d\x9b") == "a\tb\nc\xa0d\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_terminal_shows_the_ends_of_a_long_output() -> None:
+    shown = shortened("\n".join(map(str, range(100)))).splitlines()
+    assert (shown[0], shown[11], shown[-1], len(shown)) == ("0", "... [85 lines]", "99", 16)
+
+
+def test_what_is_no_terminal_gets_lines() -> None:
+    assert isinstance(view_on(io.StringIO()), Lines)
+
+
+# What is read
+
+
+def test_several_files_are_one_text_with_their_names_as_headers() -> None:
+    Path("b.md").write_text("second", encoding="utf-8")
+    result = ask("?", "notes.txt", "b.md", replies=["```python\nprint(context)\n```", SUBMIT_42])
+    assert "=== notes.txt ===\nThe answer is 42.\n\n\n=== b.md ===\nsecond\n" in result.stderr
+    assert "characters of notes.txt, b.md, " in result.stderr
+
+
+@pytest.mark.parametrize("files", [["-"], []], ids=["asked for", "piped"])
+def test_standard_input_is_the_text(files: list[str]) -> None:
+    result = ask("?", *files, stdin="piped text", replies=["```python\nprint(context)\n```", SUBMIT_42])
+    assert "piped text" in result.stderr
+    assert "(10 characters of standard input, " in result.stderr
+
+
+def test_without_a_text_the_question_stands_alone() -> None:
+    result = ask("What is 6 * 7?", "--json", replies=[SUBMIT_42])
+    assert record_of(result).signature == "question: str -> answer: str"
+
+
+def test_the_question_instructs_a_signature_that_takes_only_the_text() -> None:
+    reply = "```python\nSUBMIT(summary=text[:3])\n```"
+    result = ask("Shorten it.", "notes.txt", "--json", "--signature", "text -> summary: str", replies=[reply])
+    record = record_of(result)
+    assert (record.instructions, record.outputs) == ("Shorten it.", {"summary": "The"})
+
+
+def test_a_question_by_another_name_is_the_second_input() -> None:
+    reply = "```python\nSUBMIT(found=query)\n```"
+    result = ask("this", "notes.txt", "--signature", "text, query -> found: str", replies=[reply])
+    assert result.stdout == "this\n"
+
+
+def test_max_iters_and_max_llm_calls_reach_the_run() -> None:
+    code = "```python\nprint(llm_query('a'))\n```"
+    result = ask("?", "notes.txt", "--max-iters", "1", "--max-llm-calls", "0", replies=[code, *["?"] * 3])
+    assert "up to 1 turn)" in result.stderr
+    assert "0 of 0 sub-model calls are left" in result.stderr
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["gone.txt"], "There is no file gone.txt."),
+        (["."], ". is a directory. Name the files in it, e.g. ./*.md."),
+        (["empty.txt"], "empty.txt is empty."),
+        (["latin.txt"], "latin.txt is not UTF-8 text (byte 0xe9 at 3)."),
+        (["-"], "Standard input is empty."),
+        (["notes.txt", "latin.txt"], "latin.txt is not UTF-8 text"),
+        (["notes.txt", "--signature", "nothing"], "'nothing' is no signature"),
+        (["notes.txt", "--signature", "a, b, c -> d"], "takes a text and a question, not ['a', 'b', 'c']"),
+        (["--signature", "context, question -> answer"], "and there is no text"),
+        (["notes.txt", "--signature", "context, question -> trajectory"], "conflict with fields of the result"),
+        (["notes.txt", "--model", "no-such-model"], "names no provider that is known"),
+        (["notes.txt", "--policy", "gone"], "gone is no policy file"),
+        (["notes.txt", "--save", "gone/run.json"], "there is no directory gone"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_one_line_that_names_the_problem_and_exit_code_2(arguments: list[str], problem: str) -> None:
+    Path("empty.txt").write_text(" \n", encoding="utf-8")
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    result = ask("?", *arguments, stdin="")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert problem in line
+
+
+def test_a_number_out_of_range_is_bad_usage() -> None:
+    assert ask("?", "notes.txt", "--max-iters", "0").exit_code == 2
+
+
+def test_no_submit_and_nothing_to_read_is_exit_code_1() -> None:
+    result = ask("?", "notes.txt", "--max-iters", "1", replies=lambda messages: "I do not know.")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--- no SUBMIT in 1 turn, and no answer in the trajectory: " in result.stderr
+
+
+def test_an_answer_that_is_read_from_the_trajectory_is_an_answer() -> None:
+    read = "[[ ## answer ## ]]\n42\n\n[[ ## completed ## ]]"
+    result = ask("?", "notes.txt", "--max-iters", "1", replies=[LOOK, read])
+    assert (result.exit_code, result.stdout) == (0, "42\n")
+    assert "--- no SUBMIT in 1 turn, read from the trajectory: " in result.stderr
+
+
+def test_a_model_that_fails_is_exit_code_3_and_its_steps_are_kept() -> None:
+    result = ask("?", "notes.txt", "--json", replies=[LOOK, dspy.LMTransportError("the line is dead")])
+    record = record_of(result)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: ")
+    assert (record.stop, len(record.trajectory), record.usage["calls"]) == ("failed", 1, 2)
+    assert "the line is dead" in str(record.error)
+
+
+def test_an_interpreter_that_does_not_start_is_exit_code_3() -> None:
+    class Broken(ScriptedInterpreter):
+        def _start(self) -> None:
+            raise dspy.CodeInterpreterError("no room")
+
+    result = ask("?", "notes.txt", interpreter_factory=lambda: Broken([]))
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines()[-1] == "Error: no room"
+
+
+def test_a_traceback_is_shown_only_on_demand() -> None:
+    assert "Traceback" not in ask("?", "gone.txt").stderr
+    assert "Traceback" in ask("?", "gone.txt", "--debug").stderr
+
+
+def test_the_help_explains_the_exit_codes() -> None:
+    told = CliRunner().invoke(app, ["ask", "--help"]).stdout
+    assert [line.split()[0] for line in told.partition("Exit codes:")[2].splitlines()[1:6]] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "130",
+    ]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"rlm-dspy {version('rlm-dspy')}\n"
+
+
+def test_the_embedded_model_takes_a_turn() -> None:
+    result = ask("?", "notes.txt", "--max-iters", "1", "--json", lm=embedded_lm(max_tokens=12, cache=False))
+    record = record_of(result)
+    assert result.exit_code == (0 if record.answered else 1)
+    assert (record.model, len(record.trajectory)) == ("embedded/smollm2-135m-instruct", 1)
+    assert 0 < record.usage["output_tokens"] <= 12 * record.usage["calls"]
+
+
+# As a process
+
+
+def test_piped_output_has_no_colours_and_no_boxes() -> None:
+    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, SUBMIT_42])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    assert not re.search(r"[\x1b\u2500-\u257f]", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["the model writes", "```python\nimport time\nprint('begun')\ntime.sleep(600)\n```"],
+    ids=["model", "code"],
+)
+def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
+    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, then, SUBMIT_42], seconds=0.8)
+    with running(command) as process:
+        read_until(process, "--- turn 1")
+        time.sleep(0.4 if then == "the model writes" else 1.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("Interrupted. The run is in interrupted.rlm.json.\n")
+    assert "Traceback" not in err
+    record = Record.load("interrupted.rlm.json")
+    assert (record.stop, [step.output for step in record.trajectory]) == ("interrupted", ["18"])
+    assert record.usage["output_tokens"] > 0
+
+
+def test_ctrl_c_ends_the_embedded_model_while_it_writes() -> None:
+    arguments = ["ask", "Tell a long story.", "notes.txt", "--model", "embedded", "--save", "kept.json"]
+    with running([sys.executable, "-c", EMBEDDED_PROGRAM, *arguments]) as process:
+        read_until(process, "(18 characters")
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.endswith("Interrupted. The run is in kept.json.\n")
+    assert Record.load("kept.json").stop == "interrupted"
+
+
+@contextlib.contextmanager
+def on_a_terminal(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Run a command on a pseudo-terminal of 100 columns; yield our end of it."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment()) as process:
+        os.close(theirs)
+        try:
+            yield ours, process
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def read_terminal(ours: int, until: str) -> str:
+    """Return what a terminal shows, colours included, until it has shown this."""
+    shown = b""
+    while until.encode() not in shown:
+        assert select.select([ours], [], [], 30)[0], f"no {until!r} in {shown!r}"
+        shown += os.read(ours, 65_536)
+    return shown.decode()
+
+
+def test_on_a_terminal_the_steps_appear_as_they_happen() -> None:
+    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, SUBMIT_42], seconds=0.8)
+    with on_a_terminal(command) as (ours, process):
+        assert "How much?" in read_terminal(ours, "turn 1 of 20: the model writes")
+        first = read_terminal(ours, "turn 2 of 20: the model writes")
+        assert process.poll() is None
+        rest = read_terminal(ours, "42\r\n")
+        assert process.wait(timeout=30) == 0
+    assert "I look first." in first
+    assert re.search(r"\x1b\[\d+m", first)
+    assert "submitted after 2 turns" in rest
+
+
+def test_the_help_of_a_terminal_and_of_a_pipe_say_the_same_codes() -> None:
+    command = [sys.executable, "-m", "rlm_dspy", "ask", "--help"]
+    with on_a_terminal(command) as (ours, process):
+        shown = read_terminal(ours, "Show the traceback")
+        process.wait(timeout=30)
+    assert "130  interrupted" in shown
+    assert "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown
+
+
+def test_a_terminal_that_cannot_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        monkeypatch.setenv("TERM", "xterm")
+        assert isinstance(view_on(stream), Terminal)
+        monkeypatch.setenv("TERM", "dumb")
+        assert isinstance(view_on(stream), Lines)
+    os.close(ours)
+
+
+@pytest.mark.long
+def test_trace_logs_the_run_to_mlflow_and_says_how_to_look_at_it() -> None:
+    command = scripted("ask", "How much?", "notes.txt", "--trace", replies=[LOOK, SUBMIT_42])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL, check=False
+    )
+    *steps, hint = done.stderr.splitlines()
+    assert steps[0] == "How much?"
+    assert hint.endswith("Look at it: mlflow server --backend-store-uri sqlite:///mlflow.db")
+    assert (done.returncode, done.stdout) == (0, "42\n")
+    assert logged_spans(Path("mlflow.db")).count("Turn.forward") == 2
+
+
+def logged_spans(store: Path) -> list[str]:
+    """Return the names of the spans in a store of MLflow's."""
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        return [name for (name,) in connection.execute("select name from spans")]

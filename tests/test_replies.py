@@ -1,0 +1,137 @@
+"""Reading replies: what is code, what is talk, and that nothing a model writes is an error."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rlm_dspy.replies import read_reply
+
+FENCES = ["```python", "```", "```py", "```bash", "~~~", "````python", "  ```python", "```json"]
+LINES = st.one_of(
+    st.sampled_from(FENCES),
+    st.sampled_from(
+        ["x = 1", "print(x)", "x = (", '"""', "[[ ## code ## ]]", "[[ ## reasoning ## ]]", "", "word"]
+    ),
+    st.text(max_size=20),
+)
+REPLIES = st.one_of(st.text(), st.lists(LINES, max_size=12).map("\n".join))
+
+
+@given(REPLIES)
+@example('{"code":' + "[" * 100_000)
+@example('{"code": "```python\\nx = 1\\n```"}')
+@example("\0")
+@example("\ud800")
+@example("(" * 5_000)
+@example("-" * 5_000 + "1")
+def test_any_text_is_read_and_its_code_is_part_of_it(text: str) -> None:
+    """Reading never raises, and every line of code stood in the reply."""
+    reply = read_reply(text)
+    if not text.lstrip().startswith("{"):
+        assert set(reply.code.split("\n")) <= {*text.replace("\r\n", "\n").split("\n"), *_stripped(text), ""}
+    assert not reply.code or not reply.other_language
+
+
+def _stripped(text: str) -> list[str]:
+    """Return the lines with white space at the ends of the reply taken off, as reading does."""
+    text = text.replace("\r\n", "\n")
+    return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip)]
+
+
+def test_no_reply_is_the_empty_reply() -> None:
+    """None, as some providers give it, counts as empty."""
+    assert read_reply(None) == read_reply("")
+
+
+STRINGS = st.text(alphabet=st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), max_size=30)
+TRIPLE = st.lists(
+    st.sampled_from(["```", "```python", "~~~", "text", "", "[[ ## code ## ]]", "  ```"]), max_size=6
+)
+STATEMENTS = st.one_of(
+    STRINGS.map(lambda text: f"x = {text!r}"),
+    TRIPLE.map(lambda lines: 'page = """\n{}\n"""'.format("\n".join(lines))),
+    TRIPLE.map(lambda lines: "# {}".format(" ".join(lines))),
+    st.sampled_from(
+        [
+            "def f(a):\n    return a\n\n",
+            "for i in range(3):\n    print(i)",
+            "\n",
+            "x += 1  # ```",
+            "'\u2028\x0c\x1c'",
+        ]
+    ),
+)
+SOURCES = st.lists(STATEMENTS, min_size=1, max_size=5).map("\n".join).filter(lambda source: bool(source.strip()))
+
+
+@given(SOURCES, st.sampled_from(["python", "py", "repl", ""]), st.booleans())
+@example('s = """\n```\n```\n"""', "python", True)  # fences inside a string
+@example("x = '\u2028'", "python", True)  # str.splitlines would cut here
+@example('x = """\n[[ ## code ## ]]\n"""', "python", True)  # a field mark inside a string
+def test_any_source_in_a_fence_comes_back_unchanged(source: str, language: str, closed: bool) -> None:
+    """Also if it holds fences, field marks or unusual line ends inside its strings."""
+    ast.parse(source)
+    reply = read_reply(f"Some words.\n```{language}\n{source}\n" + ("```\nMore words." if closed else "```"))
+    assert reply.code == source.strip("\n")
+    assert reply.reasoning.startswith("Some words.")
+
+
+@given(st.lists(STRINGS.map(lambda text: f"x = {text!r}"), min_size=2, max_size=5))
+def test_several_blocks_are_run_as_one_in_order(sources: list[str]) -> None:
+    """No block is dropped."""
+    reply = read_reply("\nthen\n".join(f"```python\n{source}\n```" for source in sources))
+    assert reply.code == "\n".join(sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "code"),
+    [
+        ("Look.\n```python\nx = 1\n```\nDone.", "Look.\nDone.", "x = 1"),
+        ("```Python\nx = 1\n```", "", "x = 1"),
+        ("```python title=a.py\nx = 1\n```", "", "x = 1"),
+        ("````python\nx = '''\n```\n'''\n````", "", "x = '''\n```\n'''"),
+        ("```python\nx = (\n```\n```python\ny = 1\n```", "", "x = (\ny = 1"),
+        ("```python\r\nx = 1\r\ny = 2\r\n```\r\n", "", "x = 1\ny = 2"),
+        ("Words first\nx = 1\nprint(x)", "Words first", "x = 1\nprint(x)"),
+        ("print('only code')", "", "print('only code')"),
+        ("The answer is 42.", "The answer is 42.", ""),
+        ("maybe", "maybe", ""),
+        ("[[ ## reasoning ## ]]\nLook\n\n[[ ## code ## ]]\nx = 1\n\n[[ ## completed ## ]]", "Look", "x = 1"),
+        ("[[ ## code ## ]]\n```python\nx = 1\n[[ ## completed ## ]]", "", "x = 1"),
+        ("[[ ## code ## ]]\nx = (\n\n[[ ## completed ## ]]", "", "x = ("),
+        ('{"reasoning": "R", "code": "x = 1"}', "R", "x = 1"),
+        ('{"reasoning": "R", "code": "```python\\nx = 1\\n```"}', "R", "x = 1"),
+        ('{"reasoning": null, "code": "x = ("}', "", "x = ("),
+        ('{"answer": 42}', '{"answer": 42}', ""),
+        ('{"code": 42}', '{"code": 42}', ""),
+    ],
+)
+def test_reasoning_and_code_are_told_apart(text: str, reasoning: str, code: str) -> None:
+    """Each shape that models use is read."""
+    reply = read_reply(text)
+    assert (reply.reasoning.replace("\n\n", "\n"), reply.code) == (reasoning, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("```bash\nls\n```", "bash"),
+        ("```python\n```\n```sql\nselect\n```", "sql"),
+        ("```python\n```", ""),
+        ("hm", ""),
+    ],
+)
+def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language: str) -> None:
+    """So that the model can be told; an empty Python block is no other language."""
+    assert read_reply(text).other_language == language
+
+
+@pytest.mark.parametrize("word", ["no\n", "1,\n", "(\n```\n", "```\n(\n", "word ", "`"])
+@pytest.mark.timeout(20)
+def test_a_reply_that_repeats_itself_is_read_in_seconds(word: str) -> None:
+    """A model that loops until its token limit blocks nothing."""
+    read_reply(word * 20_000)

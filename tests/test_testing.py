@@ -1,0 +1,70 @@
+"""The scripted model that ships for tests of users' programs."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import doctest
+
+import dspy
+import pytest
+
+from rlm_dspy import testing
+from rlm_dspy.testing import ScriptedLM
+
+
+def test_its_replies_are_played_in_order_and_its_calls_kept() -> None:
+    """Each call takes the next; an empty one is an empty text."""
+    lm = ScriptedLM(["a", None, "b"])
+    assert [lm(f"q{n}") for n in range(3)] == [["a"], [""], ["b"]]
+    assert [messages[-1]["content"] for messages in lm.script.calls] == ["q0", "q1", "q2"]
+
+
+def test_a_function_answers_every_call() -> None:
+    """It is given the messages, the system message first."""
+    lm = ScriptedLM(lambda messages: "\n".join(message["role"] for message in messages))
+    assert lm("x") == ["user"]
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()), pytest.raises(dspy.AdapterParseError, match="system"):
+        dspy.Predict("question -> answer")(question="?")
+
+
+def test_an_exception_is_raised_and_the_script_goes_on() -> None:
+    """As DSPy raises what its engines do."""
+    lm = ScriptedLM([dspy.LMServerError("down"), "up"])
+    with pytest.raises(dspy.LMError, match="down"):
+        lm("x")
+    assert lm("x") == ["up"]
+
+
+def test_a_script_that_is_over_says_so() -> None:
+    """The message counts the calls."""
+    with pytest.raises(dspy.LMError, match="call 1 has no reply"):
+        ScriptedLM([])("x")
+
+
+def test_usage_counts_words() -> None:
+    """So that tests of budgets have numbers to check."""
+    with dspy.track_usage() as tracker:
+        ScriptedLM(["four words in all"])("two words")
+    usage = tracker.get_total_tokens()["scripted/lm"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2, 4)
+
+
+def test_copies_share_the_script() -> None:
+    """Optimizers copy LMs, with other settings too."""
+    lm = ScriptedLM(["a", "b", "c"])
+    assert [copy.deepcopy(lm)("x"), lm.copy(temperature=1.0)("x"), lm("x")] == [["a"], ["b"], ["c"]]
+    assert len(lm.script.calls) == 3
+
+
+async def test_awaited_calls_are_under_way_together() -> None:
+    """`most_at_once` counts them."""
+    lm = ScriptedLM(lambda _: "a", seconds=0.02)
+    await asyncio.gather(*(lm.acall("x") for _ in range(5)))
+    assert lm.script.most_at_once == 5
+
+
+def test_its_examples_run() -> None:
+    """The docstring tells the truth."""
+    with dspy.context(interpreter_factory=None):
+        assert doctest.testmod(testing).failed == 0
