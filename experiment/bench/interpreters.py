@@ -323,7 +323,8 @@ def write(rows: list[Row], lines: list[str], curves: dict[str, list[tuple[int, f
         (
             f"`python experiment/bench/interpreters.py` on {os.cpu_count()} processors ({platform.machine()}, "
             f"Linux {platform.release().split('-')[0]}), CPython {platform.python_version()}, load {load:.1f}. "
-            "Milliseconds unless it says otherwise; medians are of the quietest of five batches, baselines of the same run."
+            "Milliseconds unless it says otherwise; medians are of the quietest of five batches, "
+            "baselines of the same run."
         ),
         "",
         "| what | measured | target | | beside |",
