@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from . import kernel, landlock, limits, namespaces, seccomp, syscalls
-
-Layer = Literal["uid", "namespaces", "landlock", "seccomp", "limits"]
-LAYERS: tuple[Layer, ...] = ("uid", "namespaces", "landlock", "seccomp", "limits")
-"""`uid`: root becomes a user that owns nothing. `namespaces`: no host processes, network, IPC; a minimal root."""
 
 _SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
@@ -24,7 +20,9 @@ class Confinement:
     """What a fork server and its workers are confined to.
 
     Args:
-        layers: The layers to put on.
+        layers: The layers to put on. `uid`: root becomes a user that owns nothing. `namespaces`: none of the
+            host's processes, network or IPC, and a minimal root. `landlock`, `seccomp`, `limits`: the kernel's.
+            `threads`: no fork.
         readable: Files and folders beyond Python and the system's libraries.
         hidden: Folders within those that are not to be seen.
         base: An empty folder, to build the minimal root on.
@@ -69,7 +67,7 @@ class Confinement:
             self._rules = self._allowed(namespaces.SCRATCH)
         if "seccomp" in self.layers:
             inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
-            self._filter = seccomp.program(syscalls.machine(), fork=True, signals=inside)
+            self._filter = seccomp.program(syscalls.machine(), fork="threads" not in self.layers, signals=inside)
 
     def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
         """In a new worker: put on the rest, for good.
@@ -90,7 +88,7 @@ class Confinement:
         else:
             os.chdir(scratch)
         os.close(self._processes)
-        if self.layers & {"uid", "namespaces"}:
+        if self.layers:
             namespaces.drop_capabilities()
         if "landlock" in self.layers:
             rules = self._rules or self._allowed(scratch)

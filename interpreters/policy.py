@@ -20,8 +20,13 @@ RUNGS: Mapping[str, frozenset[str]] = {
     "all": frozenset({"uid", "namespaces", "landlock", "seccomp", "limits"}),
     "landlock": frozenset({"uid", "landlock", "seccomp", "limits"}),
     "namespaces": frozenset({"uid", "namespaces", "seccomp", "limits"}),
+    "threads": frozenset({"landlock", "seccomp", "limits", "threads"}),
 }
-"""The ladder: sets of layers by name, the best first. What none of them fits is refused."""
+"""The ladder: sets of layers by name, the best first. What none of them fits is refused.
+
+`threads` is for root in a container whose Python lies in a folder that only root can read: it stays root, without
+a capability, and cannot fork, as the kernel does not count the processes of root. So it has no checkpoints.
+"""
 
 
 class CannotConfine(dspy.CodeInterpreterError):
@@ -71,7 +76,11 @@ _HELD_BY: Mapping[str, tuple[frozenset[str], ...]] = {
     "no_exec": (frozenset({"seccomp"}),),
     "private_runs": (frozenset({"namespaces", "seccomp"}), frozenset({"landlock", "seccomp"})),
     "memory_cap": (frozenset({"limits"}),),
-    "process_cap": (frozenset({"limits"}),),
+    "process_cap": (
+        frozenset({"limits", "namespaces"}),
+        frozenset({"limits", "uid"}),
+        frozenset({"seccomp", "threads"}),
+    ),
 }
 GUARANTEES = tuple(_HELD_BY)
 

@@ -51,9 +51,9 @@ def test_all_layers_hold_here_or_it_says_why() -> None:
 
 def test_probe_names_the_layers_that_hold_a_guarantee() -> None:
     """And nothing for what does not hold."""
-    chosen = probe(Policy(**dict.fromkeys(GUARANTEES, False), layers=frozenset({"seccomp"})))
-    assert chosen["no_network"] == "seccomp"
-    assert chosen["memory_cap"] == ""
+    found = probe(Policy(**dict.fromkeys(GUARANTEES, False), layers=frozenset({"seccomp"})))
+    assert found["no_network"] == "seccomp"
+    assert found["memory_cap"] == ""
 
 
 @pytest.mark.parametrize("user", ["root", "ordinary"] if os.getuid() == 0 else ["ordinary"])
@@ -80,5 +80,6 @@ def test_a_policy_requires_what_it_names() -> None:
     """And only layers that hold it satisfy it."""
     assert missing(Policy(), frozenset()) == [name for name in Policy().required() if name != "clean_environment"]
     assert missing(Policy(hidden_paths=True), RUNGS["landlock"]) == ["hidden_paths"]
+    assert missing(Policy(), frozenset({"landlock", "seccomp", "limits"})) == ["process_cap"]
     assert all(missing(Policy(), layers) == [] for layers in RUNGS.values())
     assert held(RUNGS["all"])["hidden_paths"] == "namespaces"

@@ -307,7 +307,7 @@ class TestOtherRuns:
     def test_it_cannot_change_a_text_that_both_have(self, rung: str) -> None:
         """The mapping is sealed: writing to it ends the writer."""
         text = "shared " * 10_000
-        with self.open(rung) as victim, self.open(rung) as repl:
+        with self.open(rung) as victim:
             victim.execute("t[:6]", {"t": text})
             for code in (
                 "import ctypes; ctypes.memset(id(t) + 2000, 88, 9000)",
@@ -316,7 +316,7 @@ class TestOtherRuns:
                     "ctypes.memset((id(t) + 8191) // 4096 * 4096, 88, 4)"
                 ),
             ):
-                with pytest.raises(CellError, match="process ended"):
+                with self.open(rung) as repl, pytest.raises(dspy.CodeInterpreterError, match="process ended"):
                     repl.execute(code, {"t": text})
             assert victim.execute("t == 'shared ' * 10_000") == "True"
         assert text == "shared " * 10_000
@@ -344,7 +344,7 @@ def test_other_runs_are_as_safe_where_no_root_is() -> None:
         check=False,
         timeout=120,
     )
-    assert "12 passed" in done.stdout, done.stdout[-3_000:] + done.stderr[-1_000:]
+    assert f"{4 * len(RUNGS)} passed" in done.stdout, done.stdout[-3_000:] + done.stderr[-1_000:]
 
 
 def test_a_session_that_is_closed_while_a_tool_runs_is_closed() -> None:

