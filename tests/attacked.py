@@ -118,8 +118,9 @@ def listeners(stack: ExitStack, folder: Path) -> dict[str, Any]:
 
 def attempt(interpreter: Any, name: str, aims: dict[str, Any]) -> str:
     """Make one attempt; "" if it did harm, else what stopped it."""
-    import attacks
     import dspy
+
+    from tests import attacks
 
     try:
         with interpreter:
@@ -140,12 +141,11 @@ def main() -> None:
     if layers == "pytest":
         os.chdir(Path(__file__).parent.parent)
         raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
-    import attacks
-
     from rlm_dspy.interpreters.limits import WorkerLimits
     from rlm_dspy.interpreters.local import LocalPythonInterpreter
     from rlm_dspy.interpreters.policy import GUARANTEES, Policy
     from rlm_dspy.interpreters.python import PythonInterpreter
+    from tests import attacks
 
     chosen = frozenset(layers.split("+")) - {"none", "local"}
     limits = WorkerLimits(memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, max_open_files=128)

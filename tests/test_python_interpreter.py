@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from interpreter_contract import ExecutionContract
-
 from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.interpreter_contract import ExecutionContract
 
 
 class TestPythonInterpreter(ExecutionContract):

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from attacked import CANARY
-from attacks import ATTACKS
 
 from rlm_dspy.interpreters.policy import RUNGS
+from tests.attacked import CANARY
+from tests.attacks import ATTACKS
 
 HERE = Path(__file__).parent
 USERS = ["root", "ordinary"] if os.getuid() == 0 else ["ordinary"]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement
 
 WITHOUT = """
 import struct, sys
-from attacked import become_ordinary, open_python
+from tests.attacked import become_ordinary, open_python
 from rlm_dspy.interpreters import seccomp, syscalls
 import os
 if os.getuid() == 0:

@@ -15,13 +15,13 @@ from typing import Any
 
 import dspy
 import pytest
-from test_python_interpreter_durability import BOMBS, CRASHES, HANGS
 
 from rlm_dspy.interpreters import forkserver, values
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import Policy
 from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
