@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FOLDERS = "rlm-repl-"
 _START_SECONDS = 60
 _ANSWER_SECONDS = 30
 _ENVIRONMENT = {
@@ -84,7 +85,8 @@ class ForkServer:
         self.seconds = 0.0
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._folder = tempfile.mkdtemp(prefix="rlm-repl-")
+        _remove_stale()
+        self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
         self._count = 0
         self.uid = namespaces.unused_uid() if "uid" in layers else None
         self._control, self._process = self._started(recipe)
@@ -122,6 +124,10 @@ class ForkServer:
             raise OSError(frame["error"])
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
         self.zero_copy, self.seconds = frame["zero_copy"], frame["seconds"]
+        if "namespaces" in self.layers:
+            remove_tree(
+                Path(self._folder)
+            )  # its root has moved away from there, and scratches are its workers' own
 
     @property
     def alive(self) -> bool:
@@ -197,6 +203,15 @@ def _config(recipe: Recipe) -> dict[str, Any]:
         "hidden": [*hidden, *distribution],
         "host": os.getpid(),
     }
+
+
+def _remove_stale() -> None:
+    """Remove what fork servers of hosts that were killed have left in the folder for temporary files."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
+        pid = path.name.removeprefix(_FOLDERS).partition("-")[0]
+        with suppress(OSError):
+            if pid.isdigit() and not Path("/proc", pid).exists() and not path.is_symlink():
+                remove_tree(path)
 
 
 def remove_tree(root: Path) -> None:

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
@@ -394,11 +395,13 @@ class TestLives:
         script = HOST + (
             "import threading\nrunning = threading.Event()\nrepl.tools['running'] = running.set\n"
             "threading.Thread(target=repl.execute, args=('running()\\nwhile True: pass',), daemon=True).start()\n"
-            "running.wait()\nprint(json.dumps(pids), flush=True)\nos.kill(os.getpid(), 9)\n"
+            "running.wait()\nprint(json.dumps([pids, server._folder]), flush=True)\nos.kill(os.getpid(), 9)\n"
         )
         done = run(script)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        assert all(gone(pid) for pid in json.loads(done.stdout))
+        pids, folder = json.loads(done.stdout)
+        assert all(gone(pid) for pid in pids)
+        assert not Path(folder).exists()
 
     def test_nothing_is_left_when_the_host_ends(self) -> None:
         """Though it closed nothing; and it says nothing of it."""
@@ -407,6 +410,13 @@ class TestLives:
         pids, folder = json.loads(done.stdout)
         assert all(gone(pid) for pid in pids)
         assert not Path(folder).exists()
+
+    def test_folders_of_a_killed_host_go_with_the_next_fork_server(self) -> None:
+        """Where workers have no scratch of their own they are real folders."""
+        stale = Path(tempfile.mkdtemp(prefix=f"rlm-repl-{2**22 + 1}-"))
+        (stale / "scratch").mkdir()
+        forkserver.ForkServer(forkserver.Recipe((), (), Policy()), frozenset()).close()
+        assert not stale.exists()
 
     def test_a_forked_host_has_its_own(self) -> None:
         """The child starts its own fork server, and leaves the parent's alone."""
