@@ -26,7 +26,6 @@ from tasks import Task, one_fact_tasks
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.embedded import embedded_lm
-from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.signatures.policy import POLICY_VERSION
 from rlm_dspy.testing import ScriptedLM
 
@@ -35,7 +34,7 @@ INSTRUCTIONS = (
     "Answer the question by writing Python for a REPL, one block a turn. "
     "Print what you need to see, then SUBMIT the exact words of the answer."
 )
-LIMITS = Limits(max_iters=4, max_output_chars=1_500)
+LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=0)
 SHIPPED = Path(__file__).parents[1] / "signatures" / "policies"
 
 RANK = """\
@@ -46,20 +45,12 @@ text = context.lower()
 weight = {w: 1 / (1 + text.count(w)) for w in words}
 score = [sum(weight[w] for w in words if w in s.lower()) for s in sentences]
 """
-SHOW = {
-    "the best sentence": "found = sentences[score.index(max(score))]\nprint(found)\n",
-    "the best sentence and the one behind it": (
-        "best = score.index(max(score))\nfound = ' '.join(sentences[best:best + 2])\nprint(found)\n"
-    ),
-}
 ASK_AGAIN = "print('Question:', question)"
-NAMES_AND_NUMBERS = """\
-parts = re.findall(r"\\d+ [A-Z]\\w+ \\d{4}|\\d[\\d.,:]*\\d|\\d|[A-Z]\\w+(?: [A-Z]\\w+)*", found)
-print('Not in the question:', [p for p in parts if p.lower() not in question.lower()])
-"""
 SEARCHES = {
-    **{f"{what}, names and numbers": RANK + show + NAMES_AND_NUMBERS + ASK_AGAIN for what, show in SHOW.items()},
-    **{what: RANK + show + ASK_AGAIN for what, show in SHOW.items()},
+    "the best sentence": RANK + "print(sentences[score.index(max(score))])\n" + ASK_AGAIN,
+    "the best sentence and the one behind it": (
+        RANK + "best = score.index(max(score))\nprint(*sentences[best:best + 2])\n" + ASK_AGAIN
+    ),
 }
 FIRST_WORDS = "I rank the sentences by the rare words of the question."
 LAST_WORDS = "The text answers it."
@@ -81,7 +72,7 @@ def demos(search: str, tasks: list[Task]) -> list[dict[str, Any]]:
 
 def program(demonstrations: list[dict[str, Any]]) -> RLM:
     """Return the program with the given demos."""
-    rlm = RLM(SIGNATURE, limits=LIMITS, interpreter_factory=LocalPythonInterpreter, policy=None)
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None)
     rlm.act.signature = rlm.act.signature.with_instructions(INSTRUCTIONS)
     rlm.act.demos = demonstrations
     return rlm
@@ -143,14 +134,15 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the policy goes.")] = SHIPPED / "smollm2-135m-instruct.json",
     tasks: Annotated[int, typer.Option(help="Development tasks per candidate.")] = 12,
     chars: Annotated[int, typer.Option(help="Characters of each development context.")] = 100_000,
+    threads: Annotated[int | None, typer.Option(help="Threads of the model.")] = None,
 ) -> None:
     """Search, report every candidate, keep the best; of equal ones the first."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     development = one_fact_tasks(tasks, chars, split="search", seed=77)
     training = one_fact_tasks(16, 5_000, split="search", seed=1)
     tried: list[tuple[RLM, Trial]] = []
-    for count, search in itertools.product((6, 4), SEARCHES):
-        with dspy.context(lm=embedded_lm(cache=False, max_tokens=300)):
+    for count, search in itertools.product((8, 6), SEARCHES):
+        with dspy.context(lm=embedded_lm(cache=False, max_tokens=300, threads=threads)):
             tried.append(attempt(search, count, training, development))
         print(tried[-1][1], flush=True)
         best, trial = max(tried, key=lambda entry: entry[1].right)

@@ -53,9 +53,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     """
 
     execution_instructions: ClassVar[str] = (
-        "Code runs as Python in one persistent session: variables, imports and functions stay. The value of a "
-        "last expression is shown, as in a notebook, and `await` works at the top level. Tools and SUBMIT are "
-        "global functions."
+        "CPython. The value of a last expression is shown; `await` works at the top level."
     )
 
     def __init__(

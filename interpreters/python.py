@@ -75,11 +75,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
     """
 
     execution_instructions: ClassVar[str] = (
-        "Code runs as CPython in a confined process of its own: no network, no other programs, files only in the "
-        "current folder. Variables, imports and functions stay from cell to cell. The value of a last expression "
-        "is shown, as in a notebook, and `await` works at the top level. The standard library is there, and numpy "
-        "and pandas where the host has them. Tools and SUBMIT are global functions; tools can be called from "
-        "threads, and then run at once. Large inputs are in memory already; do not copy them needlessly."
+        "Confined CPython: no network, no other programs, files only in the current folder. The value of a last "
+        "expression is shown; `await` works at the top level."
     )
     takes_text = True
 

@@ -29,7 +29,7 @@ class ReplAdapter(dspy.Adapter):
         demo_environment_chars: Characters of the environment that a demo shows.
     """
 
-    def __init__(self, *, demo_output_chars: int = 600, demo_environment_chars: int = 600) -> None:
+    def __init__(self, *, demo_output_chars: int = 600, demo_environment_chars: int = 800) -> None:
         super().__init__()
         self.demo_output_chars = demo_output_chars
         self.demo_environment_chars = demo_environment_chars

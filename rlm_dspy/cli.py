@@ -64,12 +64,14 @@ app = typer.Typer(
 class InterpreterName(StrEnum):
     """Where code can run."""
 
+    python = "python"
     local = "local"
     process = "process"
     deno = "deno"
 
 
 _FACTORIES = {
+    InterpreterName.python: interpreters.PythonInterpreter,
     InterpreterName.local: interpreters.LocalPythonInterpreter,
     InterpreterName.process: dspy.LocalInterpreter,
     InterpreterName.deno: dspy.PythonInterpreter,
@@ -133,8 +135,8 @@ def ask(
     interpreter: Annotated[
         InterpreterName | None,
         typer.Option(
-            help="Where code runs: local (this process), process (a process of its own), deno (WASM). Only deno "
-            "protects your files from the model's code.",
+            help="Where code runs: python (a confined worker; the default), deno (WASM), process (of its own), "
+            "local (this process). The last two do not protect your files from the model's code.",
         ),
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
@@ -183,6 +185,17 @@ def ask(
     elif record.answered:
         _print_answer(record.outputs)
     raise typer.Exit(_EXIT_CODES[record.stop])
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this system can hold for the model's code: the layers of confinement, and what they guarantee.
+
+    Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
+    """
+    diagnosis = interpreters.doctor()
+    typer.echo(interpreters.render(diagnosis))
+    raise typer.Exit(0 if diagnosis.chosen else 1)
 
 
 def _stdin(files: list[str]) -> IO[bytes] | None:

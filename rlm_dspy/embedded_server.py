@@ -160,7 +160,9 @@ def start(settings: Settings, *, host: str = "127.0.0.1", port: int = 0, api_key
     params.n_batch = params.n_ubatch = _BATCH_TOKENS  # a call is given up between two batches
     params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot come back from here
     try:
-        return xllamacpp.Server(params)
+        # In a thread of its own: an interrupt inside the constructor would leave its threads waiting for ever.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(xllamacpp.Server, params).result()
     except (RuntimeError, ValueError) as error:
         raise ModelUnavailable(f"llama.cpp cannot run {path} at {host}:{port}: {error}") from error
 

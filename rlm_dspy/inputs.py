@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WHOLE_CHARS = 400
 _HEAD_CHARS = 160
 _TAIL_CHARS = 80
+_READ_WHOLE_BYTES = 16_000_000
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS
@@ -123,6 +124,8 @@ def describe(name: str, value: Any) -> str:
         name: The variable's name in the REPL.
         value: Its value.
     """
+    if isinstance(value, Text) and value.path and value.path.stat().st_size > _READ_WHOLE_BYTES:
+        return f"{name}: str, {_large_file(value.path)}"
     value = plain(value)
     if isinstance(value, SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
@@ -131,6 +134,16 @@ def describe(name: str, value: Any) -> str:
         return f"{name}: str, {_sized(value)}"
     size = f", {len(value):,} items" if isinstance(value, list | tuple | dict | set | frozenset) else ""
     return f"{name}: {type(value).__name__}{size}, {_cut(_readable(value))}"
+
+
+def _large_file(path: Path) -> str:
+    """Return size, beginning and end of a file that is not read whole for this."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEAD_CHARS * 4).decode(errors="ignore")[:_HEAD_CHARS]
+        file.seek(size - _TAIL_CHARS * 4)
+        tail = file.read().decode(errors="ignore")[-_TAIL_CHARS:]
+    return f"{size:,} bytes of UTF-8: {head!r} ... {tail!r}"
 
 
 def _sized(text: str) -> str:

@@ -89,6 +89,8 @@ def limits_for(lm: Any, **given: int | None) -> Limits:
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
+    if str(getattr(lm, "model", "")).startswith(f"{EMBEDDED}/"):
+        usual = replace(usual, max_llm_calls=0)  # measured: naming sub-calls to so small a model leads it astray
     if window is None:
         return replace(usual, **chosen)
     turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))

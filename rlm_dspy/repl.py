@@ -155,7 +155,7 @@ def _furnishing(interpreter: dspy.CodeInterpreter, inputs: dict[str, Any]) -> li
 
 
 def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:
-    return value if isinstance(value, Text) and interpreter.takes_text else plain(value)
+    return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
 
 
 def _as_json(name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:

@@ -5,10 +5,12 @@ import copy
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -366,3 +368,17 @@ def test_the_server_stops_cleanly_when_terminated() -> None:
         killer.join()
     assert address.startswith("http://127.0.0.1:")
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.15, 0.4])
+def test_an_interrupt_while_the_model_is_loaded_ends_the_process(seconds: float) -> None:
+    """By a real SIGINT, at several moments of the loading, within the time that loading takes."""
+    code = "from rlm_dspy.embedded import embedded_lm; lm = embedded_lm(); print(1, flush=True)"
+    code += "; lm.engine.count_tokens('x')"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode != -signal.SIGKILL

@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from rlm_dspy import Text
+from rlm_dspy import RLM, Text
 from rlm_dspy.inputs import describe, plain
+from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,3 +149,25 @@ def test_a_large_container_is_described_in_a_short_line() -> None:
     line = describe("rows", [{"text": "x" * 10_000}] * 10_000)
     assert line.startswith("rows: list, 10,000 items, [{'text': 'xxx")
     assert len(line) < 500
+
+
+def test_a_large_file_is_described_without_reading_it_whole(tmp_path: Path) -> None:
+    """By its bytes, its beginning and its end; the host keeps none of it."""
+    path = tmp_path / "large.txt"
+    path.write_text("first " + "ü" * 9_000_000 + " last", encoding="utf-8")
+    text = Text.open(path)
+    line = describe("context", text)
+    assert line.startswith("context: str, 18,000,011 bytes of UTF-8: 'first üü")
+    assert line.endswith("ü last'")
+    assert text._value is None
+
+
+def test_a_large_file_reaches_code_without_the_host_reading_it(tmp_path: Path) -> None:
+    """The confined interpreter maps it."""
+    path = tmp_path / "large.txt"
+    path.write_text("a" * 20_000_000, encoding="utf-8")
+    text = Text.open(path)
+    with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(length=len(context))\n```"])):
+        prediction = RLM("context -> length: int", policy=None)(context=text)
+    assert prediction.length == 20_000_000
+    assert text._value is None

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import dspy
 import typer
 
-from rlm_dspy import RLM, Limits, Text
+from rlm_dspy import RLM, Text
 from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.models import limits_for
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -43,7 +44,7 @@ Answered = tuple[str, dict[str, Any]]
 
 def ours(task: Task) -> Answered:
     """Ask our RLM, with the policy shipped for the model."""
-    rlm = RLM(SIGNATURE, limits=Limits(max_iters=4, max_output_chars=1_500))
+    rlm = RLM(SIGNATURE, limits=limits_for(dspy.settings.lm, max_iters=4, max_output_chars=1_500))
     prediction = rlm(context=Text(task.context), question=task.question)
     usage = prediction.usage
     return str(prediction.answer), {
