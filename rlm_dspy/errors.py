@@ -31,13 +31,15 @@ class InvalidInputs(RLMError, ValueError):  # noqa: N818
     """The inputs of a call do not fit the signature."""
 
 
-def carry(error: BaseException, trajectory: list[dict[str, Any]]) -> None:
-    """Put the steps taken so far on an error that leaves a run, as `error.trajectory`.
+def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any]) -> None:
+    """Put what was done and spent so far on an error that leaves a run: `error.trajectory`, `error.usage`.
 
     Args:
         error: The error on its way to the caller. Its type stays what it is.
         trajectory: One dict a step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
+        usage: What was spent, as in `Prediction.usage`.
     """
     error.trajectory = trajectory  # type: ignore[attr-defined]
+    error.usage = usage  # type: ignore[attr-defined]
     if trajectory:
         error.add_note(f"RLM: {len(trajectory)} step(s) were taken before this; they are in `error.trajectory`.")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import LimitExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +125,28 @@ class Ledger:
         with self._lock:
             by_role = {role: vars(spent).copy() for role, spent in self._by_role.items()}
             by_model = {model: vars(spent).copy() for model, spent in self._by_model.items()}
-        totals: dict[str, Any] = vars(Spent()).copy()
-        for spent in by_role.values():
-            for name, value in spent.items():
-                if value is not None:
-                    totals[name] = (totals[name] or 0) + value
         seconds = time.monotonic() - self.started
-        return {**totals, "seconds": seconds, "by_role": by_role, "by_model": by_model}
+        return {**_sum(by_role.values()), "seconds": seconds, "by_role": by_role, "by_model": by_model}
+
+    def totals(self) -> dict[str, Any]:
+        """Return what has been spent in all, by the fields of `Spent`."""
+        with self._lock:
+            return _sum([vars(spent) for spent in self._by_role.values()])
+
+    def since(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Return what has been spent since `totals` returned `before`."""
+        now = self.totals()
+        return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
+
+
+def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums, field by field; None where no part knows."""
+    totals: dict[str, Any] = vars(Spent()).copy()
+    for part in parts:
+        for name, value in part.items():
+            if value is not None:
+                totals[name] = (totals[name] or 0) + value
+    return totals
 
 
 def _tokens(usage: dict[str, Any]) -> dict[str, int]:

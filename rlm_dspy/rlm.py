@@ -96,7 +96,7 @@ class RLM(dspy.Module):
 
         Returns:
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output`, `kind`,
-            `notice`, `seconds`), `final_reasoning`, `stop` and `usage`.
+            `notice`, `seconds`, `spent`), `final_reasoning`, `stop` and `usage`.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
             the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
@@ -106,7 +106,8 @@ class RLM(dspy.Module):
             dspy.CodeInterpreterError: If no interpreter can be started.
             dspy.LMError: If the model gives no reply.
 
-            Whatever ends a run that has begun carries the steps so far as `error.trajectory`.
+            Whatever ends a run that has begun carries the steps so far as `error.trajectory`, and what they cost
+            as `error.usage`.
         """
         return drive(self._run(Blocking(), **inputs))
 
@@ -120,7 +121,7 @@ class RLM(dspy.Module):
             await port.run(run.repl.open)
             return await self._converse(port, run)
         except BaseException as error:
-            carry(error, run.trajectory.as_dicts())
+            carry(error, run.trajectory.as_dicts(), run.ledger.usage())
             raise
         finally:
             await port.run(run.repl.close)

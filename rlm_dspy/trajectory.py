@@ -34,6 +34,8 @@ class Step(BaseModel):
     """What the run told the model along with the output: turns left, the last turn."""
     seconds: float = 0.0
     """Wall-clock time of the turn: the model's call, the code, its sub-calls."""
+    spent: dict[str, Any] = Field(default_factory=dict)
+    """What the turn's model calls used, sub-calls included: the fields of `Spent`."""
     answer: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """The typed values of an accepted SUBMIT; they stand on the prediction, so no dump holds them again."""
 

@@ -46,6 +46,7 @@ class Turn(dspy.Module):
 
     async def _take(self, port: Port, number: int) -> Step:
         started, run = time.monotonic(), self._run
+        before = run.ledger.totals()
         reasoning, code = await self._write(port)
         step = await port.run(self._execute, reasoning, code) if code else no_code(reasoning, run.submit_call)
         return step.model_copy(
@@ -53,6 +54,7 @@ class Turn(dspy.Module):
                 "output": clip(_sendable(step.output), run.limits.max_output_chars),
                 "notice": notice(run.limits.max_iters - number),
                 "seconds": time.monotonic() - started,
+                "spent": run.ledger.since(before),
             }
         )
 

@@ -205,3 +205,25 @@ def test_usage_of_runs_one_after_another_is_each_its_own() -> None:
     rlm = RLM("q -> answer", interpreter_factory=LocalPythonInterpreter)
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer='a')")] * 2)):
         assert [rlm(q="?").usage["calls"] for _ in range(2)] == [1, 1]
+
+
+def test_each_step_tells_what_its_turn_spent() -> None:
+    """Sub-calls included; the steps add up to the run."""
+    replies = ["```python\nprint(llm_query('one two'))\n```", "an answer", "```python\nSUBMIT(answer='x')\n```"]
+    with dspy.context(lm=ScriptedLM(replies)):
+        prediction = RLM("question -> answer", policy=None)(question="?")
+    spent = [step["spent"] for step in prediction.trajectory]
+    assert [part["calls"] for part in spent] == [2, 1]
+    for name in ("calls", "input_tokens", "output_tokens"):
+        assert sum(part[name] for part in spent) == prediction.usage[name] > 0
+    assert spent[0]["cost"] is None
+
+
+def test_an_error_that_leaves_a_run_tells_what_was_spent() -> None:
+    """As `usage`, beside the trajectory."""
+    lm = ScriptedLM(["```python\n1 + 1\n```", dspy.LMServerError("down")])
+    with dspy.context(lm=lm), pytest.raises(dspy.LMError) as caught:
+        RLM("question -> answer", policy=None)(question="?")
+    assert caught.value.usage["calls"] == 2
+    assert caught.value.usage["failures"] == 1
+    assert len(caught.value.trajectory) == 1
