@@ -134,6 +134,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the policy goes.")] = SHIPPED / "smollm2-135m-instruct.json",
     tasks: Annotated[int, typer.Option(help="Development tasks per candidate.")] = 12,
     chars: Annotated[int, typer.Option(help="Characters of each development context.")] = 100_000,
+    demonstrations: Annotated[
+        list[int] | None, typer.Option(help="Numbers of demos to try; 8 by default.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the model.")] = None,
 ) -> None:
     """Search, report every candidate, keep the best; of equal ones the first."""
@@ -141,7 +144,7 @@ def main(
     development = one_fact_tasks(tasks, chars, split="search", seed=77)
     training = one_fact_tasks(16, 5_000, split="search", seed=1)
     tried: list[tuple[RLM, Trial]] = []
-    for count, search in itertools.product((8, 6), SEARCHES):
+    for count, search in itertools.product(demonstrations or [8], SEARCHES):
         with dspy.context(lm=embedded_lm(cache=False, max_tokens=300, threads=threads)):
             tried.append(attempt(search, count, training, development))
         print(tried[-1][1], flush=True)

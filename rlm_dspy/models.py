@@ -28,7 +28,7 @@ _WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max
 _EMBEDDED_REPLY_TOKENS = 256
 """A block of code is shorter; a small model that has lost the thread goes on to the limit."""
 _CHARS_PER_TOKEN = 3
-_TOKENS_PER_TURN = 1_024
+_TOKENS_PER_TURN = 2_048
 
 
 class UnknownModel(RLMError, ValueError):  # noqa: N818 (it names what went wrong)

@@ -236,7 +236,7 @@ def test_a_large_window_gets_the_usual_limits() -> None:
 
 
 def test_the_embedded_model_gets_limits_of_its_window() -> None:
-    assert limits_for(embedded_lm()) == Limits(max_iters=8, max_output_chars=1_536)
+    assert limits_for(embedded_lm()) == Limits(max_iters=4, max_llm_calls=0, max_output_chars=3_072)
 
 
 def test_what_is_given_is_kept() -> None:

@@ -97,10 +97,10 @@ def article_tasks() -> list[Task]:
 
 def task_sets(count: int, sizes: list[int]) -> Iterator[tuple[str, list[Task]]]:
     """Yield the sets of tasks by name."""
+    yield "fact questions on articles.md", article_tasks()
     for chars in sizes:
         name = f"one fact in {chars:,} characters"
         yield name, one_fact_tasks(count, chars, split="held_out", seed=5, questions_per_context=5)
-    yield "fact questions on articles.md", article_tasks()
 
 
 def run(engine: str, set_name: str, number: int, task: Task) -> dict[str, Any]:
