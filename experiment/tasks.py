@@ -28,16 +28,36 @@ TEMPLATES: dict[Split, list[tuple[str, str, str]]] = {
             "code",
         ),
         (
-            "{value} was appointed keeper of the {what} archive.",
-            "Who is the keeper of the {what} archive?",
+            (
+                "When the old keeper of the {what} archive went blind, the town chose {value}, who had swept "
+                "its floors for eleven years, to keep it in his place."
+            ),
+            "Who was chosen to keep the {what} archive?",
             "person",
         ),
         ("{who} was born in {value} and never left.", "In which town was {who} born?", "place"),
-        ("The {what} bridge was opened on {value}.", "On what date was the {what} bridge opened?", "date"),
-        ("The {what} mill employs {value} people.", "How many people does the {what} mill employ?", "number"),
+        (
+            (
+                "After two winters of quarrels over the price of the stone, and to the surprise of everybody who "
+                "had bet against it, the {what} bridge was opened on {value}."
+            ),
+            "On what date was the {what} bridge opened?",
+            "date",
+        ),
+        (
+            (
+                'The {what} mill, which its owner likes to call "the last honest mill on the river", employs '
+                "{value} people, most of them women."
+            ),
+            "How many people does the {what} mill employ?",
+            "number",
+        ),
         ("{who} drives a lorry called {value}.", "What is the name of the lorry of {who}?", "place"),
         (
-            "The {what} dairy is a small one. It sells {value} cheeses.",
+            (
+                "The {what} dairy is a small one. It sells {value} cheeses in a good year, "
+                "and gives the whey to the pigs."
+            ),
             "How many cheeses does the {what} dairy sell?",
             "number",
         ),

@@ -17,7 +17,7 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 from dspy.utils.dummies import DummyLM
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlm_dspy.interpreters import CellError, Submission
@@ -36,6 +36,13 @@ JSON_VALUES = st.recursive(
     | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
+)
+
+EXAMPLES = settings(
+    max_examples=30,
+    deadline=None,
+    # The same test runs for several interpreters: that is what a contract is.
+    suppress_health_check=[HealthCheck.differing_executors],
 )
 
 
@@ -556,7 +563,7 @@ class ExecutionContract(LifecycleContract):
         """By name, before the cell."""
         assert self.open().execute("print(a, b['k'])", {"a": 1, "b": {"k": "é"}}) == "1 é"
 
-    @settings(max_examples=30, deadline=None)
+    @EXAMPLES
     @given(value=JSON_VALUES)
     def test_variables_arrive_as_they_are(self, value: Any) -> None:
         """Checked by their repr."""
@@ -599,7 +606,7 @@ class ExecutionContract(LifecycleContract):
         with pytest.raises(CellError, match="NameError"):
             repl.execute("ask")
 
-    @settings(max_examples=30, deadline=None)
+    @EXAMPLES
     @given(value=JSON_VALUES)
     def test_values_cross_to_a_tool_and_back(self, value: Any) -> None:
         """As they are."""
