@@ -154,6 +154,7 @@ def main(
     engine: Annotated[list[str] | None, typer.Option(help="ours, direct, dspy.RLM; all by default.")] = None,
     count: Annotated[int, typer.Option(help="Generated tasks per size.")] = 20,
     chars: Annotated[list[int] | None, typer.Option(help="Sizes; 0.1, 1 and 10 million by default.")] = None,
+    only: Annotated[str, typer.Option(help="Ask only the sets with this in their name, e.g. articles.")] = "",
     threads: Annotated[int | None, typer.Option(help="Threads of the model.")] = None,
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
@@ -164,12 +165,13 @@ def main(
     with RESULTS.open("a") as results:
         for name, tasks in task_sets(count, chars or [100_000, 1_000_000, 10_000_000]):
             for asked, (number, task) in itertools.product(engine or ENGINES, enumerate(tasks)):
-                if (asked, name, number) in done:
+                if (asked, name, number) in done or only not in name:
                     continue
                 rows.append(run(asked, name, number, task))
                 results.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
                 results.flush()
                 print(asked, name, number, rows[-1]["right"], f"{rows[-1]['seconds']} s", flush=True)
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     REPORT.write_text(report(rows), encoding="utf-8")
     print(report(rows))
 
