@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import codecs
 import dataclasses
+import enum
 import io
+import operator
 import os
 import pickle
 import sys
@@ -211,19 +213,26 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, BaseModel):
-            return dict, (value.model_dump(),)
+            return _replaced_by(value.model_dump())
         if isinstance(value, dspy.Prediction | dspy.Example):
             return dict, (dict(value.items()),)
         kind = value if isinstance(value, type) or callable(value) else type(value)
         package = (getattr(kind, "__module__", None) or "builtins").partition(".")[0]
         if package in sys.stdlib_module_names - {"__main__"} or package in self._modules:
             return NotImplemented
+        if isinstance(value, enum.Enum):
+            return _replaced_by(value.value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
         raise CannotCross(
             f"a {getattr(kind, '__qualname__', kind)} of {package} cannot enter the worker, which does not have "
             f"that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
         )
+
+
+def _replaced_by(plain: Any) -> Any:
+    """Return what makes the worker rebuild `plain` in a value's place."""
+    return operator.getitem, ((plain,), 0)
 
 
 def _pickled(value: Any, modules: frozenset[str]) -> Form:

@@ -59,6 +59,7 @@ class Worker:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.stack_size(_STACK_BYTES)
         warnings.simplefilter("default")
+        warnings.simplefilter("ignore", ResourceWarning)  # as Python does: open(...).read() is no news
 
     def serve(self, **ready: Any) -> None:
         """Say that it is ready, then do what the host orders until the host is gone."""
@@ -81,6 +82,10 @@ class Worker:
             self._furnish(frame, fds)
         except (StopIteration, OSError, MemoryError) as error:
             outcome = Outcome("raised", error=_no_room(error))
+        except Exception as error:  # noqa: BLE001 (what a class does when it is rebuilt is its own affair)
+            outcome = Outcome(
+                "raised", error=f"A variable cannot be rebuilt here: {type(error).__name__}: {error}"
+            )
         else:
             taken = True
             if frame["copy"] and len(fds) == frame["descriptors"]:

@@ -103,7 +103,9 @@ class Zygote:
             confine.adopt_orphans()
         missing = _load(config["preload"], config["search"])
         self._confinement.readable += _homes(config["search"])
-        packages = sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE})
+        packages = sorted(
+            {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE, "__main__"}
+        )
         sys.path += config["paths"]
         self._zero_copy = _child_says(memory.can_attach)
         self._confinement.close_server()

@@ -8,8 +8,10 @@ import keyword
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.signatures.signature import ensure_signature
 
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,7 @@ RESERVED = frozenset(
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
 def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
@@ -34,11 +37,13 @@ def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
         raise TypeError(
             "tools must be a list, not a dict: tools=[function], or [dspy.Tool(function, name='other_name')]."
         )
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise TypeError(f"tools must be a list of functions, tools=[function], not {type(tools).__name__}.")
     named: dict[str, dspy.Tool] = {}
     for given in tools or []:
         if not callable(given):
             raise TypeError(f"Tool {given!r} must be callable, not {type(given).__name__}.")
-        tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
+        tool = _tool(given)
         if not tool.name.isidentifier() or keyword.iskeyword(tool.name) or _is_reserved(tool.name):
             raise ValueError(
                 f"Tool name {tool.name!r} is no free Python name; pass dspy.Tool(function, name='other_name')."
@@ -47,6 +52,59 @@ def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
             raise ValueError(f"Duplicate tool name {tool.name!r}; pass dspy.Tool(function, name='other_name').")
         named[tool.name] = tool
     return named
+
+
+def _tool(given: Any) -> dspy.Tool:
+    """Return a tool.
+
+    Raises:
+        ValueError: If it does not say what arguments it takes, as some built-in functions do not.
+    """
+    try:
+        tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
+        inspect.signature(tool.func)
+    except ValueError as error:
+        raise ValueError(
+            f"Tool {given!r} does not say what arguments it takes; wrap it in a function whose arguments have "
+            "names, e.g. def longest(words: list[str]) -> str: ..."
+        ) from error
+    return tool
+
+
+def check_signature(signature: Any) -> Any:
+    """Return a signature given as a string or a class.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it cannot be read, or has no output.
+    """
+    if not isinstance(signature, str) and not (
+        isinstance(signature, type) and issubclass(signature, dspy.Signature)
+    ):
+        raise TypeError(
+            f"signature must be a string like 'context, question -> answer: str' or a dspy.Signature class, "
+            f"not {signature!r}."
+        )
+    try:
+        read = ensure_signature(signature)
+    except SyntaxError as error:
+        raise ValueError(
+            f"The signature {signature!r} cannot be read: {error}. Names must be identifiers."
+        ) from error
+    if not read.output_fields:
+        raise ValueError("The signature has no output field; write e.g. 'context, question -> answer: str'.")
+    return read
+
+
+def check_limits(limits: Any) -> Limits:
+    """Return the limits; the usual ones for None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be rlm_dspy.Limits(max_iters=..., ...), not {limits!r}.")
+    return limits or Limits()
 
 
 def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
@@ -123,8 +181,15 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
             raise TypeError(f"{tool.name}{own} takes {len(names)} positional arguments, {len(args)} were given.")
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
+    by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
+
     def invoke(*args: Any, **kwargs: Any) -> Any:
-        return tool(**by_name(args, kwargs))
+        try:
+            if by_position:  # dspy.Tool hands arguments over by name only
+                return tool.func(*args, **kwargs)
+            return tool(**by_name(args, kwargs))
+        except SystemExit as error:  # of a tool made from a command line; it must not end the caller's program
+            raise RuntimeError(f"{tool.name} exited with {error.code!r}") from error
 
     async def invoke_async(*args: Any, **kwargs: Any) -> Any:
         return await tool.acall(**by_name(args, kwargs))

@@ -53,13 +53,18 @@ class Text:
         """
         resolved = Path(path).expanduser().resolve()
         if not resolved.is_file():
-            raise FileNotFoundError(f"No such file: {path}. Text.open takes the path of a UTF-8 text file.")
+            wrong = "is no regular file" if resolved.exists() else "does not exist"
+            raise FileNotFoundError(f"{path} {wrong}. Text.open takes the path of a UTF-8 text file.")
         return cls("", path=resolved)
 
     def __str__(self) -> str:
         if self._value is None:
             assert self.path is not None
-            self._value = self.path.read_text(encoding=self.encoding)
+            try:
+                self._value = self.path.read_text(encoding=self.encoding)
+            except UnicodeDecodeError as error:
+                error.reason = f"{error.reason}; {self.path} is not UTF-8, convert it first"
+                raise
         return self._value
 
     def __len__(self) -> int:
@@ -154,7 +159,10 @@ def _sized(text: str) -> str:
 
 def _readable(value: Any) -> str:
     """Return a repr that is short however much the value holds."""
-    return repr(value) if isinstance(value, BaseModel) else _REPR.repr(value)
+    try:
+        return repr(value) if isinstance(value, BaseModel) else _REPR.repr(value)
+    except ValueError as error:  # an int of more digits than Python writes out
+        return f"({error})"
 
 
 def _cut(text: str) -> str:

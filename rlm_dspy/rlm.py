@@ -7,14 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.signatures.signature import ensure_signature
 
 from rlm_dspy import signatures
 from rlm_dspy.adapter import Act
 from rlm_dspy.answers import read_answer
-from rlm_dspy.arguments import check_factory, check_lm, check_names, normalize_tools
+from rlm_dspy.arguments import (
+    check_factory,
+    check_limits,
+    check_lm,
+    check_names,
+    check_signature,
+    normalize_tools,
+)
 from rlm_dspy.errors import carry
-from rlm_dspy.limits import Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
@@ -24,6 +29,8 @@ from rlm_dspy.turn import Turn
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+
+    from rlm_dspy.limits import Limits
 
 _logger = logging.getLogger("dspy.rlm_dspy")
 
@@ -79,8 +86,8 @@ class RLM(dspy.Module):
     ) -> None:
         super().__init__()
         short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
-        self.signature = ensure_signature(signature)
-        self.limits = replace(limits or Limits(), **{name: n for name, n in short.items() if n is not None})
+        self.signature = check_signature(signature)
+        self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
         self.verbose = verbose
         self.sub_lm = check_lm(sub_lm)
         self.tools = normalize_tools(tools)
@@ -96,7 +103,8 @@ class RLM(dspy.Module):
 
         Returns:
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output`, `kind`,
-            `notice`, `seconds`, `spent`), `final_reasoning`, `stop` and `usage`.
+            `notice`, `seconds`, `spent`), `final_reasoning`, `stop` and `usage`. An output field of yours that is
+            named `stop` or `usage` takes that name over.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
             the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.

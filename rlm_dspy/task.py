@@ -55,6 +55,10 @@ def read_task(question: str, files: list[str], signature: str | None, stdin: IO[
     Raises:
         UsageError: If a file cannot be read or the signature does not fit.
     """
+    if _is_blank(question):
+        raise UsageError(
+            'The question is empty. Ask something: rlm-dspy ask "Who wrote about drift?" articles.md.'
+        )
     text = _read(files, stdin)
     parsed = _parse(signature or (WITHOUT_TEXT if text is None else WITH_TEXT))
     names = list(parsed.input_fields)
@@ -112,7 +116,7 @@ def _open(name: str) -> Text:
     if path.is_dir():
         raise UsageError(f"{name} is a directory. Name the files in it, e.g. {name.rstrip('/')}/*.md.")
     try:
-        text = Text.open(path)
+        text = Text.open(path) if path.is_file() or not path.exists() else Text(path.read_text(encoding="utf-8"))
         if _is_blank(str(text)):
             raise UsageError(f"{name} is empty.")
     except FileNotFoundError as error:

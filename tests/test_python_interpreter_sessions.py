@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dspy.utils.dummies import DummyLM
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from rlm_dspy.interpreters import forkserver
 from rlm_dspy.interpreters.base import CellError
@@ -343,13 +344,24 @@ class TestModules:
         assert len(seen) == 3
 
     def test_its_scratch_is_its_own_and_goes_with_it(self) -> None:
-        """Files, also in /tmp; another session does not see them."""
+        """Its current folder, and the one for temporary files; another session does not see them."""
         with light() as repl, light() as other:
-            repl.execute(
-                "import tempfile, pathlib\npathlib.Path('mine').write_text('x')\npathlib.Path('/tmp/t').write_text('y')"
-            )
+            write = "import tempfile, pathlib\npathlib.Path('mine').write_text('x')\n"
+            repl.execute(write + "pathlib.Path(tempfile.gettempdir(), 't').write_text('y')")
             assert repl.execute("import os; sorted(os.listdir())") == "['mine', 't']"
-            assert other.execute("import os; os.listdir(), os.listdir('/tmp')") == "([], [])"
+            assert (
+                other.execute("import os, tempfile; os.listdir(), os.listdir(tempfile.gettempdir())") == "([], [])"
+            )
+
+    @pytest.mark.skipif(
+        any(Path(folder).resolve().is_relative_to("/tmp") for folder in (sys.prefix, sys.base_prefix, __file__)),
+        reason="Python or the package lies in /tmp, which is therefore not the scratch folder",
+    )
+    def test_tmp_is_its_scratch(self) -> None:
+        """Code that writes to /tmp by name writes there."""
+        with light() as repl:
+            repl.execute("import pathlib; pathlib.Path('/tmp', 't').touch()")
+            assert repl.execute("import os; os.listdir()") == "['t']"
 
 
 def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -556,3 +568,43 @@ def test_a_model_of_dspy_that_repeats_a_large_input_is_fast() -> None:
         prediction = dspy.RLM("context, question -> answer", interpreter_factory=light)(context=text, question="?")
     assert prediction.answer == "done"
     assert [step["output"] for step in prediction.trajectory[:4]] == ["20000000"] * 4
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Painted(BaseModel):
+    colour: Colour
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+@dataclasses.dataclass
+class Place:
+    x: int
+
+
+@pytest.mark.parametrize("home", [__name__, "__main__"])
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (Colour.RED, "'red'"),
+        (Painted(colour=Colour.RED), "{'colour': 'red'}"),
+        (Numbers([1, 2]), "[1, 2]"),
+        (Place(3), "{'x': 3}"),
+        (dspy.Image("data:image/png;base64,AAAA"), "CUSTOM-TYPE-START"),
+    ],
+)
+def test_objects_of_the_callers_own_classes_arrive_as_plain_data(value: Any, seen: str, home: str) -> None:
+    """Enums by their value, models and dataclasses by their fields; also of classes that a script defines."""
+    kind, module = type(value), type(value).__module__
+    if not isinstance(value, dspy.Image):
+        kind.__module__ = home
+    try:
+        with PythonInterpreter() as repl:
+            assert seen in repl.execute("value", {"value": value})
+    finally:
+        kind.__module__ = module

@@ -611,3 +611,50 @@ def test_a_doctest_of_the_scripted_interpreter_in_the_style_guide_holds() -> Non
         pred = RLM("question -> answer: int", interpreter_factory=lambda: repl)(question="?")
     assert (pred.answer, pred.stop) == (42, "submitted")
     assert [textwrap.dedent(call.code) for call in repl.calls] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"signature": 5}, TypeError, "must be a string like"),
+        ({"signature": "class -> a"}, ValueError, "cannot be read"),
+        ({"signature": "question ->"}, ValueError, "no output field"),
+        ({"tools": len}, TypeError, "must be a list"),
+        ({"tools": [max]}, ValueError, "does not say what arguments"),
+        ({"limits": {"max_iters": 3}}, TypeError, r"must be rlm_dspy.Limits\("),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_with_what_to_pass(
+    arguments: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    """When the module is made, before anything is paid."""
+    with pytest.raises(error, match=said):
+        RLM(**{"signature": "question -> answer", **arguments})
+
+
+def test_a_tool_that_exits_is_an_error_in_the_code_and_not_the_end_of_the_program() -> None:
+    """As tools made from command lines do."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    replies = ["```python\nleave(3)\n```", "```python\nSUBMIT(answer='still here')\n```"]
+    with dspy.context(lm=ScriptedLM(replies)):
+        prediction = RLM("question -> answer", tools=[leave], policy=None)(question="?")
+    assert prediction.answer == "still here"
+    assert "leave exited with 3" in prediction.trajectory[0]["output"]
+
+
+def test_tools_whose_arguments_have_no_names_are_called_by_position() -> None:
+    """A built-in function, one with `/`, and one with `*`."""
+
+    def half(number: int, /) -> float:
+        return number / 2
+
+    def joined(*words: str) -> str:
+        return "-".join(words)
+
+    code = "```python\nSUBMIT(answer=f\"{sum([1, 2])} {half(3)} {joined('a', 'b')}\")\n```"
+    with dspy.context(lm=ScriptedLM([code])):
+        prediction = RLM("question -> answer", tools=[sum, half, joined], policy=None)(question="?")
+    assert prediction.answer == "3 1.5 a-b"
