@@ -29,13 +29,20 @@ def open_python() -> None:
     kernel.unshare(0x20000)
     kernel.mount(None, "/", None, 16384 | (1 << 18))
     folders = {sys.base_prefix, sys.prefix, str(Path(__file__).resolve().parent.parent)}
-    for folder in sorted(map(os.path.realpath, folders)):
-        for closed in [path for path in reversed(Path(folder).parents) if not path.stat().st_mode & 0o001]:
-            aside = tempfile.mkdtemp()
-            kernel.mount(folder, aside, None, 4096 | 16384)
-            kernel.mount("open", str(closed), "tmpfs", 0, "mode=755")
-            Path(folder).mkdir(parents=True)
-            kernel.mount(aside, folder, None, 4096 | 16384)
+    closed_above = {folder: _closed_above(Path(folder)) for folder in sorted(map(os.path.realpath, folders))}
+    asides = {folder: tempfile.mkdtemp() for folder, closed in closed_above.items() if closed}
+    for folder, aside in asides.items():
+        kernel.mount(folder, aside, None, 4096 | 16384)
+    for closed in sorted({str(closed) for closed in closed_above.values() if closed}):
+        kernel.mount("open", closed, "tmpfs", 0, "mode=755")
+    for folder, aside in asides.items():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        kernel.mount(aside, folder, None, 4096 | 16384)
+
+
+def _closed_above(folder: Path) -> Path | None:
+    """Return the outermost folder on the way that others may not pass."""
+    return next((path for path in reversed(folder.parents) if not path.stat().st_mode & 0o001), None)
 
 
 def become_ordinary() -> None:
