@@ -83,6 +83,12 @@ _COMMON = [
 ]
 
 
+def _tell_failure(sock: socket.socket, error: BaseException) -> None:
+    """Tell the host, from inside an `except`, why this process ends."""
+    told = {"t": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    wire.send(sock, wire.encoded(told))
+
+
 class Zygote:
     """The fork server's life after it has loaded and confined itself."""
 
@@ -174,12 +180,7 @@ class Zygote:
             layers = self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
             _settle(scratch)
         except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
-            told = {
-                "t": "failed",
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
-            }
-            wire.send(sock, wire.encoded(told))
+            _tell_failure(sock, error)
             os._exit(1)
         try:
             worker = Worker(sock, max_output_chars=frame["max_output_chars"], zero_copy=self._zero_copy)
@@ -315,12 +316,7 @@ def main() -> None:
             os._exit(0)
         Zygote(control, host, config).run(config)
     except Exception as error:  # noqa: BLE001 (the host decides what to do without this fork server)
-        told = {
-            "t": "failed",
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-        }
-        wire.send(control, wire.encoded(told))
+        _tell_failure(control, error)
         os._exit(1)
 
 

@@ -2,7 +2,10 @@
 
 RLMError                     base of ours
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
-└── InvalidInputs            the caller: an input is missing, unknown, or of no use
+├── InvalidInputs            the caller: an input is missing, unknown, or of no use
+├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
+├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
+└── UsageError               the caller of the command line (`task`)
 
 From DSPy, with the meaning they have there:
 

@@ -49,11 +49,11 @@ class RLM(dspy.Module):
         max_iters: Short for `limits=Limits(max_iters=...)`; so are the next two.
         max_llm_calls: See `Limits`.
         max_output_chars: See `Limits`.
-        verbose: Log every step at INFO on the logger `rlm_dspy.rlm`.
+        verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
         tools: Functions or `dspy.Tool`s that code may call by name.
         sub_lm: The LM of `llm_query`; by default the one in force at the call.
         interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
-            `rlm_dspy.interpreters.default_interpreter`.
+            `rlm_dspy.interpreters.PythonInterpreter`.
         limits: What a run may spend.
         policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
             `"auto"` for the policy shipped for the LM that is configured now, if there is one.
