@@ -102,9 +102,9 @@ class RLM(dspy.Module):
         """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
 
         Returns:
-            The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output`, `kind`,
-            `notice`, `seconds`, `spent`), `final_reasoning`, `stop` and `usage`. An output field of yours that is
-            named `stop` or `usage` takes that name over.
+            The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
+            other fields of `Step`), `final_reasoning`, `stop` and `usage`. An output field of yours that is named
+            `stop` or `usage` takes that name over.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
             the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
@@ -129,7 +129,7 @@ class RLM(dspy.Module):
             await port.run(run.repl.open)
             return await self._converse(port, run)
         except BaseException as error:
-            carry(error, run.trajectory.as_dicts(), run.ledger.usage())
+            carry(error, run.as_dicts(), run.ledger.usage())
             raise
         finally:
             await port.run(run.repl.close)
@@ -139,11 +139,11 @@ class RLM(dspy.Module):
             for number in range(1, run.limits.max_iters + 1):
                 turn = Turn(self.act, run, verbose=self.verbose)
                 step = await port.predict(turn, number=number)
-                run.trajectory = run.trajectory.add(step)
+                run.add(step)
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
         except dspy.ContextWindowExceededError:
-            if not run.trajectory.steps:
+            if not run.steps:
                 raise
         return await self._extract(port, run)
 

@@ -17,6 +17,7 @@ from rlm_dspy.trajectory import Trajectory, clip
 
 if TYPE_CHECKING:
     from rlm_dspy.rlm import RLM
+    from rlm_dspy.trajectory import Step
 
 _TRANSCRIPT_CHARS = 12_000
 
@@ -38,6 +39,7 @@ class Run:
         self.limits = rlm.limits
         self.ledger = Ledger(rlm.limits)
         self.trajectory = Trajectory()
+        self.steps: list[Step] = []
         inputs = check_inputs(rlm.signature, inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
         subcalls = SubCalls({"query": rlm.query}, rlm.sub_lm, self.ledger)
@@ -45,6 +47,15 @@ class Run:
         self.repl = Repl(factory, {HOST_TOOL: subcalls.tool(), **tools}, inputs, rlm.signature)
         runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
         self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime)
+
+    def add(self, step: Step) -> None:
+        """Keep the step of a turn that has ended."""
+        self.steps.append(step)
+        self.trajectory = self.trajectory.add(step)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return one dict a step, as `Prediction.trajectory` holds them."""
+        return [step.model_dump() for step in self.steps]
 
     @property
     def submit_call(self) -> str:
@@ -68,7 +79,7 @@ class Run:
         report = {
             "stop": stop,
             "usage": self.ledger.usage(),
-            "trajectory": self.trajectory.as_dicts(),
+            "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }
         outputs = {name: answer.get(name) for name in self.signature.output_fields}

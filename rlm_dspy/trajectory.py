@@ -1,4 +1,4 @@
-"""What happened in a run: one `Step` a turn, in a `Trajectory` that only grows."""
+"""What happened in a run: one `Step` a turn with its `SubCall`s, and the `Trajectory` that the model is shown."""
 
 from __future__ import annotations
 
@@ -16,6 +16,45 @@ StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interp
 - `no_code`: the reply held no code, or no reply could be read.
 - `interpreter_lost`: the interpreter died; a fresh one took its place.
 """
+
+
+Span = tuple[str, int, int]
+"""A part of an input: its name, where it begins and where it ends, in characters."""
+
+CallKind = Literal["query", "sub", "ad_hoc", "child"]
+"""What was called: `llm_query`, a declared sub, a module written in the REPL, or a child RLM."""
+
+
+class SubCall(BaseModel):
+    """One sub-call that the code of a turn made, with what it was given and what it answered, in short forms."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """`query`, the name of a sub, `rlm`, or of an ad-hoc call its class and signature."""
+    kind: CallKind
+    batch: int = 1
+    """Calls of one turn that were asked together have the same number; the first is 1."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    output: str = ""
+    """Empty if it failed."""
+    error: str = ""
+    """Why it failed; empty if it did not."""
+    cached: bool = False
+    """Whether an earlier sub-call had answered the same: nothing was asked."""
+    attempts: int = 1
+    """How often a model was asked until its answer fitted the types."""
+    started: float = 0.0
+    """Seconds since the root run began."""
+    seconds: float = 0.0
+    spent: dict[str, Any] = Field(default_factory=dict)
+    """What it used: the fields of `Spent`."""
+    sent: tuple[Span, ...] = ()
+    """The parts of the run's inputs that it was handed; empty unless coverage is watched."""
+    stop: str = ""
+    """Why a child ended."""
+    steps: tuple[Step, ...] = ()
+    """What a child did."""
 
 
 class Step(BaseModel):
@@ -36,6 +75,14 @@ class Step(BaseModel):
     """Wall-clock time of the turn: the model's call, the code, its sub-calls."""
     spent: dict[str, Any] = Field(default_factory=dict)
     """What the turn's model calls used, sub-calls included: the fields of `Spent`."""
+    started: float = 0.0
+    """Seconds since the root run began."""
+    calls: tuple[SubCall, ...] = ()
+    """The sub-calls that the code made, in the order they were asked for."""
+    read: tuple[Span, ...] = ()
+    """The parts of the inputs that the code read, as far as it tells; empty unless coverage is watched."""
+    shown: tuple[Span, ...] = ()
+    """The parts of the inputs that the output shows; empty unless coverage is watched."""
     answer: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     """The typed values of an accepted SUBMIT; they stand on the prediction, so no dump holds them again."""
 
@@ -45,20 +92,20 @@ class Step(BaseModel):
         return f"{self.output}\n\n{self.notice}" if self.notice else self.output
 
 
+SubCall.model_rebuild()
+
+
 class Trajectory(BaseModel):
-    """The steps of a run so far. It does not change; `add` returns a longer one."""
+    """The steps of a run so far, as `act` is given them. It does not change; `add` returns a longer one."""
 
     model_config = ConfigDict(frozen=True)
 
     steps: tuple[Step, ...] = ()
 
     def add(self, step: Step) -> Trajectory:
-        """Return this trajectory with `step` behind it."""
-        return Trajectory.model_construct(steps=(*self.steps, step))
-
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict a step, as `Prediction.trajectory` holds them."""
-        return [step.model_dump() for step in self.steps]
+        """Return this trajectory with `step` behind it, without what the model is not shown of it."""
+        lean = step.model_copy(update={"calls": (), "read": (), "shown": ()})
+        return Trajectory.model_construct(steps=(*self.steps, lean))
 
     def __len__(self) -> int:
         return len(self.steps)

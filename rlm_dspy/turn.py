@@ -55,6 +55,7 @@ class Turn(dspy.Module):
                 "notice": notice(run.limits.max_iters - number),
                 "seconds": time.monotonic() - started,
                 "spent": run.ledger.since(before),
+                "started": started - run.ledger.started,
             }
         )
 

@@ -179,4 +179,4 @@ def test_a_trajectory_only_grows_into_new_ones() -> None:
 def test_the_answer_of_a_step_stands_in_no_dump() -> None:
     """It is on the prediction; traces and saved demos do not hold it again."""
     step = Step(code="SUBMIT(1)", answer={"answer": "secret" * 10})
-    assert "secret" not in step.model_dump_json() + repr(step) + str(Trajectory().add(step).as_dicts())
+    assert "secret" not in step.model_dump_json() + repr(step) + str(Trajectory().add(step).model_dump())
