@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.arguments import check_inputs, host_function
+from rlm_dspy.coverage import watch_over
 from rlm_dspy.environment import write_environment
 from rlm_dspy.interpreters import resolve_factory
 from rlm_dspy.limits import Ledger
@@ -41,6 +42,7 @@ class Run:
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
         inputs = check_inputs(rlm.signature, inputs)
+        self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
         subcalls = SubCalls({"query": rlm.query}, rlm.sub_lm, self.ledger)
         tools = {name: host_function(tool) for name, tool in rlm.tools.items()}

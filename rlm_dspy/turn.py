@@ -49,13 +49,16 @@ class Turn(dspy.Module):
         before = run.ledger.totals()
         reasoning, code = await self._write(port)
         step = await port.run(self._execute, reasoning, code) if code else no_code(reasoning, run.submit_call)
+        output = clip(_sendable(step.output), run.limits.max_output_chars)
         return step.model_copy(
             update={
-                "output": clip(_sendable(step.output), run.limits.max_output_chars),
+                "output": output,
                 "notice": notice(run.limits.max_iters - number),
                 "seconds": time.monotonic() - started,
                 "spent": run.ledger.since(before),
                 "started": started - run.ledger.started,
+                "read": run.watch.read(code),
+                "shown": run.watch.shown(output),
             }
         )
 

@@ -28,9 +28,9 @@ FLOORS = [
     {"limits", "trajectory", "inputs", "replies", "embedded_server"},
     {
         *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),
-        *("embedded", "interpreters", "signatures"),
+        *("embedded", "interpreters", "signatures", "spans"),
     },
-    {"subcalls", "repl"},
+    {"subcalls", "repl", "coverage"},
     {"run", "turn"},
     {"rlm"},
     {"models", "tracing", "optimize", "policies", "progress", "record", "task"},
