@@ -17,14 +17,16 @@ import dspy
 import typer
 
 from rlm_dspy import interpreters
-from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, errors_as_lines, tell
+from rlm_dspy.coverage import watched
+from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, check_writable, errors_as_lines, tell
 from rlm_dspy.limits import Ledger
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
 from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on
 from rlm_dspy.record import Record, recorded
+from rlm_dspy.report import write_report
 from rlm_dspy.rlm import RLM
-from rlm_dspy.task import STDIN, Task, UsageError, read_task
+from rlm_dspy.task import STDIN, Task, read_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +98,9 @@ def ask(
     trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the whole run to this file, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the run to this file as a page that a browser opens.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Answer a question about texts of any length.
@@ -117,7 +122,8 @@ def ask(
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
-        _check_writable(save)
+        check_writable(save, "--save")
+        check_writable(report, "--report")
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it
@@ -129,11 +135,15 @@ def ask(
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        with _traced() if trace else contextlib.nullcontext(), dspy.context(lm=lm):
+        watching = watched() if save or report or as_json or trace else contextlib.nullcontext()
+        with _traced() if trace else contextlib.nullcontext(), dspy.context(lm=lm), watching:
             record, error = _run(rlm, task, view)
         if error is not None and debug:
             traceback.print_exception(error)
         _keep(record, save)
+        if report is not None:
+            write_report(record, report)
+            tell(f"The report is in {report}.")
     if as_json:
         typer.echo(record.as_json())
     elif record.answered:
@@ -145,11 +155,6 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
     """Return standard input if it is asked for, or if nothing else is given and it is piped."""
     wanted = STDIN in files or (not files and not sys.stdin.isatty())
     return sys.stdin.buffer if wanted else None
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UsageError(f"--save {path}: there is no directory {path.parent} to write a file to.")
 
 
 def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:

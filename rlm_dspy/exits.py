@@ -10,9 +10,11 @@ import typer
 
 from rlm_dspy.progress import printable
 from rlm_dspy.record import in_one_line
+from rlm_dspy.task import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """The exit codes, as the help of `ask` explains them."""
@@ -41,3 +43,17 @@ def errors_as_lines(*, debug: bool) -> Iterator[None]:
 def tell(line: str) -> None:
     """Print a line on standard error."""
     typer.echo(line, err=True)
+
+
+def check_writable(path: Path | None, option: str) -> None:
+    """Check that a file can be written, before anything is paid for.
+
+    Args:
+        path: Of the file; None is fine.
+        option: The option that named it, for the message.
+
+    Raises:
+        UsageError: If it is a directory, or lies in none.
+    """
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UsageError(f"{option} {path}: there is no directory {path.parent} to write a file to.")
