@@ -18,6 +18,7 @@ from rlm_dspy.spans import merged, sources_of, strings_in
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rlm_dspy.record import Record
     from rlm_dspy.spans import Source
     from rlm_dspy.trajectory import Span
 
@@ -38,6 +39,23 @@ def watched() -> Iterator[None]:
         yield
     finally:
         _wanted.reset(token)
+
+
+class Occurrence(BaseModel):
+    """A place in an input that says what an answer says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: str
+    """What was looked for and stands there."""
+    input: str
+    start: int
+    """In characters, as `Span`s are."""
+    end: int
+    before: str = ""
+    """Up to 60 characters that stand before it."""
+    after: str = ""
+    """Up to 60 characters that stand behind it."""
 
 
 class Watch:
@@ -91,6 +109,36 @@ class Watch:
         if not self._sources:
             return ()
         return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
+
+    def occurrences(self, outputs: dict[str, Any]) -> dict[str, list[Occurrence]]:
+        """Return where the strings of an answer stand in the inputs, word for word, as words of their own.
+
+        A string that stands nowhere as a whole is looked for in parts, as `shown` finds them. Strings of fewer
+        than three characters are left out; at most 20 places of each of 100 strings are told.
+
+        Args:
+            outputs: The output fields; lists, dicts and models in JSON's types.
+        """
+        return {field: _of_field(value, self._sources) for field, value in outputs.items()}
+
+
+def looked_into(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a `Record` says of a run's inputs: `input_chars`, `left_out`, `occurrences`.
+
+    Empty outside of `watched()`.
+
+    Args:
+        inputs: The inputs by name.
+        outputs: The output fields in JSON's types; empty if the run did not end.
+    """
+    if not _wanted.get():
+        return {}
+    watch = Watch(inputs)
+    return {
+        "input_chars": watch.sizes,
+        "left_out": watch.left_out,
+        "occurrences": watch.occurrences(outputs),
+    }
 
 
 def watch_over(inputs: dict[str, Any]) -> Watch:
@@ -152,37 +200,6 @@ def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
     return min(start for start, _ in chosen), max(end for _, end in chosen)
 
 
-class Occurrence(BaseModel):
-    """A place in an input that says what an answer says."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: str
-    """What was looked for and stands there."""
-    input: str
-    start: int
-    """In characters, as `Span`s are."""
-    end: int
-    before: str = ""
-    """Up to 60 characters that stand before it."""
-    after: str = ""
-    """Up to 60 characters that stand behind it."""
-
-
-def occurrences(outputs: dict[str, Any], inputs: dict[str, Any]) -> dict[str, list[Occurrence]]:
-    """Return where the strings of an answer stand in the inputs, word for word, as words of their own.
-
-    A string that stands nowhere as a whole is looked for in parts, as `Watch.shown` finds them. Strings of fewer
-    than three characters are left out; at most 20 places of each of 100 strings are told.
-
-    Args:
-        outputs: The output fields; lists, dicts and models in JSON's types.
-        inputs: The inputs by name.
-    """
-    sources, _ = sources_of(inputs)
-    return {field: _of_field(value, sources) for field, value in outputs.items()}
-
-
 def _of_field(value: Any, sources: dict[str, Source]) -> list[Occurrence]:
     found: list[Occurrence] = []
     left = _SCANNED_CHARS
@@ -222,3 +239,28 @@ def _occurrence(source: Source, start: int, end: int) -> Occurrence:
         before=text[max(0, start - _QUOTED_CHARS) : start],
         after=text[end : end + _QUOTED_CHARS],
     )
+
+
+def coverage_of(record: Record) -> dict[str, dict[str, float]]:
+    """Return which share of each input was `read` by code, `shown` to the model, and `sent` to sub-models.
+
+    Returns:
+        Three shares from 0 to 1 by input; no input if coverage was not watched. What a child run did with the
+        text it was handed counts as `sent` alone.
+    """
+    parts = covered(record).items()
+    return {
+        name: {use: sum(end - start for of, start, end in spans if of == name) / chars for use, spans in parts}
+        for name, chars in record.input_chars.items()
+        if chars
+    }
+
+
+def covered(record: Record) -> dict[str, list[Span]]:
+    """Return the parts of the inputs that were `read`, `shown` and `sent` in the whole run, each merged."""
+    steps = record.trajectory
+    return {
+        "read": merged((span for step in steps for span in step.read), most=None),
+        "shown": merged((span for step in steps for span in step.shown), most=None),
+        "sent": merged((span for step in steps for call in step.calls for span in call.sent), most=None),
+    }

@@ -11,9 +11,8 @@ from dspy.adapters.utils import get_annotation_name
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
-from rlm_dspy.coverage import Occurrence, occurrences, watch_over
+from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
-from rlm_dspy.spans import merged
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from rlm_dspy.limits import Ledger
     from rlm_dspy.rlm import RLM
-    from rlm_dspy.trajectory import Span
 
 _MAX_ERROR_CHARS = 600
 Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed"]
@@ -95,31 +93,30 @@ def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, 
     Returns:
         The record, and the error that ended the run, `KeyboardInterrupt` included; None if it ended by itself.
     """
-    started_at = datetime.now(UTC)
+    sub_model = rlm.sub_lm.model if rlm.sub_lm is not None else None
+    task = {
+        "signature": written(rlm.signature),
+        "instructions": rlm.signature.instructions,
+        "inputs": {name: value if isinstance(value, str) else repr(value) for name, value in inputs.items()},
+        "model": dspy.settings.lm.model,
+        "sub_model": sub_model,
+        "started_at": datetime.now(UTC),
+    }
     try:
         prediction = rlm(**inputs)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
-        return record_of_error(rlm, inputs, error, usage=ledger.usage(), started_at=started_at), error
-    return record_of(rlm, inputs, prediction, started_at=started_at), None
-
-
-def record_of(
-    rlm: RLM, inputs: dict[str, Any], prediction: dspy.Prediction, *, started_at: datetime | None = None
-) -> Record:
-    """Return the record of a run that ended by itself.
-
-    Inside `coverage.watched()` it also tells where the inputs say what the answer says.
-
-    Args:
-        rlm: The module that ran, with the LM of `dspy.settings`.
-        inputs: Its inputs.
-        prediction: What it returned.
-        started_at: When the run began.
-    """
-    values = {name: prediction[name] for name in rlm.signature.output_fields}
-    outputs = to_jsonable_python(values, fallback=repr, inf_nan_mode="strings")
-    task = _task(rlm, inputs)
-    watched = {name: value for name, value in inputs.items() if name in task["input_chars"]}
+        stop: Stop = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        record = Record(
+            **task,
+            stop=stop,
+            error=in_one_line(error) if stop == "failed" else None,
+            usage=ledger.usage(),
+            trajectory=getattr(error, "trajectory", []),
+            **looked_into(inputs, {}),
+        )
+        return record, error
+    outputs = {name: prediction[name] for name in rlm.signature.output_fields}
+    outputs = to_jsonable_python(outputs, fallback=repr, inf_nan_mode="strings")
     return Record(
         **task,
         outputs=outputs,
@@ -127,76 +124,8 @@ def record_of(
         usage=prediction.usage,
         trajectory=prediction.trajectory,
         final_reasoning=prediction.final_reasoning,
-        started_at=started_at,
-        occurrences=occurrences(outputs, watched) if watched else {},
-    )
-
-
-def record_of_error(
-    rlm: RLM,
-    inputs: dict[str, Any],
-    error: BaseException,
-    *,
-    usage: dict[str, Any],
-    started_at: datetime | None = None,
-) -> Record:
-    """Return the record of a run that an error ended.
-
-    Args:
-        rlm: The module that ran, with the LM of `dspy.settings`.
-        inputs: Its inputs.
-        error: What it raised; the steps so far are taken from it.
-        usage: What the run had spent.
-        started_at: When the run began.
-    """
-    stop: Stop = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    return Record(
-        **_task(rlm, inputs),
-        stop=stop,
-        error=in_one_line(error) if stop == "failed" else None,
-        usage=usage,
-        trajectory=getattr(error, "trajectory", []),
-        started_at=started_at,
-    )
-
-
-def _task(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that are known before the run."""
-    watch = watch_over(inputs)
-    return {
-        "signature": written(rlm.signature),
-        "instructions": rlm.signature.instructions,
-        "inputs": {name: value if isinstance(value, str) else repr(value) for name, value in inputs.items()},
-        "model": dspy.settings.lm.model,
-        "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
-        "input_chars": watch.sizes,
-        "left_out": watch.left_out,
-    }
-
-
-def coverage_of(record: Record) -> dict[str, dict[str, float]]:
-    """Return which share of each input was `read` by code, `shown` to the model, and `sent` to sub-models.
-
-    Returns:
-        Three shares from 0 to 1 by input; no input if coverage was not watched. What a child run did with the
-        text it was handed counts as `sent` alone.
-    """
-    parts = covered(record).items()
-    return {
-        name: {use: sum(end - start for of, start, end in spans if of == name) / chars for use, spans in parts}
-        for name, chars in record.input_chars.items()
-        if chars
-    }
-
-
-def covered(record: Record) -> dict[str, list[Span]]:
-    """Return the parts of the inputs that were `read`, `shown` and `sent` in the whole run, each merged."""
-    steps = record.trajectory
-    return {
-        "read": merged((span for step in steps for span in step.read), most=None),
-        "shown": merged((span for step in steps for span in step.shown), most=None),
-        "sent": merged((span for step in steps for call in step.calls for span in call.sent), most=None),
-    }
+        **looked_into(inputs, outputs),
+    ), None
 
 
 def written(signature: Any) -> str:

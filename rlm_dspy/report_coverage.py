@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlm_dspy.coverage import coverage_of, covered
 from rlm_dspy.figures import share
 from rlm_dspy.markup import Html, joined, tag
 from rlm_dspy.progress import counted
-from rlm_dspy.record import coverage_of, covered
 from rlm_dspy.report_charts import key, svg
 from rlm_dspy.trajectory import clip
 

@@ -63,8 +63,8 @@ class Source:
         Parts of twice `block` characters are always found; shorter ones if they stand alone between line
         breaks, quotes, tabs or bars. Where the input says the same in several places, one of them is taken.
         """
-        if len(self.text) < 2 * _BLOCK_CHARS:
-            return self.whole() if _says_something(self.text) and self.text in text else []
+        if len(self.text) < 2 * _BLOCK_CHARS and _says_something(self.text) and self.text in text:
+            return self.whole()
         matches = list(self._matches(text))
         spans = [(self.name, start, start + end - at) for at, end, start in matches]
         return merged([*spans, *self._pieces(list(_between(matches, text)))])

@@ -8,10 +8,10 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.coverage import Watch, occurrences, watch_over, watched
+from rlm_dspy.coverage import Watch, coverage_of, watch_over, watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.limits import Ledger, Limits
-from rlm_dspy.record import Record, coverage_of, recorded
+from rlm_dspy.record import Record, recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, SubCall
 
@@ -117,9 +117,8 @@ def test_an_input_that_cannot_be_read_does_not_end_a_watched_run() -> None:
 
 def test_an_answer_is_found_wherever_the_input_says_it() -> None:
     text = f"{TEXT}Ovid Systems was founded by Maren Tolliver.\n{TEXT}Maren Tolliver left in 2021.\n"
-    found = occurrences(
-        {"answer": "Maren Tolliver.", "year": 2021, "names": ["Tolliver", "xy"]}, {"context": text}
-    )
+    answer = {"answer": "Maren Tolliver.", "year": 2021, "names": ["Tolliver", "xy"]}
+    found = Watch({"context": text}).occurrences(answer)
     first, second = found["answer"]
     assert (first.value, text[first.start : first.end]) == ("Maren Tolliver", "Maren Tolliver")
     assert first.before.endswith("was founded by ")
@@ -130,18 +129,18 @@ def test_an_answer_is_found_wherever_the_input_says_it() -> None:
 
 
 def test_an_answer_inside_another_word_or_number_is_not_found() -> None:
-    found = occurrences({"answer": "400"}, {"context": "4000, 1400, a400 and 400."})
+    found = Watch({"context": "4000, 1400, a400 and 400."}).occurrences({"answer": "400"})
     assert [one.start for one in found["answer"]] == [21]
 
 
 def test_an_answer_that_quotes_is_found_in_its_parts() -> None:
     answer = f"The text says: {TEXT[5000:5100]}~ and so on"
-    (part,) = occurrences({"answer": answer}, {"context": TEXT})["answer"]
+    (part,) = Watch({"context": TEXT}).occurrences({"answer": answer})["answer"]
     assert (part.start, part.end) == (5000, 5100)
 
 
 def test_an_answer_that_stands_everywhere_is_told_twenty_times() -> None:
-    assert len(occurrences({"answer": "number"}, {"context": TEXT})["answer"]) == 20
+    assert len(Watch({"context": TEXT}).occurrences({"answer": "number"})["answer"]) == 20
 
 
 # In a record

@@ -100,9 +100,10 @@ def test_rules_and_blanks_say_nothing() -> None:
     assert Source("context", "?").repeated_in("why?") == []
 
 
-def test_a_short_input_is_found_whole_or_not_at_all() -> None:
+def test_a_short_input_is_found_whole_or_by_a_part_that_stands_alone() -> None:
     source = Source("question", "Who founded Ovid Systems?")
     assert source.repeated_in("Q: Who founded Ovid Systems? A:") == [("question", 0, 25)]
+    assert source.repeated_in("'Ovid Systems'") == [("question", 12, 24)]
     assert source.repeated_in("Who founded it?") == []
 
 

@@ -1,0 +1,103 @@
+"""The commands `report` and `diff`, and `ask --report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dspy
+import pytest
+from typer.testing import CliRunner
+
+from rlm_dspy.cli import app
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.record import Record
+from rlm_dspy.testing import ScriptedLM
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+LOOK = "I look first.\n```python\nprint(context[:40])\n```"
+SUBMIT_42 = "```python\nSUBMIT(answer='42, as ever')\n```"
+TEXT = "The first line has nothing to say. The answer is 42, as ever.\n"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    Path("notes.txt").write_text(TEXT, encoding="utf-8")
+
+
+def invoke(*arguments: str) -> Result:
+    with dspy.context(lm=ScriptedLM([LOOK, SUBMIT_42]), interpreter_factory=LocalPythonInterpreter):
+        return CliRunner().invoke(app, list(arguments))
+
+
+def test_ask_writes_a_report_with_coverage_and_says_where() -> None:
+    result = invoke("ask", "How much?", "notes.txt", "--report", "run.html")
+    assert (result.exit_code, result.stdout) == (0, "42, as ever\n")
+    assert result.stderr.endswith("The report is in run.html.\n")
+    page = Path("run.html").read_text(encoding="utf-8")
+    assert "I look first." in page
+    assert "at 49 of context (79 %); not printed, not sent to a sub-model" in page
+
+
+def test_a_saved_run_has_coverage_and_becomes_a_report_beside_it() -> None:
+    assert invoke("ask", "How much?", "notes.txt", "--save", "run.json").exit_code == 0
+    record = Record.load("run.json")
+    assert record.input_chars["context"] == len(TEXT)
+    assert record.trajectory[0].shown == (("context", 0, 40),)
+    result = invoke("report", "run.json")
+    assert (result.exit_code, result.stdout) == (0, "run.html\n")
+    assert "How much?" in Path("run.html").read_text(encoding="utf-8")
+    assert invoke("report", "run.json", "-o", "other.html").stdout == "other.html\n"
+    assert Path("other.html").read_bytes() == Path("run.html").read_bytes()
+
+
+def test_a_failed_run_has_a_report_too() -> None:
+    with dspy.context(
+        lm=ScriptedLM([LOOK, RuntimeError("the line is dead")]), interpreter_factory=LocalPythonInterpreter
+    ):
+        result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", "--report", "run.html"])
+    assert result.exit_code == 3
+    page = Path("run.html").read_text(encoding="utf-8")
+    assert "the line is dead" in page
+    assert "I look first." in page
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_a_model_is_asked() -> None:
+    lm = ScriptedLM([])
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", "--report", "missing/run.html"])
+    assert (result.exit_code, lm.script.calls) == (2, [])
+    assert "--report missing/run.html: there is no directory missing" in result.stderr
+
+
+def test_diff_tells_and_draws_what_differs() -> None:
+    assert invoke("ask", "How much?", "notes.txt", "--save", "a.json").exit_code == 0
+    assert invoke("ask", "How many?", "notes.txt", "--save", "b.json").exit_code == 0
+    result = invoke("diff", "a.json", "b.json", "-o", "d.html")
+    assert result.exit_code == 0
+    assert "input question\n    a How much?\n    b How many?" in result.stdout
+    assert result.stdout.endswith("Side by side: d.html\n")
+    assert "How many?" in Path("d.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "There is no file run.json."),
+        ("{", "run.json holds no run of this version."),
+        ('{"version": 2}', "run.json holds no run of this version."),
+        (b"\xff\xfe", "run.json holds no run of this version."),
+    ],
+)
+@pytest.mark.parametrize("command", [["report", "run.json"], ["diff", "run.json", "run.json"]])
+def test_what_is_no_run_is_named_in_a_line(command: list[str], content: str | bytes | None, told: str) -> None:
+    if content is not None:
+        Path("run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = invoke(*command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == 1
