@@ -196,7 +196,7 @@ def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
     if not chosen:
         return 0, 0
     if source.items is None:
-        return min(chosen), max(chosen) + 1
+        return min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1  # a range: min() would walk all of it
     return min(start for start, _ in chosen), max(end for _, end in chosen)
 
 
