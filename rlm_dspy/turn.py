@@ -58,7 +58,8 @@ class Turn(dspy.Module):
                 "spent": run.ledger.since(before),
                 "started": started - run.ledger.started,
                 "read": run.watch.read(code),
-                "shown": run.watch.shown(output),
+                # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
+                "shown": () if step.kind == "submitted" else run.watch.shown(output),
             }
         )
 

@@ -106,6 +106,13 @@ def test_a_run_that_nobody_watches_has_empty_coverage(play: Play) -> None:
     assert (step["read"], step["shown"]) == ((), ())
 
 
+def test_an_answer_that_repeats_the_input_does_not_count_as_shown(play: Play) -> None:
+    """The output of an accepted SUBMIT echoes the answer, and no model reads it."""
+    with watched():
+        (step,) = run(play, "SUBMIT(answer=context[:200])")
+    assert (step["read"], step["shown"]) == ((("context", 0, 200),), ())
+
+
 def test_an_input_that_cannot_be_read_does_not_end_a_watched_run() -> None:
     with watched():
         watch = watch_over({"context": object()})
