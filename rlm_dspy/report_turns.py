@@ -116,7 +116,7 @@ def _group(calls: list[SubCall], id_: str, depth: int) -> Html:
     ]
     summary = tag(
         "summary",
-        " · ".join(part for part in about if part),
+        " · ".join(part for part in about if part) + " ",
         tag("span", f"{failed:,} failed", class_="badge bad") if failed else None,
     )
     numbered = list(enumerate(calls, 1))
@@ -134,7 +134,7 @@ def _call(call: SubCall, id_: str, depth: int, number: int | None = None) -> Htm
         tag("span", f"asked {call.attempts} times", class_="badge warn") if call.attempts > 1 else None,
     ]
     asked_and_got = f"{_first(call)} → {_one_line(call.error or call.output, _LINE_CHARS)} "
-    line = f"{f'{number}. ' if number else ''}{_name(call)}: {asked_and_got}"
+    line = f"{number}. {asked_and_got}" if number else f"{_name(call)}: {asked_and_got}"
     about = [
         f"at {seconds(call.started)}",
         f"took {seconds(call.seconds)}",

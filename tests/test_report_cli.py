@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,3 +103,17 @@ def test_what_is_no_run_is_named_in_a_line(command: list[str], content: str | by
     assert (result.exit_code, result.stdout) == (2, "")
     assert told in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_sample_run_errs_is_refused_and_submits(tmp_path: Path) -> None:
+    """The script that makes a run to look at, in a process of its own."""
+    script = Path(__file__).parent.parent / "experiment" / "sample_run.py"
+    done = subprocess.run(
+        [sys.executable, script, "s.json", "s.html"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    record = Record.load(tmp_path / "s.json")
+    assert record.stop == "submitted"
+    assert {"error", "refused", "submitted"} <= {step.kind for step in record.trajectory}
+    assert [place.value for place in record.occurrences["evidence"]].count("Gantry-7") > 1
+    assert (tmp_path / "s.html").stat().st_size < 200_000
