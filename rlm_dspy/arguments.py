@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.signatures.signature import ensure_signature
 
+from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RESERVED = frozenset(
-    {"SUBMIT", "llm_query", "llm_query_batched", "SHOW_VARS", "SubCallError", "FailedCall", "print", "dspy"}
+    {
+        *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
+        *("SubCallError", "FailedCall", "print", "dspy"),
+    }
 )
 """Names in the REPL that no input and no tool may take."""
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
@@ -158,6 +162,17 @@ def check_factory(factory: Any) -> Any:
     if factory is not None and not callable(factory):
         raise TypeError(f"interpreter_factory must be callable without arguments, not {type(factory).__name__}.")
     return factory
+
+
+def check_cache(cache: Any) -> Any:
+    """Return the cache.
+
+    Raises:
+        TypeError: If it is neither a `SubCallCache` nor a bool.
+    """
+    if not isinstance(cache, SubCallCache | bool):
+        raise TypeError(f"cache must be True, False or an rlm_dspy.SubCallCache(...), not {cache!r}.")
+    return cache
 
 
 def check_lm(lm: Any) -> Any:

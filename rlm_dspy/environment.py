@@ -14,6 +14,8 @@ from dspy.adapters.utils import get_annotation_name
 from rlm_dspy.inputs import describe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import dspy
 
     from rlm_dspy.limits import Limits
@@ -22,7 +24,12 @@ _MAX_DESCRIPTION_CHARS = 300
 
 
 def write_environment(
-    signature: Any, inputs: dict[str, Any], tools: dict[str, dspy.Tool], limits: Limits, runtime: str
+    signature: Any,
+    inputs: dict[str, Any],
+    tools: dict[str, dspy.Tool],
+    limits: Limits,
+    runtime: str,
+    subs: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Return the text that `act` reads as its field `environment`.
 
@@ -32,6 +39,7 @@ def write_environment(
         tools: The user's tools by name.
         limits: What the run may spend.
         runtime: What the interpreter says of itself; may be empty.
+        subs: The declared subs, with `usage` and `doc` each.
     """
     number = limits.max_iters
     turns = f"There are {number} turns." if number > 1 else "This is the last turn: call SUBMIT in it."
@@ -39,7 +47,7 @@ def write_environment(
         f"Task: {signature.instructions.strip()}",
         _variables(signature, inputs),
         _answer(signature),
-        _functions(tools, limits),
+        _functions(tools, limits, subs),
         f"Runtime: {runtime}" if runtime else "",
         f"Write one ```python block a turn. {turns}",
     ]
@@ -63,8 +71,13 @@ def _answer(signature: Any) -> str:
     return "\n".join(lines)
 
 
-def _functions(tools: dict[str, dspy.Tool], limits: Limits) -> str:
+def _functions(tools: dict[str, dspy.Tool], limits: Limits, subs: Sequence[dict[str, Any]]) -> str:
     lines = ["Functions:"]
+    if limits.max_llm_calls:
+        lines += [f"- {sub['usage']}{_noted(sub['doc'])}" for sub in subs]
+        if subs:
+            first = subs[0]["name"]
+            lines.append(f"  each also for many at once: {first}.map(items, same_for_all=...), in order")
     if limits.max_llm_calls:
         lines += [
             "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
@@ -72,10 +85,13 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits) -> str:
             f"  ({limits.max_llm_calls} model calls in all)",
         ]
     for name, tool in tools.items():
-        described = " ".join((tool.desc or "").split())
-        lines.append(f"- {name}{_stub(tool)}{f'  # {described[:_MAX_DESCRIPTION_CHARS]}' if described else ''}")
+        lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
     return "\n".join(lines)
+
+
+def _noted(text: str) -> str:
+    return f"  # {text[:_MAX_DESCRIPTION_CHARS]}" if text else ""
 
 
 def _stub(tool: dspy.Tool) -> str:

@@ -12,6 +12,7 @@ from rlm_dspy import signatures
 from rlm_dspy.adapter import Act
 from rlm_dspy.answers import read_answer
 from rlm_dspy.arguments import (
+    check_cache,
     check_factory,
     check_limits,
     check_lm,
@@ -19,17 +20,19 @@ from rlm_dspy.arguments import (
     check_signature,
     normalize_tools,
 )
+from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import carry
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
-from rlm_dspy.subcalls import Query
+from rlm_dspy.subs import make_subs
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from rlm_dspy.cache import SubCallCache
     from rlm_dspy.limits import Limits
 
 _logger = logging.getLogger("dspy.rlm_dspy")
@@ -42,7 +45,7 @@ class RLM(dspy.Module):
     prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
     Models, arXiv 2512.24601).
 
-    Predictors that optimizers see: `act` (every turn) and `query` (`llm_query`).
+    Predictors that optimizers see: `act` (every turn), `query` (`llm_query`) and `subs.<name>` (declared subs).
 
     Args:
         signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
@@ -57,6 +60,10 @@ class RLM(dspy.Module):
         limits: What a run may spend.
         policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
             `"auto"` for the policy shipped for the LM that is configured now, if there is one.
+        subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
+            `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"claims": "text -> claims"}`.
+        cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
+            with a `SubCallCache` also across runs; with False never.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
@@ -83,6 +90,8 @@ class RLM(dspy.Module):
         *,
         limits: Limits | None = None,
         policy: str | os.PathLike[str] | None = "auto",
+        subs: Any = None,
+        cache: SubCallCache | bool = True,
     ) -> None:
         super().__init__()
         short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
@@ -95,6 +104,8 @@ class RLM(dspy.Module):
         check_names(self.signature, self.tools)
         self.act = Act(signatures.Act)
         self.query = Query(signatures.Query)
+        self.subs = make_subs(subs, self.signature.input_fields, self.tools)
+        self.cache = check_cache(cache)
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
 
@@ -124,14 +135,19 @@ class RLM(dspy.Module):
         return await self._run(Awaiting(), **inputs)
 
     async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
-        run = Run(self, inputs, check_factory(interpreter_factory))
+        outer = calling.get()
+        run = Run(self, inputs, check_factory(interpreter_factory), outer.run if outer else None)
+        token = calling.set(None)
         try:
             await port.run(run.repl.open)
             return await self._converse(port, run)
         except BaseException as error:
-            carry(error, run.as_dicts(), run.ledger.usage())
+            carry(error, run.as_dicts(), run.usage())
             raise
         finally:
+            calling.reset(token)
+            if outer:
+                outer.steps += run.steps
             await port.run(run.repl.close)
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:

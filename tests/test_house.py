@@ -24,13 +24,17 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude"},
+    {"errors", "prelude", "in_repl"},
     {"limits", "trajectory", "inputs", "replies", "embedded_server"},
+    {"cache"},
     {
         *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures"),
     },
-    {"subcalls", "repl"},
+    {"crossing", "subs", "repl"},
+    {"callee"},
+    {"calls"},
+    {"subcalls", "callees"},
     {"run", "turn"},
     {"rlm"},
     {"models", "tracing", "optimize", "policies", "progress", "record", "task"},
