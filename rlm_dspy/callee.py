@@ -89,17 +89,16 @@ class Callee:
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
         adapter = type(dspy.settings.adapter).__name__
-        return digest(kind, self.interface.name, predictors, own, adapter, lm_state(lm))
+        return digest(kind, self.interface.stub, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
 
 
-def _learned(predictor: Any) -> dict[str, Any]:
-    state = predictor.dump_state()
-    return {name: state[name] for name in ("signature", "demos", "lm")} | {"config": predictor.config}
+def _learned(predictor: Any) -> list[Any]:
+    demos = [dict(demo) for demo in predictor.demos]
+    return [predictor.signature.dump_state(), demos, predictor.config, _lm_state(predictor.lm)]
 
 
-def lm_state(lm: Any) -> list[Any]:
+def _lm_state(lm: Any) -> list[Any]:
     """Return what an LM's answers depend on: its name and its options."""
-    lm = lm or dspy.settings.lm
     return [getattr(lm, "model", None), getattr(lm, "kwargs", None)]
 
 

@@ -63,7 +63,10 @@ class Asked:
 
     def fail(self, error: BaseException) -> None:
         """Take an error for the answer."""
-        self.answer = {"error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS), "kind": type(error).__name__}
+        self.answer = {
+            "error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS),
+            "kind": type(error).__name__,
+        }
 
     def repeat(self, other: Asked) -> None:
         """Take the answer of another that asked the same."""
@@ -123,6 +126,10 @@ class Batch(dspy.Module):
         self._lock = threading.Lock()
 
     def forward(self) -> None:
+        """Answer every item."""
+        self.run()
+
+    def run(self) -> None:
         """Answer every item, at most `max_concurrency` at once, each in a copy of the present context."""
         workers = max(1, min(self._ledger.limits.max_concurrency, self.total))
         present = contextvars.copy_context()

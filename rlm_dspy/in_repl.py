@@ -224,9 +224,7 @@ class _RlmCallable:
             return {free[0]: item[0] if isinstance(item, tuple) and len(item) == 1 else item}
         if isinstance(item, (tuple, list)) and len(item) <= len(free):
             return dict(zip(free, item))
-        raise TypeError(
-            "item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage)
-        )
+        raise TypeError("item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage))
 
 
 def _rlm_prompts(prompts, name, single):
@@ -259,9 +257,7 @@ def rlm_query(prompt, context=None):
     """Have a child RLM, with a REPL of its own, answer a prompt about a context."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise TypeError("rlm_query takes a non-empty prompt (a str), and the context it is about.")
-    return _rlm_one(
-        {"kind": "rlm_query"}, {"prompt": prompt, **({} if context is None else {"context": context})}
-    )
+    return _rlm_one({"kind": "rlm_query"}, {"prompt": prompt, **({} if context is None else {"context": context})})
 
 
 def rlm_query_batched(prompts, contexts=None):
@@ -484,13 +480,14 @@ def _rlm_install(module):
         _rlm_sys.modules["dspy"] = module
         return
     names = globals()["__builtins__"]
-    if isinstance(names, dict):
-        real = names["__import__"]
+    names = dict(names if isinstance(names, dict) else vars(names))  # a copy: it may be the host's own
+    real = names["__import__"]
 
-        def importing(name, globals=None, locals=None, fromlist=(), level=0):
-            return module if name == "dspy" and not level else real(name, globals, locals, fromlist, level)
+    def importing(name, globals=None, locals=None, fromlist=(), level=0):
+        return module if name == "dspy" and not level else real(name, globals, locals, fromlist, level)
 
-        names["__import__"] = importing
+    names["__import__"] = importing
+    globals()["__builtins__"] = names
 
 
 dspy = _rlm_make_dspy()

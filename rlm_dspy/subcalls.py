@@ -123,7 +123,7 @@ class SubCalls:
         if waiting:
             batch = Batch(callee, waiting, self.tree.cache, self.ledger)
             with counted_inside(self.run, callee, self.ledger, self.lm):
-                batch() if call["many"] else batch.forward()
+                batch() if call["many"] else batch.run()
         self._spread(items)
         return [item.answer for item in items]
 
@@ -131,11 +131,15 @@ class SubCalls:
         """Return the items, each with what is wrong with it as its answer; nothing is paid for these."""
         constants = self._inputs_of(same)
         interface, keyed = callee.interface, self.tree.cache is not None
-        unknown = sorted({name for item in [same, *items] for part in item for name in part} - set(interface.inputs))
+        unknown = sorted(
+            {name for item in [same, *items] for part in item for name in part} - set(interface.inputs)
+        )
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such argument. Call it as {interface.call}.")
         common, known = self._checked(callee, constants)
-        state = [callee.state(self.lm), {name: digest(constants[name]) for name in sorted(constants)}] if keyed else []
+        state = (
+            [callee.state(self.lm), {name: digest(constants[name]) for name in sorted(constants)}] if keyed else []
+        )
         shown = {name: short(value, _INPUT_CHARS) for name, value in constants.items()}
         read = []
         for part in items:
