@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -147,8 +148,26 @@ class RLM(dspy.Module):
         finally:
             calling.reset(token)
             if outer:
-                outer.steps += run.steps
+                outer.steps, outer.stop = [*outer.steps, *run.steps], run.stop
             await port.run(run.repl.close)
+
+    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
+        """Return an RLM for a sub-call of this one: the same predictors, subs, tools and limits, another signature.
+
+        Args:
+            interpreter_factory: Makes its interpreters.
+            signature: What goes in and what comes out.
+            max_iters: Turns, if they are to be fewer than this one's.
+        """
+        child = copy.copy(self)
+        child.signature = check_signature(signature)
+        check_names(child.signature, self.tools)
+        child.interpreter_factory = interpreter_factory
+        child.limits = replace(
+            self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
+        )
+        child.history = []
+        return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
         try:

@@ -9,7 +9,8 @@ import dspy
 from rlm_dspy.arguments import check_inputs, host_function
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.callees import Callees, for_repl
-from rlm_dspy.environment import write_environment
+from rlm_dspy.children import Guard
+from rlm_dspy.environment import write_calls, write_environment
 from rlm_dspy.interpreters import resolve_factory
 from rlm_dspy.limits import Ledger
 from rlm_dspy.prelude import HOST_TOOL
@@ -51,18 +52,20 @@ class Run:
         self.tree: Tree = parent.tree if parent else Tree(_cache_of(rlm.cache))
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
+        self.stop = ""
         inputs = check_inputs(rlm.signature, inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
-        callees = Callees(rlm, self.depth)
+        callees = Callees(rlm, self.depth, lambda *args, **options: rlm.child(factory, *args, **options))
         self.subcalls = SubCalls(
-            self, callees.find, self.ledger, self.tree, rlm.sub_lm, inputs, lambda callee, inputs: ""
+            self, callees.find, self.ledger, self.tree, rlm.sub_lm, inputs, guard=Guard(inputs)
         )
         tools = {name: host_function(tool) for name, tool in rlm.tools.items()}
         subs = for_repl(rlm.subs)
         known = {"inputs": list(inputs), "subs": subs, "tools": list(tools)}
         self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)
         runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
-        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, subs)
+        calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
+        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
 
     def usage(self) -> dict[str, Any]:
         """Return what the tree has spent so far, as `Prediction.usage` holds it."""
@@ -100,6 +103,7 @@ class Run:
             answer: The output fields' values by name; one that is left out is None.
             final_reasoning: The model's last words.
         """
+        self.stop = stop
         report = {
             "stop": stop,
             "usage": self.usage(),

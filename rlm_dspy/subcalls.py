@@ -56,7 +56,7 @@ class SubCalls:
         tree: What else its runs share.
         lm: The LM of sub-calls; None leaves the one in force.
         inputs: The run's inputs, which the REPL names instead of sending them.
-        refuse: Says why not to ask an item, or nothing.
+        guard: Says why not to make a child, or nothing.
     """
 
     run: Any
@@ -65,7 +65,7 @@ class SubCalls:
     tree: Tree
     lm: Any
     inputs: dict[str, Any]
-    refuse: Callable[[Callee, dict[str, Any]], str]
+    guard: Callable[[dict[str, Any], str], str]
     _log: list[tuple[Callee, int, Asked]] = field(default_factory=list)
     _batches: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -110,9 +110,9 @@ class SubCalls:
             self._log += [(callee, self._batches, item) for item in items]
         self._count_ad_hoc(callee, len(items))
         leaders = self._known(callee, [item for item in items if not item.answer])
-        for item in leaders:
-            if problem := self.refuse(callee, item.inputs):
-                item.fail(LimitExceeded(problem))
+        for item in leaders if callee.kind == "child" else ():
+            if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
+                item.answer = {"error": problem, "kind": "Refused"}
         waiting = [item for item in leaders if not item.answer]
         try:
             self._check_budget(callee, len(waiting))
@@ -211,6 +211,6 @@ class SubCalls:
                 self.tree.reused += reused
 
     def _count_ad_hoc(self, callee: Callee, calls: int) -> None:
-        if callee.kind == "ad_hoc" or callee.interface.name.startswith("RLM("):
+        if callee.kind == "ad_hoc" or callee.interface.whole:
             with self.tree.lock:
                 self.tree.ad_hoc[callee.interface.name] += calls

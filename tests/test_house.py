@@ -32,7 +32,7 @@ FLOORS = [
         *("embedded", "interpreters", "signatures"),
     },
     {"crossing", "subs", "repl"},
-    {"callee"},
+    {"callee", "adhoc", "children"},
     {"calls"},
     {"subcalls", "callees"},
     {"run", "turn"},

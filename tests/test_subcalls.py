@@ -220,7 +220,7 @@ def test_the_host_function_is_reached_by_its_name_alone() -> None:
     """What the REPL calls is one tool; an unknown sub is told by name."""
     assert HOST_TOOL.isidentifier()
     with pytest.raises(RLMError, match="'claims'"):
-        Callees(RLM("q -> answer"), depth=0).find({"kind": "sub", "name": "claims"})
+        Callees(RLM("q -> answer"), depth=0, make_child=RLM).find({"kind": "sub", "name": "claims"})
 
 
 def test_a_call_after_the_code_changed_our_names_still_works_next_turn(play: Play) -> None:
