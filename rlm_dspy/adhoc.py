@@ -45,7 +45,7 @@ def type_of(told: Any) -> Any:
     if "of" in told:
         return _NAMED[told["of"]][tuple(type_of(part) for part in told["args"])]
     if "enum" in told:
-        return enum.Enum(told["enum"], told["members"])  # type: ignore[misc]
+        return enum.Enum(told["enum"], told["members"])
     fields: dict[str, Any] = {
         name: (type_of(of["type"]), Field(... if of["required"] else None, description=of["desc"] or None))
         for name, of in told["fields"].items()

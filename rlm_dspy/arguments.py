@@ -15,7 +15,7 @@ from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 RESERVED = frozenset(
     {
@@ -111,8 +111,8 @@ def check_limits(limits: Any) -> Limits:
     return limits or Limits()
 
 
-def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
-    """Check that inputs, outputs, tools and the REPL's own names do not clash.
+def check_names(signature: Any, tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
+    """Check that inputs, outputs, tools, subs and the REPL's own names do not clash.
 
     Raises:
         ValueError: If they do; the message lists the names.
@@ -124,6 +124,7 @@ def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
             "names of the REPL",
         ),
         (inputs & tools.keys(), "tools"),
+        (inputs & set(subs), "subs"),
     ):
         if clash:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")

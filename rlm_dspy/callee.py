@@ -130,7 +130,7 @@ def insisting(error: dspy.AdapterParseError | None) -> Iterator[None]:
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
-    note = f"\n\nYour last answer to this could not be read: {complaint}\nAnswer again, in exactly the form asked for."
+    note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
 
     def formatted(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = adapter.format(signature, demos, inputs)

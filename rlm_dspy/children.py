@@ -54,8 +54,8 @@ def check_depth(depth: int, max_depth: int) -> None:
     """
     if depth >= max_depth:
         raise LimitExceeded(
-            f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a piece, "
-            "or go on with plain Python."
+            f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a piece"
+            ", or go on with plain Python."
         )
 
 
@@ -84,9 +84,9 @@ class Guard:
             return ""
         self._told.add(key)
         return (
-            f"This would hand {handed:,} characters to a child, of {self._total:,} that you have yourself: it would "
-            "do your work again. Nothing was spent. Split the input with code and hand on slices, or narrow it down "
-            "first. If the child must have all of it, make the same call again."
+            f"This would hand {handed:,} characters to a child, of {self._total:,} that you have yourself: it "
+            "would do your work again. Nothing was spent. Split the input with code and hand on slices, or "
+            "narrow it down first. If the child must have all of it, make the same call again."
         )
 
 

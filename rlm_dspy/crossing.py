@@ -23,29 +23,31 @@ _SHORT.maxstring = _SHORT.maxother = 200
 
 def sent(value: Any) -> Any:
     """Return a value as it is sent to the REPL: models and predictions as records, all else as JSON has it."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if value - value == 0 else str(value)  # JSON has neither NaN nor infinity
+    if isinstance(value, enum.Enum):
+        value = value.value
     if isinstance(value, Text | str):
         return str(value)
-    if isinstance(value, BaseModel):
-        fields = {name: sent(getattr(value, name)) for name in type(value).model_fields}
-        return {"__record__": type(value).__name__, "fields": fields}
-    if isinstance(value, dspy.Prediction | dspy.Example):
-        return {"__record__": "Prediction", "fields": {str(name): sent(item) for name, item in value.items()}}
-    if isinstance(value, enum.Enum):
-        return sent(value.value)
+    if (fields := _fields(value)) is not None:
+        name = "Prediction" if isinstance(value, dspy.Example) else type(value).__name__
+        return {"__record__": name, "fields": {str(key): sent(item) for key, item in fields.items()}}
     if isinstance(value, dict):
-        return {str(name.value if isinstance(name, enum.Enum) else name): sent(i) for name, i in value.items()}
+        return {str(sent(key)): sent(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [sent(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {item.name: sent(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        return {"__record__": type(value).__name__, "fields": fields}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return to_jsonable_python(value, fallback=repr, inf_nan_mode="strings")
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields of what becomes a record; None of anything else."""
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, dspy.Example):  # a Prediction is one
+        return dict(value.items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    return None
 
 
 def received(value: Any, annotation: Any) -> Any:

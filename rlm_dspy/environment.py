@@ -97,7 +97,7 @@ def write_calls(subs: Sequence[dict[str, Any]], *, children: bool, awaits: bool)
     lines += [
         "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
         "- llm_query_batched(prompts: list[str]) -> list[str]  # many at once; a failed one is false",
-        '- dspy.Predict("text, topic -> score: int")(text=..., topic=...).score  # typed; .map(items), ChainOfThought',
+        '- dspy.Predict("text, topic -> score: int")(text=..., topic=...).score  # typed; .map; ChainOfThought',
     ]
     if children:
         lines.append(

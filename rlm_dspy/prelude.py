@@ -4,7 +4,11 @@ from pathlib import Path
 
 HOST_TOOL = "_rlm_call"
 """The one host function that it reaches the host by."""
-SOURCE = Path(__file__).with_name("in_repl.py").read_text(encoding="utf-8")
+SOURCES = [
+    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("in_repl.py", "in_repl_dspy.py")
+]
 """What is run in a REPL before the first turn; it wants `HOST_TOOL` and the variable `_rlm_given`."""
-RUN = "exec(compile(_rlm_source, '<functions>', 'exec', dont_inherit=True), globals())\ndel _rlm_source"
-"""Runs `SOURCE`, bound as `_rlm_source`: under a name of its own, so that tracebacks show the model's lines alone."""
+RUN = """for _rlm_source in _rlm_sources:
+    exec(compile(_rlm_source, '<functions>', 'exec', dont_inherit=True), globals())
+del _rlm_source, _rlm_sources"""
+"""Runs `SOURCES`, bound as `_rlm_sources`: not as a cell, so that tracebacks show the model's lines."""

@@ -62,7 +62,7 @@ class RLM(dspy.Module):
         policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
             `"auto"` for the policy shipped for the LM that is configured now, if there is one.
         subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
-            `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"claims": "text -> claims"}`.
+            `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
         cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
             with a `SubCallCache` also across runs; with False never.
 
@@ -152,7 +152,7 @@ class RLM(dspy.Module):
             await port.run(run.repl.close)
 
     def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
-        """Return an RLM for a sub-call of this one: the same predictors, subs, tools and limits, another signature.
+        """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.
 
         Args:
             interpreter_factory: Makes its interpreters.
@@ -161,7 +161,7 @@ class RLM(dspy.Module):
         """
         child = copy.copy(self)
         child.signature = check_signature(signature)
-        check_names(child.signature, self.tools)
+        check_names(child.signature, self.tools, self.subs.names())
         child.interpreter_factory = interpreter_factory
         child.limits = replace(
             self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)

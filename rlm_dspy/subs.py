@@ -132,7 +132,7 @@ class Interface:
         if self.outputs is None:
             return ""
         if len(self.outputs) == 1 and not self.whole:
-            return get_annotation_name(next(iter(self.outputs.values())))
+            return str(get_annotation_name(next(iter(self.outputs.values()))))
         fields = (f"{name}: {get_annotation_name(kind)}" for name, kind in self.outputs.items())
         return f"record({', '.join(fields)})"
 

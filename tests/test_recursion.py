@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
+from dspy.utils.callback import ACTIVE_CALL_ID
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.playing import Play
-
-LARGE = Limits(max_depth=1)
-
 
 # Modules written in the REPL
 
@@ -155,11 +155,8 @@ def test_what_cannot_be_is_told_and_costs_nothing(play: Play, code: str, told: s
 
 def test_the_hosts_own_dspy_stays_what_it_is() -> None:
     """Also where code runs in the host's process."""
-    import sys
-
     run(RLM("q -> a"), "import dspy\nSUBMIT(a=dspy.__doc__)", listed)
-    import dspy as again
-
+    again = importlib.import_module("dspy")
     assert again is dspy is sys.modules["dspy"]
     assert hasattr(again, "LM")
 
@@ -366,8 +363,6 @@ class Spy(dspy.utils.BaseCallback):
         self.parents: list[str | None] = []
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        from dspy.utils.callback import ACTIVE_CALL_ID
-
         self.parents.append(ACTIVE_CALL_ID.get())
 
 
@@ -392,7 +387,8 @@ def test_what_the_caller_set_survives_every_thread_and_loop(factory: Any, way: s
             return listed(said)
         return block("SUBMIT(response=claims('z')[0])" if "response" in said else f"{code}\nSUBMIT(a='')")
 
-    lm, trace = ScriptedLM(reply), []
+    trace: list[Any] = []
+    lm = ScriptedLM(reply)
     rlm = RLM("q -> a", subs=[Claims])
     with dspy.context(lm=lm, interpreter_factory=factory, trace=trace, track_usage=True, callbacks=[spy]):
         pred = asyncio.run(rlm.acall(q="?")) if awaiting else rlm(q="?")

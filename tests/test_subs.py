@@ -87,7 +87,7 @@ def run(
 
 def listed(said: str) -> str:
     """Answer `Claims`: the words of the passage."""
-    passage = said.split("[[ ## passage ## ]]\n")[1].split("\n")[0]
+    passage = said.split("[[ ## passage ## ]]\n")[1].split("\n", maxsplit=1)[0]
     return fields(claims=repr(passage.split()).replace("'", '"'))
 
 
