@@ -156,7 +156,7 @@ def _furnishing(
     serialized = [
         _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
     ]
-    functions = {"_rlm_sources": prelude.SOURCES, "_rlm_given": known}
+    functions = {"_rlm_functions": prelude.functions(), "_rlm_given": known}
     return [(SETUP + code, values) for code, values in [(prelude.RUN, {**variables, **functions}), *serialized]]
 
 
