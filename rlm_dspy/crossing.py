@@ -16,7 +16,19 @@ from rlm_dspy.answers import read_value
 from rlm_dspy.inputs import Text, plain
 from rlm_dspy.trajectory import clip
 
-_SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """Writes values shortened, and records as code in the REPL sees them."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Return a dict, or what stands for a record, as text."""
+        if "__record__" not in x:
+            return super().repr_dict(x, level)
+        fields = (f"{name}={self.repr1(value, level - 1)}" for name, value in x["fields"].items())
+        return f"{x['__record__']}({', '.join(fields)})"
+
+
+_SHORT = _Short()
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
 _SHORT.maxstring = _SHORT.maxother = 200
 

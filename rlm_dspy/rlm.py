@@ -55,7 +55,8 @@ class RLM(dspy.Module):
         max_output_chars: See `Limits`.
         verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
         tools: Functions or `dspy.Tool`s that code may call by name.
-        sub_lm: The LM of `llm_query`; by default the one in force at the call.
+        sub_lm: The LM of all that code asks: `llm_query`, subs, modules written in the REPL, the turns of child
+            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it.
         interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
             `rlm_dspy.interpreters.PythonInterpreter`.
         limits: What a run may spend.
