@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.signatures.signature import ensure_signature
 
+from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 RESERVED = frozenset(
-    {"SUBMIT", "llm_query", "llm_query_batched", "SHOW_VARS", "SubCallError", "FailedCall", "print", "dspy"}
+    {
+        *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
+        *("SubCallError", "FailedCall", "print", "dspy"),
+    }
 )
 """Names in the REPL that no input and no tool may take."""
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
@@ -107,8 +111,8 @@ def check_limits(limits: Any) -> Limits:
     return limits or Limits()
 
 
-def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
-    """Check that inputs, outputs, tools and the REPL's own names do not clash.
+def check_names(signature: Any, tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
+    """Check that inputs, outputs, tools, subs and the REPL's own names do not clash.
 
     Raises:
         ValueError: If they do; the message lists the names.
@@ -120,6 +124,7 @@ def check_names(signature: Any, tools: dict[str, dspy.Tool]) -> None:
             "names of the REPL",
         ),
         (inputs & tools.keys(), "tools"),
+        (inputs & set(subs), "subs"),
     ):
         if clash:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
@@ -158,6 +163,17 @@ def check_factory(factory: Any) -> Any:
     if factory is not None and not callable(factory):
         raise TypeError(f"interpreter_factory must be callable without arguments, not {type(factory).__name__}.")
     return factory
+
+
+def check_cache(cache: Any) -> Any:
+    """Return the cache.
+
+    Raises:
+        TypeError: If it is neither a `SubCallCache` nor a bool.
+    """
+    if not isinstance(cache, SubCallCache | bool):
+        raise TypeError(f"cache must be True, False or an rlm_dspy.SubCallCache(...), not {cache!r}.")
+    return cache
 
 
 def check_lm(lm: Any) -> Any:

@@ -14,6 +14,8 @@ from dspy.adapters.utils import get_annotation_name
 from rlm_dspy.inputs import describe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import dspy
 
     from rlm_dspy.limits import Limits
@@ -22,7 +24,12 @@ _MAX_DESCRIPTION_CHARS = 300
 
 
 def write_environment(
-    signature: Any, inputs: dict[str, Any], tools: dict[str, dspy.Tool], limits: Limits, runtime: str
+    signature: Any,
+    inputs: dict[str, Any],
+    tools: dict[str, dspy.Tool],
+    limits: Limits,
+    runtime: str,
+    calls: Sequence[str] = (),
 ) -> str:
     """Return the text that `act` reads as its field `environment`.
 
@@ -32,6 +39,7 @@ def write_environment(
         tools: The user's tools by name.
         limits: What the run may spend.
         runtime: What the interpreter says of itself; may be empty.
+        calls: Lines about the functions that call models; see `write_calls`.
     """
     number = limits.max_iters
     turns = f"There are {number} turns." if number > 1 else "This is the last turn: call SUBMIT in it."
@@ -39,7 +47,7 @@ def write_environment(
         f"Task: {signature.instructions.strip()}",
         _variables(signature, inputs),
         _answer(signature),
-        _functions(tools, limits),
+        _functions(tools, limits, calls),
         f"Runtime: {runtime}" if runtime else "",
         f"Write one ```python block a turn. {turns}",
     ]
@@ -63,19 +71,44 @@ def _answer(signature: Any) -> str:
     return "\n".join(lines)
 
 
-def _functions(tools: dict[str, dspy.Tool], limits: Limits) -> str:
+def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]) -> str:
     lines = ["Functions:"]
     if limits.max_llm_calls:
-        lines += [
-            "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
-            "- llm_query_batched(prompts: list[str]) -> list[str]  # many at once; a failed one is false",
-            f"  ({limits.max_llm_calls} model calls in all)",
-        ]
+        lines += [*calls, f"  ({limits.max_llm_calls} model calls in all)"]
     for name, tool in tools.items():
-        described = " ".join((tool.desc or "").split())
-        lines.append(f"- {name}{_stub(tool)}{f'  # {described[:_MAX_DESCRIPTION_CHARS]}' if described else ''}")
+        lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
     return "\n".join(lines)
+
+
+def write_calls(subs: Sequence[dict[str, Any]], *, children: bool, awaits: bool) -> list[str]:
+    """Return the lines about functions that call models.
+
+    Args:
+        subs: The declared subs, with `name`, `usage` and `doc` each.
+        children: Whether child RLMs may be made.
+        awaits: Whether code may use `await` at the top level.
+    """
+    lines = [f"- {sub['usage']}{_noted(sub['doc'])}" for sub in subs]
+    if subs:
+        lines.append(
+            f"  {subs[0]['name']}.map(items, same=for_all): many at once, in order; a failed one is false"
+        )
+    lines += [
+        "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
+        "- llm_query_batched(prompts: list[str]) -> list[str]  # many at once; a failed one is false",
+        '- dspy.Predict("text, topic -> score: int")(text=..., topic=...).score  # typed; .map; ChainOfThought',
+    ]
+    if children:
+        lines.append(
+            "- rlm_query(prompt: str, context) -> str  # a child with a REPL of its own, for a large part; "
+            "rlm_query_batched([(prompt, context), ...]); typed: dspy.RLM(signature)(...)"
+        )
+    return [*lines, "  (each also as `await name.acall(...)`)"] if awaits else lines
+
+
+def _noted(text: str) -> str:
+    return f"  # {text[:_MAX_DESCRIPTION_CHARS]}" if text else ""
 
 
 def _stub(tool: dspy.Tool) -> str:

@@ -29,6 +29,8 @@ class Limits:
     """Characters of one turn's output that the model is shown and the trajectory keeps; at least 100."""
     max_concurrency: int = 16
     """Calls of one batch that are under way at once; at least 1."""
+    max_depth: int = 1
+    """How deep children may be nested: 1 allows children of the root, 0 none."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -36,6 +38,7 @@ class Limits:
             "max_llm_calls": 0,
             "max_output_chars": 100,
             "max_concurrency": 1,
+            "max_depth": 0,
         }.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from rlm_dspy.calls import Batch
 from rlm_dspy.trajectory import Step, StepKind, clip
 from rlm_dspy.turn import Turn
 
@@ -173,14 +174,17 @@ class Progress(BaseCallback):
         self._turn: str | None = None
         self._running = False
         self._subcalls = 0
+        self._batch: Batch | None = None
         self._before: dict[str, Any] = ledger.usage()
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note that a turn begins."""
         if isinstance(instance, Turn) and self._turn is None:
-            self._turn, self._subcalls, self._running = call_id, 0, False
+            self._turn, self._subcalls, self._running, self._batch = call_id, 0, False, None
             self._number += 1
             self._before = self._ledger.usage()
+        elif isinstance(instance, Batch):
+            self._batch = instance
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Show the turn that has ended."""
@@ -197,8 +201,10 @@ class Progress(BaseCallback):
             self._view.busy("reading the answer from the trajectory")
         elif self._running:
             self._subcalls += 1
+            batch = self._batch
+            of_batch = f" ({batch.name}: {batch.done:,} of {batch.total:,})" if batch else ""
             self._view.busy(
-                f"turn {self._number} of {self._turns}: code runs, {counted(self._subcalls, 'sub-call')}"
+                f"turn {self._number} of {self._turns}: code runs, {counted(self._subcalls, 'sub-call')}{of_batch}"
             )
         else:
             self._view.busy(f"turn {self._number} of {self._turns}: the model writes")

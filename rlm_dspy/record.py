@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
-from dspy.adapters.utils import get_annotation_name
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
+from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.trajectory import Step
@@ -126,15 +126,6 @@ def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, 
         final_reasoning=prediction.final_reasoning,
         **looked_into(inputs, outputs),
     ), None
-
-
-def written(signature: Any) -> str:
-    """Return a signature as DSPy reads it from a string, with its types."""
-
-    def fields(of: dict[str, Any]) -> str:
-        return ", ".join(f"{name}: {get_annotation_name(field.annotation)}" for name, field in of.items())
-
-    return f"{fields(signature.input_fields)} -> {fields(signature.output_fields)}"
 
 
 def in_one_line(error: BaseException) -> str:

@@ -45,6 +45,7 @@ class Repl:
         tools: Host functions by the name that code calls them by.
         inputs: The run's inputs by name; bound once, so what the code changes stays changed.
         signature: The user's signature; gives SUBMIT its fields.
+        known: What the functions of the REPL are told of this run (see `in_repl`).
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Repl:
         tools: dict[str, Callable[..., Any]],
         inputs: dict[str, Any],
         signature: Any,
+        known: dict[str, Any],
     ) -> None:
+        self._known = known
         self._factory = factory
         self._tools = tools
         self._inputs = inputs
@@ -80,7 +83,7 @@ class Repl:
             interpreter.output_fields = output_fields(self._signature)
         try:
             interpreter.start()
-            for code, variables in _furnishing(interpreter, self._inputs):
+            for code, variables in _furnishing(interpreter, self._inputs, self._known):
                 interpreter.execute(code, variables=variables)
         finally:
             if self._closed:  # a cancelled run closes while another thread still opens
@@ -143,7 +146,9 @@ def output_fields(signature: Any) -> list[dict[str, Any]]:
     return fields
 
 
-def _furnishing(interpreter: dspy.CodeInterpreter, inputs: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _furnishing(
+    interpreter: dspy.CodeInterpreter, inputs: dict[str, Any], known: dict[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
     """Return what is executed before the first turn: the prelude with the inputs, then DSPy's own input types."""
     own = {name: value for name, value in inputs.items() if not isinstance(value, SandboxSerializable)}
     convert = _as_object if isinstance(interpreter, TakesObjects) else _as_json
@@ -151,7 +156,8 @@ def _furnishing(interpreter: dspy.CodeInterpreter, inputs: dict[str, Any]) -> li
     serialized = [
         _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
     ]
-    return [(SETUP + code, values) for code, values in [(prelude.SOURCE, variables), *serialized]]
+    functions = {"_rlm_functions": prelude.functions(), "_rlm_given": known}
+    return [(SETUP + code, values) for code, values in [(prelude.RUN, {**variables, **functions}), *serialized]]
 
 
 def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:

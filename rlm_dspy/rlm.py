@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rlm_dspy import signatures
 from rlm_dspy.adapter import Act
 from rlm_dspy.answers import read_answer
 from rlm_dspy.arguments import (
+    check_cache,
     check_factory,
     check_limits,
     check_lm,
@@ -19,17 +21,19 @@ from rlm_dspy.arguments import (
     check_signature,
     normalize_tools,
 )
+from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import carry
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
-from rlm_dspy.subcalls import Query
+from rlm_dspy.subs import make_subs
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from rlm_dspy.cache import SubCallCache
     from rlm_dspy.limits import Limits
 
 _logger = logging.getLogger("dspy.rlm_dspy")
@@ -42,7 +46,7 @@ class RLM(dspy.Module):
     prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
     Models, arXiv 2512.24601).
 
-    Predictors that optimizers see: `act` (every turn) and `query` (`llm_query`).
+    Predictors that optimizers see: `act` (every turn), `query` (`llm_query`) and `subs.<name>` (declared subs).
 
     Args:
         signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
@@ -51,12 +55,17 @@ class RLM(dspy.Module):
         max_output_chars: See `Limits`.
         verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
         tools: Functions or `dspy.Tool`s that code may call by name.
-        sub_lm: The LM of `llm_query`; by default the one in force at the call.
+        sub_lm: The LM of all that code asks: `llm_query`, subs, modules written in the REPL, the turns of child
+            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it.
         interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
             `rlm_dspy.interpreters.PythonInterpreter`.
         limits: What a run may spend.
         policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
             `"auto"` for the policy shipped for the LM that is configured now, if there is one.
+        subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
+            `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
+        cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
+            with a `SubCallCache` also across runs; with False never.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
@@ -83,6 +92,8 @@ class RLM(dspy.Module):
         *,
         limits: Limits | None = None,
         policy: str | os.PathLike[str] | None = "auto",
+        subs: Any = None,
+        cache: SubCallCache | bool = True,
     ) -> None:
         super().__init__()
         short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
@@ -95,6 +106,8 @@ class RLM(dspy.Module):
         check_names(self.signature, self.tools)
         self.act = Act(signatures.Act)
         self.query = Query(signatures.Query)
+        self.subs = make_subs(subs, self.signature.input_fields, self.tools)
+        self.cache = check_cache(cache)
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
 
@@ -124,15 +137,38 @@ class RLM(dspy.Module):
         return await self._run(Awaiting(), **inputs)
 
     async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
-        run = Run(self, inputs, check_factory(interpreter_factory))
+        outer = calling.get()
+        run = Run(self, inputs, check_factory(interpreter_factory), outer.run if outer else None)
+        token = calling.set(None)
         try:
             await port.run(run.repl.open)
             return await self._converse(port, run)
         except BaseException as error:
-            carry(error, run.as_dicts(), run.ledger.usage())
+            carry(error, run.as_dicts(), run.usage())
             raise
         finally:
+            calling.reset(token)
+            if outer:
+                outer.steps, outer.stop = [*outer.steps, *run.steps], run.stop
             await port.run(run.repl.close)
+
+    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
+        """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.
+
+        Args:
+            interpreter_factory: Makes its interpreters.
+            signature: What goes in and what comes out.
+            max_iters: Turns, if they are to be fewer than this one's.
+        """
+        child = copy.copy(self)
+        child.signature = check_signature(signature)
+        check_names(child.signature, self.tools, self.subs.names())
+        child.interpreter_factory = interpreter_factory
+        child.limits = replace(
+            self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
+        )
+        child.history = []
+        return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
         try:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.arguments import check_inputs, host_function
+from rlm_dspy.cache import SubCallCache
+from rlm_dspy.callees import Callees, for_repl
+from rlm_dspy.children import Guard
 from rlm_dspy.coverage import watch_over
-from rlm_dspy.environment import write_environment
+from rlm_dspy.environment import write_calls, write_environment
 from rlm_dspy.interpreters import resolve_factory
 from rlm_dspy.limits import Ledger
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.repl import Repl
-from rlm_dspy.subcalls import SubCalls
+from rlm_dspy.subcalls import SubCalls, Tree
 from rlm_dspy.trajectory import Trajectory, clip
 
 if TYPE_CHECKING:
@@ -31,24 +34,48 @@ class Run:
         inputs: The inputs by name.
         interpreter_factory: The factory of this call, or None for the module's, the configured or the default.
 
+        parent: The run whose sub-call this one is; None for a root. They share the ledger.
+
+    Attributes:
+        depth: How many runs are above this one.
+
     Raises:
         InvalidInputs: If the inputs do not fit the signature.
     """
 
-    def __init__(self, rlm: RLM, inputs: dict[str, Any], interpreter_factory: Any) -> None:
+    def __init__(
+        self, rlm: RLM, inputs: dict[str, Any], interpreter_factory: Any, parent: Run | None = None
+    ) -> None:
+        self.depth: int = parent.depth + 1 if parent else 0
         self.signature = rlm.signature
         self.limits = rlm.limits
-        self.ledger = Ledger(rlm.limits)
+        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits)
+        self.tree: Tree = parent.tree if parent else Tree(_cache_of(rlm.cache))
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
+        self.stop = ""
         inputs = check_inputs(rlm.signature, inputs)
         self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
-        subcalls = SubCalls({"query": rlm.query}, rlm.sub_lm, self.ledger)
+        callees = Callees(rlm, self.depth, lambda *args, **options: rlm.child(factory, *args, **options))
+        self.subcalls = SubCalls(
+            self, callees.find, self.ledger, self.tree, rlm.sub_lm, inputs, guard=Guard(inputs)
+        )
         tools = {name: host_function(tool) for name, tool in rlm.tools.items()}
-        self.repl = Repl(factory, {HOST_TOOL: subcalls.tool(), **tools}, inputs, rlm.signature)
+        subs = for_repl(rlm.subs)
+        known = {"inputs": list(inputs), "subs": subs, "tools": list(tools)}
+        self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)
         runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
-        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime)
+        calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
+        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
+
+    def usage(self) -> dict[str, Any]:
+        """Return what the tree has spent so far, as `Prediction.usage` holds it."""
+        return {**self.ledger.usage(), **self.tree.usage()}
+
+    def role(self, name: str) -> str:
+        """Return the name under which model calls of this run are entered into the ledger."""
+        return f"child.{name}" if self.depth else name
 
     def add(self, step: Step) -> None:
         """Keep the step of a turn that has ended."""
@@ -78,11 +105,17 @@ class Run:
             answer: The output fields' values by name; one that is left out is None.
             final_reasoning: The model's last words.
         """
+        self.stop = stop
         report = {
             "stop": stop,
-            "usage": self.ledger.usage(),
+            "usage": self.usage(),
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }
         outputs = {name: answer.get(name) for name in self.signature.output_fields}
         return dspy.Prediction(**outputs, **{name: value for name, value in report.items() if name not in outputs})
+
+
+def _cache_of(given: SubCallCache | bool) -> SubCallCache | None:
+    """Return the cache of a root run: the one that was given, or one of its own."""
+    return given if isinstance(given, SubCallCache) else SubCallCache() if given else None

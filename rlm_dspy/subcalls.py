@@ -1,108 +1,216 @@
-"""The host's side of sub-calls: what the code in the REPL asks for is run here, by named predictors."""
+"""The host's side of sub-calls: what the code in the REPL asks for is found, checked, run and told here."""
 
 from __future__ import annotations
 
-import contextvars
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import dspy
-
-from rlm_dspy.errors import RLMError
-from rlm_dspy.metering import metered
+from rlm_dspy.cache import SubCallCache, digest
+from rlm_dspy.calls import Answer, Asked, Batch, counted_inside
+from rlm_dspy.crossing import received, short
+from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlm_dspy.callee import Callee
     from rlm_dspy.limits import Ledger
+    from rlm_dspy.trajectory import SubCall
 
-Answer = dict[str, Any]
-"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`."""
-
-
-class PromptAdapter(dspy.Adapter):
-    """Sends the prompt as it was written and takes the whole reply, as a direct call would."""
-
-    def format(
-        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Return the instructions as system message, demos as pairs, then the prompt."""
-        messages = [{"role": "system", "content": signature.instructions}]
-        for demo in demos:
-            messages.append({"role": "user", "content": str(demo["prompt"])})
-            messages.append({"role": "assistant", "content": str(demo["response"])})
-        return [*messages, {"role": "user", "content": inputs["prompt"]}]
-
-    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        """Return the reply."""
-        return {"response": completion.strip()}
+_INPUT_CHARS = 500
+_FAR_BEYOND = 2
+"""A batch that needs more than this times the calls that are left is refused whole."""
 
 
-_PROMPT_ADAPTER = PromptAdapter()
-
-
-class Query(dspy.Predict):
-    """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
-
-    def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
-            return super().forward(**inputs)
-
-    async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
-            return await super().aforward(**inputs)
-
-
-@dataclass(frozen=True)
-class SubCalls:
-    """Runs the sub-calls of one run: counted, concurrent, each failure an answer of its own.
+@dataclass
+class Tree:
+    """What the runs of one tree share besides the ledger.
 
     Attributes:
-        predictors: The modules that may be called, by the name that code uses.
-        lm: The LM they are called with; None leaves each its own.
-        ledger: What the run may still spend.
+        cache: Where answers are kept; None to keep none.
+        reused: How many sub-calls were answered by an earlier one.
+        ad_hoc: How often each module that was written in a REPL was called, by its signature.
     """
 
-    predictors: dict[str, dspy.Module]
-    lm: dspy.BaseLM | None
-    ledger: Ledger
+    cache: SubCallCache | None = field(default_factory=SubCallCache)
+    reused: int = 0
+    ad_hoc: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def tool(self) -> Callable[[str, list[dict[str, Any]]], list[Answer]]:
+    def usage(self) -> dict[str, Any]:
+        """Return `reused` and `ad_hoc`, as `Prediction.usage` holds them."""
+        with self.lock:
+            return {"reused": self.reused, "ad_hoc": dict(self.ad_hoc)}
+
+
+@dataclass
+class SubCalls:
+    """The sub-calls of one run.
+
+    Attributes:
+        run: The run, as runs inside it find their parent.
+        find: Gives what a call is for: its callee.
+        ledger: What the tree may still spend.
+        tree: What else its runs share.
+        lm: The LM of sub-calls; None leaves the one in force.
+        inputs: The run's inputs, which the REPL names instead of sending them.
+        guard: Says why not to make a child, or nothing.
+    """
+
+    run: Any
+    find: Callable[[dict[str, Any]], Callee]
+    ledger: Ledger
+    tree: Tree
+    lm: Any
+    inputs: dict[str, Any]
+    guard: Callable[[dict[str, Any], str], str]
+    _log: list[tuple[Callee, int, Asked]] = field(default_factory=list)
+    _batches: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Return the one function that the REPL reaches the host by."""
 
-        def call(sub: str, items: list[dict[str, Any]]) -> list[Answer]:
-            return self.call(sub, items)
+        def call(call: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return {"answers": self.call(call)}
+            except (RLMError, TypeError, ValueError) as error:
+                return {"refused": str(error), "kind": type(error).__name__}
 
         return call
 
-    def call(self, name: str, items: list[dict[str, Any]]) -> list[Answer]:
-        """Run one predictor on each item, at most `max_concurrency` at once.
+    def begin(self) -> None:
+        """Begin a turn: `taken` gives what is asked from now on."""
+        with self._lock:
+            self._log, self._batches = [], 0
+
+    def taken(self) -> tuple[SubCall, ...]:
+        """Return the turn's sub-calls so far, in the order they were asked for."""
+        with self._lock:
+            log = list(self._log)
+        return tuple(asked.entry(callee, batch, self.run.watch) for callee, batch, asked in log)
+
+    def call(self, call: dict[str, Any]) -> list[Answer]:
+        """Answer the items of one call (see `in_repl`).
 
         Returns:
-            One answer an item, in order. An item that fails, or that the limits no longer allow, is an
-            `error` answer; the others are kept.
+            One answer an item, in order. An item that does not fit, that fails, or that the limits no longer
+            allow, is an `error` answer; the others are kept.
 
         Raises:
-            RLMError: If there is no predictor of that name.
+            RLMError: If there is nothing of that name, or the batch is far beyond what is left.
+            TypeError: If it is called with fields that it does not have.
         """
-        if name not in self.predictors:
-            raise RLMError(f"No sub-call named {name!r}; there are: {', '.join(sorted(self.predictors))}.")
-        if len(items) == 1:
-            return [self._one(name, items[0])]
-        workers = max(1, min(self.ledger.limits.max_concurrency, len(items)))
-        with ThreadPoolExecutor(workers, thread_name_prefix=f"rlm-{name}") as pool:
-            waiting = [pool.submit(contextvars.copy_context().run, self._one, name, item) for item in items]
-            return [future.result() for future in waiting]
-
-    def _one(self, name: str, item: dict[str, Any]) -> Answer:
-        given = {"lm": self.lm} if self.lm is not None else {}
+        callee = self.find(call["to"])
+        items = self._read(callee, call["items"], call["same"])
+        with self._lock:
+            self._batches += 1
+            self._log += [(callee, self._batches, item) for item in items]
+        self._count_ad_hoc(callee, len(items))
+        leaders = self._known(callee, [item for item in items if not item.answer])
+        for item in leaders if callee.kind == "child" else ():
+            if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
+                item.answer = {"error": problem, "kind": "Refused"}
+        waiting = [item for item in leaders if not item.answer]
         try:
-            self.ledger.reserve()  # before the call: a failed call may be billed too
-            with metered(self.ledger, name):
-                prediction = self.predictors[name](**item, **given)
-        except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
-            return {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
-        return {"value": prediction.response}
+            self._check_budget(callee, len(waiting))
+        except LimitExceeded as error:
+            for item in items:
+                item.answer = item.answer or {"error": str(error), "kind": type(error).__name__}
+            raise
+        if waiting:
+            batch = Batch(callee, waiting, self.tree.cache, self.ledger)
+            with counted_inside(self.run, callee, self.ledger, self.lm):
+                batch() if call["many"] else batch.run()
+        self._spread(items)
+        return [item.answer for item in items]
+
+    def _read(self, callee: Callee, items: list[Any], same: list[Any]) -> list[Asked]:
+        """Return the items, each with what is wrong with it as its answer; nothing is paid for these."""
+        constants = self._inputs_of(same)
+        interface, keyed = callee.interface, self.tree.cache is not None
+        unknown = sorted(
+            {name for item in [same, *items] for part in item for name in part} - set(interface.inputs)
+        )
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: no such argument. Call it as {interface.call}.")
+        common, known = self._checked(callee, constants)
+        state = (
+            [callee.state(self.lm), {name: digest(constants[name]) for name in sorted(constants)}] if keyed else []
+        )
+        shown = {name: short(value, _INPUT_CHARS) for name, value in constants.items()}
+        read = []
+        for part in items:
+            given = self._inputs_of(part)
+            values, problems = self._checked(callee, given)
+            given_names = given.keys() | constants.keys() | interface.defaults.keys()
+            problems += [f"{name}: missing" for name in interface.inputs if name not in given_names]
+            asked = Asked(
+                {**common, **values},
+                {**shown, **{name: short(value, _INPUT_CHARS) for name, value in given.items()}},
+                digest(*state, given) if keyed else "",
+            )
+            if problems := [*known, *problems]:
+                asked.fail(InvalidInputs(f"{interface.call}: {'; '.join(problems)}"))
+            read.append(asked)
+        return read
+
+    def _inputs_of(self, part: list[Any]) -> dict[str, Any]:
+        values, handles = part
+        return {**values, **{name: self.inputs[own] for name, own in handles.items()}}
+
+    @staticmethod
+    def _checked(callee: Callee, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        values, problems = {}, []
+        for name, value in given.items():
+            try:
+                values[name] = value if callee.kind == "child" else received(value, callee.interface.inputs[name])
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        return values, problems
+
+    def _known(self, callee: Callee, items: list[Asked]) -> list[Asked]:
+        """Answer what was answered before; return the first of each group of the others that ask the same."""
+        leaders: dict[str, Asked] = {}
+        cache = self.tree.cache
+        for number, item in enumerate(items):
+            if cache is not None and callee.reused:
+                found, value = cache.get(item.key)
+                if found:
+                    item.answer, item.cached = {"value": value}, True
+                    continue
+            leaders.setdefault(item.key or str(number), item)
+        return list(leaders.values())
+
+    def _check_budget(self, callee: Callee, needed: int) -> None:
+        """Refuse a batch that is far beyond what is left.
+
+        Raises:
+            LimitExceeded: If it is; nothing was asked.
+        """
+        left = self.ledger.calls_left
+        if needed > 1 and needed > _FAR_BEYOND * left:
+            raise LimitExceeded(
+                f"{needed} calls of {callee.interface.name} were asked for, {left} of "
+                f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "
+                "narrow down with code first, or put several pieces into one call."
+            )
+
+    def _spread(self, items: list[Asked]) -> None:
+        """Give the answer of each group's first to those that asked the same, and count what was not asked."""
+        first: dict[str, Asked] = {}
+        for item in items:
+            if not item.answer:
+                item.repeat(first[item.key])
+            elif item.key:
+                first.setdefault(item.key, item)
+        if reused := sum(item.cached for item in items):
+            with self.tree.lock:
+                self.tree.reused += reused
+
+    def _count_ad_hoc(self, callee: Callee, calls: int) -> None:
+        if callee.kind == "ad_hoc" or callee.interface.whole:
+            with self.tree.lock:
+                self.tree.ad_hoc[callee.interface.name] += calls

@@ -67,7 +67,9 @@ class Turn(dspy.Module):
         """Return reasoning and code of the model's reply; of one that cannot be read, what there was of it."""
         run = self._run
         try:
-            with metered(run.ledger, "act"):
+            if run.depth:  # a root's turns are limited by their number; a child's come out of the sub-calls
+                run.ledger.reserve()
+            with metered(run.ledger, run.role("act")):
                 action = await port.predict(self._act, environment=run.environment, trajectory=run.trajectory)
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
@@ -78,8 +80,10 @@ class Turn(dspy.Module):
         return _sendable(action.reasoning or ""), _sendable(code)
 
     def _execute(self, reasoning: str, code: str) -> Step:
+        self._run.subcalls.begin()
         outcome = self._run.repl.execute(code)
-        step = Step(reasoning=reasoning, code=code, output=outcome.output, kind=outcome.kind)
+        calls = self._run.subcalls.taken()
+        step = Step(reasoning=reasoning, code=code, output=outcome.output, kind=outcome.kind, calls=calls)
         if outcome.kind != "submitted":
             return (
                 step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})

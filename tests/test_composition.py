@@ -13,8 +13,8 @@ import pytest
 
 from rlm_dspy import RLM, Limits, signatures
 from rlm_dspy.adapter import Act
+from rlm_dspy.callee import Query
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.subcalls import Query
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 

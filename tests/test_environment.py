@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from rlm_dspy import Limits
 from rlm_dspy.arguments import normalize_tools
-from rlm_dspy.environment import write_environment
+from rlm_dspy.environment import write_calls, write_environment
 
 
 class Grade(enum.Enum):
@@ -42,8 +42,9 @@ class Sort(dspy.Signature):
 def environment(signature: Any = "question -> answer", tools: Any = (), runtime: str = "", **limits: Any) -> str:
     """Return the environment of a signature with short inputs."""
     signature = dspy.Signature(signature) if isinstance(signature, str) else signature
+    calls = write_calls([], children=False, awaits=False)
     inputs = dict.fromkeys(signature.input_fields, "x")
-    return write_environment(signature, inputs, normalize_tools(list(tools)), Limits(**limits), runtime)
+    return write_environment(signature, inputs, normalize_tools(list(tools)), Limits(**limits), runtime, calls)
 
 
 @pytest.mark.parametrize(

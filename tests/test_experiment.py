@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("dspy_rlm_simple.py", "dspy_rlm.py", "custom_interpreter.py")
+CORPUS = [
+    "```python\nread = byline.map([p[:300] for p in context.split('\\n# ')[1:3]])\nprint(read)\n```",
+    *['{"author": "A. Writer", "year": 2023}'] * 2,
+    "```python\nSUBMIT(authors=sorted({line.author for line in read if line.year == year}))\n```",
+]
+SCRIPTS = ("dspy_rlm_simple.py", "dspy_rlm.py", "corpus.py", "custom_interpreter.py")
 FIND = """```python
 import re
 print(re.findall(r"In its first month Polly held [0-9,]+ conversations", context))
@@ -101,6 +106,31 @@ def test_the_full_script_shows_every_step_and_logs_them(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         spans = [name for (name,) in store.execute("select name from spans")]
     assert spans.count("Turn.forward") == 2
+
+
+def test_the_corpus_script_shows_what_each_sub_call_answered(tmp_path: Path) -> None:
+    printed = with_script("corpus.py", replies=CORPUS, directory=tmp_path)
+    assert printed.count("    byline [sub]: Prediction(author='A. Writer', year=2023)\n") == 2
+    assert (
+        "\n0 of 2 sub-calls agree with the headers\nanswer: ['A. Writer']\nright:  ['Desmond Achterberg', "
+        in printed
+    )
+
+
+@pytest.mark.long
+def test_the_embedded_model_answers_a_typed_sub_call_for_each_article(tmp_path: Path) -> None:
+    """The code is played back; what the sub-calls answer, and that it fits the types, is the model's own."""
+    printed = run(
+        "import runpy, sys\nrunpy.run_path(sys.argv.pop(1), run_name='__main__')",
+        *embedded_corpus(),
+        directory=tmp_path,
+    )
+    assert "3 of 3 were read" in printed
+    assert "[child, 1 turn(s) inside]" in printed
+
+
+def embedded_corpus() -> tuple[str, ...]:
+    return (script("corpus.py"), "--model", "embedded", "--most", "3")
 
 
 def test_both_custom_interpreters_serve_both_modules_and_a_model_is_reported_as_it_was(tmp_path: Path) -> None:

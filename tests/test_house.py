@@ -24,13 +24,17 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy"},
     {"limits", "trajectory", "inputs", "replies", "embedded_server"},
+    {"cache"},
     {
         *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
-    {"subcalls", "repl", "coverage"},
+    {"crossing", "subs", "repl", "coverage"},
+    {"callee", "adhoc", "children"},
+    {"calls"},
+    {"subcalls", "callees"},
     {"run", "turn"},
     {"rlm"},
     {"models", "optimize", "policies", "progress", "record", "task"},

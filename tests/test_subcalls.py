@@ -9,10 +9,9 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.callees import Callees
 from rlm_dspy.errors import RLMError
-from rlm_dspy.limits import Ledger
 from rlm_dspy.prelude import HOST_TOOL
-from rlm_dspy.subcalls import Query, SubCalls
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
@@ -219,10 +218,9 @@ def test_what_was_learned_of_query_is_used(play: Play) -> None:
 
 def test_the_host_function_is_reached_by_its_name_alone() -> None:
     """What the REPL calls is one tool; an unknown sub is told by name."""
-    calls = SubCalls({"query": Query("prompt -> response")}, None, Ledger(Limits()))
     assert HOST_TOOL.isidentifier()
     with pytest.raises(RLMError, match="'claims'"):
-        calls.tool()("claims", [{"prompt": "x"}])
+        Callees(RLM("q -> answer"), depth=0, make_child=RLM).find({"kind": "sub", "name": "claims"})
 
 
 def test_a_call_after_the_code_changed_our_names_still_works_next_turn(play: Play) -> None:

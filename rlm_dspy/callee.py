@@ -1,0 +1,144 @@
+"""What a sub-call calls, and how it is asked until its answer fits the types."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.cache import digest
+from rlm_dspy.trajectory import clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.subs import Interface
+    from rlm_dspy.trajectory import CallKind, Step
+
+ATTEMPTS = 3
+"""How often a model is asked until its answer can be read into the types."""
+_COMPLAINT_CHARS = 600
+
+
+class PromptAdapter(dspy.Adapter):
+    """Sends the prompt as it was written and takes the whole reply, as a direct call would."""
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return the instructions as system message, demos as pairs, then the prompt."""
+        messages = [{"role": "system", "content": signature.instructions}]
+        for demo in demos:
+            messages.append({"role": "user", "content": str(demo["prompt"])})
+            messages.append({"role": "assistant", "content": str(demo["response"])})
+        return [*messages, {"role": "user", "content": inputs["prompt"]}]
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        """Return the reply."""
+        return {"response": completion.strip()}
+
+
+_PROMPT_ADAPTER = PromptAdapter()
+
+
+class Query(dspy.Predict):
+    """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one prompt."""
+        with dspy.context(adapter=_PROMPT_ADAPTER):
+            return super().forward(**inputs)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one prompt."""
+        with dspy.context(adapter=_PROMPT_ADAPTER):
+            return await super().aforward(**inputs)
+
+
+@dataclass(frozen=True)
+class Callee:
+    """What a sub-call calls.
+
+    Attributes:
+        interface: Its name, and what it takes and gives.
+        module: What runs on the host.
+        kind: See `SubCall.kind`.
+        role: Under which its model calls are entered into the ledger.
+        attempts: How often it is asked until its answer can be read.
+        reserves: Whether each attempt takes one of the run's model calls. A child takes them turn by turn.
+        reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
+        options: What else the module is called with: `lm`, for a predictor that has none of its own.
+    """
+
+    interface: Interface
+    module: dspy.Module
+    kind: CallKind
+    role: str
+    attempts: int = ATTEMPTS
+    reserves: bool = True
+    reused: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def state(self, lm: Any) -> str:
+        """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
+        predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
+        kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+        own = getattr(self.module, "config", {})
+        adapter = type(dspy.settings.adapter).__name__
+        return digest(kind, self.interface.stub, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
+
+
+def _learned(predictor: Any) -> list[Any]:
+    demos = [dict(demo) for demo in predictor.demos]
+    return [predictor.signature.dump_state(), demos, predictor.config, _lm_state(predictor.lm)]
+
+
+def _lm_state(lm: Any) -> list[Any]:
+    """Return what an LM's answers depend on: its name and its options."""
+    return [getattr(lm, "model", None), getattr(lm, "kwargs", None)]
+
+
+@dataclass
+class Calling:
+    """A sub-call that is under way, as RLMs that run inside it find it.
+
+    Attributes:
+        run: The run that made the sub-call: the parent of what runs inside.
+        steps: What was done inside, as far as it has ended.
+        stop: Why the last run inside ended.
+    """
+
+    run: Any
+    steps: list[Step] = field(default_factory=list)
+    stop: str = ""
+
+
+calling: ContextVar[Calling | None] = ContextVar("calling", default=None)
+"""The sub-call that we are inside of; None outside of sub-calls, and in the tools of a run."""
+
+
+@contextlib.contextmanager
+def insisting(error: dspy.AdapterParseError | None) -> Iterator[None]:
+    """Tell whoever is asked in this scope, behind its messages, why its last answer could not be read."""
+    if error is None:
+        yield
+        return
+    adapter = dspy.settings.adapter or dspy.ChatAdapter()
+    again = copy.copy(adapter)
+    complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
+    note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
+
+    def formatted(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = adapter.format(signature, demos, inputs)
+        last = messages[-1]
+        content = last["content"]
+        longer = [*content, {"type": "text", "text": note}] if isinstance(content, list) else f"{content}{note}"
+        return [*messages[:-1], {**last, "content": longer}]
+
+    again.format = formatted
+    with dspy.context(adapter=again):
+        yield

@@ -1,0 +1,111 @@
+"""Finds what a call from the REPL is for."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.adhoc import module_from, signature_from, written
+from rlm_dspy.callee import Callee
+from rlm_dspy.children import QUERY, ChildQuery, check_depth
+from rlm_dspy.errors import InvalidInputs, RLMError
+from rlm_dspy.subs import Interface, Subs, interface_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.rlm import RLM
+    from rlm_dspy.trajectory import CallKind
+
+
+class Callees:
+    """What the code of one run may call.
+
+    Args:
+        rlm: The module that runs; only read.
+        depth: How many runs are above this one.
+        make_child: Makes a child RLM for a signature and, if it is given, a number of turns.
+    """
+
+    def __init__(self, rlm: RLM, depth: int, make_child: Callable[..., dspy.Module]) -> None:
+        self._rlm = rlm
+        self._depth = depth
+        self._prefix = "child." if depth else ""
+        self._make_child = make_child
+        self._lock = threading.Lock()
+        self._known = {"query": self._callee(interface_of("query", rlm.query), rlm.query, "query")}
+        for name in rlm.subs.names():
+            module = getattr(rlm.subs, name)
+            kind: CallKind = "child" if isinstance(module, type(rlm)) else "sub"
+            self._known[name] = self._callee(interface_of(name, module), module, kind)
+        self._written: dict[str, Callee] = {}
+
+    def find(self, to: dict[str, Any]) -> Callee:
+        """Return what a call is for.
+
+        Args:
+            to: What the REPL sent; see `in_repl`.
+
+        Raises:
+            RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
+        """
+        if to["kind"] == "rlm_query" or to.get("module") == "RLM":
+            check_depth(self._depth, self._rlm.limits.max_depth)
+        if to["kind"] == "rlm_query":
+            return self._callee(QUERY, ChildQuery(self._make_child), "child", role="rlm")
+        if to["kind"] == "ad_hoc":
+            key = json.dumps(to, sort_keys=True)
+            with self._lock:
+                if key not in self._written:
+                    self._written[key] = self._ad_hoc(**to)
+                return self._written[key]
+        name = str(to.get("name") or to["kind"])
+        if name not in self._known:
+            raise RLMError(f"No sub-call named {name!r}; there are: {', '.join(sorted(self._known))}.")
+        return self._known[name]
+
+    def _ad_hoc(self, module: str, signature: Any, tools: list[str], config: dict[str, Any], kind: str) -> Callee:
+        made_of = signature_from(signature)
+        name = f"{module}({written(made_of)!r})"
+        if unknown := [tool for tool in tools if tool not in self._rlm.tools]:
+            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._rlm.tools)}.")
+        if module == "RLM":
+            if unknown := sorted(config.keys() - {"max_iters"}):
+                raise InvalidInputs(f"dspy.RLM takes a signature and max_iters here, not {', '.join(unknown)}.")
+            child = self._make_child(made_of, **config)
+            return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
+        given = [self._rlm.tools[tool] for tool in tools]
+        try:
+            made = module_from(module, made_of, config, given)
+        except (ValueError, TypeError) as error:
+            raise InvalidInputs(f"dspy.{module}: {error}") from error
+        interface = interface_of(name, made, whole=True)
+        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=module != "ReAct")
+
+    def _callee(
+        self, interface: Interface, module: dspy.Module, kind: CallKind, *, role: str = "", reused: bool = True
+    ) -> Callee:
+        lm, act = self._rlm.sub_lm, self._rlm.act
+        plain = isinstance(module, dspy.Predict) and lm is not None and (module.lm is None or module.lm is act.lm)
+        return Callee(
+            interface=interface,
+            module=module,
+            kind=kind,
+            role=f"{self._prefix}{role or interface.name}",
+            reserves=kind != "child",
+            reused=reused and kind != "child",
+            options={"lm": lm} if plain else {},
+        )
+
+
+def for_repl(subs: Subs) -> list[dict[str, Any]]:
+    """Return what the REPL must know of the subs to make functions of them."""
+    known = []
+    for name in subs.names():
+        interface = interface_of(name, getattr(subs, name))
+        fields = list(interface.inputs)
+        known.append({"name": name, "fields": fields, "usage": interface.stub, "doc": interface.doc})
+    return known

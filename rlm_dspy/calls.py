@@ -1,0 +1,192 @@
+"""Runs the items of one sub-call or batch: at once, in order, each failure an answer of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.callee import Calling, calling, insisting
+from rlm_dspy.crossing import sent, short
+from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.metering import metered
+from rlm_dspy.trajectory import SubCall, clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.cache import SubCallCache
+    from rlm_dspy.callee import Callee
+    from rlm_dspy.coverage import Watch
+
+Answer = dict[str, Any]
+"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`."""
+
+_ERROR_CHARS = 1_000
+_OUTPUT_CHARS = 1_000
+_NO_LIMITS = Limits()
+
+
+@dataclass
+class Asked:
+    """One item, from asking to answer.
+
+    Attributes:
+        inputs: The values of the input fields.
+        shown: Their short forms, for the trajectory.
+        key: What it is found again by; empty if it is asked anew every time.
+        answer: The answer; empty until there is one.
+        attempts: How often a model was asked for it.
+        cached: Whether it was answered before.
+        started: Seconds since the root run began.
+        seconds: How long it took.
+        spent: Counts what it used.
+        inside: What RLMs that ran inside it did.
+    """
+
+    inputs: dict[str, Any]
+    shown: dict[str, str]
+    key: str = ""
+    answer: Answer = field(default_factory=dict)
+    attempts: int = 0
+    cached: bool = False
+    started: float = 0.0
+    seconds: float = 0.0
+    spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
+    inside: Calling | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Take an error for the answer."""
+        self.answer = {
+            "error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS),
+            "kind": type(error).__name__,
+        }
+
+    def repeat(self, other: Asked) -> None:
+        """Take the answer of another that asked the same."""
+        self.answer, self.cached = other.answer, "value" in other.answer
+
+    def entry(self, callee: Callee, batch: int, watch: Watch) -> SubCall:
+        """Return what the trajectory keeps of it; `watch` tells which parts of the run's inputs it was sent."""
+        unfinished = {"error": "The turn ended before it was answered."}
+        answer = self.answer or unfinished
+        return SubCall(
+            name=callee.interface.name,
+            kind=callee.kind,
+            batch=batch,
+            inputs=self.shown,
+            output=short(answer["value"], _OUTPUT_CHARS) if "value" in answer else "",
+            error=answer.get("error", ""),
+            cached=self.cached,
+            attempts=self.attempts,
+            started=self.started,
+            seconds=self.seconds,
+            spent=self.spent.totals(),
+            sent=watch.sent(self.inputs) if self.attempts else (),
+            stop=self.inside.stop if self.inside else "",
+            steps=tuple(self.inside.steps) if self.inside else (),
+        )
+
+
+_spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
+
+
+class _PerItem(Ledger):
+    """Enters what is spent to the item that it is spent on."""
+
+    def settle(self, *args: Any, **kwargs: Any) -> None:
+        """Enter one finished model call."""
+        if (spent := _spent.get()) is not None:
+            spent.settle(*args, **kwargs)
+
+
+class Batch(dspy.Module):
+    """The items of one call. A module, so that whatever listens to DSPy sees a batch as a unit, and how far it is.
+
+    Attributes:
+        name: What is called.
+        total: How many items there are to ask.
+        done: How many of them are answered, or have failed.
+    """
+
+    def __init__(self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger) -> None:
+        super().__init__()
+        self.name = callee.interface.name
+        self.total = len(items)
+        self.done = 0
+        self._callee = callee
+        self._items = items
+        self._cache = cache
+        self._ledger = ledger
+        self._lock = threading.Lock()
+
+    def forward(self) -> None:
+        """Answer every item."""
+        self.run()
+
+    def run(self) -> None:
+        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context."""
+        workers = max(1, min(self._ledger.limits.max_concurrency, self.total))
+        present = contextvars.copy_context()
+        if workers == 1:
+            for item in self._items:
+                present.copy().run(self._answer, item)
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix=f"rlm-{self.name}") as pool:
+            for waiting in [pool.submit(present.copy().run, self._answer, item) for item in self._items]:
+                waiting.result()
+
+    def _answer(self, item: Asked) -> None:
+        begun = time.monotonic()
+        item.started = begun - self._ledger.started
+        _spent.set(item.spent)
+        if (outer := calling.get()) is not None:
+            item.inside = Calling(outer.run)
+            calling.set(item.inside)
+        try:
+            if self._cache is not None and item.key and self._callee.reused:
+                value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
+            else:
+                value = self._ask(item)
+            item.answer = {"value": value}
+        except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
+            item.fail(error)
+        item.seconds = time.monotonic() - begun
+        with self._lock:
+            self.done += 1
+
+    def _ask(self, item: Asked) -> Any:
+        """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
+        callee = self._callee
+        unread: dspy.AdapterParseError | None = None
+        while True:
+            if callee.reserves:
+                self._ledger.reserve()  # before the call: a failed call may be billed too
+            item.attempts += 1
+            try:
+                with insisting(unread):
+                    result = callee.module(**item.inputs, **callee.options)
+                return sent(callee.interface.value_of(result))
+            except dspy.AdapterParseError as error:
+                if item.attempts >= callee.attempts:
+                    raise
+                unread = error
+
+
+@contextlib.contextmanager
+def counted_inside(run: Any, callee: Callee, ledger: Ledger, lm: Any) -> Iterator[None]:
+    """Be inside a sub-call of `run` in this scope: entered into the ledger, with the LM of sub-calls."""
+    token = calling.set(Calling(run))
+    own_role = metered(ledger, callee.role) if callee.reserves else contextlib.nullcontext()
+    try:
+        with own_role, metered(_PerItem(_NO_LIMITS), callee.role), dspy.context(**({"lm": lm} if lm else {})):
+            yield
+    finally:
+        calling.reset(token)

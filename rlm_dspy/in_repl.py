@@ -1,0 +1,306 @@
+"""What model code may call, on the REPL's side. Not imported: its source runs in whatever interpreter a run has.
+
+It reaches the host through one tool, `_rlm_call(call=...)`, with JSON-like data both ways:
+
+    call    {"to": what is called, "items": [[values by field, inputs of the run by field], ...],
+             "same": [values, inputs] that hold for every item, "many": whether a list is awaited}
+    answer  {"answers": [{"value": ...} or {"error": why, "kind": type}, ...]}, in order; or {"refused": why,
+             "kind": type} if nothing was done
+
+`_rlm_given` is what the host says of this run: names of its inputs, its subs, its tools.
+"""
+
+import asyncio as _rlm_asyncio
+import concurrent.futures as _rlm_futures
+import dataclasses as _rlm_dataclasses
+import enum as _rlm_enum
+import functools as _rlm_functools
+
+_rlm_inputs = {name: globals().get(name) for name in _rlm_given["inputs"]}  # what each was when the run began
+_RLM_HANDLE_CHARS = 1000
+_RLM_THREADS = 32
+
+
+class SubCallError(RuntimeError):
+    """A sub-call failed, or was refused; the message says why."""
+
+
+class FailedCall:
+    """Stands in a list of answers for one that failed. It is false; `error` says why, `item` what was asked."""
+
+    def __init__(self, error, kind, item=None):
+        self.error, self.kind, self.item = error, kind, item
+
+    def __bool__(self):
+        return False
+
+    def __repr__(self):
+        return "<failed: " + self.error + ">"
+
+    __str__ = __repr__
+
+
+class _RlmRecord(dict):
+    """An answer of several fields: `record.name` or `record["name"]`."""
+
+    def __init__(self, _rlm_name="Prediction", **fields):
+        super().__init__(fields)
+        self.__dict__["_rlm_name"] = _rlm_name
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError("there is no field %r; there are: %s" % (name, ", ".join(self))) from None
+
+    def __setattr__(self, name, value):
+        self[name] = value
+
+    def _asdict(self):
+        return dict(self)
+
+    toDict = model_dump = _asdict
+
+    def __repr__(self):
+        fields = ", ".join("%s=%r" % item for item in self.items())
+        return "%s(%s)" % (self.__dict__.get("_rlm_name", "Prediction"), fields)
+
+
+class _RlmListing(str):
+    __repr__ = str.__str__
+
+
+def _rlm_restore(value):
+    """Return an answer with its records as such."""
+    if isinstance(value, list):
+        return [_rlm_restore(item) for item in value]
+    if isinstance(value, dict):
+        if "__record__" in value:
+            record = _RlmRecord(value["__record__"])
+            record.update({name: _rlm_restore(item) for name, item in value["fields"].items()})
+            return record
+        return {name: _rlm_restore(item) for name, item in value.items()}
+    return value
+
+
+def _rlm_plain(value):
+    """Return a value as JSON-like data."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, _rlm_enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(name): _rlm_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rlm_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return [_rlm_plain(item) for item in sorted(value, key=repr)]
+    if isinstance(value, FailedCall):
+        raise TypeError("a FailedCall was passed on as a value; leave failed ones out: [a for a in answers if a]")
+    if hasattr(value, "model_dump"):
+        return _rlm_plain(value.model_dump())
+    if _rlm_dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _rlm_plain({field.name: getattr(value, field.name) for field in _rlm_dataclasses.fields(value)})
+    for convert in ("isoformat", "tolist"):
+        if hasattr(value, convert):
+            return _rlm_plain(getattr(value, convert)())
+    if type(value).__name__ in ("Decimal", "Fraction", "PosixPath", "UUID"):
+        return str(value)
+    raise TypeError(
+        "a %s cannot be passed to a sub-call; pass str, numbers, lists or dicts" % type(value).__name__
+    )
+
+
+def _rlm_split(fields):
+    """Return values to send, and by name the inputs of the run among them, which need not cross."""
+    values, handles = {}, {}
+    for name, value in fields.items():
+        known = None
+        if not isinstance(value, (bool, int, float, list, dict, set, type(None))) and not (
+            isinstance(value, str) and len(value) < _RLM_HANDLE_CHARS
+        ):
+            known = next((own for own, given in _rlm_inputs.items() if given is value), None)
+        if known is None:
+            values[name] = _rlm_plain(value)
+        else:
+            handles[name] = known
+    return [values, handles]
+
+
+def _rlm_ask(to, items, same=None, many=True):
+    answer = _rlm_call(
+        call={"to": to, "items": [_rlm_split(i) for i in items], "same": _rlm_split(same or {}), "many": many}
+    )
+    if "refused" in answer:
+        kind = {"TypeError": TypeError, "ValueError": ValueError}.get(answer["kind"], SubCallError)
+        raise kind(answer["refused"]) from None
+    return answer["answers"]
+
+
+def _rlm_one(to, fields):
+    answer = _rlm_ask(to, [fields], many=False)[0]
+    if "error" in answer:
+        raise SubCallError(answer["error"])
+    return _rlm_restore(answer["value"])
+
+
+def _rlm_many(to, items, same=None):
+    if not items:
+        return []
+    answers = _rlm_ask(to, items, same)
+    return [
+        FailedCall(a["error"], a["kind"], item) if "error" in a else _rlm_restore(a["value"])
+        for a, item in zip(answers, items)
+    ]
+
+
+async def _rlm_await(function, *args, **kwargs):
+    """Call a function in a thread of the running loop, which ends with the loop."""
+    loop = _rlm_asyncio.get_running_loop()
+    if not getattr(loop, "_rlm_threads", False):
+        loop.set_default_executor(_rlm_futures.ThreadPoolExecutor(_RLM_THREADS))
+        loop._rlm_threads = True
+    return await loop.run_in_executor(None, _rlm_functools.partial(function, *args, **kwargs))
+
+
+class _RlmCallable:
+    """What runs on the host: call it, `.map(items)` it, or await `.acall(...)` and `.amap(items)`."""
+
+    def __init__(self, to, fields, usage, positional=True):
+        self._to, self._fields, self._usage, self._positional = to, fields, usage, positional
+
+    def __call__(self, *args, **kwargs):
+        return _rlm_one(self._to, self._by_name(args, kwargs))
+
+    def map(self, items, **same):
+        """Many at once: values, tuples or dicts; answers in order, a FailedCall (which is false) for a failed one.
+
+        Keyword arguments hold for every item.
+        """
+        return _rlm_many(self._to, self._items(items, same), same)
+
+    def batch(self, items, **same):
+        return self.map(items, **same)
+
+    async def acall(self, *args, **kwargs):
+        return await _rlm_await(self, *args, **kwargs)
+
+    async def amap(self, items, **same):
+        return await _rlm_await(self.map, items, **same)
+
+    def __repr__(self):
+        return "<" + self._usage + ">"
+
+    def _by_name(self, args, kwargs):
+        if args and not self._positional:
+            raise TypeError("Call it with keyword arguments: " + self._usage)
+        if len(args) > len(self._fields):
+            raise TypeError("%d arguments were given. Call it as %s" % (len(args), self._usage))
+        fields = dict(zip(self._fields, args))
+        twice = [name for name in kwargs if name in fields]
+        if twice:
+            raise TypeError("%s was given twice. Call it as %s" % (", ".join(twice), self._usage))
+        return {**fields, **kwargs}
+
+    def _items(self, items, same):
+        if isinstance(items, (str, bytes, dict)):
+            raise TypeError("map takes a list of items, not one %s: %s" % (type(items).__name__, self._usage))
+        free = [name for name in self._fields if name not in same]
+        return [self._item(number, item, free) for number, item in enumerate(items)]
+
+    def _item(self, number, item, free):
+        if hasattr(item, "inputs") and hasattr(item, "toDict"):
+            item = item.toDict()
+        if isinstance(item, dict) and item and set(item) <= set(self._fields):
+            return item
+        if len(free) == 1:
+            return {free[0]: item[0] if isinstance(item, tuple) and len(item) == 1 else item}
+        if isinstance(item, (tuple, list)) and len(item) <= len(free):
+            return dict(zip(free, item))
+        raise TypeError("item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage))
+
+
+def _rlm_prompts(prompts, name, single):
+    if isinstance(prompts, str):
+        raise TypeError("%s takes a list of prompts; for one prompt use %s." % (name, single))
+    return list(prompts)
+
+
+def _rlm_check_prompts(prompts, name):
+    bad = [i for i, p in enumerate(prompts) if not isinstance(p, str) or not p.strip()]
+    if bad:
+        raise TypeError("%s takes non-empty str prompts; these are not: %s" % (name, bad[:10]))
+
+
+def llm_query(prompt):
+    """Ask a model one question and return its answer."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise TypeError("llm_query takes one non-empty prompt (a str); for many use llm_query_batched(list).")
+    return _rlm_one({"kind": "query"}, {"prompt": prompt})
+
+
+def llm_query_batched(prompts):
+    """Ask a model many questions at once; answers in order, a FailedCall (which is false) for each failed one."""
+    prompts = _rlm_prompts(prompts, "llm_query_batched", "llm_query(prompt)")
+    _rlm_check_prompts(prompts, "llm_query_batched")
+    return _rlm_many({"kind": "query"}, [{"prompt": prompt} for prompt in prompts])
+
+
+def rlm_query(prompt, context=None):
+    """Have a child RLM, with a REPL of its own, answer a prompt about a context."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise TypeError("rlm_query takes a non-empty prompt (a str), and the context it is about.")
+    return _rlm_one({"kind": "rlm_query"}, {"prompt": prompt, **({} if context is None else {"context": context})})
+
+
+def rlm_query_batched(prompts, contexts=None):
+    """Many `rlm_query` at once: prompts, or (prompt, context) pairs, or prompts and as many contexts."""
+    prompts = _rlm_prompts(prompts, "rlm_query_batched", "rlm_query(prompt, context)")
+    if contexts is not None:
+        contexts = list(contexts)
+        if len(contexts) != len(prompts):
+            raise TypeError("%d prompts and %d contexts were given." % (len(prompts), len(contexts)))
+        prompts = list(zip(prompts, contexts))
+    pairs = [tuple(p) if isinstance(p, (tuple, list)) and len(p) == 2 else (p, None) for p in prompts]
+    _rlm_check_prompts([prompt for prompt, _ in pairs], "rlm_query_batched")
+    items = [{"prompt": p, **({} if context is None else {"context": context})} for p, context in pairs]
+    return _rlm_many({"kind": "rlm_query"}, items)
+
+
+def _rlm_twin(function):
+    async def acall(*args, **kwargs):
+        return await _rlm_await(function, *args, **kwargs)
+
+    function.acall = acall
+
+
+for _rlm_name in (llm_query, llm_query_batched, rlm_query, rlm_query_batched):
+    _rlm_twin(_rlm_name)
+
+
+def SHOW_VARS():
+    """Names, types and sizes of the variables."""
+    lines = []
+    for name, value in sorted(globals().items()):
+        if name.startswith("_") or name in _rlm_own or callable(value) or type(value).__name__ == "module":
+            continue
+        try:
+            size = ", %d long" % len(value)
+        except Exception:
+            size = ""
+        lines.append("%s: %s%s" % (name, type(value).__name__, size))
+    return _RlmListing("\n".join(lines) or "no variables")
+
+
+_rlm_own = {
+    *("SubCallError", "FailedCall", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "dspy"),
+    *("SHOW_VARS", "SUBMIT"),
+}
+
+for _rlm_sub in _rlm_given["subs"]:
+    globals()[_rlm_sub["name"]] = _RlmCallable(
+        {"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"]
+    )
+    globals()[_rlm_sub["name"]].__doc__ = _rlm_sub["doc"]
