@@ -1,49 +1,19 @@
-"""The command line: `rlm-dspy ask "question" FILE...`."""
+"""The command line: `rlm-dspy`. Each command stands in a module of its own, named `<command>_cli`."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import logging
 import os
 import sys
-import traceback
-from enum import StrEnum
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import dspy
 import typer
 
-from rlm_dspy import interpreters
-from rlm_dspy.limits import Ledger
-from rlm_dspy.metering import metered
-from rlm_dspy.models import choose_model, limits_for
-from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on
-from rlm_dspy.record import Record, in_one_line, recorded
-from rlm_dspy.rlm import RLM
-from rlm_dspy.task import STDIN, Task, UsageError, read_task
+from rlm_dspy.ask_cli import ask
+from rlm_dspy.doctor_cli import doctor
+from rlm_dspy.exits import INTERRUPTED
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rlm_dspy.progress import View
-    from rlm_dspy.record import Stop
-
-ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""The exit codes, as the help of `ask` explains them."""
-
-_EXIT_CODES: dict[Stop, int] = {
-    "submitted": ANSWERED,
-    "extracted": ANSWERED,
-    "unanswered": UNANSWERED,
-    "failed": FAILED,
-    "interrupted": INTERRUPTED,
-}
-_INTERRUPTED_FILE = "interrupted.rlm.json"
-_STORE = "sqlite:///mlflow.db"
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -59,23 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class InterpreterName(StrEnum):
-    """Where code can run."""
-
-    python = "python"
-    local = "local"
-    process = "process"
-    deno = "deno"
-
-
-_FACTORIES = {
-    InterpreterName.python: interpreters.PythonInterpreter,
-    InterpreterName.local: interpreters.LocalPythonInterpreter,
-    InterpreterName.process: dspy.LocalInterpreter,
-    InterpreterName.deno: dspy.PythonInterpreter,
-}
 
 
 def main() -> None:
@@ -105,208 +58,5 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False),
-    ] = None,
-    signature: Annotated[
-        str | None, typer.Option(help='What goes in and out; by default "context, question -> answer: str".')
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="provider/name, lm_studio/name, embedded, or the path of a .gguf file. By default "
-            "RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else embedded."
-        ),
-    ] = None,
-    sub_model: Annotated[str | None, typer.Option(help="The model of sub-calls; by default the same.")] = None,
-    policy: Annotated[
-        str, typer.Option(help="Name or path of a policy, none, or auto: the one shipped for the model.")
-    ] = "auto",
-    max_iters: Annotated[
-        int | None, typer.Option(min=1, help="Turns of the model; by default what its window allows, up to 20.")
-    ] = None,
-    max_llm_calls: Annotated[
-        int | None, typer.Option(min=0, help="Sub-calls that its code may make; by default 50.")
-    ] = None,
-    interpreter: Annotated[
-        InterpreterName | None,
-        typer.Option(
-            help="Where code runs: python (a confined worker; the default), deno (WASM), process (of its own), "
-            "local (this process). The last two do not protect your files from the model's code.",
-        ),
-    ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Write the whole run to this file, as JSON.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Answer a question about texts of any length.
-
-    The answer goes to standard output; the steps go to standard error, as they happen.
-
-    \b
-    For example:
-      rlm-dspy ask "Who wrote about drift?" articles.md
-      rlm-dspy ask "Who wrote it, and when?" *.md --signature "context, question -> author: str, year: int"
-      git log | rlm-dspy ask "Which month saw most fixes?"
-
-    \b
-    Exit codes:
-      0    answered
-      1    the run ended without an answer
-      2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
-      3    the model or the interpreter failed
-      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
-    """  # noqa: D301 (\b keeps the line breaks)
-    with _errors_as_lines(debug=debug):
-        _check_writable(save)
-        task = read_task(question, files or [], signature, _stdin(files or []))
-        lm = choose_model(model)
-        with dspy.context(lm=lm):  # policy="auto" looks at it
-            rlm = RLM(
-                task.signature,
-                limits=limits_for(lm, max_iters=max_iters, max_llm_calls=max_llm_calls),
-                sub_lm=choose_model(sub_model) if sub_model else None,
-                interpreter_factory=_FACTORIES[interpreter] if interpreter else None,
-                policy=None if policy == "none" else policy,
-            )
-        view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        with _traced() if trace else contextlib.nullcontext(), dspy.context(lm=lm):
-            record, error = _run(rlm, task, view)
-        if error is not None and debug:
-            traceback.print_exception(error)
-        _keep(record, save)
-    if as_json:
-        typer.echo(record.as_json())
-    elif record.answered:
-        _print_answer(record.outputs)
-    raise typer.Exit(_EXIT_CODES[record.stop])
-
-
-@app.command()
-def doctor() -> None:
-    """Print what this system can hold for the model's code: the layers of confinement, and what they guarantee.
-
-    Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
-    """
-    diagnosis = interpreters.doctor()
-    typer.echo(interpreters.render(diagnosis))
-    raise typer.Exit(0 if diagnosis.chosen else 1)
-
-
-def _stdin(files: list[str]) -> IO[bytes] | None:
-    """Return standard input if it is asked for, or if nothing else is given and it is piped."""
-    wanted = STDIN in files or (not files and not sys.stdin.isatty())
-    return sys.stdin.buffer if wanted else None
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UsageError(f"--save {path}: there is no directory {path.parent} to write a file to.")
-
-
-def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
-    """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
-    ledger = Ledger(rlm.limits)
-    progress = Progress(view, ledger, rlm.limits.max_iters)
-    with (
-        contextlib.closing(view),
-        dspy.context(callbacks=[*dspy.settings.callbacks, progress]),
-        metered(ledger, "run"),
-    ):
-        view.head(" ".join(task.question.split()), _about(rlm, task))
-        record, error = recorded(rlm, task.inputs, ledger)
-        if record.trajectory or record.stop not in ("failed", "interrupted"):
-            view.end(_summary(record), answered=record.answered)
-    return record, error
-
-
-def _about(rlm: RLM, task: Task) -> str:
-    model = dspy.settings.lm.model
-    sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
-    text = f"{task.characters:,} characters of {task.source}, " if task.source else ""
-    return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
-
-
-def _summary(record: Record) -> str:
-    """Return why the run ended and what it spent, in one line."""
-    turns, usage = counted(len(record.trajectory), "turn"), record.usage
-    why = {
-        "submitted": f"submitted after {turns}",
-        "extracted": f"no SUBMIT in {turns}, read from the trajectory",
-        "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
-        "interrupted": f"interrupted after {turns}",
-        "failed": f"failed after {turns}",
-    }[record.stop]
-    calls = counted(usage["calls"], "model call")
-    cached = f" ({usage['cached_calls']} from DSPy's cache)" if usage["cached_calls"] else ""
-    return f"{why}: {spent(usage)}, {calls}{cached}"
-
-
-def _keep(record: Record, save: Path | None) -> None:
-    """Save the record if that was asked for, or if it is of a run that was interrupted."""
-    if record.error:
-        _tell(f"Error: {printable(record.error)}")
-    path = save or (Path(_INTERRUPTED_FILE) if record.stop == "interrupted" else None)
-    if path is None:
-        return
-    record.save(path)
-    _tell(f"{'Interrupted. ' if record.stop == 'interrupted' else ''}The run is in {path}.")
-
-
-def _print_answer(outputs: dict[str, Any]) -> None:
-    """Print the value of the one output field, or a line for each of several."""
-    told = {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in outputs.items()
-    }
-    text = (
-        next(iter(told.values()))
-        if len(told) == 1
-        else "\n".join(f"{name}: {value}" for name, value in told.items())
-    )
-    typer.echo(printable(text) if sys.stdout.isatty() else text)
-
-
-@contextlib.contextmanager
-def _traced() -> Iterator[None]:
-    """Log DSPy's calls to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
-    import mlflow  # noqa: PLC0415 (takes seconds)
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store is made in fifty lines
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(_STORE)
-    if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
-        mlflow.set_experiment("rlm-dspy")
-    mlflow.dspy.autolog()
-    try:
-        yield
-    finally:
-        mlflow.flush_trace_async_logging()
-        store = mlflow.get_tracking_uri()
-        where = store if store.startswith("http") else f"mlflow server --backend-store-uri {store}"
-        _tell(f"Logged to MLflow. Look at it: {where}")
-
-
-@contextlib.contextmanager
-def _errors_as_lines(*, debug: bool) -> Iterator[None]:
-    """Turn what is raised into one line and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _tell("Interrupted before the first turn.")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
-        if debug:
-            traceback.print_exc()
-        _tell(f"Error: {printable(in_one_line(error))}")
-        bad_usage = isinstance(error, (ValueError, TypeError))
-        raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+for _command in (ask, doctor):
+    app.command()(_command)

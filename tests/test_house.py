@@ -38,6 +38,8 @@ FLOORS = [
     {"run", "turn"},
     {"rlm"},
     {"models", "tracing", "optimize", "policies", "progress", "record", "task"},
+    {"exits"},
+    {"ask_cli", "doctor_cli"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -1,0 +1,17 @@
+"""The command `rlm-dspy doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from rlm_dspy import interpreters
+
+
+def doctor() -> None:
+    """Print what this system can hold for the model's code: the layers of confinement, and what they guarantee.
+
+    Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
+    """
+    diagnosis = interpreters.doctor()
+    typer.echo(interpreters.render(diagnosis))
+    raise typer.Exit(0 if diagnosis.chosen else 1)
