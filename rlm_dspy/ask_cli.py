@@ -17,6 +17,7 @@ import dspy
 import typer
 
 from rlm_dspy import interpreters
+from rlm_dspy.events import RunLog
 from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, errors_as_lines, tell
 from rlm_dspy.limits import Ledger
 from rlm_dspy.metering import metered
@@ -96,6 +97,9 @@ def ask(
     trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the whole run to this file, as JSON.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Append what happens to this file as it happens, as lines of JSON.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Answer a question about texts of any length.
@@ -117,7 +121,8 @@ def ask(
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
-        _check_writable(save)
+        _check_writable("--save", save)
+        _check_writable("--log", log)
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it
@@ -129,7 +134,11 @@ def ask(
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        with _traced() if trace else contextlib.nullcontext(), dspy.context(lm=lm):
+        with (
+            _traced() if trace else contextlib.nullcontext(),
+            RunLog(log) if log else contextlib.nullcontext(),
+            dspy.context(lm=lm),
+        ):
             record, error = _run(rlm, task, view)
         if error is not None and debug:
             traceback.print_exception(error)
@@ -147,9 +156,9 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
     return sys.stdin.buffer if wanted else None
 
 
-def _check_writable(path: Path | None) -> None:
+def _check_writable(option: str, path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UsageError(f"--save {path}: there is no directory {path.parent} to write a file to.")
+        raise UsageError(f"{option} {path}: there is no directory {path.parent} to write a file to.")
 
 
 def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:

@@ -24,7 +24,7 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction"},
     {"limits", "trajectory", "inputs", "replies", "embedded_server"},
     {"cache"},
     {
@@ -38,6 +38,8 @@ FLOORS = [
     {"run", "turn"},
     {"rlm"},
     {"models", "tracing", "optimize", "policies", "progress", "record", "task"},
+    {"events", "event_reader", "rlms_log", "replay"},
+    {"load"},
     {"exits"},
     {"ask_cli", "doctor_cli"},
     {"cli", "__init__"},
