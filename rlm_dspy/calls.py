@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import dspy
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.listening import tell
 from rlm_dspy.metering import metered
 from rlm_dspy.trajectory import SubCall, clip
 
@@ -30,6 +32,7 @@ Answer = dict[str, Any]
 
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
+_ANSWER_CHARS = 20_000
 _NO_LIMITS = Limits()
 
 
@@ -82,6 +85,7 @@ class Asked:
             batch=batch,
             inputs=self.shown,
             output=short(answer["value"], _OUTPUT_CHARS) if "value" in answer else "",
+            answer=_whole(answer.get("value", "")),
             error=answer.get("error", ""),
             cached=self.cached,
             attempts=self.attempts,
@@ -91,6 +95,14 @@ class Asked:
             stop=self.inside.stop if self.inside else "",
             steps=tuple(self.inside.steps) if self.inside else (),
         )
+
+
+def _whole(value: Any) -> str:
+    """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
+    if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
+        return ""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _ANSWER_CHARS else ""
 
 
 _spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
@@ -112,10 +124,14 @@ class Batch(dspy.Module):
         name: What is called.
         total: How many items there are to ask.
         done: How many of them are answered, or have failed.
+        number: Its number in the turn.
     """
 
-    def __init__(self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger) -> None:
+    def __init__(
+        self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger, number: int = 1
+    ) -> None:
         super().__init__()
+        self.number = number
         self.name = callee.interface.name
         self.total = len(items)
         self.done = 0
@@ -159,6 +175,7 @@ class Batch(dspy.Module):
         item.seconds = time.monotonic() - begun
         with self._lock:
             self.done += 1
+        tell(lambda: item.entry(self._callee, self.number))
 
     def _ask(self, item: Asked) -> Any:
         """Return the answer as it is sent; one that cannot be read into the types is asked for again."""

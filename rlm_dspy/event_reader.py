@@ -51,15 +51,12 @@ class _Turn:
     began: float
     reasoning: str = ""
     code: str = ""
-    calls: list[SubCall] = field(default_factory=list)
-    children: list[_Run] = field(default_factory=list)
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
+    children: list[_Run] = field(default_factory=list)
+    calls: list[SubCall] = field(default_factory=list)
 
     def step(self, ended: float) -> Step:
         """Return what is known of the turn."""
-        known = sum(call.kind == "child" for call in self.calls)
-        ended_ones = [child for child in self.children if child.ended]
-        lost = [*ended_ones[known:], *(child for child in self.children if not child.ended)]
         return Step(
             reasoning=self.reasoning,
             code=self.code,
@@ -68,18 +65,30 @@ class _Turn:
             seconds=ended - self.began,
             spent=self.ledger.totals(),
             started=self.began,
-            calls=(*self.calls, *(child.call() for child in lost)),
+            calls=(*self.calls, *(child.call() for child in self.children)),
         )
 
 
 @dataclass
 class _Run:
-    """What the events tell of a run so far."""
+    """What the events tell of a run so far.
+
+    Attributes:
+        started: The event that began it.
+        is_root: Whether it is a child of no run of the log.
+        steps: The steps that have ended.
+        turn: The turn that has not.
+        calls: The sub-calls that have ended, by number.
+        ended: The event that ended it.
+        last: The time of its last event.
+        ledger: Its model calls, and those of its children.
+    """
 
     started: dict[str, Any]
     is_root: bool
     steps: list[Step] = field(default_factory=list)
     turn: _Turn | None = None
+    calls: dict[int, SubCall] = field(default_factory=dict)
     ended: dict[str, Any] | None = None
     last: float = 0.0
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
@@ -100,12 +109,13 @@ class _Run:
         return None
 
     def call(self) -> SubCall:
-        """Return the run as the sub-call of the run that made it."""
+        """Return the run as the sub-call that it is in, which had not ended."""
         began = self.started["t"]
         return SubCall(
             name="rlm",
             kind="child",
             inputs=self.started.get("inputs", {}),
+            error=_CUT_OFF,
             started=began,
             seconds=self.last - began,
             spent=self.ledger.totals(),
@@ -136,9 +146,9 @@ def _events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
     runs: dict[str, _Run] = {}
-    above: dict[str, str | None] = {}
+    above: dict[str, str] = {}
     for event in events:
-        name, parent = event.get("run"), event.get("parent")
+        name, parent = str(event.get("run")), str(event.get("parent"))
         if event["event"] == "run_started":
             runs[name] = _Run(event, is_root=parent not in runs)
             above[name] = parent
@@ -146,7 +156,7 @@ def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
                 turn.children.append(runs[name])
         if name in runs:
             with contextlib.suppress(ValidationError, KeyError, TypeError):
-                _enter(event, runs[name])
+                _enter(event, runs[name], runs)
         if event["event"] == "lm_ended":
             while name in runs:
                 _settle(event, runs[name])
@@ -154,19 +164,26 @@ def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
     return runs
 
 
-def _enter(event: dict[str, Any], run: _Run) -> None:
+def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
     run.last = event["t"]
     match event["event"]:
         case "turn_started":
             run.turn = _Turn(event["t"])
         case "cell_started" if run.turn:
             run.turn.reasoning, run.turn.code = event["reasoning"], event["code"]
-        case "subcall_ended" if run.turn:
-            run.turn.calls.append(SubCall.model_validate(event["subcall"]))
+        case "subcall_ended":
+            inside = [runs[name] for name in event.get("children", ()) if name in runs]
+            steps = [step for child in inside for step in child.steps]
+            call = SubCall.model_validate({**event["subcall"], "steps": steps})
+            run.calls[event["number"]] = call
+            if run.turn:
+                run.turn.calls.append(call)
+                run.turn.children = [child for child in run.turn.children if child not in inside]
         case "turn_ended":
             run.turn = None
             if "step" in event:
-                run.steps.append(Step.model_validate(event["step"]))
+                calls = [run.calls[number] for number in event.get("calls", ()) if number in run.calls]
+                run.steps.append(Step.model_validate({**event["step"], "calls": calls}))
         case "run_ended":
             run.ended = event
 

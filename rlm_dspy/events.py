@@ -27,8 +27,8 @@ and by `event`
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error` |
 | `cell_started` | `reasoning`, `code`: what the model wrote and is now run |
-| `subcall_ended` | `subcall`: a `SubCall` |
-| `turn_ended` | `step`: a `Step` with its sub-calls; or `error`, if an error left the turn |
+| `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside it |
+| `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if one left the turn |
 | `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
 
 `cost` is in USD; it and `sub_model` and `error` are null where there is none. An LM is named by its model and by
@@ -50,15 +50,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.utils.callback import BaseCallback
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 
 from rlm_dspy.adapter import Act
+from rlm_dspy.listening import SubCallListener
 from rlm_dspy.metering import Meter, reported
 from rlm_dspy.record import asked, cut_short, ended, in_one_line
 from rlm_dspy.redaction import HIDDEN, secrets_of, secrets_of_environment
 from rlm_dspy.rlm import RLM
-from rlm_dspy.trajectory import Step
+from rlm_dspy.trajectory import Step, SubCall
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ _runs: ContextVar[tuple[str, ...]] = ContextVar("_runs", default=())
 """The ids of the run that goes on here and of those that it is a child of, the root first."""
 
 
+_inside: ContextVar[tuple[tuple[float, str], ...]] = ContextVar("_inside", default=())
+"""The child runs that have ended here: when each began, in seconds since the root began, and its id."""
+
+
 @dataclass
 class _Open:
     """A run that has not ended.
@@ -82,21 +86,29 @@ class _Open:
         rlm: The module that was called.
         parent: The run that made it, if this log knows it.
         began: When the root run began, by `time.monotonic`.
+        at: When it began itself, in seconds since the root run did.
+        beside: What `_inside` was then.
         turn: The turn that goes on.
         calls: Ids of DSPy's calls that are waited for: of the turn, of `act`.
         numbers: Numbers for the run's model calls.
+        subcalls: Numbers for its sub-calls.
+        told: The numbers of the turn's sub-calls that are written, by what was written.
     """
 
     run: str
     rlm: RLM
     parent: str | None
     began: float
+    at: float
+    beside: tuple[tuple[float, str], ...]
     turn: int | None = None
     calls: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    subcalls: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    told: dict[bytes, list[int]] = field(default_factory=dict)
 
 
-class RunLog(BaseCallback):
+class RunLog(SubCallListener):
     r"""Appends the events of every run to a file, as they happen. The format is in this module's docstring.
 
     It listens to DSPy: give it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use it
@@ -153,7 +165,7 @@ class RunLog(BaseCallback):
             self._begin(call_id, instance, given)
         elif run := self._here():
             if isinstance(instance, Turn):
-                run.turn = given.get("number")
+                run.turn, run.told = given.get("number"), {}
                 self._write(run, "turn_started")
             if isinstance(instance, Turn | Act):
                 run.calls.add(call_id)
@@ -170,7 +182,7 @@ class RunLog(BaseCallback):
             if isinstance(outputs, dspy.Prediction) and outputs.get("code"):
                 self._write(run, "cell_started", reasoning=outputs.get("reasoning") or "", code=outputs.code)
             elif isinstance(outputs, Step):
-                self._write(run, "turn_ended", step=outputs)
+                self._turn_ended(run, outputs)
             elif exception is not None and not run.calls:
                 self._write(run, "turn_ended", error=in_one_line(exception))
             if not run.calls:
@@ -195,6 +207,30 @@ class RunLog(BaseCallback):
             error = None if exception is None else in_one_line(exception)
             self._write(run, "lm_ended", **known, **reported(lm, outputs), error=error)
 
+    def on_subcall_end(self, call: SubCall) -> None:
+        """Note a sub-call that has ended, and which runs were inside it."""
+        if run := self._here():
+            self._write_subcall(run, call)
+
+    def _write_subcall(self, run: _Open, call: SubCall) -> int:
+        """Write a sub-call and return its number. Its steps are in the events of the runs inside it."""
+        number = next(run.subcalls)
+        inside = [child for began, child in _inside.get() if call.seconds and began >= call.started]
+        known = {"children": inside} if inside else {}
+        plain = call.model_dump(mode="json", exclude={"steps"})
+        run.told.setdefault(_key(call), []).append(number)
+        self._write(run, "subcall_ended", number=number, subcall=plain, **known)
+        return number
+
+    def _turn_ended(self, run: _Open, step: Step) -> None:
+        """Write a step. Its sub-calls were written as they ended; those that have not are written now."""
+        numbers = [
+            known.pop(0) if (known := run.told.get(_key(call))) else self._write_subcall(run, call)
+            for call in step.calls
+        ]
+        plain = step.model_dump(mode="json", exclude={"calls"})
+        self._write(run, "turn_ended", step=plain, calls=numbers)
+
     def _here(self) -> _Open | None:
         """Return the run that this thread or task works on."""
         chain = _runs.get()
@@ -207,7 +243,8 @@ class RunLog(BaseCallback):
             _runs.set(chain)
         parent = self._open.get(chain[-2]) if len(chain) > 1 else None
         began = parent.began if parent else time.monotonic()
-        run = self._open[run_id] = _Open(run_id, rlm, parent.run if parent else None, began)
+        at, beside = time.monotonic() - began, _inside.get()
+        run = self._open[run_id] = _Open(run_id, rlm, parent.run if parent else None, began, at, beside)
         self._secrets |= secrets_of(dspy.settings.lm) | secrets_of(rlm.sub_lm) | secrets_of(rlm.act.lm)
         inputs = {name: value for name, value in given.items() if name in rlm.signature.input_fields}
         self._write(run, "run_started", **asked(rlm, inputs))
@@ -217,6 +254,7 @@ class RunLog(BaseCallback):
         chain = _runs.get()
         if chain[-1:] == (run.run,):
             _runs.set(chain[:-1])
+            _inside.set((*run.beside, (run.at, run.run)) if len(chain) > 1 else ())
         if exception is None:
             self._write(run, "run_ended", **ended(run.rlm, outputs))
         else:
@@ -256,3 +294,8 @@ class RunLog(BaseCallback):
             self._torn = written != len(whole)
         if self._torn:
             raise OSError(f"only {written} of {len(whole)} bytes were written")
+
+
+def _key(call: SubCall) -> bytes:
+    """Return what tells a sub-call from the others of its turn."""
+    return to_json(call, exclude={"steps"}, fallback=repr)

@@ -1,7 +1,7 @@
 """Reads what `rlms` (github.com/alexzhang13/rlm, 0.1.3) logs of its runs, so that they open where ours do.
 
-Its `RLMLogger` writes one JSON object a line: `metadata` when an `RLM` is made, then an `iteration` a turn. Where it
-is given no folder the same lines are in `RLMChatCompletion.metadata`, as `run_metadata` and `iterations`.
+Its `RLMLogger` writes one JSON object a line: `metadata` when an `RLM` is made, then an `iteration` a turn. The
+same lines are in `RLMChatCompletion.metadata`, as `run_metadata` and `iterations`.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ class SubCall(BaseModel):
     inputs: dict[str, str] = Field(default_factory=dict)
     output: str = ""
     """Empty if it failed."""
+    answer: str = ""
+    """The whole answer as JSON, as code got it, if `output` does not tell it exactly; empty if it is very long."""
     error: str = ""
     """Why it failed; empty if it did not."""
     cached: bool = False

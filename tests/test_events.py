@@ -9,6 +9,7 @@ import logging
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, Limits
 from rlm_dspy.event_reader import read_log
 from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -29,7 +30,7 @@ from tests.playing import block, fields
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.testing import Messages
+    from rlm_dspy.testing import Messages, Reply
     from tests.playing import Play
 
 QUESTION = "question -> answer: int"
@@ -77,7 +78,7 @@ def listened_to(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> None:
     """Asserted whole: a reply without code, code that fails, a sub-call that fails, an answer."""
     asks = block("llm_query_batched(['a'])", "")
-    replies = ["Well.", block("1/0"), asks, ValueError("no"), block("SUBMIT(answer=1)")]
+    replies: list[Reply] = ["Well.", block("1/0"), asks, ValueError("no"), block("SUBMIT(answer=1)")]
     rlm = RLM(QUESTION, max_iters=7)
     with RunLog(path):
         play(rlm, replies, question="?")
@@ -85,6 +86,7 @@ def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> N
     asked = {"event": "lm_started", **model, "role": "act"}
     told = {"event": "lm_ended", **model, "role": "act", "cached_input_tokens": 0, "cost": None, "cached": False}
     found = [plain(event) for event in events(path)]
+    subcalls = [event.pop("subcall") for event in found if event["event"] == "subcall_ended"]
     steps = [event.pop("step") for event in found if event["event"] == "turn_ended"]
     assert found == [
         {
@@ -94,31 +96,35 @@ def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> N
             "inputs": {"question": "?"},
             **model,
             "sub_model": None,
-            "limits": {"max_iters": 7, "max_llm_calls": 50, "max_output_chars": 10_000, "max_concurrency": 16},
+            "limits": asdict(rlm.limits),
         },
         {"event": "turn_started", "turn": 1},
         {**asked, "turn": 1, "call": 1},
         {**told, "turn": 1, "call": 1, "error": None},
-        {"event": "turn_ended", "turn": 1},
+        {"event": "turn_ended", "turn": 1, "calls": []},
         {"event": "turn_started", "turn": 2},
         {**asked, "turn": 2, "call": 2},
         {**told, "turn": 2, "call": 2, "error": None},
         {"event": "cell_started", "turn": 2, "reasoning": "Next.", "code": "1/0"},
-        {"event": "turn_ended", "turn": 2},
+        {"event": "turn_ended", "turn": 2, "calls": []},
         {"event": "turn_started", "turn": 3},
         {**asked, "turn": 3, "call": 3},
         {**told, "turn": 3, "call": 3, "error": None},
         {"event": "cell_started", "turn": 3, "reasoning": "", "code": "llm_query_batched(['a'])"},
         {**asked, "turn": 3, "call": 4, "role": "query"},
         {**told, "turn": 3, "call": 4, "role": "query", "error": "[scripted/lm] no"},
-        {"event": "turn_ended", "turn": 3},
+        {"event": "subcall_ended", "turn": 3, "number": 1},
+        {"event": "turn_ended", "turn": 3, "calls": [1]},
         {"event": "turn_started", "turn": 4},
         {**asked, "turn": 4, "call": 5},
         {**told, "turn": 4, "call": 5, "error": None},
         {"event": "cell_started", "turn": 4, "reasoning": "Next.", "code": "SUBMIT(answer=1)"},
-        {"event": "turn_ended", "turn": 4},
+        {"event": "turn_ended", "turn": 4, "calls": []},
         {"event": "run_ended", "stop": "submitted", "outputs": {"answer": 1}, "final_reasoning": "Next."},
     ]
+    (subcall,) = subcalls
+    assert (subcall["name"], subcall["inputs"], subcall["output"]) == ("query", {"prompt": "a"}, "")
+    assert subcall["error"] == "LMUnexpectedError: [scripted/lm] no"
     assert [step["kind"] for step in steps] == ["no_code", "error", "output", "submitted"]
     assert len({event["run"] for event in events(path)}) == 1
 
@@ -144,7 +150,12 @@ def test_a_record_read_from_the_log_is_the_record_of_the_run(play: Play, path: P
 def test_the_command_line_keeps_the_same_record_as_its_log(path: Path) -> None:
     rlm = RLM("context, question -> answer: int", interpreter_factory=LocalPythonInterpreter)
     inputs = {"context": "é" * 30_000, "question": "?"}
-    for replies in ([block("SUBMIT(answer=1)")], [block("1"), RuntimeError("gone")], [KeyboardInterrupt()]):
+    scripts: list[list[Reply]] = [
+        [block("SUBMIT(answer=1)")],
+        [block("1"), RuntimeError("gone")],
+        [KeyboardInterrupt()],
+    ]
+    for replies in scripts:
         with RunLog(path), dspy.context(lm=ScriptedLM(replies)):
             record, _ = recorded(rlm, inputs, Ledger(rlm.limits))
         read = read_log(path)[-1]
@@ -198,6 +209,54 @@ def test_a_run_inside_a_tool_is_a_child_of_the_run_that_called_it(play: Play, pa
     assert times == sorted(times)
     (record,) = read_log(path)
     assert record.outputs == {"answer": 2}
+
+
+DEEP = {
+    "root": block("print(rlm_query_batched(['one', 'two']), llm_query('x'), llm_query('x'))\nSUBMIT(answer=1)"),
+    "child": block("print(claims.map(['a b', 'c', 5]))\nSUBMIT(response='done')"),
+}
+
+
+def deep(messages: Messages) -> str:
+    """Play a root with two children, each with three items of a sub, and a call that is answered twice."""
+    asked = messages[1]["content"]
+    if "[[ ## passage ## ]]" in asked:
+        return fields(claims="['it is']")
+    if not asked.startswith("Task:"):
+        return "yes"
+    return DEEP["child" if "Give the answer as `response`" in asked else "root"]
+
+
+def test_children_and_sub_calls_are_read_as_the_trajectory_tells_them(play: Play, path: Path) -> None:
+    """Each event of a child bears the id of its own run, and each of its steps is written once."""
+    rlm = RLM(QUESTION, subs={"claims": "passage -> claims: list[str]"}, limits=Limits(max_concurrency=3))
+    with RunLog(path):
+        prediction = play(rlm, deep, question="?").prediction
+    (record,) = read_log(path)
+    assert [step.model_dump() for step in record.trajectory] == prediction.trajectory
+    assert record.usage == prediction.usage
+    calls = record.trajectory[0].calls
+    assert [(call.kind, len(call.steps), call.cached) for call in calls] == [
+        *[("child", 1, False)] * 2,
+        *[("query", 0, False), ("query", 0, True)],
+    ]
+    assert [len(call.steps[0].calls) for call in calls[:2]] == [3, 3]
+    found = events(path)
+    assert sum(event["event"] == "turn_ended" for event in found) == 3
+    assert sum(event["event"] == "subcall_ended" for event in found) == 4 + 2 * 3
+    roles = {event["role"] for event in found if event["event"] == "lm_ended"}
+    assert roles == {"act", "query", "child.act", "child.claims"}
+
+
+def test_sub_calls_that_a_limit_refuses_are_told(play: Play, path: Path) -> None:
+    code = "try:\n    llm_query_batched(['a', 'b', 'c'])\nexcept SubCallError as e:\n    SUBMIT(answer=7)"
+    with RunLog(path):
+        play(RLM(QUESTION, limits=Limits(max_llm_calls=1)), [block(code)], question="?")
+    errors = [event["subcall"]["error"] for event in events(path) if event["event"] == "subcall_ended"]
+    assert len(errors) == 3
+    assert all("1 of 1 model calls are left" in error or "1 are left" in error for error in errors)
+    (record,) = read_log(path)
+    assert [call.error for call in record.trajectory[0].calls] == errors
 
 
 # What it survives
@@ -349,6 +408,40 @@ def test_a_killed_process_leaves_a_log_with_all_that_it_had_done(path: Path) -> 
     assert record.usage["by_role"]["query"]["calls"] == 1
     assert last.spent["calls"] == 2
     assert record.usage["output_tokens"] == 13
+
+
+KILLED_IN_A_CHILD = """
+import os, signal, sys
+import dspy
+from rlm_dspy import RLM
+from rlm_dspy.events import RunLog
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+
+def die() -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root = "```python\\nprint(llm_query('?'))\\nrlm_query('first')\\nrlm_query('second')\\n```"
+ends = "```python\\nSUBMIT(response='ok')\\n```"
+dies = "```python\\nllm_query('!')\\ndie()\\n```"
+replies = [root, "yes", ends, "```python\\n1\\n```", dies, "no"]
+dspy.configure(lm=ScriptedLM(replies), callbacks=[RunLog(sys.argv[1])])
+RLM("context -> answer", tools=[die], interpreter_factory=LocalPythonInterpreter)(context="abc")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_process_killed_inside_a_child_leaves_the_childs_turns_too(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_IN_A_CHILD, str(path)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (record,) = read_log(path)
+    (last,) = record.trajectory
+    query, first, second = last.calls
+    assert (query.output, first.output, first.stop, second.stop) == ("yes", "ok", "submitted", "killed")
+    assert [step.kind for step in first.steps] == ["submitted"]
+    assert [step.kind for step in second.steps] == ["output", "killed"]
+    assert [call.output for call in second.steps[1].calls] == ["no"]
+    assert record.usage["calls"] == 6
 
 
 @pytest.fixture(scope="module")

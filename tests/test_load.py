@@ -62,7 +62,7 @@ def test_a_file_that_holds_no_run_is_refused_with_what_is_taken(
 def test_what_only_begins_like_a_log_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="rlms|version|no log"):
+    with pytest.raises(ValueError, match=r"rlms|version|no log"):
         load_records(path)
 
 

@@ -82,7 +82,7 @@ def main() -> None:
         custom_system_prompt="You write Python in ```repl blocks.",
     )
     for context in ("blue is a colour", "nothing is here"):
-        print(rlm.completion(context, root_prompt=ASKED).response)
+        rlm.completion(context, root_prompt=ASKED)
     server.shutdown()
     (found,) = Path(folder).glob("*.jsonl")
     text = found.read_text(encoding="utf-8").replace(f"127.0.0.1:{server.server_port}", "127.0.0.1:8000")
