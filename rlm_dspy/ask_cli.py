@@ -9,16 +9,15 @@ import logging
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import dspy
 import typer
 
-from rlm_dspy import interpreters
 from rlm_dspy.events import RunLog
 from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, errors_as_lines, tell
+from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.limits import Ledger
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
@@ -42,23 +41,6 @@ _EXIT_CODES: dict[Stop, int] = {
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
 _STORE = "sqlite:///mlflow.db"
-
-
-class InterpreterName(StrEnum):
-    """Where code can run."""
-
-    python = "python"
-    local = "local"
-    process = "process"
-    deno = "deno"
-
-
-_FACTORIES = {
-    InterpreterName.python: interpreters.PythonInterpreter,
-    InterpreterName.local: interpreters.LocalPythonInterpreter,
-    InterpreterName.process: dspy.LocalInterpreter,
-    InterpreterName.deno: dspy.PythonInterpreter,
-}
 
 
 def ask(
@@ -130,7 +112,7 @@ def ask(
                 task.signature,
                 limits=limits_for(lm, max_iters=max_iters, max_llm_calls=max_llm_calls),
                 sub_lm=choose_model(sub_model) if sub_model else None,
-                interpreter_factory=_FACTORIES[interpreter] if interpreter else None,
+                interpreter_factory=FACTORIES[interpreter] if interpreter else None,
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)

@@ -13,6 +13,7 @@ import typer
 from rlm_dspy.ask_cli import ask
 from rlm_dspy.doctor_cli import doctor
 from rlm_dspy.exits import INTERRUPTED
+from rlm_dspy.replay_cli import replay
 
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -58,5 +59,5 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, doctor):
+for _command in (ask, doctor, replay):
     app.command()(_command)

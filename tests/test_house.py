@@ -36,11 +36,11 @@ FLOORS = [
     {"subcalls", "callees"},
     {"run", "turn"},
     {"rlm"},
-    {"models", "tracing", "optimize", "policies", "progress", "record", "task"},
+    {"models", "tracing", "optimize", "policies", "progress", "record", "task", "interpreter_names"},
     {"events", "event_reader", "rlms_log", "replay"},
     {"load"},
     {"exits"},
-    {"ask_cli", "doctor_cli"},
+    {"ask_cli", "doctor_cli", "replay_cli"},
     {"cli", "__init__"},
     {"__main__"},
 ]
