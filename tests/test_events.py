@@ -17,8 +17,10 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.cli import app
 from rlm_dspy.event_reader import read_log
 from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -489,3 +491,17 @@ def test_a_file_without_runs_or_of_another_version_is_refused(path: Path) -> Non
     path.write_text('{"v": 2, "event": "run_started"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="version 2"):
         read_log(path)
+
+
+def test_ask_writes_a_log_and_says_so_before_it_asks_if_it_cannot(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("some words", encoding="utf-8")
+    log = tmp_path / "run.jsonl"
+    with dspy.context(lm=ScriptedLM([block("SUBMIT(answer='42')")])):
+        command = ["ask", "How much?", str(text), "--interpreter", "local", "--log"]
+        done = CliRunner().invoke(app, [*command, str(log)])
+        refused = CliRunner().invoke(app, [*command, str(tmp_path / "missing" / "run.jsonl")])
+    assert (done.exit_code, done.stdout) == (0, "42\n")
+    (record,) = read_log(log)
+    assert (record.inputs["question"], record.outputs) == ("How much?", {"answer": "42"})
+    assert (refused.exit_code, "--log" in refused.stderr) == (2, True)

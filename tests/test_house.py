@@ -24,7 +24,8 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction", "limits", "trajectory", "inputs", "replies", "embedded_server", "listening"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction"},
+    {"limits", "trajectory", "inputs", "replies", "embedded_server", "listening"},
     {"cache"},
     {
         *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),

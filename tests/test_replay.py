@@ -149,7 +149,7 @@ def test_an_answer_that_was_too_long_to_be_kept_is_not_made_up() -> None:
 
 
 def test_a_batch_that_was_refused_whole_is_refused_again() -> None:
-    code = "try:\n    llm_query_batched(['a', 'b', 'c'])\nexcept SubCallError as error:\n    SUBMIT(answer=str(error))"
+    code = "try:\n    llm_query_batched(['a', 'b', 'c'])\nexcept SubCallError as e:\n    SUBMIT(answer=str(e))"
     module = RLM("question -> answer", interpreter_factory=LocalPythonInterpreter, max_llm_calls=1)
     with dspy.context(lm=ScriptedLM([block(code)])):
         record, _ = recorded(module, {"question": "?"}, Ledger(module.limits))
