@@ -179,7 +179,7 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
             if run.turn:
                 run.turn.calls.append(call)
                 run.turn.children = [child for child in run.turn.children if child not in inside]
-        case "turn_ended":
+        case "turn_ended" | "step_added":
             run.turn = None
             if "step" in event:
                 calls = [run.calls[number] for number in event.get("calls", ()) if number in run.calls]

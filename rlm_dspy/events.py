@@ -29,6 +29,7 @@ and by `event`
 | `cell_started` | `reasoning`, `code`: what the model wrote and is now run |
 | `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside it |
 | `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if one left the turn |
+| `step_added` | the same: a step that no turn gave: an account of earlier turns, what is left of a turn cut short |
 | `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
 
 `cost` is in USD; it and `sub_model` and `error` are null where there is none. An LM is named by its model and by
@@ -63,7 +64,7 @@ from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -92,6 +93,7 @@ class _Open:
         calls: Ids of DSPy's calls that are waited for: of the turn, of `act`.
         numbers: Numbers for the run's model calls.
         subcalls: Numbers for its sub-calls.
+        steps: How many steps are written.
         told: The numbers of the turn's sub-calls that are written, by what was written.
     """
 
@@ -105,6 +107,7 @@ class _Open:
     calls: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     subcalls: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    steps: int = 0
     told: dict[bytes, list[int]] = field(default_factory=dict)
 
 
@@ -165,6 +168,7 @@ class RunLog(SubCallListener):
             self._begin(call_id, instance, given)
         elif run := self._here():
             if isinstance(instance, Turn):
+                self._add_steps(run, instance.steps_before)
                 run.turn, run.told = given.get("number"), {}
                 self._write(run, "turn_started")
             if isinstance(instance, Turn | Act):
@@ -182,7 +186,7 @@ class RunLog(SubCallListener):
             if isinstance(outputs, dspy.Prediction) and outputs.get("code"):
                 self._write(run, "cell_started", reasoning=outputs.get("reasoning") or "", code=outputs.code)
             elif isinstance(outputs, Step):
-                self._turn_ended(run, outputs)
+                self._write_step(run, "turn_ended", outputs)
             elif exception is not None and not run.calls:
                 self._write(run, "turn_ended", error=in_one_line(exception))
             if not run.calls:
@@ -222,14 +226,20 @@ class RunLog(SubCallListener):
         self._write(run, "subcall_ended", number=number, subcall=plain, **known)
         return number
 
-    def _turn_ended(self, run: _Open, step: Step) -> None:
+    def _add_steps(self, run: _Open, steps: Sequence[Step]) -> None:
+        """Write the steps of a run that no turn gave."""
+        for step in steps[run.steps :]:
+            self._write_step(run, "step_added", step)
+
+    def _write_step(self, run: _Open, event: str, step: Step) -> None:
         """Write a step. Its sub-calls were written as they ended; those that have not are written now."""
         numbers = [
             known.pop(0) if (known := run.told.get(_key(call))) else self._write_subcall(run, call)
             for call in step.calls
         ]
         plain = step.model_dump(mode="json", exclude={"calls"})
-        self._write(run, "turn_ended", step=plain, calls=numbers)
+        self._write(run, event, step=plain, calls=numbers)
+        run.steps += 1
 
     def _here(self) -> _Open | None:
         """Return the run that this thread or task works on."""
@@ -255,6 +265,9 @@ class RunLog(SubCallListener):
         if chain[-1:] == (run.run,):
             _runs.set(chain[:-1])
             _inside.set((*run.beside, (run.at, run.run)) if len(chain) > 1 else ())
+        if "trajectory" not in run.rlm.signature.output_fields:
+            steps = getattr(outputs if exception is None else exception, "trajectory", [])
+            self._add_steps(run, [Step.model_validate(step) for step in steps])
         if exception is None:
             self._write(run, "run_ended", **ended(run.rlm, outputs))
         else:

@@ -27,6 +27,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.limits import Ledger
 from rlm_dspy.record import recorded
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.trajectory import Step
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
@@ -259,6 +260,28 @@ def test_sub_calls_that_a_limit_refuses_are_told(play: Play, path: Path) -> None
     assert all("1 of 1 model calls are left" in error or "1 are left" in error for error in errors)
     (record,) = read_log(path)
     assert [call.error for call in record.trajectory[0].calls] == errors
+
+
+class Accounting(RLM):
+    """Keeps a step that no turn gave before its first turn, and another when it fails."""
+
+    async def _converse(self, port: Any, run: Any) -> dspy.Prediction:
+        run.add(Step(output="an account"))
+        try:
+            return await super()._converse(port, run)
+        except dspy.LMError:
+            run.add(Step(output="what is left"))
+            raise
+
+
+def test_steps_that_no_turn_gave_stand_where_they_were_added(play: Play, path: Path) -> None:
+    replies: list[Reply] = [block("print(1)"), RuntimeError("gone")]
+    with RunLog(path), pytest.raises(dspy.LMError) as raised:
+        play(Accounting(QUESTION), replies, question="?")
+    (record,) = read_log(path)
+    assert [step.output for step in record.trajectory] == ["an account", "1", "what is left"]
+    assert [step.model_dump() for step in record.trajectory] == raised.value.trajectory
+    assert sum(event["event"] == "step_added" for event in events(path)) == 2
 
 
 # What it survives
