@@ -29,7 +29,7 @@ and by `event`
 | `cell_started` | `reasoning`, `code`: what the model wrote and is now run |
 | `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside it |
 | `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if one left the turn |
-| `step_added` | the same: a step that no turn gave: an account of earlier turns, what is left of a turn cut short |
+| `step_added` | the same, of a step that no turn gave: an account of turns, what is left of one cut short |
 | `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
 
 `cost` is in USD; it and `sub_model` and `error` are null where there is none. An LM is named by its model and by
