@@ -9,16 +9,16 @@ import logging
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import dspy
 import typer
 
-from rlm_dspy import interpreters
 from rlm_dspy.coverage import watched
+from rlm_dspy.events import RunLog
 from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, check_writable, errors_as_lines, tell
+from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.limits import Ledger
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
@@ -43,23 +43,6 @@ _EXIT_CODES: dict[Stop, int] = {
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
 _STORE = "sqlite:///mlflow.db"
-
-
-class InterpreterName(StrEnum):
-    """Where code can run."""
-
-    python = "python"
-    local = "local"
-    process = "process"
-    deno = "deno"
-
-
-_FACTORIES = {
-    InterpreterName.python: interpreters.PythonInterpreter,
-    InterpreterName.local: interpreters.LocalPythonInterpreter,
-    InterpreterName.process: dspy.LocalInterpreter,
-    InterpreterName.deno: dspy.PythonInterpreter,
-}
 
 
 def ask(
@@ -101,6 +84,9 @@ def ask(
     report: Annotated[
         Path | None, typer.Option(help="Write the run to this file as a page that a browser opens.")
     ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Append what happens to this file as it happens, as lines of JSON.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Answer a question about texts of any length.
@@ -124,6 +110,7 @@ def ask(
     with errors_as_lines(debug=debug):
         check_writable(save, "--save")
         check_writable(report, "--report")
+        check_writable(log, "--log")
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it
@@ -131,12 +118,16 @@ def ask(
                 task.signature,
                 limits=limits_for(lm, max_iters=max_iters, max_llm_calls=max_llm_calls),
                 sub_lm=choose_model(sub_model) if sub_model else None,
-                interpreter_factory=_FACTORIES[interpreter] if interpreter else None,
+                interpreter_factory=FACTORIES[interpreter] if interpreter else None,
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        watching = watched() if save or report or as_json or trace else contextlib.nullcontext()
-        with _traced() if trace else contextlib.nullcontext(), dspy.context(lm=lm), watching:
+        with (
+            _traced() if trace else contextlib.nullcontext(),
+            RunLog(log) if log else contextlib.nullcontext(),
+            watched() if save or report or as_json or trace else contextlib.nullcontext(),
+            dspy.context(lm=lm),
+        ):
             record, error = _run(rlm, task, view)
         if error is not None and debug:
             traceback.print_exception(error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import dspy
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.listening import tell
 from rlm_dspy.metering import metered
 from rlm_dspy.trajectory import SubCall, clip
 
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
     from rlm_dspy.coverage import Watch
+    from rlm_dspy.trajectory import Span
 
 Answer = dict[str, Any]
 """`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`."""
 
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
+_ANSWER_CHARS = 20_000
 _NO_LIMITS = Limits()
 
 
@@ -49,10 +54,12 @@ class Asked:
         seconds: How long it took.
         spent: Counts what it used.
         inside: What RLMs that ran inside it did.
+        watch: Tells which parts of the run's inputs it was sent.
     """
 
     inputs: dict[str, Any]
     shown: dict[str, str]
+    watch: Watch
     key: str = ""
     answer: Answer = field(default_factory=dict)
     attempts: int = 0
@@ -61,6 +68,11 @@ class Asked:
     seconds: float = 0.0
     spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
     inside: Calling | None = None
+
+    @functools.cached_property
+    def sent(self) -> tuple[Span, ...]:
+        """The parts of the run's inputs that it was sent."""
+        return self.watch.sent(self.inputs)
 
     def fail(self, error: BaseException) -> None:
         """Take an error for the answer."""
@@ -73,8 +85,8 @@ class Asked:
         """Take the answer of another that asked the same."""
         self.answer, self.cached = other.answer, "value" in other.answer
 
-    def entry(self, callee: Callee, batch: int, watch: Watch) -> SubCall:
-        """Return what the trajectory keeps of it; `watch` tells which parts of the run's inputs it was sent."""
+    def entry(self, callee: Callee, batch: int) -> SubCall:
+        """Return what the trajectory keeps of it."""
         unfinished = {"error": "The turn ended before it was answered."}
         answer = self.answer or unfinished
         return SubCall(
@@ -83,16 +95,25 @@ class Asked:
             batch=batch,
             inputs=self.shown,
             output=short(answer["value"], _OUTPUT_CHARS) if "value" in answer else "",
+            answer=_whole(answer.get("value", "")),
             error=answer.get("error", ""),
             cached=self.cached,
             attempts=self.attempts,
             started=self.started,
             seconds=self.seconds,
             spent=self.spent.totals(),
-            sent=watch.sent(self.inputs) if self.attempts else (),
+            sent=self.sent if self.attempts else (),
             stop=self.inside.stop if self.inside else "",
             steps=tuple(self.inside.steps) if self.inside else (),
         )
+
+
+def _whole(value: Any) -> str:
+    """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
+    if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
+        return ""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _ANSWER_CHARS else ""
 
 
 _spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
@@ -114,10 +135,14 @@ class Batch(dspy.Module):
         name: What is called.
         total: How many items there are to ask.
         done: How many of them are answered, or have failed.
+        number: Its number in the turn.
     """
 
-    def __init__(self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger) -> None:
+    def __init__(
+        self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger, number: int = 1
+    ) -> None:
         super().__init__()
+        self.number = number
         self.name = callee.interface.name
         self.total = len(items)
         self.done = 0
@@ -161,6 +186,7 @@ class Batch(dspy.Module):
         item.seconds = time.monotonic() - begun
         with self._lock:
             self.done += 1
+        tell(lambda: item.entry(self._callee, self.number))
 
     def _ask(self, item: Asked) -> Any:
         """Return the answer as it is sent; one that cannot be read into the types is asked for again."""

@@ -80,7 +80,11 @@ class Text:
         return hash(str(self))
 
     def __repr__(self) -> str:
-        """Return a line that names the text and its size, never the text."""
+        """Return a line that names the text and its size, never the text. A large file is not read for it."""
+        if self._value is None and self.path and (size := self.path.stat().st_size) > _READ_WHOLE_BYTES:
+            with self.path.open("rb") as file:
+                head = file.read(_HEAD_CHARS).decode(errors="ignore")
+            return f"Text({size:,} bytes of {self.path.name}: {head[:60]!r} ...)"
         source = f" of {self.path.name}" if self.path else ""
         return f"Text({len(self):,} characters{source}: {_shorten(str(self), 60, 0)})"
 

@@ -114,7 +114,7 @@ class Ledger:
             cached: Whether DSPy's cache answered.
             failed: Whether the call raised.
         """
-        tokens = _tokens(usage)
+        tokens = tokens_of(usage)
         with self._lock:
             for table, key in ((self._by_role, role), (self._by_model, model)):
                 spent = table.setdefault(key, Spent())
@@ -152,7 +152,8 @@ def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return totals
 
 
-def _tokens(usage: dict[str, Any]) -> dict[str, int]:
+def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
+    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Spent`."""
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", None)
     return {

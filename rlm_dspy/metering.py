@@ -10,6 +10,8 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
+from rlm_dspy.limits import tokens_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -79,6 +81,17 @@ def metered(ledger: Ledger, role: str) -> Iterator[None]:
     others = [c for c in dspy.settings.callbacks if not (isinstance(c, Meter) and c.ledger is ledger)]
     with dspy.context(callbacks=[Meter(ledger, role), *others], usage_tracker=_Tracker(ledger, parent)):
         yield
+
+
+def reported(lm: Any, outputs: Any) -> dict[str, Any]:
+    """Return what the LM says of the call that returned `outputs`: tokens by the fields of `Spent`, price, cached.
+
+    Tokens are 0 and the price is None where it says nothing, as it does of a call that failed.
+    """
+    entry = _history_entry(lm, outputs)
+    cached = bool(getattr(entry.get("response"), "cache_hit", False))
+    cost = None if cached else entry.get("cost")
+    return {**tokens_of({} if cached else entry.get("usage") or {}), "cost": cost, "cached": cached}
 
 
 def _history_entry(lm: Any, outputs: Any) -> dict[str, Any]:

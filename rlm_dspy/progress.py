@@ -32,6 +32,7 @@ _LABELS: dict[StepKind, tuple[str, str]] = {
     "refused": ("refused", "yellow"),
     "no_code": ("no code", "yellow"),
     "interpreter_lost": ("lost", "red"),
+    "killed": ("killed", "red"),
 }
 """How each kind of output is marked on a terminal: a word and a style."""
 

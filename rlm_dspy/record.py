@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
-from rlm_dspy.trajectory import Step
+from rlm_dspy.trajectory import Step, clip
 
 if TYPE_CHECKING:
     import os
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
     from rlm_dspy.rlm import RLM
 
 _MAX_ERROR_CHARS = 600
-Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed"]
-"""As in `Prediction.stop`; also `interrupted` (Ctrl-C) and `failed` (the model or the interpreter)."""
+Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed", "killed"]
+"""As in `Prediction.stop`; also `interrupted` (Ctrl-C, a cancelled task), `failed` (the model or the interpreter)
+and `killed` (the run's log has no end)."""
 
 
 class Record(BaseModel):
@@ -39,6 +43,8 @@ class Record(BaseModel):
     model: str
     sub_model: str | None = None
     """The LM of sub-calls if it is another."""
+    limits: dict[str, Any] = {}
+    """What the run might spend: the fields of `Limits`."""
     outputs: dict[str, Any] = {}
     """The output fields as JSON; empty if the run did not end."""
     stop: Stop
@@ -93,39 +99,56 @@ def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, 
     Returns:
         The record, and the error that ended the run, `KeyboardInterrupt` included; None if it ended by itself.
     """
-    sub_model = rlm.sub_lm.model if rlm.sub_lm is not None else None
-    task = {
-        "signature": written(rlm.signature),
-        "instructions": rlm.signature.instructions,
-        "inputs": {name: value if isinstance(value, str) else repr(value) for name, value in inputs.items()},
-        "model": dspy.settings.lm.model,
-        "sub_model": sub_model,
-        "started_at": datetime.now(UTC),
-    }
+    task = {**asked(rlm, inputs), "started_at": datetime.now(UTC)}
     try:
         prediction = rlm(**inputs)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
-        stop: Stop = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        record = Record(
-            **task,
-            stop=stop,
-            error=in_one_line(error) if stop == "failed" else None,
-            usage=ledger.usage(),
-            trajectory=getattr(error, "trajectory", []),
-            **looked_into(inputs, {}),
-        )
-        return record, error
+        trajectory = getattr(error, "trajectory", [])
+        seen = looked_into(inputs, {})
+        return Record(**task, **cut_short(error), usage=ledger.usage(), trajectory=trajectory, **seen), error
+    steps = [] if "trajectory" in rlm.signature.output_fields else prediction.trajectory
+    told = ended(rlm, prediction)
+    return Record(**task, **told, trajectory=steps, **looked_into(inputs, told["outputs"])), None
+
+
+def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a run that is about to begin, with the LM of `dspy.settings`."""
+    lm = rlm.act.lm or dspy.settings.lm
+    return {
+        "signature": written(rlm.signature),
+        "instructions": rlm.signature.instructions,
+        "inputs": {name: _in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
+        "model": str(getattr(lm, "model", "")),
+        "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
+        "limits": asdict(rlm.limits),
+    }
+
+
+def ended(rlm: RLM, prediction: dspy.Prediction) -> dict[str, Any]:
+    """Return what a record says of a run's end, apart from its steps.
+
+    An output field of the user's that has the name of one of ours took its place on the prediction.
+    """
     outputs = {name: prediction[name] for name in rlm.signature.output_fields}
-    outputs = to_jsonable_python(outputs, fallback=repr, inf_nan_mode="strings")
-    return Record(
-        **task,
-        outputs=outputs,
-        stop=prediction.stop,
-        usage=prediction.usage,
-        trajectory=prediction.trajectory,
-        final_reasoning=prediction.final_reasoning,
-        **looked_into(inputs, outputs),
-    ), None
+    report = {"stop": "submitted", "usage": {}, "final_reasoning": ""}
+    report |= {name: prediction[name] for name in report if name not in outputs}
+    return {"outputs": jsonable(outputs), **report}
+
+
+def cut_short(error: BaseException) -> dict[str, Any]:
+    """Return what a record says of the end of a run that an error ended."""
+    stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
+    return {"stop": "interrupted", "error": None} if stopped else {"stop": "failed", "error": in_one_line(error)}
+
+
+def jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: NaN and infinities as strings, halves of surrogate pairs replaced."""
+    text = json.dumps(to_jsonable_python(value, fallback=repr), ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
+
+
+def _in_short(value: Any, max_chars: int) -> str:
+    return clip(value if isinstance(value, str) else repr(value), max_chars)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ _STOPS = {
     "unanswered": ("bad", "no answer"),
     "interrupted": ("bad", "interrupted"),
     "failed": ("bad", "failed"),
+    "killed": ("bad", "killed"),
 }
 
 
@@ -94,6 +95,7 @@ def why(record: Record) -> str:
         "unanswered": f"No SUBMIT in {counted(number, 'turn')}, and no answer could be read from the steps.",
         "interrupted": f"Somebody interrupted it after {counted(number, 'turn')}.",
         "failed": f"It ended with an error after {counted(number, 'turn')}: {record.error}",
+        "killed": f"Its process was gone in turn {number}; this is what the log of it holds.",
     }[record.stop]
     limit = record.usage.get("limit")
     return f"{sentence} The limit {limit} was reached, which made it end early." if limit else sentence

@@ -43,6 +43,9 @@ class Run:
         InvalidInputs: If the inputs do not fit the signature.
     """
 
+    subcalls_type: type[SubCalls] = SubCalls
+    """What answers the sub-calls of the run's code."""
+
     def __init__(
         self, rlm: RLM, inputs: dict[str, Any], interpreter_factory: Any, parent: Run | None = None
     ) -> None:
@@ -58,7 +61,7 @@ class Run:
         self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
         callees = Callees(rlm, self.depth, lambda *args, **options: rlm.child(factory, *args, **options))
-        self.subcalls = SubCalls(
+        self.subcalls = self.subcalls_type(
             self, callees.find, self.ledger, self.tree, rlm.sub_lm, inputs, guard=Guard(inputs)
         )
         tools = {name: host_function(tool) for name, tool in rlm.tools.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from rlm_dspy.cache import SubCallCache, digest
 from rlm_dspy.calls import Answer, Asked, Batch, counted_inside
 from rlm_dspy.crossing import received, short
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
+from rlm_dspy.listening import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +92,7 @@ class SubCalls:
         """Return the turn's sub-calls so far, in the order they were asked for."""
         with self._lock:
             log = list(self._log)
-        return tuple(asked.entry(callee, batch, self.run.watch) for callee, batch, asked in log)
+        return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
 
     def call(self, call: dict[str, Any]) -> list[Answer]:
         """Answer the items of one call (see `in_repl`).
@@ -106,8 +108,8 @@ class SubCalls:
         callee = self.find(call["to"])
         items = self._read(callee, call["items"], call["same"])
         with self._lock:
-            self._batches += 1
-            self._log += [(callee, self._batches, item) for item in items]
+            self._batches = number = self._batches + 1
+            self._log += [(callee, number, item) for item in items]
         self._count_ad_hoc(callee, len(items))
         leaders = self._known(callee, [item for item in items if not item.answer])
         for item in leaders if callee.kind == "child" else ():
@@ -119,12 +121,17 @@ class SubCalls:
         except LimitExceeded as error:
             for item in items:
                 item.answer = item.answer or {"error": str(error), "kind": type(error).__name__}
+                tell(functools.partial(item.entry, callee, number))
             raise
         if waiting:
-            batch = Batch(callee, waiting, self.tree.cache, self.ledger)
+            batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
             with counted_inside(self.run, callee, self.ledger, self.lm):
                 batch() if call["many"] else batch.run()
         self._spread(items)
+        asked = {id(item) for item in waiting}
+        for item in items:
+            if id(item) not in asked:
+                tell(functools.partial(item.entry, callee, number))
         return [item.answer for item in items]
 
     def _read(self, callee: Callee, items: list[Any], same: list[Any]) -> list[Asked]:
@@ -150,6 +157,7 @@ class SubCalls:
             asked = Asked(
                 {**common, **values},
                 {**shown, **{name: short(value, _INPUT_CHARS) for name, value in given.items()}},
+                self.run.watch,
                 digest(*state, given) if keyed else "",
             )
             if problems := [*known, *problems]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost"]
+StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "killed"]
 """How a turn ended.
 
 - `output`: the code ran.
@@ -15,6 +15,7 @@ StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interp
 - `refused`: SUBMIT was called and its values do not fit.
 - `no_code`: the reply held no code, or no reply could be read.
 - `interpreter_lost`: the interpreter died; a fresh one took its place.
+- `killed`: the process was gone before the turn had ended. Only a run that was read from a log has such a step.
 """
 
 
@@ -38,6 +39,8 @@ class SubCall(BaseModel):
     inputs: dict[str, str] = Field(default_factory=dict)
     output: str = ""
     """Empty if it failed."""
+    answer: str = ""
+    """The whole answer as JSON, as code got it, if `output` does not tell it exactly; empty if it is very long."""
     error: str = ""
     """Why it failed; empty if it did not."""
     cached: bool = False

@@ -36,6 +36,11 @@ class Turn(dspy.Module):
         self._act = act
         self._run = run
 
+    @property
+    def steps_before(self) -> tuple[Step, ...]:
+        """The steps of the run so far."""
+        return tuple(self._run.steps)
+
     def forward(self, number: int) -> Step:
         """Take turn `number` (the first is 1) and return its step."""
         return drive(self._take(Blocking(), number))

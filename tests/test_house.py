@@ -24,8 +24,8 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy"},
-    {"limits", "trajectory", "inputs", "replies", "embedded_server"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction"},
+    {"limits", "trajectory", "inputs", "replies", "embedded_server", "listening"},
     {"cache"},
     {
         *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),
@@ -37,14 +37,16 @@ FLOORS = [
     {"subcalls", "callees"},
     {"run", "turn"},
     {"rlm"},
-    {"models", "optimize", "policies", "progress", "record", "task"},
+    {"models", "tracing", "optimize", "policies", "progress", "record", "task", "interpreter_names"},
+    {"events", "event_reader", "rlms_log", "replay"},
+    {"load"},
     {"figures", "markup"},
     {"report_charts", "report_style"},
     {"report_coverage", "report_turns"},
     {"report"},
-    {"diff", "tracing"},
+    {"diff"},
     {"exits"},
-    {"ask_cli", "doctor_cli", "report_cli"},
+    {"ask_cli", "doctor_cli", "report_cli", "replay_cli"},
     {"cli", "__init__"},
     {"__main__"},
 ]

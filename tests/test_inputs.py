@@ -171,3 +171,12 @@ def test_a_large_file_reaches_code_without_the_host_reading_it(tmp_path: Path) -
         prediction = RLM("context -> length: int", policy=None)(context=text)
     assert prediction.length == 20_000_000
     assert text._value is None
+
+
+def test_the_short_form_of_a_large_file_does_not_read_it(tmp_path: Path) -> None:
+    """A record and a log show inputs in short form: 20 MB must not be read for that."""
+    path = tmp_path / "large.txt"
+    path.write_bytes("é".encode() * 10_000_000)
+    text = Text.open(path)
+    assert repr(text) == f"Text(20,000,000 bytes of large.txt: {'é' * 60!r} ...)"
+    assert text._value is None
