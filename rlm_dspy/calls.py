@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import dspy
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.limits import Ledger, Limits
-from rlm_dspy.metering import metered
+from rlm_dspy.metering import fitting, metered
 from rlm_dspy.trajectory import SubCall, clip
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
     from rlm_dspy.coverage import Watch
+    from rlm_dspy.errors import LimitExceeded
 
 Answer = dict[str, Any]
 """`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`."""
@@ -64,10 +65,7 @@ class Asked:
 
     def fail(self, error: BaseException) -> None:
         """Take an error for the answer."""
-        self.answer = {
-            "error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS),
-            "kind": type(error).__name__,
-        }
+        self.answer = failed(error)
 
     def repeat(self, other: Asked) -> None:
         """Take the answer of another that asked the same."""
@@ -93,6 +91,11 @@ class Asked:
             stop=self.inside.stop if self.inside else "",
             steps=tuple(self.inside.steps) if self.inside else (),
         )
+
+
+def failed(error: BaseException) -> Answer:
+    """Return an error as an answer."""
+    return {"error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS), "kind": type(error).__name__}
 
 
 _spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
@@ -132,16 +135,41 @@ class Batch(dspy.Module):
         self.run()
 
     def run(self) -> None:
-        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context."""
-        workers = max(1, min(self._ledger.limits.max_concurrency, self.total))
-        present = contextvars.copy_context()
-        if workers == 1:
+        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context.
+
+        If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
+        """
+        present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            while self._ledger.closed is None and not raised:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    present.copy().run(self._answer, item)
+                except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
+                    raised.append(error)
+                changed.set()
+
+        for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
+            threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
+        with self._ledger.told_of_closing(changed.set):
+            while self.done < self.total and not raised and self._ledger.closed is None:
+                changed.wait()
+                changed.clear()
+        if raised:
+            raise raised[0]
+        if (why := self._ledger.closed) is not None:
+            self._give_up(why)
+
+    def _give_up(self, why: LimitExceeded) -> None:
+        with self._lock:
             for item in self._items:
-                present.copy().run(self._answer, item)
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix=f"rlm-{self.name}") as pool:
-            for waiting in [pool.submit(present.copy().run, self._answer, item) for item in self._items]:
-                waiting.result()
+                if not item.answer:
+                    item.fail(why)
 
     def _answer(self, item: Asked) -> None:
         begun = time.monotonic()
@@ -155,11 +183,12 @@ class Batch(dspy.Module):
                 value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
             else:
                 value = self._ask(item)
-            item.answer = {"value": value}
+            answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
-            item.fail(error)
-        item.seconds = time.monotonic() - begun
+            answer = failed(error)
         with self._lock:
+            if not item.answer:  # else it came too late
+                item.answer, item.seconds = answer, time.monotonic() - begun
             self.done += 1
 
     def _ask(self, item: Asked) -> Any:
@@ -171,7 +200,7 @@ class Batch(dspy.Module):
                 self._ledger.reserve()  # before the call: a failed call may be billed too
             item.attempts += 1
             try:
-                with insisting(unread):
+                with fitting(), insisting(unread):
                     result = callee.module(**item.inputs, **callee.options)
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:

@@ -32,6 +32,7 @@ _LABELS: dict[StepKind, tuple[str, str]] = {
     "refused": ("refused", "yellow"),
     "no_code": ("no code", "yellow"),
     "interpreter_lost": ("lost", "red"),
+    "folded": ("folded", "dim"),
 }
 """How each kind of output is marked on a terminal: a word and a style."""
 

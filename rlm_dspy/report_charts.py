@@ -22,6 +22,7 @@ MARKS: dict[StepKind, tuple[str, str]] = {
     "refused": ("refused", "warn"),
     "no_code": ("no code", "warn"),
     "interpreter_lost": ("lost", "bad"),
+    "folded": ("folded", ""),
 }
 """How each kind of turn is marked: a word and a class."""
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost"]
+StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded"]
 """How a turn ended.
 
 - `output`: the code ran.
@@ -15,6 +15,7 @@ StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interp
 - `refused`: SUBMIT was called and its values do not fit.
 - `no_code`: the reply held no code, or no reply could be read.
 - `interpreter_lost`: the interpreter died; a fresh one took its place.
+- `folded`: no turn, but the account that took the place of those before it in what the model is shown.
 """
 
 
