@@ -240,3 +240,34 @@ def test_a_reply_is_cut_to_what_may_be_spent_on_it() -> None:
         dspy.settings.lm("x")
     assert asked == [256]
     assert len(lm.history) == 1
+
+
+# Sub-calls and children
+
+
+def test_an_item_that_does_not_fit_the_budget_fails_alone(play: Play) -> None:
+    """The others of its batch are answered."""
+    code = "got = llm_query_batched(['short', 'long ' * 20_000, 'brief'])\nSUBMIT(answer=[bool(g) for g in got])"
+
+    def reply(messages: Messages) -> str:
+        return block(code) if is_act(messages) else "yes"
+
+    rlm = RLM("q -> answer: list[bool]", limits=Limits(max_input_tokens=30_000))
+    prediction = play(rlm, reply, q="?").prediction
+    assert prediction.answer == [True, False, True]
+    assert "max_input_tokens" in prediction.trajectory[0]["calls"][1]["error"]
+
+
+def test_a_child_spends_from_its_parents_budget_and_converges_within_it(play: Play) -> None:
+    """It is told its last turn when the calls of the tree run out."""
+
+    def reply(messages: Messages) -> str:
+        if "count the words" in messages[1]["content"]:
+            return block("SUBMIT(response='child done')" if is_last(messages) else "print('still at it')")
+        return block("SUBMIT(answer=rlm_query('count the words', context='a b c'))")
+
+    rlm = RLM("q -> answer", limits=Limits(max_llm_calls=6, max_cost=1.0, prices=PRICES))
+    prediction = play(rlm, reply, q="?").prediction
+    assert prediction.answer == "child done"
+    assert prediction.usage["by_role"]["child.act"]["calls"] <= 6
+    assert prediction.usage["limit"] is None

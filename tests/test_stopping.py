@@ -123,3 +123,59 @@ def test_an_alarm_warns_then_stops_until_its_scope_ends() -> None:
         pass
     assert "never" not in told
     assert not alarm.rang
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+def test_sub_calls_under_way_fail_when_time_is_over_and_those_that_finished_are_kept(factory: Any) -> None:
+    """The batch returns to the code, which can use what it has; the step tells of each."""
+    slow = threading.Event()
+
+    def reply(messages: Messages) -> str:
+        prompt = messages[-1]["content"]
+        if prompt.startswith("slow"):
+            slow.wait(SECONDS)
+        if prompt.startswith(("slow", "fast")):
+            return "an answer"
+        return block(
+            "got = llm_query_batched(['fast 1', 'slow', 'fast 2'])\nSUBMIT(answer=[bool(g) for g in got])"
+        )
+
+    limits = Limits(max_cell_seconds=1.0)
+    rlm = RLM("question -> answer: list[bool]", limits=limits, interpreter_factory=factory, cache=False)
+    try:
+        with dspy.context(lm=ScriptedLM(reply)):
+            prediction = rlm(question="?")
+    finally:
+        slow.set()
+    assert prediction.answer == [True, False, True]
+    calls = prediction.trajectory[0]["calls"]
+    assert [bool(call["output"]) for call in calls] == [True, False, True]
+    assert "max_cell_seconds" in calls[1]["error"]
+
+
+async def test_a_cancelled_run_makes_no_call_that_was_still_to_come() -> None:
+    """Of a batch that is under way, only what was sent already is answered, to nobody."""
+    asked, go_on, begun = [], threading.Event(), threading.Event()
+
+    def reply(messages: Messages) -> str:
+        prompt = messages[-1]["content"]
+        if not prompt.startswith("item"):
+            return block("llm_query_batched([f'item {i}' for i in range(40)])")
+        asked.append(prompt)
+        begun.set()
+        go_on.wait(SECONDS)
+        return "an answer"
+
+    rlm = RLM("question -> answer", limits=Limits(max_concurrency=4), interpreter_factory=PythonInterpreter)
+    with dspy.context(lm=ScriptedLM(reply)):
+        run = asyncio.create_task(rlm.acall(question="?"))
+        await asyncio.to_thread(begun.wait, SECONDS)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await run
+        go_on.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "rlm-llm_query"]:
+            await asyncio.to_thread(thread.join, SECONDS)
+    assert len(asked) <= 4
+    (step,) = vars(caught.value)["trajectory"]
+    assert len(step["calls"]) == 40
