@@ -134,6 +134,9 @@ class Outcome:
     """What was raised. It holds the frames of the cell: let go of it soon."""
 
 
+_PARSES = 10
+
+
 def _nobody(*_: object, **__: object) -> NoReturn:
     raise EOFError("There is nobody to answer here: use the variables and functions of this REPL, and print.")
 
@@ -219,7 +222,7 @@ class Cells:
             feature = getattr(__future__, name)
             if name in self.namespace and self.namespace[name] is feature:  # an earlier cell imported it
                 flags |= feature.compiler_flag
-        tree = compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        tree = _parsed(code, filename, flags)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         parts = [compile(tree, filename, "exec", flags, dont_inherit=True)]
         if last is not None:
@@ -256,6 +259,15 @@ class Cells:
     def _line(self, filename: str, number: int) -> str:
         lines = self._sources[filename][2] if filename in self._sources else []
         return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def _parsed(code: str, filename: str, flags: int) -> Any:
+    for _ in range(_PARSES):
+        try:
+            return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        except SystemError:
+            continue
+    return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
 
 
 def _submit(names: list[str], submissions: list[Submit]) -> Callable[..., NoReturn]:

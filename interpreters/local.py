@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import os
 import sys
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rlm_dspy.interpreters.cell import Outcome
+
+
+class CellStopped(BaseException):
+    """Raised inside code that was interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__("It was stopped by the host. Variables are kept.")
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise an exception in a thread at its next step, or take one back that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
 
 
 class LocalPythonInterpreter(Interpreter, TakesObjects):
@@ -68,6 +81,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self.max_output_chars = max_output_chars
         self._session = _Session(Capped(max_output_chars))
         self._passed: dict[str, Any] = {}
+        self._interrupting = threading.Lock()
+        self._thread: int | None = None
 
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
         for name, value in variables.items():
@@ -84,7 +99,27 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self._session.names_streams |= "stdout" in code or "stderr" in code
         _session.set(self._session)
         with _process.shared_with(self._session):
-            return self._session.cells.run(code, output, functions, self.output_fields)
+            self._thread = threading.get_ident()
+            try:
+                return self._session.cells.run(code, output, functions, self.output_fields)
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Let no interrupt reach this thread after its cell."""
+        while self._thread is not None:
+            with contextlib.suppress(CellStopped), self._interrupting:
+                _raise_in(threading.get_ident(), None)
+                self._thread = None
+
+    def interrupt(self) -> None:
+        """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens.
+
+        Code is stopped between two steps of Python's interpreter: not while it waits in the system, or in a tool.
+        """
+        with self._interrupting:
+            if self._thread is not None:
+                _raise_in(self._thread, CellStopped)
 
     def _shutdown(self) -> None:
         self._session.cells.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.metering import with_fitted_lm
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, Trajectory, clip
 
@@ -81,15 +82,21 @@ class Act(dspy.Predict):
 
     _adapter = ReplAdapter()
 
+    def messages(self, environment: str, trajectory: Trajectory) -> list[Message]:
+        """Return the messages of a turn."""
+        inputs = {"environment": environment, "trajectory": trajectory}
+        written: list[Message] = self._adapter.format(self.signature, self.demos, inputs)
+        return written
+
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
-            return super().forward(**inputs)
+            return super().forward(**with_fitted_lm(self, inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
-            return await super().aforward(**inputs)
+            return await super().aforward(**with_fitted_lm(self, inputs))
 
 
 _callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
@@ -124,6 +131,9 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
 def _conversation(environment: str, steps: list[Step]) -> list[Message]:
     messages = [{"role": "user", "content": environment}]
     for step in steps:
+        if step.kind == "folded":  # what was before it is in its account
+            messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
+            continue
         messages.append(_assistant(step.reasoning, step.code))
         messages.append({"role": "user", "content": step.observation})
     return messages

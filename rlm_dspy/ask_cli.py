@@ -19,7 +19,7 @@ from rlm_dspy.coverage import watched
 from rlm_dspy.events import RunLog
 from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, check_writable, errors_as_lines, tell
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
-from rlm_dspy.limits import Ledger
+from rlm_dspy.limits import Ledger, Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
 from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on
@@ -71,6 +71,12 @@ def ask(
     max_llm_calls: Annotated[
         int | None, typer.Option(min=0, help="Sub-calls that its code may make; by default 50.")
     ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars for all model calls; by default no limit.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Seconds until it must have answered; by default no limit.")
+    ] = None,
     interpreter: Annotated[
         InterpreterName | None,
         typer.Option(
@@ -116,7 +122,13 @@ def ask(
         with dspy.context(lm=lm):  # policy="auto" looks at it
             rlm = RLM(
                 task.signature,
-                limits=limits_for(lm, max_iters=max_iters, max_llm_calls=max_llm_calls),
+                limits=limits_for(
+                    lm,
+                    max_iters=max_iters,
+                    max_llm_calls=max_llm_calls,
+                    max_cost=max_cost,
+                    max_seconds=max_seconds,
+                ),
                 sub_lm=choose_model(sub_model) if sub_model else None,
                 interpreter_factory=FACTORIES[interpreter] if interpreter else None,
                 policy=None if policy == "none" else policy,
@@ -150,7 +162,7 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
 
 def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
     """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
-    ledger = Ledger(rlm.limits)
+    ledger = Ledger(Limits())  # counts only; the run's own refuses
     progress = Progress(view, ledger, rlm.limits.max_iters)
     with (
         contextlib.closing(view),
@@ -183,7 +195,8 @@ def _summary(record: Record) -> str:
     }[record.stop]
     calls = counted(usage["calls"], "model call")
     cached = f" ({usage['cached_calls']} from DSPy's cache)" if usage["cached_calls"] else ""
-    return f"{why}: {spent(usage)}, {calls}{cached}"
+    limit = f", ended by {usage['limit']}" if usage.get("limit") else ""
+    return f"{why}: {spent(usage)}, {calls}{cached}{limit}"
 
 
 def _keep(record: Record, save: Path | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.cache import digest
+from rlm_dspy.metering import with_fitted_lm
 from rlm_dspy.trajectory import clip
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class Query(dspy.Predict):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
         with dspy.context(adapter=_PROMPT_ADAPTER):
-            return super().forward(**inputs)
+            return super().forward(**with_fitted_lm(self, inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
         with dspy.context(adapter=_PROMPT_ADAPTER):
-            return await super().aforward(**inputs)
+            return await super().aforward(**with_fitted_lm(self, inputs))
 
 
 @dataclass(frozen=True)

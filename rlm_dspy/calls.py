@@ -8,7 +8,7 @@ import functools
 import json
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.limits import Ledger, Limits
 from rlm_dspy.listening import tell
-from rlm_dspy.metering import metered
+from rlm_dspy.metering import fitting, metered
 from rlm_dspy.trajectory import SubCall, clip
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
     from rlm_dspy.coverage import Watch
+    from rlm_dspy.errors import LimitExceeded
     from rlm_dspy.trajectory import Span
 
 Answer = dict[str, Any]
@@ -76,10 +77,7 @@ class Asked:
 
     def fail(self, error: BaseException) -> None:
         """Take an error for the answer."""
-        self.answer = {
-            "error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS),
-            "kind": type(error).__name__,
-        }
+        self.answer = failed(error)
 
     def repeat(self, other: Asked) -> None:
         """Take the answer of another that asked the same."""
@@ -114,6 +112,11 @@ def _whole(value: Any) -> str:
         return ""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _ANSWER_CHARS else ""
+
+
+def failed(error: BaseException) -> Answer:
+    """Return an error as an answer."""
+    return {"error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS), "kind": type(error).__name__}
 
 
 _spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
@@ -157,16 +160,43 @@ class Batch(dspy.Module):
         self.run()
 
     def run(self) -> None:
-        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context."""
-        workers = max(1, min(self._ledger.limits.max_concurrency, self.total))
-        present = contextvars.copy_context()
-        if workers == 1:
-            for item in self._items:
-                present.copy().run(self._answer, item)
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix=f"rlm-{self.name}") as pool:
-            for waiting in [pool.submit(present.copy().run, self._answer, item) for item in self._items]:
-                waiting.result()
+        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context.
+
+        If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
+        """
+        present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            while self._ledger.closed is None and not raised:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    present.copy().run(self._answer, item)
+                except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
+                    raised.append(error)
+                changed.set()
+
+        for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
+            threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
+        with self._ledger.told_of_closing(changed.set):
+            while self.done < self.total and not raised and self._ledger.closed is None:
+                changed.wait()
+                changed.clear()
+        if raised:
+            raise raised[0]
+        if (why := self._ledger.closed) is not None:
+            self._give_up(why)
+
+    def _give_up(self, why: LimitExceeded) -> None:
+        with self._lock:
+            given_up = [item for item in self._items if not item.answer]
+            for item in given_up:
+                item.fail(why)
+        for item in given_up:
+            tell(functools.partial(item.entry, self._callee, self.number))
 
     def _answer(self, item: Asked) -> None:
         begun = time.monotonic()
@@ -180,13 +210,17 @@ class Batch(dspy.Module):
                 value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
             else:
                 value = self._ask(item)
-            item.answer = {"value": value}
+            answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
-            item.fail(error)
-        item.seconds = time.monotonic() - begun
+            answer = failed(error)
+        with self._lock:
+            late = bool(item.answer)
+            if not late:
+                item.answer, item.seconds = answer, time.monotonic() - begun
+        if not late:
+            tell(lambda: item.entry(self._callee, self.number))
         with self._lock:
             self.done += 1
-        tell(lambda: item.entry(self._callee, self.number))
 
     def _ask(self, item: Asked) -> Any:
         """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
@@ -197,7 +231,7 @@ class Batch(dspy.Module):
                 self._ledger.reserve()  # before the call: a failed call may be billed too
             item.attempts += 1
             try:
-                with insisting(unread):
+                with fitting(), insisting(unread):
                     result = callee.module(**item.inputs, **callee.options)
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:

@@ -2,6 +2,7 @@
 
 RLMError                     base of ours
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
+│   └── UnknownPrice         the caller: the cost is limited, but not known
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
 ├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
@@ -27,7 +28,19 @@ class RLMError(Exception):
 
 
 class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it names what went wrong)
-    """A limit of the run does not allow this call; nothing was spent on it."""
+    """A limit of the run does not allow this call; nothing was spent on it.
+
+    Attributes:
+        limit: The field of `Limits`; empty if the run itself was stopped.
+    """
+
+    def __init__(self, message: str, limit: str = "") -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
+    """`Limits.max_cost` is set, but what a model costs is not known; give its price in `Limits.prices`."""
 
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +16,27 @@ from rlm_dspy.errors import LimitExceeded
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_WHOLE = {
+    "max_iters": 1,
+    "max_llm_calls": 0,
+    "max_output_chars": 100,
+    "max_concurrency": 1,
+    "max_depth": 0,
+}
+_WHOLE_OR_NONE = {"max_input_tokens": 1, "max_output_tokens": 1, "max_failures": 1, "max_context_tokens": 1_000}
+_POSITIVE_OR_NONE = ("max_cost", "max_seconds", "max_cell_seconds")
+_CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
+"""The limits on what model calls use, and the field of `Amount` that each bounds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one run may spend. A limit that is reached never throws away what was found; the run converges.
+    """What one run may spend, its children included. None means no limit.
+
+    A limit that is reached never throws away what was found; the run converges: what is left pays for one last
+    turn, and for reading the answer from the trajectory if there is no SUBMIT in it. `max_cost`,
+    `max_input_tokens` and `max_output_tokens` are never overspent: a request is made only if the most that it can
+    use still fits.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -31,18 +52,74 @@ class Limits:
     """Calls of one batch that are under way at once; at least 1."""
     max_depth: int = 1
     """How deep children may be nested: 1 allows children of the root, 0 none."""
+    max_input_tokens: int | None = None
+    """Tokens that all model calls together may read, the turns' own included."""
+    max_output_tokens: int | None = None
+    """Tokens that all model calls together may write."""
+    max_cost: float | None = None
+    """USD for all model calls together. Every model must have a price: one that is known, or one in `prices`."""
+    max_seconds: float | None = None
+    """Wall-clock seconds. When they are nearly over, code and sub-calls under way are interrupted."""
+    max_cell_seconds: float | None = None
+    """Wall-clock seconds of one turn's code, sub-calls included; None leaves it to the interpreter."""
+    max_failures: int | None = None
+    """Turns in a row that may fail: code that raised, no code, a refused SUBMIT, a dead interpreter."""
+    max_context_tokens: int | None = None
+    """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has."""
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    """USD per million tokens, read and written, by the LM's `model`; for models whose price is not known."""
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "max_iters": 1,
-            "max_llm_calls": 0,
-            "max_output_chars": 100,
-            "max_concurrency": 1,
-            "max_depth": 0,
-        }.items():
+        for name, least in {**_WHOLE, **_WHOLE_OR_NONE}.items():
             value = getattr(self, name)
+            if value is None and name in _WHOLE_OR_NONE:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        for name in _POSITIVE_OR_NONE:
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ValueError(f"{name} must be a number above 0, or None for no limit, not {value!r}.")
+        if not isinstance(self.prices, Mapping) or not all(map(_is_price, self.prices.values())):
+            raise ValueError(
+                "prices must give USD per million tokens, read and written, by model: "
+                f"prices={{'openai/gpt-5-mini': (0.25, 2.0)}}, not {self.prices!r}."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(n) and n >= 0 for n in value)  # noqa: PLR2004
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What model calls use, or may use at most."""
+
+    input_tokens: float = 0
+    output_tokens: float = 0
+    cost: float = 0.0
+    """USD."""
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost + other.cost,
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(
+            self.input_tokens - other.input_tokens,
+            self.output_tokens - other.output_tokens,
+            self.cost - other.cost,
+        )
+
+
+NOTHING = Amount()
 
 
 @dataclass
@@ -71,11 +148,21 @@ class Spent:
 
 @dataclass
 class Ledger:
-    """Counts what a run spends, across threads. Calls are reserved before they are made."""
+    """Counts what a run and its children spend, across threads.
+
+    What a request can use at most is held before it is made, and given back when what it used is entered. So the
+    limits on tokens and cost hold at every moment, however many requests are under way.
+    """
 
     limits: Limits
     started: float = field(default_factory=time.monotonic)
     _reserved: int = 0
+    _spent: Amount = NOTHING
+    _held: dict[str, Amount] = field(default_factory=dict)
+    _kept: dict[object, Amount] = field(default_factory=dict)
+    _closed: LimitExceeded | None = None
+    _spared: object = None
+    _told: dict[object, Callable[[], object]] = field(default_factory=dict)
     _by_role: dict[str, Spent] = field(default_factory=dict)
     _by_model: dict[str, Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -87,13 +174,30 @@ class Ledger:
             LimitExceeded: If fewer are left; nothing is taken then.
         """
         with self._lock:
+            self._check_open()
             left = self.limits.max_llm_calls - self._reserved
             if calls > left:
                 raise LimitExceeded(
                     f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
-                    "Go on with plain Python, or SUBMIT what you have."
+                    "Go on with plain Python, or SUBMIT what you have.",
+                    "max_llm_calls",
                 )
             self._reserved += calls
+        _ticket.set(_Ticket(self, calls))
+
+    def count(self) -> None:
+        """Take a call that is about to be made from those that were reserved here, or reserve one more.
+
+        Only where `reserve` was called before: the calls of a module that asks several times are all counted, the
+        run's own are not.
+
+        Raises:
+            LimitExceeded: If none is left.
+        """
+        ticket = _ticket.get()
+        if ticket is not None and ticket.ledger is self and not ticket.taken():
+            self.reserve()
+            self.count()
 
     @property
     def calls_left(self) -> int:
@@ -101,8 +205,139 @@ class Ledger:
         with self._lock:
             return self.limits.max_llm_calls - self._reserved
 
+    @property
+    def calls_made(self) -> int:
+        """Model calls that code has asked for."""
+        with self._lock:
+            return self._reserved
+
+    @property
+    def bounded(self) -> bool:
+        """Whether tokens or cost are limited."""
+        return any(getattr(self.limits, name) is not None for name in _CAPS)
+
+    def hold(self, key: str, most: Amount, *, keeper: object = None) -> None:
+        """Hold what a request can use at most, until it is settled under `key`.
+
+        Args:
+            key: Names the request.
+            most: What it can use at most.
+            keeper: Who may also use what was kept for it; others may not.
+
+        Raises:
+            LimitExceeded: If it does not fit what is left; nothing is held then.
+        """
+        with self._lock:
+            self._check_open(keeper)
+            left = self._left(keeper)
+            for name, unit in _CAPS.items():
+                wanted, there = getattr(most, unit), getattr(left, unit)
+                if getattr(self.limits, name) is not None and wanted > there:
+                    raise LimitExceeded(
+                        f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
+                        f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
+                        "Ask about smaller pieces, go on with plain Python, or SUBMIT what you have.",
+                        name,
+                    )
+            self._held[key] = most
+
+    def give_back(self, key: str) -> None:
+        """Give back what was held for a request that was not made."""
+        with self._lock:
+            self._held.pop(key, None)
+
+    def keep(self, keeper: object, amount: Amount) -> None:
+        """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
+        with self._lock:
+            self._kept[keeper] = amount
+
+    def release(self, keeper: object) -> None:
+        """Keep nothing more for a run that has ended."""
+        with self._lock:
+            self._kept.pop(keeper, None)
+
+    def left(self, keeper: object = None) -> Amount:
+        """Return what is left for requests: without what is held, and what is kept for others than `keeper`.
+
+        Of what is not limited, infinitely much is left.
+        """
+        with self._lock:
+            return self._left(keeper)
+
+    def _left(self, keeper: object) -> Amount:
+        gone = sum(self._held.values(), self._spent)
+        gone = sum((amount for key, amount in self._kept.items() if key is not keeper), gone)
+        caps = {unit: getattr(self.limits, name) for name, unit in _CAPS.items()}
+        left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
+        return Amount(**left)
+
+    def close(self, why: LimitExceeded, spared: object = None) -> None:
+        """Refuse all further requests, and tell whoever waits for one (see `told_of_closing`).
+
+        Args:
+            why: What the refused are told.
+            spared: The keeper whose own requests are not refused: the run that converges.
+        """
+        with self._lock:
+            self._closed, self._spared = why, spared
+            told = list(self._told.values())
+        for tell in told:
+            tell()
+
+    def reopen(self) -> None:
+        """Allow requests again."""
+        with self._lock:
+            self._closed = None
+
+    @property
+    def closed(self) -> LimitExceeded | None:
+        """Why requests are refused; None if they are not."""
+        with self._lock:
+            return self._closed
+
+    @contextlib.contextmanager
+    def told_of_closing(self, tell: Callable[[], object]) -> Iterator[None]:
+        """Have `tell` called, in whatever thread, if the ledger is closed in this scope, or is closed already."""
+        key = object()
+        with self._lock:
+            self._told[key] = tell
+            closed = self._closed is not None
+        try:
+            if closed:
+                tell()
+            yield
+        finally:
+            with self._lock:
+                del self._told[key]
+
+    def check_open(self, keeper: object = None) -> None:
+        """Raise if requests of this keeper are refused.
+
+        Raises:
+            LimitExceeded: With the reason.
+        """
+        with self._lock:
+            self._check_open(keeper)
+
+    def _check_open(self, keeper: object = None) -> None:
+        if self._closed is not None and (keeper is None or keeper is not self._spared):
+            raise LimitExceeded(str(self._closed), self._closed.limit)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the run began."""
+        return time.monotonic() - self.started
+
     def settle(
-        self, role: str, model: str, usage: dict[str, Any], cost: float | None, *, cached: bool, failed: bool
+        self,
+        role: str,
+        model: str,
+        usage: dict[str, Any],
+        cost: float | None,
+        *,
+        cached: bool,
+        failed: bool,
+        key: str | None = None,
     ) -> None:
         """Enter one finished model call.
 
@@ -113,23 +348,31 @@ class Ledger:
             cost: USD, or None if it is not known.
             cached: Whether DSPy's cache answered.
             failed: Whether the call raised.
+            key: Under which it was held, if it was.
         """
         tokens = tokens_of(usage)
         with self._lock:
-            for table, key in ((self._by_role, role), (self._by_model, model)):
-                spent = table.setdefault(key, Spent())
+            if key is not None:
+                self._held.pop(key, None)
+            self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
+            for table, name in ((self._by_role, role), (self._by_model, model)):
+                spent = table.setdefault(name, Spent())
                 spent.calls += 1
                 spent.cached_calls += cached
                 spent.failures += failed
                 spent.add(tokens, cost)
 
-    def usage(self) -> dict[str, Any]:
-        """Return what has been spent: totals, `seconds`, and the same by role and by model."""
+    def usage(self, limit: str | None = None) -> dict[str, Any]:
+        """Return what has been spent: totals, `seconds`, and the same by role and by model.
+
+        Args:
+            limit: The limit because of which the run converged, if one did.
+        """
         with self._lock:
             by_role = {role: vars(spent).copy() for role, spent in self._by_role.items()}
             by_model = {model: vars(spent).copy() for model, spent in self._by_model.items()}
-        seconds = time.monotonic() - self.started
-        return {**_sum(by_role.values()), "seconds": seconds, "by_role": by_role, "by_model": by_model}
+        totals = _sum(by_role.values())
+        return {**totals, "seconds": self.seconds, "limit": limit, "by_role": by_role, "by_model": by_model}
 
     def totals(self) -> dict[str, Any]:
         """Return what has been spent in all, by the fields of `Spent`."""
@@ -140,6 +383,28 @@ class Ledger:
         """Return what has been spent since `totals` returned `before`."""
         now = self.totals()
         return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
+
+
+class _Ticket:
+    """The calls that were reserved in a context, and copies of it."""
+
+    def __init__(self, ledger: Ledger, calls: int) -> None:
+        self.ledger = ledger
+        self._calls = calls
+        self._lock = threading.Lock()
+
+    def taken(self) -> bool:
+        """Take one, if there is one."""
+        with self._lock:
+            self._calls -= 1
+            return self._calls >= 0
+
+
+_ticket: ContextVar[_Ticket | None] = ContextVar("_ticket", default=None)
+
+
+def _written(name: str, value: float) -> str:
+    return f"${value:.4f}" if name == "max_cost" else f"{value:,.0f} tokens"
 
 
 def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:

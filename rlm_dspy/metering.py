@@ -1,8 +1,9 @@
-"""Enters every model call that is made under a role into the run's ledger."""
+"""Enters every model call of a role into the run's ledger, and refuses what the limits do not allow."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -10,47 +11,122 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
-from rlm_dspy.limits import tokens_of
+from rlm_dspy.errors import LimitExceeded, UnknownPrice
+from rlm_dspy.limits import Amount, Spent, tokens_of
+from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.limits import Ledger
+    from rlm_dspy.limits import Ledger, Limits
+    from rlm_dspy.lms import Price
 
 _HISTORY_ENTRIES_SEARCHED = 256
-_usage_of_this_call: ContextVar[dict[str, Any] | None] = ContextVar("_usage_of_this_call", default=None)
+_LONGEST_REPLY_UNKNOWN = 32_768
+_SHORTEST_REPLY_TOKENS = 64
+"""A request is not made with less room for its reply."""
+_ALONE = 2
+"""A reply that alone is under way may take one part in so many of what is left."""
+_usage_of_this_call: ContextVar[list[dict[str, Any]] | None] = ContextVar("_usage_of_this_call", default=None)
+
+
+class Refused(BaseException):
+    """Stops a model call from inside a callback of DSPy, which swallows every `Exception` there.
+
+    It never leaves `metered`, which raises the `LimitExceeded` that it holds.
+    """
+
+    def __init__(self, ledger: Ledger, call_id: str, why: LimitExceeded) -> None:
+        super().__init__(str(why))
+        self.ledger = ledger
+        self.call_id = call_id
+        self.why = why
 
 
 class Meter(BaseCallback):
-    """Listens to LM calls. Tokens come from DSPy's usage tracking, the price from the LM's history."""
+    """Listens to the LM calls of one scope. What a call can use at most is held before it is made.
 
-    def __init__(self, ledger: Ledger, role: str) -> None:
+    Tokens come from DSPy's usage tracking. The price comes from the LM's history; where that has none, from the
+    price that is known or given.
+
+    Args:
+        ledger: Where the calls are entered.
+        role: Under what.
+        keeper: Whose last turn this is, or None; see `Ledger.hold`.
+    """
+
+    def __init__(self, ledger: Ledger, role: str, keeper: object = None) -> None:
         self.ledger = ledger
         self.role = role
+        self.keeper = keeper
+        self.read_at_most = 0
+        """Tokens that the last request had at most; 0 where nothing limits them."""
+        self.used: dict[str, int] | None = None
+        """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
         self._lms: dict[str, Any] = {}
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Remember which LM was called."""
+        """Hold what the call can use at most.
+
+        Raises:
+            Refused: If the limits do not allow it.
+        """
         _usage_of_this_call.set(None)
+        try:
+            self.ledger.check_open(self.keeper)
+            if self.ledger.bounded:
+                self.ledger.hold(call_id, self._most(instance, inputs), keeper=self.keeper)
+            self.ledger.count()
+        except LimitExceeded as error:
+            self.ledger.give_back(call_id)
+            raise Refused(self.ledger, call_id, error) from None
         self._lms[call_id] = instance
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Enter the call."""
         lm = self._lms.pop(call_id)
-        usage = _usage_of_this_call.get()
-        entry = _history_entry(lm, outputs)
+        parts = _usage_of_this_call.get()
+        usage = _added(parts) if parts else {}
+        self.used = tokens_of(usage) if usage else None
         self.ledger.settle(
             self.role,
             lm.model,
-            usage or {},
-            entry.get("cost") if usage else None,
-            cached=usage is None and exception is None,
+            usage,
+            self._cost(lm, outputs, usage),
+            cached=parts is None and exception is None,
             failed=exception is not None,
+            key=call_id,
         )
+
+    def forget(self, call_id: str) -> None:
+        """Give back what is held for a call that another ledger refused."""
+        if self._lms.pop(call_id, None) is not None:
+            self.ledger.give_back(call_id)
+
+    def _most(self, lm: Any, inputs: dict[str, Any]) -> Amount:
+        options = {**lm.kwargs, **(inputs.get("kwargs") or {})}
+        read = self.read_at_most = tokens_at_most(inputs.get("prompt"), inputs.get("messages"))
+        told = next((options[name] for name in REPLY_LIMITS if options.get(name)), None)
+        written = told or longest_reply(lm) or _LONGEST_REPLY_UNKNOWN
+        times = options.get("n") or 1
+        price = check_price(lm, self.ledger.limits)
+        cost = price.at_most(read, written) if price is not None else 0.0
+        return Amount(read * times, written * times, cost * times)
+
+    def _cost(self, lm: Any, outputs: Any, usage: dict[str, int]) -> float | None:
+        if not usage:
+            return None
+        reported: float | None = _history_entry(lm, outputs).get("cost")
+        if reported is not None:
+            return reported
+        price = price_of(lm, self.ledger.limits.prices)
+        spent = Spent()
+        spent.add(tokens_of(usage), None)
+        return price.of(vars(spent)) if price is not None else None
 
 
 class _Tracker(UsageTracker):
-    """Hands each call's usage to the meter in the same context, and to the tracker of the caller."""
+    """Hands each call's usage to the meters in the same context, and to the tracker of the caller."""
 
     def __init__(self, ledger: Ledger, parent: UsageTracker | None) -> None:
         super().__init__()
@@ -59,9 +135,12 @@ class _Tracker(UsageTracker):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """Note the usage of the call that has just ended."""
-        _usage_of_this_call.set(self._flatten_usage_entry(usage_entry))
-        if self.parent is not None:
-            self.parent.add_usage(lm, usage_entry)
+        _usage_of_this_call.set([*(_usage_of_this_call.get() or []), self._flatten_usage_entry(usage_entry)])
+        callers = self.parent
+        while isinstance(callers, _Tracker):  # of another ledger, whose meter looks at the same place
+            callers = callers.parent
+        if callers is not None:
+            callers.add_usage(lm, usage_entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tracker:
         """Stay the same object: `dspy.Parallel` copies trackers for its threads and drops the copies."""
@@ -69,18 +148,128 @@ class _Tracker(UsageTracker):
 
 
 @contextlib.contextmanager
-def metered(ledger: Ledger, role: str) -> Iterator[None]:
-    """Enter every model call made inside this scope into `ledger` under `role`.
+def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Meter]:
+    """Enter every model call made inside this scope into `ledger` under `role`, and refuse what it does not allow.
 
     The caller's own usage tracking and callbacks go on as they were. A scope inside another of the same
     ledger takes its place: no call is entered twice.
+
+    Args:
+        ledger: Where calls are entered.
+        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
+        keeper: For whose last turn this is; see `Ledger.hold`.
+
+    Raises:
+        LimitExceeded: If the limits do not allow a call.
     """
+    meter = Meter(ledger, role, keeper)
     parent = dspy.settings.usage_tracker
     if isinstance(parent, _Tracker) and parent.ledger is ledger:
         parent = parent.parent
     others = [c for c in dspy.settings.callbacks if not (isinstance(c, Meter) and c.ledger is ledger)]
-    with dspy.context(callbacks=[Meter(ledger, role), *others], usage_tracker=_Tracker(ledger, parent)):
-        yield
+    token = _narrowest.set(meter if ledger.bounded else _narrowest.get())
+    try:
+        with dspy.context(callbacks=[meter, *others], usage_tracker=_Tracker(ledger, parent)):
+            yield meter
+    except Refused as refused:
+        meter.forget(refused.call_id)
+        if refused.ledger is not ledger:
+            raise
+        raise refused.why from None
+    finally:
+        _narrowest.reset(token)
+
+
+@contextlib.contextmanager
+def fitting(input_tokens: float | None = None) -> Iterator[None]:
+    """Ask for replies that are short enough for what the present `metered` scope may spend, in one request.
+
+    Where the limits leave less than the LM's longest reply could take, the LM in force gives way to a copy with
+    lower `max_tokens` that shares its history. A request that the limits do not allow at all is refused here.
+
+    Args:
+        input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
+            the reply may then take half of what is left beyond them, else a fair part of it.
+
+    Raises:
+        LimitExceeded: If the limits do not allow a call.
+    """
+    token = _known_tokens.set(input_tokens)
+    own = dspy.settings.lm
+    shorter = _fitted(own)
+    try:
+        with contextlib.nullcontext() if shorter is own else dspy.context(lm=shorter):
+            yield
+    except Refused as refused:
+        for callback in dspy.settings.callbacks:
+            if isinstance(callback, Meter):
+                callback.forget(refused.call_id)
+        raise refused.why from None
+    finally:
+        _known_tokens.reset(token)
+
+
+def with_fitted_lm(predictor: dspy.Predict, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a predictor's call with its own LM, or one that is passed along, fitted likewise."""
+    own = inputs.get("lm") or predictor.lm
+    return inputs if own is None else {**inputs, "lm": _fitted(own)}
+
+
+def _fitted(lm: Any) -> Any:
+    meter = _narrowest.get()
+    if meter is None or not isinstance(lm, dspy.BaseLM):
+        return lm
+    read = _known_tokens.get()
+    left = meter.ledger.left(meter.keeper)
+    most = left.output_tokens
+    price = price_of(lm, meter.ledger.limits.prices)
+    if price is not None and price.most_written > 0:
+        most = min(most, (left.cost - (read or 0) * price.most_read) / price.most_written)
+    if math.isinf(most):
+        return lm
+    most /= meter.ledger.limits.max_concurrency if read is None else _ALONE
+    room = max(_SHORTEST_REPLY_TOKENS, _power_of_two_below(most))
+    usual = longest_reply(lm)
+    if usual is not None and usual <= room:
+        return lm
+    name = next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1])
+    shorter = lm.copy(**{name: room})
+    shorter.history = lm.history  # where the caller looks for it
+    return shorter
+
+
+_narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
+"""The innermost scope whose ledger limits tokens or cost."""
+_known_tokens: ContextVar[float | None] = ContextVar("_known_tokens", default=None)
+
+
+def check_price(lm: Any, limits: Limits) -> Price | None:
+    """Return the price of an LM; None if it is not known, nor needed.
+
+    Raises:
+        UnknownPrice: If the cost is limited and the price is not known.
+    """
+    price = price_of(lm, limits.prices)
+    if price is None and limits.max_cost is not None:
+        raise UnknownPrice(
+            f"max_cost is set, but the price of {lm.model!r} is not known. Give it in USD per million tokens read "
+            f"and written, e.g. Limits(max_cost=1.0, prices={{{lm.model!r}: (0.25, 2.0)}}).",
+            "max_cost",
+        )
+    return price
+
+
+def _power_of_two_below(number: float) -> int:
+    """Return a round number, so that the requests of like runs are alike, and found in DSPy's cache."""
+    return 1 << (int(number).bit_length() - 1) if number >= 1 else 0
+
+
+def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    tracker = UsageTracker()
+    for part in parts:
+        tracker.add_usage("", part)
+    total: dict[str, Any] = tracker.get_total_tokens().get("", {})
+    return total
 
 
 def reported(lm: Any, outputs: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import dspy
 from dspy.clients.backend_selection import select_backend
-from dspy.clients.model_metadata import model_info
 
 from rlm_dspy.errors import RLMError
 from rlm_dspy.limits import Limits
+from rlm_dspy.lms import context_window
 
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
@@ -78,7 +78,7 @@ def choose_model(model: str | None = None, *, announce: Any = print_to_stderr) -
     return lm
 
 
-def limits_for(lm: Any, **given: int | None) -> Limits:
+def limits_for(lm: Any, **given: float | None) -> Limits:
     """Return limits that suit the window of an LM; the usual ones if it is large or not known.
 
     In a small window the outputs of all turns together may fill half of it.
@@ -87,7 +87,7 @@ def limits_for(lm: Any, **given: int | None) -> Limits:
         lm: Any DSPy LM.
         given: Fields of `Limits` that are decided already; None leaves one open.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
     if str(getattr(lm, "model", "")).startswith(f"{EMBEDDED}/"):
         usual = replace(usual, max_llm_calls=0)  # measured: naming sub-calls to so small a model leads it astray
@@ -96,16 +96,6 @@ def limits_for(lm: Any, **given: int | None) -> Limits:
     turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))
     chars = max(300, min(usual.max_output_chars, window * _CHARS_PER_TOKEN // 2 // turns))
     return replace(usual, **{"max_iters": turns, "max_output_chars": chars, **chosen})
-
-
-def context_window(lm: Any) -> int | None:
-    """Return how many tokens an LM can read; None if that is not known."""
-    own: int | None = getattr(lm, "context_window", None)
-    if own is not None:
-        return own
-    provider, _, name = str(getattr(lm, "model", "")).rpartition("/")
-    known: int | None = model_info(provider or "openai", name).get("max_input_tokens")
-    return known
 
 
 def _named(model: str) -> dspy.LM:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -15,25 +16,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_STOP_SECONDS = 3.0
+"""How long a cancelled run waits for its code to stop."""
+_LOOK_SECONDS = 0.01
+
 
 class Port(Protocol):
     """What the loop may wait for."""
 
-    async def predict(self, module: dspy.Module, **inputs: Any) -> Any:
-        """Call a DSPy module."""
+    async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
+        """Call a DSPy module, for at most so many seconds where a call can be cut short."""
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that may take long: the model's code, starting and closing an interpreter."""
+    async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
+        """Call a function that may take long: the model's code, starting and closing an interpreter.
+
+        `stop` makes it return early; it is called, from another thread, if nobody waits for it any more.
+        """
 
 
 class Blocking:
     """Calls straight through. A coroutine over this port never waits, so `drive` runs it to its end."""
 
-    async def predict(self, module: dspy.Module, **inputs: Any) -> Any:
-        """Call a DSPy module."""
+    async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
+        """Call a DSPy module. It cannot be cut short: the LM's own `timeout` bounds it."""
         return module(**inputs)
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+    async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""
         return function(*args)
 
@@ -45,14 +53,19 @@ class Awaiting:
     this process) must not keep the program from exiting.
     """
 
-    async def predict(self, module: dspy.Module, **inputs: Any) -> Any:
-        """Await a DSPy module."""
-        return await module.acall(**inputs)
+    async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
+        """Await a DSPy module.
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        Raises:
+            TimeoutError: If it took longer; it was cancelled.
+        """
+        return await asyncio.wait_for(module.acall(**inputs), seconds)
+
+    async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Run a function in a thread and await its result.
 
-        If the awaiting task is cancelled, the function goes on; its result is dropped.
+        If the awaiting task is cancelled, the function is stopped and waited for; but not for long, if it does not
+        stop: its result is dropped then.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -74,8 +87,26 @@ class Awaiting:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits any more
                 loop.call_soon_threadsafe(unless_done)
 
-        threading.Thread(target=work, name="rlm-execution", daemon=True).start()
-        return await future
+        thread = threading.Thread(target=work, name="rlm-execution", daemon=True)
+        thread.start()
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if stop is not None:
+                threading.Thread(target=context.copy().run, args=(stop,), name="rlm-stop", daemon=True).start()
+            await _ended(thread, _STOP_SECONDS)
+            future.cancel()
+            if future.done() and not future.cancelled():
+                future.exception()  # it is looked at, so that asyncio does not warn of it
+            raise
+
+
+async def _ended(thread: threading.Thread, seconds: float) -> None:
+    """Wait until a thread has ended, but no longer than that, and also if one is cancelled again meanwhile."""
+    until = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < until:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -33,6 +33,7 @@ _LABELS: dict[StepKind, tuple[str, str]] = {
     "no_code": ("no code", "yellow"),
     "interpreter_lost": ("lost", "red"),
     "killed": ("killed", "red"),
+    "folded": ("folded", "dim"),
 }
 """How each kind of output is marked on a terminal: a word and a style."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,9 @@ class Repl:
         self._signature = signature
         self._interpreter: dspy.CodeInterpreter | None = None
         self._closed = False
+        self._running = False
+        self._lock = threading.Lock()
+        self._kept: dict[str, Any] = {}
 
     def open(self) -> None:
         """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
@@ -85,9 +90,41 @@ class Repl:
             interpreter.start()
             for code, variables in _furnishing(interpreter, self._inputs, self._known):
                 interpreter.execute(code, variables=variables)
+            if self._kept:
+                interpreter.execute(f"{SETUP}pass", variables=self._kept)
         finally:
             if self._closed:  # a cancelled run closes while another thread still opens
                 interpreter.shutdown()
+
+    def interrupt(self) -> None:
+        """Stop the running cell, from any thread: it ends in an error. Without one nothing happens.
+
+        An interpreter that cannot stop a cell is shut down; a fresh one takes its place.
+        """
+        if not self._running:
+            return
+        stop = getattr(self._interpreter, "interrupt", None)  # not in DSPy's protocol
+        if callable(stop):
+            stop()
+        else:
+            with contextlib.suppress(Exception):  # its other thread may be writing to the worker that is shut down
+                self._shut_down()
+
+    def keep(self, name: str, value: Any) -> str:
+        """Bind a variable now, and in an interpreter that takes the place of this one; return its name.
+
+        It is another name if an input or a function has that one.
+        """
+        while name in self._inputs or name in self._tools:
+            name += "_"
+        self._kept[name] = value
+        assert self._interpreter is not None, "open() comes first"
+        self._interpreter.execute(f"{SETUP}pass", variables={name: value})
+        return name
+
+    def give_up(self) -> None:
+        """Let nothing take the place of the interpreter if it dies."""
+        self._closed = True
 
     def close(self) -> None:
         """Shut the interpreter down for good: none takes its place any more."""
@@ -95,9 +132,10 @@ class Repl:
         self._shut_down()
 
     def _shut_down(self) -> None:
-        if self._interpreter is not None:
-            self._interpreter.shutdown()
-            self._interpreter = None
+        with self._lock:
+            interpreter, self._interpreter = self._interpreter, None
+        if interpreter is not None:
+            interpreter.shutdown()
 
     def execute(self, code: str) -> Outcome:
         """Run a block of the model's code.
@@ -109,6 +147,7 @@ class Repl:
             dspy.CodeInterpreterError: If the interpreter died and no other can be started.
         """
         assert self._interpreter is not None, "open() comes first"
+        self._running = True
         try:
             result = self._interpreter.execute(code, variables={})
         except SyntaxError as error:
@@ -118,6 +157,8 @@ class Repl:
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:
             return self._replace(error)
+        finally:
+            self._running = False
         if isinstance(result, dspy.FinalOutput):
             printed = result.printed if isinstance(result, Submission) else ""
             return Outcome("submitted", printed, result.output)

@@ -92,7 +92,7 @@ def replay(
         ValueError: If the record's signature cannot be read, or a tool has a name that is taken.
         dspy.CodeInterpreterError: If no interpreter can be started.
     """
-    steps = [step for step in record.trajectory if step.kind != "killed"]
+    steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
     run = _ReplayedRun(_module(record, list(tools)), inputs, interpreter_factory)
     run.subcalls.keep([call for step in steps for call in step.calls])
     run.repl.open()

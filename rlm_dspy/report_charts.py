@@ -23,6 +23,7 @@ MARKS: dict[StepKind, tuple[str, str]] = {
     "no_code": ("no code", "warn"),
     "interpreter_lost": ("lost", "bad"),
     "killed": ("killed", "bad"),
+    "folded": ("folded", ""),
 }
 """How each kind of turn is marked: a word and a class."""
 

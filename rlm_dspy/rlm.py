@@ -22,8 +22,9 @@ from rlm_dspy.arguments import (
     normalize_tools,
 )
 from rlm_dspy.callee import Query, calling
-from rlm_dspy.errors import carry
-from rlm_dspy.metering import metered
+from rlm_dspy.errors import LimitExceeded, carry
+from rlm_dspy.fold import KEPT_TURNS, fold, fold_if_long
+from rlm_dspy.metering import fitting, metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
 from rlm_dspy.subs import make_subs
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.limits import Limits
+    from rlm_dspy.trajectory import Step
 
 _logger = logging.getLogger("dspy.rlm_dspy")
 
@@ -96,7 +98,11 @@ class RLM(dspy.Module):
         cache: SubCallCache | bool = True,
     ) -> None:
         super().__init__()
-        short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
+        short: dict[str, Any] = {
+            "max_iters": max_iters,
+            "max_llm_calls": max_llm_calls,
+            "max_output_chars": max_output_chars,
+        }
         self.signature = check_signature(signature)
         self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
         self.verbose = verbose
@@ -144,12 +150,14 @@ class RLM(dspy.Module):
             await port.run(run.repl.open)
             return await self._converse(port, run)
         except BaseException as error:
+            run.end()
             carry(error, run.as_dicts(), run.usage())
             raise
         finally:
             calling.reset(token)
             if outer:
                 outer.steps, outer.stop = [*outer.steps, *run.steps], run.stop
+            run.budget.close()
             await port.run(run.repl.close)
 
     def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
@@ -171,17 +179,34 @@ class RLM(dspy.Module):
         return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
+        is_last = False
         try:
-            for number in range(1, run.limits.max_iters + 1):
-                turn = Turn(self.act, run, verbose=self.verbose)
-                step = await port.predict(turn, number=number)
+            while not is_last:
+                is_last = run.budget.limit is not None
+                step = await self._take_turn(port, run)
                 run.add(step)
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
+        except LimitExceeded as error:
+            run.budget.limit = run.budget.limit or error.limit
         except dspy.ContextWindowExceededError:
             if not run.steps:
                 raise
         return await self._extract(port, run)
+
+    async def _take_turn(self, port: Port, run: Run) -> Step:
+        """Take a turn; a conversation that is too long for the model is folded, more and more."""
+        await fold_if_long(port, run)
+        for keep in (KEPT_TURNS, 1, 0, None):
+            try:
+                turn = Turn(self.act, run, verbose=self.verbose)
+                step: Step = await port.predict(turn, number=run.budget.turns + 1)
+            except dspy.ContextWindowExceededError:
+                if keep is None or not await fold(port, run, keep):
+                    raise
+            else:
+                break
+        return step
 
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
         """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
@@ -191,12 +216,16 @@ class RLM(dspy.Module):
         values: dict[str, Any] = {}
         problems = [""]
         try:
-            with metered(run.ledger, "extract"), dspy.context(trace=None):
-                found = await port.predict(
-                    dspy.Predict(extract_signature(self.signature)), repl_session=run.transcript()
-                )
+            with (
+                metered(run.ledger, run.role("extract"), keeper=run.budget),
+                fitting(run.budget.extraction_tokens),
+                dspy.context(trace=None),
+                run.budget.in_time(),
+            ):
+                extract = dspy.Predict(extract_signature(self.signature))
+                found = await port.predict(extract, run.budget.seconds_left(), repl_session=run.transcript())
             values, problems = read_answer(self.signature, found.toDict())
-        except (dspy.AdapterParseError, dspy.ContextWindowExceededError) as error:
+        except (dspy.AdapterParseError, dspy.ContextWindowExceededError, LimitExceeded) as error:
             _logger.warning("RLM: no answer could be read from the trajectory: %s", str(error)[:200])
         if problems:
             return run.finish("unanswered", values, "No SUBMIT, and no answer in the trajectory.")

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.alarm import Alarm
 from rlm_dspy.arguments import check_inputs, host_function
+from rlm_dspy.budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.callees import Callees, for_repl
 from rlm_dspy.children import Guard
 from rlm_dspy.coverage import watch_over
 from rlm_dspy.environment import write_calls, write_environment
+from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.interpreters import resolve_factory
 from rlm_dspy.limits import Ledger
+from rlm_dspy.lms import tokens_at_most
+from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.repl import Repl
 from rlm_dspy.subcalls import SubCalls, Tree
 from rlm_dspy.trajectory import Trajectory, clip
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rlm_dspy.rlm import RLM
     from rlm_dspy.trajectory import Step
 
-_TRANSCRIPT_CHARS = 12_000
+HISTORY = "history"
+"""The variable that holds the turns once the conversation was folded."""
+CHARS_PER_TOKEN = 3
+_MOMENT_SECONDS = 0.3
+"""Between the end of the sub-calls and that of the code."""
 
 
 class Run:
@@ -57,6 +70,8 @@ class Run:
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
         self.stop = ""
+        self.stopped: LimitExceeded | None = None
+        """Why the code of this turn was stopped, if it was."""
         inputs = check_inputs(rlm.signature, inputs)
         self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
@@ -71,14 +86,91 @@ class Run:
         runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
         calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
         self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
+        self._act = rlm.act
+        self.lm = rlm.act.lm or dspy.settings.lm
+        self.context_used = (0, 0)
+        """The tokens that the last turn's messages had, as reported, and the steps that were among them."""
+        first = tokens_at_most(None, self._messages()) if self.ledger.bounded else 0
+        self.budget = Budget(self.ledger, rlm.limits, self.lm, first, child=self.depth > 0)
+        if rlm.sub_lm is not None:
+            check_price(rlm.sub_lm, rlm.limits)
+        if self.budget.limit:  # the first turn is the last, and must be told so
+            once = replace(rlm.limits, max_iters=1)
+            self.environment = write_environment(rlm.signature, inputs, rlm.tools, once, runtime, calls)
 
-    def usage(self) -> dict[str, Any]:
-        """Return what the tree has spent so far, as `Prediction.usage` holds it."""
-        return {**self.ledger.usage(), **self.tree.usage()}
+    def context_tokens(self) -> float:
+        """Return about how many tokens the next turn's messages have, from those that were reported last."""
+        reported, steps = self.context_used
+        known = steps if reported else 0
+        new = self.trajectory.steps[known:]
+        chars = sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in new)
+        first = 0 if reported else sum(len(message["content"]) for message in self._messages())
+        return reported + (chars + first) / CHARS_PER_TOKEN
+
+    def _messages(self) -> list[dict[str, str]]:
+        return self._act.messages(self.environment, Trajectory())
+
+    def keep_history(self) -> str:
+        """Put the turns so far into the REPL as a list of dicts; return the name of the variable."""
+        turns = [step for step in self.steps if step.kind != "folded"]
+        entries = [
+            {"turn": number, "reasoning": step.reasoning, "code": step.code, "output": step.output}
+            for number, step in enumerate(turns, 1)
+        ]
+        return self.repl.keep(HISTORY, entries)
+
+    def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
+        """Put an account in the place of all turns but those that are kept; `steps` has all of them."""
+        self.steps.append(account)
+        self.trajectory = Trajectory(steps=(account, *kept))
+        self.context_used = (0, 0)
+        if self.ledger.bounded:
+            self.budget.next_tokens = tokens_at_most(None, self._act.messages(self.environment, self.trajectory))
 
     def role(self, name: str) -> str:
         """Return the name under which model calls of this run are entered into the ledger."""
         return f"child.{name}" if self.depth else name
+
+    def usage(self) -> dict[str, Any]:
+        """Return what the tree has spent so far, as `Prediction.usage` holds it."""
+        return {**self.ledger.usage(self.budget.limit), **self.tree.usage()}
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[Callable[[], None]]:
+        """Stop the code that runs in this scope when its time is over, or when what this gives is called.
+
+        First nothing more is asked and sub-calls under way count as failed, so that the code can keep what it has;
+        a moment later the code itself is interrupted. A child's code is also stopped with that of its parent.
+        """
+        ledger, budget = self.ledger, self.budget
+
+        self.stopped = None
+
+        def warn() -> None:
+            self.stopped = budget.out_of_time()
+            if not budget.child:
+                ledger.close(self.stopped, budget)
+
+        def stop() -> None:
+            self.end()
+            self.repl.give_up()
+            alarm.ring()
+
+        alarm = Alarm(
+            budget.seconds_for_code(),
+            warn,
+            self.repl.interrupt,
+            moment=min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1),
+        )
+        with alarm, ledger.told_of_closing(alarm.ring) if budget.child else contextlib.nullcontext():
+            yield stop
+        if alarm.rang and not budget.child and budget.seconds_for_reply() != 0.0:
+            ledger.reopen()
+
+    def end(self) -> None:
+        """Ask nothing more."""
+        if not self.budget.child:
+            self.ledger.close(LimitExceeded("The run has ended."))
 
     def add(self, step: Step) -> None:
         """Keep the step of a turn that has ended."""
@@ -96,7 +188,7 @@ class Run:
 
     def transcript(self) -> str:
         """Return the session as text: the environment, and each step shortened so that all of them fit."""
-        share = max(200, _TRANSCRIPT_CHARS // max(1, len(self.trajectory)))
+        share = max(200, TRANSCRIPT_CHARS // max(1, len(self.trajectory)))
         steps = (clip(f"{s.reasoning}\n>>> {s.code}\n{s.output}", share) for s in self.trajectory.steps)
         return "\n\n".join([self.environment, *steps])
 

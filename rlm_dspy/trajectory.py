@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "killed"]
+StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed"]
 """How a turn ended.
 
 - `output`: the code ran.
@@ -16,6 +16,7 @@ StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interp
 - `no_code`: the reply held no code, or no reply could be read.
 - `interpreter_lost`: the interpreter died; a fresh one took its place.
 - `killed`: the process was gone before the turn had ended. Only a run that was read from a log has such a step.
+- `folded`: no turn, but the account that took the place of those before it in what the model is shown.
 """
 
 

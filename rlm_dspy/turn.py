@@ -11,7 +11,7 @@ from dspy.utils.callback import BaseCallback
 
 from rlm_dspy.adapter import ReplAdapter
 from rlm_dspy.answers import read_answer
-from rlm_dspy.metering import metered
+from rlm_dspy.metering import fitting, metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, clip
@@ -19,7 +19,6 @@ from rlm_dspy.trajectory import Step, clip
 if TYPE_CHECKING:
     from rlm_dspy.run import Run
 
-_TURNS_COUNTED_DOWN = 3
 _logger = logging.getLogger("dspy.rlm_dspy")  # under DSPy's logger, whose handler makes INFO visible
 
 
@@ -53,42 +52,64 @@ class Turn(dspy.Module):
         started, run = time.monotonic(), self._run
         before = run.ledger.totals()
         reasoning, code = await self._write(port)
-        step = await port.run(self._execute, reasoning, code) if code else no_code(reasoning, run.submit_call)
+        step = await self._run_code(port, reasoning, code) if code else no_code(reasoning, run.submit_call)
         output = clip(_sendable(step.output), run.limits.max_output_chars)
-        return step.model_copy(
-            update={
-                "output": output,
-                "notice": notice(run.limits.max_iters - number),
-                "seconds": time.monotonic() - started,
-                "spent": run.ledger.since(before),
-                "started": started - run.ledger.started,
-                "read": run.watch.read(code),
-                # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
-                "shown": () if step.kind == "submitted" else run.watch.shown(output),
-            }
-        )
+        told = {
+            "output": output,
+            "seconds": time.monotonic() - started,
+            "spent": run.ledger.since(before),
+            "started": started - run.ledger.started,
+            "read": run.watch.read(code),
+            # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
+            "shown": () if step.kind == "submitted" else run.watch.shown(output),
+        }
+        return run.budget.ended(step.model_copy(update=told))
 
     async def _write(self, port: Port) -> tuple[str, str]:
         """Return reasoning and code of the model's reply; of one that cannot be read, what there was of it."""
-        run = self._run
+        run, started, budget = self._run, time.monotonic(), self._run.budget
+        meter = None
         try:
             if run.depth:  # a root's turns are limited by their number; a child's come out of the sub-calls
                 run.ledger.reserve()
-            with metered(run.ledger, run.role("act")):
-                action = await port.predict(self._act, environment=run.environment, trajectory=run.trajectory)
+            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper)
+            with scope as meter, fitting(budget.next_tokens), budget.in_time():
+                action = await port.predict(
+                    self._act,
+                    budget.seconds_for_reply(),
+                    environment=run.environment,
+                    trajectory=run.trajectory,
+                )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
             return "" if empty else _sendable(error.lm_response), ""
+        finally:
+            if meter is not None:
+                budget.replied(meter.read_at_most, time.monotonic() - started)
+                run.context_used = (meter.used["input_tokens"] if meter.used else 0, len(run.trajectory))
         code = action.code or ""
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
         return _sendable(action.reasoning or ""), _sendable(code)
 
+    async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
+        """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
+        run = self._run
+        try:
+            with run.stopping() as stop:
+                return await port.run(self._execute, reasoning, code, stop=stop)
+        except BaseException as error:
+            why = "The run was cut short while this code ran" + (f": {error}" if str(error) else ".")
+            calls = run.subcalls.taken()
+            run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", calls=calls))
+            raise
+
     def _execute(self, reasoning: str, code: str) -> Step:
         self._run.subcalls.begin()
         outcome = self._run.repl.execute(code)
+        output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
         calls = self._run.subcalls.taken()
-        step = Step(reasoning=reasoning, code=code, output=outcome.output, kind=outcome.kind, calls=calls)
+        step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, calls=calls)
         if outcome.kind != "submitted":
             return (
                 step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
@@ -125,12 +146,3 @@ def no_code(reply: str, submit_call: str) -> Step:
         problem = "No code was found in your reply." if reply else "Your reply was empty."
     text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
     return Step(reasoning=reply, output=text, kind="no_code")
-
-
-def notice(turns_left: int) -> str:
-    """Return what the model is told of the turns it has left; empty while there are many."""
-    if turns_left == 1:
-        return "This is the last turn. Call SUBMIT now with the best answer you have."
-    if 1 < turns_left <= _TURNS_COUNTED_DOWN:
-        return f"{turns_left} turns are left."
-    return ""

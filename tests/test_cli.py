@@ -374,7 +374,7 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
     assert err.endswith("Interrupted. The run is in interrupted.rlm.json.\n")
     assert "Traceback" not in err
     record = Record.load("interrupted.rlm.json")
-    assert (record.stop, [step.output for step in record.trajectory]) == ("interrupted", ["18"])
+    assert (record.stop, record.trajectory[0].output) == ("interrupted", "18")
     assert record.usage["output_tokens"] > 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -486,6 +486,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_log_torn_anywhere_can_be_read(data: st.DataObject, written: bytes, tmp_path_factory: Any) -> None:
     """Cut at any byte behind the first line, and with any bytes behind the cut."""

@@ -25,17 +25,17 @@ FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["pack
 
 FLOORS = [
     {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction"},
-    {"limits", "trajectory", "inputs", "replies", "embedded_server", "listening"},
+    {"alarm", "limits", "lms", "trajectory", "inputs", "replies", "embedded_server", "listening"},
     {"cache"},
     {
-        *("metering", "port", "adapter", "answers", "arguments", "environment", "testing"),
+        *("metering", "port", "answers", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
-    {"crossing", "subs", "repl", "coverage"},
+    {"crossing", "subs", "repl", "coverage", "adapter", "budget"},
     {"callee", "adhoc", "children"},
     {"calls"},
     {"subcalls", "callees"},
-    {"run", "turn"},
+    {"run", "turn", "fold"},
     {"rlm"},
     {"models", "tracing", "optimize", "policies", "progress", "record", "task", "interpreter_names"},
     {"events", "event_reader", "rlms_log", "replay"},

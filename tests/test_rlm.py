@@ -410,11 +410,12 @@ def test_an_error_of_the_lm_carries_the_trajectory(play: Play) -> None:
 
 
 def test_an_interrupt_carries_the_trajectory_and_closes_the_interpreter(play: Play) -> None:
-    """Ctrl-C loses neither the steps nor the interpreter."""
+    """Ctrl-C loses neither the steps, the one that it cut short included, nor the interpreter."""
     repl = ScriptedInterpreter(["kept", KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt) as caught:
         play(RLM(ASK, interpreter_factory=lambda: repl), [block("1"), block("2")], question="?")
-    assert [step["output"] for step in steps_of(caught)] == ["kept"]
+    assert [step["code"] for step in steps_of(caught)] == ["1", "2"]
+    assert "cut short" in steps_of(caught)[1]["output"]
     assert repl.closed
 
 
@@ -459,7 +460,7 @@ def test_an_interpreter_that_cannot_be_replaced_reaches_the_caller_with_the_traj
 
     with pytest.raises(dspy.CodeInterpreterError, match="no more workers") as caught:
         play(RLM(ASK, interpreter_factory=factory), [block("1"), block("2")], question="?")
-    assert [step["output"] for step in steps_of(caught)] == ["kept"]
+    assert [step["code"] for step in steps_of(caught)] == ["1", "2"]
 
 
 def test_an_interpreter_that_does_not_start_is_closed_and_costs_no_model_call(play: Play) -> None:

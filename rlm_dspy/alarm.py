@@ -1,0 +1,70 @@
+"""Stops code that runs for too long: first the sub-calls that it waits for, then the code itself."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+_AGAIN_SECONDS = 0.25
+
+
+class Alarm:
+    """Stops what runs in its scope when a time is over, or when it is rung.
+
+    Args:
+        seconds: From the beginning of the scope; None: never.
+        warn: Called when they are over.
+        stop: Called a moment later, and again until the scope ends.
+        moment: How long what runs may go on after the warning, in seconds.
+
+    Attributes:
+        rang: Whether the time was over.
+    """
+
+    def __init__(
+        self, seconds: float | None, warn: Callable[[], object], stop: Callable[[], object], *, moment: float
+    ) -> None:
+        self.rang = False
+        self._seconds = seconds
+        self._warn = warn
+        self._stop = stop
+        self._moment = moment
+        self._over = False
+        self._started = False
+        self._changed = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._changed.set()
+
+    def ring(self) -> None:
+        """Stop what runs now, from any thread and without warning."""
+        self._changed.set()
+        self._start()
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._watch, name="rlm-alarm", daemon=True).start()
+
+    def _watch(self) -> None:
+        if not self._changed.wait(self._seconds):
+            self.rang = True
+            self._warn()
+            self._changed.wait(self._moment)
+        while not self._over:
+            self._stop()
+            self._changed.clear()
+            if not self._over:
+                self._changed.wait(_AGAIN_SECONDS)

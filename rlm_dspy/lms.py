@@ -1,0 +1,141 @@
+"""What is known of an LM before it is asked: its window, its longest reply, its price."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dspy.clients.capabilities import resolve
+from dspy.clients.model_metadata import model_info, rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_TOKENS_PER_MESSAGE = 16
+"""What a chat template puts around a message, with room."""
+_SMALL = re.compile(r"[a-z\s]+")
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per token.
+
+    Attributes:
+        read: Of a token that is read.
+        read_cached: Of one that the provider had cached.
+        written: Of a token that is written.
+        most_read: The most that a token which is read can cost, in long requests and while it enters a cache.
+        most_written: Likewise of one that is written.
+    """
+
+    read: float
+    read_cached: float
+    written: float
+    most_read: float
+    most_written: float
+
+    def of(self, usage: dict[str, int]) -> float:
+        """Return what a call cost that used this (the fields of `Spent`)."""
+        cached = min(usage["cached_input_tokens"], usage["input_tokens"])
+        fresh = usage["input_tokens"] - cached
+        return fresh * self.read + cached * self.read_cached + usage["output_tokens"] * self.written
+
+    def at_most(self, input_tokens: float, output_tokens: float) -> float:
+        """Return the most that a call can cost."""
+        return input_tokens * self.most_read + output_tokens * self.most_written
+
+
+def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | None:
+    """Return the price of an LM: the known one, else the given one; None if there is neither.
+
+    Known prices are those of litellm's table, which DSPy carries along and prices its calls by.
+
+    Args:
+        lm: Any DSPy LM.
+        prices: USD per million tokens, read and written, by `lm.model`.
+    """
+    info = _info(lm)
+    read, written = rate(info, "input_cost_per_token"), rate(info, "output_cost_per_token")
+    if read is not None and written is not None:
+        cached = rate(info, "cache_read_input_token_cost")
+        return Price(
+            read,
+            read if cached is None else cached,
+            written,
+            max([read, *_rates(info, ("input_cost_per_token_above", "cache_creation_input_token_cost"))]),
+            max([written, *_rates(info, ("output_cost_per_token_above", "output_cost_per_reasoning_token"))]),
+        )
+    if str(getattr(lm, "model", "")) in prices:
+        read, written = (usd / 1_000_000 for usd in prices[lm.model])
+        return Price(read, read, written, read, written)
+    return None
+
+
+def context_window(lm: Any) -> int | None:
+    """Return how many tokens an LM can read; None if that is not known."""
+    own: int | None = getattr(lm, "context_window", None)
+    return own if own is not None else _info(lm).get("max_input_tokens")
+
+
+def longest_reply(lm: Any) -> int | None:
+    """Return how many tokens an LM may write in one reply, as it is set or known; None if neither."""
+    kwargs = getattr(lm, "kwargs", {})  # a replayed run has no LM
+    told = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
+    known: int | None = told or _info(lm).get("max_output_tokens") or getattr(lm, "context_window", None)
+    return known
+
+
+REPLY_LIMITS = ("max_completion_tokens", "max_tokens")
+"""How DSPy's LMs call the limit of a reply; the first is that of OpenAI's reasoning models."""
+
+
+def tokens_at_most(prompt: str | None, messages: Iterable[dict[str, Any]] | None) -> int:
+    """Return more tokens than a request has in practice: about twice what it has if it is English."""
+    parts: list[Any] = list(messages or []) or [prompt]
+    return sum(tokens_in(part) + _TOKENS_PER_MESSAGE for part in parts)
+
+
+def tokens_in(value: Any) -> int:
+    """Return more tokens than the text in a value has in practice.
+
+    Tokenizers put several small letters into one token, but at worst a digit, a capital or a sign is one, and each
+    byte of what is not ASCII.
+    """
+    if isinstance(value, dict):
+        return sum(map(tokens_in, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(tokens_in, value))
+    text = value if isinstance(value, str) else str(value)
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    return size - sum(map(len, _SMALL.findall(text))) // 2
+
+
+def _info(lm: Any) -> dict[str, Any]:
+    """Return what the table says of an LM.
+
+    The table is not looked at for models that cannot be in it, as DSPy loads it over the network the first time
+    unless `LITELLM_LOCAL_MODEL_COST_MAP=True`.
+    """
+    model = str(getattr(lm, "model", ""))
+    if not isinstance(getattr(lm, "engine", None), str):  # an engine of the caller's own
+        try:
+            resolve(lm)
+        except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
+            return {}
+    return _table(model)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(model: str) -> dict[str, Any]:
+    provider, _, name = model.rpartition("/")
+    info: dict[str, Any] = model_info(provider or "openai", name)
+    return info
+
+
+def _rates(info: dict[str, Any], names: tuple[str, ...]) -> list[float]:
+    """Return the prices whose names begin so, but for tiers that must be asked for."""
+    asked_for = ("_priority", "_flex", "_batches")
+    chosen = (key for key in info if key.startswith(names) and not key.endswith(asked_for))
+    return [found for key in chosen if (found := rate(info, key)) is not None]

@@ -1,0 +1,181 @@
+"""Code that takes too long is stopped, and a run that is cancelled leaves nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, Limits
+from rlm_dspy.alarm import Alarm
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+from tests.playing import block
+
+if TYPE_CHECKING:
+    from rlm_dspy.testing import Messages
+
+SECONDS = 60
+LOOPS = "found = 1\nwhile True: pass"
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter, dspy.LocalInterpreter])
+def test_a_cell_that_takes_too_long_is_stopped_and_the_run_goes_on(factory: Any) -> None:
+    """The model reads why. Where a cell can be stopped alone, its variables are kept."""
+    replies = [block(LOOPS), block("SUBMIT(answer=str('found' in globals()))")]
+    rlm = RLM("question -> answer", limits=Limits(max_cell_seconds=0.5), interpreter_factory=factory)
+    with dspy.context(lm=ScriptedLM(replies)):
+        prediction = rlm(question="?")
+    assert prediction.answer == str(factory is not dspy.LocalInterpreter)
+    assert prediction.trajectory[0]["kind"] in {"error", "interpreter_lost"}
+    assert "max_cell_seconds=0.5" in prediction.trajectory[0]["output"]
+    assert prediction.usage["limit"] is None
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+def test_the_wall_clock_stops_the_code_and_leaves_time_for_a_last_turn(factory: Any) -> None:
+    """Which is told that it is the last."""
+
+    def reply(messages: Messages) -> str:
+        return block("SUBMIT(answer='in time')" if "This is the last turn" in messages[-1]["content"] else LOOPS)
+
+    rlm = RLM("question -> answer", limits=Limits(max_seconds=3), interpreter_factory=factory)
+    with dspy.context(lm=ScriptedLM(reply)):
+        prediction = rlm(question="?")
+    assert (prediction.answer, prediction.usage["limit"]) == ("in time", "max_seconds")
+    assert len(prediction.trajectory) == 2
+    assert prediction.usage["seconds"] < 3
+
+
+async def test_a_model_that_does_not_reply_in_time_is_not_waited_for() -> None:
+    """An awaited call is cancelled; its failure is counted."""
+    rlm = RLM("question -> answer", limits=Limits(max_seconds=0.5), interpreter_factory=LocalPythonInterpreter)
+    with dspy.context(lm=ScriptedLM([block("1")] * 2, seconds=SECONDS)):
+        prediction = await rlm.acall(question="?")
+    assert (prediction.stop, prediction.usage["limit"]) == ("unanswered", "max_seconds")
+    assert prediction.usage["failures"] == prediction.usage["calls"] > 0
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter, dspy.LocalInterpreter])
+async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> None:
+    """Cancelling waits until the cell has stopped; the turn that was cut short is a step."""
+    in_code = threading.Event()
+
+    def here() -> None:
+        """Say that the code runs."""
+        in_code.set()
+
+    rlm = RLM("question -> answer", tools=[here], interpreter_factory=factory)
+    with dspy.context(lm=ScriptedLM([block("here()\nwhile True: pass")])):
+        run = asyncio.create_task(rlm.acall(question="?"))
+        await asyncio.to_thread(in_code.wait, SECONDS)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await run
+    assert [step["code"] for step in vars(caught.value)["trajectory"]] == ["here()\nwhile True: pass"]
+    left = [thread for thread in threading.enumerate() if thread.name == "rlm-execution"]
+    for thread in left:
+        await asyncio.to_thread(thread.join, 5)
+    assert not [thread for thread in left if thread.is_alive()]
+
+
+def test_an_interrupt_reaches_no_code_behind_the_cell() -> None:
+    """However often it is asked for, and whenever."""
+    repl, over = LocalPythonInterpreter(), threading.Event()
+
+    def interrupt() -> None:
+        while not over.is_set():
+            repl.interrupt()
+            time.sleep(0)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        for _ in range(200):
+            try:
+                repl.execute("sum(range(2000))")
+            except dspy.CodeExecutionError as error:
+                assert "CellStopped" in str(error)  # noqa: PT017
+    finally:
+        over.set()
+        thread.join()
+        repl.shutdown()
+
+
+def test_an_alarm_warns_then_stops_until_its_scope_ends() -> None:
+    """And does neither if the scope ends first."""
+    told: list[str] = []
+    stopped = threading.Event()
+
+    def stop() -> None:
+        told.append("stop")
+        stopped.set()
+
+    with Alarm(0.01, lambda: told.append("warn"), stop, moment=0.01) as alarm:
+        stopped.wait(SECONDS)
+    assert told[:2] == ["warn", "stop"]
+    assert alarm.rang
+    with Alarm(SECONDS, lambda: told.append("never"), stop, moment=SECONDS) as alarm:
+        pass
+    assert "never" not in told
+    assert not alarm.rang
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+def test_sub_calls_under_way_fail_when_time_is_over_and_those_that_finished_are_kept(factory: Any) -> None:
+    """The batch returns to the code, which can use what it has; the step tells of each."""
+    slow = threading.Event()
+
+    def reply(messages: Messages) -> str:
+        prompt = messages[-1]["content"]
+        if prompt.startswith("slow"):
+            slow.wait(SECONDS)
+        if prompt.startswith(("slow", "fast")):
+            return "an answer"
+        return block(
+            "got = llm_query_batched(['fast 1', 'slow', 'fast 2'])\nSUBMIT(answer=[bool(g) for g in got])"
+        )
+
+    limits = Limits(max_cell_seconds=1.0)
+    rlm = RLM("question -> answer: list[bool]", limits=limits, interpreter_factory=factory, cache=False)
+    try:
+        with dspy.context(lm=ScriptedLM(reply)):
+            prediction = rlm(question="?")
+    finally:
+        slow.set()
+    assert prediction.answer == [True, False, True]
+    calls = prediction.trajectory[0]["calls"]
+    assert [bool(call["output"]) for call in calls] == [True, False, True]
+    assert "max_cell_seconds" in calls[1]["error"]
+
+
+async def test_a_cancelled_run_makes_no_call_that_was_still_to_come() -> None:
+    """Of a batch that is under way, only what was sent already is answered, to nobody."""
+    asked, go_on, begun = [], threading.Event(), threading.Event()
+
+    def reply(messages: Messages) -> str:
+        prompt = messages[-1]["content"]
+        if not prompt.startswith("item"):
+            return block("llm_query_batched([f'item {i}' for i in range(40)])")
+        asked.append(prompt)
+        begun.set()
+        go_on.wait(SECONDS)
+        return "an answer"
+
+    rlm = RLM("question -> answer", limits=Limits(max_concurrency=4), interpreter_factory=PythonInterpreter)
+    with dspy.context(lm=ScriptedLM(reply)):
+        run = asyncio.create_task(rlm.acall(question="?"))
+        await asyncio.to_thread(begun.wait, SECONDS)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await run
+        go_on.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "rlm-llm_query"]:
+            await asyncio.to_thread(thread.join, SECONDS)
+    assert len(asked) <= 4
+    (step,) = vars(caught.value)["trajectory"]
+    assert len(step["calls"]) == 40
