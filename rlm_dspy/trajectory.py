@@ -93,6 +93,7 @@ class Step(BaseModel):
 
 
 SubCall.model_rebuild()
+_STR_CHARS = 600
 
 
 class Trajectory(BaseModel):
@@ -109,6 +110,16 @@ class Trajectory(BaseModel):
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __str__(self) -> str:
+        """Return the turns as text, each output cut: what optimizers paste into the prompts of their models."""
+        turns = (
+            f"[turn {number}] {step.reasoning}\n```python\n{step.code}\n```\n{clip(step.observation, _STR_CHARS)}"
+            for number, step in enumerate(self.steps, start=1)
+        )
+        return "\n".join(turns) or "(no turn yet)"
+
+    __repr__ = __str__
 
 
 def clip(text: str, max_chars: int) -> str:
