@@ -10,6 +10,7 @@ import __future__
 import ast
 import asyncio
 import builtins
+import contextlib
 import inspect
 import io
 import linecache
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _MAX_TRACEBACK_CHARS = 10_000
+_PARSE_ATTEMPTS = 20
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
@@ -219,7 +221,7 @@ class Cells:
             feature = getattr(__future__, name)
             if name in self.namespace and self.namespace[name] is feature:  # an earlier cell imported it
                 flags |= feature.compiler_flag
-        tree = compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        tree = _tree(code, filename, flags)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         parts = [compile(tree, filename, "exec", flags, dont_inherit=True)]
         if last is not None:
@@ -265,6 +267,14 @@ def _submit(names: list[str], submissions: list[Submit]) -> Callable[..., NoRetu
 
     SUBMIT.__doc__ = f"Submit the answer and end the run: {_usage(names)}."
     return SUBMIT
+
+
+def _tree(code: str, filename: str, flags: int) -> ast.Module:
+    """Parse a cell. Again if CPython 3.11 mixed up the depths of two threads that parse at once (gh-106905)."""
+    for _ in range(_PARSE_ATTEMPTS - 1):
+        with contextlib.suppress(SystemError):
+            return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
 
 
 def _evaluate(parts: list[types.CodeType], namespace: dict[str, Any]) -> Any:
