@@ -269,7 +269,7 @@ def _submit(names: list[str], submissions: list[Submit]) -> Callable[..., NoRetu
     return SUBMIT
 
 
-def _tree(code: str, filename: str, flags: int) -> ast.Module:
+def _tree(code: str, filename: str, flags: int) -> Any:
     """Parse a cell. Again if CPython 3.11 mixed up the depths of two threads that parse at once (gh-106905)."""
     for _ in range(_PARSE_ATTEMPTS - 1):
         with contextlib.suppress(SystemError):

@@ -10,7 +10,7 @@ import dspy
 
 from rlm_dspy.inputs import Text
 from rlm_dspy.replies import read_reply
-from rlm_dspy.trajectory import Step, Trajectory, clip
+from rlm_dspy.trajectory import Step, Trajectory, clip, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,13 +64,13 @@ class ReplAdapter(dspy.Adapter):
         """Return the labeled examples among the demos, a line each; empty if there are none."""
         lines = []
         for demo in demos:
-            if "environment" not in demo and "trajectory" not in demo:
+            if _is_labeled(demo):
                 fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
                 lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
         return "\n".join(["Inputs and right outputs of other runs:", *lines]) if lines else ""
 
     def _label(self, value: Any) -> str:
-        return clip(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
+        return cut(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
 
     def _conversation(self, environment: str, trajectory: Any) -> list[Message]:
         steps = [
@@ -112,6 +112,14 @@ class Act(dspy.Predict):
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
             return await super().aforward(**inputs)
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
+        state: dict[str, Any] = super().dump_state(json_mode)
+        labels = self._adapter.label_chars
+        for demo in filter(_is_labeled, state["demos"]):
+            demo.update({name: cut(value, labels) for name, value in demo.items() if isinstance(value, str)})
+        return state
 
 
 _callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
@@ -166,6 +174,11 @@ def _steps(trajectory: Any) -> list[Step]:
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.model_validate(trajectory or {})
     return list(trajectory.steps)
+
+
+def _is_labeled(demo: dict[str, Any]) -> bool:
+    """Whether a demo is an example of the task and not of a turn."""
+    return "environment" not in demo and "trajectory" not in demo
 
 
 def _is_trajectory(value: Any) -> bool:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.inputs import Text
-from rlm_dspy.trajectory import Step, Trajectory, clip
+from rlm_dspy.trajectory import Step, Trajectory, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.runs import TracedRun
 
-_NOTE_CHARS = 60  # the note that `clip` puts between head and tail
 _REASONING_CHARS = 400
 
 
@@ -85,11 +84,6 @@ def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
         if sum(taken.chars for taken in chosen) + demo.chars <= max_chars:
             chosen.append(demo)
     return [demo for demo in demos if any(demo is taken for taken in chosen)]
-
-
-def cut(text: str, chars: int) -> str:
-    """Return `text` within `chars` characters, the note of what was left out included."""
-    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))
 
 
 def _short(step: Step, left_out: int, output_chars: int) -> Step:

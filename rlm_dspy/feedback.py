@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.demos import cut
 from rlm_dspy.runs import FAILED_KINDS, traced_runs
 from rlm_dspy.scores import score_of
-from rlm_dspy.trajectory import Step
+from rlm_dspy.trajectory import Step, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

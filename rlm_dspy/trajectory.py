@@ -94,6 +94,7 @@ class Step(BaseModel):
 
 SubCall.model_rebuild()
 _STR_CHARS = 600
+_NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
 class Trajectory(BaseModel):
@@ -135,3 +136,8 @@ def clip(text: str, max_chars: int) -> str:
     tail = max_chars - head
     left_out = len(text) - head - tail
     return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
+
+
+def cut(text: str, chars: int) -> str:
+    """Return `text` within `chars` characters, the note of what was left out included."""
+    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))

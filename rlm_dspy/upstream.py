@@ -25,10 +25,9 @@ from dspy.teleprompt.infer_rules import InferRules as _InferRules
 from pydantic_core import to_jsonable_python
 
 from rlm_dspy.adapter import ReplAdapter, written_reply
-from rlm_dspy.demos import cut
 from rlm_dspy.inputs import Text
 from rlm_dspy.callee import PromptAdapter
-from rlm_dspy.trajectory import Trajectory
+from rlm_dspy.trajectory import Trajectory, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Text, signatures
-from rlm_dspy.adapter import ReplAdapter
+from rlm_dspy.adapter import Act, ReplAdapter
 from rlm_dspy.trajectory import Step, Trajectory, clip
 from tests.playing import block, fields
 
@@ -193,3 +193,12 @@ def test_the_answer_of_a_step_stands_in_no_dump() -> None:
     """It is on the prediction; traces and saved demos do not hold it again."""
     step = Step(code="SUBMIT(1)", answer={"answer": "secret" * 10})
     assert "secret" not in step.model_dump_json() + repr(step) + str(Trajectory().add(step).model_dump())
+
+
+def test_a_saved_labeled_example_is_as_long_as_it_is_shown() -> None:
+    """Not the text of ten megabytes that it may hold; and it is shown the same when it was loaded."""
+    predictor = Act(signatures.Act)
+    predictor.demos = [dspy.Example(context="x" * 10_000_000, question="q", answer=["a", "b"])]
+    state = json.dumps(predictor.dump_state())
+    assert len(state) < 3_000
+    assert conversation(json.loads(state)["demos"]) == conversation(predictor.demos)

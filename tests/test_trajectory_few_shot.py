@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.demos import Demo, choose, cut, from_run
+from rlm_dspy.demos import Demo, choose, from_run
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot
 from rlm_dspy.runs import TracedRun, traced_runs
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.trajectory import Step, Trajectory
+from rlm_dspy.trajectory import Step, Trajectory, cut
 from tests.matrix_programs import Two, exact
 from tests.playing import block
 
