@@ -13,6 +13,7 @@ import typer
 from rlm_dspy.ask_cli import ask
 from rlm_dspy.doctor_cli import doctor
 from rlm_dspy.exits import INTERRUPTED
+from rlm_dspy.optimize_cli import optimize
 from rlm_dspy.report_cli import diff, report
 
 _ENVIRONMENT = {
@@ -59,5 +60,5 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, report, diff, doctor):
+for _command in (ask, report, diff, doctor, optimize):
     app.command()(_command)

@@ -47,10 +47,12 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
         inputs: The names of the input fields; the other keys are labels.
 
     Raises:
-        ValueError: If a line is no JSON object, lacks an input, or names a file that is not there; the message
-            names the line. Also if there is no line at all.
+        ValueError: If there is no such file, or it holds no line; if a line is no JSON object, lacks an input, or
+            names a file that is not there: the message names the line.
     """
     source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"There is no file {path}.")
     examples = []
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
