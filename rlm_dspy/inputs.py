@@ -84,10 +84,6 @@ class Text:
         source = f" of {self.path.name}" if self.path else ""
         return f"Text({len(self):,} characters{source}: {_shorten(str(self), 60, 0)})"
 
-    def __format__(self, spec: str) -> str:
-        """Return the short form in f-strings, which is how DSPy's optimizers write examples into prompts."""
-        return format(repr(self), spec)
-
     def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
         """Return the short form, for saved examples."""
         return repr(self)

@@ -9,6 +9,7 @@
 | `InferRules` | writes instructions into the signature class, which the original program and every other copy share | gives each predictor a class of its own |
 | `BootstrapFinetune` | writes every predictor's calls in the form of one adapter, and with `multitask=False` picks calls by their place in the trace | each predictor's own form, picked by predictor |
 | `Ensemble` | members that were compiled are frozen: none of what they learned is saved | thaws copies of them |
+| `KNNFewShot` | hands whole inputs to the embedder | hands it the beginning and the end of each |
 
 The other optimizers work as they are. `dspy.Refine` is met in `adapter.py`.
 """  # noqa: E501  # a table
@@ -19,6 +20,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.predict.knn import KNN
 from dspy.teleprompt import simba
 from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune as _BootstrapFinetune
 from dspy.teleprompt.infer_rules import InferRules as _InferRules
@@ -152,6 +154,35 @@ class InferRules(_InferRules):
 
 def _bootstrapped(predictor: Any) -> list[Any]:
     return [demo for demo in predictor.demos if demo.get("augmented")]
+
+
+class _ShortKNN(KNN):
+    """Finds neighbours by what inputs look like in short; returns them as they are."""
+
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any) -> None:
+        super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer)
+        self.trainset = trainset
+
+    def __call__(self, **inputs: Any) -> list[dspy.Example]:
+        """Return the examples nearest to these inputs."""
+        nearest: list[dspy.Example] = super().__call__(**shown(inputs))
+        return nearest
+
+
+def _short_inputs(example: dspy.Example) -> dspy.Example:
+    inputs = example.inputs()
+    return dspy.Example(**{name: shown(value) for name, value in inputs.items()}).with_inputs(*inputs.keys())
+
+
+class KNNFewShot(dspy.KNNFewShot):
+    """`dspy.KNNFewShot` whose embedder is given short texts. Takes what `dspy.KNNFewShot` takes.
+
+    What it makes compiles itself anew at each call, and so has no state to save.
+    """
+
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any, **bootstrap: Any) -> None:
+        self.KNN = _ShortKNN(k, trainset, vectorizer)  # all that the constructor there does
+        self.few_shot_bootstrap_args = bootstrap
 
 
 class Ensemble(dspy.Ensemble):

@@ -66,7 +66,7 @@ def random_search(job: Compiling) -> dspy.Module:
 
 def embedded(texts: list[str]) -> Any:
     """Return vectors of texts: how often each of 64 hashes of three letters comes."""
-    assert max(map(len, texts)) < 1_000, "an embedder must not be given whole contexts"
+    assert max(map(len, texts)) < 3_000, "an embedder must not be given whole contexts"
     vectors = np.zeros((len(texts), 64), dtype=np.float32)
     for row, text in enumerate(texts):
         for at in range(len(text) - 2):
@@ -75,7 +75,7 @@ def embedded(texts: list[str]) -> Any:
 
 
 def knn(job: Compiling) -> dspy.Module:
-    optimizer = dspy.KNNFewShot(
+    optimizer = upstream.KNNFewShot(
         k=3, trainset=job.train, vectorizer=dspy.Embedder(embedded), metric=exact, max_labeled_demos=0
     )
     return optimizer.compile(job.make())

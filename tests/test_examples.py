@@ -30,10 +30,9 @@ def test_long_texts_are_wrapped_and_the_rest_stays() -> None:
 
 
 def test_a_wrapped_example_is_short_wherever_dspy_writes_it() -> None:
-    """In its repr, in f-strings, and saved."""
+    """In its repr, and saved."""
     (wrapped,) = compact([dspy.Example(context="x" * 10_000_000)])
     assert len(repr(wrapped)) < 300
-    assert len(f"{wrapped.context}") < 200
     assert len(json.dumps(wrapped.toDict())) < 300
     assert len(str(wrapped.context)) == 10_000_000
 
