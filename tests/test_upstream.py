@@ -108,7 +108,7 @@ def test_what_was_not_called_is_not_reflected_on() -> None:
     rlm.query.signature = rlm.query.signature.with_instructions("Q.")
 
     def chosen(*called: Any) -> list[str]:
-        runs = [{"trace": [(predictor, {}, {}) for predictor in called]}]
+        runs: list[Any] = [{"trace": [(predictor, {}, {}) for predictor in called]}]
         return [upstream.CalledPredictors()(state, runs, [0.0], 0, candidate)[0] for _ in range(3)]
 
     assert chosen(rlm.act) == ["act", "act", "act"]
