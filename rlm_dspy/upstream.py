@@ -27,8 +27,8 @@ from dspy.teleprompt.infer_rules import InferRules as _InferRules
 from pydantic_core import to_jsonable_python
 
 from rlm_dspy.adapter import ReplAdapter, written_reply
-from rlm_dspy.inputs import Text
 from rlm_dspy.callee import PromptAdapter
+from rlm_dspy.inputs import Text
 from rlm_dspy.trajectory import Trajectory, cut
 
 if TYPE_CHECKING:
@@ -46,8 +46,18 @@ def tell_apart(program: dspy.Module) -> dspy.Module:
     return program
 
 
+def _mark(predictor: Any) -> str | None:
+    """Return the name that `tell_apart` gave a predictor."""
+    first = next(iter(predictor.signature.fields.values()))
+    name: str | None = (first.json_schema_extra or {}).get("predictor")
+    return name
+
+
 class CalledPredictors:
-    """Chooses for GEPA which predictor to reflect on: in turn, among those that the sampled runs called."""
+    """Chooses for GEPA which predictor to reflect on: in turn, among those that the sampled runs called.
+
+    It knows them by the marks of `tell_apart`.
+    """
 
     def __call__(
         self,
@@ -58,11 +68,11 @@ class CalledPredictors:
         candidate: Any,
     ) -> list[str]:
         """Return one name."""
-        called = {p.signature.instructions for run in trajectories for p, _, _ in run["trace"]}
+        called = {_mark(predictor) for run in trajectories for predictor, _, _ in run["trace"]}
         names = state.list_of_named_predictors
         upcoming = state.named_predictor_id_to_update_next_for_program_candidate
         order = [(upcoming[candidate_idx] + step) % len(names) for step in range(len(names))]
-        at = next((at for at in order if candidate[names[at]] in called), order[0])
+        at = next((at for at in order if names[at] in called), order[0])
         upcoming[candidate_idx] = (at + 1) % len(names)
         return [names[at]]
 

@@ -25,6 +25,13 @@ SIGNATURE = "context, question -> answer"
 LIMITS = Limits(max_iters=4, max_llm_calls=8)
 
 
+class LastWord(dspy.Signature):
+    """Give the last word of a text."""
+
+    text: str = dspy.InputField()
+    word: str = dspy.OutputField()
+
+
 class Two(dspy.Module):
     """Two RLMs whose `act` predictors are alike, and an ordinary predictor behind them."""
 
@@ -43,6 +50,9 @@ class Two(dspy.Module):
 PROGRAMS: dict[str, Callable[[], dspy.Module]] = {
     "root": lambda: RLM(SIGNATURE, limits=Limits(max_iters=4, max_llm_calls=0)),
     "root and query": lambda: RLM(SIGNATURE, limits=LIMITS),
+    "root and sub": lambda: RLM(SIGNATURE, limits=LIMITS, subs=[LastWord]),
+    "root and child": lambda: RLM(SIGNATURE, limits=LIMITS, subs={"reader": RLM("fact -> word", limits=LIMITS)}),
+    "root and rlm_query": lambda: RLM(dspy.Signature(SIGNATURE, "Answer with a child's help."), limits=LIMITS),
     "two RLMs": Two,
 }
 
@@ -99,7 +109,8 @@ class ScriptedActor(ScriptedLM):
             self.runs[environment] += 1
             keys = re.findall(r"key k(\d+)", environment)
             if (
-                "- context: str" in environment
+                "- question: str" in environment
+                and "- context: str" in environment
                 and not optimized
                 and (self.runs[environment] + int(keys[-1])) % 2 == 0
             ):
@@ -116,24 +127,34 @@ def _output(environment: str) -> str:
 
 def _code(environment: str, *, done: bool) -> str:
     name = _output(environment)
+    small = {"word": "fact.split()[-1]", "response": "context.split()[-1]"}  # what a child is asked
+    if name in small:
+        return f"SUBMIT({name}={small[name]})"
     if "- fact: str" in environment and name == "answer":  # the second of two
         return "SUBMIT(answer=llm_query('The last word of: ' + fact))"
     if not done:
         return "at = context.find(question + ' ')\nfound = context[at : at + 30].split('. ')[0]\nprint(found)"
-    if name == "fact":
-        return "SUBMIT(fact=found)"
-    return (
-        "SUBMIT(answer=llm_query('The last word of: ' + found))"
-        if "llm_query(" in environment
-        else ("SUBMIT(answer=found.split()[-1])")
-    )
+    return "SUBMIT(fact=found)" if name == "fact" else f"SUBMIT(answer={_last_word(environment)})"
+
+
+def _last_word(environment: str) -> str:
+    """Return the expression that gets the last word of `found`, by the means of a program."""
+    means = {
+        "- last_word(": "last_word(text=found)",
+        "- reader(": "reader(fact=found)",
+        "child's help": "rlm_query('Give the last word.', found)",
+        "- llm_query(": "llm_query('The last word of: ' + found)",
+    }
+    return next((code for told, code in means.items() if told in environment), "found.split()[-1]")
 
 
 def _filled_in(messages: Messages) -> str:
     """Answer a prompt of DSPy's adapters: advice in every output field, the draft where one is polished."""
-    asked = messages[-1]["content"]
-    if "[[ ## draft ## ]]" in asked:
+    asked, system = messages[-1]["content"], messages[0]["content"]
+    if "1. `draft` (str)" in system:
         return fields(answer=asked.split("[[ ## draft ## ]]")[1].split("\n")[1].strip())
+    if "1. `text` (str)" in system:
+        return fields(word=asked.split("[[ ## text ## ]]")[1].split("\n")[1].split()[-1])
     demanded = asked.rsplit("Respond with", maxsplit=1)[-1]
     names = re.findall(r"\[\[ ## (\w+) ## \]\]", demanded) or re.findall(r"`(\w+)`", demanded)
     values: dict[str, Any] = {name: ADVICE for name in names if name != "completed"}
