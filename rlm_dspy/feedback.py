@@ -16,6 +16,7 @@ from rlm_dspy.trajectory import Step, cut
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rlm_dspy.runs import TracedRun
     from rlm_dspy.scores import Metric
 
 Coverage = Callable[[Any, Any], str]
@@ -115,7 +116,13 @@ def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]
     ):
         return [Step.model_validate(step) for step in kept]
     of = _predictor_of(trace, pred_trace)
-    return [step for run in traced_runs(trace or []) if of in (None, id(run.predictor)) for step in run.steps]
+    runs = [run for run in traced_runs(trace or []) if of in (None, id(run.predictor))]
+    return [step for run in runs for step in (*run.steps, *_submitting(run))]
+
+
+def _submitting(run: TracedRun) -> list[Step]:
+    """Return the last turn of a traced run if it submits; what came of another is not in the trace."""
+    return [Step(reasoning=run.reasoning, code=run.code, kind="submitted")] if "SUBMIT(" in run.code else []
 
 
 def _predictor_of(trace: Any, pred_trace: Any) -> int | None:
@@ -175,7 +182,9 @@ def _of_this_turn(steps: list[Step], pred_trace: Any) -> Iterator[str]:
 def _ended(step: Step) -> str:
     if step.kind in FAILED_KINDS:
         return _told(step)
-    return "its SUBMIT ended the run." if step.kind == "submitted" else "its code ran without an error."
+    return (
+        "it called SUBMIT, and no turn followed." if step.kind == "submitted" else "its code ran without an error."
+    )
 
 
 def _limit_of(pred: Any) -> str:

@@ -91,7 +91,7 @@ def test_the_turn_that_is_looked_at_is_told_apart() -> None:
     metric = with_feedback(exact)
     first, last = (metric(GOLD, prediction, trace, "act", [call]).feedback for call in trace)
     assert "The turn shown here is number 1 of 2: its code failed: ZeroDivisionError" in first
-    assert "The turn shown here is number 2 of 2: its SUBMIT ended the run." in last
+    assert "The turn shown here is number 2 of 2: it called SUBMIT, and no turn followed." in last
 
 
 def with_calls(*calls: SubCall) -> dspy.Prediction:
@@ -123,6 +123,8 @@ def test_of_a_larger_program_each_rlm_hears_of_its_own_runs() -> None:
     find, read = (metric(gold, prediction, trace, n, [trace[at]]) for n, at in [("find.act", 0), ("read.act", 2)])
     assert "ZeroDivisionError" in find.feedback
     assert "ZeroDivisionError" not in read.feedback
+    assert "It took 2 turns." in find.feedback
+    assert "It took 1 turn." in read.feedback
 
 
 def test_a_metrics_own_feedback_and_what_was_not_read_are_kept() -> None:

@@ -92,7 +92,7 @@ def test_gepa_reflects_on_each_rlms_own_turns() -> None:
     with dspy.context(lm=ScriptedActor()):
         optimizer.compile(Two(), trainset=examples(4), valset=examples(2, first=10))
     assert {"find.act", "read.act"} <= set(shown)
-    assert "- fact: str, '" in shown["read.act"]
+    assert "- fact: str," in shown["read.act"]
     assert "- context: str" in shown["find.act"]
     assert "- context: str" not in shown["read.act"]
 
