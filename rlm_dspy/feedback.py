@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.inputs import Text
 from rlm_dspy.runs import FAILED_KINDS, traced_runs
 from rlm_dspy.scores import score_of
+from rlm_dspy.spans import merged
 from rlm_dspy.trajectory import Step, cut
 
 if TYPE_CHECKING:
@@ -36,11 +38,26 @@ _STOPS = {
     "unanswered": "The run ended without an answer: no SUBMIT. On the last turn SUBMIT the best guess there is.",
 }
 _LINE_CHARS = 240
+_LITTLE = 0.05
 
 
-def with_feedback(
-    metric: Metric, *, coverage: Coverage | None = None, max_chars: int = 2_000
-) -> Callable[..., Any]:
+def unread(example: Any, prediction: Any) -> str:
+    """Return what share of each text was never read by code, shown, or sent to a sub-call; empty if little.
+
+    Known only of runs inside `rlm_dspy.coverage.watched()`.
+    """
+    steps = steps_in(prediction)
+    sent = [span for step in steps for call in step.calls for span in call.sent]
+    spans = merged([*sent, *(span for step in steps for span in (*step.read, *step.shown))], most=None)
+    said = []
+    for name, value in example.inputs().items() if spans else ():
+        if isinstance(value, str | Text) and len(value):
+            share = 1 - sum(end - start for of, start, end in spans if of == name) / len(value)
+            said.append(f"{share:.0%} of {name} was never read." if share > _LITTLE else "")
+    return " ".join(part for part in said if part)
+
+
+def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int = 2_000) -> Callable[..., Any]:
     """Return a metric for `dspy.GEPA`: the score of `metric`, and for each predictor what went wrong first.
 
     It takes `(gold, pred, trace=None, pred_name=None, pred_trace=None)` and returns
@@ -52,7 +69,7 @@ def with_feedback(
     Args:
         metric: `metric(example, prediction, trace)`: a bool, a number, or a `dspy.Prediction` with `score` and
             perhaps `feedback`, which is kept.
-        coverage: Says what of the input was never read.
+        coverage: Says what of the input was never read: `coverage(example, prediction)`.
         max_chars: The longest feedback.
     """
 
@@ -62,7 +79,7 @@ def with_feedback(
         said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score)]
         name = str(pred_name or "act").rsplit(".", maxsplit=1)[-1] if pred_name else None
         if name in (None, "act"):
-            said += [*on_turns(pred, trace, pred_trace), coverage(gold, pred) if coverage else ""]
+            said += [*on_turns(pred, trace, pred_trace), coverage(gold, pred)]
         else:
             said += on_calls(name or "", pred, trace, pred_trace)
         return dspy.Prediction(score=score, feedback=cut("\n".join(part for part in said if part), max_chars))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.coverage import watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import Penalties, trajectory_reward, with_feedback
 from rlm_dspy.testing import ScriptedLM
@@ -138,6 +139,18 @@ def test_a_metrics_own_feedback_and_what_was_not_read_are_kept() -> None:
     feedback = metric(GOLD, prediction, None, "act").feedback
     assert feedback.startswith("Close.")
     assert feedback.endswith("90 % was never read.")
+
+
+def test_what_was_never_read_is_told_of_watched_runs() -> None:
+    """By code, in outputs, or by sub-calls; outside of `watched()` nothing is known and nothing said."""
+    gold = dspy.Example(text="ab" * 500, answer=3).with_inputs("text")
+    rlm, replies = RLM("text -> answer: int"), [block("print(text[:100])"), block("SUBMIT(answer=4)")]
+    metric = with_feedback(exact)
+    with watched():
+        watching, _ = ran(list(replies), rlm, text=gold.text)
+    assert "90% of text was never read." in metric(gold, watching, None, "act").feedback
+    blind, _ = ran(list(replies), rlm, text=gold.text)
+    assert "never read" not in metric(gold, blind, None, "act").feedback
 
 
 def test_feedback_is_short() -> None:
