@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.inputs import Text
 from rlm_dspy.metering import with_fitted_lm
 from rlm_dspy.replies import read_reply
-from rlm_dspy.trajectory import Step, Trajectory, clip
+from rlm_dspy.trajectory import Step, Trajectory, clip, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Message = dict[str, str]
+_NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
 
 
 class ReplAdapter(dspy.Adapter):
@@ -23,23 +25,29 @@ class ReplAdapter(dspy.Adapter):
 
     System: the instructions. Then each demo as a short worked conversation. Then the run: the environment
     (user), and for each step what the model wrote (assistant) and what came out (user). Nothing that was sent
-    is ever changed later, so a provider's prompt cache hits.
+    is ever changed later, so a provider's prompt cache hits. A demo that is a labeled example (the task's inputs
+    and right outputs, no turns) is a line behind the instructions.
 
     Args:
         demo_output_chars: Characters of each output that a demo shows.
         demo_environment_chars: Characters of the environment that a demo shows.
+        label_chars: Characters of each field that a labeled example shows.
     """
 
-    def __init__(self, *, demo_output_chars: int = 600, demo_environment_chars: int = 800) -> None:
+    def __init__(
+        self, *, demo_output_chars: int = 600, demo_environment_chars: int = 800, label_chars: int = 160
+    ) -> None:
         super().__init__()
         self.demo_output_chars = demo_output_chars
         self.demo_environment_chars = demo_environment_chars
+        self.label_chars = label_chars
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        messages = [{"role": "system", "content": signature.instructions.strip()}]
+        system = "\n\n".join(part for part in (signature.instructions.strip(), self._labeled(demos)) if part)
+        messages = [{"role": "system", "content": system}]
         for demo in self._longest_of_each_run(demos):
             messages += self._conversation(demo["environment"], demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
@@ -53,6 +61,18 @@ class ReplAdapter(dspy.Adapter):
         reply = read_reply(completion)
         return {"reasoning": reply.reasoning, "code": reply.code}
 
+    def _labeled(self, demos: list[dict[str, Any]]) -> str:
+        """Return the labeled examples among the demos, a line each; empty if there are none."""
+        lines = []
+        for demo in demos:
+            if _is_labeled(demo):
+                fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
+                lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
+        return "\n".join(["Inputs and right outputs of other runs:", *lines]) if lines else ""
+
+    def _label(self, value: Any) -> str:
+        return cut(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
+
     def _conversation(self, environment: str, trajectory: Any) -> list[Message]:
         steps = [
             step.model_copy(update={"output": clip(step.output, self.demo_output_chars)})
@@ -64,7 +84,9 @@ class ReplAdapter(dspy.Adapter):
     def _longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Leave out a demo that a longer one of the same run already shows."""
         complete = [
-            demo for demo in demos if demo.get("environment") and demo.get("code") and "trajectory" in demo
+            demo
+            for demo in demos
+            if demo.get("environment") and demo.get("code") and _is_trajectory(demo.get("trajectory", ""))
         ]
         written = [(demo["environment"], _written(demo)) for demo in complete]
         return [
@@ -97,6 +119,14 @@ class Act(dspy.Predict):
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
             return await super().aforward(**with_fitted_lm(self, inputs))
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
+        state: dict[str, Any] = super().dump_state(json_mode)
+        labels = self._adapter.label_chars
+        for demo in filter(_is_labeled, state["demos"]):
+            demo.update({name: cut(value, labels) for name, value in demo.items() if isinstance(value, str)})
+        return state
 
 
 _callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
@@ -140,11 +170,13 @@ def _conversation(environment: str, steps: list[Step]) -> list[Message]:
 
 
 def _assistant(reasoning: str, code: str) -> Message:
+    return {"role": "assistant", "content": written_reply(reasoning, code)}
+
+
+def written_reply(reasoning: str, code: str) -> str:
+    """Return a turn as the model writes it: its words, then one fenced block."""
     block = f"```python\n{code}\n```" if code else ""
-    return {
-        "role": "assistant",
-        "content": "\n".join(part for part in (reasoning, block) if part) or "(nothing)",
-    }
+    return "\n".join(part for part in (reasoning, block) if part) or "(nothing)"
 
 
 def _steps(trajectory: Any) -> list[Step]:
@@ -152,6 +184,16 @@ def _steps(trajectory: Any) -> list[Step]:
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.model_validate(trajectory or {})
     return list(trajectory.steps)
+
+
+def _is_labeled(demo: dict[str, Any]) -> bool:
+    """Whether a demo is an example of the task and not of a turn."""
+    return "environment" not in demo and "trajectory" not in demo
+
+
+def _is_trajectory(value: Any) -> bool:
+    """Whether a demo's trajectory can be read; an optimizer (SIMBA) may have cut a long one to a piece of text."""
+    return not isinstance(value, str)
 
 
 def _written(demo: dict[str, Any]) -> list[str]:

@@ -34,6 +34,8 @@ class PromptAdapter(dspy.Adapter):
         """Return the instructions as system message, demos as pairs, then the prompt."""
         messages = [{"role": "system", "content": signature.instructions}]
         for demo in demos:
+            if not {"prompt", "response"} <= set(demo.keys()):  # a labeled example of the whole task
+                continue
             messages.append({"role": "user", "content": str(demo["prompt"])})
             messages.append({"role": "assistant", "content": str(demo["response"])})
         return [*messages, {"role": "user", "content": inputs["prompt"]}]

@@ -13,6 +13,7 @@ import typer
 from rlm_dspy.ask_cli import ask
 from rlm_dspy.doctor_cli import doctor
 from rlm_dspy.exits import INTERRUPTED
+from rlm_dspy.optimize_cli import optimize
 from rlm_dspy.replay_cli import replay
 from rlm_dspy.report_cli import diff, report
 
@@ -60,5 +61,5 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, report, diff, replay, doctor):
+for _command in (ask, report, diff, replay, optimize, doctor):
     app.command()(_command)

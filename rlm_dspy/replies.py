@@ -6,6 +6,7 @@ Nothing a model writes is an error here. A reply without code gives empty code; 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from itertools import islice
 _PYTHON = {"", "python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
 _FENCE = re.compile(r"^[ \t]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+.-]*)[^`]*$")
 _FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy's ChatAdapter
+_PARSE_ATTEMPTS = 20
 _MAX_UNFENCED_LINES = 200
 _MAX_CLOSINGS_TRIED = 50
 
@@ -127,16 +129,24 @@ def _read_unfenced(text: str) -> Reply:
     return Reply(reasoning="\n".join(lines), code="")
 
 
+def _tree(code: str) -> ast.Module:
+    """Parse code. Again if CPython 3.11 mixed up the depths of two threads that parse at once (gh-106905)."""
+    for _ in range(_PARSE_ATTEMPTS - 1):
+        with contextlib.suppress(SystemError):
+            return ast.parse(code)
+    return ast.parse(code)
+
+
 def _parse(code: str) -> ast.Module | None:
     try:
-        return ast.parse(code)
+        return _tree(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
 def _ends_inside_string(code: str) -> bool:
     try:
-        ast.parse(code)
+        _tree(code)
     except SyntaxError as error:
         return error.msg.startswith("unterminated triple-quoted")
     except (ValueError, RecursionError, MemoryError):

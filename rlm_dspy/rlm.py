@@ -176,6 +176,9 @@ class RLM(dspy.Module):
             self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
         )
         child.history = []
+        child.__dict__.pop(
+            "forward", None
+        )  # an optimizer that records traces binds one to this module for a while
         return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:

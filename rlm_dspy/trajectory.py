@@ -97,6 +97,8 @@ class Step(BaseModel):
 
 
 SubCall.model_rebuild()
+_STR_CHARS = 600
+_NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
 class Trajectory(BaseModel):
@@ -114,6 +116,16 @@ class Trajectory(BaseModel):
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __str__(self) -> str:
+        """Return the turns as text, each output cut: what optimizers paste into the prompts of their models."""
+        turns = (
+            f"[turn {number}] {step.reasoning}\n```python\n{step.code}\n```\n{clip(step.observation, _STR_CHARS)}"
+            for number, step in enumerate(self.steps, start=1)
+        )
+        return "\n".join(turns) or "(no turn yet)"
+
+    __repr__ = __str__
+
 
 def clip(text: str, max_chars: int) -> str:
     """Return `text`, or its head and tail with a note of what was left out between them.
@@ -128,3 +140,8 @@ def clip(text: str, max_chars: int) -> str:
     tail = max_chars - head
     left_out = len(text) - head - tail
     return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
+
+
+def cut(text: str, chars: int) -> str:
+    """Return `text` within `chars` characters, the note of what was left out included."""
+    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))

@@ -26,16 +26,45 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such policy, or the file is none.
     """
+    state: dict[str, Any] = read_policy(policy)["act"]
+    return state
+
+
+def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return all that a policy file holds: `act`, `name`, `model`, `provenance` and `version`.
+
+    Raises:
+        ValueError: If there is no such policy, or the file is none.
+    """
     path = _path_of(policy)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        state: dict[str, Any] = content["act"]
-        version = content["version"]
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = content["version"], content["act"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{policy} is no policy file: {error!r}. Shipped are: {shipped_policies()}.") from error
     if version != POLICY_VERSION:
         raise ValueError(f"{policy} has policy version {version}; this release reads version {POLICY_VERSION}.")
-    return state
+    return content
+
+
+def write_policy(
+    path: str | os.PathLike[str], act: dict[str, Any], *, name: str, model: str, provenance: dict[str, Any]
+) -> None:
+    """Write a policy file, whole or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        act: The state of the predictor, from `Act.dump_state`.
+        name: What the policy is called.
+        model: The model that it was found for.
+        provenance: How, on what, with which result it was found; anything JSON can hold.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"version": POLICY_VERSION, "name": name, "model": model, "provenance": provenance, "act": act}
+    beside = target.with_name(f"{target.name}.part")
+    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(target)
 
 
 def policy_for(lm: Any) -> str | None:

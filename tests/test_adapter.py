@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_dspy import RLM, signatures
-from rlm_dspy.adapter import ReplAdapter
+from rlm_dspy import RLM, Text, signatures
+from rlm_dspy.adapter import Act, ReplAdapter
 from rlm_dspy.trajectory import Step, Trajectory, clip
 from tests.playing import block, fields
 
@@ -117,15 +117,28 @@ def test_of_the_demos_of_one_run_only_the_longest_is_shown() -> None:
 @pytest.mark.parametrize(
     "incomplete",
     [
-        dspy.Example(question="q", answer="a"),
         demo(1, code=""),
         demo(1, environment=""),
         demo(1).without("trajectory"),
+        demo(1, trajectory="steps=... <TRUNCATED FOR BREVITY>"),
     ],
 )
 def test_a_demo_without_what_a_conversation_needs_is_left_out(incomplete: Any) -> None:
-    """Labelled examples of the task are no demos of a turn."""
+    """Also one whose trajectory an optimizer cut to a piece of text."""
     assert conversation([incomplete]) == conversation([])
+
+
+def test_a_labeled_example_is_a_line_behind_the_instructions() -> None:
+    """What `LabeledFewShot` leaves: no conversation, but the right outputs for some inputs, cut short."""
+    labeled = dspy.Example(context=Text("x" * 10_000), question="q" * 500, answer="a", augmented=True)
+    (system, *rest), (plain, *same) = conversation([labeled]), conversation([])
+    assert rest == same
+    assert system["content"].startswith(
+        plain["content"] + "\n\nInputs and right outputs of other runs:\n- context: "
+    )
+    assert ", answer: a" in system["content"]
+    assert "augmented" not in system["content"]
+    assert len(system["content"]) < len(plain["content"]) + 700
 
 
 def test_a_demo_that_was_saved_as_json_is_shown_the_same() -> None:
@@ -180,3 +193,12 @@ def test_the_answer_of_a_step_stands_in_no_dump() -> None:
     """It is on the prediction; traces and saved demos do not hold it again."""
     step = Step(code="SUBMIT(1)", answer={"answer": "secret" * 10})
     assert "secret" not in step.model_dump_json() + repr(step) + str(Trajectory().add(step).model_dump())
+
+
+def test_a_saved_labeled_example_is_as_long_as_it_is_shown() -> None:
+    """Not the text of ten megabytes that it may hold; and it is shown the same when it was loaded."""
+    predictor = Act(signatures.Act)
+    predictor.demos = [dspy.Example(context="x" * 10_000_000, question="q", answer=["a", "b"])]
+    state = json.dumps(predictor.dump_state())
+    assert len(state) < 3_000
+    assert conversation(json.loads(state)["demos"]) == conversation(predictor.demos)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.replies import read_reply
 
 FENCES = ["```python", "```", "```py", "```bash", "~~~", "````python", "  ```python", "```json"]
@@ -135,3 +140,29 @@ def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language
 def test_a_reply_that_repeats_itself_is_read_in_seconds(word: str) -> None:
     """A model that loops until its token limit blocks nothing."""
     read_reply(word * 20_000)
+
+
+def test_replies_are_read_and_cells_run_in_many_threads() -> None:
+    """CPython 3.11 raises SystemError now and then if the collector lets another thread parse meanwhile."""
+
+    def at_depth(depth: int) -> None:
+        if depth:
+            return at_depth(depth - 1)
+        for number in range(150):
+            assert read_reply(f"print({number})\nprint([x for x in (1, 2)])").code
+            with LocalPythonInterpreter() as repl:
+                assert repl.execute(f"[x for x in ({number}, 2)]\n{number}") == str(number)
+        return None
+
+    before = sys.getswitchinterval(), gc.get_threshold()
+    pause = lambda *_: time.sleep(0)  # noqa: E731  # removed below
+    sys.setswitchinterval(1e-5)
+    gc.set_threshold(30)
+    gc.callbacks.append(pause)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(at_depth, [1, 5, 9, 20]))
+    finally:
+        gc.callbacks.remove(pause)
+        gc.set_threshold(*before[1])
+        sys.setswitchinterval(before[0])

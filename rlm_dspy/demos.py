@@ -1,0 +1,114 @@
+"""Demos made of runs: short conversations for `act`, ordinary ones for the rest, and which of them to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.inputs import Text
+from rlm_dspy.trajectory import Step, Trajectory, cut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.runs import TracedRun
+
+_REASONING_CHARS = 400
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that may be shown.
+
+    Attributes:
+        example: The fields, as a predictor's `demos` take them.
+        score: What the metric gave the whole call that it comes from.
+        chars: How long it is.
+        recovered: Whether it shows a failure and how it was mended.
+        nested: Whether it is of a child.
+    """
+
+    example: dspy.Example
+    score: float
+    chars: int
+    recovered: bool = False
+    nested: bool = False
+
+
+def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 800) -> Demo:
+    """Return the demo of a run: its first turn, a failed one and its repair, the one before the last, the last."""
+    failed = run.recovered_at
+    wanted = {0, len(run.steps) - 1} | (set() if failed is None else {failed, failed + 1})
+    kept = sorted(at for at in wanted if 0 <= at < len(run.steps))
+    after = [*kept[1:], len(run.steps)][: len(kept)]
+    steps = tuple(_short(run.steps[at], upto - at - 1, output_chars) for at, upto in zip(kept, after, strict=True))
+    example = dspy.Example(
+        augmented=True,
+        environment=cut(run.environment, environment_chars),
+        trajectory=Trajectory(steps=steps),
+        reasoning=cut(run.reasoning, _REASONING_CHARS),
+        code=run.code,
+    )
+    shown = [example.environment, example.reasoning, example.code]
+    chars = sum(map(len, shown)) + sum(len(s.reasoning) + len(s.code) + len(s.observation) for s in steps)
+    return Demo(example, score, chars, recovered=failed is not None, nested=run.nested)
+
+
+def from_call(inputs: dict[str, Any], outputs: Any, score: float, *, input_chars: int = 400) -> Demo:
+    """Return the demo of one call of an ordinary predictor; long texts among its inputs are cut."""
+    short = {name: _short_input(value, input_chars) for name, value in inputs.items()}
+    example = dspy.Example(augmented=True, **short, **outputs)
+    return Demo(example, score, sum(len(str(value)) for value in example.values()))
+
+
+def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
+    """Return the demos to show, in the order in which they were found.
+
+    The best score first, then the shortest. The first of all, one that recovered and one of a child are taken
+    before others.
+
+    Args:
+        demos: What there is.
+        max_demos: How many to take.
+        max_chars: How long they may be together.
+    """
+    ranked = sorted(_distinct(demos), key=lambda demo: (-demo.score, demo.chars))
+    kinds: list[Callable[[Demo], bool]] = [lambda _: True, lambda demo: demo.recovered, lambda demo: demo.nested]
+    leading = [next((demo for demo in ranked if wanted(demo)), None) for wanted in kinds]
+    chosen: list[Demo] = []
+    for demo in [*leading, *ranked]:
+        if demo is None or any(demo is taken for taken in chosen) or len(chosen) == max_demos:
+            continue
+        if sum(taken.chars for taken in chosen) + demo.chars <= max_chars:
+            chosen.append(demo)
+    return [demo for demo in demos if any(demo is taken for taken in chosen)]
+
+
+def _short(step: Step, left_out: int, output_chars: int) -> Step:
+    gap = f"({left_out} turns are left out here.)" if left_out else ""
+    return Step(
+        reasoning=cut(step.reasoning, _REASONING_CHARS),
+        code=step.code,
+        output=cut(step.output, output_chars),
+        kind=step.kind,
+        notice="\n".join(part for part in (step.notice, gap) if part),
+    )
+
+
+def _short_input(value: Any, chars: int) -> Any:
+    if isinstance(value, Text):
+        return repr(value)
+    return cut(value, chars) if isinstance(value, str) else value
+
+
+def _distinct(demos: list[Demo]) -> list[Demo]:
+    seen: set[str] = set()
+    distinct = []
+    for demo in demos:
+        written = str(sorted((name, str(value)) for name, value in demo.example.items()))
+        if written not in seen:
+            seen.add(written)
+            distinct.append(demo)
+    return distinct

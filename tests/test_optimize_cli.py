@@ -1,0 +1,165 @@
+"""`rlm-dspy optimize`: a program from a file, a forecast, progress, and a policy that is not worse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+from typer.testing import CliRunner
+
+from rlm_dspy import RLM
+from rlm_dspy.cli import app
+from rlm_dspy.forecast import Pilot, forecast, told
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.optimizers import OPTIMIZERS, Job
+from rlm_dspy.testing import ScriptedLM
+from tests.matrix_programs import PROGRAMS, ScriptedActor, exact, examples
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+PROGRAM = """
+from rlm_dspy import RLM, Limits
+
+program = RLM("context, question -> answer", limits=Limits(max_iters=4, max_llm_calls=8), policy=None)
+"""
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder with a program and its data."""
+    monkeypatch.chdir(tmp_path)
+    Path("program.py").write_text(PROGRAM)
+    Path("text.txt").write_text(str(examples(1)[0].context))
+    for name, count, first in [("train", 4, 0), ("dev", 2, 10), ("test", 30, 20)]:
+        lines = [
+            {"context": {"file": "text.txt"}, "question": f"key k{n}", "answer": f"v{n}"}
+            for n in range(first, first + count)
+        ]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def optimize(*arguments: str, lm: Any = None) -> Result:
+    """Run `rlm-dspy optimize` in this process, with a scripted LM and code in this process."""
+    given = ["optimize", "program.py", "--train", "train.jsonl", "--out", "mine.json", *arguments]
+    with dspy.context(lm=lm or ScriptedActor(), interpreter_factory=LocalPythonInterpreter):
+        return CliRunner().invoke(app, given)
+
+
+def test_a_policy_is_found_judged_and_written() -> None:
+    """With a forecast before, and the comparison on held-out examples in the file."""
+    done = optimize("--held-out", "test.jsonl", "--yes", "--state", "state.json")
+    assert done.exit_code == 0, done.output
+    assert "3 pilot runs scored" in done.stderr
+    assert "At most 4 runs:" in done.stderr
+    assert done.stdout.startswith("Promoted: +0.5")
+    provenance = json.loads(Path("mine.json").read_text())["provenance"]
+    assert provenance["optimizer"] == "trajectories"
+    assert provenance["data"] == "train.jsonl, 4 examples"
+    assert provenance["scores"]["held out"]["mean"] == 1.0
+    assert RLM("question -> answer", policy="mine.json").act.demos
+    program = PROGRAMS["root and query"]()
+    program.load("state.json")
+    assert program.act.demos
+
+
+def test_what_is_not_better_is_not_written() -> None:
+    """The exit code says so."""
+    wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no')\n```")
+    Path("mine.json").write_text("as it was")
+    done = optimize("--held-out", "dev.jsonl", "--yes", lm=wrong)
+    assert done.exit_code == 1
+    assert done.stdout.startswith("Not promoted, it may be worse by 0.1: try more examples")
+    assert Path("mine.json").read_text() == "as it was"
+
+
+def test_without_held_out_examples_it_says_so() -> None:
+    """The scores on the examples that candidates were judged on are kept, under a name that tells."""
+    done = optimize("--dev", "dev.jsonl", "--yes")
+    assert done.stdout.startswith("Written without held-out examples.")
+    scores = json.loads(Path("mine.json").read_text())["provenance"]["scores"]
+    assert set(scores) == {"dev (candidates were judged on it)", "dev before"}
+
+
+def test_nobody_is_asked_without_a_terminal() -> None:
+    """The message names the option."""
+    done = optimize()
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+
+
+class Killed(ScriptedActor):
+    """A scripted model whose process is interrupted at a call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _reply(self, messages: Any) -> str:
+        if len(self.script.calls) == self.at:
+            raise KeyboardInterrupt
+        return super()._reply(messages)
+
+
+def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
+    """Finished runs are not made again."""
+    assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=Killed(at=9)).exit_code == 130
+    finished = len(Path("log/rollouts.jsonl").read_text().splitlines())
+    assert finished >= 1
+    lm = ScriptedActor()
+    assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=lm).exit_code == 0
+    assert len(Path("log/rollouts.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizer", "magic"], "there are trajectories, labeled"),
+        (["--metric", "missing"], "no function 'missing'"),
+        (["--dev", "nothing.jsonl"], "nothing.jsonl"),
+        (["--inputs", "pages"], "line 1: the input 'pages' is missing"),
+    ],
+)
+def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
+    """Before anything was paid."""
+    done = optimize("--yes", *arguments)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("program = 1", "no dspy.Module named"), ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside")],
+)
+def test_a_file_without_a_program_is_refused(content: str, said: str) -> None:
+    """The message says what is missing."""
+    Path("program.py").write_text(content)
+    assert said in optimize("--yes").stderr
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_named_optimizer_compiles_within_its_count(name: str) -> None:
+    """At most as many runs as the forecast is for, on a program with two predictors."""
+    lm = ScriptedActor()
+    job = Job(PROGRAMS["root and query"](), examples(4), 2 * examples(2, first=10), exact, lm)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        compiled = OPTIMIZERS[name].compile(job)
+        ran = sum(lm.runs.values())
+        assert compiled(**examples(1, first=51)[0].inputs()).answer
+    assert ran <= OPTIMIZERS[name].runs(job)
+
+
+def test_a_forecast_of_even_pilots_is_their_mean_and_of_uneven_ones_wider() -> None:
+    """Median and 95th percentile of the total."""
+    even = forecast([Pilot(2.0, 100, 0.5, 1.0)] * 3, 10, threads=2)
+    assert (even.tokens, even.cost, even.seconds) == ((1_000, 1_000), (5.0, 5.0), (10.0, 10.0))
+    uneven = forecast([Pilot(1.0, 10, None, 1.0), Pilot(3.0, 190, None, 0.0)], 10)
+    assert uneven.cost is None
+    assert uneven.tokens[0] < uneven.tokens[1]
+    assert "cost unknown" in told(uneven, [Pilot(1.0, 10, None, 1.0)])
+    with pytest.raises(ValueError, match="at least one"):
+        forecast([], 10)
