@@ -41,6 +41,7 @@ class Script:
         subs: Sub-model calls, all in one batch, on the first turn; it submits how many answers were right.
         cell: A name of `CELLS`: run on the second turn, after a value was computed that is submitted later.
         canary: A file of the host that `delete` and `read` go for.
+        secret: What stands in it.
         latency: Seconds that every reply takes.
         fault: What goes wrong: `429`, `500`, `hang`, `garbage`, `cut`, or nothing.
         fault_every: One in so many requests has the fault.
@@ -55,6 +56,7 @@ class Script:
     subs: int = 0
     cell: str = ""
     canary: str = ""
+    secret: str = ""
     latency: float = 0.0
     fault: str = ""
     fault_every: int = 10
@@ -78,7 +80,7 @@ class Script:
             cell = CELLS[self.cell].format(canary=self.canary) if "{" in CELLS[self.cell] else CELLS[self.cell]
             return [f"kept = {int(KEPT) - 1}\nprint(kept)", cell][turn] if turn < 2 else "print(7)"
         name = dialect.input_name
-        return f"print({name}[{turn * self.print_chars} % len({name}):][:{self.print_chars}])"
+        return f"at = {turn * self.print_chars} % len({name})\nprint({name}[at:at + {self.print_chars}])"
 
     def _result(self) -> str:
         """Return the Python expression that is submitted."""
@@ -140,6 +142,7 @@ DIALECTS = {
     "direct": Dialect("{code}", ""),
     "predict-rlm": replace(
         _DSPY,
+        reply=_FIELDS.replace("reasoning", "plan"),
         batch=_PREDICT,
         answer=_DICT,
         sub_reply="[[ ## answer ## ]]\n{text}\n\n[[ ## completed ## ]]",

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = Path(os.environ.get("RLM_BENCH_CACHE") or Path.home() / ".cache" / "rlm-bench")
 """Where environments of engines are made."""
+SECRET = "a word that only the host knows"
 _READ_MODULE = "https://deno.land/std@0.186.0/io/mod.ts"
 _READ_LINES = """export async function* readLines(reader) {
   const decoder = new TextDecoder();
@@ -75,6 +76,7 @@ ENGINES = {
         Engine("dspy.RLM, Deno", "with_dspy_deno", "dspy", deno=True, where="WASM"),
         Engine("rlms", "with_rlms", "rlms", where="the caller's process"),
         Engine("predict-rlm", "with_predict_rlm", "predict-rlm", "predict-rlm", where="a plain process"),
+        Engine("predict-rlm, Deno", "with_predict_rlm_deno", "predict-rlm", "predict-rlm", deno=True, where="WASM"),
         Engine("recursive-llm", "with_recursive_llm", "recursive-llm", "recursive-llm", where="RestrictedPython"),
         Engine("minrlm", "with_minrlm", "minrlm", "minrlm", where="the caller's process"),
         Engine("fast-rlm", "with_fast_rlm", "fast-rlm", "fast-rlm", deno=True, where="WASM"),
@@ -103,24 +105,32 @@ def python_of(engine: Engine) -> Path:
 
 
 def deno_folder() -> Path:
-    """Return the folder that has `deno`: the one on the path, else one installed as a package."""
-    if found := shutil.which("deno"):
-        return Path(found).parent
-    folder = CACHE / "deno"
-    if not (folder / "bin" / "deno").exists():
-        uv = shutil.which("uv") or "uv"
-        subprocess.run([uv, "venv", "-q", str(folder)], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "-p", str(folder / "bin" / "python"), "deno"], check=True)
-    return folder / "bin"
+    """Return a folder with a `deno` that reads an import map before it runs anything.
 
-
-def deno_imports() -> Path:
-    """Return an import map that stands in for the module that DSPy's runner loads from deno.land."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (CACHE / "read_lines.js").write_text(_READ_LINES, encoding="utf-8")
-    found = CACHE / "deno_imports.json"
-    found.write_text(json.dumps({"imports": {_READ_MODULE: "./read_lines.js"}}), encoding="utf-8")
-    return found
+    The map puts a file in the place of the one module that runners load from deno.land. Deno itself is the one on
+    the path, else one installed as a package.
+    """
+    deno = shutil.which("deno")
+    if deno is None:
+        folder = CACHE / "deno"
+        if not (folder / "bin" / "deno").exists():
+            uv = shutil.which("uv") or "uv"
+            subprocess.run([uv, "venv", "-q", str(folder)], check=True)
+            subprocess.run([uv, "pip", "install", "-q", "-p", str(folder / "bin" / "python"), "deno"], check=True)
+        deno = str(folder / "bin" / "deno")
+    wrapped = CACHE / "deno-with-imports"
+    wrapped.mkdir(parents=True, exist_ok=True)
+    (wrapped / "read_lines.js").write_text(_READ_LINES, encoding="utf-8")
+    imports = wrapped / "imports.json"
+    imports.write_text(json.dumps({"imports": {_READ_MODULE: "./read_lines.js"}}), encoding="utf-8")
+    script = wrapped / "deno"
+    script.write_text(
+        f'#!/bin/sh\nif [ "$1" = run ]; then shift; exec {deno} run --import-map={imports} "$@"; fi\n'
+        f'exec {deno} "$@"\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
+    return wrapped
 
 
 def environment_of(engine: Engine) -> dict[str, str]:
@@ -135,7 +145,6 @@ def environment_of(engine: Engine) -> dict[str, str]:
     }
     if engine.deno:
         more["PATH"] = f"{deno_folder()}{os.pathsep}{os.environ['PATH']}"
-        more["RLM_BENCH_DENO_IMPORTS"] = str(deno_imports())
     return {**kept, **more}
 
 
@@ -158,7 +167,7 @@ class Worker:
         self._killed = ""
         self._home = tempfile.mkdtemp(prefix="rlm-bench-")
         self.canary = Path(self._home) / "canary.txt"
-        self.canary.write_text("a file of the host\n", encoding="utf-8")
+        self.canary.write_text(f"{SECRET}\n", encoding="utf-8")
         self.spawned = time.monotonic()
         python = python_of(engine)
         environment = environment_of(engine)

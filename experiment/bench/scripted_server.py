@@ -46,6 +46,7 @@ class Played:
         first_at: When the first request came, in the machine's monotonic seconds.
         last_at: When the last root reply was sent.
         most_at_once: The largest number of requests under way together.
+        leaked: Whether the secret of the script was sent to the model.
     """
 
     script: Script
@@ -60,6 +61,7 @@ class Played:
     first_at: float | None = None
     last_at: float | None = None
     most_at_once: int = 0
+    leaked: bool = False
     turn: int = 0
     under_way: int = 0
     earlier: list[str] = field(default_factory=list, repr=False)
@@ -73,6 +75,7 @@ class Played:
                 self.waits.append(now - self.last_at)
             self.prefix_chars += max((shared_prefix(other, sent) for other in self.earlier), default=0)
             self.earlier = [*self.earlier, sent][-_REMEMBERED:]
+        self.leaked |= bool(self.script.secret) and self.script.secret in sent
         self.body_bytes += body_bytes
         self.chars += len(sent)
         self.under_way += 1

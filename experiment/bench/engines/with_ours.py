@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from worker import Task
 
 VERSION = f"rlm-dspy {version('rlm-dspy')}, dspy {version('dspy')}"
-NOTES = "dspy.LM(cache=False), policy=None, max_concurrency=200"
+NOTES = "dspy.LM(cache=False), policy=None"
 
 
 def lm_of(task: Task) -> dspy.LM:
@@ -30,7 +30,7 @@ def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:
         max_iters=task.limits.turns,
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,
-        max_concurrency=200,
+        **({"max_concurrency": task.limits.concurrency} if task.limits.concurrency else {}),
     )
     signature = "context, question -> answer: str"
     return RLM(signature, limits=limits, interpreter_factory=interpreter_factory, policy=None)

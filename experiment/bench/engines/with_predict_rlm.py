@@ -15,10 +15,10 @@ VERSION = f"predict-rlm {version('predict-rlm')}, dspy {version('dspy')}"
 NOTES = "interpreter=DirectPythonBackend(), dspy.ChatAdapter, dspy.LM(cache=False)"
 
 
-def rlm_of(task: Task) -> tuple[PredictRLM, dspy.LM]:
+
+def rlm_of(task: Task, **where: Any) -> tuple[PredictRLM, dspy.LM]:
     """Return the library's module with the limits of the task, and its LM."""
     lm = dspy.LM(f"openai/{task.model}", api_base=task.base_url, api_key="none", cache=False)
-    seconds = {"exec_timeout": task.limits.cell_seconds} if task.limits.cell_seconds else {}
     rlm = PredictRLM(
         "context, question -> answer: str",
         lm=lm,
@@ -27,26 +27,26 @@ def rlm_of(task: Task) -> tuple[PredictRLM, dspy.LM]:
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,
         verbose=False,
-        interpreter=backend(seconds),
         adapter=dspy.ChatAdapter(),
+        **where,
     )
     return rlm, lm
 
 
-def backend(seconds: dict[str, float]) -> Any:
+def backend(task: Task) -> Any:
     """Return where code runs."""
-    return DirectPythonBackend(**seconds)
+    return DirectPythonBackend(**({"exec_timeout": task.limits.cell_seconds} if task.limits.cell_seconds else {}))
 
 
 def run(task: Task) -> str | None:
     """Run once."""
-    rlm, lm = rlm_of(task)
+    rlm, lm = rlm_of(task, interpreter=backend(task))
     with dspy.context(lm=lm):
         return str(rlm(context=task.context, question=task.question).answer)
 
 
 async def arun(task: Task) -> str | None:
     """Run once on the running event loop."""
-    rlm, lm = rlm_of(task)
+    rlm, lm = rlm_of(task, interpreter=backend(task))
     with dspy.context(lm=lm):
         return str((await rlm.acall(context=task.context, question=task.question)).answer)

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from worker import Task
 
 VERSION = f"recursive-llm {version('recursive-llm')}"
-NOTES = "its default of 4 concurrent sub-calls, no retries, and 5 seconds a cell unless a limit is given"
+NOTES = "5 seconds a cell unless a limit is given"
 
 
 def rlm_of(task: Task) -> RLM:
     """Return the library's object with the limits of the task."""
+    asked = {"repl_timeout": task.limits.cell_seconds, "max_concurrent_subcalls": task.limits.concurrency}
     return RLM(
         f"openai/{task.model}",
         api_base=task.base_url,
@@ -23,7 +24,7 @@ def rlm_of(task: Task) -> RLM:
         max_iterations=task.limits.turns + 1,
         max_output_chars=task.limits.output_chars,
         max_total_calls=task.limits.calls + task.limits.turns,
-        **({"repl_timeout": task.limits.cell_seconds} if task.limits.cell_seconds else {}),
+        **{name: value for name, value in asked.items() if value},
     )
 
 

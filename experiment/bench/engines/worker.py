@@ -36,6 +36,7 @@ class Limits:
     turns: int = 20
     calls: int = 1_000
     output_chars: int = 10_000
+    concurrency: int | None = None
     cell_seconds: float | None = None
 
 
