@@ -3,8 +3,8 @@
     with Bridge(choose_model()) as bridge:
         client = openai.OpenAI(base_url=bridge.base_url(), api_key=bridge.key)
 
-So a library is given any litellm model, LM Studio or the embedded model alike, and what it spends is counted in one
-place. Calls to `bridge.base_url("name")` are counted apart: `bridge.usage("name")`.
+So a library is given any litellm model, LM Studio or the embedded model alike, and what it spends is counted in
+one place. Calls to `bridge.base_url("name")` are counted apart: `bridge.usage("name")`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import secrets
 import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 import dspy
-from dspy.utils.usage_tracker import UsageTracker
+from dspy import lm15
 
 from rlm_dspy import Limits
 from rlm_dspy.limits import Ledger
@@ -33,11 +33,19 @@ class Bridge:
 
     Args:
         lm: Any LM of DSPy.
+        others: LMs that answer instead when a request names them as its model.
         passed_on: Settings of a request that the LM is given; the others are the LM's own.
     """
 
-    def __init__(self, lm: dspy.BaseLM, *, passed_on: tuple[str, ...] = _PASSED_ON) -> None:
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        *,
+        others: dict[str, dspy.BaseLM] | None = None,
+        passed_on: tuple[str, ...] = _PASSED_ON,
+    ) -> None:
         self.lm = lm
+        self.others = others or {}
         self.key = secrets.token_urlsafe()
         self._passed_on = passed_on
         self._ledgers: dict[str, Ledger] = defaultdict(lambda: Ledger(Limits()))
@@ -62,13 +70,12 @@ class Bridge:
         settings = {name: body[name] for name in self._passed_on if body.get(name) is not None}
         if body.get("max_completion_tokens") and "max_tokens" in self._passed_on:
             settings["max_tokens"] = body["max_completion_tokens"]
-        tracker = UsageTracker()
-        with dspy.context(usage_tracker=tracker), metered(self._ledger(run), "model"):
-            (output, *_) = self.lm(messages=body["messages"], **settings)
-        text = output["text"] if isinstance(output, dict) else output
-        usage = tracker.get_total_tokens().get(str(self.lm.model), {})
-        counts = {name: usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")}
-        message = {"role": "assistant", "content": text or ""}
+        lm = self.others.get(str(body.get("model")), self.lm)
+        with metered(self._ledger(run), "model"):
+            response = lm(request_of(str(lm.model), body["messages"], settings))
+        usage = response.usage
+        counts = {"prompt_tokens": usage.input_tokens or 0, "completion_tokens": usage.output_tokens or 0}
+        message = {"role": "assistant", "content": response.text or ""}
         return {
             "id": "chatcmpl-bridge",
             "object": "chat.completion",
@@ -78,7 +85,7 @@ class Bridge:
             "usage": {**counts, "total_tokens": sum(counts.values())},
         }
 
-    def __enter__(self) -> Bridge:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -89,6 +96,23 @@ class Bridge:
     def _ledger(self, run: str) -> Ledger:
         with self._lock:
             return self._ledgers[run]
+
+
+def request_of(model: str, messages: list[dict[str, Any]], settings: dict[str, Any]) -> lm15.Request:
+    """Return the request of DSPy's own kind for a chat of OpenAI's."""
+    texts = [(message["role"], text_of(message)) for message in messages]
+    system = "\n\n".join(text for role, text in texts if role == "system")
+    makers = {"assistant": lm15.Message.assistant, "user": lm15.Message.user}
+    turns = tuple(makers[role](text) for role, text in texts if role in makers)
+    if isinstance(settings.get("stop"), str):
+        settings = {**settings, "stop": (settings["stop"],)}
+    return lm15.Request(model=model, messages=turns, system=system or None, config=lm15.Config(**settings))
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """Return the text of a chat message, which may come in parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 class _Server(ThreadingHTTPServer):

@@ -29,6 +29,7 @@ from rlm_dspy.models import choose_model, limits_for
 
 ARTICLES = Path(__file__).parent / "articles.md"
 QUESTION = "How many conversations did Polly hold in its first month?"
+SIGNATURE = "context, question -> answer: str"
 STORE = "sqlite:///mlflow.db"
 
 
@@ -38,6 +39,13 @@ def log_to_mlflow() -> None:
         mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("dspy-rlm")
     mlflow.dspy.autolog()
+
+
+def ask(lm: dspy.BaseLM, text: Text | str, question: str) -> dspy.Prediction:
+    """Run the module once."""
+    with dspy.context(lm=lm):
+        rlm = RLM(SIGNATURE, limits=limits_for(lm), interpreter_factory=LocalPythonInterpreter)
+        return rlm(context=text, question=question)
 
 
 def show_steps(trajectory: list[dict[str, Any]]) -> None:
@@ -76,14 +84,9 @@ def main(
     model: Annotated[str | None, typer.Option(help="As for rlm-dspy ask --model.")] = None,
 ) -> None:
     """Answer a question about a long text, with everything logged."""
-    lm = choose_model(model)
-    dspy.configure(lm=lm)
     log_to_mlflow()
-    rlm = RLM(
-        "context, question -> answer: str", limits=limits_for(lm), interpreter_factory=LocalPythonInterpreter
-    )
     text = Text.open(file)
-    result = rlm(context=text, question=question)
+    result = ask(choose_model(model), text, question)
     mlflow.flush_trace_async_logging()
     show_steps(result.trajectory)
     summary_of(result).show(str(text))

@@ -3,8 +3,8 @@
     uv run --extra rlms python experiment/rlm_read_big_article.py "Which month is Polly to be retired in?"
 
 The model is chosen as in `dspy_rlm.py`: `--model`, else `RLM_DSPY_MODEL`, else the one of LM Studio if
-`LM_STUDIO_API_BASE` is set, else the small one that runs in this process. The library speaks OpenAI's protocol, so
-the model is put behind an address on this machine (`bridge.py`), which also counts what the library loses count of.
+`LM_STUDIO_API_BASE` is set, else the small one that runs in this process. The library speaks OpenAI's protocol,
+so the model is put behind an address on this machine (`bridge.py`), which also counts what all calls took.
 
 The model's code runs in this process (environment `local`), which protects from nothing: use it with a model and a
 text you trust. The library's logger writes every turn to `logs/`.
@@ -33,7 +33,9 @@ QUESTION = "How many conversations did Polly hold in its first month?"
 TURNS = 20
 
 
-def ask(lm: dspy.BaseLM, text: str, question: str, *, turns: int, logs: Path) -> tuple[Summary, list[dict[str, Any]]]:
+def ask(
+    lm: dspy.BaseLM, text: str, question: str, *, turns: int, logs: Path
+) -> tuple[Summary, list[dict[str, Any]]]:
     """Run the library once.
 
     Returns:
@@ -47,7 +49,8 @@ def ask(lm: dspy.BaseLM, text: str, question: str, *, turns: int, logs: Path) ->
         from rlm.logger import RLMLogger  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(
-            "This example needs the extra `rlms`. In the checkout: uv sync --extra rlms. With pip: pip install rlms."
+            "This example needs the extra `rlms`. "
+            "In the checkout: uv sync --extra rlms. With pip: pip install rlms."
         ) from error
     with Bridge(lm) as bridge:
         rlm = RLM(

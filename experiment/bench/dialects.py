@@ -1,12 +1,12 @@
 """One behaviour in the format of each engine: what a scripted model writes on each turn.
 
-A `Script` says what the model does; a `Dialect` says how the engine wants that written. So every engine is given the
-same model, which only speaks its language.
+A `Script` says what the model does; a `Dialect` says how the engine wants that written. So every engine is given
+the same model, which speaks its language.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 LOST = "lost"
@@ -99,9 +99,8 @@ class Dialect:
         batch: The code that asks `{n}` sub-models at once, leaving `answers`.
         answer: The expression for the text of one element `a` of `answers`.
         sub_reply: A sub-model's reply, with `{text}` in it.
-        final_reply: If given, the reply that ends a run, with `{variable}` in it, after a turn has set that variable.
+        final_reply: If given, the reply that ends a run, one turn after its last code.
         input_name: The variable that holds the input.
-        wraps_errors: Whether `try` may be used in the code that ends a run.
     """
 
     reply: str
@@ -111,23 +110,20 @@ class Dialect:
     sub_reply: str = "{text}"
     final_reply: str = ""
     input_name: str = "context"
-    before: str = field(default="", repr=False)
 
     def submit(self, value: str) -> str:
         """Return the code that submits an expression, or that its state is lost."""
         guarded = f"try:\n    found = str({value})\nexcept NameError:\n    found = '{LOST}'"
-        return f"{self.before}{guarded}\n{self.end}".rstrip()
+        return f"{guarded}\n{self.end}".rstrip()
 
     def ask_all(self, count: int) -> str:
         """Return the code that asks `count` sub-models and counts the right answers."""
         ask = self.batch.format(n=count)
         compare = f"good = len([1 for i, a in enumerate(answers) if {self.answer}.strip() == 'answer ' + str(i)])"
-        return f"{self.before}{ask}\n{compare}\nprint(good)"
+        return f"{ask}\n{compare}\nprint(good)"
 
 
-_FIELDS = (
-    "[[ ## reasoning ## ]]\nNext step.\n\n[[ ## code ## ]]\n```python\n{code}\n```\n\n[[ ## completed ## ]]"
-)
+_FIELDS = "[[ ## reasoning ## ]]\nNext step.\n\n[[ ## code ## ]]\n```python\n{code}\n```\n\n[[ ## completed ## ]]"
 _DSPY = Dialect(_FIELDS, "SUBMIT(answer=found)")
 _PREDICT = (
     "import asyncio\nanswers = await asyncio.gather(*[predict('question: str -> answer: str', "
@@ -173,7 +169,7 @@ def reply(script: Script, turn: int) -> str:
     if dialect.final_reply and turn >= script.turns:
         return dialect.final_reply
     written = dialect.reply.format(code=script.code(turn))
-    over = turn >= script.turns  # asked once more than the script is long, e.g. to read an answer from what was done
+    over = turn >= script.turns  # asked once more than the script is long, e.g. to read an answer
     return f"{written}\n\n[[ ## answer ## ]]\nunscripted\n\n[[ ## completed ## ]]" if over else written
 
 

@@ -184,7 +184,7 @@ def sub_calls(bench: Bench, engine: Engine, setting: str) -> Values:
     with Worker(engine) as worker:
         bench.warm(worker)
         script = Script(engine.dialect, turns=2, subs=SUBS, latency=SUB_SECONDS)
-        limits = {"concurrency": SUBS} if setting == "200 at once" else {}
+        limits: Values = {"concurrency": SUBS} if setting == "200 at once" else {}
         ended = bench.play(worker, [script], 10_000, cell_seconds=60.0, **limits)
     (outcome,), (counts,) = ended.outcomes, ended.counts
     return {
@@ -199,7 +199,7 @@ def sub_calls(bench: Bench, engine: Engine, setting: str) -> Values:
 
 def concurrent(bench: Bench, engine: Engine, setting: str) -> Values:
     """Many runs at once in one process, five turns of 200 ms each."""
-    count, mode = int(setting.split()[0]), setting.split()[-1]
+    count, mode = int(setting.split(maxsplit=1)[0]), setting.rsplit(maxsplit=1)[-1]
     turns = 1 if engine.name == "direct" else RUN_TURNS
     script = Script(engine.dialect, turns=turns, latency=RUN_SECONDS, print_chars=200)
     with Worker(engine, most_bytes=12 << 30) as worker:
@@ -250,9 +250,7 @@ def faults_of_turns(bench: Bench, engine: Engine, setting: str) -> Values:
         with Worker(engine) as worker:
             bench.warm(worker)
             first_fault = 0 if turns == 1 else first
-            script = Script(
-                engine.dialect, turns=turns, fault=setting, fault_kind="root", fault_first=first_fault
-            )
+            script = Script(engine.dialect, turns=turns, fault=setting, fault_kind="root", fault_first=first_fault)
             try:
                 ended = bench.play(worker, [script], 10_000)
             except EngineDied as error:
@@ -277,9 +275,9 @@ def bad_cells(bench: Bench, engine: Engine, setting: str) -> Values:
         bench.warm(worker)
         script = Script(engine.dialect, turns=4, cell=setting, canary=str(worker.canary), secret=SECRET)
         health: Values = {}
-        name_seconds = {"cell_seconds": CELL_SECONDS}
+        limits: Values = {"cell_seconds": CELL_SECONDS}
         try:
-            ended = Bench(bench.server, patience=45.0).play(worker, [script], 10_000, **name_seconds)
+            ended = Bench(bench.server, patience=45.0).play(worker, [script], 10_000, **limits)
         except EngineDied as error:
             return {"became": "process dead", "failed": str(error), "host": "the process", "mib": _mib(worker)}
         (outcome,), (counts,) = ended.outcomes, ended.counts

@@ -16,7 +16,7 @@ import time
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,9 @@ ENGINES = {
         Engine("dspy.RLM, Deno", "with_dspy_deno", "dspy", deno=True, where="WASM"),
         Engine("rlms", "with_rlms", "rlms", where="the caller's process"),
         Engine("predict-rlm", "with_predict_rlm", "predict-rlm", "predict-rlm", where="a plain process"),
-        Engine("predict-rlm, Deno", "with_predict_rlm_deno", "predict-rlm", "predict-rlm", deno=True, where="WASM"),
+        Engine(
+            "predict-rlm, Deno", "with_predict_rlm_deno", "predict-rlm", "predict-rlm", deno=True, where="WASM"
+        ),
         Engine("recursive-llm", "with_recursive_llm", "recursive-llm", "recursive-llm", where="RestrictedPython"),
         Engine("minrlm", "with_minrlm", "minrlm", "minrlm", where="the caller's process"),
         Engine("fast-rlm", "with_fast_rlm", "fast-rlm", "fast-rlm", deno=True, where="WASM"),
@@ -85,7 +87,7 @@ ENGINES = {
 }
 
 
-class EngineDied(RuntimeError):
+class EngineDied(RuntimeError):  # noqa: N818 (it names what happened)
     """The worker of an engine ended, hung beyond its time, or took more memory than it may."""
 
 
@@ -184,7 +186,8 @@ class Worker:
             encoding="utf-8",
         )
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         threading.Thread(target=self._watch, daemon=True).start()
         first = self._next(120)
         if "error" in first:
@@ -211,6 +214,9 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close() if self._process.stdin else None
+        self._listener.join(10)
         self._log.close()
         shutil.rmtree(self._home, ignore_errors=True)
 
@@ -218,7 +224,7 @@ class Worker:
         """Return the processes of the group that live."""
         return processes_of(self._process.pid)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,8 +243,9 @@ class Worker:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put("")
 
     def _watch(self) -> None:
@@ -323,7 +330,7 @@ class ScriptedServer:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from measures import Bench, Measure, every, trial
-from processes import ENGINES, Engine, EngineDied, Worker, scripted_server
+from processes import ENGINES, Engine, EngineDied, scripted_server
 from side_by_side_report import write_report
 
 HERE = Path(__file__).parent
@@ -110,8 +110,14 @@ def run_all(engines: list[Engine], only: str, *, heavy: bool, again: bool) -> No
     done = {key_of(row): row for row in rows}
     with RESULTS.open("a") as results, scripted_server() as server:
         for one in engines:
-            if again or (one.name, "about", "") not in done:
-                row = {"engine": one.name, "measure": "about", "setting": "", **about(Bench(server), one), "machine": machine()}
+            if (again and not only) or (one.name, "about", "") not in done:
+                row = {
+                    "engine": one.name,
+                    "measure": "about",
+                    "setting": "",
+                    **about(Bench(server), one),
+                    "machine": machine(),
+                }
                 done[key_of(row)] = keep(row, results)
         for measure, setting in every(only, heavy):
             for one in engines:

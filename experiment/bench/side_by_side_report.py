@@ -65,7 +65,7 @@ COLUMNS: dict[str, list[tuple[str, str]]] = {
     "bad cells": [("the run", "became"), ("harmed", "host"), ("seconds", "seconds"), ("MiB", "mib")],
 }
 SAYS = {
-    "cold start": "From the start of the process to the first request that the model's server sees. Median of three.",
+    "cold start": "From the start of the process to the first request that the server sees. Median of three.",
     "overhead": (
         "Time beside the model's, in a warm process: from the call to the first request, between a reply and the "
         "next request (median of five), and from the last reply to the answer. The model replies at once; the "
@@ -81,7 +81,7 @@ SAYS = {
         "One in ten of 100 sub-calls fails: refused (429, 500), no reply for ten seconds and then a closed "
         "connection, a reply that is no JSON, a reply cut off. The last three are billed. A retry is answered."
     ),
-    "faults of turns": "The same for the run's own calls: three runs of twelve turns, the first fault early or late.",
+    "faults of turns": "The same for a run's own calls: three runs of twelve turns, first fault early to late.",
     "bad cells": (
         "The second of four cells does what it should not, after a value was computed that the last one submits. "
         "`kept` is that value still there? Cells get five seconds where the library has a limit."
@@ -92,18 +92,15 @@ SAYS = {
 def write_report(rows: list[Row]) -> None:
     """Write RESULTS.md, and the plots beside it."""
     about = {row["engine"]: row for row in rows if row["measure"] == "about"}
-    tables: Rows = defaultdict(list)
-    for row in rows:
-        tables[row["measure"], row["setting"]].append(row)
+    tables = grouped(rows)
     measured = [row for row in rows if row["measure"] != "about"]
     if not measured:
         return
     lines = [
         "# Side by side",
         "",
-        "Made by `experiment/bench/side_by_side.py` from `results/side_by_side.jsonl`. One scripted model answers "
-        "all engines over HTTP, each in its own format; see `dialects.py`. Nothing here says how well a model "
-        "answers.",
+        "Made by `experiment/bench/side_by_side.py` from `results/side_by_side.jsonl`. One scripted model answers",
+        "all engines over HTTP, each in its format (`dialects.py`). Nothing here says how well a model answers.",
         "",
         *machine_lines(about, measured),
         "",
@@ -120,27 +117,40 @@ def write_report(rows: list[Row]) -> None:
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def grouped(rows: list[Row]) -> Rows:
+    """Return the rows by measure and setting; there is an empty list for what was not measured."""
+    tables: Rows = defaultdict(list)
+    for row in rows:
+        tables[row["measure"], row["setting"]].append(row)
+    return tables
+
+
 def machine_lines(about: dict[str, Row], measured: list[Row]) -> list[str]:
     """Return what was measured where and when."""
     machines = {tuple(sorted(row["machine"].items())) for row in about.values()}
     days = sorted(row["when"][:10] for row in measured)
     loads = sorted(row["load_before"] for row in measured)
     described = [
-        "{cpu}, {cores} cores, {memory_gib} GiB, {system}, Python {python}, commit {commit}".format(**dict(machine))
+        "{cpu}, {cores} cores, {memory_gib} GiB, {system}, Python {python}, commit {commit}".format(
+            **dict(machine)
+        )
         for machine in sorted(machines)
     ]
     when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return [
         *(f"- Machine: {words}" for words in described),
-        f"- Measured {when}, with a load of {loads[0]} to {loads[-1]} (median {loads[len(loads) // 2]}) before each "
-        "row: above the number of cores, times are worth their ratios only.",
+        f"- Measured {when}, with a load of {loads[0]} to {loads[-1]} (median {loads[len(loads) // 2]}) before",
+        "  each row: above the number of cores, times are worth their ratios only.",
         "- Nothing is random: the script and the faults are the same for every engine.",
     ]
 
 
 def engine_lines(about: dict[str, Row]) -> list[str]:
     """Return the table of engines."""
-    lines = ["| engine | version | code runs in | set beside the limits, or why it cannot run |", "|---|---|---|---|"]
+    lines = [
+        "| engine | version | code runs in | set beside the limits, or why it cannot run |",
+        "|---|---|---|---|",
+    ]
     for name, row in about.items():
         told = f"cannot run: {cell(row['failed'])}" if "failed" in row else row["notes"]
         lines.append(f"| {name} | {row.get('version', '')} | {row.get('where', '')} | {told} |")
@@ -168,13 +178,8 @@ def target_lines(tables: Rows) -> list[str]:
         seen = f"{number(mine[value])} | {number(peer[value])} ({peer['engine']}) | {ratio:.3g}"
         lines.append(f"| {words} | {seen} | {met} |")
 
-    compare(
-        "characters over 30 turns that no cache can hold: at most 1/5",
-        tables["long run", ""],
-        "uncached_chars",
-        1 / 5,
-    )
-    compare("characters over 30 turns in all", tables["long run", ""], "chars", 1)
+    compare("characters sent over 30 turns: at most 1/5", tables["long run", ""], "chars", 1 / 5)
+    compare("of them, what no cache can hold: no more", tables["long run", ""], "uncached_chars", 1)
     compare("overhead of a turn at 100 MB, ms: at most 1/100", tables["overhead", "100 MB"], "turn_ms", 1 / 100)
     runs = [*tables["concurrent", "200 in threads"], *tables["concurrent", "200 in async"]]
     whole = [row for row in runs if row.get("right") == row.get("runs")]
@@ -239,7 +244,7 @@ def plot_lines(tables: Rows) -> list[str]:
 
 def draw_overhead(tables: Rows, path: Path) -> bool:
     """Draw the overhead of a turn against the size of the input."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for setting, chars in SIZES.items():
@@ -248,7 +253,7 @@ def draw_overhead(tables: Rows, path: Path) -> bool:
                 points[row["engine"]].append((chars, row["turn_ms"]))
     if not points:
         return False
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, line in points.items():
         style = {"linewidth": 2.5} if name in OURS else {"linewidth": 1.2, "linestyle": "--"}
         axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=name, **style)
@@ -261,12 +266,12 @@ def draw_overhead(tables: Rows, path: Path) -> bool:
 
 def draw_long_run(tables: Rows, path: Path) -> bool:
     """Draw what 30 turns send, the part that a cache can hold in a lighter shade."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     rows = [row for row in tables["long run", ""] if row.get("chars") and not row.get("failed")]
     if not rows:
         return False
-    figure, axes = pyplot.subplots(figsize=(7, 0.5 + 0.45 * len(rows)))
+    figure, axes = plt.subplots(figsize=(7, 0.5 + 0.45 * len(rows)))
     names = [row["engine"] for row in rows]
     rest = [row["uncached_chars"] / 1e6 for row in rows]
     again = [(row["chars"] - row["uncached_chars"]) / 1e6 for row in rows]
@@ -281,7 +286,7 @@ def draw_long_run(tables: Rows, path: Path) -> bool:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure, without the date."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
+    plt.close(figure)

@@ -16,13 +16,13 @@ NOTES = "the input, then the question, in one message"
 
 def run(task: Task) -> str | None:
     """Ask once."""
-    client = openai.OpenAI(base_url=task.base_url, api_key="none")
+    client = openai.OpenAI(base_url=task.base_url, api_key=task.api_key)
     return answer_of(client.chat.completions.create(model=task.model, messages=messages_of(task)))
 
 
 async def arun(task: Task) -> str | None:
     """Ask once on the running event loop."""
-    async with openai.AsyncOpenAI(base_url=task.base_url, api_key="none") as client:
+    async with openai.AsyncOpenAI(base_url=task.base_url, api_key=task.api_key) as client:
         return answer_of(await client.chat.completions.create(model=task.model, messages=messages_of(task)))
 
 

@@ -18,9 +18,9 @@ NOTES = "dspy.LM(cache=False), interpreter_factory=dspy.LocalInterpreter"
 warnings.filterwarnings("ignore", module="dspy")
 
 
-def lm_of(task: Task) -> dspy.LM:
+def lm_of(task: Task, model: str = "") -> dspy.LM:
     """Return DSPy's LM at the address of the run."""
-    return dspy.LM(f"openai/{task.model}", api_base=task.base_url, api_key="none", cache=False)
+    return dspy.LM(f"openai/{model or task.model}", api_base=task.base_url, api_key=task.api_key, cache=False)
 
 
 def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> dspy.RLM:
@@ -31,6 +31,7 @@ def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> dspy.RLM:
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,
         interpreter_factory=interpreter_factory,
+        sub_lm=lm_of(task, task.sub_model) if task.sub_model else None,
     )
 
 

@@ -19,7 +19,7 @@ NOTES = "max_depth=1; money and token limits lifted"
 
 _ENGINE = Path(fast_rlm.__file__).parent / "_engine"
 _CHECK = subprocess.run(
-    ["deno", "cache", "src/subagents.ts"],  # noqa: S607
+    ["deno", "cache", "src/subagents.ts"],
     cwd=_ENGINE,
     env={**os.environ, "NO_COLOR": "1"},
     capture_output=True,
@@ -33,9 +33,10 @@ if _CHECK.returncode:
 def run(task: Task) -> str | None:
     """Run once."""
     os.environ["RLM_MODEL_BASE_URL"] = task.base_url
-    os.environ["RLM_MODEL_API_KEY"] = "none"
+    os.environ["RLM_MODEL_API_KEY"] = task.api_key
     config = fast_rlm.RLMConfig(
         primary_agent=task.model,
+        sub_agent=task.sub_model or task.model,
         max_depth=1,
         max_calls_per_subagent=task.limits.turns,
         truncate_len=task.limits.output_chars,

@@ -19,8 +19,8 @@ def run(task: Task) -> str | None:
     rlm = RLM(
         task.model,
         base_url=task.base_url,
-        api_key="none",
+        api_key=task.api_key,
         max_iterations=task.limits.turns,
         max_sub_llm_calls=task.limits.calls,
     )
-    return rlm.completion(task.question, task.context).response
+    return str(rlm.completion(task.question, task.context).response)

@@ -19,9 +19,9 @@ VERSION = f"rlm-dspy {version('rlm-dspy')}, dspy {version('dspy')}"
 NOTES = "dspy.LM(cache=False), policy=None"
 
 
-def lm_of(task: Task) -> dspy.LM:
+def lm_of(task: Task, model: str = "") -> dspy.LM:
     """Return DSPy's LM at the address of the run."""
-    return dspy.LM(f"openai/{task.model}", api_base=task.base_url, api_key="none", cache=False)
+    return dspy.LM(f"openai/{model or task.model}", api_base=task.base_url, api_key=task.api_key, cache=False)
 
 
 def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:
@@ -33,7 +33,13 @@ def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:
         **({"max_concurrency": task.limits.concurrency} if task.limits.concurrency else {}),
     )
     signature = "context, question -> answer: str"
-    return RLM(signature, limits=limits, interpreter_factory=interpreter_factory, policy=None)
+    return RLM(
+        signature,
+        limits=limits,
+        interpreter_factory=interpreter_factory,
+        policy=task.policy or None,
+        sub_lm=lm_of(task, task.sub_model) if task.sub_model else None,
+    )
 
 
 def interpreter(task: Task) -> Callable[[], Any]:

@@ -15,14 +15,14 @@ VERSION = f"predict-rlm {version('predict-rlm')}, dspy {version('dspy')}"
 NOTES = "interpreter=DirectPythonBackend(), dspy.ChatAdapter, dspy.LM(cache=False)"
 
 
-
 def rlm_of(task: Task, **where: Any) -> tuple[PredictRLM, dspy.LM]:
     """Return the library's module with the limits of the task, and its LM."""
-    lm = dspy.LM(f"openai/{task.model}", api_base=task.base_url, api_key="none", cache=False)
+    given = {"api_base": task.base_url, "api_key": task.api_key, "cache": False}
+    lm = dspy.LM(f"openai/{task.model}", **given)
     rlm = PredictRLM(
         "context, question -> answer: str",
         lm=lm,
-        sub_lm=lm,
+        sub_lm=dspy.LM(f"openai/{task.sub_model}", **given) if task.sub_model else lm,
         max_iterations=task.limits.turns,
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTES", "VERSION", "arun", "run"]
 
-NOTES = "the default interpreter, whose module from deno.land comes from an import map; dspy.ChatAdapter, dspy.LM(cache=False)"
+NOTES = (
+    "the default interpreter, whose module from deno.land comes from an import map; dspy.ChatAdapter, "
+    "dspy.LM(cache=False)"
+)
 
 
 def run(task: Task) -> str | None:

@@ -20,7 +20,8 @@ def rlm_of(task: Task) -> RLM:
     return RLM(
         f"openai/{task.model}",
         api_base=task.base_url,
-        api_key="none",
+        api_key=task.api_key,
+        recursive_model=f"openai/{task.sub_model or task.model}",
         max_iterations=task.limits.turns + 1,
         max_output_chars=task.limits.output_chars,
         max_total_calls=task.limits.calls + task.limits.turns,
@@ -30,9 +31,9 @@ def rlm_of(task: Task) -> RLM:
 
 def run(task: Task) -> str | None:
     """Run once."""
-    return rlm_of(task).complete(task.question, task.context)
+    return str(rlm_of(task).complete(task.question, task.context))
 
 
 async def arun(task: Task) -> str | None:
     """Run once on the running event loop."""
-    return await rlm_of(task).acomplete(task.question, task.context)
+    return str(await rlm_of(task).acomplete(task.question, task.context))

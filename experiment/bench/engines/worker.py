@@ -4,7 +4,7 @@
 
 A line on stdin is one request, a line on stdout its answer:
 
-    {"op": "run", "mode": "one", "base_urls": [...], "context": {"chars": 1000}, "question": "...", "limits": {...}}
+    {"op": "run", "mode": "threads", "base_urls": [...], "context": {"chars": 1000}, "question": "..."}
     {"op": "health"}
 
 An engine is a module here with `VERSION`, `NOTES` (its settings that are not the library's defaults) and
@@ -48,6 +48,9 @@ class Task:
     context: str = field(repr=False)
     question: str
     model: str = "scripted"
+    sub_model: str = ""
+    api_key: str = "none"
+    policy: str = ""
     limits: Limits = Limits()
 
 
@@ -91,8 +94,9 @@ class Worker:
 
     def _task(self, request: dict[str, Any], base_url: str) -> Task:
         limits = Limits(**request.get("limits", {}))
-        model = request.get("model", "scripted")
-        return Task(base_url, self._text(request["context"]), request["question"], model, limits)
+        names = ("question", "model", "sub_model", "api_key", "policy")
+        given = {name: request[name] for name in names if name in request}
+        return Task(base_url, self._text(request["context"]), **given, limits=limits)
 
     def _text(self, context: dict[str, Any]) -> str:
         key = json.dumps(context)
