@@ -159,6 +159,21 @@ def overhead(bench: Bench, engine: Engine, setting: str) -> Values:
         }
 
 
+def cpu(bench: Bench, engine: Engine, _: str) -> Values:
+    """CPU time of a turn, from a long run and a short one."""
+    long, short = 42, 2
+    with Worker(engine) as worker:
+        bench.warm(worker)
+        taken = []
+        for turns in (long, short):
+            before = worker.cpu_seconds()
+            ended = bench.play(worker, [Script(engine.dialect, turns=turns, print_chars=10)], 1_000)
+            taken.append(worker.cpu_seconds() - before)
+            if ended.outcomes[0]["answer"] != expected(engine, 1_000):
+                return {"failed": ended.outcomes[0]["error"] or "the wrong answer"}
+    return {"turn_cpu_ms": milliseconds((taken[0] - taken[1]) / (long - short))}
+
+
 def long_run(bench: Bench, engine: Engine, _: str) -> Values:
     """What 30 turns that print 100 KB in all send, and how much of it a cache could hold."""
     with Worker(engine) as worker:
@@ -313,6 +328,7 @@ MEASURES = {
     for measure in (
         Measure("cold start", ("",), cold_start),
         Measure("overhead", tuple(SIZES), overhead, heavy=frozenset({"1 GB"})),
+        Measure("cpu", ("",), cpu, skips=_NO_CODE),
         Measure("long run", ("",), long_run, skips=_NO_CODE),
         Measure("sub-calls", ("as shipped", "200 at once"), sub_calls, skips=_NO_CODE),
         Measure(

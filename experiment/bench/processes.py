@@ -224,6 +224,10 @@ class Worker:
         """Return the processes of the group that live."""
         return processes_of(self._process.pid)
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the group's processes, and of their children that have ended."""
+        return sum(cpu_of(pid) for pid in self.tree())
+
     def __enter__(self) -> Self:
         return self
 
@@ -296,12 +300,20 @@ def memory_of(pid: int) -> int:
     return 0
 
 
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process and of its children that it has waited for; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 class ScriptedServer:
     """The scripted server in a process of its own."""
 
     def __init__(self) -> None:
         command = [sys.executable, str(HERE / "scripted_server.py"), "--port", "0"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
         assert self._process.stdout is not None
         self.address = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
         self._number = 0

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import re
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -42,9 +43,9 @@ class Played:
         body_bytes: Bytes of all requests' bodies.
         chars: Characters of all messages.
         prefix_chars: Of them, characters at the beginning that an earlier request had as well.
-        waits: Seconds between a root reply that was sent and the next root request.
+        waits: Seconds between a root reply and the next root request.
         first_at: When the first request came, in the machine's monotonic seconds.
-        last_at: When the last root reply was sent.
+        last_at: When the last root reply that arrived began to be sent.
         most_at_once: The largest number of requests under way together.
         leaked: Whether the secret of the script was sent to the model.
     """
@@ -181,13 +182,14 @@ class Server:
             if fault := run.fault(kind, number):
                 return await self._fail(request, run, kind, fault)
             text = sub_reply(run.script, int(found[1])) if found else reply(run.script, run.turn)
+            sent_at = time.monotonic()  # before it is sent: the engine may be on with it before we are
             response = await self._send(request, completion(body["model"], text, sent), stream=body.get("stream"))
             run.paid[kind] += 1
             if found:
                 run.delivered[int(found[1])] += 1
             else:
                 run.turn += 1
-                run.last_at = time.monotonic()
+                run.last_at = sent_at
             return response
         finally:
             run.under_way -= 1
@@ -259,13 +261,13 @@ def chunks(answer: dict[str, Any]) -> list[str]:
 
 
 async def serve(port: int) -> None:
-    """Serve until the process ends; print the port."""
+    """Print the port and serve until stdin ends."""
     runner = web.AppRunner(Server().application(), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port, backlog=4_096)
     await site.start()
     print(runner.addresses[0][1], flush=True)
-    await asyncio.Event().wait()
+    await asyncio.to_thread(sys.stdin.read)  # ends with whoever started it
 
 
 def main() -> None:
