@@ -11,7 +11,6 @@ and a text you trust.
 """
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import dspy
 import mlflow
 import typer
+from summary import Summary
 
 from rlm_dspy import RLM, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -29,6 +29,7 @@ from rlm_dspy.models import choose_model, limits_for
 
 ARTICLES = Path(__file__).parent / "articles.md"
 QUESTION = "How many conversations did Polly hold in its first month?"
+SIGNATURE = "context, question -> answer: str"
 STORE = "sqlite:///mlflow.db"
 
 
@@ -38,6 +39,13 @@ def log_to_mlflow() -> None:
         mlflow.set_tracking_uri(STORE)
     mlflow.set_experiment("dspy-rlm")
     mlflow.dspy.autolog()
+
+
+def ask(lm: dspy.BaseLM, text: Text | str, question: str) -> dspy.Prediction:
+    """Run the module once."""
+    with dspy.context(lm=lm):
+        rlm = RLM(SIGNATURE, limits=limits_for(lm), interpreter_factory=LocalPythonInterpreter)
+        return rlm(context=text, question=question)
 
 
 def show_steps(trajectory: list[dict[str, Any]]) -> None:
@@ -51,33 +59,23 @@ def show_steps(trajectory: list[dict[str, Any]]) -> None:
         print(step["output"])
 
 
-def show_summary(result: dspy.Prediction, text: str) -> None:
-    """Print what the run came to, what it took, and where its answer stands in the text."""
+def summary_of(result: dspy.Prediction) -> Summary:
+    """Return what the run came to and what it took."""
     usage, kinds = result.usage, [step["kind"] for step in result.trajectory]
     subcalls = usage["by_role"].get("query", {"calls": 0, "failures": 0})
-    cost = "unknown" if usage["cost"] is None else f"${usage['cost']:.4f}"
-    print("\n=== summary")
-    print(f"answer     {result.answer}")
-    print(f"stop       {result.stop}")
-    print(
-        f"turns      {len(kinds)}, of which {len(kinds) - kinds.count('output') - kinds.count('submitted')} failed"
+    return Summary(
+        answer=result.answer,
+        stop=result.stop,
+        turns=len(kinds),
+        failed_turns=len(kinds) - kinds.count("output") - kinds.count("submitted"),
+        subcalls=subcalls["calls"],
+        failed_subcalls=subcalls["failures"],
+        input_tokens=usage["input_tokens"],
+        cached_input_tokens=usage["cached_input_tokens"],
+        output_tokens=usage["output_tokens"],
+        cost=usage["cost"],
+        seconds=usage["seconds"],
     )
-    print(f"sub-calls  {subcalls['calls']}, of which {subcalls['failures']} failed")
-    print(f"tokens     {usage['input_tokens']:,} in ({usage['cached_input_tokens']:,} cached)")
-    print(f"           {usage['output_tokens']:,} out")
-    print(f"cost       {cost}")
-    print(f"seconds    {usage['seconds']:.1f}")
-    print(f"in text    {where(result.answer, text)}")
-
-
-def where(answer: str | None, text: str) -> str:
-    """Return in words where an answer occurs in a text, character for character."""
-    places = [match.start() for match in re.finditer(re.escape(answer), text)] if answer else []
-    if not places:
-        return "nowhere in these words: the model put it in its own, or made it up"
-    lines = [text.count("\n", 0, place) + 1 for place in places]
-    shown = ", ".join(f"line {line}" for line in lines[:5])
-    return f"{shown}{f', and {len(lines) - 5} more' if len(lines) > 5 else ''}"
 
 
 def main(
@@ -86,17 +84,12 @@ def main(
     model: Annotated[str | None, typer.Option(help="As for rlm-dspy ask --model.")] = None,
 ) -> None:
     """Answer a question about a long text, with everything logged."""
-    lm = choose_model(model)
-    dspy.configure(lm=lm)
     log_to_mlflow()
-    rlm = RLM(
-        "context, question -> answer: str", limits=limits_for(lm), interpreter_factory=LocalPythonInterpreter
-    )
     text = Text.open(file)
-    result = rlm(context=text, question=question)
+    result = ask(choose_model(model), text, question)
     mlflow.flush_trace_async_logging()
     show_steps(result.trajectory)
-    show_summary(result, str(text))
+    summary_of(result).show(str(text))
     store = mlflow.get_tracking_uri()
     print(f"\nThe trace: mlflow server --backend-store-uri {store}, experiment dspy-rlm")
 

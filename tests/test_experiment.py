@@ -18,7 +18,14 @@ CORPUS = [
     *['{"author": "A. Writer", "year": 2023}'] * 2,
     "```python\nSUBMIT(authors=sorted({line.author for line in read if line.year == year}))\n```",
 ]
-SCRIPTS = ("dspy_rlm_simple.py", "dspy_rlm.py", "corpus.py", "custom_interpreter.py")
+SCRIPTS = (
+    "dspy_rlm_simple.py",
+    "dspy_rlm.py",
+    "corpus.py",
+    "custom_interpreter.py",
+    "rlm_read_big_article.py",
+    "compare.py",
+)
 FIND = """```python
 import re
 print(re.findall(r"In its first month Polly held [0-9,]+ conversations", context))

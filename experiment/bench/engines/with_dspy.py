@@ -1,0 +1,53 @@
+"""`dspy.RLM` with `dspy.LocalInterpreter`: code runs in a plain process."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker import Task
+
+VERSION = f"dspy {version('dspy')}"
+NOTES = "dspy.LM(cache=False), interpreter_factory=dspy.LocalInterpreter"
+warnings.filterwarnings("ignore", module="dspy")
+
+
+def lm_of(task: Task, model: str = "") -> dspy.LM:
+    """Return DSPy's LM at the address of the run."""
+    return dspy.LM(f"openai/{model or task.model}", api_base=task.base_url, api_key=task.api_key, cache=False)
+
+
+def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> dspy.RLM:
+    """Return DSPy's module with the limits of the task."""
+    return dspy.RLM(
+        "context, question -> answer: str",
+        max_iters=task.limits.turns,
+        max_llm_calls=task.limits.calls,
+        max_output_chars=task.limits.output_chars,
+        interpreter_factory=interpreter_factory,
+        sub_lm=lm_of(task, task.sub_model) if task.sub_model else None,
+    )
+
+
+def interpreter(task: Task) -> Callable[[], Any]:
+    """Return what makes the interpreter of a run."""
+    return lambda: dspy.LocalInterpreter(execution_timeout=task.limits.cell_seconds)
+
+
+def run(task: Task) -> str | None:
+    """Run once."""
+    with dspy.context(lm=lm_of(task)):
+        return str(rlm_of(task, interpreter(task))(context=task.context, question=task.question).answer)
+
+
+async def arun(task: Task) -> str | None:
+    """Run once on the running event loop."""
+    with dspy.context(lm=lm_of(task)):
+        rlm = rlm_of(task, interpreter(task))
+        return str((await rlm.acall(context=task.context, question=task.question)).answer)

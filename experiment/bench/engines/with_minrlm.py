@@ -1,0 +1,26 @@
+"""`minrlm`: code runs in this process."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from minrlm import RLM
+
+if TYPE_CHECKING:
+    from worker import Task
+
+VERSION = f"minrlm {version('minrlm')}"
+NOTES = "it shows 2,000 characters of a turn whatever is asked"
+
+
+def run(task: Task) -> str | None:
+    """Run once."""
+    rlm = RLM(
+        task.model,
+        base_url=task.base_url,
+        api_key=task.api_key,
+        max_iterations=task.limits.turns,
+        max_sub_llm_calls=task.limits.calls,
+    )
+    return str(rlm.completion(task.question, task.context).response)
