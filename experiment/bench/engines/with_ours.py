@@ -30,7 +30,7 @@ def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:
         max_iters=task.limits.turns,
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,
-        **({"max_concurrency": task.limits.concurrency} if task.limits.concurrency else {}),
+        max_concurrency=task.limits.concurrency or Limits.max_concurrency,
     )
     signature = "context, question -> answer: str"
     return RLM(
