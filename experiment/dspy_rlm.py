@@ -1,7 +1,7 @@
 """Ask a question about the articles, log the run to MLflow, and examine the trajectory.
 
     uv run python experiment/dspy_rlm.py "How many conversations did Polly hold in its first month?"
-    uv run mlflow server --backend-store-uri sqlite:///mlflow.db          # then look at it here
+    uv run rlm-dspy ui                                                    # then look at it here
 
 The model is `--model`, else `RLM_DSPY_MODEL`, else the one of LM Studio if `LM_STUDIO_API_BASE` and
 `LM_STUDIO_API_KEY` are set, else the small one that runs in this process.
@@ -19,11 +19,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dspy
-import mlflow
 import typer
 from summary import Summary
 
-from rlm_dspy import RLM, Text
+from rlm_dspy import RLM, Text, tracing
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.models import choose_model, limits_for
 
@@ -35,10 +34,7 @@ STORE = "sqlite:///mlflow.db"
 
 def log_to_mlflow() -> None:
     """Send every call from here on to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(STORE)
-    mlflow.set_experiment("dspy-rlm")
-    mlflow.dspy.autolog()
+    tracing.autolog(store=os.environ.get("MLFLOW_TRACKING_URI", STORE), experiment="dspy-rlm")
 
 
 def ask(lm: dspy.BaseLM, text: Text | str, question: str) -> dspy.Prediction:
@@ -87,11 +83,10 @@ def main(
     log_to_mlflow()
     text = Text.open(file)
     result = ask(choose_model(model), text, question)
-    mlflow.flush_trace_async_logging()
+    tracing.flush()
     show_steps(result.trajectory)
     summary_of(result).show(str(text))
-    store = mlflow.get_tracking_uri()
-    print(f"\nThe trace: mlflow server --backend-store-uri {store}, experiment dspy-rlm")
+    print("\nThe trace: uv run rlm-dspy ui, experiment dspy-rlm")
 
 
 if __name__ == "__main__":

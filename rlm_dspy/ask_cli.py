@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import sys
 import traceback
@@ -227,18 +226,12 @@ def _print_answer(outputs: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _traced() -> Iterator[None]:
     """Log DSPy's calls to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
-    import mlflow  # noqa: PLC0415 (takes seconds)
+    from rlm_dspy import tracing  # noqa: PLC0415 (takes seconds)
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new store is made in fifty lines
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(_STORE)
-    if not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
-        mlflow.set_experiment("rlm-dspy")
-    mlflow.dspy.autolog()
+    store = os.environ.get("MLFLOW_TRACKING_URI") or _STORE
+    tracing.autolog(store=store, experiment="rlm-dspy")
     try:
         yield
     finally:
-        mlflow.flush_trace_async_logging()
-        store = mlflow.get_tracking_uri()
-        where = store if store.startswith("http") else f"mlflow server --backend-store-uri {store}"
-        tell(f"Logged to MLflow. Look at it: {where}")
+        tracing.flush()
+        tell(f"Logged to MLflow. Look at it: {store if store.startswith('http') else 'rlm-dspy ui'}")

@@ -16,6 +16,7 @@ from rlm_dspy.exits import INTERRUPTED
 from rlm_dspy.optimize_cli import optimize
 from rlm_dspy.replay_cli import replay
 from rlm_dspy.report_cli import diff, report
+from rlm_dspy.ui_cli import ui
 
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -61,5 +62,5 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, report, diff, replay, optimize, doctor):
+for _command in (ask, report, diff, replay, optimize, ui, doctor):
     app.command()(_command)

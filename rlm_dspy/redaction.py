@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HIDDEN = "***"
-_NAMES = re.compile(r"key|token|secret|password|credential|authorization", re.IGNORECASE)
+_NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
 _NAMES_IN_ENVIRONMENT = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 _MIN_CHARS = 10
 """Shorter ones are stand-ins for a key that no server asks for, and words of the text as well."""
+
+
+def names_secret(name: str) -> bool:
+    """Return whether a setting of this name holds a secret, if it holds a text: `api_key`, `extra_headers`."""
+    return bool(_NAMES.search(name))
 
 
 def secrets_of(lm: Any) -> set[str]:
@@ -38,7 +43,7 @@ def _under_secret_names(value: Any, *, named: bool = False) -> Iterator[str]:
             yield value
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _under_secret_names(item, named=named or bool(_NAMES.search(str(name))))
+            yield from _under_secret_names(item, named=named or names_secret(str(name)))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _under_secret_names(item, named=named)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.playing import play_awaiting, play_blocking
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from tests.playing import Play
 
 
@@ -22,3 +25,24 @@ def play(request: pytest.FixtureRequest) -> Play:
     """Call a module in both of its ways: each fact holds for `rlm(...)` and for `await rlm.acall(...)`."""
     play: Play = request.param
     return play
+
+
+@pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the one store of all tests: making one takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def store(mlflow_folder: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Log to an experiment of the test's own."""
+    from tests.tracing import logging_to  # noqa: PLC0415 (MLflow takes seconds)
+
+    with logging_to(mlflow_folder, request.node.name) as store:
+        yield store
+
+
+@pytest.fixture(params=["blocking", "awaiting"])
+def how(request: pytest.FixtureRequest) -> str:
+    """Call a module, or await it: each fact holds for both."""
+    return str(request.param)

@@ -47,8 +47,8 @@ FLOORS = [
     {"report_coverage", "report_turns"},
     {"report"},
     {"diff"},
-    {"exits"},
-    {"ask_cli", "doctor_cli", "report_cli", "replay_cli", "optimize_cli"},
+    {"exits", "tracing"},
+    {"ask_cli", "doctor_cli", "report_cli", "replay_cli", "optimize_cli", "ui_cli"},
     {"cli", "__init__"},
     {"__main__"},
 ]
@@ -125,7 +125,7 @@ def test_a_module_imports_only_from_floors_below(name: str) -> None:
     assert {other for other in others if floor_of(other) >= floor_of(name)} == set()
 
 
-@pytest.mark.parametrize("package", ["interpreters", "signatures"])
+@pytest.mark.parametrize("package", ["interpreters", "signatures", "tracing"])
 def test_modules_of_a_sub_package_import_each_other_without_a_cycle(package: str) -> None:
     """Apart from `__init__`, which names them all, some order of the files needs no later one."""
     waiting = {
@@ -146,7 +146,8 @@ def test_the_packages_are_the_folders_with_an_init() -> None:
     inner = {init.parent.resolve() for root in FOLDERS.values() for init in root.rglob("__init__.py")}
     assert {folder.resolve() for folder in FOLDERS.values()} >= inner
     assert all((folder / "__init__.py").is_file() for folder in FOLDERS.values())
-    assert {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "tests"} == set(FOLDERS.values())
+    found = {path.parent for path in [*ROOT.glob("*/__init__.py"), *ROOT.glob("rlm_dspy/*/__init__.py")]}
+    assert {folder.resolve() for folder in found - {ROOT / "tests"}} == set(FOLDERS.values())
 
 
 @pytest.mark.parametrize("package", FOLDERS)

@@ -1,0 +1,19 @@
+"""Runs in MLflow, as a person reads them: run, turns, code, sub-calls, what each took and why it stopped.
+
+The only package of this project that imports MLflow. Without network, litellm and MLflow wait for it when they are
+imported, and for each other for ever; so their look-ups are turned off here unless the environment says otherwise.
+"""
+
+import os
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from rlm_dspy.tracing import scorers
+from rlm_dspy.tracing.log import autolog
+from rlm_dspy.tracing.models import log_model
+from rlm_dspy.tracing.outbox import flush
+from rlm_dspy.tracing.policies import fetch_policy, register_policy
+from rlm_dspy.tracing.scope import tags
+
+__all__ = ["autolog", "fetch_policy", "flush", "log_model", "register_policy", "scorers", "tags"]

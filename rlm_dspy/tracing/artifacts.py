@@ -1,0 +1,53 @@
+"""The whole of a run as files on its trace, where spans show only what is new in each turn."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mlflow.tracing.attachments import Attachment
+
+from rlm_dspy.coverage import looked_into
+from rlm_dspy.record import Record, asked, ended
+from rlm_dspy.report import report_html
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import dspy
+
+    from rlm_dspy.rlm import RLM
+    from rlm_dspy.tracing.payloads import Payloads
+
+
+def record_of(rlm: RLM, inputs: dict[str, Any], prediction: dspy.Prediction) -> Record:
+    """Return the record of a run that has just ended by itself, here."""
+    told = ended(rlm, prediction)
+    steps = [] if "trajectory" in rlm.signature.output_fields else prediction.trajectory
+    return Record(**asked(rlm, inputs), **told, trajectory=steps, **looked_into(inputs, told["outputs"]))
+
+
+def attachments(payloads: Payloads, record: Record) -> dict[str, Any]:
+    """Return the files of a run by their names: its record as JSON, and the report on it as a page."""
+    return {
+        "trajectory.json": Made("application/json", lambda: payloads.hidden(record.as_json())),
+        "report.html": Made("text/html", lambda: payloads.hidden(report_html(record))),
+    }
+
+
+class Made(Attachment):
+    """A file of a trace that is made when it is stored, so not in the run's own time.
+
+    Args:
+        content_type: Its media type.
+        make: Makes its text.
+    """
+
+    def __init__(self, content_type: str, make: Callable[[], str]) -> None:
+        super().__init__(content_type=content_type, content_bytes=b"")
+        self._make = make
+
+    @cached_property
+    def content_bytes(self) -> bytes:
+        """The text, in UTF-8."""
+        return self._make().encode("utf-8", "replace")

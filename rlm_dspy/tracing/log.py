@@ -1,0 +1,78 @@
+"""Turns tracing on and off."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import dspy
+import mlflow
+from mlflow.dspy.callback import MlflowCallback
+
+from rlm_dspy.tracing.outbox import answers, outbox
+from rlm_dspy.tracing.runs import log_shortly
+from rlm_dspy.tracing.secrets import Secrets
+from rlm_dspy.tracing.spans import SpanCallback
+
+_DEFAULTS = {
+    "MLFLOW_TRACE_BUFFER_TTL_SECONDS": str(7 * 24 * 3600),  # traces that take longer are dropped
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "100",  # spans that are stored together
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # how old they get until then
+}
+"""What MLflow's own settings are, unless the environment says otherwise."""
+known_secrets = Secrets()
+"""What no span, parameter or model may hold."""
+
+
+def autolog(
+    *,
+    log_traces: bool = True,
+    log_compiles: bool = True,
+    log_evals: bool = True,
+    store: str | None = None,
+    experiment: str | None = None,
+    disable: bool = False,
+    **others: Any,
+) -> None:
+    """Log every run from here on to MLflow; takes the place of `mlflow.dspy.autolog()`.
+
+    May be called again, also after `dspy.configure(callbacks=[...])`, which takes MLflow out of DSPy's callbacks
+    without a word. Callbacks of others stay.
+
+    Args:
+        log_traces: Log calls as traces.
+        log_compiles: Log what optimizers do as runs of MLflow.
+        log_evals: Log what `dspy.Evaluate` does as runs of MLflow.
+        store: The tracking URI: `sqlite:///mlflow.db`, `http://...`; by default MLflow's own.
+        experiment: The experiment to log to, unless `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names one.
+        disable: End the logging.
+        **others: Further arguments of `mlflow.dspy.autolog`.
+    """
+    callbacks = dspy.settings.callbacks
+    own = next(
+        (callback for callback in callbacks if isinstance(callback, SpanCallback)), SpanCallback(known_secrets)
+    )
+    rest = [callback for callback in callbacks if not isinstance(callback, MlflowCallback)]
+    dspy.configure(callbacks=rest if disable else [*rest, own])
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    log_shortly(own.payloads, known_secrets)
+    flags = {"log_traces": log_traces, "log_compiles": log_compiles, "log_evals": log_evals}
+    mlflow.dspy.autolog(**flags, disable=disable, **others)
+    if disable:
+        return
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells the making of a store in fifty lines
+    if store is not None:
+        mlflow.set_tracking_uri(store)
+    if experiment is not None and not (os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}):
+        _set_experiment(experiment)
+
+
+def _set_experiment(name: str) -> None:
+    """Log to an experiment; if the store is a server that does not answer, from when it does."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("http") or answers(uri):
+        mlflow.set_experiment(name)
+    elif (box := outbox()) is not None:
+        box.close(then=lambda: mlflow.set_experiment(name))

@@ -1,0 +1,210 @@
+"""Hands traces to MLflow's store in a thread of its own: a store that is slow or down costs a run nothing."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.tracing import provider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow.tracing.export.async_export_queue import Task
+
+_logger = logging.getLogger("dspy.rlm_dspy.tracing")
+_THREAD = "rlm-dspy-outbox"
+_MOST_TASKS = 2_000
+_PROBE_SECONDS = 3.0
+_PROBE_AFTER_SECONDS = 5.0
+_AGAIN_AFTER_SECONDS = 30.0
+_AT_EXIT_SECONDS = 10.0
+_LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
+
+
+class Outbox:
+    """Takes the place of the queue of MLflow's exporter: one daemon thread, in order, never waited for.
+
+    A server is asked for a sign of life before it is given anything, if the last one is some seconds old. Without
+    one, what is queued is dropped, which is said once, and nothing is taken until it answers again.
+
+    Args:
+        uri: The tracking URI. Only servers (http, https) are probed.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.lost = 0
+        """Tasks that were dropped since the server was last seen."""
+        self._tasks: deque[Task | None] = deque()
+        self._changed = threading.Condition()
+        self._busy = False
+        self._down = False
+        self._probed = 0.0
+        self._complaint = ""
+        self._then: Callable[[], Any] | None = None
+        self._said: set[str] = set()
+        self._thread: threading.Thread | None = None
+        _listeners.append(self)
+
+    @property
+    def open(self) -> bool:
+        """Whether traces are taken. While they are not, asking has the server probed now and then."""
+        if self._down and time.monotonic() - self._probed > _AGAIN_AFTER_SECONDS:
+            self._probed = time.monotonic()
+            self._put(None)
+        return not self._down
+
+    def close(self, then: Callable[[], Any]) -> None:
+        """Take nothing until the server is seen to answer; call `then` when it does, before anything else."""
+        self._down, self._probed, self._then = True, time.monotonic(), then
+        self._drop(None)
+
+    # What MLflow's exporter calls
+
+    def put(self, task: Task) -> None:
+        """Queue a task; it is dropped if the store does not keep up."""
+        if self._down or len(self._tasks) >= _MOST_TASKS:
+            self.lost += 1
+            if not self._down:
+                self._say(f"{self.uri} does not keep up with the traces; some are lost.")
+            return
+        self._put(task)
+
+    def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
+        """Wait until what is queued is stored or dropped, or for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._tasks and not self._busy, timeout=seconds)
+
+    # The thread
+
+    def _put(self, task: Task | None) -> None:
+        with self._changed:
+            self._tasks.append(task)
+            self._changed.notify_all()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._tasks)
+                task, self._busy = self._tasks.popleft(), True
+            if not self._answers():
+                self._drop(task)
+            elif task is not None:
+                self._handle(task)
+
+    def _handle(self, task: Task) -> None:
+        began, self._complaint = time.monotonic(), ""
+        task.handle()
+        if self._complaint:
+            self._probed = 0.0
+            self._say(f"A trace was not stored whole: {self._complaint[:300]}")
+        elif time.monotonic() - began < _PROBE_AFTER_SECONDS:
+            self._probed = time.monotonic()
+
+    def _answers(self) -> bool:
+        if not self.uri.startswith("http") or (
+            not self._down and time.monotonic() - self._probed < _PROBE_AFTER_SECONDS
+        ):
+            return True
+        alive = answers(self.uri)
+        self._probed = time.monotonic()
+        if alive and self._down:
+            _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
+            self.lost = 0
+            self._said.clear()
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+        self._down = not alive
+        return alive
+
+    def _drop(self, task: Task | None) -> None:
+        with self._changed:
+            self.lost += len(self._tasks) + (task is not None)
+            self._tasks.clear()
+        self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
+
+    def _say(self, message: str) -> None:
+        if not self._said:
+            self._said.add(message)
+            _logger.warning("%s", message)
+
+    def complained(self, message: str) -> None:
+        """Remember what MLflow said while it stored."""
+        self._complaint = self._complaint or message
+
+
+class _Quiet(logging.Filter):
+    """Keeps what MLflow and its HTTP client say in the outbox's thread; the outbox says it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.threadName != _THREAD:
+            return True
+        if record.levelno >= logging.WARNING:
+            for outbox in _listeners:
+                if outbox._thread is threading.current_thread():  # noqa: SLF001
+                    outbox.complained(record.getMessage())
+        return False
+
+
+_listeners: list[Outbox] = []
+_quiet = _Quiet()
+
+
+def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
+    """Return whether a server gives any answer in this time."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):  # noqa: S310 (a tracking URI)
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def outbox() -> Outbox | None:
+    """Return the outbox of MLflow's exporter, put in place if it is not there; None if MLflow stores at once."""
+    provider._get_tracer(__name__)  # noqa: SLF001  # makes the exporter
+    exporter: Any = provider._get_trace_exporter()  # noqa: SLF001
+    queue = getattr(exporter, "_async_queue", None)
+    if queue is None:
+        return None
+    if not isinstance(queue, Outbox):
+        queue = exporter._async_queue = Outbox(exporter._client.tracking_uri)  # noqa: SLF001
+        for name in _LOUD:
+            logging.getLogger(name).addFilter(_quiet)
+        atexit.register(_at_exit, queue)
+    return queue
+
+
+def flush(seconds: float = 60.0) -> None:
+    """Wait until the traces so far are stored, at most for so many seconds."""
+    queue = outbox()
+    processor: Any = provider._get_span_processor()  # noqa: SLF001
+    if processor is not None:
+        with contextlib.suppress(Exception):
+            processor.force_flush(int(seconds * 1000))
+    if queue is not None:
+        queue.flush(seconds=seconds)
+    else:
+        mlflow.flush_trace_async_logging()
+
+
+def _at_exit(queue: Outbox) -> None:
+    flush(_AT_EXIT_SECONDS)
+    if queue.lost:
+        _logger.warning("%d parts of traces were not stored at %s.", queue.lost, queue.uri)

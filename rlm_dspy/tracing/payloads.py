@@ -1,0 +1,109 @@
+"""What a span shows of a value: short forms of what is long, nothing that is secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from pydantic import BaseModel
+
+from rlm_dspy.inputs import Text, describe
+
+if TYPE_CHECKING:
+    from rlm_dspy.tracing.secrets import Secrets
+
+_ITEMS = 30
+_DEPTH = 6
+_BUDGET_CHARS = 30_000
+_BEYOND_BUDGET_CHARS = 200
+
+
+class Payloads:
+    """Writes values for spans.
+
+    Args:
+        secrets: What they must not hold.
+    """
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    def text(self, text: str, chars: int) -> str:
+        """Return a text, or its head and tail with a note of what was left out, without secrets."""
+        if len(text) <= chars:
+            return self._secrets.hide(text)
+        head, tail = chars - chars // 3, chars // 3
+        margin = self._secrets.longest  # a secret that is cut through is not recognized: look beyond the cut
+        begin = self._secrets.hide(text[: head + 2 * margin])[:head]
+        end = self._secrets.hide(text[len(text) - tail - 2 * margin :])[-tail:]
+        return f"{begin}\n... [{len(text) - head - tail:,} characters left out] ...\n{end}"
+
+    def hidden(self, text: str) -> str:
+        """Return the whole text without secrets."""
+        return self._secrets.hide(text)
+
+    def value(self, value: Any, chars: int = 4_000) -> Any:
+        """Return a value as JSON-like data.
+
+        Args:
+            value: Any value.
+            chars: Characters that each text in it may have.
+        """
+        return _Writer(self, chars).write(value, _DEPTH)
+
+    def variable(self, name: str, value: Any) -> Any:
+        """Return what the model is told of an input: short values whole, of long ones the size and the ends."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
+            return self._secrets.hide(value)
+        told = describe(name, value).removeprefix(f"{name}: ")
+        return self.text(told, 1_000)
+
+
+class _Writer:
+    """Writes one value; what it may still spend in all shrinks as it goes."""
+
+    def __init__(self, payloads: Payloads, chars: int) -> None:
+        self._payloads = payloads
+        self._chars = chars
+        self._left = _BUDGET_CHARS
+
+    def write(self, value: Any, depth: int) -> Any:
+        value = _plain(value)
+        if isinstance(value, str) and not isinstance(value, Text):
+            return self._text(value)
+        if isinstance(value, Mapping) and depth:
+            return self._mapping(value, depth)
+        if isinstance(value, list | tuple | set | frozenset) and depth:
+            return self._items(list(value), depth)
+        return self._payloads.variable("value", value)
+
+    def _text(self, text: str) -> str:
+        if text.startswith("data:") and ";base64," in text[:200]:  # MLflow keeps it as a file and shows it
+            return text
+        written = self._payloads.text(text, self._chars if self._left > 0 else _BEYOND_BUDGET_CHARS)
+        self._left -= len(written)
+        return written
+
+    def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        shown = list(mapping.items())[:_ITEMS]
+        written = {str(name): self.write(item, depth - 1) for name, item in shown}
+        if len(mapping) > len(shown):
+            written["..."] = f"{len(mapping) - len(shown):,} more"
+        return written
+
+    def _items(self, items: list[Any], depth: int) -> list[Any]:
+        written = [self.write(item, depth - 1) for item in items[:_ITEMS]]
+        return [*written, f"... {len(items) - _ITEMS:,} more"] if len(items) > _ITEMS else written
+
+
+def _plain(value: Any) -> Any:
+    """Return a record's fields as a dict, a signature as its text, anything else as it is."""
+    if isinstance(value, type) and issubclass(value, dspy.Signature):
+        text: str = getattr(value, "signature")  # noqa: B009  # made by DSPy's metaclass
+        return text
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    return dict(value.items()) if isinstance(value, dspy.Example | dspy.Prediction) else value

@@ -1,0 +1,63 @@
+"""Policies in MLflow's prompt registry: versioned and compared there, fetched where they are used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+
+from rlm_dspy import signatures
+
+if TYPE_CHECKING:
+    import os
+
+_MOST_CHARS = 100_000
+
+
+def register_policy(policy: str | os.PathLike[str], name: str | None = None, *, message: str | None = None) -> str:
+    """Put a policy into the prompt registry, as a new version of a prompt.
+
+    Args:
+        policy: The path of a policy file, or the name of a shipped policy.
+        name: The name in the registry; by default the file's.
+        message: What is new in it.
+
+    Returns:
+        Its address, `prompts:/<name>/<version>`.
+
+    Raises:
+        ValueError: If it is no policy, or longer than the registry takes.
+    """
+    content = signatures.read_policy(policy)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if len(text) > _MOST_CHARS:
+        raise ValueError(
+            f"{policy} has {len(text):,} characters, the registry takes {_MOST_CHARS:,}. Leave some demos out."
+        )
+    tags = {"rlm_dspy.policy": str(content["version"]), "model": str(content.get("model", ""))}
+    registered = mlflow.genai.register_prompt(name or Path(policy).stem, text, commit_message=message, tags=tags)
+    return f"prompts:/{registered.name}/{registered.version}"
+
+
+def fetch_policy(address: str, path: str | os.PathLike[str]) -> Path:
+    """Write a policy of the prompt registry to a file, which `RLM(policy=...)` takes.
+
+    Args:
+        address: `prompts:/<name>/<version>`, `prompts:/<name>@<alias>`, or a name for its newest version.
+        path: The file to write.
+
+    Raises:
+        ValueError: If the prompt holds no policy; nothing is written then.
+    """
+    found = mlflow.genai.load_prompt(address if address.startswith("prompts:") else f"prompts:/{address}@latest")
+    target = Path(path)
+    beside = target.with_name(f"{target.name}.part")
+    beside.write_text(f"{found.template}\n", encoding="utf-8")
+    try:
+        signatures.load_policy(beside)
+    except ValueError as error:
+        beside.unlink()
+        raise ValueError(f"{address} holds no policy: {error}") from error
+    return beside.replace(target)

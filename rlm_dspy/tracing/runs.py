@@ -1,0 +1,78 @@
+"""What MLflow logs of evaluations and optimizers beside traces, in short forms and without secrets."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import mlflow
+import mlflow.dspy.callback
+import mlflow.dspy.util
+
+from rlm_dspy.tracing.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlm_dspy.tracing.payloads import Payloads
+    from rlm_dspy.tracing.secrets import Secrets
+
+_CELL_CHARS = 500
+_logger = logging.getLogger("dspy.rlm_dspy.tracing")
+
+
+def log_shortly(payloads: Payloads, secrets: Secrets) -> None:
+    """Have MLflow log datasets, states and LM settings through here.
+
+    Of its own it writes every context of a dataset whole, and the headers of an LM. It looks these functions up by
+    their names whenever it logs, and offers no other way in.
+    """
+
+    def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
+        rows = [payloads.value(example, _CELL_CHARS) for example in dataset]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        mlflow.log_table({name: [row.get(name) for row in rows] for name in names}, file_name)
+
+    def save_state(program: dspy.Module, file_name: str = "model.json") -> None:
+        for _, predictor in program.named_predictors():
+            secrets.learn_lm(predictor.lm)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / file_name
+            program.save(path)
+            mlflow.log_text(payloads.hidden(path.read_text(encoding="utf-8")), file_name)
+
+    mlflow.dspy.util.sanitize_params = without_secrets
+    mlflow.dspy.util.log_dspy_dataset = _harmless(log_dataset)
+    mlflow.dspy.util.save_dspy_module_state = _harmless(save_state)
+    mlflow.dspy.callback.save_dspy_module_state = _harmless(save_state)
+
+
+def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
+    """Return the columns of an evaluation: the score, and what went in and came out, in short forms."""
+    rows = [_row(payloads, *result) for result in results]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _row(payloads: Payloads, example: Any, prediction: Any, score: Any) -> dict[str, Any]:
+    row = {"score": float(score) if isinstance(score, dspy.Prediction) else score}
+    row |= {f"example_{name}": payloads.value(value, _CELL_CHARS) for name, value in example.items()}
+    given = dict(prediction.items()) if hasattr(prediction, "items") else {"answer": prediction}
+    if isinstance(given.get("trajectory"), list):
+        given["turns"] = len(given.pop("trajectory"))
+    return row | {f"pred_{name}": payloads.value(value, _CELL_CHARS) for name, value in given.items()}
+
+
+def _harmless(log: Any) -> Any:
+    """Return a function that does the same and never raises, as MLflow's own."""
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        try:
+            log(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (what cannot be logged ends no evaluation)
+            _logger.warning("Not logged to MLflow: %s", error)
+
+    return attempt

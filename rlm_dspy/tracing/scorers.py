@@ -1,0 +1,157 @@
+"""Scores of a run, for `dspy.Evaluate` and for `mlflow.genai.evaluate` alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlflow.genai.scorers import scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import dspy
+
+_SHORTEST_ANSWER = 2
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What scores are made of, from a prediction or from a trace.
+
+    Attributes:
+        kinds: How each turn ended, as in `Step.kind`.
+        usage: What the run used, as in `Prediction.usage`.
+        answers: The output fields by name.
+        texts: Where an answer may come from: inputs, and what code printed. A trace holds the ends of long ones.
+    """
+
+    kinds: list[str] = field(default_factory=list)
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunScorer:
+    """A score of one run. It is a metric of DSPy; `for_mlflow` makes a scorer of it.
+
+    Attributes:
+        name: The name that scores are logged under.
+        measure: Returns the score, or None if nothing is known.
+    """
+
+    name: str
+    measure: Callable[[Facts], float | None]
+
+    @property
+    def __name__(self) -> str:
+        """The name, where MLflow looks for it."""
+        return self.name
+
+    def __call__(
+        self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, *_: Any, **__: Any
+    ) -> float:
+        """Return the score of a prediction of an RLM; nan if nothing is known."""
+        measured = self.measure(facts_of(prediction, example))
+        return math.nan if measured is None else measured
+
+    def for_mlflow(self) -> Any:
+        """Return a scorer for `mlflow.genai.evaluate`; it reads the trace."""
+
+        def score(trace: Any) -> float | None:
+            return self.measure(facts_of_trace(trace))
+
+        return scorer(score, name=self.name)
+
+
+def for_mlflow() -> list[Any]:
+    """Return all of them as scorers for `mlflow.genai.evaluate`."""
+    return [each.for_mlflow() for each in ALL]
+
+
+def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -> Facts:
+    """Return the facts of a prediction of an RLM, or of a program that passes one on."""
+    steps = prediction.get("trajectory") or []
+    reserved = {"trajectory", "usage", "stop", "final_reasoning"}
+    inputs = example.inputs().values() if example is not None and example._input_keys else []  # noqa: SLF001
+    return Facts(
+        kinds=[step["kind"] for step in steps],
+        usage=prediction.get("usage") or {},
+        answers={name: value for name, value in prediction.items() if name not in reserved},
+        texts=[*map(str, inputs), *(step["output"] for step in steps if step["kind"] == "output")],
+    )
+
+
+def facts_of_trace(trace: Any) -> Facts:
+    """Return the facts of the first run in a trace."""
+    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
+    run = next((span for span in spans if span.get_attribute("rlm.depth") == 0), None)
+    if run is None:
+        return Facts()
+    turns = [span for span in spans if span.parent_id == run.span_id and span.get_attribute("kind")]
+    kinds = [str(span.get_attribute("kind")) for span in turns]
+    printed = [
+        str((span.outputs or {}).get("output", ""))
+        for span, kind in zip(turns, kinds, strict=True)
+        if kind == "output"
+    ]
+    inputs = [text if isinstance(text, str) else json.dumps(text) for text in (run.inputs or {}).values()]
+    answers = {name: value for name, value in (run.outputs or {}).items() if name not in ATTACHED}
+    return Facts(kinds, run.get_attribute("rlm.usage") or {}, answers, [*inputs, *printed])
+
+
+def _count(*kinds: str) -> Callable[[Facts], float]:
+    return lambda facts: float(sum(kind in kinds for kind in facts.kinds))
+
+
+def _cost(facts: Facts) -> float | None:
+    cost: float | None = facts.usage.get("cost")
+    return cost
+
+
+def _sub_calls(facts: Facts) -> float | None:
+    by_role = facts.usage.get("by_role")
+    if by_role is None:
+        return None
+    own = ("act", "extract", "fold")
+    return float(sum(spent["calls"] for role, spent in by_role.items() if role.removeprefix("child.") not in own))
+
+
+def _grounded(facts: Facts) -> float | None:
+    """Return the share of the answer's texts and numbers that occur in what the run has read."""
+    texts = [_normal(text) for text in facts.texts]
+    parts = [_normal(part) for part in _parts(facts.answers) if len(part.strip()) >= _SHORTEST_ANSWER]
+    if not parts:
+        return None
+    return sum(any(part in text for text in texts) for part in parts) / len(parts)
+
+
+def _parts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [part for item in value.values() for part in _parts(item)]
+    if isinstance(value, list | tuple | set):
+        return [part for item in value for part in _parts(item)]
+    if hasattr(value, "model_dump"):
+        return _parts(value.model_dump())
+    return [] if value is None or isinstance(value, bool) else [str(value)]
+
+
+def _normal(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip().casefold()
+
+
+ATTACHED = ("trajectory.json", "report.html")
+"""What stands beside the output fields in the outputs of a run's span."""
+
+turns = RunScorer("turns", lambda facts: float(len(facts.kinds)))
+code_errors = RunScorer("code_errors", _count("error", "no_code", "interpreter_lost"))
+refused_submits = RunScorer("refused_submits", _count("refused"))
+sub_calls = RunScorer("sub_calls", _sub_calls)
+cost = RunScorer("cost", _cost)
+grounded = RunScorer("grounded", _grounded)
+ALL = (turns, code_errors, refused_submits, sub_calls, cost, grounded)
+"""Every scorer."""

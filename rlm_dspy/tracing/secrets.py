@@ -1,0 +1,66 @@
+"""The secrets that are known so far, and texts and settings without them."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.redaction import HIDDEN, names_secret, secrets_of, secrets_of_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Secrets:
+    """Values that are known to be secret, and text without them."""
+
+    def __init__(self) -> None:
+        self._values: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+        self._lock = threading.Lock()
+        self._environment: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest of them."""
+        return max(map(len, self._values), default=0)
+
+    def learn(self, values: Iterable[str]) -> None:
+        """Hide these from now on."""
+        with self._lock:
+            new = set(values) - self._values
+            if new:
+                self._values |= new
+                longest_first = sorted(self._values, key=len, reverse=True)
+                self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def learn_environment(self) -> None:
+        """Hide the values of environment variables whose name tells, like `OPENAI_API_KEY`."""
+        present = hash(tuple(os.environ.items()))
+        if present != self._environment:
+            self._environment = present
+            self.learn(secrets_of_environment())
+
+    def learn_lm(self, lm: Any) -> None:
+        """Hide the keys and headers that an LM was given."""
+        self.learn(secrets_of(lm))
+
+    def hide(self, text: str) -> str:
+        """Return the text with `***` in place of each of them."""
+        return self._pattern.sub(HIDDEN, text) if self._pattern else text
+
+    def found_in(self, content: bytes) -> list[str]:
+        """Return those that occur in `content`."""
+        return [value for value in self._values if value.encode() in content]
+
+
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an LM but for texts and dicts that are secret by their name."""
+    return {
+        name: without_secrets(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if not (names_secret(str(name)) and isinstance(value, str | bytes | Mapping))
+    }

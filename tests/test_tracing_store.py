@@ -1,0 +1,226 @@
+"""What tracing stores: no secrets, not much, every score; and that a store which fails costs a run nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import mlflow
+import pytest
+
+from rlm_dspy import RLM, Limits, signatures, tracing
+from rlm_dspy.errors import RLMError
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.tracing.outbox import outbox
+from rlm_dspy.tracing.secrets import is_secret
+from tests.playing import block
+from tests.tracing import Store, call, span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rlm_dspy.testing import Messages
+
+SIGNATURE = "context, question -> answer: list[str]"
+
+
+def keyed(lm: dspy.LM, key: str) -> dspy.LM:
+    """Return an LM with a key in every place that LMs have for one."""
+    lm.kwargs |= {
+        "api_key": f"sk-{key}-argument",
+        "extra_headers": {"Authorization": f"Bearer {key}-bearer", "X-Gateway": f"{key}-header"},
+        "headers": {"x-api-key": f"{key}-plain-header"},
+    }
+    return lm
+
+
+def test_no_key_reaches_a_trace_a_run_or_an_artifact(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted in LMs, headers, the environment, errors and outputs; every byte of the store is searched."""
+    key = "kq7vTz4planted"
+    monkeypatch.setenv("SOME_PROVIDER_API_KEY", f"{key}-environment")
+
+    def leak() -> str:
+        """Return what a careless tool returns."""
+        return f"{'.' * 3990}{key}-environment"
+
+    def reply(messages: Messages) -> Any:
+        if messages[-1]["content"] == "ask":
+            return ValueError(f"401: invalid key sk-{key}-argument for Bearer {key}-bearer")
+        return next(blocks)
+
+    script = [
+        block("print(leak())"),
+        block("raise ValueError(leak())"),
+        block("llm_query('ask')"),
+        block("SUBMIT(answer=[leak()])"),
+    ]
+    blocks = iter(script * 3)
+    module = RLM(SIGNATURE, tools=[leak], sub_lm=keyed(ScriptedLM(reply), key + "-sub"))
+    example = dspy.Example(context=f"{key}-environment", question="Which?").with_inputs("context", "question")
+    lm = keyed(ScriptedLM(reply), key)
+    call(module, lm, "blocking", **example.inputs())
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        dspy.Evaluate(devset=[example], metric=lambda *_: 1.0, display_progress=False)(module)
+    tracing.flush()
+    content = store.content()
+    assert b"[hidden]" in content
+    places = [content[at - 200 : at + 60] for at in _places(content, key.encode())]
+    assert places == []
+
+
+def _places(content: bytes, wanted: bytes) -> Iterator[int]:
+    at = content.find(wanted)
+    while at >= 0:
+        yield at
+        at = content.find(wanted, at + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("OPENAI_API_KEY", True),
+        ("GITHUB_TOKEN", True),
+        ("aws_secret_access_key", True),
+        ("x-api-key", True),
+        ("apiKey", True),
+        ("Authorization", True),
+        ("max_tokens", False),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("monkey", False),
+    ],
+)
+def test_names_tell_what_is_secret(name: str, secret: bool) -> None:
+    """Word by word."""
+    assert is_secret(name) is secret
+
+
+def test_twenty_turns_over_ten_megabytes_stay_under_a_megabyte(store: Store) -> None:
+    """With every turn's code and output whole."""
+    turns = [block(f"x = {n}\nprint(str(x) + ' ' + context[x * 1000 : x * 1000 + 9000])") for n in range(19)]
+    lm = ScriptedLM([*turns, block("SUBMIT(answer=['done'])")])
+    context = "".join(f"line {n} of the text\n" for n in range(500_000))
+    pred = call(RLM(SIGNATURE, limits=Limits(max_iters=20)), lm, "blocking", context=context, question="Which?")
+    trace = store.trace()
+    assert len(context) > 10_000_000
+    assert json.loads(trace.info.trace_metadata["mlflow.trace.sizeStats"])["total_size_bytes"] < 1_000_000
+    for number, step in enumerate(pred.trajectory[:-1], start=1):
+        turn = span(trace, f"turn {number}")
+        assert turn.inputs["code"] == f"```python\n{step['code']}\n```"
+        assert step["output"] in turn.outputs["output"]
+
+
+def test_every_score_of_evaluate_is_logged_twenty_times_in_a_row(store: Store) -> None:
+    """Fast programs in several threads: MLflow enters scores before the traces are there, and loses them."""
+    devset = [
+        dspy.Example(context="c", question=str(n), gold=str(n)).with_inputs("context", "question")
+        for n in range(4)
+    ]
+
+    def right(example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> bool:
+        return example.gold in prediction.answer
+
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer=[question])"))
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        for _ in range(20):
+            dspy.Evaluate(devset=devset, metric=right, num_threads=4, display_progress=False)(RLM(SIGNATURE))
+    traces = store.traces()
+    scores = [assessment.value for trace in traces for assessment in trace.info.assessments]
+    assert (len(traces), scores) == (80, [True] * 80)
+
+
+def failing_first() -> ScriptedLM:
+    """Return a model that needs three turns: an error, a refused SUBMIT, an answer that the text holds."""
+    replies = iter([block("1 / 0"), block("SUBMIT(answer=5)"), block("SUBMIT(answer=['moon', 'cheese'])")])
+    return ScriptedLM(lambda _: next(replies))
+
+
+SCORES = {"turns": 3.0, "code_errors": 1.0, "refused_submits": 1.0, "sub_calls": 0.0, "grounded": 0.5}
+
+
+def test_our_scorers_are_metrics_of_dspy(store: Store) -> None:
+    """Each takes an example and a prediction; what is not known is nan."""
+    example = dspy.Example(context="The moon.", question="Which?").with_inputs("context", "question")
+    pred = call(RLM(SIGNATURE), failing_first(), "blocking", **example.inputs())
+    found = {each.name: each(example, pred) for each in tracing.scorers.ALL}
+    assert found.pop("cost") != found.get("cost")
+    assert found == SCORES
+
+
+@pytest.mark.filterwarnings("ignore:Starting with pandas version")  # MLflow's
+def test_our_scorers_work_in_mlflows_evaluation(store: Store) -> None:
+    """`mlflow.genai.evaluate` runs the program and scores its trace."""
+
+    def program(context: str, question: str) -> dict[str, Any]:
+        with dspy.context(lm=failing_first(), interpreter_factory=LocalPythonInterpreter):
+            return {"answer": RLM(SIGNATURE)(context=context, question=question).answer}
+
+    data = [{"inputs": {"context": "The moon.", "question": "Which?"}}]
+    result = mlflow.genai.evaluate(data=data, predict_fn=program, scorers=tracing.scorers.for_mlflow())
+    assert {name: result.metrics[f"{name}/mean"] for name in SCORES} == SCORES
+
+
+def test_a_policy_goes_to_the_registry_and_comes_back(store: Store, tmp_path: Path) -> None:
+    """As a prompt with versions; `RLM(policy=...)` takes what is fetched."""
+    (shipped,) = signatures.shipped_policies()
+    address = tracing.register_policy(shipped, "finder")
+    fetched = tracing.fetch_policy(address, tmp_path / "finder.json")
+    assert address.startswith("prompts:/finder/")
+    assert signatures.load_policy(fetched) == signatures.load_policy(shipped)
+    assert tracing.fetch_policy("finder", tmp_path / "newest.json").read_bytes() == fetched.read_bytes()
+    assert len(RLM("question -> answer", policy=fetched).act.demos) > 0
+
+
+def test_a_prompt_that_is_no_policy_is_refused(store: Store, tmp_path: Path) -> None:
+    """And leaves no file."""
+    mlflow.genai.register_prompt("greeting", "Hello {{name}}")
+    with pytest.raises(ValueError, match="greeting holds no policy"):
+        tracing.fetch_policy("greeting", tmp_path / "policy.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """Give the address of a server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
+    store: Store, hanging: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs end, their answers are there, and what cannot be logged is dropped."""
+    mlflow.set_tracking_uri(hanging)
+    module = RLM(SIGNATURE)
+    began = time.monotonic()
+    for _ in range(3):
+        lm = ScriptedLM([block("SUBMIT(answer=[question])")])
+        assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
+    assert time.monotonic() - began < 10  # MLflow's own limit for one request is two minutes
+    tracing.flush(20)
+    queue = outbox()
+    assert queue is not None
+    assert not queue.open
+    assert [record.message for record in caplog.records if "does not answer" in record.message] == [
+        f"{hanging} does not answer. Runs go on; they are not traced until it does."
+    ]
+    mlflow.set_tracking_uri(store.uri)
+
+
+def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names it; keys of LMs are taken out without a word."""
+    monkeypatch.setenv("SEARCH_TOKEN", "tok-93jd02jd-planted")
+    token = "tok-93jd02jd-planted"
+
+    def find(word: str) -> str:
+        """Find a word."""
+        return word + token
+
+    with pytest.raises(RLMError, match=r"hold 1 of your keys: tok\.\.\. \(20 characters\)"):
+        tracing.log_model(RLM(SIGNATURE, tools=[find]))
