@@ -12,6 +12,7 @@ import pytest
 from rlm_dspy import RLM, Limits, tracing
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.record import Record
+from rlm_dspy.report import report_html
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 from tests.tracing import Store, call, span, tree
@@ -99,6 +100,77 @@ def test_the_spans_of_a_run_are_its_turns_its_code_and_its_sub_calls(store: Stor
     shown = tree(trace, lambda span: f"{span.name} {span.span_type} {span.status.status_code.name}")
     assert shown == TREE.strip()
     assert trace.info.state.name == "OK"
+
+
+class Claims(dspy.Signature):
+    """List the claims the passage makes."""
+
+    passage: str = dspy.InputField()
+    claims: list[str] = dspy.OutputField()
+
+
+def nested() -> ScriptedLM:
+    """Return a model that asks a declared sub of two pieces, twice of one of them, an own module, and a child."""
+    code = """
+first = claims.map(["one", "two"])
+again = claims("one")
+topic = dspy.Predict("text -> topic")(text="three").topic
+found = rlm_query("Find the number.", context[:100])
+SUBMIT(answer=[*first[0], *first[1], topic, found])"""
+
+    def reply(messages: Messages) -> str:
+        asked = messages[-1]["content"]
+        if "[[ ## passage ## ]]" in asked:
+            return fields(claims=f'["{asked.split()[5]}!"]')
+        if "[[ ## text ## ]]" in asked:
+            return fields(topic="a topic")
+        return block("SUBMIT(str(len(context)))") if "Find the number." in asked else block(code)
+
+    return ScriptedLM(reply)
+
+
+NESTED = """
+RLM
+  start LocalPythonInterpreter
+  turn 1: SUBMIT
+    act
+      scripted/lm
+    code
+      claims ×2
+        claims
+          scripted/lm
+        claims
+          scripted/lm
+      claims
+      dspy.Predict('text -> topic')
+        Predict
+          scripted/lm
+      rlm_query
+        RLM
+          start LocalPythonInterpreter
+          turn 1: SUBMIT
+            act
+              scripted/lm
+            code
+"""
+
+
+def test_subs_and_children_hang_whole_below_the_code_that_asked_for_them(store: Store, how: str) -> None:
+    """A batch is one span; what had been answered before is an event, as nothing was asked."""
+    module = rlm(subs=[Claims], limits=Limits(max_concurrency=1))
+    pred = call(module, nested(), how, context="x" * 1000, question="Which?")
+    trace = store.trace()
+    assert pred.answer == ["one!", "two!", "a topic", "100"]
+    assert tree(trace) == NESTED.strip()
+    assert span(trace, "claims ×2").inputs == [{"passage": "one"}, {"passage": "two"}]
+    assert span(trace, "claims ×2").outputs == [["one!"], ["two!"]]
+    reused = next(each for each in trace.data.spans if each.events and "before" in each.events[0].name)
+    assert (reused.name, reused.outputs) == ("claims", ["one!"])
+    child = span(trace, "RLM", 1)
+    assert child.attributes["rlm.depth"] == 1
+    assert "Find the number." in child.inputs["task"]
+    used = trace.info.token_usage
+    assert used["input_tokens"] == pred.usage["input_tokens"] > 0
 
 
 def test_a_turn_shows_what_the_model_wrote_and_what_came_out(store: Store, how: str) -> None:
@@ -234,14 +306,15 @@ def test_cached_answers_are_marked_and_cost_nothing(store: Store) -> None:
     assert "mlflow.chat.tokenUsage" not in again.attributes
 
 
-def test_the_trajectory_is_a_file_of_the_trace(store: Store) -> None:
-    """Whole, as the command line saves runs."""
+def test_the_whole_run_and_the_report_on_it_are_files_of_the_trace(store: Store) -> None:
+    """As the command line saves them."""
     pred = call(rlm(), eventful(), "blocking", context="x" * 5000, question="Which?")
     tracing.flush()
-    (path,) = store.artifacts.rglob("attachments/*")
-    record = Record.load(path)
+    kept = sorted(store.artifacts.rglob("attachments/*"), key=lambda path: path.read_text().startswith("<"))
+    record = Record.load(kept[0])
     assert [step.model_dump() for step in record.trajectory] == pred.trajectory
     assert (record.stop, record.outputs) == ("submitted", {"answer": pred.answer})
+    assert kept[1].read_text() == report_html(record)
 
 
 def test_dspys_rlm_on_our_interpreters_has_spans_of_its_code_and_its_calls(store: Store) -> None:

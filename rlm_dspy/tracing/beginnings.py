@@ -10,6 +10,7 @@ from mlflow.tracing.constant import SpanAttributeKey
 
 from rlm_dspy.adapter import Act
 from rlm_dspy.adhoc import written
+from rlm_dspy.callee import Query
 from rlm_dspy.calls import Batch
 from rlm_dspy.children import ChildQuery
 from rlm_dspy.interpreters.base import SETUP
@@ -42,7 +43,9 @@ def module(
     if isinstance(instance, Batch | ChildQuery):
         # Told already by the call that it belongs to, and in full by the run inside it.
         return _batch(instance) if isinstance(instance, Batch) and not isinstance(above, HostCall) else None
-    name = above.name if isinstance(above, HostCall) else type(instance).__name__
+    name = type(instance).__name__
+    if isinstance(above, HostCall) and above.name.isidentifier():
+        name = "query" if isinstance(instance, Query) else above.name
     return _plain(payloads, instance, role() if isinstance(above, RLM) else name, inputs)  # `extract`, `fold`
 
 

@@ -91,8 +91,8 @@ def host_call_ended(payloads: Payloads, call: Any, outputs: Any, exception: Base
     answers = outputs["answers"]
     failures = [str(answer["error"]) for answer in answers if "error" in answer]
     shown = [f"failed: {answer['error']}" if "error" in answer else answer["value"] for answer in answers]
-    failed = f"{len(failures)} of {len(answers)} failed" if failures and len(answers) > 1 else "".join(failures)
     told = payloads.text("\n".join(failures), REPEATED_CHARS)
+    failed = f"{len(failures)} of {len(answers)} failed" if failures else ""
     return Told(
         outputs=payloads.value(shown if len(shown) != 1 else shown[0], REPEATED_CHARS),
         attributes={"calls": len(answers), "failures": len(failures)},

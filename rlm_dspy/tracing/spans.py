@@ -250,7 +250,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if exception is not None:
             span.add_event(self._exception(exception))
         if exception is not None or ended.failed:
-            why = ended.failed or self.payloads.text(str(exception), _ERROR_CHARS)
+            why = self.payloads.text(ended.failed or str(exception), _ERROR_CHARS)
             span.set_status(SpanStatus(SpanStatusCode.ERROR, why))
         if call.root and exception is None:
             _preview(span, response=preview(ended.outputs))
