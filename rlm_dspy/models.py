@@ -91,6 +91,8 @@ def limits_for(lm: Any, **given: float | None) -> Limits:
     usual, window = Limits(), context_window(lm)
     if str(getattr(lm, "model", "")).startswith(f"{EMBEDDED}/"):
         usual = replace(usual, max_llm_calls=0)  # measured: naming sub-calls to so small a model leads it astray
+        if "max_cost" in chosen:
+            chosen = {"prices": {lm.model: (0.0, 0.0)}, **chosen}  # it runs here
     if window is None:
         return replace(usual, **chosen)
     turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))

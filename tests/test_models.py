@@ -240,6 +240,12 @@ def test_the_embedded_model_gets_limits_of_its_window() -> None:
     assert limits_for(embedded_lm()) == Limits(max_iters=4, max_llm_calls=0, max_output_chars=3_072)
 
 
+def test_what_runs_in_this_process_costs_nothing_so_its_cost_can_be_limited() -> None:
+    lm = embedded_lm()
+    assert limits_for(lm, max_cost=1.0).prices == {lm.model: (0.0, 0.0)}
+    assert limits_for(lm).prices == {}
+
+
 def test_what_is_given_is_kept() -> None:
     limits = limits_for(embedded_lm(), max_iters=2, max_llm_calls=0, max_output_chars=None)
     assert limits == Limits(max_iters=2, max_llm_calls=0, max_output_chars=6_144)
