@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _AGAIN_SECONDS = 0.25
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class Alarm:
@@ -61,7 +63,10 @@ class Alarm:
     def _watch(self) -> None:
         if not self._changed.wait(self._seconds):
             self.rang = True
-            self._warn()
+            try:
+                self._warn()
+            except Exception:  # the code must be stopped all the same
+                _logger.exception("RLM: the warning before the end of the time failed.")
             self._changed.wait(self._moment)
         while not self._over:
             self._stop()

@@ -73,8 +73,8 @@ class Budget:
     def out_of_time(self) -> LimitExceeded:
         """Return what is told when `max_seconds`, or `max_cell_seconds`, stops the code."""
         limits = self.ledger.limits
-        if limits.max_seconds is not None and self._seconds_left() <= _NO_SECONDS:
-            return LimitExceeded(f"max_seconds={limits.max_seconds:g} are nearly over.", "max_seconds")
+        if limits.max_cell_seconds is None or self._seconds_left() <= _NO_SECONDS:
+            return LimitExceeded(f"max_seconds={limits.max_seconds or 0:g} are nearly over.", "max_seconds")
         return LimitExceeded(
             f"The code ran longer than max_cell_seconds={limits.max_cell_seconds:g}.", "max_cell_seconds"
         )

@@ -219,6 +219,8 @@ class _RlmCallable:
             return {free[0]: item[0] if isinstance(item, tuple) and len(item) == 1 else item}
         if isinstance(item, (tuple, list)) and len(item) <= len(free):
             return dict(zip(free, item))
+        if free and not isinstance(item, (tuple, list, dict)):  # as in a call with one argument
+            return {free[0]: item}
         raise TypeError("item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage))
 
 

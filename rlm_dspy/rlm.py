@@ -191,6 +191,8 @@ class RLM(dspy.Module):
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
         except LimitExceeded as error:
+            if run.depth and not run.steps:
+                raise  # a child that could not begin has nothing that an answer could be read from
             run.budget.limit = run.budget.limit or error.limit
         except dspy.ContextWindowExceededError:
             if not run.steps:

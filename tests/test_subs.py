@@ -117,6 +117,20 @@ def test_map_answers_in_order_and_a_failed_item_keeps_the_paid_ones(factory: Any
 
 
 @everywhere
+def test_a_bare_item_fills_the_first_input_as_one_argument_does(factory: Any) -> None:
+    """The others may have defaults."""
+
+    class Hinted(dspy.Signature):
+        passage: str = dspy.InputField()
+        hint: str = dspy.InputField(default="")
+        claims: list[str] = dspy.OutputField()
+
+    code = "SUBMIT(one=hinted('a b'), many=hinted.map(['a b', 'c']))"
+    pred, _ = run(RLM("q -> one: list[str], many: list[list[str]]", subs=[Hinted]), code, listed, factory)
+    assert (pred.one, pred.many) == (["a", "b"], [["a", "b"], ["c"]])
+
+
+@everywhere
 def test_several_outputs_are_a_record_and_models_cross_both_ways(factory: Any) -> None:
     """Attributes and keys; a record can be handed on to a sub that wants the model, and submitted as it."""
 
@@ -332,7 +346,7 @@ def test_the_environment_shows_a_typed_stub() -> None:
         ("claims(text='a')", "text: no such argument"),
         ("claims('a', passage='b')", "given twice"),
         ("claims.map('abc')", "list of items"),
-        ("judge.map(['a'])", "item 0"),
+        ("judge.map(['a'])", "topic: missing"),
         ("claims(claims)", "cannot be passed"),
         ("claims.map(['a'], passages='b')", "no such argument"),
     ],
