@@ -40,7 +40,7 @@ def program(way: str) -> tuple[Any, Callable[[str], str]]:
     from rlm_dspy import RLM, Limits
     from rlm_dspy.interpreters import LocalPythonInterpreter
 
-    given = {"interpreter_factory": LocalPythonInterpreter}
+    given: dict[str, Any] = {"interpreter_factory": LocalPythonInterpreter}
     if way.startswith("dspy.RLM"):
         form = "[[ ## reasoning ## ]]\nNext.\n\n[[ ## code ## ]]\n```python\n{}\n```\n\n[[ ## completed ## ]]"
         return dspy.RLM("context, question -> answer", max_iters=TURNS, **given), form.format
