@@ -17,7 +17,7 @@ from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.coverage import watched
 from rlm_dspy.limits import Ledger
 from rlm_dspy.metering import metered
-from rlm_dspy.record import recorded
+from rlm_dspy.record import Record, recorded
 from rlm_dspy.report import write_report
 from rlm_dspy.testing import Messages, ScriptedLM
 
@@ -79,6 +79,7 @@ TRENDS = {
     "agentic AI": "Agents are given less to decide, and people who check them.",
     "data science": "Questions with known answers are written before anything is built.",
 }
+PRICES = {"scripted/lm": (0.25, 2.0)}
 CHILD_TURNS = [
     """I search for it.
 ```python
@@ -114,15 +115,21 @@ class Script:
         return next(trend for topic, trend in TRENDS.items() if f"Topic: {topic}" in asked)
 
 
-def main(record_path: str, report_path: str) -> None:
-    """Run, and write the record and its report."""
+def play() -> Record:
+    """Run, and return the record."""
     lm = ScriptedLM(Script(), seconds=0.4)
-    rlm = RLM("context, question -> answer: str, evidence: list[str]", limits=Limits(max_iters=8))
+    rlm = RLM("context, question -> answer: str, evidence: list[str]", limits=Limits(max_iters=8, prices=PRICES))
     ledger = Ledger(rlm.limits)
     with dspy.context(lm=lm), watched(), metered(ledger, "run"):
         record, error = recorded(rlm, {"context": Text.open(ARTICLES), "question": QUESTION}, ledger)
     if error is not None:
         raise error
+    return record
+
+
+def main(record_path: str, report_path: str) -> None:
+    """Run, and write the record and its report."""
+    record = play()
     record.save(record_path)
     write_report(record, report_path)
 

@@ -41,6 +41,7 @@ _EXIT_CODES: dict[Stop, int] = {
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
+_RUN_NAME_CHARS = 80
 _STORE = "sqlite:///mlflow.db"
 
 
@@ -134,7 +135,7 @@ def ask(
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
         with (
-            _traced() if trace else contextlib.nullcontext(),
+            _traced(question) if trace else contextlib.nullcontext(),
             RunLog(log) if log else contextlib.nullcontext(),
             watched() if save or report or as_json or trace else contextlib.nullcontext(),
             dspy.context(lm=lm),
@@ -224,14 +225,17 @@ def _print_answer(outputs: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _traced() -> Iterator[None]:
+def _traced(question: str) -> Iterator[None]:
     """Log DSPy's calls to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
     from rlm_dspy import tracing  # noqa: PLC0415 (takes seconds)
 
     store = os.environ.get("MLFLOW_TRACKING_URI") or _STORE
     tracing.autolog(store=store, experiment="rlm-dspy")
     try:
-        yield
+        with tracing.logged_run(question[:_RUN_NAME_CHARS]):
+            try:
+                yield
+            finally:
+                tracing.flush()
     finally:
-        tracing.flush()
         tell(f"Logged to MLflow. Look at it: {store if store.startswith('http') else 'rlm-dspy ui'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 from mlflow.tracing.attachments import Attachment
 
 from rlm_dspy.coverage import looked_into
@@ -33,6 +34,14 @@ def attachments(payloads: Payloads, record: Record) -> dict[str, Any]:
         "trajectory.json": Made("application/json", lambda: payloads.hidden(record.as_json())),
         "report.html": Made("text/html", lambda: payloads.hidden(report_html(record))),
     }
+
+
+def keep_in_run(run_id: str, trace_id: str, outputs: Any) -> None:
+    """Keep the files among a run's outputs as artifacts of a run of MLflow, whose page shows them."""
+    for name, file in outputs.items():
+        if isinstance(file, Made):
+            text = file.content_bytes.decode("utf-8")
+            mlflow.MlflowClient().log_text(run_id, text, f"{trace_id}/{name}")
 
 
 class Made(Attachment):

@@ -9,8 +9,10 @@ from mlflow.entities import SpanType
 from mlflow.tracing.constant import SpanAttributeKey
 
 from rlm_dspy.adapter import Act
+from rlm_dspy.figures import all_calls, price, seconds, tokens
 from rlm_dspy.lms import price_of
 from rlm_dspy.metering import Meter, reported
+from rlm_dspy.progress import counted
 from rlm_dspy.rlm import RLM
 from rlm_dspy.runs import FAILED_KINDS
 from rlm_dspy.tracing.artifacts import attachments, record_of
@@ -18,9 +20,13 @@ from rlm_dspy.tracing.told import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, Run
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
+    from rlm_dspy.record import Record
     from rlm_dspy.tracing.payloads import Payloads
     from rlm_dspy.trajectory import StepKind, SubCall
 
+HOW_IT_ENDED = "how it ended"
+"""What stands beside the output fields in the outputs of a run's span, beside its files."""
+_STOPS = {"submitted": "submitted", "extracted": "no SUBMIT, read from the turns", "unanswered": "no answer"}
 _ENDINGS: dict[StepKind, str] = {
     "output": "",
     "error": ": error",
@@ -109,6 +115,12 @@ def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _turn_failure(payloads: Payloads, step: Step, output: str) -> tuple[str, dict[str, Any]]:
+    what = "error in the code" if step.kind == "error" else _ENDINGS[step.kind].removeprefix(": ")
+    code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
+    return failure(what, output, **code)
+
+
 def _cost(lm: Any, told: dict[str, Any]) -> float | None:
     """Return what a call cost: as the LM says, else by the price that is known or was given to the run."""
     if told["cost"] is not None:
@@ -116,8 +128,8 @@ def _cost(lm: Any, told: dict[str, Any]) -> float | None:
         return cost
     ledgers = (callback.ledger for callback in dspy.settings.callbacks if isinstance(callback, Meter))
     ledger = next(ledgers, None)
-    price = price_of(lm, ledger.limits.prices) if ledger is not None else None
-    return price.of(told) if price is not None else None
+    known = price_of(lm, ledger.limits.prices) if ledger is not None else None
+    return known.of(told) if known is not None else None
 
 
 def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, exception: BaseException | None) -> Told:
@@ -134,7 +146,23 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
     }
     if record.usage.get("limit"):
         attributes["rlm.limit"] = record.usage["limit"]
-    return Told(outputs={**fields, **({} if run.depth else attachments(payloads, record))}, attributes=attributes)
+    files = {} if run.depth else attachments(payloads, record)
+    return Told(outputs={**fields, HOW_IT_ENDED: _summary(record), **files}, attributes=attributes)
+
+
+def _summary(record: Record) -> str:
+    """Return in words why a run ended and what it took."""
+    usage, failed = record.usage, sum(step.kind in FAILED_KINDS for step in record.trajectory)
+    turns = counted(sum(step.kind != "folded" for step in record.trajectory), "turn")
+    calls = sum(1 for _ in all_calls(record.trajectory))
+    limit = f" as {usage['limit']} was near" if usage.get("limit") else ""
+    took = [counted(calls, "sub-call")] if calls else []
+    if usage:
+        took += [counted(usage["calls"], "model call"), tokens(usage), seconds(usage["seconds"])]
+        took += [] if usage["cost"] is None else [price(usage["cost"])]
+    said = f"{_STOPS.get(record.stop, record.stop)}{limit} after {turns}"
+    said += f", {failed} of them failed" if failed else ""
+    return "; ".join([said, ", ".join(part for part in took if part)])
 
 
 def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
@@ -156,6 +184,6 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
         inputs=shown,
         outputs=came_out,
         attributes={"kind": step.kind, "spent": payloads.value(step.spent)},
-        events=(failure(_ENDINGS[step.kind].removeprefix(": "), output),) if failed else (),
+        events=(_turn_failure(payloads, step, output),) if failed else (),
         failed=failed,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
@@ -14,6 +15,9 @@ from rlm_dspy.tracing.outbox import answers, outbox
 from rlm_dspy.tracing.runs import log_shortly
 from rlm_dspy.tracing.secrets import Secrets
 from rlm_dspy.tracing.spans import SpanCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _DEFAULTS = {
     "MLFLOW_TRACE_BUFFER_TTL_SECONDS": str(7 * 24 * 3600),  # traces that take longer are dropped
@@ -67,6 +71,24 @@ def autolog(
         mlflow.set_tracking_uri(store)
     if experiment is not None and not (os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}):
         _set_experiment(experiment)
+
+
+@contextlib.contextmanager
+def logged_run(name: str) -> Iterator[None]:
+    """Open a run of MLflow in this scope: its page shows the traces made in it, and the reports on them.
+
+    Without one, reports are files of their traces, which MLflow's page offers for download. If the store is a
+    server that does not answer, none is opened.
+
+    Args:
+        name: What the run is called.
+    """
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http") and not answers(uri):
+        yield
+        return
+    with mlflow.start_run(run_name=name):
+        yield
 
 
 def _set_experiment(name: str) -> None:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.tracing import provider
+from mlflow.tracing.export.async_export_queue import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mlflow.tracing.export.async_export_queue import Task
 
 _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 _THREAD = "rlm-dspy-outbox"
@@ -174,6 +173,15 @@ def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def later(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function behind what is queued; where MLflow stores at once, now."""
+    task, queue = Task(function, args, "Not logged to MLflow."), outbox()
+    if queue is None:
+        task.handle()
+    else:
+        queue.put(task)
 
 
 def outbox() -> Outbox | None:

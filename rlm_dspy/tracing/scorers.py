@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.genai.scorers import scorer
 
+from rlm_dspy.tracing.endings import HOW_IT_ENDED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -144,7 +146,7 @@ def _normal(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().casefold()
 
 
-ATTACHED = ("trajectory.json", "report.html")
+ATTACHED = (HOW_IT_ENDED, "trajectory.json", "report.html")
 """What stands beside the output fields in the outputs of a run's span."""
 
 turns = RunScorer("turns", lambda facts: float(len(facts.kinds)))

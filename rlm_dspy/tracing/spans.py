@@ -9,14 +9,17 @@ import mlflow
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 from mlflow.dspy.callback import MlflowCallback
 from mlflow.entities import SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.tracing.constant import TraceMetadataKey
 from mlflow.tracing.fluent import start_span_no_context
 from mlflow.tracing.provider import detach_span_from_context, set_span_in_context
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.utils.autologging_utils import get_autologging_config
 
 from rlm_dspy.listening import SubCallListener
+from rlm_dspy.rlm import RLM
 from rlm_dspy.tracing import beginnings, endings
-from rlm_dspy.tracing.outbox import flush, outbox
+from rlm_dspy.tracing.artifacts import keep_in_run
+from rlm_dspy.tracing.outbox import flush, later, outbox
 from rlm_dspy.tracing.payloads import Payloads
 from rlm_dspy.tracing.runs import result_table
 from rlm_dspy.tracing.scope import scope_metadata, scope_tags
@@ -253,12 +256,26 @@ class SpanCallback(MlflowCallback, SubCallListener):
             why = self.payloads.text(ended.failed or str(exception), _ERROR_CHARS)
             span.set_status(SpanStatus(SpanStatusCode.ERROR, why))
         if call.root and exception is None:
-            _preview(span, response=preview(ended.outputs))
+            self._keep_files(call, ended.outputs)
+            _preview(span, response=preview(_answer(ended.outputs)))
+
+    def _keep_files(self, call: Call, outputs: Any) -> None:
+        """Keep the files of a run in the run of MLflow that it was made in; not of evaluations."""
+        with InMemoryTraceManager.get_instance().get_trace(call.span.trace_id) as trace:
+            run_id = trace and trace.info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
+        if run_id and isinstance(call.instance, RLM) and not call.evaluated and not self.optimizer_stack_level:
+            later(keep_in_run, run_id, call.span.trace_id, outputs)
 
     def _exception(self, exception: BaseException) -> SpanEvent:
         event = SpanEvent.from_exception(exception)
         told_of = {name: self.payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
         return SpanEvent(name=event.name, attributes=told_of)
+
+
+def _answer(outputs: Any) -> Any:
+    if not isinstance(outputs, dict):
+        return outputs
+    return {name: value for name, value in outputs.items() if name != endings.HOW_IT_ENDED}
 
 
 def _fresh() -> SpanCallback:

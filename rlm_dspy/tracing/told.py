@@ -91,6 +91,6 @@ def fenced(text: str, language: str = "python") -> str:
     return f"{fence}{language}\n{text}\n{fence}" if text.strip() else text
 
 
-def failure(what: str, message: str) -> tuple[str, dict[str, Any]]:
+def failure(what: str, message: str, **more: str) -> tuple[str, dict[str, Any]]:
     """Return an event by which MLflow's page marks a span red; it does so for events of this name alone."""
-    return "exception", {"exception.type": what, "exception.message": message}
+    return "exception", {"exception.type": what, "exception.message": message, **more}

@@ -1,0 +1,169 @@
+"""Take pictures of the sample run in MLflow's page, in `experiment/screenshots/`.
+
+    uv run --with playwright python experiment/trace_screenshots.py
+
+Plays `sample_run.py` with tracing on, starts MLflow's server on a store of its own, and opens it in Chromium
+(`apt-get install chromium`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Set before anything is imported: without network litellm and MLflow wait for it, MLflow for ever.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import typer
+from sample_run import play
+
+from rlm_dspy import tracing
+from rlm_dspy.tracing.server import server_command, server_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+STARTS_WITHIN_SECONDS = 240
+
+
+@contextlib.contextmanager
+def serving(store: str) -> Iterator[str]:
+    """Serve a store in this scope; give the server's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(server_command(store, port), env=server_environment(), start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        RuntimeError: If it ends, or does not answer for minutes.
+    """
+    until = time.monotonic() + STARTS_WITHIN_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
+            return
+        time.sleep(1)
+    raise RuntimeError(f"{address} does not answer.")
+
+
+class Visitor:
+    """Looks at MLflow's page, and keeps what there is to see.
+
+    Args:
+        page: Of a browser.
+        address: Of the server.
+        folder: Where pictures are kept, and what can be read on them.
+    """
+
+    def __init__(self, page: Any, address: str, folder: Path) -> None:
+        self.page = page
+        self.address = address
+        self.folder = folder
+
+    def open(self, path: str, awaited: str, name: str) -> None:
+        """Open a page, wait for a text on it, and keep it."""
+        self.page.goto(f"{self.address}/#/experiments/{path}")
+        self.page.get_by_text(awaited).first.wait_for()
+        self._clear()
+        self.keep(name)
+
+    def open_span(self, span: str, awaited: str, name: str) -> None:
+        """Open a span of the trace that is shown, and keep what it shows."""
+        self.page.get_by_text(span, exact=True).first.evaluate("element => element.click()")
+        self.page.get_by_text(awaited).first.wait_for()
+        self.keep(name)
+
+    def keep(self, name: str) -> None:
+        """Keep the page, frames in it too, as a picture and as text."""
+        self.page.wait_for_timeout(1_500)
+        self.page.screenshot(path=self.folder / f"{name}.png")
+        texts = [frame.locator("body").inner_text() for frame in self.page.frames]
+        (self.folder / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
+
+    def _clear(self) -> None:
+        """Close what lies over the page: a hint, and the panel that asks what it can do."""
+        self.page.wait_for_timeout(2_000)
+        hint = self.page.get_by_role("button", name="Got it")
+        if hint.count():
+            hint.first.click()
+            self.page.wait_for_timeout(1_000)
+        if self.page.get_by_text("MLflow Assistant", exact=True).count():
+            self.page.mouse.click(self.page.viewport_size["width"] - 36, 36)
+            self.page.wait_for_timeout(1_000)
+
+
+@contextlib.contextmanager
+def page_of(browser: str) -> Iterator[Any]:
+    """Give a page of a browser without a window."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 (needed for the pictures only)
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(120_000)
+        yield page
+        chromium.close()
+
+
+def log_a_run(store: str) -> tuple[str, str]:
+    """Log the sample run; return the ids of its trace and of its run of MLflow."""
+    import mlflow  # noqa: PLC0415 (behind the package's settings for it)
+
+    tracing.autolog(store=store, experiment="articles")
+    with tracing.logged_run("trends of 2025"), tracing.tags(session="a morning with the articles", user="ada"):
+        play()
+        run = mlflow.active_run().info.run_id
+    tracing.flush()
+    return mlflow.get_last_active_trace_id(), run
+
+
+def look(visitor: Visitor, trace: str, run: str) -> None:
+    """Look at the list, at the trace and some of its spans, and at the report."""
+    visitor.open("1/traces", "Which trend", "trace-list")
+    visitor.open(f"1/traces/{trace}", "turn 2: error", "trace")
+    visitor.open_span("turn 2: error", "no such group", "trace-error")
+    visitor.open_span("turn 4", "Which trend does this article describe?", "trace-turn")
+    visitor.open_span("llm_query ×11", "429 Too Many Requests", "trace-batch")
+    visitor.open_span("rlm_query", "Quote the sentence", "trace-child")
+    visitor.open_span("turn 6: SUBMIT refused", "SUBMIT was refused", "trace-refused")
+    visitor.open(f"1/runs/{run}/artifacts/{trace}/report.html", "report.html", "trace-report")
+
+
+def main(
+    browser: Annotated[str, typer.Option(help="Where Chromium is.")] = "/usr/bin/chromium",
+    folder: Annotated[
+        Path, typer.Option(help="Where to keep pictures, and what can be read on them.")
+    ] = SCREENSHOTS,
+) -> None:
+    """Take the pictures."""
+    folder = folder.resolve()
+    with tempfile.TemporaryDirectory() as home:
+        os.chdir(home)
+        store = f"sqlite:///{home}/mlflow.db"
+        trace, run = log_a_run(store)
+        with serving(store) as address, page_of(browser) as page:
+            look(Visitor(page, address, folder), trace, run)
+
+
+if __name__ == "__main__":
+    typer.run(main)
