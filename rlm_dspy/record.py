@@ -75,8 +75,8 @@ class Record(BaseModel):
         beside.replace(target)
 
     def as_json(self) -> str:
-        """Return the record as JSON."""
-        return self.model_dump_json(indent=2)
+        """Return the record as JSON, with `?` for halves of surrogate pairs: UTF-8 has none."""
+        return json.dumps(jsonable(self.model_dump(mode="json")), ensure_ascii=False, indent=2)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
@@ -115,8 +115,8 @@ def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return what a record says of a run that is about to begin, with the LM of `dspy.settings`."""
     lm = rlm.act.lm or dspy.settings.lm
     return {
-        "signature": written(rlm.signature),
-        "instructions": rlm.signature.instructions,
+        "signature": encodable(written(rlm.signature)),
+        "instructions": encodable(rlm.signature.instructions),
         "inputs": {name: _in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
         "model": str(getattr(lm, "model", "")),
         "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
@@ -148,7 +148,12 @@ def jsonable(value: Any) -> Any:
 
 
 def _in_short(value: Any, max_chars: int) -> str:
-    return clip(value if isinstance(value, str) else repr(value), max_chars)
+    return encodable(clip(value if isinstance(value, str) else repr(value), max_chars))
+
+
+def encodable(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs, which stand for bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -73,10 +73,10 @@ def page(title: str, *children: Html | None) -> str:
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all; halves of surrogate pairs become `?`."""
     target = Path(path)
     beside = target.with_name(f"{target.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(text, encoding="utf-8", errors="replace")
     beside.replace(target)
 
 

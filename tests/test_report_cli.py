@@ -15,6 +15,7 @@ from rlm_dspy.cli import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.record import Record
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -74,6 +75,38 @@ def test_a_report_that_cannot_be_written_is_refused_before_a_model_is_asked() ->
         result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", "--report", "missing/run.html"])
     assert (result.exit_code, lm.script.calls) == (2, [])
     assert "--report missing/run.html: there is no directory missing" in result.stderr
+
+
+def test_a_byte_that_is_not_utf8_does_not_lose_the_answer() -> None:
+    """Python hands such a byte of the command line on as half of a surrogate pair."""
+    half = "\udcff"
+    turns = [f"{half}\n```python\nprint(question)\n```", "```python\nSUBMIT(answer=question)\n```"]
+    with dspy.context(lm=ScriptedLM(turns), interpreter_factory=LocalPythonInterpreter):
+        arguments = ["ask", f"How {half}?", "notes.txt", "--save", "run.json", "--report", "run.html"]
+        result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (0, "How ??\n"), result.stderr
+    assert Record.load("run.json").inputs["question"] == "How ??"
+    assert "How ??" in Path("run.html").read_text(encoding="utf-8")
+
+
+def test_halves_of_surrogate_pairs_anywhere_in_a_record_are_saved_as_question_marks() -> None:
+    half = "\udcff"
+    steps = [Step(reasoning=half, code=half, output=half)]
+    fields = {"signature": "a -> b", "model": "m", "inputs": {"a": half}, "error": half}
+    Record(**fields, stop="failed", trajectory=steps).save("run.json")
+    record = Record.load("run.json")
+    assert (record.inputs, record.error, record.trajectory[0].output) == ({"a": "?"}, "?", "?")
+
+
+@pytest.mark.parametrize("option", ["--save", "--report"])
+def test_an_answer_is_printed_even_if_a_file_cannot_be_written(option: str) -> None:
+    """Its directory is there at first; the code of the run removes it."""
+    Path("out").mkdir()
+    code = "```python\nimport os\nos.rmdir('out')\nSUBMIT(answer='42')\n```"
+    with dspy.context(lm=ScriptedLM([code]), interpreter_factory=LocalPythonInterpreter):
+        result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", option, "out/run"])
+    assert (result.exit_code, result.stdout) == (3, "42\n")
+    assert "Error: [Errno 2] No such file or directory" in result.stderr
 
 
 def test_diff_tells_and_draws_what_differs() -> None:
