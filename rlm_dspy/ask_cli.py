@@ -136,7 +136,7 @@ def ask(
         with (
             _traced() if trace else contextlib.nullcontext(),
             RunLog(log) if log else contextlib.nullcontext(),
-            watched() if save or report or as_json or trace else contextlib.nullcontext(),
+            watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
             dspy.context(lm=lm),
         ):
             record, error = _run(rlm, task, view)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rlm_dspy.cli import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.load import load_record
 from rlm_dspy.record import Record
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step
@@ -56,6 +57,18 @@ def test_a_saved_run_has_coverage_and_becomes_a_report_beside_it() -> None:
     assert "How much?" in Path("run.html").read_text(encoding="utf-8")
     assert invoke("report", "run.json", "-o", "other.html").stdout == "other.html\n"
     assert Path("other.html").read_bytes() == Path("run.html").read_bytes()
+
+
+def test_a_report_from_a_log_has_coverage_places_and_date_as_that_of_a_saved_run() -> None:
+    assert invoke("ask", "How much?", "notes.txt", "--log", "run.jsonl").exit_code == 0
+    assert invoke("report", "run.jsonl").exit_code == 0
+    page = Path("run.html").read_text(encoding="utf-8")
+    assert "at 49 of context (79 %); not printed, not sent to a sub-model" in page
+    record = load_record("run.jsonl")
+    assert record.input_chars == {"context": len(TEXT), "question": len("How much?")}
+    assert record.trajectory[0].shown == (("context", 0, 40),)
+    assert [place.start for place in record.occurrences["answer"]] == [49]
+    assert record.started_at is not None
 
 
 def test_a_failed_run_has_a_report_too() -> None:
