@@ -132,6 +132,17 @@ def test_diff_tells_and_draws_what_differs() -> None:
     assert "How many?" in Path("d.html").read_text(encoding="utf-8")
 
 
+def test_two_runs_of_one_log_are_chosen_by_number_and_compared() -> None:
+    for question in ("How much?", "How many?"):
+        assert invoke("ask", question, "notes.txt", "--log", "runs.jsonl").exit_code == 0
+    result = invoke("diff", "runs.jsonl", "runs.jsonl", "--run-a", "1", "--run-b", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "input question\n    a How much?\n    b How many?" in result.stdout
+    assert "runs.jsonl (run 2)" in result.stdout
+    unchosen = invoke("diff", "runs.jsonl", "runs.jsonl", "--run-a", "1")
+    assert (unchosen.exit_code, "--run-b 1 to --run-b 2" in unchosen.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
