@@ -16,7 +16,16 @@ import typer
 
 from rlm_dspy.coverage import watched
 from rlm_dspy.events import RunLog
-from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, check_writable, errors_as_lines, tell
+from rlm_dspy.exits import (
+    ANSWERED,
+    FAILED,
+    INTERRUPTED,
+    UNANSWERED,
+    check_distinct,
+    check_writable,
+    errors_as_lines,
+    tell,
+)
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.limits import Ledger, Limits
 from rlm_dspy.metering import metered
@@ -113,9 +122,10 @@ def ask(
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
-        check_writable(save, "--save")
-        check_writable(report, "--report")
-        check_writable(log, "--log")
+        written = {"--save": save, "--report": report, "--log": log}
+        for option, path in written.items():
+            check_writable(path, option)
+        check_distinct(written, [Path(name).expanduser() for name in files or [] if name != STDIN])
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlm_dspy.diff import diff_html, diff_text
-from rlm_dspy.exits import check_writable, errors_as_lines
+from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines
 from rlm_dspy.load import load_record
 from rlm_dspy.progress import printable
 from rlm_dspy.report import write_report, write_whole
@@ -38,6 +38,7 @@ def report(
     with errors_as_lines(debug=debug):
         target = output or run.with_suffix(".html")
         check_writable(target, "--output")
+        check_distinct({"--output": target}, [run])
         write_report(load_record(run, number), target)
     typer.echo(target)
 
@@ -60,6 +61,7 @@ def diff(
     """
     with errors_as_lines(debug=debug):
         check_writable(output, "--output")
+        check_distinct({"--output": output}, [first, second])
         a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")
         names = (_named(first, run_a), _named(second, run_b))
         if output is not None:

@@ -122,6 +122,37 @@ def test_an_answer_is_printed_even_if_a_file_cannot_be_written(option: str) -> N
     assert "Error: [Errno 2] No such file or directory" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--save", "a", "--report", "./a"], "--report a: this is the file of --save."),
+        (["--report", "a", "--log", "link"], "--log link: this is the file of --report."),
+        (["--save", "notes.txt"], "--save notes.txt: this is a file that is read."),
+        (["--log", "there"], "--log there: this is a directory."),
+    ],
+)
+def test_a_file_that_would_be_lost_is_refused_before_a_model_is_asked(options: list[str], told: str) -> None:
+    Path("there").mkdir()
+    Path("link").symlink_to("a")
+    lm = ScriptedLM([])
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", *options])
+    assert (result.exit_code, lm.script.calls, result.stdout) == (2, [], "")
+    assert told in result.stderr
+    assert Path("notes.txt").read_text(encoding="utf-8") == TEXT
+
+
+@pytest.mark.parametrize("arguments", [["run.html"], ["run.html", "-o", "run.html"]])
+@pytest.mark.parametrize("command", ["report", "diff"])
+def test_a_page_does_not_overwrite_the_run_that_it_shows(command: str, arguments: list[str]) -> None:
+    assert invoke("ask", "How much?", "notes.txt", "--save", "run.html").exit_code == 0
+    both = ["run.html", *arguments, *(["-o", "run.html"] if "-o" not in arguments else [])]
+    result = invoke(command, *(both if command == "diff" else arguments))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "run.html: this is a file that is read." in result.stderr
+    assert Record.load("run.html").outputs == {"answer": "42, as ever"}
+
+
 def test_diff_tells_and_draws_what_differs() -> None:
     assert invoke("ask", "How much?", "notes.txt", "--save", "a.json").exit_code == 0
     assert invoke("ask", "How many?", "notes.txt", "--save", "b.json").exit_code == 0
