@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
+from rlm_dspy.files import write_whole
 from rlm_dspy.trajectory import Step, clip
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ class Record(BaseModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record to a file, whole or not at all."""
-        target = Path(path)
-        beside = target.with_name(f"{target.name}.part")
-        beside.write_text(self.as_json() + "\n", encoding="utf-8")
-        beside.replace(target)
+        write_whole(self.as_json() + "\n", path)
 
     def as_json(self) -> str:
         """Return the record as JSON, with `?` for halves of surrogate pairs: UTF-8 has none."""

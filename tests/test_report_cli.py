@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlm_dspy.cli import app
+from rlm_dspy.files import write_whole
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.load import load_record
 from rlm_dspy.record import Record
@@ -151,6 +153,28 @@ def test_a_page_does_not_overwrite_the_run_that_it_shows(command: str, arguments
     assert (result.exit_code, result.stdout) == (2, "")
     assert "run.html: this is a file that is read." in result.stderr
     assert Record.load("run.html").outputs == {"answer": "42, as ever"}
+
+
+def test_a_symlink_stays_and_what_it_points_to_is_written() -> None:
+    Path("old.json").write_text("old", encoding="utf-8")
+    Path("link.json").symlink_to("old.json")
+    write_whole("new", "link.json")
+    assert (Path("link.json").is_symlink(), Path("old.json").read_text(encoding="utf-8")) == (True, "new")
+    assert sorted(path.name for path in Path().iterdir()) == ["link.json", "notes.txt", "old.json"]
+
+
+def test_a_pipe_is_written_to_and_stays() -> None:
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        write_whole("through\n", "pipe")
+        assert reader.communicate(timeout=30)[0] == "through\n"
+    assert Path("pipe").is_fifo()
+
+
+def test_a_file_of_another_process_that_writes_the_same_is_left_alone() -> None:
+    Path("run.json.part").write_text("another's", encoding="utf-8")
+    write_whole("ours", "run.json")
+    assert Path("run.json.part").read_text(encoding="utf-8") == "another's"
 
 
 def test_diff_tells_and_draws_what_differs() -> None:
