@@ -115,7 +115,7 @@ def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         "signature": encodable(written(rlm.signature)),
         "instructions": encodable(rlm.signature.instructions),
-        "inputs": {name: _in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
+        "inputs": {name: in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
         "model": str(getattr(lm, "model", "")),
         "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
         "limits": asdict(rlm.limits),
@@ -145,7 +145,13 @@ def jsonable(value: Any) -> Any:
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
 
 
-def _in_short(value: Any, max_chars: int) -> str:
+def in_short(value: Any, max_chars: int) -> str:
+    """Return an input as a record has it.
+
+    Args:
+        value: The input.
+        max_chars: `Limits.max_output_chars` of the run.
+    """
     return encodable(clip(value if isinstance(value, str) else repr(value), max_chars))
 
 
