@@ -120,6 +120,7 @@ def ask(
       2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
       3    the model or the interpreter failed, or --save or --report could not be written
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
+      143  the same, by SIGTERM
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
         written = {"--save": save, "--report": report, "--log": log}

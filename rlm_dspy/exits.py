@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 """The exit codes, as the help of `ask` explains them."""
 
 
