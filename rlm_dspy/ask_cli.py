@@ -16,19 +16,28 @@ import typer
 
 from rlm_dspy.coverage import watched
 from rlm_dspy.events import RunLog
-from rlm_dspy.exits import ANSWERED, FAILED, INTERRUPTED, UNANSWERED, check_writable, errors_as_lines, tell
+from rlm_dspy.exits import (
+    ANSWERED,
+    FAILED,
+    INTERRUPTED,
+    UNANSWERED,
+    check_distinct,
+    check_writable,
+    errors_as_lines,
+    tell,
+)
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.limits import Ledger, Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
 from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on
-from rlm_dspy.record import Record, recorded
+from rlm_dspy.record import Record, in_one_line, recorded
 from rlm_dspy.report import write_report
 from rlm_dspy.rlm import RLM
 from rlm_dspy.task import STDIN, Task, read_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rlm_dspy.progress import View
     from rlm_dspy.record import Stop
@@ -110,13 +119,15 @@ def ask(
       0    answered
       1    the run ended without an answer
       2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
-      3    the model or the interpreter failed
+      3    the model or the interpreter failed, or --save or --report could not be written
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
+      143  the same, by SIGTERM
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
-        check_writable(save, "--save")
-        check_writable(report, "--report")
-        check_writable(log, "--log")
+        written = {"--save": save, "--report": report, "--log": log}
+        for option, path in written.items():
+            check_writable(path, option)
+        check_distinct(written, [Path(name).expanduser() for name in files or [] if name != STDIN])
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it
@@ -137,21 +148,18 @@ def ask(
         with (
             _traced(question) if trace else contextlib.nullcontext(),
             RunLog(log) if log else contextlib.nullcontext(),
-            watched() if save or report or as_json or trace else contextlib.nullcontext(),
+            watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
             dspy.context(lm=lm),
         ):
             record, error = _run(rlm, task, view)
         if error is not None and debug:
             traceback.print_exception(error)
-        _keep(record, save)
-        if report is not None:
-            write_report(record, report)
-            tell(f"The report is in {report}.")
+        kept = _keep(record, save, report)
     if as_json:
         typer.echo(record.as_json())
     elif record.answered:
         _print_answer(record.outputs)
-    raise typer.Exit(_EXIT_CODES[record.stop])
+    raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
 def _stdin(files: list[str]) -> IO[bytes] | None:
@@ -199,15 +207,30 @@ def _summary(record: Record) -> str:
     return f"{why}: {spent(usage)}, {calls}{cached}{limit}"
 
 
-def _keep(record: Record, save: Path | None) -> None:
-    """Save the record if that was asked for, or if it is of a run that was interrupted."""
+def _keep(record: Record, save: Path | None, report: Path | None) -> bool:
+    """Save the record if that was asked for, or if it is of a run that was interrupted; then write the report.
+
+    Returns:
+        Whether all could be written. What could not is told, so that the answer is printed all the same.
+    """
     if record.error:
         tell(f"Error: {printable(record.error)}")
     path = save or (Path(_INTERRUPTED_FILE) if record.stop == "interrupted" else None)
-    if path is None:
-        return
-    record.save(path)
-    tell(f"{'Interrupted. ' if record.stop == 'interrupted' else ''}The run is in {path}.")
+    interrupted = "Interrupted. " if record.stop == "interrupted" else ""
+    saved = path is None or _done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
+    reported = report is None or _done(lambda: write_report(record, report), f"The report is in {report}.")
+    return saved and reported
+
+
+def _done(write: Callable[[], None], told: str) -> bool:
+    """Write a file, and tell that it is written or why it is not."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001 (the answer is paid for and comes after)
+        tell(f"Error: {printable(in_one_line(error))}")
+        return False
+    tell(told)
+    return True
 
 
 def _print_answer(outputs: dict[str, Any]) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlm_dspy.ask_cli import ask
 from rlm_dspy.doctor_cli import doctor
-from rlm_dspy.exits import INTERRUPTED
+from rlm_dspy.exits import INTERRUPTED, TERMINATED
 from rlm_dspy.optimize_cli import optimize
 from rlm_dspy.replay_cli import replay
 from rlm_dspy.report_cli import diff, report
 from rlm_dspy.ui_cli import ui
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -41,10 +48,40 @@ def main() -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("dspy").setLevel(logging.ERROR)  # what it warns of, the view shows
     app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
+    with _terminable():
+        try:
+            app()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that nothing is lost; the exit code is then 143. The handler goes in the end.
+
+    Only in the main thread, and only if nobody else handles or ignores the signal.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    came = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        again, came = came, True
+        if not again:  # some send it twice: to the process and to its group
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        yield
+    except SystemExit as end:
+        if came and end.code:
+            raise SystemExit(TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _print_version(wanted: bool) -> None:

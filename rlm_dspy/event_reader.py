@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _ASKED = ("signature", "instructions", "inputs", "model", "sub_model", "limits")
-_ENDED = ("outputs", "stop", "error", "usage", "final_reasoning")
+_ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
 _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
 
 
@@ -105,6 +105,7 @@ class _Run:
                 **_only(self.started, _ASKED),
                 **_only(self.ended or killed, _ENDED),
                 trajectory=self.all_steps(),
+                started_at=self.started.get("at"),
             )
         return None
 

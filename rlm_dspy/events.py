@@ -32,6 +32,9 @@ and by `event`
 | `step_added` | the same, of a step that no turn gave: an account of turns, what is left of one cut short |
 | `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
 
+`run_ended` of a run without parent also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
+coverage was watched (`rlm_dspy.coverage.watched`).
+
 `cost` is in USD; it and `sub_model` and `error` are null where there is none. An LM is named by its model and by
 nothing else: its other settings, where keys are, are never written, and where one of its secrets stands in another
 text (an error, say), `***` stands in its place.
@@ -54,6 +57,7 @@ import dspy
 from pydantic_core import to_json, to_jsonable_python
 
 from rlm_dspy.adapter import Act
+from rlm_dspy.coverage import looked_into
 from rlm_dspy.listening import SubCallListener
 from rlm_dspy.metering import Meter, reported
 from rlm_dspy.record import asked, cut_short, ended, in_one_line
@@ -85,6 +89,7 @@ class _Open:
     Attributes:
         run: Its id, which is the id of DSPy's call.
         rlm: The module that was called.
+        inputs: Its inputs by name.
         parent: The run that made it, if this log knows it.
         began: When the root run began, by `time.monotonic`.
         at: When it began itself, in seconds since the root run did.
@@ -99,6 +104,7 @@ class _Open:
 
     run: str
     rlm: RLM
+    inputs: dict[str, Any]
     parent: str | None
     began: float
     at: float
@@ -254,9 +260,9 @@ class RunLog(SubCallListener):
         parent = self._open.get(chain[-2]) if len(chain) > 1 else None
         began = parent.began if parent else time.monotonic()
         at, beside = time.monotonic() - began, _inside.get()
-        run = self._open[run_id] = _Open(run_id, rlm, parent.run if parent else None, began, at, beside)
-        self._secrets |= secrets_of(dspy.settings.lm) | secrets_of(rlm.sub_lm) | secrets_of(rlm.act.lm)
         inputs = {name: value for name, value in given.items() if name in rlm.signature.input_fields}
+        run = self._open[run_id] = _Open(run_id, rlm, inputs, parent.run if parent else None, began, at, beside)
+        self._secrets |= secrets_of(dspy.settings.lm) | secrets_of(rlm.sub_lm) | secrets_of(rlm.act.lm)
         self._write(run, "run_started", **asked(rlm, inputs))
 
     def _end(self, run: _Open, outputs: Any, exception: BaseException | None) -> None:
@@ -269,9 +275,11 @@ class RunLog(SubCallListener):
             steps = getattr(outputs if exception is None else exception, "trajectory", [])
             self._add_steps(run, [Step.model_validate(step) for step in steps])
         if exception is None:
-            self._write(run, "run_ended", **ended(run.rlm, outputs))
+            told = ended(run.rlm, outputs)
         else:
-            self._write(run, "run_ended", **cut_short(exception), usage=getattr(exception, "usage", {}))
+            told = {**cut_short(exception), "usage": getattr(exception, "usage", {})}
+        seen = {} if run.parent else looked_into(run.inputs, told.get("outputs", {}))
+        self._write(run, "run_ended", **told, **seen)
 
     def _write(self, run: _Open, event: str, **own: Any) -> None:
         line = {

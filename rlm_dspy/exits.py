@@ -13,10 +13,10 @@ from rlm_dspy.record import in_one_line
 from rlm_dspy.task import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 """The exit codes, as the help of `ask` explains them."""
 
 
@@ -55,5 +55,26 @@ def check_writable(path: Path | None, option: str) -> None:
     Raises:
         UsageError: If it is a directory, or lies in none.
     """
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path is not None and path.is_dir():
+        raise UsageError(f"{option} {path}: this is a directory. Name a file in it.")
+    if path is not None and not path.absolute().parent.is_dir():
         raise UsageError(f"{option} {path}: there is no directory {path.parent} to write a file to.")
+
+
+def check_distinct(written: dict[str, Path | None], read: Iterable[Path]) -> None:
+    """Check that no file is written twice, and none that is read.
+
+    Args:
+        written: The files to write, by the option that names them; None is fine. Devices and pipes are, too.
+        read: The files that are read.
+
+    Raises:
+        UsageError: If two of them are one file.
+    """
+    taken = {path.resolve(): "a file that is read" for path in read}
+    for option, path in written.items():
+        if path is None or (path.exists() and not path.is_file()):
+            continue
+        if path.resolve() in taken:
+            raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}. Name another file to write.")
+        taken[path.resolve()] = f"the file of {option}"

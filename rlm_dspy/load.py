@@ -40,12 +40,13 @@ def load_records(path: str | os.PathLike[str]) -> list[Record]:
     return _whole(path, whole)
 
 
-def load_record(path: str | os.PathLike[str], number: int | None = None) -> Record:
+def load_record(path: str | os.PathLike[str], number: int | None = None, option: str = "--run") -> Record:
     """Return one run of a file.
 
     Args:
         path: What `load_records` takes.
         number: Which run, if there are several; the first is 1.
+        option: What chooses it on the command line, for the message.
 
     Raises:
         UsageError: If the file cannot be read, holds no run, not that one, or several and none was chosen.
@@ -62,7 +63,8 @@ def load_record(path: str | os.PathLike[str], number: int | None = None) -> Reco
             "of rlms."
         ) from error
     if number is None and len(records) > 1:
-        raise UsageError(f"{path} holds {len(records)} runs. Choose one with --run 1 to --run {len(records)}.")
+        last = len(records)
+        raise UsageError(f"{path} holds {last} runs. Choose one with {option} 1 to {option} {last}.")
     if number is not None and number > len(records):
         raise UsageError(f"{path} holds {counted(len(records), 'run')}; there is no run {number}.")
     return records[(number or 1) - 1]

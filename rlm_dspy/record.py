@@ -16,6 +16,7 @@ from pydantic_core import to_jsonable_python
 from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
+from rlm_dspy.files import write_whole
 from rlm_dspy.trajectory import Step, clip
 
 if TYPE_CHECKING:
@@ -69,14 +70,11 @@ class Record(BaseModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record to a file, whole or not at all."""
-        target = Path(path)
-        beside = target.with_name(f"{target.name}.part")
-        beside.write_text(self.as_json() + "\n", encoding="utf-8")
-        beside.replace(target)
+        write_whole(self.as_json() + "\n", path)
 
     def as_json(self) -> str:
-        """Return the record as JSON."""
-        return self.model_dump_json(indent=2)
+        """Return the record as JSON, with `?` for halves of surrogate pairs: UTF-8 has none."""
+        return json.dumps(jsonable(self.model_dump(mode="json")), ensure_ascii=False, indent=2)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
@@ -115,9 +113,9 @@ def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return what a record says of a run that is about to begin, with the LM of `dspy.settings`."""
     lm = rlm.act.lm or dspy.settings.lm
     return {
-        "signature": written(rlm.signature),
-        "instructions": rlm.signature.instructions,
-        "inputs": {name: _in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
+        "signature": encodable(written(rlm.signature)),
+        "instructions": encodable(rlm.signature.instructions),
+        "inputs": {name: in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
         "model": str(getattr(lm, "model", "")),
         "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
         "limits": asdict(rlm.limits),
@@ -147,8 +145,19 @@ def jsonable(value: Any) -> Any:
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
 
 
-def _in_short(value: Any, max_chars: int) -> str:
-    return clip(value if isinstance(value, str) else repr(value), max_chars)
+def in_short(value: Any, max_chars: int) -> str:
+    """Return an input as a record has it.
+
+    Args:
+        value: The input.
+        max_chars: `Limits.max_output_chars` of the run.
+    """
+    return encodable(clip(value if isinstance(value, str) else repr(value), max_chars))
+
+
+def encodable(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs, which stand for bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path  # noqa: TC003 (typer reads it)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlm_dspy.exits import errors_as_lines
+from rlm_dspy.exits import errors_as_lines, tell
+from rlm_dspy.inputs import Text
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.load import load_record
 from rlm_dspy.progress import counted, printable
+from rlm_dspy.record import in_short
 from rlm_dspy.replay import replay as replayed
 from rlm_dspy.replay import signature_of
 from rlm_dspy.task import UsageError, read_task
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 SAME, DIFFERENT = 0, 1
 _CUT = "characters left out] ..."
+_TEXT = re.compile(
+    r"Text\((?P<size>[\d,]+) (?P<unit>characters|bytes)(?: of .+?)?: (?P<head>['\"].*)\)", re.DOTALL
+)
+"""The short form of a `Text`; the name of its file, which may be another now, is in no group."""
 
 
 def replay(
@@ -58,7 +65,14 @@ def replay(
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug):
         record = load_record(path, run)
-        steps = replayed(record, _inputs(record, files or []), FACTORIES[interpreter])
+        inputs = _inputs(record, files or [])
+        for name in _others(record, inputs):
+            tell(f"Warning: the input {name!r} is not the one that was recorded.")
+        steps = replayed(record, inputs, FACTORIES[interpreter])
+        if any(step.kind == "killed" for step in record.trajectory):
+            tell("The last turn was cut short when the process was killed; it is left out.")
+        if not steps:
+            raise UsageError("There is nothing to replay: no turn of the run had ended.")
     for step in steps:
         typer.echo(printable(_told(step)))
     same = sum(step.same for step in steps)
@@ -73,7 +87,25 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
         return {name: _value(record, name) for name in names}
     asked = names[0] if len(names) == 1 else "question" if "question" in names else names[-1]
     question = record.instructions if len(names) == 1 else _value(record, asked)
+    if not isinstance(question, str):
+        raise UsageError(f"The input {asked!r} is no text. Replay the run from Python: rlm_dspy.replay.replay.")
     return read_task(question, files, record.signature, None).inputs
+
+
+def _others(record: Record, inputs: dict[str, Any]) -> list[str]:
+    """Return the names of the texts that are not those of the record, as far as their short forms tell."""
+    most = record.limits.get("max_output_chars", 0)
+    texts = {name: value for name, value in inputs.items() if isinstance(value, str | Text)}
+    return [
+        name for name, value in texts.items() if name in record.inputs and _is_other(record, name, value, most)
+    ]
+
+
+def _is_other(record: Record, name: str, value: str | Text, most: int) -> bool:
+    then, now = _TEXT.match(record.inputs[name]), _TEXT.match(repr(value))
+    if then and now:
+        return then["unit"] == now["unit"] and (then["size"], then["head"]) != (now["size"], now["head"])
+    return bool(most) and in_short(str(value), most) != record.inputs[name]
 
 
 def _value(record: Record, name: str) -> Any:

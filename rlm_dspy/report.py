@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.figures import all_calls, price, seconds, share, tokens
+from rlm_dspy.files import write_whole
 from rlm_dspy.markup import Html, joined, tag
 from rlm_dspy.progress import counted
 from rlm_dspy.report_charts import plots, timeline
@@ -70,14 +70,6 @@ def page(title: str, *children: Html | None) -> str:
         tag("style", Html(style())),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', *children), lang='en')}\n"
-
-
-def write_whole(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a file, whole or not at all."""
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(target)
 
 
 def stop_badge(record: Record) -> Html:

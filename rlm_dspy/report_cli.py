@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from rlm_dspy.diff import diff_html, diff_text
-from rlm_dspy.exits import check_writable, errors_as_lines
+from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines
+from rlm_dspy.files import write_whole
 from rlm_dspy.load import load_record
 from rlm_dspy.progress import printable
-from rlm_dspy.report import write_report, write_whole
+from rlm_dspy.report import write_report
 
 _Run = Annotated[
     Path, typer.Argument(help="A run that ask --save or --log wrote, or a log of rlms.", show_default=False)
@@ -38,11 +39,21 @@ def report(
     with errors_as_lines(debug=debug):
         target = output or run.with_suffix(".html")
         check_writable(target, "--output")
+        check_distinct({"--output": target}, [run])
         write_report(load_record(run, number), target)
     typer.echo(target)
 
 
-def diff(first: _Run, second: _Run, output: _Output = None, debug: _Debug = False) -> None:
+def diff(
+    first: _Run,
+    second: _Run,
+    output: _Output = None,
+    run_a: Annotated[
+        int | None, typer.Option(min=1, help="Which run of the first file, if there are several; the first is 1.")
+    ] = None,
+    run_b: Annotated[int | None, typer.Option(min=1, help="Which run of the second file.")] = None,
+    debug: _Debug = False,
+) -> None:
     """Say in which ways two saved runs differ: settings, answers, what they used, turn by turn.
 
     With -o also as an HTML page with the runs side by side.
@@ -51,10 +62,15 @@ def diff(first: _Run, second: _Run, output: _Output = None, debug: _Debug = Fals
     """
     with errors_as_lines(debug=debug):
         check_writable(output, "--output")
-        a, b = load_record(first), load_record(second)
-        names = (str(first), str(second))
+        check_distinct({"--output": output}, [first, second])
+        a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")
+        names = (_named(first, run_a), _named(second, run_b))
         if output is not None:
             write_whole(diff_html(a, b, names), output)
     typer.echo(printable(diff_text(a, b, names)))
     if output is not None:
         typer.echo(f"Side by side: {output}")
+
+
+def _named(path: Path, number: int | None) -> str:
+    return str(path) if number is None else f"{path} (run {number})"

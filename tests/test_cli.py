@@ -378,6 +378,22 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
     assert record.usage["output_tokens"] > 0
 
 
+def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:
+    """The signal comes twice, as `timeout` sends it: to the process and to its group."""
+    written = ["--save", "kept.json", "--log", "run.jsonl", "--report", "run.html"]
+    command = scripted("ask", "How much?", "notes.txt", *written, replies=[LOOK, LOOK, SUBMIT_42], seconds=0.8)
+    with running(command) as process:
+        read_until(process, "--- turn 1")
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, "Traceback" in err) == (143, "", False), err
+    assert Record.load("kept.json").stop == "interrupted"
+    assert "run_ended" in Path("run.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert "interrupted" in Path("run.html").read_text(encoding="utf-8")
+
+
 def test_ctrl_c_ends_the_embedded_model_while_it_writes() -> None:
     arguments = ["ask", "Tell a long story.", "notes.txt", "--policy", "none", "--save", "kept.json"]
     with running([sys.executable, "-c", EMBEDDED_PROGRAM, *arguments]) as process:

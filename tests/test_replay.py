@@ -18,6 +18,7 @@ from rlm_dspy.load import load_records
 from rlm_dspy.record import recorded
 from rlm_dspy.replay import replay
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.trajectory import Step
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
@@ -220,3 +221,37 @@ def test_one_of_several_runs_is_chosen_and_short_inputs_are_in_the_record(tmp_pa
     assert (second.exit_code, second.output) == (0, "step 1: same\n1 of 1 step did the same.\n")
     none = CliRunner().invoke(app, ["replay", str(path), "--run", "3"])
     assert (none.exit_code, "there is no run 3" in none.output) == (2, True)
+
+
+def test_a_run_with_an_input_that_is_no_text_is_refused_with_a_file(tmp_path: Path) -> None:
+    path, text = tmp_path / "run.json", tmp_path / "text"
+    text.write_text("some words", encoding="utf-8")
+    module = RLM("context, exact: bool -> answer: str", interpreter_factory=LocalPythonInterpreter)
+    with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=context)")])):
+        record, _ = recorded(module, {"context": "some words", "exact": True}, Ledger(module.limits))
+    record.save(path)
+    result = CliRunner().invoke(app, ["replay", str(path), str(text), "--interpreter", "local"])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "'exact' is no text" in result.stderr
+
+
+def test_a_run_without_a_turn_that_ended_is_not_called_the_same(
+    both: tuple[Record, Path, Path], tmp_path: Path
+) -> None:
+    path, text = tmp_path / "run.json", tmp_path / "text"
+    text.write_text(CONTEXT, encoding="utf-8")
+    last = Step(code="1", kind="killed")
+    both[0].model_copy(update={"trajectory": [last], "stop": "killed"}).save(path)
+    result = CliRunner().invoke(app, ["replay", str(path), str(text), "--interpreter", "local"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    cut, nothing = result.stderr.splitlines()
+    assert ("it is left out" in cut, "nothing to replay" in nothing) == (True, True)
+
+
+def test_another_text_than_the_recorded_one_is_warned_of(both: tuple[Record, Path, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    told = []
+    for content in (CONTEXT, CONTEXT + "!"):
+        text.write_text(content, encoding="utf-8")
+        told.append(CliRunner().invoke(app, ["replay", str(both[1]), str(text), "--interpreter", "local"]).stderr)
+    assert told == ["", "Warning: the input 'context' is not the one that was recorded.\n"]
