@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
+WIDTH = 1800
+LEFT_OF_THE_ASSISTANT = {"x": 0, "y": 0, "width": WIDTH - 470, "height": 900}
 STARTS_WITHIN_SECONDS = 240
 
 
@@ -96,19 +98,16 @@ class Visitor:
     def keep(self, name: str) -> None:
         """Keep the page, frames in it too, as a picture and as text."""
         self.page.wait_for_timeout(1_500)
-        self.page.screenshot(path=self.folder / f"{name}.png")
+        self.page.screenshot(path=self.folder / f"{name}.png", clip=LEFT_OF_THE_ASSISTANT)
         texts = [frame.locator("body").inner_text() for frame in self.page.frames]
         (self.folder / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
 
     def _clear(self) -> None:
-        """Close what lies over the page: a hint, and the panel that asks what it can do."""
+        """Close the hint that lies over the page."""
         self.page.wait_for_timeout(2_000)
         hint = self.page.get_by_role("button", name="Got it")
         if hint.count():
             hint.first.click()
-            self.page.wait_for_timeout(1_000)
-        if self.page.get_by_text("MLflow Assistant", exact=True).count():
-            self.page.mouse.click(self.page.viewport_size["width"] - 36, 36)
             self.page.wait_for_timeout(1_000)
 
 
@@ -119,7 +118,7 @@ def page_of(browser: str) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
-        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page = chromium.new_page(viewport={"width": WIDTH, "height": 900})
         page.set_default_timeout(120_000)
         yield page
         chromium.close()
