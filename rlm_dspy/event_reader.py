@@ -31,14 +31,18 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
     its last step, of the kind `killed`, holds what is known of the turn that went on: the code that ran and the
     sub-calls that had ended.
 
-    Lines that are no events are passed over, a torn last one among them.
+    Lines that are no events, or are of another version, are passed over, a torn last one among them. A run whose
+    end cannot be read is `killed`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If no line of it begins a run, or one does in another version of the format.
+        ValueError: If it holds no run that can be read: no line begins one, or only in other versions.
     """
-    runs = _runs(_events(path))
+    others: list[Any] = []
+    runs = _runs(_events(path, others))
     records = [run.record() for run in runs.values() if run.is_root]
+    if not any(records) and others:
+        raise ValueError(f"{path} is a log of version {others[0]!r}; this rlm_dspy reads version {VERSION}.")
     if not any(records):
         raise ValueError(f"{path} is no log of runs: no line of it has the event `run_started`.")
     return [record for record in records if record is not None]
@@ -100,13 +104,12 @@ class _Run:
     def record(self) -> Record | None:
         """Return the run; None if its events lack what a run has."""
         killed = {"stop": "killed", "usage": {**self.ledger.usage(), "seconds": self.last}}
-        with contextlib.suppress(ValidationError):
-            return Record(
-                **_only(self.started, _ASKED),
-                **_only(self.ended or killed, _ENDED),
-                trajectory=self.all_steps(),
-                started_at=self.started.get("at"),
-            )
+        asked = {**_only(self.started, _ASKED), "trajectory": self.all_steps()}
+        at = self.started.get("at")
+        for ended in (self.ended, killed):
+            for date in (at, None):
+                with contextlib.suppress(ValidationError, TypeError):
+                    return Record(**asked, **_only(ended or killed, _ENDED), started_at=date)
         return None
 
     def call(self) -> SubCall:
@@ -129,8 +132,8 @@ def _only(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: event[name] for name in names if name in event}
 
 
-def _events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file, in order."""
+def _events(path: str | os.PathLike[str], others: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file, in order; the versions of those that are not of ours go to `others`."""
     with Path(path).open("rb") as file:
         for line in file:
             try:
@@ -138,11 +141,10 @@ def _events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):
-                if event.get("v") != VERSION:
-                    raise ValueError(
-                        f"{path} is a log of version {event.get('v')!r}; this rlm_dspy reads version {VERSION}."
-                    )
-                yield event
+                if event.get("v") == VERSION:
+                    yield event
+                else:
+                    others.append(event.get("v"))
 
 
 def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
@@ -192,16 +194,21 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
 def _settle(event: dict[str, Any], run: _Run) -> None:
     """Enter a model call into the ledgers of a run and of its turn."""
     usage = {
-        "prompt_tokens": event.get("input_tokens"),
-        "prompt_tokens_details": {"cached_tokens": event.get("cached_input_tokens")},
-        "completion_tokens": event.get("output_tokens"),
+        "prompt_tokens": _number(event.get("input_tokens")),
+        "prompt_tokens_details": {"cached_tokens": _number(event.get("cached_input_tokens"))},
+        "completion_tokens": _number(event.get("output_tokens")),
     }
     for ledger in (run.ledger, *([run.turn.ledger] if run.turn else [])):
         ledger.settle(
-            event.get("role", ""),
-            event.get("model", ""),
+            str(event.get("role", "")),
+            str(event.get("model", "")),
             usage,
-            event.get("cost"),
+            _number(event.get("cost")),
             cached=bool(event.get("cached")),
             failed=event.get("error") is not None,
         )
+
+
+def _number(value: Any) -> Any:
+    """Return the value if it is a number, else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -520,6 +520,29 @@ def test_a_file_without_runs_or_of_another_version_is_refused(path: Path) -> Non
         read_log(path)
 
 
+@pytest.mark.parametrize(
+    ("event", "changed", "stops"),
+    [
+        ("run_started", {"v": 2}, ["submitted"]),
+        ("lm_ended", {"input_tokens": "many", "output_tokens": [], "cost": "much"}, ["submitted", "submitted"]),
+        ("run_ended", {"usage": 7}, ["killed", "submitted"]),
+        ("run_started", {"at": "once"}, ["submitted", "submitted"]),
+    ],
+)
+def test_a_corrupt_line_does_not_hide_the_other_runs(
+    play: Play, path: Path, event: str, changed: dict[str, Any], stops: list[str]
+) -> None:
+    with RunLog(path):
+        for _ in range(2):
+            play(RLM(QUESTION), [block("SUBMIT(answer=1)")], question="?")
+    lines = events(path)
+    next(line for line in lines if line["event"] == event).update(changed)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    records = read_log(path)
+    assert [record.stop for record in records] == stops
+    assert all(len(record.trajectory) == 1 for record in records)
+
+
 def test_ask_writes_a_log_and_says_so_before_it_asks_if_it_cannot(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("some words", encoding="utf-8")
