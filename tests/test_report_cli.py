@@ -107,8 +107,8 @@ def test_a_byte_that_is_not_utf8_does_not_lose_the_answer() -> None:
 def test_halves_of_surrogate_pairs_anywhere_in_a_record_are_saved_as_question_marks() -> None:
     half = "\udcff"
     steps = [Step(reasoning=half, code=half, output=half)]
-    fields = {"signature": "a -> b", "model": "m", "inputs": {"a": half}, "error": half}
-    Record(**fields, stop="failed", trajectory=steps).save("run.json")
+    record = Record(signature="a -> b", model="m", inputs={"a": half}, error=half, stop="failed", trajectory=steps)
+    record.save("run.json")
     record = Record.load("run.json")
     assert (record.inputs, record.error, record.trajectory[0].output) == ({"a": "?"}, "?", "?")
 

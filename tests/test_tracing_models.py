@@ -79,7 +79,7 @@ def optimized() -> RLM:
     """Return a module as an optimizer leaves it: with instructions and a demo of its own."""
     module = RLM("text -> count: int, about: str", policy=None, interpreter_factory=PythonInterpreter)
     module.act.signature = module.act.signature.with_instructions("Write Python. Be quick.")
-    steps = {"steps": []}
+    steps: dict[str, list[Any]] = {"steps": []}
     module.act.demos = [dspy.Example(environment="Task: count", trajectory=steps, reasoning="r", code="SUBMIT(1)")]
     return module
 
@@ -88,7 +88,7 @@ def elsewhere(store: Store, **variables: str) -> dict[str, str]:
     """Return the environment of a fresh process that may load models of a store."""
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow runs uvicorn by its name
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it runs uvicorn by name
         "MLFLOW_TRACKING_URI": store.uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
