@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -27,7 +28,8 @@ _CHECK = subprocess.run(
     check=False,
 )
 if _CHECK.returncode:
-    raise RuntimeError(f"deno cannot load its engine: {_CHECK.stderr.strip()[-300:]}")
+    said = re.search(r"^error: (.*)", _CHECK.stderr, re.MULTILINE)  # without the addresses it was loading from
+    raise RuntimeError(f"deno cannot load its engine: {said[1] if said else 'it does not say why'}")
 
 
 def run(task: Task) -> str | None:
