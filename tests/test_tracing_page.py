@@ -25,7 +25,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no playwright in this environment: pip install playwright")
     folder = tmp_path_factory.mktemp("pages")
     command = [sys.executable, "experiment/trace_screenshots.py", "--browser", BROWSER, "--folder", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {**others, "PYTHONPATH": str(ROOT)}  # MLflow leaves the experiments of other tests there
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
