@@ -23,10 +23,11 @@ _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy pu
 class ReplAdapter(dspy.Adapter):
     """Writes a turn as a conversation with a REPL and reads any reply.
 
-    System: the instructions. Then each demo as a short worked conversation. Then the run: the environment
-    (user), and for each step what the model wrote (assistant) and what came out (user). Nothing that was sent
-    is ever changed later, so a provider's prompt cache hits. A demo that is a labeled example (the task's inputs
-    and right outputs, no turns) is a line behind the instructions.
+    System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
+    short worked conversation. Then the run: the environment (user), and for each step what the model wrote
+    (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
+    prompt cache hits. A demo that is a labeled example (the task's inputs and right outputs, no turns) is a line
+    behind the instructions.
 
     Args:
         demo_output_chars: Characters of each output that a demo shows.
@@ -46,12 +47,13 @@ class ReplAdapter(dspy.Adapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        system = "\n\n".join(part for part in (signature.instructions.strip(), self._labeled(demos)) if part)
-        messages = [{"role": "system", "content": system}]
-        for demo in self._longest_of_each_run(demos):
-            messages += self._conversation(demo["environment"], demo["trajectory"])
+        shown = self._longest_of_each_run(demos)
+        said_once, environment = _shared(inputs["environment"], [demo["environment"] for demo in shown])
+        system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
+        messages = [{"role": "system", "content": "\n\n".join(part for part in system if part)}]
+        for demo in shown:
+            messages += self._conversation(_without(said_once, demo["environment"]), demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
-        environment = inputs["environment"]
         if hint := _advice_of_refine(signature):
             environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
         return messages + _conversation(environment, _steps(inputs["trajectory"]))
@@ -184,6 +186,18 @@ def _steps(trajectory: Any) -> list[Step]:
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.model_validate(trajectory or {})
     return list(trajectory.steps)
+
+
+def _shared(environment: str, others: list[str]) -> tuple[list[str], str]:
+    """Return the paragraphs of an environment that all the others have too, and the environment without them."""
+    parts = [set(other.split("\n\n")) for other in others]
+    shared = [part for part in environment.split("\n\n") if parts and all(part in other for other in parts)]
+    return shared, _without(shared, environment)
+
+
+def _without(paragraphs: list[str], environment: str) -> str:
+    """Return an environment without some paragraphs; all of it if nothing else is in it."""
+    return "\n\n".join(part for part in environment.split("\n\n") if part not in paragraphs) or environment
 
 
 def _is_labeled(demo: dict[str, Any]) -> bool:

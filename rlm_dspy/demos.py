@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rlm_dspy.runs import TracedRun
 
 _REASONING_CHARS = 400
+_COMPARED_CHARS = 2_000
+_ALIKE = 0.9
+"""Two demos whose code is the same to this share (`difflib`) show one way of solving."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def from_call(inputs: dict[str, Any], outputs: Any, score: float, *, input_chars
 def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     """Return the demos to show, in the order in which they were found.
 
-    The best score first, then the shortest. The first of all, one that recovered and one of a child are taken
-    before others.
+    The best score first, then the shortest; but one whose code is much like that of a demo already taken only when
+    no other is left, so that kinds of tasks with longer solutions are shown too. The first of all, one that
+    recovered and one of a child are taken before others.
 
     Args:
         demos: What there is.
@@ -78,12 +83,28 @@ def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     kinds: list[Callable[[Demo], bool]] = [lambda _: True, lambda demo: demo.recovered, lambda demo: demo.nested]
     leading = [next((demo for demo in ranked if wanted(demo)), None) for wanted in kinds]
     chosen: list[Demo] = []
-    for demo in [*leading, *ranked]:
-        if demo is None or any(demo is taken for taken in chosen) or len(chosen) == max_demos:
-            continue
-        if sum(taken.chars for taken in chosen) + demo.chars <= max_chars:
-            chosen.append(demo)
+    waiting = [demo for demo in [*leading, *ranked] if demo is not None]
+    for fresh in (True, False):
+        for demo in waiting:
+            fits = sum(taken.chars for taken in chosen) + demo.chars <= max_chars and len(chosen) < max_demos
+            known = any(demo is taken or (fresh and _alike(demo, taken)) for taken in chosen)
+            if fits and not known:
+                chosen.append(demo)
     return [demo for demo in demos if any(demo is taken for taken in chosen)]
+
+
+def _alike(one: Demo, other: Demo) -> bool:
+    """Whether two demos of `act` run nearly the same code; ordinary demos never count as alike."""
+    first, second = _code(one), _code(other)
+    return bool(first) and SequenceMatcher(None, first, second, autojunk=False).ratio() > _ALIKE
+
+
+def _code(demo: Demo) -> str:
+    """Return the code of a demo of `act`, as far as it is compared; nothing of an ordinary demo."""
+    if "trajectory" not in demo.example:
+        return ""
+    steps = Trajectory.model_validate(demo.example.trajectory).steps
+    return "\n".join([*(step.code for step in steps), demo.example.code])[:_COMPARED_CHARS]
 
 
 def _short(step: Step, left_out: int, output_chars: int) -> Step:

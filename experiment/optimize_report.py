@@ -1,0 +1,87 @@
+"""The table and the plot of `optimize.py`, from the answers that it kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rlm_dspy.intervals import wilson
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "bench" / "results" / "optimize.jsonl"
+REPORT = HERE / "bench" / "OPTIMIZE.md"
+HEAD = ["engine", "optimizer", "teacher", "trained on", "held-out family", "asked with", "right", "95 % interval"]
+HEAD += ["first prompt, characters", "seconds a run, median", "compile, seconds", "how the wrong ones ended"]
+Condition = tuple[str, ...]
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return the answers so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+
+
+def report() -> None:
+    """Write the table and the plot of all answers so far."""
+    grouped: dict[Condition, list[dict[str, Any]]] = {}
+    for row in rows():
+        grouped.setdefault(tuple(row["condition"].values()), []).append(row)
+    chars = sorted({row["chars"] for row in rows()})
+    lines = ["# The embedded model before and after optimization", "", "Made by `experiment/optimize.py`.", ""]
+    lines.append(
+        f"Held-out texts of {', '.join(f'{n:,}' for n in chars)} characters; none of their templates, names or "
+        "seeds was trained on. The model decodes greedily, so a repetition gives the same answers."
+    )
+    lines += ["", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += [_line(condition, answers) for condition, answers in grouped.items()]
+    lines += ["", "![The share of held-out tasks that are right](OPTIMIZE.svg)"]
+    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    plot(grouped, REPORT.with_suffix(".svg"))
+
+
+def _line(condition: Condition, answers: list[dict[str, Any]]) -> str:
+    good, n = sum(row["right"] for row in answers), len(answers)
+    low, high = wilson(good, n)
+    seconds = sorted(row["seconds"] for row in answers)[n // 2]
+    prompt = sum(row["prompt_chars"] for row in answers) / n
+    ends = Counter(_end(row) for row in answers if not row["right"])
+    cells = [*condition, f"{good} of {n}", f"{low:.0%} to {high:.0%}", f"{prompt:,.0f}", f"{seconds:,.0f}"]
+    cells += [f"{answers[0]['compile_seconds']:,.0f}", ", ".join(f"{end} {k}" for end, k in ends.most_common())]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _end(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"].split(":")[0])
+    return row["stop"] or "answered"
+
+
+def plot(grouped: dict[Condition, list[dict[str, Any]]], path: Path) -> None:
+    """Draw the share of right answers with its interval, a bar a condition."""
+    import matplotlib as mpl  # noqa: PLC0415  # for the plot only
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "optimize"
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(grouped) + 1.2))
+    labels = []
+    for at, (condition, answers) in enumerate(reversed(grouped.items())):
+        engine, optimizer, teacher, trained_on, family, signature = condition
+        good, n = sum(row["right"] for row in answers), len(answers)
+        low, high = wilson(good, n)
+        idle = optimizer == "none"
+        color = "#999999" if engine != "ours" else "#c9d4e8" if idle else "#4c72b0"
+        axes.barh(at, good / n, color=color)
+        axes.plot([low, high], [at, at], color="black", linewidth=1)
+        trained = "" if idle else f", teacher {teacher}, trained on {trained_on}"
+        asked = "" if signature.startswith("context,") else f" ({signature})"
+        labels.append(f"{family}{asked}: {engine}, {optimizer}{trained}")
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of held-out tasks right, with 95 % interval")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
