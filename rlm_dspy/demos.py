@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
@@ -70,9 +71,9 @@ def from_call(inputs: dict[str, Any], outputs: Any, score: float, *, input_chars
 def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     """Return the demos to show, in the order in which they were found.
 
-    The best score first, then the shortest; but one whose code is much like that of a demo already taken only when
-    no other is left, so that kinds of tasks with longer solutions are shown too. The first of all, one that
-    recovered and one of a child are taken before others.
+    The best score first, then the shortest; but of equal scores one whose code is much like that of a demo already
+    taken only when no other is left, so that kinds of tasks with longer solutions are shown too. The first of all,
+    one that recovered and one of a child are taken before others.
 
     Args:
         demos: What there is.
@@ -83,13 +84,19 @@ def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     kinds: list[Callable[[Demo], bool]] = [lambda _: True, lambda demo: demo.recovered, lambda demo: demo.nested]
     leading = [next((demo for demo in ranked if wanted(demo)), None) for wanted in kinds]
     chosen: list[Demo] = []
-    waiting = [demo for demo in [*leading, *ranked] if demo is not None]
-    for fresh in (True, False):
-        for demo in waiting:
-            fits = sum(taken.chars for taken in chosen) + demo.chars <= max_chars and len(chosen) < max_demos
-            known = any(demo is taken or (fresh and _alike(demo, taken)) for taken in chosen)
-            if fits and not known:
-                chosen.append(demo)
+
+    def take(demo: Demo, *, fresh: bool) -> None:
+        fits = len(chosen) < max_demos and sum(taken.chars for taken in chosen) + demo.chars <= max_chars
+        if fits and not any(demo is taken or (fresh and _alike(demo, taken)) for taken in chosen):
+            chosen.append(demo)
+
+    for demo in filter(None, leading):
+        take(demo, fresh=False)
+    for _, equals in itertools.groupby(ranked, key=lambda demo: demo.score):
+        group = list(equals)
+        for fresh in (True, False):
+            for demo in group:
+                take(demo, fresh=fresh)
     return [demo for demo in demos if any(demo is taken for taken in chosen)]
 
 

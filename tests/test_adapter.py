@@ -106,6 +106,24 @@ def test_a_demo_is_a_short_worked_conversation() -> None:
     assert messages[7]["content"] == "Task: now."
 
 
+def test_what_the_run_and_all_demos_say_alike_stands_once_in_the_system_message() -> None:
+    """So a demo looks like the run that follows it, and what is the same for all costs its tokens once."""
+    shared = "Functions:\n- SHOW_VARS()"
+    demos = [demo(1, environment=f"Task: {n}.\n\n{shared}\n\nHere alone {n}.") for n in range(2)]
+    inputs = {"environment": f"Task: now.\n\n{shared}", "trajectory": Trajectory()}
+    system, *rest = ReplAdapter().format(signatures.Act, demos, inputs)
+    assert system["content"] == f"{signatures.Act.instructions}\n\n{shared}"
+    assert rest[0]["content"] == "Task: 0.\n\nHere alone 0."
+    assert rest[-1]["content"] == "Task: now."
+
+
+def test_a_run_that_says_nothing_of_its_own_keeps_its_environment() -> None:
+    """No message is empty."""
+    inputs = {"environment": ENVIRONMENT, "trajectory": Trajectory()}
+    messages = ReplAdapter().format(signatures.Act, [demo(1)], inputs)
+    assert messages[1]["content"] == messages[-1]["content"] == ENVIRONMENT
+
+
 def test_of_the_demos_of_one_run_only_the_longest_is_shown() -> None:
     """A shorter one would repeat what the longer one shows."""
     first = demo(0, code="print(a)")

@@ -259,6 +259,23 @@ def test_the_best_and_shortest_are_taken_and_one_of_each_kind() -> None:
     assert [d.chars for d in choose(demos, max_demos=4, max_chars=35)] == [10, 20, 5]
 
 
+def test_of_equal_scores_another_way_of_solving_comes_before_the_same_once_more() -> None:
+    """Else the kind of task with the shortest solution takes all the places."""
+    count = "print(sum('mark' in line for line in context.splitlines()))"
+    table = "head, *rows = context.splitlines()\nprint(dict(zip(head.split(), rows[7].split())))"
+    codes = [count, count + "  # again", count + "  # and again", table]
+    made = [
+        Demo(
+            dspy.Example(code="SUBMIT(answer=1)", trajectory={"steps": [{"reasoning": "", "code": code}]}),
+            1.0,
+            chars,
+        )
+        for chars, code in enumerate(codes)
+    ]
+    assert [d.chars for d in choose(made, max_demos=2, max_chars=1_000)] == [0, 3]
+    assert [d.chars for d in choose(made, max_demos=3, max_chars=1_000)] == [0, 1, 3]
+
+
 @given(st.lists(st.builds(demo, st.integers(1, 500), st.floats(0, 1))), st.integers(0, 8), st.integers(0, 2_000))
 def test_no_choice_is_larger_than_allowed(demos: list[Demo], most: int, chars: int) -> None:
     """Neither in number nor in characters; and nothing is taken twice."""
