@@ -25,7 +25,7 @@ _REQUEST_SECONDS = 5
 _WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max_context_length")
 """How servers call a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
 
-_EMBEDDED_REPLY_TOKENS = 256
+_EMBEDDED_REPLY_TOKENS = 450
 """A block of code is shorter; a small model that has lost the thread goes on to the limit."""
 _CHARS_PER_TOKEN = 3
 _TOKENS_PER_TURN = 2_048

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from make_policy import wilson  # noqa: E402  # scripts of this folder are run, not installed
+from rlm_dspy.intervals import wilson
 
+HERE = Path(__file__).parent
 REPORT = HERE / "ACCURACY.md"
 Row = dict[str, Any]
 _GROUP = ("engine", "family", "chars")

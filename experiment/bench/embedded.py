@@ -24,12 +24,12 @@ import typer
 
 from rlm_dspy import RLM, Text
 from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.intervals import wilson
 from rlm_dspy.models import limits_for
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from make_policy import wilson  # noqa: E402  # scripts of this folder are run, not installed
-from tasks import Task, one_fact_tasks  # noqa: E402
+from tasks import Task, one_fact_tasks  # noqa: E402  # scripts of this folder are run, not installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
