@@ -234,7 +234,7 @@ def measure(program: Any, task: Task, lm: Any, signature: str) -> dict[str, Any]
         answer = str(prediction[output.partition(":")[0]])[:200]
         row = {"answer": answer, "stop": getattr(prediction, "stop", ""), "turns": len(prediction.trajectory)}
     except Exception as error:  # noqa: BLE001  # the row says what it was
-        row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
+        row["error"] = _said(error)
     calls = lm.history[before:]
     row["calls"] = len(calls)
     row["prompt_chars"] = sum(len(str(m["content"])) for m in (calls and calls[0].get("messages")) or ())
@@ -244,19 +244,30 @@ def measure(program: Any, task: Task, lm: Any, signature: str) -> dict[str, Any]
 def run(condition: Condition, count: int, chars: int, lms: tuple[Any, Any]) -> None:
     """Ask what is not in the results yet."""
     done = {row["task"] for row in rows() if row["condition"] == asdict(condition) and row["chars"] == chars}
-    if len(done) >= count:
+    if len(done) >= count or None in done:
         return
-    program, seconds = compiled(condition, lms[0])
+    try:
+        program, seconds = compiled(condition, lms[0])
+    except Exception as error:  # noqa: BLE001  # an optimizer that fails is a result
+        keep({"condition": asdict(condition), "task": None, "chars": chars, "error": _said(error)})
+        return
     for number, task in enumerate(tasks_of(condition.family, "held_out", count, chars)):
         if number not in done:
             row = {"condition": asdict(condition), "task": number, "chars": chars, "compile_seconds": seconds}
             row |= measure(program, task, lms[1], condition.signature)
-            row["gold"] = task.answer[:200]
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            mark = "right" if row["right"] else "wrong"
-            print(f"{condition} {number}: {mark}, {row['answer']!r} for {row['gold']!r}", flush=True)
+            keep({**row, "gold": task.answer[:200]})
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Write a row and show it."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def write_policy(condition: Condition, path: Path, chars: int, lm: Any) -> None:

@@ -25,7 +25,7 @@ def rows() -> list[dict[str, Any]]:
 def report() -> None:
     """Write the table and the plot of all answers so far."""
     grouped: dict[Condition, list[dict[str, Any]]] = {}
-    for row in rows():
+    for row in sorted(rows(), key=_place):
         grouped.setdefault(tuple(row["condition"].values()), []).append(row)
     chars = sorted({row["chars"] for row in rows()})
     lines = ["# The embedded model before and after optimization", "", "Made by `experiment/optimize.py`.", ""]
@@ -33,15 +33,28 @@ def report() -> None:
         f"Held-out texts of {', '.join(f'{n:,}' for n in chars)} characters; none of their templates, names or "
         "seeds was trained on. The model decodes greedily, so a repetition gives the same answers."
     )
-    lines += ["", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["", _table_row(HEAD), "|" + "---|" * len(HEAD)]
     lines += [_line(condition, answers) for condition, answers in grouped.items()]
     lines += ["", "![The share of held-out tasks that are right](OPTIMIZE.svg)"]
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    plot(grouped, REPORT.with_suffix(".svg"))
+    plot(
+        {condition: answers for condition, answers in grouped.items() if answers[0]["task"] is not None},
+        REPORT.with_suffix(".svg"),
+    )
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return where a row stands: families together, ours first, from the plain start to what was optimized."""
+    asked = row["condition"]
+    optimizers = ("none", "shipped policy", "bootstrap", "random search", "mipro", "trajectories")
+    order = optimizers.index(asked["optimizer"]), asked["trained_on"] == "all", asked["teacher"]
+    return asked["family"], asked["signature"], asked["engine"] != "ours", *order, row["task"] or 0
 
 
 def _line(condition: Condition, answers: list[dict[str, Any]]) -> str:
+    if answers[0]["task"] is None:
+        return _table_row([*condition, "does not compile", *[""] * 4, " ".join(answers[0]["error"].split())])
     good, n = sum(row["right"] for row in answers), len(answers)
     low, high = wilson(good, n)
     seconds = sorted(row["seconds"] for row in answers)[n // 2]
@@ -49,7 +62,11 @@ def _line(condition: Condition, answers: list[dict[str, Any]]) -> str:
     ends = Counter(_end(row) for row in answers if not row["right"])
     cells = [*condition, f"{good} of {n}", f"{low:.0%} to {high:.0%}", f"{prompt:,.0f}", f"{seconds:,.0f}"]
     cells += [f"{answers[0]['compile_seconds']:,.0f}", ", ".join(f"{end} {k}" for end, k in ends.most_common())]
-    return "| " + " | ".join(cells) + " |"
+    return _table_row(cells)
+
+
+def _table_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
 def _end(row: dict[str, Any]) -> str:
