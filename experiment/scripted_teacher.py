@@ -41,7 +41,7 @@ COUNT = Program(
 cells = lambda line: re.findall(r"\w+", line)
 lines = context.split("\n")
 marks = {m.strip() for line in lines[:99] for m in re.split(r"[^\w\s]", line)}
-wanted = [w for w in cells(question)[1:] if w in marks] + re.findall(r"(?<=[a-z] )[A-Z]\w+", question)
+wanted = [w for w in cells(question)[1:] if w in marks] + re.findall(r"(?<=[a-z,] )[A-Z]\w+", question)
 found = [line for line in lines if all(w in cells(line) for w in wanted)]
 print(question, wanted, found[:2], len(found))""",
     "str(len(found))",
@@ -53,7 +53,7 @@ TABLE = Program(
 cells = lambda line: re.findall(r"\w+", line)
 lines = context.split("\n")
 head = cells(lines[0])
-key = re.findall(r"(?<=[a-z] )[A-Z]\w+", question)[-1]
+key = re.findall(r"(?<=[a-z,] )[A-Z]\w+", question)[-1]
 row = next(cells(line) for line in lines if key in cells(line))
 found = [value for name, value in zip(head, row) if name in cells(question)]
 print(question, head, row, found)""",
@@ -64,7 +64,7 @@ LIST = Program(
     "I take the names in all sentences that tell of the one in the question.",
     r"""import re
 words = re.findall(r"\w+", context)
-name = min(re.findall(r"(?<=[a-z] )[A-Z]\w+", question), key=words.count)
+name = min(re.findall(r"(?<=[a-z,] )[A-Z]\w+", question), key=words.count)
 lines = [s for s in re.split(r"(?<=[.!?])\s+|\n", context) if name in re.findall(r"\w+", s)]
 found = [w for s in lines for w in re.findall(r"(?:in|In|of|from|to|near) ([A-Z]\w+)", s) if w != name]
 print(question, lines[:3], found)""",
