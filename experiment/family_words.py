@@ -1,4 +1,4 @@
-"""The words that `families.py` makes its texts of. The three splits share no template and no name.
+"""The words that `families.py` makes its texts of. The four splits share no template and no name.
 
 A name begins with a syllable that only its split has. In templates, `{who}` and the like are drawn for each task.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Split = Literal["train", "dev", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "held_out")
+Split = Literal["train", "dev", "held_out", "final"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "held_out", "final")
 
 
 @dataclass(frozen=True)
@@ -323,6 +323,89 @@ WORDS: dict[Split, Words] = {
             "Between {place} and the sea there are {n} windmills.",
             "On {day} a goat of {who}'s was seen on the roof.",
             "{who} planted {n} lime trees along the road to {place}.",
+        ),
+    ),
+    "final": Words(
+        starts=("Bew", "Cly", "Dov", "Fre", "Gil", "Hux", "Kno", "Mab", "Nor", "Pry", "Rav", "Sti"),
+        middles=("an", "el", "im", "ot", "us", "ert", "il", "ov"),
+        ends=("by", "combe", "ford", "ley", "sted", "wick"),
+        attributes=(
+            Attribute(
+                (
+                    "The parcel for {who} carries docket {value}.",
+                    "Docket {value} was made out to {who} by a clerk with a cold.",
+                    "{who} signed for docket {value} and left by the side door.",
+                ),
+                "Which docket belongs to {who}?",
+                "number",
+            ),
+            Attribute(
+                (
+                    "{who} rents a boat shed in {value}.",
+                    "The shed in {value} where {who} keeps a boat has a green door.",
+                    "Anybody in {value} can point out the boat shed of {who}.",
+                ),
+                "Where does {who} rent a boat shed?",
+                "place",
+            ),
+            Attribute(
+                (
+                    "{who} gave a first concert on {value}.",
+                    "It was on {value} that {who} played in public for the first time.",
+                    "A programme dated {value} announces the first concert of {who}.",
+                ),
+                "When did {who} first play in public?",
+                "date",
+            ),
+        ),
+        visits=(
+            "{who} taught mathematics in {value} for a year.",
+            "The school of {value} once had {who} among its teachers.",
+            "Former pupils from {value} remember {who} well.",
+        ),
+        visits_asked="Name the towns where {who} has been a teacher, with commas between them and no other words.",
+        columns=("lighthouse", "height", "visitors", "range"),
+        row="{0}: {1} / {2} / {3}",
+        table_asked="For the lighthouse {key}, which {column} is recorded? Write down just that value.",
+        labels={
+            "noise": (
+                "The drummer next door begins at six in the morning.",
+                "Somebody sounds a horn below my window every night.",
+                "Their dog has barked since Tuesday.",
+            ),
+            "litter": (
+                "The bins by the pond have not been emptied.",
+                "Bottles lie all over the steps again.",
+                "Paper bags blow across the playground.",
+            ),
+            "parking": (
+                "A van has blocked my gate for three days.",
+                "Cars stand on the pavement outside the bakery.",
+                "There was no space left for the doctor.",
+            ),
+        },
+        line="[{who}, {day}] {text}",
+        labelled="[{who}, {day}, {label}] {text}",
+        count_asked="Of the notes under {label}, how many did {who} write? A number is enough.",
+        number_asked=(
+            "Each note to the council is about one of {labels}, which it does not name. "
+            "How often is {label} the matter? A number is enough."
+        ),
+        most_asked=(
+            "Each note to the council is about one of {labels}, which it does not name. "
+            "Which matter comes up most? One word is enough."
+        ),
+        pairs_asked=(
+            "Each note to the council is about one of {labels}, which it does not name. "
+            "Which two people have each sent {least} notes or more about {label}? "
+            "List all such couples as name & name, with semicolons between them and no other words."
+        ),
+        filler=(
+            "The mill at {place} ground {n} sacks before {day}.",
+            "{who} lost {n} buttons to {who2} at cards.",
+            "On {day} the ice at {place} bore the weight of {n} skaters.",
+            "{who2} painted the fence of {who} for {n} shillings.",
+            "There are {n} steps from the quay of {place} to the church.",
         ),
     ),
 }

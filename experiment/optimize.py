@@ -5,10 +5,11 @@
     uv run --extra embedded --group bench python experiment/optimize.py --report
 
 The start is a plain instruction and no demos. Optimizers see training and development tasks of one family, or of
-all four; what they found is tried on held-out tasks: other templates, other names, other seeds, longer texts. The
-teacher of a compile is the model itself, or `scripted_teacher.py`, which finds the answers by code. Every answer
-goes to `bench/results/optimize.jsonl` as it comes, every compiled program to `bench/results/optimize/`; a second
-start goes on where the first one ended, and several may run at once on different conditions.
+all four; what they found is tried on held-out tasks (the split `final`): other templates, names and seeds, longer
+texts. The teacher of a compile is the model itself, or `scripted_teacher.py`, which finds the answers by code.
+Every answer goes to `bench/results/optimize.jsonl` as it comes, every compiled program to
+`bench/results/optimize/`; a second start goes on where the first one ended, and several may run at once on
+different conditions.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=0)
 REPLY_TOKENS = 450
 FAMILIES = ("needle", "needles", "table", "count")
 ALL = "all"
+HELD_OUT: Split = "final"
+"""The split that decides; `held_out` was looked at while the teacher's programs were written."""
 UNSEEN = "one fact"
 """A family that nothing is trained on (`tasks.py`)."""
-FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, "held_out": 2_000}
+FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, HELD_OUT: 2_000}
 TRAIN_CHARS = 5_000
 TRAIN, DEV = 12, 6
 DEMOS = {ALL: 4}
@@ -59,7 +62,7 @@ DEMOS = {ALL: 4}
 def tasks_of(family: str, split: Split, count: int, chars: int) -> list[Task]:
     """Return tasks; of `all`, the families in turn."""
     if family == UNSEEN:
-        return one_fact_tasks(count, chars, split="held_out" if split == "held_out" else "search", seed=5)
+        return one_fact_tasks(count, chars, split="held_out" if split == HELD_OUT else "search", seed=5)
     names = FAMILIES if family == ALL else (family,)
     first = FIRST_SEED[split]
     return [make(names[n % len(names)], first + n, chars, split) for n in range(count)]
@@ -251,7 +254,7 @@ def run(condition: Condition, count: int, chars: int, lms: tuple[Any, Any]) -> N
     except Exception as error:  # noqa: BLE001  # an optimizer that fails is a result
         keep({"condition": asdict(condition), "task": None, "chars": chars, "error": _said(error)})
         return
-    for number, task in enumerate(tasks_of(condition.family, "held_out", count, chars)):
+    for number, task in enumerate(tasks_of(condition.family, HELD_OUT, count, chars)):
         if number not in done:
             row = {"condition": asdict(condition), "task": number, "chars": chars, "compile_seconds": seconds}
             row |= measure(program, task, lms[1], condition.signature)
@@ -292,7 +295,7 @@ def write_policy(condition: Condition, path: Path, chars: int, lm: Any) -> None:
         seeds=[FIRST_SEED["train"]],
         scores=scores,
         made_by="experiment/optimize.py",
-        held_out=f"seeds from {FIRST_SEED['held_out']}, {chars} characters",
+        held_out=f"seeds from {FIRST_SEED[HELD_OUT]}, {chars} characters",
     )
 
 

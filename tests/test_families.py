@@ -184,7 +184,7 @@ def test_no_sentence_that_means_one_thing_ends_another(split: family_words.Split
 
 def test_a_family_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(
-        ValueError, match="needle, needles, table, count, classify, pairs for train, dev, held_out"
+        ValueError, match="needle, needles, table, count, classify, pairs for train, dev, held_out, final"
     ):
         families.make("haystack", 1, 3_000, "train")
     with pytest.raises(ValueError, match="at least 2,000"):
