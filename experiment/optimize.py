@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import dspy
 import typer
 from families import FamilyTask, make
-from optimize_report import RESULTS, report, rows
+from optimize_report import REPORT, RESULTS, plot, report, rows
 from scripted_teacher import scripted_teacher
 from tasks import Task, one_fact_tasks
 
@@ -316,7 +316,8 @@ def main(
     """Compile, ask, and keep every answer."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     if only_report:
-        report()
+        report(rows(), REPORT)
+        plot(rows(), REPORT.with_suffix(".svg"))
         return
     wanted = {
         "engine": engine,

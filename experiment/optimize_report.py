@@ -22,26 +22,27 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
-def report() -> None:
-    """Write the table and the plot of all answers so far."""
-    grouped: dict[Condition, list[dict[str, Any]]] = {}
-    for row in sorted(rows(), key=_place):
-        grouped.setdefault(tuple(row["condition"].values()), []).append(row)
-    chars = sorted({row["chars"] for row in rows()})
+def report(answered: list[dict[str, Any]], path: Path) -> None:
+    """Write the table of answers to `path`; `plot` draws what it refers to."""
+    chars = sorted({row["chars"] for row in answered})
     lines = ["# The embedded model before and after optimization", "", "Made by `experiment/optimize.py`.", ""]
     lines.append(
         f"Held-out texts of {', '.join(f'{n:,}' for n in chars)} characters; none of their templates, names or "
         "seeds was trained on. The model decodes greedily, so a repetition gives the same answers."
     )
     lines += ["", _table_row(HEAD), "|" + "---|" * len(HEAD)]
-    lines += [_line(condition, answers) for condition, answers in grouped.items()]
-    lines += ["", "![The share of held-out tasks that are right](OPTIMIZE.svg)"]
-    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += [_line(condition, answers) for condition, answers in grouped(answered).items()]
+    lines += ["", f"![The share of held-out tasks that are right]({path.with_suffix('.svg').name})"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    plot(
-        {condition: answers for condition, answers in grouped.items() if answers[0]["task"] is not None},
-        REPORT.with_suffix(".svg"),
-    )
+
+
+def grouped(answered: list[dict[str, Any]]) -> dict[Condition, list[dict[str, Any]]]:
+    """Return the answers by condition, in the order of the table."""
+    found: dict[Condition, list[dict[str, Any]]] = {}
+    for row in sorted(answered, key=_place):
+        found.setdefault(tuple(row["condition"].values()), []).append(row)
+    return found
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -75,17 +76,18 @@ def _end(row: dict[str, Any]) -> str:
     return row["stop"] or "answered"
 
 
-def plot(grouped: dict[Condition, list[dict[str, Any]]], path: Path) -> None:
+def plot(answered: list[dict[str, Any]], path: Path) -> None:
     """Draw the share of right answers with its interval, a bar a condition."""
+    drawn = {condition: rows for condition, rows in grouped(answered).items() if rows[0]["task"] is not None}
     import matplotlib as mpl  # noqa: PLC0415  # for the plot only
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "optimize"
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(grouped) + 1.2))
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(drawn) + 1.2))
     labels = []
-    for at, (condition, answers) in enumerate(reversed(grouped.items())):
+    for at, (condition, answers) in enumerate(reversed(drawn.items())):
         engine, optimizer, teacher, trained_on, family, signature = condition
         good, n = sum(row["right"] for row in answers), len(answers)
         low, high = wilson(good, n)
