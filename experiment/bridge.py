@@ -21,7 +21,7 @@ import dspy
 from dspy import lm15
 
 from rlm_dspy import Limits
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.metering import metered
 
 _PASSED_ON = ("temperature", "top_p", "max_tokens", "stop", "seed")

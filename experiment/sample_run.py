@@ -15,7 +15,7 @@ import dspy
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.coverage import watched
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.metering import metered
 from rlm_dspy.record import Record, recorded
 from rlm_dspy.report import write_report

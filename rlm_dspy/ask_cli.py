@@ -27,7 +27,8 @@ from rlm_dspy.exits import (
     tell,
 )
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
-from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.ledger import Ledger
+from rlm_dspy.limits import Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
 from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on

@@ -7,14 +7,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.limits import NOTHING, Amount
+from rlm_dspy.ledger import NOTHING, Amount
 from rlm_dspy.lms import longest_reply, price_of, tokens_at_most
 from rlm_dspy.metering import check_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.limits import Ledger, Limits
+    from rlm_dspy.ledger import Ledger
+    from rlm_dspy.limits import Limits
     from rlm_dspy.trajectory import Step
 
 TRANSCRIPT_CHARS = 12_000

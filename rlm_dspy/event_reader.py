@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.ledger import Ledger
+from rlm_dspy.limits import Limits
 from rlm_dspy.record import Record
 from rlm_dspy.trajectory import Step, SubCall
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.ledger import Ledger
+from rlm_dspy.limits import Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.scores import score_of
 

@@ -12,13 +12,14 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
 from rlm_dspy.errors import LimitExceeded, UnknownPrice
-from rlm_dspy.limits import Amount, Spent, tokens_of
+from rlm_dspy.ledger import Amount, Spent, tokens_of
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.limits import Ledger, Limits
+    from rlm_dspy.ledger import Ledger
+    from rlm_dspy.limits import Limits
     from rlm_dspy.lms import Price
 
 _HISTORY_ENTRIES_SEARCHED = 256

@@ -20,7 +20,7 @@ from rlm_dspy.trajectory import Step, StepKind, clip
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
-    from rlm_dspy.limits import Ledger
+    from rlm_dspy.ledger import Ledger
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SHOWN_LINES = 16

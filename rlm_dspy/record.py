@@ -22,7 +22,7 @@ from rlm_dspy.trajectory import Step, clip
 if TYPE_CHECKING:
     import os
 
-    from rlm_dspy.limits import Ledger
+    from rlm_dspy.ledger import Ledger
     from rlm_dspy.rlm import RLM
 
 _MAX_ERROR_CHARS = 600

@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlm_dspy.limits import Limits, Spent
+from rlm_dspy.ledger import Spent
+from rlm_dspy.limits import Limits
 from rlm_dspy.record import Record
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, StepKind, SubCall, clip

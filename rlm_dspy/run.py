@@ -18,7 +18,7 @@ from rlm_dspy.coverage import watch_over
 from rlm_dspy.environment import write_calls, write_environment
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.interpreters import resolve_factory
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.lms import tokens_at_most
 from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL

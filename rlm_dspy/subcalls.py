@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.callee import Callee
-    from rlm_dspy.limits import Ledger
+    from rlm_dspy.ledger import Ledger
     from rlm_dspy.trajectory import SubCall
 
 _INPUT_CHARS = 500

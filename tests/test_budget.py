@@ -9,7 +9,7 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.errors import UnknownPrice
-from rlm_dspy.limits import Amount, Ledger
+from rlm_dspy.ledger import Amount, Ledger
 from rlm_dspy.metering import fitting, metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block

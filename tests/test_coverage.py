@@ -10,7 +10,8 @@ import pytest
 from rlm_dspy import RLM
 from rlm_dspy.coverage import Watch, coverage_of, watch_over, watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Ledger, Limits
+from rlm_dspy.ledger import Ledger
+from rlm_dspy.limits import Limits
 from rlm_dspy.record import Record, recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, SubCall

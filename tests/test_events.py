@@ -24,7 +24,7 @@ from rlm_dspy.cli import app
 from rlm_dspy.event_reader import read_log
 from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.record import recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step

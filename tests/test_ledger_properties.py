@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.metering import fitting, metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block

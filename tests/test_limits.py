@@ -12,7 +12,7 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Ledger, Spent
+from rlm_dspy.ledger import Ledger, Spent
 from rlm_dspy.metering import metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block

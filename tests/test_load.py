@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlm_dspy import RLM
 from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.load import load_records
 from rlm_dspy.record import recorded
 from rlm_dspy.rlms_log import read_rlms_log, records_of

@@ -13,7 +13,7 @@ from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.cli import app
 from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
-from rlm_dspy.limits import Ledger
+from rlm_dspy.ledger import Ledger
 from rlm_dspy.load import load_records
 from rlm_dspy.record import recorded
 from rlm_dspy.replay import replay
