@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 Checkpoints = Literal["auto", "always", "off"]
 
-_DEFAULT_PRELOAD = ("numpy", "pandas")
+_DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
+"""Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
 _INTERRUPT_AGAIN_SECONDS = 0.1
 
 
@@ -66,7 +67,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         busy_seconds: How long it may compute, while no tool runs for it; None: for ever.
         grace_seconds: Between the first interrupt and the kill.
         preload: Packages of this process's Python that the code can import beside the standard library; None:
-            numpy and pandas if they are installed. Name also what they need, unless importing them loads it.
+            pydantic, and numpy and pandas if they are installed. Name also what they need, unless importing them
+            loads it.
         paths: Folders and wheels with further modules, made importable and readable.
         checkpoint: `auto`: before each cell, but not while copies are dear (large private data); `always`; `off`.
 

@@ -189,15 +189,18 @@ def _steps(trajectory: Any) -> list[Step]:
 
 
 def _shared(environment: str, others: list[str]) -> tuple[list[str], str]:
-    """Return the paragraphs of an environment that all the others have too, and the environment without them."""
+    """Return the paragraphs of an environment that all the others have too, and the environment without them.
+
+    The last one stays: it asks for the first block, and so tells an environment from an output.
+    """
     parts = [set(other.split("\n\n")) for other in others]
-    shared = [part for part in environment.split("\n\n") if parts and all(part in other for other in parts)]
+    paragraphs = environment.split("\n\n")[:-1]
+    shared = [part for part in paragraphs if parts and all(part in other for other in parts)]
     return shared, _without(shared, environment)
 
 
 def _without(paragraphs: list[str], environment: str) -> str:
-    """Return an environment without some paragraphs; all of it if nothing else is in it."""
-    return "\n\n".join(part for part in environment.split("\n\n") if part not in paragraphs) or environment
+    return "\n\n".join(part for part in environment.split("\n\n") if part not in paragraphs)
 
 
 def _is_labeled(demo: dict[str, Any]) -> bool:

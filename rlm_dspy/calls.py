@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -17,10 +19,12 @@ import dspy
 
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
+from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
 from rlm_dspy.metering import fitting, metered
+from rlm_dspy.port import waiting_loop
 from rlm_dspy.trajectory import SubCall, clip
 
 if TYPE_CHECKING:
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
     from rlm_dspy.coverage import Watch
-    from rlm_dspy.errors import LimitExceeded
     from rlm_dspy.trajectory import Span
 
 Answer = dict[str, Any]
@@ -155,6 +158,7 @@ class Batch(dspy.Module):
         self._cache = cache
         self._ledger = ledger
         self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def forward(self) -> None:
         """Answer every item."""
@@ -165,6 +169,8 @@ class Batch(dspy.Module):
 
         If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
         """
+        loop = waiting_loop()
+        self._loop = loop if loop is not None and self._callee.can_be_awaited() else None
         present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
         raised: list[BaseException] = []
 
@@ -233,12 +239,25 @@ class Batch(dspy.Module):
             item.attempts += 1
             try:
                 with fitting(), insisting(unread):
-                    result = callee.module(**item.inputs, **callee.options)
+                    result = self._call(item)
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:
                 if item.attempts >= callee.attempts:
                     raise
                 unread = error
+
+    def _call(self, item: Asked) -> Any:
+        """Return what the module gives: of an awaited run on its event loop, where it ends when the run does."""
+        module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
+        if self._loop is None:
+            return module(**inputs)
+        future = asyncio.run_coroutine_threadsafe(module.acall(**inputs), self._loop)
+        with self._ledger.told_of_closing(future.cancel):
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError:
+                why = self._ledger.closed or LimitExceeded("It was cancelled.")
+                raise LimitExceeded(str(why), why.limit) from None
 
 
 @contextlib.contextmanager

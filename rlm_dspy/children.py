@@ -37,13 +37,22 @@ class ChildQuery(dspy.Module):
 
     def forward(self, prompt: str, context: Any = None) -> dspy.Prediction:
         """Answer a prompt about a context; a long prompt is a variable of the child's."""
+        child, inputs = self._child(prompt, context)
+        return child(**inputs)
+
+    async def aforward(self, prompt: str, context: Any = None) -> dspy.Prediction:
+        """Answer a prompt about a context; a long prompt is a variable of the child's."""
+        child, inputs = self._child(prompt, context)
+        return await child.acall(**inputs)
+
+    def _child(self, prompt: str, context: Any) -> tuple[dspy.Module, dict[str, Any]]:
         inputs = {} if context is None else {"context": context}
         task = f"{prompt}\n\nGive the answer as `response`."
         if len(prompt) > _MAX_TASK_CHARS:
             inputs["prompt"] = prompt
             task = "Do what the variable `prompt` says. Give the answer as `response`."
         fields = {name: (Any, dspy.InputField()) for name in inputs} | {"response": (str, dspy.OutputField())}
-        return self._make(dspy.Signature(fields, task))(**inputs)
+        return self._make(dspy.Signature(fields, task)), inputs
 
 
 def check_depth(depth: int, max_depth: int) -> None:

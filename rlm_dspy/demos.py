@@ -42,7 +42,7 @@ class Demo:
     nested: bool = False
 
 
-def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 800) -> Demo:
+def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 4_000) -> Demo:
     """Return the demo of a run: its first turn, a failed one and its repair, the one before the last, the last."""
     failed = run.recovered_at
     wanted = {0, len(run.steps) - 1} | (set() if failed is None else {failed, failed + 1})

@@ -87,6 +87,7 @@ class Ledger:
     _held: dict[str, Amount] = field(default_factory=dict)
     _kept: dict[object, Amount] = field(default_factory=dict)
     _closed: LimitExceeded | None = None
+    _met: str | None = None
     _spared: object = None
     _told: dict[object, Callable[[], object]] = field(default_factory=dict)
     _by_role: dict[str, Spent] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class Ledger:
             self._check_open()
             left = self.limits.max_llm_calls - self._reserved
             if calls > left:
+                self.meet("max_llm_calls")
                 raise LimitExceeded(
                     f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
                     "Go on with plain Python, or SUBMIT what you have.",
@@ -124,6 +126,10 @@ class Ledger:
         if ticket is not None and ticket.ledger is self and not ticket.taken():
             self.reserve()
             self.count()
+
+    def meet(self, limit: str) -> None:
+        """Note that something was refused because of a limit; the first one is told in `usage`."""
+        self._met = self._met or limit
 
     @property
     def calls_left(self) -> int:
@@ -159,6 +165,7 @@ class Ledger:
             for name, unit in _CAPS.items():
                 wanted, there = getattr(most, unit), getattr(left, unit)
                 if getattr(self.limits, name) is not None and wanted > there:
+                    self.meet(name)
                     raise LimitExceeded(
                         f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
                         f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
@@ -292,9 +299,11 @@ class Ledger:
         """Return what has been spent: totals, `seconds`, and the same by role and by model.
 
         Args:
-            limit: The limit because of which the run converged, if one did.
+            limit: The limit because of which the run converged, if one did; else the first that refused a call is
+                told.
         """
         with self._lock:
+            limit = limit or self._met
             by_role = {role: vars(spent).copy() for role, spent in self._by_role.items()}
             by_model = {model: vars(spent).copy() for model, spent in self._by_model.items()}
         totals = _sum(by_role.values())

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import threading
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ T = TypeVar("T")
 _STOP_SECONDS = 3.0
 """How long a cancelled run waits for its code to stop."""
 _LOOK_SECONDS = 0.01
+_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("_loop", default=None)
+"""The event loop that waits for what runs here, in a thread of its own; None if nothing waits on a loop."""
 
 
 class Port(Protocol):
@@ -43,7 +46,11 @@ class Blocking:
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""
-        return function(*args)
+        token = _loop.set(None)  # a loop further out may be waiting for this very call
+        try:
+            return function(*args)
+        finally:
+            _loop.reset(token)
 
 
 class Awaiting:
@@ -70,6 +77,7 @@ class Awaiting:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
+        context.run(_loop.set, loop)
 
         def work() -> None:
             try:
@@ -99,6 +107,14 @@ class Awaiting:
             if future.done() and not future.cancelled():
                 future.exception()  # it is looked at, so that asyncio does not warn of it
             raise
+
+
+def waiting_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that awaits what runs in this thread; None in a blocking run.
+
+    What code asks for in an awaited run is done there, so that cancelling the run cancels it.
+    """
+    return _loop.get()
 
 
 async def _ended(thread: threading.Thread, seconds: float) -> None:

@@ -200,6 +200,7 @@ class SubCalls:
         """
         left = self.ledger.calls_left
         if needed > 1 and needed > _FAR_BEYOND * left:
+            self.ledger.meet("max_llm_calls")
             raise LimitExceeded(
                 f"{needed} calls of {callee.interface.name} were asked for, {left} of "
                 f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "

@@ -47,7 +47,7 @@ class TrajectoryFewShot(Teleprompter):
         max_demo_chars: A longer demo is not taken.
         max_chars: Characters of all demos of one predictor.
         output_chars: Characters of each output, and of each input of an ordinary demo, that are kept.
-        environment_chars: Characters of the environment that are kept.
+        environment_chars: Characters of the environment that are kept; shown is only what runs do not share.
         max_runs: Examples to run; None for all of them.
         num_threads: Examples at once.
         max_errors: Examples that may raise before their error is raised; None for `dspy.settings.max_errors`.
@@ -62,7 +62,7 @@ class TrajectoryFewShot(Teleprompter):
     max_demo_chars: int = 6_000
     max_chars: int = 16_000
     output_chars: int = 400
-    environment_chars: int = 800
+    environment_chars: int = 4_000
     max_runs: int | None = None
     num_threads: int = 1
     max_errors: int | None = None

@@ -107,14 +107,15 @@ def test_a_demo_is_a_short_worked_conversation() -> None:
 
 
 def test_what_the_run_and_all_demos_say_alike_stands_once_in_the_system_message() -> None:
-    """So a demo looks like the run that follows it, and what is the same for all costs its tokens once."""
+    """A demo looks like the run that follows it; the last paragraph, which asks for a block, stays with each."""
     shared = "Functions:\n- SHOW_VARS()"
-    demos = [demo(1, environment=f"Task: {n}.\n\n{shared}\n\nHere alone {n}.") for n in range(2)]
-    inputs = {"environment": f"Task: now.\n\n{shared}", "trajectory": Trajectory()}
+    ask = "Write a block."
+    demos = [demo(1, environment=f"Task: {n}.\n\n{shared}\n\nHere alone {n}.\n\n{ask}") for n in range(2)]
+    inputs = {"environment": f"Task: now.\n\n{shared}\n\n{ask}", "trajectory": Trajectory()}
     system, *rest = ReplAdapter().format(signatures.Act, demos, inputs)
     assert system["content"] == f"{signatures.Act.instructions}\n\n{shared}"
-    assert rest[0]["content"] == "Task: 0.\n\nHere alone 0."
-    assert rest[-1]["content"] == "Task: now."
+    assert rest[0]["content"] == f"Task: 0.\n\nHere alone 0.\n\n{ask}"
+    assert rest[-1]["content"] == f"Task: now.\n\n{ask}"
 
 
 def test_a_run_that_says_nothing_of_its_own_keeps_its_environment() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rlm_dspy.testing import Messages
 
 SECONDS = 60
@@ -165,29 +169,79 @@ def test_sub_calls_under_way_fail_when_time_is_over_and_those_that_finished_are_
     assert "max_cell_seconds" in calls[1]["error"]
 
 
-async def test_a_cancelled_run_makes_no_call_that_was_still_to_come() -> None:
-    """Of a batch that is under way, only what was sent already is answered, to nobody."""
-    asked, go_on, begun = [], threading.Event(), threading.Event()
+class HangingServer:
+    """An OpenAI-compatible server that answers turns with `code`, and nothing else ever."""
 
-    def reply(messages: Messages) -> str:
-        prompt = messages[-1]["content"]
-        if not prompt.startswith("item"):
-            return block("llm_query_batched([f'item {i}' for i in range(40)])")
-        asked.append(prompt)
-        begun.set()
-        go_on.wait(SECONDS)
-        return "an answer"
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.asked = self.hung_up = 0
+        self.changed = asyncio.Condition()
 
-    rlm = RLM("question -> answer", limits=Limits(max_concurrency=4), interpreter_factory=PythonInterpreter)
-    with dspy.context(lm=ScriptedLM(reply)):
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.split("content-length:")[1].split("\r\n")[0])
+        prompt = json.loads(await reader.readexactly(length))["messages"][-1]["content"]
+        if "Write one ```python block" not in str(prompt):
+            await self._count(asked=1)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()  # until the client hangs up
+            await self._count(hung_up=1)
+        else:
+            message = {"role": "assistant", "content": block(self.code)}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            body = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "m",
+                "choices": choices,
+                "usage": usage,
+            }
+            sent = json.dumps(body).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n")
+            writer.write(f"Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+            await writer.drain()
+        writer.close()
+
+    async def _count(self, asked: int = 0, hung_up: int = 0) -> None:
+        async with self.changed:
+            self.asked += asked
+            self.hung_up += hung_up
+            self.changed.notify_all()
+
+    async def until(self, fact: Callable[[], bool]) -> None:
+        """Wait for a fact about the counts."""
+        async with asyncio.timeout(SECONDS), self.changed:
+            await self.changed.wait_for(fact)
+
+
+CALLS = {
+    "a batch": "llm_query_batched([f'item {i}' for i in range(40)])",
+    "a module": "dspy.Predict('item -> answer').map([f'item {i}' for i in range(40)])",
+    "awaited": "import asyncio\nawait asyncio.gather(*(llm_query.acall(f'item {i}') for i in range(4)))",
+}
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+@pytest.mark.parametrize("calls", CALLS)
+async def test_a_cancelled_run_hangs_up_on_its_sub_calls_and_makes_no_more(factory: Any, calls: str) -> None:
+    """Over HTTP: the server sees every connection closed, and the trajectory has what was asked."""
+    hanging = HangingServer(CALLS[calls])
+    server = await asyncio.start_server(hanging.answer, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    lm = dspy.LM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
+    rlm = RLM("question -> answer", limits=Limits(max_concurrency=4), interpreter_factory=factory)
+    with dspy.context(lm=lm):
         run = asyncio.create_task(rlm.acall(question="?"))
-        await asyncio.to_thread(begun.wait, SECONDS)
+        await hanging.until(lambda: hanging.asked == 4)
         run.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await run
-        go_on.set()
-        for thread in [thread for thread in threading.enumerate() if thread.name == "rlm-llm_query"]:
-            await asyncio.to_thread(thread.join, SECONDS)
-    assert len(asked) <= 4
+    await hanging.until(lambda: hanging.hung_up == 4)
+    server.close()
+    assert hanging.asked == 4
     (step,) = vars(caught.value)["trajectory"]
-    assert len(step["calls"]) == 40
+    assert len(step["calls"]) in (4, 40)
+    assert all(call["error"] for call in step["calls"])

@@ -129,10 +129,11 @@ def test_calls_beyond_the_limit_fail_one_by_one_and_cost_nothing(play: Play) -> 
 
 
 def test_a_call_beyond_the_limit_leaves_the_trajectory_and_the_run_ends_well(play: Play) -> None:
-    """The model is told to go on without; nothing is thrown away."""
+    """The model is told to go on without; nothing is thrown away, and the usage names the limit."""
     replies = [block("a = llm_query('1')"), "x", block("llm_query('2')"), block("SUBMIT(answer=a)")]
     played = play(RLM("q -> answer", max_llm_calls=1), replies, q="?")
     assert (played.prediction.answer, played.prediction.stop) == ("x", "submitted")
+    assert played.prediction.usage["limit"] == "max_llm_calls"
     assert "SUBMIT what you have" in played.outputs[1]
 
 

@@ -259,6 +259,23 @@ def test_the_best_and_shortest_are_taken_and_one_of_each_kind() -> None:
     assert [d.chars for d in choose(demos, max_demos=4, max_chars=35)] == [10, 20, 5]
 
 
+def test_what_all_demos_and_the_run_share_is_found_again_though_environments_are_long() -> None:
+    """A demo looks like the run that follows; of a cut environment half a paragraph would be left in it."""
+    subs = [f"text, with_a_long_name_{n}: list[str] -> with_another_long_name_{n}: list[str]" for n in range(6)]
+    rlm = RLM(
+        "question -> answer", subs={f"sub_{n}": text for n, text in enumerate(subs)}, interpreter_factory=LocalPythonInterpreter
+    )
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer=question)"))
+    with dspy.context(lm=lm):
+        found = TrajectoryFewShot(lambda *_: 1.0, max_demos=2).compile(
+            rlm, trainset=[dspy.Example(question=text).with_inputs("question") for text in "ab"]
+        )
+        found(question="c")
+    system, *rest = lm.script.calls[-1]
+    assert "with_another_long_name_5" in system["content"]
+    assert [message["content"].split(":")[0] for message in rest if message["role"] == "user"] == ["Variables"] * 3
+
+
 def test_of_equal_scores_another_way_of_solving_comes_before_the_same_once_more() -> None:
     """Else the kind of task with the shortest solution takes all the places."""
     count = "print(sum('mark' in line for line in context.splitlines()))"
@@ -299,4 +316,4 @@ def test_a_demo_of_any_run_is_short_and_ends_like_the_run(kinds: list[Any]) -> N
     made = from_run(run, 1.0)
     assert len(made.example.trajectory.steps) <= 4
     assert made.example.code == "SUBMIT(answer=1)"
-    assert len(made.example.environment) <= 800
+    assert len(made.example.environment) <= 4_000
