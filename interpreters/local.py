@@ -18,12 +18,10 @@ import types
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given, outside_loop
-from rlm_dspy.interpreters.cell import Capped, Cells
+from rlm_dspy.interpreters.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from rlm_dspy.interpreters.cell import Outcome
 
 
 class CellStopped(BaseException):
@@ -102,6 +100,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             self._thread = threading.get_ident()
             try:
                 return self._session.cells.run(code, output, functions, self.output_fields)
+            except CellStopped as error:  # it came before the code began, or behind its end
+                return Outcome("raised", error=f"CellStopped: {error}", exception=error)
             finally:
                 self._let_go()
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,6 +35,7 @@ from rlm_dspy.embedded_server import (
     loaded,
     start,
 )
+from rlm_dspy.patience import given_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -42,6 +44,7 @@ __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedde
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
+_LOOK_SECONDS = 0.1
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _REFUSED = ("reasoning", "service_tier", "user_id", "store", "probabilities")
 _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "repeat_penalty", "typical_p"})
@@ -137,8 +140,12 @@ class EmbeddedEngine(_Engine):
             lm15.UnsupportedFeatureError: If the request holds more than text, or a setting that is not known.
             ModelUnavailable: If the model cannot be loaded.
         """
-        call = loaded.get(self.settings).begin(_body(request))
+        call, late = loaded.get(self.settings).begin(_body(request)), given_up.get()
         try:
+            while late is not None and not call.reply.done() and not late.is_set():
+                wait([call.reply], _LOOK_SECONDS)
+            if late is not None and late.is_set():
+                raise lm15.TimeoutError("Nobody waits for the reply any more.")
             return _response(call.reply.result(), request)
         finally:
             call.given_up.set()

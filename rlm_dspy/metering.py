@@ -84,8 +84,10 @@ class Meter(BaseCallback):
         self._lms[call_id] = instance
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Enter the call."""
-        lm = self._lms.pop(call_id)
+        """Enter the call, unless it came too late."""
+        lm = self._lms.pop(call_id, None)
+        if lm is None:
+            return
         parts = _usage_of_this_call.get()
         usage = _added(parts) if parts else {}
         self.used = tokens_of(usage) if usage else None
@@ -98,6 +100,12 @@ class Meter(BaseCallback):
             failed=exception is not None,
             key=call_id,
         )
+
+    def give_up(self) -> None:
+        """Enter the calls that are still under way as failed: nobody waits for them any more."""
+        for call_id in list(self._lms):
+            if (lm := self._lms.pop(call_id, None)) is not None:
+                self.ledger.settle(self.role, lm.model, {}, None, cached=False, failed=True, key=call_id)
 
     def forget(self, call_id: str) -> None:
         """Give back what is held for a call that another ledger refused."""
@@ -172,6 +180,10 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
     try:
         with dspy.context(callbacks=[meter, *others], usage_tracker=_Tracker(ledger, parent)):
             yield meter
+    except (TimeoutError, LimitExceeded) as error:
+        if isinstance(error.__cause__ or error, TimeoutError):
+            meter.give_up()
+        raise
     except Refused as refused:
         meter.forget(refused.call_id)
         if refused.ledger is not ledger:

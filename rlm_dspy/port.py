@@ -10,6 +10,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rlm_dspy.patience import in_time
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -41,8 +43,12 @@ class Blocking:
     """Calls straight through. A coroutine over this port never waits, so `drive` runs it to its end."""
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
-        """Call a DSPy module. It cannot be cut short: the LM's own `timeout` bounds it."""
-        return module(**inputs)
+        """Call a DSPy module.
+
+        Raises:
+            TimeoutError: If it took longer; its reply, should it still come, goes to nobody.
+        """
+        return module(**inputs) if seconds is None else in_time(lambda: module(**inputs), seconds)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""

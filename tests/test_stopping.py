@@ -67,11 +67,14 @@ def test_code_is_stopped_even_if_the_warning_fails(caplog: pytest.LogCaptureFixt
     assert "no warning" in caplog.text
 
 
-async def test_a_model_that_does_not_reply_in_time_is_not_waited_for() -> None:
-    """An awaited call is cancelled; its failure is counted."""
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_a_model_that_does_not_reply_in_time_is_not_waited_for(*, awaited: bool) -> None:
+    """An awaited call is cancelled, a blocking one goes on to nobody; its failure is counted."""
     rlm = RLM("question -> answer", limits=Limits(max_seconds=0.5), interpreter_factory=LocalPythonInterpreter)
+    began = time.monotonic()
     with dspy.context(lm=ScriptedLM([block("1")] * 2, seconds=SECONDS)):
-        prediction = await rlm.acall(question="?")
+        prediction = await rlm.acall(question="?") if awaited else rlm(question="?")
+    assert time.monotonic() - began < SECONDS / 2
     assert (prediction.stop, prediction.usage["limit"]) == ("unanswered", "max_seconds")
     assert prediction.usage["failures"] == prediction.usage["calls"] > 0
 

@@ -263,7 +263,9 @@ def test_what_all_demos_and_the_run_share_is_found_again_though_environments_are
     """A demo looks like the run that follows; of a cut environment half a paragraph would be left in it."""
     subs = [f"text, with_a_long_name_{n}: list[str] -> with_another_long_name_{n}: list[str]" for n in range(6)]
     rlm = RLM(
-        "question -> answer", subs={f"sub_{n}": text for n, text in enumerate(subs)}, interpreter_factory=LocalPythonInterpreter
+        "question -> answer",
+        subs={f"sub_{n}": text for n, text in enumerate(subs)},
+        interpreter_factory=LocalPythonInterpreter,
     )
     lm = ScriptedLM(lambda _: block("SUBMIT(answer=question)"))
     with dspy.context(lm=lm):
