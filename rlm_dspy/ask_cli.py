@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -36,9 +35,10 @@ from rlm_dspy.record import Record, in_one_line, recorded
 from rlm_dspy.report import write_report
 from rlm_dspy.rlm import RLM
 from rlm_dspy.task import STDIN, Task, read_task
+from rlm_dspy.traced import traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rlm_dspy.progress import View
     from rlm_dspy.record import Stop
@@ -51,8 +51,6 @@ _EXIT_CODES: dict[Stop, int] = {
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
-_RUN_NAME_CHARS = 80
-_STORE = "sqlite:///mlflow.db"
 
 
 def ask(
@@ -147,7 +145,7 @@ def ask(
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
         with (
-            _traced(question) if trace else contextlib.nullcontext(),
+            traced(question) if trace else contextlib.nullcontext(),
             RunLog(log) if log else contextlib.nullcontext(),
             watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
             dspy.context(lm=lm),
@@ -246,20 +244,3 @@ def _print_answer(outputs: dict[str, Any]) -> None:
         else "\n".join(f"{name}: {value}" for name, value in told.items())
     )
     typer.echo(printable(text) if sys.stdout.isatty() else text)
-
-
-@contextlib.contextmanager
-def _traced(question: str) -> Iterator[None]:
-    """Log DSPy's calls to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
-    from rlm_dspy import tracing  # noqa: PLC0415 (takes seconds)
-
-    store = os.environ.get("MLFLOW_TRACKING_URI") or _STORE
-    tracing.autolog(store=store, experiment="rlm-dspy")
-    try:
-        with tracing.logged_run(question[:_RUN_NAME_CHARS]):
-            try:
-                yield
-            finally:
-                tracing.flush()
-    finally:
-        tell(f"Logged to MLflow. Look at it: {store if store.startswith('http') else 'rlm-dspy ui'}")

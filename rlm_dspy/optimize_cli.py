@@ -25,8 +25,10 @@ from rlm_dspy.promotion import compare, promote
 from rlm_dspy.rlm import RLM
 from rlm_dspy.scores import score_of
 from rlm_dspy.task import UsageError
+from rlm_dspy.traced import traced
 
 if TYPE_CHECKING:
+    from rlm_dspy.forecast import Forecast
     from rlm_dspy.promotion import Comparison
     from rlm_dspy.scores import Metric
 
@@ -63,6 +65,9 @@ def optimize(
     log_dir: Annotated[
         Path | None, typer.Option(help="Where finished runs are kept, to go on after a kill.")
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Log forecast, candidates, scores, prompts and policy to MLflow.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after the forecast.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -88,23 +93,47 @@ def optimize(
         fields = inputs.split(",") if inputs else input_names(found)
         data = [read_examples(path, fields) if path else [] for path in (train, dev, held_out)]
         job = Job(found, data[0], data[1] or data[0], judge, lm, threads, seed, log_dir)
-        with dspy.context(lm=lm), _shown():
-            _ask_to_go_on(job, named.runs(job), pilots, yes=yes)
+        about = {
+            "name": out.stem,
+            "predictor": predictor,
+            "optimizer": optimizer,
+            "data": f"{train.name}, {len(data[0])} examples",
+            "seeds": [seed],
+        }
+        log = _log_to_mlflow if trace else _log_nowhere
+        with traced(f"optimize {out.stem}") if trace else contextlib.nullcontext(), dspy.context(lm=lm), _shown():
+            cast = _ask_to_go_on(job, named.runs(job), pilots, yes=yes)
+            log({**about, "model": lm.model}, cast=cast, prompts={"before": _prompts(found)})
             judge.of = named.runs(job)
             compiled = named.compile(job)
             judge.of = 0
-            about = {
-                "name": out.stem,
-                "predictor": predictor,
-                "optimizer": optimizer,
-                "data": f"{train.name}, {len(data[0])} examples",
-                "seeds": [seed],
-            }
             compared = _keep(job, compiled, data[2], out, about)
+            written = compared.not_worse or not data[2]
+            after = {"after": _prompts(compiled)}
+            log({}, prompts=after, compared=compared, policy=out if written else None)
         if state is not None:
             compiled.save(str(state))
     typer.echo(compared.reason if data[2] else f"Written without held-out examples. Dev: {compared.reason}")
-    raise typer.Exit(0 if compared.not_worse or not data[2] else 1)
+    raise typer.Exit(0 if written else 1)
+
+
+def _log_nowhere(about: dict[str, Any], **_: Any) -> None:
+    """Log nothing."""
+
+
+def _log_to_mlflow(about: dict[str, Any], **found: Any) -> None:
+    from rlm_dspy.tracing import log_compile  # noqa: PLC0415 (takes seconds)
+
+    log_compile(about, **found)
+
+
+def _prompts(program: dspy.Module) -> dict[str, Any]:
+    """Return what each predictor is told: its instructions and demos."""
+    states = {name: predictor.dump_state() for name, predictor in program.named_predictors()}
+    return {
+        name: {"instructions": state["signature"]["instructions"], "demos": state["demos"]}
+        for name, state in states.items()
+    }
 
 
 def _optimizer(name: str) -> Any:
@@ -208,14 +237,16 @@ def _shown() -> Any:
         logger.setLevel(before)
 
 
-def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> None:
+def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
     tried = pilot(job.program, job.dev[:pilots], job.metric)
-    tell(told(forecast(tried, runs, threads=job.threads, seed=job.seed), tried))
+    cast = forecast(tried, runs, threads=job.threads, seed=job.seed)
+    tell(told(cast, tried))
     if yes:
-        return
+        return cast
     if not sys.stdin.isatty():
         raise UsageError("Nobody can be asked whether to go on; give --yes.")
     typer.confirm("Go on?", default=True, abort=True, err=True)
+    return cast
 
 
 def _keep(

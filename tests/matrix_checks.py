@@ -13,6 +13,7 @@ from rlm_dspy.adapter import Act
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from tests.matrix_optimizers import OPTIMIZERS, Compiling
 from tests.matrix_programs import PROGRAMS, ScriptedActor, examples
+from tests.playing import begins, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ def asked(program: dspy.Module) -> tuple[Any, list[Messages]]:
 
 def turns(calls: list[Messages]) -> list[Messages]:
     """Return the calls that are turns of an RLM."""
-    return [messages for messages in calls if any(m["content"].startswith("Task:") for m in messages)]
+    return [messages for messages in calls if any(map(begins, messages))]
 
 
 def it_answers(it: Compiled) -> str:
@@ -82,7 +83,7 @@ def the_protocol_survives(it: Compiled) -> str:
     _, calls = asked(it.program)
     assert any("- question: str" in messages[-1]["content"] for messages in turns(calls))
     for messages in turns(calls):
-        environment = [m["content"] for m in messages if m["content"].startswith("Task:")][-1]
+        environment = told(messages)
         for needed in ("SUBMIT(", "Variables:", "SHOW_VARS()", "```python block"):
             assert needed in environment, (needed, messages)
     return f"in all of {len(turns(calls))} turns"
@@ -162,7 +163,7 @@ def what_was_learned_is_in_the_prompt(it: Compiled) -> str:
                 assert str(demo.get("code") or demo.get("answer")) in sent, (name, demo)
                 shown += 1
     if it.optimizer == "KNNFewShot":
-        shown = sum(message["content"].startswith("Task:") for message in turns(calls)[-1]) - 1
+        shown = sum(map(begins, turns(calls)[-1])) - 1
     advised = sum("Look first" in messages[0]["content"] for messages in turns(calls))
     assert shown or advised, "nothing was learned"
     return f"{shown} demos, {advised} turns with new instructions"

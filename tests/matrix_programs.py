@@ -12,7 +12,7 @@ import dspy
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.optimize import compact
 from rlm_dspy.testing import ScriptedLM
-from tests.playing import block, fields
+from tests.playing import begins, block, fields, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,29 +93,30 @@ class ScriptedActor(ScriptedLM):
         super().__init__(self._reply)
 
     def _reply(self, messages: Messages) -> str:
-        if any(message["content"].startswith("Task:") for message in messages):
+        if any(map(begins, messages)):
             return self._turn(messages)
         if "[[ ## " in str(messages) or "JSON" in messages[0]["content"]:
             return _filled_in(messages)
         return messages[-1]["content"].split()[-1].strip(".")
 
     def _turn(self, messages: Messages) -> str:
-        starts = [at for at, message in enumerate(messages) if message["content"].startswith("Task:")]
-        environment, turns = messages[starts[-1]]["content"], (len(messages) - starts[-1] - 1) // 2
+        starts = [at for at, message in enumerate(messages) if begins(message)]
+        environment, turns = told(messages), (len(messages) - starts[-1] - 1) // 2
+        run = messages[starts[-1]]["content"]
         optimized = (
             len(starts) > 1 or ADVICE in messages[0]["content"] or "right outputs" in messages[0]["content"]
         )
         if not turns:
-            self.runs[environment] += 1
+            self.runs[run] += 1
             keys = re.findall(r"key k(\d+)", environment)
             if (
                 "- question: str" in environment
                 and "- context: str" in environment
                 and not optimized
-                and (self.runs[environment] + int(keys[-1])) % 2 == 0
+                and (self.runs[run] + int(keys[-1])) % 2 == 0
             ):
                 return block(f"SUBMIT({_output(environment)}='unknown')", "I guess.")
-            if self.runs[environment] % 3 == 0:
+            if self.runs[run] % 3 == 0:
                 return block("1 / 0", "Try.")
         return block(_code(environment, done=any("is v" in m["content"] for m in messages[starts[-1] + 1 :])))
 

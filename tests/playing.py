@@ -26,6 +26,21 @@ def block(code: str, reasoning: str = "Next.") -> str:
     return f"{reasoning}\n```python\n{code}\n```"
 
 
+def begins(message: dict[str, str]) -> bool:
+    """Whether a message of a chat begins a run: it holds an environment, and asks for the first block.
+
+    One with DSPy's field markers may quote an environment: an optimizer asks about it.
+    """
+    asks = "Write one ```python block" in message["content"] and "[[ ## " not in message["content"]
+    return message["role"] == "user" and asks
+
+
+def told(messages: Messages) -> str:
+    """Return what the last run of a chat was told before its first turn, the instructions included."""
+    starts = [message["content"] for message in messages if begins(message)]
+    return f"{messages[0]['content']}\n\n{starts[-1]}"
+
+
 def fields(**values: str) -> str:
     """Return a reply in the form of DSPy's ChatAdapter, as `dspy.RLM` and extraction want it."""
     written = [FIELDS.format(name, value) for name, value in values.items()]

@@ -48,6 +48,7 @@ FLOORS = [
     {"report"},
     {"diff"},
     {"exits", "tracing"},
+    {"traced"},
     {"ask_cli", "doctor_cli", "report_cli", "replay_cli", "optimize_cli", "ui_cli"},
     {"cli", "__init__"},
     {"__main__"},

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -64,6 +68,40 @@ def test_a_policy_is_found_judged_and_written() -> None:
     program = PROGRAMS["root and query"]()
     program.load("state.json")
     assert program.act.demos
+
+
+SCRIPTED_PROGRAM = """
+import dspy
+from rlm_dspy import RLM, Limits
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from tests.matrix_programs import ScriptedActor
+
+dspy.configure(lm=ScriptedActor(), interpreter_factory=LocalPythonInterpreter)
+program = RLM("context, question -> answer", limits=Limits(max_iters=4, max_llm_calls=8), policy=None)
+"""
+
+
+def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
+    """In one run, which a person finds by the policy's name. In a process of its own: MLflow's settings stay."""
+    Path("scripted.py").write_text(SCRIPTED_PROGRAM)
+    command = [sys.executable, "-m", "rlm_dspy", "optimize", "scripted.py", "--train", "train.jsonl", "--yes"]
+    command += ["--held-out", "test.jsonl", "--out", "mine.json", "--trace"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Logged to MLflow" in done.stderr
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'rlm-dspy'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    run = runs["optimize mine"]
+    assert run.data.params["optimizer"] == "trajectories"
+    assert run.data.metrics["score_after"] == 1.0
+    assert run.data.metrics["score_before"] < 1.0
+    assert run.data.metrics["forecast_tokens_p95"] >= run.data.metrics["forecast_tokens_p50"] > 0
+    assert run.data.tags["decision"].startswith("Promoted: +")
+    files = {file.path for folder in ("", "prompts") for file in client.list_artifacts(run.info.run_id, folder)}
+    assert {"mine.json", "prompts/before.json", "prompts/after.json"} <= files
 
 
 def test_what_is_not_better_is_not_written() -> None:

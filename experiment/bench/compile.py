@@ -60,7 +60,7 @@ def reply(messages: Messages) -> str:
     asked = messages[-1]["content"]
     demanded = re.findall(r"\[\[ ## (\w+) ## \]\]", asked.rsplit("Respond with", maxsplit=1)[-1])
     upstream = "[[ ## code ## ]]" in messages[0]["content"]
-    if upstream or any(message["content"].startswith("Task:") for message in messages):
+    if upstream or any(_begins(message) for message in messages):
         code = f"import re\n{SUBMIT}" if f"{LOOK[:9]}" in asked or _looked(messages) else LOOK
         if upstream:
             return f"[[ ## reasoning ## ]]\nNext.\n\n[[ ## code ## ]]\n{code}\n\n[[ ## completed ## ]]"
@@ -71,9 +71,14 @@ def reply(messages: Messages) -> str:
     )
 
 
+def _begins(message: dict[str, str]) -> bool:
+    """Whether a message begins a run of ours."""
+    return message["role"] == "user" and "Write one ```python block" in message["content"]
+
+
 def _looked(messages: Messages) -> bool:
     """Whether the run at the end of a chat has had its first turn."""
-    starts = [at for at, message in enumerate(messages) if message["content"].startswith("Task:")]
+    starts = [at for at, message in enumerate(messages) if _begins(message)]
     return bool(starts) and len(messages) - starts[-1] > 1
 
 

@@ -10,10 +10,21 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from rlm_dspy.tracing import scorers
+from rlm_dspy.tracing.compiles import log_compile
 from rlm_dspy.tracing.log import autolog, logged_run
 from rlm_dspy.tracing.models import log_model
 from rlm_dspy.tracing.outbox import flush
 from rlm_dspy.tracing.policies import fetch_policy, register_policy
 from rlm_dspy.tracing.scope import tags
 
-__all__ = ["autolog", "fetch_policy", "flush", "log_model", "logged_run", "register_policy", "scorers", "tags"]
+__all__ = [
+    "autolog",
+    "fetch_policy",
+    "flush",
+    "log_compile",
+    "log_model",
+    "logged_run",
+    "register_policy",
+    "scorers",
+    "tags",
+]
