@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from rlm_dspy.replies import tree_of
 from rlm_dspy.spans import merged, sources_of, strings_in
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Watch:
         of a copy it made counts where the copy was made.
         """
         try:
-            tree = ast.parse(code) if self._sources else ast.Module([], [])
+            tree = tree_of(code) if self._sources else ast.Module([], [])
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return ()
         reads = _Reads(self._sources)

@@ -17,6 +17,7 @@ import dspy
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.limits import Limits
 from rlm_dspy.record import jsonable
+from rlm_dspy.replies import tree_of
 from rlm_dspy.rlm import RLM
 from rlm_dspy.run import Run
 from rlm_dspy.subcalls import SubCalls
@@ -246,7 +247,7 @@ def signature_of(record: Record) -> Any:
 
 def _names(fields: str) -> list[str]:
     try:
-        (function,) = ast.parse(f"def _({fields}): pass").body
+        (function,) = tree_of(f"def _({fields}): pass").body
     except SyntaxError as error:
         raise ValueError(f"The record's signature cannot be read: {fields!r}.") from error
     assert isinstance(function, ast.FunctionDef)

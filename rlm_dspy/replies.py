@@ -129,8 +129,13 @@ def _read_unfenced(text: str) -> Reply:
     return Reply(reasoning="\n".join(lines), code="")
 
 
-def _tree(code: str) -> ast.Module:
-    """Parse code. Again if CPython 3.11 mixed up the depths of two threads that parse at once (gh-106905)."""
+def tree_of(code: str) -> ast.Module:
+    """Return the tree of code; parse again if CPython 3.11 mixed up two threads that parse at once (gh-106905).
+
+    Raises:
+        SyntaxError: If it is no Python.
+        ValueError: If it holds what no Python can, e.g. a null character.
+    """
     for _ in range(_PARSE_ATTEMPTS - 1):
         with contextlib.suppress(SystemError):
             return ast.parse(code)
@@ -139,14 +144,14 @@ def _tree(code: str) -> ast.Module:
 
 def _parse(code: str) -> ast.Module | None:
     try:
-        return _tree(code)
+        return tree_of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
 def _ends_inside_string(code: str) -> bool:
     try:
-        _tree(code)
+        tree_of(code)
     except SyntaxError as error:
         return error.msg.startswith("unterminated triple-quoted")
     except (ValueError, RecursionError, MemoryError):

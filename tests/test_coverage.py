@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -200,3 +203,37 @@ def test_shares_count_each_place_once_and_what_sub_calls_were_sent() -> None:
         input_chars={"context": 100, "empty": 0},
     )
     assert coverage_of(record) == {"context": {"read": 1.0, "shown": 0.2, "sent": 0.4}}
+
+
+class _Cycle:
+    """Garbage that only the collector frees, in Python: there another thread gets its turn to parse."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        for _ in range(3):
+            pass
+
+
+def test_code_is_read_in_many_threads_at_once() -> None:
+    """CPython 3.11 raises SystemError now and then if the collector lets another thread parse meanwhile."""
+    code = "print(context[:9])\n" + "+".join(f"f({n}, [1, {{'a': (1,)}}])" for n in range(30))
+
+    def read(_: int) -> set[tuple[int, int]]:
+        watch = Watch({"context": TEXT})
+        seen = set()
+        for _ in range(25):
+            _Cycle()
+            seen |= {span[1:] for span in watch.read(code)}
+        return seen
+
+    before = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            assert set.union(*pool.map(read, range(16))) == {(0, 9)}
+    finally:
+        gc.set_threshold(*before[1])
+        sys.setswitchinterval(before[0])
