@@ -417,3 +417,19 @@ def test_thousands_of_items_are_fine_and_the_constant_is_sent_once() -> None:
         pred = rlm(q="?")
     assert pred.n == 2000
     assert lm.script.most_at_once <= 8
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+def test_a_pydantic_model_written_in_the_repl_is_the_type_of_a_sub_call(factory: Any) -> None:
+    """In the confined interpreter too, as it is made by default."""
+    code = (
+        "from pydantic import BaseModel, Field\n"
+        "class Fact(BaseModel):\n    text: str\n    year: int = Field(ge=1900)\n"
+        "class Find(dspy.Signature):\n"
+        "    passage: str = dspy.InputField()\n    fact: Fact = dspy.OutputField()\n"
+        "fact = dspy.Predict(Find)(passage='p').fact\n"
+        "SUBMIT(text=fact.text, year=Fact(text='again', year=fact.year).year)"
+    )
+    signature = "q -> text: str, year: int"
+    pred, _ = run(RLM(signature), code, lambda _: fields(fact='{"text": "tides rise", "year": 2024}'), factory)
+    assert (pred.text, pred.year) == ("tides rise", 2024)
