@@ -29,6 +29,10 @@ _VALUE_CHARS = 200
 
 def coverage(record: Record) -> Html:
     """Return a strip for each input, with what was read, shown and sent, and where the answer stands."""
+    if not record.input_chars and record.stop == "killed":
+        return tag(
+            "p", "A log tells what was read, printed and sent when its run ends; this one was killed before."
+        )
     if not record.input_chars:
         return tag(
             "p",

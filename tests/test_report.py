@@ -183,6 +183,12 @@ def test_an_old_record_without_times_usage_and_coverage_has_a_page() -> None:
     assert "unknown" in text
 
 
+def test_the_page_of_a_killed_run_says_why_there_is_no_coverage() -> None:
+    """It is written at a run's end."""
+    killed = Record(signature="a -> b", inputs={}, model="m", stop="killed", trajectory=[Step(code="x")])
+    assert "this one was killed before" in Page(report_html(killed)).text
+
+
 def test_sub_calls_stand_under_their_turn_with_what_went_in_and_came_out() -> None:
     calls = (
         call(1, batch=1),
