@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_the_simple_script_prints_the_answer(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_simple_script_runs_with_the_embedded_model(tmp_path: Path) -> None:
     printed = run(WITH_EMBEDDED, script("dspy_rlm_simple.py"), directory=tmp_path)
-    assert printed.rstrip().endswith("after 4 turns)")
+    assert re.search(r"\(submitted after \d turns\)$", printed.rstrip())
 
 
 @pytest.mark.long

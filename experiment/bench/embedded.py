@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SIGNATURE = "context, question -> answer: str"
 RESULTS = HERE / "results" / "embedded.jsonl"
 REPORT = HERE / "EMBEDDED.md"
+REPLY_TOKENS = 450
+"""Of the model; rows without this number were made with 200."""
 DIRECT_TOKENS = 7_900  # of a window of 8,192: room for the question, the template and the answer
 ENGINES = ("ours", "direct", "dspy.RLM")
 Answered = tuple[str, dict[str, Any]]
@@ -119,6 +121,7 @@ def run(engine: str, set_name: str, number: int, task: Task) -> dict[str, Any]:
         "answer": answer[:200],
         "right": task.is_right(answer),
         "seconds": round(time.monotonic() - started, 2),
+        "reply_tokens": REPLY_TOKENS,
         **details,
     }
 
@@ -133,8 +136,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `experiment/bench/embedded.py` from `results/embedded.jsonl`. Intervals: 95 %, Wilson.",
         "",
-        "| tasks | engine | right | share | 95 % interval | median seconds | runs that raised |",
-        "|---|---|---|---|---|---|---|",
+        "| tasks | engine | right | share | 95 % interval | median seconds | runs that raised | reply tokens |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     names = list(dict.fromkeys(row["set"] for row in rows))
     for name, engine in itertools.product(names, ENGINES):
@@ -145,7 +148,7 @@ def report(rows: list[dict[str, Any]]) -> str:
             raised = sum("error" in row for row in group)
             lines.append(
                 f"| {name} | {engine} | {right}/{count} | {right / count:.0%} | {low:.0%} to {high:.0%} "
-                f"| {seconds:.1f} | {raised} |"
+                f"| {seconds:.1f} | {raised} | {group[0].get('reply_tokens', 200)} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -159,7 +162,7 @@ def main(
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    dspy.configure(lm=embedded_lm(cache=False, max_tokens=200, threads=threads))
+    dspy.configure(lm=embedded_lm(cache=False, max_tokens=REPLY_TOKENS, threads=threads))
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     done = {(row["engine"], row["set"], row["number"]) for row in rows}
     with RESULTS.open("a") as results:
