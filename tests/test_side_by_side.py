@@ -29,6 +29,8 @@ import dialects  # noqa: E402
 import measures  # noqa: E402
 import processes  # noqa: E402
 import scripted_server  # noqa: E402
+import side_by_side  # noqa: E402
+import side_by_side_readme  # noqa: E402
 import side_by_side_report  # noqa: E402
 from bridge import Bridge  # noqa: E402
 
@@ -270,3 +272,12 @@ def test_the_native_example_prints_the_summary_that_the_other_prints(tmp_path: P
         "sub-calls": "2, of which 0 failed",
     }
     assert list(tmp_path.glob("logs/*.jsonl"))
+
+
+def test_the_short_form_in_the_readme_is_what_the_rows_say() -> None:
+    """It is made by the bench, and by nobody else."""
+    written = side_by_side_readme.short_form(side_by_side_report.grouped(side_by_side.read_rows()))
+    assert (
+        f"{side_by_side_readme.BEGIN}{written}{side_by_side_readme.END}"
+        in side_by_side_readme.README.read_text(encoding="utf-8")
+    )

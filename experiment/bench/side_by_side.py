@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import typer
 from measures import Bench, Measure, every, trial
 from processes import ENGINES, Engine, EngineDied, scripted_server
-from side_by_side_report import write_report
+from side_by_side_readme import write_short_form
+from side_by_side_report import grouped, write_report
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "side_by_side.jsonl"
@@ -98,6 +99,7 @@ def main(
     if not report:
         run_all(chosen, only, heavy=heavy, again=again)
     write_report(read_rows())
+    write_short_form(grouped(read_rows()))
 
 
 def run_all(engines: list[Engine], only: str, *, heavy: bool, again: bool) -> None:
