@@ -97,11 +97,11 @@ SAYS = {
 REASONS = """
 Where a target is not met:
 
-- Every library of the long run appends to its messages, so all send about the same, and caches serve most of it.
-  What is printed must be sent once. Only folding sends less in all (`Limits(max_context_tokens=...)`, off here), at
-  the price of the cache.
-- `rlms` and `minrlm` run code in the caller's process, with its rights, and stage the input once, as ours does in a
-  confined process of its own; the distance to `dspy.RLM`, which sends the input again each turn, is the one that
+- Every library of the long run appends to its messages, so all send about the same, and caches serve most.
+  What is printed must be sent once. Only folding sends less in all (`Limits(max_context_tokens=...)`, off here),
+  at the price of the cache.
+- `rlms` and `minrlm` run code in the caller's process, with its rights, and stage the input once, as ours does in
+  a confined process of its own; the distance to `dspy.RLM`, which sends the input again each turn, is the one that
   grows with the input.
 - The scripted server and the clients of all runs share two cores with the libraries: 200 plain requests at once
   (`direct`) take nearly as long as 200 runs. More cores, or a server on another machine, would tell more.
