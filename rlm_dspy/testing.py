@@ -6,9 +6,12 @@ For the other side of a run see `rlm_dspy.interpreters.ScriptedInterpreter`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +21,9 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_e
 Messages = list[dict[str, str]]
 Reply = str | None | BaseException | Callable[[Messages], str]
 """A reply's text; None or `""` for an empty one; an exception to raise; or what makes the text of the messages."""
+
+_threads = ThreadPoolExecutor(256, thread_name_prefix="scripted-lm")
+"""Where functions make replies that are awaited."""
 
 
 @dataclass
@@ -56,7 +62,10 @@ class ScriptedEngine:
         messages = self._enter(request)
         try:
             await asyncio.sleep(self.seconds)
-            return self._answer(request, messages)
+            if not callable(self.replies):
+                return self._answer(request, messages)
+            answer = functools.partial(contextvars.copy_context().run, self._answer, request, messages)
+            return await asyncio.get_running_loop().run_in_executor(_threads, answer)  # a function may wait
         finally:
             self._leave()
 
