@@ -251,13 +251,31 @@ class Batch(dspy.Module):
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None:
             return module(**inputs)
-        future = asyncio.run_coroutine_threadsafe(module.acall(**inputs), self._loop)
+        left: list[contextvars.Context] = []
+
+        async def ask() -> Any:
+            try:
+                return await module.acall(**inputs)
+            finally:
+                left.append(contextvars.copy_context())
+
+        future = asyncio.run_coroutine_threadsafe(ask(), self._loop)
         with self._ledger.told_of_closing(future.cancel):
             try:
                 return future.result()
             except concurrent.futures.CancelledError:
                 why = self._ledger.closed or LimitExceeded("It was cancelled.")
                 raise LimitExceeded(str(why), why.limit) from None
+            finally:
+                _take_over(left)
+
+
+def _take_over(left: list[contextvars.Context]) -> None:
+    """Set what a call has left in the context of its task, as it would have been left here by a plain call."""
+    for context in left:
+        for variable, value in context.items():
+            if variable.get(None) is not value:
+                variable.set(value)
 
 
 @contextlib.contextmanager
