@@ -140,12 +140,13 @@ class EmbeddedEngine(_Engine):
             lm15.UnsupportedFeatureError: If the request holds more than text, or a setting that is not known.
             ModelUnavailable: If the model cannot be loaded.
         """
-        call, late = loaded.get(self.settings).begin(_body(request)), given_up.get()
+        late = given_up.get()
+        _check_waited_for(late)  # DSPy asks again after an error, also one of its own making
+        call = loaded.get(self.settings).begin(_body(request))
         try:
             while late is not None and not call.reply.done() and not late.is_set():
                 wait([call.reply], _LOOK_SECONDS)
-            if late is not None and late.is_set():
-                raise lm15.TimeoutError("Nobody waits for the reply any more.")
+            _check_waited_for(late)
             return _response(call.reply.result(), request)
         finally:
             call.given_up.set()
@@ -182,6 +183,11 @@ class AsyncEmbeddedEngine(_Engine):
     async def _server(self) -> EmbeddedServer:
         server = loaded.peek(self.settings)
         return server if server is not None else await asyncio.to_thread(loaded.get, self.settings)
+
+
+def _check_waited_for(late: threading.Event | None) -> None:
+    if late is not None and late.is_set():
+        raise lm15.TimeoutError("Nobody waits for the reply any more.")
 
 
 def _body(request: lm15.Request) -> Chat:
