@@ -6,6 +6,7 @@ python tests/data/make_rlms_log.py
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,6 +87,7 @@ def main() -> None:
     server.shutdown()
     (found,) = Path(folder).glob("*.jsonl")
     text = found.read_text(encoding="utf-8").replace(f"127.0.0.1:{server.server_port}", "127.0.0.1:8000")
+    text = re.sub(r"[^' ]*/repl_env_[^/]+/", "repl_env/", text)  # where this machine keeps its temporary files
     (HERE / "rlms.jsonl").write_text(text, encoding="utf-8")
 
 
