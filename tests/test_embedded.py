@@ -25,6 +25,7 @@ from dspy.utils.exceptions import ContextWindowExceededError, LMConfigurationErr
 
 from rlm_dspy import embedded
 from rlm_dspy.embedded import ModelUnavailable, embedded_lm
+from rlm_dspy.patience import in_time
 
 REPOSITORY = Path(__file__).parents[1]
 SYSTEM = "You are a librarian. You answer in one short sentence and never invent a book. " * 6
@@ -104,6 +105,17 @@ def test_more_conversations_than_slots_keep_their_caches() -> None:
     shares = [[talk(lm, one, f"A book for day {day}?") for one in conversations] for day in range(2)]
     lm.engine.close()
     assert min(min(row) for row in shares[1:]) > 0.8
+
+
+def test_a_reply_that_nobody_waits_for_any_more_is_ended(lm: dspy.LM) -> None:
+    """It takes no slot from the next one, and is not begun again."""
+    long = lm.copy(max_tokens=4_000, logit_bias={"2": -100})  # never the token that ends a reply
+    with pytest.raises(TimeoutError, match=r"no reply within 0\.5 seconds"):
+        in_time(lambda: long("Tell a story without an end."), 0.5)
+    (waiting,) = [thread for thread in threading.enumerate() if thread.name == "rlm-predict"]
+    waiting.join(60)  # 4,000 tokens take longer
+    assert not waiting.is_alive()
+    assert long.history == []
 
 
 def test_usage_reaches_the_history_and_the_tracker_of_dspy(lm: dspy.LM) -> None:

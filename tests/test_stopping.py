@@ -173,7 +173,7 @@ def test_sub_calls_under_way_fail_when_time_is_over_and_those_that_finished_are_
 
 
 class HangingServer:
-    """An OpenAI-compatible server that answers turns with `code`, and nothing else ever."""
+    """An OpenAI-compatible server that answers a root's turns with `code`, and nothing else ever."""
 
     def __init__(self, code: str) -> None:
         self.code = code
@@ -185,7 +185,7 @@ class HangingServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.split("content-length:")[1].split("\r\n")[0])
         prompt = json.loads(await reader.readexactly(length))["messages"][-1]["content"]
-        if "Write one ```python block" not in str(prompt):
+        if "Write one ```python block" not in str(prompt) or "Give the answer as `response`" in str(prompt):
             await self._count(asked=1)
             with contextlib.suppress(ConnectionError):
                 await reader.read()  # until the client hangs up
@@ -223,6 +223,8 @@ class HangingServer:
 CALLS = {
     "a batch": "llm_query_batched([f'item {i}' for i in range(40)])",
     "a module": "dspy.Predict('item -> answer').map([f'item {i}' for i in range(40)])",
+    "a declared sub": "gist.map([f'item {i}' for i in range(40)])",
+    "children": "rlm_query_batched([(f'item {i}', 'x') for i in range(4)])",
     "awaited": "import asyncio\nawait asyncio.gather(*(llm_query.acall(f'item {i}') for i in range(4)))",
 }
 
@@ -230,8 +232,11 @@ CALLS = {
 @pytest.mark.parametrize(
     ("calls", "factory"),
     [
-        *[("a batch", factory) for factory in (LocalPythonInterpreter, PythonInterpreter)],
-        *[("a module", factory) for factory in (LocalPythonInterpreter, PythonInterpreter)],
+        *[
+            (calls, factory)
+            for calls in ("a batch", "a module", "a declared sub", "children")
+            for factory in (LocalPythonInterpreter, PythonInterpreter)
+        ],
         # An event loop that is stopped in the middle of its own shutdown complains: only where it has a process.
         ("awaited", PythonInterpreter),
     ],
@@ -242,7 +247,8 @@ async def test_a_cancelled_run_hangs_up_on_its_sub_calls_and_makes_no_more(facto
     server = await asyncio.start_server(hanging.answer, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     lm = dspy.LM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
-    rlm = RLM("question -> answer", limits=Limits(max_concurrency=4), interpreter_factory=factory)
+    limits = Limits(max_concurrency=4)
+    rlm = RLM("question -> answer", subs={"gist": "item -> text"}, limits=limits, interpreter_factory=factory)
     with dspy.context(lm=lm):
         run = asyncio.create_task(rlm.acall(question="?"))
         await hanging.until(lambda: hanging.asked == 4)
