@@ -1,5 +1,8 @@
 """The words that `families.py` makes its texts of. The four splits share no template and no name.
 
+`train` and `dev` are there to work with, `held_out` to judge by; `final` came last, for what `held_out` had been
+looked at for.
+
 A name begins with a syllable that only its split has. In templates, `{who}` and the like are drawn for each task.
 """
 
