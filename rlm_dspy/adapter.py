@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.fitting import asking, kind_of
 from rlm_dspy.inputs import Text
-from rlm_dspy.metering import with_fitted_lm
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, Trajectory, clip, cut
 
@@ -115,12 +115,12 @@ class Act(dspy.Predict):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
-            return super().forward(**with_fitted_lm(self, inputs))
+            return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
-            return await super().aforward(**with_fitted_lm(self, inputs))
+            return await super().aforward(**inputs)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
@@ -139,7 +139,7 @@ def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
     """Use an adapter in this scope, and remember the one that was in force."""
     token = _callers_adapter.set(dspy.settings.adapter)
     try:
-        with dspy.context(adapter=adapter):
+        with dspy.context(adapter=asking(adapter)):
             yield
     finally:
         _callers_adapter.reset(token)
@@ -151,7 +151,7 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
     Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
     adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
     """
-    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    call = getattr(kind_of(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
     names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
     held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
     if not {"advice", "signature2name"} <= held.keys():

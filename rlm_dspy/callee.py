@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.cache import digest
-from rlm_dspy.metering import with_fitted_lm
+from rlm_dspy.fitting import asking
 from rlm_dspy.trajectory import clip
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ class Query(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
-            return super().forward(**with_fitted_lm(self, inputs))
+        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+            return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
-            return await super().aforward(**with_fitted_lm(self, inputs))
+        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+            return await super().aforward(**inputs)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import dspy
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.metering import metered
 from rlm_dspy.port import waiting_loop
 from rlm_dspy.trajectory import SubCall, clip
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import dspy
 
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.fitting import fitting
 from rlm_dspy.lms import context_window
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.metering import metered
 from rlm_dspy.trajectory import Step, clip
 
 if TYPE_CHECKING:

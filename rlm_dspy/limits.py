@@ -34,10 +34,10 @@ class Limits:
     max_iters: int = 20
     """Turns of the root model; at least 1. On the last one the model is told so."""
     max_llm_calls: int = 50
-    """Model calls made from inside the REPL, failed ones and retries of items included; 0 allows none.
+    """Model calls made from inside the REPL, failed ones and retries included; 0 allows none.
 
-    What an LM repeats by itself (its `num_retries`) is one call: DSPy tells of no attempt but the last. An LM with
-    `num_retries=0` is counted request by request.
+    Of a `dspy.LM` each request counts, also those that it repeats by itself (its `num_retries`); an LM whose class
+    has a `forward` of its own is counted call by call.
     """
     max_output_chars: int = 10_000
     """Characters of one turn's output that the model is shown and the trajectory keeps; at least 100."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 
 _HISTORY_ENTRIES_SEARCHED = 256
 _LONGEST_REPLY_UNKNOWN = 32_768
-_SHORTEST_REPLY_TOKENS = 64
-"""A request is not made with less room for its reply."""
-_ALONE = 2
-"""A reply that alone is under way may take one part in so many of what is left."""
 _usage_of_this_call: ContextVar[list[dict[str, Any]] | None] = ContextVar("_usage_of_this_call", default=None)
 
 
@@ -193,67 +188,13 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         _narrowest.reset(token)
 
 
-@contextlib.contextmanager
-def fitting(input_tokens: float | None = None) -> Iterator[None]:
-    """Ask for replies that are short enough for what the present `metered` scope may spend, in one request.
-
-    Where the limits leave less than the LM's longest reply could take, the LM in force gives way to a copy with
-    lower `max_tokens` that shares its history. A request that the limits do not allow at all is refused here.
-
-    Args:
-        input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
-            the reply may then take half of what is left beyond them, else a fair part of it.
-
-    Raises:
-        LimitExceeded: If the limits do not allow a call.
-    """
-    token = _known_tokens.set(input_tokens)
-    own = dspy.settings.lm
-    shorter = _fitted(own)
-    try:
-        with contextlib.nullcontext() if shorter is own else dspy.context(lm=shorter):
-            yield
-    except Refused as refused:
-        for callback in dspy.settings.callbacks:
-            if isinstance(callback, Meter):
-                callback.forget(refused.call_id)
-        raise refused.why from None
-    finally:
-        _known_tokens.reset(token)
-
-
-def with_fitted_lm(predictor: dspy.Predict, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a predictor's call with its own LM, or one that is passed along, fitted likewise."""
-    own = inputs.get("lm") or predictor.lm
-    return inputs if own is None else {**inputs, "lm": _fitted(own)}
-
-
-def _fitted(lm: Any) -> Any:
-    meter = _narrowest.get()
-    if meter is None or not isinstance(lm, dspy.BaseLM):
-        return lm
-    read = _known_tokens.get()
-    left = meter.ledger.left(meter.keeper)
-    most = left.output_tokens
-    price = price_of(lm, meter.ledger.limits.prices)
-    if price is not None and price.most_written > 0:
-        most = min(most, (left.cost - (read or 0) * price.most_read) / price.most_written)
-    if math.isinf(most):
-        return lm
-    most /= meter.ledger.limits.max_concurrency if read is None else _ALONE
-    room = max(_SHORTEST_REPLY_TOKENS, _power_of_two_below(most))
-    usual = longest_reply(lm)
-    if usual is not None and usual <= room:
-        return lm
-    name = next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1])
-    shorter = lm.copy(**{name: room})
-    shorter.history = lm.history  # where the caller looks for it
-    return shorter
-
-
 _narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
 """The innermost scope whose ledger limits tokens or cost."""
-_known_tokens: ContextVar[float | None] = ContextVar("_known_tokens", default=None)
+
+
+def narrowest() -> Meter | None:
+    """Return the meter of the innermost scope whose ledger limits tokens or cost; None if there is none."""
+    return _narrowest.get()
 
 
 def check_price(lm: Any, limits: Limits) -> Price | None:
@@ -270,11 +211,6 @@ def check_price(lm: Any, limits: Limits) -> Price | None:
             "max_cost",
         )
     return price
-
-
-def _power_of_two_below(number: float) -> int:
-    """Return a round number, so that the requests of like runs are alike, and found in DSPy's cache."""
-    return 1 << (int(number).bit_length() - 1) if number >= 1 else 0
 
 
 def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from rlm_dspy.arguments import (
 )
 from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, carry
+from rlm_dspy.fitting import fitting
 from rlm_dspy.fold import KEPT_TURNS, fold, fold_if_long
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
 from rlm_dspy.subs import make_subs

@@ -11,7 +11,8 @@ from dspy.utils.callback import BaseCallback
 
 from rlm_dspy.adapter import ReplAdapter
 from rlm_dspy.answers import read_answer
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.fitting import fitting
+from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.replies import read_reply
 from rlm_dspy.trajectory import Step, clip

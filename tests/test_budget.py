@@ -9,8 +9,9 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.errors import UnknownPrice
+from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Amount, Ledger
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.metering import metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 from tests.playing import fields as reply_of

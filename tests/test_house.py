@@ -31,6 +31,8 @@ FLOORS = [
         *("metering", "port", "answers", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
+    {"attempts"},
+    {"fitting"},
     {"crossing", "subs", "repl", "coverage", "adapter", "budget"},
     {"callee", "adhoc", "children"},
     {"calls"},

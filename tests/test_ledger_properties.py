@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, LimitExceeded, Limits
+from rlm_dspy.fitting import fitting
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.ledger import Ledger
-from rlm_dspy.metering import fitting, metered
+from rlm_dspy.metering import metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 

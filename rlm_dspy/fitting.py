@@ -1,0 +1,131 @@
+"""Has LMs asked as the limits of a `metered` scope need it: for short enough replies, and attempt by attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.attempts import attempt_by_attempt
+from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
+from rlm_dspy.metering import Meter, Refused, narrowest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHORTEST_REPLY_TOKENS = 64
+"""A request is not made with less room for its reply."""
+_ALONE = 2
+"""A reply that alone is under way may take one part in so many of what is left."""
+_known_tokens: ContextVar[float | None] = ContextVar("_known_tokens", default=None)
+_CHAT = dspy.ChatAdapter()
+"""What DSPy speaks through where no adapter is set."""
+
+
+@contextlib.contextmanager
+def fitting(input_tokens: float | None = None) -> Iterator[None]:
+    """Have whatever LM is asked in this scope give way to one that `asked` returns, in one request.
+
+    That is the LM in force, and those of predictors' own, which are known only when the adapter asks them. A
+    request that the limits do not allow at all is refused here.
+
+    Args:
+        input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
+            the reply may then take half of what is left beyond them, else a fair part of it.
+
+    Raises:
+        LimitExceeded: If the limits do not allow a call.
+    """
+    token = _known_tokens.set(input_tokens)
+    adapter = asking(dspy.settings.adapter or _CHAT)
+    try:
+        with dspy.context(lm=asked(dspy.settings.lm), adapter=adapter):
+            yield
+    except Refused as refused:
+        for callback in dspy.settings.callbacks:
+            if isinstance(callback, Meter):
+                callback.forget(refused.call_id)
+        raise refused.why from refused.__cause__
+    finally:
+        _known_tokens.reset(token)
+
+
+def asked(lm: Any) -> Any:
+    """Return what is asked in place of an LM.
+
+    Where the limits leave less than the LM's longest reply could take, that is a copy with lower `max_tokens` that
+    shares its history. Its repeated requests are told apart (`attempt_by_attempt`).
+    """
+    return attempt_by_attempt(_fitted(lm))
+
+
+def _fitted(lm: Any) -> Any:
+    meter = narrowest()
+    if meter is None or not isinstance(lm, dspy.BaseLM):
+        return lm
+    read = _known_tokens.get()
+    left = meter.ledger.left(meter.keeper)
+    most = left.output_tokens
+    price = price_of(lm, meter.ledger.limits.prices)
+    if price is not None and price.most_written > 0:
+        most = min(most, (left.cost - (read or 0) * price.most_read) / price.most_written)
+    if math.isinf(most):
+        return lm
+    most /= meter.ledger.limits.max_concurrency if read is None else _ALONE
+    room = max(_SHORTEST_REPLY_TOKENS, _power_of_two_below(most))
+    usual = longest_reply(lm)
+    if usual is not None and usual <= room:
+        return lm
+    name = next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1])
+    shorter = lm.copy(**{name: room})
+    shorter.history = lm.history  # where the caller looks for it
+    return shorter
+
+
+def _power_of_two_below(number: float) -> int:
+    """Return a round number, so that the requests of like runs are alike, and found in DSPy's cache."""
+    return 1 << (int(number).bit_length() - 1) if number >= 1 else 0
+
+
+def asking(adapter: Any) -> Any:
+    """Return an adapter that stands for this one, shares all that it holds, and asks LMs as `asked` has it."""
+    if not isinstance(adapter, dspy.Adapter) or isinstance(adapter, _Asking):
+        return adapter
+    again = object.__new__(_asking_kind(type(adapter)))  # type: ignore[arg-type]
+    again.__dict__ = adapter.__dict__
+    return again
+
+
+def kind_of(adapter: Any) -> Any:
+    """Return the class of an adapter, of one that `asking` has returned that of what it stands for."""
+    return getattr(type(adapter), "stands_for", type(adapter))
+
+
+class _Asking(dspy.Adapter):
+    stands_for: type[dspy.Adapter]
+
+    def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(asked(lm), *args, **kwargs)
+
+    async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().acall(asked(lm), *args, **kwargs)
+
+
+@functools.lru_cache(maxsize=64)  # `dspy.Refine` makes a class for each attempt
+def _asking_kind(kind: type[dspy.Adapter]) -> type[dspy.Adapter]:
+    told_as = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stands_for": kind}
+    made = type(kind.__name__, (_Asking, kind), told_as)
+    _as_inherited(made)
+    return made
+
+
+def _as_inherited(kind: type[dspy.Adapter]) -> None:
+    """Take back what DSPy does to each class of adapters: it would tell of `format` and `parse` twice."""
+    del kind.format, kind.parse
+
+
+_as_inherited(_Asking)
