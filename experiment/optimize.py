@@ -54,7 +54,7 @@ UNSEEN = "one fact"
 """A family that nothing is trained on (`tasks.py`)."""
 FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, HELD_OUT: 2_000}
 TRAIN_CHARS = 5_000
-TRAIN, DEV = 12, 6
+TRAIN, DEV = 12, 2
 DEMOS = {ALL: 4}
 """Demos of a compile, by what it is trained on; 3 for a single family."""
 
@@ -134,7 +134,7 @@ def mipro(program: Any, train: Any, dev: Any, teacher: Any, demos: int) -> Any:
         num_threads=1,
         teacher_settings=teacher,
     )
-    return optimizer.compile(program, trainset=train, valset=dev, num_trials=6, minibatch=False)
+    return optimizer.compile(program, trainset=train, valset=dev, num_trials=4, minibatch=False)
 
 
 def trajectories(program: Any, train: Any, teacher: Any, demos: int, **_: Any) -> Any:

@@ -86,15 +86,6 @@ class Callee:
     reused: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
-    def can_be_awaited(self) -> bool:
-        """Whether its module and all LMs that it may ask have an async form.
-
-        Not a ReAct's: tools that are plain functions would hold up the event loop.
-        """
-        lms = [dspy.settings.lm, self.options.get("lm"), *(each.lm for _, each in self.module.named_predictors())]
-        awaited = callable(getattr(self.module, "aforward", None)) and not isinstance(self.module, dspy.ReAct)
-        return awaited and all(_answers_async(lm) for lm in lms if lm is not None)
-
     def state(self, lm: Any) -> str:
         """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
@@ -102,14 +93,6 @@ class Callee:
         own = getattr(self.module, "config", {})
         adapter = type(dspy.settings.adapter).__name__
         return digest(kind, self.interface.stub, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
-
-
-def _answers_async(lm: Any) -> bool:
-    """Whether an LM has an async form; of a pair of engines the second has no public name (dspy 3.4.1)."""
-    if type(lm).aforward is dspy.BaseLM.aforward:
-        return False
-    own_engine = not isinstance(getattr(lm, "engine", "auto"), str)
-    return not own_engine or getattr(lm, "_async_engine_spec", None) is not None
 
 
 def _learned(predictor: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
@@ -24,11 +23,13 @@ from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
+from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.metering import metered
 from rlm_dspy.port import waiting_loop
 from rlm_dspy.trajectory import SubCall, clip
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
 
     from rlm_dspy.cache import SubCallCache
@@ -170,8 +171,7 @@ class Batch(dspy.Module):
 
         If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
         """
-        loop = waiting_loop()
-        self._loop = loop if loop is not None and self._callee.can_be_awaited() else None
+        self._loop = self._loop_to_ask_on()
         present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
         raised: list[BaseException] = []
 
@@ -247,36 +247,27 @@ class Batch(dspy.Module):
                     raise
                 unread = error
 
+    def _loop_to_ask_on(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop on which a request can be ended: the run's, or ours if it may have to be; else None."""
+        module, lm = self._callee.module, self._callee.options.get("lm")
+        loop = waiting_loop()
+        if loop is not None:
+            return loop if can_be_awaited(module, lm) else None
+        timed = self._ledger.limits.max_seconds is not None
+        return own_loop() if timed and can_share_a_loop(module, lm) else None
+
     def _call(self, item: Asked) -> Any:
-        """Return what the module gives: of an awaited run on its event loop, where it ends when the run does."""
+        """Return what the module gives; on an event loop, it ends when the run does."""
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None:
             return module(**inputs)
-        left: list[contextvars.Context] = []
-
-        async def ask() -> Any:
+        asking = Elsewhere(self._loop, lambda: module.acall(**inputs))
+        with self._ledger.told_of_closing(asking.cancel):
             try:
-                return await module.acall(**inputs)
-            finally:
-                left.append(contextvars.copy_context())
-
-        future = asyncio.run_coroutine_threadsafe(ask(), self._loop)
-        with self._ledger.told_of_closing(future.cancel):
-            try:
-                return future.result()
+                return asking.result()
             except concurrent.futures.CancelledError:
                 why = self._ledger.closed or LimitExceeded("It was cancelled.")
                 raise LimitExceeded(str(why), why.limit) from None
-            finally:
-                _take_over(left)
-
-
-def _take_over(left: list[contextvars.Context]) -> None:
-    """Set what a call has left in the context of its task, as it would have been left here by a plain call."""
-    for context in left:
-        for variable, value in context.items():
-            if variable.get(None) is not value:
-                variable.set(value)
 
 
 @contextlib.contextmanager

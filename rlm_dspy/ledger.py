@@ -283,17 +283,26 @@ class Ledger:
             failed: Whether the call raised.
             key: Under which it was held, if it was.
         """
-        tokens = tokens_of(usage)
         with self._lock:
             if key is not None:
                 self._held.pop(key, None)
-            self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
-            for table, name in ((self._by_role, role), (self._by_model, model)):
-                spent = table.setdefault(name, Spent())
+            for spent in self._add(role, model, usage, cost):
                 spent.calls += 1
                 spent.cached_calls += cached
                 spent.failures += failed
-                spent.add(tokens, cost)
+
+    def add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> None:
+        """Enter what a call used that was settled before it ended; see `settle`."""
+        with self._lock:
+            self._add(role, model, usage, cost)
+
+    def _add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> list[Spent]:
+        tokens = tokens_of(usage)
+        self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
+        both = [self._by_role.setdefault(role, Spent()), self._by_model.setdefault(model, Spent())]
+        for spent in both:
+            spent.add(tokens, cost)
+        return both
 
     def usage(self, limit: str | None = None) -> dict[str, Any]:
         """Return what has been spent: totals, `seconds`, and the same by role and by model.

@@ -60,6 +60,7 @@ class Meter(BaseCallback):
         self.used: dict[str, int] | None = None
         """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
         self._lms: dict[str, Any] = {}
+        self._given_up: dict[str, Any] = {}
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Hold what the call can use at most.
@@ -79,18 +80,23 @@ class Meter(BaseCallback):
         self._lms[call_id] = instance
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Enter the call, unless it came too late."""
-        lm = self._lms.pop(call_id, None)
-        if lm is None:
+        """Enter the call; of one that was given up, what it used all the same."""
+        asked = self._lms.pop(call_id, None)
+        given_up = self._given_up.pop(call_id, None)
+        if (lm := asked or given_up) is None:
             return
         parts = _usage_of_this_call.get()
         usage = _added(parts) if parts else {}
+        cost = self._cost(lm, outputs, usage)
+        if asked is None:
+            self.ledger.add(self.role, lm.model, usage, cost)
+            return
         self.used = tokens_of(usage) if usage else None
         self.ledger.settle(
             self.role,
             lm.model,
             usage,
-            self._cost(lm, outputs, usage),
+            cost,
             cached=parts is None and exception is None,
             failed=exception is not None,
             key=call_id,
@@ -98,8 +104,9 @@ class Meter(BaseCallback):
 
     def give_up(self) -> None:
         """Enter the calls that are still under way as failed: nobody waits for them any more."""
-        for call_id in list(self._lms):
-            if (lm := self._lms.pop(call_id, None)) is not None:
+        for call_id, lm in list(self._lms.items()):
+            self._given_up[call_id] = lm  # first, so that its end finds it in one place or the other
+            if self._lms.pop(call_id, None) is not None:
                 self.ledger.settle(self.role, lm.model, {}, None, cached=False, failed=True, key=call_id)
 
     def forget(self, call_id: str) -> None:

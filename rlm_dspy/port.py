@@ -10,6 +10,7 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rlm_dspy.loops import Elsewhere, can_share_a_loop, own_loop
 from rlm_dspy.patience import in_time
 
 if TYPE_CHECKING:
@@ -46,9 +47,14 @@ class Blocking:
         """Call a DSPy module.
 
         Raises:
-            TimeoutError: If it took longer; its reply, should it still come, goes to nobody.
+            TimeoutError: If it took longer. It was cancelled, if it can be (`can_share_a_loop`); else its reply,
+                should it still come, goes to nobody.
         """
-        return module(**inputs) if seconds is None else in_time(lambda: module(**inputs), seconds)
+        if seconds is None:
+            return module(**inputs)
+        if can_share_a_loop(module):
+            return Elsewhere(own_loop(), lambda: module.acall(**inputs)).result(seconds)
+        return in_time(lambda: module(**inputs), seconds)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -12,6 +13,7 @@ from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Amount, Ledger
 from rlm_dspy.metering import metered
+from rlm_dspy.patience import in_time
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 from tests.playing import fields as reply_of
@@ -292,3 +294,14 @@ def test_children_that_find_no_calls_left_ask_nothing(play: Play) -> None:
     roles = prediction.usage["by_role"]
     asked = sum(spent["calls"] for role, spent in roles.items() if role.startswith("child."))
     assert asked <= 6
+
+
+def test_what_a_late_reply_used_is_entered_when_it_comes() -> None:
+    """It has failed when it is given up, and is no second call."""
+    ledger, lm = Ledger(Limits()), ScriptedLM(["three words come"], seconds=0.3)
+    with pytest.raises(TimeoutError), metered(ledger, "act"):
+        in_time(lambda: lm("two words"), 0.05)
+    assert [ledger.usage()[name] for name in ("calls", "failures", "output_tokens")] == [1, 1, 0]
+    (late,) = [thread for thread in threading.enumerate() if thread.name == "rlm-predict"]
+    late.join(10)
+    assert [ledger.usage()[name] for name in ("calls", "failures", "output_tokens")] == [1, 1, 3]

@@ -25,7 +25,18 @@ FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["pack
 
 FLOORS = [
     {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction", "files"},
-    {"alarm", "limits", "lms", "trajectory", "inputs", "replies", "embedded_server", "listening", "patience"},
+    {
+        "alarm",
+        "limits",
+        "lms",
+        "trajectory",
+        "inputs",
+        "replies",
+        "embedded_server",
+        "listening",
+        "patience",
+        "loops",
+    },
     {"cache", "ledger"},
     {
         *("metering", "port", "answers", "arguments", "environment", "testing"),

@@ -261,3 +261,19 @@ async def test_a_cancelled_run_hangs_up_on_its_sub_calls_and_makes_no_more(facto
     (step,) = vars(caught.value)["trajectory"]
     assert len(step["calls"]) in (4, 40)
     assert all(call["error"] for call in step["calls"])
+
+
+@pytest.mark.parametrize("calls", ["a batch", "a module", "a declared sub", "children"])
+async def test_a_blocking_run_whose_time_is_over_hangs_up_on_what_it_asked(calls: str) -> None:
+    """Sub-calls that are under way, turns of children, and the last reading of the answer."""
+    hanging = HangingServer(CALLS[calls])
+    server = await asyncio.start_server(hanging.answer, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    lm = dspy.LM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
+    rlm = RLM("question -> answer", subs={"gist": "item -> text"}, limits=Limits(max_seconds=4, max_concurrency=4))
+    with dspy.context(lm=lm):
+        prediction = await asyncio.to_thread(rlm, question="?")
+    assert prediction.usage["limit"] == "max_seconds"
+    await hanging.until(lambda: hanging.hung_up == hanging.asked)
+    server.close()
+    assert hanging.asked >= 4
