@@ -102,6 +102,8 @@ async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> Non
     assert not [thread for thread in left if thread.is_alive()]
 
 
+# One that lands in a finalizer or a callback of the garbage collector (hypothesis has one) is told as unraisable.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_reaches_no_code_behind_the_cell() -> None:
     """However often it is asked for, and whenever."""
     repl, over = LocalPythonInterpreter(), threading.Event()
