@@ -11,6 +11,7 @@ import dspy
 from rlm_dspy.fitting import asking, kind_of
 from rlm_dspy.inputs import Text
 from rlm_dspy.replies import read_reply
+from rlm_dspy.retelling import retold
 from rlm_dspy.trajectory import Step, Trajectory, clip, cut
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class ReplAdapter(dspy.Adapter):
     System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
     (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
-    prompt cache hits. A demo that is a labeled example (the task's inputs and right outputs, no turns) is a line
-    behind the instructions.
+    prompt cache hits. A demo of a task with other names for its fields is told in this one's (`retold`). A demo
+    that is a labeled example (the task's inputs and right outputs, no turns) is a line behind the instructions.
 
     Args:
         demo_output_chars: Characters of each output that a demo shows.
@@ -47,7 +48,7 @@ class ReplAdapter(dspy.Adapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        shown = self._longest_of_each_run(demos)
+        shown = [retold(demo, inputs["environment"]) for demo in self._longest_of_each_run(demos)]
         said_once, environment = _shared(inputs["environment"], [demo["environment"] for demo in shown])
         system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
         messages = [{"role": "system", "content": "\n\n".join(part for part in system if part)}]

@@ -37,7 +37,7 @@ FLOORS = [
         "patience",
         "loops",
     },
-    {"cache", "ledger"},
+    {"cache", "ledger", "retelling"},
     {
         *("metering", "port", "answers", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
