@@ -20,7 +20,7 @@ The teacher's programs were finished before this split was written, by somebody 
 demos are shown was changed twice after runs on it; all rows with demos but those of `dspy.RLM` were made anew with
 the last form. That demos are told in the names of the task's fields came still later, after the model got the one
 task wrong that it was first asked as `document, query -> result`; no other row is changed by it. Random search (2
-candidates) and MIPROv2 (4 trials) chose by 2 development tasks. Rows of a few tasks say little: mind the intervals.
+candidates) and MIPROv2 (4 trials) chose by 2 development tasks. Rows of a few tasks say little: mind intervals.
 """
 
 
