@@ -239,7 +239,7 @@ class Batch(dspy.Module):
                 self._ledger.reserve()  # before the call: a failed call may be billed too
             item.attempts += 1
             try:
-                with fitting(), insisting(unread):
+                with fitting(module=callee.module), insisting(unread):
                     result = self._call(item)
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:

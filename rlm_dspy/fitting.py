@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.attempts import attempt_by_attempt
+from rlm_dspy.attempts import attempt_by_attempt, is_attempt_by_attempt
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
-from rlm_dspy.metering import Meter, Refused, narrowest
+from rlm_dspy.metering import Meter, Refused, aside, heard, narrowest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,10 +24,12 @@ _ALONE = 2
 _known_tokens: ContextVar[float | None] = ContextVar("_known_tokens", default=None)
 _CHAT = dspy.ChatAdapter()
 """What DSPy speaks through where no adapter is set."""
+_ASK_ONE_LM = ("dspy.adapters.chat_adapter", "dspy.adapters.json_adapter", "rlm_dspy.adapter", "rlm_dspy.callee")
+"""Modules of adapters that ask the LM they are given and no other."""
 
 
 @contextlib.contextmanager
-def fitting(input_tokens: float | None = None) -> Iterator[None]:
+def fitting(input_tokens: float | None = None, *, module: dspy.Module | None = None) -> Iterator[None]:
     """Have whatever LM is asked in this scope give way to one that `asked` returns, in one request.
 
     That is the LM in force, and those of predictors' own, which are known only when the adapter asks them. A
@@ -36,14 +38,17 @@ def fitting(input_tokens: float | None = None) -> Iterator[None]:
     Args:
         input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
             the reply may then take half of what is left beyond them, else a fair part of it.
+        module: What alone asks in this scope, if that is known. If it asks through the adapter in force, the
+            meters hear of the requests alone.
 
     Raises:
         LimitExceeded: If the limits do not allow a call.
     """
     token = _known_tokens.set(input_tokens)
     adapter = asking(dspy.settings.adapter or _CHAT)
+    scope = aside() if isinstance(adapter, _Asking) and _asks_by_adapter(module) else contextlib.nullcontext()
     try:
-        with dspy.context(lm=asked(dspy.settings.lm), adapter=adapter):
+        with scope, dspy.context(lm=asked(dspy.settings.lm), adapter=adapter):
             yield
     except Refused as refused:
         for callback in dspy.settings.callbacks:
@@ -52,6 +57,12 @@ def fitting(input_tokens: float | None = None) -> Iterator[None]:
         raise refused.why from refused.__cause__
     finally:
         _known_tokens.reset(token)
+
+
+def _asks_by_adapter(module: dspy.Module | None) -> bool:
+    """Whether a module is a predictor of DSPy's or ours, which asks no LM but through an adapter."""
+    kinds = (dspy.Predict, dspy.ChainOfThought)
+    return isinstance(module, kinds) and type(module).__module__.partition(".")[0] in ("dspy", "rlm_dspy")
 
 
 def asked(lm: Any) -> Any:
@@ -109,18 +120,39 @@ class _Asking(dspy.Adapter):
     stands_for: type[dspy.Adapter]
 
     def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(asked(lm), *args, **kwargs)
+        lm = asked(lm)
+        with self._scope(lm):
+            return super().__call__(lm, *args, **kwargs)
 
     async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        return await super().acall(asked(lm), *args, **kwargs)
+        lm = asked(lm)
+        with self._scope(lm):
+            return await super().acall(lm, *args, **kwargs)
+
+    def _scope(self, lm: Any) -> contextlib.AbstractContextManager[None]:
+        """Have meters hear of all that an adapter does that may ask other LMs, or one that tells them nothing."""
+        tells = is_attempt_by_attempt(lm) and self.stands_for.__module__ in _ASK_ONE_LM
+        return contextlib.nullcontext() if tells else heard()
 
 
 @functools.lru_cache(maxsize=64)  # `dspy.Refine` makes a class for each attempt
 def _asking_kind(kind: type[dspy.Adapter]) -> type[dspy.Adapter]:
     told_as = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stands_for": kind}
+    if kind in (dspy.ChatAdapter, dspy.JSONAdapter):
+        told_as["format_field_structure"] = _told_once(kind)
     made = type(kind.__name__, (_Asking, kind), told_as)
     _as_inherited(made)
     return made
+
+
+def _told_once(kind: type[dspy.Adapter]) -> Any:
+    """Return `format_field_structure` of a kind of adapters that makes a signature's JSON schemas only once."""
+
+    @functools.lru_cache(maxsize=64)
+    def told(signature: type[dspy.Signature]) -> str:
+        return str(kind().format_field_structure(signature))
+
+    return staticmethod(told)
 
 
 def _as_inherited(kind: type[dspy.Adapter]) -> None:

@@ -88,10 +88,12 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     session = "\n\n".join(clip(_told(step), share) for step in steps)
     short = min(_ACCOUNT_CHARS, room // 4)
     signature = dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS)
+    tell = dspy.Predict(signature)
+    metering = metered(run.ledger, run.role("fold"))
     try:
-        with metered(run.ledger, run.role("fold")), fitting(), dspy.context(trace=None), run.budget.in_time():
+        with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():
             found = await port.predict(
-                dspy.Predict(signature),
+                tell,
                 run.budget.seconds_for_reply(),
                 task=run.signature.instructions,
                 session=session,

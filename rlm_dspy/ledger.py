@@ -101,7 +101,7 @@ class Ledger:
             LimitExceeded: If fewer are left; nothing is taken then.
         """
         with self._lock:
-            self._check_open()
+            self.check_open()
             left = self.limits.max_llm_calls - self._reserved
             if calls > left:
                 self.meet("max_llm_calls")
@@ -160,7 +160,7 @@ class Ledger:
             LimitExceeded: If it does not fit what is left; nothing is held then.
         """
         with self._lock:
-            self._check_open(keeper)
+            self.check_open(keeper)
             left = self._left(keeper)
             for name, unit in _CAPS.items():
                 wanted, there = getattr(most, unit), getattr(left, unit)
@@ -212,7 +212,7 @@ class Ledger:
             spared: The keeper whose own requests are not refused: the run that converges.
         """
         with self._lock:
-            self._closed, self._spared = why, spared
+            self._spared, self._closed = spared, why  # in this order: they are read without the lock
             told = list(self._told.values())
         for tell in told:
             tell()
@@ -225,8 +225,7 @@ class Ledger:
     @property
     def closed(self) -> LimitExceeded | None:
         """Why requests are refused; None if they are not."""
-        with self._lock:
-            return self._closed
+        return self._closed
 
     @contextlib.contextmanager
     def told_of_closing(self, tell: Callable[[], object]) -> Iterator[None]:
@@ -249,12 +248,9 @@ class Ledger:
         Raises:
             LimitExceeded: With the reason.
         """
-        with self._lock:
-            self._check_open(keeper)
-
-    def _check_open(self, keeper: object = None) -> None:
-        if self._closed is not None and (keeper is None or keeper is not self._spared):
-            raise LimitExceeded(str(self._closed), self._closed.limit)
+        closed = self._closed
+        if closed is not None and (keeper is None or keeper is not self._spared):
+            raise LimitExceeded(str(closed), closed.limit)
 
     @property
     def seconds(self) -> float:
@@ -283,21 +279,22 @@ class Ledger:
             failed: Whether the call raised.
             key: Under which it was held, if it was.
         """
+        tokens = tokens_of(usage)
         with self._lock:
             if key is not None:
                 self._held.pop(key, None)
-            for spent in self._add(role, model, usage, cost):
+            for spent in self._add(role, model, tokens, cost):
                 spent.calls += 1
                 spent.cached_calls += cached
                 spent.failures += failed
 
     def add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> None:
         """Enter what a call used that was settled before it ended; see `settle`."""
-        with self._lock:
-            self._add(role, model, usage, cost)
-
-    def _add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> list[Spent]:
         tokens = tokens_of(usage)
+        with self._lock:
+            self._add(role, model, tokens, cost)
+
+    def _add(self, role: str, model: str, tokens: dict[str, int], cost: float | None) -> list[Spent]:
         self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
         both = [self._by_role.setdefault(role, Spent()), self._by_model.setdefault(model, Spent())]
         for spent in both:

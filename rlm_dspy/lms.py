@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients.capabilities import resolve
@@ -120,11 +121,21 @@ def _info(lm: Any) -> dict[str, Any]:
     """
     model = str(getattr(lm, "model", ""))
     if not isinstance(getattr(lm, "engine", None), str):  # an engine of the caller's own
-        try:
-            resolve(lm)
-        except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
+        providers = getattr(lm, "_providers", ())
+        known = _is_routed if not providers else _is_routed.__wrapped__
+        if not known(model, getattr(lm, "model_type", "chat"), providers):
             return {}
     return _table(model)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_routed(model: str, model_type: str, providers: Any) -> bool:
+    """Whether DSPy knows whose model this is."""
+    try:
+        resolve(SimpleNamespace(model=model, model_type=model_type, _providers=providers))
+    except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)

@@ -195,6 +195,46 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         _narrowest.reset(token)
 
 
+_aside: ContextVar[tuple[Meter, ...]] = ContextVar("_aside", default=())
+"""Meters that are left out of DSPy's callbacks until an LM is asked."""
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Have DSPy tell the meters in force of nothing in this scope but what is asked inside `heard`.
+
+    Telling a callback of every module, format and parse is most of what a meter costs.
+    """
+    callbacks = dspy.settings.callbacks
+    meters = tuple(each for each in callbacks if isinstance(each, Meter))
+    token = _aside.set((*_aside.get(), *meters))
+    try:
+        with dspy.context(callbacks=[each for each in callbacks if not isinstance(each, Meter)]):
+            yield
+    finally:
+        _aside.reset(token)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Have the meters that are left aside hear of what is asked in this scope, before all other callbacks."""
+    meters = _aside.get()
+    if not meters:
+        yield
+        return
+    token = _aside.set(())
+    try:
+        with dspy.context(callbacks=[*meters, *dspy.settings.callbacks]):
+            yield
+    finally:
+        _aside.reset(token)
+
+
+def are_aside() -> bool:
+    """Whether there are meters that hear only of what is asked inside `heard`."""
+    return bool(_aside.get())
+
+
 _narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
 """The innermost scope whose ledger limits tokens or cost."""
 

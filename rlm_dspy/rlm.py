@@ -221,14 +221,14 @@ class RLM(dspy.Module):
         )
         values: dict[str, Any] = {}
         problems = [""]
+        extract = dspy.Predict(extract_signature(self.signature))
         try:
             with (
                 metered(run.ledger, run.role("extract"), keeper=run.budget),
-                fitting(run.budget.extraction_tokens),
+                fitting(run.budget.extraction_tokens, module=extract),
                 dspy.context(trace=None),
                 run.budget.in_time(),
             ):
-                extract = dspy.Predict(extract_signature(self.signature))
                 found = await port.predict(extract, run.budget.seconds_left(), repl_session=run.transcript())
             values, problems = read_answer(self.signature, found.toDict())
         except (dspy.AdapterParseError, dspy.ContextWindowExceededError, LimitExceeded) as error:

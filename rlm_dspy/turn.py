@@ -74,7 +74,7 @@ class Turn(dspy.Module):
             if run.depth:  # a root's turns are limited by their number; a child's come out of the sub-calls
                 run.ledger.reserve()
             scope = metered(run.ledger, run.role("act"), keeper=budget.keeper)
-            with scope as meter, fitting(budget.next_tokens), budget.in_time():
+            with scope as meter, fitting(budget.next_tokens, module=self._act), budget.in_time():
                 action = await port.predict(
                     self._act,
                     budget.seconds_for_reply(),
