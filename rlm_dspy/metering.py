@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -15,7 +16,7 @@ from rlm_dspy.ledger import Amount, Spent, tokens_of
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from rlm_dspy.ledger import Ledger
     from rlm_dspy.limits import Limits
@@ -23,7 +24,27 @@ if TYPE_CHECKING:
 
 _HISTORY_ENTRIES_SEARCHED = 256
 _LONGEST_REPLY_UNKNOWN = 32_768
-_usage_of_this_call: ContextVar[list[dict[str, Any]] | None] = ContextVar("_usage_of_this_call", default=None)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of an LM in this context, and what was reported of it; an LM may ask another meanwhile."""
+
+    call_id: str
+    outer: _Call | None
+    parts: tuple[dict[str, Any], ...] = ()
+    ended: bool = False
+
+
+_call: ContextVar[_Call | None] = ContextVar("_call", default=None)
+
+
+def _under_way() -> _Call | None:
+    """Return the innermost call that has not ended."""
+    call = _call.get()
+    while call is not None and call.ended:
+        call = call.outer
+    return call
 
 
 class Refused(BaseException):
@@ -68,7 +89,8 @@ class Meter(BaseCallback):
         Raises:
             Refused: If the limits do not allow it.
         """
-        _usage_of_this_call.set(None)
+        if (call := _under_way()) is None or call.call_id != call_id:  # other meters hear of the same call
+            _call.set(_Call(call_id, call))
         try:
             self.ledger.check_open(self.keeper)
             if self.ledger.bounded:
@@ -76,6 +98,7 @@ class Meter(BaseCallback):
             self.ledger.count()
         except LimitExceeded as error:
             self.ledger.give_back(call_id)
+            _ended(call_id)
             raise Refused(self.ledger, call_id, error) from None
         self._lms[call_id] = instance
 
@@ -85,7 +108,7 @@ class Meter(BaseCallback):
         given_up = self._given_up.pop(call_id, None)
         if (lm := asked or given_up) is None:
             return
-        parts = _usage_of_this_call.get()
+        parts = _ended(call_id)
         usage = _added(parts) if parts else {}
         cost = self._cost(lm, outputs, usage)
         if asked is None:
@@ -97,7 +120,7 @@ class Meter(BaseCallback):
             lm.model,
             usage,
             cost,
-            cached=parts is None and exception is None,
+            cached=not parts and exception is None,
             failed=exception is not None,
             key=call_id,
         )
@@ -146,7 +169,8 @@ class _Tracker(UsageTracker):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """Note the usage of the call that has just ended."""
-        _usage_of_this_call.set([*(_usage_of_this_call.get() or []), self._flatten_usage_entry(usage_entry)])
+        if (call := _under_way()) is not None:
+            _call.set(replace(call, parts=(*call.parts, self._flatten_usage_entry(usage_entry))))
         callers = self.parent
         while isinstance(callers, _Tracker):  # of another ledger, whose meter looks at the same place
             callers = callers.parent
@@ -201,23 +225,31 @@ _aside: ContextVar[tuple[Meter, ...]] = ContextVar("_aside", default=())
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """Have DSPy tell the meters in force of nothing in this scope but what is asked inside `heard`.
+    """Have DSPy tell the meters in force of nothing in this scope but what is done inside `heard`.
 
-    Telling a callback of every module, format and parse is most of what a meter costs.
+    Telling callbacks of every module is much of what a meter costs. Where others than meters listen there is
+    nothing to save: all is told as ever.
     """
-    callbacks = dspy.settings.callbacks
-    meters = tuple(each for each in callbacks if isinstance(each, Meter))
-    token = _aside.set((*_aside.get(), *meters))
+    meters = tuple(dspy.settings.callbacks)
+    if not are_meters(meters):
+        yield
+        return
+    token = _aside.set(meters)
     try:
-        with dspy.context(callbacks=[each for each in callbacks if not isinstance(each, Meter)]):
+        with dspy.context(callbacks=[]):
             yield
     finally:
         _aside.reset(token)
 
 
+def are_meters(callbacks: Iterable[Any]) -> bool:
+    """Whether callbacks are meters, which need no telling of anything but LMs."""
+    return all(isinstance(each, Meter) for each in callbacks)
+
+
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Have the meters that are left aside hear of what is asked in this scope, before all other callbacks."""
+    """Have the meters that are left aside hear of what is asked in this scope."""
     meters = _aside.get()
     if not meters:
         yield
@@ -228,11 +260,6 @@ def heard() -> Iterator[None]:
             yield
     finally:
         _aside.reset(token)
-
-
-def are_aside() -> bool:
-    """Whether there are meters that hear only of what is asked inside `heard`."""
-    return bool(_aside.get())
 
 
 _narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
@@ -260,7 +287,18 @@ def check_price(lm: Any, limits: Limits) -> Price | None:
     return price
 
 
-def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _ended(call_id: str) -> tuple[dict[str, Any], ...]:
+    """Return what was reported of a call that has ended."""
+    call = _call.get()
+    while call is not None and call.call_id != call_id:
+        call = call.outer
+    if call is None:
+        return ()
+    _call.set(replace(call, ended=True))
+    return call.parts
+
+
+def _added(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     tracker = UsageTracker()
     for part in parts:
         tracker.add_usage("", part)
