@@ -25,7 +25,7 @@ from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.metering import metered
-from rlm_dspy.port import waiting_loop
+from rlm_dspy.port import as_streamed, waiting_loop
 from rlm_dspy.trajectory import SubCall, clip
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Batch(dspy.Module):
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None:
             return module(**inputs)
-        asking = Elsewhere(self._loop, lambda: module.acall(**inputs))
+        asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
         with self._ledger.told_of_closing(asking.cancel):
             try:
                 return asking.result()
