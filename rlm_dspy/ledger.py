@@ -6,7 +6,6 @@ import contextlib
 import math
 import threading
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +93,8 @@ class Ledger:
     _by_model: dict[str, Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def reserve(self, calls: int = 1) -> None:
-        """Take `calls` from the model calls that code may make.
+    def reserve(self, calls: int = 1) -> Ticket:
+        """Take `calls` from the model calls that code may make, and return the ticket for them.
 
         Raises:
             LimitExceeded: If fewer are left; nothing is taken then.
@@ -111,23 +110,9 @@ class Ledger:
                     "max_llm_calls",
                 )
             self._reserved += calls
-        _ticket.set(_Ticket(self, calls))
+        return Ticket(self, calls)
 
-    def count(self) -> None:
-        """Take a call that is about to be made from those that were reserved here, or reserve one more.
-
-        Only where `reserve` was called before: the calls of a module that asks several times are all counted, the
-        run's own are not.
-
-        Raises:
-            LimitExceeded: If none is left.
-        """
-        ticket = _ticket.get()
-        if ticket is not None and ticket.ledger is self and not ticket.taken():
-            self.reserve()
-            self.count()
-
-    def meet(self, limit: str) -> None:
+    def meet(self, limit: str | None) -> None:
         """Note that something was refused because of a limit; the first one is told in `usage`."""
         self._met = self._met or limit
 
@@ -250,6 +235,7 @@ class Ledger:
         """
         closed = self._closed
         if closed is not None and (keeper is None or keeper is not self._spared):
+            self.meet(closed.limit)
             raise LimitExceeded(str(closed), closed.limit)
 
     @property
@@ -326,22 +312,25 @@ class Ledger:
         return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
 
 
-class _Ticket:
-    """The calls that were reserved in a context, and copies of it."""
+class Ticket:
+    """Model calls that were reserved for one item; an item that asks more often takes one more each time."""
 
-    def __init__(self, ledger: Ledger, calls: int) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, calls: int = 0) -> None:
+        self._ledger = ledger
         self._calls = calls
         self._lock = threading.Lock()
 
-    def taken(self) -> bool:
-        """Take one, if there is one."""
+    def take(self) -> None:
+        """Take one for a call that is about to be made.
+
+        Raises:
+            LimitExceeded: If there is none, and none is left to reserve.
+        """
         with self._lock:
-            self._calls -= 1
-            return self._calls >= 0
-
-
-_ticket: ContextVar[_Ticket | None] = ContextVar("_ticket", default=None)
+            if self._calls > 0:
+                self._calls -= 1
+                return
+        self._ledger.reserve()
 
 
 def _written(name: str, value: float) -> str:

@@ -18,7 +18,7 @@ from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rlm_dspy.ledger import Ledger
+    from rlm_dspy.ledger import Ledger, Ticket
     from rlm_dspy.limits import Limits
     from rlm_dspy.lms import Price
 
@@ -70,18 +70,30 @@ class Meter(BaseCallback):
         ledger: Where the calls are entered.
         role: Under what.
         keeper: Whose last turn this is, or None; see `Ledger.hold`.
+        ticket: From what the calls are taken, if `max_llm_calls` counts them.
+        mirrors: Where they are entered too.
     """
 
-    def __init__(self, ledger: Ledger, role: str, keeper: object = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        role: str,
+        keeper: object = None,
+        ticket: Ticket | None = None,
+        mirrors: tuple[Ledger, ...] = (),
+    ) -> None:
         self.ledger = ledger
         self.role = role
         self.keeper = keeper
+        self.ticket = ticket
+        self.mirrors = mirrors
         self.read_at_most = 0
         """Tokens that the last request had at most; 0 where nothing limits them."""
         self.used: dict[str, int] | None = None
         """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
         self._lms: dict[str, Any] = {}
         self._given_up: dict[str, Any] = {}
+        self._why: LimitExceeded | None = None
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Hold what the call can use at most.
@@ -92,10 +104,13 @@ class Meter(BaseCallback):
         if (call := _under_way()) is None or call.call_id != call_id:  # other meters hear of the same call
             _call.set(_Call(call_id, call))
         try:
+            if self._why is not None:
+                raise self._why
             self.ledger.check_open(self.keeper)
             if self.ledger.bounded:
                 self.ledger.hold(call_id, self._most(instance, inputs), keeper=self.keeper)
-            self.ledger.count()
+            if self.ticket is not None:
+                self.ticket.take()
         except LimitExceeded as error:
             self.ledger.give_back(call_id)
             _ended(call_id)
@@ -112,25 +127,28 @@ class Meter(BaseCallback):
         usage = _added(parts) if parts else {}
         cost = self._cost(lm, outputs, usage)
         if asked is None:
-            self.ledger.add(self.role, lm.model, usage, cost)
+            for ledger in (self.ledger, *self.mirrors):
+                ledger.add(self.role, lm.model, usage, cost)
             return
         self.used = tokens_of(usage) if usage else None
-        self.ledger.settle(
-            self.role,
-            lm.model,
-            usage,
-            cost,
-            cached=not parts and exception is None,
-            failed=exception is not None,
-            key=call_id,
-        )
+        cached, failed = not parts and exception is None, exception is not None
+        self._settle(call_id, lm, usage, cost, cached=cached, failed=failed)
 
-    def give_up(self) -> None:
-        """Enter the calls that are still under way as failed: nobody waits for them any more."""
+    def give_up(self, why: LimitExceeded | None = None) -> None:
+        """Enter the calls that are still under way as failed: nobody waits for them any more.
+
+        Args:
+            why: Why all later ones are refused; None if they are not.
+        """
+        self._why = why or self._why
         for call_id, lm in list(self._lms.items()):
             self._given_up[call_id] = lm  # first, so that its end finds it in one place or the other
             if self._lms.pop(call_id, None) is not None:
-                self.ledger.settle(self.role, lm.model, {}, None, cached=False, failed=True, key=call_id)
+                self._settle(call_id, lm, {}, None, cached=False, failed=True)
+
+    def _settle(self, call_id: str, lm: Any, usage: dict[str, int], cost: float | None, **how: bool) -> None:
+        for ledger in (self.ledger, *self.mirrors):
+            ledger.settle(self.role, lm.model, usage, cost, key=call_id, **how)
 
     def forget(self, call_id: str) -> None:
         """Give back what is held for a call that another ledger refused."""
@@ -183,7 +201,14 @@ class _Tracker(UsageTracker):
 
 
 @contextlib.contextmanager
-def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Meter]:
+def metered(
+    ledger: Ledger,
+    role: str,
+    *,
+    keeper: object = None,
+    ticket: Ticket | None = None,
+    mirror: Ledger | None = None,
+) -> Iterator[Meter]:
     """Enter every model call made inside this scope into `ledger` under `role`, and refuse what it does not allow.
 
     The caller's own usage tracking and callbacks go on as they were. A scope inside another of the same
@@ -193,16 +218,19 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         ledger: Where calls are entered.
         role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
         keeper: For whose last turn this is; see `Ledger.hold`.
+        ticket: From what the calls are taken, if `max_llm_calls` counts them.
+        mirror: Where they are entered too, with those of scopes inside that take this one's place.
 
     Raises:
         LimitExceeded: If the limits do not allow a call.
     """
-    meter = Meter(ledger, role, keeper)
+    displaced = [c for c in dspy.settings.callbacks if isinstance(c, Meter) and c.ledger is ledger]
+    mirrors = tuple(each for meter in displaced for each in meter.mirrors)
+    meter = Meter(ledger, role, keeper, ticket, mirrors if mirror is None else (*mirrors, mirror))
     parent = dspy.settings.usage_tracker
     if isinstance(parent, _Tracker) and parent.ledger is ledger:
         parent = parent.parent
-    others = [c for c in dspy.settings.callbacks if not (isinstance(c, Meter) and c.ledger is ledger)]
-    token = _narrowest.set(meter if ledger.bounded else _narrowest.get())
+    others = [c for c in dspy.settings.callbacks if c not in displaced]
     try:
         with dspy.context(callbacks=[meter, *others], usage_tracker=_Tracker(ledger, parent)):
             yield meter
@@ -215,8 +243,6 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         if refused.ledger is not ledger:
             raise
         raise refused.why from None
-    finally:
-        _narrowest.reset(token)
 
 
 _aside: ContextVar[tuple[Meter, ...]] = ContextVar("_aside", default=())
@@ -262,13 +288,10 @@ def heard() -> Iterator[None]:
         _aside.reset(token)
 
 
-_narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
-"""The innermost scope whose ledger limits tokens or cost."""
-
-
 def narrowest() -> Meter | None:
     """Return the meter of the innermost scope whose ledger limits tokens or cost; None if there is none."""
-    return _narrowest.get()
+    meters = (each for each in (*_aside.get(), *dspy.settings.callbacks) if isinstance(each, Meter))
+    return next((meter for meter in meters if meter.ledger.bounded), None)
 
 
 def check_price(lm: Any, limits: Limits) -> Price | None:

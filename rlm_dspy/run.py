@@ -18,7 +18,7 @@ from rlm_dspy.coverage import watch_over
 from rlm_dspy.environment import write_calls, write_environment
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.interpreters import resolve_factory
-from rlm_dspy.ledger import Ledger
+from rlm_dspy.ledger import Ledger, Ticket
 from rlm_dspy.lms import tokens_at_most
 from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL
@@ -130,6 +130,10 @@ class Run:
     def role(self, name: str) -> str:
         """Return the name under which model calls of this run are entered into the ledger."""
         return f"child.{name}" if self.depth else name
+
+    def ticket(self) -> Ticket | None:
+        """Return what takes each request from `max_llm_calls`, as a child's are; None in a root."""
+        return Ticket(self.ledger) if self.depth else None
 
     def usage(self) -> dict[str, Any]:
         """Return what the tree has spent so far, as `Prediction.usage` holds it."""

@@ -71,9 +71,9 @@ class Turn(dspy.Module):
         run, started, budget = self._run, time.monotonic(), self._run.budget
         meter = None
         try:
-            if run.depth:  # a root's turns are limited by their number; a child's come out of the sub-calls
-                run.ledger.reserve()
-            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper)
+            # A root's turns are limited by their number; a child's come out of the sub-calls.
+            ticket = run.ledger.reserve() if run.depth else None
+            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper, ticket=ticket)
             with scope as meter, fitting(budget.next_tokens, module=self._act), budget.in_time():
                 action = await port.predict(
                     self._act,
