@@ -25,11 +25,11 @@ from rlm_dspy.listening import tell
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.metering import Meter, metered
 from rlm_dspy.port import as_streamed, waiting_loop
-from rlm_dspy.trajectory import SubCall, clip
+from rlm_dspy.trajectory import SubCall, clip, sendable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
@@ -63,6 +63,7 @@ class Asked:
         inside: What RLMs that ran inside it did.
         watch: Tells which parts of the run's inputs it was sent.
         meter: Hears of its requests, in the last attempt.
+        end: Lets another sub-call begin in its place.
     """
 
     inputs: dict[str, Any]
@@ -77,6 +78,7 @@ class Asked:
     spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
     inside: Calling | None = None
     meter: Meter | None = None
+    end: Callable[[], object] = bool
 
     @functools.cached_property
     def sent(self) -> tuple[Span, ...]:
@@ -118,13 +120,14 @@ def _whole(value: Any) -> str:
     """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
     if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
         return ""
-    text = json.dumps(value, ensure_ascii=False)
+    text = sendable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _ANSWER_CHARS else ""
 
 
 def failed(error: BaseException) -> Answer:
     """Return an error as an answer."""
-    return {"error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS), "kind": type(error).__name__}
+    kind = type(error).__name__
+    return {"error": sendable(clip(f"{kind}: {error}", _ERROR_CHARS)), "kind": kind}
 
 
 class Batch(dspy.Module):
@@ -197,6 +200,7 @@ class Batch(dspy.Module):
         for item in given_up:
             if item.meter is not None:
                 item.meter.give_up(why)
+            item.end()
             tell(functools.partial(item.entry, self._callee, self.number))
 
     def _answer(self, item: Asked) -> None:
@@ -213,6 +217,8 @@ class Batch(dspy.Module):
             answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
             answer = failed(error)
+        finally:
+            item.end()
         with self._lock:
             late = bool(item.answer)
             if not late:
@@ -228,6 +234,8 @@ class Batch(dspy.Module):
         unread: dspy.AdapterParseError | None = None
         while True:
             self._check_waited_for(item)
+            if callee.reserves and item.attempts == 0:
+                item.end = self._ledger.slot()
             # Before the call: a failed call may be billed too.
             ticket = self._ledger.reserve() if callee.reserves else None
             item.attempts += 1

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,10 @@ class Spent:
             self.cost = (self.cost or 0.0) + cost
 
 
+_in_slot: ContextVar[Ledger | None] = ContextVar("_in_slot", default=None)
+_LOOK_SECONDS = 0.05
+
+
 @dataclass
 class Ledger:
     """Counts what a run and its children spend, across threads.
@@ -84,6 +89,7 @@ class Ledger:
     _reserved: int = 0
     _spent: Amount = NOTHING
     _held: dict[str, Amount] = field(default_factory=dict)
+    _open: dict[str, Callable[[LimitExceeded], object]] = field(default_factory=dict)
     _kept: dict[object, Amount] = field(default_factory=dict)
     _closed: LimitExceeded | None = None
     _met: str | None = None
@@ -92,6 +98,26 @@ class Ledger:
     _by_role: dict[str, Spent] = field(default_factory=dict)
     _by_model: dict[str, Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _slots: threading.Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.limits.max_concurrency)
+
+    def slot(self) -> Callable[[], None]:
+        """Wait until one more of `max_concurrency` sub-calls may be under way; return what ends it, once.
+
+        A sub-call that is asked for inside another is part of that one: it would wait for whom it holds up.
+
+        Raises:
+            LimitExceeded: If the ledger was closed meanwhile.
+        """
+        if _in_slot.get() is self:
+            return lambda: None
+        while not self._slots.acquire(timeout=_LOOK_SECONDS):
+            self.check_open()
+        _in_slot.set(self)
+        ends = [self._slots.release]
+        return lambda: ends.pop()() if ends else None
 
     def reserve(self, calls: int = 1) -> Ticket:
         """Take `calls` from the model calls that code may make, and return the ticket for them.
@@ -159,10 +185,23 @@ class Ledger:
                     )
             self._held[key] = most
 
+    def open(self, key: str, give_up: Callable[[LimitExceeded], object]) -> None:
+        """Note that a request is under way until it is settled under `key`; see `give_up`."""
+        with self._lock:
+            self._open[key] = give_up
+
+    def give_up(self, why: LimitExceeded) -> None:
+        """Have whoever asked for what is under way settle it: nobody waits for it any more."""
+        with self._lock:
+            under_way = list(self._open.values())
+        for give_up in under_way:
+            give_up(why)
+
     def give_back(self, key: str) -> None:
         """Give back what was held for a request that was not made."""
         with self._lock:
             self._held.pop(key, None)
+            self._open.pop(key, None)
 
     def keep(self, keeper: object, amount: Amount) -> None:
         """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
@@ -269,6 +308,7 @@ class Ledger:
         with self._lock:
             if key is not None:
                 self._held.pop(key, None)
+                self._open.pop(key, None)
             for spent in self._add(role, model, tokens, cost):
                 spent.calls += 1
                 spent.cached_calls += cached

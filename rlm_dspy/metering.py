@@ -116,6 +116,7 @@ class Meter(BaseCallback):
             _ended(call_id)
             raise Refused(self.ledger, call_id, error) from None
         self._lms[call_id] = instance
+        self.ledger.open(call_id, self.give_up)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Enter the call; of one that was given up, what it used all the same."""

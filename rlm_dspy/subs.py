@@ -13,6 +13,7 @@ from dspy.adapters.utils import get_annotation_name
 from pydantic_core import PydanticUndefined
 
 from rlm_dspy.arguments import RESERVED, check_signature
+from rlm_dspy.typenames import consists_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +136,11 @@ class Interface:
             return str(get_annotation_name(next(iter(self.outputs.values()))))
         fields = (f"{name}: {get_annotation_name(kind)}" for name, kind in self.outputs.items())
         return f"record({', '.join(fields)})"
+
+    @property
+    def types(self) -> str:
+        """What the pydantic models and enums in it consist of: code gives dicts for models, and gets records."""
+        return consists_of([*self.inputs.values(), *(self.outputs or {}).values()], "record")
 
     @property
     def stub(self) -> str:

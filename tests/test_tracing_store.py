@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import mlflow
 import pytest
 
 from rlm_dspy import RLM, Limits, signatures, tracing
+from rlm_dspy.coverage import watched
 from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
@@ -136,8 +138,23 @@ def test_our_scorers_are_metrics_of_dspy(store: Store) -> None:
     example = dspy.Example(context="The moon.", question="Which?").with_inputs("context", "question")
     pred = call(RLM(SIGNATURE), failing_first(), "blocking", **example.inputs())
     found = {each.name: each(example, pred) for each in tracing.scorers.ALL}
-    assert found.pop("cost") != found.get("cost")
+    assert math.isnan(found.pop("cost"))
+    assert math.isnan(found.pop("coverage"))
     assert found == SCORES
+
+
+def test_coverage_is_a_score_of_watched_runs_in_the_threads_of_evaluate_too(store: Store) -> None:
+    """Of the text half is read; the question is not."""
+    text = "The moon is far away, as every child knows. " * 4
+    example = dspy.Example(context=text, question="").with_inputs("context", "question")
+    lm = ScriptedLM(lambda _: block(f"x = context[:{len(text) // 2}]\nSUBMIT(answer=['moon'])"))
+    settings = {"num_threads": 2, "display_progress": False}
+    with watched(), dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        result = dspy.Evaluate(devset=[example] * 4, metric=tracing.scorers.coverage, **settings)(RLM(SIGNATURE))
+    assert [score for *_, score in result.results] == [0.5] * 4
+    traces = store.traces()
+    assert [span(trace, "RLM").get_attribute("rlm.coverage") for trace in traces] == [0.5] * 4
+    assert tracing.scorers.facts_of_trace(traces[0]).coverage == 0.5
 
 
 @pytest.mark.filterwarnings("ignore:Starting with pandas version")  # MLflow's
