@@ -12,7 +12,7 @@ import dspy
 from dspy.utils.exceptions import LMError, is_retryable_lm_error
 
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.metering import Refused, are_aside, heard
+from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 
 _LONGEST_PAUSE_SECONDS = 60
@@ -25,13 +25,9 @@ def attempt_by_attempt(lm: Any) -> Any:
     last. What is returned here repeats after the same errors and pauses (dspy 3.4), but by calling itself: each
     request is held, entered and traced on its own, and refused when the limits allow no more.
 
-    It is also where the meters that are left aside (`aside`) hear of requests.
-
     An LM whose `forward` or `aforward` is not `dspy.LM`'s asks in a way of its own, and is returned as it is.
     """
-    if not isinstance(lm, dspy.LM) or isinstance(lm, _AttemptByAttempt):
-        return lm
-    if not (lm.num_retries or are_aside()) or "forward" in vars(lm) or "aforward" in vars(lm):
+    if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
         return lm
     kind = type(lm)
     if kind.forward is not dspy.LM.forward or kind.aforward is not dspy.LM.aforward:
@@ -39,11 +35,6 @@ def attempt_by_attempt(lm: Any) -> Any:
     again = object.__new__(_shown(kind))  # type: ignore[arg-type]
     again.__dict__ = lm.__dict__
     return again
-
-
-def is_attempt_by_attempt(lm: Any) -> bool:
-    """Whether an LM is one that `attempt_by_attempt` has made."""
-    return isinstance(lm, _AttemptByAttempt)
 
 
 @functools.cache
@@ -66,13 +57,11 @@ class _AttemptByAttempt(dspy.LM):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
-            with heard():
-                return self._plain()(*args, **kwargs)
+            return self._plain()(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
-                with heard():
-                    return super().__call__(*args, **kwargs)
+                return super().__call__(*args, **kwargs)
             except LMError as error:
                 last = error
                 _wait(self._pause(error, attempt))
@@ -82,13 +71,11 @@ class _AttemptByAttempt(dspy.LM):
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
-            with heard():
-                return await self._plain().acall(*args, **kwargs)
+            return await self._plain().acall(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
-                with heard():
-                    return await super().acall(*args, **kwargs)
+                return await super().acall(*args, **kwargs)
             except LMError as error:
                 last = error
                 await asyncio.sleep(self._pause(error, attempt))

@@ -107,5 +107,6 @@ def for_repl(subs: Subs) -> list[dict[str, Any]]:
     for name in subs.names():
         interface = interface_of(name, getattr(subs, name))
         fields = list(interface.inputs)
-        known.append({"name": name, "fields": fields, "usage": interface.stub, "doc": interface.doc})
+        doc = " ".join(filter(None, (interface.doc, interface.types)))
+        known.append({"name": name, "fields": fields, "usage": interface.stub, "doc": doc})
     return known

@@ -10,7 +10,6 @@ import json
 import threading
 import time
 from collections import deque
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +23,18 @@ from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
-from rlm_dspy.metering import metered
-from rlm_dspy.port import waiting_loop
-from rlm_dspy.trajectory import SubCall, clip
+from rlm_dspy.metering import Meter, metered
+from rlm_dspy.port import as_streamed, waiting_loop
+from rlm_dspy.trajectory import SubCall, clip, sendable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.callee import Callee
     from rlm_dspy.coverage import Watch
+    from rlm_dspy.ledger import Ticket
     from rlm_dspy.trajectory import Span
 
 Answer = dict[str, Any]
@@ -62,6 +62,8 @@ class Asked:
         spent: Counts what it used.
         inside: What RLMs that ran inside it did.
         watch: Tells which parts of the run's inputs it was sent.
+        meter: Hears of its requests, in the last attempt.
+        end: Lets another sub-call begin in its place.
     """
 
     inputs: dict[str, Any]
@@ -75,6 +77,8 @@ class Asked:
     seconds: float = 0.0
     spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
     inside: Calling | None = None
+    meter: Meter | None = None
+    end: Callable[[], object] = bool
 
     @functools.cached_property
     def sent(self) -> tuple[Span, ...]:
@@ -116,25 +120,14 @@ def _whole(value: Any) -> str:
     """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
     if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
         return ""
-    text = json.dumps(value, ensure_ascii=False)
+    text = sendable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _ANSWER_CHARS else ""
 
 
 def failed(error: BaseException) -> Answer:
     """Return an error as an answer."""
-    return {"error": clip(f"{type(error).__name__}: {error}", _ERROR_CHARS), "kind": type(error).__name__}
-
-
-_spent: ContextVar[Ledger | None] = ContextVar("_spent", default=None)
-
-
-class _PerItem(Ledger):
-    """Enters what is spent to the item that it is spent on."""
-
-    def settle(self, *args: Any, **kwargs: Any) -> None:
-        """Enter one finished model call."""
-        if (spent := _spent.get()) is not None:
-            spent.settle(*args, **kwargs)
+    kind = type(error).__name__
+    return {"error": sendable(clip(f"{kind}: {error}", _ERROR_CHARS)), "kind": kind}
 
 
 class Batch(dspy.Module):
@@ -199,17 +192,20 @@ class Batch(dspy.Module):
             self._give_up(why)
 
     def _give_up(self, why: LimitExceeded) -> None:
+        self._ledger.meet(why.limit)
         with self._lock:
             given_up = [item for item in self._items if not item.answer]
             for item in given_up:
                 item.fail(why)
         for item in given_up:
+            if item.meter is not None:
+                item.meter.give_up(why)
+            item.end()
             tell(functools.partial(item.entry, self._callee, self.number))
 
     def _answer(self, item: Asked) -> None:
         begun = time.monotonic()
         item.started = begun - self._ledger.started
-        _spent.set(item.spent)
         if (outer := calling.get()) is not None:
             item.inside = Calling(outer.run)
             calling.set(item.inside)
@@ -221,6 +217,8 @@ class Batch(dspy.Module):
             answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
             answer = failed(error)
+        finally:
+            item.end()
         with self._lock:
             late = bool(item.answer)
             if not late:
@@ -235,17 +233,37 @@ class Batch(dspy.Module):
         callee = self._callee
         unread: dspy.AdapterParseError | None = None
         while True:
-            if callee.reserves:
-                self._ledger.reserve()  # before the call: a failed call may be billed too
+            self._check_waited_for(item)
+            if callee.reserves and item.attempts == 0:
+                item.end = self._ledger.slot()
+            # Before the call: a failed call may be billed too.
+            ticket = self._ledger.reserve() if callee.reserves else None
             item.attempts += 1
             try:
-                with fitting(module=callee.module), insisting(unread):
+                with self._metered(item, ticket), fitting(module=callee.module), insisting(unread):
                     result = self._call(item)
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:
                 if item.attempts >= callee.attempts:
                     raise
                 unread = error
+
+    @contextlib.contextmanager
+    def _metered(self, item: Asked, ticket: Ticket | None) -> Iterator[None]:
+        """Enter what is asked for an item in this scope. A child enters by itself what it asks."""
+        role, ledger = self._callee.role, self._ledger
+        entered = (
+            metered(item.spent, role)
+            if ticket is None
+            else metered(ledger, role, ticket=ticket, mirror=item.spent)
+        )
+        with entered as item.meter:
+            self._check_waited_for(item)
+            yield
+
+    def _check_waited_for(self, item: Asked) -> None:
+        if item.answer:
+            raise LimitExceeded(item.answer.get("error", "It has been answered."))
 
     def _loop_to_ask_on(self) -> asyncio.AbstractEventLoop | None:
         """Return the loop on which a request can be ended: the run's, or ours if it may have to be; else None."""
@@ -261,7 +279,7 @@ class Batch(dspy.Module):
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None:
             return module(**inputs)
-        asking = Elsewhere(self._loop, lambda: module.acall(**inputs))
+        asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
         with self._ledger.told_of_closing(asking.cancel):
             try:
                 return asking.result()
@@ -271,12 +289,11 @@ class Batch(dspy.Module):
 
 
 @contextlib.contextmanager
-def counted_inside(run: Any, callee: Callee, ledger: Ledger, lm: Any) -> Iterator[None]:
-    """Be inside a sub-call of `run` in this scope: entered into the ledger, with the LM of sub-calls."""
+def calling_from(run: Any, lm: Any) -> Iterator[None]:
+    """Be inside a sub-call of `run` in this scope, with the LM of sub-calls."""
     token = calling.set(Calling(run))
-    own_role = metered(ledger, callee.role) if callee.reserves else contextlib.nullcontext()
     try:
-        with own_role, metered(_PerItem(_NO_LIMITS), callee.role), dspy.context(**({"lm": lm} if lm else {})):
+        with dspy.context(**({"lm": lm} if lm else {})):
             yield
     finally:
         calling.reset(token)

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from contextvars import ContextVar
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import dspy
 from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.replies import tree_of
 from rlm_dspy.spans import merged, sources_of, strings_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rlm_dspy.record import Record
     from rlm_dspy.spans import Source
-    from rlm_dspy.trajectory import Span
+    from rlm_dspy.trajectory import Span, Step
 
 _QUOTED_CHARS = 60
 _MIN_CHARS = 3
@@ -29,17 +29,22 @@ _MAX_VALUES = 100
 _MAX_PLACES = 20
 _SCANNED_CHARS = 1_000_000_000
 _READ_NOTHING = {"len", "type", "isinstance", "id", "SHOW_VARS"}
-_wanted: ContextVar[bool] = ContextVar("_wanted", default=False)
+_SETTING = "rlm_dspy_coverage"
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Note the coverage of the inputs of every run that begins inside this scope, its children included."""
-    token = _wanted.set(True)
-    try:
+    """Note the coverage of the inputs of every run that begins inside this scope, its children included.
+
+    It reaches the threads of DSPy, those of `dspy.Evaluate` too, as `dspy.context` does.
+    """
+    with dspy.context(**{_SETTING: True}):
         yield
-    finally:
-        _wanted.reset(token)
+
+
+def watching() -> bool:
+    """Whether `watched()` is in force."""
+    return bool(dspy.settings.get(_SETTING))
 
 
 class Occurrence(BaseModel):
@@ -132,7 +137,7 @@ def looked_into(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, An
         inputs: The inputs by name.
         outputs: The output fields in JSON's types; empty if the run did not end.
     """
-    if not _wanted.get():
+    if not watching():
         return {}
     watch = Watch(inputs)
     return {
@@ -148,7 +153,7 @@ def watch_over(inputs: dict[str, Any]) -> Watch:
     Args:
         inputs: The inputs by name.
     """
-    return Watch(inputs if _wanted.get() else {})
+    return Watch(inputs if watching() else {})
 
 
 class _Reads(ast.NodeVisitor):
@@ -257,9 +262,22 @@ def coverage_of(record: Record) -> dict[str, dict[str, float]]:
     }
 
 
+def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float | None:
+    """Return which share of all inputs' characters code read, the model was shown or sub-models were sent.
+
+    None if coverage was not watched, or nothing of the inputs can be.
+    """
+    chars = sum(input_chars.values())
+    spans = merged((span for part in _covered(steps).values() for span in part), most=None)
+    return sum(end - start for _, start, end in spans) / chars if chars else None
+
+
 def covered(record: Record) -> dict[str, list[Span]]:
     """Return the parts of the inputs that were `read`, `shown` and `sent` in the whole run, each merged."""
-    steps = record.trajectory
+    return _covered(record.trajectory)
+
+
+def _covered(steps: Sequence[Step]) -> dict[str, list[Span]]:
     return {
         "read": merged((span for step in steps for span in step.read), most=None),
         "shown": merged((span for step in steps for span in step.shown), most=None),

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from rlm_dspy.answers import read_value
 from rlm_dspy.inputs import Text, plain
-from rlm_dspy.trajectory import clip
+from rlm_dspy.trajectory import clip, sendable
 
 
 class _Short(reprlib.Repr):
@@ -74,7 +74,5 @@ def received(value: Any, annotation: Any) -> Any:
 def short(value: Any, max_chars: int) -> str:
     """Return a value as text for the trajectory, cut."""
     if isinstance(value, Text | str):
-        return clip(str(value), max_chars)
-    if isinstance(value, BaseModel):
-        return clip(repr(value), max_chars)
-    return clip(_SHORT.repr(value), max_chars)
+        return sendable(clip(str(value), max_chars))
+    return sendable(clip(repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value), max_chars))

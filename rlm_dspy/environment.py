@@ -9,9 +9,8 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from dspy.adapters.utils import get_annotation_name
-
 from rlm_dspy.inputs import describe
+from rlm_dspy.typenames import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +66,7 @@ def _answer(signature: Any) -> str:
     lines = [f"When you know the answer, end with {call}:"]
     for name, field in signature.output_fields.items():
         note = _description(name, field)
-        lines.append(f"- {name}: {_type_name(field.annotation)}{f'  # {note}' if note else ''}")
+        lines.append(f"- {name}: {type_name(field.annotation)}{f'  # {note}' if note else ''}")
     return "\n".join(lines)
 
 
@@ -125,29 +124,3 @@ def _description(name: str, field: Any) -> str:
     desc = extra.get("desc") or ""
     constraints = extra.get("constraints") or ""
     return "; ".join(part for part in ("" if desc == f"${{{name}}}" else desc, constraints) if part)
-
-
-def _type_name(annotation: Any) -> str:
-    """Return the type's name; of a pydantic model or an enum also what it consists of."""
-    name: str = get_annotation_name(annotation)
-    parts = []
-    for part in _parts_of(annotation, set()):
-        if members := getattr(part, "__members__", None):
-            parts.append(f"{part.__name__} is one of {[member.value for member in members.values()]}")
-        else:
-            fields = (f"{key}: {get_annotation_name(f.annotation)}" for key, f in part.model_fields.items())
-            parts.append(f"{part.__name__} is a dict with {', '.join(fields)}")
-    return f"{name} ({'; '.join(parts)})" if parts else name
-
-
-def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
-    """Return the pydantic models and enums that a type is made of, each once, the outermost first."""
-    found = []
-    if (hasattr(annotation, "model_fields") or hasattr(annotation, "__members__")) and annotation not in seen:
-        seen.add(annotation)
-        found.append(annotation)
-        for field in getattr(annotation, "model_fields", {}).values():
-            found += _parts_of(field.annotation, seen)
-    for argument in getattr(annotation, "__args__", ()):
-        found += _parts_of(argument, seen)
-    return found

@@ -61,7 +61,7 @@ from rlm_dspy.coverage import looked_into
 from rlm_dspy.listening import SubCallListener
 from rlm_dspy.metering import Meter, reported
 from rlm_dspy.record import asked, cut_short, ended, in_one_line
-from rlm_dspy.redaction import HIDDEN, secrets_of, secrets_of_environment
+from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
 from rlm_dspy.rlm import RLM
 from rlm_dspy.trajectory import Step, SubCall
 from rlm_dspy.turn import Turn
@@ -302,9 +302,9 @@ class RunLog(SubCallListener):
     def _encoded(self, line: dict[str, Any]) -> bytes:
         """Return the line as UTF-8, without secrets; halves of surrogate pairs are replaced."""
         plain = to_jsonable_python(line, fallback=repr)
+        if self._secrets:
+            plain = in_strings(plain, lambda text: hidden(text, self._secrets))
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        for secret in self._secrets:
-            text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], HIDDEN)
         return text.encode("utf-8", "replace") + b"\n"
 
     def _append(self, line: bytes) -> None:

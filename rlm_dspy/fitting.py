@@ -9,10 +9,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.utils.callback import with_callbacks
 
-from rlm_dspy.attempts import attempt_by_attempt, is_attempt_by_attempt
+from rlm_dspy.attempts import attempt_by_attempt
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
-from rlm_dspy.metering import Meter, Refused, aside, heard, narrowest
+from rlm_dspy.metering import Meter, Refused, are_meters, aside, heard, narrowest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +22,11 @@ _SHORTEST_REPLY_TOKENS = 64
 """A request is not made with less room for its reply."""
 _ALONE = 2
 """A reply that alone is under way may take one part in so many of what is left."""
+_TELLING = with_callbacks(lambda _: None).__code__
+"""Of the functions that tell callbacks."""
 _known_tokens: ContextVar[float | None] = ContextVar("_known_tokens", default=None)
 _CHAT = dspy.ChatAdapter()
 """What DSPy speaks through where no adapter is set."""
-_ASK_ONE_LM = ("dspy.adapters.chat_adapter", "dspy.adapters.json_adapter", "rlm_dspy.adapter", "rlm_dspy.callee")
-"""Modules of adapters that ask the LM they are given and no other."""
 
 
 @contextlib.contextmanager
@@ -39,7 +40,7 @@ def fitting(input_tokens: float | None = None, *, module: dspy.Module | None = N
         input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
             the reply may then take half of what is left beyond them, else a fair part of it.
         module: What alone asks in this scope, if that is known. If it asks through the adapter in force, the
-            meters hear of the requests alone.
+            meters need not hear of anything before.
 
     Raises:
         LimitExceeded: If the limits do not allow a call.
@@ -59,10 +60,15 @@ def fitting(input_tokens: float | None = None, *, module: dspy.Module | None = N
         _known_tokens.reset(token)
 
 
-def _asks_by_adapter(module: dspy.Module | None) -> bool:
+def _asks_by_adapter(module: Any) -> bool:
     """Whether a module is a predictor of DSPy's or ours, which asks no LM but through an adapter."""
-    kinds = (dspy.Predict, dspy.ChainOfThought)
-    return isinstance(module, kinds) and type(module).__module__.partition(".")[0] in ("dspy", "rlm_dspy")
+    if not isinstance(module, dspy.Predict | dspy.ChainOfThought):
+        return False
+    ours = type(module).__module__.partition(".")[0] in ("dspy", "rlm_dspy")
+    as_made = not {"forward", "aforward"} & vars(module).keys()
+    if not ours or not as_made or module.callbacks:
+        return False
+    return isinstance(module, dspy.Predict) or _asks_by_adapter(module.predict)
 
 
 def asked(lm: Any) -> Any:
@@ -120,19 +126,12 @@ class _Asking(dspy.Adapter):
     stands_for: type[dspy.Adapter]
 
     def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        lm = asked(lm)
-        with self._scope(lm):
-            return super().__call__(lm, *args, **kwargs)
+        with heard():
+            return super().__call__(asked(lm), *args, **kwargs)
 
     async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        lm = asked(lm)
-        with self._scope(lm):
-            return await super().acall(lm, *args, **kwargs)
-
-    def _scope(self, lm: Any) -> contextlib.AbstractContextManager[None]:
-        """Have meters hear of all that an adapter does that may ask other LMs, or one that tells them nothing."""
-        tells = is_attempt_by_attempt(lm) and self.stands_for.__module__ in _ASK_ONE_LM
-        return contextlib.nullcontext() if tells else heard()
+        with heard():
+            return await super().acall(asked(lm), *args, **kwargs)
 
 
 @functools.lru_cache(maxsize=64)  # `dspy.Refine` makes a class for each attempt
@@ -140,9 +139,24 @@ def _asking_kind(kind: type[dspy.Adapter]) -> type[dspy.Adapter]:
     told_as = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stands_for": kind}
     if kind in (dspy.ChatAdapter, dspy.JSONAdapter):
         told_as["format_field_structure"] = _told_once(kind)
-    made = type(kind.__name__, (_Asking, kind), told_as)
-    _as_inherited(made)
-    return made
+    made: Any = type(kind.__name__, (_Asking, kind), told_as)
+    made.format, made.parse = _told_to_others(kind.format), _told_to_others(kind.parse)
+    found: type[dspy.Adapter] = made
+    return found
+
+
+def _told_to_others(method: Any) -> Any:
+    """Return a method of which DSPy tells its callbacks, unless they are meters alone."""
+    plain = method
+    while getattr(plain, "__code__", None) is _TELLING:
+        plain = plain.__wrapped__
+
+    @functools.wraps(method)
+    def call(self: dspy.Adapter, *args: Any, **kwargs: Any) -> Any:
+        nobody = are_meters(dspy.settings.callbacks) and not self.callbacks
+        return (plain if nobody else method)(self, *args, **kwargs)
+
+    return call
 
 
 def _told_once(kind: type[dspy.Adapter]) -> Any:

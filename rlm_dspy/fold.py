@@ -89,7 +89,7 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     short = min(_ACCOUNT_CHARS, room // 4)
     signature = dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS)
     tell = dspy.Predict(signature)
-    metering = metered(run.ledger, run.role("fold"))
+    metering = metered(run.ledger, run.role("fold"), ticket=run.ticket())
     try:
         with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():
             found = await port.predict(

@@ -47,6 +47,11 @@ class _RlmRecord(dict):
         super().__init__(fields)
         self.__dict__["_rlm_name"] = _rlm_name
 
+    def __getattribute__(self, name):
+        if not name.startswith("_") and dict.__contains__(self, name):  # also one that a dict has: items, keys
+            return dict.__getitem__(self, name)
+        return dict.__getattribute__(self, name)
+
     def __getattr__(self, name):
         try:
             return self[name]
@@ -62,7 +67,7 @@ class _RlmRecord(dict):
     toDict = model_dump = _asdict
 
     def __repr__(self):
-        fields = ", ".join("%s=%r" % item for item in self.items())
+        fields = ", ".join("%s=%r" % item for item in dict.items(self))
         return "%s(%s)" % (self.__dict__.get("_rlm_name", "Prediction"), fields)
 
 
@@ -92,7 +97,7 @@ def _rlm_plain(value):
     if isinstance(value, _rlm_enum.Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(name): _rlm_plain(item) for name, item in value.items()}
+        return {str(name): _rlm_plain(item) for name, item in dict.items(value)}
     if isinstance(value, (list, tuple)):
         return [_rlm_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):

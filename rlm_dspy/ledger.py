@@ -72,6 +72,10 @@ class Spent:
             self.cost = (self.cost or 0.0) + cost
 
 
+_in_slot: ContextVar[Ledger | None] = ContextVar("_in_slot", default=None)
+_LOOK_SECONDS = 0.05
+
+
 @dataclass
 class Ledger:
     """Counts what a run and its children spend, across threads.
@@ -85,6 +89,7 @@ class Ledger:
     _reserved: int = 0
     _spent: Amount = NOTHING
     _held: dict[str, Amount] = field(default_factory=dict)
+    _open: dict[str, Callable[[LimitExceeded], object]] = field(default_factory=dict)
     _kept: dict[object, Amount] = field(default_factory=dict)
     _closed: LimitExceeded | None = None
     _met: str | None = None
@@ -93,9 +98,29 @@ class Ledger:
     _by_role: dict[str, Spent] = field(default_factory=dict)
     _by_model: dict[str, Spent] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _slots: threading.Semaphore = field(init=False, repr=False)
 
-    def reserve(self, calls: int = 1) -> None:
-        """Take `calls` from the model calls that code may make.
+    def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.limits.max_concurrency)
+
+    def slot(self) -> Callable[[], None]:
+        """Wait until one more of `max_concurrency` sub-calls may be under way; return what ends it, once.
+
+        A sub-call that is asked for inside another is part of that one: it would wait for whom it holds up.
+
+        Raises:
+            LimitExceeded: If the ledger was closed meanwhile.
+        """
+        if _in_slot.get() is self:
+            return lambda: None
+        while not self._slots.acquire(timeout=_LOOK_SECONDS):
+            self.check_open()
+        _in_slot.set(self)
+        ends = [self._slots.release]
+        return lambda: ends.pop()() if ends else None
+
+    def reserve(self, calls: int = 1) -> Ticket:
+        """Take `calls` from the model calls that code may make, and return the ticket for them.
 
         Raises:
             LimitExceeded: If fewer are left; nothing is taken then.
@@ -111,23 +136,9 @@ class Ledger:
                     "max_llm_calls",
                 )
             self._reserved += calls
-        _ticket.set(_Ticket(self, calls))
+        return Ticket(self, calls)
 
-    def count(self) -> None:
-        """Take a call that is about to be made from those that were reserved here, or reserve one more.
-
-        Only where `reserve` was called before: the calls of a module that asks several times are all counted, the
-        run's own are not.
-
-        Raises:
-            LimitExceeded: If none is left.
-        """
-        ticket = _ticket.get()
-        if ticket is not None and ticket.ledger is self and not ticket.taken():
-            self.reserve()
-            self.count()
-
-    def meet(self, limit: str) -> None:
+    def meet(self, limit: str | None) -> None:
         """Note that something was refused because of a limit; the first one is told in `usage`."""
         self._met = self._met or limit
 
@@ -174,10 +185,23 @@ class Ledger:
                     )
             self._held[key] = most
 
+    def open(self, key: str, give_up: Callable[[LimitExceeded], object]) -> None:
+        """Note that a request is under way until it is settled under `key`; see `give_up`."""
+        with self._lock:
+            self._open[key] = give_up
+
+    def give_up(self, why: LimitExceeded) -> None:
+        """Have whoever asked for what is under way settle it: nobody waits for it any more."""
+        with self._lock:
+            under_way = list(self._open.values())
+        for give_up in under_way:
+            give_up(why)
+
     def give_back(self, key: str) -> None:
         """Give back what was held for a request that was not made."""
         with self._lock:
             self._held.pop(key, None)
+            self._open.pop(key, None)
 
     def keep(self, keeper: object, amount: Amount) -> None:
         """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
@@ -250,6 +274,7 @@ class Ledger:
         """
         closed = self._closed
         if closed is not None and (keeper is None or keeper is not self._spared):
+            self.meet(closed.limit)
             raise LimitExceeded(str(closed), closed.limit)
 
     @property
@@ -283,6 +308,7 @@ class Ledger:
         with self._lock:
             if key is not None:
                 self._held.pop(key, None)
+                self._open.pop(key, None)
             for spent in self._add(role, model, tokens, cost):
                 spent.calls += 1
                 spent.cached_calls += cached
@@ -326,22 +352,25 @@ class Ledger:
         return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
 
 
-class _Ticket:
-    """The calls that were reserved in a context, and copies of it."""
+class Ticket:
+    """Model calls that were reserved for one item; an item that asks more often takes one more each time."""
 
-    def __init__(self, ledger: Ledger, calls: int) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, calls: int = 0) -> None:
+        self._ledger = ledger
         self._calls = calls
         self._lock = threading.Lock()
 
-    def taken(self) -> bool:
-        """Take one, if there is one."""
+    def take(self) -> None:
+        """Take one for a call that is about to be made.
+
+        Raises:
+            LimitExceeded: If there is none, and none is left to reserve.
+        """
         with self._lock:
-            self._calls -= 1
-            return self._calls >= 0
-
-
-_ticket: ContextVar[_Ticket | None] = ContextVar("_ticket", default=None)
+            if self._calls > 0:
+                self._calls -= 1
+                return
+        self._ledger.reserve()
 
 
 def _written(name: str, value: float) -> str:

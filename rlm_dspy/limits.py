@@ -42,7 +42,7 @@ class Limits:
     max_output_chars: int = 10_000
     """Characters of one turn's output that the model is shown and the trajectory keeps; at least 100."""
     max_concurrency: int = 16
-    """Calls of one batch that are under way at once; at least 1."""
+    """Sub-calls of a run and its children that are under way at once, and children of one batch; at least 1."""
     max_depth: int = 1
     """How deep children may be nested: 1 allows children of the root, 0 none."""
     max_input_tokens: int | None = None

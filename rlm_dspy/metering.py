@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -15,15 +16,35 @@ from rlm_dspy.ledger import Amount, Spent, tokens_of
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from rlm_dspy.ledger import Ledger
+    from rlm_dspy.ledger import Ledger, Ticket
     from rlm_dspy.limits import Limits
     from rlm_dspy.lms import Price
 
 _HISTORY_ENTRIES_SEARCHED = 256
 _LONGEST_REPLY_UNKNOWN = 32_768
-_usage_of_this_call: ContextVar[list[dict[str, Any]] | None] = ContextVar("_usage_of_this_call", default=None)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of an LM in this context, and what was reported of it; an LM may ask another meanwhile."""
+
+    call_id: str
+    outer: _Call | None
+    parts: tuple[dict[str, Any], ...] = ()
+    ended: bool = False
+
+
+_call: ContextVar[_Call | None] = ContextVar("_call", default=None)
+
+
+def _under_way() -> _Call | None:
+    """Return the innermost call that has not ended."""
+    call = _call.get()
+    while call is not None and call.ended:
+        call = call.outer
+    return call
 
 
 class Refused(BaseException):
@@ -49,18 +70,30 @@ class Meter(BaseCallback):
         ledger: Where the calls are entered.
         role: Under what.
         keeper: Whose last turn this is, or None; see `Ledger.hold`.
+        ticket: From what the calls are taken, if `max_llm_calls` counts them.
+        mirrors: Where they are entered too.
     """
 
-    def __init__(self, ledger: Ledger, role: str, keeper: object = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        role: str,
+        keeper: object = None,
+        ticket: Ticket | None = None,
+        mirrors: tuple[Ledger, ...] = (),
+    ) -> None:
         self.ledger = ledger
         self.role = role
         self.keeper = keeper
+        self.ticket = ticket
+        self.mirrors = mirrors
         self.read_at_most = 0
         """Tokens that the last request had at most; 0 where nothing limits them."""
         self.used: dict[str, int] | None = None
         """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
         self._lms: dict[str, Any] = {}
         self._given_up: dict[str, Any] = {}
+        self._why: LimitExceeded | None = None
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Hold what the call can use at most.
@@ -68,16 +101,22 @@ class Meter(BaseCallback):
         Raises:
             Refused: If the limits do not allow it.
         """
-        _usage_of_this_call.set(None)
+        if (call := _under_way()) is None or call.call_id != call_id:  # other meters hear of the same call
+            _call.set(_Call(call_id, call))
         try:
+            if self._why is not None:
+                raise self._why
             self.ledger.check_open(self.keeper)
             if self.ledger.bounded:
                 self.ledger.hold(call_id, self._most(instance, inputs), keeper=self.keeper)
-            self.ledger.count()
+            if self.ticket is not None:
+                self.ticket.take()
         except LimitExceeded as error:
             self.ledger.give_back(call_id)
+            _ended(call_id)
             raise Refused(self.ledger, call_id, error) from None
         self._lms[call_id] = instance
+        self.ledger.open(call_id, self.give_up)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Enter the call; of one that was given up, what it used all the same."""
@@ -85,29 +124,32 @@ class Meter(BaseCallback):
         given_up = self._given_up.pop(call_id, None)
         if (lm := asked or given_up) is None:
             return
-        parts = _usage_of_this_call.get()
+        parts = _ended(call_id)
         usage = _added(parts) if parts else {}
         cost = self._cost(lm, outputs, usage)
         if asked is None:
-            self.ledger.add(self.role, lm.model, usage, cost)
+            for ledger in (self.ledger, *self.mirrors):
+                ledger.add(self.role, lm.model, usage, cost)
             return
         self.used = tokens_of(usage) if usage else None
-        self.ledger.settle(
-            self.role,
-            lm.model,
-            usage,
-            cost,
-            cached=parts is None and exception is None,
-            failed=exception is not None,
-            key=call_id,
-        )
+        cached, failed = not parts and exception is None, exception is not None
+        self._settle(call_id, lm, usage, cost, cached=cached, failed=failed)
 
-    def give_up(self) -> None:
-        """Enter the calls that are still under way as failed: nobody waits for them any more."""
+    def give_up(self, why: LimitExceeded | None = None) -> None:
+        """Enter the calls that are still under way as failed: nobody waits for them any more.
+
+        Args:
+            why: Why all later ones are refused; None if they are not.
+        """
+        self._why = why or self._why
         for call_id, lm in list(self._lms.items()):
             self._given_up[call_id] = lm  # first, so that its end finds it in one place or the other
             if self._lms.pop(call_id, None) is not None:
-                self.ledger.settle(self.role, lm.model, {}, None, cached=False, failed=True, key=call_id)
+                self._settle(call_id, lm, {}, None, cached=False, failed=True)
+
+    def _settle(self, call_id: str, lm: Any, usage: dict[str, int], cost: float | None, **how: bool) -> None:
+        for ledger in (self.ledger, *self.mirrors):
+            ledger.settle(self.role, lm.model, usage, cost, key=call_id, **how)
 
     def forget(self, call_id: str) -> None:
         """Give back what is held for a call that another ledger refused."""
@@ -146,7 +188,8 @@ class _Tracker(UsageTracker):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """Note the usage of the call that has just ended."""
-        _usage_of_this_call.set([*(_usage_of_this_call.get() or []), self._flatten_usage_entry(usage_entry)])
+        if (call := _under_way()) is not None:
+            _call.set(replace(call, parts=(*call.parts, self._flatten_usage_entry(usage_entry))))
         callers = self.parent
         while isinstance(callers, _Tracker):  # of another ledger, whose meter looks at the same place
             callers = callers.parent
@@ -159,7 +202,14 @@ class _Tracker(UsageTracker):
 
 
 @contextlib.contextmanager
-def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Meter]:
+def metered(
+    ledger: Ledger,
+    role: str,
+    *,
+    keeper: object = None,
+    ticket: Ticket | None = None,
+    mirror: Ledger | None = None,
+) -> Iterator[Meter]:
     """Enter every model call made inside this scope into `ledger` under `role`, and refuse what it does not allow.
 
     The caller's own usage tracking and callbacks go on as they were. A scope inside another of the same
@@ -169,16 +219,19 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         ledger: Where calls are entered.
         role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
         keeper: For whose last turn this is; see `Ledger.hold`.
+        ticket: From what the calls are taken, if `max_llm_calls` counts them.
+        mirror: Where they are entered too, with those of scopes inside that take this one's place.
 
     Raises:
         LimitExceeded: If the limits do not allow a call.
     """
-    meter = Meter(ledger, role, keeper)
+    displaced = [c for c in dspy.settings.callbacks if isinstance(c, Meter) and c.ledger is ledger]
+    mirrors = tuple(each for meter in displaced for each in meter.mirrors)
+    meter = Meter(ledger, role, keeper, ticket, mirrors if mirror is None else (*mirrors, mirror))
     parent = dspy.settings.usage_tracker
     if isinstance(parent, _Tracker) and parent.ledger is ledger:
         parent = parent.parent
-    others = [c for c in dspy.settings.callbacks if not (isinstance(c, Meter) and c.ledger is ledger)]
-    token = _narrowest.set(meter if ledger.bounded else _narrowest.get())
+    others = [c for c in dspy.settings.callbacks if c not in displaced]
     try:
         with dspy.context(callbacks=[meter, *others], usage_tracker=_Tracker(ledger, parent)):
             yield meter
@@ -191,8 +244,6 @@ def metered(ledger: Ledger, role: str, *, keeper: object = None) -> Iterator[Met
         if refused.ledger is not ledger:
             raise
         raise refused.why from None
-    finally:
-        _narrowest.reset(token)
 
 
 _aside: ContextVar[tuple[Meter, ...]] = ContextVar("_aside", default=())
@@ -201,23 +252,31 @@ _aside: ContextVar[tuple[Meter, ...]] = ContextVar("_aside", default=())
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """Have DSPy tell the meters in force of nothing in this scope but what is asked inside `heard`.
+    """Have DSPy tell the meters in force of nothing in this scope but what is done inside `heard`.
 
-    Telling a callback of every module, format and parse is most of what a meter costs.
+    Telling callbacks of every module is much of what a meter costs. Where others than meters listen there is
+    nothing to save: all is told as ever.
     """
-    callbacks = dspy.settings.callbacks
-    meters = tuple(each for each in callbacks if isinstance(each, Meter))
-    token = _aside.set((*_aside.get(), *meters))
+    meters = tuple(dspy.settings.callbacks)
+    if not are_meters(meters):
+        yield
+        return
+    token = _aside.set(meters)
     try:
-        with dspy.context(callbacks=[each for each in callbacks if not isinstance(each, Meter)]):
+        with dspy.context(callbacks=[]):
             yield
     finally:
         _aside.reset(token)
 
 
+def are_meters(callbacks: Iterable[Any]) -> bool:
+    """Whether callbacks are meters, which need no telling of anything but LMs."""
+    return all(isinstance(each, Meter) for each in callbacks)
+
+
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Have the meters that are left aside hear of what is asked in this scope, before all other callbacks."""
+    """Have the meters that are left aside hear of what is asked in this scope."""
     meters = _aside.get()
     if not meters:
         yield
@@ -230,18 +289,10 @@ def heard() -> Iterator[None]:
         _aside.reset(token)
 
 
-def are_aside() -> bool:
-    """Whether there are meters that hear only of what is asked inside `heard`."""
-    return bool(_aside.get())
-
-
-_narrowest: ContextVar[Meter | None] = ContextVar("_narrowest", default=None)
-"""The innermost scope whose ledger limits tokens or cost."""
-
-
 def narrowest() -> Meter | None:
     """Return the meter of the innermost scope whose ledger limits tokens or cost; None if there is none."""
-    return _narrowest.get()
+    meters = (each for each in (*_aside.get(), *dspy.settings.callbacks) if isinstance(each, Meter))
+    return next((meter for meter in meters if meter.ledger.bounded), None)
 
 
 def check_price(lm: Any, limits: Limits) -> Price | None:
@@ -260,7 +311,18 @@ def check_price(lm: Any, limits: Limits) -> Price | None:
     return price
 
 
-def _added(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _ended(call_id: str) -> tuple[dict[str, Any], ...]:
+    """Return what was reported of a call that has ended."""
+    call = _call.get()
+    while call is not None and call.call_id != call_id:
+        call = call.outer
+    if call is None:
+        return ()
+    _call.set(replace(call, ended=True))
+    return call.parts
+
+
+def _added(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     tracker = UsageTracker()
     for part in parts:
         tracker.add_usage("", part)

@@ -10,13 +10,13 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rlm_dspy.loops import Elsewhere, can_share_a_loop, own_loop
+import dspy
+
+from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.patience import in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    import dspy
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ _STOP_SECONDS = 3.0
 _LOOK_SECONDS = 0.01
 _loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("_loop", default=None)
 """The event loop that waits for what runs here, in a thread of its own; None if nothing waits on a loop."""
+_stream: ContextVar[Any] = ContextVar("_stream", default=None)
+"""Where replies are streamed to from that loop: DSPy can do it there, but not in threads of ours."""
 
 
 class Port(Protocol):
@@ -54,15 +56,16 @@ class Blocking:
             return module(**inputs)
         if can_share_a_loop(module):
             return Elsewhere(own_loop(), lambda: module.acall(**inputs)).result(seconds)
-        return in_time(lambda: module(**inputs), seconds)
+        streaming = _streaming_loop()
+        if streaming is not None and can_be_awaited(module):
+            return Elsewhere(streaming, lambda: module.acall(**inputs)).result(seconds)
+        with _in_threads(None):
+            return in_time(lambda: module(**inputs), seconds)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""
-        token = _loop.set(None)  # a loop further out may be waiting for this very call
-        try:
+        with _in_threads(_streaming_loop()):  # any other loop further out may be waiting for this very call
             return function(*args)
-        finally:
-            _loop.reset(token)
 
 
 class Awaiting:
@@ -88,12 +91,12 @@ class Awaiting:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        context = contextvars.copy_context()
-        context.run(_loop.set, loop)
+        with _in_threads(loop):
+            inside = contextvars.copy_context()
 
         def work() -> None:
             try:
-                result = context.run(function, *args)
+                result = inside.run(function, *args)
             except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the awaiting task
                 settle(future.set_exception, error)
             else:
@@ -113,7 +116,7 @@ class Awaiting:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if stop is not None:
-                threading.Thread(target=context.copy().run, args=(stop,), name="rlm-stop", daemon=True).start()
+                threading.Thread(target=inside.copy().run, args=(stop,), name="rlm-stop", daemon=True).start()
             await _ended(thread, _STOP_SECONDS)
             future.cancel()
             if future.done() and not future.cancelled():
@@ -127,6 +130,40 @@ def waiting_loop() -> asyncio.AbstractEventLoop | None:
     What code asks for in an awaited run is done there, so that cancelling the run cancels it.
     """
     return _loop.get()
+
+
+async def as_streamed(awaited: Callable[[], Awaitable[T]]) -> T:
+    """Await something on `waiting_loop`, with its replies streamed if the run's are."""
+    stream = _stream.get()
+    if stream is None:
+        return await awaited()
+    with dspy.context(send_stream=stream):
+        return await awaited()
+
+
+@contextlib.contextmanager
+def _in_threads(loop: asyncio.AbstractEventLoop | None) -> Iterator[None]:
+    """Do what may reach threads of ours in this scope: what they ask is streamed only if it is asked on a loop."""
+    stream = dspy.settings.send_stream
+    tokens = _loop.set(loop), _stream.set(stream if loop is not None else None)
+    try:
+        with contextlib.nullcontext() if stream is None else dspy.context(send_stream=None):
+            yield
+    finally:
+        _loop.reset(tokens[0])
+        _stream.reset(tokens[1])
+
+
+def _streaming_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop to which replies are streamed from this thread, which that loop has made."""
+    if dspy.settings.send_stream is None:
+        return None
+    import anyio.from_thread  # noqa: PLC0415  # whoever streams has loaded it
+
+    try:
+        return anyio.from_thread.run_sync(asyncio.get_running_loop)
+    except RuntimeError:  # a thread that somebody else has made
+        return None
 
 
 async def _ended(thread: threading.Thread, seconds: float) -> None:

@@ -17,7 +17,7 @@ from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.files import write_whole
-from rlm_dspy.trajectory import Step, clip
+from rlm_dspy.trajectory import Step, clip, sendable
 
 if TYPE_CHECKING:
     import os
@@ -113,8 +113,8 @@ def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return what a record says of a run that is about to begin, with the LM of `dspy.settings`."""
     lm = rlm.act.lm or dspy.settings.lm
     return {
-        "signature": encodable(written(rlm.signature)),
-        "instructions": encodable(rlm.signature.instructions),
+        "signature": sendable(written(rlm.signature)),
+        "instructions": sendable(rlm.signature.instructions),
         "inputs": {name: in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
         "model": str(getattr(lm, "model", "")),
         "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
@@ -152,12 +152,7 @@ def in_short(value: Any, max_chars: int) -> str:
         value: The input.
         max_chars: `Limits.max_output_chars` of the run.
     """
-    return encodable(clip(value if isinstance(value, str) else repr(value), max_chars))
-
-
-def encodable(text: str) -> str:
-    """Return the text with `?` for halves of surrogate pairs, which stand for bytes that are not UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return sendable(clip(value if isinstance(value, str) else repr(value), max_chars))
 
 
 def in_one_line(error: BaseException) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import html
+import itertools
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
 _NAMES_IN_ENVIRONMENT = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 _MIN_CHARS = 10
 """Shorter ones are stand-ins for a key that no server asks for, and words of the text as well."""
+_MIN_LEFT = 6
+"""Of a secret that was cut through, fewer characters are left to see."""
+_LEFT_OUT = re.compile(r"\n?\.\.\. \[[\d,]+ characters left out\] \.\.\.\n?|['\"]? ?\.\.\. ?['\"]?")
 
 
 def names_secret(name: str) -> bool:
@@ -32,9 +38,62 @@ def secrets_of_environment() -> set[str]:
     return {part for value in values for part in _parts(value)}
 
 
+def in_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Return JSON-like data with each string in it changed, names too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {
+            change(name) if isinstance(name, str) else name: in_strings(item, change)
+            for name, item in value.items()
+        }
+    return [in_strings(item, change) for item in value] if isinstance(value, list) else value
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """Return a text with `***` in place of each secret, and of what is left of one that was cut through."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return without_cut(text, secrets) if "..." in text else text
+
+
+def without_cut(text: str, secrets: Iterable[str]) -> str:
+    """Return a text with `***` for what is left of a secret that was cut through: where something was left out."""
+    edges = [(match.start(), match.end()) for match in _LEFT_OUT.finditer(text)]
+    edges = [(0, 0), *edges, (len(text), len(text))]
+    pieces = [text[end:start] for (_, end), (start, _) in itertools.pairwise(edges)]
+    known = [secret for secret in secrets if len(secret) > _MIN_LEFT]
+    pieces = [_without_ends(piece, known) for piece in pieces]
+    marks = [text[start:end] for start, end in edges[1:-1]]
+    return "".join(part for pair in itertools.zip_longest(pieces, marks, fillvalue="") for part in pair)
+
+
+def _without_ends(piece: str, secrets: list[str]) -> str:
+    """Return a piece of a text that begins with the end of no secret, and ends with the beginning of none."""
+    begun = max((_shared(piece, secret, -1) for secret in secrets), default=0)
+    ended = max((_shared(piece, secret, 1) for secret in secrets), default=0)
+    piece = HIDDEN + piece[begun:] if begun else piece
+    return piece[: len(piece) - ended] + HIDDEN if ended else piece
+
+
+def _shared(piece: str, secret: str, way: int) -> int:
+    """Return how much of a secret's end (way -1) a piece begins with, or of its beginning (1) it ends with."""
+    for length in range(min(len(secret) - 1, len(piece)), _MIN_LEFT - 1, -1):
+        if piece.startswith(secret[-length:]) if way < 0 else piece.endswith(secret[:length]):
+            return length
+    return 0
+
+
 def _parts(secret: str) -> list[str]:
-    """Return a secret and what is left of it without a scheme, as in `Bearer ...`."""
-    return [part for part in (secret, *secret.split()[1:]) if len(part) >= _MIN_CHARS]
+    """Return a secret, and what is left of it without a scheme as in `Bearer ...`, in all their forms."""
+    parts = [part for part in (secret, *secret.split()[1:]) if len(part) >= _MIN_CHARS]
+    return list(dict.fromkeys(form for part in parts for form in _forms(part)))
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """Return a secret as texts hold it: as it is, in JSON, in Python's notation, in HTML."""
+    in_json = json.dumps(secret, ensure_ascii=False)[1:-1], json.dumps(secret)[1:-1]
+    return secret, *in_json, repr(secret)[1:-1], html.escape(secret), html.escape(in_json[0])
 
 
 def _under_secret_names(value: Any, *, named: bool = False) -> Iterator[str]:

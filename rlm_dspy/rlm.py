@@ -224,7 +224,7 @@ class RLM(dspy.Module):
         extract = dspy.Predict(extract_signature(self.signature))
         try:
             with (
-                metered(run.ledger, run.role("extract"), keeper=run.budget),
+                metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()),
                 fitting(run.budget.extraction_tokens, module=extract),
                 dspy.context(trace=None),
                 run.budget.in_time(),

@@ -18,13 +18,13 @@ from rlm_dspy.coverage import watch_over
 from rlm_dspy.environment import write_calls, write_environment
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.interpreters import resolve_factory
-from rlm_dspy.ledger import Ledger
+from rlm_dspy.ledger import Ledger, Ticket
 from rlm_dspy.lms import tokens_at_most
 from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.repl import Repl
 from rlm_dspy.subcalls import SubCalls, Tree
-from rlm_dspy.trajectory import Trajectory, clip
+from rlm_dspy.trajectory import Trajectory, clip, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +85,8 @@ class Run:
         self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)
         runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
         calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
-        self.environment = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
+        told = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
+        self.environment = sendable(told)
         self._act = rlm.act
         self.lm = rlm.act.lm or dspy.settings.lm
         self.context_used = (0, 0)
@@ -96,7 +97,8 @@ class Run:
             check_price(rlm.sub_lm, rlm.limits)
         if self.budget.limit:  # the first turn is the last, and must be told so
             once = replace(rlm.limits, max_iters=1)
-            self.environment = write_environment(rlm.signature, inputs, rlm.tools, once, runtime, calls)
+            told = write_environment(rlm.signature, inputs, rlm.tools, once, runtime, calls)
+            self.environment = sendable(told)
 
     def context_tokens(self) -> float:
         """Return about how many tokens the next turn's messages have, from those that were reported last."""
@@ -131,8 +133,14 @@ class Run:
         """Return the name under which model calls of this run are entered into the ledger."""
         return f"child.{name}" if self.depth else name
 
+    def ticket(self) -> Ticket | None:
+        """Return what takes each request from `max_llm_calls`, as a child's are; None in a root."""
+        return Ticket(self.ledger) if self.depth else None
+
     def usage(self) -> dict[str, Any]:
-        """Return what the tree has spent so far, as `Prediction.usage` holds it."""
+        """Return what the tree has spent, as `Prediction.usage` holds it; a root gives up what is under way."""
+        if not self.depth:
+            self.ledger.give_up(self.ledger.closed or LimitExceeded("The run has ended."))
         return {**self.ledger.usage(self.budget.limit), **self.tree.usage()}
 
     @contextlib.contextmanager

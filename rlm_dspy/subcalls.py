@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.cache import SubCallCache, digest
-from rlm_dspy.calls import Answer, Asked, Batch, counted_inside
+from rlm_dspy.calls import Answer, Asked, Batch, calling_from
 from rlm_dspy.crossing import received, short
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.listening import tell
@@ -125,7 +125,7 @@ class SubCalls:
             raise
         if waiting:
             batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
-            with counted_inside(self.run, callee, self.ledger, self.lm):
+            with calling_from(self.run, self.lm):
                 batch() if call["many"] else batch.run()
         self._spread(items)
         asked = {id(item) for item in waiting}

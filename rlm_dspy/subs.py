@@ -13,6 +13,7 @@ from dspy.adapters.utils import get_annotation_name
 from pydantic_core import PydanticUndefined
 
 from rlm_dspy.arguments import RESERVED, check_signature
+from rlm_dspy.typenames import consists_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +138,11 @@ class Interface:
         return f"record({', '.join(fields)})"
 
     @property
+    def types(self) -> str:
+        """What the pydantic models and enums in it consist of: code gives dicts for models, and gets records."""
+        return consists_of([*self.inputs.values(), *(self.outputs or {}).values()], "record")
+
+    @property
     def stub(self) -> str:
         """Call and type."""
         return f"{self.call} -> {self.gives}" if self.gives else self.call
@@ -184,7 +190,7 @@ def one_line(text: str | None) -> str:
 
 
 def _of_forward(name: str, module: dspy.Module) -> Interface:
-    forward: Callable[..., Any] = module.forward
+    forward: Callable[..., Any] = object.__getattribute__(module, "forward")  # DSPy warns of looking at it
     try:
         own = inspect.signature(forward, eval_str=True)
     except (NameError, TypeError, AttributeError, SyntaxError):

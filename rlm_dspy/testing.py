@@ -10,7 +10,7 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +115,11 @@ class _AsyncEngine:
 
     async def complete(self, request: Request) -> Response:
         return await self.engine.complete_async(request)
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:
+        """Yield the next reply as the events of a stream, all at once."""
+        for event in response_to_events(await self.complete(request)):
+            yield event
 
 
 class ScriptedLM(dspy.LM):

@@ -127,6 +127,11 @@ class Trajectory(BaseModel):
     __repr__ = __str__
 
 
+def sendable(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def clip(text: str, max_chars: int) -> str:
     """Return `text`, or its head and tail with a note of what was left out between them.
 

@@ -15,7 +15,7 @@ from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.replies import read_reply
-from rlm_dspy.trajectory import Step, clip
+from rlm_dspy.trajectory import Step, clip, sendable
 
 if TYPE_CHECKING:
     from rlm_dspy.run import Run
@@ -54,7 +54,7 @@ class Turn(dspy.Module):
         before = run.ledger.totals()
         reasoning, code = await self._write(port)
         step = await self._run_code(port, reasoning, code) if code else no_code(reasoning, run.submit_call)
-        output = clip(_sendable(step.output), run.limits.max_output_chars)
+        output = clip(sendable(step.output), run.limits.max_output_chars)
         told = {
             "output": output,
             "seconds": time.monotonic() - started,
@@ -71,9 +71,9 @@ class Turn(dspy.Module):
         run, started, budget = self._run, time.monotonic(), self._run.budget
         meter = None
         try:
-            if run.depth:  # a root's turns are limited by their number; a child's come out of the sub-calls
-                run.ledger.reserve()
-            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper)
+            # A root's turns are limited by their number; a child's come out of the sub-calls.
+            ticket = run.ledger.reserve() if run.depth else None
+            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper, ticket=ticket)
             with scope as meter, fitting(budget.next_tokens, module=self._act), budget.in_time():
                 action = await port.predict(
                     self._act,
@@ -83,7 +83,7 @@ class Turn(dspy.Module):
                 )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
-            return "" if empty else _sendable(error.lm_response), ""
+            return "" if empty else sendable(error.lm_response), ""
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -91,7 +91,7 @@ class Turn(dspy.Module):
         code = action.code or ""
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
-        return _sendable(action.reasoning or ""), _sendable(code)
+        return sendable(action.reasoning or ""), sendable(code)
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
@@ -131,11 +131,6 @@ class StepLog(BaseCallback):
         """Log a step."""
         if isinstance(outputs, Step):
             _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
-
-
-def _sendable(text: str) -> str:
-    """Return the text without halves of surrogate pairs, which no provider can receive."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def no_code(reply: str, submit_call: str) -> Step:

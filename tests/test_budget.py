@@ -223,8 +223,12 @@ def test_a_call_that_an_outer_ledger_refuses_is_held_by_no_other() -> None:
 def test_every_further_call_of_a_scope_is_reserved() -> None:
     """A module that asks several times is not one call."""
     ledger, lm = Ledger(Limits(max_llm_calls=3)), ScriptedLM(["a"] * 5)
-    ledger.reserve()
-    with dspy.context(lm=lm), pytest.raises(LimitExceeded, match="0 of 3"), metered(ledger, "ad_hoc"):
+    ticket = ledger.reserve()
+    with (
+        dspy.context(lm=lm),
+        pytest.raises(LimitExceeded, match="0 of 3"),
+        metered(ledger, "ad_hoc", ticket=ticket),
+    ):
         [lm("x") for _ in range(5)]
     assert len(lm.script.calls) == 3
 

@@ -8,7 +8,7 @@ import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 from hypothesis import HealthCheck, given, settings
@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.fitting import fitting
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.ledger import Ledger
+from rlm_dspy.ledger import Ledger, Ticket
 from rlm_dspy.metering import metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PRICE = (2.0, 8.0)
 """USD per million tokens of the scripted LM, read and written."""
@@ -107,10 +110,16 @@ hard_limits = st.fixed_dictionaries(
 )
 
 
+@contextlib.contextmanager
+def entering(ledger: Ledger, role: str) -> Iterator[None]:
+    """Enter each call of this scope, and take it from the calls that may be made."""
+    with metered(ledger, role, ticket=Ticket(ledger)), fitting():
+        yield
+
+
 def play(node: Node, ledger: Ledger) -> None:
     """Make the calls of a tree, each under its own scope."""
-    with contextlib.suppress(LimitExceeded, dspy.DSPyError), metered(ledger, f"role {len(node.below)}"), fitting():
-        ledger.reserve()
+    with contextlib.suppress(LimitExceeded, dspy.DSPyError), entering(ledger, f"role {len(node.below)}"):
         dspy.Predict("question -> answer")(question="word " * node.words)
     with metered(ledger, "outer"):
         below(node, ledger)
@@ -125,8 +134,7 @@ def below(node: Node, ledger: Ledger) -> None:
         return
 
     async def ask(inner: Node) -> None:
-        with contextlib.suppress(LimitExceeded, dspy.LMError), metered(ledger, "task"), fitting():
-            ledger.reserve()
+        with contextlib.suppress(LimitExceeded, dspy.LMError), entering(ledger, "task"):
             await dspy.settings.lm.acall("word " * inner.words)
 
     async def all_of_them() -> None:

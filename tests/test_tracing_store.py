@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import socket
+import sqlite3
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,7 @@ import mlflow
 import pytest
 
 from rlm_dspy import RLM, Limits, signatures, tracing
+from rlm_dspy.coverage import watched
 from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
@@ -136,8 +143,23 @@ def test_our_scorers_are_metrics_of_dspy(store: Store) -> None:
     example = dspy.Example(context="The moon.", question="Which?").with_inputs("context", "question")
     pred = call(RLM(SIGNATURE), failing_first(), "blocking", **example.inputs())
     found = {each.name: each(example, pred) for each in tracing.scorers.ALL}
-    assert found.pop("cost") != found.get("cost")
+    assert math.isnan(found.pop("cost"))
+    assert math.isnan(found.pop("coverage"))
     assert found == SCORES
+
+
+def test_coverage_is_a_score_of_watched_runs_in_the_threads_of_evaluate_too(store: Store) -> None:
+    """Of the text half is read; the question is not."""
+    text = "The moon is far away, as every child knows. " * 4
+    example = dspy.Example(context=text, question="").with_inputs("context", "question")
+    lm = ScriptedLM(lambda _: block(f"x = context[:{len(text) // 2}]\nSUBMIT(answer=['moon'])"))
+    settings = {"num_threads": 2, "display_progress": False}
+    with watched(), dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        result = dspy.Evaluate(devset=[example] * 4, metric=tracing.scorers.coverage, **settings)(RLM(SIGNATURE))
+    assert [score for *_, score in result.results] == [0.5] * 4
+    traces = store.traces()
+    assert [span(trace, "RLM").get_attribute("rlm.coverage") for trace in traces] == [0.5] * 4
+    assert tracing.scorers.facts_of_trace(traces[0]).coverage == 0.5
 
 
 @pytest.mark.filterwarnings("ignore:Starting with pandas version")  # MLflow's
@@ -213,3 +235,100 @@ def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: p
 
     with pytest.raises(RLMError, match=r"hold 1 of your keys: tok\.\.\. \(20 characters\)"):
         tracing.log_model(RLM(SIGNATURE, tools=[find]))
+
+
+HOSTILE_KEY = "pl\"an\\t&ed<KEY>'x/y=="
+CUT_KEY = "sk-a-long-key-that-is-cut-0123456789"
+
+
+def test_no_key_survives_quoting_or_being_cut_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON and HTML write it otherwise; a clipped output leaves a part of it."""
+    monkeypatch.setenv("ODD_PASSWORD", HOSTILE_KEY)
+    monkeypatch.setenv("LONG_API_KEY", CUT_KEY)
+    code = "import json\nprint(context, repr(context), json.dumps(context))\nprint((question + ' ') * 200)"
+    lm = ScriptedLM([block(code), block("SUBMIT(answer=[context])")])
+    for chars in (403, 409, 415):  # somewhere else in a key each time
+        lm.script.replies = [block(code), block("SUBMIT(answer=[context])")]
+        rlm = RLM(SIGNATURE, limits=Limits(max_output_chars=chars))
+        call(rlm, lm, "blocking", context=f"See {HOSTILE_KEY} here.", question=CUT_KEY)
+    parts = {CUT_KEY[start : start + 12] for start in range(len(CUT_KEY) - 11)}
+    for trace in store.traces():
+        files = [file.read_text("utf-8") for file in store.files(trace)]
+        assert len(files) == 2
+        for text in (json.dumps(trace.to_dict()), *files):
+            assert "ed<KEY>" not in text
+            assert "&lt;KEY" not in text
+            assert [part for part in parts if part in text] == []
+
+
+@pytest.mark.parametrize("where", ["context", "question", "code", "answer", "prompt", "tag"])
+def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
+    half = "half \ud83d"
+    given = {name: half if name == where else "x" for name in ("context", "question", "tag")}
+    code = {
+        "code": "print('\\ud83d')\nSUBMIT(answer=['x'])",
+        "answer": "SUBMIT(answer=['\\ud83d'])",
+        "prompt": "[failed] = llm_query_batched(['\\ud83d'])\nprint(failed)\nSUBMIT(answer=['x'])",
+    }.get(where, "SUBMIT(answer=['x'])")
+    lm = ScriptedLM(lambda messages: block(code) if "SUBMIT" in str(messages) else half)
+    with tracing.tags(kind=given.pop("tag"), session=half):
+        call(RLM(SIGNATURE), lm, "blocking", **given)
+    (trace,) = store.traces()
+    assert span(trace, "turn 1: SUBMIT").outputs
+    assert len(list(store.files(trace))) == 2
+
+
+def test_a_process_that_ends_right_after_a_run_has_stored_its_trace(tmp_path: Path) -> None:
+    program = f"""
+import dspy
+from rlm_dspy import RLM, tracing
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+
+tracing.autolog(store="sqlite:///{tmp_path}/store.db", experiment="short")
+lm = ScriptedLM(["```python\\nSUBMIT(answer='ok')\\n```"])
+with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+    RLM("question -> answer")(question="?")
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=300)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        assert database.execute("select count(*) from trace_info").fetchone() == (1,)
+        assert database.execute("select count(*) from spans").fetchone()[0] > 3
+
+
+def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
+    """Twenty turns, four long sub-calls in each; what each turn wrote and printed is still told."""
+    turns = iter(range(1, 100))
+
+    def reply(messages: Messages) -> str:
+        if "SUBMIT" not in str(messages):
+            return "word " * 1_500
+        number = next(turns)
+        ask = "r = llm_query_batched([str(i) + context[:30_000] for i in range(4)])\nprint(context[:20_000], r)"
+        return block(f"print('this is turn {number}')\n{ask}" if number < 20 else "SUBMIT(answer=['x'])")
+
+    rlm = RLM(SIGNATURE, limits=Limits(max_llm_calls=200), cache=False)
+    call(rlm, ScriptedLM(reply), "blocking", context="The moon is far away. " * 5_000, question="Which?")
+    (trace,) = store.traces()
+    assert int(trace.info.trace_metadata["mlflow.trace.sizeBytes"]) < 1_000_000
+    for number in range(1, 20):
+        turn = span(trace, f"turn {number}")
+        assert f"this is turn {number}" in turn.inputs["code"]
+        assert f"this is turn {number}" in turn.outputs["output"]
+
+
+def test_the_list_of_traces_shows_question_and_answer_of_a_program_around_a_run(store: Store) -> None:
+    class Program(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rlm = RLM(SIGNATURE)
+
+        def forward(self, context: str, question: str) -> dspy.Prediction:
+            return self.rlm(context=context, question=question)
+
+    lm = ScriptedLM([block("SUBMIT(answer=['the moon'])")])
+    call(Program(), lm, "blocking", context="long " * 150, question="Which one?")
+    info = store.trace().info
+    assert info.request_preview == "Which one?"
+    assert info.response_preview == "['the moon']"

@@ -53,6 +53,12 @@ class Store:
         (trace,) = self.traces()
         return trace
 
+    def files(self, trace: Any) -> list[Path]:
+        """Return the files that are attached to a trace."""
+        return [
+            path for path in self.artifacts.rglob(f"*{trace.info.trace_id}/**/attachments/*") if path.is_file()
+        ]
+
     def content(self) -> bytes:
         """Return every byte of the store."""
         tracing.flush()

@@ -141,7 +141,7 @@ class Runs:
                 "base_urls": [base_url],
                 "api_key": self._bridge.key,
                 "context": {"file": file.name},
-                "question": task.question,
+                "questions": [task.question],
                 "model": settings.model.rpartition("/")[2],
                 "sub_model": settings.sub_model.rpartition("/")[2],
                 "policy": settings.policy,

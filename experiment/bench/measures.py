@@ -56,9 +56,24 @@ class Bench:
     patience: float = 120.0
 
     def play(
-        self, worker: Worker, scripts: list[Script], chars: int, *, mode: str = "threads", **limits: Any
+        self,
+        worker: Worker,
+        scripts: list[Script],
+        chars: int,
+        *,
+        mode: str = "threads",
+        shared: bool = False,
+        **limits: Any,
     ) -> Ended:
         """Let a worker run scripts, all at once.
+
+        Args:
+            worker: The engine.
+            scripts: What the model does, run by run.
+            chars: Characters of the input.
+            mode: `threads` or `async`.
+            shared: Whether all runs ask at one address, and so may share a client.
+            limits: See the worker's `Limits`.
 
         Raises:
             EngineDied: If it ends, hangs or takes too much memory.
@@ -68,9 +83,9 @@ class Bench:
         request = {
             "op": "run",
             "mode": mode,
-            "base_urls": [self.server.base_url(name) for name in names],
+            "base_urls": [self.server.shared_url if shared else self.server.base_url(name) for name in names],
             "context": {"chars": chars},
-            "question": QUESTION,
+            "questions": [f"{QUESTION} [[run {name}]]" if shared else QUESTION for name in names],
             "limits": {"turns": max(script.turns for script in scripts) + 1, **limits},
         }
         try:
@@ -213,7 +228,7 @@ def sub_calls(bench: Bench, engine: Engine, setting: str) -> Values:
 
 
 def concurrent(bench: Bench, engine: Engine, setting: str) -> Values:
-    """Many runs at once in one process, five turns of 200 ms each."""
+    """Many runs at once in one process, five turns of 200 ms each, all at one address."""
     count, mode = int(setting.split(maxsplit=1)[0]), setting.rsplit(maxsplit=1)[-1]
     turns = 1 if engine.name == "direct" else RUN_TURNS
     script = Script(engine.dialect, turns=turns, latency=RUN_SECONDS, print_chars=200)
@@ -223,7 +238,7 @@ def concurrent(bench: Bench, engine: Engine, setting: str) -> Values:
             return {"failed": "no async API"}
         bench.warm(worker)
         base = worker.peak_bytes
-        ended = bench.play(worker, [script] * count, 100_000, mode=mode)
+        ended = bench.play(worker, [script] * count, 100_000, mode=mode, shared=True)
         health = worker.ask({"op": "health"}, 60)
         answer = expected(engine, 100_000)
         errors = [outcome["error"] for outcome in ended.outcomes if outcome["error"]]

@@ -329,6 +329,11 @@ class ScriptedServer:
         """Return the address that a run's engine is given."""
         return f"{self.address}/run/{name}/v1"
 
+    @property
+    def shared_url(self) -> str:
+        """The address of runs that name themselves."""
+        return f"{self.address}/v1"
+
     def end(self, name: str) -> dict[str, Any]:
         """Return what was counted of a run, and forget it."""
         counted = self._ask("GET", f"/run/{name}")

@@ -3,8 +3,9 @@
     python experiment/bench/scripted_server.py --port 0        # prints the port
 
 Every run has an address of its own, `http://127.0.0.1:PORT/run/NAME/v1`, and is told before what to play:
-`PUT /run/NAME` with a `Script` as JSON. `GET /run/NAME` returns what was counted. A request is the sub-model's if
-its last message holds `[[sub NUMBER]]`, else the root model's; a turn is over when its reply has been sent whole.
+`PUT /run/NAME` with a `Script` as JSON. `GET /run/NAME` returns what was counted. Runs that share one address,
+`http://127.0.0.1:PORT/v1`, are told apart by `[[run NAME]]` in their messages. A request is the sub-model's if its
+last message holds `[[sub NUMBER]]`, else the root model's; a turn is over when its reply has been sent whole.
 
 Tokens are characters divided by four. The cached prefix is the longest beginning that a request shares with an
 earlier one of the same run; providers cache no more than that.
@@ -26,6 +27,7 @@ from aiohttp import web
 from dialects import Script, reply, sub_reply
 
 _SUB = re.compile(r"\[\[sub (\d+)\]\]")
+_RUN = re.compile(r"\[\[run ([\w, .-]+)\]\]")
 _MOST_BYTES = 4 << 30
 _REMEMBERED = 3
 _CHARS_PER_TOKEN = 4
@@ -138,6 +140,8 @@ class Server:
                 web.get("/most_at_once", self.most),
                 web.post("/run/{name}/v1/chat/completions", self.complete),
                 web.get("/run/{name}/v1/models", self.models),
+                web.post("/v1/chat/completions", self.complete),
+                web.get("/v1/models", self.models),
             ]
         )
         return application
@@ -167,11 +171,12 @@ class Server:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer a chat completion, or do what the script says goes wrong."""
-        run = self.runs[request.match_info["name"]]
         raw = await request.read()
         body = json.loads(raw)
         messages = body["messages"]
         sent = "\0".join(f"{message['role']}\1{text_of(message)}" for message in messages)
+        named = request.match_info.get("name")
+        run = self.runs[named or _RUN.findall(sent)[0]]
         found = _SUB.search(text_of(messages[-1]))
         kind = "sub" if found else "root"
         number = run.enter(kind, len(raw), sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from mlflow.tracing.attachments import Attachment
 
 from rlm_dspy.coverage import looked_into
 from rlm_dspy.record import Record, asked, ended
+from rlm_dspy.redaction import in_strings
 from rlm_dspy.report import report_html
 
 if TYPE_CHECKING:
@@ -31,9 +33,14 @@ def record_of(rlm: RLM, inputs: dict[str, Any], prediction: dspy.Prediction) -> 
 def attachments(payloads: Payloads, record: Record) -> dict[str, Any]:
     """Return the files of a run by their names: its record as JSON, and the report on it as a page."""
     return {
-        "trajectory.json": Made("application/json", lambda: payloads.hidden(record.as_json())),
-        "report.html": Made("text/html", lambda: payloads.hidden(report_html(record))),
+        "trajectory.json": Made("application/json", lambda: _hidden(payloads, record).as_json()),
+        "report.html": Made("text/html", lambda: report_html(_hidden(payloads, record))),
     }
+
+
+def _hidden(payloads: Payloads, record: Record) -> Record:
+    """Return a record without secrets: looked for in its strings, before JSON or HTML write them otherwise."""
+    return Record.model_validate(in_strings(json.loads(record.as_json()), payloads.hidden))
 
 
 def keep_in_run(run_id: str, trace_id: str, outputs: Any) -> None:

@@ -9,6 +9,7 @@ from mlflow.entities import SpanType
 from mlflow.tracing.constant import SpanAttributeKey
 
 from rlm_dspy.adapter import Act
+from rlm_dspy.coverage import share_covered
 from rlm_dspy.figures import all_calls, price, seconds, tokens
 from rlm_dspy.lms import price_of
 from rlm_dspy.metering import Meter, reported
@@ -144,6 +145,8 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
         "rlm.failed_turns": sum(step.kind in FAILED_KINDS for step in record.trajectory),
         "rlm.usage": payloads.value(record.usage),
     }
+    if (share := share_covered(record.input_chars, record.trajectory)) is not None:
+        attributes["rlm.coverage"] = round(share, 4)
     if record.usage.get("limit"):
         attributes["rlm.limit"] = record.usage["limit"]
     files = {} if run.depth else attachments(payloads, record)

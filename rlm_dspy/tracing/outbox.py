@@ -25,7 +25,8 @@ _MOST_TASKS = 2_000
 _PROBE_SECONDS = 3.0
 _PROBE_AFTER_SECONDS = 5.0
 _AGAIN_AFTER_SECONDS = 30.0
-_AT_EXIT_SECONDS = 10.0
+_AT_EXIT_SECONDS = 60.0
+"""How long the end of a process waits for a store that takes what it is given."""
 _LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
 
 
@@ -77,6 +78,11 @@ class Outbox:
                 self._say(f"{self.uri} does not keep up with the traces; some are lost.")
             return
         self._put(task)
+
+    @property
+    def waiting(self) -> int:
+        """How many parts of traces are neither stored nor dropped."""
+        return len(self._tasks) + self._busy
 
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
         """Wait until what is queued is stored or dropped, or for so many seconds."""
@@ -214,5 +220,5 @@ def flush(seconds: float = 60.0) -> None:
 
 def _at_exit(queue: Outbox) -> None:
     flush(_AT_EXIT_SECONDS)
-    if queue.lost:
-        _logger.warning("%d parts of traces were not stored at %s.", queue.lost, queue.uri)
+    if lost := queue.lost + queue.waiting:
+        _logger.warning("%d parts of traces were not stored at %s.", lost, queue.uri)

@@ -9,6 +9,8 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.inputs import Text, describe
+from rlm_dspy.tracing.told import TEXT_CHARS
+from rlm_dspy.trajectory import sendable
 
 if TYPE_CHECKING:
     from rlm_dspy.tracing.secrets import Secrets
@@ -17,10 +19,14 @@ _ITEMS = 30
 _DEPTH = 6
 _BUDGET_CHARS = 30_000
 _BEYOND_BUDGET_CHARS = 200
+_ONCE = ((600_000, 1_500),)
+"""Characters that a trace has, and then a text of a turn at most: what stands nowhere else."""
+_AGAIN = ((300_000, 200), (200_000, 600), (100_000, 2_000))
+"""The same of all other texts; the whole is in the artifact."""
 
 
 class Payloads:
-    """Writes values for spans.
+    """Writes values for the spans of one trace. The more it has, the shorter is what is told more than once.
 
     Args:
         secrets: What they must not hold.
@@ -28,20 +34,30 @@ class Payloads:
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
+        self._written = 0
 
     def text(self, text: str, chars: int) -> str:
         """Return a text, or its head and tail with a note of what was left out, without secrets."""
+        text, chars = sendable(text), self._at_most(chars)
+        self._written += min(len(text), chars)
         if len(text) <= chars:
             return self._secrets.hide(text)
         head, tail = chars - chars // 3, chars // 3
         margin = self._secrets.longest  # a secret that is cut through is not recognized: look beyond the cut
-        begin = self._secrets.hide(text[: head + 2 * margin])[:head]
-        end = self._secrets.hide(text[len(text) - tail - 2 * margin :])[-tail:]
+        begin = self._secrets.hide_in_part(text[: head + 2 * margin])[:head]
+        end = self._secrets.hide_in_part(text[len(text) - tail - 2 * margin :])[-tail:]
         return f"{begin}\n... [{len(text) - head - tail:,} characters left out] ...\n{end}"
+
+    def _at_most(self, chars: int) -> int:
+        """Return how long a text may be that may have so many characters in a small trace."""
+        once = chars >= TEXT_CHARS
+        return next(
+            (min(chars, most) for size, most in (_ONCE if once else _AGAIN) if self._written > size), chars
+        )
 
     def hidden(self, text: str) -> str:
         """Return the whole text without secrets."""
-        return self._secrets.hide(text)
+        return self._secrets.hide(sendable(text))
 
     def value(self, value: Any, chars: int = 4_000) -> Any:
         """Return a value as JSON-like data.
@@ -57,7 +73,7 @@ class Payloads:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
-            return self._secrets.hide(value)
+            return self._secrets.hide(sendable(value))
         told = describe(name, value).removeprefix(f"{name}: ")
         return self.text(told, 1_000)
 
@@ -89,7 +105,7 @@ class _Writer:
 
     def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         shown = list(mapping.items())[:_ITEMS]
-        written = {str(name): self.write(item, depth - 1) for name, item in shown}
+        written = {sendable(str(name)): self.write(item, depth - 1) for name, item in shown}
         if len(mapping) > len(shown):
             written["..."] = f"{len(mapping) - len(shown):,} more"
         return written

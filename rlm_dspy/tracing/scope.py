@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from mlflow.tracing.constant import TraceMetadataKey
 
+from rlm_dspy.trajectory import sendable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,12 +33,16 @@ def tags(*, session: str | None = None, user: str | None = None, **others: Any) 
 
 def scope_tags() -> dict[str, str]:
     """Return the tags in force."""
-    return {name: str(value) for name, value in _in_force().items() if name not in _METADATA and value is not None}
+    return {
+        name: sendable(str(value))
+        for name, value in _in_force().items()
+        if name not in _METADATA and value is not None
+    }
 
 
 def scope_metadata() -> dict[str, str]:
     """Return session and user, by the names under which MLflow keeps them."""
-    return {key: str(_in_force()[name]) for name, key in _METADATA.items() if name in _in_force()}
+    return {key: sendable(str(_in_force()[name])) for name, key in _METADATA.items() if name in _in_force()}
 
 
 def _in_force() -> dict[str, Any]:

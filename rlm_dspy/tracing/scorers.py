@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.genai.scorers import scorer
 
+from rlm_dspy.coverage import Watch, share_covered, watching
 from rlm_dspy.tracing.endings import HOW_IT_ENDED
+from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ class Facts:
         kinds: How each turn ended, as in `Step.kind`.
         usage: What the run used, as in `Prediction.usage`.
         answers: The output fields by name.
+        coverage: Which share of the inputs was looked at, from 0 to 1; None if that was not watched.
         texts: Where an answer may come from: inputs, and what code printed. A trace holds the ends of long ones.
     """
 
@@ -35,6 +38,7 @@ class Facts:
     usage: Mapping[str, Any] = field(default_factory=dict)
     answers: Mapping[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -
     reserved = {"trajectory", "usage", "stop", "final_reasoning"}
     inputs = example.inputs().values() if example is not None and example._input_keys else []  # noqa: SLF001
     return Facts(
+        coverage=_coverage(example, steps),
         kinds=[step["kind"] for step in steps],
         usage=prediction.get("usage") or {},
         answers={name: value for name, value in prediction.items() if name not in reserved},
@@ -103,7 +108,16 @@ def facts_of_trace(trace: Any) -> Facts:
     ]
     inputs = [text if isinstance(text, str) else json.dumps(text) for text in (run.inputs or {}).values()]
     answers = {name: value for name, value in (run.outputs or {}).items() if name not in ATTACHED}
-    return Facts(kinds, run.get_attribute("rlm.usage") or {}, answers, [*inputs, *printed])
+    usage, coverage = run.get_attribute("rlm.usage") or {}, run.get_attribute("rlm.coverage")
+    return Facts(kinds, usage, answers, [*inputs, *printed], coverage)
+
+
+def _coverage(example: dspy.Example | None, steps: list[Any]) -> float | None:
+    """Return which share of an example's texts a run looked at, if it was watched."""
+    if example is None or not example._input_keys or not watching():  # noqa: SLF001
+        return None
+    sizes = Watch(dict(example.inputs().items())).sizes
+    return share_covered(sizes, [Step.model_validate(step) for step in steps])
 
 
 def _count(*kinds: str) -> Callable[[Facts], float]:
@@ -155,5 +169,7 @@ refused_submits = RunScorer("refused_submits", _count("refused"))
 sub_calls = RunScorer("sub_calls", _sub_calls)
 cost = RunScorer("cost", _cost)
 grounded = RunScorer("grounded", _grounded)
-ALL = (turns, code_errors, refused_submits, sub_calls, cost, grounded)
+coverage = RunScorer("coverage", lambda facts: facts.coverage)
+"""Share of the inputs that code read, the model was shown or sub-models were sent; inside `watched()` only."""
+ALL = (turns, code_errors, refused_submits, sub_calls, cost, grounded, coverage)
 """Every scorer."""

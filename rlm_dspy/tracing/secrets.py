@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.redaction import HIDDEN, names_secret, secrets_of, secrets_of_environment
+from rlm_dspy.redaction import HIDDEN, names_secret, secrets_of, secrets_of_environment, without_cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +50,14 @@ class Secrets:
 
     def hide(self, text: str) -> str:
         """Return the text with `***` in place of each of them."""
-        return self._pattern.sub(HIDDEN, text) if self._pattern else text
+        if self._pattern is None:
+            return text
+        hidden = self._pattern.sub(HIDDEN, text)
+        return without_cut(hidden, self._values) if "..." in hidden else hidden
+
+    def hide_in_part(self, text: str) -> str:
+        """Return a part of a text with `***` in place of each of them, and of those that its ends cut through."""
+        return without_cut(self.hide(text), self._values)
 
     def found_in(self, content: bytes) -> list[str]:
         """Return those that occur in `content`."""

@@ -40,6 +40,7 @@ class Call:
 
     Attributes:
         instance: The module, LM, interpreter or tool that was called, or what stands for it.
+        payloads: Writes values for the spans of the trace.
         span: Its span; None for calls that are not shown.
         token: What takes the span out of the context again.
         run: The run of an RLM that it belongs to, if it does.
@@ -49,6 +50,7 @@ class Call:
     """
 
     instance: Any
+    payloads: Payloads
     span: Any = None
     token: Any = None
     run: RunSpans | None = None
@@ -84,7 +86,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
         self._begin(
             call_id,
             instance,
-            lambda run: beginnings.module(self.payloads, instance, _arguments(inputs), run, above),
+            lambda payloads, run: beginnings.module(payloads, instance, _arguments(inputs), run, above),
         )
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
@@ -99,7 +101,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
         self._begin(
             call_id,
             instance,
-            lambda run: beginnings.model(self.payloads, instance, _arguments(inputs), run, above),
+            lambda payloads, run: beginnings.model(payloads, instance, _arguments(inputs), run, above),
         )
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
@@ -109,7 +111,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
     def on_adapter_format_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Open a span, outside of runs; in a run the model call shows the messages."""
         self._begin(
-            call_id, instance, lambda run: beginnings.adapter(self.payloads, instance, "format", inputs, run)
+            call_id, instance, lambda payloads, run: beginnings.adapter(payloads, instance, "format", inputs, run)
         )
 
     def on_adapter_format_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
@@ -119,7 +121,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
     def on_adapter_parse_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Open a span, outside of runs; in a run the predictor shows what was read."""
         self._begin(
-            call_id, instance, lambda run: beginnings.adapter(self.payloads, instance, "parse", inputs, run)
+            call_id, instance, lambda payloads, run: beginnings.adapter(payloads, instance, "parse", inputs, run)
         )
 
     on_adapter_parse_end = on_adapter_format_end
@@ -129,20 +131,22 @@ class SpanCallback(MlflowCallback, SubCallListener):
         parent = self._parent()
         above = parent.instance if parent else None
         self._begin(
-            call_id, instance, lambda run: beginnings.tool(self.payloads, instance, _arguments(inputs), run, above)
+            call_id,
+            instance,
+            lambda payloads, run: beginnings.tool(payloads, instance, _arguments(inputs), run, above),
         )
 
     on_tool_end = on_adapter_format_end
 
     def on_interpreter_startup_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Open the span of the start of an interpreter."""
-        self._begin(call_id, instance, lambda _: beginnings.startup(instance))
+        self._begin(call_id, instance, lambda *_: beginnings.startup(instance))
 
     on_interpreter_startup_end = on_adapter_format_end
 
     def on_interpreter_execute_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Open the span of an execution, unless it sets the REPL up."""
-        self._begin(call_id, instance, lambda _: beginnings.execution(self.payloads, inputs))
+        self._begin(call_id, instance, lambda payloads, _: beginnings.execution(payloads, inputs))
 
     def on_interpreter_execute_end(
         self, call_id: str, outputs: Any, exception: BaseException | None = None
@@ -152,7 +156,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
 
     def on_interpreter_tool_call_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Open the span of a call from the code to the host."""
-        self._begin(call_id, instance, lambda _: beginnings.host_call(self.payloads, inputs))
+        self._begin(call_id, instance, lambda payloads, _: beginnings.host_call(payloads, inputs))
 
     def on_interpreter_tool_call_end(
         self, call_id: str, outputs: Any, exception: BaseException | None = None
@@ -164,7 +168,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
         """Note a sub-call that was answered before, and so has no span."""
         parent = self._parent()
         if call.cached and parent is not None and parent.span is not None:
-            name, attributes = endings.reused(self.payloads, call)
+            name, attributes = endings.reused(parent.payloads, call)
             parent.span.add_event(SpanEvent(name=name, attributes=attributes))
 
     def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
@@ -194,7 +198,9 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if not get_autologging_config("dspy", "log_traces"):
             return
         parent = self._parent()
-        call = Call(instance, run=parent.run if parent else None)
+        call = Call(
+            instance, parent.payloads if parent else Payloads(self.secrets), run=parent.run if parent else None
+        )
         call.evaluated = parent.evaluated if parent else ACTIVE_CALL_ID.get() in self._evaluations
         self._calls[call_id] = call
         if parent is None:
@@ -205,7 +211,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
             call.silent = parent.silent
         if call.silent:
             return
-        shown: Told | None = tell(call.run)
+        shown: Told | None = tell(call.payloads, call.run)
         if shown is None:
             call.instance = parent.instance if parent else instance
             call.span, call.token = (parent.span, None) if parent else (None, None)
@@ -231,7 +237,7 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if call is None or call.token is None:
             return
         try:
-            ended: Told = tell(self.payloads, call, outputs, exception)
+            ended: Told = tell(call.payloads, call, outputs, exception)
             self._fill(call, ended, exception)
         finally:
             call.span.end()
@@ -251,9 +257,9 @@ class SpanCallback(MlflowCallback, SubCallListener):
         for name, attributes in ended.events:
             span.add_event(SpanEvent(name=name, attributes=attributes))
         if exception is not None:
-            span.add_event(self._exception(exception))
+            span.add_event(_exception(call.payloads, exception))
         if exception is not None or ended.failed:
-            why = self.payloads.text(ended.failed or str(exception), _ERROR_CHARS)
+            why = call.payloads.text(ended.failed or str(exception), _ERROR_CHARS)
             span.set_status(SpanStatus(SpanStatusCode.ERROR, why))
         if call.root and exception is None:
             self._keep_files(call, ended.outputs)
@@ -266,10 +272,11 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if run_id and isinstance(call.instance, RLM) and not call.evaluated and not self.optimizer_stack_level:
             later(keep_in_run, run_id, call.span.trace_id, outputs)
 
-    def _exception(self, exception: BaseException) -> SpanEvent:
-        event = SpanEvent.from_exception(exception)
-        told_of = {name: self.payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
-        return SpanEvent(name=event.name, attributes=told_of)
+
+def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
+    event = SpanEvent.from_exception(exception)
+    told_of = {name: payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
+    return SpanEvent(name=event.name, attributes=told_of)
 
 
 def _answer(outputs: Any) -> Any:

@@ -16,6 +16,9 @@ REPEATED_CHARS = 2_000
 MESSAGE_CHARS = 6_000
 """The same of a message to a model."""
 _PREVIEW_CHARS = 1_000
+_SHORT_CHARS = 400
+"""A longer text is shown in the list of traces only where there is no other."""
+_REPORT = {"stop", "usage", "trajectory", "final_reasoning"}
 
 
 @dataclass
@@ -74,6 +77,8 @@ def preview(values: Any) -> str | None:
     if not isinstance(values, dict):
         return None if values is None else str(values)[:_PREVIEW_CHARS]
     values = {name: value for name, value in values.items() if not isinstance(value, Attachment)}
+    if {"usage", "trajectory"} <= values.keys():  # what a program passes on that an RLM gave
+        values = {name: value for name, value in values.items() if name not in _REPORT}
     shown = {name: value for name, value in values.items() if not _is_long(value)} or values
     if len(shown) == 1:
         return str(next(iter(shown.values())))[:_PREVIEW_CHARS]
@@ -81,7 +86,7 @@ def preview(values: Any) -> str | None:
 
 
 def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and (value.startswith(("str, ", "Text(")) or len(value) > _PREVIEW_CHARS)
+    return isinstance(value, str) and (value.startswith(("str, ", "Text(")) or len(value) > _SHORT_CHARS)
 
 
 def fenced(text: str, language: str = "python") -> str:

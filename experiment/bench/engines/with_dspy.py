@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from sharing import made_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,13 @@ warnings.filterwarnings("ignore", module="dspy")
 
 
 def lm_of(task: Task, model: str = "") -> dspy.LM:
-    """Return DSPy's LM at the address of the run."""
-    return dspy.LM(f"openai/{model or task.model}", api_base=task.base_url, api_key=task.api_key, cache=False)
+    """Return DSPy's LM at the address of the run; one for all runs at the same address, as in a user's program."""
+    return _lm(model or task.model, task.base_url, task.api_key)
+
+
+@made_once
+def _lm(model: str, base_url: str, api_key: str) -> dspy.LM:
+    return dspy.LM(f"openai/{model}", api_base=base_url, api_key=api_key, cache=False)
 
 
 def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> dspy.RLM:

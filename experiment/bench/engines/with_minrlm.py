@@ -6,6 +6,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from minrlm import RLM
+from openai import OpenAI
+from sharing import made_once
 
 if TYPE_CHECKING:
     from worker import Task
@@ -18,9 +20,14 @@ def run(task: Task) -> str | None:
     """Run once."""
     rlm = RLM(
         task.model,
-        base_url=task.base_url,
-        api_key=task.api_key,
+        client=_client(task.base_url, task.api_key),
         max_iterations=task.limits.turns,
         max_sub_llm_calls=task.limits.calls,
     )
     return str(rlm.completion(task.question, task.context).response)
+
+
+@made_once
+def _client(base_url: str, api_key: str) -> OpenAI:
+    """Return one client for all runs at the same address."""
+    return OpenAI(base_url=base_url, api_key=api_key)

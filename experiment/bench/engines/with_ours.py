@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from sharing import made_once
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import PythonInterpreter
@@ -20,8 +21,13 @@ NOTES = "dspy.LM(cache=False), policy=None"
 
 
 def lm_of(task: Task, model: str = "") -> dspy.LM:
-    """Return DSPy's LM at the address of the run."""
-    return dspy.LM(f"openai/{model or task.model}", api_base=task.base_url, api_key=task.api_key, cache=False)
+    """Return DSPy's LM at the address of the run; one for all runs at the same address, as in a user's program."""
+    return _lm(model or task.model, task.base_url, task.api_key)
+
+
+@made_once
+def _lm(model: str, base_url: str, api_key: str) -> dspy.LM:
+    return dspy.LM(f"openai/{model}", api_base=base_url, api_key=api_key, cache=False)
 
 
 def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from predict_rlm import DirectPythonBackend, PredictRLM
+from sharing import made_once
 
 if TYPE_CHECKING:
     from worker import Task
@@ -17,12 +18,11 @@ NOTES = "interpreter=DirectPythonBackend(), dspy.ChatAdapter, dspy.LM(cache=Fals
 
 def rlm_of(task: Task, **where: Any) -> tuple[PredictRLM, dspy.LM]:
     """Return the library's module with the limits of the task, and its LM."""
-    given = {"api_base": task.base_url, "api_key": task.api_key, "cache": False}
-    lm = dspy.LM(f"openai/{task.model}", **given)
+    lm = _lm(task.model, task.base_url, task.api_key)
     rlm = PredictRLM(
         "context, question -> answer: str",
         lm=lm,
-        sub_lm=dspy.LM(f"openai/{task.sub_model}", **given) if task.sub_model else lm,
+        sub_lm=_lm(task.sub_model, task.base_url, task.api_key) if task.sub_model else lm,
         max_iterations=task.limits.turns,
         max_llm_calls=task.limits.calls,
         max_output_chars=task.limits.output_chars,
@@ -31,6 +31,12 @@ def rlm_of(task: Task, **where: Any) -> tuple[PredictRLM, dspy.LM]:
         **where,
     )
     return rlm, lm
+
+
+@made_once
+def _lm(model: str, base_url: str, api_key: str) -> dspy.LM:
+    """Return one LM for all runs at the same address."""
+    return dspy.LM(f"openai/{model}", api_base=base_url, api_key=api_key, cache=False)
 
 
 def backend(task: Task) -> Any:

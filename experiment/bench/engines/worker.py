@@ -4,7 +4,7 @@
 
 A line on stdin is one request, a line on stdout its answer:
 
-    {"op": "run", "mode": "threads", "base_urls": [...], "context": {"chars": 1000}, "question": "..."}
+    {"op": "run", "mode": "threads", "base_urls": [...], "context": {"chars": 1000}, "questions": [...]}
     {"op": "health"}
 
 An engine is a module here with `VERSION`, `NOTES` (its settings that are not the library's defaults) and
@@ -76,7 +76,8 @@ class Worker:
             return self.health()
         if request["op"] == "about":
             return {"version": self._engine.VERSION, "notes": self._engine.NOTES, "modes": self._modes()}
-        tasks = [self._task(request, url) for url in request["base_urls"]]
+        pairs = zip(request["base_urls"], request["questions"], strict=True)
+        tasks = [self._task(request, url, question) for url, question in pairs]
         started = time.monotonic()
         outcomes = asyncio.run(self._all(tasks)) if request["mode"] == "async" else self._in_threads(tasks)
         return {"started": started, "ended": time.monotonic(), "outcomes": outcomes}
@@ -92,11 +93,11 @@ class Worker:
     def _modes(self) -> list[str]:
         return ["threads", *(["async"] if hasattr(self._engine, "arun") else [])]
 
-    def _task(self, request: dict[str, Any], base_url: str) -> Task:
+    def _task(self, request: dict[str, Any], base_url: str, question: str) -> Task:
         limits = Limits(**request.get("limits", {}))
-        names = ("question", "model", "sub_model", "api_key", "policy")
+        names = ("model", "sub_model", "api_key", "policy")
         given = {name: request[name] for name in names if name in request}
-        return Task(base_url, self._text(request["context"]), **given, limits=limits)
+        return Task(base_url, self._text(request["context"]), question, **given, limits=limits)
 
     def _text(self, context: dict[str, Any]) -> str:
         key = json.dumps(context)
