@@ -121,9 +121,9 @@ class RunLog(SubCallListener):
     r"""Appends the events of every run to a file, as they happen. The format is in this module's docstring.
 
     It listens to DSPy: give it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use it
-    as a context manager, which adds it to the callbacks in force there: in the threads of DSPy and of a run, not in
-    those that you start, which know only what was configured. Any number of runs, threads and processes may write to
-    one file.
+    as a context manager, which adds it to the callbacks in force there: in the threads of DSPy and of a run, not
+    in those that you start, which know only what was configured. Any number of runs, threads and processes may
+    write to one file.
 
     A line that cannot be written is dropped: the first time, a warning on the logger `dspy.rlm_dspy` says so.
     Nothing is held open between lines.
