@@ -101,6 +101,8 @@ class Ledger:
     _slots: threading.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.bounded = any(getattr(self.limits, name) is not None for name in _CAPS)
+        """Whether tokens or cost are limited."""
         self._slots = threading.Semaphore(self.limits.max_concurrency)
 
     def slot(self) -> Callable[[], None]:
@@ -153,11 +155,6 @@ class Ledger:
         """Model calls that code has asked for."""
         with self._lock:
             return self._reserved
-
-    @property
-    def bounded(self) -> bool:
-        """Whether tokens or cost are limited."""
-        return any(getattr(self.limits, name) is not None for name in _CAPS)
 
     def hold(self, key: str, most: Amount, *, keeper: object = None) -> None:
         """Hold what a request can use at most, until it is settled under `key`.

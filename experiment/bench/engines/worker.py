@@ -47,7 +47,9 @@ class Task:
     base_url: str
     context: str = field(repr=False)
     question: str
-    model: str = "scripted"
+    model: str = (
+        "gpt-4o-mini"  # the scripted one goes by a name that price tables have: for others they are searched
+    )
     sub_model: str = ""
     api_key: str = "none"
     policy: str = ""
