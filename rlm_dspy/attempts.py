@@ -9,13 +9,14 @@ import time
 from typing import Any
 
 import dspy
-from dspy.utils.exceptions import LMError, is_retryable_lm_error
+from dspy.utils.exceptions import LMError, LMProviderError, is_retryable_lm_error
 
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 
 _LONGEST_PAUSE_SECONDS = 60
+_OK = 200
 
 
 def attempt_by_attempt(lm: Any) -> Any:
@@ -23,7 +24,8 @@ def attempt_by_attempt(lm: Any) -> Any:
 
     DSPy repeats a failed request up to `num_retries` times inside one call of the LM, and tells of none but the
     last. What is returned here repeats after the same errors and pauses (dspy 3.4), but by calling itself: each
-    request is held, entered and traced on its own, and refused when the limits allow no more.
+    request is held, entered and traced on its own, and refused when the limits allow no more. It repeats after a
+    reply that is no JSON, too.
 
     An LM whose `forward` or `aforward` is not `dspy.LM`'s asks in a way of its own, and is returned as it is.
     """
@@ -89,7 +91,7 @@ class _AttemptByAttempt(dspy.LM):
 
     def _pause(self, error: LMError, attempt: int) -> float:
         """Return the seconds to wait before the next attempt; raise the error if there is none."""
-        if attempt >= self.__dict__["num_retries"] or not is_retryable_lm_error(error):
+        if attempt >= self.__dict__["num_retries"] or not (is_retryable_lm_error(error) or _is_garbled(error)):
             raise error
         told = getattr(error, "retry_after", None)
         if isinstance(told, int | float) and math.isfinite(told):
@@ -109,6 +111,11 @@ class _AttemptByAttempt(dspy.LM):
         """Be saved as the LM that this one stands for."""
         state: dict[str, Any] = self._plain().dump_state()
         return state
+
+
+def _is_garbled(error: LMError) -> bool:
+    """Whether a provider has answered, but in what is no JSON: a run must not end of it, nor an item be lost."""
+    return type(error) is LMProviderError and getattr(error, "status", None) == _OK
 
 
 def _same(lm: dspy.LM) -> dspy.LM:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class LimitedServer:
-    """An OpenAI-compatible server that says of every question that it is busy, `refusals` times, then answers."""
+    """An OpenAI-compatible server that refuses every question, `refusals` times, then answers.
+
+    With status 429 it is busy; with 200 it sends the beginning of a reply.
+    """
 
     def __init__(self, code: str, refusals: int, status: int = 429) -> None:
         self.code, self.refusals, self.status = code, refusals, status
@@ -39,6 +42,7 @@ class LimitedServer:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, answer = outer.answer(str(body["messages"]))
                 data = json.dumps(answer).encode()
+                data = data[:20] if "error" in answer and status == 200 else data
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(data)))
@@ -91,8 +95,9 @@ def run(request: pytest.FixtureRequest) -> Callable[..., dspy.Prediction]:
 GISTS = block("print([str(g) for g in gist.map(['one', 'two'])])\nSUBMIT(answer='done')")
 
 
-def test_every_request_of_turns_and_sub_calls_is_entered(run: Any) -> None:
-    with LimitedServer(GISTS, refusals=2) as server, dspy.context(lm=server.lm(3)):
+@pytest.mark.parametrize("status", [429, 200])
+def test_every_request_of_turns_and_sub_calls_is_entered(run: Any, status: int) -> None:
+    with LimitedServer(GISTS, refusals=2, status=status) as server, dspy.context(lm=server.lm(3)):
         prediction = run(RLM("question -> answer", subs={"gist": "text -> gist"}), question="?")
     assert (prediction.answer, prediction.stop) == ("done", "submitted")
     assert "['small', 'small']" in prediction.trajectory[0]["output"]
