@@ -103,9 +103,9 @@ Where a target is not met:
 - `rlms` and `minrlm` run code in the caller's process, with its rights, and stage the input once, as ours does in
   a confined process of its own; the distance to `dspy.RLM`, which sends the input again each turn, is the one that
   grows with the input.
-- Of 200 runs at once, 1,000 requests in all, the time is the CPU's of one Python process: `direct`, which makes one
-  request a run and runs no code, tells how much of it is the client's. All runs share one address and, where the
-  library lets them, one client. More cores would not help one process; several processes would.
+- Of 200 runs at once, 1,000 requests in all, the time is the CPU's of one Python process: `direct`, which makes
+  one request a run and runs no code, tells how much of it is the client's. All runs share one address and, where
+  the library lets them, one client. More cores would not help one process; several processes would.
 - 200 confined runs have 200 worker processes; in the caller's process (`ours, local`) they take less.
 """
 
