@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,13 @@ async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> Non
     assert not [thread for thread in left if thread.is_alive()]
 
 
-# One that lands in a finalizer or a callback of the garbage collector (hypothesis has one) is told as unraisable.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_reaches_no_code_behind_the_cell() -> None:
-    """However often it is asked for, and whenever."""
+def test_an_interrupt_reaches_no_code_behind_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked for, and whenever.
+
+    One that lands in a finalizer or a callback of the garbage collector (hypothesis has one) is told as
+    unraisable, and the next may land in the telling.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     repl, over = LocalPythonInterpreter(), threading.Event()
 
     def interrupt() -> None:
