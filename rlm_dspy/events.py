@@ -204,7 +204,7 @@ class RunLog(SubCallListener):
         run = self._here()
         if run is None:
             return
-        self._secrets |= secrets_of(instance)
+        self._secrets = self._secrets | secrets_of(instance)  # anew: other threads go through the old ones
         role = next((c.role for c in dspy.settings.callbacks if isinstance(c, Meter)), None)
         known = {"call": next(run.numbers), "model": instance.model, **({"role": role} if role else {})}
         self._lms[call_id] = (instance, known)
@@ -263,7 +263,8 @@ class RunLog(SubCallListener):
         at, beside = time.monotonic() - began, _inside.get()
         inputs = {name: value for name, value in given.items() if name in rlm.signature.input_fields}
         run = self._open[run_id] = _Open(run_id, rlm, inputs, parent.run if parent else None, began, at, beside)
-        self._secrets |= secrets_of(dspy.settings.lm) | secrets_of(rlm.sub_lm) | secrets_of(rlm.act.lm)
+        lms = (dspy.settings.lm, rlm.sub_lm, rlm.act.lm)
+        self._secrets = self._secrets.union(*map(secrets_of, lms))
         self._write(run, "run_started", **asked(rlm, inputs))
 
     def _end(self, run: _Open, outputs: Any, exception: BaseException | None) -> None:

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing.outbox import outbox
-from rlm_dspy.tracing.secrets import without_secrets
+from rlm_dspy.tracing.payloads import Payloads
+from rlm_dspy.tracing.secrets import Secrets, without_secrets
 from tests.playing import block
 from tests.tracing import Store, call, span
 
@@ -332,3 +334,31 @@ def test_the_list_of_traces_shows_question_and_answer_of_a_program_around_a_run(
     info = store.trace().info
     assert info.request_preview == "Which one?"
     assert info.response_preview == "['the moon']"
+
+
+def test_what_is_no_trace_is_not_cut_shorter_the_more_there_was() -> None:
+    """Tables of evaluations are written all through the life of a process."""
+    table, trace = Payloads(Secrets()), Payloads(Secrets(), one_trace=True)
+    text = "word " * 400
+    for _ in range(300):
+        table.text(text, 2_000)
+        trace.text(text, 2_000)
+    assert table.text(text, 2_000) == text
+    assert len(trace.text(text, 2_000)) < 300
+
+
+def test_secrets_may_be_learned_while_texts_are_searched() -> None:
+    """Models come and go in other threads."""
+    secrets = Secrets()
+    secrets.learn({"the-first-secret"})
+
+    def learn() -> None:
+        for number in range(200):
+            secrets.learn({f"secret-number-{number:06}"})
+
+    threads = [threading.Thread(target=learn) for _ in range(2)]
+    [thread.start() for thread in threads]
+    while any(thread.is_alive() for thread in threads):
+        assert secrets.hide("a the-first-secret ... b") == "a *** ... b"
+    [thread.join() for thread in threads]
+    assert secrets.hide("secret-number-000199") == "***"

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,7 @@ from side_by_side_report import grouped, write_report
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "side_by_side.jsonl"
 Row = dict[str, Any]
+_PATH = re.compile(re.escape(tempfile.gettempdir()) + r"/[^\s'\"]*")
 
 
 def read_rows() -> list[Row]:
@@ -130,7 +133,11 @@ def run_all(engines: list[Engine], only: str, *, heavy: bool, again: bool) -> No
 
 
 def keep(row: Row, results: Any) -> Row:
-    """Write a row and show it."""
+    """Write a row and show it; without the paths of this machine, which errors tell."""
+    row = {
+        name: _PATH.sub("a temporary file", value) if isinstance(value, str) else value
+        for name, value in row.items()
+    }
     results.write(json.dumps(row, ensure_ascii=False) + "\n")
     results.flush()
     shown = {name: value for name, value in row.items() if name not in ("machine", "when", "notes", "traceback")}

@@ -26,14 +26,17 @@ _AGAIN = ((300_000, 200), (200_000, 600), (100_000, 2_000))
 
 
 class Payloads:
-    """Writes values for the spans of one trace. The more it has, the shorter is what is told more than once.
+    """Writes values for spans and tables.
 
     Args:
         secrets: What they must not hold.
+        one_trace: Whether all that is written is of one trace: the more it has, the shorter is what is told more
+            than once.
     """
 
-    def __init__(self, secrets: Secrets) -> None:
+    def __init__(self, secrets: Secrets, *, one_trace: bool = False) -> None:
         self._secrets = secrets
+        self._one_trace = one_trace
         self._written = 0
 
     def text(self, text: str, chars: int) -> str:
@@ -50,6 +53,8 @@ class Payloads:
 
     def _at_most(self, chars: int) -> int:
         """Return how long a text may be that may have so many characters in a small trace."""
+        if not self._one_trace:
+            return chars
         once = chars >= TEXT_CHARS
         return next(
             (min(chars, most) for size, most in (_ONCE if once else _AGAIN) if self._written > size), chars

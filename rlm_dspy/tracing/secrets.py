@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.redaction import HIDDEN, names_secret, secrets_of, secrets_of_environment, without_cut
+from rlm_dspy.redaction import hidden, names_secret, secrets_of, secrets_of_environment, without_cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +18,6 @@ class Secrets:
 
     def __init__(self) -> None:
         self._values: set[str] = set()
-        self._pattern: re.Pattern[str] | None = None
         self._lock = threading.Lock()
         self._environment: int | None = None
 
@@ -31,11 +29,7 @@ class Secrets:
     def learn(self, values: Iterable[str]) -> None:
         """Hide these from now on."""
         with self._lock:
-            new = set(values) - self._values
-            if new:
-                self._values |= new
-                longest_first = sorted(self._values, key=len, reverse=True)
-                self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._values = self._values | set(values)  # anew: other threads go through the old ones
 
     def learn_environment(self) -> None:
         """Hide the values of environment variables whose name tells, like `OPENAI_API_KEY`."""
@@ -50,10 +44,7 @@ class Secrets:
 
     def hide(self, text: str) -> str:
         """Return the text with `***` in place of each of them."""
-        if self._pattern is None:
-            return text
-        hidden = self._pattern.sub(HIDDEN, text)
-        return without_cut(hidden, self._values) if "..." in hidden else hidden
+        return hidden(text, self._values)
 
     def hide_in_part(self, text: str) -> str:
         """Return a part of a text with `***` in place of each of them, and of those that its ends cut through."""

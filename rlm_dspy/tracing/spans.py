@@ -198,9 +198,8 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if not get_autologging_config("dspy", "log_traces"):
             return
         parent = self._parent()
-        call = Call(
-            instance, parent.payloads if parent else Payloads(self.secrets), run=parent.run if parent else None
-        )
+        payloads = parent.payloads if parent else Payloads(self.secrets, one_trace=True)
+        call = Call(instance, payloads, run=parent.run if parent else None)
         call.evaluated = parent.evaluated if parent else ACTIVE_CALL_ID.get() in self._evaluations
         self._calls[call_id] = call
         if parent is None:
