@@ -219,8 +219,11 @@ def _columns(
     written: Callable[[float], str],
 ) -> Html:
     parts = [parts_of(step) for step in steps]
-    most = max(sum(part.values()) for part in parts) or 1.0
-    drawn = [column for n, part in enumerate(parts) for column in _column(n, part, most, f"turn {n + 1}", written)]
+    most = max(sum(part.values()) for part in parts)
+    height = most or 1.0
+    drawn = [
+        column for n, part in enumerate(parts) for column in _column(n, part, height, f"turn {n + 1}", written)
+    ]
     every = -(-len(steps) // _NUMBERS_SHOWN)
     numbers = (tag("span", str(n) if n % every == 1 % every else "") for n in range(1, len(steps) + 1))
     total_ = written(sum(sum(part.values()) for part in parts))

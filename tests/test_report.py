@@ -183,6 +183,13 @@ def test_an_old_record_without_times_usage_and_coverage_has_a_page() -> None:
     assert "unknown" in text
 
 
+def test_turns_that_a_cache_answered_used_no_tokens_at_most() -> None:
+    steps = [Step(reasoning="", code="1", output="1", kind="output", spent=spent(0, None))]
+    page = report_html(record(trajectory=steps))
+    assert "0 in all, at most 0 in a turn" in page
+    assert "at most 1 in a turn" not in page
+
+
 def test_the_page_of_a_killed_run_says_why_there_is_no_coverage() -> None:
     """It is written at a run's end."""
     killed = Record(signature="a -> b", inputs={}, model="m", stop="killed", trajectory=[Step(code="x")])
