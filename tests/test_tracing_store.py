@@ -357,8 +357,10 @@ def test_secrets_may_be_learned_while_texts_are_searched() -> None:
             secrets.learn({f"secret-number-{number:06}"})
 
     threads = [threading.Thread(target=learn) for _ in range(2)]
-    [thread.start() for thread in threads]
+    for thread in threads:
+        thread.start()
     while any(thread.is_alive() for thread in threads):
         assert secrets.hide("a the-first-secret ... b") == "a *** ... b"
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.join()
     assert secrets.hide("secret-number-000199") == "***"
