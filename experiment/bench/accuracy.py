@@ -31,7 +31,7 @@ from rlm_dspy.models import choose_model, limits_for
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from accuracy_report import forecast, write_report  # noqa: E402  # scripts of this folder are run, not installed
+from accuracy_report import RESULTS, forecast, read_rows, write_report  # noqa: E402  # scripts of this folder are run, not installed
 from bridge import Bridge  # noqa: E402
 from families import FAMILIES, make  # noqa: E402
 from family_words import SPLITS, Split  # noqa: E402
@@ -40,7 +40,6 @@ from tasks import Task  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RESULTS = HERE / "results" / "accuracy.jsonl"
 ARTICLES = "articles"
 Row = dict[str, Any]
 
@@ -164,11 +163,6 @@ class Runs:
         """End the workers."""
         for worker in self._workers.values():
             worker.close()
-
-
-def read_rows() -> list[Row]:
-    """Return the rows so far."""
-    return [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
 
 
 def key_of(row: Row) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rlm_dspy.intervals import wilson
 
 HERE = Path(__file__).parent
 REPORT = HERE / "ACCURACY.md"
+RESULTS = HERE / "results" / "accuracy.jsonl"
 Row = dict[str, Any]
 _GROUP = ("engine", "family", "chars")
 _SETTINGS = ("model", "sub_model", "turns", "calls", "output_chars", "policy")
@@ -71,6 +73,11 @@ def outcome_of(row: Row) -> str:
     return "wrong" if row["answer"] else "no answer"
 
 
+def read_rows() -> list[Row]:
+    """Return the rows so far."""
+    return [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
+
+
 def write_report(rows: list[Row]) -> None:
     """Write the table of all results so far."""
     if not rows:
@@ -80,7 +87,22 @@ def write_report(rows: list[Row]) -> None:
         "",
         "Made by `experiment/bench/accuracy.py` from `results/accuracy.jsonl`. Tasks are those of `families.py`,",
         "and `articles` the questions on `articles.md`. Intervals: 95 %, Wilson.",
+        *sections(rows, level="##"),
     ]
+    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def short_lines() -> list[str]:
+    """Return the section of the side-by-side report, from the rows that were kept; none if there are none."""
+    rows = read_rows()
+    says = "Made by `accuracy.py`. More of the embedded model is in [EMBEDDED.md](EMBEDDED.md); before and after "
+    says += "optimization in [OPTIMIZE.md](OPTIMIZE.md)."
+    return ["", "## Right answers", "", says, *sections(rows, level="###")] if rows else []
+
+
+def sections(rows: list[Row], *, level: str) -> list[str]:
+    """Return a table for each setting."""
+    lines: list[str] = []
     settings: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         settings[tuple(row[name] for name in _SETTINGS)].append(row)
@@ -89,8 +111,8 @@ def write_report(rows: list[Row]) -> None:
         sub = f", {named['sub_model']} for sub-calls" if named["sub_model"] else ""
         policy = f", policy {named['policy']} for ours" if named["policy"] else ""
         limits = f"{named['turns']} turns, {named['calls']} sub-calls, {named['output_chars']:,} characters a turn"
-        lines += ["", f"## {named['model']}{sub}{policy}", "", f"Limits: {limits}.", "", *table(part)]
-    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines += ["", f"{level} {named['model']}{sub}{policy}", "", f"Limits: {limits}.", "", *table(part)]
+    return lines
 
 
 def table(rows: list[Row]) -> list[str]:

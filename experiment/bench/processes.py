@@ -57,6 +57,7 @@ class Engine:
         package: What is installed into an environment of its own; empty for what this environment has.
         deno: Whether it needs Deno, which is installed as a package.
         where: Where its code runs, for the tables.
+        only: The measures that it is for; all if empty.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Engine:
     package: str = ""
     deno: bool = False
     where: str = ""
+    only: tuple[str, ...] = ()
 
 
 ENGINES = {
@@ -72,6 +74,7 @@ ENGINES = {
     for engine in (
         Engine("ours", "with_ours", "ours", where="a confined process"),
         Engine("ours, local", "with_ours_local", "ours", where="the caller's process"),
+        Engine("ours, folding", "with_ours_folding", "ours", where="a confined process", only=("long run",)),
         Engine("dspy.RLM", "with_dspy", "dspy", where="a plain process"),
         Engine("dspy.RLM, Deno", "with_dspy_deno", "dspy", deno=True, where="WASM"),
         Engine("rlms", "with_rlms", "rlms", where="the caller's process"),

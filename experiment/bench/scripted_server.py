@@ -5,7 +5,8 @@
 Every run has an address of its own, `http://127.0.0.1:PORT/run/NAME/v1`, and is told before what to play:
 `PUT /run/NAME` with a `Script` as JSON. `GET /run/NAME` returns what was counted. Runs that share one address,
 `http://127.0.0.1:PORT/v1`, are told apart by `[[run NAME]]` in their messages. A request is the sub-model's if its
-last message holds `[[sub NUMBER]]`, else the root model's; a turn is over when its reply has been sent whole.
+last message holds `[[sub NUMBER]]`; it folds a conversation if that asks for DSPy's field `account`; else it is
+the root model's. A turn is over when its reply has been sent whole.
 
 Tokens are characters divided by four. The cached prefix is the longest beginning that a request shares with an
 earlier one of the same run; providers cache no more than that.
@@ -28,6 +29,7 @@ from dialects import Script, reply, sub_reply
 
 _SUB = re.compile(r"\[\[sub (\d+)\]\]")
 _RUN = re.compile(r"\[\[run ([\w, .-]+)\]\]")
+ACCOUNT = "[[ ## account ## ]]"
 _MOST_BYTES = 4 << 30
 _REMEMBERED = 3
 _CHARS_PER_TOKEN = 4
@@ -38,7 +40,7 @@ class Played:
     """What was counted of one run.
 
     Attributes:
-        requests: Requests that came, by `root` and `sub`.
+        requests: Requests that came, by `root`, `sub` and `account`.
         faults: Requests that were answered with the fault, by `root` and `sub`.
         paid: Replies that a provider would bill: sent whole, sent as garbage, or cut, by `root` and `sub`.
         delivered: How often each sub-model's answer was sent whole, by its number.
@@ -178,7 +180,8 @@ class Server:
         named = request.match_info.get("name")
         run = self.runs[named or _RUN.findall(sent)[0]]
         found = _SUB.search(text_of(messages[-1]))
-        kind = "sub" if found else "root"
+        is_account = not found and ACCOUNT in text_of(messages[-1])
+        kind = "sub" if found else "account" if is_account else "root"
         number = run.enter(kind, len(raw), sent)
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
@@ -186,13 +189,16 @@ class Server:
             await asyncio.sleep(run.script.latency)
             if fault := run.fault(kind, number):
                 return await self._fail(request, run, kind, fault)
-            text = sub_reply(run.script, int(found[1])) if found else reply(run.script, run.turn)
+            if found:
+                text = sub_reply(run.script, int(found[1]))
+            else:
+                text = reply(run.script, run.turn) if kind == "root" else f"{ACCOUNT}\nParts were printed."
             sent_at = time.monotonic()  # before it is sent: the engine may be on with it before we are
             response = await self._send(request, completion(body["model"], text, sent), stream=body.get("stream"))
             run.paid[kind] += 1
             if found:
                 run.delivered[int(found[1])] += 1
-            else:
+            elif kind == "root":
                 run.turn += 1
                 run.last_at = sent_at
             return response

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import tracing
 import typer
 from measures import Bench, Measure, every, trial
 from processes import ENGINES, Engine, EngineDied, scripted_server
@@ -101,6 +102,8 @@ def main(
     chosen = [ENGINES[name] for name in engine or ENGINES]
     if not report:
         run_all(chosen, only, heavy=heavy, again=again)
+        if not engine and only in "cost of tracing" and (again or not tracing.RESULTS.exists()):
+            tracing.measure_all()
     write_report(read_rows())
     write_short_form(grouped(read_rows()))
 
@@ -128,7 +131,8 @@ def run_all(engines: list[Engine], only: str, *, heavy: bool, again: bool) -> No
             for one in engines:
                 key = (one.name, measure.name, setting)
                 cannot = "failed" in done.get((one.name, "about", ""), {})
-                if key not in done and not cannot and one.name not in measure.skips:
+                left_out = one.name in measure.skips or (one.only and measure.name not in one.only)
+                if key not in done and not cannot and not left_out:
                     keep(measured(Bench(server), one, measure, setting), results)
 
 

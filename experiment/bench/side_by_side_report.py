@@ -6,6 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import accuracy_report
+import tracing
 from measures import FAULT_SUBS, FAULTS, MEASURES, SIZES
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 REPORT = HERE / "RESULTS.md"
-OURS = ("ours", "ours, local")
+OURS = ("ours", "ours, local", "ours, folding")
 NOT_PEERS = (*OURS, "direct")
 Row = dict[str, Any]
 Rows = dict[tuple[str, str], list[Row]]
@@ -33,6 +35,7 @@ COLUMNS: dict[str, list[tuple[str, str]]] = {
         ("characters sent", "chars"),
         ("share that an earlier call began with", "prefix_share"),
         ("the rest", "uncached_chars"),
+        ("paid for, if a cached one costs a tenth", "paid_chars"),
         ("seconds", "seconds"),
     ],
     "sub-calls": [
@@ -98,8 +101,8 @@ REASONS = """
 Where a target is not met:
 
 - Every library of the long run appends to its messages, so all send about the same, and caches serve most.
-  What is printed must be sent once. Only folding sends less in all (`Limits(max_context_tokens=...)`, off here),
-  at the price of the cache.
+  What is printed must be sent once. Only folding sends less in all, at the price of the cache: `ours, folding` has
+  `Limits(max_context_tokens=...)`, which is off in the other rows.
 - `rlms` and `minrlm` run code in the caller's process, with its rights, and stage the input once, as ours does in
   a confined process of its own; the distance to `dspy.RLM`, which sends the input again each turn, is the one that
   grows with the input.
@@ -134,6 +137,8 @@ def write_report(rows: list[Row]) -> None:
         found = [line for setting, part in parts if part for line in table_lines(measure.name, setting, part)]
         if found:
             lines += ["", f"## {measure.name[0].upper()}{measure.name[1:]}", "", SAYS[measure.name], *found]
+    lines += tracing.report_lines()
+    lines += accuracy_report.short_lines()
     lines += plot_lines(tables)
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -143,6 +148,9 @@ def grouped(rows: list[Row]) -> Rows:
     tables: Rows = defaultdict(list)
     for row in rows:
         tables[row["measure"], row["setting"]].append(row)
+    for row in tables["long run", ""]:
+        if row.get("uncached_chars"):
+            row["paid_chars"] = row["uncached_chars"] + (row["chars"] - row["uncached_chars"]) // 10
     return tables
 
 

@@ -4,7 +4,8 @@
 
 Both play the same script: 20 turns that print 4,000 characters each of a context of 10 million, one of them with a
 batch of 10 sub-calls. Models answer at once, so the difference to the same run without tracing is what tracing
-takes; the store is a SQLite file. Each way has a process of its own, as MLflow's settings are read once.
+takes; the store is a SQLite file. Each way has a process of its own, as MLflow's settings are read once. The rows
+go to `results/tracing.json`, and `side_by_side.py` makes a table of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+RESULTS = Path(__file__).parent / "results" / "tracing.json"
 TURNS, PRINTED, RUNS = 20, 4_000, 5
 WAYS = ("ours", "ours, mlflow.dspy.autolog()", "dspy.RLM, mlflow.dspy.autolog()")
 
@@ -93,19 +95,42 @@ def measure(way: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
-        return
+def measure_all() -> None:
+    """Measure every way, each in a process of its own, and keep the rows."""
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "MLFLOW_DISABLE_TELEMETRY": "true"}
     results = []
     for way in WAYS:
         command = [sys.executable, __file__, way]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(results[-1])
-    target = Path(__file__).parent / "results" / "tracing.json"
-    target.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(results[-1], flush=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def report_lines() -> list[str]:
+    """Return the section of the report, from the rows that were kept; none if there are none."""
+    if not RESULTS.is_file():
+        return []
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    heads = list(rows[0])
+    shown = [[each if isinstance(each, str) else f"{each:,}" for each in row.values()] for row in rows]
+    says = f"{TURNS} turns that print {PRINTED:,} characters each of a context of ten million, 10 sub-calls; a "
+    return [
+        "",
+        "## Cost of tracing",
+        "",
+        f"{says}model that answers at once, in the process, and MLflow's SQLite store.",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *shown)),
+    ]
+
+
+def main() -> None:
+    """Measure one way, and print the row; or all of them."""
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        measure_all()
 
 
 if __name__ == "__main__":
