@@ -289,7 +289,7 @@ def write_policy(condition: Condition, path: Path, chars: int, lm: Any) -> None:
         compiled(condition, lm)[0],
         path,
         name=path.stem,
-        model=path.stem,
+        model=lm.model.rpartition("/")[2],
         optimizer=f"{condition.optimizer}, teacher {condition.teacher}",
         data=f"{condition.trained_on}: {TRAIN} tasks of {TRAIN_CHARS} characters (experiment/families.py, train)",
         seeds=[FIRST_SEED["train"]],
