@@ -1,8 +1,9 @@
-"""Prints the matrix of optimizers: what was checked of each on each program, by the functions that the tests run.
+"""Makes the matrix of optimizers: what was checked of each on each program, by the functions that the tests run.
 
-    uv run python experiment/optimizer_matrix.py
+    uv run python experiment/optimizer_matrix.py            # all, and bench/OPTIMIZERS.md
+    uv run python experiment/optimizer_matrix.py GEPA       # printed only
 
-Everything is scripted: no model, no network. About a minute.
+Everything is scripted: no model, no network. About two minutes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from tests.matrix_programs import PROGRAMS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+REPORT = Path(__file__).parent / "bench" / "OPTIMIZERS.md"
+HEAD = """# Every optimizer on programs with an RLM inside
+
+Made by `experiment/optimizer_matrix.py`, which runs the functions that `tests/test_optimizers_matrix.py` runs.
+Scripted models: it shows that the mechanics work, not how much an optimizer helps. The data of BootstrapFinetune
+is checked in `tests/test_finetune.py`, what is mended in DSPy's optimizers in `tests/test_upstream.py`.
+"""
 LONG_PROGRAM = "root and query"
 COLUMNS = [
     "optimizer",
@@ -75,9 +83,10 @@ def quietly() -> Iterator[None]:
 def main(
     only: Annotated[list[str] | None, typer.Argument(help="Names of optimizers; all by default.")] = None,
 ) -> None:
-    """Print the matrix as a Markdown table, row by row."""
+    """Print the matrix as a Markdown table, row by row; write it if it is whole."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    print(*lines, sep="\n", flush=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for optimizer in only or OPTIMIZERS:
@@ -85,7 +94,10 @@ def main(
                 with quietly():
                     cells = row(optimizer, program, Path(folder))
                 failed += any(text.startswith("FAILED") for text in cells)
-                print("| " + " | ".join(cells) + " |", flush=True)
+                lines.append("| " + " | ".join(cells) + " |")
+                print(lines[-1], flush=True)
+    if not only:
+        REPORT.write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")
     raise typer.Exit(bool(failed))
 
 

@@ -3,7 +3,8 @@
     uv run python experiment/bench/compile.py
 
 200 examples with contexts of a million characters each, scripted replies, code in this process. Each row is a
-process of its own. `dspy.RLM` beside it, with the same optimizer, examples, and interpreter.
+process of its own. `dspy.RLM` beside it, with the same optimizer, examples, and interpreter. The table goes to
+`COMPILE.md`, unless `--count` or `--chars` ask for another size.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
 
     from rlm_dspy.testing import Messages
 
+REPORT = Path(__file__).parent / "COMPILE.md"
+HEAD = """# What a compile over long contexts costs
+
+Made by `experiment/bench/compile.py`: scripted replies, code in this process, each row a process of its own.
+"""
+COUNT, CHARS = 200, 1_000_000
 SIGNATURE = "context, question -> answer"
 LOOK = "at = context.find(question + ' is ')\nfound = context[at : at + 40]\nprint(found)"
 SUBMIT = "SUBMIT(answer=re.findall(r'is (\\w+)', found)[0])"
@@ -60,7 +67,8 @@ def reply(messages: Messages) -> str:
     asked = messages[-1]["content"]
     demanded = re.findall(r"\[\[ ## (\w+) ## \]\]", asked.rsplit("Respond with", maxsplit=1)[-1])
     upstream = "[[ ## code ## ]]" in messages[0]["content"]
-    if upstream or any(_begins(message) for message in messages):
+    is_turn = "Respond with" not in asked and any(_begins(message) for message in messages)
+    if upstream or is_turn:
         code = f"import re\n{SUBMIT}" if f"{LOOK[:9]}" in asked or _looked(messages) else LOOK
         if upstream:
             return f"[[ ## reasoning ## ]]\nNext.\n\n[[ ## code ## ]]\n{code}\n\n[[ ## completed ## ]]"
@@ -143,36 +151,35 @@ def peak_mb() -> float:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Examples.")] = 200,
-    chars: Annotated[int, typer.Option(help="Characters of each context.")] = 1_000_000,
+    count: Annotated[int, typer.Option(help="Examples.")] = COUNT,
+    chars: Annotated[int, typer.Option(help="Characters of each context.")] = CHARS,
     row: Annotated[str | None, typer.Option(help="Measure one row in this process and print JSON.")] = None,
 ) -> None:
-    """Print the table as Markdown."""
+    """Print the table as Markdown, and write it if it is of the usual size; a row that fails is told in it."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     if row is not None:
         print(json.dumps(measure(row, count, chars)))
         return
-    print(f"{count} examples, {chars:,} characters each\n")
     columns = ["program, optimizer", "peak MB above the dataset", "state, bytes", "longest prompt, characters"]
-    print("| " + " | ".join([*columns, "model calls", "CPU s"]) + " |\n|---|---|---|---|---|---|", flush=True)
+    lines = [f"{count} examples, {chars:,} characters each.", ""]
+    lines += ["| " + " | ".join([*columns, "model calls", "CPU s"]) + " |", "|---|---|---|---|---|---|"]
+    print(*lines, sep="\n", flush=True)
     for name in ROWS:
-        command = [
-            sys.executable,
-            str(Path(__file__)),
-            "--row",
-            name,
-            "--count",
-            str(count),
-            "--chars",
-            str(chars),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"| {name} | failed: {done.stderr.strip().splitlines()[-1][:200]} | | | | |", flush=True)
-            continue
-        got = json.loads(done.stdout.strip().splitlines()[-1])
-        numbers = [f"{got[key]:,}" for key in list(got)[1:]]
-        print("| " + " | ".join([name, *numbers]) + " |", flush=True)
+        lines.append(line(name, count, chars))
+        print(lines[-1], flush=True)
+    if (count, chars) == (COUNT, CHARS):
+        REPORT.write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")
+    raise typer.Exit(any("| failed: " in each for each in lines))
+
+
+def line(name: str, count: int, chars: int) -> str:
+    """Return a line of the table, measured in a process of its own."""
+    command = [sys.executable, __file__, "--row", name, "--count", str(count), "--chars", str(chars)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"| {name} | failed: {done.stderr.strip().splitlines()[-1][:200]} | | | | |"
+    got = json.loads(done.stdout.strip().splitlines()[-1])
+    return "| " + " | ".join([name, *(f"{got[key]:,}" for key in list(got)[1:])]) + " |"
 
 
 if __name__ == "__main__":
