@@ -82,7 +82,7 @@ def test_the_table_has_intervals_and_names_what_does_not_compile(
 def test_the_bench_of_compiles_plays_its_script_to_the_end(row: str) -> None:
     """Its scripted model tells turns from an optimizer's questions, which quote turns."""
     bench = Path(__file__).parents[1] / "experiment" / "bench" / "compile.py"
-    command = [sys.executable, str(bench), "--row", row, "--count", "8", "--chars", "2000"]
+    command = [sys.executable, str(bench), "--row", row, "--count", "40", "--chars", "2000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["longest_prompt_chars"] < 30_000

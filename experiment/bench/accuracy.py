@@ -28,6 +28,7 @@ import typer
 from processes import ENGINES, EngineDied, Worker
 
 from rlm_dspy.models import choose_model, limits_for
+from rlm_dspy.signatures import load_policy
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -143,7 +144,9 @@ class Runs:
                 "questions": [task.question],
                 "model": settings.model.rpartition("/")[2],
                 "sub_model": settings.sub_model.rpartition("/")[2],
-                "policy": settings.policy,
+                "policy": str(Path(settings.policy).resolve())
+                if settings.policy.endswith(".json")
+                else settings.policy,
                 "limits": {
                     "turns": settings.turns,
                     "calls": settings.calls,
@@ -199,6 +202,8 @@ def main(
     """Ask what has not been asked yet, then write the table."""
     lm = choose_model(model).copy(cache=False)
     limits = limits_for(lm, max_iters=turns)
+    if policy:
+        load_policy(policy)  # one that cannot be read is told of before anything is asked
     settings = Settings(model, sub_model, limits.max_iters, limits.max_llm_calls, limits.max_output_chars, policy)
     others = {sub_model.rpartition("/")[2]: choose_model(sub_model).copy(cache=False)} if sub_model else {}
     named: Any = split
