@@ -22,9 +22,9 @@ the last form. That demos are told in the names of the task's fields came still 
 task wrong that it was first asked as `document, query -> result`; no other row is changed by it. Random search (2
 candidates) and MIPROv2 (4 trials) chose by 2 development tasks. Rows of a few tasks say little: mind intervals.
 
-No check of answers against the texts was put into the loop: all 18 wrong answers that were submitted with ours occur
-in the text, word for word, so refusing what occurs nowhere would have refused none of them. The others that are wrong
-were read from the trajectory after the last turn, when nothing had been found that an answer could be read from.
+No check of answers against the texts was put into the loop: the 18 wrong answers that were submitted with ours all
+occur in the text, word for word, so refusing what occurs nowhere would have refused none of them. The others that
+are wrong were read from the trajectory after the last turn, when nothing had been found to read them from.
 """
 
 

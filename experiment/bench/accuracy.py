@@ -144,9 +144,7 @@ class Runs:
                 "questions": [task.question],
                 "model": settings.model.rpartition("/")[2],
                 "sub_model": settings.sub_model.rpartition("/")[2],
-                "policy": str(Path(settings.policy).resolve())
-                if settings.policy.endswith(".json")
-                else settings.policy,
+                "policy": found_from_anywhere(settings.policy),
                 "limits": {
                     "turns": settings.turns,
                     "calls": settings.calls,
@@ -166,6 +164,11 @@ class Runs:
         """End the workers."""
         for worker in self._workers.values():
             worker.close()
+
+
+def found_from_anywhere(policy: str) -> str:
+    """Return the path of a policy's file in full; the name of a shipped one as it is."""
+    return str(Path(policy).resolve()) if policy.endswith(".json") else policy
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
