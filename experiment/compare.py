@@ -3,8 +3,8 @@
     uv run --extra embedded --extra rlms python experiment/compare.py --model openai/gpt-5-mini
 
 It runs what `dspy_rlm.py` and `rlm_read_big_article.py` run, each once, on the same model, text and turns, and
-writes `COMPARISON.md`. One run says how the libraries are used, not which answers better: for that there is
-`bench/accuracy.py`.
+writes `COMPARISON.md`; with `--readme` the table also goes into the README. One run says how the libraries are used,
+not which answers better: for that there is `bench/accuracy.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dspy_rlm
+import marked
 import mlflow
 import rlm_read_big_article
 import typer
@@ -60,6 +61,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="As for rlm-dspy ask --model.")] = None,
     logs: Annotated[Path, typer.Option(help="Where the logger of rlms writes.")] = Path("logs"),
     report: Annotated[Path, typer.Option(help="Where the table goes.")] = HERE / "COMPARISON.md",
+    readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README as well.")] = False,
 ) -> None:
     """Ask both libraries, and write the table."""
     lm = choose_model(model)
@@ -72,14 +74,17 @@ def main(
     dspy_rlm.log_to_mlflow()
     ours = dspy_rlm.summary_of(dspy_rlm.ask(lm, text, question))
     mlflow.flush_trace_async_logging()
+    made = table(ours, native, text, turns=turns, logs=logs)
     lines = [
         "# Two libraries, one question",
         "",
         f"Made by `experiment/compare.py` on {time.strftime('%Y-%m-%d')} with {lm.model}: one run each.",
         f'The question: "{question}"',
         "",
-        *table(ours, native, text, turns=turns, logs=logs),
+        *made,
     ]
+    if readme:
+        marked.put("two libraries", "\n".join(made) + "\n")
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(report.read_text(encoding="utf-8"))
 

@@ -26,6 +26,7 @@ sys.path[:0] = [str(EXPERIMENT), str(EXPERIMENT / "bench")]
 
 import accuracy_report  # noqa: E402  # scripts of these folders are run, not installed
 import dialects  # noqa: E402
+import marked  # noqa: E402
 import measures  # noqa: E402
 import processes  # noqa: E402
 import scripted_server  # noqa: E402
@@ -277,7 +278,4 @@ def test_the_native_example_prints_the_summary_that_the_other_prints(tmp_path: P
 def test_the_short_form_in_the_readme_is_what_the_rows_say() -> None:
     """It is made by the bench, and by nobody else."""
     written = side_by_side_readme.short_form(side_by_side_report.grouped(side_by_side.read_rows()))
-    assert (
-        f"{side_by_side_readme.BEGIN}{written}{side_by_side_readme.END}"
-        in side_by_side_readme.README.read_text(encoding="utf-8")
-    )
+    assert marked.between_marks(side_by_side_readme.NAME, written) in marked.README.read_text(encoding="utf-8")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from side_by_side_report import number
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import marked  # scripts of that folder are run, not installed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- side by side -->\n", "<!-- end of side by side -->\n"
+NAME = "side by side"
 HEAD = (
     "engine",
     "a turn over 100 MB, ms",
@@ -37,8 +40,7 @@ def short_form(tables: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 def write_short_form(tables: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
     """Put the short form into the README, between its marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}{short_form(tables)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    marked.put(NAME, short_form(tables))
 
 
 def _value(tables: Any, engine: str, measure: str, setting: str, name: str) -> str:

@@ -1,0 +1,28 @@
+"""Tables in the README that scripts make: each stands between two marks of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def between_marks(name: str, table: str) -> str:
+    """Return a table, which ends with a line break, with the marks of its name around it."""
+    return f"<!-- {name} -->\n{table}<!-- end of {name} -->\n"
+
+
+def put(name: str, table: str) -> None:
+    """Put a table in the place of the one that stands between the marks of its name.
+
+    Raises:
+        ValueError: If the README has no such marks.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    text = README.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise ValueError(
+            f"{README.name} has no place for the table: put {begin.strip()} and {end.strip()} into it."
+        )
+    before, _, rest = text.partition(begin)
+    README.write_text(before + between_marks(name, table) + rest.partition(end)[2], encoding="utf-8")
