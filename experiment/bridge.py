@@ -143,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, self.owner.complete(run, body)
         except dspy.ContextWindowExceededError as error:
             return 400, {"error": {"message": str(error), "code": "context_length_exceeded"}}
+        except dspy.LMInvalidRequestError as error:
+            return 400, {"error": {"message": str(error)}}
         except dspy.LMRateLimitError as error:
             return 429, {"error": {"message": str(error)}}
         except Exception as error:  # noqa: BLE001  # whatever it is, the client is told and the server goes on

@@ -3,8 +3,8 @@
     uv run --extra embedded --extra rlms python experiment/compare.py --model openai/gpt-5-mini
 
 It runs what `dspy_rlm.py` and `rlm_read_big_article.py` run, each once, on the same model, text and turns, and
-writes `COMPARISON.md`; with `--readme` the table also goes into the README. One run says how the libraries are used,
-not which answers better: for that there is `bench/accuracy.py`.
+writes `COMPARISON.md`; with `--readme` the table also goes into the README. One run says how the libraries are
+used, not which answers better: for that there is `bench/accuracy.py`.
 """
 
 from __future__ import annotations

@@ -212,13 +212,17 @@ def _body(request: lm15.Request) -> Chat:
 
 
 def _messages(request: lm15.Request) -> list[dict[str, str]]:
-    messages = []
+    """Return the messages as llama.cpp takes them: of several replies in a row, which it refuses, it sees one."""
+    messages: list[dict[str, str]] = []
     if request.system is not None:
         parts = (lm15.TextPart(request.system),) if isinstance(request.system, str) else request.system
         messages.append({"role": "system", "content": _text(parts, "system")})
     for index, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": _text(message.parts, f"messages[{index}]")})
+        text = _text(message.parts, f"messages[{index}]")
+        if messages and role == messages[-1]["role"] == "assistant":
+            text = f"{messages.pop()['content']}\n\n{text}"
+        messages.append({"role": role, "content": text})
     return messages
 
 

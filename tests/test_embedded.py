@@ -62,6 +62,13 @@ def test_a_question_gets_an_answer(lm: dspy.LM) -> None:
     assert "4" in lm("What is 2+2?", max_tokens=24)[0]
 
 
+def test_replies_in_a_row_at_the_end_are_taken_as_one(lm: dspy.LM) -> None:
+    """OpenAI's protocol allows them, and libraries send them; llama.cpp by itself refuses."""
+    said = (lm15.Message.user("Count to ten."), *map(lm15.Message.assistant, ("1, 2, 3", "4, 5,")))
+    reply = lm(lm15.Request(model=lm.model, messages=said, config=lm15.Config(max_tokens=12)))
+    assert "6" in reply.text
+
+
 def test_greedy_decoding_is_the_default_and_repeats_itself(lm: dspy.LM) -> None:
     prompt = "Write a sentence about rain."
     lm(prompt)
