@@ -64,7 +64,7 @@ def main(
     readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README as well.")] = False,
 ) -> None:
     """Ask both libraries, and write the table."""
-    lm = choose_model(model)
+    lm = choose_model(model).copy(cache=False)
     turns = limits_for(lm).max_iters
     text = file.read_text(encoding="utf-8")
     try:

@@ -14,6 +14,8 @@ from rlm_dspy.testing import ScriptedLM
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import pytest
+
     from rlm_dspy.testing import Messages, Reply
 
     Replies = ScriptedLM | Iterable[Reply] | Callable[[Messages], Reply]
@@ -98,3 +100,9 @@ def play_awaiting(module: dspy.Module, replies: Replies, **inputs: Any) -> Playe
 def scripted(replies: Replies) -> ScriptedLM:
     """Return the LM that plays the replies."""
     return replies if isinstance(replies, ScriptedLM) else ScriptedLM(replies)
+
+
+def steps_of(caught: pytest.ExceptionInfo[Any]) -> list[dict[str, Any]]:
+    """Return the trajectory that an error carries."""
+    steps: list[dict[str, Any]] = caught.value.trajectory
+    return steps

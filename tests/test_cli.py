@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import pty
 import re
-import select
-import signal
-import sqlite3
-import struct
-import subprocess
-import sys
-import termios
-import time
-from fcntl import ioctl
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
@@ -27,38 +14,15 @@ from typer.testing import CliRunner
 
 from rlm_dspy.cli import app
 from rlm_dspy.embedded import embedded_lm
-from rlm_dspy.interpreters import LocalPythonInterpreter, ScriptedInterpreter
-from rlm_dspy.progress import Lines, Terminal, printable, shortened, view_on
+from rlm_dspy.interpreters import ScriptedInterpreter
+from rlm_dspy.progress import Lines, printable, shortened, view_on
 from rlm_dspy.record import Record
-from rlm_dspy.testing import ScriptedLM
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from typer.testing import Result
-
-ROOT = Path(__file__).resolve().parent.parent
-SUBMIT_42 = "```python\nSUBMIT(answer='42')\n```"
-LOOK = "I look first.\n```python\nprint(len(context))\n```"
-PROGRAM = """
-import json, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
-import dspy
-from rlm_dspy import cli
-from rlm_dspy.testing import ScriptedLM
-seconds, replies = json.loads(sys.argv.pop(1))
-dspy.configure(lm=ScriptedLM(replies, seconds=seconds))
-cli.main()
-"""
-EMBEDDED_PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import dspy
-from rlm_dspy import cli
-from rlm_dspy.embedded import embedded_lm
-dspy.configure(lm=embedded_lm(max_tokens=48, cache=False))
-cli.main()
-"""
+from tests.commands import (
+    LOOK,
+    SUBMIT_42,
+    ask,
+    record_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,58 +30,6 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # as `main` does
     Path("notes.txt").write_text("The answer is 42.\n", encoding="utf-8")
-
-
-def ask(
-    *arguments: str, replies: Any = (LOOK, SUBMIT_42), stdin: str | bytes | None = None, **settings: Any
-) -> Result:
-    """Run `rlm-dspy ask` in this process, with a scripted LM and code in this process."""
-    settings = {"lm": ScriptedLM(replies), "interpreter_factory": LocalPythonInterpreter, **settings}
-    with dspy.context(**settings):
-        return CliRunner().invoke(app, ["ask", *arguments], input=stdin)
-
-
-def record_of(result: Result) -> Record:
-    return Record.model_validate_json(result.stdout)
-
-
-def environment() -> dict[str, str]:
-    """Return this process's environment without what would colour a pipe or choose a model."""
-    unwanted = {"FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"}
-    kept = {name: value for name, value in os.environ.items() if name not in unwanted and "LM_STUDIO" not in name}
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": search, "TERM": "xterm-256color"}
-
-
-def scripted(*arguments: str, replies: list[str], seconds: float = 0.0) -> list[str]:
-    """Return the command of a process that is `rlm-dspy` with a scripted LM."""
-    return [sys.executable, "-c", PROGRAM, json.dumps([seconds, replies]), *arguments]
-
-
-@contextlib.contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a command with piped streams; it is dead in the end."""
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=environment(),
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: subprocess.Popen[str], beginning: str) -> str:
-    """Return the first line of standard error that begins so."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(beginning):
-            return line
-    pytest.fail(f"no line begins with {beginning!r}")
 
 
 # What is printed where
@@ -344,147 +256,3 @@ def test_the_embedded_model_takes_a_turn() -> None:
     assert result.exit_code == (0 if record.answered else 1)
     assert (record.model, len(record.trajectory)) == ("embedded/smollm2-135m-instruct", 1)
     assert 0 < record.usage["output_tokens"] <= 12 * record.usage["calls"]
-
-
-# As a process
-
-
-def test_piped_output_has_no_colours_and_no_boxes() -> None:
-    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, SUBMIT_42])
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "42\n")
-    assert not re.search(r"[\x1b\u2500-\u257f]", done.stderr)
-
-
-@pytest.mark.parametrize(
-    "then",
-    ["the model writes", "```python\nimport time\nprint('begun')\ntime.sleep(600)\n```"],
-    ids=["model", "code"],
-)
-def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
-    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, then, SUBMIT_42], seconds=0.8)
-    with running(command) as process:
-        read_until(process, "--- turn 1")
-        time.sleep(0.4 if then == "the model writes" else 1.5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
-    assert err.endswith("Interrupted. The run is in interrupted.rlm.json.\n")
-    assert "Traceback" not in err
-    record = Record.load("interrupted.rlm.json")
-    assert (record.stop, record.trajectory[0].output) == ("interrupted", "18")
-    assert record.usage["output_tokens"] > 0
-
-
-def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:
-    """The signal comes twice, as `timeout` sends it: to the process and to its group."""
-    written = ["--save", "kept.json", "--log", "run.jsonl", "--report", "run.html"]
-    command = scripted("ask", "How much?", "notes.txt", *written, replies=[LOOK, LOOK, SUBMIT_42], seconds=0.8)
-    with running(command) as process:
-        read_until(process, "--- turn 1")
-        time.sleep(0.4)
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, "Traceback" in err) == (143, "", False), err
-    assert Record.load("kept.json").stop == "interrupted"
-    assert "run_ended" in Path("run.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    assert "interrupted" in Path("run.html").read_text(encoding="utf-8")
-
-
-def test_ctrl_c_ends_the_embedded_model_while_it_writes() -> None:
-    arguments = ["ask", "Tell a long story.", "notes.txt", "--policy", "none", "--save", "kept.json"]
-    with running([sys.executable, "-c", EMBEDDED_PROGRAM, *arguments]) as process:
-        read_until(process, "--- turn 1")
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.endswith("Interrupted. The run is in kept.json.\n")
-    record = Record.load("kept.json")
-    assert record.stop == "interrupted"
-    assert len(record.trajectory) >= 1
-
-
-@contextlib.contextmanager
-def on_a_terminal(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Run a command on a pseudo-terminal of 100 columns; yield our end of it."""
-    ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment()) as process:
-        os.close(theirs)
-        try:
-            yield ours, process
-        finally:
-            process.kill()
-            os.close(ours)
-
-
-def read_terminal(ours: int, until: str) -> str:
-    """Return what a terminal shows, colours included, until it has shown this."""
-    shown = b""
-    while until.encode() not in shown:
-        assert select.select([ours], [], [], 30)[0], f"no {until!r} in {shown!r}"
-        shown += os.read(ours, 65_536)
-    return shown.decode(errors="replace")  # it may end within a character
-
-
-def test_on_a_terminal_the_steps_appear_as_they_happen() -> None:
-    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, SUBMIT_42], seconds=0.8)
-    with on_a_terminal(command) as (ours, process):
-        assert "How much?" in read_terminal(ours, "turn 1 of 20: the model writes")
-        first = read_terminal(ours, "turn 2 of 20: the model writes")
-        assert process.poll() is None
-        rest = read_terminal(ours, "42\r\n")
-        assert process.wait(timeout=30) == 0
-    assert "I look first." in first
-    assert re.search(r"\x1b\[\d+m", first)
-    assert "submitted after 2 turns" in rest
-
-
-def test_the_help_of_a_terminal_and_of_a_pipe_say_the_same_codes() -> None:
-    command = [sys.executable, "-m", "rlm_dspy", "ask", "--help"]
-    with on_a_terminal(command) as (ours, process):
-        shown = read_terminal(ours, "Show the traceback")
-        process.wait(timeout=30)
-    assert "130  interrupted" in shown
-    assert "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown
-
-
-def test_a_terminal_that_cannot_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as stream:
-        monkeypatch.setenv("TERM", "xterm")
-        assert isinstance(view_on(stream), Terminal)
-        monkeypatch.setenv("TERM", "dumb")
-        assert isinstance(view_on(stream), Lines)
-    os.close(ours)
-
-
-@pytest.mark.long
-def test_trace_logs_the_run_to_mlflow_and_says_how_to_look_at_it() -> None:
-    command = scripted("ask", "How much?", "notes.txt", "--trace", replies=[LOOK, SUBMIT_42])
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL, check=False
-    )
-    *steps, hint = done.stderr.splitlines()
-    assert steps[0] == "How much?"
-    assert hint.endswith("Look at it: mlflow server --backend-store-uri sqlite:///mlflow.db")
-    assert (done.returncode, done.stdout) == (0, "42\n")
-    assert logged_spans(Path("mlflow.db")).count("Turn.forward") == 2
-
-
-def logged_spans(store: Path) -> list[str]:
-    """Return the names of the spans in a store of MLflow's."""
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        return [name for (name,) in connection.execute("select name from spans")]
-
-
-def test_doctor_prints_what_holds_here() -> None:
-    """Each guarantee in a line, and success as its exit code where the default policy can be held."""
-    done = CliRunner().invoke(app, ["doctor"])
-    assert done.exit_code == 0
-    assert "no network" in done.output
-    assert "clean environment" in done.output
