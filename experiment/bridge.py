@@ -14,6 +14,7 @@ import re
 import secrets
 import threading
 from collections import defaultdict
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -67,10 +68,10 @@ class Bridge:
 
     def complete(self, run: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answer one chat completion, in OpenAI's format."""
-        settings = {name: body[name] for name in self._passed_on if body.get(name) is not None}
+        lm = self.others.get(str(body.get("model")), self.lm)
+        settings = defaults_of(lm) | {name: body[name] for name in self._passed_on if body.get(name) is not None}
         if body.get("max_completion_tokens") and "max_tokens" in self._passed_on:
             settings["max_tokens"] = body["max_completion_tokens"]
-        lm = self.others.get(str(body.get("model")), self.lm)
         with metered(self._ledger(run), "model"):
             response = lm(request_of(str(lm.model), body["messages"], settings))
         usage = response.usage
@@ -96,6 +97,12 @@ class Bridge:
     def _ledger(self, run: str) -> Ledger:
         with self._lock:
             return self._ledgers[run]
+
+
+def defaults_of(lm: dspy.BaseLM) -> dict[str, Any]:
+    """Return the settings that an LM was made with: DSPy (3.4.1) adds them to no request that comes whole."""
+    known = {setting.name for setting in fields(lm15.Config)}
+    return {name: value for name, value in lm.kwargs.items() if name in known and value is not None}
 
 
 def request_of(model: str, messages: list[dict[str, Any]], settings: dict[str, Any]) -> lm15.Request:

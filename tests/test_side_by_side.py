@@ -47,12 +47,12 @@ def server() -> Iterator[processes.ScriptedServer]:
         yield running
 
 
-def ask(base_url: str, *texts: str, key: str = "none") -> str:
+def ask(base_url: str, *texts: str, key: str = "none", **settings: Any) -> str:
     """Send a chat of user messages; return the reply's text."""
     messages = [{"role": "user", "content": text} for text in texts]
     request = urllib.request.Request(
         f"{base_url}/chat/completions",
-        data=json.dumps({"model": "m", "messages": messages}).encode(),
+        data=json.dumps({"model": "m", "messages": messages, **settings}).encode(),
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=20) as response:
@@ -139,6 +139,16 @@ def test_a_bridge_counts_the_calls_of_each_run_apart() -> None:
         assert ask(bridge.base_url("b"), "x", key=bridge.key) == "four"
         spent = bridge.usage("a")
     assert (spent["calls"], spent["output_tokens"], bridge.usage("b")["calls"]) == (2, 3, 1)
+
+
+def test_a_bridge_asks_with_the_settings_of_the_lm_and_of_the_request() -> None:
+    """DSPy adds an LM's own to no request that comes whole: replies without an end would have none."""
+    lm = ScriptedLM(["yes", "yes"]).copy(max_tokens=77, temperature=0.5)
+    with Bridge(lm) as bridge:
+        ask(bridge.base_url(), "x", key=bridge.key)
+        ask(bridge.base_url(), "x", key=bridge.key, max_tokens=5)
+    asked = [call["request"].config for call in lm.history]
+    assert [(config.max_tokens, config.temperature) for config in asked] == [(77, 0.5), (5, 0.5)]
 
 
 def test_a_bridge_gives_a_request_to_the_lm_that_it_names() -> None:
