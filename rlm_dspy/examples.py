@@ -54,7 +54,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
     if not source.is_file():
         raise ValueError(f"There is no file {path}.")
     examples = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(source.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 examples.append(_read(line, inputs, source.parent))

@@ -35,7 +35,10 @@ def errors_as_lines(*, debug: bool) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
         if debug:
             traceback.print_exc()
-        tell(f"Error: {printable(in_one_line(error))}")
+        said = printable(in_one_line(error))
+        tell(
+            f"Error: {said} it gives no reason; --debug shows where." if said.endswith(": ") else f"Error: {said}"
+        )
         bad_usage = isinstance(error, (ValueError, TypeError))
         raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import dspy
 import typer
 
+from rlm_dspy.answers import read_value
 from rlm_dspy.examples import read_examples
-from rlm_dspy.exits import errors_as_lines, tell
+from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines, tell
 from rlm_dspy.forecast import forecast, pilot, told
 from rlm_dspy.models import choose_model
 from rlm_dspy.optimizers import OPTIMIZERS, Job
-from rlm_dspy.policies import acts_in, save_policy
-from rlm_dspy.promotion import compare, promote
+from rlm_dspy.policies import act_of, acts_in, save_policy, with_policy
+from rlm_dspy.promotion import check_held_out, compare, promote
 from rlm_dspy.rlm import RLM
 from rlm_dspy.scores import score_of
 from rlm_dspy.task import UsageError
@@ -91,29 +92,36 @@ def optimize(
         lm = choose_model(model) if model or dspy.settings.lm is None else dspy.settings.lm
         judge = Counted(load_metric(module, metric))
         fields = inputs.split(",") if inputs else input_names(found)
-        data = [read_examples(path, fields) if path else [] for path in (train, dev, held_out)]
-        job = Job(found, data[0], data[1] or data[0], judge, lm, threads, seed, log_dir)
+        files = [path for path in (train, dev, held_out) if path]
+        data = {path: read_examples(path, fields) for path in files}
+        if judge.metric is labels_equal:
+            data = {path: labelled(examples, found, path.name) for path, examples in data.items()}
+        judged_on, final = data[dev or train], data[held_out] if held_out else []
+        job = Job(found, data[train], judged_on, judge, lm, threads, seed, log_dir)
+        before = _before_it_starts(job, final, out, predictor)
+        check_writable(state, "--state")
+        check_distinct({"--out": out, "--state": state}, [*files, program_file(program)])
         about = {
             "name": out.stem,
             "predictor": predictor,
             "optimizer": optimizer,
-            "data": f"{train.name}, {len(data[0])} examples",
+            "data": f"{train.name}, {len(job.train)} examples",
             "seeds": [seed],
         }
         log = _log_to_mlflow if trace else _log_nowhere
         with traced(f"optimize {out.stem}") if trace else contextlib.nullcontext(), dspy.context(lm=lm), _shown():
-            cast = _ask_to_go_on(job, named.runs(job), pilots, yes=yes)
+            runs = named.runs(job) + 2 * len(final or job.dev)
+            cast = _ask_to_go_on(job, runs, pilots, yes=yes)
             log({**about, "model": lm.model}, cast=cast, prompts={"before": _prompts(found)})
-            judge.of = named.runs(job)
+            judge.of = runs
             compiled = named.compile(job)
-            judge.of = 0
-            compared = _keep(job, compiled, data[2], out, about)
-            written = compared.not_worse or not data[2]
+            if state is not None:
+                compiled.save(str(state))
+            compared, said = _keep(job, compiled, before, final, out, about)
+            written = not said.startswith("Not ")
             after = {"after": _prompts(compiled)}
             log({}, prompts=after, compared=compared, policy=out if written else None)
-        if state is not None:
-            compiled.save(str(state))
-    typer.echo(compared.reason if data[2] else f"Written without held-out examples. Dev: {compared.reason}")
+    typer.echo(said)
     raise typer.Exit(0 if written else 1)
 
 
@@ -149,10 +157,9 @@ def load_program(where: str) -> tuple[Any, dspy.Module]:
         where: `FILE.py`, whose program is named `program`, or `FILE.py:NAME`.
 
     Raises:
-        UsageError: If there is no such file or name, or it is no program. What the file raises is raised.
+        UsageError: If there is no such file or name, if it is no program, or the file raises when it is run.
     """
-    file, _, name = where.partition(".py:")
-    path = Path(where if not name else f"{file}.py")
+    path, name = program_file(where), where.partition(".py:")[2]
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -161,14 +168,23 @@ def load_program(where: str) -> tuple[Any, dspy.Module]:
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
-    found = getattr(module, name or "program", None)
-    found = found() if callable(found) and not isinstance(found, dspy.Module) else found
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, name or "program", None)
+        found = found() if callable(found) and not isinstance(found, dspy.Module) else found
+    except Exception as error:
+        raise UsageError(f"{path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, dspy.Module):
         raise UsageError(f"{path} has no dspy.Module named {name or 'program'!r}; name one: {path}:NAME.")
     if not acts_in(found):
         raise UsageError(f"The program in {path} has no RLM inside.")
     return module, found
+
+
+def program_file(where: str) -> Path:
+    """Return the file in `FILE.py` or `FILE.py:NAME`."""
+    file, _, name = where.partition(".py:")
+    return Path(f"{file}.py" if name else where)
 
 
 def load_metric(module: Any, name: str | None) -> Metric:
@@ -190,6 +206,35 @@ def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> b
     return all(prediction.get(name) == value for name, value in example.labels().items())
 
 
+def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> list[dspy.Example]:
+    """Return examples with their labels read into the types of the program's outputs, as its answers are.
+
+    Args:
+        examples: The examples.
+        program: The program; of one that is no RLM, the types are not known.
+        where: What they were read from, for messages.
+
+    Raises:
+        UsageError: If an example has no label, or one that is no output of the program, or of another type.
+    """
+    outputs = program.signature.output_fields if isinstance(program, RLM) else None
+    read = []
+    for number, example in enumerate(examples, start=1):
+        labels = dict(example.labels().items())
+        if not labels or (outputs and set(labels) - set(outputs)):
+            wanted = f"; its outputs are {sorted(outputs)}" if outputs else ""
+            raise UsageError(
+                f"{where}, example {number}: there are the labels {sorted(labels)}, which cannot be compared with "
+                f"what the program gives{wanted}. Correct them, or write a function `metric` in its file."
+            )
+        try:
+            values = {n: read_value(v, outputs[n].annotation) for n, v in labels.items()} if outputs else {}
+        except ValueError as error:
+            raise UsageError(f"{where}, example {number}: {error}") from error
+        read.append(example.copy(**values).with_inputs(*example.inputs()))
+    return read
+
+
 def input_names(program: dspy.Module) -> list[str]:
     """Return the names of a program's inputs: an RLM's fields, else the parameters of its `forward`."""
     if isinstance(program, RLM):
@@ -207,6 +252,7 @@ class Counted:
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.of = 0
+        self.__wrapped__ = metric
         self._count, self._sum, self._started = 0, 0.0, time.monotonic()
         self._told, self._lock = 0.0, threading.Lock()
         self.__qualname__ = getattr(metric, "__qualname__", "metric")
@@ -239,6 +285,8 @@ def _shown() -> Any:
 
 def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
     tried = pilot(job.program, job.dev[:pilots], job.metric)
+    if outside := [one.score for one in tried if not 0 <= one.score <= 1]:
+        raise UsageError(f"The metric gave {outside[0]:g}; give scores between 0 and 1.")
     cast = forecast(tried, runs, threads=job.threads, seed=job.seed)
     tell(told(cast, tried))
     if yes:
@@ -249,15 +297,47 @@ def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
     return cast
 
 
+def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predictor: str | None) -> dspy.Module:
+    """Check what can be checked before anything is paid for; return what the new policy has to be compared with.
+
+    That is the program with the policy that is at `out`, if there is one: no policy is replaced by a worse one.
+    """
+    act_of(job.program, predictor)
+    if held_out:
+        check_held_out(held_out, [*job.train, *job.dev], min_examples=1)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: its folder cannot be made: {error}") from error
+    check_writable(out, "--out")
+    if not out.exists():
+        return job.program
+    if not held_out:
+        raise UsageError(
+            f"--out {out} is there already: give --held-out to see which is better, or another --out."
+        )
+    tell(f"{out} is there already: the new policy is compared with it, and replaces it only if it is not worse.")
+    return with_policy(job.program, out)
+
+
 def _keep(
-    job: Job, compiled: dspy.Module, held_out: list[dspy.Example], out: Path, about: dict[str, Any]
-) -> Comparison:
-    """Write the policy: with held-out examples only if it is not worse; with the scores of before and after."""
+    job: Job,
+    compiled: dspy.Module,
+    before: dspy.Module,
+    held_out: list[dspy.Example],
+    out: Path,
+    about: dict[str, Any],
+) -> tuple[Comparison, str]:
+    """Write the policy if it is not worse; return the scores of before and after, and what was decided."""
     if held_out:
         seen = [*job.train, *job.dev]
         options: dict[str, Any] = {"seen": seen, "num_threads": job.threads, "min_examples": 1}
-        return promote(compiled, job.program, held_out, job.metric, path=out, **options, **about)
-    compared = compare(compiled, job.program, job.dev, job.metric, num_threads=job.threads)
+        compared = promote(compiled, before, held_out, job.metric, path=out, **options, **about)
+        return compared, compared.reason
+    compared = compare(compiled, before, job.dev, job.metric, num_threads=job.threads)
+    if compared.difference < 0 or not any(compared.candidate):
+        return compared, f"Not written: on the examples that candidates were judged on it scored {compared.seen}."
     scores = {"dev (candidates were judged on it)": compared.candidate, "dev before": compared.incumbent}
     save_policy(compiled, out, scores=scores, **about)
-    return compared
+    said = f"Written without held-out examples. Those that candidates were judged on: {compared.seen}."
+    return compared, said

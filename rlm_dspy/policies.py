@@ -40,8 +40,8 @@ def save_policy(
         optimizer: What found it.
         data: What it was found on, so that somebody could find it again.
         seeds: The seeds of the optimizer and the data.
-        scores: Scores between 0 and 1 by what they were taken on, e.g. `{"held out": [1.0, 0.0, ...]}`; kept as
-            mean, number and 95 % interval.
+        scores: Scores by what they were taken on, e.g. `{"held out": [1.0, 0.0, ...]}`; kept as mean, number and,
+            if they are between 0 and 1, 95 % interval.
         **more: Anything else to keep about its origin; JSON values.
 
     Raises:
@@ -63,9 +63,14 @@ def save_policy(
 
 
 def summary(scores: Sequence[float]) -> dict[str, Any]:
-    """Return mean, number and 95 % interval of scores between 0 and 1."""
+    """Return mean, number and 95 % interval of scores; None for the interval if some are not between 0 and 1."""
     mean = sum(scores) / len(scores) if scores else None
-    return {"mean": mean, "of": len(scores), "interval_95": list(wilson(sum(scores), len(scores)))}
+    shares = all(0 <= score <= 1 for score in scores)
+    return {
+        "mean": mean,
+        "of": len(scores),
+        "interval_95": list(wilson(sum(scores), len(scores))) if shares else None,
+    }
 
 
 def act_of(program: dspy.Module, name: str | None = None) -> Act:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.intervals import paired, sign_test
-from rlm_dspy.policies import save_policy, summary
+from rlm_dspy.policies import act_of, save_policy, summary
 from rlm_dspy.rollouts import digest
 from rlm_dspy.scores import score_of
 
@@ -63,23 +63,32 @@ class Comparison:
 
     @property
     def not_worse(self) -> bool:
-        """Whether the candidate scored no less, and the interval tells that it is not worse by `max_loss`."""
-        return self.difference >= 0 and self.interval[0] > -self.max_loss
+        """Whether the candidate scored no less, and the interval tells that it is not worse by `max_loss`.
+
+        A candidate that scored nothing at all has shown nothing, and is not let through.
+        """
+        return any(self.candidate) and self.difference >= 0 and self.interval[0] > -self.max_loss
+
+    @property
+    def seen(self) -> str:
+        """What was seen, in words."""
+        low, high = self.interval
+        return (
+            f"{self.difference:+.3f} on {len(self.differences)} examples "
+            f"(95 % interval {low:+.3f} to {high:+.3f}, {self.wins} won, {self.losses} lost)"
+        )
 
     @property
     def reason(self) -> str:
         """The decision in a sentence."""
-        low, high = self.interval
-        seen = (
-            f"{self.difference:+.3f} on {len(self.differences)} examples "
-            f"(95 % interval {low:+.3f} to {high:+.3f}, {self.wins} won, {self.losses} lost)"
-        )
         if self.not_worse:
-            return f"Promoted: {seen}."
-        what = (
-            "it scored less" if self.difference < 0 else f"it may be worse by {self.max_loss}: try more examples"
-        )
-        return f"Not promoted, {what}: {seen}."
+            return f"Promoted: {self.seen}."
+        what = f"it may be worse by {self.max_loss}: try more examples"
+        if self.difference < 0:
+            what = "it scored less"
+        elif not any(self.candidate):
+            what = "it scored nothing"
+        return f"Not promoted, {what}: {self.seen}."
 
     def as_provenance(self) -> dict[str, Any]:
         """Return what a policy file keeps of the comparison."""
@@ -104,19 +113,50 @@ def compare(
     max_loss: float = MAX_LOSS,
     num_threads: int = 1,
 ) -> Comparison:
-    """Run two programs on the same examples. An example that raises scores 0."""
+    """Run two programs on the same examples. An example that raises scores 0.
+
+    Raises:
+        ValueError: If the metric failed on all that the candidate answered, or gave what is not between 0 and 1.
+    """
+    judge = _Judge(metric)
     evaluate = dspy.Evaluate(
         devset=list(evalset),
-        metric=lambda example, prediction, trace=None: score_of(metric(example, prediction, trace)),
+        metric=judge,
         num_threads=num_threads,
         max_errors=len(evalset) + 1,
         display_progress=False,
         failure_score=0.0,
     )
-    mine, its = (
-        tuple(float(score) for _, _, score in evaluate(program).results) for program in (candidate, incumbent)
-    )
+    mine = judge.checked(evaluate(candidate))
+    its = judge.checked(evaluate(incumbent))
     return Comparison(mine, its, max_loss)
+
+
+class _Judge:
+    """A metric that remembers whether it ever gave a score, and why not."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._failure: Exception | None = None
+        self._scored = 0
+
+    def __call__(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+        try:
+            score = score_of(self._metric(example, prediction, trace))
+        except Exception as error:
+            self._failure = error
+            raise
+        self._scored += 1
+        return score
+
+    def checked(self, evaluated: Any) -> tuple[float, ...]:
+        """Return the scores of an evaluation, one an example."""
+        if self._failure is not None and not self._scored:
+            raise ValueError(f"The metric failed on every example: {self._failure!r}.") from self._failure
+        scores = tuple(float(score) for _, _, score in evaluated.results)
+        if outside := [score for score in scores if not 0 <= score <= 1]:
+            raise ValueError(f"The metric gave {outside[0]:g}; for a comparison give scores between 0 and 1.")
+        return scores
 
 
 def promote(
@@ -156,18 +196,36 @@ def promote(
         The comparison; `not_worse` says whether the policy was written, `reason` why.
 
     Raises:
-        ValueError: If there are too few examples, or some were seen.
+        ValueError: If there are too few examples, or some were seen; if the metric is of no use; see `compare`. If
+            there are several `act` predictors and none is named, before anything is run.
+    """
+    check_held_out(evalset, seen, min_examples=min_examples)
+    act_of(candidate, provenance.get("predictor"))
+    compared = compare(candidate, incumbent, evalset, metric, max_loss=max_loss, num_threads=num_threads)
+    if compared.not_worse:
+        scores = {"held out": compared.candidate}
+        save_policy(candidate, path, name=name, scores=scores, promotion=compared.as_provenance(), **provenance)
+    return compared
+
+
+def check_held_out(
+    evalset: Sequence[dspy.Example], seen: Sequence[dspy.Example], *, min_examples: int = MIN_EXAMPLES
+) -> None:
+    """Check that examples are enough, and held out, before anything is paid for.
+
+    Args:
+        evalset: The examples.
+        seen: Examples that must not be among them.
+        min_examples: The least number.
+
+    Raises:
+        ValueError: If they are too few, or some were seen.
     """
     if len(evalset) < min_examples:
         raise ValueError(f"{len(evalset)} examples cannot tell two policies apart; give at least {min_examples}.")
     known = {_inputs(example) for example in seen}
     if shared := sum(_inputs(example) in known for example in evalset):
         raise ValueError(f"{shared} of the {len(evalset)} examples were seen before; give held-out ones.")
-    compared = compare(candidate, incumbent, evalset, metric, max_loss=max_loss, num_threads=num_threads)
-    if compared.not_worse:
-        scores = {"held out": compared.candidate}
-        save_policy(candidate, path, name=name, scores=scores, promotion=compared.as_provenance(), **provenance)
-    return compared
 
 
 def _inputs(example: dspy.Example) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import threading
 from pathlib import Path
@@ -38,9 +39,12 @@ class Rollouts:
         self._key = key
         self._lock = threading.Lock()
         self._known: dict[str, Found] = {}
+        self._cut_short = False
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._known = self._read(self._path) if self._path.exists() else {}
+            if self._path.exists():
+                self._known = self._read(self._path)
+                self._cut_short = not self._path.read_bytes().endswith(b"\n")
 
     def get(self, example: dspy.Example, run: Callable[[], Found | None]) -> Found:
         """Return what an example gave; if it is not known, by running it. Nothing if it failed."""
@@ -56,26 +60,48 @@ class Rollouts:
             {"example": name, "demos": {n: [_dumped(d) for d in demos] for n, demos in found.items()}}
         )
         with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write("\n" * self._cut_short + line + "\n")
+            self._cut_short = False
         return found
 
     @staticmethod
     def _read(path: Path) -> dict[str, Found]:
-        """Return what the file holds; a line that a kill cut short is left out."""
+        """Return what the file holds; a line that a kill cut short is left out, and what is no rollout."""
         known = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 kept = json.loads(line)
-            except ValueError:
+                known[kept["example"]] = {n: [_loaded(d) for d in demos] for n, demos in kept["demos"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
-            known[kept["example"]] = {n: [_loaded(d) for d in demos] for n, demos in kept["demos"].items()}
         return known
 
 
 def key_of(program: dspy.Module, lm: Any, *settings: Any) -> str:
-    """Return what the runs of a compile depend on: the program, what it has learned, the model, the settings."""
+    """Return what the runs of a compile depend on: the program and its parts, the model, the settings.
+
+    Functions among the settings and the tools are known by their source, where there is one.
+    """
     learned = [(name, p.signature.dump_state(), p.demos) for name, p in program.named_predictors()]
-    return digest(type(program).__qualname__, learned, getattr(lm, "model", ""), settings)
+    parts = [(name, _told(part)) for name, part in program.named_sub_modules()]
+    return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), [*map(_told, settings)])
+
+
+def _told(value: Any) -> Any:
+    """Return what tells a setting, or a module by what it was made with, from others."""
+    if callable(value) and not isinstance(value, dspy.Module):
+        function = inspect.unwrap(value)
+        try:
+            return getattr(function, "__qualname__", ""), inspect.getsource(function)
+        except (OSError, TypeError):
+            return getattr(function, "__qualname__", type(function).__qualname__)
+    if not isinstance(value, dspy.Module) or isinstance(value, dspy.Predict):
+        return value if not isinstance(value, dspy.Module) else type(value).__qualname__
+    signature, tools = getattr(value, "signature", None), getattr(value, "tools", None) or {}
+    told = signature.dump_state() | {"fields": str(signature)} if signature is not None else None
+    functions = tools.items() if isinstance(tools, dict) else enumerate(tools)
+    named = [(name, _told(getattr(tool, "func", tool))) for name, tool in functions]
+    return type(value).__qualname__, told, named, repr(getattr(value, "limits", None))
 
 
 def digest(*parts: Any) -> str:

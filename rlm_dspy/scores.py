@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ def score_of(value: Any) -> float:
 
     Raises:
         TypeError: If it is none of these.
+        ValueError: If the number is not finite.
     """
     number = getattr(value, "score", value)
     if number is None or not hasattr(number, "__float__"):
         raise TypeError(f"The metric returned {value!r}; return a bool, a number, or dspy.Prediction(score=...).")
-    return float(number)
+    if not math.isfinite(score := float(number)):
+        raise ValueError(f"The metric returned {value!r}; return a finite number, 0 for what cannot be scored.")
+    return score

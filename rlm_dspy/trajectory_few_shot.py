@@ -6,7 +6,7 @@ import contextvars
 import logging
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +116,7 @@ class TrajectoryFewShot(Teleprompter):
         """Return the demos by predictor name, in the order of the examples."""
         names = {id(predictor): name for name, predictor in program.named_predictors()}
         made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
-        metric = getattr(self.metric, "__qualname__", repr(self.metric))
-        rollouts = Rollouts(self.log_dir, key_of(program, lm or dspy.settings.lm, metric, made_with))
+        rollouts = Rollouts(self.log_dir, key_of(program, lm or dspy.settings.lm, self.metric, *made_with))
         failures = Failures(dspy.settings.max_errors if self.max_errors is None else self.max_errors)
         settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}
 
@@ -195,9 +194,15 @@ class Failures:
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
-    """Return the results in order, each computed in a copy of the caller's context."""
+    """Return the results in order, each computed in a copy of the caller's context; an error begins no others."""
     if threads == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads, thread_name_prefix="rlm-compile") as pool:
         waiting = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return [future.result() for future in waiting]

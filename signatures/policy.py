@@ -7,18 +7,22 @@ which result) and `act` (the state of the predictor).
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import os
 
 _SHIPPED = Path(__file__).parent / "policies"
 POLICY_VERSION = 1
+_TEXTS = ("environment", "reasoning", "code")
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state of `act` that a policy holds, for `Act.load_state`.
+    """Return the state of `act` that a policy holds, for `Act.load_state`; never a model, whatever the file says.
 
     Args:
         policy: The name of a shipped policy (see `shipped_policies`), or the path of a policy file.
@@ -27,7 +31,7 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: If there is no such policy, or the file is none.
     """
     state: dict[str, Any] = read_policy(policy)["act"]
-    return state
+    return {**state, "lm": None}
 
 
 def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
@@ -44,7 +48,28 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{policy} is no policy file: {error!r}. Shipped are: {shipped_policies()}.") from error
     if version != POLICY_VERSION:
         raise ValueError(f"{policy} has policy version {version}; this release reads version {POLICY_VERSION}.")
+    if wrong := _wrong_with(content["act"]):
+        raise ValueError(f"{policy} is no policy file: {wrong}. Shipped are: {shipped_policies()}.")
     return content
+
+
+def _wrong_with(act: Any) -> str:
+    """Return what is wrong with the state of an `act`; nothing if it can be loaded and shown."""
+    signature = act.get("signature") if isinstance(act, dict) else None
+    if not isinstance(signature, dict) or not isinstance(signature.get("instructions"), str):
+        return "its act has no instructions"
+    demos = act.get("demos")
+    if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
+        return "the demos of its act are no list of objects"
+    for number, demo in enumerate(demos):
+        if named := [name for name in _TEXTS if not isinstance(demo.get(name, ""), str)]:
+            return f"{named[0]} of demo {number} is no text"
+        try:
+            if not isinstance(told := demo.get("trajectory", ""), str):
+                Trajectory.model_validate(told)
+        except ValueError:
+            return f"the trajectory of demo {number} cannot be read"
+    return ""
 
 
 def write_policy(
@@ -62,9 +87,13 @@ def write_policy(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {"version": POLICY_VERSION, "name": name, "model": model, "provenance": provenance, "act": act}
-    beside = target.with_name(f"{target.name}.part")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(target)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")  # others may write it too
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def policy_for(lm: Any) -> str | None:

@@ -20,7 +20,8 @@ from rlm_dspy.forecast import Pilot, forecast, told
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimizers import OPTIMIZERS, Job
 from rlm_dspy.testing import ScriptedLM
-from tests.matrix_programs import PROGRAMS, ScriptedActor, exact, examples
+from tests.matrix_programs import ADVICE, PROGRAMS, ScriptedActor, exact, examples
+from tests.playing import begins
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -58,7 +59,7 @@ def test_a_policy_is_found_judged_and_written() -> None:
     done = optimize("--held-out", "test.jsonl", "--yes", "--state", "state.json")
     assert done.exit_code == 0, done.output
     assert "3 pilot runs scored" in done.stderr
-    assert "At most 4 runs:" in done.stderr
+    assert "At most 64 runs:" in done.stderr, "4 to compile, and both programs on 30 examples"
     assert done.stdout.startswith("Promoted: +0.5")
     provenance = json.loads(Path("mine.json").read_text())["provenance"]
     assert provenance["optimizer"] == "trajectories"
@@ -107,10 +108,39 @@ def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
 def test_what_is_not_better_is_not_written() -> None:
     """The exit code says so."""
     wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no')\n```")
-    Path("mine.json").write_text("as it was")
     done = optimize("--held-out", "dev.jsonl", "--yes", lm=wrong)
     assert done.exit_code == 1
+    assert done.stdout.startswith("Not promoted, it scored nothing")
+    done = optimize("--held-out", "dev.jsonl", "--yes")
     assert done.stdout.startswith("Not promoted, it may be worse by 0.1: try more examples")
+    assert not Path("mine.json").exists()
+
+
+class Misled(ScriptedActor):
+    """Goes wrong where a prompt holds an optimizer's advice."""
+
+    def _reply(self, messages: Any) -> str:
+        misled = ADVICE in messages[0]["content"] and any(map(begins, messages))
+        return "```python\nSUBMIT(answer='no')\n```" if misled else super()._reply(messages)
+
+
+def test_a_policy_that_is_there_is_what_the_new_one_is_compared_with() -> None:
+    """Against the program without it, a worse one would look like progress."""
+    optimize("--held-out", "test.jsonl", "--yes")
+    before = Path("mine.json").read_text()
+    done = optimize("--held-out", "test.jsonl", "--yes", "--optimizer", "copro", lm=Misled())
+    assert "mine.json is there already" in done.stderr
+    assert done.stdout.startswith("Not promoted, it scored less"), done.output
+    assert Path("mine.json").read_text() == before
+
+
+def test_a_policy_that_is_there_is_not_replaced_without_held_out_examples() -> None:
+    """Nothing is paid for either."""
+    Path("mine.json").write_text("as it was")
+    lm = ScriptedActor()
+    done = optimize("--yes", lm=lm)
+    assert (done.exit_code, lm.script.calls) == (2, [])
+    assert "give --held-out" in done.stderr
     assert Path("mine.json").read_text() == "as it was"
 
 
@@ -159,24 +189,59 @@ def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
         (["--metric", "missing"], "no function 'missing'"),
         (["--dev", "nothing.jsonl"], "nothing.jsonl"),
         (["--inputs", "pages"], "line 1: the input 'pages' is missing"),
+        (["--inputs", "context,question,answer"], "example 1: there are the labels []"),
+        (["--inputs", "context"], "its outputs are ['answer']"),
+        (["--held-out", "train.jsonl"], "were seen before"),
+        (["--out", "train.jsonl"], "is there already"),
+        (["--out", "train.jsonl", "--held-out", "test.jsonl"], "is no policy file"),
+        (["--state", "train.jsonl"], "this is a file that is read"),
+        (["--state", "no/such/folder/state.json"], "there is no directory"),
+        (["--out", "text.txt/mine.json"], "its folder cannot be made"),
+        (["--predictor", "other.act"], "there are ['act']"),
     ],
 )
 def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
     """Before anything was paid."""
-    done = optimize("--yes", *arguments)
+    lm = ScriptedActor()
+    done = optimize("--yes", *arguments, lm=lm)
     assert done.exit_code == 2, done.output
     assert said in done.stderr
+    assert lm.script.calls == []
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("program = 1", "no dspy.Module named"), ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside")],
+    [
+        ("program = 1", "no dspy.Module named"),
+        ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside"),
+        ("program = 1 / 0", "program.py failed: ZeroDivisionError"),
+    ],
 )
 def test_a_file_without_a_program_is_refused(content: str, said: str) -> None:
     """The message says what is missing."""
     Path("program.py").write_text(content)
     assert said in optimize("--yes").stderr
+
+
+@pytest.mark.parametrize(("gives", "said"), [("40.0", "gave 40; give scores"), ("float('nan')", "returned nan")])
+def test_a_metric_that_is_of_no_use_is_told_after_the_pilots(gives: str, said: str) -> None:
+    """Not when all is paid for."""
+    Path("program.py").write_text(f"{PROGRAM}\ndef metric(example, prediction, trace=None):\n    return {gives}\n")
+    lm = ScriptedActor()
+    done = optimize("--yes", "--pilots", "1", lm=lm)
+    assert (done.exit_code, sum(lm.runs.values())) == (2, 1), done.output
+    assert said in done.stderr
+
+
+def test_labels_are_read_into_the_types_of_the_outputs() -> None:
+    """A label that has another type would never be equal."""
+    Path("program.py").write_text(PROGRAM.replace("-> answer", "-> answer: int"))
+    Path("train.jsonl").write_text('{"context": "a", "question": "b", "answer": "3"}\n')
+    four = ScriptedLM(lambda _: "```python\nSUBMIT(answer=3)\n```")
+    assert "1 pilot runs scored 1" in optimize("--yes", lm=four).stderr
+    Path("train.jsonl").write_text('{"context": "a", "question": "b", "answer": "x"}\n')
+    assert "train.jsonl, example 1: expected int" in optimize("--yes", lm=four).stderr
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

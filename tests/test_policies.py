@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -190,3 +191,78 @@ def test_an_interval_of_differences_has_a_middle_and_stays_in_range(differences:
     """Between -1 and 1, the shrunken mean inside."""
     low, high = paired(differences)
     assert -1 <= low <= sum(differences) / (len(differences) + 2) <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ([], "its act has no instructions"),
+        ({"signature": {"instructions": "Go."}}, "no list of objects"),
+        ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "no list of objects"),
+        ({"signature": {"instructions": "Go."}, "demos": [{"code": 1}]}, "code of demo 0 is no text"),
+        ({"signature": {"instructions": "Go."}, "demos": [{"trajectory": {"steps": 1}}]}, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_told_so_when_it_is_loaded(act: Any, said: str, tmp_path: Path) -> None:
+    """Not at the first turn of every run."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"version": 1, "name": "x", "model": "", "provenance": {}, "act": act}))
+    with pytest.raises(ValueError, match="is no policy file") as caught:
+        RLM("question -> answer", policy=path)
+    assert said in str(caught.value)
+
+
+def test_a_policy_gives_no_model_whatever_its_file_says(tmp_path: Path) -> None:
+    """Nor a key, nor an address that inputs would be sent to."""
+    path = tmp_path / "mine.json"
+    save_policy(RLM("question -> answer"), path, name="x", model="m")
+    content = json.loads(path.read_text())
+    content["act"]["lm"] = {"model": "openai/elsewhere", "api_key": "sk-theirs"}
+    path.write_text(json.dumps(content))
+    assert RLM("question -> answer", policy=path).act.lm is None
+
+
+def test_a_policy_is_written_by_many_at_once(tmp_path: Path) -> None:
+    """What is read is always whole."""
+    path = tmp_path / "mine.json"
+    rlm = RLM("question -> answer")
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(save_policy, rlm, path, name=str(n), model="m") for n in range(100)]:
+            done.result()
+    assert RLM("question -> answer", policy=path).act
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scores_that_are_no_shares_have_no_interval(tmp_path: Path) -> None:
+    """They are kept all the same."""
+    path = tmp_path / "mine.json"
+    save_policy(RLM("question -> answer"), path, name="x", model="m", scores={"dev": [40.0, 60.0]})
+    kept = json.loads(path.read_text())["provenance"]["scores"]["dev"]
+    assert kept == {"mean": 50.0, "of": 2, "interval_95": None}
+
+
+def broken(*_: Any) -> float:
+    raise KeyError("label")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (broken, "failed on every example: KeyError"),
+        (lambda *_: 40.0, "gave 40; for a comparison"),
+        (lambda *_: float("inf"), "failed on every example: ValueError"),
+    ],
+)
+def test_a_metric_of_no_use_promotes_nothing(metric: Any, said: str, tmp_path: Path) -> None:
+    """It is told, and the file left alone."""
+    rlm = RLM("question -> answer")
+    with dspy.context(lm=ScriptedLM(lambda _: block("SUBMIT(answer='x')"))), pytest.raises(ValueError, match=said):
+        promote(rlm, rlm, questions(20), metric, path=tmp_path / "mine.json", name="x")
+    assert not (tmp_path / "mine.json").exists()
+
+
+def test_a_candidate_that_scored_nothing_has_shown_nothing() -> None:
+    """Though it is not worse than another that did not either."""
+    compared = Comparison((0.0,) * 200, (0.0,) * 200)
+    assert not compared.not_worse
+    assert "it scored nothing" in compared.reason

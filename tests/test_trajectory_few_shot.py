@@ -48,12 +48,12 @@ def example(answer: str = "yes", context: Any = "c", question: str = "?") -> dsp
 
 
 def compiled(
-    replies: Any, train: list[dspy.Example], program: Any = None, **options: Any
+    replies: Any, train: list[dspy.Example], program: Any = None, metric: Any = exact, **options: Any
 ) -> tuple[Any, ScriptedLM]:
     """Compile a program with scripted replies."""
     lm = ScriptedLM(replies)
     with dspy.context(lm=lm):
-        return TrajectoryFewShot(exact, **options).compile(program or RLM(ASK), trainset=train), lm
+        return TrajectoryFewShot(metric, **options).compile(program or RLM(ASK), trainset=train), lm
 
 
 def test_a_demo_holds_the_first_turn_the_mended_one_and_the_last_two() -> None:
@@ -186,11 +186,51 @@ def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compiled([ok, ok, KeyboardInterrupt()], train, log_dir=tmp_path)
     with (tmp_path / "rollouts.jsonl").open("a") as file:
-        file.write('{"example": "cut sh')
+        file.write('{"other": "json"}\n[]\n{"example": "cut sh')
     resumed, lm = compiled([ok], train, log_dir=tmp_path)
     assert len(lm.script.calls) == 1
+    assert compiled([], train, log_dir=tmp_path)[1].script.calls == [], "what was resumed is kept too"
     assert resumed.dump_state() == compiled([ok] * 3, train)[0].dump_state()
     assert len(compiled([ok] * 3, train, log_dir=tmp_path, output_chars=100)[1].script.calls) == 3
+
+
+def other(example: Any, prediction: Any, trace: Any = None) -> bool:
+    """A metric of other source than the usual one."""
+    return bool(prediction.answer)
+
+
+def look() -> str:
+    """Return a page."""
+    return "page"
+
+
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        (RLM(ASK, tools=[look]), {}),
+        (RLM("context, question -> answer: Literal['yes', 'no']"), {}),
+        (RLM(ASK, max_iters=3), {}),
+        (None, {"metric": other}),
+    ],
+)
+def test_runs_of_another_program_or_metric_are_not_taken_over(
+    program: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its signature, tools and limits tell it, and the metric's source."""
+    ok, train = block("SUBMIT(answer='yes')"), [example()]
+    assert len(compiled([ok], train, log_dir=tmp_path)[1].script.calls) == 1
+    assert compiled([], train, log_dir=tmp_path)[1].script.calls == []
+    assert len(compiled([ok], train, program, log_dir=tmp_path, **options)[1].script.calls) == 1
+
+
+def test_an_error_begins_no_more_runs_in_any_thread() -> None:
+    """Each of them is paid for."""
+    lm = ScriptedLM(lambda _: dspy.LMError("down"), seconds=0.01)
+    with dspy.context(lm=lm), pytest.raises(dspy.LMError):
+        TrajectoryFewShot(other, max_errors=0, num_threads=2).compile(
+            RLM(ASK), trainset=[example(question=f"q{n}") for n in range(60)]
+        )
+    assert len(lm.script.calls) < 30
 
 
 def step(kind: Any = "output", code: str = "c") -> Step:
