@@ -124,7 +124,7 @@ def random_search(program: Any, train: Any, dev: Any, teacher: Any, demos: int) 
     return optimizer.compile(program, trainset=train, valset=dev)
 
 
-def mipro(program: Any, train: Any, dev: Any, teacher: Any, demos: int) -> Any:
+def mipro(program: Any, train: Any, dev: Any, teacher: Any, demos: int, *, program_aware: bool = True) -> Any:
     optimizer = dspy.MIPROv2(
         right,
         auto=None,
@@ -134,7 +134,20 @@ def mipro(program: Any, train: Any, dev: Any, teacher: Any, demos: int) -> Any:
         num_threads=1,
         teacher_settings=teacher,
     )
-    return optimizer.compile(program, trainset=train, valset=dev, num_trials=4, minibatch=False)
+    return optimizer.compile(
+        program,
+        trainset=train,
+        valset=dev,
+        num_trials=4,
+        minibatch=False,
+        program_aware_proposer=program_aware,
+        data_aware_proposer=program_aware,
+    )
+
+
+def mipro_unaware(program: Any, **given: Any) -> Any:
+    """MIPROv2 whose proposer sees neither the program's source nor the data, which may not fit the window."""
+    return mipro(program, **given, program_aware=False)
 
 
 def trajectories(program: Any, train: Any, teacher: Any, demos: int, **_: Any) -> Any:
@@ -148,6 +161,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "bootstrap": bootstrap,
     "random search": random_search,
     "mipro": mipro,
+    "mipro, unaware": mipro_unaware,
     "trajectories": trajectories,
 }
 TEACHERS = ("itself", "scripted")
@@ -177,7 +191,7 @@ class Condition:
     def file(self) -> Path:
         """Where the compiled program is kept."""
         name = f"{self.engine}_{self.optimizer}_{self.teacher}_{self.trained_on}"
-        return COMPILED / f"{name.replace(' ', '-')}.json"
+        return COMPILED / f"{name.replace(', ', '-').replace(' ', '-')}.json"
 
 
 def conditions() -> Iterator[Condition]:
@@ -193,7 +207,7 @@ def conditions() -> Iterator[Condition]:
     yield Condition("ours", "shipped policy", "itself", "needle", UNSEEN)
     for optimizer in ("random search", "mipro"):
         yield Condition("ours", optimizer, "scripted", "needle", "needle")
-    for optimizer in ("none", "bootstrap", "random search", "mipro"):
+    for optimizer in ("none", "bootstrap", "random search", "mipro", "mipro, unaware"):
         yield Condition("dspy.RLM", optimizer, "itself" if optimizer == "none" else "scripted", "needle", "needle")
     for optimizer in ("bootstrap", "trajectories"):
         yield Condition("ours", optimizer, "itself", "needle", "needle")

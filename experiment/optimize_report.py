@@ -20,7 +20,9 @@ The teacher's programs were finished before this split was written, by somebody 
 demos are shown was changed twice after runs on it; all rows with demos but those of `dspy.RLM` were made anew with
 the last form. That demos are told in the names of the task's fields came still later, after the model got the one
 task wrong that it was first asked as `document, query -> result`; no other row is changed by it. Random search (2
-candidates) and MIPROv2 (4 trials) chose by 2 development tasks. Rows of a few tasks say little: mind intervals.
+candidates) and MIPROv2 (4 trials) chose by 2 development tasks. `mipro, unaware` is MIPROv2 whose proposer is
+shown neither the program's source nor the data, which for `dspy.RLM` do not fit the model's window. Rows of a few
+tasks say little: mind intervals.
 
 No check of answers against the texts was put into the loop: the 18 wrong answers that were submitted with ours all
 occur in the text, word for word, so refusing what occurs nowhere would have refused none of them. The others that
@@ -60,7 +62,15 @@ def grouped(answered: list[dict[str, Any]]) -> dict[Condition, list[dict[str, An
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return where a row stands: families together, ours first, from the plain start to what was optimized."""
     asked = row["condition"]
-    optimizers = ("none", "shipped policy", "bootstrap", "random search", "mipro", "trajectories")
+    optimizers = (
+        "none",
+        "shipped policy",
+        "bootstrap",
+        "random search",
+        "mipro",
+        "mipro, unaware",
+        "trajectories",
+    )
     order = optimizers.index(asked["optimizer"]), asked["trained_on"] == "all", asked["teacher"]
     return asked["family"], asked["signature"], asked["engine"] != "ours", *order, row["task"] or 0
 

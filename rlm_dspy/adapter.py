@@ -11,7 +11,7 @@ import dspy
 from rlm_dspy.fitting import asking, kind_of
 from rlm_dspy.inputs import Text
 from rlm_dspy.replies import read_reply
-from rlm_dspy.retelling import retold
+from rlm_dspy.retelling import retold, under
 from rlm_dspy.trajectory import Step, Trajectory, clip, cut
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class ReplAdapter(dspy.Adapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        shown = [retold(demo, inputs["environment"]) for demo in self._longest_of_each_run(demos)]
+        here = inputs["environment"]
+        shown = [retold(demo, here) for demo in self._longest_of_each_run(demos)]
+        shown = [{**demo, "environment": under(demo["environment"], here)} for demo in shown]
         said_once, environment = _shared(inputs["environment"], [demo["environment"] for demo in shown])
         system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
         messages = [{"role": "system", "content": "\n\n".join(part for part in system if part)}]

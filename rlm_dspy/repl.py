@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.trajectory import StepKind
-
 _SIMPLE_TYPES = (str, int, float, bool, list, dict)
 
 
@@ -68,6 +67,11 @@ class Repl:
         self._running = False
         self._lock = threading.Lock()
         self._kept: dict[str, Any] = {}
+
+    @property
+    def execution_instructions(self) -> str:
+        """What the interpreter says of itself to the model."""
+        return execution_instructions(self._interpreter)
 
     def open(self) -> None:
         """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
@@ -235,3 +239,8 @@ def _sandbox_code(name: str, value: SandboxSerializable) -> tuple[str, dict[str,
             payload = base64.b64encode(payload).decode("ascii")
             lines.insert(0, f"import base64\n{raw} = base64.b64decode({raw})")
     return "\n".join(line for line in lines if line), {raw: str(payload)}
+
+
+def execution_instructions(of: Any) -> str:
+    """Return what an interpreter, or what makes it, says of itself to the model; optional in DSPy's protocol."""
+    return str(getattr(of, "execution_instructions", None) or "")

@@ -96,7 +96,7 @@ def replay(
     steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
     run = _ReplayedRun(_module(record, list(tools)), inputs, interpreter_factory)
     run.subcalls.keep([call for step in steps for call in step.calls])
-    run.repl.open()
+    run.open()
     try:
         return [_again(run, number, step, record) for number, step in enumerate(steps, 1)]
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 from rlm_dspy.trajectory import Trajectory
 
 _VARIABLES, _ANSWER = "Variables:", "When you know the answer"
+_OF_THE_RUN = ("Functions:", "Runtime:")
 _FIELDS = {
     _VARIABLES: re.compile(r"(?m)^- (?P<name>\w+): (?P<kind>[^,\n]+)(?P<long>, [\d,]+ (?:characters|bytes)\b)?"),
     _ANSWER: re.compile(r"(?m)^- (?P<name>\w+): (?P<kind>.+?)(?P<long>)(?:  #|$)"),
@@ -52,6 +53,21 @@ def retold(demo: dict[str, Any], environment: str) -> dict[str, Any]:
         return demo
     told = _environment_retold(str(demo["environment"]), names)
     return {**demo, "environment": told, "trajectory": Trajectory(steps=steps), "code": code}
+
+
+def under(environment: str, here: str) -> str:
+    """Return a demo's environment with the functions and the runtime of the run that it is shown in.
+
+    They are what the demo would be told there, and stand once in the system message then, as what all share.
+
+    Args:
+        environment: Of the demo.
+        here: Of the run.
+    """
+    own = {start: next((p for p in here.split("\n\n") if p.startswith(start)), "") for start in _OF_THE_RUN}
+    parts = environment.split("\n\n")
+    kept = [part for part in parts[:-1] if not part.startswith(_OF_THE_RUN)]
+    return "\n\n".join([*kept, *filter(None, own.values()), parts[-1]])
 
 
 def _names(demo: str, run: str) -> _Names:

@@ -148,7 +148,7 @@ class RLM(dspy.Module):
         run = Run(self, inputs, check_factory(interpreter_factory), outer.run if outer else None)
         token = calling.set(None)
         try:
-            await port.run(run.repl.open)
+            await port.run(run.open)
             return await self._converse(port, run)
         except BaseException as error:
             run.end()

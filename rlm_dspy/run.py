@@ -22,13 +22,14 @@ from rlm_dspy.ledger import Ledger, Ticket
 from rlm_dspy.lms import tokens_at_most
 from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL
-from rlm_dspy.repl import Repl
+from rlm_dspy.repl import Repl, execution_instructions
 from rlm_dspy.subcalls import SubCalls, Tree
 from rlm_dspy.trajectory import Trajectory, clip, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rlm_dspy.limits import Limits
     from rlm_dspy.rlm import RLM
     from rlm_dspy.trajectory import Step
 
@@ -83,10 +84,15 @@ class Run:
         subs = for_repl(rlm.subs)
         known = {"inputs": list(inputs), "subs": subs, "tools": list(tools)}
         self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)
-        runtime = str(getattr(factory, "execution_instructions", ""))  # optional in DSPy's protocol
-        calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
-        told = write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
-        self.environment = sendable(told)
+
+        def environment(runtime: str, limits: Limits) -> str:
+            calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
+            return sendable(write_environment(rlm.signature, inputs, rlm.tools, limits, runtime, calls))
+
+        self._environment = environment
+        self._runtime = execution_instructions(factory)
+        self.environment = environment(self._runtime, rlm.limits)
+        self.limits_told = rlm.limits
         self._act = rlm.act
         self.lm = rlm.act.lm or dspy.settings.lm
         self.context_used = (0, 0)
@@ -96,9 +102,20 @@ class Run:
         if rlm.sub_lm is not None:
             check_price(rlm.sub_lm, rlm.limits)
         if self.budget.limit:  # the first turn is the last, and must be told so
-            once = replace(rlm.limits, max_iters=1)
-            told = write_environment(rlm.signature, inputs, rlm.tools, once, runtime, calls)
-            self.environment = sendable(told)
+            self.limits_told = replace(rlm.limits, max_iters=1)
+            self.environment = environment(self._runtime, self.limits_told)
+
+    def open(self) -> None:
+        """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.
+
+        Raises:
+            dspy.CodeInterpreterError: If no interpreter can be started.
+            TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
+        """
+        self.repl.open()
+        runtime = self._runtime or self.repl.execution_instructions
+        if runtime != self._runtime:
+            self.environment = self._environment(runtime, self.limits_told)
 
     def context_tokens(self) -> float:
         """Return about how many tokens the next turn's messages have, from those that were reported last."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.environment import write_environment
-from rlm_dspy.retelling import retold
+from rlm_dspy.retelling import retold, under
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, Trajectory
 from tests.playing import block
@@ -105,3 +105,38 @@ def test_the_model_reads_the_demo_in_the_names_of_its_task() -> None:
     (messages,) = lm.script.calls
     assert RETOLD in messages[2]["content"]
     assert "question" not in str(messages).replace("row.question", "")
+
+
+def test_a_demo_is_told_under_the_functions_and_the_runtime_of_the_run() -> None:
+    """So they stand once, in the system message, whatever interpreter and tools the demo was found with."""
+    found = demo()
+    found["environment"] = write_environment(
+        dspy.Signature("context, question -> answer"),
+        {"context": LONG, "question": "?"},
+        {},
+        Limits(),
+        "In a box.",
+    )
+    lm = ScriptedLM([block("SUBMIT(result='x')")])
+
+    def look(page: int) -> str:
+        """Return a page."""
+        return str(page)
+
+    rlm = RLM("document, query -> result", policy=None, tools=[look], limits=Limits(max_llm_calls=3))
+    rlm.act.demos = [found]
+    with dspy.context(lm=lm):
+        rlm(document=LONG, query="Who?")
+    said = "\n".join(message["content"] for message in lm.script.calls[0])
+    assert "In a box." not in said
+    assert [said.count(part) for part in ("Functions:", "Runtime:", "- look(page: int)")] == [1, 1, 1]
+    assert "Functions:" in lm.script.calls[0][0]["content"]
+
+
+@given(
+    st.lists(st.sampled_from(["Task: t", "Functions:\n- f()", "Runtime: r", "Variables:\n- x: str"]), unique=True)
+)
+def test_under_its_own_run_a_demo_stays_as_it_is(parts: list[str]) -> None:
+    """It is written in the order in which a run writes."""
+    written = "\n\n".join([*sorted(parts, key=lambda part: "TVFR".index(part[0])), "Write one block."])
+    assert under(written, written) == written

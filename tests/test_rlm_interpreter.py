@@ -98,3 +98,11 @@ def test_the_environment_says_what_the_interpreter_says_of_itself(play: Play) ->
     """A factory's `execution_instructions` reach the model, for the factory of this call."""
     played = play(RLM(ASK), [DONE], question="?")
     assert LocalPythonInterpreter.execution_instructions in played.calls[0][-1]["content"]
+
+
+def test_what_only_the_interpreter_says_of_itself_and_not_its_factory_is_told_too(play: Play) -> None:
+    """A function that makes one, with settings of its own, says nothing; the interpreter does."""
+    rlm = RLM(ASK, interpreter_factory=lambda: LocalPythonInterpreter())  # noqa: PLW0108  # a function is the point
+    said = play(rlm, [DONE], question="?").calls[0][-1]["content"]
+    assert said == play(RLM(ASK), [DONE], question="?").calls[0][-1]["content"]
+    assert LocalPythonInterpreter.execution_instructions in said
