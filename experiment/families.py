@@ -57,8 +57,12 @@ class FamilyTask(Task):
 
 
 def parts_of(answer: str, *, pairs: bool) -> set[str]:
-    """Return the members of a set that an answer writes as a list: with commas, semicolons, or one a line."""
-    separators = r"[;\n]" if pairs else r"[,;\n]"
+    """Return the members of a set that an answer writes as a list: with commas, semicolons, or one a line.
+
+    Lines may have numbers or dots before them; the last member may have an `and`, those of pairs aside.
+    """
+    answer = re.sub(r"(?m)^\s*(?:\d+[.)]|[-*\u2022])\s+", "", answer)
+    separators = r"[;\n]" if pairs else r"[,;\n]|\band\b"
     if pairs and ";" not in answer and "\n" not in answer:
         separators = ","
     return {member_of(part) for part in re.split(separators, answer) if normalized(part)}

@@ -22,6 +22,7 @@ from pathlib import Path  # noqa: TC003  # typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import dspy
+import row_file
 import typer
 from families import FamilyTask, make
 from optimize_report import REPORT, RESULTS, plot, report, rows
@@ -277,9 +278,7 @@ def run(condition: Condition, count: int, chars: int, lms: tuple[Any, Any]) -> N
 
 def keep(row: dict[str, Any]) -> None:
     """Write a row and show it."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    row_file.append(RESULTS, row)
     print(json.dumps(row, ensure_ascii=False), flush=True)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import row_file
 
 from rlm_dspy.intervals import wilson
 
@@ -32,7 +33,7 @@ are wrong were read from the trajectory after the last turn, when nothing had be
 
 def rows() -> list[dict[str, Any]]:
     """Return the answers so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    return row_file.read(RESULTS)
 
 
 def report(answered: list[dict[str, Any]], path: Path) -> None:

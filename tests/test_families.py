@@ -18,6 +18,7 @@ sys.path.insert(0, str(EXPERIMENT))
 
 import families  # noqa: E402  # scripts of that folder are run, not installed
 import family_words  # noqa: E402
+from tasks import Task  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,3 +190,34 @@ def test_a_family_that_is_not_there_is_refused_by_name() -> None:
         families.make("haystack", 1, 3_000, "train")
     with pytest.raises(ValueError, match="at least 2,000"):
         families.make("needle", 1, 100, "train")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("12", "12.", True),
+        ("12", "12.0", True),
+        ("12", "$12", True),
+        ("1234", "1,234", True),
+        ("12", "-12", False),
+        ("12", "\u221212", False),
+        ("12", "112", False),
+        ("12.5", "12.50", False),
+        ("9 March 1935", "9 march, 1935", True),
+        ("10:30", "10:30", True),
+        ("Well-ford 3-4", "well ford 3 4", True),
+    ],
+)
+def test_an_answer_is_compared_without_case_and_punctuation_but_with_its_sign(
+    gold: str, answer: str, right: bool
+) -> None:
+    assert Task("", "", gold).is_right(answer) is right
+
+
+@pytest.mark.parametrize(
+    "written", ["{}, {}, and {}", "{}, {} and {}", "1. {}\n2. {}\n3) {}", "- {}\n* {}\n\u2022 {}"]
+)
+def test_a_set_may_be_written_as_people_write_lists(written: str) -> None:
+    task = next(t for t in (families.make("needles", n, 3_000, "dev") for n in range(50)) if len(t.members) == 3)
+    assert task.is_right(written.format(*task.members))
+    assert not task.is_right(written.format(*task.members[:2], "Paris"))

@@ -29,6 +29,7 @@ import dialects  # noqa: E402
 import marked  # noqa: E402
 import measures  # noqa: E402
 import processes  # noqa: E402
+import row_file  # noqa: E402
 import scripted_server  # noqa: E402
 import side_by_side  # noqa: E402
 import side_by_side_readme  # noqa: E402
@@ -287,5 +288,62 @@ def test_the_native_example_prints_the_summary_that_the_other_prints(tmp_path: P
 
 def test_the_short_form_in_the_readme_is_what_the_rows_say() -> None:
     """It is made by the bench, and by nobody else."""
-    written = side_by_side_readme.short_form(side_by_side_report.grouped(side_by_side.read_rows()))
+    written = side_by_side_readme.short_form(side_by_side_report.grouped(row_file.read(side_by_side.RESULTS)))
     assert marked.between_marks(side_by_side_readme.NAME, written) in marked.README.read_text(encoding="utf-8")
+
+
+def side_by_side_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the bench as a stranger does."""
+    command = [sys.executable, str(EXPERIMENT / "bench" / "side_by_side.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_stranger_repeats_a_table_of_an_engine_apart_from_those_of_the_repository(tmp_path: Path) -> None:
+    """The old row stands until the new one is there; a row that a kill cut short is left out."""
+    ours = ["--engine", "ours, local", "--only", "long run", "--into", "mine"]
+    kept = row_file.read(side_by_side.RESULTS)
+    done = side_by_side_in(tmp_path, *ours)
+    assert done.returncode == 0, done.stderr
+    assert "The tables are in mine/RESULTS.md." in done.stdout
+    rows = row_file.read(tmp_path / "mine" / "side_by_side.jsonl")
+    assert [row["measure"] for row in rows] == ["about", "long run"]
+    assert "ours, local" in (tmp_path / "mine" / "RESULTS.md").read_text()
+    with (tmp_path / "mine" / "side_by_side.jsonl").open("a") as file:
+        file.write('{"engine": "ours, lo')
+    again = side_by_side_in(tmp_path, *ours)
+    assert "1 rows were there already: --again measures them anew" in again.stdout
+    assert "cut short" in again.stderr
+    assert row_file.read(side_by_side.RESULTS) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--engine", "magic"], "There are: ours;"), (["--only", "magic"], "bad cells raise")],
+)
+def test_a_name_that_the_bench_does_not_know_is_answered_with_those_it_does(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = side_by_side_in(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_file_of_rows_with_a_broken_line_is_told_by_name_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a":\n{"a": 3}\n')
+    with pytest.raises(SystemExit, match=r"rows\.jsonl, line 2"):
+        row_file.read(path)
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=3), max_size=6), st.booleans())
+def test_rows_are_read_as_they_were_appended_also_behind_one_cut_short(
+    tmp_path_factory: pytest.TempPathFactory, written: list[dict[str, Any]], torn: bool
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    for row in written:
+        row_file.append(path, row)
+    assert row_file.read(path) == written
+    if torn:
+        with path.open("a") as file:
+            file.write('{"a": ')
+        assert row_file.read(path) == written

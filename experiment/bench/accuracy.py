@@ -32,6 +32,7 @@ from rlm_dspy.signatures import load_policy
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+import row_file  # noqa: E402  # scripts of this folder are run, not installed
 from accuracy_report import RESULTS, forecast, read_rows, write_report  # noqa: E402  # scripts of this folder are run, not installed
 from bridge import Bridge  # noqa: E402
 from families import FAMILIES, make  # noqa: E402
@@ -125,9 +126,7 @@ class Runs:
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         self.rows.append(row)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as results:
-            results.write(json.dumps(row, ensure_ascii=False) + "\n")
+        row_file.append(RESULTS, row)
         return row
 
     def _answer(self, engine: str, task: Task, base_url: str) -> tuple[str | None, str | None]:

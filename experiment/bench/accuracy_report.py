@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from rlm_dspy.intervals import wilson
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import row_file  # scripts of that folder are run, not installed
 
 HERE = Path(__file__).parent
 REPORT = HERE / "ACCURACY.md"
@@ -75,7 +78,7 @@ def outcome_of(row: Row) -> str:
 
 def read_rows() -> list[Row]:
     """Return the rows so far."""
-    return [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
+    return row_file.read(RESULTS)
 
 
 def write_report(rows: list[Row]) -> None:

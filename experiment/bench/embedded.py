@@ -29,6 +29,7 @@ from rlm_dspy.models import limits_for
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+import row_file  # noqa: E402  # scripts of this folder are run, not installed
 from tasks import Task, one_fact_tasks  # noqa: E402  # scripts of this folder are run, not installed
 
 if TYPE_CHECKING:
@@ -163,18 +164,16 @@ def main(
     """Ask what has not been asked yet, then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     dspy.configure(lm=embedded_lm(cache=False, max_tokens=REPLY_TOKENS, threads=threads))
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = row_file.read(RESULTS)
     done = {(row["engine"], row["set"], row["number"]) for row in rows}
-    with RESULTS.open("a") as results:
-        for name, tasks in task_sets(count, chars or [100_000, 1_000_000, 10_000_000]):
-            for asked, (number, task) in itertools.product(engine or ENGINES, enumerate(tasks)):
-                if (asked, name, number) in done or only not in name:
-                    continue
-                rows.append(run(asked, name, number, task))
-                results.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
-                results.flush()
-                print(asked, name, number, rows[-1]["right"], f"{rows[-1]['seconds']} s", flush=True)
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    for name, tasks in task_sets(count, chars or [100_000, 1_000_000, 10_000_000]):
+        for asked, (number, task) in itertools.product(engine or ENGINES, enumerate(tasks)):
+            if (asked, name, number) in done or only not in name:
+                continue
+            row = run(asked, name, number, task)
+            row_file.append(RESULTS, row)
+            print(asked, name, number, row["right"], f"{row['seconds']} s", flush=True)
+    rows = row_file.read(RESULTS)
     REPORT.write_text(report(rows), encoding="utf-8")
     print(report(rows))
 

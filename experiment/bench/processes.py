@@ -99,13 +99,15 @@ def python_of(engine: Engine) -> Path:
     if not engine.package:
         return Path(sys.executable)
     folder = CACHE / engine.package
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, whole = folder / "bin" / "python", folder / "installed"
+    if not whole.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of an installation that was cut short
         uv = shutil.which("uv") or "uv"
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         subprocess.run([uv, "venv", "-q", "--python", version, str(folder)], check=True)
         packages = [engine.package, *(["deno"] if engine.deno else [])]
         subprocess.run([uv, "pip", "install", "-q", "-p", str(python), *packages], check=True)
+        whole.touch()
     return python
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
-REPORT = HERE / "RESULTS.md"
 OURS = ("ours", "ours, local", "ours, folding")
 NOT_PEERS = (*OURS, "direct")
 Row = dict[str, Any]
@@ -113,13 +112,16 @@ Where a target is not met:
 """
 
 
-def write_report(rows: list[Row]) -> None:
-    """Write RESULTS.md, and the plots beside it."""
+def write_report(rows: list[Row], folder: Path) -> Path | None:
+    """Write RESULTS.md into a folder, and the plots beside it. Return its path; None if there is nothing to tell.
+
+    What other scripts measured of this project is told in the report of the repository alone.
+    """
     about = {row["engine"]: row for row in rows if row["measure"] == "about"}
     tables = grouped(rows)
     measured = [row for row in rows if row["measure"] != "about"]
     if not measured:
-        return
+        return None
     lines = [
         "# Side by side",
         "",
@@ -137,10 +139,12 @@ def write_report(rows: list[Row]) -> None:
         found = [line for setting, part in parts if part for line in table_lines(measure.name, setting, part)]
         if found:
             lines += ["", f"## {measure.name[0].upper()}{measure.name[1:]}", "", SAYS[measure.name], *found]
-    lines += tracing.report_lines()
-    lines += accuracy_report.short_lines()
-    lines += plot_lines(tables)
-    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if folder == HERE:
+        lines += [*tracing.report_lines(), *accuracy_report.short_lines()]
+    lines += plot_lines(tables, folder)
+    written = folder / "RESULTS.md"
+    written.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return written
 
 
 def grouped(rows: list[Row]) -> Rows:
@@ -156,7 +160,7 @@ def grouped(rows: list[Row]) -> Rows:
 
 def machine_lines(about: dict[str, Row], measured: list[Row]) -> list[str]:
     """Return what was measured where and when."""
-    machines = {tuple(sorted(row["machine"].items())) for row in about.values()}
+    machines = {tuple(sorted(row["machine"].items())) for row in [*about.values(), *measured] if "machine" in row}
     days = sorted(row["when"][:10] for row in measured)
     loads = sorted(row["load_before"] for row in measured)
     described = [
@@ -256,7 +260,7 @@ def cell(words: str) -> str:
     return " ".join(words.split()).replace("|", "/")[:200]
 
 
-def plot_lines(tables: Rows) -> list[str]:
+def plot_lines(tables: Rows, folder: Path) -> list[str]:
     """Draw the plots that there are rows for; return the lines that show them."""
     try:
         import matplotlib as mpl
@@ -267,7 +271,7 @@ def plot_lines(tables: Rows) -> list[str]:
     shown = [
         name
         for name, draw in (("overhead.svg", draw_overhead), ("long_run.svg", draw_long_run))
-        if draw(tables, HERE / name)
+        if draw(tables, folder / name)
     ]
     return ["", "## Plots", *(line for name in shown for line in ("", f"![{name}]({name})"))] if shown else []
 
