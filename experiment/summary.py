@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+CACHED = "none: the replies are those of an earlier run, from DSPy's cache"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -43,7 +45,10 @@ class Summary:
             ("stop", self.stop),
             ("turns", f"{self.turns}, of which {self.failed_turns} failed"),
             ("sub-calls", f"{self.subcalls}, of which {self.failed_subcalls} failed"),
-            ("tokens", f"{self.input_tokens:,} in ({self.cached_input_tokens:,} cached)"),
+            (
+                "tokens",
+                f"{self.input_tokens:,} in ({self.cached_input_tokens:,} cached)" if self.input_tokens else CACHED,
+            ),
             ("", f"{self.output_tokens:,} out"),
             ("cost", "unknown" if self.cost is None else f"${self.cost:.4f}"),
             ("seconds", f"{self.seconds:.1f}"),

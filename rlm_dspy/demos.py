@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _REASONING_CHARS = 400
 _COMPARED_CHARS = 2_000
+_ITEMS = 4
+"""Items of a long list or dict that a demo shows."""
 _ALIKE = 0.9
 """Two demos whose code is the same to this share (`difflib`) show one way of solving."""
 
@@ -128,7 +130,20 @@ def _short(step: Step, left_out: int, output_chars: int) -> Step:
 def _short_input(value: Any, chars: int) -> Any:
     if isinstance(value, Text):
         return repr(value)
-    return cut(value, chars) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return cut(value, chars)
+    if isinstance(value, list | tuple | dict) and len(str(value)) > chars:
+        return _short_container(value, chars)
+    return value
+
+
+def _short_container(value: Any, chars: int) -> Any:
+    """Return a container of the same type with its first few items, each of them short."""
+    share = max(chars // _ITEMS, 1)
+    if isinstance(value, dict):
+        return {name: _short_input(item, share) for name, item in list(value.items())[:_ITEMS]}
+    kept = [_short_input(item, share) for item in value[:_ITEMS]]
+    return tuple(kept) if isinstance(value, tuple) else kept
 
 
 def _distinct(demos: list[Demo]) -> list[Demo]:

@@ -24,15 +24,17 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
     `min_chars` only if it need not be read.
 
     Args:
-        examples: Any examples. They are not changed.
+        examples: Any examples. They are not changed. The labels of those that say which fields are inputs stay as
+            they are, for metrics.
         min_chars: A `str` of at least this many characters becomes a `Text`.
     """
     return [_wrapped(example, min_chars) for example in examples]
 
 
 def _wrapped(example: dspy.Example, min_chars: int) -> dspy.Example:
+    fields = example.inputs() if getattr(example, "_input_keys", None) is not None else example
     long = {
-        name: Text(value) for name, value in example.items() if isinstance(value, str) and len(value) >= min_chars
+        name: Text(value) for name, value in fields.items() if isinstance(value, str) and len(value) >= min_chars
     }
     return example.copy(**long) if long else example
 

@@ -21,17 +21,20 @@ ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 1
 
 
 @contextlib.contextmanager
-def errors_as_lines(*, debug: bool) -> Iterator[None]:
+def errors_as_lines(*, debug: bool, interrupted: str = "Interrupted before the first turn.") -> Iterator[None]:
     """Turn what is raised into one line and an exit code.
 
     Args:
         debug: Print the traceback as well.
+        interrupted: The line of an interrupt.
     """
     try:
         yield
     except KeyboardInterrupt:
-        tell("Interrupted before the first turn.")
+        tell(interrupted)
         raise typer.Exit(INTERRUPTED) from None
+    except (typer.BadParameter, typer.Exit, typer.Abort):
+        raise  # typer tells it
     except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
         if debug:
             traceback.print_exc()

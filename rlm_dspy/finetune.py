@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
+from rlm_dspy.adapter import Act
 from rlm_dspy.scores import score_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rlm_dspy.scores import Metric
 
 Each = Literal["call", "run"]
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 @dataclass
@@ -28,10 +31,12 @@ class Chat:
     Attributes:
         predictor: The predictor that made it, as an object.
         messages: What was sent, then the reply.
+        call_id: DSPy's name of the predictor's call that it is part of.
     """
 
     predictor: Any
     messages: list[dict[str, Any]]
+    call_id: str = ""
 
 
 @dataclass
@@ -41,12 +46,13 @@ class ChatRecorder(BaseCallback):
     Put it among the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
 
     Attributes:
-        chats: The calls that were answered, in the order of their answers.
+        chats: The calls that were answered, in the order of their answers. Of a predictor's call that asked again,
+            since a reply could not be read, only the last; none of one that failed, or of a turn without code.
     """
 
     chats: list[Chat] = field(default_factory=list)
     _predictors: dict[str, Any] = field(default_factory=dict, repr=False)
-    _sent: dict[str, tuple[Any, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
+    _sent: dict[str, Chat] = field(default_factory=dict, repr=False)
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Remember which predictor a call is of."""
@@ -54,20 +60,27 @@ class ChatRecorder(BaseCallback):
             self._predictors[call_id] = instance
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Forget it."""
-        self._predictors.pop(call_id, None)
+        """Forget it, and the replies that were of no use to it."""
+        predictor = self._predictors.pop(call_id, None)
+        mine = [chat for chat in self.chats if chat.call_id == call_id]
+        no_code = isinstance(predictor, Act) and exception is None and not getattr(outputs, "code", "")
+        useless = mine if exception is not None or no_code else mine[:-1]
+        self.chats = [chat for chat in self.chats if not any(chat is other for other in useless)]
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Keep what is sent."""
         messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt") or ""}]
-        self._sent[call_id] = self._predictors.get(ACTIVE_CALL_ID.get()), [dict(message) for message in messages]
+        asking = ACTIVE_CALL_ID.get() or ""
+        chat = Chat(self._predictors.get(asking), [dict(message) for message in messages], asking)
+        self._sent[call_id] = chat
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Put the reply behind it; a call that failed is dropped."""
-        predictor, messages = self._sent.pop(call_id)
+        chat = self._sent.pop(call_id)
         reply = _text(outputs)
         if exception is None and reply:
-            self.chats.append(Chat(predictor, [*messages, {"role": "assistant", "content": reply}]))
+            chat.messages.append({"role": "assistant", "content": reply})
+            self.chats.append(chat)
 
 
 def _text(outputs: Any) -> str:
@@ -92,7 +105,8 @@ def export_chats(
     Args:
         program: The program.
         dataset: The examples.
-        path: The file. It is written when all runs have ended.
+        path: The file. It is written when all runs have ended, or one is interrupted. An example that raises is
+            left out, with a warning.
         metric: `metric(example, prediction, trace=None)`.
         predictor: The name of the predictor, as `named_predictors` has it: `act`, `query`, `subs.claims`,
             `find.act`. A child's calls of it are among them.
@@ -104,23 +118,44 @@ def export_chats(
         How many lines were written.
 
     Raises:
-        ValueError: If there is no such predictor.
+        ValueError: If there is no such predictor, or no such `each`.
+        Exception: What the last example raised, if all did.
     """
+    if each not in get_args(Each):
+        raise ValueError(f"each must be one of {get_args(Each)}, not {each!r}.")
     predictors = dict(program.named_predictors())
     if predictor not in predictors:
         raise ValueError(f"There is no predictor {predictor!r}; there are {sorted(predictors)}.")
+    asked = predictors[predictor]
     chats: list[list[dict[str, Any]]] = []
-    for example in dataset:
-        recorder = ChatRecorder()
-        with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[]):
-            prediction = program(**example.inputs())
-            score = score_of(metric(example, prediction, list(dspy.settings.trace)))
-        if score >= min_score:
-            of_it = [chat.messages for chat in recorder.chats if chat.predictor is predictors[predictor]]
-            chats += _longest(of_it) if each == "run" else of_it
-    lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
-    Path(path).write_text(lines, encoding="utf-8")
+    failed, failure = 0, None
+    try:
+        for example in dataset:
+            try:
+                of_it = _chats_of(program, example, asked, metric, min_score)
+            except Exception as error:  # noqa: BLE001  # the runs before it are paid for
+                _logger.warning("An example failed: %s: %s", type(error).__name__, str(error)[:300])
+                failed, failure = failed + 1, error
+            else:
+                chats += _longest(of_it) if each == "run" else of_it
+        if failure is not None and failed == len(dataset):
+            raise failure
+    finally:
+        lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
+        Path(path).write_text(lines, encoding="utf-8")
     return len(chats)
+
+
+def _chats_of(
+    program: dspy.Module, example: dspy.Example, predictor: Any, metric: Metric, min_score: float
+) -> list[list[dict[str, Any]]]:
+    """Run a program once; return the calls of a predictor, none if the run scored too little."""
+    recorder = ChatRecorder()
+    with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[]):
+        prediction = program(**example.inputs())
+        score = score_of(metric(example, prediction, list(dspy.settings.trace)))
+    found = [chat.messages for chat in recorder.chats if chat.predictor is predictor]
+    return found if score >= min_score else []
 
 
 def _longest(chats: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlm_dspy.scores import Metric
 
 _DRAWS = 2_000
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,21 @@ class Forecast:
 
 
 def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric) -> list[Pilot]:
-    """Run a program on some examples, one after the other. What one raises is raised."""
-    return [_one(program, example, metric) for example in examples]
+    """Run a program on some examples, one after the other. One that raises is left out.
+
+    Raises:
+        Exception: What the last one raised, if all did.
+    """
+    pilots: list[Pilot] = []
+    for example in examples:
+        try:
+            pilots.append(_one(program, example, metric))
+        except Exception as error:  # noqa: BLE001  # optimizers go on too
+            _logger.warning("A pilot run failed: %s: %s", type(error).__name__, str(error)[:300])
+            failure = error
+    if not pilots and examples:
+        raise failure
+    return pilots
 
 
 def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
@@ -109,7 +124,8 @@ def told(cast: Forecast, pilots: Sequence[Pilot]) -> str:
     return (
         f"{len(pilots)} pilot runs scored {right:g}. At most {cast.runs:,} runs: "
         f"{cast.tokens[0]:,.0f} tokens (95 %: {cast.tokens[1]:,.0f}), {cost}, "
-        f"{_duration(cast.seconds[0])} (95 %: {_duration(cast.seconds[1])})."
+        f"{_duration(cast.seconds[0])} (95 %: {_duration(cast.seconds[1])}). What an optimizer asks "
+        "itself comes on top."
     )
 
 

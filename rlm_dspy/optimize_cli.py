@@ -86,7 +86,8 @@ def optimize(
     gepa goes on from its last candidate; with the others, replies in DSPy's cache are not paid again, and code
     runs again.
     """  # noqa: D301 (\b keeps the line breaks)
-    with errors_as_lines(debug=debug):
+    kept = f"Finished runs are kept in {log_dir}." if log_dir else "Finished runs are kept with --log-dir only."
+    with errors_as_lines(debug=debug, interrupted=f"Interrupted. {kept}"):
         named = _optimizer(optimizer)
         module, found = load_program(program)
         lm = choose_model(model) if model or dspy.settings.lm is None else dspy.settings.lm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -130,6 +131,9 @@ def _code_retold(code: str, names: _Names) -> str:
     taken = {token.string for token in tokens if token.type == tokenize.NAME}
     if clash := (set(names.inputs.values()) - names.inputs.keys()) & taken:
         raise ValueError(f"{', '.join(clash)}: taken")
+    parameters = {node.arg for node in ast.walk(ast.parse(code)) if isinstance(node, ast.arg)}
+    if own := parameters & names.inputs.keys():
+        raise ValueError(f"{', '.join(own)}: parameters of functions of the code's own")
     lines = code.splitlines(keepends=True)
     calls: list[str] = []  # what each open bracket belongs to
     edits: list[tuple[tuple[int, int], tuple[int, int], str]] = []

@@ -13,7 +13,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import export_chats
 from rlm_dspy.testing import ScriptedLM
 from tests.matrix_programs import ScriptedActor, Two, exact, examples
-from tests.playing import block
+from tests.playing import block, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,3 +137,39 @@ def test_bootstrap_finetune_gives_each_predictor_its_own_calls() -> None:
     assert all("- context: str" in chat["messages"][1]["content"] for chat in jobs["find.act"])
     assert all("- fact: str" in chat["messages"][1]["content"] for chat in jobs["read.act"])
     assert all("The last word of" in chat["messages"][1]["content"] for chat in jobs["read.query"])
+
+
+def test_replies_that_were_of_no_use_are_not_taught(tmp_path: Path) -> None:
+    """A turn without code, and a reply of a sub that could not be read and was asked for again."""
+    chats, _ = exported(tmp_path / "c.jsonl", ["I wonder.", block("SUBMIT(answer='a')")])
+    assert [chat[-1]["content"] for chat in chats] == [block("SUBMIT(answer='a')")]
+    program = RLM(ASK, subs={"count": "text -> n: int"})
+    replies = [block("n = count('x')\nSUBMIT(answer='a')"), "no number", "none", fields(n="1")]
+    chats, lm = exported(tmp_path / "c.jsonl", replies, program, predictor="subs.count")
+    assert len(lm.script.calls) >= 3
+    assert [chat[-1]["content"] for chat in chats] == [fields(n="1")]
+
+
+def test_an_example_that_raises_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If all do, the last error is raised."""
+    path = tmp_path / "c.jsonl"
+    lm = ScriptedLM([block("SUBMIT(answer='a')"), dspy.LMError("down"), block("SUBMIT(answer='a')")])
+    with dspy.context(lm=lm):
+        assert export_chats(RLM(ASK), questions("a", "a", "a"), path, metric=exact) == 2
+    with dspy.context(lm=ScriptedLM([dspy.LMError("down")])), pytest.raises(dspy.LMError):
+        export_chats(RLM(ASK), questions("a"), path, metric=exact)
+
+
+def test_an_interrupt_leaves_what_there_is(tmp_path: Path) -> None:
+    """It is paid for."""
+    path = tmp_path / "c.jsonl"
+    lm = ScriptedLM([block("SUBMIT(answer='a')"), KeyboardInterrupt()])
+    with dspy.context(lm=lm), pytest.raises(KeyboardInterrupt):
+        export_chats(RLM(ASK), questions("a", "a"), path, metric=exact)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_wrong_kind_of_line_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    """The message says which there are."""
+    with pytest.raises(ValueError, match="'call', 'run'"):
+        exported(tmp_path / "c.jsonl", [], each="turn")

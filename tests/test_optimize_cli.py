@@ -14,10 +14,11 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, Text
 from rlm_dspy.cli import app
 from rlm_dspy.forecast import Pilot, forecast, told
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.optimize import compact
 from rlm_dspy.optimizers import OPTIMIZERS, Job
 from rlm_dspy.testing import ScriptedLM
 from tests.matrix_programs import ADVICE, PROGRAMS, ScriptedActor, exact, examples
@@ -266,3 +267,26 @@ def test_a_forecast_of_even_pilots_is_their_mean_and_of_uneven_ones_wider() -> N
     assert "cost unknown" in told(uneven, [Pilot(1.0, 10, None, 1.0)])
     with pytest.raises(ValueError, match="at least one"):
         forecast([], 10)
+
+
+def test_a_pilot_that_fails_is_left_out_and_if_all_do_the_error_is_told() -> None:
+    """Optimizers go on too."""
+    replies = [dspy.LMError("down"), *["```python\nSUBMIT(answer='v1')\n```"] * 9]
+    assert "1 pilot runs scored 1" in optimize("--yes", "--pilots", "2", lm=ScriptedLM(replies)).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    done = optimize("--yes", lm=ScriptedLM(lambda _: dspy.LMError("down")))
+    assert done.exit_code == 3
+    assert "Error: down" in done.stderr
+
+
+def test_an_interrupt_says_what_is_kept() -> None:
+    """And where."""
+    assert "with --log-dir only" in optimize("--yes", lm=Killed(at=2)).stderr
+    assert "Finished runs are kept in log." in optimize("--yes", "--log-dir", "log", lm=Killed(at=2)).stderr
+
+
+def test_long_labels_reach_a_metric_as_they_are() -> None:
+    """Only inputs are wrapped."""
+    (read,) = compact([dspy.Example(context="c" * 3_000, answer="a" * 3_000).with_inputs("context")])
+    assert isinstance(read.context, Text)
+    assert read.answer.upper() == "A" * 3_000

@@ -140,3 +140,12 @@ def test_under_its_own_run_a_demo_stays_as_it_is(parts: list[str]) -> None:
     """It is written in the order in which a run writes."""
     written = "\n\n".join([*sorted(parts, key=lambda part: "TVFR".index(part[0])), "Write one block."])
     assert under(written, written) == written
+
+
+@pytest.mark.parametrize(
+    "code", ["def f(context): return context\nf(context='x')", "g = lambda question: 1\ng(question=2)"]
+)
+def test_code_with_functions_whose_parameters_have_the_names_stays_as_it_was(code: str) -> None:
+    """Renamed in one place and not in the other, it would be wrong."""
+    run = environment("document, query -> result", document=LONG, query="Who?")
+    assert retold(demo(code), run) == demo(code)

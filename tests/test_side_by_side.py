@@ -249,7 +249,7 @@ def test_the_native_example_without_its_library_names_the_extra(tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 1
-    assert "uv sync --extra rlms" in done.stderr
+    assert "uv sync --extra embedded --extra rlms" in done.stderr
 
 
 NATIVE = """

@@ -18,7 +18,7 @@ from rlm_dspy.runs import TracedRun, traced_runs
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, Trajectory, cut
 from tests.matrix_programs import Two, exact
-from tests.playing import block
+from tests.playing import block, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -359,3 +359,21 @@ def test_a_demo_of_any_run_is_short_and_ends_like_the_run(kinds: list[Any]) -> N
     assert len(made.example.trajectory.steps) <= 4
     assert made.example.code == "SUBMIT(answer=1)"
     assert len(made.example.environment) <= 4_000
+
+
+def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:
+    """With its type, so that the demo is one of the same signature."""
+    program = RLM("context -> n: int", subs={"count": "pages: list[str], by: dict -> n: int"})
+    lm = ScriptedLM(
+        [
+            block("n = count(pages=['p' * 3000] * 9, by={str(k): 'v' * 900 for k in range(9)})\nSUBMIT(n=n)"),
+            fields(n="3"),
+        ]
+    )
+    with dspy.context(lm=lm):
+        found = TrajectoryFewShot(lambda *_: True).compile(
+            program, trainset=[dspy.Example(context="c").with_inputs("context")]
+        )
+    (demo,) = found.subs.count.demos
+    assert (type(demo.pages), len(demo.pages), type(demo.by), len(demo.by)) == (list, 4, dict, 4)
+    assert len(str(demo.pages)) < 1_000

@@ -33,7 +33,8 @@ from rlm_dspy.signatures import load_policy
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import row_file  # noqa: E402  # scripts of this folder are run, not installed
-from accuracy_report import RESULTS, forecast, read_rows, write_report  # noqa: E402  # scripts of this folder are run, not installed
+import running  # noqa: E402
+from accuracy_report import RESULTS, forecast, key_of, read_rows, write_report  # noqa: E402  # scripts of this folder are run, not installed
 from bridge import Bridge  # noqa: E402
 from families import FAMILIES, make  # noqa: E402
 from family_words import SPLITS, Split  # noqa: E402
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ARTICLES = "articles"
+ALONE = "Give the answer alone, in as few words as it takes."
+"""Said to every engine with questions that do not say it: answers are compared as a whole."""
 Row = dict[str, Any]
 
 
@@ -90,8 +93,9 @@ class Settings:
 class Runs:
     """Asks engines, one worker for each, and keeps every answer."""
 
-    def __init__(self, settings: Settings, bridge: Bridge, patience: float) -> None:
+    def __init__(self, settings: Settings, bridge: Bridge, patience: float, *, retry: bool = False) -> None:
         self._settings = settings
+        self._retry = retry
         self._bridge = bridge
         self._patience = patience
         self._workers: dict[str, Worker] = {}
@@ -99,8 +103,8 @@ class Runs:
         self.rows = read_rows()
 
     def left(self, wanted: list[Asked]) -> list[Asked]:
-        """Return those that no row answers yet."""
-        done = {key_of(row) for row in self.rows}
+        """Return those that no row answers yet; one that failed answers, unless it is to be asked again."""
+        done = {key_of(row) for row in self.rows if not (self._retry and row["error"])}
         return [asked for asked in wanted if key_of({**vars(asked), **self._settings.row()}) not in done]
 
     def ask(self, asked: Asked) -> Row:
@@ -140,7 +144,7 @@ class Runs:
                 "base_urls": [base_url],
                 "api_key": self._bridge.key,
                 "context": {"file": file.name},
-                "questions": [task.question],
+                "questions": [task.question if "alone" in task.question else f"{task.question} {ALONE}"],
                 "model": settings.model.rpartition("/")[2],
                 "sub_model": settings.sub_model.rpartition("/")[2],
                 "policy": found_from_anywhere(settings.policy),
@@ -170,12 +174,6 @@ def found_from_anywhere(policy: str) -> str:
     return str(Path(policy).resolve()) if policy.endswith(".json") else policy
 
 
-def key_of(row: Row) -> tuple[Any, ...]:
-    """Return what a row answers, under which settings."""
-    names = ("engine", "family", "chars", "seed", "split", "model", "sub_model", "turns", "calls", "output_chars")
-    return (*(row[name] for name in names), row["policy"] if row["engine"].startswith("ours") else "")
-
-
 def wanted_of(
     engines: list[str], families: list[str], sizes: list[int], split: Split, count: int
 ) -> Iterator[Asked]:
@@ -199,20 +197,25 @@ def main(
     policy: Annotated[str, typer.Option(help="The policy of our own engines, a name or a file.")] = "",
     pilot: Annotated[int, typer.Option(help="Runs of each kind before the forecast.")] = 2,
     patience: Annotated[float, typer.Option(help="Seconds after which a run is given up.")] = 1_800,
+    retry: Annotated[bool, typer.Option("--retry", help="Ask again what ended in an error.")] = False,
     yes: Annotated[bool, typer.Option(help="Go on after the forecast without asking.")] = False,
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
+    engines, families = engine or ["ours", "dspy.RLM", "rlms", "direct"], family or list(FAMILIES)
+    for names, known in ((engines, ENGINES), (families, [*FAMILIES, ARTICLES]), ([split], SPLITS)):
+        if unknown := [name for name in names if name not in known]:
+            raise typer.BadParameter(f"There is no {unknown[0]!r}. There are: {'; '.join(known)}.")
     lm = choose_model(model).copy(cache=False)
+    lm("Say yes.")  # a model that cannot be reached is told of before runs fail one by one
     limits = limits_for(lm, max_iters=turns)
     if policy:
         load_policy(policy)  # one that cannot be read is told of before anything is asked
     settings = Settings(model, sub_model, limits.max_iters, limits.max_llm_calls, limits.max_output_chars, policy)
     others = {sub_model.rpartition("/")[2]: choose_model(sub_model).copy(cache=False)} if sub_model else {}
     named: Any = split
-    engines, lengths = engine or ["ours", "dspy.RLM", "rlms", "direct"], chars or [100_000]
-    wanted = list(wanted_of(engines, family or list(FAMILIES), lengths, named, count))
+    wanted = list(wanted_of(engines, families, chars or [100_000], named, count))
     with Bridge(lm, others=others) as bridge:
-        runs = Runs(settings, bridge, patience)
+        runs = Runs(settings, bridge, patience, retry=retry)
         try:
             ask_all(runs, runs.left([asked for asked in wanted if asked.seed < pilot]))
             left = runs.left(wanted)
@@ -241,4 +244,4 @@ def ask_all(runs: Runs, wanted: list[Asked]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    running.run(main)

@@ -76,9 +76,15 @@ def outcome_of(row: Row) -> str:
     return "wrong" if row["answer"] else "no answer"
 
 
+def key_of(row: Row) -> tuple[Any, ...]:
+    """Return what a row answers, under which settings."""
+    names = ("engine", "family", "chars", "seed", "split", "model", "sub_model", "turns", "calls", "output_chars")
+    return (*(row[name] for name in names), row["policy"] if row["engine"].startswith("ours") else "")
+
+
 def read_rows() -> list[Row]:
-    """Return the rows so far."""
-    return row_file.read(RESULTS)
+    """Return the rows so far; of one that was asked again, the last."""
+    return list({key_of(row): row for row in row_file.read(RESULTS)}.values())
 
 
 def write_report(rows: list[Row]) -> None:

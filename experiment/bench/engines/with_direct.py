@@ -35,7 +35,7 @@ def _client(kind: Any, base_url: str, api_key: str) -> Any:
 
 def messages_of(task: Task) -> list[openai.types.chat.ChatCompletionMessageParam]:
     """Return the one message."""
-    text = f"{task.context}\n\n{task.question}\nGive the answer alone, in as few words as it takes."
+    text = f"{task.context}\n\n{task.question}"
     return [{"role": "user", "content": text}]
 
 
