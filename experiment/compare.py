@@ -26,6 +26,7 @@ import rlm_read_big_article
 import running
 import typer
 
+from rlm_dspy import Text
 from rlm_dspy.models import choose_model, limits_for
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(
     """Ask both libraries, and write the table."""
     lm = choose_model(model).copy(cache=False)
     turns = limits_for(lm).max_iters
-    text = file.read_text(encoding="utf-8")
+    text = str(Text.open(file))
     try:
         native, _ = rlm_read_big_article.ask(lm, text, question, turns=turns, logs=logs)
     except ImportError as error:

@@ -24,6 +24,7 @@ import typer
 from bridge import Bridge
 from summary import Summary
 
+from rlm_dspy import Text
 from rlm_dspy.models import choose_model
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def main(
     logs: Annotated[Path, typer.Option(help="Where the library's logger writes.")] = Path("logs"),
 ) -> None:
     """Answer a question about a long text with the native library."""
-    text = file.read_text(encoding="utf-8")
+    text = str(Text.open(file))
     try:
         summary, iterations = ask(choose_model(model), text, question, turns=turns, logs=logs)
     except ImportError as error:

@@ -139,7 +139,7 @@ class Task:
 
 def normalized(text: str) -> str:
     """Return a string as it is compared: lower case, words and numbers, no thousands separators, 12 for 12.0."""
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("\u2212", "-"))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.lower().replace("\u2212", "-"))
     text = re.sub(r"(?<![\d.:])(\d+)\.0+(?![\d.:])", r"\1", text)
     return " ".join(re.findall(r"(?<![\w-])-\d+(?:[.:]\d+)*|\d+(?:[.:]\d+)*|[^\W\d_]+", text))
 

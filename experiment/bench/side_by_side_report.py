@@ -97,18 +97,25 @@ SAYS = {
 
 
 REASONS = """
-Where a target is not met:
+Where a target is not met, and what else is lost:
 
-- Every library of the long run appends to its messages, so all send about the same, and caches serve most.
+- Most libraries of the long run append to their messages, so they send about the same, and caches serve most.
   What is printed must be sent once. Only folding sends less in all, at the price of the cache: `ours, folding` has
   `Limits(max_context_tokens=...)`, which is off in the other rows.
-- `rlms` and `minrlm` run code in the caller's process, with its rights, and stage the input once, as ours does in
-  a confined process of its own; the distance to `dspy.RLM`, which sends the input again each turn, is the one that
-  grows with the input.
+- What no cache can hold is what was printed, the code, and what a library says around them. `minrlm` shows 2,000
+  characters of a turn whatever is asked, of the 3,334 that are printed here, so it sends less.
+- `rlms`, `minrlm` and `recursive-llm` run code in the caller's process, the last in a restricted form of Python,
+  and stage the input once, as ours does in a confined process of its own; the distance to `dspy.RLM`, which sends
+  the input again each turn, is the one that grows with the input.
 - Of 200 runs at once, 1,000 requests in all, the time is the CPU's of one Python process: `direct`, which makes
   one request a run and runs no code, tells how much of it is the client's. All runs share one address and, where
   the library lets them, one client. More cores would not help one process; several processes would.
 - 200 confined runs have 200 worker processes; in the caller's process (`ours, local`) they take less.
+- `recursive-llm` lives through all bad cells: its Python has no imports. Ours loses the state of `os._exit`, and
+  says so.
+- A cold start of ours is slow: a confined process is made, with the libraries that code may import in it. A turn
+  of `dspy.RLM` over a small input takes less CPU.
+- `predict-rlm` loses all answers of 100 sub-calls, with faults or without: at five or more it does not return.
 """
 
 
@@ -160,22 +167,31 @@ def grouped(rows: list[Row]) -> Rows:
 
 def machine_lines(about: dict[str, Row], measured: list[Row]) -> list[str]:
     """Return what was measured where and when."""
-    machines = {tuple(sorted(row["machine"].items())) for row in [*about.values(), *measured] if "machine" in row}
+    of_engine = {name: row["machine"] for name, row in about.items()}
+    machines: dict[str, list[Row]] = defaultdict(list)
+    for row in measured:
+        machines[_described(row.get("machine") or of_engine[row["engine"]])].append(row)
     days = sorted(row["when"][:10] for row in measured)
     loads = sorted(row["load_before"] for row in measured)
-    described = [
-        "{cpu}, {cores} cores, {memory_gib} GiB, {system}, Python {python}, commit {commit}".format(
-            **dict(machine)
-        )
-        for machine in sorted(machines)
-    ]
     when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return [
-        *(f"- Machine: {words}" for words in described),
+        *(f"- {words}: {_which(found)}" for words, found in machines.items()),
         f"- Measured {when}, with a load of {loads[0]} to {loads[-1]} (median {loads[len(loads) // 2]}) before",
         "  each row: above the number of cores, times are worth their ratios only.",
         "- Nothing is random: the script and the faults are the same for every engine.",
     ]
+
+
+def _described(machine: Row) -> str:
+    told = "{cpu}, {cores} cores, {memory_gib} GiB, {system}, Python {python}, commit {commit}"
+    return told.format(**machine)
+
+
+def _which(rows: list[Row]) -> str:
+    """Return in words which rows were measured on a machine."""
+    names = ", ".join(dict.fromkeys(row["engine"] for row in rows))
+    kinds = dict.fromkeys(row["measure"] for row in rows)
+    return f"{len(rows)} rows ({names}; {', '.join(kinds) if len(kinds) < len(COLUMNS) else 'all measures'})"
 
 
 def engine_lines(about: dict[str, Row]) -> list[str]:
