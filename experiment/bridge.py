@@ -25,7 +25,7 @@ from rlm_dspy import Limits
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.metering import metered
 
-_PASSED_ON = ("temperature", "top_p", "max_tokens", "stop", "seed")
+_PASSED_ON = ("temperature", "top_p", "max_tokens", "stop", "seed", "response_format")
 _PATH = re.compile(r"/run/([^/]*)/v1/chat/completions")
 
 
@@ -69,6 +69,8 @@ class Bridge:
     def complete(self, run: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answer one chat completion, in OpenAI's format."""
         lm = self.others.get(str(body.get("model")), self.lm)
+        if shape := body.get("response_format"):  # OpenAI has the schema in an object of its own
+            body = {**body, "response_format": {"type": shape["type"], **(shape.get("json_schema") or {})}}
         settings = defaults_of(lm) | {name: body[name] for name in self._passed_on if body.get(name) is not None}
         if body.get("max_completion_tokens") and "max_tokens" in self._passed_on:
             settings["max_tokens"] = body["max_completion_tokens"]

@@ -147,9 +147,11 @@ def test_a_bridge_asks_with_the_settings_of_the_lm_and_of_the_request() -> None:
     lm = ScriptedLM(["yes", "yes"]).copy(max_tokens=77, temperature=0.5)
     with Bridge(lm) as bridge:
         ask(bridge.base_url(), "x", key=bridge.key)
-        ask(bridge.base_url(), "x", key=bridge.key, max_tokens=5)
+        shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+        ask(bridge.base_url(), "x", key=bridge.key, max_tokens=5, response_format=shape)
     asked = [call["request"].config for call in lm.history]
     assert [(config.max_tokens, config.temperature) for config in asked] == [(77, 0.5), (5, 0.5)]
+    assert asked[1].response_format == {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
 
 
 def test_a_bridge_gives_a_request_to_the_lm_that_it_names() -> None:
