@@ -157,7 +157,7 @@ def cold_start(bench: Bench, engine: Engine, _: str) -> Values:
 def overhead(bench: Bench, engine: Engine, setting: str) -> Values:
     """Milliseconds that a run, and each of its turns, take beside the model, with an input of some size."""
     chars, turns = SIZES[setting], 6
-    limit = (20 if chars >= 10**9 else 10) << 30
+    limit = (16 if chars >= 10**9 else 10) << 30
     with Worker(engine, most_bytes=limit) as worker:
         bench.warm(worker)
         script = Script(engine.dialect, turns=1 if engine.name == "direct" else turns, print_chars=100)
@@ -362,5 +362,5 @@ def every(only: str, heavy: bool) -> Iterator[tuple[Measure, str]]:
     """Yield the measures with their settings, those whose name or setting has `only` in it."""
     for measure in MEASURES.values():
         for setting in measure.settings:
-            if only in f"{measure.name} {setting}" and (heavy or setting not in measure.heavy):
+            if only.lower() in f"{measure.name} {setting}".lower() and (heavy or setting not in measure.heavy):
                 yield measure, setting

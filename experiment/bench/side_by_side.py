@@ -110,7 +110,7 @@ def main(
         raise typer.BadParameter(f"No measure has {only!r} in its name. There are: {'; '.join(names)}.")
     path = RESULTS if into is None else into / RESULTS.name
     if not report:
-        run_all(path, chosen, measures, again=again, whole=again and not only)
+        run_all(path, chosen, measures, again=again, whole=again)
         if is_tracing and into is None and (again or not tracing.RESULTS.exists()):
             tracing.measure_all()
     written = write_report(row_file.read(path), into or HERE)
