@@ -50,13 +50,17 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
 
     Raises:
         ValueError: If there is no such file, or it holds no line; if a line is no JSON object, lacks an input, or
-            names a file that is not there: the message names the line.
+            names a file that is not there: the message names the line. If the file is not UTF-8.
     """
     source = Path(path)
     if not source.is_file():
         raise ValueError(f"There is no file {path}.")
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source.name} is not UTF-8: {error}. Save it as UTF-8.") from error
     examples = []
-    for number, line in enumerate(source.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 examples.append(_read(line, inputs, source.parent))

@@ -20,10 +20,11 @@ from rlm_dspy.examples import read_examples
 from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines, tell
 from rlm_dspy.forecast import forecast, pilot, told
 from rlm_dspy.models import choose_model
-from rlm_dspy.optimizers import OPTIMIZERS, Job
+from rlm_dspy.optimizers import OPTIMIZERS, Job, Named
 from rlm_dspy.policies import act_of, acts_in, save_policy, with_policy
 from rlm_dspy.promotion import check_held_out, compare, promote
 from rlm_dspy.rlm import RLM
+from rlm_dspy.rollouts import key_of
 from rlm_dspy.scores import score_of
 from rlm_dspy.task import UsageError
 from rlm_dspy.traced import traced
@@ -92,13 +93,14 @@ def optimize(
         module, found = load_program(program)
         lm = choose_model(model) if model or dspy.settings.lm is None else dspy.settings.lm
         judge = Counted(load_metric(module, metric))
-        fields = inputs.split(",") if inputs else input_names(found)
+        fields = [name.strip() for name in inputs.split(",")] if inputs else input_names(found)
         files = [path for path in (train, dev, held_out) if path]
         data = {path: read_examples(path, fields) for path in files}
         if judge.metric is labels_equal:
             data = {path: labelled(examples, found, path.name) for path, examples in data.items()}
         judged_on, final = data[dev or train], data[held_out] if held_out else []
         job = Job(found, data[train], judged_on, judge, lm, threads, seed, log_dir)
+        _check_log_dir(log_dir, named, job, optimizer)
         before = _before_it_starts(job, final, out, predictor)
         check_writable(state, "--state")
         check_distinct({"--out": out, "--state": state}, [*files, program_file(program)])
@@ -192,14 +194,32 @@ def load_metric(module: Any, name: str | None) -> Metric:
     """Return a metric of a program's file; if it has none, whether all labels are equal.
 
     Raises:
-        UsageError: If there is no function of that name.
+        UsageError: If there is no function of that name, or it takes other arguments.
     """
     found = getattr(module, name or "metric", None)
     if callable(found):
+        check_metric(found)
         return found  # type: ignore[no-any-return]
     if name:
         raise UsageError(f"There is no function {name!r} in the program's file.")
     return labels_equal
+
+
+def check_metric(metric: Any) -> None:
+    """Check that a metric can be called as all optimizers call it.
+
+    Raises:
+        UsageError: If not; the message says how.
+    """
+    try:
+        inspect.signature(metric).bind(None, None, None)
+    except TypeError as error:
+        raise UsageError(
+            f"The metric cannot be called as metric(example, prediction, trace): {error}. Give other parameters a "
+            "default."
+        ) from error
+    except ValueError:
+        return  # it has no signature that could be read
 
 
 def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001
@@ -237,10 +257,18 @@ def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> 
 
 
 def input_names(program: dspy.Module) -> list[str]:
-    """Return the names of a program's inputs: an RLM's fields, else the parameters of its `forward`."""
+    """Return the names of a program's inputs: an RLM's fields, else what its `forward` cannot do without.
+
+    Raises:
+        UsageError: If `forward` names none.
+    """
     if isinstance(program, RLM):
         return list(program.signature.input_fields)
-    return list(inspect.signature(type(program).forward).parameters)[1:]
+    parameters = list(inspect.signature(type(program).forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if not named:
+        raise UsageError("The program's forward names no inputs; name them: --inputs context,question.")
+    return [p.name for p in named if p.default is p.empty] or [p.name for p in named]
 
 
 class Counted:
@@ -296,6 +324,23 @@ def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
         raise UsageError("Nobody can be asked whether to go on; give --yes.")
     typer.confirm("Go on?", default=True, abort=True, err=True)
     return cast
+
+
+def _check_log_dir(folder: Path | None, named: Named, job: Job, optimizer: str) -> None:
+    """Check that a folder of finished runs is of this job; GEPA would go on with another's candidates."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder}: the folder cannot be made: {error}") from error
+    mine = key_of(job.program, job.lm, optimizer, inspect.unwrap(job.metric), *job.train, *job.dev)
+    path = folder / "job.txt"
+    if path.exists() and path.read_text(encoding="utf-8") != mine and not named.tells_jobs_apart:
+        raise UsageError(
+            f"--log-dir {folder} is of another job (program, data, metric, model, optimizer): name another folder."
+        )
+    path.write_text(mine, encoding="utf-8")
 
 
 def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predictor: str | None) -> dspy.Module:

@@ -60,11 +60,13 @@ class Named:
         compile: Returns the optimized program.
         runs: At most how many runs of the program that takes.
         resumes: What is not done again after a kill.
+        tells_jobs_apart: Whether what it keeps of one job is never taken for another's.
     """
 
     compile: Callable[[Job], dspy.Module]
     runs: Callable[[Job], int]
     resumes: str = "replies in DSPy's cache are not paid again; the code runs again"
+    tells_jobs_apart: bool = False
 
 
 def _trajectories(job: Job) -> dspy.Module:
@@ -170,7 +172,9 @@ def _infer_rules(job: Job) -> dspy.Module:
 
 
 OPTIMIZERS: dict[str, Named] = {
-    "trajectories": Named(_trajectories, lambda job: len(job.train), "finished runs are not made again"),
+    "trajectories": Named(
+        _trajectories, lambda job: len(job.train), "finished runs are not made again", tells_jobs_apart=True
+    ),
     "labeled": Named(_labeled, lambda _: 0),
     "bootstrap": Named(_bootstrap, lambda job: len(job.train)),
     "random-search": Named(

@@ -219,10 +219,12 @@ def check_held_out(
         min_examples: The least number.
 
     Raises:
-        ValueError: If they are too few, or some were seen.
+        ValueError: If they are too few, some are repeated, or some were seen.
     """
     if len(evalset) < min_examples:
         raise ValueError(f"{len(evalset)} examples cannot tell two policies apart; give at least {min_examples}.")
+    if repeated := len(evalset) - len({_inputs(example) for example in evalset}):
+        raise ValueError(f"{repeated} of the {len(evalset)} examples are repeated; each counts once, give others.")
     known = {_inputs(example) for example in seen}
     if shared := sum(_inputs(example) in known for example in evalset):
         raise ValueError(f"{shared} of the {len(evalset)} examples were seen before; give held-out ones.")

@@ -88,7 +88,8 @@ class TrajectoryFewShot(Teleprompter):
             valset: Not used; other optimizers' callers hand it over.
 
         Raises:
-            ValueError: If the trainset is empty or the teacher's predictors have other names.
+            ValueError: If the trainset is empty, the teacher's predictors have other names, or `num_threads` is
+                below 1.
             Exception: What an example raised, when more than `max_errors` did.
         """
         compiled = student.deepcopy()
@@ -97,6 +98,8 @@ class TrajectoryFewShot(Teleprompter):
         if teacher_lm is not None:
             program.set_lm(teacher_lm)
         check_names(compiled, program)
+        if self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
         found = self._gather(program, self._ordered(trainset), teacher_lm)
         for name, predictor in compiled.named_predictors():
             chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=self.max_chars)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rlm_dspy import RLM, Text
 from rlm_dspy.cli import app
+from rlm_dspy.examples import read_examples
 from rlm_dspy.forecast import Pilot, forecast, told
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import compact
@@ -199,6 +200,7 @@ def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
         (["--state", "no/such/folder/state.json"], "there is no directory"),
         (["--out", "text.txt/mine.json"], "its folder cannot be made"),
         (["--predictor", "other.act"], "there are ['act']"),
+        (["--log-dir", "train.jsonl"], "--log-dir train.jsonl: the folder cannot be made"),
     ],
 )
 def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
@@ -217,12 +219,71 @@ def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
         ("program = 1", "no dspy.Module named"),
         ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside"),
         ("program = 1 / 0", "program.py failed: ZeroDivisionError"),
+        (
+            f"{PROGRAM}\ndef metric(gold, pred, trace, name, more): return 1.0",
+            "missing a required argument: 'name'",
+        ),
+        (f"{PROGRAM}\nclass P(dspy.Module):\n    pass", "name 'dspy' is not defined"),
     ],
 )
 def test_a_file_without_a_program_is_refused(content: str, said: str) -> None:
     """The message says what is missing."""
     Path("program.py").write_text(content)
     assert said in optimize("--yes").stderr
+
+
+PARAMETERS = """
+import dspy
+from rlm_dspy import RLM
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.find = RLM("context, question -> answer", policy=None)
+
+    def forward(self, {parameters}):
+        return self.find(context=context, question=question)
+
+program = Program()
+"""
+
+
+def test_the_inputs_are_what_a_program_cannot_do_without() -> None:
+    """What it names alone is no input; what it does not name has to be told."""
+    Path("program.py").write_text(PARAMETERS.format(parameters="context, question, topic=None, **more"))
+    assert "3 pilot runs scored" in optimize("--yes").stderr
+    Path("program.py").write_text(PARAMETERS.format(parameters="**given"))
+    assert "name them: --inputs" in optimize("--yes", "--out", "other.json").stderr
+
+
+def test_names_of_inputs_may_have_spaces_between() -> None:
+    assert "3 pilot runs scored" in optimize("--yes", "--inputs", "context, question").stderr
+
+
+def test_a_folder_of_another_job_is_not_gone_on_with() -> None:
+    """GEPA would take the other's candidates for this one's."""
+    given = ["--yes", "--pilots", "1", "--log-dir", "log", "--optimizer", "gepa"]
+    assert "another job" not in optimize(*given).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    assert "another job" not in optimize(*given).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    Path("program.py").write_text(PROGRAM.replace("-> answer", "-> answer, why: str | None"))
+    done = optimize(*given)
+    assert (done.exit_code, "another job" in done.stderr) == (2, True)
+
+
+def test_a_file_that_is_not_utf_8_is_told_by_name() -> None:
+    Path("train.jsonl").write_bytes('{"context": "caf\u00e9"}'.encode("latin-1"))
+    assert "train.jsonl is not UTF-8" in optimize("--yes").stderr
+
+
+@pytest.mark.parametrize(
+    "written", ["\ufeff{0}\n{0}", "{0}\n\n{0}\n", '{0}\n{{"context": "a\u2028b", "question": "?"}}']
+)
+def test_lines_of_json_are_read_whatever_stands_around_and_in_them(written: str) -> None:
+    """A byte order mark, blank lines, and Unicode's own line separators."""
+    Path("some.jsonl").write_text(written.format('{"context": "c", "question": "q"}'), encoding="utf-8")
+    assert len(read_examples("some.jsonl", ["context", "question"])) == 2
 
 
 @pytest.mark.parametrize(("gives", "said"), [("40.0", "gave 40; give scores"), ("float('nan')", "returned nan")])

@@ -149,6 +149,13 @@ def test_too_few_examples_and_seen_ones_are_refused(tmp_path: Path) -> None:
         promote(*both, questions(30), exact, path=tmp_path / "p.json", name="p", seen=questions(10, first=25))
 
 
+def test_repeated_examples_are_refused(tmp_path: Path) -> None:
+    """They would look like more than they are."""
+    rlm = RLM(ASK)
+    with pytest.raises(ValueError, match="18 of the 24 examples are repeated"):
+        promote(rlm, rlm, questions(6) * 4, exact, path=tmp_path / "mine.json", name="x")
+
+
 def test_an_example_that_raises_scores_nothing() -> None:
     """For either side."""
     replies: list[Any] = [dspy.LMError("down"), block("SUBMIT(answer=question)")] * 2
