@@ -11,6 +11,7 @@ from typing import Any
 
 from rlm_dspy.trajectory import Trajectory
 
+_Kind = tuple[str, bool]
 _VARIABLES, _ANSWER = "Variables:", "When you know the answer"
 _OF_THE_RUN = ("Functions:", "Runtime:")
 _FIELDS = {
@@ -34,8 +35,9 @@ class _Names:
 def retold(demo: dict[str, Any], environment: str) -> dict[str, Any]:
     """Return a demo of `act` in the names of the task whose environment is given.
 
-    Its inputs are matched by name, else by type, long texts with long ones, in order; its outputs likewise. Where
-    a field finds no match, or its new name means something else in the demo's code, the demo stays as it was.
+    Its inputs are matched by name, else by type, long texts with long ones if there are, in order; its outputs
+    likewise. Where a field finds no match, or its new name means something else in the demo's code, the demo stays
+    as it was.
 
     Args:
         demo: `environment`, `trajectory`, `reasoning`, `code`.
@@ -80,21 +82,21 @@ def _names(demo: str, run: str) -> _Names:
     return _Names(matched[_VARIABLES], matched[_ANSWER])
 
 
-def _fields(environment: str, start: str) -> dict[str, tuple[str, bool]]:
+def _fields(environment: str, start: str) -> dict[str, _Kind]:
     """Return by name the type of each field that a paragraph lists, and whether it is a long text."""
     paragraph = next((part for part in environment.split("\n\n") if part.startswith(start)), "")
     return {found["name"]: (found["kind"], bool(found["long"])) for found in _FIELDS[start].finditer(paragraph)}
 
 
-def _matched(old: dict[str, tuple[str, bool]], new: dict[str, tuple[str, bool]]) -> dict[str, str]:
-    """Return the new name of each old one; nothing if one has none."""
+def _matched(old: dict[str, _Kind], new: dict[str, _Kind]) -> dict[str, str]:
+    """Return the new name of each old one; nothing if one has none. Long texts take long ones if there are."""
     names = {name: name for name in old if name in new}
     for name, kind in old.items():
         if name not in names:
-            free = (other for other, of in new.items() if of == kind and other not in names.values())
-            if (found := next(free, None)) is None:
+            free = [(other, of) for other, of in new.items() if of[0] == kind[0] and other not in names.values()]
+            if not free:
                 return {}
-            names[name] = found
+            names[name] = next((other for other, of in free if of == kind), free[0][0])
     return names
 
 

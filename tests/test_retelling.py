@@ -61,6 +61,11 @@ def test_fields_are_matched_by_type_and_length_whatever_their_order(order: tuple
     assert "question" not in told["environment"]
 
 
+def test_a_short_text_takes_the_place_of_a_long_one_where_there_is_no_long_one() -> None:
+    run = environment("document, query -> result", document="It rained.", query="Where?")
+    assert retold(demo(), run)["code"] == RETOLD
+
+
 def test_names_can_change_places() -> None:
     run = environment("question, context -> answer", question=LONG, context="Who?")
     assert retold(demo("print(context, question)"), run)["code"] == "print(context, question)"
