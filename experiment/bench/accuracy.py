@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 ARTICLES = "articles"
 ALONE = "Give the answer alone, in as few words as it takes."
-"""Said to every engine with questions that do not say it: answers are compared as a whole."""
+BARE = ("needle", ARTICLES)
+"""Families whose questions do not say that the answer is to stand alone; it is said with them, to every engine."""
 Row = dict[str, Any]
 
 
@@ -113,7 +114,7 @@ class Runs:
         self._number += 1
         run = str(self._number)
         started = time.monotonic()
-        answer, error = self._answer(asked.engine, task, self._bridge.base_url(run))
+        answer, error = self._answer(asked, task, self._bridge.base_url(run))
         spent = self._bridge.usage(run)
         row = {
             **vars(asked),
@@ -133,7 +134,7 @@ class Runs:
         row_file.append(RESULTS, row)
         return row
 
-    def _answer(self, engine: str, task: Task, base_url: str) -> tuple[str | None, str | None]:
+    def _answer(self, asked: Asked, task: Task, base_url: str) -> tuple[str | None, str | None]:
         with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
             file.write(task.context)
             file.flush()
@@ -144,7 +145,7 @@ class Runs:
                 "base_urls": [base_url],
                 "api_key": self._bridge.key,
                 "context": {"file": file.name},
-                "questions": [task.question if "alone" in task.question else f"{task.question} {ALONE}"],
+                "questions": [f"{task.question} {ALONE}" if asked.family in BARE else task.question],
                 "model": settings.model.rpartition("/")[2],
                 "sub_model": settings.sub_model.rpartition("/")[2],
                 "policy": found_from_anywhere(settings.policy),
@@ -155,11 +156,11 @@ class Runs:
                 },
             }
             try:
-                if engine not in self._workers:
-                    self._workers[engine] = Worker(ENGINES[engine], most_bytes=16 << 30)
-                (outcome,) = self._workers[engine].ask(request, self._patience)["outcomes"]
+                if asked.engine not in self._workers:
+                    self._workers[asked.engine] = Worker(ENGINES[asked.engine], most_bytes=16 << 30)
+                (outcome,) = self._workers[asked.engine].ask(request, self._patience)["outcomes"]
             except EngineDied as error:
-                self._workers.pop(engine).close() if engine in self._workers else None
+                self._workers.pop(asked.engine).close() if asked.engine in self._workers else None
                 return None, f"dead: {error}"
         return outcome["answer"], outcome["error"]
 
