@@ -132,7 +132,7 @@ def test_a_copy_works_and_shares_nothing_that_is_learned(copied: Any) -> None:
     assert rlm.act.signature.instructions == "Learned to act."
     assert len(rlm.act.demos) == 1
     messages = prompt_of(other)
-    assert messages[0]["content"] == "Changed."
+    assert messages[0]["content"].split("\n\n")[0] == "Changed."
 
 
 class Ask(dspy.Signature):

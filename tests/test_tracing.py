@@ -299,7 +299,7 @@ def test_cached_answers_are_marked_and_cost_nothing(store: Store) -> None:
     )
     lm.cache = True
     with dspy.context(lm=lm):
-        call(rlm(), lm, "blocking", context="cached", question="Which?")
+        call(rlm(cache=False), lm, "blocking", context="cached", question="Which?")
     trace = store.trace()
     again = span(trace, "scripted/lm (cached)")
     assert again.attributes["cached"] is True
