@@ -28,6 +28,9 @@ tasks say little: mind intervals.
 No check of answers against the texts was put into the loop: the 18 wrong answers that were submitted with ours all
 occur in the text, word for word, so refusing what occurs nowhere would have refused none of them. The others that
 are wrong were read from the trajectory after the last turn, when nothing had been found to read them from.
+
+A policy of so small a model is brittle. With one more sentence in the question ("Give the answer alone, in as few
+words as it takes.", which `bench/accuracy.py` adds for all engines), that of `needle` is right on 2 of 12 tasks.
 """
 
 

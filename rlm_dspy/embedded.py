@@ -212,17 +212,13 @@ def _body(request: lm15.Request) -> Chat:
 
 
 def _messages(request: lm15.Request) -> list[dict[str, str]]:
-    """Return the messages as llama.cpp takes them: of several replies in a row, which it refuses, it sees one."""
-    messages: list[dict[str, str]] = []
+    messages = []
     if request.system is not None:
         parts = (lm15.TextPart(request.system),) if isinstance(request.system, str) else request.system
         messages.append({"role": "system", "content": _text(parts, "system")})
     for index, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
-        text = _text(message.parts, f"messages[{index}]")
-        if messages and role == messages[-1]["role"] == "assistant":
-            text = f"{messages.pop()['content']}\n\n{text}"
-        messages.append({"role": role, "content": text})
+        messages.append({"role": role, "content": _text(message.parts, f"messages[{index}]")})
     return messages
 
 
