@@ -9,7 +9,8 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 def between_marks(name: str, table: str) -> str:
     """Return a table, which ends with a line break, with the marks of its name around it."""
-    return f"<!-- {name} -->\n{table}<!-- end of {name} -->\n"
+    begin, end = _marks(name)
+    return f"{begin}{table}{end}"
 
 
 def put(name: str, table: str) -> None:
@@ -18,11 +19,13 @@ def put(name: str, table: str) -> None:
     Raises:
         ValueError: If the README has no such marks.
     """
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    begin, end = _marks(name)
     text = README.read_text(encoding="utf-8")
     if begin not in text or end not in text:
-        raise ValueError(
-            f"{README.name} has no place for the table: put {begin.strip()} and {end.strip()} into it."
-        )
+        raise ValueError(f"{README.name} has no place for it: put {begin.strip()} and {end.strip()} there.")
     before, _, rest = text.partition(begin)
     README.write_text(before + between_marks(name, table) + rest.partition(end)[2], encoding="utf-8")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,20 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def append(path: Path, row: Row) -> None:
-    """Write a row at the end of a file, behind a line break if the last one was cut short."""
+    """Write a row at the end of a file, in the place of a last line that was cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write(b"\n" * bool(torn) + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.seek(0)
+        whole, _, last = file.read().rpartition(b"\n")
+        if last and not _is_json(last):
+            file.truncate(len(whole) + 1 if whole else 0)
+            last = b""
+        file.write(b"\n" * bool(last) + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -153,9 +153,7 @@ def start(settings: Settings, *, host: str = "127.0.0.1", port: int = 0, api_key
     params.hostnames, params.port, params.ui, params.cors_origins = [host], port, False, ""
     params.api_keys = [api_key] if api_key else []
     params.cpuparams.n_threads = settings.threads or max(1, _cores() // 2)
-    params.prefill_assistant = (
-        False  # a reply at the end is answered by another, as OpenAI does, and not gone on with
-    )
+    params.prefill_assistant = False  # a reply at the end is answered, as OpenAI does, and not gone on with
     params.n_parallel = settings.slots
     params.n_ctx = settings.n_ctx * settings.slots  # divided among the slots: each has the whole window
     params.kv_unified = False

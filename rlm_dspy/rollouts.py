@@ -83,25 +83,26 @@ def key_of(program: dspy.Module, lm: Any, *settings: Any) -> str:
     Functions among the settings and the tools are known by their source, where there is one.
     """
     learned = [(name, p.signature.dump_state(), p.demos) for name, p in program.named_predictors()]
-    parts = [(name, _told(part)) for name, part in program.named_sub_modules()]
-    return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), [*map(_told, settings)])
+    parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
+    given = [_source(value) if callable(value) else value for value in settings]
+    return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), given)
 
 
-def _told(value: Any) -> Any:
-    """Return what tells a setting, or a module by what it was made with, from others."""
-    if callable(value) and not isinstance(value, dspy.Module):
-        function = inspect.unwrap(value)
-        try:
-            return getattr(function, "__qualname__", ""), inspect.getsource(function)
-        except (OSError, TypeError):
-            return getattr(function, "__qualname__", type(function).__qualname__)
-    if not isinstance(value, dspy.Module) or isinstance(value, dspy.Predict):
-        return value if not isinstance(value, dspy.Module) else type(value).__qualname__
-    signature, tools = getattr(value, "signature", None), getattr(value, "tools", None) or {}
-    told = signature.dump_state() | {"fields": str(signature)} if signature is not None else None
+def _made_of(module: dspy.Module) -> Any:
+    """Return what a module was made with, beside what its predictors have learned."""
+    signature, tools = getattr(module, "signature", None), getattr(module, "tools", None) or {}
     functions = tools.items() if isinstance(tools, dict) else enumerate(tools)
-    named = [(name, _told(getattr(tool, "func", tool))) for name, tool in functions]
-    return type(value).__qualname__, told, named, repr(getattr(value, "limits", None))
+    sources = [(name, _source(getattr(tool, "func", tool))) for name, tool in functions]
+    return type(module).__qualname__, str(signature), sources, repr(getattr(module, "limits", None))
+
+
+def _source(function: Any) -> tuple[str, str]:
+    """Return the name and the source of a function; of an object without any, the name of its type."""
+    function = inspect.unwrap(function)
+    try:
+        return getattr(function, "__qualname__", ""), inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", type(function).__qualname__), ""
 
 
 def digest(*parts: Any) -> str:

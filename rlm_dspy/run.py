@@ -92,7 +92,7 @@ class Run:
         self._environment = environment
         self._runtime = execution_instructions(factory)
         self.environment = environment(self._runtime, rlm.limits)
-        self.limits_told = rlm.limits
+        self._limits_told = rlm.limits
         self._act = rlm.act
         self.lm = rlm.act.lm or dspy.settings.lm
         self.context_used = (0, 0)
@@ -102,8 +102,8 @@ class Run:
         if rlm.sub_lm is not None:
             check_price(rlm.sub_lm, rlm.limits)
         if self.budget.limit:  # the first turn is the last, and must be told so
-            self.limits_told = replace(rlm.limits, max_iters=1)
-            self.environment = environment(self._runtime, self.limits_told)
+            self._limits_told = replace(rlm.limits, max_iters=1)
+            self.environment = environment(self._runtime, self._limits_told)
 
     def open(self) -> None:
         """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.
@@ -115,7 +115,7 @@ class Run:
         self.repl.open()
         runtime = self._runtime or self.repl.execution_instructions
         if runtime != self._runtime:
-            self.environment = self._environment(runtime, self.limits_told)
+            self.environment = self._environment(runtime, self._limits_told)
 
     def context_tokens(self) -> float:
         """Return about how many tokens the next turn's messages have, from those that were reported last."""

@@ -349,3 +349,5 @@ def test_rows_are_read_as_they_were_appended_also_behind_one_cut_short(
         with path.open("a") as file:
             file.write('{"a": ')
         assert row_file.read(path) == written
+        row_file.append(path, {"next": 1})
+        assert row_file.read(path) == [*written, {"next": 1}]
