@@ -67,6 +67,11 @@ class Budget:
         self._decide()
 
     @property
+    def reason(self) -> str:
+        """Why there are no more turns, in words."""
+        return _REASONS[self.limit] if self.limit else "the conversation does not fit the model's window"
+
+    @property
     def keeper(self) -> Budget | None:
         """Who may use what is kept for the last turn: this, if the next turn is the last."""
         return self if self.limit else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.cache import digest
+from rlm_dspy.errors import Unanswered
 from rlm_dspy.fitting import asking
 from rlm_dspy.trajectory import clip
 
@@ -112,12 +113,32 @@ class Calling:
     Attributes:
         run: The run that made the sub-call: the parent of what runs inside.
         steps: What was done inside, as far as it has ended.
-        stop: Why the last run inside ended.
+        stop: How the last run inside ended, as in `Prediction.stop`.
+        final_reasoning: Its last words; of one that ended unanswered, why it did.
     """
 
     run: Any
     steps: list[Step] = field(default_factory=list)
     stop: str = ""
+    final_reasoning: str = ""
+
+    def check(self, result: Any, *, is_child: bool) -> None:
+        """Check that the sub-call did not end with a run inside that gave no answer.
+
+        Args:
+            result: What the module gave.
+            is_child: Whether the module is an RLM. Another module may go on without the answer of a run inside
+                it; one that returns the prediction of that run did not.
+
+        Raises:
+            Unanswered: If it did; the message says why the run ended and what to do.
+        """
+        handed_on = isinstance(result, dspy.Prediction) and result.get("stop") == "unanswered"
+        if self.stop == "unanswered" and (is_child or handed_on):
+            raise Unanswered(
+                f"The child ended without an answer. {self.final_reasoning} Give it a smaller part or a simpler "
+                "task, or go on with plain Python."
+            )
 
 
 calling: ContextVar[Calling | None] = ContextVar("calling", default=None)

@@ -242,6 +242,8 @@ class Batch(dspy.Module):
             try:
                 with self._metered(item, ticket), fitting(module=callee.module), insisting(unread):
                     result = self._call(item)
+                if item.inside is not None:
+                    item.inside.check(result, is_child=callee.kind == "child")
                 return sent(callee.interface.value_of(result))
             except dspy.AdapterParseError as error:
                 if item.attempts >= callee.attempts:

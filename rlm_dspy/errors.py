@@ -3,6 +3,7 @@
 RLMError                     base of ours
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
 │   └── UnknownPrice         the caller: the cost is limited, but not known
+├── Unanswered               the model (inside the REPL): a sub-call gave no answer; ask about less
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
 ├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
@@ -41,6 +42,10 @@ class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it
 
 class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
     """`Limits.max_cost` is set, but what a model costs is not known; give its price in `Limits.prices`."""
+
+
+class Unanswered(RLMError):  # noqa: N818 (the word that `Prediction.stop` has for it)
+    """A sub-call ended without a value for each of its outputs; what there is of them is not handed on."""
 
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818

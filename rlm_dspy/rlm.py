@@ -29,6 +29,7 @@ from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.run import Run
 from rlm_dspy.subs import make_subs
+from rlm_dspy.trajectory import clip
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rlm_dspy.limits import Limits
     from rlm_dspy.trajectory import Step
 
+_WHY_CHARS = 200
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
@@ -157,7 +159,8 @@ class RLM(dspy.Module):
         finally:
             calling.reset(token)
             if outer:
-                outer.steps, outer.stop = [*outer.steps, *run.steps], run.stop
+                outer.steps = [*outer.steps, *run.steps]
+                outer.stop, outer.final_reasoning = run.stop, run.final_reasoning
             run.budget.close()
             await port.run(run.repl.close)
 
@@ -220,7 +223,6 @@ class RLM(dspy.Module):
             "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
         )
         values: dict[str, Any] = {}
-        problems = [""]
         extract = dspy.Predict(extract_signature(self.signature))
         try:
             with (
@@ -232,9 +234,11 @@ class RLM(dspy.Module):
                 found = await port.predict(extract, run.budget.seconds_left(), repl_session=run.transcript())
             values, problems = read_answer(self.signature, found.toDict())
         except (dspy.AdapterParseError, dspy.ContextWindowExceededError, LimitExceeded) as error:
-            _logger.warning("RLM: no answer could be read from the trajectory: %s", str(error)[:200])
+            problems = [clip(" ".join(str(error).split()), _WHY_CHARS).rstrip(".")]
+            _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
         if problems:
-            return run.finish("unanswered", values, "No SUBMIT, and no answer in the trajectory.")
+            why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
+            return run.finish("unanswered", values, why)
         return run.finish("extracted", values, "Read from the trajectory after the last turn.")
 
 

@@ -70,7 +70,7 @@ class Run:
         self.tree: Tree = parent.tree if parent else Tree(_cache_of(rlm.cache))
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
-        self.stop = ""
+        self.stop = self.final_reasoning = ""
         self.stopped: LimitExceeded | None = None
         """Why the code of this turn was stopped, if it was."""
         inputs = check_inputs(rlm.signature, inputs)
@@ -225,7 +225,7 @@ class Run:
             answer: The output fields' values by name; one that is left out is None.
             final_reasoning: The model's last words.
         """
-        self.stop = stop
+        self.stop, self.final_reasoning = stop, final_reasoning
         report = {
             "stop": stop,
             "usage": self.usage(),

@@ -33,18 +33,20 @@ class Tree:
     Attributes:
         cache: Where answers are kept; None to keep none.
         reused: How many sub-calls were answered by an earlier one.
+        failed: How many sub-calls have failed.
         ad_hoc: How often each module that was written in a REPL was called, by its signature.
     """
 
     cache: SubCallCache | None = field(default_factory=SubCallCache)
     reused: int = 0
+    failed: int = 0
     ad_hoc: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def usage(self) -> dict[str, Any]:
-        """Return `reused` and `ad_hoc`, as `Prediction.usage` holds them."""
+        """Return `reused`, `failed` and `ad_hoc`, as `Prediction.usage` holds them."""
         with self.lock:
-            return {"reused": self.reused, "ad_hoc": dict(self.ad_hoc)}
+            return {"reused": self.reused, "failed": self.failed, "ad_hoc": dict(self.ad_hoc)}
 
 
 @dataclass
@@ -208,16 +210,16 @@ class SubCalls:
             )
 
     def _spread(self, items: list[Asked]) -> None:
-        """Give the answer of each group's first to those that asked the same, and count what was not asked."""
+        """Give the answer of each group's first to those that asked the same; count the reused and the failed."""
         first: dict[str, Asked] = {}
         for item in items:
             if not item.answer:
                 item.repeat(first[item.key])
             elif item.key:
                 first.setdefault(item.key, item)
-        if reused := sum(item.cached for item in items):
-            with self.tree.lock:
-                self.tree.reused += reused
+        with self.tree.lock:
+            self.tree.reused += sum(item.cached for item in items)
+            self.tree.failed += sum("error" in item.answer for item in items)
 
     def _count_ad_hoc(self, callee: Callee, calls: int) -> None:
         if callee.kind == "ad_hoc" or callee.interface.whole:

@@ -12,7 +12,9 @@ import dspy
 from dspy.adapters.utils import get_annotation_name
 from pydantic_core import PydanticUndefined
 
+from rlm_dspy.answers import read_value
 from rlm_dspy.arguments import RESERVED, check_signature
+from rlm_dspy.errors import Unanswered
 from rlm_dspy.typenames import consists_of
 
 if TYPE_CHECKING:
@@ -148,12 +150,19 @@ class Interface:
         return f"{self.call} -> {self.gives}" if self.gives else self.call
 
     def value_of(self, result: Any) -> Any:
-        """Return what code gets of a module's result: the one output, or a dict of several."""
-        if not isinstance(result, dspy.Prediction):
+        """Return what code gets of a module's result: the one output, or a dict of several.
+
+        Raises:
+            Unanswered: If an output that cannot be None has no value.
+        """
+        if not isinstance(result, dspy.Prediction) and (result is not None or not self.outputs):
             return result
-        fields = dict(result.items())
+        fields = dict(result.items()) if result is not None else {}
         if self.outputs is not None:
             fields = {name: fields.get(name) for name in self.outputs}
+            empty = [name for name, value in fields.items() if value is None]
+            if missing := [name for name in empty if not _fits_none(self.outputs[name])]:
+                raise Unanswered(f"{self.name} gave no value for {', '.join(missing)}. Ask for less at a time.")
         if len(fields) == 1 and not self.whole:
             return next(iter(fields.values()))
         return dspy.Prediction(**fields)
@@ -165,7 +174,7 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
     if signature is None:
         return _of_forward(name, module)
     plain = isinstance(module, dspy.ChainOfThought) and not whole  # its reasoning is no output that was asked for
-    outputs = {key: of.annotation for key, of in signature.output_fields.items()}
+    outputs = {key: _output_type(of) for key, of in signature.output_fields.items()}
     inputs = signature.input_fields
     return Interface(
         name=name,
@@ -175,6 +184,19 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
         doc=one_line(signature.instructions),
         whole=whole,
     )
+
+
+def _output_type(of: Any) -> Any:
+    """Return the type of an output field; with None if that is its default."""
+    return of.annotation if of.is_required() or of.default is not None else of.annotation | None
+
+
+def _fits_none(kind: Any) -> bool:
+    try:
+        read_value(None, kind)
+    except ValueError:
+        return False
+    return True
 
 
 def signature_of(module: dspy.Module) -> Any:

@@ -150,7 +150,9 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
     if record.usage.get("limit"):
         attributes["rlm.limit"] = record.usage["limit"]
     files = {} if run.depth else attachments(payloads, record)
-    return Told(outputs={**fields, HOW_IT_ENDED: _summary(record), **files}, attributes=attributes)
+    summary = _summary(record)
+    failed = summary if run.depth and record.stop == "unanswered" else ""  # its parent is told of an error
+    return Told(outputs={**fields, HOW_IT_ENDED: summary, **files}, attributes=attributes, failed=failed)
 
 
 def _summary(record: Record) -> str:
