@@ -9,6 +9,8 @@ from dspy.adapters.utils import annotation_allows_none, get_annotation_name, par
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from rlm_dspy.json_values import MAX_DEPTH, nested_too_deep
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,6 +38,9 @@ def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[st
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in submitted:
+            if nested_too_deep(submitted[name]):
+                problems.append(f"{name}: nested more than {MAX_DEPTH} levels deep; submit a flatter value")
+                continue
             try:
                 values[name] = read_value(submitted[name], field.annotation)
             except ValueError as error:

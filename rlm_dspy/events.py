@@ -54,10 +54,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import to_json
 
 from rlm_dspy.adapter import Act
 from rlm_dspy.coverage import looked_into
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.listening import SubCallListener
 from rlm_dspy.metering import Meter, reported
 from rlm_dspy.record import asked, cut_short, ended, in_one_line
@@ -303,7 +304,7 @@ class RunLog(SubCallListener):
 
     def _encoded(self, line: dict[str, Any]) -> bytes:
         """Return the line as UTF-8, without secrets; halves of surrogate pairs are replaced."""
-        plain = to_jsonable_python(line, fallback=repr)
+        plain = jsonable(line)
         if self._secrets:
             plain = in_strings(plain, lambda text: hidden(text, self._secrets))
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))

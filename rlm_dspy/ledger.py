@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.lms import tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -382,14 +383,3 @@ def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             if value is not None:
                 totals[name] = (totals[name] or 0) + value
     return totals
-
-
-def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
-    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Spent`."""
-    details = usage.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", None)
-    return {
-        "input_tokens": usage.get("prompt_tokens") or 0,
-        "cached_input_tokens": cached or 0,
-        "output_tokens": usage.get("completion_tokens") or 0,
-    }

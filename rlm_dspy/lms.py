@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_MESSAGE = 16
 """What a chat template puts around a message, with room."""
+_MOST_TOKENS = 10**12
+"""Of one call; a larger number is no count."""
 _SMALL = re.compile(r"[a-z\s]+")
 
 
@@ -111,6 +113,26 @@ def tokens_in(value: Any) -> int:
     text = value if isinstance(value, str) else str(value)
     size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
     return size - sum(map(len, _SMALL.findall(text))) // 2
+
+
+def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
+    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Spent`.
+
+    Servers report all sorts of things; what is no number of tokens counts as not reported.
+    """
+    details = usage.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", None)
+    return {
+        "input_tokens": _count(usage.get("prompt_tokens")),
+        "cached_input_tokens": _count(cached),
+        "output_tokens": _count(usage.get("completion_tokens")),
+    }
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens; 0 for what is none: text, NaN, a negative number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < _MOST_TOKENS else 0
 
 
 def _info(lm: Any) -> dict[str, Any]:

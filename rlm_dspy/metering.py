@@ -12,8 +12,8 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
 from rlm_dspy.errors import LimitExceeded, UnknownPrice
-from rlm_dspy.ledger import Amount, Spent, tokens_of
-from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most
+from rlm_dspy.ledger import Amount, Spent
+from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -188,8 +188,14 @@ class _Tracker(UsageTracker):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """Note the usage of the call that has just ended."""
+        usage_entry = {
+            name: value
+            for name, value in self._flatten_usage_entry(usage_entry).items()
+            if not name.endswith(("_tokens", "_details"))
+            or isinstance(value, dict) == name.endswith("_details")  # else DSPy cannot add it up
+        }
         if (call := _under_way()) is not None:
-            _call.set(replace(call, parts=(*call.parts, self._flatten_usage_entry(usage_entry))))
+            _call.set(replace(call, parts=(*call.parts, usage_entry)))
         callers = self.parent
         while isinstance(callers, _Tracker):  # of another ledger, whose meter looks at the same place
             callers = callers.parent

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_jsonable_python
 
 from rlm_dspy.adhoc import written
 from rlm_dspy.coverage import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.files import write_whole
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.trajectory import Step, clip, sendable
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Record(BaseModel):
 
     def as_json(self) -> str:
         """Return the record as JSON, with `?` for halves of surrogate pairs: UTF-8 has none."""
-        return json.dumps(jsonable(self.model_dump(mode="json")), ensure_ascii=False, indent=2)
+        return json.dumps(jsonable(self), ensure_ascii=False, indent=2)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
@@ -83,7 +83,7 @@ class Record(BaseModel):
         Raises:
             ValueError: If the file holds none, or one of another version.
         """
-        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, BaseException | None]:
@@ -137,12 +137,6 @@ def cut_short(error: BaseException) -> dict[str, Any]:
     """Return what a record says of the end of a run that an error ended."""
     stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
     return {"stop": "interrupted", "error": None} if stopped else {"stop": "failed", "error": in_one_line(error)}
-
-
-def jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it: NaN and infinities as strings, halves of surrogate pairs replaced."""
-    text = json.dumps(to_jsonable_python(value, fallback=repr), ensure_ascii=False)
-    return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
 
 
 def in_short(value: Any, max_chars: int) -> str:

@@ -39,15 +39,21 @@ def secrets_of_environment() -> set[str]:
 
 
 def in_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Return JSON-like data with each string in it changed, names too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {
-            change(name) if isinstance(name, str) else name: in_strings(item, change)
-            for name, item in value.items()
-        }
-    return [in_strings(item, change) for item in value] if isinstance(value, list) else value
+    """Return JSON-like data, however deep, with each string in it changed, names too."""
+    whole = [value]
+    waiting: list[Any] = [whole]
+    while waiting:
+        part = waiting.pop()
+        for key, item in enumerate(part) if isinstance(part, list) else list(part.items()):
+            if isinstance(item, str):
+                part[key] = change(item)
+            elif isinstance(item, dict):
+                part[key] = {change(name) if isinstance(name, str) else name: item[name] for name in item}
+                waiting.append(part[key])
+            elif isinstance(item, list):
+                part[key] = list(item)
+                waiting.append(part[key])
+    return whole[0]
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.limits import Limits
-from rlm_dspy.record import jsonable
 from rlm_dspy.replies import tree_of
 from rlm_dspy.rlm import RLM
 from rlm_dspy.run import Run

@@ -232,7 +232,7 @@ class RLM(dspy.Module):
                 run.budget.in_time(),
             ):
                 found = await port.predict(extract, run.budget.seconds_left(), repl_session=run.transcript())
-            values, problems = read_answer(self.signature, found.toDict())
+            values, problems = read_answer(self.signature, dict(found.items()))
         except (dspy.AdapterParseError, dspy.ContextWindowExceededError, LimitExceeded) as error:
             problems = [clip(" ".join(str(error).split()), _WHY_CHARS).rstrip(".")]
             _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from pydantic_core import to_jsonable_python
 
 from rlm_dspy.demos import Demo
 from rlm_dspy.inputs import plain
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -110,12 +110,12 @@ def digest(*parts: Any) -> str:
     hashed = hashlib.sha256()
     for part in parts:
         data = {name: plain(value) for name, value in part.items()} if isinstance(part, dspy.Example) else part
-        hashed.update(json.dumps(to_jsonable_python(data, fallback=repr), sort_keys=True).encode())
+        hashed.update(json.dumps(jsonable(data), sort_keys=True).encode())
     return hashed.hexdigest()[:24]
 
 
 def _dumped(demo: Demo) -> dict[str, Any]:
-    fields = to_jsonable_python(dict(demo.example.items()), fallback=repr)
+    fields = jsonable(dict(demo.example.items()))
     return {**vars(demo), "example": fields}
 
 

@@ -24,11 +24,11 @@ from dspy.predict.knn import KNN
 from dspy.teleprompt import simba
 from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune as _BootstrapFinetune
 from dspy.teleprompt.infer_rules import InferRules as _InferRules
-from pydantic_core import to_jsonable_python
 
 from rlm_dspy.adapter import ReplAdapter, written_reply
 from rlm_dspy.callee import PromptAdapter
 from rlm_dspy.inputs import Text
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.trajectory import Trajectory, cut
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARS = 1_000
 _SHOWN_ITEMS = 12
+_SHOWN_DEPTH = 20
 
 
 def tell_apart(program: dspy.Module) -> dspy.Module:
@@ -120,19 +121,24 @@ def _short_run(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def shown(value: Any) -> Any:
-    """Return a value as short plain data, as a model that reflects on a run may be shown it."""
-    if isinstance(value, str):
-        return cut(value, _SHOWN_CHARS)
+def shown(value: Any, depth: int = _SHOWN_DEPTH) -> Any:
+    """Return a value as short plain data, as a model that reflects on a run may be shown it.
+
+    Args:
+        value: Any value.
+        depth: How many levels of it are shown; what lies below is cut from its `repr`.
+    """
+    if isinstance(value, str) or not depth:
+        return cut(value if isinstance(value, str) else repr(value), _SHOWN_CHARS)
     if isinstance(value, Text):
         return repr(value)
     if isinstance(value, Trajectory):
         return [shown({"code": step.code, "output": step.observation}) for step in value.steps[-_SHOWN_ITEMS:]]
     if isinstance(value, dict):
-        return {str(name): shown(item) for name, item in value.items()}
+        return {str(name): shown(item, depth - 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shown(item) for item in value[-_SHOWN_ITEMS:]]
-    return to_jsonable_python(value, fallback=repr)
+        return [shown(item, depth - 1) for item in value[-_SHOWN_ITEMS:]]
+    return jsonable(value)
 
 
 class InferRules(_InferRules):
