@@ -152,9 +152,13 @@ class Cells:
 
     It captures no stream: the caller makes `sys.stdout` lead to the `Capped` that it hands to `run`. `module` is
     a fresh `__main__`, which pickle and type hints look for in `sys.modules`; `namespace` are its globals.
+
+    Args:
+        importable: Names of the packages that code can import beside the standard library; None: any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, importable: Sequence[str] | None = None) -> None:
+        self._importable = importable
         self.module = types.ModuleType("__main__")
         self.namespace: dict[str, Any] = vars(self.module)
         self.namespace["__builtins__"] = _cell_builtins()
@@ -236,6 +240,9 @@ class Cells:
                 error.text = self._line(error.filename or "", error.lineno or 0) or None
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 error.add_note("The session goes on, with its variables. SUBMIT(...) ends the run.")
+            if isinstance(error, ModuleNotFoundError) and self._importable is not None:
+                packages = ", ".join(("the standard library", *self._importable))
+                error.add_note(f"This REPL can import only these: {packages}.")
             told = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
             self._keep_cells(told)
             capped = Capped(_MAX_TRACEBACK_CHARS)

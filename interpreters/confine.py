@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import kernel, landlock, limits, namespaces, seccomp, syscalls
 
-_SYSTEM = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
@@ -23,9 +26,10 @@ class Confinement:
         layers: The layers to put on. `uid`: root becomes a user that owns nothing. `namespaces`: none of the
             host's processes, network or IPC, and a minimal root. `landlock`, `seccomp`, `limits`: the kernel's.
             `threads`: no fork.
-        readable: Files and folders beyond Python and the system's libraries.
-        hidden: Folders within those that are not to be seen.
+        readable: The files and folders that can be read.
+        hidden: Folders within those that cannot, but for what `readable` names in them.
         base: An empty folder, to build the minimal root on.
+        scratches: The folder that the scratch folders of workers are in, where there is no minimal root.
         uid: Whom root becomes; None for an ordinary user.
     """
 
@@ -33,6 +37,7 @@ class Confinement:
     readable: list[str]
     hidden: list[str]
     base: str
+    scratches: str
     uid: int | None = None
     _processes: int = -1
     _rules: landlock.Rules | None = field(default=None, repr=False)
@@ -59,12 +64,12 @@ class Confinement:
             OSError: If this system does not allow it.
         """
         if "namespaces" in self.layers:
-            namespaces.minimal_root(self.base, [*_SYSTEM, *_DEVICES, *self.readable], self.hidden)
+            namespaces.minimal_root(self.base, [*_DEVICES, *self.readable], self.hidden)
         if "uid" in self.layers and self.uid is not None:
             namespaces.drop_uid(self.uid)
             _check_readable(self.readable)
-        if {"landlock", "namespaces"} <= self.layers:
-            self._rules = self._allowed(namespaces.SCRATCH)
+        if "landlock" in self.layers:
+            self._allow_files()
         if "seccomp" in self.layers:
             inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
             self._filter = seccomp.program(syscalls.machine(), fork="threads" not in self.layers, signals=inside)
@@ -91,7 +96,7 @@ class Confinement:
         if self.layers:
             namespaces.drop_capabilities()
         if "landlock" in self.layers:
-            rules = self._rules or self._allowed(scratch)
+            rules = self._rules or _rules(self.readable, scratch)
             rules.apply()
             rules.close()
         if "limits" in self.layers:
@@ -100,12 +105,37 @@ class Confinement:
             seccomp.install(self._filter)
         return sorted(self.layers)
 
-    def _allowed(self, scratch: str) -> landlock.Rules:
-        rules = landlock.Rules()
-        rules.allow([*_SYSTEM, *self.readable], landlock.READ)
-        rules.allow(_DEVICES, landlock.DEVICE)
-        rules.allow([scratch], landlock.WRITE)
-        return rules
+    def _allow_files(self) -> None:
+        """Prepare the rules of workers; without a minimal root, confine this process by what they have in common.
+
+        Both rules then have to allow a file, so that those of a worker may be broader, but for its scratch.
+        """
+        if "namespaces" in self.layers:
+            self._rules = _rules(self.readable, namespaces.SCRATCH)
+            return
+        hidden = {os.path.realpath(path) for path in self.hidden}
+        shown = [inner for path in self.readable for inner in _beside(os.path.realpath(path), hidden)]
+        common = _rules(shown, self.scratches)
+        common.apply()
+        common.close()
+
+
+def _rules(readable: Iterable[str], writable: str) -> landlock.Rules:
+    rules = landlock.Rules()
+    rules.allow(readable, landlock.READ)
+    rules.allow(_DEVICES, landlock.DEVICE)
+    rules.allow([writable], landlock.WRITE)
+    return rules
+
+
+def _beside(path: str, hidden: set[str]) -> Iterator[str]:
+    """Yield `path`, or what is in it beside the folders of `hidden`."""
+    if not any(folder.startswith(f"{path}/") for folder in hidden):
+        yield path
+        return
+    for inner in map(str, Path(path).iterdir()):
+        if inner not in hidden:
+            yield from _beside(inner, hidden)
 
 
 def _check_readable(paths: list[str]) -> None:
@@ -124,6 +154,7 @@ def open_to(config: dict[str, Any]) -> Confinement:
         readable=config["readable"],
         hidden=config["hidden"],
         base=config["base"],
+        scratches=config["scratches"],
         uid=config["uid"],
     )
 

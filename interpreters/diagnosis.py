@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import dspy
 
@@ -14,6 +16,7 @@ from rlm_dspy.interpreters.forkserver import ForkServer, Recipe
 from rlm_dspy.interpreters.group import Group
 from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
+from rlm_dspy.interpreters.python import warm
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Diagnosis:
         chosen: Name of the rung that `PythonInterpreter()` uses; empty if it refuses to run.
         zero_copy: Whether values are attached without a copy.
         landlock: The kernel's version of it; 0 without.
+        readable: The files and folders that code can read there; in those of Python, no installed packages.
     """
 
     system: dict[str, str]
@@ -45,6 +49,7 @@ class Diagnosis:
     chosen: str
     zero_copy: bool
     landlock: int
+    readable: tuple[str, ...]
 
     @property
     def guarantees(self) -> dict[str, str]:
@@ -68,7 +73,8 @@ def doctor(policy: Policy | None = None) -> Diagnosis:
         rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers)))
     usable = [rung for rung in rungs if not rung.failure and not missing(required, frozenset(rung.layers))]
     version = 0 if reason else landlock.version()
-    return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version)
+    readable = tuple(warm(policy=required).readable) if usable else ()
+    return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version, readable)
 
 
 def probe(policy: Policy | None = None) -> dict[str, str]:
@@ -127,6 +133,10 @@ def render(diagnosis: Diagnosis) -> str:
         "",
         f"Values are {'attached without a copy' if diagnosis.zero_copy else 'copied once into each worker'}.",
     ]
+    if diagnosis.readable:
+        lines += ["", "Code can read, beside its own scratch folder:"]
+    by_folder = groupby(sorted(map(os.path.split, diagnosis.readable)), key=itemgetter(0))
+    lines += [f"  {folder}: {', '.join(name for _, name in paths)}" for folder, paths in by_folder]
     if not diagnosis.chosen:
         lines += ["PythonInterpreter does not run here with the default policy.", CHOICES]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.interpreters import namespaces, wire
+from rlm_dspy.interpreters import importing, namespaces, packages, wire
 from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FOLDERS = "rlm-repl-"
+_INSTALLED = ("site-packages", "dist-packages")
+_STANDARD = ("stdlib", "platstdlib")
+_DATA = ("/usr/lib/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _START_SECONDS = 60
 _ANSWER_SECONDS = 30
 _ENVIRONMENT = {
@@ -81,6 +84,8 @@ class ForkServer:
         """What of `preload` could not be imported, and why."""
         self.packages: frozenset[str] = frozenset()
         """What is loaded beside the standard library."""
+        self.readable: list[str] = []
+        """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False
         self.seconds = 0.0
         self._lock = threading.Lock()
@@ -104,7 +109,8 @@ class ForkServer:
             for path in (self._folder, str(scratch)):
                 os.chown(path, self.uid, self.uid)
         ours, theirs = wire.pair()
-        config = json.dumps({**_config(recipe), "layers": sorted(self.layers), "base": str(base), "uid": self.uid})
+        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratch), "uid": self.uid}
+        config = json.dumps({**_config(recipe), **own})
         command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
         with theirs:
             process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
@@ -123,7 +129,7 @@ class ForkServer:
         if frame["t"] != "ready":
             raise OSError(frame["error"])
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
-        self.zero_copy, self.seconds = frame["zero_copy"], frame["seconds"]
+        self.readable, self.zero_copy, self.seconds = frame["readable"], frame["zero_copy"], frame["seconds"]
         if "namespaces" in self.layers:
             remove_tree(
                 Path(self._folder)
@@ -190,19 +196,49 @@ class ForkServer:
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:
-    python = [str(Path(os.__file__).parent), str(sysconfig.get_config_var("LIBDIR") or "")]
-    installed = ("purelib", "platlib")
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-    hidden = [sysconfig.get_path(name, vars=base) for name in installed]
-    distribution = [f"/usr/lib/python3/{name}" for name in ("dist-packages", "site-packages")]
+    standard = _standard_library()
+    search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
+    search = [path for path in search if path not in standard]
+    modules, bundled = packages.required(recipe.preload)
+    own = [importing.place_of(file, search) for file in modules.values()]
+    wanted = [*standard, *_shared_libraries(), *_DATA, *own, *bundled, *recipe.paths]
+    hidden = [path for path in _installed_below(standard) if path not in recipe.paths and Path(path).is_dir()]
     return {
         "preload": list(recipe.preload),
         "paths": list(recipe.paths),
-        "search": [path for path in sys.path if path and path not in python and Path(path).is_dir()],
-        "readable": [path for path in (*python, *recipe.paths) if path],
-        "hidden": [*hidden, *distribution],
+        "search": search,
+        "installed": [path for path in search if Path(path).name in _INSTALLED],
+        "modules": modules,
+        "standard": standard,
+        "readable": [path for path in wanted if Path(path).exists()],
+        "hidden": [path for path in hidden if any(path.startswith(f"{folder}/") for folder in wanted)],
         "host": os.getpid(),
     }
+
+
+def _standard_library() -> list[str]:
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    folders = [str(Path(os.__file__).parent), *(sysconfig.get_path(name, vars=base) for name in _STANDARD)]
+    zipped = f"{sys.base_prefix}/{sys.platlibdir}/python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    return list(dict.fromkeys([*folders, zipped]))
+
+
+def _shared_libraries() -> list[str]:
+    """Return where the system's libraries are, and those that lie beside this Python's own."""
+    machine = sysconfig.get_config_var("MULTIARCH") or ""
+    system = [f"{folder}/{machine}" for folder in ("/usr/lib", "/lib") if machine]
+    if not any(map(os.path.isdir, system)):
+        system = ["/usr/lib", "/lib"]
+    system += ["/usr/lib64", "/lib64"]
+    own = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
+    inside = any(own.resolve().is_relative_to(Path(folder).resolve()) for folder in system)
+    return system if inside else [*system, *(str(path) for path in own.glob("lib*.so*"))]
+
+
+def _installed_below(standard: list[str]) -> list[str]:
+    """Return the folders of installed packages that may lie within the standard library or the system's."""
+    system = [str(path) for name in _INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
+    return [*system, *(f"{folder}/{name}" for folder in standard for name in _INSTALLED)]
 
 
 def _remove_stale() -> None:

@@ -25,6 +25,8 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8,
 _HERE, _AT_RECURSIVE, _ATTRIBUTES = -100, 0x8000, struct.pack("<QQQQ", 1 | 2 | 4, 0, 0, 0)
 _CAPABILITY_HEADER = struct.pack("<II", 0x20080522, 0)
 
+_MOST_LINKS = 40
+
 SCRATCH = "/scratch"
 """In the minimal root: the folder that rules of Landlock name. Each worker mounts its own beneath it."""
 OWN_SCRATCH = f"{SCRATCH}/own"
@@ -165,11 +167,23 @@ def _read_only(target: str) -> None:
 
 
 def _links(base: str, readable: Sequence[str]) -> None:
-    """Repeat the links on the way to `readable`: `/lib64` is one where libraries are looked for."""
+    """Repeat the links on the way to `readable`: `/lib` is one where libraries are looked for."""
     for path in readable:
-        if Path(path).is_symlink() and not os.path.lexists(base + path):
-            Path(base + path).parent.mkdir(parents=True, exist_ok=True)
-            Path(base + path).symlink_to(Path(path).readlink())
+        followed = path
+        for _ in range(_MOST_LINKS):
+            link = next((outer for outer in _ways(followed) if Path(outer).is_symlink()), None)
+            if link is None:
+                break
+            if not os.path.lexists(base + link):
+                Path(base + link).parent.mkdir(parents=True, exist_ok=True)
+                Path(base + link).symlink_to(Path(link).readlink())
+            target = Path(link).parent / Path(link).readlink()
+            followed = os.path.normpath(f"{target}{followed[len(link) :]}")
+
+
+def _ways(path: str) -> list[str]:
+    """Return the folders on the way to a path, the outermost first, and itself."""
+    return [str(outer) for outer in (*reversed(Path(path).parents), path)][1:]
 
 
 def _enter(base: str) -> None:

@@ -30,7 +30,7 @@ from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _STACK_BYTES = 4 << 20
 
@@ -42,14 +42,17 @@ class Worker:
         sock: To the host.
         max_output_chars: What is kept of the output of a cell.
         zero_copy: Whether values can be attached without a copy.
+        importable: Names of the packages that code can import beside the standard library.
     """
 
-    def __init__(self, sock: socket.socket, *, max_output_chars: int, zero_copy: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, *, max_output_chars: int, zero_copy: bool, importable: Sequence[str]
+    ) -> None:
         self._max_output_chars = max_output_chars
         self._zero_copy = zero_copy
         self._interrupts = Interrupts()
         self._channel = Channel(sock, self._interrupts)
-        self._cells = Cells()
+        self._cells = Cells(importable)
         self._copies: list[int] = []
         self._pid = os.getpid()
         self._tools: dict[str, Callable[..., Any]] = {}

@@ -30,7 +30,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import confine, kernel, limits, memory, wire
+from . import confine, importing, kernel, limits, memory, wire
 from .worker import Worker
 
 _COMMON = [
@@ -97,6 +97,7 @@ class Zygote:
         self._host = host
         self._confinement = confine.open_to(config)
         self._zero_copy = False
+        self._importable: list[str] = []
         self._groups: dict[int, str] = {}
 
     def run(self, config: dict[str, Any]) -> NoReturn:
@@ -108,7 +109,10 @@ class Zygote:
         else:
             confine.adopt_orphans()
         missing = _load(config["preload"], config["search"])
-        self._confinement.readable += _homes(config["search"])
+        found = importing.loaded(config["preload"], config["search"], config["installed"])
+        self._confinement.readable = sorted({*self._confinement.readable, *found})
+        sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
+        self._importable = importing.tops(set(config["preload"]) - missing.keys(), config["paths"])
         packages = sorted(
             {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE, "__main__"}
         )
@@ -121,8 +125,8 @@ class Zygote:
         gc.collect()
         gc.freeze()
         seconds = time.perf_counter() - started
-        told = {"missing": missing, "packages": packages, "zero_copy": self._zero_copy, "seconds": seconds}
-        self._reply({"t": "ready", **told})
+        told = {"missing": missing, "packages": packages, "readable": self._confinement.readable}
+        self._reply({"t": "ready", **told, "zero_copy": self._zero_copy, "seconds": seconds})
         self._serve()
 
     def _go_on_as_process_1(self) -> None:
@@ -183,7 +187,12 @@ class Zygote:
             _tell_failure(sock, error)
             os._exit(1)
         try:
-            worker = Worker(sock, max_output_chars=frame["max_output_chars"], zero_copy=self._zero_copy)
+            worker = Worker(
+                sock,
+                max_output_chars=frame["max_output_chars"],
+                zero_copy=self._zero_copy,
+                importable=self._importable,
+            )
             worker.serve(layers=layers)
         finally:
             os._exit(70)
@@ -278,31 +287,6 @@ def _load(preload: list[str], search: list[str]) -> dict[str, str]:
     sys.path[:] = kept
     sys.dont_write_bytecode = True
     return failed
-
-
-def _homes(search: list[str]) -> list[str]:
-    """Return the folders and files, right beneath `search`, that hold what is loaded from there.
-
-    Their compiled libraries and their metadata belong to them.
-    """
-    homes: dict[str, None] = {}
-    for folder, top in _tops(search):
-        metadata = (path.name for path in Path(folder).glob(f"{top}-*.dist-info"))
-        names = [top, f"{top}.libs", *metadata]
-        homes |= dict.fromkeys(f"{folder}/{name}" for name in names if Path(folder, name).exists())
-    return list(homes)
-
-
-def _tops(search: list[str]) -> list[tuple[str, str]]:
-    """Return where each loaded module was found, and its file's first name beneath that."""
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-    found = {
-        (folder, file[len(folder) + 1 :].split("/")[0])
-        for file in files
-        for folder in search
-        if file.startswith(f"{folder}/")
-    }
-    return sorted(found)
 
 
 def main() -> None:
