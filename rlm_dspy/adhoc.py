@@ -1,85 +1,85 @@
-"""Modules that are written in the REPL and made on the host: their types, their signatures, themselves."""
+"""Modules that are written in the REPL and made on the host: their signatures, themselves."""
 
 from __future__ import annotations
 
-import datetime as dt
-import enum
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 from dspy.adapters.utils import get_annotation_name
-from pydantic import Field, create_model
 
+from rlm_dspy.arguments import SETTINGS
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.type_grammar import TypeReader, check_name, check_usable, signature_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-_NAMED: dict[str, Any] = {
-    **{kind.__name__: kind for kind in (str, int, float, bool, bytes, list, dict, tuple, set, frozenset, object)},
-    **{kind.__name__: kind for kind in (dt.date, dt.datetime, dt.time, dt.timedelta)},
-    "None": None,
-    "Any": Any,
-    "...": ...,
-}
-_OPTIONS = frozenset({"temperature", "top_p", "max_tokens", "stop", "seed", "rollout_id"})
-"""What code may set for the model calls of a module; not who answers them, nor where."""
+    from rlm_dspy.frames import SignatureField, SignatureFrame
+
+_EXAMPLE = "Write e.g. 'text, topic -> score: int'."
 
 
-def type_of(told: Any) -> Any:
-    """Return the type that the REPL told (see `in_repl`): a class of the REPL's own is made anew.
-
-    Raises:
-        InvalidInputs: If there is no such type.
-    """
-    if isinstance(told, str):
-        if told not in _NAMED:
-            raise InvalidInputs(
-                f"A signature in the REPL cannot have the type {told}; use str, numbers, lists, dicts."
-            )
-        return _NAMED[told]
-    if "literal" in told:
-        return Literal[tuple(told["literal"])]
-    if "union" in told:
-        return Union[tuple(type_of(part) for part in told["union"])]  # noqa: UP007  # its parts are known only now
-    if "of" in told:
-        return _NAMED[told["of"]][tuple(type_of(part) for part in told["args"])]
-    if "enum" in told:
-        return enum.Enum(told["enum"], told["members"])
-    fields: dict[str, Any] = {
-        name: (type_of(of["type"]), Field(... if of["required"] else None, description=of["desc"] or None))
-        for name, of in told["fields"].items()
-    }
-    return create_model(told["model"], __doc__=told["doc"] or None, **fields)
-
-
-def signature_from(told: dict[str, Any]) -> Any:
+def signature_from(frame: SignatureFrame) -> Any:
     """Return the signature that the REPL told: an inline one, or the fields of a class.
 
     Raises:
         InvalidInputs: If it is none.
     """
+    types = TypeReader(frame.classes)
     try:
-        if "text" in told:
-            own = {name: type_of(kind) for name, kind in told["types"].items()}
-            signature = dspy.Signature(told["text"], custom_types=own or None)
-        else:
-            signature = dspy.Signature(_fields(told["fields"]), signature_name=told["name"])
-    except (ValueError, TypeError, SyntaxError, NameError) as error:
+        told = list(_inline(frame.text, types) if frame.text is not None else _fields(frame.fields or [], types))
+        fields = _checked(told)
+        check_name(frame.name, "a signature")
+    except InvalidInputs as error:
+        raise InvalidInputs(f"Invalid signature {frame.shown}: {error}. {_EXAMPLE}") from None
+    made = {name: (kind, _WAYS[way](**options)) for name, (way, kind, options) in fields.items()}
+    signature = dspy.Signature(made, signature_name=frame.name)
+    return signature.with_instructions(frame.instructions) if frame.instructions else signature
+
+
+_Way = Literal["in", "out"]
+_Field = tuple[_Way, Any, dict[str, Any]]
+"""Way, type, and what else `InputField` or `OutputField` takes."""
+_WAYS: dict[_Way, Callable[..., Any]] = {"in": dspy.InputField, "out": dspy.OutputField}
+
+
+def _inline(text: str, types: TypeReader) -> Iterator[tuple[str, _Field]]:
+    ways: tuple[_Way, _Way] = ("in", "out")
+    for way, parts in zip(ways, signature_parts(text), strict=True):
+        for name, annotation in parts:
+            yield name, (way, str if annotation is None else types.of(annotation), {})
+
+
+def _fields(told: list[SignatureField], types: TypeReader) -> Iterator[tuple[str, _Field]]:
+    for field in told:
+        kind, _ = types.field(field)
+        options = {"desc": field.desc} if field.desc else {}
+        yield field.name, (field.way, kind, options if field.required else {**options, "default": field.default})
+
+
+def _checked(told: list[tuple[str, _Field]]) -> dict[str, _Field]:
+    if not any(way == "out" for _, (way, _, _) in told):
+        raise InvalidInputs("it has no output")
+    fields: dict[str, _Field] = {}
+    for name, (way, kind, options) in told:
+        _check_field(name, way, kind)
+        if name in fields:
+            raise InvalidInputs(f"two fields are named {name}")
+        fields[name] = way, kind, options
+    return fields
+
+
+def _check_field(name: str, way: _Way, kind: Any) -> None:
+    what = "an input" if way == "in" else "an output"
+    check_name(name, what, taken=dspy.Signature)
+    if way == "in" and name in SETTINGS:
         raise InvalidInputs(
-            f"The signature cannot be read: {error}. Write e.g. 'text, topic -> score: int'."
-        ) from error
-    if not signature.output_fields:
-        raise InvalidInputs("The signature has no output; write e.g. 'text, topic -> score: int'.")
-    return signature.with_instructions(told["instructions"]) if told["instructions"] else signature
-
-
-def _fields(told: list[dict[str, Any]]) -> dict[str, Any]:
-    ways: dict[str, Callable[..., Any]] = {"in": dspy.InputField, "out": dspy.OutputField}
-    return {
-        of["name"]: (type_of(of["type"]), ways[of["way"]](**({"desc": of["desc"]} if of["desc"] else {})))
-        for of in told
-    }
+            f"Invalid name of an input: {name!r} is a setting of a module; use another, e.g. {name}_"
+        )
+    try:
+        check_usable(kind)
+    except InvalidInputs as error:
+        raise InvalidInputs(f"{name}: {error}") from None
 
 
 def written(signature: Any) -> str:
@@ -91,17 +91,23 @@ def written(signature: Any) -> str:
     return f"{fields(signature.input_fields)} -> {fields(signature.output_fields)}"
 
 
-def module_from(kind: str, signature: Any, config: dict[str, Any], tools: list[dspy.Tool]) -> dspy.Module:
-    """Return the module of a kind: Predict, ChainOfThought or ReAct.
+def module_from(
+    kind: Literal["Predict", "ChainOfThought", "ReAct"],
+    signature: Any,
+    options: dict[str, Any],
+    tools: list[dspy.Tool],
+) -> dspy.Module:
+    """Return a module.
 
-    Raises:
-        InvalidInputs: If it cannot be had here, or has an option that code may not set.
+    Args:
+        kind: Its class.
+        signature: What goes in and what comes out.
+        options: What the code set; already checked.
+        tools: What a ReAct may call.
     """
     if kind == "ReAct":
-        if unknown := sorted(config.keys() - {"max_iters"}):
-            raise InvalidInputs(f"dspy.ReAct takes signature, tools and max_iters here, not {', '.join(unknown)}.")
-        return dspy.ReAct(signature, tools=tools, **config)
-    if unknown := sorted(config.keys() - _OPTIONS):
-        raise InvalidInputs(f"dspy.{kind} takes {', '.join(sorted(_OPTIONS))} here, not {', '.join(unknown)}.")
-    made: dspy.Module = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}[kind](signature, **config)
+        return dspy.ReAct(signature, tools=tools, **options)
+    made: dspy.Module = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}[kind](
+        signature, **options
+    )
     return made

@@ -24,6 +24,13 @@ RESERVED = frozenset(
     }
 )
 """Names in the REPL that no input and no tool may take."""
+SETTINGS = frozenset(
+    {
+        *("signature", "new_signature", "demos", "config", "lm", "prediction"),
+        *("max_iters", "interpreter_factory", "self", "instance"),
+    }
+)
+"""What modules take by keyword beside their inputs. Code in the REPL gives inputs only: none has such a name."""
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

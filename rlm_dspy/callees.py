@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,12 @@ from rlm_dspy.subs import Interface, Subs, interface_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlm_dspy.frames import AdHocFrame, Target
     from rlm_dspy.rlm import RLM
     from rlm_dspy.trajectory import CallKind
+
+_MOST_WRITTEN = 256
+"""So many modules that were written in the REPL are kept for their next call."""
 
 
 class Callees:
@@ -43,47 +46,48 @@ class Callees:
             self._known[name] = self._callee(interface_of(name, module), module, kind)
         self._written: dict[str, Callee] = {}
 
-    def find(self, to: dict[str, Any]) -> Callee:
+    def find(self, to: Target) -> Callee:
         """Return what a call is for.
 
         Args:
-            to: What the REPL sent; see `in_repl`.
+            to: What the REPL names; see `frames`.
 
         Raises:
             RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
         """
-        if to["kind"] == "rlm_query" or to.get("module") == "RLM":
+        child = to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM")
+        if child:
             check_depth(self._depth, self._rlm.limits.max_depth)
-        if to["kind"] == "rlm_query":
+        if to.kind == "rlm_query":
             return self._callee(QUERY, ChildQuery(self._make_child), "child", role="rlm")
-        if to["kind"] == "ad_hoc":
-            key = json.dumps(to, sort_keys=True)
-            with self._lock:
-                if key not in self._written:
-                    self._written[key] = self._ad_hoc(**to)
-                return self._written[key]
-        name = str(to.get("name") or to["kind"])
+        if to.kind == "ad_hoc":
+            return self._kept(to)
+        name = to.name if to.kind == "sub" else to.kind
         if name not in self._known:
             raise RLMError(f"No sub-call named {name!r}; there are: {', '.join(sorted(self._known))}.")
         return self._known[name]
 
-    def _ad_hoc(self, module: str, signature: Any, tools: list[str], config: dict[str, Any], kind: str) -> Callee:
-        made_of = signature_from(signature)
-        name = f"{module}({written(made_of)!r})"
-        if unknown := [tool for tool in tools if tool not in self._rlm.tools]:
+    def _kept(self, to: AdHocFrame) -> Callee:
+        """Return the callee of a module that was written in the REPL; the last ones are kept."""
+        key = to.model_dump_json()
+        with self._lock:
+            if key not in self._written:
+                while len(self._written) >= _MOST_WRITTEN:
+                    del self._written[next(iter(self._written))]
+                self._written[key] = self._ad_hoc(to)
+            return self._written[key]
+
+    def _ad_hoc(self, to: AdHocFrame) -> Callee:
+        made_of, options = signature_from(to.signature), to.options()
+        name = f"{to.module}({written(made_of)!r})"
+        if unknown := [tool for tool in to.tools if tool not in self._rlm.tools]:
             raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._rlm.tools)}.")
-        if module == "RLM":
-            if unknown := sorted(config.keys() - {"max_iters"}):
-                raise InvalidInputs(f"dspy.RLM takes a signature and max_iters here, not {', '.join(unknown)}.")
-            child = self._make_child(made_of, **config)
+        if to.module == "RLM":
+            child = self._make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        given = [self._rlm.tools[tool] for tool in tools]
-        try:
-            made = module_from(module, made_of, config, given)
-        except (ValueError, TypeError) as error:
-            raise InvalidInputs(f"dspy.{module}: {error}") from error
+        made = module_from(to.module, made_of, options, [self._rlm.tools[tool] for tool in to.tools])
         interface = interface_of(name, made, whole=True)
-        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=module != "ReAct")
+        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
 
     def _callee(
         self, interface: Interface, module: dspy.Module, kind: CallKind, *, role: str = "", reused: bool = True

@@ -3,6 +3,7 @@
 Not imported: its source runs behind that of `in_repl`, in the same namespace.
 """
 
+import collections.abc as _rlm_abc
 import dataclasses as _rlm_dataclasses
 import enum as _rlm_enum
 import inspect as _rlm_inspect
@@ -11,53 +12,158 @@ import sys as _rlm_sys
 import types as _rlm_types
 import typing as _rlm_typing
 
-_RLM_BUILTIN = {
+_RLM_NAMED = {
     kind: kind.__name__ for kind in (str, int, float, bool, bytes, list, dict, tuple, set, frozenset, object)
 }
+_RLM_ORIGINS = {
+    **{kind: kind.__name__ for kind in (list, dict, tuple, set, frozenset)},
+    _rlm_abc.Sequence: "Sequence",
+    _rlm_abc.Mapping: "Mapping",
+}
+_RLM_LIBRARIES = ("datetime", "decimal")
+_RLM_BOUNDS = ("gt", "ge", "lt", "le")
+_RLM_SAID = ("multiple_of", "min_length", "max_length", "pattern", "max_digits", "decimal_places")
+_RLM_CONSTRAINTS = (*_RLM_BOUNDS, *_RLM_SAID, "allow_inf_nan", "strict")
 
 
-def _rlm_type(kind):
-    """Return a type as JSON-like data; the host makes the same type of it."""
-    if kind is None or kind is type(None):
-        return "None"
-    if kind is _rlm_typing.Any:
-        return "Any"
-    if isinstance(kind, str):
-        return _rlm_type(eval(kind, globals()))
-    origin, args = _rlm_typing.get_origin(kind), _rlm_typing.get_args(kind)
-    if origin is _rlm_typing.Literal:
-        return {"literal": [_rlm_plain(value) for value in args]}
-    if origin is _rlm_typing.Union or origin is getattr(_rlm_types, "UnionType", None):
-        return {"union": [_rlm_type(arg) for arg in args]}
-    if origin is _rlm_typing.Annotated:
-        return _rlm_type(args[0])
-    if origin in _RLM_BUILTIN:
-        return {"of": _RLM_BUILTIN[origin], "args": ["..." if a is ... else _rlm_type(a) for a in args]}
-    if kind in _RLM_BUILTIN:
-        return _RLM_BUILTIN[kind]
-    if isinstance(kind, type):
-        return _rlm_class(kind)
-    raise TypeError("a signature in the REPL cannot have the type %r; use str, numbers, lists, dicts" % (kind,))
+class _RlmTypes:
+    """Writes types as text, and the classes among them as their fields: the host builds the same of these."""
 
+    def __init__(self):
+        self.classes, self._kinds = {}, {}
 
-def _rlm_class(kind):
-    if issubclass(kind, _rlm_enum.Enum):
-        return {"enum": kind.__name__, "members": {m.name: _rlm_plain(m.value) for m in kind}}
-    if kind.__module__ == "datetime":
-        return kind.__name__
-    if hasattr(kind, "model_fields"):
-        fields = {
-            name: {"type": _rlm_type(f.annotation), "required": f.is_required(), "desc": f.description or ""}
-            for name, f in kind.model_fields.items()
-        }
-    elif _rlm_dataclasses.is_dataclass(kind) or hasattr(kind, "__annotations__"):
-        hints = _rlm_typing.get_type_hints(kind)
-        fields = {name: {"type": _rlm_type(hint), "required": True, "desc": ""} for name, hint in hints.items()}
-    else:
+    def text(self, kind):
+        """Return a type as text."""
+        if kind is None or kind is type(None):
+            return "None"
+        if kind is _rlm_typing.Any:
+            return "Any"
+        if isinstance(kind, (str, _rlm_typing.ForwardRef)):
+            return self._forward(kind if isinstance(kind, str) else kind.__forward_arg__)
+        origin, args = _rlm_typing.get_origin(kind), _rlm_typing.get_args(kind)
+        if origin is _rlm_typing.Literal:
+            return "Literal[%s]" % ", ".join(repr(_rlm_plain(value)) for value in args)
+        if origin is _rlm_typing.Union or origin is getattr(_rlm_types, "UnionType", None):
+            return "Union[%s]" % ", ".join(self.text(arg) for arg in args)
+        if origin is _rlm_typing.Annotated:
+            return self._annotated(args[0], args[1:])
+        if origin in _RLM_ORIGINS:
+            inside = ", ".join("..." if arg is ... else self.text(arg) for arg in args)
+            return "%s[%s]" % (_RLM_ORIGINS[origin], inside or "()")
+        if origin is None and hasattr(kind, "__supertype__"):  # NewType
+            return self.text(kind.__supertype__)
+        if isinstance(kind, type):
+            return self._class(kind)
+        raise _rlm_no_type(kind)
+
+    def _forward(self, text):
+        try:
+            kind = eval(text, {**vars(_rlm_typing), **globals()})
+        except Exception:
+            raise TypeError("%r is no type of this REPL" % text) from None
+        return self.text(kind)
+
+    def _annotated(self, kind, told):
+        told = _rlm_constraints(told)
+        fields = ", ".join("%s=%r" % item for item in told.items())
+        return "Annotated[%s, Field(%s)]" % (self.text(kind), fields) if told else self.text(kind)
+
+    def named(self, name, kind):
+        """Tell of a type by the name that code gave it."""
+        text = self.text(kind)
+        if text != name:
+            self._claim(name, kind)
+            self.classes[name] = {"kind": "alias", "type": text}
+
+    def _claim(self, name, kind):
+        if self._kinds.setdefault(name, kind) is not kind:
+            raise TypeError("two types in one signature are named %s; give one another name" % name)
+
+    def _class(self, kind):
+        if kind in _RLM_NAMED:
+            return _RLM_NAMED[kind]
+        if kind.__module__ in _RLM_LIBRARIES:
+            return kind.__name__
+        name = kind.__name__.lstrip("_") or "Class"
+        self._claim(name, kind)
+        if name not in self.classes:
+            self.classes[name] = None  # a class may name itself
+            self.classes[name] = self._told(kind)
+        return name
+
+    def _told(self, kind):
+        if issubclass(kind, _rlm_enum.Enum):
+            return {"kind": "enum", "members": {m.name: _rlm_plain(m.value) for m in kind}}
+        if hasattr(kind, "model_fields"):
+            fields = {name: self._of_model(field) for name, field in kind.model_fields.items()}
+        else:
+            fields = self._of_annotations(kind)
+        if not fields:
+            raise _rlm_no_type(kind)
+        return {"kind": "model", "doc": _rlm_inspect.cleandoc(kind.__doc__ or ""), "fields": fields}
+
+    def _of_model(self, field):
+        told = {"type": self.text(field.annotation), "desc": field.description or ""}
+        told["constraints"] = _rlm_constraints(field.metadata)
+        if not field.is_required():
+            told.update(required=False, default=_rlm_plain(field.get_default(call_default_factory=True)))
+        return told
+
+    def _of_annotations(self, kind):
+        own = {field.name: field for field in _rlm_dataclasses.fields(kind)} if _rlm_is_dataclass(kind) else {}
+        optional = getattr(kind, "__optional_keys__", ())
+        defaults = {**getattr(kind, "_field_defaults", {})}
+        for name, field in own.items():
+            if field.default is not _rlm_dataclasses.MISSING:
+                defaults[name] = field.default
+            elif field.default_factory is not _rlm_dataclasses.MISSING:
+                defaults[name] = field.default_factory()
         fields = {}
-    if not fields:
-        raise TypeError("%s has no annotated fields that a signature could use" % kind.__name__)
-    return {"model": kind.__name__, "doc": _rlm_inspect.cleandoc(kind.__doc__ or ""), "fields": fields}
+        for name, hint in _rlm_hints(kind).items():
+            fields[name] = {"type": self.text(hint)}
+            if name in defaults:
+                fields[name].update(required=False, default=_rlm_plain(defaults[name]))
+            elif name in optional:
+                fields[name].update(required=False, type="Union[%s, None]" % fields[name]["type"])
+        return fields
+
+
+def _rlm_no_type(kind):
+    name = kind.__name__ if isinstance(kind, type) else "an object of the type %s" % type(kind).__name__
+    return TypeError(
+        "a signature in the REPL cannot have the type %s; use str, numbers, lists, dicts, or a class with "
+        "annotated fields" % name
+    )
+
+
+def _rlm_is_dataclass(kind):
+    return _rlm_dataclasses.is_dataclass(kind)
+
+
+def _rlm_hints(kind):
+    try:
+        return _rlm_typing.get_type_hints(kind, {**vars(_rlm_typing), **globals()}, include_extras=True)
+    except NameError as error:
+        raise TypeError("%s: %s" % (kind.__name__, error)) from None
+
+
+def _rlm_constraints(told):
+    """Return what pydantic's `Field` and annotated_types say, as plain values."""
+    found = {}
+    for part in told:
+        if isinstance(part, str):  # a remark
+            continue
+        said = {name: getattr(part, name, None) for name in _RLM_CONSTRAINTS}
+        inner = getattr(part, "metadata", ())
+        said = {name: value for name, value in said.items() if value is not None}
+        if not said and not inner and not hasattr(part, "description"):
+            raise TypeError(
+                "a validator written in the REPL does not run on the host; use Field(ge=..., pattern=...), and "
+                "check the answer with code"
+            )
+        found.update({name: _rlm_plain(value) for name, value in said.items()})
+        found.update(_rlm_constraints(inner))
+    return found
 
 
 class _RlmField:
@@ -97,13 +203,14 @@ class _RlmSignature(metaclass=_RlmSignatureMeta):
 
 def _rlm_signature(signature):
     """Return a signature (a string, a class, or what `dspy.Signature(...)` gave) as JSON-like data."""
+    types = _RlmTypes()
     if isinstance(signature, str):
         signature = _RlmInline(signature)
     if isinstance(signature, _RlmInline):
-        words = set(_rlm_re.findall(r"[A-Za-z_]\w*", signature.text))
-        own = {word: globals()[word] for word in words if isinstance(globals().get(word), type)}
-        types = {word: _rlm_type(kind) for word, kind in own.items() if kind.__module__ == "__main__"}
-        return {"text": signature.text, "instructions": signature.instructions, "types": types}
+        for word in sorted(set(_rlm_re.findall(r"[^\W\d]\w*", signature.text))):
+            if _rlm_is_type(globals().get(word)):
+                types.named(word, globals()[word])
+        return {"text": signature.text, "instructions": signature.instructions, "classes": types.classes}
     if not (isinstance(signature, type) and issubclass(signature, _RlmSignature)):
         raise TypeError("a signature is a string like 'text -> label: str', or a class on dspy.Signature")
     fields = []
@@ -112,12 +219,19 @@ def _rlm_signature(signature):
             field = getattr(signature, name, None)
             if not isinstance(field, _RlmField):
                 raise TypeError("%s.%s needs dspy.InputField() or dspy.OutputField()" % (owner.__name__, name))
-            fields.append(_rlm_field(name, field, _rlm_type(kind)))
+            fields.append(_rlm_field(name, field, types.text(kind)))
         for name, field in vars(owner).items():
             if isinstance(field, _RlmField) and name not in [known["name"] for known in fields]:
                 fields.append(_rlm_field(name, field, "str"))
-    doc = _rlm_inspect.cleandoc(signature.__doc__ or "")
-    return {"name": signature.__name__, "instructions": doc or None, "fields": fields}
+    name, doc = signature.__name__.lstrip("_") or "Signature", _rlm_inspect.cleandoc(signature.__doc__ or "")
+    return {"name": name, "instructions": doc or None, "fields": fields, "classes": types.classes}
+
+
+def _rlm_is_type(value):
+    """Return whether a name of the REPL may stand for a type: a class written there, or `Score = Literal[...]`."""
+    if isinstance(value, type):
+        return value.__module__ == "__main__" or hasattr(value, "model_fields")
+    return _rlm_typing.get_origin(value) is not None
 
 
 def _rlm_annotations(owner):
@@ -125,8 +239,15 @@ def _rlm_annotations(owner):
 
 
 def _rlm_field(name, field, kind):
-    desc = field.options.get("desc") or field.options.get("description")
-    return {"name": name, "way": field.way, "type": kind, "desc": desc}
+    options = dict(field.options)
+    told = {"name": name, "way": field.way, "type": kind}
+    told["desc"] = str(options.pop("desc", None) or options.pop("description", None) or "")
+    if "default_factory" in options:
+        options["default"] = options.pop("default_factory")()
+    if "default" in options:
+        told.update(required=False, default=_rlm_plain(options.pop("default")))
+    told["constraints"] = {key: _rlm_plain(options[key]) for key in _RLM_CONSTRAINTS if key in options}
+    return told
 
 
 def _rlm_input_names(sent):

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from pydantic import ValidationError
 
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.adhoc import signature_from
+from rlm_dspy.errors import InvalidInputs, LimitExceeded
+from rlm_dspy.frames import SignatureFrame
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.limits import Limits
 from rlm_dspy.replies import tree_of
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.callee import Callee
     from rlm_dspy.calls import Answer, Asked
+    from rlm_dspy.frames import CallFrame
     from rlm_dspy.record import Record
     from rlm_dspy.trajectory import Step, SubCall
 
@@ -144,16 +148,16 @@ class _RecordedCalls(SubCalls):
         """Begin a turn whose sub-calls were these."""
         self._of_turn, self.missing = _Answers(calls), []
 
-    def call(self, call: dict[str, Any]) -> list[Answer]:
-        """Answer the items of one call (see `in_repl`) from the record.
+    def call(self, call: CallFrame) -> list[Answer]:
+        """Answer the items of one call from the record.
 
         Raises:
             LimitExceeded: If the call was refused whole when it was recorded.
             RLMError: As `SubCalls.call`.
             TypeError: As `SubCalls.call`.
         """
-        callee = self.find(call["to"])
-        items = self._read(callee, call["items"], call["same"])
+        callee = self.find(call.to)
+        items = self._read(callee, call.items, call.same)
         with self._lock:
             self._batches = number = self._batches + 1
             self._log += [(callee, number, item) for item in items]
@@ -236,8 +240,8 @@ def signature_of(record: Record) -> Any:
         ValueError: If it cannot be read.
     """
     try:
-        return dspy.Signature(record.signature, record.instructions)
-    except Exception:  # noqa: BLE001 (DSPy evaluates it and raises whatever Python does)
+        return signature_from(SignatureFrame(text=record.signature, instructions=record.instructions))
+    except (InvalidInputs, ValidationError):  # a log is a file like any other: nothing in it is looked up
         inputs, outputs = map(_names, record.signature.split(" -> "))
     fields = {name: (Any, dspy.InputField()) for name in inputs} | {
         name: (Any, dspy.OutputField()) for name in outputs
@@ -260,7 +264,15 @@ def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
     for call in calls:
         if call.kind in ("sub", "child") and call.name.isidentifier() and call.name != "rlm_query":
             given.setdefault(call.name, []).append(call.inputs)
-    return {name: dspy.Predict(_stand_in(inputs)) for name, inputs in given.items()}
+    return {name: _StandIn(_stand_in(inputs)) for name, inputs in given.items()}
+
+
+class _StandIn(dspy.Module):
+    """Has the signature of a sub; it is never called."""
+
+    def __init__(self, signature: Any) -> None:
+        super().__init__()
+        self.signature = signature
 
 
 def _stand_in(given: list[dict[str, str]]) -> Any:

@@ -233,7 +233,8 @@ class Run:
             "final_reasoning": final_reasoning,
         }
         outputs = {name: answer.get(name) for name in self.signature.output_fields}
-        return dspy.Prediction(**outputs, **{name: value for name, value in report.items() if name not in outputs})
+        others = {name: value for name, value in report.items() if name not in outputs}
+        return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
 
 
 def _cache_of(given: SubCallCache | bool) -> SubCallCache | None:

@@ -12,12 +12,14 @@ from rlm_dspy.cache import SubCallCache, digest
 from rlm_dspy.calls import Answer, Asked, Batch, calling_from
 from rlm_dspy.crossing import received, short
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
+from rlm_dspy.frames import read_call
 from rlm_dspy.listening import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.callee import Callee
+    from rlm_dspy.frames import CallFrame, Part, Target
     from rlm_dspy.ledger import Ledger
     from rlm_dspy.trajectory import SubCall
 
@@ -64,7 +66,7 @@ class SubCalls:
     """
 
     run: Any
-    find: Callable[[dict[str, Any]], Callee]
+    find: Callable[[Target], Callee]
     ledger: Ledger
     tree: Tree
     lm: Any
@@ -77,9 +79,9 @@ class SubCalls:
     def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Return the one function that the REPL reaches the host by."""
 
-        def call(call: dict[str, Any]) -> dict[str, Any]:
+        def call(call: Any) -> dict[str, Any]:
             try:
-                return {"answers": self.call(call)}
+                return {"answers": self.call(read_call(call))}
             except (RLMError, TypeError, ValueError) as error:
                 return {"refused": str(error), "kind": type(error).__name__}
 
@@ -96,8 +98,8 @@ class SubCalls:
             log = list(self._log)
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
 
-    def call(self, call: dict[str, Any]) -> list[Answer]:
-        """Answer the items of one call (see `in_repl`).
+    def call(self, call: CallFrame) -> list[Answer]:
+        """Answer the items of one call.
 
         Returns:
             One answer an item, in order. An item that does not fit, that fails, or that the limits no longer
@@ -107,8 +109,8 @@ class SubCalls:
             RLMError: If there is nothing of that name, or the batch is far beyond what is left.
             TypeError: If it is called with fields that it does not have.
         """
-        callee = self.find(call["to"])
-        items = self._read(callee, call["items"], call["same"])
+        callee = self.find(call.to)
+        items = self._read(callee, call.items, call.same)
         with self._lock:
             self._batches = number = self._batches + 1
             self._log += [(callee, number, item) for item in items]
@@ -128,7 +130,7 @@ class SubCalls:
         if waiting:
             batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
             with calling_from(self.run, self.lm):
-                batch() if call["many"] else batch.run()
+                batch() if call.many else batch.run()
         self._spread(items)
         asked = {id(item) for item in waiting}
         for item in items:
@@ -136,7 +138,7 @@ class SubCalls:
                 tell(functools.partial(item.entry, callee, number))
         return [item.answer for item in items]
 
-    def _read(self, callee: Callee, items: list[Any], same: list[Any]) -> list[Asked]:
+    def _read(self, callee: Callee, items: list[Part], same: Part) -> list[Asked]:
         """Return the items, each with what is wrong with it as its answer; nothing is paid for these."""
         constants = self._inputs_of(same)
         interface, keyed = callee.interface, self.tree.cache is not None
@@ -167,8 +169,12 @@ class SubCalls:
             read.append(asked)
         return read
 
-    def _inputs_of(self, part: list[Any]) -> dict[str, Any]:
+    def _inputs_of(self, part: Part) -> dict[str, Any]:
         values, handles = part
+        if unknown := sorted(set(handles.values()) - self.inputs.keys()):
+            raise InvalidInputs(
+                f"No input of the run is named {', '.join(unknown)}; there are: {', '.join(self.inputs)}."
+            )
         return {**values, **{name: self.inputs[own] for name, own in handles.items()}}
 
     @staticmethod

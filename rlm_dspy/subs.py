@@ -13,7 +13,7 @@ from dspy.adapters.utils import get_annotation_name
 from pydantic_core import PydanticUndefined
 
 from rlm_dspy.answers import read_value
-from rlm_dspy.arguments import RESERVED, check_signature
+from rlm_dspy.arguments import RESERVED, SETTINGS, check_signature
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.typenames import consists_of
 
@@ -52,6 +52,7 @@ def make_subs(given: Any, inputs: Any, tools: Any) -> Subs:
         if not isinstance(module, dspy.Module):
             raise TypeError(f"The sub {name!r} must be a dspy.Signature class or a dspy.Module, not {value!r}.")
         _check_name(name, subs, inputs, tools)
+        _check_fields(name, module)
         setattr(subs, name, module)
     return subs
 
@@ -96,6 +97,17 @@ def _check_name(name: Any, subs: Subs, inputs: Any, tools: Any) -> None:
     if clash := [what for what, true in taken.items() if true]:
         raise ValueError(
             f"The sub {name!r} has the name of {clash[0]}. Give it another: subs={{'other_name': ...}}."
+        )
+
+
+def _check_fields(name: str, module: dspy.Module) -> None:
+    """Check that no input is taken for a setting: code in the REPL gives them, and could choose an LM."""
+    signature = signature_of(module)
+    known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct)
+    if known and (clash := sorted(SETTINGS & set(signature.input_fields))):
+        raise ValueError(
+            f"Invalid sub {name!r}: {type(module).__name__} takes {', '.join(clash)} for a setting, not for an "
+            "input. Rename the input fields."
         )
 
 
@@ -165,7 +177,7 @@ class Interface:
                 raise Unanswered(f"{self.name} gave no value for {', '.join(missing)}. Ask for less at a time.")
         if len(fields) == 1 and not self.whole:
             return next(iter(fields.values()))
-        return dspy.Prediction(**fields)
+        return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
 
 
 def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:

@@ -11,6 +11,7 @@ import pytest
 from rlm_dspy import RLM, Limits
 from rlm_dspy.callees import Callees
 from rlm_dspy.errors import RLMError
+from rlm_dspy.frames import SubFrame
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
@@ -221,7 +222,7 @@ def test_the_host_function_is_reached_by_its_name_alone() -> None:
     """What the REPL calls is one tool; an unknown sub is told by name."""
     assert HOST_TOOL.isidentifier()
     with pytest.raises(RLMError, match="'claims'"):
-        Callees(RLM("q -> answer"), depth=0, make_child=RLM).find({"kind": "sub", "name": "claims"})
+        Callees(RLM("q -> answer"), depth=0, make_child=RLM).find(SubFrame(kind="sub", name="claims"))
 
 
 def test_a_call_after_the_code_changed_our_names_still_works_next_turn(play: Play) -> None:

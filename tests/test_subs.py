@@ -289,6 +289,8 @@ def test_a_chain_of_thought_gives_the_value_that_was_asked_for() -> None:
         ([3], "Signature classes"),
         ([{}], "Signature classes"),
         ({"a": 3}, "must be a dspy.Signature"),
+        ({"a": "text, config -> b"}, "takes config for a setting"),
+        ({"a": dspy.ChainOfThought("text, lm, demos -> b")}, "takes demos, lm for a setting"),
         ({"a": "no arrow"}, "->|arrow"),
     ],
 )
@@ -433,3 +435,11 @@ def test_a_pydantic_model_written_in_the_repl_is_the_type_of_a_sub_call(factory:
     signature = "q -> text: str, year: int"
     pred, _ = run(RLM(signature), code, lambda _: fields(fact='{"text": "tides rise", "year": 2024}'), factory)
     assert (pred.text, pred.year) == ("tides rise", 2024)
+
+
+@everywhere
+def test_an_output_may_be_named_base(factory: Any) -> None:
+    """DSPy's records take one of this name for a record to copy."""
+    code = "found = dspy.Predict('text -> base, more')(text='t')\nSUBMIT(base=found.base + found.more)"
+    pred, _ = run(RLM("q -> base"), code, lambda _: fields(base="a", more="b"), factory)
+    assert pred.base == "ab"
