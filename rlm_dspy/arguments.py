@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import keyword
@@ -13,9 +14,11 @@ from dspy.signatures.signature import ensure_signature
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
+from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
+from rlm_dspy.typenames import shown_default, shown_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 RESERVED = frozenset(
     {
@@ -201,21 +204,21 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
 
     def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):
-            raise TypeError(f"{tool.name}{own} takes {len(names)} positional arguments, {len(args)} were given.")
+            usage = f"{tool.name}{shown_signature(own)}"
+            raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
     by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
 
     def invoke(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with _told_safely(tool.name):
             if by_position:  # dspy.Tool hands arguments over by name only
                 return tool.func(*args, **kwargs)
             return tool(**by_name(args, kwargs))
-        except SystemExit as error:  # of a tool made from a command line; it must not end the caller's program
-            raise RuntimeError(f"{tool.name} exited with {error.code!r}") from error
 
     async def invoke_async(*args: Any, **kwargs: Any) -> Any:
-        return await tool.acall(**by_name(args, kwargs))
+        with _told_safely(tool.name):
+            return await tool.acall(**by_name(args, kwargs))
 
     call = getattr(tool.func, "__call__", None)  # noqa: B004  # the method itself is asked whether it is async
     is_async = inspect.iscoroutinefunction(tool.func) or inspect.iscoroutinefunction(call)
@@ -223,6 +226,52 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
     functools.update_wrapper(function, tool.func)
     function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
     return function
+
+
+@contextlib.contextmanager
+def _told_safely(name: str) -> Iterator[None]:
+    """Let what a tool raises reach the code without secrets of the host."""
+    try:
+        yield
+    except SystemExit as error:  # of a tool made from a command line; it must not end the caller's program
+        raise RuntimeError(f"{name} exited with {error.code!r}") from error
+    except Exception as error:
+        if (safe := safe_error(error, dspy.settings.lm)) is error:
+            raise
+        raise safe from None
+
+
+class GuardedTool(dspy.Tool):
+    """A tool as ReAct gets it: what it raises comes back as type and message, without traceback and secrets."""
+
+    @classmethod
+    def of(cls, tool: dspy.Tool) -> GuardedTool:
+        """Return a tool, guarded; its defaults are shown without secrets, too."""
+        args = {name: _shown_schema(schema) for name, schema in (tool.args or {}).items()}
+        return cls(tool.func, tool.name, tool.desc, args, tool.arg_types, tool.arg_desc)
+
+    def __call__(self, **kwargs: Any) -> Any:
+        """Call it."""
+        try:
+            return super().__call__(**kwargs)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would tell of it with its traceback)
+            return self._told(error)
+
+    async def acall(self, **kwargs: Any) -> Any:
+        """Await it."""
+        try:
+            return await super().acall(**kwargs)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
+            return self._told(error)
+
+    def _told(self, error: BaseException) -> str:
+        return f"Execution error in {self.name}: {type(error).__name__}: {safe_message(error, dspy.settings.lm)}"
+
+
+def _shown_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an argument without a default that no model may be shown."""
+    shown = shown_default(schema.get("default"))
+    return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else schema
 
 
 def _is_reserved(name: str) -> bool:

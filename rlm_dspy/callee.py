@@ -87,6 +87,12 @@ class Callee:
     reused: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def lms(self) -> list[Any]:
+        """The LMs that may be asked: that of this scope, one of the call's own, those of the predictors."""
+        own = [predictor.lm for _, predictor in self.module.named_predictors()]
+        return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
+
     def state(self, lm: Any) -> str:
         """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.adhoc import module_from, signature_from, written
+from rlm_dspy.arguments import GuardedTool
 from rlm_dspy.callee import Callee
 from rlm_dspy.children import QUERY, ChildQuery, check_depth
 from rlm_dspy.errors import InvalidInputs, RLMError
@@ -85,7 +86,9 @@ class Callees:
         if to.module == "RLM":
             child = self._make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        made = module_from(to.module, made_of, options, [self._rlm.tools[tool] for tool in to.tools])
+        made = module_from(
+            to.module, made_of, options, [GuardedTool.of(self._rlm.tools[tool]) for tool in to.tools]
+        )
         interface = interface_of(name, made, whole=True)
         return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
 

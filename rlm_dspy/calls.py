@@ -25,6 +25,7 @@ from rlm_dspy.listening import tell
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.metering import Meter, metered
 from rlm_dspy.port import as_streamed, waiting_loop
+from rlm_dspy.redaction import safe_message
 from rlm_dspy.trajectory import SubCall, clip, sendable
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ def _whole(value: Any) -> str:
     return text if len(text) <= _ANSWER_CHARS else ""
 
 
-def failed(error: BaseException) -> Answer:
-    """Return an error as an answer."""
+def failed(error: BaseException, *lms: Any) -> Answer:
+    """Return an error as an answer, without the secrets of these LMs and of the environment."""
     kind = type(error).__name__
-    return {"error": sendable(clip(f"{kind}: {error}", _ERROR_CHARS)), "kind": kind}
+    return {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
 
 
 class Batch(dspy.Module):
@@ -216,7 +217,7 @@ class Batch(dspy.Module):
                 value = self._ask(item)
             answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
-            answer = failed(error)
+            answer = failed(error, *self._callee.lms, outer and outer.run.lm)
         finally:
             item.end()
         with self._lock:

@@ -10,7 +10,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.inputs import describe
-from rlm_dspy.typenames import type_name
+from rlm_dspy.typenames import shown_signature, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ def _stub(tool: dspy.Tool) -> str:
     """Return `(query: str, k: int = 5) -> list[str]` of a tool."""
     for unquoted in (True, False):
         with contextlib.suppress(Exception):  # an annotation in quotes may name, or do, anything
-            return str(inspect.signature(tool.func, eval_str=unquoted))
+            return shown_signature(inspect.signature(tool.func, eval_str=unquoted))
     return f"({', '.join(tool.args or {})})"
 
 

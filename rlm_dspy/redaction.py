@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
 _NAMES_IN_ENVIRONMENT = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_CREDENTIALS = re.compile(
+    r"(?<=\bbearer )[\w.~+/=-]{8,}|(?<=\bbasic )[\w+/=-]{8,}|\b(?:sk|pk|gh[a-z]|xox[a-z]|hf)[-_][\w-]{16,}"
+    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)",
+    re.IGNORECASE,
+)
+"""What looks like a key wherever it stands: behind `Bearer`, with the prefix of a provider, in an address."""
 _MIN_CHARS = 10
 """Shorter ones are stand-ins for a key that no server asks for, and words of the text as well."""
 _MIN_LEFT = 6
@@ -36,6 +42,28 @@ def secrets_of_environment() -> set[str]:
     """Return the values of environment variables that are named like a key."""
     values = [value for name, value in os.environ.items() if _NAMES_IN_ENVIRONMENT.search(name)]
     return {part for value in values for part in _parts(value)}
+
+
+def safe_message(error: BaseException, *lms: Any) -> str:
+    """Return what an error says to code that must not know the host's secrets.
+
+    Args:
+        error: What was raised: by a model's server or by a tool, which may quote a request with its headers.
+        lms: The LMs whose secrets are known.
+    """
+    return without_credentials(str(error), *lms)
+
+
+def without_credentials(text: str, *lms: Any) -> str:
+    """Return a text without the secrets of the environment and of some LMs, and without what looks like a key."""
+    secrets = secrets_of_environment().union(*map(secrets_of, lms))
+    return _CREDENTIALS.sub(HIDDEN, hidden(text, secrets))
+
+
+def safe_error(error: Exception, *lms: Any) -> Exception:
+    """Return the error itself if it tells no secret; else one with its type and message, secrets hidden."""
+    message = safe_message(error, *lms)
+    return error if message == str(error) else RuntimeError(f"{type(error).__name__}: {message}")
 
 
 def in_strings(value: Any, change: Callable[[str], str]) -> Any:

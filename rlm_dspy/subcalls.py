@@ -14,6 +14,7 @@ from rlm_dspy.crossing import received, short
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.frames import read_call
 from rlm_dspy.listening import tell
+from rlm_dspy.redaction import safe_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,7 @@ class SubCalls:
             try:
                 return {"answers": self.call(read_call(call))}
             except (RLMError, TypeError, ValueError) as error:
-                return {"refused": str(error), "kind": type(error).__name__}
+                return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
 
         return call
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from rlm_dspy.answers import read_value
 from rlm_dspy.arguments import RESERVED, SETTINGS, check_signature
 from rlm_dspy.errors import Unanswered
-from rlm_dspy.typenames import consists_of
+from rlm_dspy.typenames import consists_of, shown_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ class Interface:
         parts = []
         for name, kind in self.inputs.items():
             typed = name if kind is Any else f"{name}: {get_annotation_name(kind)}"
-            default = f" = {self.defaults[name]!r}" if name in self.defaults else ""
+            default = f" = {shown_default(self.defaults[name])}" if name in self.defaults else ""
             parts.append(f"{typed}{default}")
         return f"{self.name}({', '.join(parts)})"
 

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any
 
 from dspy.adapters.utils import get_annotation_name
 
+from rlm_dspy.redaction import without_credentials
+
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Iterable
+
+_DEFAULT_CHARS = 60
 
 
 def type_name(annotation: Any) -> str:
     """Return a type's name; of a pydantic model or an enum also what it consists of."""
     name, parts = str(get_annotation_name(annotation)), consists_of([annotation])
     return f"{name} ({parts})" if parts else name
+
+
+def shown_default(value: Any) -> str:
+    """Return a default as a model is shown it: plain values without secrets; `...` for an object of the host."""
+    if isinstance(value, enum.Enum):
+        return str(value)
+    text = without_credentials(repr(value)) if _is_plain(value) else "..."
+    return text if len(text) <= _DEFAULT_CHARS else "..."
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, bool, int, float)
+
+
+class _Shown:
+    """Stands in a signature for a default."""
+
+    def __init__(self, value: Any) -> None:
+        self._text = shown_default(value)
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def shown_signature(signature: inspect.Signature) -> str:
+    """Return a signature as a model is shown it: `(query: str, k: int = 5) -> list[str]`."""
+    parameters = [
+        part if part.default is part.empty else part.replace(default=_Shown(part.default))
+        for part in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters))
 
 
 def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:

@@ -24,11 +24,12 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction", "files", "typenames", "json_values"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction", "files", "json_values"},
     {
         "alarm",
         "limits",
         "lms",
+        "typenames",
         "trajectory",
         "inputs",
         "replies",
