@@ -127,6 +127,7 @@ class Interpreter:
         self.output_fields = None if output_fields is None else [dict(item) for item in output_fields]
         self.callbacks = list(callbacks or [])
         self._running = threading.Lock()
+        self._starting = threading.Lock()
         self._started = False
         self._ended = False
         self._interrupt: BaseException | None = None
@@ -139,10 +140,11 @@ class Interpreter:
         Raises:
             dspy.CodeInterpreterError: If it was shut down.
         """
-        self._check_open()
-        if not self._started:
-            self._start()
-            self._started = True
+        with self._starting:
+            self._check_open()
+            if not self._started:
+                self._start()
+                self._started = True
 
     @observed
     def execute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
@@ -191,9 +193,10 @@ class Interpreter:
     @observed
     def shutdown(self) -> None:
         """End the session; more than once does nothing."""
-        if not self._ended:
-            self._ended = True
-            self._shutdown()
+        with self._starting:
+            if not self._ended:
+                self._ended = True
+                self._shutdown()
 
     def __enter__(self) -> Self:
         self.start()

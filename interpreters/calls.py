@@ -77,7 +77,10 @@ class Caller:
                 outcome = Raised(error)
             done(outcome)
 
-        in_thread(job)
+        try:
+            in_thread(job)
+        except RuntimeError as error:  # no thread can be started
+            done(Raised(error))
 
 
 class Raised:
@@ -101,3 +104,18 @@ def value_of(outcome: Any) -> Any:
 def is_async(tool: Callable[..., Any]) -> bool:
     """Return whether calling `tool` gives a coroutine."""
     return any(map(inspect.iscoroutinefunction, (tool, type(tool).__call__)))
+
+
+def described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:
+    """Return what a worker must know of tools to stand in for them."""
+    return [
+        {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": is_async(tool)}
+        for name, tool in tools.items()
+    ]
+
+
+def message(error: Exception) -> str:
+    """Return what an error says; of a KeyError the key itself."""
+    if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
+        return error.args[0]
+    return str(error)

@@ -1,10 +1,19 @@
-"""How long a cell may take, and how it is asked to stop."""
+"""How long a cell may take and how much it may ask for, and how it is asked to stop."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
+
+MOST_CALLS = 1_000_000
+"""Calls to the host in one cell: each costs the host some 0.1 ms."""
+MOST_BYTES = 4 << 30
+"""Bytes of the calls of one cell."""
+MOST_BYTES_AT_ONCE = 256 << 20
+"""Bytes of calls that wait for an answer; the host reads no further call until one is answered."""
+_LATE_ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -14,7 +23,7 @@ class Bounds:
     cell_seconds: float | None
     """From its beginning, calls to the host included; None: for ever."""
     busy_seconds: float | None
-    """Of its own, while no call waits for the host; None: for ever."""
+    """Of its own: the time in which no call waits for the host, and CPU time; None: for ever."""
     grace_seconds: float
     """Between the first interrupt and the kill."""
 
@@ -25,16 +34,40 @@ class Bounds:
                 raise ValueError(f"{name} must be positive{'' if name == 'grace_seconds' else ' or None'}")
 
 
+class Deadline:
+    """The end of a wait.
+
+    Args:
+        seconds: How long from now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds left; 0 or less once it has passed."""
+        return self._end - time.monotonic()
+
+
 class Clock:
-    """The deadlines of one cell, and how hard it was asked to stop."""
+    """The deadlines of one cell, the calls it has made, and how hard it was asked to stop."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._lock = threading.Lock()
         self._started = self._resumed = time.monotonic()
         self._busy = 0.0
-        self._calls = 0
+        self._cpu: float | None = None
+        self._worked = 0.0
+        self._waiting = 0
+        self._bytes = self._bytes_at_once = 0
         self._next: float | None = None
+        self._ended: Deadline | None = None
+        self.calls = 0
+        """Calls that the cell has made."""
+        self.unanswered = 0
+        """Calls whose answers were not sent yet: each holds a thread of the host."""
         self.asked = 0
         """How often it was interrupted."""
         self.reason = ""
@@ -45,41 +78,91 @@ class Clock:
         return time.monotonic() - self._started
 
     @property
-    def calls(self) -> int:
-        """Calls to the host that wait for an answer."""
-        return self._calls
+    def full(self) -> bool:
+        """Whether the calls that wait hold as much memory as they may."""
+        return self._bytes_at_once > MOST_BYTES_AT_ONCE
 
-    def call_starts(self) -> None:
-        """While a call waits for the host, the cell is not busy."""
+    @property
+    def over(self) -> bool:
+        """Whether the cell has ended."""
+        return self._ended is not None
+
+    def call_starts(self, size: int) -> None:
+        """While a call of `size` bytes waits for the host, the cell is not busy."""
         with self._lock:
-            if self._calls == 0:
+            if self._waiting == 0:
                 self._busy += time.monotonic() - self._resumed
-            self._calls += 1
+            self._waiting += 1
+            self.unanswered += 1
+            self.calls += 1
+            self._bytes += size
+            self._bytes_at_once += size
 
     def call_ends(self) -> None:
         """Go on counting when it was the last."""
         with self._lock:
-            self._calls -= 1
-            if self._calls == 0:
+            self._waiting -= 1
+            if self._waiting == 0:
                 self._resumed = time.monotonic()
 
-    def remaining(self) -> float | None:
-        """Return the seconds until the cell is due; None if there is no limit."""
-        now = time.monotonic()
-        if self._next is not None:
-            return self._next - now
+    def call_answered(self, size: int) -> None:
+        """Forget a call of `size` bytes: its answer was sent or given up."""
         with self._lock:
-            busy = self._busy if self._calls else self._busy + now - self._resumed
-        left = []
-        if self._bounds.cell_seconds is not None:
-            left.append(self._bounds.cell_seconds - (now - self._started))
-            if left[-1] <= 0:
-                self.reason = f"ran longer than {self._bounds.cell_seconds:g} s"
-        if self._bounds.busy_seconds is not None:
-            left.append(self._bounds.busy_seconds - busy if not self._calls else self._bounds.busy_seconds)
-            if left[-1] <= 0:
-                self.reason = f"computed for longer than {self._bounds.busy_seconds:g} s"
-        return min(left, default=None)
+            self.unanswered -= 1
+            self._bytes_at_once -= size
+
+    def worked(self, cpu_seconds: float) -> None:
+        """Take note of the CPU time that the worker and the host's handling of its frames have used up to now."""
+        if self._cpu is None:
+            self._cpu = cpu_seconds
+        self._worked = min(cpu_seconds - self._cpu, self.elapsed)
+
+    def ends(self) -> None:
+        """The cell has ended."""
+        self._ended = Deadline(_LATE_ANSWER_SECONDS)
+
+    def left(self) -> float:
+        """Return the seconds until the cell is due: 0 or less if it is, infinite if nothing bounds it."""
+        if self._next is not None:
+            return self._next - time.monotonic()
+        return min(self._left_of_time(), self._left_of_work(), self._left_of_calls())
+
+    def left_for_answer(self) -> float:
+        """Return the seconds that an answer may wait for the worker to read it.
+
+        While the cell runs, its own deadline is what ends the wait, and this is never 0.
+        """
+        return math.inf if self._ended is None else self._ended.left()
+
+    def _left_of_time(self) -> float:
+        if self._bounds.cell_seconds is None:
+            return math.inf
+        return self._due(
+            self._bounds.cell_seconds - self.elapsed, f"ran longer than {self._bounds.cell_seconds:g} s"
+        )
+
+    def _left_of_work(self) -> float:
+        if self._bounds.busy_seconds is None:
+            return math.inf
+        with self._lock:
+            waiting = self._waiting > 0
+            busy = self._busy if waiting else self._busy + time.monotonic() - self._resumed
+        left = self._bounds.busy_seconds - max(busy, self._worked)
+        if waiting and left > 0:
+            return math.inf  # it stands still
+        return self._due(left, f"computed for longer than {self._bounds.busy_seconds:g} s")
+
+    def _left_of_calls(self) -> float:
+        if self.calls > MOST_CALLS:
+            return self._due(0, f"called functions more than {MOST_CALLS:,} times")
+        if self._bytes > MOST_BYTES:
+            return self._due(0, f"passed more than {MOST_BYTES >> 30} GB to functions")
+        return math.inf
+
+    def _due(self, left: float, reason: str) -> float:
+        if left <= 0:
+            self.reason = reason
+        return left
 
     def ask(self, reason: str = "") -> None:
         """Count an interrupt; the next is due after half of the grace."""

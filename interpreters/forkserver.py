@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters import importing, namespaces, packages, wire
+from rlm_dspy.interpreters.deadlines import Deadline
 from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ForkServer:
         self._owner = os.getpid()
         _remove_stale()
         self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
-        self._count = 0
+        self._count = self._orders = 0
         self.uid = namespaces.unused_uid() if "uid" in layers else None
         self._control, self._process = self._started(recipe)
         try:
@@ -125,7 +126,7 @@ class ForkServer:
         return ours, process
 
     def _await_ready(self) -> None:
-        frame, _ = self._answer(_START_SECONDS)
+        frame, _ = self._answer(Deadline(_START_SECONDS))
         if frame["t"] != "ready":
             raise OSError(frame["error"])
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
@@ -157,29 +158,44 @@ class ForkServer:
         if "namespaces" not in self.layers:
             remove_tree(Path(path))
 
-    def ask(self, frame: wire.Frame, fds: tuple[int, ...] = ()) -> Watched | None:
+    def ask(
+        self, frame: wire.Frame, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
+    ) -> Watched | None:
         """Send an order and return the process it is about.
 
         Raises:
+            TimeoutError: If it does not answer within `seconds`. If it had 30, it is killed.
             OSError: If the fork server is gone or refuses; the message has its reason.
         """
-        with self._lock:
-            wire.send(self._control, wire.encoded(frame), 0, fds)
-            answer, handles = self._answer(_ANSWER_SECONDS)
+        deadline = Deadline(max(0, min(seconds, _ANSWER_SECONDS)))
+        if not self._lock.acquire(timeout=deadline.seconds):
+            raise TimeoutError(f"the fork server was busy for {deadline.seconds:g} seconds")
+        try:
+            self._orders += 1
+            wire.send(self._control, wire.encoded({**frame, "id": self._orders}), 0, fds)
+            answer, handles = self._answer(deadline)
+        finally:
+            self._lock.release()
         if answer["t"] == "failed":
             raise OSError(answer["error"])
         return Watched(handles[0], answer["pid"]) if handles else None
 
-    def _answer(self, seconds: float) -> tuple[wire.Frame, list[int]]:
+    def _answer(self, deadline: Deadline) -> tuple[wire.Frame, list[int]]:
+        """Wait for the answer to the last order; that of an order whose wait was interrupted is dropped."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        while poll.poll(max(0, deadline.left()) * 1000):
+            packet, fds = wire.receive_trusted(self._control)
+            if not packet:
+                raise OSError("the fork server ended")
+            frame = json.loads(packet[wire.HEADER_BYTES :])
+            if frame.get("id", self._orders) == self._orders:
+                return frame, fds
+            for fd in fds:
+                os.close(fd)
+        if deadline.seconds >= _ANSWER_SECONDS:
             self._process.kill()
-            raise OSError(f"the fork server did not answer within {seconds:g} seconds")
-        packet, fds = wire.receive_trusted(self._control)
-        if not packet:
-            raise OSError("the fork server ended")
-        return json.loads(packet[wire.HEADER_BYTES :]), fds
+        raise TimeoutError(f"the fork server did not answer within {deadline.seconds:g} seconds")
 
     def close(self) -> None:
         """End it and all its workers, and remove its folders. In a forked child: only let go of it."""

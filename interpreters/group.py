@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy.interpreters.deadlines import Deadline
 from rlm_dspy.interpreters.forkserver import check
 from rlm_dspy.interpreters.process import Process
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.values import Form, Shared
 
 _START_SECONDS = 30
+_KILL_SECONDS = 5
+"""How long to wait for the fork server to end a session; it does so later if it is stuck."""
 _LARGEST_TREE = 10_000
 _numbers = itertools.count(1)
 
@@ -69,7 +73,7 @@ class Group:
             with theirs:
                 watched = check(self.server.ask(order, (theirs.fileno(),)))
             process.handle, process.pid, self.pid = watched.handle, watched.pid, watched.pid
-            ready = process.expect("ready", _START_SECONDS)
+            ready = process.expect("ready", Deadline(_START_SECONDS))
         except BaseException as error:
             process.close()
             if isinstance(error, EOFError):
@@ -98,10 +102,11 @@ class Group:
         watched = check(self.server.ask(self._order("watch", pid=pid)))
         process.handle, process.pid = watched.handle, watched.pid
 
-    def make_room(self, process: Process, forms: list[Form]) -> None:
+    def make_room(self, process: Process, forms: list[Form], seconds: float = math.inf) -> None:
         """Let a process map these values, and keep what they share until the group ends.
 
         Raises:
+            TimeoutError: If the fork server does not do it within `seconds`.
             OSError: If it cannot be done.
         """
         self._shared += [form.shared for form in forms if form.shared is not None]
@@ -109,7 +114,7 @@ class Group:
             self._mapped += sum(form.mapped for form in forms)
             self._private += sum(form.private for form in forms)
             room = {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
-            self.server.ask(self._order("room", pid=process.pid, **room))
+            self.server.ask(self._order("room", pid=process.pid, **room), seconds=seconds)
 
     def _order(self, kind: str, **more: Any) -> wire.Frame:
         return {"t": kind, "session": self._name, "group": self.pid, **more}
@@ -127,7 +132,7 @@ class Group:
                 return
         if self.pid:
             with suppress(OSError):
-                self.server.ask(self._order("kill"))
+                self.server.ask(self._order("kill"), seconds=_KILL_SECONDS)
         self.server.drop_scratch(self.scratch)
         for shared in self._shared:
             shared.release()

@@ -7,11 +7,30 @@ import select
 import signal
 import socket
 import threading
-import time
+from collections import deque
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlm_dspy.interpreters import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.interpreters.deadlines import Deadline
+
+_SLICE_SECONDS = 0.5
+"""How often a wait that has no event for its end looks whether it still has time."""
+_MOST_EARLY = 128
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Arrived(NamedTuple):
+    """A frame from a worker."""
+
+    frame: wire.Frame
+    size: int
+    """Bytes that it takes on the host, about."""
 
 
 class Process:
@@ -27,8 +46,11 @@ class Process:
         self.handle = handle
         self.pid = 0
         """Its number where the fork server lives."""
+        self.early: deque[Arrived] = deque()
+        """Calls that came while something else was expected; the next cell answers them."""
         self._assembler = wire.Assembler()
         self._sending = threading.Lock()
+        self._torn = self._killed = False
 
     @classmethod
     def new(cls) -> tuple[Process, socket.socket]:
@@ -40,48 +62,80 @@ class Process:
         """Return the socket's descriptor, to be polled."""
         return self._sock.fileno()
 
-    def send(self, frame: wire.Frame, fds: list[int] | None = None, number: int = 0) -> None:
-        """Send a frame.
+    def send(
+        self, frame: wire.Frame, left: Callable[[], float], fds: list[int] | None = None, number: int = 0
+    ) -> None:
+        """Send a frame while `left()`, in seconds, is more than 0.
 
         Raises:
-            OSError: If it is gone, or does not read.
+            TimeoutError: If it is not read in that time.
+            OSError: If the process is gone, or an earlier frame was cut off.
         """
         payload = wire.encoded(frame)
-        with self._sending:
-            wire.send(self._sock, payload, number, fds or ())
+        while not self._sending.acquire(timeout=_slice(left)):
+            _check(left)
+        try:
+            if self._torn:
+                raise BrokenPipeError("a frame to it was cut off")
+            self._torn = True
+            for packet in wire.packets(payload, number):
+                self._send_packet(packet, wire.rights(fds), left)
+                fds = None
+            self._torn = self._killed = False
+        finally:
+            self._sending.release()
 
-    def received(self) -> wire.Frame | None:
-        """Take what has arrived; return a frame if one is complete.
+    def _send_packet(self, packet: list[bytes], rights: wire.Rights, left: Callable[[], float]) -> None:
+        while True:
+            try:
+                self._sock.sendmsg(packet, rights, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._sock, select.POLLOUT)
+                poll.poll(_slice(left) * 1000)
+                _check(left)
+            else:
+                return
+
+    def received(self) -> Arrived | None:
+        """Take one packet, if one has arrived; return the frame that it completes.
 
         Raises:
             EOFError: If the other side is closed.
             wire.Violation: If it is not of the protocol.
         """
-        while True:
-            try:
-                packet = wire.receive_packet(self._sock, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return None
-            except ConnectionError:
-                raise EOFError from None
-            payload = self._assembler.add(packet)
-            if payload is not None:
-                return wire.decoded(payload)
+        try:
+            packet = wire.receive_packet(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            raise EOFError from None
+        payload = self._assembler.add(packet)
+        return None if payload is None else Arrived(wire.decoded(payload), wire.size_of(payload))
 
-    def expect(self, kind: str, seconds: float) -> wire.Frame:
-        """Wait for a frame of `kind`; others on the way are dropped.
+    def expect(self, kind: str, deadline: Deadline, number: int | None = None) -> wire.Frame:
+        """Wait for a frame of `kind`, and of this `number` if one is given. Calls are kept, other frames dropped.
 
         Raises:
             EOFError: If it is gone.
-            TimeoutError: If none comes within `seconds`.
+            TimeoutError: If none comes in time.
             wire.Violation: If it sends what is not of the protocol.
         """
-        deadline = time.monotonic() + seconds
-        while self.readable(deadline - time.monotonic()):
-            frame = self.received()
-            if frame is not None and frame.get("t") in (kind, "failed"):
-                return frame
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
+        while deadline.left() > 0 and self.readable(deadline.left()):
+            arrived = self.received()
+            if arrived is None:
+                continue
+            told = arrived.frame.get("t")
+            if told == "failed" or (told == kind and number in (None, arrived.frame.get("id"))):
+                return arrived.frame
+            if told == "call":
+                self._keep(arrived)
+        raise TimeoutError(f"no answer within {deadline.seconds:g} seconds")
+
+    def _keep(self, call: Arrived) -> None:
+        if len(self.early) >= _MOST_EARLY:
+            raise wire.Violation("more calls at once than it has threads")
+        self.early.append(call)
 
     def readable(self, seconds: float) -> bool:
         """Wait until something has arrived, or it is gone; false if `seconds` pass first."""
@@ -91,7 +145,9 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended."""
+        """Whether the process has ended or is about to; also of a copy that never woke."""
+        if self._killed or self.handle < 0:
+            return True
         poll = select.poll()
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(0))
@@ -100,6 +156,11 @@ class Process:
         """Raises EOFError if it has ended and all that it sent is read."""
         if self.ended and not self.readable(0):
             raise EOFError
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._killed = True
+        self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         """Send a signal, if it still lives."""
@@ -115,11 +176,19 @@ class Process:
                     return max(0, int(line.split()[1]))
         return 0
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that its threads have used; 0 if it is gone."""
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.host_pid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / _TICKS
+        return 0.0
+
     def close(self) -> None:
         """Let go of it: a sleeping copy then ends by itself."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # also wakes a thread of ours that is sending
-        self._sock.close()
+        with self._sending:
+            self._sock.close()
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
@@ -130,6 +199,15 @@ class Process:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
+
+
+def _slice(left: Callable[[], float]) -> float:
+    return min(max(left(), 0), _SLICE_SECONDS)
+
+
+def _check(left: Callable[[], float]) -> None:
+    if left() <= 0:
+        raise TimeoutError("it does not read what it is sent")
 
 
 def text_of(frame: wire.Frame, name: str) -> str:

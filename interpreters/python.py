@@ -191,8 +191,10 @@ class PythonInterpreter(Interpreter, TakesObjects):
         group = Group(server, self.limits, server.new_scratch())
         try:
             process = group.spawn(self.max_output_chars)
-        except OSError as error:
+        except BaseException as error:
             group.leave()
+            if not isinstance(error, OSError | ValueError):
+                raise
             raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
         packages = server.packages | _bundled(self._recipe)
         settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
@@ -207,7 +209,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         made.__dict__.update(self.__dict__)
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
-        made._running = threading.Lock()  # noqa: SLF001 (its own class)
+        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001 (its own class)
         made._adopt(session)  # noqa: SLF001
         return made
 

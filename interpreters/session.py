@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ import dspy
 
 from rlm_dspy.interpreters import calls, wire
 from rlm_dspy.interpreters.base import CellError
-from rlm_dspy.interpreters.deadlines import Bounds, Clock
-from rlm_dspy.interpreters.lineage import CellUndone, Checkpoint, Lineage
-from rlm_dspy.interpreters.process import Process, text_of
+from rlm_dspy.interpreters.deadlines import Bounds, Clock, Deadline
+from rlm_dspy.interpreters.lineage import WAKE_SECONDS, CellUndone, Checkpoint, Lineage
+from rlm_dspy.interpreters.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.values import CannotCross, Form, form_of
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.group import Group
 
 _LOOK_SECONDS = 0.5
-"""How often the memory of a cell's processes is looked at."""
+"""How often the memory and the CPU time of a cell's processes are looked at."""
+_TAKE_SECONDS = 10
+"""How long a worker may take to read a cell."""
 _DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
 _TRY_AGAIN_AFTER = 10
 _KINDS = ("done", "submitted", "raised", "invalid")
+_LATE = ("bound", "copied")
+"""Answers to an order that the host no longer waits for."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Session(Lineage):
         self._stop: str | BaseException | None = None
         self._poll = select.poll()
         self._polled: Process | None = None
+        self._look_again = Deadline(_LOOK_SECONDS)
 
     # What a user may do
 
@@ -91,24 +97,27 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If the session is lost.
             BaseException: What a tool raised that is no Exception; the cell was stopped.
         """
-        if self._process.ended:
-            self._recover("The worker ended after the last cell", "This cell did not run.")
-        clock = Clock(self._settings.bounds)
-        self._stop = None
-        fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
-        forms = self._forms(fresh)
-        try:
-            self._send_cell(cell, fresh, forms)
-            frame = self._result(cell, clock)
-        except (CellError, dspy.CodeInterpreterError):
-            raise
-        except BaseException:
-            self._abandon(clock)
-            raise
-        self._cell_seconds = clock.elapsed
-        if frame["kind"] == "raised" and clock.asked:
-            frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
-        return frame
+        with self._used():
+            if self._process.ended:
+                self._recover("The worker ended after the last cell", "This cell did not run.")
+            clock = Clock(self._settings.bounds)
+            self._stop, self._look_again = None, Deadline(_LOOK_SECONDS)
+            fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+            forms = self._forms(fresh, clock.left())
+            try:
+                self._send_cell(cell, fresh, forms, clock)
+                frame = self._result(cell, clock)
+            except (CellError, dspy.CodeInterpreterError):
+                raise
+            except BaseException:
+                self._abandon(clock)
+                raise
+            finally:
+                clock.ends()
+            self._cell_seconds = clock.elapsed
+            if frame["kind"] == "raised" and clock.asked:
+                frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+            return frame
 
     def bind(self, variables: dict[str, Any]) -> None:
         """Bind variables now.
@@ -117,18 +126,19 @@ class Session(Lineage):
             CannotCross: If one of them cannot enter the worker.
             dspy.CodeInterpreterError: If the session is lost.
         """
-        forms = self._forms(variables)
-        try:
-            self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
-        finally:
-            _close(forms.values())
-        self._bound.update(variables)
+        with self._used():
+            forms = self._forms(variables, WAKE_SECONDS)
+            try:
+                self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
+            finally:
+                _close(forms.values())
+            self._bound.update(variables)
 
     def interrupt(self, why: str | BaseException) -> None:
         """Stop the running cell, from any thread. An exception is raised from `execute` then."""
         if self._stop is None or isinstance(why, BaseException):
             self._stop = why
-        os.eventfd_write(self._wake, 1)
+        self._awake()
 
     def branches(self, count: int) -> list[Session]:
         """Return `count` copies of this session.
@@ -136,26 +146,33 @@ class Session(Lineage):
         Raises:
             dspy.CodeInterpreterError: If they cannot be made.
         """
-        made = [Process.new() for _ in range(count)]
-        try:
-            self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
-        finally:
-            for _, theirs in made:
-                theirs.close()
-        branches = []
-        for process, _ in made:
+        with self._used():
+            made = [Process.new() for _ in range(count)]
             try:
-                self._wake_up(process)
+                self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
+                self._wake_all([process for process, _ in made])
+            except BaseException:
+                for process, _ in made:
+                    process.close()
+                raise
+            finally:
+                for _, theirs in made:
+                    theirs.close()
+            for _ in made:
+                self.group.join()
+            return [Session(self.group, process, self._settings, self._cell, self._bound) for process, _ in made]
+
+    def _wake_all(self, copies: list[Process]) -> None:
+        deadline = Deadline(WAKE_SECONDS)
+        for process in copies:
+            try:
+                self._wake_up(process, deadline)
             except (OSError, EOFError, ValueError) as error:
-                process.close()
                 raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
-            self.group.join()
-            branches.append(Session(self.group, process, self._settings, self._cell, self._bound))
-        return branches
 
     # One cell
 
-    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form]) -> None:
+    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form], clock: Clock) -> None:
         copy = Process.new() if self._worth_a_copy() else None
         fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
         frame = {
@@ -167,12 +184,15 @@ class Session(Lineage):
         }
         frame |= {"fields": cell.fields, "descriptors": len(fds)}
         if cell.tools != self._told:
-            frame["tools"] = _described(cell.tools)
+            frame["tools"] = calls.described(cell.tools)
+        patience = Deadline(_TAKE_SECONDS)
         try:
-            self._process.send(frame, fds)
-        except OSError as error:
+            self._process.send(frame, lambda: min(patience.left(), clock.left()), fds)
+        except BaseException as error:
             if copy:
                 copy[0].close()
+            if not isinstance(error, OSError):
+                raise
             self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
         finally:
             _close(forms.values())
@@ -187,23 +207,25 @@ class Session(Lineage):
     def _has(self, name: str, value: Any) -> bool:
         return name in self._bound and self._bound[name] is value
 
-    def _forms(self, variables: dict[str, Any]) -> dict[str, Form]:
+    def _forms(self, variables: dict[str, Any], seconds: float) -> dict[str, Form]:
         forms: dict[str, Form] = {}
+        name = ""
         try:
             for name, value in variables.items():
                 forms[name] = form_of(value, self._settings.modules)
-        except CannotCross as error:
+            self._make_room(list(forms.values()), seconds)
+        except BaseException as error:
             _close(forms.values())
-            raise CannotCross(f"Variable {name!r}: {error}") from error
-        except BaseException:
-            _close(forms.values())
+            if isinstance(error, CannotCross):
+                raise CannotCross(f"Variable {name!r}: {error}") from error
             raise
-        self._make_room(list(forms.values()))
         return forms
 
-    def _make_room(self, forms: list[Form]) -> None:
+    def _make_room(self, forms: list[Form], seconds: float) -> None:
         try:
-            self.group.make_room(self._process, forms)
+            self.group.make_room(self._process, forms, seconds)
+        except TimeoutError as error:
+            raise CellError(f"The variables could not be taken in: {error}. This cell did not run.") from error
         except OSError as error:
             self._lose(f"The worker cannot take values ({error})")
 
@@ -218,44 +240,59 @@ class Session(Lineage):
     def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
         while True:
             try:
-                self._wait(clock)
-                frame = self._process.received()
-                if frame is None:
+                arrived = self._next(clock)
+                if arrived is None:
                     self._process.check_alive()
-                elif frame.get("t") == "call":
-                    self._call(frame, cell.caller, clock)
-                else:
-                    return self._checked_result(frame)
+                elif arrived.frame.get("t") == "call":
+                    self._call(arrived, cell.caller, clock)
+                elif arrived.frame.get("t") not in _LATE:
+                    return self._checked_result(arrived.frame)
             except EOFError:
                 self._recover("The worker's process ended")
             except wire.Violation as error:
                 self._recover(f"The worker sent what no cell can send: {error}")
 
+    def _next(self, clock: Clock) -> Arrived | None:
+        if self._process.early and not clock.full:
+            return self._process.early.popleft()
+        self._wait(clock)
+        return self._process.received()
+
     def _wait(self, clock: Clock) -> None:
-        """Wait for a frame, the end of the process, or a reason to stop."""
+        """Wait for a packet or the end of the process. What bounds the cell is looked at first, each time."""
         if self._polled is not self._process:
             self._poll, self._polled = select.poll(), self._process
             for fd in (self._process.fileno(), self._process.handle, self._wake):
                 self._poll.register(fd, select.POLLIN)
         while True:
-            seconds = clock.remaining()
-            patience = _LOOK_SECONDS if seconds is None else min(max(0, seconds), _LOOK_SECONDS)
-            ready = dict(self._poll.poll(patience * 1000))
+            self._look(clock)
+            self._poll.modify(self._process.fileno(), 0 if clock.full else select.POLLIN)
+            ready = dict(self._poll.poll(min(max(0, clock.left()), _LOOK_SECONDS) * 1000))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-                if isinstance(self._stop, BaseException):
-                    raise self._stop
-                if self._stop and not clock.asked:
-                    clock.ask(self._stop)
-                    self._process.signal(signal.SIGINT)
             elif ready:
                 return
-            elif seconds is not None and (clock.remaining() or 0) <= 0:
-                self._ask_to_stop(clock)
-            elif taken := self.group.memory_over(self._process):
-                self._recover(
-                    f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
-                )
+
+    def _look(self, clock: Clock) -> None:
+        if self.ended:
+            self._recover("The session was shut down")
+        if isinstance(self._stop, BaseException):
+            raise self._stop
+        if self._stop and not clock.asked:
+            clock.ask(self._stop)
+            self._process.signal(signal.SIGINT)
+        if clock.left() <= 0:
+            self._ask_to_stop(clock)
+        if self._look_again.left() <= 0:
+            self._look_again = Deadline(_LOOK_SECONDS)
+            self._look_at_its_use(clock)
+
+    def _look_at_its_use(self, clock: Clock) -> None:
+        clock.worked(self._process.cpu_seconds() + time.thread_time())
+        if taken := self.group.memory_over(self._process):
+            self._recover(
+                f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
+            )
 
     def _ask_to_stop(self, clock: Clock) -> None:
         if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
@@ -263,7 +300,8 @@ class Session(Lineage):
         clock.ask()
         self._process.signal(signal.SIGINT)
 
-    def _call(self, frame: wire.Frame, caller: calls.Caller, clock: Clock) -> None:
+    def _call(self, arrived: Arrived, caller: calls.Caller, clock: Clock) -> None:
+        frame, size = arrived
         number, name = frame.get("id"), text_of(frame, "name")
         args, kwargs = frame.get("args"), frame.get("kwargs")
         if type(number) is not int or not 0 <= number < 1 << 32:
@@ -271,22 +309,29 @@ class Session(Lineage):
         if (
             not isinstance(args, list)
             or not isinstance(kwargs, dict)
-            or clock.calls >= self.group.limits.max_processes
+            or clock.unanswered >= self.group.limits.max_processes
         ):
             raise wire.Violation("a call without arguments, or more calls at once than it has threads")
         process = self._process
-        clock.call_starts()
+        clock.call_starts(size)
 
         def done(outcome: Any) -> None:
             clock.call_ends()
-            self._answer(process, number, outcome)
+            try:
+                self._answer(process, number, outcome, clock)
+            finally:
+                was_full = clock.full
+                clock.call_answered(size)
+                if was_full:
+                    self._awake()
 
         caller.start(name, args, kwargs, done)
 
-    def _answer(self, process: Process, number: int, outcome: Any) -> None:
+    def _answer(self, process: Process, number: int, outcome: Any, clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""
         if isinstance(outcome, calls.Raised) and not isinstance(outcome.error, Exception):
-            self.interrupt(outcome.error)
+            if not clock.over:
+                self.interrupt(outcome.error)
             return
         form: Form | None = None
         try:
@@ -294,9 +339,10 @@ class Session(Lineage):
             self.group.make_room(process, [form])
             answer: wire.Frame = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
-            answer = {"type": type(error).__name__, "error": _message(error)}
+            answer = {"type": type(error).__name__, "error": calls.message(error)}
         with suppress(OSError):
-            process.send({"t": "answer", "id": number, **answer}, form.fds if form else [], number)
+            fds = form.fds if form else []
+            process.send({"t": "answer", "id": number, **answer}, clock.left_for_answer, fds, number)
         if form:
             form.close()
 
@@ -319,18 +365,15 @@ class Session(Lineage):
         """The host itself wants to stop: end the cell, and keep the session if that is possible."""
         self._process.signal(signal.SIGINT)
         clock.ask()
-        with suppress(OSError, EOFError, ValueError):
-            if self._process.expect("done", self._settings.bounds.grace_seconds).get("id") == self._cell:
+        try:
+            with suppress(OSError, EOFError, ValueError):
+                self._process.expect("done", Deadline(self._settings.bounds.grace_seconds), self._cell)
                 return
-        with suppress(CellUndone, dspy.CodeInterpreterError):
-            self._recover("The host stopped it")
-
-
-def _described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": calls.is_async(tool)}
-        for name, tool in tools.items()
-    ]
+            with suppress(CellUndone, dspy.CodeInterpreterError):
+                self._recover("The host stopped it")
+        except BaseException:  # a second Ctrl-C: the next cell finds the process dead, and recovers
+            self._process.kill()
+            raise
 
 
 def _frames(forms: dict[str, Form]) -> dict[str, Any]:
@@ -344,10 +387,3 @@ def _descriptors(forms: Iterable[Form]) -> list[int]:
 def _close(forms: Iterable[Form]) -> None:
     for form in forms:
         form.close()
-
-
-def _message(error: Exception) -> str:
-    """Return what an error says; of a KeyError the key itself."""
-    if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
-        return error.args[0]
-    return str(error)

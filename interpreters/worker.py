@@ -161,13 +161,13 @@ class Worker:
 
     def _bind_only(self, frame: wire.Frame, fds: list[int]) -> None:
         self._furnish(frame, fds)
-        self._channel.send(wire.encoded({"t": "bound"}))
+        self._channel.send(wire.encoded({"t": "bound", "id": frame["id"]}))
 
-    def _copy_only(self, _frame: wire.Frame, fds: list[int]) -> None:
+    def _copy_only(self, frame: wire.Frame, fds: list[int]) -> None:
         for fd in fds:
             if not self._copy(fd):
                 return
-        self._channel.send(wire.encoded({"t": "copied"}))
+        self._channel.send(wire.encoded({"t": "copied", "id": frame["id"]}))
 
     def _copy(self, fd: int) -> bool:
         """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.

@@ -99,6 +99,7 @@ class Zygote:
         self._zero_copy = False
         self._importable: list[str] = []
         self._groups: dict[int, str] = {}
+        self._order = 0
 
     def run(self, config: dict[str, Any]) -> NoReturn:
         """Load, confine, tell the host, and serve until it is gone."""
@@ -151,6 +152,7 @@ class Zygote:
             if not packet:
                 self._end()
             frame = json.loads(packet[wire.HEADER_BYTES :])
+            self._order = frame["id"]
             orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watch, "room": self._make_room}
             orders[frame["t"]](frame, fds)
 
@@ -160,7 +162,7 @@ class Zygote:
         os._exit(0)
 
     def _reply(self, frame: wire.Frame, fds: tuple[int, ...] = ()) -> None:
-        wire.send(self._control, wire.encoded(frame), 0, fds)
+        wire.send(self._control, wire.encoded({**frame, "id": self._order}), 0, fds)
 
     def _spawn(self, frame: wire.Frame, fds: list[int]) -> None:
         pid = os.fork()

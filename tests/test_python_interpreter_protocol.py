@@ -182,11 +182,39 @@ def test_long_prose_is_no_bomb() -> None:
 
 def test_a_frame_that_grows_for_ever_is_cut_off() -> None:
     """At its limit, whatever its end would have been."""
-    assembler = wire.Assembler(max_bytes=1_000)
-    for _ in range(18):
-        assert assembler.add(packet(b"x" * 50, last=0)) is None
-    with pytest.raises(wire.Violation, match="more than 1000 bytes"):
-        assembler.add(packet(b"x" * 50, last=0))
+    piece = packet(b"x" * wire.PACKET, last=0)
+    assembler = wire.Assembler(max_bytes=4 * len(piece))
+    for _ in range(4):
+        assert assembler.add(piece) is None
+    with pytest.raises(wire.Violation, match=f"more than {4 * len(piece)} bytes"):
+        assembler.add(piece)
+
+
+@pytest.mark.parametrize("size", [0, 1, wire.PACKET - 1])
+def test_a_frame_is_not_sent_in_crumbs(size: int) -> None:
+    """Only the last piece of a frame is smaller than a packet, so a frame has few of them."""
+    with pytest.raises(wire.Violation, match="too small"):
+        wire.Assembler().add(packet(b"x" * size, last=0))
+
+
+@pytest.mark.parametrize("start", [b"", b'{"a":"', b'["', b"[" * 9], ids=["bare", "a string", "a list", "deep"])
+@pytest.mark.parametrize("part", [b'\\"', b'"', b"\\", b'\\\\"', b",", b'",', b"\n", b'"\\', b"[],"])
+def test_reading_a_frame_takes_time_by_its_length_only(start: bytes, part: bytes) -> None:
+    """Whatever the frame repeats: it is read or refused in a second for 8 MB."""
+    began = time.process_time()
+    with suppress(wire.Violation):
+        wire.decoded(start + part * (8_000_000 // len(part)))
+    assert time.process_time() - began < 5
+
+
+def test_only_what_stands_outside_of_strings_counts_as_a_part() -> None:
+    """A frame at the limit of parts is read, whatever its strings hold; one more part and it is refused."""
+    chance = random.Random(3)
+    texts = ["".join(chance.choices('a"\\,[{\né', k=chance.randint(0, 30))) for _ in range(3_000)]
+    filling = [0] * (wire.MAX_NODES - len(texts) - 2)
+    assert wire.decoded(wire.encoded({"texts": [*texts, *filling]}))["texts"][: len(texts)] == texts
+    with pytest.raises(wire.Violation, match="too many parts"):
+        wire.decoded(wire.encoded({"texts": [*texts, *filling, 0, 0, 0]}))
 
 
 def test_more_calls_than_a_worker_has_threads_are_forged() -> None:
@@ -257,7 +285,7 @@ def test_descriptors_that_a_worker_sends_are_not_taken() -> None:
     with PythonInterpreter(preload=(), checkpoint="always") as repl:
         repl.execute("1")
         before = len(os.listdir("/proc/self/fd"))
-        with pytest.raises(CellError, match="in between"):
+        with pytest.raises(CellError, match="too small"):
             repl.execute(code)
         assert len(os.listdir("/proc/self/fd")) <= before
 
