@@ -1,12 +1,15 @@
-"""An LM of which every request is a call of its own to whatever listens to DSPy, those that it repeats too."""
+"""The LM through which a run asks its models: it drops their thinking and repeats requests one by one."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import functools
 import math
 import time
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import LMError, LMProviderError, is_retryable_lm_error
@@ -14,40 +17,109 @@ from dspy.utils.exceptions import LMError, LMProviderError, is_retryable_lm_erro
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
+from rlm_dspy.replies import split_thinking
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 _LONGEST_PAUSE_SECONDS = 60
 _OK = 200
+_fields: ContextVar[Collection[str]] = ContextVar("_fields", default=())
+
+
+@contextlib.contextmanager
+def answering(fields: Collection[str]) -> Iterator[None]:
+    """Name the fields of the answers in this scope: tags with their names are no thinking."""
+    token = _fields.set(fields)
+    try:
+        yield
+    finally:
+        _fields.reset(token)
 
 
 def attempt_by_attempt(lm: Any) -> Any:
     """Return an LM that stands for this one, and shares all that it holds.
 
+    It returns answers without the thinking before them. History, callbacks and DSPy's cache have them whole.
+
     DSPy repeats a failed request up to `num_retries` times inside one call of the LM, and tells of none but the
     last. What is returned here repeats after the same errors and pauses (dspy 3.4), but by calling itself: each
     request is held, entered and traced on its own, and refused when the limits allow no more. It repeats after a
-    reply that is no JSON, too.
-
-    An LM whose `forward` or `aforward` is not `dspy.LM`'s asks in a way of its own, and is returned as it is.
+    reply that is no JSON, too. An LM whose `forward` or `aforward` is not `dspy.LM`'s asks and repeats in its own
+    way.
     """
+    if not isinstance(lm, dspy.BaseLM) or isinstance(lm, _Reading):
+        return lm
+    return _standing_for(lm, _AttemptByAttempt if _can_be_split(lm) else _Reading)
+
+
+def _can_be_split(lm: dspy.BaseLM) -> bool:
+    """Whether DSPy would repeat an LM's requests inside one call."""
     if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
-        return lm
-    kind = type(lm)
-    if kind.forward is not dspy.LM.forward or kind.aforward is not dspy.LM.aforward:
-        return lm
-    again = object.__new__(_shown(kind))  # type: ignore[arg-type]
+        return False
+    return type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
+
+
+def _standing_for(lm: dspy.BaseLM, way: type[_Reading]) -> dspy.BaseLM:
+    again: dspy.BaseLM = object.__new__(_shown(type(lm), way))  # type: ignore[arg-type]
     again.__dict__ = lm.__dict__
     return again
 
 
 @functools.cache
-def _shown(kind: type[dspy.LM]) -> type[dspy.LM]:
+def _shown(kind: type[dspy.BaseLM], way: type[_Reading]) -> type[dspy.BaseLM]:
     told_as = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "stands_for": kind}
-    return type(kind.__name__, (_AttemptByAttempt, kind), told_as)
+    return type(kind.__name__, (way, kind), told_as)
 
 
-class _AttemptByAttempt(dspy.LM):
-    stands_for: type[dspy.LM]
+class _Reading(dspy.BaseLM):
+    stands_for: type[dspy.BaseLM]
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _read(self._ask(*args, **kwargs))
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        return _read(await self._aask(*args, **kwargs))
+
+    def _ask(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+    async def _aask(self, *args: Any, **kwargs: Any) -> Any:
+        return await super().acall(*args, **kwargs)
+
+    def _plain(self) -> dspy.BaseLM:
+        plain: dspy.BaseLM = object.__new__(self.stands_for)
+        plain.__dict__ = self.__dict__
+        return plain
+
+    def __copy__(self) -> dspy.BaseLM:
+        copied: dspy.BaseLM = attempt_by_attempt(copy.copy(self._plain()))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be copied and pickled as the LM that this one stands for."""
+        return _same, (self._plain(),)
+
+    def dump_state(self) -> dict[str, Any]:
+        """Be saved as the LM that this one stands for."""
+        state: dict[str, Any] = self._plain().dump_state()
+        return state
+
+
+def _read(outputs: Any) -> Any:
+    """Return outputs without the thinking in their texts."""
+    if not isinstance(outputs, list):  # the response of an explicit request
+        return outputs
+    return [
+        {**out, "text": _answer(out.get("text"))} if isinstance(out, dict) else _answer(out) for out in outputs
+    ]
+
+
+def _answer(text: Any) -> Any:
+    return split_thinking(text, fields=_fields.get())[1] if isinstance(text, str) else text
+
+
+class _AttemptByAttempt(_Reading):
     @property
     def num_retries(self) -> int:
         """How often DSPy itself repeats a request: never."""
@@ -57,13 +129,13 @@ class _AttemptByAttempt(dspy.LM):
     def num_retries(self, number: int) -> None:
         self.__dict__["num_retries"] = number
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _ask(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
             return self._plain()(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
-                return super().__call__(*args, **kwargs)
+                return super()._ask(*args, **kwargs)
             except LMError as error:
                 last = error
                 _wait(self._pause(error, attempt))
@@ -71,13 +143,13 @@ class _AttemptByAttempt(dspy.LM):
                 raise _after(refused, last) from last
             attempt += 1
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+    async def _aask(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
             return await self._plain().acall(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
-                return await super().acall(*args, **kwargs)
+                return await super()._aask(*args, **kwargs)
             except LMError as error:
                 last = error
                 await asyncio.sleep(self._pause(error, attempt))
@@ -98,27 +170,13 @@ class _AttemptByAttempt(dspy.LM):
             return max(0.0, told)
         return float(min(2**attempt, _LONGEST_PAUSE_SECONDS))
 
-    def _plain(self) -> dspy.LM:
-        plain = object.__new__(self.stands_for)
-        plain.__dict__ = self.__dict__
-        return plain
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Be copied and pickled as the LM that this one stands for."""
-        return _same, (self._plain(),)
-
-    def dump_state(self) -> dict[str, Any]:
-        """Be saved as the LM that this one stands for."""
-        state: dict[str, Any] = self._plain().dump_state()
-        return state
-
 
 def _is_garbled(error: LMError) -> bool:
     """Whether a provider has answered, but in what is no JSON: a run must not end of it, nor an item be lost."""
     return type(error) is LMProviderError and getattr(error, "status", None) == _OK
 
 
-def _same(lm: dspy.LM) -> dspy.LM:
+def _same(lm: dspy.BaseLM) -> dspy.BaseLM:
     return lm
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.utils.callback import with_callbacks
 
-from rlm_dspy.attempts import attempt_by_attempt
+from rlm_dspy.attempts import answering, attempt_by_attempt
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
 from rlm_dspy.metering import Meter, Refused, are_meters, aside, heard, narrowest
 
@@ -125,13 +125,13 @@ def kind_of(adapter: Any) -> Any:
 class _Asking(dspy.Adapter):
     stands_for: type[dspy.Adapter]
 
-    def __call__(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        with heard():
-            return super().__call__(asked(lm), *args, **kwargs)
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        with heard(), answering(signature.output_fields):
+            return super().__call__(asked(lm), lm_kwargs, signature, demos, inputs)
 
-    async def acall(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
-        with heard():
-            return await super().acall(asked(lm), *args, **kwargs)
+    async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        with heard(), answering(signature.output_fields):
+            return await super().acall(asked(lm), lm_kwargs, signature, demos, inputs)
 
 
 @functools.lru_cache(maxsize=64)  # `dspy.Refine` makes a class for each attempt

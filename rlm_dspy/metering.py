@@ -91,6 +91,8 @@ class Meter(BaseCallback):
         """Tokens that the last request had at most; 0 where nothing limits them."""
         self.used: dict[str, int] | None = None
         """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
+        self.outputs: Any = None
+        """What the LM returned for the last request, whole."""
         self._lms: dict[str, Any] = {}
         self._given_up: dict[str, Any] = {}
         self._why: LimitExceeded | None = None
@@ -127,6 +129,7 @@ class Meter(BaseCallback):
         parts = _ended(call_id)
         usage = _added(parts) if parts else {}
         cost = self._cost(lm, outputs, usage)
+        self.outputs = outputs
         if asked is None:
             for ledger in (self.ledger, *self.mirrors):
                 ledger.add(self.role, lm.model, usage, cost)

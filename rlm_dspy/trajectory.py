@@ -68,6 +68,8 @@ class Step(BaseModel):
 
     reasoning: str = ""
     """The model's words around its code."""
+    thinking: str = ""
+    """What the model thought before it replied, if that is known, cut; no model is shown it."""
     code: str = ""
     """The Python that was run; empty if the reply held none."""
     output: str = ""
@@ -110,7 +112,7 @@ class Trajectory(BaseModel):
 
     def add(self, step: Step) -> Trajectory:
         """Return this trajectory with `step` behind it, without what the model is not shown of it."""
-        lean = step.model_copy(update={"calls": (), "read": (), "shown": ()})
+        lean = step.model_copy(update={"thinking": "", "calls": (), "read": (), "shown": ()})
         return Trajectory.model_construct(steps=(*self.steps, lean))
 
     def __len__(self) -> int:

@@ -14,12 +14,14 @@ from rlm_dspy.answers import read_answer
 from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
-from rlm_dspy.replies import read_reply
+from rlm_dspy.replies import Reply, read_reply, split_thinking
 from rlm_dspy.trajectory import Step, clip, sendable
 
 if TYPE_CHECKING:
+    from rlm_dspy.metering import Meter
     from rlm_dspy.run import Run
 
+_THINKING_CHARS = 4_000
 _logger = logging.getLogger("dspy.rlm_dspy")  # under DSPy's logger, whose handler makes INFO visible
 
 
@@ -52,22 +54,26 @@ class Turn(dspy.Module):
     async def _take(self, port: Port, number: int) -> Step:
         started, run = time.monotonic(), self._run
         before = run.ledger.totals()
-        reasoning, code = await self._write(port)
-        step = await self._run_code(port, reasoning, code) if code else no_code(reasoning, run.submit_call)
+        reply = await self._write(port)
+        if reply.code:
+            step = await self._run_code(port, reply.reasoning, reply.code)
+        else:
+            step = no_code(reply, run.submit_call)
         output = clip(sendable(step.output), run.limits.max_output_chars)
         told = {
             "output": output,
+            "thinking": clip(reply.thinking, _THINKING_CHARS),
             "seconds": time.monotonic() - started,
             "spent": run.ledger.since(before),
             "started": started - run.ledger.started,
-            "read": run.watch.read(code),
+            "read": run.watch.read(reply.code),
             # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
             "shown": () if step.kind == "submitted" else run.watch.shown(output),
         }
         return run.budget.ended(step.model_copy(update=told))
 
-    async def _write(self, port: Port) -> tuple[str, str]:
-        """Return reasoning and code of the model's reply; of one that cannot be read, what there was of it."""
+    async def _write(self, port: Port) -> Reply:
+        """Return the model's reply; of one that cannot be read, what there was of it."""
         run, started, budget = self._run, time.monotonic(), self._run.budget
         meter = None
         try:
@@ -83,7 +89,7 @@ class Turn(dspy.Module):
                 )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
-            return "" if empty else sendable(error.lm_response), ""
+            return Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -91,7 +97,7 @@ class Turn(dspy.Module):
         code = action.code or ""
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
-        return sendable(action.reasoning or ""), sendable(code)
+        return Reply(sendable(action.reasoning or ""), sendable(code), thinking=_thinking(meter))
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
@@ -133,12 +139,25 @@ class StepLog(BaseCallback):
             _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
 
 
-def no_code(reply: str, submit_call: str) -> Step:
+def _thinking(meter: Meter | None) -> str:
+    """Return what the model thought before its last reply, told apart by its provider or in its text."""
+    outputs = meter.outputs if meter is not None else None
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    text, apart = (first.get("text"), first.get("reasoning_content")) if isinstance(first, dict) else (first, "")
+    in_text = split_thinking(text, in_turn=True)[0] if isinstance(text, str) else ""
+    return sendable("\n".join(part for part in (apart, in_text) if part))
+
+
+def no_code(reply: Reply, submit_call: str) -> Step:
     """Return the step of a reply that held no Python: it says what to write instead."""
-    language = read_reply(reply).other_language
+    language = read_reply(reply.reasoning).other_language
     if language:
         problem = f"The block is marked {language!r}; only Python runs here."
+    elif reply.reasoning:
+        problem = "No code was found in your reply."
+    elif reply.thinking:
+        problem = "Your reply was empty but for your thinking, in which no code is run. Think less, then reply."
     else:
-        problem = "No code was found in your reply." if reply else "Your reply was empty."
+        problem = "Your reply was empty."
     text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
-    return Step(reasoning=reply, output=text, kind="no_code")
+    return Step(reasoning=reply.reasoning, output=text, kind="no_code")

@@ -177,10 +177,21 @@ def test_it_is_the_lm_that_it_stands_for_to_whoever_copies_or_saves_it() -> None
     assert attempt_by_attempt(shown) is shown
 
 
-def test_an_lm_that_asks_in_a_way_of_its_own_is_left_alone() -> None:
+def test_an_lm_that_asks_in_a_way_of_its_own_repeats_by_itself() -> None:
     class Own(dspy.LM):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError
 
-    lm = Own("openai/m")
-    assert attempt_by_attempt(lm) is lm
+    assert attempt_by_attempt(Own("openai/m", num_retries=7)).num_retries == 7
+
+
+def test_a_copy_of_what_stands_for_an_lm_leaves_that_lm_alone() -> None:
+    class Own(dspy.BaseLM):
+        pass
+
+    for lm in (Own("own", temperature=0.5), dspy.LM("openai/m", temperature=0.5)):
+        lm.history.append({"outputs": []})
+        hotter = attempt_by_attempt(lm).copy(temperature=1.0)
+        assert (hotter.kwargs["temperature"], lm.kwargs["temperature"]) == (1.0, 0.5)
+        assert (hotter.history, lm.history) == ([], [{"outputs": []}])
+        assert type(hotter) is type(attempt_by_attempt(lm))

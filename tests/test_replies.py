@@ -7,13 +7,26 @@ import gc
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.replies import read_reply
+from rlm_dspy.replies import read_reply, split_thinking
+
+FILES = sorted((Path(__file__).parent / "data" / "replies").glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_code_of_a_reply_is_what_stands_beside_it(file: Path) -> None:
+    """Each file of `data/replies` is a reply; `<name>.code` holds what is to be run of it."""
+    reply = read_reply(file.read_text(encoding="utf-8"))
+    assert reply.code == file.with_suffix(".code").read_text(encoding="utf-8")
+    assert "draft" not in reply.code + reply.reasoning
+    assert ("draft" in reply.thinking) == ("draft" in file.read_text(encoding="utf-8"))
+
 
 FENCES = ["```python", "```", "```py", "```bash", "~~~", "````python", "  ```python", "```json"]
 LINES = st.one_of(
@@ -85,6 +98,97 @@ def test_any_source_in_a_fence_comes_back_unchanged(source: str, language: str, 
     assert reply.reasoning.startswith("Some words.")
 
 
+PAIRS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ('<Thought depth="1">', "</Thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+]
+THOUGHTS = st.lists(
+    st.one_of(
+        LINES,
+        STATEMENTS,
+        st.sampled_from(["SUBMIT(answer='draft')", "```", "`", "'", '{"code": "SUBMIT(1)"}', "[[ ## code ## ]]"]),
+        st.sampled_from([tag for pair in PAIRS for tag in pair]),
+    ),
+    max_size=12,
+).map("\n".join)
+
+
+@given(st.sampled_from(PAIRS), THOUGHTS, SOURCES, st.sampled_from(["\n", "", " "]), st.booleans())
+def test_thinking_before_a_block_never_changes_the_code(
+    tags: tuple[str, str], thought: str, source: str, between: str, opened: bool
+) -> None:
+    """Whatever it holds (fences, SUBMITs, tags of other kinds), and whether the model or a template opened it."""
+    begin, end = tags
+    thought = thought.replace(end, "").replace("<|end|>", "").replace("<|channel|>final<|message|>", "")
+    if not opened:
+        thought = thought.replace(begin, "").replace('"""', "")  # an open string would go on into the block
+    text = f"{begin if opened else 'Hm. '}{thought}\n{end}{between}```python\n{source}\n```"
+    assert read_reply(text).code == source.strip("\n")
+
+
+@given(st.sampled_from(PAIRS), THOUGHTS)
+def test_thinking_that_never_ends_holds_no_code(tags: tuple[str, str], thought: str) -> None:
+    begin, end = tags
+    thought = thought.replace(end, "").replace("<|end|>", "").replace("<|channel|>final<|message|>", "")
+    reply = read_reply(f"{begin}{thought}\n```python\nSUBMIT(answer='draft')\n```")
+    assert (reply.code, reply.reasoning) == ("", "")
+
+
+@given(REPLIES.filter(lambda text: "<" not in text and "[" not in text))
+def test_a_text_without_tags_is_left_as_it_is(text: str) -> None:
+    assert split_thinking(text) == ("", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\n2 + 2 is 4\n</think>\n\n4", "4"),
+        ("2 + 2 is 4\n</think>\n\n4", "4"),
+        ("so it is 4.</think>4", "4"),
+        ("hm </think> 4", "4"),
+        ("</think>4", "4"),
+        ("<think>it never ends", ""),
+        ("<think></think>", ""),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>", "4"),
+        ("4<|end|>", "4"),
+        ("The tags `<think>` and `</think>` stand around it.", None),
+        ("Between <think> and </think> nothing counts.", None),
+        ("A reply has a </think> before its answer.", None),
+        ("Write:\n```xml\n<think>\nhm\n</think>\n4\n```\nThat is all.", None),
+        ("x = text.split('</think>')[1]", None),
+        ('{"answer": "<think>no</think>"}', None),
+        ("<reasoning>hm</reasoning><answer>4</answer>", None),
+        ("a < b and [THINKER] > c", None),
+    ],
+)
+def test_the_answer_of_a_sub_call_is_what_stands_behind_the_thinking(text: str, answer: str | None) -> None:
+    """None: the whole text is the answer; what it says of tags, or in tags that were asked for, is kept."""
+    assert split_thinking(text)[1] == (text if answer is None else answer)
+
+
+def test_a_field_with_the_name_of_a_tag_is_no_thinking() -> None:
+    text = "<thought>\nhm\n</thought>\n<answer>\n4\n</answer>"
+    assert split_thinking(text, fields=["thought"])[1] == text
+    assert split_thinking(text)[1] == "<answer>\n4\n</answer>"
+
+
+@given(
+    st.lists(st.one_of(LINES, st.sampled_from([tag for pair in PAIRS for tag in pair])), max_size=12).map(
+        "\n".join
+    )
+)
+def test_what_is_left_of_a_reply_holds_no_more_thinking(text: str) -> None:
+    rest = split_thinking(text)[1]
+    assert split_thinking(rest)[1] == rest
+
+
 @given(st.lists(STRINGS.map(lambda text: f"x = {text!r}"), min_size=2, max_size=5))
 def test_several_blocks_are_run_as_one_in_order(sources: list[str]) -> None:
     """No block is dropped."""
@@ -135,7 +239,23 @@ def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language
     assert read_reply(text).other_language == language
 
 
-@pytest.mark.parametrize("word", ["no\n", "1,\n", "(\n```\n", "```\n(\n", "word ", "`"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "no\n",
+        "1,\n",
+        "(\n```\n",
+        "```\n(\n",
+        "word ",
+        "`",
+        "<think>",
+        "</think>\n",
+        "a <think>b",
+        "<think>a</think>\n",
+        "'</think>'\n",
+        "\n",
+    ],
+)
 @pytest.mark.timeout(20)
 def test_a_reply_that_repeats_itself_is_read_in_seconds(word: str) -> None:
     """A model that loops until its token limit blocks nothing."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
+    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 DONE = block("SUBMIT(answer='done')")
@@ -121,3 +124,140 @@ def test_act_works_under_a_predictor_with_the_programs_own_adapter(play: Play) -
     rlm.act = dspy.Predict(rlm.act.signature)
     reply = fields(reasoning="r", code="```python\nSUBMIT(answer='ok')\n```")
     assert play(rlm, [reply], question="?").prediction.answer == "ok"
+
+
+DRAFT = "```python\nSUBMIT(answer='draft')\n```"
+THOUGHT: dict[str, str] = {
+    "with tags": f"<think>\nMaybe\n{DRAFT}\n</think>\n{DONE}",
+    "without its first tag": f"Maybe\n{DRAFT}\n</think>\n\n{DONE}",
+    "with a tag of its own": f"<reasoning>\n{DRAFT}\n</reasoning>{DONE}",
+    "with tokens": f"<|START_THINKING|>{DRAFT}\n<|END_THINKING|><|START_RESPONSE|>{DONE}<|END_RESPONSE|>",
+}
+
+
+@pytest.mark.parametrize("case", THOUGHT)
+def test_code_that_was_drafted_in_thinking_is_not_run(play: Play, case: str) -> None:
+    """The thinking is kept in the step; no model is shown it again."""
+    look = THOUGHT[case].replace("SUBMIT(answer='done')", "print(1)")
+    played = play(RLM(ASK), [look, THOUGHT[case]], question="?")
+    assert (played.prediction.answer, played.kinds) == ("done", ["output", "submitted"])
+    assert DRAFT in played.prediction.trajectory[0]["thinking"]
+    assert "draft" not in str(played.calls)
+    assert "draft" not in str(played.prediction.trajectory[0]["reasoning"])
+    assert played.calls[1][-2]["content"] == "Next.\n```python\nprint(1)\n```"
+
+
+def test_thinking_that_never_ends_is_told_as_such(play: Play) -> None:
+    """Nothing of it is run, and the step says why."""
+    played = play(RLM(ASK), [f"<think>\nMaybe\n{DRAFT}\nor", DONE], question="?")
+    assert played.kinds == ["no_code", "submitted"]
+    assert "but for your thinking" in played.outputs[0]
+    assert played.prediction.trajectory[0]["thinking"] == f"Maybe\n{DRAFT}\nor"
+    assert "draft" not in str(played.calls)
+
+
+def test_long_thinking_is_kept_in_part(play: Play) -> None:
+    played = play(RLM(ASK), [f"<think>{'x' * 100_000}</think>{DONE}"], question="?")
+    assert 3_900 < len(played.prediction.trajectory[0]["thinking"]) < 4_100
+
+
+def test_an_answer_of_a_sub_call_comes_without_the_thinking_before_it(play: Play) -> None:
+    """Of `llm_query`, of a batch, of a sub with types, and of a module that is written in the REPL."""
+    code = """
+        answers = [llm_query('one'), *llm_query_batched(['two', 'three']), gist(text='four')]
+        SUBMIT(answer=answers + [dspy.Predict('text -> gist: int')(text='5').gist])
+    """
+    draft = fields(gist="13")
+
+    def reply(messages: Messages) -> str:
+        asked = messages[-1]["content"]
+        if "Write one ```python block" in asked:
+            return block(textwrap.dedent(code))
+        answer = fields(gist="4") if "gist" in asked else "4"
+        return f"<think>\nFirst I thought\n{draft}\n</think>\n\n{answer}"
+
+    rlm = RLM("question -> answer: list", subs={"gist": "text -> gist: int"})
+    assert play(rlm, reply, question="?").prediction.answer == ["4", "4", "4", 4, 4]
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
+def test_no_adapter_takes_a_value_that_was_drafted_in_thinking(play: Play, adapter: Any) -> None:
+    """The extraction's answer is the one behind the thinking, in the form of each adapter."""
+    form = {
+        "ChatAdapter": "[[ ## answer ## ]]\n{}",
+        "JSONAdapter": '{{"answer": "{}"}}',
+        "XMLAdapter": "<answer>{}</answer>",
+    }
+    text = form[type(adapter).__name__]
+    with dspy.context(adapter=adapter):
+        played = play(
+            RLM(ASK, max_iters=1),
+            [block("1"), f"<think>\n{text.format('draft')}\n</think>\n{text.format('b')}"],
+            question="?",
+        )
+    assert (played.prediction.answer, played.prediction.stop) == ("b", "extracted")
+
+
+def test_a_field_that_has_the_name_of_a_tag_is_read(play: Play) -> None:
+    """`dspy.XMLAdapter` writes fields as tags, also one that is named as thinking is."""
+    code = block("SUBMIT(answer=str(dspy.Predict('text -> thought, gist: int')(text='a').thought))")
+    with dspy.context(adapter=dspy.XMLAdapter()):
+        played = play(RLM(ASK), [code, "<thought>deep</thought>\n<gist>4</gist>"], question="?")
+    assert played.prediction.answer == "deep"
+
+
+def test_a_fallback_to_json_reads_no_thinking_either(play: Play) -> None:
+    """DSPy's ChatAdapter asks again for JSON when it cannot read a reply."""
+    code = block("SUBMIT(answer=str(dspy.Predict('text -> gist: int')(text='a').gist))")
+    played = play(RLM(ASK), [code, "no fields", '<think>{"gist": 13}</think>{"gist": 4}'], question="?")
+    assert played.prediction.answer == "4"
+
+
+def test_the_account_of_folded_turns_holds_no_thinking(play: Play) -> None:
+    account = f"<think>\n{fields(account='draft')}\n</think>\n{fields(account='It printed a lot.')}"
+    turns = [block(f"print('line {number} ' * 200)") for number in range(12)]
+
+    def reply(messages: Messages) -> str:
+        if "account" in messages[-1]["content"]:
+            return account
+        return turns.pop(0) if turns else DONE
+
+    played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), reply, question="?")
+    assert "folded" in played.kinds
+    assert "It printed a lot." in str(played.calls[-1])
+    assert "draft" not in str(played.calls)
+
+
+def test_the_draft_of_a_child_is_not_run(play: Play) -> None:
+    def reply(messages: Messages) -> str:
+        if "Say hello" in str(messages):
+            return THOUGHT["with tags"].replace("answer=", "response=")
+        return block("SUBMIT(answer=rlm_query('Say hello'))")
+
+    assert play(RLM(ASK, limits=Limits(max_depth=1)), reply, question="?").prediction.answer == "done"
+
+
+def test_what_the_lm_replied_is_kept_whole_in_its_history(play: Play) -> None:
+    """Whoever listens to the LM, or looks at its history, sees the thinking."""
+    played = play(RLM(ASK), [THOUGHT["with tags"]], question="?")
+    assert "draft" in str(played.lm.history[-1]["outputs"])
+
+
+class Custom(dspy.BaseLM):
+    """An LM that is not `dspy.LM`."""
+
+    def __init__(self) -> None:
+        super().__init__(model="custom")
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        """Return a reply as OpenAI's client does."""
+        choice = SimpleNamespace(
+            message=SimpleNamespace(content=f"<think>{DRAFT}</think>{DONE}"), finish_reason="stop"
+        )
+        return SimpleNamespace(choices=[choice], usage={}, model="custom")
+
+
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
+def test_thinking_is_dropped_whatever_the_kind_of_lm() -> None:
+    with dspy.context(lm=Custom(), interpreter_factory=LocalPythonInterpreter):
+        assert RLM(ASK)(question="?").answer == "done"
