@@ -14,7 +14,6 @@ import select
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.interpreters import importing, namespaces, packages, wire
+from rlm_dspy.interpreters import importing, namespaces, packages, scratch, wire
 from rlm_dspy.interpreters.deadlines import Deadline
 from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FOLDERS = "rlm-repl-"
 _INSTALLED = ("site-packages", "dist-packages")
 _STANDARD = ("stdlib", "platstdlib")
 _DATA = ("/usr/lib/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache")
@@ -91,10 +89,10 @@ class ForkServer:
         self.seconds = 0.0
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        _remove_stale()
-        self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
-        self._count = self._orders = 0
+        scratch.remove_stale()
         self.uid = namespaces.unused_uid() if "uid" in layers else None
+        self._folder = scratch.new_folder(self.uid)
+        self._count = self._orders = 0
         self._control, self._process = self._started(recipe)
         try:
             self._await_ready()
@@ -103,14 +101,11 @@ class ForkServer:
             raise
 
     def _started(self, recipe: Recipe) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-        base, scratch = Path(self._folder, "root"), Path(self._folder, "scratch")
-        base.mkdir()
-        scratch.mkdir()
-        if self.uid is not None:
-            for path in (self._folder, str(scratch)):
-                os.chown(path, self.uid, self.uid)
+        base, scratches = Path(self._folder, "root"), Path(self._folder, "scratch")
+        base.mkdir(mode=0o700)
+        scratches.mkdir(mode=0o711)
         ours, theirs = wire.pair()
-        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratch), "uid": self.uid}
+        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
         config = json.dumps({**_config(recipe), **own})
         command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
         with theirs:
@@ -132,9 +127,7 @@ class ForkServer:
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
         self.readable, self.zero_copy, self.seconds = frame["readable"], frame["zero_copy"], frame["seconds"]
         if "namespaces" in self.layers:
-            remove_tree(
-                Path(self._folder)
-            )  # its root has moved away from there, and scratches are its workers' own
+            scratch.remove_tree(Path(self._folder))  # its root has moved away, scratches are its workers' own
 
     @property
     def alive(self) -> bool:
@@ -147,16 +140,12 @@ class ForkServer:
             return namespaces.OWN_SCRATCH
         with self._lock:
             self._count += 1
-            path = f"{self._folder}/scratch/{self._count}"
-        Path(path).mkdir(mode=0o700)
-        if self.uid is not None:
-            os.chown(path, self.uid, self.uid)
-        return path
+            return scratch.new_inner(f"{self._folder}/scratch/{self._count}", self.uid)
 
     def drop_scratch(self, path: str) -> None:
         """Remove a folder that `new_scratch` made."""
         if "namespaces" not in self.layers:
-            remove_tree(Path(path))
+            scratch.remove_tree(Path(path))
 
     def ask(
         self, frame: wire.Frame, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
@@ -208,7 +197,7 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        remove_tree(Path(self._folder))
+        scratch.remove_tree(Path(self._folder))
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:
@@ -255,36 +244,6 @@ def _installed_below(standard: list[str]) -> list[str]:
     """Return the folders of installed packages that may lie within the standard library or the system's."""
     system = [str(path) for name in _INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
     return [*system, *(f"{folder}/{name}" for folder in standard for name in _INSTALLED)]
-
-
-def _remove_stale() -> None:
-    """Remove what fork servers of hosts that were killed have left in the folder for temporary files."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
-        pid = path.name.removeprefix(_FOLDERS).partition("-")[0]
-        with suppress(OSError):
-            if pid.isdigit() and not Path("/proc", pid).exists() and not path.is_symlink():
-                remove_tree(path)
-
-
-def remove_tree(root: Path) -> None:
-    """Remove a folder that code wrote to: however deep, whatever its permissions; links are not followed."""
-    waiting, emptied = [root], []
-    while waiting:
-        folder = waiting.pop()
-        emptied.append(folder)
-        with suppress(OSError):
-            folder.chmod(0o700)
-        with suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        up = root / f".{len(emptied)}.{len(waiting)}"  # or the path would grow too long to name
-                        waiting.append(Path(entry.path).rename(up))
-                    else:
-                        Path(entry.path).unlink()
-    for folder in reversed(emptied):
-        with suppress(OSError):
-            folder.rmdir()
 
 
 _servers: dict[Recipe, ForkServer] = {}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from rlm_dspy.adapter import Act
+from rlm_dspy.files import write_whole
 from rlm_dspy.scores import score_of
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def export_chats(
             raise failure
     finally:
         lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
-        Path(path).write_text(lines, encoding="utf-8")
+        write_whole(lines, path)
     return len(chats)
 
 

@@ -7,10 +7,10 @@ which result) and `act` (the state of the predictor).
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy.files import write_whole
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ def write_policy(
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {"version": POLICY_VERSION, "name": name, "model": model, "provenance": provenance, "act": act}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    beside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")  # others may write it too
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(text, target)
 
 
 def policy_for(lm: Any) -> str | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlm_dspy.interpreters import seccomp, syscalls
-from rlm_dspy.interpreters.forkserver import remove_tree
 from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.scratch import remove_tree
 
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
 
 from rlm_dspy import signatures
+from rlm_dspy.files import write_whole
 
 if TYPE_CHECKING:
     import os
@@ -52,12 +54,13 @@ def fetch_policy(address: str, path: str | os.PathLike[str]) -> Path:
         ValueError: If the prompt holds no policy; nothing is written then.
     """
     found = mlflow.genai.load_prompt(address if address.startswith("prompts:") else f"prompts:/{address}@latest")
-    target = Path(path)
-    beside = target.with_name(f"{target.name}.part")
-    beside.write_text(f"{found.template}\n", encoding="utf-8")
-    try:
-        signatures.load_policy(beside)
-    except ValueError as error:
-        beside.unlink()
-        raise ValueError(f"{address} holds no policy: {error}") from error
-    return beside.replace(target)
+    text, target = f"{found.template}\n", Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / target.name
+        copy.write_text(text, encoding="utf-8")
+        try:
+            signatures.load_policy(copy)
+        except ValueError as error:
+            raise ValueError(f"{address} holds no policy: {error}") from error
+    write_whole(text, target)
+    return target

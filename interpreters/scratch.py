@@ -1,0 +1,109 @@
+"""Folders for what workers write, on the host: private, and removed without following links."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_PREFIX = "rlm-repl-"
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def new_folder(uid: int | None) -> str:
+    """Make a folder in the one for temporary files that nobody else can list or write to.
+
+    Args:
+        uid: A user who may pass through it to folders of its own; None for nobody.
+    """
+    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+    if uid is not None:
+        Path(folder).chmod(0o711)
+    return folder
+
+
+def new_inner(path: str, uid: int | None) -> str:
+    """Make a folder for one worker in a folder of `new_folder`; with `uid` it is that user's."""
+    Path(path).mkdir(mode=0o700)
+    if uid is not None:
+        os.chown(path, uid, uid, follow_symlinks=False)
+    return path
+
+
+def remove_stale() -> None:
+    """Remove the folders that processes which were killed have left; those of other users are left alone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            remove_tree(path, owner=os.geteuid())
+
+
+def remove_tree(root: Path, owner: int | None = None) -> None:
+    """Remove a folder that code wrote to: however deep, whatever its permissions.
+
+    Each folder is held open while it is emptied, so that nobody can put a link in its place.
+
+    Args:
+        root: The folder. A link is left alone.
+        owner: Whose it has to be; None for anybody's.
+    """
+    with suppress(OSError):
+        parent = os.open(root.parent, os.O_PATH | os.O_CLOEXEC)
+        try:
+            held = _opened(root.name, parent, owner)
+            try:
+                _empty(held)
+            finally:
+                os.close(held)
+            os.rmdir(root.name, dir_fd=parent)
+        finally:
+            os.close(parent)
+
+
+def _opened(name: str, parent: int, owner: int | None = None) -> int:
+    """Open a folder to read and empty it, whatever its permissions.
+
+    Raises:
+        OSError: If it is a link or no folder, or not the owner's.
+    """
+    path = os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)
+    try:
+        if owner is not None and os.fstat(path).st_uid != owner:
+            raise PermissionError(f"{name} belongs to another user")
+        with suppress(OSError):
+            os.chmod(f"/proc/self/fd/{path}", 0o700)  # noqa: PTH101 (of the folder that is open, not of a path)
+        return os.open(".", os.O_RDONLY | _FOLDER, dir_fd=path)
+    finally:
+        os.close(path)
+
+
+def _empty(root: int) -> None:
+    """Remove what is in an open folder; folders deeper down are first moved up, or paths would grow too long."""
+    waiting = _emptied(root, root)
+    while waiting:
+        name = waiting.pop()
+        with suppress(OSError):
+            folder = _opened(name, root)
+            try:
+                waiting += _emptied(folder, root)
+            finally:
+                os.close(folder)
+            os.rmdir(name, dir_fd=root)
+
+
+def _emptied(folder: int, root: int) -> list[str]:
+    """Remove the files of an open folder and move its folders to `root`; return the names that they have there."""
+    moved = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=folder)
+                    continue
+                os.close(_opened(entry.name, folder))  # or one that is closed to its owner could not be moved
+                name = secrets.token_hex(8)
+                os.rename(entry.name, name, src_dir_fd=folder, dst_dir_fd=root)
+                moved.append(name)
+    return moved
