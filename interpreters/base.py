@@ -65,9 +65,11 @@ class TakesObjects:
     Attributes:
         takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
             not be read by the host.
+        calls_hook: Whether it calls what a cell left as `rlm_dspy.interpreters.cell.HOOK` after each further cell.
     """
 
     takes_text = False
+    calls_hook = False
 
 
 def given(outcome: Outcome, printed: str) -> Submission | str | None:

@@ -10,6 +10,7 @@ import __future__
 import ast
 import asyncio
 import builtins
+import contextlib
 import inspect
 import io
 import linecache
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _MAX_TRACEBACK_CHARS = 10_000
+HOOK = "__after_cell__"
+"""A function that a cell leaves under this name is taken away, and called after each further cell with the
+functions that were bound for it, by name. What it returns is written behind the cell's output."""
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
@@ -163,6 +167,7 @@ class Cells:
         self.namespace: dict[str, Any] = vars(self.module)
         self.namespace["__builtins__"] = _cell_builtins()
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._hook: Callable[[Mapping[str, Any]], str] | None = None
         self._sources: dict[str, tuple[int, None, list[str], str]] = {}
 
     def run(
@@ -197,6 +202,7 @@ class Cells:
             outcome = Outcome("raised", error=self._in_words(error), exception=error)
         else:
             outcome = Outcome("done")
+        self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
     def close(self) -> None:
@@ -204,6 +210,16 @@ class Cells:
         for filename, entry in self._sources.items():
             if linecache.cache.get(filename) is entry:  # not another session's of the same name
                 del linecache.cache[filename]
+
+    def _call_hook(self, output: Capped) -> None:
+        """Call the hook if an earlier cell left one, or take the one that this cell left."""
+        if HOOK in self.namespace:
+            self._hook = self.namespace.pop(HOOK)
+            return
+        with contextlib.suppress(BaseException):  # an interrupt of the cell may come late
+            if self._hook is not None and (note := self._hook(self._functions)):
+                output.end_line()
+                output.write(note + "\n")
 
     def _bind(self, functions: dict[str, Callable[..., Any]]) -> None:
         for name, function in self._functions.items():

@@ -66,6 +66,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     execution_instructions: ClassVar[str] = (
         "CPython. The value of a last expression is shown; `await` works at the top level."
     )
+    calls_hook = True
 
     def __init__(
         self,

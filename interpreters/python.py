@@ -81,6 +81,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         "expression is shown; `await` works at the top level."
     )
     takes_text = True
+    calls_hook = True
 
     def __init__(
         self,

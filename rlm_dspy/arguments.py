@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RESERVED = frozenset(
     {
         *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
-        *("SubCallError", "FailedCall", "print", "dspy"),
+        *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
     }
 )
 """Names in the REPL that no input and no tool may take."""

@@ -5,6 +5,7 @@ All that the protocol needs stands here and not in the instructions, which an op
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -54,9 +55,10 @@ def write_environment(
 
 
 def _variables(signature: Any, inputs: dict[str, Any]) -> str:
-    lines = ["Variables:"]
+    lines = ["Variables (INPUTS[name] keeps each as it was given):"]
     for name, value in inputs.items():
-        note = _description(name, signature.input_fields[name])
+        hides = f"hides Python's {name}; builtins.{name} has it" if hasattr(builtins, name) else ""
+        note = "; ".join(filter(None, (_description(name, signature.input_fields[name]), hides)))
         lines.append(f"- {describe(name, value)}{f'  # {note}' if note else ''}")
     return "\n".join(lines)
 

@@ -7,7 +7,9 @@ It reaches the host through one tool, `_rlm_call(call=...)`, with JSON-like data
     answer  {"answers": [{"value": ...} or {"error": why, "kind": type}, ...]}, in order; or {"refused": why,
              "kind": type} if nothing was done
 
-`_rlm_given` is what the host says of this run: names of its inputs, its subs, its tools.
+`_rlm_given` is what the host says of this run: names of its inputs, its subs, its tools. `globals()` gives the
+variables of the REPL. The names here have a namespace of their own, in which `list` is `list`, whatever code
+calls so.
 """
 
 import asyncio as _rlm_asyncio
@@ -16,7 +18,7 @@ import dataclasses as _rlm_dataclasses
 import enum as _rlm_enum
 import functools as _rlm_functools
 
-_rlm_inputs = {name: globals().get(name) for name in _rlm_given["inputs"]}  # what each was when the run began
+_rlm_inputs = {}  # what each was when the run began
 _RLM_HANDLE_CHARS = 1000
 _RLM_THREADS = 32
 
@@ -135,7 +137,7 @@ def _rlm_split(fields):
 
 
 def _rlm_ask(to, items, same=None, many=True):
-    answer = _rlm_call(
+    answer = globals()["_rlm_call"](
         call={"to": to, "items": [_rlm_split(i) for i in items], "same": _rlm_split(same or {}), "many": many}
     )
     if "refused" in answer:
@@ -291,7 +293,13 @@ def SHOW_VARS():
     """Names, types and sizes of the variables."""
     lines = []
     for name, value in sorted(globals().items()):
-        if name.startswith("_") or name in _rlm_own or callable(value) or type(value).__name__ == "module":
+        if (
+            name.startswith("_")
+            or name in _rlm_own
+            or name == "SUBMIT"
+            or callable(value)
+            or type(value).__name__ == "module"
+        ):
             continue
         try:
             size = ", %d long" % len(value)
@@ -299,15 +307,3 @@ def SHOW_VARS():
             size = ""
         lines.append("%s: %s%s" % (name, type(value).__name__, size))
     return _RlmListing("\n".join(lines) or "no variables")
-
-
-_rlm_own = {
-    *("SubCallError", "FailedCall", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "dspy"),
-    *("SHOW_VARS", "SUBMIT"),
-}
-
-for _rlm_sub in _rlm_given["subs"]:
-    globals()[_rlm_sub["name"]] = _RlmCallable(
-        {"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"]
-    )
-    globals()[_rlm_sub["name"]].__doc__ = _rlm_sub["doc"]

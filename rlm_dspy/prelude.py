@@ -9,21 +9,29 @@ from pathlib import Path
 HOST_TOOL = "_rlm_call"
 """The one host function that it reaches the host by."""
 _FILE = "<functions>"
-SOURCE = "\n\n".join(
-    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("in_repl.py", "in_repl_dspy.py")
-)
-"""What is run in a REPL before the first turn; it wants `HOST_TOOL` and the variable `_rlm_given`."""
+_SOURCES = ("in_repl.py", "in_repl_dspy.py", "in_repl_names.py")
+SOURCE = "\n\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SOURCES)
+"""What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
 RUN = f"""
-def _rlm_code(source, compiled):
-    import base64, importlib.util, marshal
+def _rlm_run(source, compiled, given):
+    import base64, builtins, importlib.util, marshal
     if compiled[0] == importlib.util.MAGIC_NUMBER.hex():
-        return marshal.loads(base64.b64decode(compiled[1]))
-    return compile(source, {_FILE!r}, 'exec', dont_inherit=True)
+        code = marshal.loads(base64.b64decode(compiled[1]))
+    else:
+        code = compile(source, {_FILE!r}, 'exec', dont_inherit=True)
+    names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
+    inside['globals'] = lambda: names
+    exec(code, inside)
+    names['_rlm_begin'], names['_rlm_show_notes'] = inside['_rlm_begin'], inside['_rlm_show_notes']
 
-exec(_rlm_code(*_rlm_functions), globals())
-del _rlm_code, _rlm_functions
+_rlm_run(*_rlm_functions, _rlm_given)
+del _rlm_run, _rlm_functions, _rlm_given
 """
 """Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out."""
+BEGIN = "_rlm_begin()"
+"""Run once the inputs are bound."""
+SHOW_NOTES = "_rlm_show_notes()"
+"""Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.cell.HOOK`."""
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -151,6 +151,21 @@ class Repl:
             dspy.CodeInterpreterError: If the interpreter died and no other can be started.
         """
         assert self._interpreter is not None, "open() comes first"
+        outcome = self._execute(code)
+        if outcome.kind == "interpreter_lost" or getattr(self._interpreter, "calls_hook", False):
+            return outcome
+        notes = self._notes()
+        return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
+
+    def _notes(self) -> str:
+        """Have the functions of the REPL bound again; return what to tell of names that the cell has changed."""
+        with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone by now; the next cell will tell
+            if self._interpreter is not None:
+                return str(self._interpreter.execute(SETUP + prelude.SHOW_NOTES, variables={}) or "")
+        return ""
+
+    def _execute(self, code: str) -> Outcome:
+        assert self._interpreter is not None, "open() comes first"
         self._running = True
         try:
             result = self._interpreter.execute(code, variables={})
@@ -160,6 +175,7 @@ class Repl:
         except dspy.CodeExecutionError as error:
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:
+            self._running = False  # the fresh one is not what `interrupt` is for
             return self._replace(error)
         finally:
             self._running = False
@@ -194,7 +210,7 @@ def output_fields(signature: Any) -> list[dict[str, Any]]:
 def _furnishing(
     interpreter: dspy.CodeInterpreter, inputs: dict[str, Any], known: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return what is executed before the first turn: the prelude with the inputs, then DSPy's own input types."""
+    """Return what is executed before the first turn: the functions, then the inputs, DSPy's own types first."""
     own = {name: value for name, value in inputs.items() if not isinstance(value, SandboxSerializable)}
     convert = _as_object if isinstance(interpreter, TakesObjects) else _as_json
     variables = {name: convert(name, value, interpreter) for name, value in own.items()}
@@ -202,7 +218,8 @@ def _furnishing(
         _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
     ]
     functions = {"_rlm_functions": prelude.functions(), "_rlm_given": known}
-    return [(SETUP + code, values) for code, values in [(prelude.RUN, {**variables, **functions}), *serialized]]
+    steps = [(prelude.RUN, functions), *serialized, (prelude.BEGIN, variables)]
+    return [(SETUP + code, values) for code, values in steps]
 
 
 def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:

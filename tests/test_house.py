@@ -24,7 +24,7 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy", "redaction", "files", "json_values"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "redaction", "files", "json_values"},
     {
         "alarm",
         "limits",

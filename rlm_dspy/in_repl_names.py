@@ -1,0 +1,83 @@
+"""The names that a REPL has from the host: bound before the first turn, and there again in every cell.
+
+Not imported: its source runs behind that of `in_repl_dspy`, in the same namespace.
+"""
+
+import types as _rlm_types
+
+_rlm_own = {
+    "llm_query": llm_query,
+    "llm_query_batched": llm_query_batched,
+    "SHOW_VARS": SHOW_VARS,
+    "dspy": dspy,
+    "rlm_query": rlm_query,
+    "rlm_query_batched": rlm_query_batched,
+    "SubCallError": SubCallError,
+    "FailedCall": FailedCall,
+}
+"""What code finds under these names in every cell."""
+_rlm_from_host = {}
+"""Tools and SUBMIT as the first cell found them."""
+_rlm_told = set()
+"""Inputs that have lost their names, as code was told."""
+
+for _rlm_sub in _rlm_given["subs"]:
+    _rlm_function = _RlmCallable({"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"])
+    _rlm_function.__doc__ = _rlm_sub["doc"]
+    _rlm_own[_rlm_sub["name"]] = _rlm_function
+
+
+def _rlm_begin():
+    """Take the inputs, which are bound now."""
+    names = globals()
+    _rlm_inputs.update({name: names.get(name) for name in _rlm_given["inputs"]})
+    _rlm_own["INPUTS"] = _rlm_types.MappingProxyType(_rlm_inputs)
+    _rlm_from_host.update({name: names[name] for name in (*_rlm_given["tools"], "SUBMIT") if name in names})
+    names.update(_rlm_own)
+    names["__after_cell__"] = _rlm_after_cell
+
+
+def _rlm_after_cell(bound=None):
+    """Bind the functions of the REPL again, and say what has become of them and of the inputs.
+
+    Args:
+        bound: What the interpreter had bound for the cell, and binds anew for the next; None if it binds nothing.
+    """
+    notes, names = [], globals()
+    if not callable(names.get("print", print)):
+        notes.append(_rlm_put_away("print", names.pop("print")))
+    for name, function in _rlm_own.items():
+        if names.get(name) is not function:
+            notes.append(
+                _rlm_put_away(name, names[name]) if name in names else "%s was deleted; it is back." % name
+            )
+            names[name] = function
+    for name, function in (_rlm_from_host if bound is None else bound).items():
+        lost = not callable(names.get(name)) if bound is None else names.get(name) is not function
+        if lost and not name.startswith("_"):
+            if name in names:
+                notes.append(_rlm_put_away(name, names[name]))
+            names[name] = function
+    for name, value in _rlm_inputs.items():
+        if name in names and names[name] is value:
+            _rlm_told.discard(name)
+        elif name not in _rlm_told:
+            _rlm_told.add(name)
+            now = "is now %s" % type(names[name]).__name__ if name in names else "was deleted"
+            notes.append("%s %s; INPUTS[%r] has the input." % (name, now, name))
+    return "\n".join("[%s]" % note for note in notes)
+
+
+def _rlm_put_away(name, value):
+    """Keep what code has put in the place of a function under another name; return what to tell of it."""
+    names, other = globals(), name + "_"
+    while other in _rlm_own or other in _rlm_from_host or other in _rlm_inputs:
+        other += "_"
+    names[other] = value
+    return "%s is a function of this REPL again; what you bound to that name is in %s." % (name, other)
+
+
+def _rlm_show_notes():
+    """Print what `_rlm_after_cell` says, where the interpreter does not call it."""
+    if notes := _rlm_after_cell():
+        print(notes)  # noqa: T201 (the only way out of such an interpreter)
