@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
-from dspy.adapters.utils import get_annotation_name
 
 from rlm_dspy.arguments import SETTINGS
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.type_grammar import TypeReader, check_name, check_usable, signature_parts
+from rlm_dspy.typenames import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ def written(signature: Any) -> str:
     """Return a signature as DSPy reads it from a string, with its types."""
 
     def fields(of: dict[str, Any]) -> str:
-        return ", ".join(f"{name}: {get_annotation_name(field.annotation)}" for name, field in of.items())
+        return ", ".join(f"{name}: {name_of(field.annotation)}" for name, field in of.items())
 
     return f"{fields(signature.input_fields)} -> {fields(signature.output_fields)}"
 

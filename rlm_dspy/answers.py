@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
-from pydantic import TypeAdapter, ValidationError
+from dspy.adapters.utils import annotation_allows_none, parse_value
+from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy.json_values import MAX_DEPTH, nested_too_deep
+from rlm_dspy.typenames import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
 _SHOWN_CHARS = 120
+_SHOWN_REASONS = 5
 
 
 def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[str]]:
@@ -42,7 +48,7 @@ def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[st
                 problems.append(f"{name}: nested more than {MAX_DEPTH} levels deep; submit a flatter value")
                 continue
             try:
-                values[name] = read_value(submitted[name], field.annotation)
+                values[name] = read_value(submitted[name], type_of(field))
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         elif not field.is_required():
@@ -50,16 +56,25 @@ def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[st
         elif annotation_allows_none(field.annotation):
             values[name] = None
         else:
-            problems.append(f"{name}: missing ({get_annotation_name(field.annotation)})")
+            problems.append(f"{name}: missing ({name_of(field.annotation)})")
     return values, problems
 
 
+def type_of(field: FieldInfo) -> Any:
+    """Return the type of a field with all that holds for its values: `Annotated[int, Ge(1)]`."""
+    by = field.discriminator
+    told = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
+    return Annotated[field.annotation, *told] if told else field.annotation
+
+
 def read_value(value: Any, annotation: Any) -> Any:
-    """Read one value into a type.
+    """Read one value into a type, with the constraints and validators of an `Annotated` one.
 
     Raises:
         ValueError: If it does not fit; the message says what is needed and what was given.
     """
+    if get_origin(annotation) is Annotated:
+        return _read_constrained(value, annotation)
     if annotation is str:
         return _read_str(value)
     attempts: list[Callable[[], Any]] = [
@@ -75,7 +90,25 @@ def read_value(value: Any, annotation: Any) -> Any:
             return attempt()
         except (ValueError, TypeError, PydanticSerializationError) as error:
             details = details or _details(error)
-    raise ValueError(f"expected {get_annotation_name(annotation)}, got {_shown(value)}{details}")
+    raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
+
+
+def _read_constrained(value: Any, annotation: Any) -> Any:
+    """Read a value as it is, for validators that come before the type; then leniently into the type alone."""
+    bare = get_args(annotation)[0]
+    with contextlib.suppress(ValueError):
+        return _checked(value, annotation)
+    return _checked(read_value(value, bare), annotation)
+
+
+def _checked(value: Any, annotation: Any) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        reasons = "; ".join(_reasons(error))
+    except Exception as error:  # noqa: BLE001 (a validator is the caller's: what fails in it refuses the value)
+        reasons = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{reasons}; got {_shown(value)}")
 
 
 def _read_str(value: Any) -> str:
@@ -111,9 +144,13 @@ def _details(error: Exception) -> str:
     """Return what pydantic says of the parts, one by one, and which members an enum has."""
     if not isinstance(error, ValidationError):
         return ""
-    parts = [
+    parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] == "enum"])
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _reasons(error: ValidationError, parts: list[ErrorDetails] | None = None) -> list[str]:
+    """Return what pydantic says of the first parts of a value that do not fit."""
+    return [
         f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
-        for part in error.errors()
-        if part["loc"] or part["type"] == "enum"
+        for part in (error.errors() if parts is None else parts)[:_SHOWN_REASONS]
     ]
-    return f" ({'; '.join(parts[:5])})" if parts else ""

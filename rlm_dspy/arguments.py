@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.signatures.signature import ensure_signature
 
+from rlm_dspy.answers import read_value
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
-from rlm_dspy.typenames import shown_default, shown_signature
+from rlm_dspy.typenames import bare, shown_default, shown_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -206,7 +207,7 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
         if len(args) > len(names):
             usage = f"{tool.name}{shown_signature(own)}"
             raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+        return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
 
     by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
 
@@ -226,6 +227,26 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
     functools.update_wrapper(function, tool.func)
     function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
     return function
+
+
+def _constrained(tool: dspy.Tool, given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments with the constraints of an `Annotated[int, Field(ge=1)]` applied; DSPy drops these.
+
+    Raises:
+        ValueError: If one does not fit; the message names it and what is needed.
+    """
+    try:
+        parameters = inspect.signature(tool.func, eval_str=True).parameters
+    except Exception:  # noqa: BLE001 (an annotation in quotes may name, or do, anything)
+        return given
+    kinds = {name: part.annotation for name, part in parameters.items()}
+    checked = dict(given)
+    for name in [name for name in given if name in kinds and bare(kinds[name]) != kinds[name]]:
+        try:
+            checked[name] = read_value(given[name], kinds[name])
+        except ValueError as error:
+            raise ValueError(f"{tool.name}: {name}: {error}") from None
+    return checked
 
 
 @contextlib.contextmanager
@@ -253,14 +274,14 @@ class GuardedTool(dspy.Tool):
     def __call__(self, **kwargs: Any) -> Any:
         """Call it."""
         try:
-            return super().__call__(**kwargs)
+            return super().__call__(**_constrained(self, kwargs))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would tell of it with its traceback)
             return self._told(error)
 
     async def acall(self, **kwargs: Any) -> Any:
         """Await it."""
         try:
-            return await super().acall(**kwargs)
+            return await super().acall(**_constrained(self, kwargs))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
             return self._told(error)
 

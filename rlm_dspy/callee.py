@@ -13,6 +13,7 @@ import dspy
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.fitting import asking
+from rlm_dspy.subs import signature_of
 from rlm_dspy.trajectory import clip
 
 if TYPE_CHECKING:
@@ -93,13 +94,30 @@ class Callee:
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
         return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
 
+    def read(self, result: Any) -> Any:
+        """Return what the module gave, with the constraints of its outputs applied; a child has applied its own.
+
+        Raises:
+            dspy.AdapterParseError: If a value does not fit, as if it could not be read: it is asked for again.
+        """
+        if self.kind == "child":
+            return result
+        try:
+            return self.interface.constrained(result)
+        except ValueError as error:
+            adapter, said = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__, repr(dict(result.items()))
+            raise dspy.AdapterParseError(
+                adapter, signature_of(self.module), clip(said, _COMPLAINT_CHARS), str(error)
+            ) from None
+
     def state(self, lm: Any) -> str:
         """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
         adapter = type(dspy.settings.adapter).__name__
-        return digest(kind, self.interface.stub, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
+        told = [self.interface.stub, self.interface.schemas]
+        return digest(kind, told, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
 
 
 def _learned(predictor: Any) -> list[Any]:

@@ -245,7 +245,7 @@ class Batch(dspy.Module):
                     result = self._call(item)
                 if item.inside is not None:
                     item.inside.check(result, is_child=callee.kind == "child")
-                return sent(callee.interface.value_of(result))
+                return sent(callee.interface.value_of(callee.read(result)))
             except dspy.AdapterParseError as error:
                 if item.attempts >= callee.attempts:
                     raise

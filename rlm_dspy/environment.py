@@ -11,7 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.inputs import describe
-from rlm_dspy.typenames import shown_signature, type_name
+from rlm_dspy.typenames import constraints_of, shown_signature, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,5 +124,4 @@ def _description(name: str, field: Any) -> str:
     """Return the user's `desc` of a field; DSPy fills in `${name}` where there is none."""
     extra = field.json_schema_extra or {}
     desc = extra.get("desc") or ""
-    constraints = extra.get("constraints") or ""
-    return "; ".join(part for part in ("" if desc == f"${{{name}}}" else desc, constraints) if part)
+    return "; ".join(part for part in ("" if desc == f"${{{name}}}" else desc, constraints_of(field)) if part)

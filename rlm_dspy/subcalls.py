@@ -15,6 +15,7 @@ from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.frames import read_call
 from rlm_dspy.listening import tell
 from rlm_dspy.redaction import safe_message
+from rlm_dspy.typenames import bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +184,8 @@ class SubCalls:
         values, problems = {}, []
         for name, value in given.items():
             try:
-                values[name] = value if callee.kind == "child" else received(value, callee.interface.inputs[name])
+                kind = callee.interface.inputs[name]
+                values[name] = value if callee.kind == "child" and bare(kind) == kind else received(value, kind)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         return values, problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 import re
@@ -9,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.adapters.utils import get_annotation_name
+from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from rlm_dspy.answers import read_value
+from rlm_dspy.answers import read_value, type_of
 from rlm_dspy.arguments import RESERVED, SETTINGS, check_signature
 from rlm_dspy.errors import Unanswered
-from rlm_dspy.typenames import consists_of, shown_default
+from rlm_dspy.typenames import bare, consists_of, name_of, shown_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +137,7 @@ class Interface:
         """How it is called: `claims(passage: str, most: int = 3)`."""
         parts = []
         for name, kind in self.inputs.items():
-            typed = name if kind is Any else f"{name}: {get_annotation_name(kind)}"
+            typed = name if kind is Any else f"{name}: {name_of(kind)}"
             default = f" = {shown_default(self.defaults[name])}" if name in self.defaults else ""
             parts.append(f"{typed}{default}")
         return f"{self.name}({', '.join(parts)})"
@@ -147,8 +148,8 @@ class Interface:
         if self.outputs is None:
             return ""
         if len(self.outputs) == 1 and not self.whole:
-            return str(get_annotation_name(next(iter(self.outputs.values()))))
-        fields = (f"{name}: {get_annotation_name(kind)}" for name, kind in self.outputs.items())
+            return name_of(next(iter(self.outputs.values())))
+        fields = (f"{name}: {name_of(kind)}" for name, kind in self.outputs.items())
         return f"record({', '.join(fields)})"
 
     @property
@@ -160,6 +161,12 @@ class Interface:
     def stub(self) -> str:
         """Call and type."""
         return f"{self.call} -> {self.gives}" if self.gives else self.call
+
+    @functools.cached_property
+    def schemas(self) -> list[Any]:
+        """What its types and constraints are, down to the fields of classes, as JSON."""
+        kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
+        return [_schema(kind) for kind in kinds]
 
     def value_of(self, result: Any) -> Any:
         """Return what code gets of a module's result: the one output, or a dict of several.
@@ -179,6 +186,25 @@ class Interface:
             return next(iter(fields.values()))
         return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
 
+    def constrained(self, result: Any) -> Any:
+        """Return a module's result with the constraints of its outputs applied; DSPy looks at the types alone.
+
+        Raises:
+            ValueError: If a value does not fit; the message names the field and what is needed.
+        """
+        kinds = {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
+        if not isinstance(result, dspy.Prediction) or not kinds:
+            return result
+        fields, problems = dict(result.items()), []
+        for name, kind in kinds.items():
+            try:
+                fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return dspy.Prediction(fields)
+
 
 def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:
     """Return what a module takes and gives, from its signature, else from its `forward`."""
@@ -190,7 +216,7 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
     inputs = signature.input_fields
     return Interface(
         name=name,
-        inputs={key: of.annotation for key, of in inputs.items()},
+        inputs={key: type_of(of) for key, of in inputs.items()},
         defaults={key: of.default for key, of in inputs.items() if of.default is not PydanticUndefined},
         outputs={key: kind for key, kind in outputs.items() if not (plain and key == _REASONING)},
         doc=one_line(signature.instructions),
@@ -198,9 +224,17 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
     )
 
 
+def _schema(kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind).json_schema()
+    except (PydanticUserError, TypeError, ValueError):  # a type that only its program knows
+        return name_of(kind)
+
+
 def _output_type(of: Any) -> Any:
     """Return the type of an output field; with None if that is its default."""
-    return of.annotation if of.is_required() or of.default is not None else of.annotation | None
+    kind = type_of(of)
+    return kind if of.is_required() or of.default is not None else kind | None
 
 
 def _fits_none(kind: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from dspy.adapters.utils import get_annotation_name
 
@@ -13,12 +14,51 @@ if TYPE_CHECKING:
     import inspect
     from collections.abc import Iterable
 
+    from pydantic.fields import FieldInfo
+
 _DEFAULT_CHARS = 60
+
+
+def name_of(annotation: Any) -> str:
+    """Return a type's name, without what constrains its values."""
+    return str(get_annotation_name(bare(annotation)))
+
+
+def bare(annotation: Any) -> Any:
+    """Return a type without the `Annotated` in it."""
+    origin: Any = get_origin(annotation)
+    parts = get_args(annotation)
+    if origin is Annotated:
+        return bare(parts[0])
+    kinds = tuple(map(bare, parts))
+    if kinds == parts:
+        return annotation
+    return Union[kinds] if origin is types.UnionType else origin[kinds]  # noqa: UP007  # its parts are known only now
+
+
+_PHRASES = {
+    "gt": "greater than",
+    "ge": "greater than or equal to",
+    "lt": "less than",
+    "le": "less than or equal to",
+    "multiple_of": "a multiple of the given number",
+    "min_length": "minimum length",
+    "max_length": "maximum length",
+    "pattern": "pattern",
+    "allow_inf_nan": "allow 'inf', '-inf', 'nan' values",
+}
+"""What holds for values, in DSPy's words."""
+
+
+def constraints_of(field: FieldInfo) -> str:
+    """Return what holds for the values of a field, as a model is told it: `greater than or equal to: 1`."""
+    found = ((name, getattr(part, name, None)) for part in field.metadata for name in _PHRASES)
+    return ", ".join(f"{_PHRASES[name]}: {value}" for name, value in found if value is not None)
 
 
 def type_name(annotation: Any) -> str:
     """Return a type's name; of a pydantic model or an enum also what it consists of."""
-    name, parts = str(get_annotation_name(annotation)), consists_of([annotation])
+    name, parts = name_of(annotation), consists_of([annotation])
     return f"{name} ({parts})" if parts else name
 
 
@@ -71,7 +111,7 @@ def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:
 def _told(part: Any, kind: str) -> str:
     if members := getattr(part, "__members__", None):
         return f"{part.__name__} is one of {[member.value for member in members.values()]}"
-    fields = (f"{key}: {get_annotation_name(field.annotation)}" for key, field in part.model_fields.items())
+    fields = (f"{key}: {name_of(field.annotation)}" for key, field in part.model_fields.items())
     return f"{part.__name__} is a {kind} with {', '.join(fields)}"
 
 

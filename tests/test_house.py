@@ -38,9 +38,9 @@ FLOORS = [
         "patience",
         "loops",
     },
-    {"cache", "ledger", "retelling", "frames"},
+    {"cache", "ledger", "retelling", "frames", "answers"},
     {
-        *("metering", "port", "answers", "arguments", "environment", "testing"),
+        *("metering", "port", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
     {"attempts", "type_grammar"},
