@@ -109,10 +109,13 @@ class Act(dspy.Predict):
 
     _adapter = ReplAdapter()
 
-    def messages(self, environment: str, trajectory: Trajectory) -> list[Message]:
-        """Return the messages of a turn."""
+    def messages(
+        self, environment: str, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
+    ) -> list[Message]:
+        """Return the messages of a turn, with its own demos or with others."""
         inputs = {"environment": environment, "trajectory": trajectory}
-        written: list[Message] = self._adapter.format(self.signature, self.demos, inputs)
+        shown = self.demos if demos is None else demos
+        written: list[Message] = self._adapter.format(self.signature, shown, inputs)
         return written
 
     def forward(self, **inputs: Any) -> dspy.Prediction:

@@ -12,11 +12,17 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.utils.exceptions import LMError, LMProviderError, is_retryable_lm_error
+from dspy.utils.exceptions import (
+    ContextWindowExceededError,
+    LMError,
+    LMProviderError,
+    is_retryable_lm_error,
+)
 
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
+from rlm_dspy.refusals import as_window_error
 from rlm_dspy.replies import split_thinking
 
 if TYPE_CHECKING:
@@ -163,7 +169,9 @@ class _AttemptByAttempt(_Reading):
 
     def _pause(self, error: LMError, attempt: int) -> float:
         """Return the seconds to wait before the next attempt; raise the error if there is none."""
-        if attempt >= self.__dict__["num_retries"] or not (is_retryable_lm_error(error) or _is_garbled(error)):
+        again = is_retryable_lm_error(error) or _is_garbled(error)
+        too_long = isinstance(as_window_error(error), ContextWindowExceededError)  # also one that came as a 500
+        if attempt >= self.__dict__["num_retries"] or too_long or not again:
             raise error
         told = getattr(error, "retry_after", None)
         if isinstance(told, int | float) and math.isfinite(told):

@@ -26,6 +26,7 @@ from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.metering import Meter, metered
 from rlm_dspy.port import as_streamed, waiting_loop
 from rlm_dspy.redaction import safe_message
+from rlm_dspy.refusals import as_window_error, is_too_long, sizes_of
 from rlm_dspy.trajectory import SubCall, clip, sendable
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Answer = dict[str, Any]
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
 _ANSWER_CHARS = 20_000
+_CHARS_PER_TOKEN = 3
 _NO_LIMITS = Limits()
 
 
@@ -129,6 +131,19 @@ def failed(error: BaseException, *lms: Any) -> Answer:
     """Return an error as an answer, without the secrets of these LMs and of the environment."""
     kind = type(error).__name__
     return {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
+
+
+def _advice(error: Exception, item: Asked) -> str:
+    """Return what to do about a request that is, or may be, too long for the model; nothing of other errors."""
+    if not isinstance(error, dspy.LMError) or not is_too_long(error):
+        return ""
+    chars, window = sum(map(len, map(str, item.inputs.values()))), sizes_of(error).window
+    told = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window is not None else ""
+    sure = "is" if isinstance(error, dspy.ContextWindowExceededError) else "may be"
+    return (
+        f"\nThe request {sure} too long for the model's window{told}. Its inputs have {chars:,} characters: pass "
+        "less at a time, split the text or narrow it down with code."
+    )
 
 
 class Batch(dspy.Module):
@@ -217,7 +232,10 @@ class Batch(dspy.Module):
                 value = self._ask(item)
             answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
+            error = as_window_error(error) if isinstance(error, dspy.LMError) else error
             answer = failed(error, *self._callee.lms, outer and outer.run.lm)
+            if self._callee.kind != "child":  # whose inputs are no part of its messages
+                answer["error"] += _advice(error, item)
         finally:
             item.end()
         with self._lock:

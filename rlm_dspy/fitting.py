@@ -13,13 +13,19 @@ from dspy.utils.callback import with_callbacks
 
 from rlm_dspy.attempts import answering, attempt_by_attempt
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
-from rlm_dspy.metering import Meter, Refused, are_meters, aside, heard, narrowest
+from rlm_dspy.metering import Meter, Refused, are_meters, aside, heard, ledger_in_force, narrowest
+from rlm_dspy.refusals import as_window_error, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SHORTEST_REPLY_TOKENS = 64
 """A request is not made with less room for its reply."""
+_REPLY_SHARE = 4
+"""A reply takes one part in so many of the window, where nothing else is known of the messages before it."""
+_LEAST_REPLY_SHARE = 8
+"""With less room for the reply, the messages are too long."""
+_REPLY_MARGIN = 16
 _ALONE = 2
 """A reply that alone is under way may take one part in so many of what is left."""
 _TELLING = with_callbacks(lambda _: None).__code__
@@ -81,9 +87,31 @@ def asked(lm: Any) -> Any:
 
 
 def _fitted(lm: Any) -> Any:
-    meter = narrowest()
-    if meter is None or not isinstance(lm, dspy.BaseLM):
+    if not isinstance(lm, dspy.BaseLM):
         return lm
+    room = min(_affordable(lm), _behind_messages(lm))
+    usual = longest_reply(lm)
+    if math.isinf(room) or (usual is not None and usual <= room):
+        return lm
+    name = next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1])
+    shorter = lm.copy(**{name: room})
+    shorter.history = lm.history  # where the caller looks for it
+    return shorter
+
+
+def _behind_messages(lm: dspy.BaseLM) -> float:
+    """Return the tokens of a reply that leave messages some room in a window that is known from refusals."""
+    ledger = ledger_in_force()
+    window = ledger.windows.get(lm.model) if ledger is not None else None
+    wanted = max((lm.kwargs.get(name) or 0 for name in REPLY_LIMITS), default=0)
+    return window // _REPLY_SHARE if window is not None and wanted > window // 2 else math.inf
+
+
+def _affordable(lm: dspy.BaseLM) -> float:
+    """Return the tokens of a reply that the limits of the run leave; infinite if they limit none."""
+    meter = narrowest()
+    if meter is None:
+        return math.inf
     read = _known_tokens.get()
     left = meter.ledger.left(meter.keeper)
     most = left.output_tokens
@@ -91,16 +119,9 @@ def _fitted(lm: Any) -> Any:
     if price is not None and price.most_written > 0:
         most = min(most, (left.cost - (read or 0) * price.most_read) / price.most_written)
     if math.isinf(most):
-        return lm
+        return most
     most /= meter.ledger.limits.max_concurrency if read is None else _ALONE
-    room = max(_SHORTEST_REPLY_TOKENS, _power_of_two_below(most))
-    usual = longest_reply(lm)
-    if usual is not None and usual <= room:
-        return lm
-    name = next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1])
-    shorter = lm.copy(**{name: room})
-    shorter.history = lm.history  # where the caller looks for it
-    return shorter
+    return max(_SHORTEST_REPLY_TOKENS, _power_of_two_below(most))
 
 
 def _power_of_two_below(number: float) -> int:
@@ -126,12 +147,62 @@ class _Asking(dspy.Adapter):
     stands_for: type[dspy.Adapter]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        with heard(), answering(signature.output_fields):
-            return super().__call__(asked(lm), lm_kwargs, signature, demos, inputs)
+        with heard(), answering(signature.output_fields), _window_errors(lm):
+            try:
+                return super().__call__(asked(lm), lm_kwargs, signature, demos, inputs)
+            except dspy.LMError as error:
+                shorter = _with_shorter_reply(lm, lm_kwargs, _noted(lm, error))
+                if shorter is None:
+                    raise
+            return super().__call__(asked(lm), shorter, signature, demos, inputs)
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        with heard(), answering(signature.output_fields):
-            return await super().acall(asked(lm), lm_kwargs, signature, demos, inputs)
+        with heard(), answering(signature.output_fields), _window_errors(lm):
+            try:
+                return await super().acall(asked(lm), lm_kwargs, signature, demos, inputs)
+            except dspy.LMError as error:
+                shorter = _with_shorter_reply(lm, lm_kwargs, _noted(lm, error))
+                if shorter is None:
+                    raise
+            return await super().acall(asked(lm), shorter, signature, demos, inputs)
+
+
+@contextlib.contextmanager
+def _window_errors(lm: Any) -> Iterator[None]:
+    """Raise what says that a request is too long as DSPy's kind for that."""
+    try:
+        yield
+    except dspy.LMError as error:
+        refusal = _noted(lm, error)
+        if refusal is error:
+            raise
+        raise refusal from error
+
+
+def _noted(lm: Any, error: dspy.LMError) -> dspy.LMError:
+    """Return an error as `as_window_error` has it, and note the window that it tells of."""
+    refusal = as_window_error(error)
+    if isinstance(refusal, dspy.ContextWindowExceededError):
+        window, ledger = sizes_of(refusal).window, ledger_in_force()
+        if window is not None and ledger is not None:
+            ledger.windows[lm.model] = window
+    return refusal
+
+
+def _with_shorter_reply(lm: Any, options: dict[str, Any], error: dspy.LMError) -> dict[str, Any] | None:
+    """Return the options of a request that asks for a reply which fits behind messages that do; None if none does.
+
+    Many servers count the longest reply that a request allows as a part of it.
+    """
+    sizes = sizes_of(error)
+    limits = ((name, {**lm.kwargs, **options}.get(name)) for name in REPLY_LIMITS)
+    name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))
+    if not isinstance(error, dspy.ContextWindowExceededError) or not name or sizes.window is None:
+        return None
+    guess = sizes.window // _REPLY_SHARE
+    room = guess if sizes.read is None else sizes.window - sizes.read - _REPLY_MARGIN
+    fits = min(wanted, sizes.window // _LEAST_REPLY_SHARE) <= room < wanted
+    return {**options, name: room} if fits else None
 
 
 @functools.lru_cache(maxsize=64)  # `dspy.Refine` makes a class for each attempt

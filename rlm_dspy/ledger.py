@@ -86,6 +86,8 @@ class Ledger:
     """
 
     limits: Limits
+    windows: dict[str, int] = field(default_factory=dict)
+    """The tokens that LMs can hold, by `lm.model`, as refusals of requests that were too long have told."""
     started: float = field(default_factory=time.monotonic)
     _reserved: int = 0
     _spent: Amount = NOTHING

@@ -58,7 +58,10 @@ class Limits:
     max_failures: int | None = None
     """Turns in a row that may fail: code that raised, no code, a refused SUBMIT, a dead interpreter."""
     max_context_tokens: int | None = None
-    """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has."""
+    """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has.
+
+    The window is that of the model, as far as it is known, or as a server tells when it refuses a longer request.
+    """
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     """USD per million tokens, read and written, by the LM's `model`; for models whose price is not known."""
 

@@ -300,8 +300,16 @@ def heard() -> Iterator[None]:
 
 def narrowest() -> Meter | None:
     """Return the meter of the innermost scope whose ledger limits tokens or cost; None if there is none."""
-    meters = (each for each in (*_aside.get(), *dspy.settings.callbacks) if isinstance(each, Meter))
-    return next((meter for meter in meters if meter.ledger.bounded), None)
+    return next((meter for meter in _meters() if meter.ledger.bounded), None)
+
+
+def ledger_in_force() -> Ledger | None:
+    """Return the ledger of the innermost scope; None outside of any."""
+    return next((meter.ledger for meter in _meters()), None)
+
+
+def _meters() -> Iterator[Meter]:
+    return (each for each in (*_aside.get(), *dspy.settings.callbacks) if isinstance(each, Meter))
 
 
 def check_price(lm: Any, limits: Limits) -> Price | None:

@@ -24,9 +24,10 @@ from rlm_dspy.arguments import (
 from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, carry
 from rlm_dspy.fitting import fitting
-from rlm_dspy.fold import KEPT_TURNS, fold, fold_if_long
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.refusals import is_too_long
+from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
 from rlm_dspy.subs import make_subs
 from rlm_dspy.trajectory import clip
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step
 
 _WHY_CHARS = 200
+_MOST_REFUSALS = 12
+"""Of one turn's messages."""
+_LEAST_TRANSCRIPT_CHARS = 400
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
@@ -134,7 +138,8 @@ class RLM(dspy.Module):
         Raises:
             InvalidInputs: If inputs are missing or unknown.
             dspy.CodeInterpreterError: If no interpreter can be started.
-            dspy.LMError: If the model gives no reply.
+            dspy.LMError: If the model gives no reply; `dspy.ContextWindowExceededError` if not even the shortest
+                first message fits its window.
 
             Whatever ends a run that has begun carries the steps so far as `error.trajectory`, and what they cost
             as `error.usage`.
@@ -198,24 +203,29 @@ class RLM(dspy.Module):
             if run.depth and not run.steps:
                 raise  # a child that could not begin has nothing that an answer could be read from
             run.budget.limit = run.budget.limit or error.limit
-        except dspy.ContextWindowExceededError:
-            if not run.steps:
+        except dspy.LMError as error:
+            if not is_too_long(error) or not run.steps:
                 raise
         return await self._extract(port, run)
 
     async def _take_turn(self, port: Port, run: Run) -> Step:
-        """Take a turn; a conversation that is too long for the model is folded, more and more."""
-        await fold_if_long(port, run)
-        for keep in (KEPT_TURNS, 1, 0, None):
+        """Take a turn; messages that are too long for the model are made shorter, more and more."""
+        if run.room.is_full:
+            await make_room(port, run)
+        refusals = 0
+        while True:
             try:
                 turn = Turn(self.act, run, verbose=self.verbose)
                 step: Step = await port.predict(turn, number=run.budget.turns + 1)
-            except dspy.ContextWindowExceededError:
-                if keep is None or not await fold(port, run, keep):
+            except dspy.LMError as error:
+                if not is_too_long(error):
+                    raise
+                refusals += 1
+                run.room.refused()
+                if refusals == _MOST_REFUSALS or not await make_room(port, run):
                     raise
             else:
-                break
-        return step
+                return step
 
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
         """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
@@ -223,23 +233,36 @@ class RLM(dspy.Module):
             "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
         )
         values: dict[str, Any] = {}
-        extract = dspy.Predict(extract_signature(self.signature))
         try:
-            with (
-                metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()),
-                fitting(run.budget.extraction_tokens, module=extract),
-                dspy.context(trace=None),
-                run.budget.in_time(),
-            ):
-                found = await port.predict(extract, run.budget.seconds_left(), repl_session=run.transcript())
-            values, problems = read_answer(self.signature, dict(found.items()))
-        except (dspy.AdapterParseError, dspy.ContextWindowExceededError, LimitExceeded) as error:
+            values, problems = await self._read_transcript(port, run)
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded) as error:
+            if isinstance(error, dspy.LMError) and not is_too_long(error):
+                raise
             problems = [clip(" ".join(str(error).split()), _WHY_CHARS).rstrip(".")]
             _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
         if problems:
             why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
             return run.finish("unanswered", values, why)
         return run.finish("extracted", values, "Read from the trajectory after the last turn.")
+
+    async def _read_transcript(self, port: Port, run: Run) -> tuple[dict[str, Any], list[str]]:
+        """Return what `read_answer` makes of the model's reply; a transcript that is too long for it is halved."""
+        extract = dspy.Predict(extract_signature(self.signature))
+        transcript = run.transcript(run.room.chars)
+        while True:
+            try:
+                with (
+                    metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()),
+                    fitting(run.budget.extraction_tokens, module=extract),
+                    dspy.context(trace=None),
+                    run.budget.in_time(),
+                ):
+                    found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)
+                return read_answer(self.signature, dict(found.items()))
+            except dspy.LMError as error:
+                if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
+                    raise
+                transcript = run.transcript(len(transcript) // 2)
 
 
 def extract_signature(signature: Any) -> Any:

@@ -23,8 +23,9 @@ from rlm_dspy.lms import tokens_at_most
 from rlm_dspy.metering import check_price
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.repl import Repl, execution_instructions
+from rlm_dspy.room import Room
 from rlm_dspy.subcalls import SubCalls, Tree
-from rlm_dspy.trajectory import Trajectory, clip, sendable
+from rlm_dspy.trajectory import Trajectory, fitted, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,9 +96,11 @@ class Run:
         self._limits_told = rlm.limits
         self._act = rlm.act
         self.lm = rlm.act.lm or dspy.settings.lm
+        self.room = Room(self)
+        self._demos: list[dict[str, Any]] | None = None
         self.context_used = (0, 0)
         """The tokens that the last turn's messages had, as reported, and the steps that were among them."""
-        first = tokens_at_most(None, self._messages()) if self.ledger.bounded else 0
+        first = tokens_at_most(None, self._messages(Trajectory())) if self.ledger.bounded else 0
         self.budget = Budget(self.ledger, rlm.limits, self.lm, first, child=self.depth > 0)
         if rlm.sub_lm is not None:
             check_price(rlm.sub_lm, rlm.limits)
@@ -123,11 +126,26 @@ class Run:
         known = steps if reported else 0
         new = self.trajectory.steps[known:]
         chars = sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in new)
-        first = 0 if reported else sum(len(message["content"]) for message in self._messages())
+        first = 0 if reported else self.message_chars(Trajectory())
         return reported + (chars + first) / CHARS_PER_TOKEN
 
-    def _messages(self) -> list[dict[str, str]]:
-        return self._act.messages(self.environment, Trajectory())
+    def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
+        return self._act.messages(self.environment, trajectory, self._demos)
+
+    def message_chars(self, trajectory: Trajectory | None = None) -> int:
+        """Return how many characters the next turn's messages have; or would have, after other turns."""
+        messages = self._messages(self.trajectory if trajectory is None else trajectory)
+        return sum(len(message["content"]) for message in messages)
+
+    @property
+    def turn_inputs(self) -> dict[str, Any]:
+        """What `act` is called with in the next turn."""
+        demos = {} if self._demos is None else {"demos": self._demos}
+        return {"environment": self.environment, "trajectory": self.trajectory, **demos}
+
+    def leave_out_demos(self) -> None:
+        """Show no demos from now on: there is no room for them."""
+        self._demos = []
 
     def keep_history(self) -> str:
         """Put the turns so far into the REPL as a list of dicts; return the name of the variable."""
@@ -141,10 +159,14 @@ class Run:
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
         """Put an account in the place of all turns but those that are kept; `steps` has all of them."""
         self.steps.append(account)
-        self.trajectory = Trajectory(steps=(account, *kept))
+        self.show([account, *kept])
+
+    def show(self, steps: list[Step]) -> None:
+        """Show the model these steps from now on, in place of those before."""
+        self.trajectory = Trajectory(steps=tuple(steps))
         self.context_used = (0, 0)
         if self.ledger.bounded:
-            self.budget.next_tokens = tokens_at_most(None, self._act.messages(self.environment, self.trajectory))
+            self.budget.next_tokens = tokens_at_most(None, self._messages(self.trajectory))
 
     def role(self, name: str) -> str:
         """Return the name under which model calls of this run are entered into the ledger."""
@@ -211,11 +233,13 @@ class Run:
         """How SUBMIT is called in this run, for messages to the model."""
         return f"SUBMIT({', '.join(f'{name}=...' for name in self.signature.output_fields)})"
 
-    def transcript(self) -> str:
-        """Return the session as text: the environment, and each step shortened so that all of them fit."""
-        share = max(200, TRANSCRIPT_CHARS // max(1, len(self.trajectory)))
-        steps = (clip(f"{s.reasoning}\n>>> {s.code}\n{s.output}", share) for s in self.trajectory.steps)
-        return "\n\n".join([self.environment, *steps])
+    def transcript(self, chars: float) -> str:
+        """Return the session as text of at most about so many characters: the environment, then the steps."""
+        most = int(min(chars, len(self.environment) + TRANSCRIPT_CHARS))
+        environment = fitted(self.environment.split("\n\n"), max(most - TRANSCRIPT_CHARS, most // 3))
+        steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
+        room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
+        return "\n\n".join([*environment, *fitted(steps, room)])
 
     def finish(self, stop: str, answer: dict[str, Any], final_reasoning: str) -> dspy.Prediction:
         """Return the prediction of a run that has ended.

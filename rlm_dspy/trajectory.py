@@ -149,6 +149,17 @@ def clip(text: str, max_chars: int) -> str:
     return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
 
 
+def fitted(texts: list[str], chars: int) -> list[str]:
+    """Return the texts, the longest of them cut so that all together have about as many characters as they may."""
+    left = chars
+    for rank, length in enumerate(sorted(map(len, texts))):
+        share = max(0, left // (len(texts) - rank))
+        if length > share:
+            return [cut(text, share) for text in texts]
+        left -= length
+    return texts
+
+
 def cut(text: str, chars: int) -> str:
     """Return `text` within `chars` characters, the note of what was left out included."""
     return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))

@@ -59,7 +59,7 @@ class Turn(dspy.Module):
             step = await self._run_code(port, reply.reasoning, reply.code)
         else:
             step = no_code(reply, run.submit_call)
-        output = clip(sendable(step.output), run.limits.max_output_chars)
+        output = clip(sendable(step.output), run.room.output_chars)
         told = {
             "output": output,
             "thinking": clip(reply.thinking, _THINKING_CHARS),
@@ -84,8 +84,7 @@ class Turn(dspy.Module):
                 action = await port.predict(
                     self._act,
                     budget.seconds_for_reply(),
-                    environment=run.environment,
-                    trajectory=run.trajectory,
+                    **run.turn_inputs,
                 )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none

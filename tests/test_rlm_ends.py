@@ -65,7 +65,8 @@ def test_an_answer_that_cannot_be_extracted_leaves_the_trajectory(play: Play) ->
 
 def test_a_full_context_window_ends_in_extraction(play: Play) -> None:
     """A limit of the model never throws a trajectory away."""
-    replies = [block("print('seen')"), dspy.lm15.ContextLengthError("too long"), fields(answer="seen")]
+    too_long = dspy.lm15.ContextLengthError("too long")
+    replies = [block("print('seen')"), too_long, fields(account="We saw it."), too_long, fields(answer="seen")]
     played = play(RLM(ASK), replies, question="?")
     assert (played.prediction.answer, played.prediction.stop) == ("seen", "extracted")
 

@@ -1,0 +1,183 @@
+"""Recognizes a request that is too long for the model's window, however the server words it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dspy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_N = r"([\d,]+)"
+_WORDINGS = (
+    # Codes and types.
+    r"context[_ ](?:length|window)[_ ]exceeded",  # OpenAI, Azure, Groq, z.ai
+    r"contextwindowexceeded",  # LiteLLM's proxy
+    r"exceed_context_size_error",  # llama.cpp
+    r"max_prompt_tokens_exceeded",  # GitHub Copilot
+    r"request_too_large",  # Anthropic
+    # Sentences.
+    r"maximum context (?:length|limit)",  # OpenAI, vLLM, SGLang, Mistral, DeepSeek, OpenRouter, Ollama
+    r"exceed\w* (?:the )?(?:model'?s )?max(?:imum)? context",  # Ollama, MLX servers
+    r"context length (?:is|of) only",  # vLLM 0.16, LM Studio
+    r"longer than the (?:model'?s )?(?:maximum )?(?:context|model) length",  # vLLM, SGLang, Together, Ollama
+    r"(?:greater than|exceeds) the (?:maximum )?context length",  # LM Studio, Ollama
+    r"reached context length of",  # LM Studio
+    r"truncate prompt with n_keep",  # LM Studio
+    r"trying to keep the first [\d,]+ tokens",  # LM Studio
+    r"exceeds? the available context size",  # llama.cpp
+    r"larger than the max context size",  # llama.cpp
+    r"context size has been exceeded",  # llama.cpp, LM Studio
+    r"(?:exceeds?|exceeded|surpass\w*) (?:the )?(?:llm |max(?:imum)? )?context window",  # OpenAI, oMLX, Snowflake
+    r"context window exceeds limit",  # MiniMax
+    r"prompt (?:is )?too long",  # Anthropic, Fireworks, Ollama
+    r"prompt exceeds (?:the )?(?:max(?:imum)? )?length",  # z.ai
+    r"exceed context limit",  # Anthropic
+    r"messages\[\d+\]\.content': string too long",  # OpenAI
+    r"request exceeds the maximum (?:size|allowed number of bytes)",  # Anthropic
+    r"input is too long for requested model",  # Bedrock
+    r"number of input tokens exceeds maximum length",  # Bedrock
+    r"too many input tokens",  # Bedrock
+    r"too many tokens: ",  # Cohere
+    r"input token count.{0,40}exceeds the maximum number of",  # Gemini
+    r"maximum prompt length is",  # xAI
+    r"reduce the length of (?:the |your )?(?:messages|prompt|input)",  # Groq
+    r"prompt token count of [\d,]+ exceeds the limit",  # GitHub Copilot
+    r"exceeded model token limit",  # Moonshot
+    r"range of input length should be",  # DashScope
+    r"input tokens exceed the configured limit",  # Azure
+    r"`inputs` tokens \+ `max_new_tokens` must be",  # TGI
+    r"`inputs` must have less than",  # TGI
+    r"input tokens \([\d,]+\) has exceeded",  # SiliconFlow
+    r"input tokens [\d,]+ cannot exceed",  # watsonx
+    r"input length \(?[\d,]+(?: tokens)?\)? exceeds",  # SGLang, Volcengine, Poolside
+    r"prompt length \([\d,]+\) exceeds maximum (?:input|sequence) length",  # TensorRT-LLM
+    r"request length [\d,]+.{0,20} is greater than max_seq_len",  # TabbyAPI
+    r"the configured context size is",  # ds4
+    r"context limit is [\d,]+ tokens",  # gateways
+    r"current length is [\d,]+ while limit is",  # Cerebras
+    r"tokens \(?[\d,]+\)? exceed\w* context window",  # llama-cpp-python
+    r"max_tokens must be at least 1, got -",  # vLLM: the prompt alone is longer than the window
+    r"cannot be greater than max_model_len",  # vLLM
+    r"超长|超过最大长度|超出最大长度",  # Zhipu, Qwen
+)
+"""How servers tell it, each with whose words these are."""
+_TOO_LONG = re.compile("|".join(_WORDINGS), re.IGNORECASE)
+_OTHERS = re.compile(
+    r"rate[ _-]?limit|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl|overloaded"
+    r"|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens",
+    re.IGNORECASE,
+)
+"""What mentions lengths or tokens, but another cure helps."""
+_BEYOND_A_RATE = re.compile(rf"request too large.*?limit:? {_N}.*?requested:? {_N}", re.IGNORECASE | re.DOTALL)
+"""One request that is larger than all that a rate limit allows in its time (Groq, OpenAI): waiting never helps."""
+_WINDOWS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"max(?:imum)? context (?:length|limit|window|size)(?: is| of|:)?\s*\(?{_N}",
+        rf"{_N} maximum context length",
+        rf"context (?:length|size|window|limit)(?: is| of)?(?: only)?\s*\(?{_N}",
+        rf"max(?:imum)? (?:\w+ ){{0,3}}length(?: is| of|:)?\s*\(?{_N}",
+        rf"window of \S+ is {_N}",
+        rf"(?:n_ctx|max_seq_len|max_model_len|max_prompt_tokens)[ \"=:(]*{_N}",
+        rf"tokens > {_N} maximum",
+        rf"\d \+ \d[\d,]* > {_N}",
+        rf"tokens allowed \({_N}\)",
+        rf"(?:must be <=|must have less than) {_N}",
+        rf"(?:configured|the|total tokens|token|while) limit(?: of|:| is)? {_N}",
+        rf"max input tokens: {_N}",
+        rf"should be \[\d+, {_N}\]",
+    )
+)
+_READ = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"{_N} (?:tokens )?(?:in|from) (?:the|your) (?:input )?(?:messages|prompt)",
+        rf"request has {_N} input tokens",
+        rf"prompt contains {_N} (?:input )?tokens",
+        rf"passed {_N} input tokens",
+        rf"resulted in {_N} tokens",
+        rf"{_N} \+ \d[\d,]* > ",
+        rf"given: {_N} `inputs` tokens",
+        rf"request length {_N} \+ ",
+    )
+)
+_FEWEST_TOKENS = 256
+"""A smaller number in a refusal is no window."""
+_WORDLESS = re.compile(
+    r"(?:litellm\.\w+: )*(?:\w+Exception -\s*)?"
+    r"(?:provider returned error|bad request|http \d+|error code: \d+)?\W*(?:\d+)?\W*",
+    re.IGNORECASE,
+)
+_STATUS_TOO_LARGE = 413
+_REFUSED = (400, 413, 422)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a refusal tells of sizes, in tokens; None for what it does not tell.
+
+    Attributes:
+        window: What the model can hold.
+        read: What the messages have.
+    """
+
+    window: int | None = None
+    read: int | None = None
+
+
+def as_window_error(error: dspy.LMError) -> dspy.LMError:
+    """Return an error of an LM; one that says that the request is too long, as DSPy's kind for that.
+
+    Args:
+        error: What an LM raised. Servers tell it in some fifty ways, most of them without a code.
+    """
+    if isinstance(error, dspy.ContextWindowExceededError) or not _says_so(error):
+        return error
+    same = ("model", "provider", "provider_code", "status", "request_id")
+    return dspy.ContextWindowExceededError(
+        message=error.message, **{name: getattr(error, name, None) for name in same}
+    )
+
+
+def is_too_long(error: dspy.LMError) -> bool:
+    """Whether an error of an LM that is asked in a `fitting` scope is, or may be, that the request is too long.
+
+    It may be if the server gave no reason: some refuse long requests so, and of a body without an `error` DSPy
+    keeps no words.
+    """
+    if isinstance(error, dspy.ContextWindowExceededError):
+        return True
+    return getattr(error, "status", None) in _REFUSED and _WORDLESS.fullmatch(error.message.strip()) is not None
+
+
+def sizes_of(error: dspy.LMError) -> Sizes:
+    """Return what the refusal of a request that was too long tells of sizes."""
+    text = error.message
+    window = next((n for n in _numbers(_WINDOWS, text) if n >= _FEWEST_TOKENS), None)
+    return Sizes(window, next(_numbers(_READ, text), None))
+
+
+def _says_so(error: dspy.LMError) -> bool:
+    if isinstance(error, dspy.LMAuthError | dspy.LMBillingError):
+        return False
+    text = f"{error.message} {getattr(error, 'provider_code', None) or ''}"
+    if beyond := _BEYOND_A_RATE.search(text):
+        limit, requested = map(_number, beyond.groups())
+        return requested > limit
+    if isinstance(error, dspy.LMRateLimitError) or _OTHERS.search(text):
+        return False
+    return getattr(error, "status", None) == _STATUS_TOO_LARGE or _TOO_LONG.search(text) is not None
+
+
+def _numbers(patterns: tuple[re.Pattern[str], ...], text: str) -> Iterator[int]:
+    for pattern in patterns:
+        if (found := pattern.search(text)) and found[1]:
+            yield _number(found[1])
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", "") or 0)
