@@ -7,7 +7,6 @@ import select
 import signal
 import socket
 import threading
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 _SLICE_SECONDS = 0.5
 """How often a wait that has no event for its end looks whether it still has time."""
-_MOST_EARLY = 128
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -46,8 +44,6 @@ class Process:
         self.handle = handle
         self.pid = 0
         """Its number where the fork server lives."""
-        self.early: deque[Arrived] = deque()
-        """Calls that came while something else was expected; the next cell answers them."""
         self._assembler = wire.Assembler()
         self._sending = threading.Lock()
         self._torn = self._killed = False
@@ -77,11 +73,10 @@ class Process:
         try:
             if self._torn:
                 raise BrokenPipeError("a frame to it was cut off")
-            self._torn = True
             for packet in wire.packets(payload, number):
                 self._send_packet(packet, wire.rights(fds), left)
-                fds = None
-            self._torn = self._killed = False
+                self._torn, fds = True, None
+            self._torn = False
         finally:
             self._sending.release()
 
@@ -113,8 +108,14 @@ class Process:
         payload = self._assembler.add(packet)
         return None if payload is None else Arrived(wire.decoded(payload), wire.size_of(payload))
 
-    def expect(self, kind: str, deadline: Deadline, number: int | None = None) -> wire.Frame:
-        """Wait for a frame of `kind`, and of this `number` if one is given. Calls are kept, other frames dropped.
+    def expect(
+        self,
+        kind: str,
+        deadline: Deadline,
+        number: int | None = None,
+        aside: Callable[[Arrived], None] | None = None,
+    ) -> wire.Frame:
+        """Wait for a frame of `kind`, and of this `number` if one is given; `aside` gets what else arrives.
 
         Raises:
             EOFError: If it is gone.
@@ -128,14 +129,9 @@ class Process:
             told = arrived.frame.get("t")
             if told == "failed" or (told == kind and number in (None, arrived.frame.get("id"))):
                 return arrived.frame
-            if told == "call":
-                self._keep(arrived)
+            if aside is not None:
+                aside(arrived)
         raise TimeoutError(f"no answer within {deadline.seconds:g} seconds")
-
-    def _keep(self, call: Arrived) -> None:
-        if len(self.early) >= _MOST_EARLY:
-            raise wire.Violation("more calls at once than it has threads")
-        self.early.append(call)
 
     def readable(self, seconds: float) -> bool:
         """Wait until something has arrived, or it is gone; false if `seconds` pass first."""

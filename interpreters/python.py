@@ -12,7 +12,7 @@ import weakref
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 from zipfile import ZipFile
 
 import dspy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
-Checkpoints = Literal["auto", "always", "off"]
+    from rlm_dspy.interpreters.checkpoints import Mode
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
 """Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
@@ -53,8 +53,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     Tools run in this process, at once if the code's threads call them at once, each in a copy of the context of
     its `execute`. A cell that takes too long is interrupted, and killed if it ignores that; a cell that crashes
-    the worker ends it. A checkpoint (a sleeping copy, forked before the cell) then takes over, `CellUndone` says
-    what was undone, and the session goes on. What tools did is not undone.
+    the worker ends it. A checkpoint (a sleeping copy, forked after the cell before, while the host goes on) then
+    takes over, `CellUndone` says what was undone, and the session goes on. What tools did is not undone.
 
     Args:
         tools: Host functions, sync or async, by the name that code calls them by.
@@ -70,7 +70,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
             pydantic, and numpy and pandas if they are installed. Name also what they need, unless importing them
             loads it.
         paths: Folders and wheels with further modules, made importable and readable.
-        checkpoint: `auto`: before each cell, but not while copies are dear (large private data); `always`; `off`.
+        checkpoint: `auto`: after each cell that called a tool, and after others while copies are cheap beside the
+            time since the last (large private data makes them dear); `always`: after each cell; `off`.
 
     Raises:
         ValueError: If a name is no identifier or is taken, or a limit is too small.
@@ -97,7 +98,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         grace_seconds: float = 2.0,
         preload: Sequence[str] | None = None,
         paths: Sequence[str | os.PathLike[str]] = (),
-        checkpoint: Checkpoints = "auto",
+        checkpoint: Mode = "auto",
     ) -> None:
         super().__init__(tools, output_fields, callbacks=callbacks)
         if checkpoint not in ("auto", "always", "off"):

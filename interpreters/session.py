@@ -13,26 +13,23 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters import calls, wire
-from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.base import SETUP, CellError
 from rlm_dspy.interpreters.deadlines import Bounds, Clock, Deadline
-from rlm_dspy.interpreters.lineage import WAKE_SECONDS, CellUndone, Checkpoint, Lineage
+from rlm_dspy.interpreters.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.values import CannotCross, Form, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from rlm_dspy.interpreters.checkpoints import Mode
     from rlm_dspy.interpreters.group import Group
 
 _LOOK_SECONDS = 0.5
 """How often the memory and the CPU time of a cell's processes are looked at."""
 _TAKE_SECONDS = 10
 """How long a worker may take to read a cell."""
-_DEAR_SECONDS, _DEAR_SHARE = 0.020, 0.05
-_TRY_AGAIN_AFTER = 10
 _KINDS = ("done", "submitted", "raised", "invalid")
-_LATE = ("bound", "copied")
-"""Answers to an order that the host no longer waits for."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class Settings:
 
     bounds: Bounds
     max_output_chars: int
-    checkpoint: str
-    """`auto`: before each cell unless copies have become dear; `always`; `off`."""
+    checkpoint: Mode
+    """When the worker is copied."""
     modules: frozenset[str]
     """Packages that the worker can import beside the standard library."""
 
@@ -77,10 +74,8 @@ class Session(Lineage):
         cell: int = 0,
         bound: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(group, process, cell, bound or {})
+        super().__init__(group, process, settings.checkpoint, cell, bound or {})
         self._settings = settings
-        self._cell_seconds = 0.0
-        self._skipped = 0
         self._stop: str | BaseException | None = None
         self._poll = select.poll()
         self._polled: Process | None = None
@@ -114,7 +109,10 @@ class Session(Lineage):
                 raise
             finally:
                 clock.ends()
-            self._cell_seconds = clock.elapsed
+                self._checkpoints.ran(clock.calls)
+            self._checkpoints.forget_older()
+            if frame["kind"] != "submitted" and frame.get("threads") is False:
+                self._order_copy()  # while the model thinks
             if frame["kind"] == "raised" and clock.asked:
                 frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
             return frame
@@ -133,6 +131,7 @@ class Session(Lineage):
             finally:
                 _close(forms.values())
             self._bound.update(variables)
+            self._checkpoints.changed = True
 
     def interrupt(self, why: str | BaseException) -> None:
         """Stop the running cell, from any thread. An exception is raised from `execute` then."""
@@ -173,36 +172,23 @@ class Session(Lineage):
     # One cell
 
     def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form], clock: Clock) -> None:
-        copy = Process.new() if self._worth_a_copy() else None
-        fds = _descriptors(forms.values()) + ([copy[1].fileno()] if copy else [])
-        frame = {
-            "t": "cell",
-            "id": self._cell + 1,
-            "code": cell.code,
-            "values": _frames(forms),
-            "copy": bool(copy),
-        }
-        frame |= {"fields": cell.fields, "descriptors": len(fds)}
+        self._order_copy()
+        fds = _descriptors(forms.values())
+        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms)}
+        frame["fields"] = cell.fields
         if cell.tools != self._told:
             frame["tools"] = calls.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)
         try:
             self._process.send(frame, lambda: min(patience.left(), clock.left()), fds)
-        except BaseException as error:
-            if copy:
-                copy[0].close()
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
         finally:
             _close(forms.values())
-            if copy:
-                copy[1].close()
         self._cell += 1
+        self._blocks += not cell.code.startswith(SETUP)
         self._bound.update(fresh)
         self._told = cell.tools
-        if copy:
-            self._checkpoints.append(Checkpoint(copy[0], self._cell, dict(self._bound)))
 
     def _has(self, name: str, value: Any) -> bool:
         return name in self._bound and self._bound[name] is value
@@ -229,14 +215,6 @@ class Session(Lineage):
         except OSError as error:
             self._lose(f"The worker cannot take values ({error})")
 
-    def _worth_a_copy(self) -> bool:
-        """Whether to copy before this cell: always, or while copies are cheap beside what cells cost anyway."""
-        if self._settings.checkpoint != "auto":
-            return self._settings.checkpoint == "always"
-        cheap = self._copy_seconds <= max(_DEAR_SECONDS, _DEAR_SHARE * self._cell_seconds)
-        self._skipped = 0 if cheap or self._skipped >= _TRY_AGAIN_AFTER else self._skipped + 1
-        return self._skipped == 0
-
     def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
         while True:
             try:
@@ -245,7 +223,9 @@ class Session(Lineage):
                     self._process.check_alive()
                 elif arrived.frame.get("t") == "call":
                     self._call(arrived, cell.caller, clock)
-                elif arrived.frame.get("t") not in _LATE:
+                elif arrived.frame.get("t") == "copied":
+                    self._checkpoints.told(arrived.frame)
+                elif arrived.frame.get("t") != "bound":  # that answers an order which nobody waits for any more
                     return self._checked_result(arrived.frame)
             except EOFError:
                 self._recover("The worker's process ended")
@@ -253,8 +233,8 @@ class Session(Lineage):
                 self._recover(f"The worker sent what no cell can send: {error}")
 
     def _next(self, clock: Clock) -> Arrived | None:
-        if self._process.early and not clock.full:
-            return self._process.early.popleft()
+        if self._early and not clock.full:
+            return self._early.popleft()
         self._wait(clock)
         return self._process.received()
 
@@ -358,7 +338,8 @@ class Session(Lineage):
         text_of(frame, "error")
         if not isinstance(frame.get("values"), dict):
             raise wire.Violation("a result without values")
-        self._after(frame)
+        if frame.get("taken") is not True:
+            self._bound, self._told = {}, None
         return frame
 
     def _abandon(self, clock: Clock) -> None:
@@ -367,7 +348,8 @@ class Session(Lineage):
         clock.ask()
         try:
             with suppress(OSError, EOFError, ValueError):
-                self._process.expect("done", Deadline(self._settings.bounds.grace_seconds), self._cell)
+                grace = Deadline(self._settings.bounds.grace_seconds)
+                self._process.expect("done", grace, self._cell, self._aside)
                 return
             with suppress(CellUndone, dspy.CodeInterpreterError):
                 self._recover("The host stopped it")

@@ -79,7 +79,8 @@ class Worker:
                 os._exit(0)
 
     def _cell(self, frame: wire.Frame, fds: list[int]) -> None:
-        copying, taken = 0.0, False
+        self._reap()
+        taken = False
         output = Capped(self._max_output_chars)
         try:
             self._furnish(frame, fds)
@@ -91,11 +92,6 @@ class Worker:
             )
         else:
             taken = True
-            if frame["copy"] and len(fds) == frame["descriptors"]:
-                started = time.perf_counter()
-                if not self._copy(fds[-1]):
-                    return
-                copying = time.perf_counter() - started
             sys.stdout = sys.stderr = output
             outcome = self._run(frame, output)
         if os.getpid() != self._pid:  # a child that the code has forked, and that came to the end of the cell
@@ -104,7 +100,7 @@ class Worker:
         self._end_pool()
         printed = output.text().rstrip("\n")
         reply = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
-        reply |= {"copying": copying, "taken": taken}
+        reply |= {"taken": taken, "threads": threading.active_count() > 1}
         self._channel.send(self._encoded(reply, outcome), frame["id"])
         if isinstance(outcome.exception, MemoryError):
             del outcome
@@ -164,38 +160,42 @@ class Worker:
         self._channel.send(wire.encoded({"t": "bound", "id": frame["id"]}))
 
     def _copy_only(self, frame: wire.Frame, fds: list[int]) -> None:
+        started, made = time.perf_counter(), bool(fds)
         for fd in fds:
-            if not self._copy(fd):
+            copy = self._copy(fd)
+            if copy == 0:
                 return
-        self._channel.send(wire.encoded({"t": "copied", "id": frame["id"]}))
+            made = made and copy > 0
+        seconds = time.perf_counter() - started
+        self._channel.send(wire.encoded({"t": "copied", "id": frame["id"], "made": made, "seconds": seconds}))
 
-    def _copy(self, fd: int) -> bool:
+    def _copy(self, fd: int) -> int:
         """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.
 
         Returns:
-            True in the process that goes on, False in the copy once it is awake.
+            The copy's number; 0 in the copy once it is awake; -1 if there can be none.
         """
         self._reap()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # other threads may live: the copy has none
             try:
                 pid = os.fork()
-            except OSError:  # the process limit; the host sees that the copy is closed
+            except OSError:  # the process limit
                 os.close(fd)
-                return True
+                return -1
         if pid:
             os.close(fd)
             self._copies.append(pid)
-            return True
+            return pid
         self._channel.close()
         self._channel.use(socket.socket(fileno=fd))
         self._copies, self._pool, self._pid = [], None, os.getpid()
         self._channel.next_order()
         self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))
-        return False
+        return 0
 
     def _reap(self) -> None:
-        """Let go of copies that the host has closed."""
+        """Let go of copies that the host has closed; code that waits for a child of its own must not get them."""
         for pid in list(self._copies):
             try:
                 ended, _ = os.waitpid(pid, os.WNOHANG)

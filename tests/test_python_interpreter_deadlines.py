@@ -162,7 +162,7 @@ def test_a_worker_that_reads_no_cell_is_replaced(repl: PythonInterpreter) -> Non
     repl.execute("state = 2")
     repl.execute("threading.Timer(0.1, lambda: sum(range(10 ** 12))).start()")
     time.sleep(0.5)
-    with within(CELL + GRACE + 2 * SLACK), pytest.raises(CellError, match=r"longer than 0\.5 s"):
+    with within(CELL + GRACE + SLACK), pytest.raises(CellError, match=r"longer than 0\.5 s"):
         repl.execute("1")
     assert repl.execute("state") == "2"
 
@@ -374,7 +374,7 @@ def test_a_second_interrupt_does_not_leave_a_cell_running() -> None:
         repl.execute(FORGE + "state = 1")
 
         with pytest.raises(KeyboardInterrupt), within(3), interrupted_after(0.3, again=0.2):
-            repl.execute("state = 2\nstubborn(lambda: None)")
+            repl.execute("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\nwhile True: pass")
         with within(SLACK), pytest.raises(CellError, match="did not run"):
             repl.execute("1")
         assert repl.execute("state") == "1"

@@ -133,7 +133,7 @@ def test_a_cell_that_ends_its_worker_is_undone(repl: PythonInterpreter, case: st
         with pytest.raises(dspy.CodeInterpreterError):
             repl.execute(f"state.append('gone')\n{CRASHES[case]}")
         return
-    with pytest.raises(CellUndone, match="as they were before cell 2") as caught:
+    with pytest.raises(CellUndone, match="as they were before this cell") as caught:
         repl.execute(f"state.append('gone')\n{CRASHES[case]}")
     assert "stay done" in str(caught.value)
     survives(repl)

@@ -229,17 +229,6 @@ class TestState:
                 second.execute("import os; os._exit(1)")
         first.shutdown()
 
-    def test_dear_copies_are_skipped(self) -> None:
-        """With much private data; the loss of what came since is told."""
-        with light(checkpoint="auto", limits=WorkerLimits(memory_bytes=2 << 30)) as repl:
-            repl.execute("x = 1")
-            session: Any = repl._session
-            session._copy_seconds = 1.0
-            repl.execute("x = 2")
-            repl.execute("x = 3")
-            with pytest.raises(CellError, match=r"before cell 1.*cells 1 to 4"):
-                repl.execute("import os; os._exit(1)")
-
 
 class TestStopping:
     def test_a_cell_can_be_interrupted_from_another_thread(self) -> None:
