@@ -13,6 +13,7 @@ import dspy
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.fitting import asking
+from rlm_dspy.redaction import without_secrets
 from rlm_dspy.subs import signature_of
 from rlm_dspy.trajectory import clip
 
@@ -126,8 +127,8 @@ def _learned(predictor: Any) -> list[Any]:
 
 
 def _lm_state(lm: Any) -> list[Any]:
-    """Return what an LM's answers depend on: its name and its options."""
-    return [getattr(lm, "model", None), getattr(lm, "kwargs", None)]
+    """Return what an LM's answers depend on: its name and its options, but for keys and headers."""
+    return [getattr(lm, "model", None), without_secrets(getattr(lm, "kwargs", None) or {})]
 
 
 @dataclass

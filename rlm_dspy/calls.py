@@ -226,6 +226,9 @@ class Batch(dspy.Module):
             item.inside = Calling(outer.run)
             calling.set(item.inside)
         try:
+            if self._callee.reserves:
+                # Taken before it waits for an equal question: an asker in a slot may wait for this one.
+                item.end = self._ledger.slot()
             if self._cache is not None and item.key and self._callee.reused:
                 value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
             else:
@@ -253,8 +256,6 @@ class Batch(dspy.Module):
         unread: dspy.AdapterParseError | None = None
         while True:
             self._check_waited_for(item)
-            if callee.reserves and item.attempts == 0:
-                item.end = self._ledger.slot()
             # Before the call: a failed call may be billed too.
             ticket = self._ledger.reserve() if callee.reserves else None
             item.attempts += 1

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ _LEFT_OUT = re.compile(r"\n?\.\.\. \[[\d,]+ characters left out\] \.\.\.\n?|['\"
 def names_secret(name: str) -> bool:
     """Return whether a setting of this name holds a secret, if it holds a text: `api_key`, `extra_headers`."""
     return bool(_NAMES.search(name))
+
+
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an LM but for texts and dicts that are secret by their name."""
+    return {
+        name: without_secrets(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if not (names_secret(str(name)) and isinstance(value, str | bytes | Mapping))
+    }
 
 
 def secrets_of(lm: Any) -> set[str]:

@@ -38,6 +38,7 @@ FLOORS = [
         "listening",
         "patience",
         "loops",
+        "answer_store",
     },
     {"cache", "ledger", "retelling", "frames", "answers"},
     {

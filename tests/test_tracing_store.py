@@ -22,10 +22,11 @@ from rlm_dspy import RLM, Limits, signatures, tracing
 from rlm_dspy.coverage import watched
 from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing.outbox import outbox
 from rlm_dspy.tracing.payloads import Payloads
-from rlm_dspy.tracing.secrets import Secrets, without_secrets
+from rlm_dspy.tracing.secrets import Secrets
 from tests.playing import block
 from tests.tracing import Store, call, span
 

@@ -13,9 +13,9 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from rlm_dspy.errors import RLMError
+from rlm_dspy.redaction import without_secrets
 from rlm_dspy.rlm import RLM
 from rlm_dspy.tracing.log import known_secrets
-from rlm_dspy.tracing.secrets import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

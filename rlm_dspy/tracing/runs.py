@@ -12,7 +12,7 @@ import mlflow
 import mlflow.dspy.callback
 import mlflow.dspy.util
 
-from rlm_dspy.tracing.secrets import without_secrets
+from rlm_dspy.redaction import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

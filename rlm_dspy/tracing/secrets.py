@@ -1,13 +1,12 @@
-"""The secrets that are known so far, and texts and settings without them."""
+"""The secrets that are known so far, and texts without them."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.redaction import hidden, names_secret, secrets_of, secrets_of_environment, without_cut
+from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,12 +52,3 @@ class Secrets:
     def found_in(self, content: bytes) -> list[str]:
         """Return those that occur in `content`."""
         return [value for value in self._values if value.encode() in content]
-
-
-def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an LM but for texts and dicts that are secret by their name."""
-    return {
-        name: without_secrets(value) if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-        if not (names_secret(str(name)) and isinstance(value, str | bytes | Mapping))
-    }
