@@ -12,7 +12,7 @@ import dspy
 
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import Unanswered
-from rlm_dspy.fitting import asking
+from rlm_dspy.fitting import asking, kind_of
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.subs import signature_of
 from rlm_dspy.trajectory import clip
@@ -116,7 +116,7 @@ class Callee:
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
-        adapter = type(dspy.settings.adapter).__name__
+        adapter = kind_of(dspy.settings.adapter or dspy.ChatAdapter()).__name__  # what DSPy asks by if none is set
         told = [self.interface.stub, self.interface.schemas]
         return digest(kind, told, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
 

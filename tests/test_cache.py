@@ -318,9 +318,11 @@ def test_a_sub_call_in_a_slot_may_wait_for_one_that_has_none() -> None:
     rlm = RLM(
         "question -> answer", subs={"deep": sub}, limits=Limits(max_concurrency=1, max_seconds=30), policy=None
     )
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=LocalPythonInterpreter):
+    lm = ScriptedLM(reply)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         prediction = rlm(question="?")
     assert prediction.answer == "['deep', 'query']"
+    assert [messages[-1]["content"] for messages in lm.script.calls].count("X") == 1
     assert prediction.usage["seconds"] < 15
 
 
