@@ -209,13 +209,12 @@ class AnswerStore:
     @contextlib.contextmanager
     def _waiting(self, key: str, held: Held) -> Iterator[Callable[[], bool]]:
         """Yield what notes, the first time it is called, that `held` waits for a key, and says whether it may."""
-        waiter = uuid.uuid4().hex
-        noted: list[bool] = []
+        noted: list[str] = []
 
         def may_wait() -> bool:
             if not noted:
-                noted.append(self._note_wait(key, [each for _, each in held], waiter))
-            return noted[0]
+                noted.append(self._note_wait(key, [each for _, each in held]))
+            return bool(noted[0])
 
         if not held:
             yield lambda: True
@@ -227,19 +226,21 @@ class AnswerStore:
             finally:
                 if any(noted):
                     with self._lock:
-                        self._rows("DELETE FROM waits WHERE waiter = ?", waiter)
+                        self._rows("DELETE FROM waits WHERE waiter = ?", noted[0])
 
-    def _note_wait(self, key: str, held: list[str], waiter: str) -> bool:
+    def _note_wait(self, key: str, held: list[str]) -> str:
+        """Note that `held` waits for a key; return the name of the note, or nothing if it would wait for ever."""
+        waiter = uuid.uuid4().hex
         with self._lock, self._tolerant():
             connection = self._connected()
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not {row[0] for row in connection.execute(_REACHED, (key,))}.isdisjoint(held):
-                    return False
+                    return ""
                 rows = [(each, key, waiter) for each in held]
                 connection.executemany("INSERT INTO waits VALUES (?, ?, ?)", rows)
-                return True
-        return False
+                return waiter
+        return ""
 
     def _forget_waits_of(self, key: str) -> None:
         """Forget for whom an earlier asker of a key waited, that was killed meanwhile."""
