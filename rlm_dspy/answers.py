@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
+TOO_DEEP = (ValueError, RecursionError, MemoryError)
+"""What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 
@@ -88,7 +90,7 @@ def read_value(value: Any, annotation: Any) -> Any:
     for attempt in attempts:
         try:
             return attempt()
-        except (ValueError, TypeError, PydanticSerializationError) as error:
+        except (TypeError, PydanticSerializationError, *TOO_DEEP) as error:
             details = details or _details(error)
     raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
 

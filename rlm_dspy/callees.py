@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlm_dspy.rlm import RLM
     from rlm_dspy.trajectory import CallKind
 
-_MOST_WRITTEN = 256
+_MOST_WRITTEN = 64
 """So many modules that were written in the REPL are kept for their next call."""
 
 

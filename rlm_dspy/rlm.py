@@ -11,7 +11,7 @@ import dspy
 
 from rlm_dspy import signatures
 from rlm_dspy.adapter import Act
-from rlm_dspy.answers import read_answer
+from rlm_dspy.answers import TOO_DEEP, read_answer
 from rlm_dspy.arguments import (
     check_cache,
     check_factory,
@@ -235,10 +235,11 @@ class RLM(dspy.Module):
         values: dict[str, Any] = {}
         try:
             values, problems = await self._read_transcript(port, run)
-        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded) as error:
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, *TOO_DEEP) as error:
             if isinstance(error, dspy.LMError) and not is_too_long(error):
                 raise
-            problems = [clip(" ".join(str(error).split()), _WHY_CHARS).rstrip(".")]
+            said = " ".join(str(error).split()) or type(error).__name__
+            problems = [clip(said, _WHY_CHARS).rstrip(".")]
             _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
         if problems:
             why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."

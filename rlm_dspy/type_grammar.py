@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 20
 """How deep types and classes may be nested."""
+MAX_PATTERNS = 16
+"""How many patterns a signature may have: compiled, one takes up to 10 MB, as long as the signature is kept."""
 _SHOWN_CHARS = 60
 _REASON_CHARS = 300
 
@@ -111,6 +113,7 @@ class TypeReader:
         self._classes = classes
         self._built: dict[str, Any] = {}
         self._open: list[str] = []
+        self._patterns = 0
 
     def read(self, text: str, depth: int = 0) -> Any:
         """Return the type that a text names.
@@ -180,8 +183,14 @@ class TypeReader:
     def _annotated(self, arguments: list[ast.expr], depth: int) -> Any:
         kind = self.of(arguments[0], depth)
         for argument in arguments[1:]:
-            kind = constrained(kind, _field_call(argument))
+            kind = self._constrained(kind, _field_call(argument))
         return kind
+
+    def _constrained(self, kind: Any, constraints: Constraints) -> Any:
+        self._patterns += constraints.pattern is not None
+        if self._patterns > MAX_PATTERNS:
+            raise InvalidInputs(f"a signature may have {MAX_PATTERNS} patterns")
+        return constrained(kind, constraints)
 
     def _class(self, name: str, depth: int) -> Any:
         if name in self._open:
@@ -213,7 +222,7 @@ class TypeReader:
         Raises:
             InvalidInputs: If they are not in the grammar.
         """
-        kind = constrained(self.read(frame.type, depth), frame.constraints)
+        kind = self._constrained(self.read(frame.type, depth), frame.constraints)
         default = ... if frame.required else frame.default
         return kind, Field(default, description=frame.desc or None, validate_default=True)
 

@@ -289,3 +289,25 @@ def test_objects_of_classes_that_the_code_defines_are_read_by_their_fields(play:
     signature = dspy.Signature({"q": (str, dspy.InputField()), "claim": (Claim, dspy.OutputField())})
     code = "\n".join(line[8:] for line in code.splitlines()).strip()
     assert play(RLM(signature), [block(code)], q="?").prediction.claim == CLAIM
+
+
+BOTTOMLESS = ["[" * 5_000, "(" * 5_000, "-" * 20_000 + "1", '{"x":' * 5_000]
+
+
+@pytest.mark.parametrize("text", BOTTOMLESS)
+def test_a_text_of_brackets_without_end_is_no_value(play: Play, text: str) -> None:
+    """It is refused like any other; the parsers' own errors do not end the run."""
+    for kind in (int, list[int], dict[str, list[int]], Claim):
+        with pytest.raises(ValueError, match="expected"):
+            read_value(text, kind)
+    replies = [block(f"SUBMIT(n={text!r})"), block("SUBMIT(n=[1])")]
+    played = play(RLM("q -> n: list[int]"), replies, q="?")
+    assert (played.kinds, played.prediction.n) == (["refused", "submitted"], [1])
+
+
+@pytest.mark.parametrize("head", ["", "[[ ## n ## ]]\n"])
+@pytest.mark.parametrize("text", BOTTOMLESS)
+def test_an_extraction_of_brackets_without_end_leaves_the_run_unanswered(play: Play, text: str, head: str) -> None:
+    """What was done and paid is not lost with it."""
+    played = play(RLM("q -> n: list[int]", max_iters=1), [block("print(1)"), *[head + text] * 3], q="?")
+    assert (played.prediction.stop, played.prediction.n, played.kinds) == ("unanswered", None, ["output"])

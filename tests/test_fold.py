@@ -88,7 +88,7 @@ def test_foldings_are_bounded(play: Play) -> None:
     assert (played.prediction.answer, played.prediction.stop) == ("read", "extracted")
 
 
-@pytest.mark.parametrize("failure", ["no form", dspy.LMServerError("down")])
+@pytest.mark.parametrize("failure", ["[" * 5_000, "-" * 20_000 + "1", "no form", dspy.LMServerError("down")])
 def test_a_model_that_gives_no_account_does_not_end_the_run(play: Play, failure: str | Exception) -> None:
     """What the turns printed, shortened, takes its place."""
 

@@ -170,7 +170,7 @@ def test_modules_written_in_the_repl_are_not_kept_without_end() -> None:
     callees = Callees(rlm, 0, RLM)
     for number in range(300):
         callees.find(read_call(to(signature={"text": f"text -> x{number}"})).to)
-    assert len(callees._written) == 256
+    assert len(callees._written) == 64
 
 
 # What still works

@@ -390,3 +390,12 @@ def test_a_field_of_a_signature_class_keeps_default_description_and_constraints(
     with pytest.raises(ValidationError):
         TypeAdapter(Annotated[int, *score.metadata]).validate_python(6)
     assert TypeAdapter(Annotated[int, Field(ge=1), *score.metadata]).validate_python(5) == 5
+
+
+def test_patterns_are_counted_over_classes_and_fields() -> None:
+    """Each is compiled and kept as long as the signature."""
+    pattern = "Annotated[str, Field(pattern='^a')]"
+    model = {"kind": "model", "fields": {f"f{n}": {"type": pattern} for n in range(9)}}
+    assert signature(f"text -> m: M, {', '.join(f'x{n}: {pattern}' for n in range(7))}", M=model)
+    with pytest.raises(InvalidInputs, match="16 patterns"):
+        signature(f"text -> m: M, {', '.join(f'x{n}: {pattern}' for n in range(8))}", M=model)
