@@ -9,6 +9,7 @@ import functools
 import math
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -19,7 +20,8 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.lms import finish_reasons, longest_reply
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 from rlm_dspy.refusals import as_window_error
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 
 _LONGEST_PAUSE_SECONDS = 60
 _OK = 200
+_CUT = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"}
+    | {"model_context_window_exceeded", "content_filter"}
+)
+"""Why a reply may end before its end, as providers name it, in lower case."""
 _fields: ContextVar[Collection[str]] = ContextVar("_fields", default=())
 
 
@@ -46,7 +53,8 @@ def answering(fields: Collection[str]) -> Iterator[None]:
 def attempt_by_attempt(lm: Any) -> Any:
     """Return an LM that stands for this one, and shares all that it holds.
 
-    It returns answers without the thinking before them. History, callbacks and DSPy's cache have them whole.
+    It returns answers without the thinking before them, and raises `ReplyCut` for one that was cut short. History,
+    callbacks and DSPy's cache have them whole.
 
     DSPy repeats a failed request up to `num_retries` times inside one call of the LM, and tells of none but the
     last. What is returned here repeats after the same errors and pauses (dspy 3.4), but by calling itself: each
@@ -82,16 +90,42 @@ class _Reading(dspy.BaseLM):
     stands_for: type[dspy.BaseLM]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _read(self._ask(*args, **kwargs))
+        with _noted() as entries:
+            outputs = self._ask(*args, **kwargs)
+        return self._read(outputs, entries)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        return _read(await self._aask(*args, **kwargs))
+        with _noted() as entries:
+            outputs = await self._aask(*args, **kwargs)
+        return self._read(outputs, entries)
 
     def _ask(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)
 
     async def _aask(self, *args: Any, **kwargs: Any) -> Any:
         return await super().acall(*args, **kwargs)
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        """Note what DSPy tells of a request, and keep it if the caller keeps a history."""
+        noted = _entries.get()
+        if noted is not None:
+            noted.entries.append(entry)
+        if noted is None or noted.is_kept:
+            super().update_history(entry)
+
+    def _read(self, outputs: Any, noted: _Noted) -> Any:
+        """Return outputs without the thinking in their texts.
+
+        Raises:
+            ReplyCut: If one of them was cut short.
+        """
+        if not isinstance(outputs, list):  # the response of an explicit request
+            return outputs
+        outputs = [{**o, "text": _answer(o.get("text"))} if isinstance(o, dict) else _answer(o) for o in outputs]
+        for entry in noted.entries:
+            if reason := next((reason for reason in finish_reasons(entry["response"]) if reason in _CUT), None):
+                raise _cut(self, reason, entry, outputs)
+        return outputs
 
     def _plain(self) -> dspy.BaseLM:
         plain: dspy.BaseLM = object.__new__(self.stands_for)
@@ -112,17 +146,41 @@ class _Reading(dspy.BaseLM):
         return state
 
 
-def _read(outputs: Any) -> Any:
-    """Return outputs without the thinking in their texts."""
-    if not isinstance(outputs, list):  # the response of an explicit request
-        return outputs
-    return [
-        {**out, "text": _answer(out.get("text"))} if isinstance(out, dict) else _answer(out) for out in outputs
-    ]
+def _cut(lm: dspy.BaseLM, reason: str, entry: dict[str, Any], outputs: list[Any]) -> ReplyCut:
+    """Return the error of an answer that was cut short."""
+    text = outputs[0].get("text") if outputs and isinstance(outputs[0], dict) else next(iter(outputs), None)
+    if reason == "content_filter":
+        return ReplyCut("was cut by the provider's content filter", text or "")
+    tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
+    return ReplyCut(f"was cut after {tokens:,} tokens" if tokens else "was cut", text or "")
 
 
 def _answer(text: Any) -> Any:
     return split_thinking(text, fields=_fields.get())[1] if isinstance(text, str) else text
+
+
+@dataclass
+class _Noted:
+    """What DSPy tells of the requests of one call, and whether they are kept in the caller's history."""
+
+    is_kept: bool
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+
+_entries: ContextVar[_Noted | None] = ContextVar("_entries", default=None)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[_Noted]:
+    """Give what DSPy tells of the requests in this scope, also if no history is kept."""
+    outer = _entries.get()
+    noted = _Noted(is_kept=not dspy.settings.disable_history and (outer is None or outer.is_kept))
+    token = _entries.set(noted)
+    try:
+        with contextlib.nullcontext() if noted.is_kept else dspy.context(disable_history=False):
+            yield noted
+    finally:
+        _entries.reset(token)
 
 
 class _AttemptByAttempt(_Reading):
@@ -137,7 +195,7 @@ class _AttemptByAttempt(_Reading):
 
     def _ask(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
-            return self._plain()(*args, **kwargs)
+            return self._unsplit()(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
@@ -151,7 +209,7 @@ class _AttemptByAttempt(_Reading):
 
     async def _aask(self, *args: Any, **kwargs: Any) -> Any:
         if not self._told_apart(kwargs):
-            return await self._plain().acall(*args, **kwargs)
+            return await self._unsplit().acall(*args, **kwargs)
         attempt, last = 0, None
         while True:
             try:
@@ -162,6 +220,9 @@ class _AttemptByAttempt(_Reading):
             except Refused as refused:
                 raise _after(refused, last) from last
             attempt += 1
+
+    def _unsplit(self) -> dspy.BaseLM:
+        return _standing_for(self._plain(), _Reading)
 
     def _told_apart(self, options: dict[str, Any]) -> bool:
         """Whether a request can be repeated whole: not with parts of it shown or paid for already."""

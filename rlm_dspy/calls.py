@@ -17,7 +17,7 @@ import dspy
 
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Span
 
 Answer = dict[str, Any]
-"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`."""
+"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`.
+
+The error of a reply that was cut has `partial` too: what there is of it.
+"""
 
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
@@ -100,13 +103,14 @@ class Asked:
         """Return what the trajectory keeps of it."""
         unfinished = {"error": "The turn ended before it was answered."}
         answer = self.answer or unfinished
+        given = answer.get("value", answer.get("partial", ""))
         return SubCall(
             name=callee.interface.name,
             kind=callee.kind,
             batch=batch,
             inputs=self.shown,
-            output=short(answer["value"], _OUTPUT_CHARS) if "value" in answer else "",
-            answer=_whole(answer.get("value", "")),
+            output=short(given, _OUTPUT_CHARS),
+            answer=_whole(given),
             error=answer.get("error", ""),
             cached=self.cached,
             attempts=self.attempts,
@@ -130,7 +134,11 @@ def _whole(value: Any) -> str:
 def failed(error: BaseException, *lms: Any) -> Answer:
     """Return an error as an answer, without the secrets of these LMs and of the environment."""
     kind = type(error).__name__
-    return {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
+    answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
+    if isinstance(error, ReplyCut):
+        hint = "`partial` holds what there is of it. Ask for less at once."
+        answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}
+    return answer
 
 
 def _advice(error: Exception, item: Asked) -> str:

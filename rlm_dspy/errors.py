@@ -4,6 +4,7 @@ RLMError                     base of ours
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
 │   └── UnknownPrice         the caller: the cost is limited, but not known
 ├── Unanswered               the model (inside the REPL): a sub-call gave no answer; ask about less
+├── ReplyCut                 the model: its reply was cut short; `partial` is what there is of it
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
 ├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
@@ -46,6 +47,20 @@ class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
 
 class Unanswered(RLMError):  # noqa: N818 (the word that `Prediction.stop` has for it)
     """A sub-call ended without a value for each of its outputs; what there is of them is not handed on."""
+
+
+class ReplyCut(RLMError):  # noqa: N818
+    """A reply ends before the model had ended it: `max_tokens` was reached, or the provider stopped it.
+
+    Attributes:
+        why: What happened to the reply, e.g. "was cut after 512 tokens".
+        partial: What there is of it, without the thinking before it.
+    """
+
+    def __init__(self, why: str, partial: str) -> None:
+        super().__init__(f"The reply {why}.")
+        self.why = why
+        self.partial = partial
 
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dspy
 
 from rlm_dspy.answers import TOO_DEEP
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.refusals import is_too_long
@@ -77,7 +77,7 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
         session = "\n\n".join(fitted(told, room))
         try:
             return await _ask(port, run, session) or session
-        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, *TOO_DEEP) as error:
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
             _logger.warning("RLM: the model gave no account of its turns: %s", str(error)[:200])
             if not isinstance(error, dspy.LMError) or not is_too_long(error):
                 return session

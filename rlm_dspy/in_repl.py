@@ -24,14 +24,19 @@ _RLM_THREADS = 32
 
 
 class SubCallError(RuntimeError):
-    """A sub-call failed, or was refused; the message says why."""
+    """A sub-call failed, or was refused; the message says why. `partial` holds what there is of a cut reply."""
+
+    partial = None
 
 
 class FailedCall:
-    """Stands in a list of answers for one that failed. It is false; `error` says why, `item` what was asked."""
+    """Stands in a list of answers for one that failed. It is false; `error` says why, `item` what was asked.
 
-    def __init__(self, error, kind, item=None):
-        self.error, self.kind, self.item = error, kind, item
+    `partial` holds what there is of a cut reply.
+    """
+
+    def __init__(self, error, kind, item=None, partial=None):
+        self.error, self.kind, self.item, self.partial = error, kind, item, partial
 
     def __bool__(self):
         return False
@@ -149,7 +154,9 @@ def _rlm_ask(to, items, same=None, many=True):
 def _rlm_one(to, fields):
     answer = _rlm_ask(to, [fields], many=False)[0]
     if "error" in answer:
-        raise SubCallError(answer["error"])
+        error = SubCallError(answer["error"])
+        error.partial = answer.get("partial")
+        raise error
     return _rlm_restore(answer["value"])
 
 
@@ -158,7 +165,7 @@ def _rlm_many(to, items, same=None):
         return []
     answers = _rlm_ask(to, items, same)
     return [
-        FailedCall(a["error"], a["kind"], item) if "error" in a else _rlm_restore(a["value"])
+        FailedCall(a["error"], a["kind"], item, a.get("partial")) if "error" in a else _rlm_restore(a["value"])
         for a, item in zip(answers, items)
     ]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients.capabilities import resolve
+from dspy.clients.legacy_outputs import value
 from dspy.clients.model_metadata import model_info, rate
 
 if TYPE_CHECKING:
@@ -80,6 +81,24 @@ def context_window(lm: Any) -> int | None:
     """Return how many tokens an LM can read; None if that is not known."""
     own: int | None = getattr(lm, "context_window", None)
     return own if own is not None else _info(lm).get("max_input_tokens")
+
+
+def finish_reasons(response: Any) -> list[str]:
+    """Return why a provider's replies end, in lower case, as it names that and as DSPy does.
+
+    Args:
+        response: What DSPy keeps of a request in the history of an LM: a `Response`, several, or what OpenAI's
+            client gives.
+    """
+    if isinstance(response, tuple):
+        return [reason for part in response for reason in finish_reasons(part)]
+    of_whole = [value(response, "finish_reason"), value(value(response, "incomplete_details"), "reason")]
+    choices = value(response, "choices") or ()
+    of_choices = [value(choice, "finish_reason") for choice in choices]
+    of_choices += [value(value(choice, "provider_specific_fields"), "native_finish_reason") for choice in choices]
+    as_sent = value(response, "provider_data")  # names that DSPy does not know stand only there
+    found = [str(reason).lower() for reason in (*of_whole, *of_choices) if reason]
+    return found + (finish_reasons(as_sent) if as_sent else [])
 
 
 def longest_reply(lm: Any) -> int | None:

@@ -214,7 +214,8 @@ def _answer_of(call: SubCall) -> Answer | None:
     """Return what the REPL was sent; None if that is not known. An error without its type is of a whole batch."""
     if call.error:
         kind = re.match(r"(\w+): ", call.error)
-        return {"error": call.error, "kind": kind[1] if kind else ""}
+        partial = {"partial": json.loads(call.answer) if call.answer else call.output} if call.output else {}
+        return {"error": call.error, "kind": kind[1] if kind else "", **partial}
     if call.answer:
         return {"value": json.loads(call.answer)}
     return None if _CUT in call.output else {"value": call.output}

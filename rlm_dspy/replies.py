@@ -82,12 +82,14 @@ class Reply:
         code: The Python of all its blocks, in order; empty if there is none.
         other_language: The language of a fence that is not Python, if that is all the reply had.
         thinking: What the model thought before it replied, if its reply holds that.
+        cut: What the model is told if its reply was cut short; empty if it was not.
     """
 
     reasoning: str
     code: str
     other_language: str = ""
     thinking: str = ""
+    cut: str = ""
 
 
 class _Block(NamedTuple):

@@ -22,7 +22,7 @@ from rlm_dspy.arguments import (
     normalize_tools,
 )
 from rlm_dspy.callee import Query, calling
-from rlm_dspy.errors import LimitExceeded, carry
+from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
@@ -235,7 +235,7 @@ class RLM(dspy.Module):
         values: dict[str, Any] = {}
         try:
             values, problems = await self._read_transcript(port, run)
-        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, *TOO_DEEP) as error:
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
             if isinstance(error, dspy.LMError) and not is_too_long(error):
                 raise
             said = " ".join(str(error).split()) or type(error).__name__

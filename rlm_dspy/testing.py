@@ -13,10 +13,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
+
+
+class CutReply(str):
+    """A reply's text that ends where `max_tokens` cut it: the provider gives the finish reason `length`."""
+
+    __slots__ = ()
+
 
 Messages = list[dict[str, str]]
 Reply = str | None | BaseException | Callable[[Messages], str]
@@ -91,12 +98,13 @@ class ScriptedEngine:
             reply = reply(messages)
         if isinstance(reply, BaseException):
             raise reply
-        text = reply or ""
+        text = reply if reply is not None else ""
         words_in = sum(len(message["content"].split()) for message in messages)
         words_out = len(text.split())
         usage = Usage(input_tokens=words_in, output_tokens=words_out, total_tokens=words_in + words_out)
         message = Message.assistant([TextPart(text)])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+        reason: Literal["length", "stop"] = "length" if isinstance(text, CutReply) else "stop"
+        return Response(id=None, model=request.model, message=message, finish_reason=reason, usage=usage)
 
     def _next(self, messages: Messages) -> Reply:
         if callable(self.replies):

@@ -39,7 +39,7 @@ class SubCall(BaseModel):
     """Calls of one turn that were asked together have the same number; the first is 1."""
     inputs: dict[str, str] = Field(default_factory=dict)
     output: str = ""
-    """Empty if it failed."""
+    """Empty if it failed, but for what there is of a reply that was cut."""
     answer: str = ""
     """The whole answer as JSON, as code got it, if `output` does not tell it exactly; empty if it is very long."""
     error: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -11,6 +12,7 @@ from dspy.utils.callback import BaseCallback
 
 from rlm_dspy.adapter import ReplAdapter
 from rlm_dspy.answers import read_answer
+from rlm_dspy.errors import ReplyCut
 from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
@@ -60,6 +62,8 @@ class Turn(dspy.Module):
         else:
             step = no_code(reply, run.submit_call)
         output = clip(sendable(step.output), run.room.output_chars)
+        if reply.code and reply.cut:
+            output = f"{output}\n({reply.cut})"
         told = {
             "output": output,
             "thinking": clip(reply.thinking, _THINKING_CHARS),
@@ -89,6 +93,11 @@ class Turn(dspy.Module):
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
             return Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
+        except ReplyCut as error:
+            reply = read_reply(sendable(error.partial), cut=True)
+            done = "Its whole blocks were run" if reply.code else "It has no whole block, so nothing was run"
+            told = f"Your reply {error.why}. {done}. Write less at once, then go on."
+            return replace(reply, thinking=_thinking(meter), cut=told)
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -150,7 +159,9 @@ def _thinking(meter: Meter | None) -> str:
 def no_code(reply: Reply, submit_call: str) -> Step:
     """Return the step of a reply that held no Python: it says what to write instead."""
     language = read_reply(reply.reasoning).other_language
-    if language:
+    if reply.cut:
+        problem = reply.cut
+    elif language:
         problem = f"The block is marked {language!r}; only Python runs here."
     elif reply.reasoning:
         problem = "No code was found in your reply."
