@@ -109,15 +109,6 @@ class Act(dspy.Predict):
 
     _adapter = ReplAdapter()
 
-    def messages(
-        self, environment: str, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
-    ) -> list[Message]:
-        """Return the messages of a turn, with its own demos or with others."""
-        inputs = {"environment": environment, "trajectory": trajectory}
-        shown = self.demos if demos is None else demos
-        written: list[Message] = self._adapter.format(self.signature, shown, inputs)
-        return written
-
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
         with _speaking(self._adapter):
@@ -135,6 +126,19 @@ class Act(dspy.Predict):
         for demo in filter(_is_labeled, state["demos"]):
             demo.update({name: cut(value, labels) for name, value in demo.items() if isinstance(value, str)})
         return state
+
+
+def messages_of(
+    act: dspy.Predict, environment: str, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
+) -> list[Message]:
+    """Return the messages of a turn, with the predictor's own demos or with others.
+
+    A predictor that has taken the place of `Act` may write them in another form, of about the same length.
+    """
+    inputs = {"environment": environment, "trajectory": trajectory}
+    adapter = ReplAdapter()
+    written: list[Message] = adapter.format(act.signature, act.demos if demos is None else demos, inputs)
+    return written
 
 
 _callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.adapter import messages_of
 from rlm_dspy.alarm import Alarm
 from rlm_dspy.arguments import check_inputs, host_function
 from rlm_dspy.budget import TRANSCRIPT_CHARS, Budget
@@ -130,7 +131,7 @@ class Run:
         return reported + (chars + first) / CHARS_PER_TOKEN
 
     def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        return self._act.messages(self.environment, trajectory, self._demos)
+        return messages_of(self._act, self.environment, trajectory, self._demos)
 
     def message_chars(self, trajectory: Trajectory | None = None) -> int:
         """Return how many characters the next turn's messages have; or would have, after other turns."""
