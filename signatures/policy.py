@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 _SHIPPED = Path(__file__).parent / "policies"
 POLICY_VERSION = 1
+_LEARNED = ("signature", "demos", "traces", "train")
+"""What a policy is. DSPy sets anything else that a state holds as an attribute of the predictor."""
 _TEXTS = ("environment", "reasoning", "code")
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state of `act` that a policy holds, for `Act.load_state`; never a model, whatever the file says.
+    """Return the state of `act` that a policy holds, for `Act.load_state`: instructions and demos.
+
+    Never a model, nor options of its calls such as an address, whatever the file says: files are passed on.
 
     Args:
         policy: The name of a shipped policy (see `shipped_policies`), or the path of a policy file.
@@ -31,7 +35,7 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: If there is no such policy, or the file is none.
     """
     state: dict[str, Any] = read_policy(policy)["act"]
-    return {**state, "lm": None}
+    return {**{name: state[name] for name in _LEARNED if name in state}, "lm": None}
 
 
 def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:

@@ -229,6 +229,17 @@ def test_a_policy_gives_no_model_whatever_its_file_says(tmp_path: Path) -> None:
     assert RLM("question -> answer", policy=path).act.lm is None
 
 
+def test_a_policy_sets_no_option_of_the_predictor(tmp_path: Path) -> None:
+    """A file from elsewhere could name an address, which would be sent the key of the model."""
+    path = tmp_path / "mine.json"
+    save_policy(RLM(ASK), path, name="x", model="m")
+    content = json.loads(path.read_text())
+    content["act"] |= {"config": {"api_base": "http://elsewhere"}, "callbacks": [1], "forward": "x"}
+    path.write_text(json.dumps(content))
+    for rlm in (RLM(ASK, policy=path), with_policy(RLM(ASK), path)):
+        assert (rlm.act.config, rlm.act.callbacks, callable(rlm.act.forward)) == ({}, [], True)
+
+
 def test_a_policy_is_written_by_many_at_once(tmp_path: Path) -> None:
     """What is read is always whole."""
     path = tmp_path / "mine.json"
