@@ -16,6 +16,7 @@ from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
+from rlm_dspy.trajectory import without_media_marks
 from rlm_dspy.typenames import bare, shown_default, shown_signature
 
 if TYPE_CHECKING:
@@ -274,14 +275,14 @@ class GuardedTool(dspy.Tool):
     def __call__(self, **kwargs: Any) -> Any:
         """Call it."""
         try:
-            return super().__call__(**_constrained(self, kwargs))
+            return without_media_marks(super().__call__(**_constrained(self, kwargs)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would tell of it with its traceback)
             return self._told(error)
 
     async def acall(self, **kwargs: Any) -> Any:
         """Await it."""
         try:
-            return await super().acall(**_constrained(self, kwargs))
+            return without_media_marks(await super().acall(**_constrained(self, kwargs)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
             return self._told(error)
 

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from rlm_dspy.answers import read_value
 from rlm_dspy.inputs import Text, plain
-from rlm_dspy.trajectory import clip, sendable
+from rlm_dspy.trajectory import clip, sendable, without_media_marks
 
 
 class _Short(reprlib.Repr):
@@ -68,7 +68,8 @@ def received(value: Any, annotation: Any) -> Any:
     Raises:
         ValueError: If it does not fit; the message says what is needed and what was given.
     """
-    return plain(value) if annotation in (Any, object) else read_value(plain(value), annotation)
+    value = without_media_marks(plain(value))
+    return value if annotation in (Any, object) else read_value(value, annotation)
 
 
 def short(value: Any, max_chars: int) -> str:

@@ -13,7 +13,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.fitting import fitting
 from rlm_dspy.metering import metered
 from rlm_dspy.refusals import is_too_long
-from rlm_dspy.trajectory import Step, clip, cut, fitted
+from rlm_dspy.trajectory import Step, clip, cut, fitted, without_media_marks
 
 if TYPE_CHECKING:
     from rlm_dspy.port import Port
@@ -90,7 +90,8 @@ async def _ask(port: Port, run: Run, session: str) -> str:
     metering = metered(run.ledger, run.role("fold"), ticket=run.ticket())
     task = cut(run.signature.instructions, len(session) or 1)
     with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():
-        found = await port.predict(tell, run.budget.seconds_for_reply(), task=task, session=session)
+        told = without_media_marks({"task": task, "session": session})
+        found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
     return str(found.account or "").strip()
 
 

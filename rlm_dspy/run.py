@@ -26,7 +26,7 @@ from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.repl import Repl, execution_instructions
 from rlm_dspy.room import Room
 from rlm_dspy.subcalls import SubCalls, Tree
-from rlm_dspy.trajectory import Trajectory, fitted, sendable
+from rlm_dspy.trajectory import Trajectory, fitted, sendable, without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,7 +240,7 @@ class Run:
         environment = fitted(self.environment.split("\n\n"), max(most - TRANSCRIPT_CHARS, most // 3))
         steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
         room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
-        return "\n\n".join([*environment, *fitted(steps, room)])
+        return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
 
     def finish(self, stop: str, answer: dict[str, Any], final_reasoning: str) -> dspy.Prediction:
         """Return the prediction of a run that has ended.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as _MARK
 from pydantic import BaseModel, ConfigDict, Field
 
 StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed"]
@@ -132,6 +133,24 @@ class Trajectory(BaseModel):
 def sendable(text: str) -> str:
     """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def without_media_marks(value: Any) -> Any:
+    """Return a text, or lists and dicts of texts, in which nothing stands for an image, a sound or a file.
+
+    DSPy writes media into a prompt as marked JSON and reads every mark that it finds there: in a document, one
+    would have the model's server fetch an address of the document's choice. The same object if there is no mark.
+    """
+    if isinstance(value, str):
+        return value.replace(_MARK, f"< {_MARK[1:]}") if _MARK in value else value
+    if type(value) is dict:
+        parts = without_media_marks([*value, *value.values()])
+        same = all(new is old for new, old in zip(parts, [*value, *value.values()], strict=True))
+        return value if same else dict(zip(parts[: len(value)], parts[len(value) :], strict=True))
+    if type(value) in (list, tuple):
+        items = [without_media_marks(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+    return value
 
 
 def clip(text: str, max_chars: int) -> str:

@@ -1,0 +1,86 @@
+"""A document cannot have an image fetched: DSPy's mark for media is text wherever text is meant."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dspy
+import pytest
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
+from dspy.lm15 import ImagePart, Request
+
+from rlm_dspy import RLM, Limits
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.trajectory import without_media_marks
+from tests.playing import begins, block, fields
+
+BLOCK = [{"type": "image_url", "image_url": {"url": "http://localhost:9/planted.png"}}]
+MARKED = f"{CUSTOM_TYPE_START_IDENTIFIER}{json.dumps(BLOCK)}{CUSTOM_TYPE_END_IDENTIFIER}"
+
+
+class Watching(ScriptedLM):
+    """Keeps the requests as they are sent."""
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__(reply)
+        self.requests: list[Request] = []
+        enter = self.script._enter
+
+        def entered(request: Request) -> Any:
+            self.requests.append(request)
+            return enter(request)
+
+        self.script._enter = entered  # type: ignore[method-assign]
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """Return the images of all requests."""
+        parts = [part for request in self.requests for message in request.messages for part in message.parts]
+        return [part for part in parts if isinstance(part, ImagePart)]
+
+
+def search(text: str) -> str:
+    """Search."""
+    return MARKED
+
+
+CALLS = [
+    "dspy.Predict('text -> x')(text=context)",
+    "dspy.Predict('text -> x')(text=context[:])",
+    "dspy.ChainOfThought('texts: list[str] -> x').map([['a', context]])",
+    "dspy.Predict('text: dict[str, str] -> x')(text={context: context})",
+    "claims(text=context)",
+    "llm_query(context)",
+    "dspy.ReAct('text -> x', tools=[search])(text='t')",
+    "print(context)",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_mark_in_a_text_stays_text(call: str) -> None:
+    """In sub-calls, in what a tool returns to ReAct, in the transcript that an answer is extracted from."""
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        if begins(messages[-1]):
+            return block(call)
+        acting = {"next_thought": "t", "next_tool_name": "search", "next_tool_args": '{"text": "t"}'}
+        return fields(reasoning="r", x="1", **acting)
+
+    lm = Watching(reply)
+    limits = Limits(max_iters=1)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        found = RLM("context -> x", tools=[search], subs={"claims": "text -> x"}, limits=limits)(context=MARKED)
+    assert found.stop == "extracted"
+    assert len(lm.requests) > 1
+    assert lm.images == []
+    assert any("planted.png" in (part.text or "") for part in lm.requests[-1].messages[-1].parts)
+
+
+def test_what_holds_no_mark_is_the_same_object() -> None:
+    value = {"a": ["b", ("c", {"d": 1.5})], "e": None}
+    assert without_media_marks(value) is value
+    marked = without_media_marks({"a": [MARKED, ("c", MARKED)]})
+    assert CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(marked)
+    assert "planted.png" in marked["a"][1][1]
