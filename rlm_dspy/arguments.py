@@ -70,6 +70,19 @@ def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
     return named
 
 
+def check_tools(tools: Any) -> dict[str, dspy.Tool]:
+    """Return the tools by name, given as `normalize_tools` takes them or as it returns them.
+
+    Raises:
+        TypeError: As `normalize_tools`.
+        ValueError: As `normalize_tools`.
+    """
+    named = isinstance(tools, dict) and all(
+        isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()
+    )
+    return normalize_tools(list(tools.values()) if named else tools)
+
+
 def _tool(given: Any) -> dspy.Tool:
     """Return a tool.
 

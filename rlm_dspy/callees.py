@@ -89,6 +89,8 @@ class Callees:
         made = module_from(
             to.module, made_of, options, [GuardedTool.of(self._rlm.tools[tool]) for tool in to.tools]
         )
+        if self._rlm.sub_lm is None and self._rlm.query.lm is not None:
+            made.set_lm(self._rlm.query.lm)
         interface = interface_of(name, made, whole=True)
         return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
 

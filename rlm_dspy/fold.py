@@ -87,6 +87,7 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
 
 async def _ask(port: Port, run: Run, session: str) -> str:
     tell = dspy.Predict(dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS))
+    tell.lm = run.lm
     metering = metered(run.ledger, run.role("fold"), ticket=run.ticket())
     task = cut(run.signature.instructions, len(session) or 1)
     with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _WHOLE = {
@@ -81,6 +81,37 @@ class Limits:
                 "prices must give USD per million tokens, read and written, by model: "
                 f"prices={{'openai/gpt-5-mini': (0.25, 2.0)}}, not {self.prices!r}."
             )
+
+
+def _attribute(name: str) -> Any:
+    """Return a property that stands for a field of `self.limits`."""
+
+    def read(self: Limited) -> Any:
+        return getattr(self.limits, name)
+
+    def write(self: Limited, value: Any) -> None:
+        self.limits = replace(self.limits, **{name: value})
+
+    return property(read, write, doc=f"`limits.{name}`; see `Limits`.")
+
+
+class Limited:
+    """Gives the fields of its `limits` as attributes too, to read and to set."""
+
+    limits: Limits
+    max_iters = _attribute("max_iters")
+    max_llm_calls = _attribute("max_llm_calls")
+    max_output_chars = _attribute("max_output_chars")
+    max_concurrency = _attribute("max_concurrency")
+    max_depth = _attribute("max_depth")
+    max_input_tokens = _attribute("max_input_tokens")
+    max_output_tokens = _attribute("max_output_tokens")
+    max_cost = _attribute("max_cost")
+    max_seconds = _attribute("max_seconds")
+    max_cell_seconds = _attribute("max_cell_seconds")
+    max_failures = _attribute("max_failures")
+    max_context_tokens = _attribute("max_context_tokens")
+    prices = _attribute("prices")
 
 
 def _is_number(value: Any) -> bool:

@@ -19,17 +19,19 @@ from rlm_dspy.arguments import (
     check_lm,
     check_names,
     check_signature,
+    check_tools,
     normalize_tools,
 )
 from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
+from rlm_dspy.limits import Limited
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.refusals import is_too_long
 from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
-from rlm_dspy.subs import make_subs
+from rlm_dspy.subs import Subs, make_subs
 from rlm_dspy.trajectory import clip
 from rlm_dspy.turn import Turn
 
@@ -48,7 +50,7 @@ _LEAST_TRANSCRIPT_CHARS = 400
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
-class RLM(dspy.Module):
+class RLM(Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -56,6 +58,12 @@ class RLM(dspy.Module):
     Models, arXiv 2512.24601).
 
     Predictors that optimizers see: `act` (every turn), `query` (`llm_query`) and `subs.<name>` (declared subs).
+    The LM of `act` also folds long conversations and reads the answer from a trajectory without one; the LM of
+    `query` also answers the modules that are written in the REPL. Where a predictor has none, that is the one in
+    force at the call.
+
+    The arguments are attributes too, to read and to set: what is set is checked, and holds from the next call on.
+    So are the fields of `limits`: `rlm.max_iters = 5`.
 
     Args:
         signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
@@ -88,6 +96,13 @@ class RLM(dspy.Module):
         3
     """
 
+    signature: Any
+    tools: Any
+    subs: Any
+    sub_lm: Any
+    interpreter_factory: Any
+    cache: SubCallCache | bool
+
     def __init__(
         self,
         signature: str | type[dspy.Signature],
@@ -110,19 +125,30 @@ class RLM(dspy.Module):
             "max_llm_calls": max_llm_calls,
             "max_output_chars": max_output_chars,
         }
-        self.signature = check_signature(signature)
+        self.signature = signature
         self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
         self.verbose = verbose
-        self.sub_lm = check_lm(sub_lm)
+        self.sub_lm = sub_lm
         self.tools = normalize_tools(tools)
-        self.interpreter_factory = check_factory(interpreter_factory)
-        check_names(self.signature, self.tools)
+        self.interpreter_factory = interpreter_factory
         self.act = Act(signatures.Act)
         self.query = Query(signatures.Query)
-        self.subs = make_subs(subs, self.signature.input_fields, self.tools)
-        self.cache = check_cache(cache)
+        self.subs = subs
+        self.cache = cache
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, as the constructor does: it is checked, and holds from the next call on."""
+        if name == "subs" and not isinstance(value, Subs):
+            value = make_subs(value, self.signature.input_fields, self.tools)
+        elif check := _CHECKS.get(name):
+            value = check(value)
+        settled = {**vars(self), name: value}
+        if name in ("signature", "tools", "subs") and {"signature", "tools"} <= settled.keys():
+            subs = settled["subs"].names() if "subs" in settled else ()
+            check_names(settled["signature"], settled["tools"], subs)
+        super().__setattr__(name, value)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
@@ -178,8 +204,7 @@ class RLM(dspy.Module):
             max_iters: Turns, if they are to be fewer than this one's.
         """
         child = copy.copy(self)
-        child.signature = check_signature(signature)
-        check_names(child.signature, self.tools, self.subs.names())
+        child.signature = signature
         child.interpreter_factory = interpreter_factory
         child.limits = replace(
             self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
@@ -249,6 +274,7 @@ class RLM(dspy.Module):
     async def _read_transcript(self, port: Port, run: Run) -> tuple[dict[str, Any], list[str]]:
         """Return what `read_answer` makes of the model's reply; a transcript that is too long for it is halved."""
         extract = dspy.Predict(extract_signature(self.signature))
+        extract.lm = run.lm
         transcript = run.transcript(run.room.chars)
         while True:
             try:
@@ -264,6 +290,17 @@ class RLM(dspy.Module):
                 if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
                     raise
                 transcript = run.transcript(len(transcript) // 2)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "signature": check_signature,
+    "limits": check_limits,
+    "tools": check_tools,
+    "sub_lm": check_lm,
+    "interpreter_factory": check_factory,
+    "cache": check_cache,
+}
+"""What is done with the value of an attribute when it is set."""
 
 
 def extract_signature(signature: Any) -> Any:

@@ -80,7 +80,7 @@ class Run:
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
         callees = Callees(rlm, self.depth, lambda *args, **options: rlm.child(factory, *args, **options))
         self.subcalls = self.subcalls_type(
-            self, callees.find, self.ledger, self.tree, rlm.sub_lm, inputs, guard=Guard(inputs)
+            self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), inputs, guard=Guard(inputs)
         )
         tools = {name: host_function(tool) for name, tool in rlm.tools.items()}
         subs = for_repl(rlm.subs)
@@ -95,8 +95,11 @@ class Run:
         self._runtime = execution_instructions(factory)
         self.environment = environment(self._runtime, rlm.limits)
         self._limits_told = rlm.limits
-        self._act = rlm.act
-        self.lm = rlm.act.lm or dspy.settings.lm
+        self.act = rlm.act
+        own = rlm.act.lm or dspy.settings.lm
+        is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, and not an RLM of its own
+        self.lm = rlm.sub_lm or own if is_child else own
+        """Who takes the turns, folds them, and reads the answer from them."""
         self.room = Room(self)
         self._demos: list[dict[str, Any]] | None = None
         self.context_used = (0, 0)
@@ -131,7 +134,7 @@ class Run:
         return reported + (chars + first) / CHARS_PER_TOKEN
 
     def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        return messages_of(self._act, self.environment, trajectory, self._demos)
+        return messages_of(self.act, self.environment, trajectory, self._demos)
 
     def message_chars(self, trajectory: Trajectory | None = None) -> int:
         """Return how many characters the next turn's messages have; or would have, after other turns."""
@@ -141,8 +144,10 @@ class Run:
     @property
     def turn_inputs(self) -> dict[str, Any]:
         """What `act` is called with in the next turn."""
-        demos = {} if self._demos is None else {"demos": self._demos}
-        return {"environment": self.environment, "trajectory": self.trajectory, **demos}
+        given: dict[str, Any] = {} if self._demos is None else {"demos": self._demos}
+        if self.lm is not (self.act.lm or dspy.settings.lm):
+            given["lm"] = self.lm
+        return {"environment": self.environment, "trajectory": self.trajectory, **given}
 
     def leave_out_demos(self) -> None:
         """Show no demos from now on: there is no room for them."""
@@ -260,6 +265,13 @@ class Run:
         outputs = {name: answer.get(name) for name in self.signature.output_fields}
         others = {name: value for name, value in report.items() if name not in outputs}
         return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
+
+
+def _sub_lm_of(rlm: RLM) -> Any:
+    """Return the LM of what code asks that has none of its own; None for the one in force, if there is one."""
+    if rlm.sub_lm is not None or dspy.settings.lm is not None:
+        return rlm.sub_lm
+    return rlm.query.lm or rlm.act.lm
 
 
 def _cache_of(given: SubCallCache | bool) -> SubCallCache | None:
