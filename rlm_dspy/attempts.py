@@ -21,7 +21,7 @@ from dspy.utils.exceptions import (
 )
 
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.lms import finish_reasons, longest_reply
+from rlm_dspy.lms import finish_reasons, longest_reply, text_of
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 from rlm_dspy.refusals import as_window_error
@@ -148,11 +148,11 @@ class _Reading(dspy.BaseLM):
 
 def _cut(lm: dspy.BaseLM, reason: str, entry: dict[str, Any], outputs: list[Any]) -> ReplyCut:
     """Return the error of an answer that was cut short."""
-    text = outputs[0].get("text") if outputs and isinstance(outputs[0], dict) else next(iter(outputs), None)
+    text = text_of(outputs)
     if reason == "content_filter":
-        return ReplyCut("was cut by the provider's content filter", text or "")
+        return ReplyCut("was cut by the provider's content filter", text)
     tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
-    return ReplyCut(f"was cut after {tokens:,} tokens" if tokens else "was cut", text or "")
+    return ReplyCut(f"was cut after {tokens:,} tokens" if tokens else "was cut", text)
 
 
 def _answer(text: Any) -> Any:

@@ -83,6 +83,13 @@ def context_window(lm: Any) -> int | None:
     return own if own is not None else _info(lm).get("max_input_tokens")
 
 
+def text_of(outputs: Any) -> str:
+    """Return the text of what an LM returned for a request; empty if there is none."""
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    text = first.get("text") if isinstance(first, dict) else first
+    return text if isinstance(text, str) else ""
+
+
 def finish_reasons(response: Any) -> list[str]:
     """Return why a provider's replies end, in lower case, as it names that and as DSPy does.
 

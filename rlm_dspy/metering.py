@@ -91,8 +91,8 @@ class Meter(BaseCallback):
         """Tokens that the last request had at most; 0 where nothing limits them."""
         self.used: dict[str, int] | None = None
         """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
-        self.outputs: Any = None
-        """What the LM returned for the last request, whole."""
+        self.outputs: list[Any] = []
+        """What the LM returned for each request, whole; None of one that failed."""
         self._lms: dict[str, Any] = {}
         self._given_up: dict[str, Any] = {}
         self._why: LimitExceeded | None = None
@@ -129,7 +129,7 @@ class Meter(BaseCallback):
         parts = _ended(call_id)
         usage = _added(parts) if parts else {}
         cost = self._cost(lm, outputs, usage)
-        self.outputs = outputs
+        self.outputs.append(outputs)
         if asked is None:
             for ledger in (self.ledger, *self.mirrors):
                 ledger.add(self.role, lm.model, usage, cost)

@@ -26,9 +26,12 @@ from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
 from rlm_dspy.limits import Limited
+from rlm_dspy.lms import text_of
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.prose import read_prose
 from rlm_dspy.refusals import is_too_long
+from rlm_dspy.replies import split_thinking
 from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
 from rlm_dspy.subs import Subs, make_subs
@@ -258,9 +261,12 @@ class RLM(Limited, dspy.Module):
             "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
         )
         values: dict[str, Any] = {}
+        how, replies = "Read from the trajectory after the last turn.", list[Any]()
         try:
-            values, problems = await self._read_transcript(port, run)
+            values, problems = await self._read_transcript(port, run, replies)
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
+            if found := self._in_words(replies):
+                return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
             if isinstance(error, dspy.LMError) and not is_too_long(error):
                 raise
             said = " ".join(str(error).split()) or type(error).__name__
@@ -269,9 +275,18 @@ class RLM(Limited, dspy.Module):
         if problems:
             why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
             return run.finish("unanswered", values, why)
-        return run.finish("extracted", values, "Read from the trajectory after the last turn.")
+        return run.finish("extracted", values, how)
 
-    async def _read_transcript(self, port: Port, run: Run) -> tuple[dict[str, Any], list[str]]:
+    def _in_words(self, replies: list[Any]) -> dict[str, Any]:
+        """Return the outputs from the last reply that holds them in a form of its own; empty if none does."""
+        names = self.signature.output_fields
+        for outputs in reversed(replies):
+            values, problems = read_prose(self.signature, split_thinking(text_of(outputs), fields=names)[1])
+            if not problems:
+                return values
+        return {}
+
+    async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
         """Return what `read_answer` makes of the model's reply; a transcript that is too long for it is halved."""
         extract = dspy.Predict(extract_signature(self.signature))
         extract.lm = run.lm
@@ -279,7 +294,7 @@ class RLM(Limited, dspy.Module):
         while True:
             try:
                 with (
-                    metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()),
+                    metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()) as meter,
                     fitting(run.budget.extraction_tokens, module=extract),
                     dspy.context(trace=None),
                     run.budget.in_time(),
@@ -290,6 +305,8 @@ class RLM(Limited, dspy.Module):
                 if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
                     raise
                 transcript = run.transcript(len(transcript) // 2)
+            finally:
+                replies += meter.outputs
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {

@@ -14,6 +14,7 @@ from rlm_dspy.adapter import ReplAdapter
 from rlm_dspy.answers import read_answer
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.fitting import fitting
+from rlm_dspy.lms import text_of
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.replies import Reply, read_reply, split_thinking
@@ -149,10 +150,9 @@ class StepLog(BaseCallback):
 
 def _thinking(meter: Meter | None) -> str:
     """Return what the model thought before its last reply, told apart by its provider or in its text."""
-    outputs = meter.outputs if meter is not None else None
-    first = outputs[0] if isinstance(outputs, list) and outputs else None
-    text, apart = (first.get("text"), first.get("reasoning_content")) if isinstance(first, dict) else (first, "")
-    in_text = split_thinking(text, in_turn=True)[0] if isinstance(text, str) else ""
+    outputs = meter.outputs[-1] if meter is not None and meter.outputs else None
+    apart = outputs[0].get("reasoning_content") if outputs and isinstance(outputs[0], dict) else ""
+    in_text, _ = split_thinking(text_of(outputs), in_turn=True)
     return sendable("\n".join(part for part in (apart, in_text) if part))
 
 

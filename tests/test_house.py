@@ -47,7 +47,7 @@ FLOORS = [
     },
     {"attempts", "type_grammar"},
     {"fitting"},
-    {"crossing", "subs", "repl", "coverage", "adapter", "budget"},
+    {"crossing", "subs", "repl", "coverage", "adapter", "prose", "budget"},
     {"callee", "adhoc", "children"},
     {"calls"},
     {"subcalls", "callees", "fold"},

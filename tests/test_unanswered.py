@@ -58,7 +58,7 @@ def rlm_of(**options: Any) -> RLM:
     return RLM(signature, subs=subs, **options)
 
 
-def model(code: str, child: str = "print('half')", extraction: Any = "no fields at all") -> ScriptedLM:
+def model(code: str, child: str = "print('half')", extraction: Any = "<think>no answer") -> ScriptedLM:
     """Return a model that writes `code` in the root and `child` in a child, and answers extractions."""
 
     def reply(messages: Messages) -> Any:
