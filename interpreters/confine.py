@@ -6,6 +6,7 @@ Nothing degrades here: a layer that was asked for and fails raises, and no code 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from . import kernel, landlock, limits, namespaces, seccomp, syscalls
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+_DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
+"""Not `/dev/zero`: a shared map of it is memory that nobody counts."""
 
 
 @dataclass
@@ -25,7 +27,6 @@ class Confinement:
     Args:
         layers: The layers to put on. `uid`: root becomes a user that owns nothing. `namespaces`: none of the
             host's processes, network or IPC, and a minimal root. `landlock`, `seccomp`, `limits`: the kernel's.
-            `threads`: no fork.
         readable: The files and folders that can be read.
         hidden: Folders within those that cannot, but for what `readable` names in them.
         base: An empty folder, to build the minimal root on.
@@ -42,6 +43,7 @@ class Confinement:
     _processes: int = -1
     _rules: landlock.Rules | None = field(default=None, repr=False)
     _filter: bytes = b""
+    _kept: int = 0
 
     def leave_namespaces(self) -> bool:
         """First, while little is loaded: leave the host's namespaces.
@@ -66,13 +68,12 @@ class Confinement:
         if "namespaces" in self.layers:
             namespaces.minimal_root(self.base, [*_DEVICES, *self.readable], self.hidden)
         if "uid" in self.layers and self.uid is not None:
-            namespaces.drop_uid(self.uid)
-            _check_readable(self.readable)
+            self._become(self.uid)
         if "landlock" in self.layers:
             self._allow_files()
         if "seccomp" in self.layers:
             inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
-            self._filter = seccomp.program(syscalls.machine(), fork="threads" not in self.layers, signals=inside)
+            self._filter = seccomp.program(syscalls.machine(), signals=inside)
 
     def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
         """In a new worker: put on the rest, for good.
@@ -89,12 +90,12 @@ class Confinement:
             OSError: If one of them cannot be put on.
         """
         if "namespaces" in self.layers:
-            namespaces.own_scratch(self._processes, max(1, bounds.scratch_bytes >> 20))
+            namespaces.own_scratch(self._processes, bounds.scratch_bytes, bounds.scratch_files)
         else:
             os.chdir(scratch)
         os.close(self._processes)
         if self.layers:
-            namespaces.drop_capabilities()
+            namespaces.drop_capabilities(self._kept)
         if "landlock" in self.layers:
             rules = self._rules or _rules(self.readable, scratch)
             rules.apply()
@@ -104,6 +105,27 @@ class Confinement:
         if "seccomp" in self.layers:
             seccomp.install(self._filter)
         return sorted(self.layers)
+
+    def _become(self, uid: int) -> None:
+        """Become a user that owns nothing.
+
+        If this user cannot open Python itself, which may lie in a folder of root, the privilege to open the files
+        of others is kept, and Landlock alone decides which.
+
+        Raises:
+            OSError: If this process is not root, or has no such privilege.
+        """
+        namespaces.drop_uid(uid)
+        closed = _closed(self.readable)
+        if closed and "landlock" in self.layers and "namespaces" not in self.layers:
+            with suppress(OSError):
+                self._kept = namespaces.keep_reading()
+                closed = _closed(self.readable)
+        if closed:
+            raise OSError(
+                f"root becomes an ordinary user, who cannot read {closed}: open the folders above it to others"
+            )
+        namespaces.set_capabilities(self._kept)
 
     def _allow_files(self) -> None:
         """Prepare the rules of workers; without a minimal root, confine this process by what they have in common.
@@ -138,13 +160,14 @@ def _beside(path: str, hidden: set[str]) -> Iterator[str]:
             yield from _beside(inner, hidden)
 
 
-def _check_readable(paths: list[str]) -> None:
-    """Raises OSError if the user that root has become cannot read Python itself."""
-    closed = [path for path in paths if not os.access(path, os.R_OK)]
-    if closed:
-        raise OSError(
-            f"root becomes an ordinary user, who cannot read {closed[0]}: open the folders above it to others"
-        )
+def _closed(paths: list[str]) -> str:
+    """Return the first of these files and folders that this process cannot open; empty if there is none."""
+    for path in paths:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return path
+    return ""
 
 
 def open_to(config: dict[str, Any]) -> Confinement:

@@ -25,6 +25,7 @@ import dspy
 from rlm_dspy.interpreters import importing, namespaces, packages, scratch, wire
 from rlm_dspy.interpreters.deadlines import Deadline
 from rlm_dspy.interpreters.policy import CHOICES, CannotConfine, Policy, missing, unsupported
+from rlm_dspy.interpreters.watch import Watch
 
 if TYPE_CHECKING:
     import socket
@@ -94,6 +95,8 @@ class ForkServer:
         self._folder = scratch.new_folder(self.uid)
         self._count = self._orders = 0
         self._control, self._process = self._started(recipe)
+        self.watch = Watch(self._process.pid)
+        """Looks at what its workers take."""
         try:
             self._await_ready()
         except BaseException:
@@ -189,6 +192,7 @@ class ForkServer:
     def close(self) -> None:
         """End it and all its workers, and remove its folders. In a forked child: only let go of it."""
         self._control.close()
+        self.watch.close()
         if self._owner != os.getpid():
             self._process.returncode = 0  # not this process's child
             return

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import os
 import signal
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.interpreters.deadlines import Deadline
 from rlm_dspy.interpreters.forkserver import check
 from rlm_dspy.interpreters.process import Process
+from rlm_dspy.interpreters.watch import group_of, memory_of, tree_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rlm_dspy.interpreters import wire
     from rlm_dspy.interpreters.forkserver import ForkServer
     from rlm_dspy.interpreters.limits import WorkerLimits
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
 _START_SECONDS = 30
 _KILL_SECONDS = 5
 """How long to wait for the fork server to end a session; it does so later if it is stuck."""
-_LARGEST_TREE = 10_000
 _numbers = itertools.count(1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """A session, its copies and its branches.
 
@@ -52,6 +53,8 @@ class Group:
     _mapped: int = 0
     _private: int = 0
     _shared: list[Shared] = field(default_factory=list)
+    _carriers: set[Process] = field(default_factory=set)
+    _busy: set[object] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spawn(self, max_output_chars: int) -> Process:
@@ -84,6 +87,8 @@ class Group:
             raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
         self.layers = ready["layers"]
         self._host_group = process.host_pid()
+        self._carriers.add(process)
+        self.server.watch.add(self)
         return process
 
     def _counted_processes(self) -> int | None:
@@ -101,6 +106,7 @@ class Group:
         """
         watched = check(self.server.ask(self._order("watch", pid=pid)))
         process.handle, process.pid = watched.handle, watched.pid
+        self._carriers.add(process)
 
     def make_room(self, process: Process, forms: list[Form], seconds: float = math.inf) -> None:
         """Let a process map these values, and keep what they share until the group ends.
@@ -130,6 +136,7 @@ class Group:
             self._users -= 1
             if self._users:
                 return
+        self.server.watch.remove(self)
         if self.pid:
             with suppress(OSError):
                 self.server.ask(self._order("kill"), seconds=_KILL_SECONDS)
@@ -138,15 +145,37 @@ class Group:
             shared.release()
 
     def memory_over(self, process: Process) -> int:
-        """Return the bytes that a process and its children take together, if that is over the limit; else 0.
+        """Return the bytes that a session's processes take together, if that is over the limit; else 0.
 
-        The kernel's own limit is for each process; so one alone is not looked at.
+        Processes whose parents have ended count as well, for each session that has branches in this group.
         """
-        tree = _tree_of(process.host_pid())
-        if len(tree) == 1 or sum(map(_private_at_most, tree)) <= self.limits.memory_bytes:
-            return 0
-        total = sum(map(_share_of_private, tree))
-        return total if total > self.limits.memory_bytes else 0
+        pids = set(self.server.watch.of_group(self._host_group))
+        for other in self._sessions() - {process}:
+            pids -= set(tree_of(other.host_pid()))
+        return memory_of(sorted(pids), self.limits.memory_bytes)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Say that a cell runs, whose session looks at the memory itself."""
+        token = object()
+        self._busy.add(token)
+        try:
+            yield
+        finally:
+            self._busy.discard(token)
+
+    def end_hogs(self) -> None:
+        """Between cells: end what they have left running, if all processes take more together than they may."""
+        sessions = {process.host_pid() for process in self._sessions()}
+        pids = self.server.watch.of_group(self._host_group)
+        if not self._busy and memory_of(pids, self.limits.memory_bytes * max(1, len(sessions))):
+            for pid in set(pids) - sessions:
+                _kill_if_in(pid, self._host_group)
+
+    def _sessions(self) -> set[Process]:
+        """Return the processes that carry a session of this group now."""
+        self._carriers = {process for process in self._carriers if process.handle >= 0}
+        return self._carriers
 
     def sweep(self, kept: Process) -> None:
         """Kill what a process that was ended has left running, unless branches live in the group too."""
@@ -160,43 +189,9 @@ class Group:
                 return
 
 
-def _tree_of(pid: int) -> list[int]:
-    """Return a process of the host and all that came from it and still belong to it."""
-    found: list[int] = []
-    todo = [pid]
-    while todo and len(found) < _LARGEST_TREE:
-        found.append(todo.pop())
-        for path in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            with suppress(OSError):
-                todo += map(int, path.read_text().split())
-    return found
-
-
-def _private_at_most(pid: int) -> int:
-    with suppress(OSError, ValueError):
-        _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-        return (resident - shared) * mmap.PAGESIZE
-    return 0
-
-
-def _share_of_private(pid: int) -> int:
-    """Return the private memory of a process; of what it shares with its parent since the fork, its part."""
-    with suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss_Anon:"):
-                return int(line.split()[1]) << 10
-    return 0
-
-
 def _in_group(group: int) -> list[int]:
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with suppress(OSError, ValueError):
-                after_name = (path / "stat").read_text().rpartition(")")[2].split()
-                if int(after_name[2]) == group:
-                    found.append(int(path.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if group_of(pid) == group]
 
 
 def _kill_if_in(pid: int, group: int) -> None:

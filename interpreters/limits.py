@@ -17,16 +17,19 @@ class WorkerLimits:
     """WorkerLimits of one worker."""
 
     memory_bytes: int = 2 << 30
-    """Private memory of each of its processes. What is shared with the host is not counted."""
+    """Private memory of its processes together. What is shared with the host is not counted."""
     max_processes: int = 128
-    """Processes and threads at once."""
+    """Processes and threads at once; without namespaces, on top of those the user had when the worker started."""
     scratch_bytes: int = 256 << 20
     """Files in its scratch folder; without a minimal root the size of one file."""
+    scratch_files: int = 20_000
+    """Files and folders there at once; not limited without a minimal root."""
     max_open_files: int = 256
     """Descriptors of each of its processes."""
 
     def __post_init__(self) -> None:
-        for name, least in (("memory_bytes", 64 << 20), ("max_processes", 4), ("scratch_bytes", 1 << 20)):
+        least_of = {"memory_bytes": 64 << 20, "max_processes": 4, "scratch_bytes": 1 << 20, "scratch_files": 16}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}")
         if self.max_open_files < 32:  # noqa: PLR2004 (what the interpreter itself holds open, with room)

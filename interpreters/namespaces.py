@@ -24,6 +24,7 @@ _SHARED = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _HERE, _AT_RECURSIVE, _ATTRIBUTES = -100, 0x8000, struct.pack("<QQQQ", 1 | 2 | 4, 0, 0, 0)
 _CAPABILITY_HEADER = struct.pack("<II", 0x20080522, 0)
+_DAC_OVERRIDE, _DAC_READ_SEARCH = 2, 4
 
 _MOST_LINKS = 40
 
@@ -63,25 +64,33 @@ def unused_uid() -> int | None:
 
 
 def drop_uid(uid: int) -> None:
-    """Become user `uid` for good.
+    """Become user `uid` for good; the privileges of root are put aside, to be given up or partly taken back.
 
     Raises:
         OSError: If this process is not root.
     """
+    kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or its own /proc/self/uid_map cannot be written
 
 
-def own_scratch(processes: int, megabytes: int) -> None:
+def own_scratch(processes: int, size: int, files: int) -> None:
     """Give this worker a user namespace (its processes are counted alone) and a scratch that no other sees.
+
+    Args:
+        processes: Descriptor of `/proc`.
+        size: Bytes in the scratch at once.
+        files: Files and folders in it at once.
 
     Raises:
         OSError: If this system does not allow it.
     """
     _unshare_as_itself(NEWNS, processes)
-    kernel.mount("scratch", OWN_SCRATCH, "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={megabytes}m,mode=700")
+    kernel.mount(
+        "scratch", OWN_SCRATCH, "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={size},nr_inodes={files},mode=700"
+    )
     os.chdir(OWN_SCRATCH)
 
 
@@ -97,8 +106,34 @@ def _unshare_as_itself(flags: int, processes: int) -> None:
             os.close(fd)
 
 
-def drop_capabilities() -> None:
-    """Give up every privilege, also over what is inside this process's own namespaces.
+def keep_reading() -> int:
+    """Give up every privilege but one to open files that are another user's.
+
+    Returns:
+        The privilege, as a bit.
+
+    Raises:
+        OSError: If this process has no such privilege.
+    """
+    try:
+        return set_capabilities(_DAC_READ_SEARCH)
+    except OSError:
+        return set_capabilities(_DAC_OVERRIDE)
+
+
+def set_capabilities(kept: int) -> int:
+    """Give up every privilege but those of `kept`, a set of bits, and return it.
+
+    Raises:
+        OSError: If this process does not have them.
+    """
+    data = struct.pack("<6I", kept, kept, 0, 0, 0, 0)
+    kernel.call("capset", ctypes.c_char_p(_CAPABILITY_HEADER), ctypes.create_string_buffer(data, len(data)))
+    return kept
+
+
+def drop_capabilities(kept: int) -> None:
+    """Give up every privilege but `kept` for good, also over what is inside this process's own namespaces.
 
     Raises:
         OSError: If the kernel refuses.
@@ -108,7 +143,7 @@ def drop_capabilities() -> None:
             kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
         except OSError:
             break
-    kernel.call("capset", ctypes.c_char_p(_CAPABILITY_HEADER), ctypes.create_string_buffer(24))
+    set_capabilities(kept)
     kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
 
 

@@ -20,13 +20,8 @@ RUNGS: Mapping[str, frozenset[str]] = {
     "all": frozenset({"uid", "namespaces", "landlock", "seccomp", "limits"}),
     "landlock": frozenset({"uid", "landlock", "seccomp", "limits"}),
     "namespaces": frozenset({"uid", "namespaces", "seccomp", "limits"}),
-    "threads": frozenset({"landlock", "seccomp", "limits", "threads"}),
 }
-"""The ladder: sets of layers by name, the best first. What none of them fits is refused.
-
-`threads` is for root in a container whose Python lies in a folder that only root can read: it stays root, without
-a capability, and cannot fork, as the kernel does not count the processes of root. So it has no checkpoints.
-"""
+"""The ladder: sets of layers by name, the best first. What none of them fits is refused."""
 
 
 class CannotConfine(dspy.CodeInterpreterError):
@@ -53,9 +48,11 @@ class Policy:
     private_runs: bool = True
     """It does not reach the values, files, processes and callbacks of another run."""
     memory_cap: bool = True
-    """The memory of a process is limited."""
+    """The memory of its processes is limited."""
     process_cap: bool = True
     """The number of processes and threads is limited."""
+    scratch_cap: bool = False
+    """What its scratch folder holds is limited, in bytes and in files."""
     layers: frozenset[str] | None = None
     """Which layers may be used; None: all that this system has. To measure and test what each one stops."""
 
@@ -75,12 +72,9 @@ _HELD_BY: Mapping[str, tuple[frozenset[str], ...]] = {
     "clean_environment": (frozenset(),),
     "no_exec": (frozenset({"seccomp"}),),
     "private_runs": (frozenset({"namespaces", "seccomp"}), frozenset({"landlock", "seccomp"})),
-    "memory_cap": (frozenset({"limits"}),),
-    "process_cap": (
-        frozenset({"limits", "namespaces"}),
-        frozenset({"limits", "uid"}),
-        frozenset({"seccomp", "threads"}),
-    ),
+    "memory_cap": (frozenset({"limits", "seccomp"}),),
+    "process_cap": (frozenset({"limits", "namespaces"}), frozenset({"limits", "uid"})),
+    "scratch_cap": (frozenset({"namespaces"}),),
 }
 GUARANTEES = tuple(_HELD_BY)
 

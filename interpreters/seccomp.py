@@ -19,9 +19,9 @@ _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _NUMBER, _ARCH = 0, 4
 
 _NEW_NAMESPACES = 0x7E020080
-_CLONE_THREAD = 0x10000
 _AF_UNIX, _SOCK_STREAM, _SOCK_FLAGS = 1, 1, 0o2004000
 _O_ACCMODE, _O_TRUNC = 0o3, 0o1000
+_MAP_ANONYMOUS_SHARED, _MAP_GROWSDOWN = 0x21, 0x100
 _TERMINAL_IOCTLS = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
 """TCGETS (isatty), FIONREAD, FIONBIO, FIOCLEX, FIONCLEX."""
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 36, 37, 38, 1032, 1034)
@@ -55,13 +55,6 @@ def _is_null(*indices: int) -> list[_Instruction]:
     return [*tests, _YES, _NO]
 
 
-def _clone(*, fork: bool) -> list[_Instruction]:
-    """Allow threads, and with `fork` also processes; never new namespaces."""
-    if fork:
-        return [_argument(0), (_ANY_BIT, 1, 0, _NEW_NAMESPACES), _YES, _NO]
-    return [_argument(0), (_ANY_BIT, 2, 0, _NEW_NAMESPACES), (_ANY_BIT, 0, 1, _CLONE_THREAD), _YES, _NO]
-
-
 def _stream_pair() -> list[_Instruction]:
     """Allow a pair of AF_UNIX streams.
 
@@ -73,24 +66,36 @@ def _stream_pair() -> list[_Instruction]:
     ]  # fmt: skip
 
 
+def _maps() -> list[_Instruction]:
+    """Allow maps whose memory is counted: none that is shared and of no file, none that grows as a stack."""
+    shared = (_AND, 0, 0, _MAP_ANONYMOUS_SHARED)
+    return [
+        _argument(3),
+        (_ANY_BIT, 3, 0, _MAP_GROWSDOWN),
+        shared,
+        (_EQUAL, 1, 0, _MAP_ANONYMOUS_SHARED),
+        _YES,
+        _NO,
+    ]
+
+
 def _opens(flags_at: int) -> list[_Instruction]:
     """Allow to open, but not to truncate what is opened for reading: Landlock before version 3 lets that pass."""
     return [_argument(flags_at), (_AND, 0, 0, _O_ACCMODE | _O_TRUNC), (_EQUAL, 0, 1, _O_TRUNC), _NO, _YES]
 
 
-def _rules(numbers: dict[str, int], *, fork: bool, signals: bool) -> dict[int, list[_Instruction]]:
+def _rules(numbers: dict[str, int], *, signals: bool) -> dict[int, list[_Instruction]]:
     """Return what decides for each call whose arguments matter."""
     to_itself = [_YES] if signals else _one_of(0, (0,))
     bodies = {
-        "clone": _clone(fork=fork),
-        "fork": [_YES if fork else _NO],
-        "vfork": [_YES if fork else _NO],
+        "clone": [_argument(0), (_ANY_BIT, 1, 0, _NEW_NAMESPACES), _YES, _NO],
         "clone3": [_answer(_ERRNO | errno.ENOSYS)],  # glibc then uses clone, whose flags can be read here
         "ioctl": _one_of(1, _TERMINAL_IOCTLS, _answer(_ERRNO | errno.ENOTTY)),
         "fcntl": _one_of(1, _FCNTLS),
         "prctl": _one_of(0, _PRCTLS),
         "prlimit64": _is_null(0, 2),  # its own, to be read
         "socketpair": _stream_pair(),
+        "mmap": _maps(),
         "kill": to_itself,
         "tgkill": [_YES if signals else _NO],
         "openat": _opens(2),
@@ -99,12 +104,11 @@ def _rules(numbers: dict[str, int], *, fork: bool, signals: bool) -> dict[int, l
     return {number: bodies[name] for name, number in numbers.items()}
 
 
-def program(machine: str, *, fork: bool, signals: bool) -> bytes:
+def program(machine: str, *, signals: bool) -> bytes:
     """Return the filter.
 
     Args:
         machine: A key of `syscalls.AUDIT_ARCH`.
-        fork: Whether new processes are allowed; threads always are.
         signals: Whether signals to any process are allowed, because Landlock keeps them inside; without, only
             to the worker's own process group.
     """
@@ -115,7 +119,7 @@ def program(machine: str, *, fork: bool, signals: bool) -> bytes:
     calls = syscalls.allowed(machine)
     hot = list(calls.values())[:14]
     code += [part for number in hot for part in ((_EQUAL, 0, 1, number), _YES)]
-    for number, body in _rules(syscalls.checked(machine), fork=fork, signals=signals).items():
+    for number, body in _rules(syscalls.checked(machine), signals=signals).items():
         code += [(_EQUAL, 0, len(body), number), *body]
     code += [part for number in list(calls.values())[14:] for part in ((_EQUAL, 0, 1, number), _YES)]
     return b"".join(struct.pack("<HBBI", *part) for part in [*code, _NO])

@@ -92,7 +92,7 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If the session is lost.
             BaseException: What a tool raised that is no Exception; the cell was stopped.
         """
-        with self._used():
+        with self._used(), self.group.busy():
             if self._process.ended:
                 self._recover("The worker ended after the last cell", "This cell did not run.")
             clock = Clock(self._settings.bounds)

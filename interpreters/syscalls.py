@@ -15,7 +15,7 @@ _ALLOWED: _Numbers = {
     # hot paths first: a filter tests one after the other
     "read": (0, 63), "write": (1, 64), "futex": (202, 98), "recvmsg": (47, 212), "sendmsg": (46, 211),
     "recvfrom": (45, 207), "sendto": (44, 206), "ppoll": (271, 73), "poll": (7, None), "close": (3, 57),
-    "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222), "munmap": (11, 215),
+    "fstat": (5, 80), "lseek": (8, 62), "munmap": (11, 215),
     # memory
     "mprotect": (10, 226), "brk": (12, 214), "madvise": (28, 233), "mremap": (25, 216), "msync": (26, 227),
     "mincore": (27, 232),
@@ -51,7 +51,8 @@ _ALLOWED: _Numbers = {
     "timer_create": (222, 107), "timer_settime": (223, 110), "timer_gettime": (224, 108),
     "timer_getoverrun": (225, 109), "timer_delete": (226, 111),
     # threads and children
-    "exit": (60, 93), "exit_group": (231, 94), "wait4": (61, 260), "waitid": (247, 95),
+    "exit": (60, 93), "exit_group": (231, 94), "wait4": (61, 260), "waitid": (247, 95), "fork": (57, None),
+    "vfork": (58, None),
     "set_tid_address": (218, 96), "set_robust_list": (273, 99), "get_robust_list": (274, 100),
     "futex_waitv": (449, 449), "rseq": (334, 293), "membarrier": (324, 283), "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123), "getcpu": (309, 168), "arch_prctl": (158, None),
@@ -63,7 +64,7 @@ _ALLOWED: _Numbers = {
     "getrusage": (98, 165), "getrandom": (318, 278), "sysinfo": (99, 179), "uname": (63, 160),
 }
 _CHECKED: _Numbers = {
-    "clone": (56, 220), "clone3": (435, 435), "fork": (57, None), "vfork": (58, None), "ioctl": (16, 29),
+    "mmap": (9, 222), "clone": (56, 220), "clone3": (435, 435), "ioctl": (16, 29),
     "fcntl": (72, 25), "prctl": (157, 167), "prlimit64": (302, 261), "socketpair": (53, 199),
     "kill": (62, 129), "tgkill": (234, 131), "openat": (257, 56), "open": (2, None),
 }

@@ -13,7 +13,6 @@ import pytest
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.lineage import CellUndone
-from rlm_dspy.interpreters.policy import RUNGS, Policy
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 if TYPE_CHECKING:
@@ -176,16 +175,6 @@ def test_without_a_checkpoint_the_loss_is_told() -> None:
         assert not isinstance(caught.value, dspy.CodeExecutionError)
         with pytest.raises(dspy.CodeInterpreterError, match="lost"):
             repl.execute("x")
-
-
-def test_where_nothing_can_be_forked_the_loss_is_told() -> None:
-    """On the rung for root whose Python only root can read."""
-    with PythonInterpreter(policy=Policy(layers=RUNGS["threads"]), preload=(), checkpoint="always") as repl:
-        assert repl.execute("x = 1\nx") == "1"
-        with pytest.raises(CellError, match="PermissionError"):
-            repl.execute("import os; os.fork()")
-        with pytest.raises(dspy.CodeInterpreterError, match="lost"):
-            repl.execute("os._exit(1)")
 
 
 def test_a_worker_that_dies_between_cells_is_replaced_by_its_checkpoint(repl: PythonInterpreter) -> None:

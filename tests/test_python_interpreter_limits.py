@@ -1,0 +1,160 @@
+"""What a worker may use of the machine holds for all its processes together, on each rung of the kernel ladder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rlm_dspy.interpreters import CellError, CellUndone, PythonInterpreter, WorkerLimits
+from rlm_dspy.interpreters.policy import RUNGS, CannotConfine, Policy, held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SMALL = WorkerLimits(memory_bytes=64 << 20, max_processes=40, scratch_bytes=16 << 20, scratch_files=500)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
+
+ORPHANS = """
+import os, time
+def orphan():
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.3)
+            taken = bytearray(30 << 20)
+            taken[::4096] = bytes(len(taken[::4096]))
+            time.sleep(60)
+        os._exit(0)
+    os.wait()
+for _ in range(20): orphan()
+"""
+FORKS = """
+import os, signal
+made = 0
+try:
+    for _ in range(200):
+        if os.fork() == 0: signal.pause()
+        made += 1
+except OSError: pass
+made
+"""
+THREADS = """
+import threading
+stop, made = threading.Event(), 0
+try:
+    for _ in range(200):
+        threading.Thread(target=stop.wait, daemon=True).start()
+        made += 1
+except RuntimeError: pass
+stop.set(); made
+"""
+FILES = """
+made = 0
+try:
+    for made in range(20_000): open(f"f{made}", "w").close()
+except OSError as error: print(error.strerror)
+made
+"""
+
+
+@pytest.fixture(params=RUNGS)
+def repl(request: pytest.FixtureRequest) -> Iterator[PythonInterpreter]:
+    """Run on one rung; in turn on each that this system can hold for this user."""
+    made = PythonInterpreter(
+        policy=Policy(layers=RUNGS[request.param]), limits=SMALL, preload=(), checkpoint="always"
+    )
+    try:
+        made.start()
+    except CannotConfine as error:
+        pytest.skip(str(error))
+    with made:
+        made.execute("state = 1")
+        yield made
+
+
+def taken(repl: PythonInterpreter) -> int:
+    """Return what all processes of a session have in memory of their own, in MB, as the kernel tells it."""
+    session: Any = repl._session
+    kilobytes = 0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(path.name)) == session.group._host_group:
+                lines = (path / "smaps_rollup").read_text().splitlines()
+                kilobytes += sum(
+                    int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem"))
+                )
+        except OSError:
+            continue
+    return kilobytes >> 10
+
+
+def settles(repl: PythonInterpreter) -> bool:
+    """Whether a session takes no more than it may once what was killed has ended."""
+    deadline = time.monotonic() + 3
+    while taken(repl) > 64 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return taken(repl) <= 64
+
+
+def test_children_whose_parents_have_ended_count_while_a_cell_runs(repl: PythonInterpreter) -> None:
+    """They end with the cell that made them."""
+    with pytest.raises(CellUndone, match="MB together"):
+        repl.execute(f"{ORPHANS}\ntime.sleep(30)")
+    assert settles(repl)
+    assert repl.execute("state") == "1"
+
+
+def test_children_that_outlive_their_cell_count_too(repl: PythonInterpreter) -> None:
+    """Those that a cell leaves behind are ended when they take too much; the session goes on."""
+    repl.execute(ORPHANS)
+    most, deadline = 0, time.monotonic() + 3
+    while time.monotonic() < deadline:
+        most = max(most, taken(repl))
+        time.sleep(0.05)
+    assert settles(repl)
+    assert most > 64  # or nothing was tried
+    assert repl.execute("state") == "1"
+
+
+def test_children_that_take_little_are_left_alone(repl: PythonInterpreter) -> None:
+    """Between cells and in them."""
+    repl.execute("import os, time\nif os.fork() == 0: time.sleep(30); os._exit(0)")
+    time.sleep(1.5)
+    assert repl.execute("os.waitpid(-1, os.WNOHANG)[0]") == "0"
+
+
+def test_memory_that_the_kernel_does_not_count_cannot_be_had(repl: PythonInterpreter) -> None:
+    """Shared maps of no file, of `/dev/zero`, and maps that grow downwards; shared maps of files are scratch."""
+    for code in (
+        "mmap.mmap(-1, 1 << 20)",
+        "mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20)",
+        "mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
+    ):
+        with pytest.raises(CellError, match="Error"):
+            repl.execute(f"import mmap, os\n{code}")
+    assert repl.execute("import mmap\nlen(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE))") == str(1 << 20)
+    code = "f = open('x', 'w+b'); f.truncate(4096); m = mmap.mmap(f.fileno(), 4096); m[0] = 7; f.read(1)[0]"
+    assert repl.execute(code) == "7"
+
+
+@pytest.mark.parametrize("code", [FORKS, THREADS])
+def test_processes_and_threads_are_limited(repl: PythonInterpreter, code: str) -> None:
+    """Also for root, on every rung. Without a user namespace the kernel counts what else the user runs at the start."""
+    others = 0 if "namespaces" in repl.layers else 20
+    assert int(str(repl.execute(code))) <= SMALL.max_processes + others
+
+
+def test_files_are_limited_in_number_where_the_scratch_is_capped(repl: PythonInterpreter) -> None:
+    """And the policy names that only where it holds."""
+    if "scratch_cap" not in held(frozenset(repl.layers)):
+        assert Policy(scratch_cap=True).required()[-1] == "scratch_cap"
+        return
+    left, made = str(repl.execute(FILES)).splitlines()
+    assert left == "No space left on device"
+    assert int(made) < SMALL.scratch_files
+    assert repl.execute("import os\nfor name in os.listdir(): os.unlink(name)\nstate") == "1"
