@@ -30,6 +30,7 @@ from rlm_dspy.interpreters.policy import GUARANTEES, RUNGS, CannotConfine, Polic
 from rlm_dspy.interpreters.process import Process
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.session import Cell, Session, Settings
+from rlm_dspy.interpreters.watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -68,6 +69,7 @@ class NoServer:
     """Stands where a fork server was, for a session whose worker is played by the test."""
 
     layers: frozenset[str] = frozenset()
+    watch = Watch(0)
 
     def drop_scratch(self, _path: str) -> None:
         """There is none."""
