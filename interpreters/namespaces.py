@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,14 +54,17 @@ def _maps_other_ids() -> bool:
 
 
 def unused_uid() -> int | None:
-    """Return a user id that root can drop to and nobody uses; None if this is not root, or has only one id."""
+    """Return a user id that root can drop to and nobody uses; None if this is not root, or has only one id.
+
+    Another each time: the kernel counts the processes of a user together.
+    """
     if os.geteuid() != 0:
         return None
     first, _, count = (int(word) for word in Path("/proc/self/uid_map").read_text().split()[:3])
     if count == 1:
         return None
     last = min(first + count, 0x7FFF0000) - 2
-    return last - os.getppid() % min(60_000, max(1, count // 2))
+    return last - random.SystemRandom().randrange(min(60_000, max(1, count // 2)))
 
 
 def drop_uid(uid: int) -> None:
