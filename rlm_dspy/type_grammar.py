@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, PydanticUserError, TypeAdapter, Validatio
 from pydantic_core import SchemaError
 
 from rlm_dspy.errors import InvalidInputs
-from rlm_dspy.frames import MAX_TYPE_CHARS, Constraints, EnumFrame, ModelFrame, problems
+from rlm_dspy.frames import MAX_TYPE_CHARS, AliasFrame, Constraints, EnumFrame, ModelFrame, problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 20
 """How deep types and classes may be nested."""
+MAX_PARTS = 5_000
+"""How many types a signature may have, with those inside others, and what a name stands for each time."""
 MAX_PATTERNS = 16
 """How many patterns a signature may have: compiled, one takes up to 10 MB, as long as the signature is kept."""
 _SHOWN_CHARS = 60
@@ -113,7 +115,7 @@ class TypeReader:
         self._classes = classes
         self._built: dict[str, Any] = {}
         self._open: list[str] = []
-        self._patterns = 0
+        self._patterns = self._parts = 0
 
     def read(self, text: str, depth: int = 0) -> Any:
         """Return the type that a text names.
@@ -134,6 +136,9 @@ class TypeReader:
         Raises:
             InvalidInputs: If it is not in the grammar.
         """
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidInputs(f"its types have more than {MAX_PARTS:,} parts")
         if depth > MAX_DEPTH:
             raise InvalidInputs(f"types may be nested {MAX_DEPTH} deep")
         match node:
@@ -195,12 +200,15 @@ class TypeReader:
     def _class(self, name: str, depth: int) -> Any:
         if name in self._open:
             raise InvalidInputs(f"the class {_cut(name)!r} contains itself; use dict or list[dict] in its place")
-        if name not in self._built:
-            check_name(name, "a class")
-            self._open.append(name)
-            self._built[name] = self._build(name, self._classes[name], depth + 1)
-            self._open.pop()
-        return self._built[name]
+        if name in self._built:
+            return self._built[name]
+        check_name(name, "a class")
+        self._open.append(name)
+        built = self._build(name, self._classes[name], depth + 1)
+        self._open.pop()
+        if not isinstance(self._classes[name], AliasFrame):  # what a name stands for counts wherever it stands
+            self._built[name] = built
+        return built
 
     def _build(self, name: str, frame: ClassFrame, depth: int) -> Any:
         if isinstance(frame, EnumFrame):

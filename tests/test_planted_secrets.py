@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.planting import Planted
+    from tests.tracing import Store
 
 INTERPRETERS = pytest.mark.parametrize("factory", [PythonInterpreter, LocalPythonInterpreter])
 FROM_THE_FAULTS = [
@@ -82,6 +83,15 @@ def test_the_event_log_of_a_run_holds_no_secret(plants: tuple[Planted, ScriptedL
     log = (tmp_path / "runs.jsonl").read_text()
     assert "Invalid signature" in log
     assert seen.found_in(log) == set()
+
+
+def test_the_traces_of_a_run_hold_no_secret(store: Store, plants: tuple[Planted, ScriptedLM]) -> None:
+    """No byte of the store does."""
+    seen, lm = plants
+    search([Attempt("map", "ChainOfThought", each) for each in FROM_THE_FAULTS], seen, lm, LocalPythonInterpreter)
+    content = store.content().decode(errors="replace")
+    assert "Invalid signature" in content
+    assert seen.found_in(content) == set()
 
 
 # Frames that no function of the REPL sends

@@ -399,3 +399,21 @@ def test_patterns_are_counted_over_classes_and_fields() -> None:
     assert signature(f"text -> m: M, {', '.join(f'x{n}: {pattern}' for n in range(7))}", M=model)
     with pytest.raises(InvalidInputs, match="16 patterns"):
         signature(f"text -> m: M, {', '.join(f'x{n}: {pattern}' for n in range(8))}", M=model)
+
+
+def test_names_for_types_that_multiply_are_refused() -> None:
+    """Nine short names would stand for a million types."""
+    aliases = {f"A{n}": {"kind": "alias", "type": f"tuple[{', '.join([f'A{n + 1}'] * 5)}]"} for n in range(8)}
+    begun = time.monotonic()
+    with pytest.raises(InvalidInputs, match="more than 5,000 parts"):
+        signature("text -> x: A0", **aliases, A8={"kind": "alias", "type": "int"})
+    assert time.monotonic() - begun < 5
+
+
+def test_classes_that_hold_one_another_many_times_are_built_once() -> None:
+    models = {
+        f"M{n}": {"kind": "model", "fields": {f"f{k}": {"type": f"M{n + 1}"} for k in range(3)}} for n in range(12)
+    }
+    begun = time.monotonic()
+    assert signature("text -> x: M0", **models, M12={"kind": "model", "fields": {"x": {"type": "int"}}})
+    assert time.monotonic() - begun < 5
