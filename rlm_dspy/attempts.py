@@ -26,6 +26,7 @@ from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 from rlm_dspy.refusals import as_window_error
 from rlm_dspy.replies import split_thinking
+from rlm_dspy.trajectory import mended
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -53,8 +54,8 @@ def answering(fields: Collection[str]) -> Iterator[None]:
 def attempt_by_attempt(lm: Any) -> Any:
     """Return an LM that stands for this one, and shares all that it holds.
 
-    It returns answers without the thinking before them, and raises `ReplyCut` for one that was cut short. History,
-    callbacks and DSPy's cache have them whole.
+    It sends texts without halves of surrogate pairs, which DSPy refuses. It returns answers without the thinking
+    before them, and raises `ReplyCut` for one that was cut short; history, callbacks and DSPy's cache have all.
 
     DSPy repeats a failed request up to `num_retries` times inside one call of the LM, and tells of none but the
     last. What is returned here repeats after the same errors and pauses (dspy 3.4), but by calling itself: each
@@ -90,11 +91,13 @@ class _Reading(dspy.BaseLM):
     stands_for: type[dspy.BaseLM]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _sendable(args, kwargs)
         with _noted() as entries:
             outputs = self._ask(*args, **kwargs)
         return self._read(outputs, entries)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _sendable(args, kwargs)
         with _noted() as entries:
             outputs = await self._aask(*args, **kwargs)
         return self._read(outputs, entries)
@@ -144,6 +147,17 @@ class _Reading(dspy.BaseLM):
         """Be saved as the LM that this one stands for."""
         state: dict[str, Any] = self._plain().dump_state()
         return state
+
+
+def _sendable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a request without halves of surrogate pairs, which DSPy refuses.
+
+    The list of messages stays the same object, by which DSPy knows that an adapter made it.
+    """
+    messages = kwargs.get("messages")
+    if isinstance(messages, list):
+        messages[:] = mended(messages)
+    return mended(args), mended(kwargs)
 
 
 def _cut(lm: dspy.BaseLM, reason: str, entry: dict[str, Any], outputs: list[Any]) -> ReplyCut:

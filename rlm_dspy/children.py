@@ -9,6 +9,7 @@ import dspy
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.inputs import Text
 from rlm_dspy.subs import Interface
+from rlm_dspy.trajectory import sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ class ChildQuery(dspy.Module):
             inputs["prompt"] = prompt
             task = "Do what the variable `prompt` says. Give the answer as `response`."
         fields = {name: (Any, dspy.InputField()) for name in inputs} | {"response": (str, dspy.OutputField())}
-        return self._make(dspy.Signature(fields, task)), inputs
+        return self._make(dspy.Signature(fields, sendable(task))), inputs
 
 
 def check_depth(depth: int, max_depth: int) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.trajectory import mended
 
 MAX_TYPE_CHARS = 10_000
 """The longest signature, types and classes included, without instructions and descriptions."""
@@ -234,6 +235,8 @@ def read_call(frame: Any) -> CallFrame:
         InvalidInputs: If it is none; the message names what is wrong with it.
     """
     try:
+        if isinstance(frame, dict) and "to" in frame:  # a signature's texts; DSPy makes none with half a pair
+            frame = {**frame, "to": mended(frame["to"])}
         return CallFrame.model_validate(frame)
     except ValidationError as error:
         raise InvalidInputs(f"Invalid call: {problems(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as _MARK
@@ -132,7 +133,11 @@ class Trajectory(BaseModel):
 
 def sendable(text: str) -> str:
     """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def without_media_marks(value: Any) -> Any:
@@ -150,6 +155,20 @@ def without_media_marks(value: Any) -> Any:
     if type(value) in (list, tuple):
         items = [without_media_marks(item) for item in value]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+    return value
+
+
+def mended(value: Any) -> Any:
+    """Return JSON-like data with every text in it `sendable`; the value itself if there is nothing to mend."""
+    if isinstance(value, str):
+        return sendable(value)
+    if isinstance(value, dict):
+        parts = {mended(key): mended(item) for key, item in value.items()}
+        same = all(a is b and x is y for (a, x), (b, y) in zip(parts.items(), value.items(), strict=False))
+        return value if same and len(parts) == len(value) else parts
+    if type(value) in (list, tuple, set, frozenset):
+        items = [mended(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
     return value
 
 
