@@ -82,7 +82,7 @@ class _RlmTypes:
     def _class(self, kind):
         if kind in _RLM_NAMED:
             return _RLM_NAMED[kind]
-        if kind.__module__ in _RLM_LIBRARIES:
+        if kind.__module__ in _RLM_LIBRARIES or issubclass(kind, _RlmMediaType):
             return kind.__name__
         name = kind.__name__.lstrip("_") or "Class"
         self._claim(name, kind)
@@ -164,6 +164,15 @@ def _rlm_constraints(told):
         found.update({name: _rlm_plain(value) for name, value in said.items()})
         found.update(_rlm_constraints(inner))
     return found
+
+
+class _RlmMediaType:
+    """`dspy.Image("data:image/png;base64,...")`: a type; a call gives what the host makes one of."""
+
+    def __new__(cls, source=None, **fields):
+        if source is None:
+            return fields
+        return {"url": source} if cls.__name__ == "Image" and isinstance(source, str) else source
 
 
 class _RlmField:
@@ -304,8 +313,8 @@ def _rlm_missing(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        "the REPL's dspy has Predict, ChainOfThought, ReAct, RLM, Signature, InputField, OutputField, Module and "
-        "Prediction, not %r" % name
+        "the REPL's dspy has Predict, ChainOfThought, ReAct, RLM, Signature, InputField, OutputField, Module, "
+        "Prediction, Image, Audio and File, not %r" % name
     )
 
 
@@ -315,6 +324,8 @@ def _rlm_make_dspy():
         setattr(module, kind, type(kind, (_RlmModule,), {"_rlm_kind": kind, "__module__": "dspy"}))
     module.Signature, module.Module, module.Prediction = _RlmSignature, _RlmProgram, _rlm_prediction
     module.InputField, module.OutputField = _rlm_input_field, _rlm_output_field
+    for kind in ("Image", "Audio", "File"):
+        setattr(module, kind, type(kind, (_RlmMediaType,), {"__module__": "dspy"}))
     module.__getattr__ = _rlm_missing
     return module
 

@@ -18,7 +18,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.prelude import HOST_TOOL
 from rlm_dspy.testing import ScriptedLM
 from tests.planting import ATTEMPTS, DOORS, FUNCTIONS, MARK, MODULE, MODULES, Attempt, planted, scripted, search
-from tests.playing import block, fields
+from tests.playing import begins, block, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,6 +233,29 @@ SUBMIT(texts=[f.text for f in found.facts], kind=found.facts[0].kind, title=foun
     assert (found.texts, found.kind, found.title, found.year) == (["ab"], "news", "S", 1950), found.trajectory[0][
         "output"
     ]
+
+
+@INTERPRETERS
+def test_media_are_types_in_classes_and_inline(factory: Any) -> None:
+    """Made from what code has in hand; a path of the host is no image."""
+    code = """
+class Look(dspy.Signature):
+    image: dspy.Image = dspy.InputField()
+    sounds: list[dspy.Audio] = dspy.InputField()
+    x: str = dspy.OutputField()
+image = dspy.Image("data:image/png;base64,AAAA")
+sound = dspy.Audio(data="AAAA", audio_format="wav")
+first = dspy.Predict(Look)(image=image, sounds=[sound, dspy.Audio("data:audio/mp3;base64,AAAA")]).x
+paths = [dspy.Image("/etc/passwd"), "/etc/passwd", {"url": "file:///etc/passwd"}]
+failed = dspy.Predict("image: dspy.Image -> x").map(paths)
+files = [dspy.File("data:text/plain;base64,AAAA"), dspy.File("/etc/passwd")]
+file = dspy.Predict("file: dspy.File -> x").map(files)
+SUBMIT(a=str([first, [bool(each) for each in failed], [bool(each) for each in file]]))
+"""
+    lm = ScriptedLM(lambda messages: block(code) if begins(messages[-1]) else fields(x="seen"))
+    with dspy.context(lm=lm, interpreter_factory=factory):
+        found = RLM("q -> a", max_iters=1)(q="?")
+    assert found.a == "['seen', [False, False, False], [True, False]]", found.trajectory[0]["output"]
 
 
 @INTERPRETERS
