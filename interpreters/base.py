@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import dspy
 from dspy.utils.callback import with_callbacks
 
+from rlm_dspy.async_tools import AsyncCall, blocking, is_async
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
@@ -117,6 +119,8 @@ class Interpreter:
     """
 
     execution_instructions: ClassVar[str] = ""
+    _stop_signal: ClassVar[type[BaseException] | tuple[()]] = ()
+    """What ends a running cell from outside; not for the caller, also if it is raised while a tool runs."""
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class Interpreter:
         self._started = False
         self._ended = False
         self._interrupt: BaseException | None = None
+        self._async_calls: set[AsyncCall] = set()
         self._check_names()
 
     @observed
@@ -172,7 +177,11 @@ class Interpreter:
             self._check_cell(code, variables or {})
             if not self._started:
                 self.start()
-            return self._execute(code, dict(variables or {}))
+            with blocking():
+                return self._execute(code, dict(variables or {}))
+        except BaseException:
+            self._cancel_tools()
+            raise
         finally:
             interrupt, self._interrupt = self._interrupt, None
             self._running.release()
@@ -181,7 +190,7 @@ class Interpreter:
 
     @observed
     def invoke_tool(self, tool_name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Call a tool, and wait if it is async.
+        """Call a tool, and wait if it is async; it runs on the event loop that waits for this call, if one does.
 
         Raises:
             dspy.CodeInterpreterError: If there is none of this name, or the session was shut down.
@@ -189,8 +198,25 @@ class Interpreter:
         self._check_open()
         if tool_name not in self.tools:
             raise dspy.CodeInterpreterError(f"Unknown tool: {tool_name}")
-        result = self.tools[tool_name](*args, **kwargs)
-        return outside_loop(lambda: asyncio.run(_value_of(result))) if inspect.isawaitable(result) else result
+        tool = self.tools[tool_name]
+        function = tool.acall if isinstance(tool, dspy.Tool) and is_async(tool) else tool
+        result = function(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            return result
+        call = AsyncCall(tool_name, result)
+        self._async_calls.add(call)
+        try:
+            with blocking():
+                call.start()
+            return call.result()
+        finally:
+            call.cancel()
+            self._async_calls.discard(call)
+
+    def _cancel_tools(self) -> None:
+        """Cancel the async tools that the code waits for."""
+        for call in list(self._async_calls):
+            call.cancel()
 
     @observed
     def shutdown(self) -> None:
@@ -229,7 +255,7 @@ class Interpreter:
         source = tool.func if isinstance(tool, dspy.Tool) else tool
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _is_async(source) and _in_loop():
+            if is_async(tool) and _in_loop():
                 return asyncio.get_running_loop().run_in_executor(None, self._invoke, context, name, args, kwargs)
             return self._invoke(context, name, args, kwargs)
 
@@ -243,6 +269,8 @@ class Interpreter:
         try:
             return context.copy().run(self.invoke_tool, name, list(args), kwargs)
         except Exception:
+            raise
+        except self._stop_signal:
             raise
         except BaseException as interrupt:
             self._interrupt = interrupt  # for the caller of `execute`, also if the code catches it
@@ -280,17 +308,9 @@ def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
         raise ValueError(f"{what} names must be identifiers that are not taken; these are not: {bad}")
 
 
-def _is_async(function: Any) -> bool:
-    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
-
-
 def _in_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
-
-
-async def _value_of(awaitable: Any) -> Any:
-    return await awaitable

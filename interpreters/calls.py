@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import queue
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.async_tools import is_async
 
 if TYPE_CHECKING:
     import contextvars
@@ -99,11 +100,6 @@ def value_of(outcome: Any) -> Any:
     if isinstance(outcome, Raised):
         raise outcome.error
     return outcome
-
-
-def is_async(tool: Callable[..., Any]) -> bool:
-    """Return whether calling `tool` gives a coroutine."""
-    return any(map(inspect.iscoroutinefunction, (tool, type(tool).__call__)))
 
 
 def described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:

@@ -68,6 +68,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     )
     calls_hook = True
 
+    _stop_signal = CellStopped
+
     def __init__(
         self,
         tools: Mapping[str, Callable[..., Any]] | None = None,
@@ -116,11 +118,13 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     def interrupt(self) -> None:
         """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens.
 
-        Code is stopped between two steps of Python's interpreter: not while it waits in the system, or in a tool.
+        Code is stopped between two steps of Python's interpreter: not while it waits in the system, or in a tool
+        that is not async.
         """
         with self._interrupting:
             if self._thread is not None:
                 _raise_in(self._thread, CellStopped)
+                self._cancel_tools()
 
     def _shutdown(self) -> None:
         self._session.cells.close()

@@ -18,6 +18,7 @@ from zipfile import ZipFile
 import dspy
 from dspy.primitives.facade import is_reserved_sandbox_name
 
+from rlm_dspy.async_tools import awaited_on
 from rlm_dspy.interpreters import calls
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given
 from rlm_dspy.interpreters.cell import Outcome
@@ -165,9 +166,13 @@ class PythonInterpreter(Interpreter, TakesObjects):
             return [self._branch(session) for session in self._live().branches(count)]
 
     async def aexecute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
-        """Do what `execute` does without blocking the event loop; cancelling it stops the cell."""
+        """Do what `execute` does without blocking the event loop; cancelling it stops the cell.
+
+        Async tools run on this loop.
+        """
         done: Future[Any] = Future()
-        context = contextvars.copy_context()
+        with awaited_on(asyncio.get_running_loop()):
+            context = contextvars.copy_context()
 
         def job() -> None:
             try:

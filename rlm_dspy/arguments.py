@@ -12,6 +12,7 @@ import dspy
 from dspy.signatures.signature import ensure_signature
 
 from rlm_dspy.answers import read_value
+from rlm_dspy.async_tools import is_async
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.limits import Limits
@@ -21,6 +22,8 @@ from rlm_dspy.typenames import bare, shown_default, shown_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from rlm_dspy.async_tools import AsyncTools
 
 RESERVED = frozenset(
     {
@@ -39,6 +42,7 @@ SETTINGS = frozenset(
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_GENERIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -60,7 +64,7 @@ def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
         if not callable(given):
             raise TypeError(f"Tool {given!r} must be callable, not {type(given).__name__}.")
         tool = _tool(given)
-        if not tool.name.isidentifier() or keyword.iskeyword(tool.name) or _is_reserved(tool.name):
+        if not _is_name(tool.name) or _is_reserved(tool.name):
             raise ValueError(
                 f"Tool name {tool.name!r} is no free Python name; pass dspy.Tool(function, name='other_name')."
             )
@@ -91,13 +95,43 @@ def _tool(given: Any) -> dspy.Tool:
     """
     try:
         tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
-        inspect.signature(tool.func)
+        return _with_named_arguments(tool)
     except ValueError as error:
         raise ValueError(
             f"Tool {given!r} does not say what arguments it takes; wrap it in a function whose arguments have "
             "names, e.g. def longest(words: list[str]) -> str: ..."
         ) from error
-    return tool
+
+
+def _with_named_arguments(tool: dspy.Tool) -> dspy.Tool:
+    """Return the tool, with `tool.args` as the arguments of a function that names none, as MCP's tools do."""
+    own = inspect.signature(tool.func)
+    names_some = {parameter.kind for parameter in own.parameters.values()} - _GENERIC
+    described = tool.has_kwargs and not own.parameters.keys() & tool.args.keys()
+    if names_some or not described or not all(map(_is_name, tool.args)):
+        return tool
+
+    async def call_async(**kwargs: Any) -> Any:
+        return await tool.func(**kwargs)
+
+    def call(**kwargs: Any) -> Any:
+        return tool.func(**kwargs)
+
+    function: Callable[..., Any] = call_async if is_async(tool.func) else call
+    functools.update_wrapper(function, tool.func)
+    function.__signature__ = inspect.Signature(_parameters(tool))  # type: ignore[attr-defined]  # inspect reads it
+    return tool.model_copy(update={"func": function})
+
+
+def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
+    """Return the parameters that `tool.args` describes: behind one that may be left out, all are keyword-only."""
+    optional, parameters = False, []
+    for name, schema in tool.args.items():
+        kind = inspect.Parameter.KEYWORD_ONLY if optional else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = schema.get("default", inspect.Parameter.empty)
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=tool.arg_types.get(name, Any)))
+        optional = optional or "default" in schema
+    return parameters
 
 
 def check_signature(signature: Any) -> Any:
@@ -212,10 +246,17 @@ def check_lm(lm: Any) -> Any:
     return lm
 
 
-def host_function(tool: dspy.Tool) -> Callable[..., Any]:
-    """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`."""
+def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any]:
+    """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
+
+    Args:
+        tool: The tool.
+        async_tools: Awaits it if it is async.
+    """
     own = inspect.signature(tool.func)
     names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
+    by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
+    in_thread = async_tools.for_threads(tool)
 
     def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):
@@ -223,21 +264,18 @@ def host_function(tool: dspy.Tool) -> Callable[..., Any]:
             raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
         return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
 
-    by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
-
     def invoke(*args: Any, **kwargs: Any) -> Any:
         with _told_safely(tool.name):
             if by_position:  # dspy.Tool hands arguments over by name only
-                return tool.func(*args, **kwargs)
-            return tool(**by_name(args, kwargs))
+                return in_thread.func(*args, **kwargs)
+            return in_thread(**by_name(args, kwargs))
 
     async def invoke_async(*args: Any, **kwargs: Any) -> Any:
         with _told_safely(tool.name):
-            return await tool.acall(**by_name(args, kwargs))
+            call = tool.func(*args, **kwargs) if by_position else tool.acall(**by_name(args, kwargs))
+            return await async_tools.awaited(tool.name, call)
 
-    call = getattr(tool.func, "__call__", None)  # noqa: B004  # the method itself is asked whether it is async
-    is_async = inspect.iscoroutinefunction(tool.func) or inspect.iscoroutinefunction(call)
-    function: Callable[..., Any] = invoke_async if is_async else invoke
+    function: Callable[..., Any] = invoke_async if is_async(tool.func) else invoke
     functools.update_wrapper(function, tool.func)
     function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
     return function
@@ -307,6 +345,10 @@ def _shown_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of an argument without a default that no model may be shown."""
     shown = shown_default(schema.get("default"))
     return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else schema
+
+
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _is_reserved(name: str) -> bool:

@@ -32,11 +32,19 @@ class Callees:
         rlm: The module that runs; only read.
         depth: How many runs are above this one.
         make_child: Makes a child RLM for a signature and, if it is given, a number of turns.
+        tools: The tools by name as a ReAct calls them, in threads; by default the module's own.
     """
 
-    def __init__(self, rlm: RLM, depth: int, make_child: Callable[..., dspy.Module]) -> None:
+    def __init__(
+        self,
+        rlm: RLM,
+        depth: int,
+        make_child: Callable[..., dspy.Module],
+        tools: dict[str, dspy.Tool] | None = None,
+    ) -> None:
         self._rlm = rlm
         self._depth = depth
+        self._tools = rlm.tools if tools is None else tools
         self._prefix = "child." if depth else ""
         self._make_child = make_child
         self._lock = threading.Lock()
@@ -81,14 +89,12 @@ class Callees:
     def _ad_hoc(self, to: AdHocFrame) -> Callee:
         made_of, options = signature_from(to.signature), to.options()
         name = f"{to.module}({written(made_of)!r})"
-        if unknown := [tool for tool in to.tools if tool not in self._rlm.tools]:
-            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._rlm.tools)}.")
+        if unknown := [tool for tool in to.tools if tool not in self._tools]:
+            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._tools)}.")
         if to.module == "RLM":
             child = self._make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        made = module_from(
-            to.module, made_of, options, [GuardedTool.of(self._rlm.tools[tool]) for tool in to.tools]
-        )
+        made = module_from(to.module, made_of, options, [GuardedTool.of(self._tools[tool]) for tool in to.tools])
         if self._rlm.sub_lm is None and self._rlm.query.lm is not None:
             made.set_lm(self._rlm.query.lm)
         interface = interface_of(name, made, whole=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.async_tools import AsyncCall
 from rlm_dspy.callee import Calling, calling, insisting
 from rlm_dspy.crossing import sent, short
 from rlm_dspy.errors import LimitExceeded, ReplyCut
@@ -22,7 +23,7 @@ from rlm_dspy.fitting import fitting
 from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.listening import tell
-from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
+from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
 from rlm_dspy.metering import Meter, metered
 from rlm_dspy.port import as_streamed, waiting_loop
 from rlm_dspy.redaction import safe_message
@@ -307,9 +308,14 @@ class Batch(dspy.Module):
     def _call(self, item: Asked) -> Any:
         """Return what the module gives; on an event loop, it ends when the run does."""
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
-        if self._loop is None:
+        asking: AsyncCall | Elsewhere
+        if must_be_awaited(module):
+            asking = AsyncCall(self.name, as_streamed(lambda: module.acall(**inputs)))
+            asking.start()
+        elif self._loop is None:
             return module(**inputs)
-        asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
+        else:
+            asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
         with self._ledger.told_of_closing(asking.cancel):
             try:
                 return asking.result()

@@ -6,6 +6,7 @@ RLMError                     base of ours
 ├── Unanswered               the model (inside the REPL): a sub-call gave no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut short; `partial` is what there is of it
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
+├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
 └── UsageError               the caller of the command line (`task`)
@@ -65,6 +66,10 @@ class ReplyCut(RLMError):  # noqa: N818
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818
     """The inputs of a call do not fit the signature."""
+
+
+class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
+    """An async tool waits for an event loop that the run blocks; await the run instead: `await rlm.acall(...)`."""
 
 
 def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any]) -> None:

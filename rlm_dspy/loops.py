@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.async_tools import is_async
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -41,6 +43,18 @@ def can_be_awaited(module: dspy.Module, lm: Any = None) -> bool:
     """
     awaited = callable(getattr(module, "aforward", None)) and not isinstance(module, dspy.ReAct)
     return awaited and all(map(_answers_async, _lms_of(module, lm)))
+
+
+def must_be_awaited(module: dspy.Module) -> bool:
+    """Whether a module has no other form, or is a ReAct with tools that have no other."""
+    if isinstance(module, dspy.ReAct):
+        return any(map(is_async, module.tools.values()))
+    return not has_forward(module) and callable(getattr(module, "aforward", None))
+
+
+def has_forward(module: dspy.Module) -> bool:
+    """Whether a module has a sync form."""
+    return "forward" in vars(module) or hasattr(type(module), "forward")  # DSPy warns of looking at its own
 
 
 def can_share_a_loop(module: dspy.Module, lm: Any = None) -> bool:

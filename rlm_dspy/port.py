@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import dspy
 
+from rlm_dspy.async_tools import awaited_on, blocking
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.patience import in_time
 
@@ -64,7 +65,8 @@ class Blocking:
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function."""
-        with _in_threads(_streaming_loop()):  # any other loop further out may be waiting for this very call
+        # Any other loop further out than this one may be waiting for this very call.
+        with blocking(), _in_threads(_streaming_loop()):
             return function(*args)
 
 
@@ -91,7 +93,7 @@ class Awaiting:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        with _in_threads(loop):
+        with awaited_on(loop), _in_threads(loop):
             inside = contextvars.copy_context()
 
         def work() -> None:

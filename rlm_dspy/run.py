@@ -11,6 +11,7 @@ import dspy
 from rlm_dspy.adapter import messages_of
 from rlm_dspy.alarm import Alarm
 from rlm_dspy.arguments import check_inputs, host_function
+from rlm_dspy.async_tools import AsyncTools
 from rlm_dspy.budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.callees import Callees, for_repl
@@ -75,14 +76,20 @@ class Run:
         self.stop = self.final_reasoning = ""
         self.stopped: LimitExceeded | None = None
         """Why the code of this turn was stopped, if it was."""
+        self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools(self.ledger)
         inputs = check_inputs(rlm.signature, inputs)
         self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
-        callees = Callees(rlm, self.depth, lambda *args, **options: rlm.child(factory, *args, **options))
+
+        def child(*args: Any, **options: Any) -> RLM:
+            return rlm.child(factory, *args, **options)
+
+        in_threads = {name: self.async_tools.for_threads(tool) for name, tool in rlm.tools.items()}
+        callees = Callees(rlm, self.depth, child, in_threads)
         self.subcalls = self.subcalls_type(
             self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), inputs, guard=Guard(inputs)
         )
-        tools = {name: host_function(tool) for name, tool in rlm.tools.items()}
+        tools = {name: host_function(tool, self.async_tools) for name, tool in rlm.tools.items()}
         subs = for_repl(rlm.subs)
         known = {"inputs": list(inputs), "subs": subs, "tools": list(tools)}
         self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)

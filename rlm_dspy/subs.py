@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from rlm_dspy.answers import read_value, type_of
 from rlm_dspy.arguments import RESERVED, SETTINGS, check_signature
 from rlm_dspy.errors import Unanswered
+from rlm_dspy.loops import has_forward
 from rlm_dspy.typenames import bare, consists_of, name_of, shown_default
 
 if TYPE_CHECKING:
@@ -258,7 +259,8 @@ def one_line(text: str | None) -> str:
 
 
 def _of_forward(name: str, module: dspy.Module) -> Interface:
-    forward: Callable[..., Any] = object.__getattribute__(module, "forward")  # DSPy warns of looking at it
+    method = "forward" if has_forward(module) else "aforward"
+    forward: Callable[..., Any] = object.__getattribute__(module, method)  # DSPy warns of looking at it
     try:
         own = inspect.signature(forward, eval_str=True)
     except (NameError, TypeError, AttributeError, SyntaxError):

@@ -123,6 +123,7 @@ class Turn(dspy.Module):
     def _execute(self, reasoning: str, code: str) -> Step:
         self._run.subcalls.begin()
         outcome = self._run.repl.execute(code)
+        self._run.async_tools.check()
         output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
         calls = self._run.subcalls.taken()
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, calls=calls)
