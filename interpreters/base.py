@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import dspy
 from dspy.utils.callback import with_callbacks
 
-from rlm_dspy.async_tools import AsyncCall, blocking, is_async
+from rlm_dspy.async_tools import AsyncCall, is_async
+from rlm_dspy.tool_loops import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

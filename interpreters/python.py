@@ -18,7 +18,6 @@ from zipfile import ZipFile
 import dspy
 from dspy.primitives.facade import is_reserved_sandbox_name
 
-from rlm_dspy.async_tools import awaited_on
 from rlm_dspy.interpreters import calls
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given
 from rlm_dspy.interpreters.cell import Outcome
@@ -28,6 +27,7 @@ from rlm_dspy.interpreters.group import Group
 from rlm_dspy.interpreters.limits import WorkerLimits
 from rlm_dspy.interpreters.policy import Policy
 from rlm_dspy.interpreters.session import Cell, Session, Settings
+from rlm_dspy.tool_loops import awaited_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

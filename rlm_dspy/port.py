@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import dspy
 
-from rlm_dspy.async_tools import awaited_on, blocking
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, own_loop
 from rlm_dspy.patience import in_time
+from rlm_dspy.tool_loops import awaited_on, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator

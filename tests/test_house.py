@@ -25,6 +25,7 @@ FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["pack
 
 FLOORS = [
     {"errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "redaction", "files", "json_values"},
+    {"tool_loops"},
     {"async_tools"},
     {
         "alarm",
