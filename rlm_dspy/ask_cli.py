@@ -23,6 +23,7 @@ from rlm_dspy.exits import (
     check_distinct,
     check_writable,
     errors_as_lines,
+    say,
     tell,
 )
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
@@ -30,7 +31,7 @@ from rlm_dspy.ledger import Ledger
 from rlm_dspy.limits import Limits
 from rlm_dspy.metering import metered
 from rlm_dspy.models import choose_model, limits_for
-from rlm_dspy.progress import Lines, Progress, counted, printable, spent, view_on
+from rlm_dspy.progress import Lines, Progress, counted, spent, view_on
 from rlm_dspy.record import Record, in_one_line, recorded
 from rlm_dspy.report import write_report
 from rlm_dspy.rlm import RLM
@@ -152,10 +153,10 @@ def ask(
         ):
             record, error = _run(rlm, task, view)
         if error is not None and debug:
-            traceback.print_exception(error)
+            tell("".join(traceback.format_exception(error)))
         kept = _keep(record, save, report)
     if as_json:
-        typer.echo(record.as_json())
+        say(record.as_json())
     elif record.answered:
         _print_answer(record.outputs)
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
@@ -213,7 +214,7 @@ def _keep(record: Record, save: Path | None, report: Path | None) -> bool:
         Whether all could be written. What could not is told, so that the answer is printed all the same.
     """
     if record.error:
-        tell(f"Error: {printable(record.error)}")
+        tell(f"Error: {record.error}")
     path = save or (Path(_INTERRUPTED_FILE) if record.stop == "interrupted" else None)
     interrupted = "Interrupted. " if record.stop == "interrupted" else ""
     saved = path is None or _done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
@@ -226,7 +227,7 @@ def _done(write: Callable[[], None], told: str) -> bool:
     try:
         write()
     except Exception as error:  # noqa: BLE001 (the answer is paid for and comes after)
-        tell(f"Error: {printable(in_one_line(error))}")
+        tell(f"Error: {in_one_line(error)}")
         return False
     tell(told)
     return True
@@ -243,4 +244,4 @@ def _print_answer(outputs: dict[str, Any]) -> None:
         if len(told) == 1
         else "\n".join(f"{name}: {value}" for name, value in told.items())
     )
-    typer.echo(printable(text) if sys.stdout.isatty() else text)
+    say(text)

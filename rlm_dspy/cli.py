@@ -19,6 +19,7 @@ from rlm_dspy.exits import INTERRUPTED, TERMINATED
 from rlm_dspy.optimize_cli import optimize
 from rlm_dspy.replay_cli import replay
 from rlm_dspy.report_cli import diff, report
+from rlm_dspy.text import print_safely
 from rlm_dspy.ui_cli import ui
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def main() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("dspy").setLevel(logging.ERROR)  # what it warns of, the view shows
+    for handler in logging.getLogger("dspy").handlers:
+        handler.addFilter(print_safely)
     app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
     with _terminable():
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rlm_dspy import interpreters
+from rlm_dspy.text import printable
 
 
 def doctor() -> None:
@@ -13,5 +14,5 @@ def doctor() -> None:
     Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
     """
     diagnosis = interpreters.doctor()
-    typer.echo(interpreters.render(diagnosis))
+    typer.echo(printable(interpreters.render(diagnosis)))
     raise typer.Exit(0 if diagnosis.chosen else 1)

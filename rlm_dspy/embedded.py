@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +25,7 @@ import dspy
 import typer
 from dspy import lm15
 
+from rlm_dspy.embedded_gate import Gate
 from rlm_dspy.embedded_server import (
     EXTRA,
     Chat,
@@ -271,7 +272,7 @@ def serve(
     """Serve a model over HTTP from a process of its own, and yield the base URL, which ends in `/v1`.
 
     `dspy.LM("openai/smollm2-135m-instruct", api_base=url, api_key="none")` uses it; so does any OpenAI client.
-    Whoever can reach the port may use it. The arguments are those of `embedded_lm`.
+    Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.
 
     Args:
         path: A GGUF file; None is the model of the extra `embedded`.
@@ -338,15 +339,15 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with contextlib.closing(socket.create_server((host, port))):
-            pass  # llama.cpp says "failed" and no more about a port that is taken
+        gate, key = Gate(host, port), secrets.token_urlsafe()
         settings = Settings(path=None if model is None else str(model), n_ctx=n_ctx, threads=threads, slots=slots)
-        server = start(settings, host=host, port=port)
+        server = start(settings, api_key=key)
     except (ImportError, ModelUnavailable, ValueError) as error:
         _give_up(str(error))
     except OSError as error:
         _give_up(f"Cannot listen on {host}:{port}: {error.strerror}.")
-    typer.echo(server.listening_address)
+    gate.open(server.listening_address, key)
+    typer.echo(gate.address)
     while not stop.wait(1):  # a wait without end cannot be interrupted on Windows
         pass
 

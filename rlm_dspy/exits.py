@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from typing import TYPE_CHECKING
 
 import typer
 
-from rlm_dspy.progress import printable
 from rlm_dspy.record import in_one_line
 from rlm_dspy.task import UsageError
+from rlm_dspy.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,12 +34,15 @@ def errors_as_lines(*, debug: bool, interrupted: str = "Interrupted before the f
     except KeyboardInterrupt:
         tell(interrupted)
         raise typer.Exit(INTERRUPTED) from None
-    except (typer.BadParameter, typer.Exit, typer.Abort):
+    except typer.BadParameter as error:
+        error.message = printable(error.message)
         raise  # typer tells it
+    except (typer.Exit, typer.Abort):
+        raise  # as it does this
     except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
         if debug:
-            traceback.print_exc()
-        said = printable(in_one_line(error))
+            tell(traceback.format_exc())
+        said = in_one_line(error)
         tell(
             f"Error: {said} it gives no reason; --debug shows where." if said.endswith(": ") else f"Error: {said}"
         )
@@ -48,7 +52,12 @@ def errors_as_lines(*, debug: bool, interrupted: str = "Interrupted before the f
 
 def tell(line: str) -> None:
     """Print a line on standard error."""
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
+
+
+def say(text: str) -> None:
+    """Print a result on standard output: as it is for another program, printable for a person."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text)
 
 
 def check_writable(path: Path | None, option: str) -> None:

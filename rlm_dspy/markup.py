@@ -9,7 +9,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
-from rlm_dspy.progress import printable
+from rlm_dspy.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

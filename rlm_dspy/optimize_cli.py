@@ -17,7 +17,7 @@ import typer
 
 from rlm_dspy.answers import read_value
 from rlm_dspy.examples import read_examples
-from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines, tell
+from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines, say, tell
 from rlm_dspy.forecast import forecast, pilot, told
 from rlm_dspy.models import choose_model
 from rlm_dspy.optimizers import OPTIMIZERS, Job, Named
@@ -124,7 +124,7 @@ def optimize(
             written = not said.startswith("Not ")
             after = {"after": _prompts(compiled)}
             log({}, prompts=after, compared=compared, policy=out if written else None)
-    typer.echo(said)
+    say(said)
     raise typer.Exit(0 if written else 1)
 
 

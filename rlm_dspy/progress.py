@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -16,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlm_dspy.calls import Batch
+from rlm_dspy.text import printable
 from rlm_dspy.trajectory import Step, StepKind, clip
 from rlm_dspy.turn import Turn
 
 if TYPE_CHECKING:
     from rlm_dspy.ledger import Ledger
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
 _LABELS: dict[StepKind, tuple[str, str]] = {
@@ -136,7 +135,7 @@ class Terminal:
         self._live.stop()
 
     def _rule(self, title: str, note: str, style: str) -> None:
-        line = Text.assemble(("── ", style), (title, f"bold {style}"), ("  ", ""), (note, "dim"), " ")
+        line = Text.assemble(("── ", style), (title, f"bold {style}"), ("  ", ""), (printable(note), "dim"), " ")
         line.append("─" * max(2, self._console.width - line.cell_len - 1), style=style)
         self._console.print(Group(Text(), line), no_wrap=True, overflow="ellipsis")
 
@@ -155,7 +154,9 @@ class _Busy:
 
     def __rich__(self) -> Any:
         seconds = time.monotonic() - self._since
-        self._spinner.update(text=Text(f"{self._what}  {seconds:.0f} s" if self._what else "", style="dim"))
+        self._spinner.update(
+            text=Text(printable(f"{self._what}  {seconds:.0f} s") if self._what else "", style="dim")
+        )
         return self._spinner if self._what else Text()
 
 
@@ -253,11 +254,6 @@ def shortened(text: str) -> str:
         return "\n".join(lines)
     head, tail = lines[: _SHOWN_LINES - 5], lines[-4:]
     return "\n".join([*head, f"... [{len(lines) - len(head) - len(tail)} lines]", *tail])
-
-
-def printable(text: str) -> str:
-    """Return the text without the control characters by which a file could drive a terminal."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def _words(kind: StepKind) -> str:

@@ -13,11 +13,12 @@ from rlm_dspy.exits import errors_as_lines, tell
 from rlm_dspy.inputs import Text
 from rlm_dspy.interpreter_names import FACTORIES, InterpreterName
 from rlm_dspy.load import load_record
-from rlm_dspy.progress import counted, printable
+from rlm_dspy.progress import counted
 from rlm_dspy.record import in_short
 from rlm_dspy.replay import replay as replayed
 from rlm_dspy.replay import signature_of
 from rlm_dspy.task import UsageError, read_task
+from rlm_dspy.text import printable
 
 if TYPE_CHECKING:
     from rlm_dspy.record import Record

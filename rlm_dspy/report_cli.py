@@ -11,8 +11,8 @@ from rlm_dspy.diff import diff_html, diff_text
 from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines
 from rlm_dspy.files import write_whole
 from rlm_dspy.load import load_record
-from rlm_dspy.progress import printable
 from rlm_dspy.report import write_report
+from rlm_dspy.text import printable
 
 _Run = Annotated[
     Path, typer.Argument(help="A run that ask --save or --log wrote, or a log of rlms.", show_default=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from rlm_dspy.lms import text_of
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.replies import Reply, read_reply, split_thinking
+from rlm_dspy.text import logger
 from rlm_dspy.trajectory import Step, clip, sendable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlm_dspy.run import Run
 
 _THINKING_CHARS = 4_000
-_logger = logging.getLogger("dspy.rlm_dspy")  # under DSPy's logger, whose handler makes INFO visible
+_logger = logger()
 
 
 class Turn(dspy.Module):

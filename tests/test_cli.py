@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from rlm_dspy.cli import app
 from rlm_dspy.embedded import embedded_lm
 from rlm_dspy.interpreters import ScriptedInterpreter
-from rlm_dspy.progress import Lines, printable, shortened, view_on
+from rlm_dspy.progress import Lines, shortened, view_on
 from rlm_dspy.record import Record
+from rlm_dspy.text import printable
 from tests.commands import (
     LOOK,
     SUBMIT_42,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -355,6 +356,23 @@ def test_the_server_lists_its_model(base_url: str) -> None:
     with urllib.request.urlopen(f"{base_url}/models") as response:
         models = json.load(response)
     assert [model["id"] for model in models["data"]] == ["smollm2-135m-instruct"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example", "Content-Type": "application/json"}, 403),
+        ({"Origin": "https://evil.example", "Content-Type": "application/json"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+    ],
+)
+def test_the_server_refuses_what_a_web_page_can_send(base_url: str, headers: dict[str, str], status: int) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{base_url}/chat/completions", body, headers)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert caught.value.code == status
+    caught.value.close()
 
 
 def test_the_server_refuses_a_taken_port() -> None:

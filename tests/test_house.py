@@ -24,7 +24,7 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "redaction", "files", "json_values"},
+    {"errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "redaction", "files", "json_values", "text"},
     {"tool_loops"},
     {"async_tools"},
     {
@@ -37,6 +37,7 @@ FLOORS = [
         "inputs",
         "replies",
         "embedded_server",
+        "embedded_gate",
         "listening",
         "patience",
         "loops",

@@ -16,10 +16,12 @@ import mlflow
 from mlflow.tracing import provider
 from mlflow.tracing.export.async_export_queue import Task
 
+from rlm_dspy.text import logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_logger = logging.getLogger("dspy.rlm_dspy.tracing")
+_logger = logger("dspy.rlm_dspy.tracing")
 _THREAD = "rlm-dspy-outbox"
 _MOST_TASKS = 2_000
 _PROBE_SECONDS = 3.0

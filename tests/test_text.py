@@ -1,0 +1,82 @@
+"""What models, data and other people's files wrote drives no terminal, and reads as it looks."""
+
+from __future__ import annotations
+
+import io
+import logging
+import unicodedata
+
+import pytest
+import typer
+
+from rlm_dspy import exits
+from rlm_dspy.markup import tag
+from rlm_dspy.progress import Lines
+from rlm_dspy.text import logger, printable
+
+BIDI = {
+    "\u061c",
+    *(chr(code) for code in (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x2070))),
+}
+HOSTILE = "pay \u202e001\u202c \u2066x\u2069 \x1b]0;title\x07 \x9b2J \U000e0041"
+
+
+def is_safe(text: str) -> bool:
+    """Whether no character is left that turns the direction round or that a terminal acts on."""
+    kept = {char for char in text if unicodedata.category(char) in ("Cc", "Zl", "Zp")} - {"\n", "\t", "\r"}
+    turning = {char for char in text if unicodedata.bidirectional(char) in BIDI_CLASSES}
+    return not kept and not turning and not BIDI & set(text)
+
+
+BIDI_CLASSES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def test_every_character_that_a_terminal_acts_on_is_replaced() -> None:
+    """Of all there are; joiners of scripts and emoji stay."""
+    assert is_safe(printable("".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))))
+    for kept in (
+        "\t\n",
+        "na\xefve",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\U0001f469\u200d\U0001f680",
+        "\u0915\u094d\u200d\u0937",
+    ):
+        assert printable(kept) == kept
+
+
+def test_a_line_on_standard_error_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also that of an error, and its traceback."""
+    exits.tell(HOSTILE)
+    with pytest.raises(typer.Exit), exits.errors_as_lines(debug=True):
+        raise ValueError(HOSTILE)
+    told = capsys.readouterr().err
+    assert told.count("pay") >= 3
+    assert is_safe(told)
+
+
+def test_a_message_of_bad_usage_is_safe() -> None:
+    """It may quote a file."""
+    with pytest.raises(typer.BadParameter) as caught, exits.errors_as_lines(debug=False):
+        raise typer.BadParameter(HOSTILE)
+    assert is_safe(caught.value.message)
+
+
+def test_a_view_of_a_run_and_a_page_are_safe() -> None:
+    """Wherever a question, a model or a document is quoted."""
+    file = io.StringIO()
+    view = Lines(file)
+    view.head(HOSTILE, HOSTILE)
+    view.end(HOSTILE, answered=True)
+    assert file.getvalue().count("pay") == 3
+    assert is_safe(file.getvalue())
+    assert is_safe(tag("p", HOSTILE, title=HOSTILE))
+
+
+def test_what_is_logged_is_safe(caplog: pytest.LogCaptureFixture) -> None:
+    """Of verbose runs the model's own words."""
+    for name in ("dspy.rlm_dspy", "dspy.rlm_dspy.tracing"):
+        with caplog.at_level(logging.INFO, name):
+            logger(name).info("%s and %s", HOSTILE, HOSTILE)
+    logging.getLogger("dspy.rlm_dspy").warning("RLM: %s", HOSTILE)
+    assert len(caplog.messages) >= 1
+    assert all(map(is_safe, caplog.messages))
