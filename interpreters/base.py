@@ -75,18 +75,11 @@ class TakesObjects:
     calls_hook = False
 
 
-def given(outcome: Outcome, printed: str) -> Submission | str | None:
-    """Return what `execute` gives for the outcome of a cell that printed this.
-
-    Raises:
-        SyntaxError: If the source was invalid.
-        CellError: If the code raised.
-    """
-    if outcome.kind == "invalid":
-        raise SyntaxError(outcome.error) from outcome.exception
-    if outcome.kind == "raised":
-        raise CellError(outcome.error, printed) from outcome.exception
-    return Submission(outcome.values, printed) if outcome.kind == "submitted" else printed.rstrip("\n") or None
+def shown(result: Any) -> str:
+    """Return what a model should read of what an interpreter's `execute` gave."""
+    if isinstance(result, dspy.FinalOutput):
+        return result.printed if isinstance(result, Submission) else ""
+    return "\n".join(map(str, result)) if isinstance(result, list) else "" if result is None else str(result)
 
 
 def observed(method: Method) -> Method:
@@ -96,7 +89,7 @@ def observed(method: Method) -> Method:
 
 def outside_loop(function: Callable[[], T]) -> T:
     """Call `function` where no event loop runs: here, else in a thread of its own, and wait for it."""
-    if not _in_loop():
+    if not in_loop():
         return function()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(contextvars.copy_context().run, function).result()
@@ -114,6 +107,8 @@ class Interpreter:
         tools: May be changed between cells; the next cell has them.
         output_fields: Likewise.
         callbacks: Likewise.
+        shown: What the last cell printed, then the value of its last expression as Python shows it; empty if it
+            raised.
 
     Raises:
         ValueError: If a name is no identifier or is taken.
@@ -133,6 +128,7 @@ class Interpreter:
         self.tools: dict[str, Callable[..., Any]] = dict(tools or {})
         self.output_fields = None if output_fields is None else [dict(item) for item in output_fields]
         self.callbacks = list(callbacks or [])
+        self.shown = ""
         self._running = threading.Lock()
         self._starting = threading.Lock()
         self._started = False
@@ -164,8 +160,9 @@ class Interpreter:
                 of it stays.
 
         Returns:
-            A `Submission` if the code called SUBMIT; else what it printed, then the value of a last expression,
-            as a `str`; None if there is neither.
+            A `Submission` if the code called SUBMIT; the value of a last expression, if JSON can carry it, as
+            DSPy's interpreters do; else what the cell printed and the `repr` of that value, as a `str`; None if
+            there is neither. What a model should read, printed output and value, is in `shown`.
 
         Raises:
             SyntaxError: If the code does not parse.
@@ -175,14 +172,18 @@ class Interpreter:
         if not self._running.acquire(blocking=False):
             raise dspy.CodeInterpreterError(f"{type(self).__name__} runs a cell already; it runs one at a time.")
         try:
+            self.shown = ""
             self._check_cell(code, variables or {})
             if not self._started:
                 self.start()
             with blocking():
-                return self._execute(code, dict(variables or {}))
+                result = self._execute(code, dict(variables or {}))
         except BaseException:
             self._cancel_tools()
             raise
+        else:
+            self.shown = self.shown or shown(result)
+            return result
         finally:
             interrupt, self._interrupt = self._interrupt, None
             self._running.release()
@@ -247,6 +248,22 @@ class Interpreter:
     def _shutdown(self) -> None:
         """Let go of it."""
 
+    def _given(self, outcome: Outcome, printed: str) -> Any:
+        """Return what `execute` gives for the outcome of a cell that printed this.
+
+        Raises:
+            SyntaxError: If the source was invalid.
+            CellError: If the code raised.
+        """
+        if outcome.kind == "invalid":
+            raise SyntaxError(outcome.error) from outcome.exception
+        if outcome.kind == "raised":
+            raise CellError(outcome.error, printed) from outcome.exception
+        self.shown = printed.rstrip("\n")
+        if outcome.kind == "submitted":
+            return Submission(outcome.values, printed)
+        return (self.shown or None) if outcome.value is None else outcome.value
+
     def _functions(self) -> dict[str, Callable[..., Any]]:
         """Return the tools as code calls them: on the host, each call in its own copy of the present context."""
         context = contextvars.copy_context()
@@ -256,7 +273,7 @@ class Interpreter:
         source = tool.func if isinstance(tool, dspy.Tool) else tool
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if is_async(tool) and _in_loop():
+            if is_async(tool) and in_loop():
                 return asyncio.get_running_loop().run_in_executor(None, self._invoke, context, name, args, kwargs)
             return self._invoke(context, name, args, kwargs)
 
@@ -309,7 +326,8 @@ def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
         raise ValueError(f"{what} names must be identifiers that are not taken; these are not: {bad}")
 
 
-def _in_loop() -> bool:
+def in_loop() -> bool:
+    """Return whether this thread runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

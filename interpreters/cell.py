@@ -13,6 +13,7 @@ import builtins
 import contextlib
 import inspect
 import io
+import json
 import linecache
 import sys
 import threading
@@ -28,6 +29,7 @@ _MAX_TRACEBACK_CHARS = 10_000
 HOOK = "__after_cell__"
 """A function that a cell leaves under this name is taken away, and called after each further cell with the
 functions that were bound for it, by name. What it returns is written behind the cell's output."""
+_MAX_VALUE_CHARS, _MAX_VALUE_DEPTH = 1_000_000, 50
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
@@ -132,6 +134,8 @@ class Outcome:
     """`invalid`: the source does not parse or compile, and nothing of it ran."""
     values: dict[str, Any] = field(default_factory=dict)
     """What was submitted, by output field."""
+    value: Any = None
+    """The value of a last expression as `carried` gives it."""
     error: str = ""
     """What was raised, as a model should read it: its own lines, then `Type: message`."""
     exception: BaseException | None = None
@@ -197,11 +201,11 @@ class Cells:
         except _ERRORS_OF_THE_SOURCE as error:
             return Outcome("invalid", error=self._in_words(error), exception=error)
         try:
-            _show(_evaluate(parts, self.namespace), output)
+            value = _evaluate(parts, self.namespace)
+            _show(value, output)
+            outcome = Outcome("done", value=carried(value))
         except BaseException as error:  # noqa: BLE001 (the model, or the caller, answers whatever code raises)
             outcome = Outcome("raised", error=self._in_words(error), exception=error)
-        else:
-            outcome = Outcome("done")
         self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
@@ -319,6 +323,31 @@ async def _evaluate_async(parts: list[types.CodeType], namespace: dict[str, Any]
         if part.co_flags & inspect.CO_COROUTINE:
             value = await value
     return value
+
+
+def carried(value: Any) -> Any:
+    """Return `value` as JSON carries it: lists for tuples, keys as text.
+
+    None if it is no such data, or more of it than a caller wants: 1,000,000 characters of JSON, 50 levels.
+    """
+    if value is None or type(value) is bool:
+        return value
+    if type(value) in (str, bytes) and len(value) > _MAX_VALUE_CHARS:
+        return None
+    try:
+        text = json.dumps(value, allow_nan=False)
+        data = json.loads(text) if len(text) <= _MAX_VALUE_CHARS else None
+    except (TypeError, ValueError, RecursionError, MemoryError):
+        return None
+    deep = text.count("[") + text.count("{") > _MAX_VALUE_DEPTH
+    return None if deep and _deeper(data, _MAX_VALUE_DEPTH) else data
+
+
+def _deeper(data: Any, levels: int) -> bool:
+    if not isinstance(data, list | dict):
+        return False
+    inner = data.values() if isinstance(data, dict) else data
+    return levels == 0 or any(_deeper(item, levels - 1) for item in inner)
 
 
 def _show(value: Any, output: Capped, max_chars: int = 100_000) -> None:

@@ -14,14 +14,20 @@ import functools
 import os
 import sys
 import threading
+import time
 import types
-from typing import TYPE_CHECKING, Any, ClassVar
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given, outside_loop
+from rlm_dspy.interpreters import calls
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, in_loop
 from rlm_dspy.interpreters.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_INTERRUPT_AGAIN_SECONDS = 0.1
+_LOOK_SECONDS = 0.5
 
 
 class CellStopped(BaseException):
@@ -31,9 +37,20 @@ class CellStopped(BaseException):
         super().__init__("It was stopped by the host. Variables are kept.")
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread at its next step, or take one back that was not raised yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+def _stop(thread: int) -> None:
+    """Raise `CellStopped` in a thread at its next step, in place of one that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(CellStopped))
+
+
+def _be_stopped() -> NoReturn:
+    """Have this thread raise what may still wait to be raised in it.
+
+    It could be taken back (`PyThreadState_SetAsyncExc(thread, NULL)`), but after that a thread that is profiled or
+    traced never takes another step in CPython 3.11.
+    """
+    _stop(threading.get_ident())
+    while True:
+        time.sleep(0)
 
 
 class LocalPythonInterpreter(Interpreter, TakesObjects):
@@ -54,7 +71,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
 
     Variables, tools' arguments and results, and submitted values are the objects themselves. If the caller's
     thread runs an event loop, the cell gets a thread of its own, so that `await` and `asyncio.run` work in it.
-    Ctrl-C reaches the caller, as does a `KeyboardInterrupt` that the code raises: the two look the same.
+    Ctrl-C stops the cell and reaches the caller, as does a `KeyboardInterrupt` that the code raises: the two look
+    the same.
 
     Args:
         tools: Host functions, sync or async, by the name that code calls them by.
@@ -84,6 +102,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self._passed: dict[str, Any] = {}
         self._interrupting = threading.Lock()
         self._thread: int | None = None
+        self._stopped = False
 
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
         for name, value in variables.items():
@@ -91,10 +110,34 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
                 self._session.cells.namespace[name] = self._passed[name] = value
         output = self._session.output = Capped(self.max_output_chars)
         context, functions = contextvars.copy_context(), self._functions()
-        outcome = outside_loop(lambda: context.run(self._run, code, output, functions))
+        outcome = self._outside_loop(lambda: context.run(self._run, code, output, functions))
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
-        return given(outcome, output.text())
+        return self._given(outcome, output.text())
+
+    def _outside_loop(self, run: Callable[[], Outcome]) -> Outcome:
+        """Run the cell here, or where an event loop runs in a thread of its own, which Ctrl-C then stops."""
+        if not in_loop():
+            return run()
+        done: Future[Outcome] = Future()
+
+        def job() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(run())
+                except BaseException as error:  # noqa: BLE001 (it is raised where this is waited for)
+                    done.set_exception(error)
+
+        try:
+            calls.in_thread(job)
+            while not done.done():
+                wait([done], timeout=_LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
+            return done.result()
+        except KeyboardInterrupt:
+            while not (done.cancel() or done.done()):  # a second Ctrl-C leaves code that waits in the system
+                self.interrupt()
+                wait([done], timeout=_INTERRUPT_AGAIN_SECONDS)
+            raise
 
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         self._session.names_streams |= "stdout" in code or "stderr" in code
@@ -112,8 +155,11 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         """Let no interrupt reach this thread after its cell."""
         while self._thread is not None:
             with contextlib.suppress(CellStopped), self._interrupting:
-                _raise_in(threading.get_ident(), None)
                 self._thread = None
+        if self._stopped:
+            self._stopped = False
+            with contextlib.suppress(CellStopped):
+                _be_stopped()
 
     def interrupt(self) -> None:
         """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens.
@@ -123,7 +169,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         """
         with self._interrupting:
             if self._thread is not None:
-                _raise_in(self._thread, CellStopped)
+                self._stopped = True
+                _stop(self._thread)
                 self._cancel_tools()
 
     def _shutdown(self) -> None:

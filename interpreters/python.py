@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextvars
 import importlib.util
@@ -10,16 +9,14 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zipfile import ZipFile
 
 import dspy
-from dspy.primitives.facade import is_reserved_sandbox_name
 
 from rlm_dspy.interpreters import calls
-from rlm_dspy.interpreters.base import Interpreter, TakesObjects, given
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.cell import Outcome
 from rlm_dspy.interpreters.deadlines import Bounds
 from rlm_dspy.interpreters.forkserver import ForkServer, Recipe, server_for
@@ -235,8 +232,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
         caller = calls.Caller(self.invoke_tool, contextvars.copy_context())
         frame = self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, caller))
-        result = given(Outcome(frame["kind"], frame["values"], frame["error"]), frame["output"])
-        return _value_of_driver(result) if any(map(is_reserved_sandbox_name, variables)) else result
+        outcome = Outcome(frame["kind"], frame["values"], frame.get("value"), frame["error"])
+        return self._given(outcome, frame["output"])
 
     def _shutdown(self) -> None:
         if self._closing is not None:
@@ -262,15 +259,6 @@ def _close(session: Session, owner: int) -> None:
         session.close()
     else:
         session.let_go()
-
-
-def _value_of_driver(result: Any) -> Any:
-    """Return the str that DSPy's own code ends with, as it is: dspy.Flex reads JSON from it, not its repr."""
-    if isinstance(result, str):
-        with suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(result.splitlines()[-1])
-            return value if isinstance(value, str) else result
-    return result
 
 
 def _installed(names: tuple[str, ...]) -> tuple[str, ...]:

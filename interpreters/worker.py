@@ -120,7 +120,7 @@ class Worker:
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
         values = {name: value for name, value in outcome.values.items() if isinstance(name, str)}
         try:
-            return outgoing.encoded({**reply, "values": values, "error": outcome.error})
+            return outgoing.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             told = f"{type(error).__name__}: SUBMIT was given what cannot leave the REPL: {error}"
         return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy import prelude
 from rlm_dspy.inputs import Text, plain
-from rlm_dspy.interpreters.base import SETUP, Submission, TakesObjects
+from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,10 +165,11 @@ class Repl:
         return ""
 
     def _execute(self, code: str) -> Outcome:
-        assert self._interpreter is not None, "open() comes first"
+        interpreter = self._interpreter
+        assert interpreter is not None, "open() comes first"
         self._running = True
         try:
-            result = self._interpreter.execute(code, variables={})
+            result = interpreter.execute(code, variables={})
         except SyntaxError as error:
             message = str(error)
             return Outcome("error", message if "SyntaxError" in message else f"SyntaxError: {message}")
@@ -179,12 +180,10 @@ class Repl:
             return self._replace(error)
         finally:
             self._running = False
+        text = interpreter.shown if isinstance(interpreter, Interpreter) else shown(result)
         if isinstance(result, dspy.FinalOutput):
-            printed = result.printed if isinstance(result, Submission) else ""
-            return Outcome("submitted", printed, result.output)
-        if isinstance(result, list):
-            return Outcome("output", "\n".join(map(str, result)))
-        return Outcome("output", "" if result is None else str(result))
+            return Outcome("submitted", text, result.output)
+        return Outcome("output", text)
 
     def _replace(self, error: dspy.CodeInterpreterError) -> Outcome:
         if self._closed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -380,29 +381,135 @@ class ExecutionContract(LifecycleContract):
             second.execute("x")
 
     @pytest.mark.parametrize(
-        ("code", "output"),
+        ("code", "value", "shown"),
         [
-            ("40 + 2", "42"),
-            ("'text'", "'text'"),
-            ("print('a')\n0", "a\n0"),
-            ("print('a', end='')\n'b'", "a\n'b'"),
-            ("None", None),
-            ("x = 5", None),
-            ("", None),
-            ("# only a comment", None),
-            ("'''a docstring'''", "'a docstring'"),
-            ("for i in range(2):\n    i", None),
-            ("1; 2", "2"),
-            ("print('é', '漢', '\\U0001f600')", "é 漢 \U0001f600"),
-            ("[true, false, null]", "[True, False, None]"),
-            ("true = 7\ntrue", "7"),
-            ("print('a\\n\\n')", "a"),
-            ("f'{1 + 1}'", "'2'"),
+            ("40 + 2", 42, "42"),
+            ("'text'", "text", "'text'"),
+            ("print('a')\n0", 0, "a\n0"),
+            ("print('a', end='')\n'b'", "b", "a\n'b'"),
+            ("None", None, ""),
+            ("x = 5", None, ""),
+            ("print('a'); None", "a", "a"),
+            ("", None, ""),
+            ("# only a comment", None, ""),
+            ("'''a docstring'''", "a docstring", "'a docstring'"),
+            ("for i in range(2):\n    i", None, ""),
+            ("1; 2", 2, "2"),
+            ("print('é', '漢', '\\U0001f600')", "é 漢 \U0001f600", "é 漢 \U0001f600"),
+            ("[true, false, null]", [True, False, None], "[True, False, None]"),
+            ("true = 7\ntrue", 7, "7"),
+            ("print('a\\n\\n')", "a", "a"),
+            ("f'{1 + 1}'", "2", "'2'"),
+            ("''", "", "''"),
+            ("(1, {'a': (2.5, None)})", [1, {"a": [2.5, None]}], "(1, {'a': (2.5, None)})"),
+            ("{1: 'x'}", {"1": "x"}, "{1: 'x'}"),
         ],
     )
-    def test_a_cell_gives_what_it_printed_and_its_last_value(self, code: str, output: str | None) -> None:
-        """As in a notebook; JSON's constants are known."""
-        assert self.open().execute(code) == output
+    def test_a_cell_gives_its_last_value_else_what_it_printed(self, code: str, value: Any, shown: str) -> None:
+        """As DSPy's interpreters do; `shown` has both, as in a notebook. JSON's constants are known."""
+        repl = self.open()
+        result = repl.execute(code)
+        assert (result, type(result)) == (value, type(value))
+        assert repl.shown == shown
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "{3}",
+            "object",
+            "float('nan')",
+            "[float('inf')]",
+            "b'bytes'",
+            "1j",
+            "lambda: 1",
+            "x = []\nx.append(x)\nx",
+            "__import__('datetime').date(2025, 1, 2)",
+            "x = []\nfor _ in range(60): x = [x]\nx",
+            "[0] * 600_000",
+            "'long ' * 300_000",
+            "class C(dict):\n    __repr__ = lambda self: 'short'\nC(a='x' * 2_000_000)",
+        ],
+    )
+    def test_a_value_that_json_does_not_carry_is_shown(self, code: str) -> None:
+        """Or is too much of it: the text, with what was printed before, and the session goes on."""
+        repl = self.open()
+        result = repl.execute(f"print('printed')\n{code}")
+        assert isinstance(result, str)
+        assert result == repl.shown
+        assert result.startswith("printed\n")
+        assert repl.execute("1") == 1
+
+    @EXAMPLES
+    @given(value=JSON_VALUES)
+    def test_a_last_value_comes_back_as_it_is(self, value: Any) -> None:
+        """Whatever JSON knows."""
+        with type(self).make() as repl:
+            assert repl.execute("value", {"value": value}) == value
+
+    def test_what_is_shown_is_of_the_last_cell(self) -> None:
+        """Nothing is left of the one before, also if the cell raised."""
+        repl = self.open()
+        repl.execute("print('first')")
+        with pytest.raises(CellError):
+            repl.execute("print('second')\n1 / 0")
+        assert repl.shown == ""
+        repl.execute("SUBMIT(print('third'))")
+        assert repl.shown == "third"
+
+    @pytest.mark.parametrize(
+        "hook", ["sys.setprofile", "sys.settrace", "threading.setprofile", "threading.settrace"]
+    )
+    def test_it_runs_in_a_process_that_is_profiled_or_traced(self, hook: str) -> None:
+        """As by cProfile, coverage and debuggers; a cell can be interrupted there too."""
+        module, name = hook.split(".")
+        setter = getattr({"sys": sys, "threading": threading}[module], name)
+        before = getattr(sys, name.replace("set", "get"))() if module == "sys" else None
+        outcome: list[Any] = []
+
+        def watch(*_: object) -> Any:
+            return watch
+
+        def run() -> None:
+            if module == "sys":
+                setter(watch)
+            repl = self.open()
+            outcome.extend(repl.execute(code) for code in ("x = [n for n in range(100)]\nlen(x)", "x[-1] + 1"))
+            timer = threading.Timer(0.2, repl.interrupt)
+            timer.start()
+            try:
+                repl.execute("def f(): pass\nwhile True: f()")
+            except CellError:
+                outcome.append("stopped")
+            outcome.append(repl.execute("len(x)"))
+
+        if module == "threading":
+            setter(watch)
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        setter(before)
+        thread.join(SECONDS)
+        assert outcome == [100, 100, "stopped", 100]
+
+    def test_a_cell_can_be_profiled_and_traced(self) -> None:
+        """By the model's own code."""
+        repl = self.open()
+        repl.execute("import cProfile, io, pstats, sys\ndef f(n): return sum(range(n))")
+        assert "f" in repl.execute(
+            "p = cProfile.Profile()\np.runcall(f, 10)\n"
+            "s = io.StringIO(); pstats.Stats(p, stream=s).print_stats(); print(s.getvalue())"
+        )
+        traced = repl.execute(
+            "seen = []\nsys.settrace(lambda frame, *_: seen.append(frame.f_code.co_name))\nf(3)\n"
+            "sys.settrace(None)\nprint(seen)"
+        )
+        assert "'f'" in traced
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_unmodified_flex_runs_on_it(self) -> None:
+        """It reads the value of a last expression as JSON, also if the code printed before."""
+        flex = dspy.Flex("question -> answer", interpreter_factory=self.open)
+        with dspy.context(lm=DummyLM([{"answer": 'it\'s "42"'}])):
+            assert flex(question="?").answer == 'it\'s "42"'
 
     def test_the_streams_are_captured_in_order(self) -> None:
         """stdout, stderr, and logging to it."""
@@ -471,7 +578,7 @@ class ExecutionContract(LifecycleContract):
         with pytest.raises(CellError, match="RecursionError") as caught:
             repl.execute("def f(n): return f(n + 1)\nf(0)")
         assert len(str(caught.value)) < 3_000
-        assert repl.execute("1") == "1"
+        assert repl.execute("1") == 1
 
     @pytest.mark.parametrize(
         ("code", "line"),
@@ -498,7 +605,7 @@ class ExecutionContract(LifecycleContract):
         repl = self.open()
         with pytest.raises(SyntaxError):
             repl.execute("print('ran')\n" + code)
-        assert repl.execute("1") == "1"
+        assert repl.execute("1") == 1
 
     @pytest.mark.parametrize(
         "code", ["import sys; sys.exit()", "exit()", "quit(1)", "raise SystemExit('x')", "import sys; sys.exit(0)"]
@@ -509,7 +616,7 @@ class ExecutionContract(LifecycleContract):
         repl.execute("x = 1")
         with pytest.raises(CellError, match="session goes on"):
             repl.execute(code)
-        assert repl.execute("x") == "1"
+        assert repl.execute("x") == 1
 
     @pytest.mark.parametrize("code", ["input()", "input('name? ')", "breakpoint()"])
     def test_waiting_for_a_person_is_an_error(self, code: str) -> None:
@@ -583,13 +690,13 @@ class ExecutionContract(LifecycleContract):
         """Only the identical object is skipped."""
         repl = self.open()
         repl.execute("n = 0", {"n": [1]})
-        assert repl.execute("n", {"n": [1]}) == "[1]"
+        assert repl.execute("n", {"n": [1]}) == [1]
 
     def test_a_name_that_is_passed_no_more_stays(self) -> None:
         """Variables are state."""
         repl = self.open()
         repl.execute("", {"n": 7})
-        assert repl.execute("n") == "7"
+        assert repl.execute("n") == 7
 
     def test_tools_and_submit_come_back_after_they_were_overwritten(self) -> None:
         """A model that calls its variable `ask` has lost it for one cell only."""
@@ -617,7 +724,7 @@ class ExecutionContract(LifecycleContract):
             return item
 
         with type(self).make(tools={"ask": ask}) as repl:
-            assert repl.execute("ask(value) == value", {"value": value}) == "True"
+            assert repl.execute("ask(value) == value", {"value": value}) is True
         assert seen == [value]
 
     def test_a_tool_that_raises_raises_in_the_cell(self) -> None:
@@ -683,14 +790,15 @@ class ExecutionContract(LifecycleContract):
         """Also for tasks that the last expression waits for."""
         repl = self.open()
         code = "import asyncio\nt = asyncio.create_task(asyncio.sleep(0, 'slept'))\nprint('first')\nawait t"
-        assert repl.execute(code) == "first\n'slept'"
+        assert repl.execute(code) == "slept"
+        assert repl.shown == "first\n'slept'"
         assert repl.execute("async def f(): return 1\nprint(sum([await f(), await f()]))") == "2"
 
     async def test_await_works_at_the_top_level_inside_a_running_loop(self) -> None:
         """Also when `execute` itself is called on an event loop; `asyncio.run` in a cell too."""
         repl = self.open()
-        assert repl.execute("import asyncio\nawait asyncio.sleep(0, 'slept')") == "'slept'"
-        assert repl.execute("asyncio.run(asyncio.sleep(0, 'ran'))") == "'ran'"
+        assert repl.execute("import asyncio\nawait asyncio.sleep(0, 'slept')") == "slept"
+        assert repl.execute("asyncio.run(asyncio.sleep(0, 'ran'))") == "ran"
 
     def test_an_error_behind_await_shows_the_lines_of_the_model_only(self) -> None:
         """None of asyncio's."""
@@ -708,7 +816,7 @@ class ExecutionContract(LifecycleContract):
             return text.upper()
 
         code = "import asyncio\nawait asyncio.gather(ask('a'), ask('b'), ask('c'))"
-        assert self.open(tools={"ask": ask}).execute(code) == "['A', 'B', 'C']"
+        assert self.open(tools={"ask": ask}).execute(code) == ["A", "B", "C"]
 
     def test_a_submission_keeps_what_was_printed(self) -> None:
         """Before it."""
@@ -800,7 +908,7 @@ class ExecutionContract(LifecycleContract):
         assert repl.execute("pickle.loads(pickle.dumps(Node(1, Node(2))))") == (
             "Node(value=1, next=Node(value=2, next=None))"
         )
-        assert repl.execute("sorted(typing.get_type_hints(Node))") == "['kind', 'next', 'value']"
+        assert repl.execute("sorted(typing.get_type_hints(Node))") == ["kind", "next", "value"]
         assert repl.execute("print(list(count()), calls)") == "[0, 1, 2] 1"
         assert repl.execute("if __name__ == '__main__': print('main')") == "main"
 
@@ -845,6 +953,20 @@ class ExecutionContract(LifecycleContract):
             rlm = dspy.RLM("question -> answer", interpreter_factory=self.open)
             assert (await rlm.acall(question="what?")).answer == "what?"
 
+    def test_unmodified_program_of_thought_reads_a_last_value(self) -> None:
+        """It appends the name that the last line assigns, and reads its value."""
+        lm = DummyLM(
+            [
+                {"reasoning": "compute", "generated_code": "```python\nprint('on it')\nanswer = 6 * 7\n```"},
+                {"reasoning": "read", "answer": "42"},
+            ]
+        )
+        with pytest.warns(DeprecationWarning, match="ProgramOfThought"):
+            program = dspy.ProgramOfThought("question -> answer", interpreter_factory=self.open)
+        with dspy.context(lm=lm):
+            program(question="6 * 7?")
+        assert "[[ ## code_output ## ]]\n42\n" in lm.history[-1]["messages"][-1]["content"]
+
     def test_unmodified_program_of_thought_runs_on_it(self) -> None:
         """It gives no output fields and reads a submission or what was printed."""
         lm = DummyLM(
@@ -871,7 +993,7 @@ class ExecutionContract(LifecycleContract):
         with dspy.context(lm=lm):
             prediction = act(question="2 * 21?")
         assert prediction.answer == "42"
-        assert prediction.trajectory["code_output_0"] == '"42"'
+        assert prediction.trajectory["code_output_0"] == '"42"'  # it printed
 
 
 def doubled(number: int) -> int:

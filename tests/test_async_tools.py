@@ -310,7 +310,7 @@ def test_interrupting_a_cell_cancels_the_async_tool_that_it_waits_for() -> None:
             with pytest.raises(dspy.CodeExecutionError):
                 interpreter.execute("ask()")
             assert tool.cancelled.wait(SECONDS)
-            assert interpreter.execute("6 * 7") == "42"
+            assert interpreter.execute("6 * 7") == 42
 
 
 # A blocking run
@@ -598,7 +598,7 @@ async def test_aexecute_runs_async_tools_on_its_event_loop() -> None:
         return "here"
 
     with PythonInterpreter({"ask": ask}) as interpreter:
-        assert await interpreter.aexecute("ask()") == "'here'"
+        assert await interpreter.aexecute("ask()") == "here"
     assert seen == [asyncio.get_running_loop()]
 
 
@@ -611,5 +611,5 @@ def test_an_interpreter_takes_a_dspy_tool_around_an_async_function(factory: Any)
         return f"page {page}"
 
     with factory({"ask": dspy.Tool(ask)}) as interpreter:
-        assert interpreter.execute("ask(page=1)") == "'page 1'"
-        assert interpreter.execute("await ask(page=2)") == "'page 2'"
+        assert interpreter.execute("ask(page=1)") == "page 1"
+        assert interpreter.execute("await ask(page=2)") == "page 2"

@@ -39,8 +39,8 @@ def opened(seconds: float = 0.0, **options: Any) -> PythonInterpreter:
 def test_after_ten_turns_with_sub_calls_a_crash_undoes_its_own_cell_only() -> None:
     """Though each copy takes longer than `auto` likes: what calls gave may have been paid for."""
     with opened(0.05) as repl:
-        repl.execute("xs = []")
-        for turn in range(10):
+        repl.execute("xs = [ask(0)]")
+        for turn in range(1, 10):
             repl.execute(f"xs.append(ask({turn}))")
         with pytest.raises(CellUndone, match="as they were before this cell"):
             repl.execute(f"xs.clear()\n{CRASH}")

@@ -125,7 +125,7 @@ class TestLives:
             repl.execute("x")
         repl.shutdown()
         with light(paths=[os.path.dirname(__file__)]) as again:
-            assert again.execute("1 + 1") == "2"
+            assert again.execute("1 + 1") == 2
 
     def test_shutting_down_leaves_nothing_open(self) -> None:
         """Descriptors, processes, shared memory, scratch."""

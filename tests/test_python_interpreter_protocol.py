@@ -226,7 +226,7 @@ def test_more_calls_than_a_worker_has_threads_are_forged() -> None:
     with PythonInterpreter({"tool": lambda: time.sleep(0.2)}, preload=(), checkpoint="always") as repl:
         with pytest.raises(CellError, match="more calls at once"):
             repl.execute(code)
-        assert repl.execute("1") == "1"
+        assert repl.execute("1") == 1
 
 
 def test_a_fuzzed_worker_never_takes_the_host_with_it() -> None:
@@ -317,9 +317,9 @@ class TestOtherRuns:
                 "        try: os.kill(pid, 9)\n"
                 "        except OSError: pass\n"
             )
-            assert victim.execute("x") == "1"
+            assert victim.execute("x") == 1
             with self.open(rung) as third:
-                assert third.execute("1") == "1"
+                assert third.execute("1") == 1
 
     def test_it_cannot_read_its_files(self, rung: str) -> None:
         """Nor write them, nor see their names."""
@@ -348,7 +348,7 @@ class TestOtherRuns:
             ):
                 with self.open(rung) as repl, pytest.raises(dspy.CodeInterpreterError, match="process ended"):
                     repl.execute(code, {"t": text})
-            assert victim.execute("t == 'shared ' * 10_000") == "True"
+            assert victim.execute("t == 'shared ' * 10_000") is True
         assert text == "shared " * 10_000
 
     def test_it_cannot_call_its_tools(self, rung: str) -> None:

@@ -21,14 +21,6 @@ def light(*args: Any, **options: Any) -> PythonInterpreter:
     return PythonInterpreter(*args, preload=(), **options)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_flex_runs_on_it() -> None:
-    """dspy.Flex reads the value of a last expression as JSON."""
-    flex = dspy.Flex("question -> answer", interpreter_factory=light)
-    with dspy.context(lm=DummyLM([{"answer": 'it\'s "42"'}])):
-        assert flex(question="?").answer == 'it\'s "42"'
-
-
 @pytest.mark.parametrize("module", ["RLM", "Flex"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_can_be_made_the_default_of_dspy(module: str) -> None:
