@@ -148,13 +148,16 @@ def without_media_marks(value: Any) -> Any:
     """
     if isinstance(value, str):
         return value.replace(_MARK, f"< {_MARK[1:]}") if _MARK in value else value
-    if type(value) is dict:
-        parts = without_media_marks([*value, *value.values()])
-        same = all(new is old for new, old in zip(parts, [*value, *value.values()], strict=True))
-        return value if same else dict(zip(parts[: len(value)], parts[len(value) :], strict=True))
-    if type(value) in (list, tuple):
-        items = [without_media_marks(item) for item in value]
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+    if isinstance(value, dict):
+        parts = [*dict.keys(value), *dict.values(value)]
+        new = without_media_marks(parts)
+        return value if new is parts else dict(zip(new[: len(value)], new[len(value) :], strict=True))
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+        items = [without_media_marks(item) for item in parts]
+        if all(new is old for new, old in zip(items, parts, strict=True)):
+            return value
+        return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
     return value
 
 

@@ -79,8 +79,21 @@ def test_a_mark_in_a_text_stays_text(call: str) -> None:
 
 
 def test_what_holds_no_mark_is_the_same_object() -> None:
-    value = {"a": ["b", ("c", {"d": 1.5})], "e": None}
+    value = {"a": ["b", ("c", {"d": 1.5}), {"s"}], "e": None}
     assert without_media_marks(value) is value
-    marked = without_media_marks({"a": [MARKED, ("c", MARKED)]})
-    assert CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(marked)
-    assert "planted.png" in marked["a"][1][1]
+
+
+def test_no_container_hides_a_mark() -> None:
+    class Fields(dict[str, str]):
+        """A dict with a name."""
+
+    class Row(tuple[str, ...]):
+        """A tuple with a name."""
+
+        __slots__ = ()
+
+    marked = without_media_marks(
+        {"a": [MARKED, ("c", MARKED), {MARKED}, Fields(x=MARKED), Row((MARKED,))], MARKED: 1}
+    )
+    assert CUSTOM_TYPE_START_IDENTIFIER not in repr(marked)
+    assert repr(marked).count("planted.png") == 6
