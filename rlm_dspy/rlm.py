@@ -22,6 +22,7 @@ from rlm_dspy.arguments import (
     check_tools,
     normalize_tools,
 )
+from rlm_dspy.as_tool import AsTool
 from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
@@ -34,6 +35,7 @@ from rlm_dspy.refusals import is_too_long
 from rlm_dspy.replies import split_thinking
 from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
+from rlm_dspy.states import predictor_states
 from rlm_dspy.subs import Subs, make_subs
 from rlm_dspy.trajectory import clip
 from rlm_dspy.turn import Turn
@@ -53,7 +55,7 @@ _LEAST_TRANSCRIPT_CHARS = 400
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
-class RLM(Limited, dspy.Module):
+class RLM(AsTool, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -152,6 +154,42 @@ class RLM(Limited, dspy.Module):
             subs = settled["subs"].names() if "subs" in settled else ()
             check_names(settled["signature"], settled["tools"], subs)
         super().__setattr__(name, value)
+        if name == "signature":
+            self.__dict__["__doc__"] = value.instructions  # what it is for, to `dspy.Tool`
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what stands for a predictor of `dspy.RLM`."""
+        why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
+        raise AttributeError(why, name=name, obj=self)
+
+    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Load a file that `save` wrote, as `dspy.Module.load` does.
+
+        Raises:
+            ValueError: If it is the file of something else.
+        """
+        try:
+            super().load(path, *args, **kwargs)
+        except KeyError as error:
+            raise ValueError(
+                f"Invalid state: {path} has no {error}, which `save` writes. Load a policy with RLM(policy=...)."
+            ) from error
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+        """Load what a saved state holds for the predictors; one that it lacks stays as it is.
+
+        Args:
+            state: What `dump_state` gave, or `save` wrote.
+            allow_unsafe_lm_state: As in `dspy.Module.load`.
+
+        Raises:
+            ValueError: If it is the state of something else, `dspy.RLM` for example; nothing is changed then.
+        """
+        parts = predictor_states(state, [name for name, _ in self.named_parameters()])
+        for module in (self.deepcopy(), self):  # on a copy first: one that fails changes nothing
+            for name, predictor in module.named_parameters():
+                if name in parts:
+                    predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
@@ -309,6 +347,11 @@ class RLM(Limited, dspy.Module):
                 replies += meter.outputs
 
 
+_UPSTREAM_PREDICTORS = {
+    "generate_action": "; the predictor of its turns is `act`",
+    "extract": "; the predictor that reads an answer from a trajectory is made for each call, with `act`'s LM",
+}
+"""What is said of the predictors that `dspy.RLM` has."""
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "signature": check_signature,
     "limits": check_limits,

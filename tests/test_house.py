@@ -50,7 +50,7 @@ FLOORS = [
     },
     {"attempts", "type_grammar"},
     {"fitting"},
-    {"crossing", "subs", "repl", "coverage", "adapter", "prose", "budget"},
+    {"crossing", "subs", "repl", "coverage", "adapter", "prose", "as_tool", "states", "budget"},
     {"callee", "adhoc", "children"},
     {"calls"},
     {"subcalls", "callees", "fold"},

@@ -1,0 +1,76 @@
+"""What `inspect` and `dspy.Tool` see of an RLM: the constructor's parameters, and the inputs of its signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import dspy
+from pydantic import Field, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from typing_extensions import TypeAliasType
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+class _Call(functools.partial[Any]):
+    """`rlm.__call__`, with the inputs of the signature as its parameters."""
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return _of_call(self.args[0])
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]  # what typing.get_type_hints reads
+        return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
+
+
+class _CallOfInstance:
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return dspy.Module.__call__ if instance is None else _Call(dspy.Module.__call__, instance)
+
+
+class _SignatureOf:
+    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
+        if instance is not None:
+            return _of_call(instance)
+        _, *parameters = inspect.signature(owner.__init__).parameters.values()
+        return inspect.Signature(parameters)
+
+
+class AsTool:
+    """Makes a module with a `signature` a callable whose parameters can be read, so that `dspy.Tool` takes it."""
+
+    __signature__ = _SignatureOf()
+    __call__ = _CallOfInstance()
+
+
+def _of_call(module: Any) -> inspect.Signature:
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if of.is_required() else of.get_default(call_default_factory=True),
+            annotation=_described(name, of),
+        )
+        for name, of in module.signature.input_fields.items()
+    ]
+    return inspect.Signature(parameters, return_annotation=dspy.Prediction)
+
+
+def _described(name: str, of: FieldInfo) -> Any:
+    """Return the type of a field, with its description where it has one; `Any` for one without a JSON schema.
+
+    `typing.get_type_hints` takes the metadata out of `Annotated`, but leaves an alias alone.
+    """
+    kind: Any = of.annotation
+    try:
+        TypeAdapter(kind).json_schema()
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        kind = Any
+    told = (of.json_schema_extra or {}).get("desc") if isinstance(of.json_schema_extra, dict) else None
+    if not told or told == f"${{{name}}}":  # what DSPy writes for a field without a description
+        return kind
+    return TypeAliasType(name, Annotated[kind, Field(description=str(told))])

@@ -1,0 +1,107 @@
+"""States that were saved: of an RLM, of a part of one, of `dspy.RLM`, and of anything else."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ASK = "context, question -> answer"
+
+
+def learned(instructions: str = "Learned.", **options: Any) -> RLM:
+    """Return an RLM whose predictors have learned something."""
+    rlm = RLM(ASK, policy=None, **options)
+    for _, predictor in rlm.named_predictors():
+        predictor.signature = predictor.signature.with_instructions(instructions)
+    return rlm
+
+
+def instructions_of(rlm: RLM) -> dict[str, str]:
+    """Return the instructions of each predictor."""
+    return {name: predictor.signature.instructions for name, predictor in rlm.named_predictors()}
+
+
+def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Its instructions and demos are about other prompts; nothing of the module changes."""
+    dspy.RLM(ASK).save(tmp_path / "theirs.json")
+    rlm = learned()
+    before = json.dumps(rlm.dump_state())
+    with pytest.raises(ValueError, match=r"Invalid state: it is that of a dspy\.RLM.* Compile this RLM"):
+        rlm.load(tmp_path / "theirs.json")
+    assert json.dumps(rlm.dump_state()) == before
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        (dspy.Predict("q -> a"), "it is that of one predictor"),
+        (dspy.ChainOfThought("q -> a"), "it is that of another program, with 'predict'"),
+        (dspy.ReAct("q -> a", tools=[]), "it is that of another program"),
+    ],
+)
+def test_a_state_of_another_program_is_refused_by_name(program: dspy.Module, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        RLM(ASK).load_state(program.dump_state())
+    assert "The predictors of this RLM are 'act', 'query'" in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [{}, {"metadata": {}}])
+def test_an_empty_state_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Invalid state: it is empty"):
+        RLM(ASK).load_state(state)
+
+
+def test_a_file_that_save_did_not_write_is_refused(tmp_path: Path) -> None:
+    """A policy for example, which is the state of `act` and what is said of it."""
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({"act": learned().act.dump_state()}))
+    with pytest.raises(ValueError, match=r"policy.json has no 'metadata'.* RLM\(policy=\.\.\.\)"):
+        RLM(ASK).load(path)
+
+
+def test_half_of_a_predictors_state_is_refused_and_changes_nothing() -> None:
+    rlm, state = RLM(ASK, policy=None), learned().dump_state()
+    before = instructions_of(rlm)
+    with pytest.raises(ValueError, match="that of 'query' has no 'demos', 'signature'"):
+        rlm.load_state({**state, "query": {"lm": None}})
+    assert instructions_of(rlm) == before
+
+
+def test_a_predictor_that_the_state_lacks_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """As of a program that was saved before it had a sub; one that is left over is left out. Both are logged."""
+    old = learned(subs={"gone": "text -> gist"}).dump_state()
+    rlm = RLM(ASK, policy=None, subs={"gist": "text -> gist"})
+    before = instructions_of(rlm)
+    with caplog.at_level("WARNING", "dspy.rlm_dspy"):
+        rlm.load_state({name: part for name, part in old.items() if name != "query"})
+    after = instructions_of(rlm)
+    assert after.pop("act") == "Learned."
+    assert after == {name: before[name] for name in ("query", "subs.gist")}
+    assert "The state has no 'query', 'subs.gist'" in caplog.text
+    assert "The state also has 'subs.gone'" in caplog.text
+
+
+def test_a_state_of_before_dspy_saved_lms_is_loaded() -> None:
+    state = learned().dump_state()
+    for part in state.values():
+        del part["lm"]
+    rlm = RLM(ASK, policy=None)
+    rlm.load_state(state)
+    assert set(instructions_of(rlm).values()) == {"Learned."}
+
+
+@pytest.mark.parametrize(("name", "instead"), [("generate_action", "`act`"), ("extract", "made for each call")])
+def test_a_predictor_of_dspys_rlm_is_missing_with_a_hint(name: str, instead: str) -> None:
+    rlm = RLM(ASK)
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'.*{instead}"):
+        getattr(rlm, name)
+    assert not hasattr(rlm, name)
+    assert not hasattr(rlm, "anything_else")
