@@ -38,7 +38,7 @@ def test_every_block_of_python_runs(code: str) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["rlm_dspy.rlm", "rlm_dspy.testing", "rlm_dspy.events"])
+@pytest.mark.parametrize("module", ["rlm_dspy.rlm", "rlm_dspy.testing", "rlm_dspy.events", "rlm_dspy.cache"])
 def test_examples_in_docstrings_run(module: str) -> None:
     """And give what they say."""
     result = doctest.testmod(importlib.import_module(module))
@@ -50,7 +50,7 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
     with_examples = {
         path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if EXAMPLE.search(path.read_text("utf-8"))
     }
-    assert with_examples == {"rlm", "testing", "events"}
+    assert with_examples == {"rlm", "testing", "events", "cache"}
 
 
 def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
