@@ -24,7 +24,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.lms import finish_reasons, longest_reply, text_of
 from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
-from rlm_dspy.refusals import as_window_error
+from rlm_dspy.refusals import as_window_error, window_errors
 from rlm_dspy.replies import split_thinking
 from rlm_dspy.trajectory import mended
 
@@ -92,13 +92,13 @@ class _Reading(dspy.BaseLM):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = _sendable(args, kwargs)
-        with _noted() as entries:
+        with _noted() as entries, window_errors():
             outputs = self._ask(*args, **kwargs)
         return self._read(outputs, entries)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = _sendable(args, kwargs)
-        with _noted() as entries:
+        with _noted() as entries, window_errors():
             outputs = await self._aask(*args, **kwargs)
         return self._read(outputs, entries)
 

@@ -14,7 +14,7 @@ from dspy.utils.callback import with_callbacks
 from rlm_dspy.attempts import answering, attempt_by_attempt
 from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of
 from rlm_dspy.metering import Meter, Refused, are_meters, aside, heard, ledger_in_force, narrowest
-from rlm_dspy.refusals import as_window_error, sizes_of
+from rlm_dspy.refusals import sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ def asked(lm: Any) -> Any:
 def _fitted(lm: Any) -> Any:
     if not isinstance(lm, dspy.BaseLM):
         return lm
-    room = min(_affordable(lm), _behind_messages(lm))
+    room = _room_for_reply(lm)
     usual = longest_reply(lm)
     if math.isinf(room) or (usual is not None and usual <= room):
         return lm
@@ -97,6 +97,11 @@ def _fitted(lm: Any) -> Any:
     shorter = lm.copy(**{name: room})
     shorter.history = lm.history  # where the caller looks for it
     return shorter
+
+
+def _room_for_reply(lm: Any) -> float:
+    """Return the tokens of the longest reply that there is room for; infinite if that is not limited."""
+    return min(_affordable(lm), _behind_messages(lm)) if isinstance(lm, dspy.BaseLM) else math.inf
 
 
 def _behind_messages(lm: dspy.BaseLM) -> float:
@@ -147,57 +152,63 @@ class _Asking(dspy.Adapter):
     stands_for: type[dspy.Adapter]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        with heard(), answering(signature.output_fields), _window_errors(lm):
+        with heard(), answering(signature.output_fields), _noting_windows(lm):
+            options = _within_room(lm, lm_kwargs)
             try:
-                return super().__call__(asked(lm), lm_kwargs, signature, demos, inputs)
-            except dspy.LMError as error:
-                shorter = _with_shorter_reply(lm, lm_kwargs, _noted(lm, error))
+                return super().__call__(asked(lm), options, signature, demos, inputs)
+            except dspy.ContextWindowExceededError as refusal:
+                shorter = _with_shorter_reply(lm, options, refusal)
                 if shorter is None:
                     raise
+                _note_window(lm, refusal)
             return super().__call__(asked(lm), shorter, signature, demos, inputs)
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        with heard(), answering(signature.output_fields), _window_errors(lm):
+        with heard(), answering(signature.output_fields), _noting_windows(lm):
+            options = _within_room(lm, lm_kwargs)
             try:
-                return await super().acall(asked(lm), lm_kwargs, signature, demos, inputs)
-            except dspy.LMError as error:
-                shorter = _with_shorter_reply(lm, lm_kwargs, _noted(lm, error))
+                return await super().acall(asked(lm), options, signature, demos, inputs)
+            except dspy.ContextWindowExceededError as refusal:
+                shorter = _with_shorter_reply(lm, options, refusal)
                 if shorter is None:
                     raise
+                _note_window(lm, refusal)
             return await super().acall(asked(lm), shorter, signature, demos, inputs)
 
 
 @contextlib.contextmanager
-def _window_errors(lm: Any) -> Iterator[None]:
-    """Raise what says that a request is too long as DSPy's kind for that."""
+def _noting_windows(lm: Any) -> Iterator[None]:
     try:
         yield
-    except dspy.LMError as error:
-        refusal = _noted(lm, error)
-        if refusal is error:
-            raise
-        raise refusal from error
+    except dspy.ContextWindowExceededError as refusal:
+        _note_window(lm, refusal)
+        raise
 
 
-def _noted(lm: Any, error: dspy.LMError) -> dspy.LMError:
-    """Return an error as `as_window_error` has it, and note the window that it tells of."""
-    refusal = as_window_error(error)
-    if isinstance(refusal, dspy.ContextWindowExceededError):
-        window, ledger = sizes_of(refusal).window, ledger_in_force()
-        if window is not None and ledger is not None:
-            ledger.windows[lm.model] = window
-    return refusal
+def _note_window(lm: Any, refusal: dspy.ContextWindowExceededError) -> None:
+    """Note the window that the refusal of a request tells of, for the rest of the run."""
+    window, ledger = sizes_of(refusal).window, ledger_in_force()
+    if window is not None and ledger is not None:
+        ledger.windows[lm.model] = window
 
 
-def _with_shorter_reply(lm: Any, options: dict[str, Any], error: dspy.LMError) -> dict[str, Any] | None:
+def _within_room(lm: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a request, with no longer reply than there is room for."""
+    room = _room_for_reply(lm)
+    return {name: min(n, room) if n and name in REPLY_LIMITS else n for name, n in options.items()}
+
+
+def _with_shorter_reply(
+    lm: Any, options: dict[str, Any], refusal: dspy.ContextWindowExceededError
+) -> dict[str, Any] | None:
     """Return the options of a request that asks for a reply which fits behind messages that do; None if none does.
 
     Many servers count the longest reply that a request allows as a part of it.
     """
-    sizes = sizes_of(error)
+    sizes = sizes_of(refusal)
     limits = ((name, {**lm.kwargs, **options}.get(name)) for name in REPLY_LIMITS)
     name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))
-    if not isinstance(error, dspy.ContextWindowExceededError) or not name or sizes.window is None:
+    if not name or sizes.window is None:
         return None
     guess = sizes.window // _REPLY_SHARE
     room = guess if sizes.read is None else sizes.window - sizes.read - _REPLY_MARGIN

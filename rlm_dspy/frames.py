@@ -24,7 +24,7 @@ _SHOWN_CHARS = 120
 
 
 class _Frame(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
 ModuleKind = Literal["Predict", "ChainOfThought", "ReAct", "RLM"]

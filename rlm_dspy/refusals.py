@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,8 +68,8 @@ _WORDINGS = (
 """How servers tell it, each with whose words these are."""
 _TOO_LONG = re.compile("|".join(_WORDINGS), re.IGNORECASE)
 _OTHERS = re.compile(
-    r"rate[ _-]?limit|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl|overloaded"
-    r"|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens",
+    r"rate[ _-]?limit|code: 429|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl"
+    r"|overloaded|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens",
     re.IGNORECASE,
 )
 """What mentions lengths or tokens, but another cure helps."""
@@ -129,18 +130,31 @@ class Sizes:
     read: int | None = None
 
 
-def as_window_error(error: dspy.LMError) -> dspy.LMError:
+def as_window_error(error: Exception) -> Exception:
     """Return an error of an LM; one that says that the request is too long, as DSPy's kind for that.
 
     Args:
-        error: What an LM raised. Servers tell it in some fifty ways, most of them without a code.
+        error: What an LM raised: an error of DSPy's, or whatever the client of a caller's own LM raises.
+            Servers tell it in some fifty ways, most of them without a code.
     """
     if isinstance(error, dspy.ContextWindowExceededError) or not _says_so(error):
         return error
     same = ("model", "provider", "provider_code", "status", "request_id")
-    return dspy.ContextWindowExceededError(
-        message=error.message, **{name: getattr(error, name, None) for name in same}
-    )
+    told = {name: getattr(error, name, None) for name in same} if isinstance(error, dspy.LMError) else {}
+    refusal: Exception = dspy.ContextWindowExceededError(message=_words(error), **told)
+    return refusal
+
+
+@contextlib.contextmanager
+def window_errors() -> Iterator[None]:
+    """Raise errors of an LM that is asked in this scope as `as_window_error` has them."""
+    try:
+        yield
+    except Exception as error:  # whatever the client of a caller's own LM raises
+        refusal = as_window_error(error)
+        if refusal is error:
+            raise
+        raise refusal from error
 
 
 def is_too_long(error: dspy.LMError) -> bool:
@@ -161,10 +175,14 @@ def sizes_of(error: dspy.LMError) -> Sizes:
     return Sizes(window, next(_numbers(_READ, text), None))
 
 
-def _says_so(error: dspy.LMError) -> bool:
+def _words(error: Exception) -> str:
+    return str(error.message if isinstance(error, dspy.LMError) else error)
+
+
+def _says_so(error: Exception) -> bool:
     if isinstance(error, dspy.LMAuthError | dspy.LMBillingError):
         return False
-    text = f"{error.message} {getattr(error, 'provider_code', None) or ''}"
+    text = f"{_words(error)} {getattr(error, 'provider_code', None) or ''}"
     if beyond := _BEYOND_A_RATE.search(text):
         limit, requested = map(_number, beyond.groups())
         return requested > limit

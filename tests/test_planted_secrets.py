@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, Limits
 from rlm_dspy.callees import Callees
 from rlm_dspy.events import RunLog
 from rlm_dspy.frames import read_call
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.prelude import HOST_TOOL
+from rlm_dspy.run import Run
 from rlm_dspy.testing import ScriptedLM
 from tests.planting import ATTEMPTS, DOORS, FUNCTIONS, MARK, MODULE, MODULES, Attempt, planted, scripted, search
 from tests.playing import begins, block, fields
@@ -161,6 +165,67 @@ def test_a_frame_that_does_not_fit_is_refused_with_the_part_that_is_wrong(frame:
     assert told in step["output"]
     assert "'refused'" in step["output"]
     assert len(lm.script.calls) == 1
+
+
+def search_for(text: str) -> str:
+    """Search."""
+    return text
+
+
+CLASSES = {
+    "M": {"kind": "model", "fields": {"f": {"type": "E", "required": False, "default": "a"}}},
+    "E": {"kind": "enum", "members": {"A": "a", "B": 2}},
+}
+FIELDS = [{"name": "text", "way": "in", "type": "str"}, {"name": "x", "way": "out", "type": "list[M]"}]
+FRAMES = [
+    to(signature={"text": "text -> x: M", "classes": CLASSES}, config={"temperature": 0.5, "stop": ["a"]}),
+    to(module="ReAct", signature={"name": "S", "fields": FIELDS, "classes": CLASSES}, tools=["search_for"]),
+    call(to={"kind": "sub", "name": "claims"}, many=True),
+    call(to={"kind": "query"}, items=[[{}, {"prompt": "q"}]]),
+]
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.sampled_from(
+        ["", "text -> x", "M", "__class__", "model_config", "os.environ", "Annotated[int, Field(ge=1)]"]
+    ),
+    st.text(max_size=5),
+    st.sampled_from([{}, [], [{}, {}], {"kind": "query"}, {"kind": "alias", "type": "A"}, *CLASSES.values()]),
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return where the parts of a frame stand."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, part in parts for place in places(part, (*at, key)))]
+
+
+@st.composite
+def changed_frames(draw: st.DrawFn) -> Any:
+    """Return a frame with some of its parts replaced, added or taken away."""
+    whole = {"frame": copy.deepcopy(draw(st.sampled_from(FRAMES)))}
+    for _ in range(draw(st.integers(1, 3))):
+        *before, last = draw(st.sampled_from(places(whole)[1:]))
+        holder: Any = functools.reduce(lambda part, key: part[key], before, whole)
+        key = draw(st.text(max_size=8)) if isinstance(holder, dict) and draw(st.booleans()) else last
+        holder[key] = copy.deepcopy(draw(LEAVES))
+        if before and key == last and draw(st.booleans()):
+            del holder[key]
+    return whole["frame"]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(frame=changed_frames())
+def test_any_frame_is_answered_or_refused(plants: tuple[Planted, ScriptedLM], frame: Any) -> None:
+    """The host raises nothing and shows no object of its own, whatever comes."""
+    rlm = RLM("q -> a", tools=[search_for], subs={"claims": "text -> x: int"}, limits=Limits(max_iters=1))
+    run = Run(rlm, {"q": "?"}, LocalPythonInterpreter)
+    answer = run.subcalls.tool()(frame)
+    assert answer.keys() & {"answers", "refused"}
+    assert not plants[0].found_in(str(answer))
+    assert " at 0x" not in str(answer)
 
 
 def test_a_frame_nested_without_end_is_refused() -> None:

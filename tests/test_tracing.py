@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
+import mlflow.dspy.callback
+import mlflow.dspy.util
 import pytest
+from dspy.teleprompt import Teleprompter
 
 from rlm_dspy import RLM, Limits, tracing
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -350,3 +355,45 @@ def test_mlflows_own_autolog_is_replaced_and_not_doubled(store: Store) -> None:
     mlflow.dspy.autolog()
     call(rlm(), eventful(), "blocking", context="x", question="Which?")
     assert tree(store.trace()).startswith("RLM\n  start LocalPythonInterpreter\n  turn 1")
+
+
+def changed_by_logging() -> dict[str, Any]:
+    """Return what `autolog` changes of MLflow, DSPy, logging and the environment."""
+    names = {
+        **{f"util.{name}": value for name, value in vars(mlflow.dspy.util).items() if not name.startswith("__")},
+        **{f"callback.{name}": value for name, value in vars(mlflow.dspy.callback).items() if callable(value)},
+        "Evaluate": dspy.Evaluate.__call__,
+        **{f"compile.{kind.__name__}": kind.compile for kind in Teleprompter.__subclasses__()},
+        **{name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
+        "callbacks": list(dspy.settings.callbacks),
+        "track_usage": dspy.settings.track_usage,
+        "alembic": logging.getLogger("alembic").level,
+    }
+    return {
+        name: value for name, value in names.items() if name not in {"MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"}
+    }
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_disabling_puts_back_all_that_was_changed(store: Store, times: int) -> None:
+    """However often it was enabled; disabling what was never enabled changes nothing."""
+    tracing.autolog(disable=True)
+    dspy.configure(track_usage=False)
+    before = changed_by_logging()
+    for _ in range(times):
+        tracing.autolog()
+        assert changed_by_logging() != before
+    for _ in range(2):
+        tracing.autolog(disable=True)
+        assert changed_by_logging() == before
+
+
+def test_disabling_leaves_what_another_has_put_in_its_place(store: Store) -> None:
+    mine = lambda params: params  # noqa: E731
+    before = mlflow.dspy.util.sanitize_params
+    try:
+        mlflow.dspy.util.sanitize_params = mine
+        tracing.autolog(disable=True)
+        assert mlflow.dspy.util.sanitize_params is mine
+    finally:
+        mlflow.dspy.util.sanitize_params = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -266,3 +267,36 @@ def test_a_scripted_window_error_after_two_turns_folds_and_goes_on(play: Play) -
     played = play(RLM("q -> answer", policy=None), ScriptedLM(replies), q="?")
     assert (played.prediction.answer, played.prediction.stop) == ("c", "submitted")
     assert played.kinds == ["output", "output", "folded", "submitted"]
+
+
+class Own(dspy.BaseLM):
+    """An LM of a caller's own, whose client raises what it likes."""
+
+    def __init__(self, error: Callable[[str], Exception]) -> None:
+        super().__init__(model="own/lm")
+        self.error, self.reply = error, Model()
+
+    def forward(self, prompt: Any = None, messages: Any = None, **_: Any) -> Any:
+        read = sum(len(message["content"]) for message in messages) // 3
+        if read > WINDOW:
+            raise self.error(f"Requested tokens ({read}) exceed context window of {WINDOW}")
+        message = SimpleNamespace(content=self.reply(messages), tool_calls=None)
+        usage = {"prompt_tokens": read, "completion_tokens": 9, "total_tokens": read + 9}
+        choice = SimpleNamespace(message=message, finish_reason="stop")
+        return SimpleNamespace(choices=[choice], usage=usage, model="own/lm")
+
+
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, dspy.LMUnexpectedError])
+def test_an_lm_of_the_callers_own_may_raise_what_it_likes(error: Callable[[str], Exception]) -> None:
+    """As llama-cpp-python does."""
+    with dspy.context(lm=Own(error), interpreter_factory=LocalPythonInterpreter):
+        prediction = RLM("q -> answer", policy=None)(q="?")
+    assert (prediction.answer, prediction.stop) == ("found", "submitted")
+
+
+def test_a_reply_limit_in_acts_own_options_is_lowered_too(play: Play) -> None:
+    """As one of the LM is: the run is not over before it began."""
+    rlm = RLM("q -> answer", limits=Limits(max_output_tokens=3_000), policy=None)
+    rlm.act.config = {"max_tokens": 4_000}
+    assert play(rlm, [block("SUBMIT(answer='a')")], q="?").prediction.stop == "submitted"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import mlflow
 from mlflow.dspy.callback import MlflowCallback
+from mlflow.utils.autologging_utils import revert_patches
 
 from rlm_dspy.tracing.outbox import answers, outbox
-from rlm_dspy.tracing.runs import log_shortly
+from rlm_dspy.tracing.runs import logging_shortly
 from rlm_dspy.tracing.secrets import Secrets
 from rlm_dspy.tracing.spans import SpanCallback
 
@@ -25,6 +26,8 @@ _DEFAULTS = {
     "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # how old they get until then
 }
 """What MLflow's own settings are, unless the environment says otherwise."""
+_in_force = contextlib.ExitStack()
+"""Puts back what the last `autolog` has changed."""
 known_secrets = Secrets()
 """What no span, parameter or model may hold."""
 
@@ -50,27 +53,45 @@ def autolog(
         log_evals: Log what `dspy.Evaluate` does as runs of MLflow.
         store: The tracking URI: `sqlite:///mlflow.db`, `http://...`; by default MLflow's own.
         experiment: The experiment to log to, unless `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names one.
-        disable: End the logging.
+        disable: End the logging, MLflow's own of DSPy too, and put back all that was changed for it.
         **others: Further arguments of `mlflow.dspy.autolog`.
     """
     callbacks = dspy.settings.callbacks
-    own = next(
-        (callback for callback in callbacks if isinstance(callback, SpanCallback)), SpanCallback(known_secrets)
-    )
+    own = next((callback for callback in callbacks if isinstance(callback, SpanCallback)), None)
     rest = [callback for callback in callbacks if not isinstance(callback, MlflowCallback)]
-    dspy.configure(callbacks=rest if disable else [*rest, own])
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    log_shortly(own.payloads, known_secrets)
-    flags = {"log_traces": log_traces, "log_compiles": log_compiles, "log_evals": log_evals}
-    mlflow.dspy.autolog(**flags, disable=disable, **others)
+    _in_force.close()
     if disable:
+        dspy.configure(callbacks=rest)
+        mlflow.dspy.autolog(disable=True, **others)
+        revert_patches(mlflow.dspy.autolog.integration_name)  # MLflow puts its patches on also when it is disabled
         return
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells the making of a store in fifty lines
+    own = own or SpanCallback(known_secrets)
+    dspy.configure(callbacks=[*rest, own])
+    _in_force.enter_context(_settings())
+    _in_force.enter_context(logging_shortly(own.payloads, known_secrets))
+    flags = {"log_traces": log_traces, "log_compiles": log_compiles, "log_evals": log_evals}
+    mlflow.dspy.autolog(**flags, **others)
     if store is not None:
         mlflow.set_tracking_uri(store)
     if experiment is not None and not (os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}):
         _set_experiment(experiment)
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Have MLflow, DSPy and alembic set as logging needs it in this scope."""
+    new = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
+    alembic, tracked = logging.getLogger("alembic"), dspy.settings.track_usage
+    level = alembic.level
+    os.environ.update(new)
+    alembic.setLevel(logging.WARNING)  # it tells the making of a store in fifty lines
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+        alembic.setLevel(level)
+        dspy.configure(track_usage=tracked)  # MLflow turns it on
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from pathlib import Path
@@ -15,7 +16,8 @@ import mlflow.dspy.util
 from rlm_dspy.redaction import without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
 
     from rlm_dspy.tracing.payloads import Payloads
     from rlm_dspy.tracing.secrets import Secrets
@@ -24,8 +26,9 @@ _CELL_CHARS = 500
 _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 
 
-def log_shortly(payloads: Payloads, secrets: Secrets) -> None:
-    """Have MLflow log datasets, states and LM settings through here.
+@contextlib.contextmanager
+def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
+    """Have MLflow log datasets, states and LM settings through here in this scope.
 
     Of its own it writes every context of a dataset whole, and the headers of an LM. It looks these functions up by
     their names whenever it logs, and offers no other way in.
@@ -44,10 +47,26 @@ def log_shortly(payloads: Payloads, secrets: Secrets) -> None:
             program.save(path)
             mlflow.log_text(payloads.hidden(path.read_text(encoding="utf-8")), file_name)
 
-    mlflow.dspy.util.sanitize_params = without_secrets
-    mlflow.dspy.util.log_dspy_dataset = _harmless(log_dataset)
-    mlflow.dspy.util.save_dspy_module_state = _harmless(save_state)
-    mlflow.dspy.callback.save_dspy_module_state = _harmless(save_state)
+    save = _harmless(save_state)
+    with (
+        _replaced(mlflow.dspy.util, "sanitize_params", without_secrets),
+        _replaced(mlflow.dspy.util, "log_dspy_dataset", _harmless(log_dataset)),
+        _replaced(mlflow.dspy.util, "save_dspy_module_state", save),
+        _replaced(mlflow.dspy.callback, "save_dspy_module_state", save),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a module's; at the end put that back, unless another has taken the place."""
+    before = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        if getattr(module, name) is function:
+            setattr(module, name, before)
 
 
 def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
