@@ -315,7 +315,9 @@ def test_what_all_demos_and_the_run_share_is_found_again_though_environments_are
         found(question="c")
     system, *rest = lm.script.calls[-1]
     assert "with_another_long_name_5" in system["content"]
-    assert [message["content"].split(":")[0] for message in rest if message["role"] == "user"] == ["Variables"] * 3
+    assert [message["content"].split()[0].strip(":") for message in rest if message["role"] == "user"] == [
+        "Variables"
+    ] * 3
 
 
 def test_of_equal_scores_another_way_of_solving_comes_before_the_same_once_more() -> None:
