@@ -26,6 +26,7 @@ from rlm_dspy.listening import tell
 from rlm_dspy.loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
 from rlm_dspy.metering import Meter, metered
 from rlm_dspy.port import as_streamed, waiting_loop
+from rlm_dspy.prose import outputs_in_words
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.refusals import as_window_error, is_too_long, sizes_of
 from rlm_dspy.trajectory import SubCall, clip, sendable
@@ -275,9 +276,17 @@ class Batch(dspy.Module):
                     item.inside.check(result, is_child=callee.kind == "child")
                 return sent(callee.interface.value_of(callee.read(result)))
             except dspy.AdapterParseError as error:
-                if item.attempts >= callee.attempts:
+                if item.attempts < callee.attempts:
+                    unread = error
+                elif found := self._in_words(item):
+                    return sent(callee.interface.value_of(dspy.Prediction(**found)))
+                else:
                     raise
-                unread = error
+
+    def _in_words(self, item: Asked) -> dict[str, Any]:
+        """Return the outputs of a predictor whose last replies hold them in a form of their own; empty if not."""
+        module, replies = self._callee.module, item.meter.outputs if item.meter is not None else []
+        return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
 
     @contextlib.contextmanager
     def _metered(self, item: Asked, ticket: Ticket | None) -> Iterator[None]:

@@ -9,9 +9,11 @@ import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from rlm_dspy.answers import TOO_DEEP, read_answer, read_value
+from rlm_dspy.lms import text_of
+from rlm_dspy.replies import split_thinking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _FENCED = re.compile(r"\s*```\w*\n(?P<inside>.*?)\n?```\s*", re.DOTALL)
 _DECORATION = " \t\n*_`\"'."
@@ -35,6 +37,21 @@ def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
         if not problems:
             return values, []
     return {}, problems
+
+
+def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
+    """Return the outputs from the last reply that holds them in a form of its own; empty if none does.
+
+    Args:
+        signature: Whose outputs they are.
+        replies: What an LM returned for each request, whole.
+    """
+    for outputs in reversed(replies):
+        text = split_thinking(text_of(outputs), fields=signature.output_fields)[1]
+        values, problems = read_prose(signature, text)
+        if not problems:
+            return values
+    return {}
 
 
 def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:

@@ -27,12 +27,10 @@ from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
 from rlm_dspy.limits import Limited
-from rlm_dspy.lms import text_of
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
-from rlm_dspy.prose import read_prose
+from rlm_dspy.prose import outputs_in_words
 from rlm_dspy.refusals import is_too_long
-from rlm_dspy.replies import split_thinking
 from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
 from rlm_dspy.states import predictor_states
@@ -303,7 +301,7 @@ class RLM(AsTool, Limited, dspy.Module):
         try:
             values, problems = await self._read_transcript(port, run, replies)
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-            if found := self._in_words(replies):
+            if found := outputs_in_words(self.signature, replies):
                 return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
             if isinstance(error, dspy.LMError) and not is_too_long(error):
                 raise
@@ -314,15 +312,6 @@ class RLM(AsTool, Limited, dspy.Module):
             why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
             return run.finish("unanswered", values, why)
         return run.finish("extracted", values, how)
-
-    def _in_words(self, replies: list[Any]) -> dict[str, Any]:
-        """Return the outputs from the last reply that holds them in a form of its own; empty if none does."""
-        names = self.signature.output_fields
-        for outputs in reversed(replies):
-            values, problems = read_prose(self.signature, split_thinking(text_of(outputs), fields=names)[1])
-            if not problems:
-                return values
-        return {}
 
     async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
         """Return what `read_answer` makes of the model's reply; a transcript that is too long for it is halved."""

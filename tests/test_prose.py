@@ -16,6 +16,7 @@ from rlm_dspy.testing import CutReply
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
+    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 
@@ -120,3 +121,17 @@ def test_what_there_is_of_a_cut_answer_is_given_and_told_as_cut(play: Play) -> N
     ).prediction
     assert (prediction.answer, prediction.stop) == ("There are 42 of", "extracted")
     assert "The reply was cut after" in prediction.final_reasoning
+
+
+def test_a_sentence_answers_for_a_sub_that_gives_nothing_else(play: Play) -> None:
+    """After it was asked for its form as often as ever; a number is not made up."""
+    lines = ["gist = note(text='a')", "failed = count.map(['a'])[0]", "SUBMIT(answer=[gist, bool(failed)])"]
+    code = block("\n".join(lines))
+
+    def reply(messages: Messages) -> str:
+        return code if "Write one ```python block" in messages[-1]["content"] else SENTENCE
+
+    rlm = RLM("question -> answer: list", subs={"note": "text -> gist", "count": "text -> n: int"})
+    prediction = play(rlm, reply, question="?").prediction
+    assert prediction.answer == [SENTENCE, False]
+    assert [call["attempts"] for call in prediction.trajectory[0]["calls"]] == [3, 3]
