@@ -94,7 +94,11 @@ class ForkServer:
         self.uid = namespaces.unused_uid() if "uid" in layers else None
         self._folder = scratch.new_folder(self.uid)
         self._count = self._orders = 0
-        self._control, self._process = self._started(recipe)
+        try:
+            self._control, self._process = self._started(recipe)
+        except BaseException:
+            scratch.remove_tree(Path(self._folder))
+            raise
         self.watch = Watch(self._process.pid)
         """Looks at what its workers take."""
         try:
@@ -111,16 +115,20 @@ class ForkServer:
         own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
         config = json.dumps({**_config(recipe), **own})
         command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
-                [*command, str(theirs.fileno()), config],
-                pass_fds=[theirs.fileno()],
-                env=_ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        try:
+            with theirs:
+                process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
+                    [*command, str(theirs.fileno()), config],
+                    pass_fds=[theirs.fileno()],
+                    env=_ENVIRONMENT,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+        except BaseException:
+            ours.close()
+            raise
         return ours, process
 
     def _await_ready(self) -> None:

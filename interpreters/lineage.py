@@ -137,7 +137,10 @@ class Lineage:
         """Have the worker copy itself, if that is worth it. It says so when it is done; nobody waits for that."""
         if not self._checkpoints.worth_one():
             return
-        copy, theirs = Process.new()
+        try:
+            copy, theirs = Process.new()
+        except OSError:  # no descriptors are left
+            return
         self._orders += 1
         try:
             with theirs:

@@ -189,20 +189,28 @@ class PythonInterpreter(Interpreter, TakesObjects):
             raise
 
     def _start(self) -> None:
-        server = server_for(self._recipe)
-        if self._named_preload and server.missing:
-            raise dspy.CodeInterpreterError(f"What preload names cannot be imported: {server.missing}")
+        try:
+            server = server_for(self._recipe)
+            if self._named_preload and server.missing:
+                raise dspy.CodeInterpreterError(f"What preload names cannot be imported: {server.missing}")
+            self._adopt(self._begun(server))
+        except (OSError, ValueError) as error:
+            raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
+
+    def _begun(self, server: ForkServer) -> Session:
+        packages = server.packages | _bundled(self._recipe)
+        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
         group = Group(server, self.limits, server.new_scratch())
         try:
             process = group.spawn(self.max_output_chars)
-        except BaseException as error:
-            group.leave()
-            if not isinstance(error, OSError | ValueError):
+            try:
+                return Session(group, process, settings)
+            except BaseException:
+                process.close()
                 raise
-            raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
-        packages = server.packages | _bundled(self._recipe)
-        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
-        self._adopt(Session(group, process, settings))
+        except BaseException:
+            group.leave()
+            raise
 
     def _adopt(self, session: Session) -> None:
         self._session = session

@@ -20,6 +20,7 @@ from rlm_dspy.interpreters.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.values import CannotCross, Form, form_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from rlm_dspy.interpreters.checkpoints import Mode
@@ -146,13 +147,16 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If they cannot be made.
         """
         with self._used():
-            made = [Process.new() for _ in range(count)]
+            made: list[tuple[Process, socket.socket]] = []
             try:
+                made += (Process.new() for _ in range(count))
                 self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
                 self._wake_all([process for process, _ in made])
-            except BaseException:
+            except BaseException as error:
                 for process, _ in made:
                     process.close()
+                if isinstance(error, OSError):
+                    raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
                 raise
             finally:
                 for _, theirs in made:
@@ -204,6 +208,8 @@ class Session(Lineage):
             _close(forms.values())
             if isinstance(error, CannotCross):
                 raise CannotCross(f"Variable {name!r}: {error}") from error
+            if isinstance(error, OSError):
+                raise dspy.CodeInterpreterError(f"There is no room for the variable {name!r}: {error}") from error
             raise
         return forms
 
