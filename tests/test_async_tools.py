@@ -544,8 +544,10 @@ async def through_streamify(rlm: RLM, **options: Any) -> Any:
 async def test_asyncify_and_streamify_leave_tools_on_the_callers_loop(way: Any, factory: Any) -> None:
     """That loop waits for the thread in which the run is."""
     queue: asyncio.Queue[str] = asyncio.Queue()
+    seen = []
 
     async def ask() -> str:
+        seen.append(asyncio.get_running_loop())
         return await queue.get()
 
     asyncio.get_running_loop().call_later(0.1, queue.put_nowait, "queued")
@@ -553,6 +555,7 @@ async def test_asyncify_and_streamify_leave_tools_on_the_callers_loop(way: Any, 
     async with asyncio.timeout(SECONDS):
         with dspy.context(lm=ScriptedLM([block(ASK)])):
             assert (await way(rlm)).answer == "queued"
+    assert seen == [asyncio.get_running_loop()]
 
 
 def test_many_blocking_runs_at_once_share_the_loop_of_their_tools() -> None:

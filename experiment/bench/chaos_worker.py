@@ -209,7 +209,11 @@ def standing() -> set[str]:
     others = [each for each in threading.enumerate() if not each.name.startswith(_KEPT_THREADS)]
     threads = {f"thread {each.name} {each.native_id}" for each in others}
     files = {f"file {path}" for path in Path(os.environ["TMPDIR"]).rglob("*")}
-    shared = {f"shared {path}" for path in Path("/dev/shm").iterdir()}
+    shared = set()
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.getuid():  # others use it too
+                shared.add(f"shared {path}")
     return {*descriptors(), *threads, *files, *shared, *children()}
 
 
