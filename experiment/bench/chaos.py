@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import queue
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _WATCHDOG_SECONDS = 75.0
 _FULL_BYTES = "64k"
 _SUBREAPER = 36
+_OWN_SHM = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh")
+"""Runs a command with a /dev/shm of its own."""
 
 
 @dataclass
@@ -92,15 +95,21 @@ def _line(fault: str, row: Row) -> str:
     return f"| {fault} | " + " | ".join(values) + " |"
 
 
+@functools.cache
+def _may_mount() -> bool:
+    tools = all(map(shutil.which, ("mount", "umount", "unshare")))
+    return tools and subprocess.run([*_OWN_SHM, "true"], check=False, capture_output=True).returncode == 0
+
+
 @contextlib.contextmanager
 def full_disk() -> Iterator[str]:
     """Yield the path of a small full file system; nothing if it cannot be made."""
     with tempfile.TemporaryDirectory(prefix="chaos-full-") as folder:
-        made = shutil.which("mount") and os.geteuid() == 0
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={_FULL_BYTES}", "chaos", folder]
-        if not made or subprocess.run(mount, check=False, capture_output=True).returncode:
+        if not _may_mount():
             yield ""
             return
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={_FULL_BYTES}", "chaos", folder]
+        subprocess.run(mount, check=True)
         try:
             with contextlib.suppress(OSError), Path(folder, "filler").open("wb") as file:
                 while True:
@@ -131,6 +140,9 @@ class Worker:
         temporary.mkdir()
         environment = {**os.environ, "TMPDIR": str(temporary), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         command = [sys.executable, str(Path(__file__).parent / "chaos_worker.py"), *self._arguments]
+        if _may_mount():  # else /dev/shm is shared with whatever else runs here, and not looked at
+            command = [*_OWN_SHM, *command]
+            environment["CHAOS_OWN_SHM"] = "1"
         numbers = [str(number) for number in (self._next, self._last, self._step)]
         with said.open("w") as stderr:
             process = subprocess.Popen(
