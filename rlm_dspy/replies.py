@@ -31,7 +31,10 @@ _MAX_THOUGHTS = 20
 _MAX_LINE_CHARS = 1_000
 
 _THINKING = "think(?:ing)?|thoughts?|longcat_think|antthinking"
-_THINKING_IN_TURNS = rf"{_THINKING}|reason(?:ing)?|reflection|analysis|scratch_?pad|(?:inner_)?monologue|cot"
+_THINKING_IN_TURNS = (
+    rf"{_THINKING}|reason(?:ing)?|reflection|analysis|scratch_?pad|cot|chain_of_thought|plan(?:ning)?|monologue"
+    r"|(?:thinking|thought|reasoning)_process|(?:inner|internal)_(?:monologue|thoughts?|thinking|reasoning)"
+)
 
 
 _TOKENS = {
@@ -50,8 +53,8 @@ def _tags(names: str) -> re.Pattern[str]:
     """Return a pattern of the tags around thinking: `<name>`, and the tokens that models have for it."""
     begins, ends = ("|".join(map(re.escape, tokens)) for tokens in (_TOKENS, _TOKENS.values()))
     return re.compile(
-        rf"<(?P<slash>/?)(?P<name>(?:\w+:)?(?:{names}))(?:\s[^<>]*)?>|(?P<begins>{begins})|(?P<ends>{ends})"
-        r"|<\|channel\|>(?:analysis|(?P<final>final\b[^<\n]*))<\|message\|>|(?P<over><\|end\|>)",  # of gpt-oss
+        rf"<\s?(?P<slash>/?)\s?(?P<name>(?:\w+:)?(?:{names}))(?:\s[^<>]*)?>|(?P<begins>{begins})|(?P<ends>{ends})"
+        r"|<\|channel\|>(?:analysis|(?P<final>final\b[^<\n]*))<\|message\|>|<\|think\|>|(?P<over><\|(?:end|/think)\|>)",
         re.IGNORECASE,
     )
 
