@@ -68,11 +68,13 @@ class TakesObjects:
     Attributes:
         takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
             not be read by the host.
+        in_host: Whether code has the very objects of the host, and gives it its own.
         calls_hook: Whether it calls what a cell left as `rlm_dspy.interpreters.cell.HOOK` after each further cell.
     """
 
     takes_text = False
     calls_hook = False
+    in_host = False
 
 
 def shown(result: Any) -> str:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _MAX_TRACEBACK_CHARS = 10_000
 HOOK = "__after_cell__"
 """A function that a cell leaves under this name is taken away, and called after each further cell with the
-functions that were bound for it, by name. What it returns is written behind the cell's output."""
+functions that were bound for it, by name. What it returns is written behind the cell's output. If it has a method
+`packed`, values that are submitted, and the arguments of tools, leave the session as that returns them."""
 _MAX_VALUE_CHARS, _MAX_VALUE_DEPTH = 1_000_000, 50
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
 
@@ -194,7 +195,7 @@ class Cells:
         """
         submissions: list[Submit] = []
         names = [str(item["name"]) for item in output_fields] if output_fields else ["output"]
-        self._bind({**(functions or {}), "SUBMIT": _submit(names, submissions)})
+        self._bind({**(functions or {}), "SUBMIT": _submit(names, submissions, self.packed)})
         filename = self._register(code)
         try:
             parts = self._compile(code, filename)
@@ -208,6 +209,11 @@ class Cells:
             outcome = Outcome("raised", error=self._in_words(error), exception=error)
         self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
+
+    def packed(self, value: Any) -> Any:
+        """Return a value as it leaves the session."""
+        pack = getattr(self._hook, "packed", None)
+        return value if pack is None else pack(value)
 
     def close(self) -> None:
         """Take this session's sources out of `linecache`."""
@@ -297,9 +303,10 @@ def _parsed(code: str, filename: str, flags: int) -> Any:
     return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
 
 
-def _submit(names: list[str], submissions: list[Submit]) -> Callable[..., NoReturn]:
+def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any], Any]) -> Callable[..., NoReturn]:
     def SUBMIT(*args: Any, **kwargs: Any) -> NoReturn:  # noqa: N802 (the name that models know)
-        submissions.append(Submit(submitted(names, args, kwargs)))
+        values = submitted(names, args, kwargs)
+        submissions.append(Submit({name: packed(value) for name, value in values.items()}))
         raise submissions[-1]
 
     SUBMIT.__doc__ = f"Submit the answer and end the run: {_usage(names)}."

@@ -85,6 +85,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         "CPython. The value of a last expression is shown; `await` works at the top level."
     )
     calls_hook = True
+    in_host = True
 
     _stop_signal = CellStopped
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rlm_dspy.interpreters.checkpoints import Mode
+    from rlm_dspy.interpreters.values import StandIn
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
 """Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
@@ -105,6 +106,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self.bounds = Bounds(cell_seconds, busy_seconds, grace_seconds)
         self.max_output_chars = max_output_chars
         self.checkpoint = checkpoint
+        self.stand_in: StandIn | None = None
+        """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._named_preload = preload is not None
         chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
         self._recipe = Recipe(chosen, tuple(os.path.realpath(path) for path in paths), policy or Policy())
@@ -199,7 +202,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def _begun(self, server: ForkServer) -> Session:
         packages = server.packages | _bundled(self._recipe)
-        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages)
+        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages, self.stand_in)
         group = Group(server, self.limits, server.new_scratch())
         try:
             process = group.spawn(self.max_output_chars)

@@ -17,7 +17,7 @@ from rlm_dspy.interpreters.base import SETUP, CellError
 from rlm_dspy.interpreters.deadlines import Bounds, Clock, Deadline
 from rlm_dspy.interpreters.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.process import Arrived, Process, text_of
-from rlm_dspy.interpreters.values import CannotCross, Form, form_of
+from rlm_dspy.interpreters.values import CannotCross, Form, StandIn, form_of
 
 if TYPE_CHECKING:
     import socket
@@ -54,6 +54,8 @@ class Settings:
     """When the worker is copied."""
     modules: frozenset[str]
     """Packages that the worker can import beside the standard library."""
+    stand_in: StandIn | None = None
+    """What to make of values that the worker has no class for."""
 
 
 class Session(Lineage):
@@ -202,7 +204,7 @@ class Session(Lineage):
         name = ""
         try:
             for name, value in variables.items():
-                forms[name] = form_of(value, self._settings.modules)
+                forms[name] = form_of(value, self._settings.modules, self._settings.stand_in)
             self._make_room(list(forms.values()), seconds)
         except BaseException as error:
             _close(forms.values())
@@ -321,7 +323,8 @@ class Session(Lineage):
             return
         form: Form | None = None
         try:
-            form = form_of(calls.value_of(outcome), self._settings.modules)
+            value = calls.value_of(outcome)
+            form = form_of(value, self._settings.modules, self._settings.stand_in)
             self.group.make_room(process, [form])
             answer: wire.Frame = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)

@@ -10,14 +10,17 @@ import base64
 import codecs
 import dataclasses
 import enum
+import importlib
 import io
 import operator
 import os
 import pickle
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -27,7 +30,7 @@ from pydantic import BaseModel
 from rlm_dspy.interpreters import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _SHARED_FROM = 32 << 10
 """Characters or bytes from which a value gets shared memory of its own; shorter ones ride in the frame."""
@@ -125,12 +128,18 @@ def _share(key: Any, value: Any, publish: Callable[[], tuple[int, memory.Layout]
     return shared
 
 
-def form_of(value: Any, modules: frozenset[str]) -> Form:
+StandIn = Callable[[Any], "tuple[Any, ...] | None"]
+"""Gives for a value of the host's own classes a function of the REPL and its arguments, which make what stands for
+it there; None to leave the value as it is."""
+
+
+def form_of(value: Any, modules: frozenset[str], stand_in: StandIn | None = None) -> Form:
     """Return `value` in the form in which it crosses.
 
     Args:
         value: Any value.
         modules: Names of the packages, beside the standard library, that the worker can import.
+        stand_in: What to make of values whose package the worker does not have.
 
     Raises:
         CannotCross: If the worker could not have it.
@@ -142,12 +151,12 @@ def form_of(value: Any, modules: frozenset[str]) -> Form:
         if value.path is None:
             return form_of(str(value), modules)
         return _of_file(Path(value.path))
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
         exact = str.__str__(value)
         return _attachable(exact) if len(exact) >= _SHARED_FROM else Form({"how": "json", "value": exact})
     if type(value) is bytes and len(value) >= _SHARED_FROM:
         return _attachable(value)
-    return _pickled(value, modules)
+    return _pickled(value, modules, stand_in)
 
 
 def _attachable(value: str | bytes) -> Form:
@@ -207,27 +216,49 @@ def _width(path: Path) -> tuple[int, bool]:
 class _Pickler(pickle.Pickler):
     """Pickles what the worker can rebuild; models and dataclasses of the host's own become dicts."""
 
-    def __init__(self, file: io.BytesIO, modules: frozenset[str], buffers: list[pickle.PickleBuffer]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        modules: frozenset[str],
+        buffers: list[pickle.PickleBuffer],
+        stand_in: StandIn | None,
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
         self._modules = modules
+        self._stand_in = stand_in
 
     def reducer_override(self, value: Any) -> Any:
+        made = None if self._stand_in is None or self._is_known(type(value)) else self._stand_in(value)
+        if made is not None or value is _MAIN:
+            return (importlib.import_module, ("__main__",)) if made is None else (methodcaller(*made), (_MAIN,))
         if isinstance(value, BaseModel):
             return _replaced_by(value.model_dump())
         if isinstance(value, dspy.Prediction | dspy.Example):
             return dict, (dict(value.items()),)
         kind = value if isinstance(value, type) or callable(value) else type(value)
-        package = (getattr(kind, "__module__", None) or "builtins").partition(".")[0]
-        if package in sys.stdlib_module_names - {"__main__"} or package in self._modules:
+        if self._is_known(kind):
             return NotImplemented
         if isinstance(value, enum.Enum):
             return _replaced_by(value.value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
         raise CannotCross(
-            f"a {getattr(kind, '__qualname__', kind)} of {package} cannot enter the worker, which does not have "
-            f"that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
+            f"a {getattr(kind, '__qualname__', kind)} of {_package(kind)} cannot enter the worker, which does not "
+            f"have that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
         )
+
+    def _is_known(self, kind: Any) -> bool:
+        """Whether the worker has the package of a class or a function."""
+        package = _package(kind)
+        return package in self._modules or (package in sys.stdlib_module_names and package != "__main__")
+
+
+def _package(kind: Any) -> str:
+    return str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
+
+
+_MAIN = object()
+"""Stands for the `__main__` of the worker."""
 
 
 def _replaced_by(plain: Any) -> Any:
@@ -235,10 +266,10 @@ def _replaced_by(plain: Any) -> Any:
     return operator.getitem, ((plain,), 0)
 
 
-def _pickled(value: Any, modules: frozenset[str]) -> Form:
+def _pickled(value: Any, modules: frozenset[str], stand_in: StandIn | None) -> Form:
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     try:
-        _Pickler(stream, modules, buffers).dump(value)
+        _Pickler(stream, modules, buffers, stand_in).dump(value)
     except CannotCross:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -231,6 +231,8 @@ class Worker:
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if os.getpid() != self._pid:
             raise RuntimeError("tools cannot be called from a child process; use threads")
+        if not name.startswith("_"):
+            args, kwargs = self._cells.packed(args), self._cells.packed(kwargs)
         try:
             answer, fds = self._channel.call({"name": name, "args": args, "kwargs": kwargs})
         except EOFError:

@@ -115,10 +115,10 @@ def _checked(value: Any, annotation: Any) -> Any:
 
 def _read_str(value: Any) -> str:
     """Take a str, or a number's text. A container is no answer in words, and None is none at all."""
-    if isinstance(value, str):
-        return str(value)
     if isinstance(value, enum.Enum) and isinstance(value.value, str):
         return value.value
+    if isinstance(value, str):
+        return str(value)
     if value is None or isinstance(value, bytes | list | tuple | dict | set | frozenset):
         raise ValueError(f"expected str, got {_shown(value)}")
     return str(value)
@@ -130,7 +130,16 @@ def _as_plain(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "to_dict"):
         return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
-    return to_jsonable_python(value, fallback=vars)
+    return to_jsonable_python(_by_names(value), fallback=vars)
+
+
+def _by_names(value: Any) -> Any:
+    """Return lists and dicts with dicts in the place of the namedtuples in them."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _by_names(item) for key, item in value.items()}
+    return [_by_names(item) for item in value] if isinstance(value, list) else value
 
 
 def _shown(value: Any) -> str:

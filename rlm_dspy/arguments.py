@@ -235,17 +235,6 @@ def check_cache(cache: Any) -> Any:
     return cache
 
 
-def check_lm(lm: Any) -> Any:
-    """Return the LM.
-
-    Raises:
-        TypeError: If it is not a DSPy LM.
-    """
-    if lm is not None and not isinstance(lm, dspy.BaseLM):
-        raise TypeError(f"sub_lm must be a dspy.LM, e.g. dspy.LM('openai/gpt-5-mini'), not {lm!r}.")
-    return lm
-
-
 def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any]:
     """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
 

@@ -6,13 +6,14 @@ import contextlib
 import copy
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.fitting import asking, kind_of
+from rlm_dspy.inputs import MEDIA
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.subs import signature_of
 from rlm_dspy.trajectory import clip
@@ -20,12 +21,43 @@ from rlm_dspy.trajectory import clip
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rlm_dspy.crossing import Media
     from rlm_dspy.subs import Interface
     from rlm_dspy.trajectory import CallKind, Step
 
 ATTEMPTS = 3
 """How often a model is asked until its answer can be read into the types."""
 _COMPLAINT_CHARS = 600
+
+
+class Prompt(str):
+    """A prompt with images, sounds or files in it. As a str it has their names in their places.
+
+    Attributes:
+        parts: The texts, and the images, sounds and files, in order.
+
+    Raises:
+        ValueError: If a part is something else.
+    """
+
+    __slots__ = ("parts",)
+    parts: list[Any]
+
+    def __new__(cls, parts: list[Any], media: Media) -> Self:
+        """Put the parts together."""
+        if other := [type(part).__name__ for part in parts if not isinstance(part, (str, *MEDIA))]:
+            raise ValueError(f"a prompt consists of texts, images, sounds and files, not {', '.join(other)}")
+        shown = [part if isinstance(part, str) else f"<{type(part).__name__} {media.key(part)}>" for part in parts]
+        made = super().__new__(cls, "\n".join(shown))
+        made.parts = parts
+        return made
+
+    def content(self) -> list[dict[str, Any]]:
+        """Return it as the content of a message."""
+        blocks: list[dict[str, Any]] = []
+        for part in self.parts:
+            blocks += [{"type": "text", "text": part}] if isinstance(part, str) else part.format()
+        return blocks
 
 
 class PromptAdapter(dspy.Adapter):
@@ -41,7 +73,9 @@ class PromptAdapter(dspy.Adapter):
                 continue
             messages.append({"role": "user", "content": str(demo["prompt"])})
             messages.append({"role": "assistant", "content": str(demo["response"])})
-        return [*messages, {"role": "user", "content": inputs["prompt"]}]
+        prompt = inputs["prompt"]
+        content = prompt.content() if isinstance(prompt, Prompt) else prompt
+        return [*messages, {"role": "user", "content": content}]
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Return the reply."""

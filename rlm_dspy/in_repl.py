@@ -14,9 +14,8 @@ calls so.
 
 import asyncio as _rlm_asyncio
 import concurrent.futures as _rlm_futures
-import dataclasses as _rlm_dataclasses
-import enum as _rlm_enum
 import functools as _rlm_functools
+import re as _rlm_re
 
 _rlm_inputs = {}  # what each was when the run began
 _RLM_HANDLE_CHARS = 1000
@@ -47,82 +46,8 @@ class FailedCall:
     __str__ = __repr__
 
 
-class _RlmRecord(dict):
-    """An answer of several fields: `record.name` or `record["name"]`."""
-
-    def __init__(self, _rlm_name="Prediction", **fields):
-        super().__init__(fields)
-        self.__dict__["_rlm_name"] = _rlm_name
-
-    def __getattribute__(self, name):
-        if not name.startswith("_") and dict.__contains__(self, name):  # also one that a dict has: items, keys
-            return dict.__getitem__(self, name)
-        return dict.__getattribute__(self, name)
-
-    def __getattr__(self, name):
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError("there is no field %r; there are: %s" % (name, ", ".join(self))) from None
-
-    def __setattr__(self, name, value):
-        self[name] = value
-
-    def _asdict(self):
-        return dict(self)
-
-    toDict = model_dump = _asdict
-
-    def __repr__(self):
-        fields = ", ".join("%s=%r" % item for item in dict.items(self))
-        return "%s(%s)" % (self.__dict__.get("_rlm_name", "Prediction"), fields)
-
-
 class _RlmListing(str):
     __repr__ = str.__str__
-
-
-def _rlm_restore(value):
-    """Return an answer with its records as such."""
-    if isinstance(value, list):
-        return [_rlm_restore(item) for item in value]
-    if isinstance(value, dict):
-        if "__record__" in value:
-            record = _RlmRecord(value["__record__"])
-            record.update({name: _rlm_restore(item) for name, item in value["fields"].items()})
-            return record
-        return {name: _rlm_restore(item) for name, item in value.items()}
-    return value
-
-
-def _rlm_plain(value):
-    """Return a value as JSON-like data."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, _rlm_enum.Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(name): _rlm_plain(item) for name, item in dict.items(value)}
-    if isinstance(value, (list, tuple)):
-        return [_rlm_plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return [_rlm_plain(item) for item in sorted(value, key=repr)]
-    if isinstance(value, FailedCall):
-        raise TypeError("a FailedCall was passed on as a value; leave failed ones out: [a for a in answers if a]")
-    if hasattr(value, "model_dump"):
-        return _rlm_plain(value.model_dump())
-    if _rlm_dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _rlm_plain({field.name: getattr(value, field.name) for field in _rlm_dataclasses.fields(value)})
-    for convert in ("isoformat", "tolist"):
-        if hasattr(value, convert):
-            return _rlm_plain(getattr(value, convert)())
-    if type(value).__name__ in ("Decimal", "Fraction", "PosixPath", "UUID"):
-        return str(value)
-    raise TypeError(
-        "a %s cannot be passed to a sub-call; pass str, numbers, lists or dicts" % type(value).__name__
-    )
 
 
 def _rlm_split(fields):
@@ -135,7 +60,7 @@ def _rlm_split(fields):
         ):
             known = next((own for own, given in _rlm_inputs.items() if given is value), None)
         if known is None:
-            values[name] = _rlm_plain(value)
+            values[name] = _rlm_packed(value)
         else:
             handles[name] = known
     return [values, handles]
@@ -228,12 +153,14 @@ class _RlmCallable:
         if hasattr(item, "inputs") and hasattr(item, "toDict"):
             item = item.toDict()
         if isinstance(item, dict) and item and set(item) <= set(self._fields):
-            return item
+            return dict(dict.items(item))
         if len(free) == 1:
             return {free[0]: item[0] if isinstance(item, tuple) and len(item) == 1 else item}
         if isinstance(item, (tuple, list)) and len(item) <= len(free):
             return dict(zip(free, item))
-        if free and not isinstance(item, (tuple, list, dict)):  # as in a call with one argument
+        if free and (
+            isinstance(item, _RlmRecord) or not isinstance(item, (tuple, list, dict))
+        ):  # as in a call with one argument
             return {free[0]: item}
         raise TypeError("item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage))
 
@@ -244,24 +171,61 @@ def _rlm_prompts(prompts, name, single):
     return list(prompts)
 
 
-def _rlm_check_prompts(prompts, name):
-    bad = [i for i, p in enumerate(prompts) if not isinstance(p, str) or not p.strip()]
+def _rlm_check_prompts(prompts, name, kinds=str):
+    bad = [
+        i
+        for i, p in enumerate(prompts)
+        if not isinstance(p, kinds) or not (p.strip() if isinstance(p, str) else p)
+    ]
     if bad:
         raise TypeError("%s takes non-empty str prompts; these are not: %s" % (name, bad[:10]))
 
 
-def llm_query(prompt):
+def _rlm_prompt(prompt, media=()):
+    """Return a prompt as it is sent: a str, or what it consists of if there is more in it than text."""
+    parts = [*(prompt if isinstance(prompt, (list, tuple)) else [prompt]), *media]
+    split = []
+    if isinstance(prompt, (list, tuple)) and all(isinstance(part, str) for part in parts):
+        parts = [None]
+    for part in parts:
+        if isinstance(part, str):
+            shown = [name for name in _rlm_media if name in part]
+            pieces = _rlm_re.split("(%s)" % "|".join(map(_rlm_re.escape, shown)), part) if shown else [part]
+            split += [_rlm_media.get(piece, piece) for piece in pieces if piece.strip()]
+        elif isinstance(part, _RlmMedia) or _rlm_is_media(part):
+            split.append(part)
+        else:
+            split = []
+            break
+    if not any(isinstance(part, str) for part in split):
+        raise TypeError(
+            "llm_query takes one non-empty prompt (a str, with images behind it if there are any); for many use "
+            "llm_query_batched(list)."
+        )
+    return split if len(split) > 1 or not isinstance(prompt, str) else str.__str__(prompt)
+
+
+def _rlm_query_of(model):
+    """Return what `llm_query` calls. The model is the host's choice: a name can only say which one it is."""
+    known = _rlm_given.get("model", "")
+    if model is not None and model not in (known, known.rpartition("/")[2]):
+        raise ValueError(
+            "llm_query asks %s; leave model= out. (Who runs this can declare a sub with another model.)"
+            % (known or "the model of this run")
+        )
+    return {"kind": "query"}
+
+
+def llm_query(prompt, *media, model=None):
     """Ask a model one question and return its answer."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise TypeError("llm_query takes one non-empty prompt (a str); for many use llm_query_batched(list).")
-    return _rlm_one({"kind": "query"}, {"prompt": prompt})
+    return _rlm_one(_rlm_query_of(model), {"prompt": _rlm_prompt(prompt, media)})
 
 
-def llm_query_batched(prompts):
+def llm_query_batched(prompts, model=None):
     """Ask a model many questions at once; answers in order, a FailedCall (which is false) for each failed one."""
     prompts = _rlm_prompts(prompts, "llm_query_batched", "llm_query(prompt)")
-    _rlm_check_prompts(prompts, "llm_query_batched")
-    return _rlm_many({"kind": "query"}, [{"prompt": prompt} for prompt in prompts])
+    _rlm_check_prompts(prompts, "llm_query_batched", (str, list, tuple))
+    return _rlm_many(_rlm_query_of(model), [{"prompt": _rlm_prompt(prompt)} for prompt in prompts])
 
 
 def rlm_query(prompt, context=None):

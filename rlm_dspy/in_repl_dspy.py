@@ -306,7 +306,7 @@ class _RlmProgram:
 
 
 def _rlm_prediction(**fields):
-    return _RlmRecord("Prediction", **fields)
+    return _rlm_made("prediction", "Prediction", fields)
 
 
 def _rlm_missing(name):

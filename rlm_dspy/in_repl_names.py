@@ -30,11 +30,37 @@ for _rlm_sub in _rlm_given["subs"]:
 def _rlm_begin():
     """Take the inputs, which are bound now."""
     names = globals()
+    if _rlm_given["marked"]:
+        names.update({name: _rlm_restore(names[name]) for name in _rlm_given["inputs"] if name in names})
     _rlm_inputs.update({name: names.get(name) for name in _rlm_given["inputs"]})
     _rlm_own["INPUTS"] = _rlm_types.MappingProxyType(_rlm_inputs)
     _rlm_from_host.update({name: names[name] for name in (*_rlm_given["tools"], "SUBMIT") if name in names})
     names.update(_rlm_own)
+    if not _rlm_in_host:
+        _rlm_after_cell.packed = _rlm_packed
+        _rlm_pack_what_leaves()
     names["__after_cell__"] = _rlm_after_cell
+
+
+def _rlm_pack_what_leaves():
+    """Have SUBMIT and tools mark what JSON does not know, where no hook does it: in DSPy's own interpreters."""
+    submit = _rlm_from_host.get("SUBMIT")
+
+    def SUBMIT(*args, **kwargs):
+        return submit(*_rlm_packed(args), **{name: _rlm_packed(value) for name, value in kwargs.items()})
+
+    session = getattr(submit, "__self__", None)
+    call_tool = getattr(session, "call_tool", None)
+
+    def packed_call(name, *args, **kwargs):
+        if name.startswith("_"):
+            return call_tool(name, *args, **kwargs)
+        return call_tool(name, *_rlm_packed(args), **{key: _rlm_packed(value) for key, value in kwargs.items()})
+
+    if call_tool is not None:  # dspy.LocalInterpreter binds its own methods before each cell
+        session.submit, session.call_tool = SUBMIT, packed_call
+    if _rlm_given["marked"] and submit is not None:
+        globals()["SUBMIT"] = _rlm_from_host["SUBMIT"] = SUBMIT
 
 
 def _rlm_after_cell(bound=None):
@@ -44,6 +70,7 @@ def _rlm_after_cell(bound=None):
         bound: What the interpreter had bound for the cell, and binds anew for the next; None if it binds nothing.
     """
     notes, names = [], globals()
+    names.update(_rlm_made=_rlm_made, _rlm_restore=_rlm_restore)
     if not callable(names.get("print", print)):
         notes.append(_rlm_put_away("print", names.pop("print")))
     for name, function in _rlm_own.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dspy
 from dspy.primitives.sandbox_serializable import SandboxSerializable
 from pydantic import BaseModel
 from pydantic_core import core_schema
@@ -19,6 +21,8 @@ _WHOLE_CHARS = 400
 _HEAD_CHARS = 160
 _TAIL_CHARS = 80
 _READ_WHOLE_BYTES = 16_000_000
+MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+"""What a REPL has only the name of: the model that is asked about it gets the thing itself."""
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS
@@ -101,6 +105,47 @@ class Text:
         )
 
 
+class Record(dict[str, Any]):
+    """The fields of an object of the REPL, or of one that stood there for an object of the host's.
+
+    Attributes:
+        name: The name of its class.
+        kind: What it is: `model`, `dataclass` or `prediction`.
+    """
+
+    def __init__(self, kind: str, name: str, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.kind = kind
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+
+class Row(tuple[Any, ...]):  # noqa: SLOT001 (it has a name and fields)
+    """The values of a namedtuple of the REPL, in order.
+
+    Attributes:
+        name: The name of its class.
+    """
+
+    name: str
+    _fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, fields: dict[str, Any]) -> Row:
+        """Return a row of values with these names."""
+        row = cls(fields.values())
+        row.name, row._fields = name, tuple(fields)
+        return row
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
+
+
 def plain(value: Any, *, depth: int = 4) -> Any:
     """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
 
@@ -139,10 +184,28 @@ def describe(name: str, value: Any) -> str:
     if isinstance(value, SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
         return f"{name}: {type(value).__name__}{setup}, {value.rlm_preview()}"
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
         return f"{name}: str, {_sized(value)}"
-    size = f", {len(value):,} items" if isinstance(value, list | tuple | dict | set | frozenset) else ""
-    return f"{name}: {type(value).__name__}{size}, {_cut(_readable(value))}"
+    if isinstance(value, MEDIA):
+        told = f"{type(value).__name__}, {about(value)}"
+        return f"{name}: {told}; give it to sub-calls, llm_query(prompt, {name}), SUBMIT"
+    sized = isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(value, "_fields")
+    size = f", {len(value):,} items" if sized and not isinstance(value, Record) else ""
+    kind = value.name if isinstance(value, Record | Row) else type(value).__name__
+    return f"{name}: {kind}{size}, {_cut(_readable(value))}"
+
+
+def about(media: Any) -> str:
+    """Return one line on an image, a sound or a file: its type and size, or where it is."""
+    if isinstance(media, dspy.Image):
+        data, told = media.url, ""
+    elif isinstance(media, dspy.Audio):
+        return f"audio/{media.audio_format}, {len(media.data) * 3 // 4:,} bytes"
+    else:
+        data, told = media.file_data or "", media.filename or media.file_id or ""
+    head, _, encoded = data.partition(";base64,")
+    size = f"{head.removeprefix('data:')}, {len(encoded) * 3 // 4:,} bytes" if encoded else _shorten(data, 80, 20)
+    return f"{told}, {size}" if told and data else told or size
 
 
 def _large_file(path: Path) -> str:

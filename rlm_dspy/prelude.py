@@ -9,7 +9,7 @@ from pathlib import Path
 HOST_TOOL = "_rlm_call"
 """The one host function that it reaches the host by."""
 _FILE = "<functions>"
-_SOURCES = ("in_repl.py", "in_repl_dspy.py", "in_repl_names.py")
+_SOURCES = ("in_repl_values.py", "in_repl.py", "in_repl_dspy.py", "in_repl_names.py")
 SOURCE = "\n\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
 RUN = f"""
@@ -22,7 +22,7 @@ def _rlm_run(source, compiled, given):
     names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
     inside['globals'] = lambda: names
     exec(code, inside)
-    names['_rlm_begin'], names['_rlm_show_notes'] = inside['_rlm_begin'], inside['_rlm_show_notes']
+    names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
 
 _rlm_run(*_rlm_functions, _rlm_given)
 del _rlm_run, _rlm_functions, _rlm_given

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.primitives.sandbox_serializable import SandboxSerializable
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy import prelude
+from rlm_dspy.crossing import across, described, sent, taken
 from rlm_dspy.inputs import Text, plain
+from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlm_dspy.crossing import Media
     from rlm_dspy.trajectory import StepKind
+
+MAKE = "_rlm_made"
+"""The function of the REPL that makes what stands there for an object; see `in_repl_values`."""
 _SIMPLE_TYPES = (str, int, float, bool, list, dict)
 
 
@@ -47,6 +52,7 @@ class Repl:
         inputs: The run's inputs by name; bound once, so what the code changes stays changed.
         signature: The user's signature; gives SUBMIT its fields.
         known: What the functions of the REPL are told of this run (see `in_repl`).
+        media: Where images, sounds and files are kept that the REPL has by name.
     """
 
     def __init__(
@@ -56,8 +62,10 @@ class Repl:
         inputs: dict[str, Any],
         signature: Any,
         known: dict[str, Any],
+        media: Media,
     ) -> None:
         self._known = known
+        self._media = media
         self._factory = factory
         self._tools = tools
         self._inputs = inputs
@@ -87,18 +95,66 @@ class Repl:
                 "CodeInterpreter, with tools, start, execute and shutdown."
             )
         self._interpreter = interpreter
-        interpreter.tools.update(self._tools)
+        interpreter.tools.update(self._across(interpreter))
+        if isinstance(interpreter, PythonInterpreter):
+            interpreter.stand_in = self._stand_in
         if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
             interpreter.output_fields = output_fields(self._signature)
         try:
             interpreter.start()
-            for code, variables in _furnishing(interpreter, self._inputs, self._known):
+            for code, variables in self._furnishing(interpreter):
                 interpreter.execute(code, variables=variables)
             if self._kept:
                 interpreter.execute(f"{SETUP}pass", variables=self._kept)
         finally:
             if self._closed:  # a cancelled run closes while another thread still opens
                 interpreter.shutdown()
+
+    def _stand_in(self, value: Any) -> tuple[Any, ...] | None:
+        """Return how the REPL makes what stands there for an object of the host's own classes."""
+        if isinstance(value, Text):
+            return ("_rlm_restore", str(value))
+        found = described(value, self._media)
+        return found and (MAKE, *found)
+
+    def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:
+        """Return the tools as this interpreter calls them."""
+        if getattr(interpreter, "in_host", False):
+            return self._tools
+        plain = not isinstance(interpreter, TakesObjects)
+        own = {name: tool for name, tool in self._tools.items() if not name.startswith("_")}
+        return {**self._tools, **{name: across(tool, self._media, plain=plain) for name, tool in own.items()}}
+
+    def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is executed before the first turn: functions, DSPy's own input types, other inputs."""
+        takes_objects = isinstance(interpreter, TakesObjects)
+        serialized, variables = [], {}
+        for name, value in self._inputs.items():
+            if isinstance(value, SandboxSerializable):
+                serialized.append(_sandbox_code(name, value))
+            else:
+                variables[name] = (
+                    _as_object(value, interpreter) if takes_objects else self._as_json(name, value, interpreter)
+                )
+        known = {**self._known, "marked": not takes_objects}
+        functions = {"_rlm_functions": prelude.functions(), "_rlm_given": known}
+        steps = [(prelude.RUN, functions), *serialized, (prelude.BEGIN, variables)]
+        return [(SETUP + code, values) for code, values in steps]
+
+    def _as_json(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
+        """Return the value as JSON-like data, with marks, for interpreters of others.
+
+        Raises:
+            TypeError: If it has no such form. Raised before any model call was paid.
+        """
+        try:
+            return sent(plain(value), self._media, strict=True)
+        except (TypeError, RecursionError) as error:
+            raise TypeError(
+                f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: "
+                f"{error}. Give a str, numbers, lists, dicts or a pydantic model, or use one of "
+                "rlm_dspy.interpreters."
+            ) from error
 
     def interrupt(self) -> None:
         """Stop the running cell, from any thread: it ends in an error. Without one nothing happens.
@@ -182,8 +238,16 @@ class Repl:
             self._running = False
         text = interpreter.shown if isinstance(interpreter, Interpreter) else shown(result)
         if isinstance(result, dspy.FinalOutput):
-            return Outcome("submitted", text, result.output)
+            return self._submitted(text, result.output)
         return Outcome("output", text)
+
+    def _submitted(self, printed: str, values: Any) -> Outcome:
+        if getattr(self._interpreter, "in_host", False):
+            return Outcome("submitted", printed, values)
+        try:
+            return Outcome("submitted", printed, taken(values, self._media))
+        except ValueError as error:
+            return Outcome("error", f"{printed}SUBMIT was given {error}.")
 
     def _replace(self, error: dspy.CodeInterpreterError) -> Outcome:
         if self._closed:
@@ -206,41 +270,8 @@ def output_fields(signature: Any) -> list[dict[str, Any]]:
     return fields
 
 
-def _furnishing(
-    interpreter: dspy.CodeInterpreter, inputs: dict[str, Any], known: dict[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return what is executed before the first turn: the functions, then the inputs, DSPy's own types first."""
-    own = {name: value for name, value in inputs.items() if not isinstance(value, SandboxSerializable)}
-    convert = _as_object if isinstance(interpreter, TakesObjects) else _as_json
-    variables = {name: convert(name, value, interpreter) for name, value in own.items()}
-    serialized = [
-        _sandbox_code(name, value) for name, value in inputs.items() if isinstance(value, SandboxSerializable)
-    ]
-    functions = {"_rlm_functions": prelude.functions(), "_rlm_given": known}
-    steps = [(prelude.RUN, functions), *serialized, (prelude.BEGIN, variables)]
-    return [(SETUP + code, values) for code, values in steps]
-
-
-def _as_object(_name: str, value: Any, interpreter: TakesObjects) -> Any:
+def _as_object(value: Any, interpreter: Any) -> Any:
     return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
-
-
-def _as_json(name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
-    """Return the value as JSON-like data, for interpreters of others.
-
-    Raises:
-        TypeError: If it has no such form. Raised before any model call was paid.
-    """
-    value = plain(value)
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    try:
-        return to_jsonable_python(value, inf_nan_mode="null")
-    except (PydanticSerializationError, UnicodeError) as error:
-        raise TypeError(
-            f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: {error}."
-            " Give a str, numbers, lists, dicts or a pydantic model, or use one of rlm_dspy.interpreters."
-        ) from error
 
 
 def _sandbox_code(name: str, value: SandboxSerializable) -> tuple[str, dict[str, Any]]:

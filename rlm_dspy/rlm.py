@@ -16,7 +16,6 @@ from rlm_dspy.arguments import (
     check_cache,
     check_factory,
     check_limits,
-    check_lm,
     check_names,
     check_signature,
     check_tools,
@@ -26,6 +25,7 @@ from rlm_dspy.as_tool import AsTool
 from rlm_dspy.callee import Query, calling
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.fitting import fitting
+from rlm_dspy.function_lm import as_lm
 from rlm_dspy.limits import Limited
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
@@ -76,7 +76,8 @@ class RLM(AsTool, Limited, dspy.Module):
         verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
         tools: Functions or `dspy.Tool`s that code may call by name.
         sub_lm: The LM of all that code asks: `llm_query`, subs, modules written in the REPL, the turns of child
-            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it.
+            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it. It may
+            also be a function from prompt to answer (see `rlm_dspy.function_lm.FunctionLM`).
         interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
             `rlm_dspy.interpreters.PythonInterpreter`.
         limits: What a run may spend.
@@ -114,7 +115,7 @@ class RLM(AsTool, Limited, dspy.Module):
         max_output_chars: int | None = None,
         verbose: bool = False,
         tools: list[Callable[..., Any]] | None = None,
-        sub_lm: dspy.BaseLM | None = None,
+        sub_lm: dspy.BaseLM | Callable[[str], Any] | None = None,
         interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
         *,
         limits: Limits | None = None,
@@ -345,7 +346,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "signature": check_signature,
     "limits": check_limits,
     "tools": check_tools,
-    "sub_lm": check_lm,
+    "sub_lm": as_lm,
     "interpreter_factory": check_factory,
     "cache": check_cache,
 }

@@ -91,8 +91,11 @@ class Run:
         )
         tools = {name: host_function(tool, self.async_tools) for name, tool in rlm.tools.items()}
         subs = for_repl(rlm.subs)
-        known = {"inputs": list(inputs), "subs": subs, "tools": list(tools)}
-        self.repl = Repl(factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known)
+        asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
+        known = {"inputs": list(inputs), "subs": subs, "tools": list(tools), "model": getattr(asked, "model", "")}
+        self.repl = Repl(
+            factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known, self.tree.media
+        )
 
         def environment(runtime: str, limits: Limits) -> str:
             calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)

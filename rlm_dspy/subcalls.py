@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.cache import SubCallCache, digest
+from rlm_dspy.callee import Prompt
 from rlm_dspy.calls import Answer, Asked, Batch, calling_from
-from rlm_dspy.crossing import received, short
+from rlm_dspy.crossing import Media, received, short, taken
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.frames import read_call
 from rlm_dspy.listening import tell
 from rlm_dspy.redaction import safe_message
+from rlm_dspy.trajectory import without_media_marks
 from rlm_dspy.typenames import bare
 
 if TYPE_CHECKING:
@@ -38,12 +40,14 @@ class Tree:
         cache: Where answers are kept; None to keep none.
         reused: How many sub-calls were answered by an earlier one.
         failed: How many sub-calls have failed.
+        media: The images, sounds and files that REPLs know by name.
         ad_hoc: How often each module that was written in a REPL was called, by its signature.
     """
 
     cache: SubCallCache | None = field(default_factory=SubCallCache)
     reused: int = 0
     failed: int = 0
+    media: Media = field(default_factory=Media)
     ad_hoc: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -177,13 +181,16 @@ class SubCalls:
             raise InvalidInputs(
                 f"No input of the run is named {', '.join(unknown)}; there are: {', '.join(self.inputs)}."
             )
-        return {**values, **{name: self.inputs[own] for name, own in handles.items()}}
+        given = {name: taken(without_media_marks(value), self.tree.media) for name, value in values.items()}
+        return {**given, **{name: self.inputs[own] for name, own in handles.items()}}
 
-    @staticmethod
-    def _checked(callee: Callee, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _checked(self, callee: Callee, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         values, problems = {}, []
         for name, value in given.items():
             try:
+                if callee.kind == "query" and isinstance(value, list):
+                    values[name] = Prompt(value, self.tree.media)
+                    continue
                 kind = callee.interface.inputs[name]
                 values[name] = value if callee.kind == "child" and bare(kind) == kind else received(value, kind)
             except ValueError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import types
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import dspy
 from dspy.adapters.utils import get_annotation_name
+from pydantic import BaseModel
 
 from rlm_dspy.redaction import without_credentials
 
@@ -57,7 +60,7 @@ def constraints_of(field: FieldInfo) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type's name; of a pydantic model or an enum also what it consists of."""
+    """Return a type's name; of a class with fields or an enum also what it consists of."""
     name, parts = name_of(annotation), consists_of([annotation])
     return f"{name} ({parts})" if parts else name
 
@@ -98,11 +101,11 @@ def shown_signature(signature: inspect.Signature) -> str:
 
 
 def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:
-    """Return of which fields and values the pydantic models and enums in some types consist; each is told once.
+    """Return of which fields and values the classes and enums in some types consist; each is told once.
 
     Args:
         annotations: The types.
-        kind: What code has in place of a model's instance.
+        kind: What code has, or gives, in place of an instance.
     """
     seen: set[Any] = set()
     return "; ".join(_told(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
@@ -111,18 +114,33 @@ def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:
 def _told(part: Any, kind: str) -> str:
     if members := getattr(part, "__members__", None):
         return f"{part.__name__} is one of {[member.value for member in members.values()]}"
-    fields = (f"{key}: {name_of(field.annotation)}" for key, field in part.model_fields.items())
+    fields = (f"{key}: {name_of(annotation)}" for key, annotation in _fields_of(part).items())
     return f"{part.__name__} is a {kind} with {', '.join(fields)}"
 
 
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields of a model, a dataclass, a `NamedTuple` or a `TypedDict`, by name."""
+    if not isinstance(kind, type) or issubclass(kind, dspy.Type):
+        return {}
+    if issubclass(kind, BaseModel):
+        return {key: field.annotation for key, field in kind.model_fields.items()}
+    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind) or hasattr(kind, "_fields")):
+        return {}
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError):  # an annotation in quotes that names nothing
+        return {}
+
+
 def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
-    """Return the pydantic models and enums that a type is made of, the outermost first."""
+    """Return the classes with fields and the enums that a type is made of, the outermost first."""
     found = []
-    if (hasattr(annotation, "model_fields") or hasattr(annotation, "__members__")) and annotation not in seen:
+    fields = _fields_of(annotation)
+    if (fields or hasattr(annotation, "__members__")) and annotation not in seen:
         seen.add(annotation)
         found.append(annotation)
-        for field in getattr(annotation, "model_fields", {}).values():
-            found += _parts_of(field.annotation, seen)
+        for field in fields.values():
+            found += _parts_of(field, seen)
     for argument in getattr(annotation, "__args__", ()):
         found += _parts_of(argument, seen)
     return found

@@ -24,7 +24,10 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = [
-    {"errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "redaction", "files", "json_values", "text"},
+    {
+        *("errors", "prelude", "in_repl", "in_repl_dspy", "in_repl_names", "in_repl_values"),
+        *("redaction", "files", "json_values", "text"),
+    },
     {"tool_loops"},
     {"async_tools"},
     {
@@ -48,9 +51,9 @@ FLOORS = [
         *("metering", "port", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
-    {"attempts", "type_grammar"},
+    {"attempts", "crossing", "function_lm", "type_grammar"},
     {"fitting"},
-    {"crossing", "subs", "repl", "coverage", "adapter", "prose", "as_tool", "states", "budget"},
+    {"subs", "repl", "coverage", "adapter", "prose", "as_tool", "states", "budget"},
     {"callee", "adhoc", "children"},
     {"calls"},
     {"subcalls", "callees", "fold"},

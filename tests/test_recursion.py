@@ -333,7 +333,7 @@ def test_gathered_sub_calls_are_under_way_together(factory: Any, how: str) -> No
 
     pred, _ = run(RLM("q -> n: int, kinds: list[str]", subs=[Claims]), GATHERED.format(how), answer, factory)
     assert pred.n == 3
-    assert pred.kinds == ["list", "str", "_RlmRecord"]
+    assert pred.kinds == ["list", "str", "Prediction"]
 
 
 @everywhere

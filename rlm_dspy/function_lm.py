@@ -1,0 +1,108 @@
+"""A function from prompt to answer as an LM of DSPy."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
+
+from rlm_dspy import signatures
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+def as_lm(given: Any) -> Any:
+    """Return an LM; for a function from prompt to answer one that asks it.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if given is None or isinstance(given, dspy.BaseLM):
+        return given
+    if isinstance(given, type) or not callable(given):
+        raise TypeError(
+            "sub_lm must be a dspy.LM, e.g. dspy.LM('openai/gpt-5-mini'), or a function of a prompt, not "
+            f"{given!r}."
+        )
+    return FunctionLM(given)
+
+
+class FunctionLM(dspy.LM):
+    """Asks a function, which is called with a prompt (a str), as `dspy.RLM` calls a `sub_lm`.
+
+    `llm_query(prompt)` calls it with just the prompt; a request of several messages calls it with their texts,
+    parted by blank lines. Its calls count like those of any LM. It reports no tokens, unless it returns a
+    `dspy.lm15.Response` that does, and no price.
+
+    Args:
+        function: Gives the answer, sync or async: a str, a list of which the first is taken (a str, or a dict with
+            `text`), or a `dspy.lm15.Response`.
+    """
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        self.function = function
+        name = getattr(function, "__name__", type(function).__name__)
+        engine = _Engine(function)
+        super().__init__(
+            f"function/{name}", engine=engine, async_engine=_AsyncEngine(engine), cache=False, num_retries=0
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionLM:
+        """Stay the same object, as programs that hold it are copied."""
+        return self
+
+
+class _Engine:
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        self.function = function
+
+    def complete(self, request: Request) -> Response:
+        answer = self.function(_prompt(request))
+        if inspect.isawaitable(answer):
+            raise TypeError(
+                "An async function as sub_lm answers under `await rlm.acall(...)`; give a plain one here."
+            )
+        return _response(request, answer)
+
+    def stream(self, request: Request) -> Any:
+        """Return the answer as the events of a stream, all at once."""
+        return response_to_events(self.complete(request))
+
+
+class _AsyncEngine:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        answer = await asyncio.to_thread(self.engine.function, _prompt(request))
+        return _response(request, await answer if inspect.isawaitable(answer) else answer)
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:
+        """Yield the answer as the events of a stream, all at once."""
+        for event in response_to_events(await self.complete(request)):
+            yield event
+
+
+def _prompt(request: Request) -> str:
+    """Return the request as one text; the plain instructions of `llm_query` are left out."""
+    system = request.system if isinstance(request.system, str) else "".join(p.text for p in request.system or [])
+    if any(not isinstance(part, TextPart) for message in request.messages for part in message.parts):
+        raise ValueError("A function as sub_lm takes text only; images, sounds and files need a dspy.LM.")
+    texts = [message.text or "" for message in request.messages]
+    plain = system.strip() in ("", signatures.Query.instructions.strip())
+    return "\n\n".join(texts if plain else [system, *texts])
+
+
+def _response(request: Request, answer: Any) -> Response:
+    if isinstance(answer, Response):
+        return answer
+    text = answer[0] if isinstance(answer, list) and answer else answer
+    text = text.get("text") if isinstance(text, dict) else text
+    if not isinstance(text, str):
+        raise TypeError(f"sub_lm must return a str, a list of texts or a dspy.lm15.Response, not {answer!r:.100}.")
+    message = Message.assistant([TextPart(text)])
+    return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=Usage())

@@ -1,0 +1,366 @@
+"""Values on their way into the REPL and out of it: what JSON does not know is marked.
+
+Not imported: its source runs before that of `in_repl`, in the same namespace. The other side is `crossing`.
+
+    {"__record__": name, "kind": kind, "fields": {...}}    an object of a class of that name: see `_rlm_made`
+    {"__type__": name, "value": ...}                       a value of one of Python's own types: see `_RLM_TYPES`
+"""
+
+import base64 as _rlm_base64
+import collections as _rlm_collections
+import dataclasses as _rlm_dataclasses
+import datetime as _rlm_datetime  # noqa: ICN001 (a name of this namespace)
+import decimal as _rlm_decimal
+import enum as _rlm_enum
+import fractions as _rlm_fractions
+import json as _rlm_json
+import math as _rlm_math
+import pathlib as _rlm_pathlib
+import sys as _rlm_sys
+import uuid as _rlm_uuid
+
+_RLM_TYPES = {
+    "bytes": _rlm_base64.b64decode,
+    "date": _rlm_datetime.date.fromisoformat,
+    "datetime": _rlm_datetime.datetime.fromisoformat,
+    "time": _rlm_datetime.time.fromisoformat,
+    "timedelta": lambda parts: _rlm_datetime.timedelta(*parts),
+    "Decimal": _rlm_decimal.Decimal,
+    "Fraction": _rlm_fractions.Fraction,
+    "UUID": _rlm_uuid.UUID,
+    "Path": _rlm_pathlib.PurePath,
+    "float": float,
+    "complex": complex,
+    "set": set,
+    "frozenset": frozenset,
+    "tuple": tuple,
+    "dict": dict,
+}
+_RLM_MARKS = ("__record__", "__type__")
+_RLM_SIMPLE = {str, int, bool, type(None)}
+_RLM_HEAP_TYPE = 1 << 9  # of classes that Python code has made
+_rlm_in_host = "rlm_dspy" in _rlm_sys.modules
+_rlm_classes = {}
+_rlm_media = {}  # handles of images, sounds and files, by what `str` gives of them
+
+
+class _RlmFieldName(str):
+    """The name of a field. It unpacks into name and value, as models give pairs when they are iterated over."""
+
+    def __new__(cls, name, value):
+        self = str.__new__(cls, name)
+        self.pair = (str(name), value)
+        return self
+
+    def __iter__(self):
+        return iter(self.pair)
+
+
+class _RlmRecord(dict):
+    """What stands for an object of the host's: `record.name` or `record["name"]`."""
+
+    _rlm_kind, _rlm_name = "prediction", "Prediction"
+    __dict__ = property(lambda self: dict(dict.items(self)))
+
+    def __init__(self, /, **fields):
+        super().__init__(fields)
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and dict.__contains__(self, name):  # also one that a dict has: items, keys
+            return dict.__getitem__(self, name)
+        return dict.__getattribute__(self, name)
+
+    def __getattr__(self, name):
+        raise AttributeError("there is no field %r; there are: %s" % (name, ", ".join(dict.keys(self))))
+
+    def __setattr__(self, name, value):
+        self[name] = value
+
+    def __iter__(self):
+        if self._rlm_kind == "model":
+            return iter([_RlmFieldName(name, value) for name, value in dict.items(self)])
+        return dict.__iter__(self)
+
+    def __hash__(self):
+        return hash((self._rlm_name, tuple(dict.items(self))))
+
+    def __reduce__(self):
+        return _rlm_made, (self._rlm_kind, self._rlm_name, dict(dict.items(self)))
+
+    def _asdict(self):
+        return _rlm_unwrapped(self)
+
+    def toDict(self):
+        return _rlm_unwrapped(self)
+
+    def model_dump(self, *, mode="python", **_):
+        return _rlm_plain(self) if mode == "json" else _rlm_unwrapped(self)
+
+    def model_dump_json(self, *, indent=None, **_):
+        return _rlm_json.dumps(_rlm_plain(self), indent=indent, ensure_ascii=False)
+
+    def model_copy(self, *, update=None, **_):
+        return type(self)(**{**dict(dict.items(self)), **(update or {})})
+
+    def __repr__(self):
+        return "%s(%s)" % (self._rlm_name, ", ".join("%s=%r" % item for item in dict.items(self)))
+
+
+class _RlmMedia:
+    """An image, a sound or a file. The host has it; give it to sub-calls, llm_query(prompt, it), SUBMIT."""
+
+    def __init__(self, kind, key, about):
+        self.kind, self.key, self.about = kind, key, about
+        _rlm_media[str(self)] = self
+
+    def __repr__(self):
+        return "<%s %s: %s>" % (self.kind, self.key, self.about)
+
+    def __eq__(self, other):
+        return isinstance(other, _RlmMedia) and other.key == self.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def __reduce__(self):
+        return _rlm_made, ("media", self.kind, {"key": self.key, "about": self.about})
+
+
+def _rlm_made(kind, name, fields):
+    """Return what stands in the REPL for an object of the host's.
+
+    Args:
+        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum` or `media`.
+        name: The name of its class.
+        fields: Its fields by name; of an enum `member`, `members` and `base`; of media `key` and `about`.
+    """
+    if kind == "media":
+        return _RlmMedia(name, **fields)
+    key = (kind, name, repr(fields) if kind == "enum" else tuple(fields))
+    if key not in _rlm_classes:
+        _rlm_classes[key] = _RLM_CLASSES.get(kind, _rlm_record_class)(kind, name, fields)
+    made = _rlm_classes[key]
+    if kind == "enum":
+        return made[fields["member"]]
+    return made(*fields.values()) if kind == "namedtuple" else made(**fields)
+
+
+def _rlm_record_class(kind, name, fields):
+    names = {"_rlm_kind": kind, "_rlm_name": name, "__module__": "__main__"}
+    if kind == "dataclass":
+        like = _rlm_dataclasses.make_dataclass(name, list(fields))
+        names.update(__dataclass_fields__=like.__dataclass_fields__, __match_args__=like.__match_args__)
+    return type(name, (_RlmRecord,), names)
+
+
+def _rlm_enum_class(_kind, name, fields):
+    base = {"StrEnum": getattr(_rlm_enum, "StrEnum", None), "IntEnum": _rlm_enum.IntEnum}.get(fields["base"])
+    if base is not None:
+        return base(name, fields["members"], module="__main__")
+    kinds = {type(value) for value in fields["members"].values()}  # code compares members with their values, too
+    mixed = kinds.pop() if len(kinds) == 1 and kinds <= {str, int, float} else None
+    return _rlm_enum.Enum(name, fields["members"], type=mixed, module="__main__")
+
+
+def _rlm_tuple_class(_kind, name, fields):
+    plain = _rlm_collections.namedtuple(name, list(fields))  # noqa: PYI024 (it has no annotations)
+
+    def item(self, key):
+        return getattr(self, key) if isinstance(key, str) and key in self._fields else plain.__getitem__(self, key)
+
+    names = {
+        "__slots__": (),
+        "__getitem__": item,
+        "keys": lambda self: list(self._fields),
+        "__module__": "__main__",
+    }
+    return type(name, (plain,), {**names, "model_dump": lambda self, **_: self._asdict(), "toDict": plain._asdict})
+
+
+_RLM_CLASSES = {"enum": _rlm_enum_class, "namedtuple": _rlm_tuple_class}
+
+
+def _rlm_restore(value):
+    """Return a value from the host with what was marked in it made again."""
+    if isinstance(value, list):
+        restored = []
+        for item in value:
+            restored.append(_rlm_restore(item))
+        return restored
+    if not isinstance(value, dict):
+        return value
+    if "__type__" in value:
+        return _RLM_TYPES[value["__type__"]](_rlm_restore(value["value"]))
+    fields = {}
+    for name, item in (value["fields"] if "__record__" in value else value).items():
+        fields[name] = _rlm_restore(item)
+    return _rlm_made(value["kind"], value["__record__"], fields) if "__record__" in value else fields
+
+
+def _rlm_unwrapped(value):
+    """Return a value with plain dicts in the place of records."""
+    if isinstance(value, dict):
+        unwrapped = {}
+        for name, item in dict.items(value):
+            unwrapped[name] = _rlm_unwrapped(item)
+        return unwrapped
+    if type(value) in (list, tuple, set):
+        items = []
+        for item in value:
+            items.append(_rlm_unwrapped(item))
+        return type(value)(items)
+    return value
+
+
+def _rlm_packed(value):
+    """Return a value as it leaves the REPL: with what JSON does not know marked."""
+    if type(value) in _RLM_SIMPLE or (type(value) is float and _rlm_math.isfinite(value)):
+        return value
+    if isinstance(value, _RlmMedia):
+        return {"__record__": value.kind, "kind": "media", "fields": {"key": value.key}}
+    if isinstance(value, (dict, list, tuple)):
+        return _rlm_packed_container(value)
+    fields = None if isinstance(value, (str, int, float, _rlm_enum.Enum)) else _rlm_fields(value)
+    if fields is not None:
+        return _rlm_packed_record(*fields)
+    if isinstance(value, (set, frozenset)):
+        return _rlm_packed_container(_rlm_sorted(value))
+    for kind, written in _rlm_written(value):
+        return {"__type__": kind, "value": written}
+    if _rlm_in_host and isinstance(value, _rlm_sys.modules["dspy"].Type):
+        return value  # the image itself
+    plain = _rlm_simplified(value)
+    return plain if type(plain) in _RLM_SIMPLE or type(plain) is float else _rlm_packed(plain)
+
+
+def _rlm_packed_container(value):
+    if isinstance(value, _RlmRecord):
+        return _rlm_packed_record(value._rlm_kind, value._rlm_name, dict(dict.items(value)))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _rlm_packed_record("namedtuple", type(value).__name__, dict(zip(value._fields, value)))
+    if not isinstance(value, dict):
+        items = []
+        for item in value:
+            items.append(item if type(item) in _RLM_SIMPLE else _rlm_packed(item))
+        return items
+    packed, pairs = {}, []
+    for name, item in dict.items(value):
+        packed[name] = item if type(item) in _RLM_SIMPLE else _rlm_packed(item)
+    if all(type(name) is str and name not in _RLM_MARKS for name in packed):
+        return packed
+    for name, item in packed.items():
+        key = _rlm_packed(name)
+        pairs.append([{"__type__": "tuple", "value": key} if isinstance(key, list) else key, item])
+    return {"__type__": "dict", "value": pairs}
+
+
+def _rlm_packed_record(kind, name, fields):
+    packed = {}
+    for field, item in fields.items():
+        packed[str(field)] = _rlm_packed(item)
+    return {"__record__": name, "kind": kind, "fields": packed}
+
+
+def _rlm_fields(value):
+    """Return kind, name and fields of an object that has fields; None of any other."""
+    kind = type(value)
+    if isinstance(getattr(kind, "model_fields", None), dict) and not _rlm_is_media(value):
+        return "model", kind.__name__, {name: getattr(value, name) for name in kind.model_fields}
+    if _rlm_dataclasses.is_dataclass(kind):
+        fields = _rlm_dataclasses.fields(value)
+        return "dataclass", kind.__name__, {field.name: getattr(value, field.name) for field in fields}
+    own = (
+        kind.__module__ in ("__main__", "builtins")
+        and kind.__flags__ & _RLM_HEAP_TYPE
+        and kind is not FailedCall
+        and not kind.__name__.startswith("_Rlm")
+    )
+    if own and hasattr(value, "__dict__") and not callable(value) and not isinstance(value, BaseException):
+        return "model", kind.__name__, {name: item for name, item in vars(value).items() if name[0] != "_"}
+    return None
+
+
+def _rlm_is_media(value):
+    return _rlm_in_host and isinstance(value, _rlm_sys.modules["dspy"].Type)
+
+
+def _rlm_sorted(values):
+    try:
+        return sorted(values)
+    except TypeError:
+        return sorted(values, key=repr)
+
+
+def _rlm_written(value):
+    """Yield how a value of one of Python's own types is written, if it is one."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        yield "bytes", _rlm_base64.b64encode(value).decode()
+    elif isinstance(value, float) and not _rlm_math.isfinite(value):
+        yield "float", str(float(value))
+    elif type(value) is _rlm_datetime.timedelta:
+        yield "timedelta", [value.days, value.seconds, value.microseconds]
+    elif type(value) in (_rlm_datetime.datetime, _rlm_datetime.date, _rlm_datetime.time):
+        yield type(value).__name__, value.isoformat()
+
+
+def _rlm_simplified(value):
+    """Return a form of a value that is closer to JSON; an enum's value, an array's list, a table's records."""
+    for kind in (str, int, float):
+        if isinstance(value, kind) and not isinstance(value, _rlm_enum.Enum):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, _rlm_enum.Enum):
+        return value.value
+    if isinstance(value, FailedCall):
+        raise TypeError("a FailedCall was passed on as a value; leave failed ones out: [a for a in answers if a]")
+    if type(value).__module__.partition(".")[0] in ("numpy", "pandas"):
+        return _rlm_of_table(value)
+    views = (type({}.keys()), type({}.values()), type({}.items()), range, _rlm_collections.deque)
+    if isinstance(value, views):
+        return list(value)
+    as_text = _rlm_decimal.Decimal, complex, _rlm_fractions.Fraction, _rlm_uuid.UUID, _rlm_pathlib.PurePath
+    if isinstance(value, as_text):
+        return str(value)
+    for convert in ("isoformat", "tolist"):
+        if hasattr(value, convert) and not isinstance(value, type):
+            return getattr(value, convert)()
+    raise TypeError(
+        "a value of type %s cannot leave the REPL; pass str, numbers, lists and dicts, for example "
+        "str(...), list(...) or vars(...) of it" % type(value).__name__
+    )
+
+
+def _rlm_of_table(value):
+    if hasattr(value, "columns"):
+        return value.to_dict(orient="records")
+    if hasattr(value, "to_pydatetime"):
+        return value.to_pydatetime() if value == value else None  # not a time
+    return value.tolist() if hasattr(value, "tolist") else None
+
+
+def _rlm_plain(value):
+    """Return a value as JSON-like data without marks."""
+    if value is None or isinstance(value, (bool, int, float)) and not isinstance(value, _rlm_enum.Enum):
+        return value
+    if isinstance(value, _rlm_enum.Enum):
+        return _rlm_plain(value.value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    packed = _rlm_packed(value)
+    return _rlm_unmarked(packed)
+
+
+def _rlm_unmarked(value):
+    if isinstance(value, list):
+        plain = []
+        for item in value:
+            plain.append(_rlm_unmarked(item))
+        return plain
+    if not isinstance(value, dict):
+        return value
+    if "__type__" in value:
+        inner = value["value"]
+        return {str(key): _rlm_unmarked(item) for key, item in inner} if value["__type__"] == "dict" else inner
+    plain = {}
+    for name, item in (value["fields"] if "__record__" in value else value).items():
+        plain[name] = _rlm_unmarked(item)
+    return plain
