@@ -75,6 +75,8 @@ class Confinement:
             inside = "landlock" in self.layers and landlock.version() >= landlock.SCOPES_SIGNALS
             self._filter = seccomp.program(syscalls.machine(), signals=inside)
 
+        self.hidden, self.base = [], ""  # nothing more needs them, and workers could read them
+
     def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
         """In a new worker: put on the rest, for good.
 

@@ -113,12 +113,12 @@ class ForkServer:
         scratches.mkdir(mode=0o711)
         ours, theirs = wire.pair()
         own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
-        config = json.dumps({**_config(recipe), **own})
         command = [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(Path(__file__).with_name("zygote.py"))]
         try:
             with theirs:
+                wire.send(ours, wire.encoded({**_config(recipe), **own}))  # arguments are seen by others
                 process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
-                    [*command, str(theirs.fileno()), config],
+                    [*command, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     env=_ENVIRONMENT,
                     cwd="/",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import socket
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def leave(processes: int) -> None:
         kernel.unshare(_SHARED)
     else:
         _unshare_as_itself(_SHARED, processes)
+    socket.sethostname("worker")
 
 
 def _maps_other_ids() -> bool:

@@ -24,8 +24,11 @@ _O_ACCMODE, _O_TRUNC = 0o3, 0o1000
 _MAP_ANONYMOUS_SHARED, _MAP_GROWSDOWN = 0x21, 0x100
 _TERMINAL_IOCTLS = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
 """TCGETS (isatty), FIONREAD, FIONBIO, FIOCLEX, FIONCLEX."""
-_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 36, 37, 38, 1032, 1034)
-"""Duplicate, flags and locks; none that sends a signal (F_SETOWN, F_SETSIG) or pins memory (F_SETPIPE_SZ)."""
+_FCNTLS = (0, 1, 2, 3, 4, 6, 7, 1030, 37, 38, 1032, 1034)
+"""Duplicate, flags and setting locks; none that sends a signal (F_SETOWN, F_SETSIG) or pins memory (F_SETPIPE_SZ).
+
+Nor F_GETLK, which tells of the locks that another session has on a file that both can read.
+"""
 _PRCTLS = (kernel.PR_SET_NAME, kernel.PR_GET_NAME, kernel.PR_SET_VMA)
 
 
@@ -96,6 +99,7 @@ def _rules(numbers: dict[str, int], *, signals: bool) -> dict[int, list[_Instruc
         "prlimit64": _is_null(0, 2),  # its own, to be read
         "socketpair": _stream_pair(),
         "mmap": _maps(),
+        "sched_getaffinity": _is_null(0),  # its own
         "kill": to_itself,
         "tgkill": [_YES if signals else _NO],
         "openat": _opens(2),

@@ -1,6 +1,6 @@
 """The fork server: started with an empty environment, loads modules, confines itself, forks workers.
 
-`python zygote.py <socket> <config>`; it ends when the host does. The standard library only.
+`python zygote.py <socket>`; its config comes through that. It ends when the host does. The standard library only.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class Zygote:
         sys.path += config["paths"]
         self._zero_copy = _child_says(memory.can_attach)
         self._confinement.close_server()
+        _forget(config)
         if inside:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user would have cleared it
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
@@ -291,11 +292,22 @@ def _load(preload: list[str], search: list[str]) -> dict[str, str]:
     return failed
 
 
+def _forget(config: dict[str, Any]) -> None:
+    """Let nothing tell workers of the host's folders, but what they import from."""
+    for folder in config["search"]:
+        sys.path_importer_cache.pop(folder, None)
+    config.clear()
+    sys.argv[:], sys.orig_argv[:] = [""], []
+    sys.executable = sys._base_executable = ""  # type: ignore[attr-defined]  # noqa: SLF001 (subprocess reads it)
+    sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = "/usr"
+
+
 def main() -> None:
     """Run the fork server that the host has started with a socket and a config."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    config = json.loads(sys.argv[2])
+    packet, _ = wire.receive_trusted(control)
+    config = json.loads(packet[wire.HEADER_BYTES :])
     try:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host"]:

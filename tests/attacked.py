@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def targets(stack: ExitStack) -> dict[str, Any]:
     library.chmod(0o777)
     (library / "rlm_attack_library.py").write_text("x = 1")
     (library / "rlm_attack_library.py").chmod(0o666)
+    (folder / "a_link").symlink_to("secret")
+    with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
+        archive.writestr("zipped.py", "x = 'inside_a_zip'")
+    search = stack.enter_context(tempfile.TemporaryDirectory(prefix="search-"))
+    sys.path.append(search)
     dev_shm = stack.enter_context(tempfile.NamedTemporaryFile("w", dir="/dev/shm"))
     dev_shm.write(CANARY)
     dev_shm.flush()
@@ -85,6 +91,11 @@ def targets(stack: ExitStack) -> dict[str, Any]:
         "secret": str(folder / "secret"),
         "writable": str(folder / "writable"),
         "doomed": str(folder / "doomed"),
+        "a_link": str(folder / "a_link"),
+        "zip": str(folder / "zipped.zip"),
+        "search": search,
+        "python": sys.executable,
+        "host_name": os.uname().nodename,
         "library": str(library),
         "own_library_file": str(library / "rlm_attack_library.py"),
         "source": __file__,
@@ -152,7 +163,7 @@ def main() -> None:
     from rlm_dspy.interpreters.local import LocalPythonInterpreter
     from rlm_dspy.interpreters.policy import GUARANTEES, Policy
     from rlm_dspy.interpreters.python import PythonInterpreter
-    from tests import attacks
+    from tests import attacks, further_attacks
 
     chosen = frozenset(layers.split("+")) - {"none", "local"}
     limits = WorkerLimits(memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, max_open_files=128)
@@ -161,9 +172,10 @@ def main() -> None:
     with ExitStack() as stack:
         aims = targets(stack)
         aims |= {"processes": 80, "memory": 256 << 20, "address_space": 3 << 30, "scratch": 32 << 20}
-        aims |= {"open_files": 100, "signals": "landlock" in chosen or not chosen}
+        aims |= {"open_files": 100, "files": 25_000, "signals": "landlock" in chosen or not chosen}
         policy = Policy(**dict.fromkeys(GUARANTEES, False), layers=chosen)
-        chosen_attacks = [name for name in attacks.ATTACKS if layers != "local" or name.startswith("secrets")]
+        tried = [*attacks.ATTACKS, *further_attacks.FURTHER]
+        chosen_attacks = [name for name in tried if layers != "local" or name.startswith("secrets")]
         for name in ["control", *chosen_attacks]:
             if layers == "local":
                 interpreter: Any = LocalPythonInterpreter()
@@ -176,6 +188,8 @@ def main() -> None:
                 path = Path(aims["folder"], left)
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
             Path(aims["doomed"]).touch()
+            if not Path(aims["secret"]).exists():
+                Path(aims["secret"]).write_text(CANARY)
     print(json.dumps(results))
 
 

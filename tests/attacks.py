@@ -33,6 +33,11 @@ NUMBERS = {
     "inotify_add_watch": (254, 27), "fanotify_init": (300, 262), "mknodat": (259, 33), "execveat": (322, 281),
     "setsid": (112, 157), "setpgid": (109, 154), "mlock": (149, 228), "open_tree": (428, 428), "fsopen": (430, 430),
     "ioprio_set": (251, 30), "process_madvise": (440, 440), "openat2": (437, 437), "clock_settime": (227, 112),
+    "tkill": (200, 130), "getsid": (124, 156), "get_robust_list": (274, 100), "sched_getattr": (315, 275),
+    "sched_setscheduler": (144, 119), "listmount": (458, 458), "statmount": (457, 457), "move_mount": (429, 429),
+    "memfd_secret": (447, 447), "vmsplice": (278, 75), "set_mempolicy": (238, 237), "move_pages": (279, 239),
+    "setfsuid": (122, 151), "setgroups": (116, 159), "mincore": (27, 232), "preadv2": (327, 286),
+    "quotactl_fd": (443, 443), "cachestat": (451, 451), "mmap": (9, 222),
     "setuid": (105, 146), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "getpid": (39, 172),
 }
 # fmt: on
@@ -523,7 +528,7 @@ def start_from_memory() -> bool:
 def start_python() -> bool:
     import subprocess
 
-    return subprocess.run([sys.executable, "-c", "raise SystemExit(42)"], check=False).returncode == 42
+    return subprocess.run([T["python"], "-c", "raise SystemExit(42)"], check=False).returncode == 42
 
 
 # --- the kernel
@@ -819,4 +824,6 @@ def source(name: str) -> str:
     """What a cell runs to make one attempt; it shows True if that did harm."""
     with open(__file__) as file:
         tools = file.read().partition("\n# --- network")[0].replace("from __future__ import annotations", "")
-    return f"{tools}\nT = targets\n{inspect.getsource(ATTACKS[name])}\n{name}()"
+    from tests.further_attacks import FURTHER
+
+    return f"{tools}\nT = targets\n{inspect.getsource((ATTACKS | FURTHER)[name])}\n{name}()"

@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 
 from rlm_dspy.interpreters.policy import RUNGS
+from tests import attacks
 from tests.attacked import CANARY
-from tests.attacks import ATTACKS
+from tests.further_attacks import FURTHER
 
+ATTACKS = {**attacks.ATTACKS, **FURTHER}
 HERE = Path(__file__).parent
 USERS = ["root", "ordinary"] if os.getuid() == 0 else ["ordinary"]
 SEEING = {name for name in ATTACKS if name.startswith("see_")}
+HELD_BY_THE_HOST = {"limits_memory_of_orphans", "limits_memory_that_grows_as_a_stack"}
+"""Whatever the layers: it looks at the memory of all processes together."""
 OF_THE_HOST = {name for name in ATTACKS if name.startswith("secrets_")}
 
 pytestmark = [
@@ -50,7 +54,8 @@ def layers_of(rung: str) -> str:
 
 def test_there_are_enough_attempts() -> None:
     """Of every class."""
-    assert len(ATTACKS) >= 120
+    assert len(attacks.ATTACKS) >= 120
+    assert len(FURTHER) >= 25
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -61,8 +66,11 @@ def test_no_attack_succeeds_with_all_layers(user: str) -> None:
 
 @pytest.mark.parametrize("user", USERS)
 def test_without_namespaces_only_the_existence_of_files_is_seen(user: str) -> None:
-    """Landlock does not hide names and sizes; `Policy(hidden_paths=True)` refuses this rung."""
-    assert harmful(layers_of("landlock"), user) <= SEEING
+    """Landlock does not hide names and sizes; `Policy(hidden_paths=True)` refuses this rung.
+
+    Nor does it limit the number of files: `Policy(scratch_cap=True)` refuses it too.
+    """
+    assert harmful(layers_of("landlock"), user) <= SEEING | {"limits_files"}
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -74,7 +82,7 @@ def test_no_attack_succeeds_without_landlock(user: str) -> None:
 def test_each_attack_succeeds_where_its_layers_are_off() -> None:
     """So none of them is stopped by its own mistakes."""
     succeeded = frozenset[str]().union(*(harmful("none", user) for user in USERS))
-    expected = set(ATTACKS) - OF_THE_HOST
+    expected = set(ATTACKS) - OF_THE_HOST - HELD_BY_THE_HOST
     if "root" in USERS:
         assert expected - succeeded == set()
     else:
