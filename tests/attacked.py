@@ -166,13 +166,15 @@ def main() -> None:
     from tests import attacks, further_attacks
 
     chosen = frozenset(layers.split("+")) - {"none", "local"}
-    limits = WorkerLimits(memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, max_open_files=128)
+    limits = WorkerLimits(
+        memory_bytes=128 << 20, max_processes=48, scratch_bytes=16 << 20, scratch_files=2_000, max_open_files=128
+    )
     os.environ["RLM_CANARY"] = CANARY
     results = {}
     with ExitStack() as stack:
         aims = targets(stack)
         aims |= {"processes": 80, "memory": 256 << 20, "address_space": 3 << 30, "scratch": 32 << 20}
-        aims |= {"open_files": 100, "files": 25_000, "signals": "landlock" in chosen or not chosen}
+        aims |= {"open_files": 100, "files": 4_000, "signals": "landlock" in chosen or not chosen}
         policy = Policy(**dict.fromkeys(GUARANTEES, False), layers=chosen)
         tried = [*attacks.ATTACKS, *further_attacks.FURTHER]
         chosen_attacks = [name for name in tried if layers != "local" or name.startswith("secrets")]
