@@ -224,7 +224,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         made.__dict__.update(self.__dict__)
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
-        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001 (its own class)
+        made._async_calls = set()  # noqa: SLF001 (its own class)
+        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001
         made._adopt(session)  # noqa: SLF001
         return made
 

@@ -313,6 +313,26 @@ def test_interrupting_a_cell_cancels_the_async_tool_that_it_waits_for() -> None:
             assert interpreter.execute("6 * 7") == 42
 
 
+async def test_a_failed_cell_cancels_no_tool_of_a_branch() -> None:
+    """Each branch has calls of its own."""
+    release, waits = asyncio.Event(), asyncio.Event()
+
+    async def ask() -> str:
+        waits.set()
+        await release.wait()
+        return "answered"
+
+    with PythonInterpreter({"ask": ask}) as interpreter:
+        (branch,) = await asyncio.to_thread(interpreter.fork)
+        with branch:
+            asking = asyncio.create_task(branch.aexecute("ask()"))
+            await waits.wait()
+            with pytest.raises(dspy.CodeExecutionError):
+                await interpreter.aexecute("1 / 0")
+            release.set()
+            assert await asking == "'answered'"
+
+
 # A blocking run
 
 
