@@ -330,7 +330,7 @@ async def test_a_failed_cell_cancels_no_tool_of_a_branch() -> None:
             with pytest.raises(dspy.CodeExecutionError):
                 await interpreter.aexecute("1 / 0")
             release.set()
-            assert await asking == "'answered'"
+            assert "answered" in str(await asking)
 
 
 # A blocking run

@@ -116,11 +116,6 @@ def around(run: Plan, full: Path | None) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as undo:
         if run.around == "max_seconds":
             options["limits"] = Limits(max_iters=6, max_seconds=SECONDS)
-        if run.around == "interrupt":
-            timer = threading.Timer(run.after, os.kill, (os.getpid(), signal.SIGINT))
-            timer.start()
-            undo.callback(timer.join)
-            undo.callback(timer.cancel)
         if run.around == "few descriptors":
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             few = len(descriptors()) + int(run.after * 20)
@@ -149,7 +144,7 @@ def one(run: Plan, url: str, seed: int, full: Path | None) -> dict[str, Any]:
     lm = dspy.LM("openai/chaos", api_base=asked, api_key="none", cache=False, num_retries=1, timeout=SECONDS)
     begun, found = time.monotonic(), []
     try:
-        with around(run, full) as options, dspy.context(lm=lm):
+        with around(run, full) as options, dspy.context(lm=lm), contextlib.ExitStack() as ending:
             rlm = RLM(
                 "context -> answer",
                 tools=tools(),
@@ -157,6 +152,11 @@ def one(run: Plan, url: str, seed: int, full: Path | None) -> dict[str, Any]:
                 interpreter_factory=Factory(run),
                 **options,
             )
+            if run.around == "interrupt":  # of the run, not of what makes the module
+                timer = threading.Timer(0.05 + run.after, os.kill, (os.getpid(), signal.SIGINT))
+                timer.start()
+                ending.callback(timer.join)
+                ending.callback(timer.cancel)
             awaits = run.awaited or run.around == "cancelled"
             found.append(asyncio.run(awaited(rlm, run)) if awaits else rlm(context=TEXT))
     except BaseException as error:  # noqa: BLE001  # that is what is looked at
@@ -188,8 +188,8 @@ def children() -> set[str]:
     """Return the processes that came from this one."""
     found, todo = set(), [os.getpid()]
     while todo:
-        for path in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for path in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
                 todo += (inner := list(map(int, path.read_text().split())))
                 found |= {f"process {each}" for each in inner}
     return found
