@@ -18,7 +18,7 @@ def run(main: Callable[..., None]) -> None:
 
     @functools.wraps(main)
     def command(*args: Any, **options: Any) -> None:
-        with errors_as_lines(debug=False, interrupted="Interrupted."):
+        with errors_as_lines(debug=False):
             main(*args, **options)
 
     typer.run(command)

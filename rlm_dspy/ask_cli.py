@@ -22,6 +22,7 @@ from rlm_dspy.exits import (
     UNANSWERED,
     check_distinct,
     check_writable,
+    done,
     errors_as_lines,
     say,
     tell,
@@ -36,11 +37,9 @@ from rlm_dspy.record import Record, in_one_line, recorded
 from rlm_dspy.report import write_report
 from rlm_dspy.rlm import RLM
 from rlm_dspy.task import STDIN, Task, read_task
-from rlm_dspy.traced import traced
+from rlm_dspy.traced import Traced, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rlm_dspy.progress import View
     from rlm_dspy.record import Stop
 
@@ -52,6 +51,7 @@ _EXIT_CODES: dict[Stop, int] = {
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
+_UNPRINTED_FILE = "unprinted.rlm.json"
 
 
 def ask(
@@ -119,11 +119,13 @@ def ask(
       0    answered
       1    the run ended without an answer
       2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
-      3    the model or the interpreter failed, or --save or --report could not be written
-      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json
+      3    the model or the interpreter failed, or the answer, --save or --report could not be written
+      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. After the answer is printed,
+           only the rest is missing: a file, or the end of the trace
       143  the same, by SIGTERM
     """  # noqa: D301 (\b keeps the line breaks)
-    with errors_as_lines(debug=debug):
+    interrupted = ["Interrupted before the first turn."]
+    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]):
         written = {"--save": save, "--report": report, "--log": log}
         for option, path in written.items():
             check_writable(path, option)
@@ -145,20 +147,17 @@ def ask(
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        with (
-            traced(question) if trace else contextlib.nullcontext(),
-            RunLog(log) if log else contextlib.nullcontext(),
-            watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
-            dspy.context(lm=lm),
-        ):
-            record, error = _run(rlm, task, view)
-        if error is not None and debug:
-            tell("".join(traceback.format_exception(error)))
-        kept = _keep(record, save, report)
-    if as_json:
-        say(record.as_json())
-    elif record.answered:
-        _print_answer(record.outputs)
+        with traced(question) if trace else contextlib.nullcontext(Traced()) as logged, dspy.context(lm=lm):
+            with (
+                RunLog(log) if log else contextlib.nullcontext(),
+                watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
+            ):
+                record, error = _run(rlm, task, view)
+            logged.stop = record.stop
+            interrupted.append("Interrupted after the run had ended, before everything was written.")
+            if error is not None and debug:
+                tell("".join(traceback.format_exception(error)))
+            kept = _give(record, save, report, as_json=as_json)  # before the wait for MLflow
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
@@ -172,15 +171,13 @@ def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None
     """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
     ledger = Ledger(Limits())  # counts only; the run's own refuses
     progress = Progress(view, ledger, rlm.limits.max_iters)
-    with (
-        contextlib.closing(view),
-        dspy.context(callbacks=[*dspy.settings.callbacks, progress]),
-        metered(ledger, "run"),
-    ):
+    with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run"):
         view.head(" ".join(task.question.split()), _about(rlm, task))
         record, error = recorded(rlm, task.inputs, ledger)
+    with contextlib.suppress(OSError):  # nobody looks at the view any more
         if record.trajectory or record.stop not in ("failed", "interrupted"):
             view.end(_summary(record), answered=record.answered)
+        view.close()
     return record, error
 
 
@@ -207,41 +204,44 @@ def _summary(record: Record) -> str:
     return f"{why}: {spent(usage)}, {calls}{cached}{limit}"
 
 
-def _keep(record: Record, save: Path | None, report: Path | None) -> bool:
-    """Save the record if that was asked for, or if it is of a run that was interrupted; then write the report.
+def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:
+    """Print the answer; save the record and the report.
+
+    The record is saved if that was asked for, or if it is not to be had otherwise: the run was interrupted, or the
+    answer could not be printed.
 
     Returns:
-        Whether all could be written. What could not is told, so that the answer is printed all the same.
+        Whether all could be written. What could not is told.
     """
     if record.error:
         tell(f"Error: {record.error}")
-    path = save or (Path(_INTERRUPTED_FILE) if record.stop == "interrupted" else None)
+    printed = _print(record, as_json=as_json)
+    lost = _INTERRUPTED_FILE if record.stop == "interrupted" else "" if printed else _UNPRINTED_FILE
+    path = save or (Path(lost) if lost else None)
     interrupted = "Interrupted. " if record.stop == "interrupted" else ""
-    saved = path is None or _done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
-    reported = report is None or _done(lambda: write_report(record, report), f"The report is in {report}.")
-    return saved and reported
+    saved = path is None or done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
+    reported = report is None or done(lambda: write_report(record, report), f"The report is in {report}.")
+    return printed and saved and reported
 
 
-def _done(write: Callable[[], None], told: str) -> bool:
-    """Write a file, and tell that it is written or why it is not."""
+def _print(record: Record, *, as_json: bool) -> bool:
+    """Print the record, or its answer if it has one; return False if that could not be done, which is told."""
+    if not (as_json or record.answered):
+        return True
     try:
-        write()
-    except Exception as error:  # noqa: BLE001 (the answer is paid for and comes after)
-        tell(f"Error: {in_one_line(error)}")
+        say(record.as_json() if as_json else _answer(record.outputs))
+    except OSError as error:
+        tell(f"Error: the answer could not be printed: {in_one_line(error)}")
         return False
-    tell(told)
     return True
 
 
-def _print_answer(outputs: dict[str, Any]) -> None:
-    """Print the value of the one output field, or a line for each of several."""
+def _answer(outputs: dict[str, Any]) -> str:
+    """Return the value of the one output field, or a line for each of several."""
     told = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in outputs.items()
     }
-    text = (
-        next(iter(told.values()))
-        if len(told) == 1
-        else "\n".join(f"{name}: {value}" for name, value in told.items())
-    )
-    say(text)
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return "\n".join(f"{name}: {value}" for name, value in told.items())

@@ -50,7 +50,7 @@ def main() -> None:
     logging.getLogger("dspy").setLevel(logging.ERROR)  # what it warns of, the view shows
     for handler in logging.getLogger("dspy").handlers:
         handler.addFilter(print_safely)
-    app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
+    app.rich_markup_mode = "rich" if sys.stdout and sys.stdout.isatty() else None
     with _terminable():
         try:
             app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from rlm_dspy.task import UsageError
 from rlm_dspy.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -22,17 +23,17 @@ ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 1
 
 
 @contextlib.contextmanager
-def errors_as_lines(*, debug: bool, interrupted: str = "Interrupted before the first turn.") -> Iterator[None]:
+def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "Interrupted.") -> Iterator[None]:
     """Turn what is raised into one line and an exit code.
 
     Args:
         debug: Print the traceback as well.
-        interrupted: The line of an interrupt.
+        interrupted: Returns the line of an interrupt: how far the command is.
     """
     try:
         yield
     except KeyboardInterrupt:
-        tell(interrupted)
+        tell(interrupted())
         raise typer.Exit(INTERRUPTED) from None
     except typer.BadParameter as error:
         error.message = printable(error.message)
@@ -51,13 +52,36 @@ def errors_as_lines(*, debug: bool, interrupted: str = "Interrupted before the f
 
 
 def tell(line: str) -> None:
-    """Print a line on standard error."""
-    typer.echo(printable(line), err=True)
+    """Print a line on standard error; nothing is lost if nobody reads it any more."""
+    with contextlib.suppress(OSError):
+        typer.echo(printable(line), err=True)
+
+
+def done(write: Callable[[], object], told: str) -> bool:
+    """Write a file, and tell that it is written or why it is not; return whether it is."""
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001 (what was paid for goes on)
+        tell(f"Error: {in_one_line(error)}")
+        return False
+    tell(told)
+    return True
 
 
 def say(text: str) -> None:
-    """Print a result on standard output: as it is for another program, printable for a person."""
-    typer.echo(printable(text) if sys.stdout.isatty() else text)
+    """Print a result on standard output: as it is for another program, printable for a person.
+
+    Raises:
+        OSError: If it was not all taken: standard output is closed, its reader is gone, or its disk is full.
+    """
+    if sys.stdout is None:
+        raise OSError("standard output is closed")
+    try:
+        typer.echo(printable(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails when it ends
+        raise
 
 
 def check_writable(path: Path | None, option: str) -> None:

@@ -17,7 +17,17 @@ import typer
 
 from rlm_dspy.answers import read_value
 from rlm_dspy.examples import read_examples
-from rlm_dspy.exits import check_distinct, check_writable, errors_as_lines, say, tell
+from rlm_dspy.exits import (
+    ANSWERED,
+    FAILED,
+    UNANSWERED,
+    check_distinct,
+    check_writable,
+    done,
+    errors_as_lines,
+    say,
+    tell,
+)
 from rlm_dspy.forecast import forecast, pilot, told
 from rlm_dspy.models import choose_model
 from rlm_dspy.optimizers import OPTIMIZERS, Job, Named
@@ -88,7 +98,8 @@ def optimize(
     runs again.
     """  # noqa: D301 (\b keeps the line breaks)
     kept = f"Finished runs are kept in {log_dir}." if log_dir else "Finished runs are kept with --log-dir only."
-    with errors_as_lines(debug=debug, interrupted=f"Interrupted. {kept}"):
+    interrupted = [f"Interrupted. {kept}"]
+    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]):
         named = _optimizer(optimizer)
         module, found = load_program(program)
         lm = choose_model(model) if model or dspy.settings.lm is None else dspy.settings.lm
@@ -112,20 +123,21 @@ def optimize(
             "seeds": [seed],
         }
         log = _log_to_mlflow if trace else _log_nowhere
-        with traced(f"optimize {out.stem}") if trace else contextlib.nullcontext(), dspy.context(lm=lm), _shown():
-            runs = named.runs(job) + 2 * len(final or job.dev)
-            cast = _ask_to_go_on(job, runs, pilots, yes=yes)
-            log({**about, "model": lm.model}, cast=cast, prompts={"before": _prompts(found)})
-            judge.of = runs
-            compiled = named.compile(job)
-            if state is not None:
-                compiled.save(str(state))
-            compared, said = _keep(job, compiled, before, final, out, about)
+        with traced(f"optimize {out.stem}") if trace else contextlib.nullcontext():
+            with dspy.context(lm=lm), _shown():
+                runs = named.runs(job) + 2 * len(final or job.dev)
+                cast = _ask_to_go_on(job, runs, pilots, yes=yes)
+                log({**about, "model": lm.model}, cast=cast, prompts={"before": _prompts(found)})
+                judge.of = runs
+                compiled = named.compile(job)
+                saved = state is None or done(lambda: compiled.save(str(state)), f"The state is in {state}.")
+                compared, said = _keep(job, compiled, before, final, out, about)
+            say(said)  # before the wait for MLflow
+            interrupted.append("Interrupted after the end, before everything was logged.")
             written = not said.startswith("Not ")
             after = {"after": _prompts(compiled)}
             log({}, prompts=after, compared=compared, policy=out if written else None)
-    say(said)
-    raise typer.Exit(0 if written else 1)
+    raise typer.Exit(FAILED if not saved else ANSWERED if written else UNANSWERED)
 
 
 def _log_nowhere(about: dict[str, Any], **_: Any) -> None:

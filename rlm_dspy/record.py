@@ -101,12 +101,20 @@ def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, 
     try:
         prediction = rlm(**inputs)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
-        trajectory = getattr(error, "trajectory", [])
+        trajectory = _carried(error)
         seen = looked_into(inputs, {})
         return Record(**task, **cut_short(error), usage=ledger.usage(), trajectory=trajectory, **seen), error
     steps = [] if "trajectory" in rlm.signature.output_fields else prediction.trajectory
     told = ended(rlm, prediction)
     return Record(**task, **told, trajectory=steps, **looked_into(inputs, told["outputs"])), None
+
+
+def _carried(error: BaseException) -> list[Any]:
+    """Return the steps of a run that an error ended; of a second Ctrl-C, those that the first one carries."""
+    found: BaseException | None = error
+    while found is not None and not hasattr(found, "trajectory"):
+        found = found.__cause__ or found.__context__
+    return getattr(found, "trajectory", [])
 
 
 def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:

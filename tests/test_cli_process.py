@@ -165,11 +165,12 @@ def test_trace_logs_the_run_to_mlflow_and_says_how_to_look_at_it() -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL, check=False
     )
-    *steps, hint = done.stderr.splitlines()
-    assert steps[0] == "How much?"
-    assert hint.endswith("Look at it: mlflow server --backend-store-uri sqlite:///mlflow.db")
+    opening, question, *_, storing, hint = done.stderr.splitlines()
+    assert (opening, question) == ("Opening MLflow at sqlite:///mlflow.db ...", "How much?")
+    assert storing == "Storing the trace in sqlite:///mlflow.db ..."
+    assert hint == "Logged to MLflow. Look at it: rlm-dspy ui"
     assert (done.returncode, done.stdout) == (0, "42\n")
-    assert logged_spans(Path("mlflow.db")).count("Turn.forward") == 2
+    assert logged_spans(Path("mlflow.db")).count("act") == 2
 
 
 def logged_spans(store: Path) -> list[str]:

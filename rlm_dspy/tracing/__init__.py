@@ -13,7 +13,7 @@ from rlm_dspy.tracing import scorers
 from rlm_dspy.tracing.compiles import log_compile
 from rlm_dspy.tracing.log import autolog, logged_run
 from rlm_dspy.tracing.models import log_model
-from rlm_dspy.tracing.outbox import flush
+from rlm_dspy.tracing.outbox import flush, hurry
 from rlm_dspy.tracing.policies import fetch_policy, register_policy
 from rlm_dspy.tracing.scope import tags
 
@@ -21,6 +21,7 @@ __all__ = [
     "autolog",
     "fetch_policy",
     "flush",
+    "hurry",
     "log_compile",
     "log_model",
     "logged_run",

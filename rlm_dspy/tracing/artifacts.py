@@ -10,7 +10,7 @@ import mlflow
 from mlflow.tracing.attachments import Attachment
 
 from rlm_dspy.coverage import looked_into
-from rlm_dspy.record import Record, asked, ended
+from rlm_dspy.record import Record, asked, cut_short, ended
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.report import report_html
 
@@ -28,6 +28,12 @@ def record_of(rlm: RLM, inputs: dict[str, Any], prediction: dspy.Prediction) -> 
     told = ended(rlm, prediction)
     steps = [] if "trajectory" in rlm.signature.output_fields else prediction.trajectory
     return Record(**asked(rlm, inputs), **told, trajectory=steps, **looked_into(inputs, told["outputs"]))
+
+
+def record_cut_short(rlm: RLM, inputs: dict[str, Any], error: BaseException) -> Record:
+    """Return the record of a run that an error has just ended, here."""
+    done: dict[str, Any] = {"usage": getattr(error, "usage", {}), "trajectory": getattr(error, "trajectory", [])}
+    return Record(**asked(rlm, inputs), **cut_short(error), **done, **looked_into(inputs, {}))
 
 
 def attachments(payloads: Payloads, record: Record) -> dict[str, Any]:

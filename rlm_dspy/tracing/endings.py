@@ -16,7 +16,7 @@ from rlm_dspy.metering import Meter, reported
 from rlm_dspy.progress import counted
 from rlm_dspy.rlm import RLM
 from rlm_dspy.runs import FAILED_KINDS
-from rlm_dspy.tracing.artifacts import attachments, record_of
+from rlm_dspy.tracing.artifacts import attachments, record_cut_short, record_of
 from rlm_dspy.tracing.told import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, RunSpans, Told, failure, fenced
 from rlm_dspy.trajectory import Step
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 HOW_IT_ENDED = "how it ended"
 """What stands beside the output fields in the outputs of a run's span, beside its files."""
-_STOPS = {"submitted": "submitted", "extracted": "no SUBMIT, read from the turns", "unanswered": "no answer"}
+_STOPS = {
+    "submitted": "submitted",
+    "extracted": "no SUBMIT, read from the turns",
+    "unanswered": "no answer",
+    "interrupted": "interrupted",
+    "failed": "failed",
+}
 _ENDINGS: dict[StepKind, str] = {
     "output": "",
     "error": ": error",
@@ -135,8 +141,7 @@ def _cost(lm: Any, told: dict[str, Any]) -> float | None:
 
 def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, exception: BaseException | None) -> Told:
     if exception is not None:
-        steps, usage = getattr(exception, "trajectory", []), getattr(exception, "usage", {})
-        return Told(attributes={"rlm.turns": len(steps), "rlm.usage": payloads.value(usage)})
+        return _run_cut_short(payloads, rlm, run, exception)
     record = record_of(rlm, run.inputs, outputs)
     fields = {name: payloads.value(outputs.get(name), TEXT_CHARS) for name in rlm.signature.output_fields}
     attributes = {
@@ -153,6 +158,19 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
     summary = _summary(record)
     failed = summary if run.depth and record.stop == "unanswered" else ""  # its parent is told of an error
     return Told(outputs={**fields, HOW_IT_ENDED: summary, **files}, attributes=attributes, failed=failed)
+
+
+def _run_cut_short(payloads: Payloads, rlm: RLM, run: RunSpans, exception: BaseException) -> Told:
+    record = record_cut_short(rlm, run.inputs, exception)
+    how = _summary(record)
+    files = {} if run.depth else attachments(payloads, record)
+    attributes = {
+        "rlm.stop": record.stop,
+        "rlm.turns": len(record.trajectory),
+        "rlm.usage": payloads.value(record.usage),
+    }
+    failed = how if record.stop == "interrupted" else ""
+    return Told(outputs={HOW_IT_ENDED: how, **files}, attributes=attributes, failed=failed)
 
 
 def _summary(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -18,7 +19,7 @@ from rlm_dspy.tracing.secrets import Secrets
 from rlm_dspy.tracing.spans import SpanCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _DEFAULTS = {
     "MLFLOW_TRACE_BUFFER_TTL_SECONDS": str(7 * 24 * 3600),  # traces that take longer are dropped
@@ -95,7 +96,7 @@ def _settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def logged_run(name: str) -> Iterator[None]:
+def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Iterator[None]:
     """Open a run of MLflow in this scope: its page shows the traces made in it, and the reports on them.
 
     Without one, reports are files of their traces, which MLflow's page offers for download. If the store is a
@@ -103,13 +104,20 @@ def logged_run(name: str) -> Iterator[None]:
 
     Args:
         name: What the run is called.
+        status: Returns how it ended: `FINISHED`, `FAILED` or `KILLED`. It is `KILLED` if it is interrupted, and
+            `FAILED` if another error leaves the scope.
     """
     uri = mlflow.get_tracking_uri()
     if uri.startswith("http") and not answers(uri):
         yield
         return
     with mlflow.start_run(run_name=name):
-        yield
+        try:
+            yield
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            mlflow.end_run("KILLED")
+            raise
+        mlflow.end_run(status())
 
 
 def _set_experiment(name: str) -> None:

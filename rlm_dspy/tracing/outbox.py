@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.tracing import provider
 from mlflow.tracing.export.async_export_queue import Task
+from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 from rlm_dspy.text import logger
 
@@ -46,6 +48,8 @@ class Outbox:
         self.uri = uri
         self.lost = 0
         """Tasks that were dropped since the server was last seen."""
+        self.hurried = False
+        """Whether somebody waits for the end of the process."""
         self._tasks: deque[Task | None] = deque()
         self._changed = threading.Condition()
         self._busy = False
@@ -55,6 +59,7 @@ class Outbox:
         self._then: Callable[[], Any] | None = None
         self._said: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._hurrying: threading.Thread | None = None
         _listeners.append(self)
 
     @property
@@ -90,6 +95,37 @@ class Outbox:
         """Wait until what is queued is stored or dropped, or for so many seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not self._tasks and not self._busy, timeout=seconds)
+
+    def hurry(self, seconds: float) -> bool:
+        """Store what ends traces first, and what else is queued for so many seconds; later, nothing is waited for.
+
+        It is not stored behind what is under way, which may take long.
+
+        Returns:
+            Whether what ends traces is stored.
+        """
+        self.hurried = True
+        with self._changed:
+            tasks = [task for task in self._tasks if task is not None]
+            self._tasks.clear()
+            self._changed.notify_all()
+        ended = threading.Event()
+        self._complaint = ""
+
+        def store() -> None:
+            ends = [task for task in tasks if _ends_a_trace(task)]
+            with _beginning:  # a beginning that is under way must not be stored over the end
+                for task in ends:
+                    task.handle()
+            ended.set()
+            for task in tasks:
+                if task not in ends:
+                    task.handle()
+
+        self._hurrying = threading.Thread(target=store, name=_THREAD, daemon=True)
+        self._hurrying.start()
+        self._hurrying.join(seconds)
+        return ended.is_set() and not self._complaint
 
     # The thread
 
@@ -163,11 +199,12 @@ class _Quiet(logging.Filter):
             return True
         if record.levelno >= logging.WARNING:
             for outbox in _listeners:
-                if outbox._thread is threading.current_thread():  # noqa: SLF001
+                if threading.current_thread() in (outbox._thread, outbox._hurrying):  # noqa: SLF001
                     outbox.complained(record.getMessage())
         return False
 
 
+_beginning = threading.Lock()
 _listeners: list[Outbox] = []
 _quiet = _Quiet()
 
@@ -220,7 +257,48 @@ def flush(seconds: float = 60.0) -> None:
         mlflow.flush_trace_async_logging()
 
 
+def announce(trace_id: str) -> None:
+    """Store that a trace has begun, with its spans so far: it is found also if this process is killed."""
+    exporter: Any = provider._get_trace_exporter()  # noqa: SLF001
+    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
+        if trace is None or not hasattr(exporter, "_client"):
+            return
+        info, spans = copy.copy(trace.info), list(trace.span_dict.values())
+        info.tags, info.trace_metadata = dict(info.tags), dict(info.trace_metadata)
+    later(_store_beginning, exporter._client, info, spans)  # noqa: SLF001
+
+
+def _store_beginning(client: Any, info: Any, spans: list[Any]) -> None:
+    with _beginning:
+        if has_ended(info.trace_id):
+            return
+        with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end
+            client.log_spans(info.experiment_id, spans)
+        client.start_trace(info)  # last, as a span without an end would pass for one that is all right
+
+
+def has_ended(trace_id: str) -> bool:
+    """Return whether a trace has ended."""
+    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
+        return trace is None
+
+
+def _ends_a_trace(task: Task) -> bool:
+    return getattr(task.handler, "__name__", "") == "_log_trace"
+
+
+def hurry(seconds: float) -> bool:
+    """Store the ends of traces first, in so many seconds at most; return whether these are stored."""
+    queue, processor = outbox(), provider._get_span_processor()  # noqa: SLF001
+    if processor is not None:
+        with contextlib.suppress(Exception):
+            processor.force_flush(int(seconds * 1000))
+    return queue is None or queue.hurry(seconds)
+
+
 def _at_exit(queue: Outbox) -> None:
+    if queue.hurried:
+        return
     flush(_AT_EXIT_SECONDS)
     if lost := queue.lost + queue.waiting:
         _logger.warning("%d parts of traces were not stored at %s.", lost, queue.uri)

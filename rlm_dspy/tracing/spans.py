@@ -16,10 +16,11 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.utils.autologging_utils import get_autologging_config
 
 from rlm_dspy.listening import SubCallListener
+from rlm_dspy.record import cut_short
 from rlm_dspy.rlm import RLM
 from rlm_dspy.tracing import beginnings, endings
 from rlm_dspy.tracing.artifacts import keep_in_run
-from rlm_dspy.tracing.outbox import flush, later, outbox
+from rlm_dspy.tracing.outbox import announce, flush, has_ended, later, outbox
 from rlm_dspy.tracing.payloads import Payloads
 from rlm_dspy.tracing.runs import result_table
 from rlm_dspy.tracing.scope import scope_metadata, scope_tags
@@ -72,6 +73,8 @@ class SpanCallback(MlflowCallback, SubCallListener):
         self.payloads = Payloads(secrets)
         self._calls: dict[str, Call] = {}
         self._evaluations: set[str] = set()
+        self._announced: set[str] = set()
+        """Traces with a run that have not ended."""
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         """Become a fresh one where a model is loaded that was logged with it in DSPy's settings."""
@@ -218,6 +221,9 @@ class SpanCallback(MlflowCallback, SubCallListener):
         call.run, call.instance = shown.run or call.run, shown.stands_for or instance
         above = mlflow.get_current_active_span() or (parent.span if parent else None)
         call.root = above is None
+        if above is not None and has_ended(above.trace_id):  # nobody waits for who begins this
+            call.silent = True
+            return
         call.span = start_span_no_context(
             name=shown.name,
             span_type=shown.span_type,
@@ -230,6 +236,9 @@ class SpanCallback(MlflowCallback, SubCallListener):
         call.token = set_span_in_context(call.span)
         if call.root:
             _preview(call.span, request=preview(shown.inputs))
+        if shown.run is not None and call.span.trace_id not in self._announced:
+            self._announced.add(call.span.trace_id)
+            announce(call.span.trace_id)
 
     def _finish(self, call_id: str, outputs: Any, exception: BaseException | None, tell: Any) -> None:
         call = self._calls.pop(call_id, None)
@@ -239,10 +248,21 @@ class SpanCallback(MlflowCallback, SubCallListener):
             ended: Told = tell(call.payloads, call, outputs, exception)
             self._fill(call, ended, exception)
         finally:
+            if call.root:
+                self._announced.discard(call.span.trace_id)
+                self._end_what_is_open(call.span.trace_id)
             call.span.end()
             detach_span_from_context(call.token)
         if call.root and call.evaluated:
             flush(_SCORED_AFTER_SECONDS)
+
+    def _end_what_is_open(self, trace_id: str) -> None:
+        """End the spans of calls that nobody waits for: MLflow keeps a trace back until all of them have ended."""
+        for call_id, call in list(self._calls.items()):
+            inside = call.token is not None and not call.root and call.span.trace_id == trace_id
+            if inside and self._calls.pop(call_id, None) is not None:
+                call.span.set_status(SpanStatus(SpanStatusCode.ERROR, "The run ended before it was answered."))
+                call.span.end()
 
     def _fill(self, call: Call, ended: Told, exception: BaseException | None) -> None:
         span = call.span
@@ -258,10 +278,13 @@ class SpanCallback(MlflowCallback, SubCallListener):
         if exception is not None:
             span.add_event(_exception(call.payloads, exception))
         if exception is not None or ended.failed:
-            why = call.payloads.text(ended.failed or str(exception), _ERROR_CHARS)
+            why = call.payloads.text(ended.failed or _why(exception), _ERROR_CHARS)
             span.set_status(SpanStatus(SpanStatusCode.ERROR, why))
-        if call.root and exception is None:
+            if call.root and exception is not None:
+                _preview(span, response=preview(why))
+        if call.root and ended.outputs is not None:
             self._keep_files(call, ended.outputs)
+        if call.root and exception is None:
             _preview(span, response=preview(_answer(ended.outputs)))
 
     def _keep_files(self, call: Call, outputs: Any) -> None:
@@ -276,6 +299,13 @@ def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
     event = SpanEvent.from_exception(exception)
     told_of = {name: payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
     return SpanEvent(name=event.name, attributes=told_of)
+
+
+def _why(exception: BaseException | None) -> str:
+    """Return what ended a call that raised."""
+    if exception is None or cut_short(exception)["stop"] == "interrupted":
+        return "interrupted"
+    return str(exception) or type(exception).__name__
 
 
 def _answer(outputs: Any) -> Any:
