@@ -135,8 +135,7 @@ def optimize(
             say(said)  # before the wait for MLflow
             interrupted.append("Interrupted after the end, before everything was logged.")
             written = not said.startswith("Not ")
-            after = {"after": _prompts(compiled)}
-            log({}, prompts=after, compared=compared, policy=out if written else None)
+            log({}, prompts={"after": _prompts(compiled)}, compared=compared, policy=out if written else None)
     raise typer.Exit(FAILED if not saved else ANSWERED if written else UNANSWERED)
 
 

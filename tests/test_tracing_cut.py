@@ -147,7 +147,7 @@ def test_nobody_reads_standard_error_and_the_answer_is_printed(in_folder: Path) 
     """After the reader of the steps is gone."""
     command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, SUBMIT_42], seconds=0.5)
     with running(command) as process:
-        read_until(process, "How much?")
+        read_until(process, "--- turn 1")
         assert process.stderr is not None
         process.stderr.close()
         assert process.stdout is not None
