@@ -77,11 +77,7 @@ def _stored() -> bool:
     else:
         tell(f"Logged to MLflow. {look}")
         return True
-    try:
-        ended = tracing.hurry(_HURRY_SECONDS)
-    except KeyboardInterrupt:
-        ended = False
-    tell(
-        f"The trace is ended, but may lack parts. {look}" if ended else f"The trace is not ended in MLflow. {look}"
-    )
+    with contextlib.suppress(KeyboardInterrupt):
+        tracing.hurry(_HURRY_SECONDS)
+    tell(f"The trace in MLflow may lack parts, or its end. {look}")
     return False

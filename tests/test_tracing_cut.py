@@ -163,7 +163,7 @@ def database(mlflow_folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch)
     return mlflow_folder / "mlflow.db"
 
 
-def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, database: Path, store: Store) -> None:
+def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, database: Path) -> None:
     """And tells the truth when the wait is interrupted: MLflow's database is locked meanwhile."""
     command = scripted("ask", "How much?", "notes.txt", "--trace", "--save", "a.json", replies=[LOOK, SUBMIT_42])
     with running(command) as process, contextlib.closing(sqlite3.connect(database, isolation_level=None)) as lock:
@@ -180,11 +180,7 @@ def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, databa
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "before the first turn" not in err
-    if err.startswith("The trace is ended"):  # or MLflow needs longer than a moment, and that is told
-        info = store.trace().info
-        assert (info.state.value, info.request_preview, info.response_preview) == ("OK", "How much?", "42")
-    else:
-        assert err.startswith("The trace is not ended in MLflow.")
+    assert err.startswith("The trace in MLflow may lack parts, or its end.")
 
 
 @pytest.mark.long

@@ -59,7 +59,6 @@ class Outbox:
         self._then: Callable[[], Any] | None = None
         self._said: set[str] = set()
         self._thread: threading.Thread | None = None
-        self._hurrying: threading.Thread | None = None
         _listeners.append(self)
 
     @property
@@ -96,36 +95,29 @@ class Outbox:
         with self._changed:
             self._changed.wait_for(lambda: not self._tasks and not self._busy, timeout=seconds)
 
-    def hurry(self, seconds: float) -> bool:
+    def hurry(self, seconds: float) -> None:
         """Store what ends traces first, and what else is queued for so many seconds; later, nothing is waited for.
 
         It is not stored behind what is under way, which may take long.
-
-        Returns:
-            Whether what ends traces is stored.
         """
         self.hurried = True
         with self._changed:
             tasks = [task for task in self._tasks if task is not None]
             self._tasks.clear()
             self._changed.notify_all()
-        ended = threading.Event()
-        self._complaint = ""
 
         def store() -> None:
             ends = [task for task in tasks if _ends_a_trace(task)]
             with _beginning:  # a beginning that is under way must not be stored over the end
                 for task in ends:
                     task.handle()
-            ended.set()
             for task in tasks:
                 if task not in ends:
                     task.handle()
 
-        self._hurrying = threading.Thread(target=store, name=_THREAD, daemon=True)
-        self._hurrying.start()
-        self._hurrying.join(seconds)
-        return ended.is_set() and not self._complaint
+        storing = threading.Thread(target=store, name=_THREAD, daemon=True)
+        storing.start()
+        storing.join(seconds)
 
     # The thread
 
@@ -199,7 +191,7 @@ class _Quiet(logging.Filter):
             return True
         if record.levelno >= logging.WARNING:
             for outbox in _listeners:
-                if threading.current_thread() in (outbox._thread, outbox._hurrying):  # noqa: SLF001
+                if outbox._thread is threading.current_thread():  # noqa: SLF001
                     outbox.complained(record.getMessage())
         return False
 
@@ -247,10 +239,7 @@ def outbox() -> Outbox | None:
 def flush(seconds: float = 60.0) -> None:
     """Wait until the traces so far are stored, at most for so many seconds."""
     queue = outbox()
-    processor: Any = provider._get_span_processor()  # noqa: SLF001
-    if processor is not None:
-        with contextlib.suppress(Exception):
-            processor.force_flush(int(seconds * 1000))
+    _hand_over(seconds)
     if queue is not None:
         queue.flush(seconds=seconds)
     else:
@@ -287,13 +276,21 @@ def _ends_a_trace(task: Task) -> bool:
     return getattr(task.handler, "__name__", "") == "_log_trace"
 
 
-def hurry(seconds: float) -> bool:
-    """Store the ends of traces first, in so many seconds at most; return whether these are stored."""
-    queue, processor = outbox(), provider._get_span_processor()  # noqa: SLF001
+def hurry(seconds: float) -> None:
+    """Store the ends of traces first, in so many seconds at most, and wait for nothing when the process ends."""
+    queue = outbox()
+    _hand_over(seconds)
+    if queue is not None:
+        queue.hurry(seconds)
+
+
+def _hand_over(seconds: float) -> None:
+    """Have MLflow queue the spans that it has gathered; in a thread, as an interrupt would lose what it holds."""
+    processor: Any = provider._get_span_processor()  # noqa: SLF001
     if processor is not None:
-        with contextlib.suppress(Exception):
-            processor.force_flush(int(seconds * 1000))
-    return queue is None or queue.hurry(seconds)
+        flushing = threading.Thread(target=processor.force_flush, args=(int(seconds * 1000),), daemon=True)
+        flushing.start()
+        flushing.join(seconds)
 
 
 def _at_exit(queue: Outbox) -> None:
