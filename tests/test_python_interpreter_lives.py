@@ -104,7 +104,7 @@ class TestLives:
             "    try: repl.execute('x')\n"
             "    except dspy.CodeInterpreterError as e: assert 'forked' in str(e), e\n"
             "    repl.shutdown()\n"
-            "    with PythonInterpreter(preload=()) as own: assert own.execute('1 + 1') == '2'\n"
+            "    with PythonInterpreter(preload=()) as own: assert own.execute('1 + 1') == 2\n"
             "    forkserver.close_all()\n"
             "    os._exit(7)\n"
             "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
