@@ -329,7 +329,7 @@ class TestOtherRuns:
                 "import os\nfound = []\n"
                 "for folder, _, files in os.walk(os.path.dirname(os.getcwd())): found += files\nfound"
             )
-            assert found == "[]"
+            assert found == []
             place = victim.execute("import os; print(os.getcwd())")
             with pytest.raises(CellError, match=r"PermissionError|FileNotFoundError"):
                 repl.execute(f"open({place!r} + '/private').read()")
