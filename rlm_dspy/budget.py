@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.ledger import NOTHING, Amount
-from rlm_dspy.lms import longest_reply, price_of, tokens_at_most
+from rlm_dspy.lms import longest_reply, tokens_at_most
 from rlm_dspy.metering import check_price
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Budget:
     def _short_of(self) -> dict[str, bool]:
         """Return for each limit on tokens and cost whether one more turn would leave too little for the last."""
         left, limits = self.ledger.left(), self.ledger.limits
-        price = price_of(self._lm, limits.prices) if limits.max_cost is not None else None
+        price = check_price(self._lm, limits)
         reply = min(_REPLY_TOKENS // 4, longest_reply(self._lm) or _REPLY_TOKENS)
         return {
             "max_input_tokens": left.input_tokens < self.next_tokens,

@@ -50,7 +50,11 @@ class Limits:
     max_output_tokens: int | None = None
     """Tokens that all model calls together may write."""
     max_cost: float | None = None
-    """USD for all model calls together. Every model must have a price: one that is known, or one in `prices`."""
+    """USD for all model calls together. Every model must have a price: one that is known, or one in `prices`.
+
+    A model whose replies tell what they cost (OpenRouter, LiteLLM's proxy) needs none once it was called: the
+    most that a request can cost is then reckoned from what its last calls did cost.
+    """
     max_seconds: float | None = None
     """Wall-clock seconds. When they are nearly over, code and sub-calls under way are interrupted."""
     max_cell_seconds: float | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,13 @@ from dspy.clients.legacy_outputs import value
 from dspy.clients.model_metadata import model_info, rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 _TOKENS_PER_MESSAGE = 16
 """What a chat template puts around a message, with room."""
 _MOST_TOKENS = 10**12
 """Of one call; a larger number is no count."""
+_REPORTS_SEARCHED = 32
 _SMALL = re.compile(r"[a-z\s]+")
 
 
@@ -75,6 +78,50 @@ def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | None
         read, written = (usd / 1_000_000 for usd in prices[lm.model])
         return Price(read, read, written, read, written)
     return None
+
+
+def reported_cost(entry: Mapping[str, Any]) -> float | None:
+    """Return what a call cost in USD, as its provider says, else as litellm or DSPy reckons; None if neither does.
+
+    Args:
+        entry: The call's entry in `lm.history`.
+    """
+    usage = entry.get("usage") or {}
+    data = getattr(entry.get("response"), "provider_data", None)
+    raw = data.get("usage") if isinstance(data, Mapping) else None  # as it came; DSPy's own engine keeps no more
+    told = next((each for each in (usage, raw) if isinstance(each, Mapping) and "cost" in each), {})
+    cost = _dollars(told.get("cost"))
+    if cost is None:
+        return _dollars(entry.get("cost"))
+    details = told.get("cost_details")
+    upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
+    return cost + (upstream or 0.0) if told.get("is_byok") else cost  # OpenRouter with a key of one's own
+
+
+def reported_price(lm: Any) -> Price | None:
+    """Return a price that is not too low for an LM, from what its calls were reported to cost; None if none was.
+
+    Of a call's cost no more than all was for what it read, and no more than all for what it wrote.
+    """
+    known = []
+    for entry in list(getattr(lm, "history", None) or ())[-_REPORTS_SEARCHED:]:
+        usage, cost = entry.get("usage") or {}, reported_cost(entry)
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [number for number in tokens if isinstance(number, int) and number > 0]
+        if cost is not None and len(counts) == len(tokens):
+            known.append([cost / count for count in counts])
+    if not known:
+        return None
+    read, written = (min(rates) for rates in zip(*known, strict=True))
+    return Price(read, read, written, read, written)
+
+
+def _dollars(value: Any) -> float | None:
+    """Return a cost that is one: text, a negative number and NaN are none."""
+    if isinstance(value, Mapping):
+        value = value.get("total_cost")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value >= 0 else None
 
 
 def context_window(lm: Any) -> int | None:

@@ -13,7 +13,15 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from rlm_dspy.errors import LimitExceeded, UnknownPrice
 from rlm_dspy.ledger import Amount, Spent
-from rlm_dspy.lms import REPLY_LIMITS, longest_reply, price_of, tokens_at_most, tokens_of
+from rlm_dspy.lms import (
+    REPLY_LIMITS,
+    longest_reply,
+    price_of,
+    reported_cost,
+    reported_price,
+    tokens_at_most,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -172,8 +180,7 @@ class Meter(BaseCallback):
     def _cost(self, lm: Any, outputs: Any, usage: dict[str, int]) -> float | None:
         if not usage:
             return None
-        reported: float | None = _history_entry(lm, outputs).get("cost")
-        if reported is not None:
+        if (reported := reported_cost(_history_entry(lm, outputs))) is not None:
             return reported
         price = price_of(lm, self.ledger.limits.prices)
         spent = Spent()
@@ -315,14 +322,19 @@ def _meters() -> Iterator[Meter]:
 def check_price(lm: Any, limits: Limits) -> Price | None:
     """Return the price of an LM; None if it is not known, nor needed.
 
+    If the cost is limited, that of a model whose price is not known is bounded by what its calls so far have cost.
+
     Raises:
         UnknownPrice: If the cost is limited and the price is not known.
     """
     price = price_of(lm, limits.prices)
     if price is None and limits.max_cost is not None:
+        price = reported_price(lm)
+    if price is None and limits.max_cost is not None:
         raise UnknownPrice(
             f"max_cost is set, but the price of {lm.model!r} is not known. Give it in USD per million tokens read "
-            f"and written, e.g. Limits(max_cost=1.0, prices={{{lm.model!r}: (0.25, 2.0)}}).",
+            f"and written, e.g. Limits(max_cost=1.0, prices={{{lm.model!r}: (0.25, 2.0)}}); or call the LM once "
+            "before, if its replies tell what they cost.",
             "max_cost",
         )
     return price
@@ -354,7 +366,7 @@ def reported(lm: Any, outputs: Any) -> dict[str, Any]:
     """
     entry = _history_entry(lm, outputs)
     cached = bool(getattr(entry.get("response"), "cache_hit", False))
-    cost = None if cached else entry.get("cost")
+    cost = None if cached else reported_cost(entry)
     return {**tokens_of({} if cached else entry.get("usage") or {}), "cost": cost, "cached": cached}
 
 
