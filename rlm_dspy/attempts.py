@@ -26,6 +26,7 @@ from rlm_dspy.metering import Refused
 from rlm_dspy.patience import given_up
 from rlm_dspy.refusals import as_window_error, window_errors
 from rlm_dspy.replies import split_thinking
+from rlm_dspy.server_usage import accept_any_usage
 from rlm_dspy.trajectory import mended
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def attempt_by_attempt(lm: Any) -> Any:
     """
     if not isinstance(lm, dspy.BaseLM) or isinstance(lm, _Reading):
         return lm
+    accept_any_usage()
     return _standing_for(lm, _AttemptByAttempt if _can_be_split(lm) else _Reading)
 
 

@@ -196,16 +196,16 @@ def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", None)
     return {
-        "input_tokens": _count(usage.get("prompt_tokens")),
-        "cached_input_tokens": _count(cached),
-        "output_tokens": _count(usage.get("completion_tokens")),
+        "input_tokens": count_of(usage.get("prompt_tokens")) or 0,
+        "cached_input_tokens": count_of(cached) or 0,
+        "output_tokens": count_of(usage.get("completion_tokens")) or 0,
     }
 
 
-def _count(value: Any) -> int:
-    """Return a number of tokens; 0 for what is none: text, NaN, a negative number."""
+def count_of(value: Any) -> int | None:
+    """Return a number of tokens; None for what is none: text, NaN, a negative number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 0 <= value < _MOST_TOKENS else 0
+    return int(value) if is_number and 0 <= value < _MOST_TOKENS else None
 
 
 def _info(lm: Any) -> dict[str, Any]:

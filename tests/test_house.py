@@ -51,6 +51,7 @@ FLOORS = [
         *("metering", "port", "arguments", "environment", "testing"),
         *("embedded", "interpreters", "signatures", "spans"),
     },
+    {"server_usage"},
     {"attempts", "crossing", "function_lm", "type_grammar"},
     {"fitting"},
     {"subs", "repl", "coverage", "adapter", "prose", "as_tool", "states", "budget"},
