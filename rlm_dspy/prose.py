@@ -73,7 +73,7 @@ def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:
 def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:
     """Return what stands behind each heading that names a field; of two with one name, behind the first."""
     names = "|".join("[ _-]".join(map(re.escape, name.split())) for name in by_name)
-    with_colon = rf"(?:[>#*_`-]+[ \t]*)*(?P<name>{names})[*_`]*[ \t]*[:=]"
+    with_colon = rf"(?:[>#*_`-][>#*_` \t-]*)?(?P<name>{names})[*_`]*[ \t]*[:=]"
     alone = rf"(?:#+[ \t]*[*_]*|\*\*|__)(?P<title>{names})[*_]*[ \t]*$"
     mark = r"\[\[ ## (?P<mark>\w+) ## \]\]"
     pattern = rf"^[ \t]*(?:{with_colon}|{alone}|{mark})[*_`]*"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from rlm_dspy import RLM
 from rlm_dspy.answers import read_answer, read_value
+from rlm_dspy.prose import read_prose
 from tests.playing import block
 
 if TYPE_CHECKING:
@@ -311,3 +313,11 @@ def test_an_extraction_of_brackets_without_end_leaves_the_run_unanswered(play: P
     """What was done and paid is not lost with it."""
     played = play(RLM("q -> n: list[int]", max_iters=1), [block("print(1)"), *[head + text] * 3], q="?")
     assert (played.prediction.stop, played.prediction.n, played.kinds) == ("unanswered", None, ["output"])
+
+
+@pytest.mark.parametrize("text", ["-" * 20_000 + "1", "> " * 10_000, "# " * 10_000, "**" * 10_000, "_`" * 10_000])
+def test_a_reply_of_marks_is_read_in_no_time(text: str) -> None:
+    """A pattern that tries every way to split them would take for ever."""
+    begun = time.monotonic()
+    read_prose(dspy.Signature("q -> answer: list[int], n: int"), text)
+    assert time.monotonic() - begun < 10
