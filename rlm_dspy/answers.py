@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOO_DEEP = (ValueError, RecursionError, MemoryError)
 """What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
+_MOST_REPAIRED_CHARS = 10_000
+"""A longer text must be valid JSON."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 
@@ -81,7 +83,7 @@ def read_value(value: Any, annotation: Any) -> Any:
         return _read_str(value)
     attempts: list[Callable[[], Any]] = [
         lambda: TypeAdapter(annotation).validate_python(value),
-        lambda: parse_value(value, annotation),
+        lambda: _parsed(value, annotation),
     ]
     if isinstance(annotation, enum.EnumMeta):
         attempts.reverse()
@@ -93,6 +95,13 @@ def read_value(value: Any, annotation: Any) -> Any:
         except (TypeError, PydanticSerializationError, *TOO_DEEP) as error:
             details = details or _details(error)
     raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
+
+
+def _parsed(value: Any, annotation: Any) -> Any:
+    """Read a value as DSPy does: it repairs broken JSON, in a time that grows with the square of its length."""
+    if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
+        return TypeAdapter(annotation).validate_json(value)
+    return parse_value(value, annotation)
 
 
 def _read_constrained(value: Any, annotation: Any) -> Any:

@@ -307,6 +307,13 @@ def test_a_text_of_brackets_without_end_is_no_value(play: Play, text: str) -> No
     assert (played.kinds, played.prediction.n) == (["refused", "submitted"], [1])
 
 
+def test_a_long_text_is_read_as_valid_json_alone() -> None:
+    """Repairing a million open braces would take hours on the host."""
+    with pytest.raises(ValueError, match="expected"):
+        read_value("{" * 1_000_000, dict[str, int])
+    assert read_value(json.dumps(list(range(10_000))), list[int]) == list(range(10_000))
+
+
 @pytest.mark.parametrize("head", ["", "[[ ## n ## ]]\n"])
 @pytest.mark.parametrize("text", BOTTOMLESS)
 def test_an_extraction_of_brackets_without_end_leaves_the_run_unanswered(play: Play, text: str, head: str) -> None:
