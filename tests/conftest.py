@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.playing import play_awaiting, play_blocking
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.playing import Play
+
+
+settings.register_profile("any machine", deadline=None)  # a busy machine fails no test
+settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -191,7 +191,7 @@ def test_a_number_out_of_range_is_bad_usage() -> None:
 
 
 def test_no_submit_and_nothing_to_read_is_exit_code_1() -> None:
-    result = ask("?", "notes.txt", "--max-iters", "1", replies=lambda messages: "I do not know.")
+    result = ask("?", "notes.txt", "--max-iters", "1", replies=lambda messages: "<think>Hm")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "--- no SUBMIT in 1 turn, and no answer in the trajectory: " in result.stderr
 
