@@ -25,6 +25,8 @@ _MOST_REPAIRED_CHARS = 10_000
 """A longer text must be valid JSON."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
+_TOLD_PROBLEMS = 1_000
+"""With more problems in one value, none is told: pydantic lists all or none, each in 1 KB."""
 
 
 def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[str]]:
@@ -162,7 +164,7 @@ def _shown(value: Any) -> str:
 
 def _details(error: Exception) -> str:
     """Return what pydantic says of the parts, one by one, and which members an enum has."""
-    if not isinstance(error, ValidationError):
+    if not isinstance(error, ValidationError) or error.error_count() > _TOLD_PROBLEMS:
         return ""
     parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] == "enum"])
     return f" ({'; '.join(parts)})" if parts else ""
@@ -170,6 +172,8 @@ def _details(error: Exception) -> str:
 
 def _reasons(error: ValidationError, parts: list[ErrorDetails] | None = None) -> list[str]:
     """Return what pydantic says of the first parts of a value that do not fit."""
+    if error.error_count() > _TOLD_PROBLEMS:
+        return [f"{error.error_count():,} parts do not fit"]
     return [
         f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
         for part in (error.errors() if parts is None else parts)[:_SHOWN_REASONS]

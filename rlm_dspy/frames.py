@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlm_dspy.errors import InvalidInputs
-from rlm_dspy.trajectory import mended
+from rlm_dspy.trajectory import mended, without_media_marks
 
 MAX_TYPE_CHARS = 10_000
 """The longest signature, types and classes included, without instructions and descriptions."""
@@ -20,6 +20,8 @@ _MAX_TURNS = 100
 _MAX_SIZE = 2**31 - 1
 _MAX_BOUND = 10**300
 _SHOWN_PROBLEMS = 3
+_TOLD_PROBLEMS = 1_000
+"""With more problems in one frame, only their number is told: pydantic lists all or none, each in 1 KB."""
 _SHOWN_CHARS = 120
 
 
@@ -235,8 +237,8 @@ def read_call(frame: Any) -> CallFrame:
         InvalidInputs: If it is none; the message names what is wrong with it.
     """
     try:
-        if isinstance(frame, dict) and "to" in frame:  # a signature's texts; DSPy makes none with half a pair
-            frame = {**frame, "to": mended(frame["to"])}
+        if isinstance(frame, dict) and "to" in frame:  # a signature's texts: DSPy makes none with half a pair
+            frame = {**frame, "to": without_media_marks(mended(frame["to"]))}
         return CallFrame.model_validate(frame)
     except ValidationError as error:
         raise InvalidInputs(f"Invalid call: {problems(error)}") from None
@@ -246,6 +248,8 @@ def read_call(frame: Any) -> CallFrame:
 
 def problems(error: ValidationError) -> str:
     """Return what pydantic refused: the part and the reason, never a value."""
+    if (count := error.error_count()) > _TOLD_PROBLEMS:
+        return f"{count:,} parts do not fit"
     found = error.errors(include_url=False, include_input=False, include_context=False)
     parts = [
         f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]

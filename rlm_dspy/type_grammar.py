@@ -22,6 +22,7 @@ from pydantic_core import SchemaError
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.frames import MAX_TYPE_CHARS, AliasFrame, Constraints, EnumFrame, ModelFrame, problems
+from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 20
 """How deep types and classes may be nested."""
 MAX_PARTS = 5_000
-"""How many types a signature may have, with those inside others, and what a name stands for each time."""
+"""How many types a signature may have, with those inside others, and each time what a name stands for."""
 MAX_PATTERNS = 16
 """How many patterns a signature may have: compiled, one takes up to 10 MB, as long as the signature is kept."""
 _SHOWN_CHARS = 60
@@ -113,7 +114,7 @@ class TypeReader:
 
     def __init__(self, classes: Mapping[str, ClassFrame]) -> None:
         self._classes = classes
-        self._built: dict[str, Any] = {}
+        self._built: dict[str, tuple[Any, int]] = {}  # each class with the number of its parts
         self._open: list[str] = []
         self._patterns = self._parts = 0
 
@@ -136,9 +137,7 @@ class TypeReader:
         Raises:
             InvalidInputs: If it is not in the grammar.
         """
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise InvalidInputs(f"its types have more than {MAX_PARTS:,} parts")
+        self._count(1)
         if depth > MAX_DEPTH:
             raise InvalidInputs(f"types may be nested {MAX_DEPTH} deep")
         match node:
@@ -154,6 +153,11 @@ class TypeReader:
                 return self._generic(_name_of(base), arguments, depth + 1)
             case _:
                 return self._named(_name_of(node), depth)
+
+    def _count(self, parts: int) -> None:
+        self._parts += parts
+        if self._parts > MAX_PARTS:
+            raise InvalidInputs(f"its types have more than {MAX_PARTS:,} parts")
 
     def _named(self, name: str, depth: int) -> Any:
         if name in self._classes:
@@ -201,13 +205,15 @@ class TypeReader:
         if name in self._open:
             raise InvalidInputs(f"the class {_cut(name)!r} contains itself; use dict or list[dict] in its place")
         if name in self._built:
-            return self._built[name]
+            self._count(self._built[name][1])
+            return self._built[name][0]
         check_name(name, "a class")
         self._open.append(name)
+        before = self._parts
         built = self._build(name, self._classes[name], depth + 1)
         self._open.pop()
         if not isinstance(self._classes[name], AliasFrame):  # what a name stands for counts wherever it stands
-            self._built[name] = built
+            self._built[name] = built, self._parts - before
         return built
 
     def _build(self, name: str, frame: ClassFrame, depth: int) -> Any:
@@ -342,7 +348,8 @@ def _field_call(node: ast.expr) -> Constraints:
 def _literal(node: ast.expr) -> str | int | float | bool | None:
     match node:
         case ast.Constant(value=None | str() | bool() | int() | float() as value):
-            return value
+            told: str | int | float | bool | None = without_media_marks(value)  # escapes may have hidden a mark
+            return told
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(
             value, bool
         ):
@@ -377,8 +384,7 @@ def _name_of(node: ast.expr) -> str:
         node = node.value
     if not isinstance(node, ast.Name):
         raise InvalidInputs(f"{_WORDS.get(type(node), 'such an expression')} is no type")
-    name = ".".join([node.id, *parts])
-    return parts[0] if len(parts) == 1 and node.id in _MODULES else name
+    return parts[0] if len(parts) == 1 and node.id in _MODULES else ".".join([node.id, *parts])
 
 
 def _is_ellipsis(node: ast.expr) -> bool:

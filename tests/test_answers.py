@@ -7,7 +7,7 @@ import enum
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import dspy
 import pytest
@@ -328,3 +328,13 @@ def test_a_reply_of_marks_is_read_in_no_time(text: str) -> None:
     begun = time.monotonic()
     read_prose(dspy.Signature("q -> answer: list[int], n: int"), text)
     assert time.monotonic() - begun < 10
+
+
+def test_of_very_many_problems_only_the_number_is_told() -> None:
+    """Pydantic would list each, in 1 KB."""
+    for kind in (list[int], Annotated[list[int], Field(min_length=1)]):
+        with pytest.raises(ValueError, match=r"expected|2,000 parts do not fit") as caught:
+            read_value(["x"] * 2_000, kind)
+        assert "valid integer" not in str(caught.value)
+        with pytest.raises(ValueError, match="valid integer"):
+            read_value(["x"] * 20, kind)

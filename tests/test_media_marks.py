@@ -55,6 +55,19 @@ CALLS = [
     "llm_query(context)",
     "dspy.ReAct('text -> x', tools=[search])(text='t')",
     "print(context)",
+    """class S(dspy.Signature):
+    text = dspy.InputField(default=context)
+    x = dspy.OutputField()
+dspy.Predict(S)()""",
+    "import enum; E = enum.Enum('E', {'A': context}); dspy.Predict('e: E -> x')(e='A')",
+    """import dataclasses
+@dataclasses.dataclass
+class M:
+    a: int
+    b: str = context
+dspy.Predict('m: M -> x')(m={'a': 1})""",
+    "import typing; L = typing.Literal[context]; dspy.Predict('text -> x: L')(text='t')",
+    "dspy.Predict(f'text -> x: Literal[{context!r}]'.replace('<<', r'\x3c<'))(text='t')",
 ]
 
 
