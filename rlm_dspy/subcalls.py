@@ -145,7 +145,11 @@ class SubCalls:
         return [item.answer for item in items]
 
     def _read(self, callee: Callee, items: list[Part], same: Part) -> list[Asked]:
-        """Return the items, each with what is wrong with it as its answer; nothing is paid for these."""
+        """Return the items, each with what is wrong with it as its answer; nothing is paid for these.
+
+        Raises:
+            LimitExceeded: If the run's time ends meanwhile.
+        """
         constants = self._inputs_of(same)
         interface, keyed = callee.interface, self.tree.cache is not None
         unknown = sorted(
@@ -160,6 +164,7 @@ class SubCalls:
         shown = {name: short(value, _INPUT_CHARS) for name, value in constants.items()}
         read = []
         for part in items:
+            self.ledger.check_open()  # reading many goes on when the code that asked has been stopped
             given = self._inputs_of(part)
             values, problems = self._checked(callee, given)
             given_names = given.keys() | constants.keys() | interface.defaults.keys()

@@ -283,3 +283,19 @@ async def test_a_blocking_run_whose_time_is_over_hangs_up_on_what_it_asked(calls
     await hanging.until(lambda: hanging.hung_up == hanging.asked)
     server.close()
     assert hanging.asked >= 4
+
+
+def test_no_item_of_a_call_is_read_when_the_time_is_over() -> None:
+    """Reading 100,000 of them would keep the host busy long after the run."""
+    code = "call = {'to': {'kind': 'query'}, 'items': [[{}, {}]] * 100_000}\n_rlm_call(call=call)['refused']"
+    lm = ScriptedLM(
+        lambda said: (
+            f"```python\n{code}\n```" if "Write one ```python" in said[-1]["content"] else "[[ ## x ## ]]\n1"
+        )
+    )
+    with dspy.context(lm=lm):
+        RLM("q -> x", limits=Limits(max_iters=1, max_seconds=2), interpreter_factory=PythonInterpreter)(q="?")
+    time.sleep(0.5)
+    begun = time.process_time()
+    time.sleep(1)
+    assert time.process_time() - begun < 0.5
