@@ -174,6 +174,8 @@ class Cells:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._hook: Callable[[Mapping[str, Any]], str] | None = None
         self._sources: dict[str, tuple[int, None, list[str], str]] = {}
+        self._submissions: list[Submit] = []
+        """Of the cell that runs. The `SUBMIT` of an earlier cell adds to it too: code may have kept it."""
 
     def run(
         self,
@@ -193,7 +195,8 @@ class Cells:
         Returns:
             The outcome. The first `SUBMIT` counts, also if the code catches its signal or a thread calls it.
         """
-        submissions: list[Submit] = []
+        submissions = self._submissions
+        submissions.clear()
         names = [str(item["name"]) for item in output_fields] if output_fields else ["output"]
         self._bind({**(functions or {}), "SUBMIT": _submit(names, submissions, self.packed)})
         filename = self._register(code)

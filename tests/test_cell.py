@@ -129,6 +129,23 @@ def test_a_submission_passes_except_exception() -> None:
     assert (outcome.kind, outcome.values, output) == ("submitted", {"output": 1}, "")
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "done = SUBMIT",
+        "def done(output):\n    SUBMIT(output)",
+        "import functools\ndone = functools.partial(SUBMIT)",
+        "done = dict(by_name=SUBMIT)['by_name']",
+    ],
+)
+def test_a_submit_that_an_earlier_cell_kept_ends_a_later_cell(kept: str) -> None:
+    cells = Cells()
+    for code in (kept, "pass"):
+        assert run(cells, code)[0].kind == "done"
+    assert run(cells, "done(output=1)")[0] == Outcome("submitted", {"output": 1})
+    assert run(cells, "pass")[0].kind == "done"
+
+
 def test_an_outcome_has_the_exception_itself() -> None:
     """So that the caller can tell whose it is."""
     error = KeyError("k")
