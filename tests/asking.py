@@ -1,12 +1,14 @@
-"""Processes that ask a server through one cache, for tests that kill them."""
+"""Threads and processes that ask through one cache, and a server that counts what it is asked."""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import multiprocessing
 import os
 import random
+import sqlite3
 import threading
 import time
 import urllib.request
@@ -18,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 from rlm_dspy.cache import SubCallCache
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
 
+QUESTIONS = [f"question {number}" for number in range(200)]
 THREADS = 8
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.asking"])
@@ -154,3 +158,34 @@ def start(work: Any, *args: Any) -> ForkServerProcess:
     process = PROCESSES.Process(target=work, args=args, daemon=True)
     process.start()
     return process
+
+
+def never() -> Any:
+    """Be asked by nobody."""
+    raise AssertionError("asked again")
+
+
+def in_threads(*functions: Callable[[], Any]) -> list[Any]:
+    """Call functions at once; return what they gave."""
+    given: list[Any] = [None] * len(functions)
+
+    def work(number: int) -> None:
+        given[number] = functions[number]()
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return given
+
+
+def whole(path: Path) -> int:
+    """Check that a file is whole; return how many answers it has."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        answers = connection.execute("SELECT answer FROM answers").fetchall()
+    for (answer,) in answers:
+        json.loads(answer)
+    return len(answers)
