@@ -128,15 +128,13 @@ class AnswerStore:
                 if not may_wait():
                     return False
                 other.wait()
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._unclaim, key)
                 while not self._lock_key(key):
                     if not may_wait():
-                        self._unclaim(key)
                         return False
                     time.sleep(_POLL_SECONDS)
-            except BaseException:
-                self._unclaim(key)
-                raise
+                undo.pop_all()
         self._forget_waits_of(key)
         return True
 
@@ -152,15 +150,13 @@ class AnswerStore:
         with self._lock:
             if self._answers and self.path is not None:
                 self._write()
-            connection, self._connection = self._connection, None
-            locks = None
-            if not self._asked:
-                locks, self._locks = self._locks, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-        if locks is not None:
-            os.close(locks)
+            if self._connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.close()
+                self._connection = None
+            if self._locks is not None and not self._asked:
+                os.close(self._locks)
+                self._locks = None
 
     def __del__(self) -> None:
         self.close()
@@ -231,15 +227,13 @@ class AnswerStore:
     def _note_wait(self, key: str, held: list[str]) -> str:
         """Note that `held` waits for a key; return the name of the note, or nothing if it would wait for ever."""
         waiter = uuid.uuid4().hex
-        with self._lock, self._tolerant():
-            connection = self._connected()
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                if not {row[0] for row in connection.execute(_REACHED, (key,))}.isdisjoint(held):
-                    return ""
-                rows = [(each, key, waiter) for each in held]
-                connection.executemany("INSERT INTO waits VALUES (?, ?, ?)", rows)
-                return waiter
+        with self._lock, self._tolerant(), self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if not {row[0] for row in connection.execute(_REACHED, (key,))}.isdisjoint(held):
+                return ""
+            rows = [(each, key, waiter) for each in held]
+            connection.executemany("INSERT INTO waits VALUES (?, ?, ?)", rows)
+            return waiter
         return ""
 
     def _forget_waits_of(self, key: str) -> None:
@@ -309,8 +303,7 @@ def store_at(path: Path | None) -> AnswerStore:
         return AnswerStore(None)
     with _shared_lock:
         name = os.path.realpath(path)
-        store = _shared.get(name)
-        if store is None:
+        if (store := _shared.get(name)) is None:
             store = _shared[name] = AnswerStore(path)
         return store
 
