@@ -818,6 +818,22 @@ class ExecutionContract(LifecycleContract):
         code = "import asyncio\nawait asyncio.gather(ask('a'), ask('b'), ask('c'))"
         assert self.open(tools={"ask": ask}).execute(code) == ["A", "B", "C"]
 
+    @pytest.mark.parametrize(
+        ("keeps", "code"),
+        [
+            ("done = SUBMIT", "done(answer='x')"),
+            ("import functools\ndone = functools.partial(SUBMIT, answer='x')", "done()"),
+            ("ends = {'by': SUBMIT}", "ends['by'](answer='x')"),
+            ("class Ends:\n    by = SUBMIT", "Ends.by(answer='x')"),
+            ("def done(answer, by=SUBMIT):\n    by(answer=answer)", "done('x')"),
+        ],
+    )
+    def test_submit_works_under_another_name_in_a_later_cell(self, keeps: str, code: str) -> None:
+        """Code keeps functions in variables, and calls them when it is ready."""
+        repl = self.open(output_fields=ANSWER)
+        repl.execute(keeps)
+        assert repl.execute(code).output == {"answer": "x"}
+
     def test_a_submission_keeps_what_was_printed(self) -> None:
         """Before it."""
         result = self.open(output_fields=ANSWER).execute("print('looked')\nSUBMIT(answer='x')")
