@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOO_DEEP = (ValueError, RecursionError, MemoryError)
 """What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
-_MOST_REPAIRED_CHARS = 10_000
+_MOST_REPAIRED_CHARS = 4_000
 """A longer text must be valid JSON."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5

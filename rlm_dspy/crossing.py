@@ -30,10 +30,12 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy.answers import read_value
 from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
+from rlm_dspy.json_values import parts_of
 from rlm_dspy.trajectory import clip, sendable, without_media_marks
+from rlm_dspy.typenames import holds_media
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RECORD, TYPE = "__record__", "__type__"
 _SIMPLE = (str, int, bool, type(None))
@@ -253,10 +255,38 @@ def received(value: Any, annotation: Any) -> Any:
     """Return a value of the REPL, or an input of the run, in the type of an input field.
 
     Raises:
-        ValueError: If it does not fit; the message says what is needed and what was given.
+        ValueError: If it does not fit; the message says what is needed and what was given. Also if code names an
+            image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
     value = without_media_marks(plain(value))
-    return value if annotation in (Any, object) else read_value(value, annotation)
+    if annotation in (Any, object):
+        return value
+    found = read_value(value, annotation)
+    if holds_media(annotation):
+        known = {id(media) for media in _media_in(value)}
+        if any(id(media) not in known and _is_address(media) for media in _media_in(found)):
+            raise ValueError(
+                "code may name no address: pass an image or a file that is an input of this run, or the data "
+                "itself ('data:image/png;base64,...')"
+            )
+    return found
+
+
+def _media_in(value: Any) -> Iterator[Any]:
+    """Yield the images, sounds and files in a value."""
+    if isinstance(value, MEDIA):
+        yield value
+        return
+    parts = parts_of(value) or ()
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _media_in(part)
+
+
+def _is_address(media: Any) -> bool:
+    """Whether an image or a file is not there itself, but is to be fetched."""
+    if isinstance(media, dspy.Image):
+        return not str(media.url).startswith("data:")
+    return isinstance(media, dspy.File) and bool(media.file_id)
 
 
 class _Short(reprlib.Repr):

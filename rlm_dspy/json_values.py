@@ -38,7 +38,7 @@ def _level_by_level(value: Any, above: set[int]) -> Any:
         value: Any value.
         above: The ids of the values that it lies in.
     """
-    parts = _parts(value)
+    parts = parts_of(value)
     if not isinstance(value, _CONTAINERS):
         try:
             return to_jsonable_python(value, fallback=repr)
@@ -67,7 +67,7 @@ def nested_too_deep(value: Any) -> bool:
     for _ in range(MAX_DEPTH):
         below = {}
         for outer in level.values():
-            parts = _parts(outer)
+            parts = parts_of(outer)
             for part in parts.values() if isinstance(parts, dict) else parts or ():
                 if not isinstance(part, str | int | float | None):
                     below[id(part)] = part
@@ -77,7 +77,7 @@ def nested_too_deep(value: Any) -> bool:
     return True
 
 
-def _parts(value: Any) -> dict[Any, Any] | list[Any] | None:
+def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
     """Return what a container, a model or a dataclass consists of; None of anything else."""
     if isinstance(value, dict):
         return value

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _DEFAULT_CHARS = 60
+_MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 
 
 def name_of(annotation: Any) -> str:
@@ -130,6 +131,16 @@ def _fields_of(kind: Any) -> dict[str, Any]:
         return get_type_hints(kind)
     except (NameError, TypeError):  # an annotation in quotes that names nothing
         return {}
+
+
+def holds_media(annotation: Any) -> bool:
+    """Whether values of a type may be, or contain, images, sounds or files."""
+    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
+    return any(_names_media(part) for part in (annotation, *inner))
+
+
+def _names_media(annotation: Any) -> bool:
+    return annotation in _MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
 
 
 def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
