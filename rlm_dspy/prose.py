@@ -1,7 +1,8 @@
-"""Reading outputs from a reply that no adapter could read: in words, under headings, or as JSON alone."""
+"""Reading outputs from a reply that no adapter could read: in words, under headings, as JSON alone, or in code."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
 import re
@@ -9,8 +10,9 @@ import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from rlm_dspy.answers import TOO_DEEP, read_answer, read_value
+from rlm_dspy.interpreters.cell import submitted
 from rlm_dspy.lms import text_of
-from rlm_dspy.replies import split_thinking
+from rlm_dspy.replies import read_reply, split_thinking, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +26,8 @@ def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
     """Read the outputs of a signature from a reply that is in no adapter's form.
 
     In this order: a JSON object with the fields; headings with their names (`**answer**: 42`, `## Answer`); and if
-    one field alone is needed, the whole reply as its value.
+    one field alone is needed, the whole reply as its value. Code that calls `SUBMIT` is read as nothing else: the
+    values that it submits, if they are written out (`SUBMIT(answer="42")`).
 
     Returns:
         The values by field name, and what is wrong: empty if all is there, as `read_answer` gives them.
@@ -56,6 +59,9 @@ def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
 
 def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:
     fields = signature.output_fields
+    if (call := _submit_in(text)) is not None:
+        yield _written_out(call, list(fields))
+        return
     by_name = {_plain(name): name for name in fields}
     if text.lstrip().startswith("{"):
         with contextlib.suppress(*TOO_DEEP):
@@ -68,6 +74,25 @@ def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:
     if len(needed) == 1 and (text.lstrip().startswith("[") or _takes_words(fields[needed[0]].annotation)):
         yield {needed[0]: text.strip()}
         yield {needed[0]: text.strip(_DECORATION)}
+
+
+def _submit_in(text: str) -> ast.Call | None:
+    """Return the first call of `SUBMIT` in the code of a reply, if it has one."""
+    with contextlib.suppress(SyntaxError, ValueError, *TOO_DEEP):
+        for node in ast.walk(tree_of(read_reply(text).code)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SUBMIT":
+                return node
+    return None
+
+
+def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
+    """Return what a call of `SUBMIT` gives, by output field; nothing if that is more than literals."""
+    with contextlib.suppress(ValueError, TypeError, *TOO_DEEP):
+        args = [ast.literal_eval(value) for value in call.args]
+        kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        if ... not in (*args, *kwargs.values()):
+            return submitted(names, args, kwargs)
+    return {}
 
 
 def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:

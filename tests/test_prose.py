@@ -43,6 +43,16 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str}, '{"Answer": "forty-two"}', {"answer": "forty-two"}),
     ({"answer": str}, '```json\n{"answer": "forty-two"}\n```', {"answer": "forty-two"}),
     ({"answer": str}, "[[ ## answer ## ]]\nforty-two\n\n[[ ## completed ## ]]", {"answer": "forty-two"}),
+    ({"answer": str}, "```python\nSUBMIT(answer='Paris')\n```", {"answer": "Paris"}),
+    ({"answer": str}, "It is clear now.\n```python\nprint(1)\nSUBMIT('Paris')\n```", {"answer": "Paris"}),
+    ({"answer": str}, "SUBMIT(answer='Paris')", {"answer": "Paris"}),
+    ({"answer": int, "why": str}, "SUBMIT({'answer': 2, 'why': 'so'})", {"answer": 2, "why": "so"}),
+    ({"answer": int, "why": str}, "SUBMIT(2, 'so')", {"answer": 2, "why": "so"}),
+    ({"answer": str}, "```python\nSUBMIT(answer=found[0])\n```", None),
+    ({"answer": str}, "SUBMIT(answer=...)", None),
+    ({"answer": str}, "SUBMIT(**answers)", None),
+    ({"answer": str}, "SUBMIT(other='Paris')", None),
+    ({"answer": str}, "Call SUBMIT when done.", {"answer": "Call SUBMIT when done."}),
     ({"answer": str}, " \n", None),
     ({"answer": int}, "42", {"answer": 42}),
     ({"answer": int}, "**42**.", {"answer": 42}),
@@ -107,6 +117,13 @@ def test_no_reply_at_all_is_no_answer(play: Play) -> None:
     """An empty reply, and one of thinking alone, is not taken for words."""
     played = play(RLM("question -> answer", max_iters=1), [block("1"), "", "<think>It is 42"], question="?")
     assert (played.prediction.answer, played.prediction.stop) == (None, "unanswered")
+
+
+def test_code_that_submits_is_read_and_not_taken_for_the_answer(play: Play) -> None:
+    """A small model goes on as in the turns before."""
+    for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
+        played = play(RLM("question -> answer", max_iters=1), [block("1"), *[block(code)] * 2], question="?")
+        assert (played.prediction.answer, played.prediction.stop) == told
 
 
 def test_thinking_is_no_part_of_a_sentence(play: Play) -> None:
