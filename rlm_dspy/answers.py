@@ -85,6 +85,9 @@ def read_value(value: Any, annotation: Any) -> Any:
         return _read_str(value)
     attempts: list[Callable[[], Any]] = [
         lambda: TypeAdapter(annotation).validate_python(value),
+        lambda: TypeAdapter(annotation).validate_python(
+            value, by_alias=True, by_name=True
+        ),  # a `Record` has names
         lambda: _parsed(value, annotation),
     ]
     if isinstance(annotation, enum.EnumMeta):
@@ -116,7 +119,7 @@ def _read_constrained(value: Any, annotation: Any) -> Any:
 
 def _checked(value: Any, annotation: Any) -> Any:
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True)
     except ValidationError as error:
         reasons = "; ".join(_reasons(error))
     except Exception as error:  # noqa: BLE001 (a validator is the caller's: what fails in it refuses the value)

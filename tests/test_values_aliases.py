@@ -1,0 +1,69 @@
+"""Models that JSON has under other names than Python cross as others do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlm_dspy import RLM
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+from tests.playing import block, fields
+
+
+class Renamed(BaseModel):
+    """A model with aliases."""
+
+    model_config = ConfigDict(extra="forbid")
+    foo_bar: int = Field(alias="fooBar")
+    within: Renamed | None = Field(default=None, validation_alias="inner-one")
+
+
+class Name(dspy.Signature):
+    """Name what has aliases."""
+
+    renamed: Renamed = dspy.InputField()
+    label: str = dspy.OutputField()
+
+
+class Hand(dspy.Signature):
+    """Hand it on."""
+
+    x: Any = dspy.InputField()
+    seen: list[int] = dspy.OutputField()
+    labels: list[str] = dspy.OutputField()
+    same: Renamed = dspy.OutputField()
+    inside: dict[str, list[Renamed]] = dspy.OutputField()
+    optional: Renamed | None = dspy.OutputField()
+    by_alias: Renamed = dspy.OutputField()
+
+
+RENAMED = Renamed.model_validate({"fooBar": 1, "inner-one": {"fooBar": 2}})
+CODE = """
+SUBMIT(
+    seen=[x.foo_bar, x.within.foo_bar],
+    labels=[name(renamed=x), *name.map([x])],
+    same=x,
+    inside={"a": [x]},
+    optional=x,
+    by_alias={"fooBar": 3},
+)
+"""
+
+
+@pytest.mark.parametrize("factory", [PythonInterpreter, LocalPythonInterpreter])
+def test_a_model_with_aliases_can_be_submitted_and_asked_about(factory: Any) -> None:
+    """Code has its fields by their names; JSON may have the aliases."""
+    lm = ScriptedLM(
+        lambda said: block(CODE) if "Write one ```python" in said[-1]["content"] else fields(label="one")
+    )
+    rlm = RLM(Hand, subs={"name": Name}, interpreter_factory=factory, max_iters=1)
+    with dspy.context(lm=lm):
+        prediction = rlm(x=RENAMED)
+    assert prediction.stop == "submitted", prediction.trajectory[0]["output"]
+    assert (prediction.seen, prediction.labels) == ([1, 2], ["one", "one"])
+    assert [prediction.same, prediction.inside, prediction.optional] == [RENAMED, {"a": [RENAMED]}, RENAMED]
+    assert prediction.by_alias == Renamed(fooBar=3)
