@@ -85,9 +85,7 @@ def read_value(value: Any, annotation: Any) -> Any:
         return _read_str(value)
     attempts: list[Callable[[], Any]] = [
         lambda: TypeAdapter(annotation).validate_python(value),
-        lambda: TypeAdapter(annotation).validate_python(
-            value, by_alias=True, by_name=True
-        ),  # a `Record` has names
+        lambda: TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True),  # as a `Record` has
         lambda: _parsed(value, annotation),
     ]
     if isinstance(annotation, enum.EnumMeta):

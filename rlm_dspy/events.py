@@ -126,7 +126,7 @@ class RunLog(SubCallListener):
     in those that you start, which know only what was configured. Any number of runs, threads and processes may
     write to one file.
 
-    A line that cannot be written is dropped: the first time, a warning on the logger `dspy.rlm_dspy` says so.
+    A line that cannot be written is dropped: the first time, an error on the logger `dspy.rlm_dspy` says so.
     Nothing is held open between lines.
 
     Args:
@@ -300,7 +300,8 @@ class RunLog(SubCallListener):
         except Exception as error:  # noqa: BLE001 (a log never breaks a run)
             if not self._said:
                 self._said = True
-                _logger.warning("An event of a run could not be logged to %s: %s", self.path, in_one_line(error))
+                why = in_one_line(error)
+                _logger.error("An event of a run could not be logged to %s: %s", self.path, why)  # noqa: TRY400 (a line)
 
     def _encoded(self, line: dict[str, Any]) -> bytes:
         """Return the line as UTF-8, without secrets; halves of surrogate pairs are replaced."""

@@ -337,9 +337,11 @@ def test_a_log_that_cannot_be_written_breaks_no_run_and_says_so_once(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
-def test_a_full_disk_breaks_no_run(play: Play) -> None:
+def test_a_full_disk_breaks_no_run_and_is_told_once(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """As an error: the command line shows no warnings."""
     with RunLog("/dev/full"):
         assert play(RLM(QUESTION), [block("SUBMIT(answer=1)")], question="?").prediction.answer == 1
+    assert [record.levelname for record in caplog.records if "/dev/full" in record.message] == ["ERROR"]
 
 
 def test_a_log_in_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:

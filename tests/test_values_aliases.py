@@ -34,7 +34,7 @@ class Hand(dspy.Signature):
 
     x: Any = dspy.InputField()
     seen: list[int] = dspy.OutputField()
-    labels: list[str] = dspy.OutputField()
+    asked: list[str] = dspy.OutputField()
     same: Renamed = dspy.OutputField()
     inside: dict[str, list[Renamed]] = dspy.OutputField()
     optional: Renamed | None = dspy.OutputField()
@@ -45,7 +45,7 @@ RENAMED = Renamed.model_validate({"fooBar": 1, "inner-one": {"fooBar": 2}})
 CODE = """
 SUBMIT(
     seen=[x.foo_bar, x.within.foo_bar],
-    labels=[name(renamed=x), *name.map([x])],
+    asked=[name(renamed=x), *name.map([x])],
     same=x,
     inside={"a": [x]},
     optional=x,
@@ -64,6 +64,6 @@ def test_a_model_with_aliases_can_be_submitted_and_asked_about(factory: Any) -> 
     with dspy.context(lm=lm):
         prediction = rlm(x=RENAMED)
     assert prediction.stop == "submitted", prediction.trajectory[0]["output"]
-    assert (prediction.seen, prediction.labels) == ([1, 2], ["one", "one"])
+    assert (prediction.seen, prediction.asked) == ([1, 2], ["one", "one"])
     assert [prediction.same, prediction.inside, prediction.optional] == [RENAMED, {"a": [RENAMED]}, RENAMED]
     assert prediction.by_alias == Renamed(fooBar=3)
