@@ -88,7 +88,7 @@ def _submit_in(text: str) -> ast.Call | None:
 def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
     """Return what a call of `SUBMIT` gives, by output field; nothing if that is more than literals."""
     with contextlib.suppress(ValueError, TypeError, *TOO_DEEP):
-        args = [ast.literal_eval(value) for value in call.args]
+        args = tuple(ast.literal_eval(value) for value in call.args)
         kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         if ... not in (*args, *kwargs.values()):
             return submitted(names, args, kwargs)
