@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-MAX_DEPTH = 500
-"""How deep an answer may be nested. Python's own JSON and `repr` give up below 1,000 levels."""
+MAX_DEPTH = 450
+"""How deep an answer may be nested. From 490 levels on the confined worker, JSON and `repr` give up."""
 _LEFT_OUT = "..."
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 

@@ -42,6 +42,17 @@ def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
     return {}, problems
 
 
+def read_fields(signature: Any, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what `read_answer` makes of the fields that an adapter found.
+
+    A model that was asked for fields may go on in the REPL: code in a field that calls `SUBMIT` stands for all
+    fields, and is never taken for the answer.
+    """
+    calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
+    call = next(filter(None, calls), None)
+    return read_answer(signature, found if call is None else _written_out(call, list(signature.output_fields)))
+
+
 def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
     """Return the outputs from the last reply that holds them in a form of its own; empty if none does.
 

@@ -11,7 +11,7 @@ import dspy
 
 from rlm_dspy import signatures
 from rlm_dspy.adapter import Act
-from rlm_dspy.answers import TOO_DEEP, read_answer
+from rlm_dspy.answers import TOO_DEEP
 from rlm_dspy.arguments import (
     check_cache,
     check_factory,
@@ -29,7 +29,7 @@ from rlm_dspy.function_lm import as_lm
 from rlm_dspy.limits import Limited
 from rlm_dspy.metering import metered
 from rlm_dspy.port import Awaiting, Blocking, Port, drive
-from rlm_dspy.prose import outputs_in_words
+from rlm_dspy.prose import outputs_in_words, read_fields
 from rlm_dspy.refusals import is_too_long
 from rlm_dspy.room import make_room
 from rlm_dspy.run import Run
@@ -315,7 +315,7 @@ class RLM(AsTool, Limited, dspy.Module):
         return run.finish("extracted", values, how)
 
     async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return what `read_answer` makes of the model's reply; a transcript that is too long for it is halved."""
+        """Return what `read_fields` makes of the model's reply; a transcript that is too long for it is halved."""
         extract = dspy.Predict(extract_signature(self.signature))
         extract.lm = run.lm
         transcript = run.transcript(run.room.chars)
@@ -328,7 +328,7 @@ class RLM(AsTool, Limited, dspy.Module):
                     run.budget.in_time(),
                 ):
                     found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)
-                return read_answer(self.signature, dict(found.items()))
+                return read_fields(self.signature, dict(found.items()))
             except dspy.LMError as error:
                 if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
                     raise

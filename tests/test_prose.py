@@ -126,6 +126,14 @@ def test_code_that_submits_is_read_and_not_taken_for_the_answer(play: Play) -> N
         assert (played.prediction.answer, played.prediction.stop) == told
 
 
+def test_code_that_submits_in_a_field_stands_for_the_fields(play: Play) -> None:
+    """Under DSPy's own heading the adapter would take it for the answer."""
+    for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
+        replies = [block("1"), *[fields(answer=code)] * 2]
+        played = play(RLM("question -> answer", max_iters=1), replies, question="?")
+        assert (played.prediction.answer, played.prediction.stop) == told
+
+
 def test_thinking_is_no_part_of_a_sentence(play: Play) -> None:
     replies = [block("1"), *[f"<think>\nanswer: draft\n</think>\n\n{SENTENCE}"] * 2]
     assert play(RLM("question -> answer", max_iters=1), replies, question="?").prediction.answer == SENTENCE
