@@ -55,7 +55,7 @@ def write_environment(
 
 
 def _variables(signature: Any, inputs: dict[str, Any]) -> str:
-    lines = ["Variables (INPUTS[name] keeps each as it was given):"]
+    lines = ["Variables:"]
     for name, value in inputs.items():
         hides = f"hides Python's {name}; builtins.{name} has it" if hasattr(builtins, name) else ""
         note = "; ".join(filter(None, (_description(name, signature.input_fields[name]), hides)))
@@ -79,6 +79,7 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
+    lines.append("- INPUTS[name]  # the variable of that name as it was given")
     return "\n".join(lines)
 
 

@@ -76,11 +76,6 @@ class _RlmRecord(dict):
     def __setattr__(self, name, value):
         self[name] = value
 
-    def __iter__(self):
-        if self._rlm_kind == "model":
-            return iter([_RlmFieldName(name, value) for name, value in dict.items(self)])
-        return dict.__iter__(self)
-
     def __hash__(self):
         return hash((self._rlm_name, tuple(dict.items(self))))
 
@@ -145,8 +140,15 @@ def _rlm_made(kind, name, fields):
     return made(*fields.values()) if kind == "namedtuple" else made(**fields)
 
 
+def _rlm_pairs(self):
+    """Iterate over a model's record as over the model."""
+    return iter([_RlmFieldName(name, value) for name, value in dict.items(self)])
+
+
 def _rlm_record_class(kind, name, fields):
     names = {"_rlm_kind": kind, "_rlm_name": name, "__module__": "__main__"}
+    if kind == "model":
+        names["__iter__"] = _rlm_pairs
     if kind == "dataclass":
         like = _rlm_dataclasses.make_dataclass(name, list(fields))
         names.update(__dataclass_fields__=like.__dataclass_fields__, __match_args__=like.__match_args__)
