@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.testing import Messages
 
-MAX_PROMPT_CHARS = 30_000
+MAX_PROMPT_CHARS = 40_000
 """The longest prompt of any call during a compile: of the program's own, and of the optimizer's."""
 LONG = 10_000_000
 
