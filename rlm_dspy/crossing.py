@@ -32,12 +32,15 @@ from rlm_dspy.answers import read_value
 from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.trajectory import clip, sendable, without_media_marks
-from rlm_dspy.typenames import holds_media
+from rlm_dspy.typenames import alternatives, holds_media
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RECORD, TYPE = "__record__", "__type__"
+_FEW_TYPES = 8
+_MOST_READINGS = 500_000
+"""Of the parts of a value, each as every type of a union; it takes some 280 bytes."""
 _SIMPLE = (str, int, bool, type(None))
 _WRITTEN: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
@@ -261,6 +264,7 @@ def received(value: Any, annotation: Any) -> Any:
     value = without_media_marks(plain(value))
     if annotation in (Any, object):
         return value
+    _check_size(value, annotation)
     found = read_value(value, annotation)
     if holds_media(annotation):
         known = {id(media) for media in _media_in(value)}
@@ -270,6 +274,25 @@ def received(value: Any, annotation: Any) -> Any:
                 "itself ('data:image/png;base64,...')"
             )
     return found
+
+
+def _check_size(value: Any, annotation: Any) -> None:
+    """Check that a value takes no gigabytes to read: pydantic keeps why each part is no type of a union."""
+    types = alternatives(annotation)
+    if types > _FEW_TYPES and _count_parts(value, _MOST_READINGS // types) > _MOST_READINGS // types:
+        raise ValueError(
+            f"more than {_MOST_READINGS // types:,} parts for unions of {types} types; pass fewer items at once"
+        )
+
+
+def _count_parts(value: Any, most: int) -> int:
+    """Return how many values a value consists of; a bit more than `most` if there are more."""
+    count, waiting = 0, [value]
+    while waiting and count <= most:
+        parts = parts_of(waiting.pop()) or ()
+        count += len(parts)
+        waiting += parts.values() if isinstance(parts, dict) else parts
+    return count
 
 
 def _media_in(value: Any) -> Iterator[Any]:

@@ -139,6 +139,18 @@ def holds_media(annotation: Any) -> bool:
     return any(_names_media(part) for part in (annotation, *inner))
 
 
+def alternatives(annotation: Any) -> int:
+    """Return of how many types the unions in a type consist, together; 0 if it has none."""
+    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
+    return sum(map(_alternatives, (annotation, *inner)))
+
+
+def _alternatives(annotation: Any) -> int:
+    parts = get_args(annotation)
+    own = len(parts) if get_origin(annotation) in (Union, types.UnionType) else 0
+    return own + sum(map(_alternatives, parts))
+
+
 def _names_media(annotation: Any) -> bool:
     return annotation in _MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
 
