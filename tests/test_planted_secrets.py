@@ -55,7 +55,8 @@ def check(attempts: list[Attempt], plants: Planted, lm: ScriptedLM, factory: Any
     assert (done.found, plants.executed, plants.called) == ([], 0, 0)
     for attempt, came in done.answers:
         assert str(Path.cwd()) not in came, attempt
-        assert " object at 0x" not in came, attempt
+        if "f'" not in attempt.annotation:  # a cell itself makes a text of its own objects
+            assert " object at 0x" not in came, attempt
 
 
 @INTERPRETERS
