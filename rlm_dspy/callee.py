@@ -13,10 +13,10 @@ import dspy
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.fitting import asking, kind_of
-from rlm_dspy.inputs import MEDIA
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.subs import signature_of
 from rlm_dspy.trajectory import clip
+from rlm_dspy.typenames import MEDIA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

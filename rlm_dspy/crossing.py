@@ -29,10 +29,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy.answers import read_value
-from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
+from rlm_dspy.inputs import Record, Row, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.trajectory import clip, sendable, without_media_marks
-from rlm_dspy.typenames import alternatives, holds_media
+from rlm_dspy.typenames import MEDIA, alternatives, holds_media
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

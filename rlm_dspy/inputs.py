@@ -12,6 +12,8 @@ from dspy.primitives.sandbox_serializable import SandboxSerializable
 from pydantic import BaseModel
 from pydantic_core import core_schema
 
+from rlm_dspy.typenames import MEDIA
+
 if TYPE_CHECKING:
     import os
 
@@ -21,8 +23,6 @@ _WHOLE_CHARS = 400
 _HEAD_CHARS = 160
 _TAIL_CHARS = 80
 _READ_WHOLE_BYTES = 16_000_000
-MEDIA = (dspy.Image, dspy.Audio, dspy.File)
-"""What a REPL has only the name of: the model that is asked about it gets the thing itself."""
 _REPR = reprlib.Repr()
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _DEFAULT_CHARS = 60
-_MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+"""What a REPL has only the name of: the model that is asked about it gets the thing itself."""
 
 
 def name_of(annotation: Any) -> str:
@@ -152,7 +153,7 @@ def _alternatives(annotation: Any) -> int:
 
 
 def _names_media(annotation: Any) -> bool:
-    return annotation in _MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
+    return annotation in MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
 
 
 def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
