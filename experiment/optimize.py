@@ -30,7 +30,7 @@ from scripted_teacher import scripted_teacher
 from tasks import Task, one_fact_tasks
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.optimize import TrajectoryFewShot, compact, save_policy, with_policy
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import row_file
 
-from rlm_dspy.intervals import wilson
+from rlm_dspy.optimize.statistics import wilson
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "bench" / "results" / "optimize.jsonl"

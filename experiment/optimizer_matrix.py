@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests import matrix_checks as matrix
-from tests.matrix_optimizers import OPTIMIZERS
-from tests.matrix_programs import PROGRAMS
+from tests.optimize import matrix_checks as matrix
+from tests.optimize.matrix_optimizers import OPTIMIZERS
+from tests.optimize.matrix_programs import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rlm_dspy.exits import errors_as_lines
+from rlm_dspy.cli.errors import errors_as_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable

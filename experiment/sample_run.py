@@ -14,11 +14,11 @@ from pathlib import Path
 import dspy
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.coverage import watched
-from rlm_dspy.ledger import Ledger
-from rlm_dspy.metering import metered
-from rlm_dspy.record import Record, recorded
-from rlm_dspy.report import write_report
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.coverage.watch import watched
+from rlm_dspy.observe.record import Record, recorded
+from rlm_dspy.observe.report.page import write_report
 from rlm_dspy.testing import Messages, ScriptedLM
 
 ARTICLES = Path(__file__).parent / "articles.md"

@@ -26,7 +26,7 @@ import typer
 from sample_run import play
 
 from rlm_dspy import tracing
-from rlm_dspy.tracing.server import server_command, server_environment
+from rlm_dspy.cli.ui import server_command, server_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
+from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.confinement_policy import CannotConfine, Policy
 from rlm_dspy.interpreters.diagnosis import Diagnosis, doctor, probe, render
-from rlm_dspy.interpreters.limits import WorkerLimits
-from rlm_dspy.interpreters.lineage import CellUndone
+from rlm_dspy.interpreters.host.lineage import CellUndone
+from rlm_dspy.interpreters.host.values import CannotCross
 from rlm_dspy.interpreters.local import LocalPythonInterpreter
-from rlm_dspy.interpreters.policy import CannotConfine, Policy
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.scripted import ScriptedInterpreter
-from rlm_dspy.interpreters.values import CannotCross
 
 if TYPE_CHECKING:
     from collections.abc import Callable

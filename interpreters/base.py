@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import dspy
 from dspy.utils.callback import with_callbacks
 
-from rlm_dspy.async_tools import AsyncCall, is_async
-from rlm_dspy.tool_loops import blocking
+from rlm_dspy.concurrency.async_tools import AsyncCall, is_async
+from rlm_dspy.concurrency.tool_loops import blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
-    from rlm_dspy.interpreters.cell import Outcome
+    from rlm_dspy.interpreters.worker.cell import Outcome
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound="Callable[..., Any]")

@@ -11,11 +11,11 @@ from operator import itemgetter
 
 import dspy
 
-from rlm_dspy.interpreters import landlock
-from rlm_dspy.interpreters.forkserver import ForkServer, Recipe
-from rlm_dspy.interpreters.group import Group
-from rlm_dspy.interpreters.limits import WorkerLimits
-from rlm_dspy.interpreters.policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
+from rlm_dspy.interpreters.confinement import landlock
+from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.confinement_policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
+from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe
+from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import warm
 
 

@@ -19,9 +19,9 @@ import types
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from rlm_dspy.interpreters import calls
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, in_loop
-from rlm_dspy.interpreters.cell import Capped, Cells, Outcome
+from rlm_dspy.interpreters.host import tool_calls as calls
+from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

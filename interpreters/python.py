@@ -15,23 +15,23 @@ from zipfile import ZipFile
 
 import dspy
 
-from rlm_dspy.interpreters import calls
+from rlm_dspy.concurrency.tool_loops import awaited_on
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
-from rlm_dspy.interpreters.cell import Outcome
-from rlm_dspy.interpreters.deadlines import Bounds
-from rlm_dspy.interpreters.forkserver import ForkServer, Recipe, server_for
-from rlm_dspy.interpreters.group import Group
-from rlm_dspy.interpreters.limits import WorkerLimits
-from rlm_dspy.interpreters.policy import Policy
-from rlm_dspy.interpreters.session import Cell, Session, Settings
-from rlm_dspy.tool_loops import awaited_on
+from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.host import tool_calls
+from rlm_dspy.interpreters.host.deadlines import Bounds
+from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
+from rlm_dspy.interpreters.host.session import Cell, Session, Settings
+from rlm_dspy.interpreters.host.worker_group import Group
+from rlm_dspy.interpreters.worker.cell import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
-    from rlm_dspy.interpreters.checkpoints import Mode
-    from rlm_dspy.interpreters.values import StandIn
+    from rlm_dspy.interpreters.host.checkpoints import Mode
+    from rlm_dspy.interpreters.host.values import StandIn
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
 """Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
@@ -180,7 +180,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             except BaseException as error:  # noqa: BLE001 (it is raised where this is awaited)
                 done.set_exception(error)
 
-        calls.in_thread(job)
+        tool_calls.in_thread(job)
         waiting = asyncio.wrap_future(done)
         try:
             return await asyncio.shield(waiting)
@@ -242,7 +242,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         return _Held(self._running)
 
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
-        caller = calls.Caller(self.invoke_tool, contextvars.copy_context())
+        caller = tool_calls.Caller(self.invoke_tool, contextvars.copy_context())
         frame = self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, caller))
         outcome = Outcome(frame["kind"], frame["values"], frame.get("value"), frame["error"])
         return self._given(outcome, frame["output"])

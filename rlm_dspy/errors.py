@@ -84,3 +84,7 @@ def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[st
     error.usage = usage  # type: ignore[attr-defined]
     if trajectory:
         error.add_note(f"RLM: {len(trajectory)} step(s) were taken before this; they are in `error.trajectory`.")
+
+
+class UsageError(RLMError, ValueError):
+    """The command line cannot be acted on; the message says how to write it."""

@@ -12,8 +12,6 @@ from dspy.primitives.sandbox_serializable import SandboxSerializable
 from pydantic import BaseModel
 from pydantic_core import core_schema
 
-from rlm_dspy.typenames import MEDIA
-
 if TYPE_CHECKING:
     import os
 
@@ -241,3 +239,7 @@ def _shorten(text: str, head: int, tail: int) -> str:
         return repr(text)
     end = f" ... {text[len(text) - tail :]!r}" if tail else " ..."
     return f"{text[:head]!r}{end}"
+
+
+MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+"""What a REPL has only the name of: the model that is asked about it gets the thing itself."""

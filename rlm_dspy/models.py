@@ -14,9 +14,9 @@ from typing import Any
 import dspy
 from dspy.clients.backend_selection import select_backend
 
+from rlm_dspy.budget.lm_info import context_window
 from rlm_dspy.errors import RLMError
 from rlm_dspy.limits import Limits
-from rlm_dspy.lms import context_window
 
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
@@ -134,7 +134,7 @@ def _of_a_provider(model: str) -> dspy.LM:
 
 def _embedded(path: Path | None = None) -> dspy.LM:
     try:
-        from rlm_dspy.embedded import embedded_lm  # noqa: PLC0415 (needs the extra `embedded`)
+        from rlm_dspy.embedded.engine import embedded_lm  # noqa: PLC0415 (needs the extra `embedded`)
 
         return embedded_lm(path, max_tokens=_EMBEDDED_REPLY_TOKENS)
     except FileNotFoundError as error:

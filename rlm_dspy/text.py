@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import operator
 import re
+from typing import Any
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and newline: the beginnings of a terminal's commands
@@ -28,3 +30,65 @@ def print_safely(record: logging.LogRecord) -> bool:
     """Make the message of a log record printable; a filter that drops none."""
     record.msg, record.args = printable(record.getMessage()), None
     return True
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 turn`, `2 turns`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+_NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
+
+
+def sendable(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
+
+
+def mended(value: Any) -> Any:
+    """Return JSON-like data with every text in it `sendable`; the value itself if there is nothing to mend."""
+    if isinstance(value, str):
+        return sendable(value)
+    if isinstance(value, dict):
+        parts = {mended(key): mended(item) for key, item in value.items()}
+        same = all(a is b and x is y for (a, x), (b, y) in zip(parts.items(), value.items(), strict=False))
+        return value if same and len(parts) == len(value) else parts
+    if type(value) in (list, tuple, set, frozenset):
+        items = [mended(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    return value
+
+
+def clip(text: str, max_chars: int) -> str:
+    """Return `text`, or its head and tail with a note of what was left out between them.
+
+    Args:
+        text: Any text.
+        max_chars: How many characters of `text` to keep; the note comes on top.
+    """
+    if len(text) <= max_chars:
+        return text
+    head = max_chars - max_chars // 3
+    tail = max_chars - head
+    left_out = len(text) - head - tail
+    return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
+
+
+def fitted(texts: list[str], chars: int) -> list[str]:
+    """Return the texts, the longest of them cut so that all together have about as many characters as they may."""
+    left = chars
+    for rank, length in enumerate(sorted(map(len, texts))):
+        share = max(0, left // (len(texts) - rank))
+        if length > share:
+            return [cut(text, share) for text in texts]
+        left -= length
+    return texts
+
+
+def cut(text: str, chars: int) -> str:
+    """Return `text` within `chars` characters, the note of what was left out included."""
+    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))

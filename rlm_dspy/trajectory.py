@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal
 
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as _MARK
 from pydantic import BaseModel, ConfigDict, Field
+
+from rlm_dspy.text import clip
 
 StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed"]
 """How a turn ended.
@@ -102,7 +103,6 @@ class Step(BaseModel):
 
 SubCall.model_rebuild()
 _STR_CHARS = 600
-_NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
 class Trajectory(BaseModel):
@@ -131,15 +131,6 @@ class Trajectory(BaseModel):
     __repr__ = __str__
 
 
-def sendable(text: str) -> str:
-    """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode("utf-8")
-    return text
-
-
 def without_media_marks(value: Any) -> Any:
     """Return a text, or lists and dicts of texts, in which nothing stands for an image, a sound or a file.
 
@@ -161,46 +152,5 @@ def without_media_marks(value: Any) -> Any:
     return value
 
 
-def mended(value: Any) -> Any:
-    """Return JSON-like data with every text in it `sendable`; the value itself if there is nothing to mend."""
-    if isinstance(value, str):
-        return sendable(value)
-    if isinstance(value, dict):
-        parts = {mended(key): mended(item) for key, item in value.items()}
-        same = all(a is b and x is y for (a, x), (b, y) in zip(parts.items(), value.items(), strict=False))
-        return value if same and len(parts) == len(value) else parts
-    if type(value) in (list, tuple, set, frozenset):
-        items = [mended(item) for item in value]
-        return value if all(map(operator.is_, items, value)) else type(value)(items)
-    return value
-
-
-def clip(text: str, max_chars: int) -> str:
-    """Return `text`, or its head and tail with a note of what was left out between them.
-
-    Args:
-        text: Any text.
-        max_chars: How many characters of `text` to keep; the note comes on top.
-    """
-    if len(text) <= max_chars:
-        return text
-    head = max_chars - max_chars // 3
-    tail = max_chars - head
-    left_out = len(text) - head - tail
-    return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
-
-
-def fitted(texts: list[str], chars: int) -> list[str]:
-    """Return the texts, the longest of them cut so that all together have about as many characters as they may."""
-    left = chars
-    for rank, length in enumerate(sorted(map(len, texts))):
-        share = max(0, left // (len(texts) - rank))
-        if length > share:
-            return [cut(text, share) for text in texts]
-        left -= length
-    return texts
-
-
-def cut(text: str, chars: int) -> str:
-    """Return `text` within `chars` characters, the note of what was left out included."""
-    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))
+FAILED_KINDS = frozenset({"error", "refused", "no_code", "interpreter_lost"})
+"""The kinds of a `Step` (see `StepKind`) that the next turn has to mend."""

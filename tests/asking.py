@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from rlm_dspy.cache import SubCallCache
+from rlm_dspy.cache.sub_call_cache import SubCallCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ CANARY = "canary-5d1f0c2e"
 
 def open_python() -> None:
     """Let everybody read this Python, in this process's own mounts only: what leads there may be closed (`/root`)."""
-    from rlm_dspy.interpreters import kernel
+    from rlm_dspy.interpreters.confinement import kernel
 
     kernel.unshare(0x20000)
     kernel.mount(None, "/", None, 16384 | (1 << 18))
@@ -48,7 +48,7 @@ def _closed_above(folder: Path) -> Path | None:
 
 def become_ordinary() -> None:
     """Drop from root to a user of no privilege."""
-    from rlm_dspy.interpreters import kernel
+    from rlm_dspy.interpreters.confinement import kernel
 
     os.setgroups([])
     os.setresgid(ORDINARY, ORDINARY, ORDINARY)
@@ -159,9 +159,9 @@ def main() -> None:
     if layers == "pytest":
         os.chdir(Path(__file__).parent.parent)
         raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
-    from rlm_dspy.interpreters.limits import WorkerLimits
+    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+    from rlm_dspy.interpreters.confinement_policy import GUARANTEES, Policy
     from rlm_dspy.interpreters.local import LocalPythonInterpreter
-    from rlm_dspy.interpreters.policy import GUARANTEES, Policy
     from rlm_dspy.interpreters.python import PythonInterpreter
     from tests import attacks, further_attacks
 

@@ -14,9 +14,9 @@ import dspy
 import pytest
 from typer.testing import CliRunner
 
-from rlm_dspy.cli import app
+from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.record import Record
+from rlm_dspy.observe.record import Record
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PROGRAM = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 import dspy
-from rlm_dspy import cli
+from rlm_dspy.cli import app as cli
 from rlm_dspy.testing import ScriptedLM
 seconds, replies = json.loads(sys.argv.pop(1))
 dspy.configure(lm=ScriptedLM(replies, seconds=seconds))
@@ -41,8 +41,8 @@ EMBEDDED_PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import dspy
-from rlm_dspy import cli
-from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.cli import app as cli
+from rlm_dspy.embedded.engine import embedded_lm
 dspy.configure(lm=embedded_lm(max_tokens=48, cache=False))
 cli.main()
 """

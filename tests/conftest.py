@@ -41,7 +41,7 @@ def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(mlflow_folder: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Log to an experiment of the test's own."""
-    from tests.tracing import logging_to  # noqa: PLC0415 (MLflow takes seconds)
+    from tests.tracing.stores import logging_to  # noqa: PLC0415 (MLflow takes seconds)
 
     with logging_to(mlflow_folder, request.node.name) as store:
         yield store

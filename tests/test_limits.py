@@ -11,9 +11,9 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
+from rlm_dspy.budget.ledger import Ledger, Spent
+from rlm_dspy.budget.metering import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.ledger import Ledger, Spent
-from rlm_dspy.metering import metered
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 from tests.playing import fields as reply_of

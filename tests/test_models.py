@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import Limits
-from rlm_dspy.embedded import embedded_lm, serve
-from rlm_dspy.lms import context_window
+from rlm_dspy.budget.lm_info import context_window
+from rlm_dspy.embedded.engine import embedded_lm, serve
 from rlm_dspy.models import ModelUnreachable, UnknownModel, choose_model, limits_for
 from rlm_dspy.testing import ScriptedLM
 

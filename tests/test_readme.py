@@ -38,7 +38,9 @@ def test_every_block_of_python_runs(code: str) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["rlm_dspy.rlm", "rlm_dspy.testing", "rlm_dspy.events", "rlm_dspy.cache"])
+@pytest.mark.parametrize(
+    "module", ["rlm_dspy.loop.rlm", "rlm_dspy.testing", "rlm_dspy.observe.event_log", "rlm_dspy.cache"]
+)
 def test_examples_in_docstrings_run(module: str) -> None:
     """And give what they say."""
     result = doctest.testmod(importlib.import_module(module))

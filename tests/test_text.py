@@ -9,9 +9,9 @@ import unicodedata
 import pytest
 import typer
 
-from rlm_dspy import exits
-from rlm_dspy.markup import tag
-from rlm_dspy.progress import Lines
+from rlm_dspy.cli import errors as exits
+from rlm_dspy.observe.console import Lines
+from rlm_dspy.observe.report.html import tag
 from rlm_dspy.text import logger, printable
 
 BIDI = {

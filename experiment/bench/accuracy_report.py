@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from rlm_dspy.intervals import wilson
+from rlm_dspy.optimize.statistics import wilson
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import row_file  # scripts of that folder are run, not installed

@@ -22,9 +22,9 @@ from chaos_faults import SECONDS, WARM, Plan, plan
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits, RLMError, SubCallCache
-from rlm_dspy.events import RunLog
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
-from rlm_dspy.interpreters.limits import WorkerLimits
+from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.observe.event_log import RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

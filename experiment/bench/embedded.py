@@ -23,9 +23,9 @@ import dspy
 import typer
 
 from rlm_dspy import RLM, Text
-from rlm_dspy.embedded import embedded_lm
-from rlm_dspy.intervals import wilson
+from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.models import limits_for
+from rlm_dspy.optimize.statistics import wilson
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

@@ -6,6 +6,7 @@ python experiment/bench/interpreters.py            # writes INTERPRETERS.md and 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import socket
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.interpreters import forkserver, memory
-from rlm_dspy.interpreters.policy import Policy
+from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.host import fork_server_client
 from rlm_dspy.interpreters.python import PythonInterpreter
+from rlm_dspy.interpreters.worker import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,8 +125,9 @@ def server_starts() -> list[Row]:
     ):
         samples = []
         for _ in range(3):
-            forkserver.close_all()
-            samples.append(timed(lambda: forkserver.server_for(forkserver.Recipe(preload, (), Policy()))))  # noqa: B023
+            fork_server_client.close_all()
+            recipe = fork_server_client.Recipe(preload, (), Policy())
+            samples.append(timed(functools.partial(fork_server_client.server_for, recipe)))
         rows.append(below(f"fork server start, {name}", min(samples), target))
     return rows
 

@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.embedded import embedded_lm
+from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.testing import Messages, ScriptedLM
 
 REPORT = Path(__file__).parent / "MESSAGES.md"

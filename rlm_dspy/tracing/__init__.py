@@ -10,12 +10,12 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from rlm_dspy.tracing import scorers
-from rlm_dspy.tracing.compiles import log_compile
-from rlm_dspy.tracing.log import autolog, logged_run
-from rlm_dspy.tracing.models import log_model
-from rlm_dspy.tracing.outbox import flush, hurry
-from rlm_dspy.tracing.policies import fetch_policy, register_policy
-from rlm_dspy.tracing.scope import tags
+from rlm_dspy.tracing.autolog import autolog, logged_run
+from rlm_dspy.tracing.export_queue import flush, hurry
+from rlm_dspy.tracing.log_model import log_model
+from rlm_dspy.tracing.mlflow_runs import log_compile
+from rlm_dspy.tracing.prompt_registry import fetch_policy, register_policy
+from rlm_dspy.tracing.span_spec import tags
 
 __all__ = [
     "autolog",

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.tracing.attachments import Attachment
 
-from rlm_dspy.coverage import looked_into
-from rlm_dspy.record import Record, asked, cut_short, ended
+from rlm_dspy.coverage.watch import looked_into
+from rlm_dspy.observe.record import Record, asked, cut_short, ended
+from rlm_dspy.observe.report.page import report_html
 from rlm_dspy.redaction import in_strings
-from rlm_dspy.report import report_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import dspy
 
-    from rlm_dspy.rlm import RLM
+    from rlm_dspy.loop.rlm import RLM
     from rlm_dspy.tracing.payloads import Payloads
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.genai.scorers import scorer
 
-from rlm_dspy.coverage import Watch, share_covered, watching
-from rlm_dspy.tracing.endings import HOW_IT_ENDED
+from rlm_dspy.coverage.watch import Watch, watching
+from rlm_dspy.observe.coverage_shares import share_covered
+from rlm_dspy.tracing.span_end import HOW_IT_ENDED
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:

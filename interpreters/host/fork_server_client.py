@@ -1,0 +1,343 @@
+"""The host's side of the fork server: one per process and set of modules, started when it is first needed.
+
+It ends with this process, also if that is killed; it is started again if it dies; a forked child of this process
+starts its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import sysconfig
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.interpreters.confinement import namespaces
+from rlm_dspy.interpreters.confinement_policy import CHOICES, CannotConfine, Policy, missing, unsupported
+from rlm_dspy.interpreters.host import packages, scratch
+from rlm_dspy.interpreters.host.deadlines import Deadline
+from rlm_dspy.interpreters.host.watch import Watch
+from rlm_dspy.interpreters.worker import importing, wire
+
+if TYPE_CHECKING:
+    import socket
+
+_log = logging.getLogger(__name__)
+
+_INSTALLED = ("site-packages", "dist-packages")
+_STANDARD = ("stdlib", "platstdlib")
+_DATA = ("/usr/lib/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache")
+_START_SECONDS = 60
+_ANSWER_SECONDS = 30
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MB of address space
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a fork server is made from; equal recipes share one."""
+
+    preload: tuple[str, ...]
+    paths: tuple[str, ...]
+    policy: Policy
+
+
+@dataclass
+class Watched:
+    """A process of a session: a handle that stays right if its number is used again."""
+
+    handle: int
+    pid: int
+    """Its number where the fork server lives."""
+
+
+class ForkServer:
+    """A running fork server.
+
+    Args:
+        recipe: What it is made from.
+        layers: The layers it puts on.
+
+    Raises:
+        OSError: If it does not start with these layers; the message has its reason.
+    """
+
+    def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
+        self.layers = layers
+        self.missing: dict[str, str] = {}
+        """What of `preload` could not be imported, and why."""
+        self.packages: frozenset[str] = frozenset()
+        """What is loaded beside the standard library."""
+        self.readable: list[str] = []
+        """The files and folders that its workers can read, beside their scratch."""
+        self.zero_copy = False
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        scratch.remove_stale()
+        self.uid = namespaces.unused_uid() if "uid" in layers else None
+        self._folder = scratch.new_folder(self.uid)
+        self._count = self._orders = 0
+        try:
+            self._control, self._process = self._started(recipe)
+        except BaseException:
+            scratch.remove_tree(Path(self._folder))
+            raise
+        self.watch = Watch(self._process.pid)
+        """Looks at what its workers take."""
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self, recipe: Recipe) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        base, scratches = Path(self._folder, "root"), Path(self._folder, "scratch")
+        base.mkdir(mode=0o700)
+        scratches.mkdir(mode=0o711)
+        ours, theirs = wire.pair()
+        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
+        command = [
+            sys.executable,
+            "-P",
+            "-s",
+            "-S",
+            "-X",
+            "utf8",
+            str(Path(__file__).parents[1] / "worker" / "fork_server.py"),
+        ]
+        try:
+            with theirs:
+                wire.send(ours, wire.encoded({**_config(recipe), **own}))  # arguments are seen by others
+                process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
+                    [*command, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=_ENVIRONMENT,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return ours, process
+
+    def _await_ready(self) -> None:
+        frame, _ = self._answer(Deadline(_START_SECONDS))
+        if frame["t"] != "ready":
+            raise OSError(frame["error"])
+        self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
+        self.readable, self.zero_copy, self.seconds = frame["readable"], frame["zero_copy"], frame["seconds"]
+        if "namespaces" in self.layers:
+            scratch.remove_tree(Path(self._folder))  # its root has moved away, scratches are its workers' own
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._owner == os.getpid() and self._process.poll() is None and self._control.fileno() >= 0
+
+    def new_scratch(self) -> str:
+        """Return a fresh folder for one worker; the name alone where a worker makes its own."""
+        if "namespaces" in self.layers:
+            return namespaces.OWN_SCRATCH
+        with self._lock:
+            self._count += 1
+            return scratch.new_inner(f"{self._folder}/scratch/{self._count}", self.uid)
+
+    def drop_scratch(self, path: str) -> None:
+        """Remove a folder that `new_scratch` made."""
+        if "namespaces" not in self.layers:
+            scratch.remove_tree(Path(path))
+
+    def ask(
+        self, frame: wire.Frame, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
+    ) -> Watched | None:
+        """Send an order and return the process it is about.
+
+        Raises:
+            TimeoutError: If it does not answer within `seconds`. If it had 30, it is killed.
+            OSError: If the fork server is gone or refuses; the message has its reason.
+        """
+        deadline = Deadline(max(0, min(seconds, _ANSWER_SECONDS)))
+        if not self._lock.acquire(timeout=deadline.seconds):
+            raise TimeoutError(f"the fork server was busy for {deadline.seconds:g} seconds")
+        try:
+            self._orders += 1
+            wire.send(self._control, wire.encoded({**frame, "id": self._orders}), 0, fds)
+            answer, handles = self._answer(deadline)
+        finally:
+            self._lock.release()
+        if answer["t"] == "failed":
+            raise OSError(answer["error"])
+        return Watched(handles[0], answer["pid"]) if handles else None
+
+    def _answer(self, deadline: Deadline) -> tuple[wire.Frame, list[int]]:
+        """Wait for the answer to the last order; that of an order whose wait was interrupted is dropped."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while poll.poll(max(0, deadline.left()) * 1000):
+            packet, fds = wire.receive_trusted(self._control)
+            if not packet:
+                raise OSError("the fork server ended")
+            frame = json.loads(packet[wire.HEADER_BYTES :])
+            if frame.get("id", self._orders) == self._orders:
+                return frame, fds
+            for fd in fds:
+                os.close(fd)
+        if deadline.seconds >= _ANSWER_SECONDS:
+            self._process.kill()
+        raise TimeoutError(f"the fork server did not answer within {deadline.seconds:g} seconds")
+
+    def close(self) -> None:
+        """End it and all its workers, and remove its folders. In a forked child: only let go of it."""
+        self._control.close()
+        self.watch.close()
+        if self._owner != os.getpid():
+            self._process.returncode = 0  # not this process's child
+            return
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        scratch.remove_tree(Path(self._folder))
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    standard = _standard_library()
+    search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
+    search = [path for path in search if path not in standard]
+    modules, bundled = packages.required(recipe.preload)
+    own = [importing.place_of(file, search) for file in modules.values()]
+    wanted = [*standard, *_shared_libraries(), *_DATA, *own, *bundled, *recipe.paths]
+    hidden = [path for path in _installed_below(standard) if path not in recipe.paths and Path(path).is_dir()]
+    return {
+        "preload": list(recipe.preload),
+        "paths": list(recipe.paths),
+        "search": search,
+        "installed": [path for path in search if Path(path).name in _INSTALLED],
+        "modules": modules,
+        "standard": standard,
+        "readable": [path for path in wanted if Path(path).exists()],
+        "hidden": [path for path in hidden if any(path.startswith(f"{folder}/") for folder in wanted)],
+        "host": os.getpid(),
+    }
+
+
+def _standard_library() -> list[str]:
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    folders = [str(Path(os.__file__).parent), *(sysconfig.get_path(name, vars=base) for name in _STANDARD)]
+    zipped = f"{sys.base_prefix}/{sys.platlibdir}/python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    return list(dict.fromkeys([*folders, zipped]))
+
+
+def _shared_libraries() -> list[str]:
+    """Return where the system's libraries are, and those that lie beside this Python's own."""
+    machine = sysconfig.get_config_var("MULTIARCH") or ""
+    system = [f"{folder}/{machine}" for folder in ("/usr/lib", "/lib") if machine]
+    if not any(map(os.path.isdir, system)):
+        system = ["/usr/lib", "/lib"]
+    system += ["/usr/lib64", "/lib64"]
+    own = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
+    inside = any(own.resolve().is_relative_to(Path(folder).resolve()) for folder in system)
+    return system if inside else [*system, *(str(path) for path in own.glob("lib*.so*"))]
+
+
+def _installed_below(standard: list[str]) -> list[str]:
+    """Return the folders of installed packages that may lie within the standard library or the system's."""
+    system = [str(path) for name in _INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
+    return [*system, *(f"{folder}/{name}" for folder in standard for name in _INSTALLED)]
+
+
+_servers: dict[Recipe, ForkServer] = {}
+_starting = threading.Lock()
+
+
+def server_for(recipe: Recipe) -> ForkServer:
+    """Return the fork server of `recipe`, on the best rung of the ladder that this system holds.
+
+    Raises:
+        CannotConfine: If no rung holds what the recipe's policy requires.
+    """
+    with _starting:
+        server = _servers.get(recipe)
+        if server is not None and server.alive:
+            return server
+        if server is not None:
+            server.close()
+        _servers[recipe] = started = _climb(recipe)
+        return started
+
+
+def _climb(recipe: Recipe) -> ForkServer:
+    reason = unsupported()
+    if reason:
+        raise CannotConfine(f"PythonInterpreter cannot run here: {reason}. {CHOICES}")
+    reasons = []
+    for name, layers in recipe.policy.rungs().items():
+        lacking = missing(recipe.policy, layers)
+        failure = f"does not hold {', '.join(lacking)}" if lacking else ""
+        if not lacking:
+            try:
+                return ForkServer(recipe, layers)
+            except OSError as error:
+                failure = str(error)
+        reasons.append(f"{name} ({' + '.join(sorted(layers)) or 'no layers'}): {failure}")
+    raise CannotConfine(
+        f"PythonInterpreter cannot hold here what its policy requires ({', '.join(recipe.policy.required())}).\n"
+        + "\n".join(f"- {reason}" for reason in reasons)
+        + f"\n{CHOICES}"
+    )
+
+
+def close_all() -> None:
+    """End every fork server of this process, with all workers."""
+    with _starting:
+        for server in _servers.values():
+            with suppress(OSError):
+                server.close()
+        _servers.clear()
+
+
+def _let_go() -> None:
+    """In a forked child of the host: the parent's fork servers are not the child's."""
+    global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
+    _starting = threading.Lock()
+    for server in _servers.values():
+        server.close()
+    _servers.clear()
+
+
+atexit.register(close_all)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def check(answer: Watched | None) -> Watched:
+    """Return what a fork server answered with.
+
+    Raises:
+        dspy.CodeInterpreterError: If it gave no process.
+    """
+    if answer is None:
+        raise dspy.CodeInterpreterError("the fork server gave no worker")
+    return answer

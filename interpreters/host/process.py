@@ -1,0 +1,218 @@
+"""One process of a worker as the host sees it: its socket, its handle, and frames that may be anything."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlm_dspy.interpreters.worker import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.interpreters.host.deadlines import Deadline
+
+_SLICE_SECONDS = 0.5
+"""How often a wait that has no event for its end looks whether it still has time."""
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Arrived(NamedTuple):
+    """A frame from a worker."""
+
+    frame: wire.Frame
+    size: int
+    """Bytes that it takes on the host, about."""
+
+
+class Process:
+    """A process that runs cells, or a sleeping copy of one.
+
+    Args:
+        sock: The host's end of its socket.
+        handle: Its pidfd; -1 while it is not known.
+    """
+
+    def __init__(self, sock: socket.socket, handle: int = -1) -> None:
+        self._sock = sock
+        self.handle = handle
+        self.pid = 0
+        """Its number where the fork server lives."""
+        self._assembler = wire.Assembler()
+        self._sending = threading.Lock()
+        self._torn = self._killed = False
+
+    @classmethod
+    def new(cls) -> tuple[Process, socket.socket]:
+        """Return one that is yet to be made, and the end that it is to be given."""
+        ours, theirs = wire.pair()
+        return cls(ours), theirs
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to be polled."""
+        return self._sock.fileno()
+
+    def send(
+        self, frame: wire.Frame, left: Callable[[], float], fds: list[int] | None = None, number: int = 0
+    ) -> None:
+        """Send a frame while `left()`, in seconds, is more than 0.
+
+        Raises:
+            TimeoutError: If it is not read in that time.
+            OSError: If the process is gone, or an earlier frame was cut off.
+        """
+        payload = wire.encoded(frame)
+        while not self._sending.acquire(timeout=_slice(left)):
+            _check(left)
+        try:
+            if self._torn:
+                raise BrokenPipeError("a frame to it was cut off")
+            for packet in wire.packets(payload, number):
+                self._send_packet(packet, wire.rights(fds), left)
+                self._torn, fds = True, None
+            self._torn = False
+        finally:
+            self._sending.release()
+
+    def _send_packet(self, packet: list[bytes], rights: wire.Rights, left: Callable[[], float]) -> None:
+        while True:
+            try:
+                self._sock.sendmsg(packet, rights, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._sock, select.POLLOUT)
+                poll.poll(_slice(left) * 1000)
+                _check(left)
+            else:
+                return
+
+    def received(self) -> Arrived | None:
+        """Take one packet, if one has arrived; return the frame that it completes.
+
+        Raises:
+            EOFError: If the other side is closed.
+            wire.Violation: If it is not of the protocol.
+        """
+        try:
+            packet = wire.receive_packet(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            raise EOFError from None
+        payload = self._assembler.add(packet)
+        return None if payload is None else Arrived(wire.decoded(payload), wire.size_of(payload))
+
+    def expect(
+        self,
+        kind: str,
+        deadline: Deadline,
+        number: int | None = None,
+        aside: Callable[[Arrived], None] | None = None,
+    ) -> wire.Frame:
+        """Wait for a frame of `kind`, and of this `number` if one is given; `aside` gets what else arrives.
+
+        Raises:
+            EOFError: If it is gone.
+            TimeoutError: If none comes in time.
+            wire.Violation: If it sends what is not of the protocol.
+        """
+        while deadline.left() > 0 and self.readable(deadline.left()):
+            arrived = self.received()
+            if arrived is None:
+                continue
+            told = arrived.frame.get("t")
+            if told == "failed" or (told == kind and number in (None, arrived.frame.get("id"))):
+                return arrived.frame
+            if aside is not None:
+                aside(arrived)
+        raise TimeoutError(f"no answer within {deadline.seconds:g} seconds")
+
+    def readable(self, seconds: float) -> bool:
+        """Wait until something has arrived, or it is gone; false if `seconds` pass first."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(max(0, seconds * 1000)))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended or is about to; also of a copy that never woke."""
+        if self._killed or self.handle < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.handle, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def check_alive(self) -> None:
+        """Raises EOFError if it has ended and all that it sent is read."""
+        if self.ended and not self.readable(0):
+            raise EOFError
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._killed = True
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still lives."""
+        if self.handle >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self.handle, number)
+
+    def host_pid(self) -> int:
+        """Return its number in the host's own numbering; 0 if it is gone."""
+        with suppress(OSError), open(f"/proc/self/fdinfo/{self.handle}", encoding="ascii") as info:  # noqa: PTH123 (no path)
+            for line in info:
+                if line.startswith("Pid:"):
+                    return max(0, int(line.split()[1]))
+        return 0
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that its threads have used; 0 if it is gone."""
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.host_pid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / _TICKS
+        return 0.0
+
+    def close(self) -> None:
+        """Let go of it: a sleeping copy then ends by itself."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also wakes a thread of ours that is sending
+        with self._sending:
+            self._sock.close()
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    def detach(self) -> None:
+        """Close the descriptors of this process only; whoever else has them goes on."""
+        self._sock.close()
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+
+def _slice(left: Callable[[], float]) -> float:
+    return min(max(left(), 0), _SLICE_SECONDS)
+
+
+def _check(left: Callable[[], float]) -> None:
+    if left() <= 0:
+        raise TimeoutError("it does not read what it is sent")
+
+
+def text_of(frame: wire.Frame, name: str) -> str:
+    """Return a text of a frame.
+
+    Raises:
+        wire.Violation: If it has none of that name.
+    """
+    value: Any = frame.get(name)
+    if not isinstance(value, str):
+        raise wire.Violation(f"a frame without {name}")
+    return value

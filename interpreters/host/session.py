@@ -1,0 +1,381 @@
+"""A session: one worker through its cells, as the host leads it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.interpreters.base import SETUP, CellError
+from rlm_dspy.interpreters.host import tool_calls
+from rlm_dspy.interpreters.host.deadlines import Bounds, Clock, Deadline
+from rlm_dspy.interpreters.host.lineage import WAKE_SECONDS, CellUndone, Lineage
+from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
+from rlm_dspy.interpreters.host.values import CannotCross, Form, StandIn, form_of
+from rlm_dspy.interpreters.worker import wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from rlm_dspy.interpreters.host.checkpoints import Mode
+    from rlm_dspy.interpreters.host.worker_group import Group
+
+_LOOK_SECONDS = 0.5
+"""How often the memory and the CPU time of a cell's processes are looked at."""
+_TAKE_SECONDS = 10
+"""How long a worker may take to read a cell."""
+_KINDS = ("done", "submitted", "raised", "invalid")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be executed."""
+
+    code: str
+    variables: dict[str, Any]
+    tools: dict[str, Callable[..., Any]]
+    fields: list[dict[str, Any]] | None
+    caller: tool_calls.Caller
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session treats its cells."""
+
+    bounds: Bounds
+    max_output_chars: int
+    checkpoint: Mode
+    """When the worker is copied."""
+    modules: frozenset[str]
+    """Packages that the worker can import beside the standard library."""
+    stand_in: StandIn | None = None
+    """What to make of values that the worker has no class for."""
+
+
+class Session(Lineage):
+    """One worker, and the cells it runs.
+
+    Args:
+        group: The group it belongs to.
+        process: Its process.
+        settings: How cells are treated.
+        cell: The number of its last cell, if it is a branch.
+        bound: The variables that it has from the host, if it is a branch.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        process: Process,
+        settings: Settings,
+        cell: int = 0,
+        bound: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(group, process, settings.checkpoint, cell, bound or {})
+        self._settings = settings
+        self._stop: str | BaseException | None = None
+        self._poll = select.poll()
+        self._polled: Process | None = None
+        self._look_again = Deadline(_LOOK_SECONDS)
+
+    # What a user may do
+
+    def execute(self, cell: Cell) -> wire.Frame:
+        """Run a cell; return what the worker says of it.
+
+        Raises:
+            CellUndone: If its process had to be ended and a checkpoint took over.
+            CannotCross: If a variable cannot enter the worker; nothing ran.
+            dspy.CodeInterpreterError: If the session is lost.
+            BaseException: What a tool raised that is no Exception; the cell was stopped.
+        """
+        with self._used(), self.group.busy():
+            if self._process.ended:
+                self._recover("The worker ended after the last cell", "This cell did not run.")
+            clock = Clock(self._settings.bounds)
+            self._stop, self._look_again = None, Deadline(_LOOK_SECONDS)
+            fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+            forms = self._forms(fresh, clock.left())
+            try:
+                self._send_cell(cell, fresh, forms, clock)
+                frame = self._result(cell, clock)
+            except (CellError, dspy.CodeInterpreterError):
+                raise
+            except BaseException:
+                self._abandon(clock)
+                raise
+            finally:
+                clock.ends()
+                self._checkpoints.ran(clock.calls)
+            self._checkpoints.forget_older()
+            if frame["kind"] != "submitted" and frame.get("threads") is False:
+                self._order_copy()  # while the model thinks
+            if frame["kind"] == "raised" and clock.asked:
+                frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+            return frame
+
+    def bind(self, variables: dict[str, Any]) -> None:
+        """Bind variables now.
+
+        Raises:
+            CannotCross: If one of them cannot enter the worker.
+            dspy.CodeInterpreterError: If the session is lost.
+        """
+        with self._used():
+            forms = self._forms(variables, WAKE_SECONDS)
+            try:
+                self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
+            finally:
+                _close(forms.values())
+            self._bound.update(variables)
+            self._checkpoints.changed = True
+
+    def interrupt(self, why: str | BaseException) -> None:
+        """Stop the running cell, from any thread. An exception is raised from `execute` then."""
+        if self._stop is None or isinstance(why, BaseException):
+            self._stop = why
+        self._awake()
+
+    def branches(self, count: int) -> list[Session]:
+        """Return `count` copies of this session.
+
+        Raises:
+            dspy.CodeInterpreterError: If they cannot be made.
+        """
+        with self._used():
+            made: list[tuple[Process, socket.socket]] = []
+            try:
+                made += (Process.new() for _ in range(count))
+                self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
+                self._wake_all([process for process, _ in made])
+            except BaseException as error:
+                for process, _ in made:
+                    process.close()
+                if isinstance(error, OSError):
+                    raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
+                raise
+            finally:
+                for _, theirs in made:
+                    theirs.close()
+            for _ in made:
+                self.group.join()
+            return [Session(self.group, process, self._settings, self._cell, self._bound) for process, _ in made]
+
+    def _wake_all(self, copies: list[Process]) -> None:
+        deadline = Deadline(WAKE_SECONDS)
+        for process in copies:
+            try:
+                self._wake_up(process, deadline)
+            except (OSError, EOFError, ValueError) as error:
+                raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
+
+    # One cell
+
+    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form], clock: Clock) -> None:
+        self._order_copy()
+        fds = _descriptors(forms.values())
+        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms)}
+        frame["fields"] = cell.fields
+        if cell.tools != self._told:
+            frame["tools"] = tool_calls.described(cell.tools)
+        patience = Deadline(_TAKE_SECONDS)
+        try:
+            self._process.send(frame, lambda: min(patience.left(), clock.left()), fds)
+        except OSError as error:
+            self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
+        finally:
+            _close(forms.values())
+        self._cell += 1
+        self._blocks += not cell.code.startswith(SETUP)
+        self._bound.update(fresh)
+        self._told = cell.tools
+
+    def _has(self, name: str, value: Any) -> bool:
+        return name in self._bound and self._bound[name] is value
+
+    def _forms(self, variables: dict[str, Any], seconds: float) -> dict[str, Form]:
+        forms: dict[str, Form] = {}
+        name = ""
+        try:
+            for name, value in variables.items():
+                forms[name] = form_of(value, self._settings.modules, self._settings.stand_in)
+            self._make_room(list(forms.values()), seconds)
+        except BaseException as error:
+            _close(forms.values())
+            if isinstance(error, CannotCross):
+                raise CannotCross(f"Variable {name!r}: {error}") from error
+            if isinstance(error, OSError):
+                raise dspy.CodeInterpreterError(f"There is no room for the variable {name!r}: {error}") from error
+            raise
+        return forms
+
+    def _make_room(self, forms: list[Form], seconds: float) -> None:
+        try:
+            self.group.make_room(self._process, forms, seconds)
+        except TimeoutError as error:
+            raise CellError(f"The variables could not be taken in: {error}. This cell did not run.") from error
+        except OSError as error:
+            self._lose(f"The worker cannot take values ({error})")
+
+    def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
+        while True:
+            try:
+                arrived = self._next(clock)
+                if arrived is None:
+                    self._process.check_alive()
+                elif arrived.frame.get("t") == "call":
+                    self._call(arrived, cell.caller, clock)
+                elif arrived.frame.get("t") == "copied":
+                    self._checkpoints.told(arrived.frame)
+                elif arrived.frame.get("t") != "bound":  # that answers an order which nobody waits for any more
+                    return self._checked_result(arrived.frame)
+            except EOFError:
+                self._recover("The worker's process ended")
+            except wire.Violation as error:
+                self._recover(f"The worker sent what no cell can send: {error}")
+
+    def _next(self, clock: Clock) -> Arrived | None:
+        if self._early and not clock.full:
+            return self._early.popleft()
+        self._wait(clock)
+        return self._process.received()
+
+    def _wait(self, clock: Clock) -> None:
+        """Wait for a packet or the end of the process. What bounds the cell is looked at first, each time."""
+        if self._polled is not self._process:
+            self._poll, self._polled = select.poll(), self._process
+            for fd in (self._process.fileno(), self._process.handle, self._wake):
+                self._poll.register(fd, select.POLLIN)
+        while True:
+            self._look(clock)
+            self._poll.modify(self._process.fileno(), 0 if clock.full else select.POLLIN)
+            ready = dict(self._poll.poll(min(max(0, clock.left()), _LOOK_SECONDS) * 1000))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            elif ready:
+                return
+
+    def _look(self, clock: Clock) -> None:
+        if self.ended:
+            self._recover("The session was shut down")
+        if isinstance(self._stop, BaseException):
+            raise self._stop
+        if self._stop and not clock.asked:
+            clock.ask(self._stop)
+            self._process.signal(signal.SIGINT)
+        if clock.left() <= 0:
+            self._ask_to_stop(clock)
+        if self._look_again.left() <= 0:
+            self._look_again = Deadline(_LOOK_SECONDS)
+            self._look_at_its_use(clock)
+
+    def _look_at_its_use(self, clock: Clock) -> None:
+        clock.worked(self._process.cpu_seconds() + time.thread_time())
+        if taken := self.group.memory_over(self._process):
+            self._recover(
+                f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
+            )
+
+    def _ask_to_stop(self, clock: Clock) -> None:
+        if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
+            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts, and was killed")
+        clock.ask()
+        self._process.signal(signal.SIGINT)
+
+    def _call(self, arrived: Arrived, caller: tool_calls.Caller, clock: Clock) -> None:
+        frame, size = arrived
+        number, name = frame.get("id"), text_of(frame, "name")
+        args, kwargs = frame.get("args"), frame.get("kwargs")
+        if type(number) is not int or not 0 <= number < 1 << 32:
+            raise wire.Violation("a call without a number")
+        if (
+            not isinstance(args, list)
+            or not isinstance(kwargs, dict)
+            or clock.unanswered >= self.group.limits.max_processes
+        ):
+            raise wire.Violation("a call without arguments, or more calls at once than it has threads")
+        process = self._process
+        clock.call_starts(size)
+
+        def done(outcome: Any) -> None:
+            clock.call_ends()
+            try:
+                self._answer(process, number, outcome, clock)
+            finally:
+                was_full = clock.full
+                clock.call_answered(size)
+                if was_full:
+                    self._awake()
+
+        caller.start(name, args, kwargs, done)
+
+    def _answer(self, process: Process, number: int, outcome: Any, clock: Clock) -> None:
+        """Send the worker what a call came to; it may be gone by now."""
+        if isinstance(outcome, tool_calls.Raised) and not isinstance(outcome.error, Exception):
+            if not clock.over:
+                self.interrupt(outcome.error)
+            return
+        form: Form | None = None
+        try:
+            value = tool_calls.value_of(outcome)
+            form = form_of(value, self._settings.modules, self._settings.stand_in)
+            self.group.make_room(process, [form])
+            answer: wire.Frame = {"value": form.frame}
+        except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
+            answer = {"type": type(error).__name__, "error": tool_calls.message(error)}
+        with suppress(OSError):
+            fds = form.fds if form else []
+            process.send({"t": "answer", "id": number, **answer}, clock.left_for_answer, fds, number)
+        if form:
+            form.close()
+
+    def _checked_result(self, frame: wire.Frame) -> wire.Frame:
+        """Return the frame if it is the result of this cell.
+
+        Raises:
+            wire.Violation: If it is anything else.
+        """
+        if frame.get("t") != "done" or frame.get("id") != self._cell or frame.get("kind") not in _KINDS:
+            raise wire.Violation("a frame that is no result of this cell")
+        text_of(frame, "output")
+        text_of(frame, "error")
+        if not isinstance(frame.get("values"), dict):
+            raise wire.Violation("a result without values")
+        if frame.get("taken") is not True:
+            self._bound, self._told = {}, None
+        return frame
+
+    def _abandon(self, clock: Clock) -> None:
+        """The host itself wants to stop: end the cell, and keep the session if that is possible."""
+        self._process.signal(signal.SIGINT)
+        clock.ask()
+        try:
+            with suppress(OSError, EOFError, ValueError):
+                grace = Deadline(self._settings.bounds.grace_seconds)
+                self._process.expect("done", grace, self._cell, self._aside)
+                return
+            with suppress(CellUndone, dspy.CodeInterpreterError):
+                self._recover("The host stopped it")
+        except BaseException:  # a second Ctrl-C: the next cell finds the process dead, and recovers
+            self._process.kill()
+            raise
+
+
+def _frames(forms: dict[str, Form]) -> dict[str, Any]:
+    return {name: form.frame for name, form in forms.items()}
+
+
+def _descriptors(forms: Iterable[Form]) -> list[int]:
+    return [fd for form in forms for fd in form.fds]
+
+
+def _close(forms: Iterable[Form]) -> None:
+    for form in forms:
+        form.close()

@@ -1,0 +1,296 @@
+"""Values on their way into a worker, and how many workers share one copy of them.
+
+A long `str` or `bytes` and a text file are written once to sealed memory and attached; everything else is pickled,
+with the buffers of arrays beside the pickle. Pickles travel from the host to the worker only.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import dataclasses
+import enum
+import importlib
+import io
+import operator
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import dspy
+from pydantic import BaseModel
+
+from rlm_dspy.interpreters.worker import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHARED_FROM = 32 << 10
+"""Characters or bytes from which a value gets shared memory of its own; shorter ones ride in the frame."""
+_ALIGNMENT = 64
+_CHUNK = 4 << 20
+
+
+class CannotCross(dspy.CodeInterpreterError, TypeError):  # noqa: N818 (a reason, as DSPy words its own)
+    """A value has no form in which a worker could have it; the message says what to pass instead."""
+
+
+@runtime_checkable
+class FileText(Protocol):
+    """A text that stands for a UTF-8 file, as `rlm_dspy.Text` does; with no path it is what `str` gives."""
+
+    path: Path | None
+    encoding: str
+
+
+@dataclass
+class Form:
+    """A value as it goes into a frame.
+
+    Attributes:
+        frame: What the worker reads.
+        fds: Its descriptors. Close the form when the frame is sent.
+        mapped: Bytes the worker maps.
+        private: Those of them that it may change, in copies of its own.
+        shared: The shared memory it uses, to be given back when the session ends.
+    """
+
+    frame: dict[str, Any]
+    fds: list[int] = field(default_factory=list)
+    mapped: int = 0
+    private: int = 0
+    shared: Shared | None = None
+
+    def close(self) -> None:
+        """Close the descriptors that belong to this form alone."""
+        if self.shared is None:
+            for fd in self.fds:
+                os.close(fd)
+
+
+class Shared:
+    """One value in sealed memory, used by any number of sessions."""
+
+    def __init__(self, key: Any, value: Any) -> None:
+        self.key = key
+        self.value = value
+        self.users = 0
+        self.writing = threading.Lock()
+        self.fd = -1
+        self.layout = memory.Layout("bytes", 0)
+
+    def release(self) -> None:
+        """Give it back; the memory goes with the last user."""
+        with _lock:
+            self.users -= 1
+            if self.users == 0:
+                del _all[self.key]
+                if self.fd >= 0:
+                    os.close(self.fd)
+
+
+_all: dict[Any, Shared] = {}
+_lock = threading.Lock()
+
+
+def _forget_all() -> None:
+    """In a forked child of the host: what the parent shares is not the child's."""
+    global _lock  # noqa: PLW0603 (another thread may have held it at the fork)
+    _lock = threading.Lock()
+    for shared in _all.values():
+        with suppress(OSError):
+            os.close(shared.fd)
+    _all.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _share(key: Any, value: Any, publish: Callable[[], tuple[int, memory.Layout]]) -> Shared:
+    with _lock:
+        shared = _all.setdefault(key, Shared(key, value))
+        shared.users += 1
+    try:
+        with shared.writing:
+            if shared.fd < 0:
+                shared.fd, shared.layout = publish()
+    except BaseException:
+        shared.release()
+        raise
+    return shared
+
+
+StandIn = Callable[[Any], "tuple[Any, ...] | None"]
+"""Gives for a value of the host's own classes a function of the REPL and its arguments, which make what stands for
+it there; None to leave the value as it is."""
+
+
+def form_of(value: Any, modules: frozenset[str], stand_in: StandIn | None = None) -> Form:
+    """Return `value` in the form in which it crosses.
+
+    Args:
+        value: Any value.
+        modules: Names of the packages, beside the standard library, that the worker can import.
+        stand_in: What to make of values whose package the worker does not have.
+
+    Raises:
+        CannotCross: If the worker could not have it.
+        OSError: If its file cannot be read, or memory is full.
+    """
+    if value is None or type(value) in (bool, int, float):
+        return Form({"how": "json", "value": value})
+    if isinstance(value, FileText) and not isinstance(value, type):
+        if value.path is None:
+            return form_of(str(value), modules)
+        return _of_file(Path(value.path))
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
+        exact = str.__str__(value)
+        return _attachable(exact) if len(exact) >= _SHARED_FROM else Form({"how": "json", "value": exact})
+    if type(value) is bytes and len(value) >= _SHARED_FROM:
+        return _attachable(value)
+    return _pickled(value, modules, stand_in)
+
+
+def _attachable(value: str | bytes) -> Form:
+    return _of_shared(_share(id(value), value, lambda: memory.published(value)))
+
+
+def _of_shared(shared: Shared) -> Form:
+    return Form(shared.layout.as_json(), [shared.fd], shared.layout.size, shared=shared)
+
+
+def _of_file(path: Path) -> Form:
+    status = path.stat()
+    key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return _of_shared(_share(key, None, lambda: published_file(path)))
+
+
+def published_file(path: Path) -> tuple[int, memory.Layout]:
+    """Write the text of a UTF-8 file to sealed memory, a few megabytes at a time.
+
+    Raises:
+        UnicodeDecodeError: If the file is not UTF-8.
+        OSError: If it cannot be read.
+    """
+    kind, ascii_ = _width(path)
+    fd, length = memory.create(), 0
+    try:
+        for text in _texts(path):
+            length += len(text)
+            memory.write(fd, [text.encode(memory.ENCODINGS[kind])])
+        memory.write(fd, [bytes(kind)])
+        memory.seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, memory.Layout("str", length, kind, ascii_)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            yield decode(chunk)
+    decode(b"", final=True)
+
+
+def _width(path: Path) -> tuple[int, bool]:
+    """Return how many bytes the widest character of the file takes in a str, and whether all are ASCII."""
+    kind, ascii_ = 1, True
+    for text in _texts(path):
+        ascii_ = ascii_ and text.isascii()
+        kind = max(kind, 1 if text.isascii() else memory.narrowest(text))
+        if kind == 4:  # noqa: PLR2004 (the widest there is)
+            break
+    return kind, ascii_
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles what the worker can rebuild; models and dataclasses of the host's own become dicts."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        modules: frozenset[str],
+        buffers: list[pickle.PickleBuffer],
+        stand_in: StandIn | None,
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        self._modules = modules
+        self._stand_in = stand_in
+
+    def reducer_override(self, value: Any) -> Any:
+        made = None if self._stand_in is None or self._is_known(type(value)) else self._stand_in(value)
+        if made is not None or value is _MAIN:
+            return (importlib.import_module, ("__main__",)) if made is None else (methodcaller(*made), (_MAIN,))
+        if isinstance(value, BaseModel):
+            return _replaced_by(value.model_dump())
+        if isinstance(value, dspy.Prediction | dspy.Example):
+            return dict, (dict(value.items()),)
+        kind = value if isinstance(value, type) or callable(value) else type(value)
+        if self._is_known(kind):
+            return NotImplemented
+        if isinstance(value, enum.Enum):
+            return _replaced_by(value.value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
+        raise CannotCross(
+            f"a {getattr(kind, '__qualname__', kind)} of {_package(kind)} cannot enter the worker, which does not "
+            f"have that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
+        )
+
+    def _is_known(self, kind: Any) -> bool:
+        """Whether the worker has the package of a class or a function."""
+        package = _package(kind)
+        return package in self._modules or (package in sys.stdlib_module_names and package != "__main__")
+
+
+def _package(kind: Any) -> str:
+    return str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
+
+
+_MAIN = object()
+"""Stands for the `__main__` of the worker."""
+
+
+def _replaced_by(plain: Any) -> Any:
+    """Return what makes the worker rebuild `plain` in a value's place."""
+    return operator.getitem, ((plain,), 0)
+
+
+def _pickled(value: Any, modules: frozenset[str], stand_in: StandIn | None) -> Form:
+    stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+    try:
+        _Pickler(stream, modules, buffers, stand_in).dump(value)
+    except CannotCross:
+        raise
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CannotCross(f"a {type(value).__name__} cannot enter the worker: {error}") from error
+    if not buffers and stream.tell() < _SHARED_FROM:
+        return Form({"how": "pickle", "inline": base64.b64encode(stream.getvalue()).decode()})
+    return _in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])
+
+
+def _in_memory(parts: list[memoryview]) -> Form:
+    """Write the pickle and its buffers one after the other, each where an array may begin."""
+    fd, spans, at = memory.create(), [], 0
+    try:
+        for part in parts:
+            memory.write(fd, [part])
+            spans.append((at, at + part.nbytes))
+            padding = -part.nbytes % _ALIGNMENT
+            memory.write(fd, [bytes(padding)])
+            at += part.nbytes + padding
+        memory.seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Form({"how": "pickle", "size": at, "spans": spans}, [fd], mapped=at, private=at)

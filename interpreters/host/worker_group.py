@@ -1,0 +1,215 @@
+"""The processes that came from one worker, and what they share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.interpreters.host.deadlines import Deadline
+from rlm_dspy.interpreters.host.fork_server_client import check
+from rlm_dspy.interpreters.host.process import Process
+from rlm_dspy.interpreters.host.watch import group_of, memory_of, tree_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+    from rlm_dspy.interpreters.host.fork_server_client import ForkServer
+    from rlm_dspy.interpreters.host.values import Form, Shared
+    from rlm_dspy.interpreters.worker import wire
+
+_START_SECONDS = 30
+_KILL_SECONDS = 5
+"""How long to wait for the fork server to end a session; it does so later if it is stuck."""
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
+class Group:
+    """A session, its copies and its branches.
+
+    Attributes:
+        server: The fork server they came from.
+        limits: Of each process.
+        scratch: Their folder.
+        pid: Number of the first process where the fork server lives; names the process group.
+    """
+
+    server: ForkServer
+    limits: WorkerLimits
+    scratch: str
+    pid: int = 0
+    layers: list[str] = field(default_factory=list)
+    _name: str = field(default_factory=lambda: f"{os.getpid()}.{next(_numbers)}")
+    _host_group: int = 0
+    _users: int = 1
+    _mapped: int = 0
+    _private: int = 0
+    _shared: list[Shared] = field(default_factory=list)
+    _carriers: set[Process] = field(default_factory=set)
+    _busy: set[object] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spawn(self, max_output_chars: int) -> Process:
+        """Start the first process.
+
+        Raises:
+            OSError: If it cannot be started or confined.
+        """
+        process, theirs = Process.new()
+        order = {
+            "t": "spawn",
+            "session": self._name,
+            "scratch": self.scratch,
+            "limits": asdict(self.limits),
+            "processes": self._counted_processes(),
+            "max_output_chars": max_output_chars,
+        }
+        try:
+            with theirs:
+                watched = check(self.server.ask(order, (theirs.fileno(),)))
+            process.handle, process.pid, self.pid = watched.handle, watched.pid, watched.pid
+            ready = process.expect("ready", Deadline(_START_SECONDS))
+        except BaseException as error:
+            process.close()
+            if isinstance(error, EOFError):
+                raise OSError("the worker ended at its start") from None
+            raise
+        if ready["t"] == "failed":
+            process.close()
+            raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
+        self.layers = ready["layers"]
+        self._host_group = process.host_pid()
+        self._carriers.add(process)
+        self.server.watch.add(self)
+        return process
+
+    def _counted_processes(self) -> int | None:
+        """Return the limit where the kernel counts all processes of the user, not the worker's alone."""
+        if "namespaces" in self.server.layers:
+            return None
+        uid = self.server.uid or os.getuid()
+        return self.limits.max_processes + sum(_threads_of(uid))
+
+    def watch(self, process: Process, pid: int) -> None:
+        """Get a handle on a copy that has woken.
+
+        Raises:
+            OSError: If `pid` is no process of this group.
+        """
+        watched = check(self.server.ask(self._order("watch", pid=pid)))
+        process.handle, process.pid = watched.handle, watched.pid
+        self._carriers.add(process)
+
+    def make_room(self, process: Process, forms: list[Form], seconds: float = math.inf) -> None:
+        """Let a process map these values, and keep what they share until the group ends.
+
+        Raises:
+            TimeoutError: If the fork server does not do it within `seconds`.
+            OSError: If it cannot be done.
+        """
+        self._shared += [form.shared for form in forms if form.shared is not None]
+        if any(form.mapped for form in forms):
+            self._mapped += sum(form.mapped for form in forms)
+            self._private += sum(form.private for form in forms)
+            room = {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
+            self.server.ask(self._order("room", pid=process.pid, **room), seconds=seconds)
+
+    def _order(self, kind: str, **more: Any) -> wire.Frame:
+        return {"t": kind, "session": self._name, "group": self.pid, **more}
+
+    def join(self) -> None:
+        """Count one more session."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count one less; the last kills what still lives, removes the scratch and gives values back."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        self.server.watch.remove(self)
+        if self.pid:
+            with suppress(OSError):
+                self.server.ask(self._order("kill"), seconds=_KILL_SECONDS)
+        self.server.drop_scratch(self.scratch)
+        for shared in self._shared:
+            shared.release()
+
+    def memory_over(self, process: Process) -> int:
+        """Return the bytes that a session's processes take together, if that is over the limit; else 0.
+
+        Processes whose parents have ended count as well, for each session that has branches in this group.
+        """
+        pids = set(self.server.watch.of_group(self._host_group))
+        for other in self._sessions() - {process}:
+            pids -= set(tree_of(other.host_pid()))
+        return memory_of(sorted(pids), self.limits.memory_bytes)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Say that a cell runs, whose session looks at the memory itself."""
+        token = object()
+        self._busy.add(token)
+        try:
+            yield
+        finally:
+            self._busy.discard(token)
+
+    def end_hogs(self) -> None:
+        """Between cells: end what they have left running, if all processes take more together than they may."""
+        sessions = {process.host_pid() for process in self._sessions()}
+        pids = self.server.watch.of_group(self._host_group)
+        if not self._busy and memory_of(pids, self.limits.memory_bytes * max(1, len(sessions))):
+            for pid in set(pids) - sessions:
+                _kill_if_in(pid, self._host_group)
+
+    def _sessions(self) -> set[Process]:
+        """Return the processes that carry a session of this group now."""
+        self._carriers = {process for process in self._carriers if process.handle >= 0}
+        return self._carriers
+
+    def sweep(self, kept: Process) -> None:
+        """Kill what a process that was ended has left running, unless branches live in the group too."""
+        if self._users > 1 or not self._host_group:
+            return
+        for _ in range(3):
+            left = [pid for pid in _in_group(self._host_group) if pid != kept.host_pid()]
+            for pid in left:
+                _kill_if_in(pid, self._host_group)
+            if not left:
+                return
+
+
+def _in_group(group: int) -> list[int]:
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if group_of(pid) == group]
+
+
+def _kill_if_in(pid: int, group: int) -> None:
+    with suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            if os.getpgid(pid) == group:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+
+
+def _threads_of(uid: int) -> list[int]:
+    """Return how many threads each process of a user has."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError, ValueError):
+                if path.stat().st_uid == uid:
+                    found.append(int((path / "stat").read_text().rpartition(")")[2].split()[17]))
+    return found

@@ -1,0 +1,148 @@
+"""The worker's end of the socket: any thread may call the host, and the main thread waits for cells.
+
+Threads that wait take turns at reading. The standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import threading
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from . import encoder, wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+_Received = tuple[wire.Frame, list[int]]
+
+
+class Interrupts:
+    """SIGINT, raised as KeyboardInterrupt in a cell, but never while a frame is on its way."""
+
+    def __init__(self) -> None:
+        self.in_cell = False
+        self._held = 0
+        self._pending = False
+        signal.signal(signal.SIGINT, self._arrived)
+
+    def _arrived(self, _number: int, _frame: FrameType | None) -> None:
+        if self._held:
+            self._pending = True
+        elif self.in_cell:
+            raise KeyboardInterrupt("the cell was interrupted")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep an interrupt back until the block is done. Other threads than the main one get none anyway."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        if self._pending and not self._held:
+            self._pending = False
+            if self.in_cell:
+                raise KeyboardInterrupt("the cell was interrupted")
+
+    def forget(self) -> None:
+        """Drop an interrupt that came for a cell that has ended."""
+        self._held, self._pending = 0, False
+
+
+class Channel:
+    """Frames to and from the host."""
+
+    def __init__(self, sock: socket.socket, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self.use(sock)
+
+    def use(self, sock: socket.socket) -> None:
+        """Go on with another socket and nothing under way; in a copy of the process no other thread lives."""
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._parts: list[bytes] = []
+        self._fds: list[int] = []
+        self._sending = threading.Lock()
+        self._turn = threading.Condition()
+        self._reading = False
+        self._answers: dict[int, _Received] = {}
+        self._orders: deque[_Received] = deque()
+        self._calls = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    def send(self, payload: bytes, number: int = 0) -> None:
+        """Send an encoded frame."""
+        with self._interrupts.held(), self._sending:
+            wire.send(self._sock, payload, number)
+
+    def next_order(self) -> tuple[wire.Frame, list[int]]:
+        """Return the next frame that is no answer, with its descriptors.
+
+        Raises:
+            EOFError: If the host is gone.
+        """
+        return self._received(lambda: self._orders.popleft() if self._orders else None)
+
+    def call(self, frame: dict[str, Any]) -> tuple[wire.Frame, list[int]]:
+        """Send a call to the host, wait for its answer and return it with its descriptors.
+
+        Raises:
+            EOFError: If the host is gone.
+            TypeError: If the arguments have no form in JSON.
+        """
+        with self._turn:
+            self._calls += 1
+            number = self._calls
+        self.send(encoder.encoded({"t": "call", "id": number, **frame}), number)
+        return self._received(lambda: self._answers.pop(number, None))
+
+    def _received(self, taken: Callable[[], _Received | None]) -> _Received:
+        """Return what `taken` finds, reading from the socket while no other thread does."""
+        while True:
+            reading = False
+            try:
+                with self._turn:
+                    found = taken()
+                    if found is not None:
+                        return found
+                    if self._reading:
+                        self._turn.wait()
+                        continue
+                    reading = self._reading = True
+                self._poll.poll()  # an interrupt may end this: nothing is taken from the socket yet
+                with self._interrupts.held():
+                    self._take()
+            finally:
+                if reading:
+                    with self._turn:
+                        self._reading = False
+                        self._turn.notify_all()
+
+    def _take(self) -> None:
+        packet, fds = wire.receive_trusted(self._sock)
+        if not packet:
+            raise EOFError
+        self._fds += fds
+        self._parts.append(packet[wire.HEADER_BYTES :])
+        if not packet[0]:
+            return
+        frame, fds = json.loads(b"".join(self._parts)), self._fds
+        self._parts, self._fds = [], []
+        if frame["t"] == "answer":
+            self._answers[frame["id"]] = (frame, fds)
+        else:
+            self._orders.append((frame, fds))

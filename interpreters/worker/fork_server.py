@@ -1,0 +1,324 @@
+"""The fork server: started with an empty environment, loads modules, confines itself, forks workers.
+
+`python fork_server.py <socket>`: its config comes through that socket. It ends when the host does. It imports the
+standard library only.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+_PACKAGE = "rlm_worker"
+"""The name under which worker and fork server import their modules: `rlm_dspy` itself is never loaded there."""
+
+if __name__ == "__main__":
+    package = types.ModuleType(_PACKAGE)
+    package.__path__ = [str(Path(__file__).parents[1])]
+    sys.modules[_PACKAGE] = package
+    __package__ = f"{_PACKAGE}.worker"
+
+import gc
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import time
+import traceback
+from typing import Any, NoReturn
+
+from ..confinement import confine, kernel, limits
+from . import importing, memory, wire
+from .worker import Worker
+
+_COMMON = [
+    "array",
+    "bisect",
+    "calendar",
+    "collections.abc",
+    "colorsys",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "fnmatch",
+    "fractions",
+    "glob",
+    "hashlib",
+    "heapq",
+    "html",
+    "html.parser",
+    "itertools",
+    "locale",
+    "logging",
+    "math",
+    "operator",
+    "pprint",
+    "queue",
+    "random",
+    "secrets",
+    "shlex",
+    "shutil",
+    "statistics",
+    "string",
+    "tempfile",
+    "textwrap",
+    "typing",
+    "unicodedata",
+    "urllib.parse",
+    "uuid",
+    "xml.etree.ElementTree",
+    "zlib",
+    "gzip",
+    "zoneinfo",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.utf_16",
+    "encodings.utf_32",
+    "concurrent.futures.thread",
+]
+
+
+def _tell_failure(sock: socket.socket, error: BaseException) -> None:
+    """Tell the host, from inside an `except`, why this process ends."""
+    told = {"t": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    wire.send(sock, wire.encoded(told))
+
+
+class Zygote:
+    """The fork server's life after it has loaded and confined itself."""
+
+    def __init__(self, control: socket.socket, host: int, config: dict[str, Any]) -> None:
+        self._control = control
+        self._host = host
+        self._confinement = confine.open_to(config)
+        self._zero_copy = False
+        self._importable: list[str] = []
+        self._groups: dict[int, str] = {}
+        self._order = 0
+
+    def run(self, config: dict[str, Any]) -> NoReturn:
+        """Load, confine, tell the host, and serve until it is gone."""
+        started = time.perf_counter()
+        inside = self._confinement.leave_namespaces()
+        if inside:
+            self._go_on_as_process_1()
+        else:
+            confine.adopt_orphans()
+        missing = _load(config["preload"], config["search"])
+        found = importing.loaded(config["preload"], config["search"], config["installed"])
+        self._confinement.readable = sorted({*self._confinement.readable, *found})
+        sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
+        self._importable = importing.tops(set(config["preload"]) - missing.keys(), config["paths"])
+        packages = sorted(
+            {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE, "__main__"}
+        )
+        sys.path += config["paths"]
+        self._zero_copy = _child_says(memory.can_attach)
+        self._confinement.close_server()
+        _forget(config)
+        if inside:
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user would have cleared it
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+        gc.collect()
+        gc.freeze()
+        seconds = time.perf_counter() - started
+        told = {"missing": missing, "packages": packages, "readable": self._confinement.readable}
+        self._reply({"t": "ready", **told, "zero_copy": self._zero_copy, "seconds": seconds})
+        self._serve()
+
+    def _go_on_as_process_1(self) -> None:
+        inner = os.fork()
+        if inner:
+            self._control.close()
+            os.waitpid(inner, 0)
+            os._exit(0)
+
+    def _serve(self) -> NoReturn:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._host, select.POLLIN)
+        while True:
+            events = dict(poll.poll())
+            if self._host in events:
+                self._end()
+            try:
+                packet, fds = wire.receive_trusted(self._control)
+            except OSError:
+                self._end()
+            if not packet:
+                self._end()
+            frame = json.loads(packet[wire.HEADER_BYTES :])
+            self._order = frame["id"]
+            orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watch, "room": self._make_room}
+            orders[frame["t"]](frame, fds)
+
+    def _end(self) -> NoReturn:
+        for group in self._groups:
+            _signal_group(group, signal.SIGKILL)
+        os._exit(0)
+
+    def _reply(self, frame: wire.Frame, fds: tuple[int, ...] = ()) -> None:
+        wire.send(self._control, wire.encoded({**frame, "id": self._order}), 0, fds)
+
+    def _spawn(self, frame: wire.Frame, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(frame, fds[0])
+        for fd in fds:
+            os.close(fd)
+        self._groups[pid] = frame["session"]
+        self._watch_pid(pid)
+
+    def _become_worker(self, frame: wire.Frame, fd: int) -> NoReturn:
+        sock = socket.socket(fileno=fd)
+        try:
+            os.setsid()
+            if "namespaces" not in self._confinement.layers:
+                kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            self._control.close()
+            os.close(self._host)
+            scratch = frame["scratch"]
+            bounds = limits.WorkerLimits(**frame["limits"])
+            layers = self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
+            _settle(scratch)
+        except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
+            _tell_failure(sock, error)
+            os._exit(1)
+        try:
+            worker = Worker(
+                sock,
+                max_output_chars=frame["max_output_chars"],
+                zero_copy=self._zero_copy,
+                importable=self._importable,
+            )
+            worker.serve(layers=layers)
+        finally:
+            os._exit(70)
+
+    def _kill(self, frame: wire.Frame, _fds: list[int]) -> None:
+        """End a session: all processes that ever came from its first one."""
+        group = frame["group"]
+        if self._groups.get(group) == frame["session"]:
+            del self._groups[group]
+            _signal_group(group, signal.SIGKILL)
+        self._reply({"t": "killed"})
+
+    def _watch(self, frame: wire.Frame, _fds: list[int]) -> None:
+        """Give the host a handle on a copy."""
+        if self._is_of_session(frame):
+            self._watch_pid(frame["pid"])
+        else:
+            self._reply({"t": "failed", "error": "no such process of this session"})
+
+    def _make_room(self, frame: wire.Frame, _fds: list[int]) -> None:
+        """Let a process map more of the host's values; it cannot raise its own limits."""
+        try:
+            if "limits" in self._confinement.layers and self._is_of_session(frame):
+                bounds = limits.WorkerLimits(**frame["limits"])
+                limits.make_room(frame["pid"], bounds, mapped=frame["mapped"], private=frame["private"])
+        except OSError as error:
+            self._reply({"t": "failed", "error": f"no room for the values: {error}"})
+        else:
+            self._reply({"t": "room"})
+
+    def _is_of_session(self, frame: wire.Frame) -> bool:
+        try:
+            group = os.getpgid(frame["pid"])
+        except OSError:
+            return False
+        return bool(group == frame["group"] and self._groups.get(group) == frame["session"])
+
+    def _watch_pid(self, pid: int) -> None:
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError as error:
+            self._reply({"t": "failed", "error": f"the worker ended at once ({error})"})
+            return
+        self._reply({"t": "watched", "pid": pid}, (handle,))
+        os.close(handle)
+
+
+def _signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except OSError:
+        return
+
+
+def _settle(scratch: str) -> None:
+    """Let the code find its scratch where it looks for one, and random numbers of its own."""
+    os.environ.update(HOME=scratch, TMPDIR=scratch)
+    sys.modules["tempfile"].tempdir = scratch  # type: ignore[attr-defined]
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _child_says(question: Any) -> bool:
+    """Ask in a child: the answer no if it crashes."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if question() else 1)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _load(preload: list[str], search: list[str]) -> dict[str, str]:
+    """Import what workers are to find loaded.
+
+    Returns:
+        What of `preload` could not be imported, and why.
+    """
+    failed = {}
+    kept = list(sys.path)
+    for name in _COMMON:
+        importlib.import_module(name)
+    sys.path[:] = [*kept, *search]
+    for name in preload:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 (a broken package must not end the others)
+            failed[name] = f"{type(error).__name__}: {error}"
+    sys.path[:] = kept
+    sys.dont_write_bytecode = True
+    return failed
+
+
+def _forget(config: dict[str, Any]) -> None:
+    """Let nothing tell workers of the host's folders, but what they import from."""
+    for folder in config["search"]:
+        sys.path_importer_cache.pop(folder, None)
+    config.clear()
+    sys.argv[:], sys.orig_argv[:] = [""], []
+    sys.executable = sys._base_executable = ""  # type: ignore[attr-defined]  # noqa: SLF001 (subprocess reads it)
+    sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = "/usr"
+
+
+def main() -> None:
+    """Run the fork server that the host has started with a socket and a config."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    packet, _ = wire.receive_trusted(control)
+    config = json.loads(packet[wire.HEADER_BYTES :])
+    try:
+        host = os.pidfd_open(os.getppid())
+        if os.getppid() != config["host"]:
+            os._exit(0)
+        Zygote(control, host, config).run(config)
+    except Exception as error:  # noqa: BLE001 (the host decides what to do without this fork server)
+        _tell_failure(control, error)
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The worker: one session's cells, run in a process that has confined itself.
+
+Everything here can be reached and changed by the model's code, so the host believes none of it. The standard
+library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import builtins
+import contextvars
+import functools
+import gc
+import io
+import mmap
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from . import encoder, memory, wire
+from .cell import Capped, Cells, Outcome
+from .channel import Channel, Interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_STACK_BYTES = 4 << 20
+
+
+class Worker:
+    """One session.
+
+    Args:
+        sock: To the host.
+        max_output_chars: What is kept of the output of a cell.
+        zero_copy: Whether values can be attached without a copy.
+        importable: Names of the packages that code can import beside the standard library.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, max_output_chars: int, zero_copy: bool, importable: Sequence[str]
+    ) -> None:
+        self._max_output_chars = max_output_chars
+        self._zero_copy = zero_copy
+        self._interrupts = Interrupts()
+        self._channel = Channel(sock, self._interrupts)
+        self._cells = Cells(importable)
+        self._copies: list[int] = []
+        self._pid = os.getpid()
+        self._tools: dict[str, Callable[..., Any]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        sys.modules["__main__"] = self._cells.module
+        sys.stdin = io.StringIO()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        threading.stack_size(_STACK_BYTES)
+        warnings.simplefilter("default")
+        warnings.simplefilter("ignore", ResourceWarning)  # as Python does: open(...).read() is no news
+
+    def serve(self, **ready: Any) -> None:
+        """Say that it is ready, then do what the host orders until the host is gone."""
+        self._channel.send(wire.encoded({"t": "ready", "pid": os.getpid(), **ready}))
+        orders = {"cell": self._cell, "bind": self._bind_only, "copy": self._copy_only}
+        while True:
+            self._interrupts.forget()
+            try:
+                frame, fds = self._channel.next_order()
+                orders[frame["t"]](frame, fds)
+            except KeyboardInterrupt:
+                continue
+            except (EOFError, OSError):
+                os._exit(0)
+
+    def _cell(self, frame: wire.Frame, fds: list[int]) -> None:
+        self._reap()
+        taken = False
+        output = Capped(self._max_output_chars)
+        try:
+            self._furnish(frame, fds)
+        except (StopIteration, OSError, MemoryError) as error:
+            outcome = Outcome("raised", error=_no_room(error))
+        except Exception as error:  # noqa: BLE001 (what a class does when it is rebuilt is its own affair)
+            outcome = Outcome(
+                "raised", error=f"A variable cannot be rebuilt here: {type(error).__name__}: {error}"
+            )
+        else:
+            taken = True
+            sys.stdout = sys.stderr = output
+            outcome = self._run(frame, output)
+        if os.getpid() != self._pid:  # a child that the code has forked, and that came to the end of the cell
+            os._exit(0)
+        sys.stdout = sys.stderr = Capped(2)
+        self._end_pool()
+        printed = output.text().rstrip("\n")
+        reply = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
+        reply |= {"taken": taken, "threads": threading.active_count() > 1}
+        self._channel.send(self._encoded(reply, outcome), frame["id"])
+        if isinstance(outcome.exception, MemoryError):
+            del outcome
+            gc.collect()
+
+    def _run(self, frame: wire.Frame, output: Capped) -> Outcome:
+        try:
+            self._interrupts.in_cell = True
+            outcome = self._cells.run(frame["code"], output, self._tools, frame["fields"])
+        except KeyboardInterrupt:
+            outcome = Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
+        finally:
+            self._interrupts.in_cell = False
+        return outcome
+
+    @staticmethod
+    def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
+        values = {name: value for name, value in outcome.values.items() if isinstance(name, str)}
+        try:
+            return encoder.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
+        except (TypeError, ValueError, RecursionError, MemoryError) as error:
+            told = f"{type(error).__name__}: SUBMIT was given what cannot leave the REPL: {error}"
+        return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
+
+    def _furnish(self, frame: wire.Frame, fds: list[int]) -> None:
+        taken = iter(fds)
+        for name, form in frame["values"].items():
+            self._cells.namespace[name] = self._value(form, taken)
+        if "tools" in frame:
+            self._tools = {tool["name"]: self._stub(**tool) for tool in frame["tools"]}
+
+    def _value(self, form: dict[str, Any], fds: Any) -> Any:
+        if form["how"] == "json":
+            return form["value"]
+        if form["how"] == "pickle":
+            return self._unpickled(form, fds)
+        fd = next(fds)
+        try:
+            return memory.attached(fd, memory.Layout(**form), copy=not self._zero_copy)
+        finally:
+            os.close(fd)
+
+    def _unpickled(self, form: dict[str, Any], fds: Any) -> Any:
+        """Only the host sends pickles, so they are as trusted as the worker's own code."""
+        if "inline" in form:
+            return pickle.loads(base64.b64decode(form["inline"]))  # noqa: S301
+        fd = next(fds)
+        try:
+            whole = memoryview(mmap.mmap(fd, form["size"], access=mmap.ACCESS_COPY))
+        finally:
+            os.close(fd)
+        stream, *buffers = (whole[start:end] for start, end in form["spans"])
+        return pickle.loads(stream, buffers=buffers)  # noqa: S301
+
+    def _bind_only(self, frame: wire.Frame, fds: list[int]) -> None:
+        self._furnish(frame, fds)
+        self._channel.send(wire.encoded({"t": "bound", "id": frame["id"]}))
+
+    def _copy_only(self, frame: wire.Frame, fds: list[int]) -> None:
+        started, made = time.perf_counter(), bool(fds)
+        for fd in fds:
+            copy = self._copy(fd)
+            if copy == 0:
+                return
+            made = made and copy > 0
+        seconds = time.perf_counter() - started
+        self._channel.send(wire.encoded({"t": "copied", "id": frame["id"], "made": made, "seconds": seconds}))
+
+    def _copy(self, fd: int) -> int:
+        """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.
+
+        Returns:
+            The copy's number; 0 in the copy once it is awake; -1 if there can be none.
+        """
+        self._reap()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other threads may live: the copy has none
+            try:
+                pid = os.fork()
+            except OSError:  # the process limit
+                os.close(fd)
+                return -1
+        if pid:
+            os.close(fd)
+            self._copies.append(pid)
+            return pid
+        self._channel.close()
+        self._channel.use(socket.socket(fileno=fd))
+        self._copies, self._pool, self._pid = [], None, os.getpid()
+        self._channel.next_order()
+        self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))
+        return 0
+
+    def _reap(self) -> None:
+        """Let go of copies that the host has closed; code that waits for a child of its own must not get them."""
+        for pid in list(self._copies):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                ended = pid
+            if ended:
+                self._copies.remove(pid)
+
+    def _stub(self, name: str, doc: str, *, is_async: bool) -> Callable[..., Any]:
+        """Return the function that code calls to have the tool `name` run on the host."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_async and asyncio._get_running_loop() is not None:  # noqa: SLF001 (the public one raises)
+                return self._awaitable(functools.partial(self._call, name, args, kwargs))
+            return self._call(name, args, kwargs)
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = doc
+        call.__module__ = "__main__"
+        return call
+
+    def _awaitable(self, call: Callable[[], Any]) -> Any:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(32)
+        context = contextvars.copy_context()
+        return asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+
+    def _end_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if os.getpid() != self._pid:
+            raise RuntimeError("tools cannot be called from a child process; use threads")
+        if not name.startswith("_"):
+            args, kwargs = self._cells.packed(args), self._cells.packed(kwargs)
+        try:
+            answer, fds = self._channel.call({"name": name, "args": args, "kwargs": kwargs})
+        except EOFError:
+            os._exit(0)
+        if "error" in answer:
+            raise _error(answer["type"], answer["error"])
+        return self._value(answer["value"], iter(fds))
+
+
+def _no_room(error: Exception) -> str:
+    if isinstance(error, StopIteration):
+        return (
+            "OSError: the variables could not be taken in, as too many descriptors are open; this cell did not run"
+        )
+    return f"{type(error).__name__}: the variables could not be taken in ({error}); this cell did not run"
+
+
+def _error(kind: str, message: str) -> Exception:
+    """Return what a tool raised: the builtin of that name, else a RuntimeError that names it."""
+    known = getattr(builtins, kind, None)
+    if isinstance(known, type) and issubclass(known, Exception):
+        try:
+            return known(message)
+        except TypeError:
+            pass
+    return RuntimeError(f"{kind}: {message}")

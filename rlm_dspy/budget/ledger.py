@@ -1,0 +1,387 @@
+"""The one ledger that counts what a run and its children spend."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.budget.lm_info import tokens_of
+from rlm_dspy.errors import LimitExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rlm_dspy.limits import Limits
+
+_CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
+"""The limits on what model calls use, and the field of `Amount` that each bounds."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What model calls use, or may use at most."""
+
+    input_tokens: float = 0
+    output_tokens: float = 0
+    cost: float = 0.0
+    """USD."""
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost + other.cost,
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(
+            self.input_tokens - other.input_tokens,
+            self.output_tokens - other.output_tokens,
+            self.cost - other.cost,
+        )
+
+
+NOTHING = Amount()
+
+
+@dataclass
+class Spent:
+    """What a role or a model has used."""
+
+    calls: int = 0
+    failures: int = 0
+    cached_calls: int = 0
+    """Calls answered by DSPy's cache: no tokens, no cost."""
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    """The part of `input_tokens` that the provider had cached."""
+    output_tokens: int = 0
+    cost: float | None = None
+    """USD; None if no call reported a price. Never 0 for an unknown price."""
+
+    def add(self, tokens: dict[str, int], cost: float | None) -> None:
+        """Add one call's tokens (by field name) and its price."""
+        self.input_tokens += tokens.get("input_tokens", 0)
+        self.cached_input_tokens += tokens.get("cached_input_tokens", 0)
+        self.output_tokens += tokens.get("output_tokens", 0)
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+
+
+_in_slot: ContextVar[Ledger | None] = ContextVar("_in_slot", default=None)
+_LOOK_SECONDS = 0.05
+
+
+@dataclass
+class Ledger:
+    """Counts what a run and its children spend, across threads.
+
+    What a request can use at most is held before it is made, and given back when what it used is entered. So the
+    limits on tokens and cost hold at every moment, however many requests are under way.
+    """
+
+    limits: Limits
+    windows: dict[str, int] = field(default_factory=dict)
+    """The tokens that LMs can hold, by `lm.model`, as refusals of requests that were too long have told."""
+    started: float = field(default_factory=time.monotonic)
+    _reserved: int = 0
+    _spent: Amount = NOTHING
+    _held: dict[str, Amount] = field(default_factory=dict)
+    _open: dict[str, Callable[[LimitExceeded], object]] = field(default_factory=dict)
+    _kept: dict[object, Amount] = field(default_factory=dict)
+    _closed: LimitExceeded | None = None
+    _met: str | None = None
+    _spared: object = None
+    _told: dict[object, Callable[[], object]] = field(default_factory=dict)
+    _by_role: dict[str, Spent] = field(default_factory=dict)
+    _by_model: dict[str, Spent] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _slots: threading.Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.bounded = any(getattr(self.limits, name) is not None for name in _CAPS)
+        """Whether tokens or cost are limited."""
+        self._slots = threading.Semaphore(self.limits.max_concurrency)
+
+    def slot(self) -> Callable[[], None]:
+        """Wait until one more of `max_concurrency` sub-calls may be under way; return what ends it, once.
+
+        A sub-call that is asked for inside another is part of that one: it would wait for whom it holds up.
+
+        Raises:
+            LimitExceeded: If the ledger was closed meanwhile.
+        """
+        if _in_slot.get() is self:
+            return lambda: None
+        while not self._slots.acquire(timeout=_LOOK_SECONDS):
+            self.check_open()
+        _in_slot.set(self)
+        ends = [self._slots.release]
+        return lambda: ends.pop()() if ends else None
+
+    def reserve(self, calls: int = 1) -> Ticket:
+        """Take `calls` from the model calls that code may make, and return the ticket for them.
+
+        Raises:
+            LimitExceeded: If fewer are left; nothing is taken then.
+        """
+        with self._lock:
+            self.check_open()
+            left = self.limits.max_llm_calls - self._reserved
+            if calls > left:
+                self.meet("max_llm_calls")
+                raise LimitExceeded(
+                    f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
+                    "Go on with plain Python, or SUBMIT what you have.",
+                    "max_llm_calls",
+                )
+            self._reserved += calls
+        return Ticket(self, calls)
+
+    def meet(self, limit: str | None) -> None:
+        """Note that something was refused because of a limit; the first one is told in `usage`."""
+        self._met = self._met or limit
+
+    @property
+    def calls_left(self) -> int:
+        """Model calls that code may still make."""
+        with self._lock:
+            return self.limits.max_llm_calls - self._reserved
+
+    @property
+    def calls_made(self) -> int:
+        """Model calls that code has asked for."""
+        with self._lock:
+            return self._reserved
+
+    def hold(self, key: str, most: Amount, *, keeper: object = None) -> None:
+        """Hold what a request can use at most, until it is settled under `key`.
+
+        Args:
+            key: Names the request.
+            most: What it can use at most.
+            keeper: Who may also use what was kept for it; others may not.
+
+        Raises:
+            LimitExceeded: If it does not fit what is left; nothing is held then.
+        """
+        with self._lock:
+            self.check_open(keeper)
+            left = self._left(keeper)
+            for name, unit in _CAPS.items():
+                wanted, there = getattr(most, unit), getattr(left, unit)
+                if getattr(self.limits, name) is not None and wanted > there:
+                    self.meet(name)
+                    raise LimitExceeded(
+                        f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
+                        f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
+                        "Ask about smaller pieces, go on with plain Python, or SUBMIT what you have.",
+                        name,
+                    )
+            self._held[key] = most
+
+    def open(self, key: str, give_up: Callable[[LimitExceeded], object]) -> None:
+        """Note that a request is under way until it is settled under `key`; see `give_up`."""
+        with self._lock:
+            self._open[key] = give_up
+
+    def give_up(self, why: LimitExceeded) -> None:
+        """Have whoever asked for what is under way settle it: nobody waits for it any more."""
+        with self._lock:
+            under_way = list(self._open.values())
+        for give_up in under_way:
+            give_up(why)
+
+    def give_back(self, key: str) -> None:
+        """Give back what was held for a request that was not made."""
+        with self._lock:
+            self._held.pop(key, None)
+            self._open.pop(key, None)
+
+    def keep(self, keeper: object, amount: Amount) -> None:
+        """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
+        with self._lock:
+            self._kept[keeper] = amount
+
+    def release(self, keeper: object) -> None:
+        """Keep nothing more for a run that has ended."""
+        with self._lock:
+            self._kept.pop(keeper, None)
+
+    def left(self, keeper: object = None) -> Amount:
+        """Return what is left for requests: without what is held, and what is kept for others than `keeper`.
+
+        Of what is not limited, infinitely much is left.
+        """
+        with self._lock:
+            return self._left(keeper)
+
+    def _left(self, keeper: object) -> Amount:
+        gone = sum(self._held.values(), self._spent)
+        gone = sum((amount for key, amount in self._kept.items() if key is not keeper), gone)
+        caps = {unit: getattr(self.limits, name) for name, unit in _CAPS.items()}
+        left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
+        return Amount(**left)
+
+    def close(self, why: LimitExceeded, spared: object = None) -> None:
+        """Refuse all further requests, and tell whoever waits for one (see `told_of_closing`).
+
+        Args:
+            why: What the refused are told.
+            spared: The keeper whose own requests are not refused: the run that converges.
+        """
+        with self._lock:
+            self._spared, self._closed = spared, why  # in this order: they are read without the lock
+            told = list(self._told.values())
+        for tell in told:
+            tell()
+
+    def reopen(self) -> None:
+        """Allow requests again."""
+        with self._lock:
+            self._closed = None
+
+    @property
+    def closed(self) -> LimitExceeded | None:
+        """Why requests are refused; None if they are not."""
+        return self._closed
+
+    @contextlib.contextmanager
+    def told_of_closing(self, tell: Callable[[], object]) -> Iterator[None]:
+        """Have `tell` called, in whatever thread, if the ledger is closed in this scope, or is closed already."""
+        key = object()
+        with self._lock:
+            self._told[key] = tell
+            closed = self._closed is not None
+        try:
+            if closed:
+                tell()
+            yield
+        finally:
+            with self._lock:
+                del self._told[key]
+
+    def check_open(self, keeper: object = None) -> None:
+        """Raise if requests of this keeper are refused.
+
+        Raises:
+            LimitExceeded: With the reason.
+        """
+        closed = self._closed
+        if closed is not None and (keeper is None or keeper is not self._spared):
+            self.meet(closed.limit)
+            raise LimitExceeded(str(closed), closed.limit)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def settle(
+        self,
+        role: str,
+        model: str,
+        usage: dict[str, Any],
+        cost: float | None,
+        *,
+        cached: bool,
+        failed: bool,
+        key: str | None = None,
+    ) -> None:
+        """Enter one finished model call.
+
+        Args:
+            role: Who asked: `act`, `query`, `extract`, or a sub's name.
+            model: The model that was asked.
+            usage: The provider's usage, in OpenAI's field names; empty if none was reported.
+            cost: USD, or None if it is not known.
+            cached: Whether DSPy's cache answered.
+            failed: Whether the call raised.
+            key: Under which it was held, if it was.
+        """
+        tokens = tokens_of(usage)
+        with self._lock:
+            if key is not None:
+                self._held.pop(key, None)
+                self._open.pop(key, None)
+            for spent in self._add(role, model, tokens, cost):
+                spent.calls += 1
+                spent.cached_calls += cached
+                spent.failures += failed
+
+    def add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> None:
+        """Enter what a call used that was settled before it ended; see `settle`."""
+        tokens = tokens_of(usage)
+        with self._lock:
+            self._add(role, model, tokens, cost)
+
+    def _add(self, role: str, model: str, tokens: dict[str, int], cost: float | None) -> list[Spent]:
+        self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
+        both = [self._by_role.setdefault(role, Spent()), self._by_model.setdefault(model, Spent())]
+        for spent in both:
+            spent.add(tokens, cost)
+        return both
+
+    def usage(self, limit: str | None = None) -> dict[str, Any]:
+        """Return what has been spent: totals, `seconds`, and the same by role and by model.
+
+        Args:
+            limit: The limit because of which the run converged, if one did; else the first that refused a call is
+                told.
+        """
+        with self._lock:
+            limit = limit or self._met
+            by_role = {role: vars(spent).copy() for role, spent in self._by_role.items()}
+            by_model = {model: vars(spent).copy() for model, spent in self._by_model.items()}
+        totals = _sum(by_role.values())
+        return {**totals, "seconds": self.seconds, "limit": limit, "by_role": by_role, "by_model": by_model}
+
+    def totals(self) -> dict[str, Any]:
+        """Return what has been spent in all, by the fields of `Spent`."""
+        with self._lock:
+            return _sum([vars(spent) for spent in self._by_role.values()])
+
+    def since(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Return what has been spent since `totals` returned `before`."""
+        now = self.totals()
+        return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
+
+
+class Ticket:
+    """Model calls that were reserved for one item; an item that asks more often takes one more each time."""
+
+    def __init__(self, ledger: Ledger, calls: int = 0) -> None:
+        self._ledger = ledger
+        self._calls = calls
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Take one for a call that is about to be made.
+
+        Raises:
+            LimitExceeded: If there is none, and none is left to reserve.
+        """
+        with self._lock:
+            if self._calls > 0:
+                self._calls -= 1
+                return
+        self._ledger.reserve()
+
+
+def _written(name: str, value: float) -> str:
+    return f"${value:.4f}" if name == "max_cost" else f"{value:,.0f} tokens"
+
+
+def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums, field by field; None where no part knows."""
+    totals: dict[str, Any] = vars(Spent()).copy()
+    for part in parts:
+        for name, value in part.items():
+            if value is not None:
+                totals[name] = (totals[name] or 0) + value
+    return totals

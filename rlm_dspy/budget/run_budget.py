@@ -1,0 +1,235 @@
+"""When a run must come to its end: what its last turn needs is kept, and the model is told what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.budget.ledger import NOTHING, Amount
+from rlm_dspy.budget.lm_info import longest_reply, tokens_at_most
+from rlm_dspy.budget.metering import check_price
+from rlm_dspy.errors import LimitExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.limits import Limits
+    from rlm_dspy.trajectory import Step
+
+TRANSCRIPT_CHARS = 12_000
+"""Of a session, as the call that reads the answer from it is shown."""
+_REPLY_TOKENS = 1_024
+"""Kept for each of the two last replies, if the limits allow it."""
+_SHARE = 8
+"""At most one part in so many of what is limited is kept for one reply."""
+_FAILED = frozenset({"error", "no_code", "refused", "interpreter_lost"})
+_TURNS_COUNTED_DOWN = 3
+_NO_SECONDS = 0.1
+_CALLS_KEPT = 2
+"""Of a child: for its last turn, and for reading the answer."""
+_LEAST_SECONDS_SHARE, _MOST_SECONDS_SHARE = 0.1, 0.5
+
+
+class Budget:
+    """What one run may still do. Children have one each, over the same ledger.
+
+    Attributes:
+        limit: The limit because of which the next turn is the last; None while there may be more.
+        turns: How many turns have ended.
+        next_tokens: The most that the messages of the next turn have.
+        extraction_tokens: The most that the messages have that ask for the answer from the trajectory.
+
+    Args:
+        ledger: What is spent.
+        limits: How many turns the run may take and fail; all else is bounded by the limits of the ledger.
+        lm: The LM of the turns.
+        tokens: The most that the messages of the first turn have.
+        child: Whether the run is a child's, whose turns are model calls of its parent's code.
+
+    Raises:
+        UnknownPrice: If the cost is limited and the price of the LM is not known.
+    """
+
+    def __init__(self, ledger: Ledger, limits: Limits, lm: Any, tokens: int, *, child: bool = False) -> None:
+        self.ledger = ledger
+        self._limits = limits
+        self.child = child
+        self.limit: str | None = None
+        self.next_tokens = tokens
+        self.extraction_tokens = tokens + TRANSCRIPT_CHARS // 2
+        self._lm = lm
+        self.turns = 0
+        self._failures = 0
+        self._longest_reply_seconds = 0.0
+        self._keep()
+        self._decide()
+
+    @property
+    def reason(self) -> str:
+        """Why there are no more turns, in words."""
+        return _REASONS[self.limit] if self.limit else "the conversation does not fit the model's window"
+
+    @property
+    def keeper(self) -> Budget | None:
+        """Who may use what is kept for the last turn: this, if the next turn is the last."""
+        return self if self.limit else None
+
+    def out_of_time(self) -> LimitExceeded:
+        """Return what is told when `max_seconds`, or `max_cell_seconds`, stops the code."""
+        limits = self.ledger.limits
+        if limits.max_cell_seconds is None or self._seconds_left() <= _NO_SECONDS:
+            return LimitExceeded(f"max_seconds={limits.max_seconds or 0:g} are nearly over.", "max_seconds")
+        return LimitExceeded(
+            f"The code ran longer than max_cell_seconds={limits.max_cell_seconds:g}.", "max_cell_seconds"
+        )
+
+    def replied(self, read_tokens: int, seconds: float) -> None:
+        """Note what the model's reply of a turn took.
+
+        Args:
+            read_tokens: The most that its messages had.
+            seconds: Wall-clock time until the reply.
+        """
+        self.next_tokens = max(self.next_tokens, read_tokens)
+        self._longest_reply_seconds = max(self._longest_reply_seconds, seconds)
+
+    def ended(self, step: Step) -> Step:
+        """Return the step of a turn that has ended, with what the model is told of what is left."""
+        was_last = self.limit is not None
+        self.turns += 1
+        self._failures = self._failures + 1 if step.kind in _FAILED else 0
+        self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
+        self._keep(turns=0 if was_last else 1)
+        if was_last or step.kind == "submitted":
+            return step
+        self._decide()
+        return step.model_copy(update={"notice": self._notice()})
+
+    def close(self) -> None:
+        """Keep nothing more."""
+        self.ledger.release(self)
+
+    @property
+    def seconds_kept(self) -> float:
+        """Of `max_seconds`, what is kept for the last turn and the extraction."""
+        most = self.ledger.limits.max_seconds or 0.0
+        wanted = max(_LEAST_SECONDS_SHARE * most, 3 * self._longest_reply_seconds, 1.0)
+        return min(wanted, _MOST_SECONDS_SHARE * most)
+
+    def seconds_for_code(self) -> float | None:
+        """Return for how long the code of this turn may run; None if for ever."""
+        most = min(self._seconds_left(), self.ledger.limits.max_cell_seconds or math.inf)
+        return None if math.isinf(most) else max(0.0, most)
+
+    def seconds_for_reply(self) -> float | None:
+        """Return for how long the model may take to reply in this turn; None if for ever."""
+        left = self._seconds_left()
+        return None if math.isinf(left) else max(0.0, left)
+
+    def seconds_left(self) -> float | None:
+        """Return what is left of `max_seconds`; None if there is no limit."""
+        most = self.ledger.limits.max_seconds
+        return None if most is None else max(0.0, most - self.ledger.seconds)
+
+    @contextlib.contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Turn the end of a reply's time into the limit that it is."""
+        try:
+            yield
+        except TimeoutError as error:
+            if self.seconds_for_reply() is None:
+                raise
+            raise self.out_of_time() from error
+
+    def _seconds_left(self) -> float:
+        """Return the seconds without those kept for what comes after this turn; infinite if there is no limit."""
+        most = self.ledger.limits.max_seconds
+        if most is None:
+            return math.inf
+        left = most - self.ledger.seconds
+        return left / 2 if self.limit else left - self.seconds_kept
+
+    def _keep(self, turns: int = 1) -> None:
+        """Keep what the last turn needs, unless it is over, and what reading the answer needs."""
+        if not self.ledger.bounded:
+            return
+        limits, lm = self.ledger.limits, self._lm
+        price = check_price(lm, limits)
+        reply = min(_REPLY_TOKENS, longest_reply(lm) or _REPLY_TOKENS)
+        if limits.max_output_tokens is not None:
+            reply = min(reply, limits.max_output_tokens // _SHARE)
+        if limits.max_cost is not None and price is not None and price.most_written:
+            reply = min(reply, int(limits.max_cost / _SHARE / price.most_written))
+
+        def amount(read: float) -> Amount:
+            return Amount(read, reply, price.at_most(read, reply) if price is not None else 0.0)
+
+        growth = reply + limits.max_output_chars // 2
+        last_turn = amount(self.next_tokens + growth) if turns else NOTHING
+        self.ledger.keep(self, last_turn + amount(self.extraction_tokens))
+
+    def _decide(self) -> None:
+        """Find out whether a limit makes the next turn the last."""
+        reached = {
+            "max_iters": self.turns + 1 >= self._limits.max_iters,
+            "max_failures": self._failures >= (self._limits.max_failures or math.inf),
+            "max_seconds": self._seconds_left() <= 0,
+            "max_llm_calls": self.child and self.ledger.calls_left <= _CALLS_KEPT,
+            **self._short_of(),
+        }
+        self.limit = self.limit or next((name for name, is_reached in reached.items() if is_reached), None)
+
+    def _short_of(self) -> dict[str, bool]:
+        """Return for each limit on tokens and cost whether one more turn would leave too little for the last."""
+        left, limits = self.ledger.left(), self.ledger.limits
+        price = check_price(self._lm, limits)
+        reply = min(_REPLY_TOKENS // 4, longest_reply(self._lm) or _REPLY_TOKENS)
+        return {
+            "max_input_tokens": left.input_tokens < self.next_tokens,
+            "max_output_tokens": left.output_tokens < reply,
+            "max_cost": price is not None and left.cost < price.at_most(self.next_tokens, reply),
+        }
+
+    def _notice(self) -> str:
+        turns = self._limits.max_iters - self.turns
+        if self.limit == "max_iters":
+            return "This is the last turn. Call SUBMIT now with the best answer you have."
+        if self.limit:
+            return f"This is the last turn: {_REASONS[self.limit]}. Call SUBMIT now with the best answer you have."
+        left = self._left()
+        if left:
+            return f"Left: {', '.join([_counted(turns, 'turn'), *left])}."
+        return f"{turns} turns are left." if turns <= _TURNS_COUNTED_DOWN else ""
+
+    def _left(self) -> list[str]:
+        """Return in words what is left of the limits that are set, and of sub-calls once there were some."""
+        limits, left = self.ledger.limits, self.ledger.left()
+        told = []
+        if self.ledger.calls_made or self.child:
+            told.append(_counted(self.ledger.calls_left, "model call"))
+        if limits.max_input_tokens is not None:
+            told.append(f"{max(0, left.input_tokens):,} tokens to read")
+        if limits.max_output_tokens is not None:
+            told.append(f"{max(0, left.output_tokens):,} tokens to write")
+        if limits.max_cost is not None:
+            told.append(f"${max(0.0, left.cost):.2g}")
+        if limits.max_seconds is not None:
+            told.append(f"{max(0.0, limits.max_seconds - self.seconds_kept - self.ledger.seconds):.0f} s")
+        return told
+
+
+_REASONS = {
+    "max_iters": "there are no more turns",
+    "max_failures": "too many turns failed in a row",
+    "max_seconds": "the time is nearly over",
+    "max_llm_calls": "there are no more model calls",
+    "max_input_tokens": "the tokens that may be read are nearly used up",
+    "max_output_tokens": "the tokens that may be written are nearly used up",
+    "max_cost": "the money is nearly spent",
+}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

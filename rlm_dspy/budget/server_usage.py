@@ -1,0 +1,45 @@
+"""A server's usage that is none: DSPy 3.4 raises on it, and the answer that was paid for is lost."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import fields
+from typing import Any
+
+from dspy._vendor.lm15.providers.base import HttpResponse
+from dspy._vendor.lm15.types import Usage
+
+from rlm_dspy.budget.lm_info import count_of
+
+
+@functools.cache
+def accept_any_usage() -> None:
+    """Have DSPy's clients read any usage: what is no number of tokens counts as not reported.
+
+    It holds for the whole process from the first model call of a run on, and changes no reply that DSPy reads
+    without it.
+    """
+    read_json, check = HttpResponse.json, Usage.__post_init__
+
+    def json_of(self: HttpResponse) -> Any:
+        body = read_json(self)
+        if b"NaN" in self.body or b"Infinity" in self.body:
+            body = json.loads(self.body, parse_constant=lambda _: None)
+        if isinstance(body, dict) and "usage" in body:
+            body["usage"] = _without_odd_parts(body["usage"])
+        return body
+
+    def post_init(self: Usage) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, count_of(getattr(self, field.name)))
+        check(self)
+
+    HttpResponse.json, Usage.__post_init__ = json_of, post_init
+
+
+def _without_odd_parts(usage: Any) -> dict[str, Any]:
+    """Return a usage in which details have the form that DSPy looks into."""
+    if not isinstance(usage, dict):
+        return {}
+    return {name: part for name, part in usage.items() if isinstance(part, dict) or not name.endswith("_details")}

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from rlm_dspy.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,106 @@
+"""The command line: `rlm-dspy`. Each command stands in a module of its own, named `<command>_cli`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlm_dspy.cli.ask import ask
+from rlm_dspy.cli.doctor import doctor
+from rlm_dspy.cli.errors import INTERRUPTED, TERMINATED
+from rlm_dspy.cli.optimize import optimize
+from rlm_dspy.cli.replay import replay
+from rlm_dspy.cli.report import diff, report
+from rlm_dspy.cli.ui import ui
+from rlm_dspy.text import print_safely
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_ENVIRONMENT = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+"""Set where the process starts, unless set: without network the first two would wait for it, MLflow for ever."""
+
+app = typer.Typer(
+    name="rlm-dspy",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("dspy").setLevel(logging.ERROR)  # what it warns of, the view shows
+    for handler in logging.getLogger("dspy").handlers:
+        handler.addFilter(print_safely)
+    app.rich_markup_mode = "rich" if sys.stdout and sys.stdout.isatty() else None
+    with _terminable():
+        try:
+            app()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that nothing is lost; the exit code is then 143. The handler goes in the end.
+
+    Only in the main thread, and only if nobody else handles or ignores the signal.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    came = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        again, came = came, True
+        if not again:  # some send it twice: to the process and to its group
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except SystemExit as end:
+        if came and end.code:
+            raise SystemExit(TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlm-dspy {version('rlm-dspy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Recursive Language Models: typed answers over texts far larger than a model's window."""
+
+
+for _command in (ask, report, diff, replay, optimize, ui, doctor):
+    app.command()(_command)

@@ -1,0 +1,248 @@
+"""The command `rlm-dspy ask "question" FILE...`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import dspy
+import typer
+
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.cli.errors import (
+    ANSWERED,
+    FAILED,
+    INTERRUPTED,
+    UNANSWERED,
+    check_distinct,
+    check_writable,
+    done,
+    errors_as_lines,
+    say,
+    tell,
+)
+from rlm_dspy.cli.interpreter_names import FACTORIES, InterpreterName
+from rlm_dspy.cli.task import STDIN, Task, read_task
+from rlm_dspy.cli.tracing_option import Traced, traced
+from rlm_dspy.coverage.watch import watched
+from rlm_dspy.limits import Limits
+from rlm_dspy.loop.rlm import RLM
+from rlm_dspy.models import choose_model, limits_for
+from rlm_dspy.observe.console import Lines, Progress, spent, view_on
+from rlm_dspy.observe.event_log import RunLog
+from rlm_dspy.observe.record import Record, in_one_line, recorded
+from rlm_dspy.observe.report.page import write_report
+from rlm_dspy.text import counted
+
+if TYPE_CHECKING:
+    from rlm_dspy.observe.console import View
+    from rlm_dspy.observe.record import Stop
+
+_EXIT_CODES: dict[Stop, int] = {
+    "submitted": ANSWERED,
+    "extracted": ANSWERED,
+    "unanswered": UNANSWERED,
+    "failed": FAILED,
+    "interrupted": INTERRUPTED,
+}
+_INTERRUPTED_FILE = "interrupted.rlm.json"
+_UNPRINTED_FILE = "unprinted.rlm.json"
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False),
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(help='What goes in and out; by default "context, question -> answer: str".')
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="provider/name, lm_studio/name, embedded, or the path of a .gguf file. By default "
+            "RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else embedded."
+        ),
+    ] = None,
+    sub_model: Annotated[str | None, typer.Option(help="The model of sub-calls; by default the same.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="Name or path of a policy, none, or auto: the one shipped for the model.")
+    ] = "auto",
+    max_iters: Annotated[
+        int | None, typer.Option(min=1, help="Turns of the model; by default what its window allows, up to 20.")
+    ] = None,
+    max_llm_calls: Annotated[
+        int | None, typer.Option(min=0, help="Sub-calls that its code may make; by default 50.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars for all model calls; by default no limit.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Seconds until it must have answered; by default no limit.")
+    ] = None,
+    interpreter: Annotated[
+        InterpreterName | None,
+        typer.Option(
+            help="Where code runs: python (a confined worker; the default), deno (WASM), process (of its own), "
+            "local (this process). The last two do not protect your files from the model's code.",
+        ),
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the whole run to this file, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the run to this file as a page that a browser opens.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Append what happens to this file as it happens, as lines of JSON.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Answer a question about texts of any length.
+
+    The answer goes to standard output; the steps go to standard error, as they happen.
+
+    \b
+    For example:
+      rlm-dspy ask "Who wrote about drift?" articles.md
+      rlm-dspy ask "Who wrote it, and when?" *.md --signature "context, question -> author: str, year: int"
+      git log | rlm-dspy ask "Which month saw most fixes?"
+
+    \b
+    Exit codes:
+      0    answered
+      1    the run ended without an answer
+      2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
+      3    the model or the interpreter failed, or the answer, --save or --report could not be written
+      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. After the answer is printed,
+           only the rest is missing: a file, or the end of the trace
+      143  the same, by SIGTERM
+    """  # noqa: D301 (\b keeps the line breaks)
+    interrupted = ["Interrupted before the first turn."]
+    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]):
+        written = {"--save": save, "--report": report, "--log": log}
+        for option, path in written.items():
+            check_writable(path, option)
+        check_distinct(written, [Path(name).expanduser() for name in files or [] if name != STDIN])
+        task = read_task(question, files or [], signature, _stdin(files or []))
+        lm = choose_model(model)
+        with dspy.context(lm=lm):  # policy="auto" looks at it
+            rlm = RLM(
+                task.signature,
+                limits=limits_for(
+                    lm,
+                    max_iters=max_iters,
+                    max_llm_calls=max_llm_calls,
+                    max_cost=max_cost,
+                    max_seconds=max_seconds,
+                ),
+                sub_lm=choose_model(sub_model) if sub_model else None,
+                interpreter_factory=FACTORIES[interpreter] if interpreter else None,
+                policy=None if policy == "none" else policy,
+            )
+        view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
+        with traced(question) if trace else contextlib.nullcontext(Traced()) as logged, dspy.context(lm=lm):
+            with (
+                RunLog(log) if log else contextlib.nullcontext(),
+                watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
+            ):
+                record, error = _run(rlm, task, view)
+            logged.stop = record.stop
+            interrupted.append("Interrupted after the run had ended, before everything was written.")
+            if error is not None and debug:
+                tell("".join(traceback.format_exception(error)))
+            kept = _give(record, save, report, as_json=as_json)  # before the wait for MLflow
+    raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
+
+
+def _stdin(files: list[str]) -> IO[bytes] | None:
+    """Return standard input if it is asked for, or if nothing else is given and it is piped."""
+    wanted = STDIN in files or (not files and not sys.stdin.isatty())
+    return sys.stdin.buffer if wanted else None
+
+
+def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
+    """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
+    ledger = Ledger(Limits())  # counts only; the run's own refuses
+    progress = Progress(view, ledger, rlm.limits.max_iters)
+    with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run"):
+        view.head(" ".join(task.question.split()), _about(rlm, task))
+        record, error = recorded(rlm, task.inputs, ledger)
+    with contextlib.suppress(OSError):  # nobody looks at the view any more
+        if record.trajectory or record.stop not in ("failed", "interrupted"):
+            view.end(_summary(record), answered=record.answered)
+        view.close()
+    return record, error
+
+
+def _about(rlm: RLM, task: Task) -> str:
+    model = dspy.settings.lm.model
+    sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
+    text = f"{task.characters:,} characters of {task.source}, " if task.source else ""
+    return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
+
+
+def _summary(record: Record) -> str:
+    """Return why the run ended and what it spent, in one line."""
+    turns, usage = counted(len(record.trajectory), "turn"), record.usage
+    why = {
+        "submitted": f"submitted after {turns}",
+        "extracted": f"no SUBMIT in {turns}, read from the trajectory",
+        "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
+        "interrupted": f"interrupted after {turns}",
+        "failed": f"failed after {turns}",
+    }[record.stop]
+    calls = counted(usage["calls"], "model call")
+    cached = f" ({usage['cached_calls']} from DSPy's cache)" if usage["cached_calls"] else ""
+    limit = f", ended by {usage['limit']}" if usage.get("limit") else ""
+    return f"{why}: {spent(usage)}, {calls}{cached}{limit}"
+
+
+def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:
+    """Print the answer; save the record and the report.
+
+    The record is saved if that was asked for, or if it is not to be had otherwise: the run was interrupted, or the
+    answer could not be printed.
+
+    Returns:
+        Whether all could be written. What could not is told.
+    """
+    if record.error:
+        tell(f"Error: {record.error}")
+    printed = _print(record, as_json=as_json)
+    lost = _INTERRUPTED_FILE if record.stop == "interrupted" else "" if printed else _UNPRINTED_FILE
+    path = save or (Path(lost) if lost else None)
+    interrupted = "Interrupted. " if record.stop == "interrupted" else ""
+    saved = path is None or done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
+    reported = report is None or done(lambda: write_report(record, report), f"The report is in {report}.")
+    return printed and saved and reported
+
+
+def _print(record: Record, *, as_json: bool) -> bool:
+    """Print the record, or its answer if it has one; return False if that could not be done, which is told."""
+    if not (as_json or record.answered):
+        return True
+    try:
+        say(record.as_json() if as_json else _answer(record.outputs))
+    except OSError as error:
+        tell(f"Error: the answer could not be printed: {in_one_line(error)}")
+        return False
+    return True
+
+
+def _answer(outputs: dict[str, Any]) -> str:
+    """Return the value of the one output field, or a line for each of several."""
+    told = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in outputs.items()
+    }
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return "\n".join(f"{name}: {value}" for name, value in told.items())

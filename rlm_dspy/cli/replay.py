@@ -1,0 +1,130 @@
+"""The command `rlm-dspy replay run.json FILE...`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path  # noqa: TC003 (typer reads it)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlm_dspy.cli.errors import errors_as_lines, tell
+from rlm_dspy.cli.interpreter_names import FACTORIES, InterpreterName
+from rlm_dspy.cli.task import read_task
+from rlm_dspy.errors import UsageError
+from rlm_dspy.inputs import Text
+from rlm_dspy.observe.load import load_record
+from rlm_dspy.observe.record import in_short
+from rlm_dspy.observe.replay import replay as replayed
+from rlm_dspy.observe.replay import signature_of
+from rlm_dspy.text import counted, printable
+
+if TYPE_CHECKING:
+    from rlm_dspy.observe.record import Record
+    from rlm_dspy.observe.replay import ReplayedStep
+
+SAME, DIFFERENT = 0, 1
+_CUT = "characters left out] ..."
+_TEXT = re.compile(
+    r"Text\((?P<size>[\d,]+) (?P<unit>characters|bytes)(?: of .+?)?: (?P<head>['\"].*)\)", re.DOTALL
+)
+"""The short form of a `Text`; the name of its file, which may be another now, is in no group."""
+
+
+def replay(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="What ask --save or ask --log wrote.", show_default=False)
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="The files that the run was about.", show_default=False),
+    ] = None,
+    run: Annotated[
+        int | None, typer.Option(min=1, help="Which run, if there are several; the first is 1.")
+    ] = None,
+    interpreter: Annotated[
+        InterpreterName, typer.Option(help="Where the code runs, as for ask.")
+    ] = InterpreterName.python,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Run the code of a recorded run again, without a model, and compare what it prints and answers.
+
+    Sub-calls are answered from the record.
+
+    \b
+    For example:
+      rlm-dspy ask "Who wrote about drift?" articles.md --save run.json
+      rlm-dspy replay run.json articles.md
+
+    \b
+    Exit codes:
+      0    every step did the same
+      1    a step did not
+      2    bad usage or input
+      3    the interpreter failed
+    """  # noqa: D301 (\b keeps the line breaks)
+    with errors_as_lines(debug=debug):
+        record = load_record(path, run)
+        inputs = _inputs(record, files or [])
+        for name in _others(record, inputs):
+            tell(f"Warning: the input {name!r} is not the one that was recorded.")
+        steps = replayed(record, inputs, FACTORIES[interpreter])
+        if any(step.kind == "killed" for step in record.trajectory):
+            tell("The last turn was cut short when the process was killed; it is left out.")
+        if not steps:
+            raise UsageError("There is nothing to replay: no turn of the run had ended.")
+    for step in steps:
+        typer.echo(printable(_told(step)))
+    same = sum(step.same for step in steps)
+    typer.echo(f"{same} of {counted(len(steps), 'step')} did the same.")
+    raise typer.Exit(SAME if same == len(steps) else DIFFERENT)
+
+
+def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
+    """Return the inputs of a record; the long text is read from the files again."""
+    names = list(signature_of(record).input_fields)
+    if not files:
+        return {name: _value(record, name) for name in names}
+    asked = names[0] if len(names) == 1 else "question" if "question" in names else names[-1]
+    question = record.instructions if len(names) == 1 else _value(record, asked)
+    if not isinstance(question, str):
+        raise UsageError(f"The input {asked!r} is no text. Replay the run from Python: rlm_dspy.replay.replay.")
+    return read_task(question, files, record.signature, None).inputs
+
+
+def _others(record: Record, inputs: dict[str, Any]) -> list[str]:
+    """Return the names of the texts that are not those of the record, as far as their short forms tell."""
+    most = record.limits.get("max_output_chars", 0)
+    texts = {name: value for name, value in inputs.items() if isinstance(value, str | Text)}
+    return [
+        name for name, value in texts.items() if name in record.inputs and _is_other(record, name, value, most)
+    ]
+
+
+def _is_other(record: Record, name: str, value: str | Text, most: int) -> bool:
+    then, now = _TEXT.match(record.inputs[name]), _TEXT.match(repr(value))
+    if then and now:
+        return then["unit"] == now["unit"] and (then["size"], then["head"]) != (now["size"], now["head"])
+    return bool(most) and in_short(str(value), most) != record.inputs[name]
+
+
+def _value(record: Record, name: str) -> Any:
+    text = record.inputs.get(name, "")
+    if _CUT in text or text.startswith("Text("):
+        raise UsageError(f"The record has a short form of {name!r} only. Name the files that the run was about.")
+    if signature_of(record).input_fields[name].annotation is str:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _told(step: ReplayedStep) -> str:
+    lines = [f"step {step.number}: {'same' if step.same else 'different'}"]
+    if not step.same:
+        lines += [f"  {line}" for line in step.difference().splitlines()]
+        lines += [f"  not in the record: {missing}" for missing in step.missing]
+        lines += ["  the answer is another"] if step.answered_otherwise else []
+    return "\n".join(lines)

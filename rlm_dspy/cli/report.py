@@ -1,0 +1,76 @@
+"""The commands that show saved runs: `rlm-dspy report run.json`, `rlm-dspy diff a.json b.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines
+from rlm_dspy.files import write_whole
+from rlm_dspy.observe.load import load_record
+from rlm_dspy.observe.report.diff import diff_html, diff_text
+from rlm_dspy.observe.report.page import write_report
+from rlm_dspy.text import printable
+
+_Run = Annotated[
+    Path, typer.Argument(help="A run that ask --save or --log wrote, or a log of rlms.", show_default=False)
+]
+_Output = Annotated[Path | None, typer.Option("-o", "--output", help="The page to write.", show_default=False)]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def report(
+    run: _Run,
+    output: _Output = None,
+    number: Annotated[
+        int | None, typer.Option("--run", min=1, help="Which run, if there are several; the first is 1.")
+    ] = None,
+    debug: _Debug = False,
+) -> None:
+    """Write a saved run as one HTML page: the answer, turns, sub-calls, time, cost, coverage of the input.
+
+    The page holds all it needs: it opens without a network and runs no script. Its path is printed; by default it
+    is the run's with .html at the end.
+
+    Exit codes: 0 if it was written, 2 if there is no such run.
+    """
+    with errors_as_lines(debug=debug):
+        target = output or run.with_suffix(".html")
+        check_writable(target, "--output")
+        check_distinct({"--output": target}, [run])
+        write_report(load_record(run, number), target)
+    typer.echo(target)
+
+
+def diff(
+    first: _Run,
+    second: _Run,
+    output: _Output = None,
+    run_a: Annotated[
+        int | None, typer.Option(min=1, help="Which run of the first file, if there are several; the first is 1.")
+    ] = None,
+    run_b: Annotated[int | None, typer.Option(min=1, help="Which run of the second file.")] = None,
+    debug: _Debug = False,
+) -> None:
+    """Say in which ways two saved runs differ: settings, answers, what they used, turn by turn.
+
+    With -o also as an HTML page with the runs side by side.
+
+    Exit codes: 0 if both could be read, 2 if not.
+    """
+    with errors_as_lines(debug=debug):
+        check_writable(output, "--output")
+        check_distinct({"--output": output}, [first, second])
+        a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")
+        names = (_named(first, run_a), _named(second, run_b))
+        if output is not None:
+            write_whole(diff_html(a, b, names), output)
+    typer.echo(printable(diff_text(a, b, names)))
+    if output is not None:
+        typer.echo(f"Side by side: {output}")
+
+
+def _named(path: Path, number: int | None) -> str:
+    return str(path) if number is None else f"{path} (run {number})"

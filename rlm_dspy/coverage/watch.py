@@ -1,0 +1,246 @@
+"""Coverage of the input: which parts code read, the model was shown, and sub-models were sent.
+
+Nothing is looked at unless `watched()` is in force, so that a run pays for it only if somebody wants to know.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from pydantic import BaseModel, ConfigDict
+
+from rlm_dspy.coverage.text_match import merged, sources_of, strings_in
+from rlm_dspy.replies.code_blocks import tree_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.coverage.text_match import Source
+    from rlm_dspy.trajectory import Span
+
+_QUOTED_CHARS = 60
+_MIN_CHARS = 3
+_MAX_VALUES = 100
+_MAX_PLACES = 20
+_SCANNED_CHARS = 1_000_000_000
+_READ_NOTHING = {"len", "type", "isinstance", "id", "SHOW_VARS"}
+_SETTING = "rlm_dspy_coverage"
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Note the coverage of the inputs of every run that begins inside this scope, its children included.
+
+    It reaches the threads of DSPy, those of `dspy.Evaluate` too, as `dspy.context` does.
+    """
+    with dspy.context(**{_SETTING: True}):
+        yield
+
+
+def watching() -> bool:
+    """Whether `watched()` is in force."""
+    return bool(dspy.settings.get(_SETTING))
+
+
+class Occurrence(BaseModel):
+    """A place in an input that says what an answer says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: str
+    """What was looked for and stands there."""
+    input: str
+    start: int
+    """In characters, as `Span`s are."""
+    end: int
+    before: str = ""
+    """Up to 60 characters that stand before it."""
+    after: str = ""
+    """Up to 60 characters that stand behind it."""
+
+
+class Watch:
+    """Tells which parts of one run's inputs code reads, the model is shown, and sub-models are sent.
+
+    Inputs that are texts are watched, and lists and dicts with strings in them: those are taken as their strings
+    in order, joined by line breaks. Others are left out, and so are inputs above `spans.MAX_CHARS`.
+
+    Args:
+        inputs: The inputs by name.
+
+    Attributes:
+        left_out: Why each of the inputs that are not watched is not.
+    """
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self._sources, self.left_out = sources_of(inputs)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The characters of each input that is watched."""
+        return {name: len(source.text) for name, source in self._sources.items()}
+
+    def read(self, code: str) -> tuple[Span, ...]:
+        """Return what a block of code reads of the inputs, as far as its source tells: an upper bound.
+
+        A slice or an item with constant bounds gives that part; `len`, `type` and `isinstance` give nothing; any
+        other use of an input's name gives the whole input, whether or not that line is reached. What code reads
+        of a copy it made counts where the copy was made.
+        """
+        try:
+            tree = tree_of(code) if self._sources else ast.Module([], [])
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return ()
+        reads = _Reads(self._sources)
+        with contextlib.suppress(RecursionError):
+            reads.visit(tree)
+        return tuple(merged(reads.spans))
+
+    def shown(self, text: str) -> tuple[Span, ...]:
+        """Return the parts of the inputs that a text repeats; see `Source.repeated_in` for what is found."""
+        found = (span for source in self._sources.values() for span in source.repeated_in(text))
+        return tuple(merged(found))
+
+    def sent(self, inputs: dict[str, Any]) -> tuple[Span, ...]:
+        """Return the parts of the inputs that a sub-call is handed.
+
+        Args:
+            inputs: What the sub-call is given, whole, by field.
+        """
+        if not self._sources:
+            return ()
+        return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
+
+    def occurrences(self, outputs: dict[str, Any]) -> dict[str, list[Occurrence]]:
+        """Return where the strings of an answer stand in the inputs, word for word, as words of their own.
+
+        A string that stands nowhere as a whole is looked for in parts, as `shown` finds them. Strings of fewer
+        than three characters are left out; at most 20 places of each of 100 strings are told.
+
+        Args:
+            outputs: The output fields; lists, dicts and models in JSON's types.
+        """
+        return {field: _of_field(value, self._sources) for field, value in outputs.items()}
+
+
+def looked_into(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a `Record` says of a run's inputs: `input_chars`, `left_out`, `occurrences`.
+
+    Empty outside of `watched()`.
+
+    Args:
+        inputs: The inputs by name.
+        outputs: The output fields in JSON's types; empty if the run did not end.
+    """
+    if not watching():
+        return {}
+    watch = Watch(inputs)
+    return {
+        "input_chars": watch.sizes,
+        "left_out": watch.left_out,
+        "occurrences": watch.occurrences(outputs),
+    }
+
+
+def watch_over(inputs: dict[str, Any]) -> Watch:
+    """Return what tells the coverage of a run's inputs; outside of `watched()` it tells of none and costs nothing.
+
+    Args:
+        inputs: The inputs by name.
+    """
+    return Watch(inputs if watching() else {})
+
+
+class _Reads(ast.NodeVisitor):
+    """Collects what a syntax tree reads of the inputs."""
+
+    def __init__(self, sources: dict[str, Source]) -> None:
+        self._sources = sources
+        self.spans: list[Span] = []
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id in _READ_NOTHING:
+            others = [argument for argument in node.args if not isinstance(argument, ast.Name)]
+            for argument in others:
+                self.visit(argument)
+        else:
+            self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        source = self._sources.get(node.value.id) if isinstance(node.value, ast.Name) else None
+        part = _part(source, node.slice) if source else None
+        if source and part is not None:
+            self.spans.append((source.name, *part))
+        else:
+            self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load) and node.id in self._sources:
+            self.spans += self._sources[node.id].whole()
+
+
+def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
+    """Return the part of an input that a constant subscript takes; None if it is not constant or there is none."""
+    try:
+        if isinstance(subscript, ast.Slice):
+            bounds = (subscript.lower, subscript.upper, subscript.step)
+            taken: Any = slice(*(None if bound is None else ast.literal_eval(bound) for bound in bounds))
+        else:
+            taken = ast.literal_eval(subscript)
+        places = range(len(source.text)) if source.items is None else list(source.items.values())
+        if isinstance(taken, slice):
+            chosen: Any = places[taken]
+        else:
+            chosen = [source.items[taken] if source.items and taken in source.items else places[taken]]
+    except (ValueError, TypeError, LookupError):
+        return None
+    if not chosen:
+        return 0, 0
+    if source.items is None:
+        return min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1  # a range: min() would walk all of it
+    return min(start for start, _ in chosen), max(end for _, end in chosen)
+
+
+def _of_field(value: Any, sources: dict[str, Source]) -> list[Occurrence]:
+    found: list[Occurrence] = []
+    left = _SCANNED_CHARS
+    texts = dict.fromkeys(text.strip().rstrip(".") for text in strings_in(value))
+    for text in [text for text in texts if len(text) >= _MIN_CHARS][:_MAX_VALUES]:
+        for source in sources.values():
+            places = list(islice(_places(text, source), _MAX_PLACES)) or [
+                span[1:] for span in source.repeated_in(text)
+            ]
+            left -= len(source.text)
+            found += [_occurrence(source, start, end) for start, end in places]
+        if left < 0:
+            break
+    return found
+
+
+def _places(text: str, source: Source) -> Iterator[tuple[int, int]]:
+    """Yield where the text stands by itself, not as a part of a longer word or number."""
+    own = source.text
+    start = own.find(text)  # a regular expression takes a hundred times as long
+    while start >= 0:
+        end = start + len(text)
+        if not (text[0].isalnum() and own[start - 1 : start].isalnum()) and not (
+            text[-1].isalnum() and own[end : end + 1].isalnum()
+        ):
+            yield start, end
+        start = own.find(text, end)
+
+
+def _occurrence(source: Source, start: int, end: int) -> Occurrence:
+    text = source.text
+    return Occurrence(
+        value=text[start:end],
+        input=source.name,
+        start=start,
+        end=end,
+        before=text[max(0, start - _QUOTED_CHARS) : start],
+        after=text[end : end + _QUOTED_CHARS],
+    )

@@ -1,0 +1,357 @@
+"""A small language model inside this process: SmolLM2-135M-Instruct, or any GGUF file, run by llama.cpp.
+
+    lm = embedded_lm()                                  # a dspy.LM; the model is loaded at the first call
+    python -m rlm_dspy.embedded --port 8080             # the same model for others, as an OpenAI-compatible server
+    with serve() as base_url: ...                       # that server for the length of a block
+
+It needs the extra `embedded`. Nothing is downloaded and no key is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import dspy
+import typer
+from dspy import lm15
+
+from rlm_dspy.concurrency.timeouts import given_up
+from rlm_dspy.embedded.gate import Gate
+from rlm_dspy.embedded.llama_server import (
+    EXTRA,
+    Chat,
+    EmbeddedServer,
+    ModelUnavailable,
+    Settings,
+    find_package,
+    loaded,
+    start,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+__all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedded_lm", "serve"]
+
+_START_SECONDS = 120
+_STOP_SECONDS = 30
+_LOOK_SECONDS = 0.1
+_SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
+_REFUSED = ("reasoning", "service_tier", "user_id", "store", "probabilities")
+_EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "repeat_penalty", "typical_p"})
+
+
+def embedded_lm(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    n_ctx: int = 8_192,
+    threads: int | None = None,
+    slots: int = 4,
+    max_tokens: int = 512,
+    temperature: float = 0.0,
+    **kwargs: Any,
+) -> dspy.LM:
+    """Return an LM that runs in this process. It is loaded once per process, at the first call, and shared.
+
+    At temperature 0 decoding is greedy and repeats itself. Usage counts the prompt tokens that were cached: a
+    conversation that only grows is read once, also if many take turns.
+
+    Args:
+        path: A GGUF file with a chat template; None is the model of the extra `embedded`. A file that was changed
+            in place still has its old answers in DSPy's cache: give it another name, or `cache=False`.
+        n_ctx: Tokens of prompt and reply together, for each slot; a multiple of 256.
+        threads: Threads that compute; None is half the cores, which stays fast when other processes want some. As
+            many threads as cores are up to twice as fast on two idle cores, and several times slower on busy ones.
+        slots: Replies decoded together. Each takes memory for a window, 180 MB with the default model.
+        max_tokens: Tokens of a reply, at most; a reply that is cut there has finish_reason "length".
+        temperature: 0 to 2.
+        kwargs: As for `dspy.LM`: `cache`, `num_retries`, `callbacks`, `stop`, `seed`, `top_p`, `top_k`,
+            `response_format`, ... A setting that llama.cpp cannot honour fails the call.
+
+    Raises:
+        ImportError: If the extra `embedded` is not installed.
+        ModelUnavailable: If `path` is no GGUF file (a FileNotFoundError).
+        ValueError: If a number is out of its range.
+    """
+    full_path = None if path is None else str(Path(path).expanduser().resolve())
+    settings = Settings(path=full_path, n_ctx=n_ctx, threads=threads, slots=slots)
+    if find_package("xllamacpp") is None:
+        raise ImportError(f"The embedded model needs the package xllamacpp: install {EXTRA}.")
+    settings.file()
+    lm = dspy.LM(
+        f"embedded/{settings.name}",
+        engine=EmbeddedEngine(settings),
+        async_engine=AsyncEmbeddedEngine(settings),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        **kwargs,
+    )
+    lm.context_window = n_ctx
+    return lm
+
+
+class _Engine:
+    """What both engines are: settings, which can be pickled, of a model that the process shares."""
+
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = True
+    supported_params = frozenset({*_SETTINGS, "stop", "response_format", "logprobs", "top_logprobs", "logit_bias"})
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def context_window(self) -> int:
+        """Tokens of prompt and reply together."""
+        return self.settings.n_ctx
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text is; a chat template adds about five for each message."""
+        return loaded.get(self.settings).count_tokens(text)
+
+    def dump_state(self) -> dict[str, Any]:
+        """Return what `load_state` takes, as DSPy saves it with a program."""
+        return {name: getattr(self.settings, name) for name in ("path", "n_ctx", "threads", "slots")}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> _Engine:
+        """Return the engine that was saved; a missing model file shows at the first call."""
+        return cls(Settings(**state))
+
+
+class EmbeddedEngine(_Engine):
+    """The engine of an embedded LM, as `dspy.LM(engine=...)` takes it."""
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """Return the reply to one request; other threads run meanwhile.
+
+        Raises:
+            lm15.ContextLengthError: If the prompt does not fit the window.
+            lm15.UnsupportedFeatureError: If the request holds more than text, or a setting that is not known.
+            ModelUnavailable: If the model cannot be loaded.
+        """
+        late = given_up.get()
+        _check_waited_for(late)  # DSPy asks again after an error, also one of its own making
+        call = loaded.get(self.settings).begin(_body(request))
+        try:
+            while late is not None and not call.reply.done() and not late.is_set():
+                wait([call.reply], _LOOK_SECONDS)
+            _check_waited_for(late)
+            return _response(call.reply.result(), request)
+        finally:
+            call.given_up.set()
+
+    def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
+        """Yield the events of a reply, which is complete when the first comes."""
+        yield from lm15.response_to_events(self.complete(request))
+
+    def close(self) -> None:
+        """Release the model, for all that share it; the next call loads it again."""
+        loaded.release(self.settings)
+
+
+class AsyncEmbeddedEngine(_Engine):
+    """The same for `async_engine`: it never blocks the event loop, but for loading the model once."""
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """Return the reply to one request, as `EmbeddedEngine.complete`; cancelling ends the generation."""
+        call = (await self._server()).begin(_body(request))
+        try:
+            return _response(await asyncio.wrap_future(call.reply), request)
+        finally:
+            call.given_up.set()
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
+        """Yield the events of a reply, which is complete when the first comes."""
+        for event in lm15.response_to_events(await self.complete(request)):
+            yield event
+
+    async def aclose(self) -> None:
+        """Release the model, for all that share it; the next call loads it again."""
+        loaded.release(self.settings)
+
+    async def _server(self) -> EmbeddedServer:
+        server = loaded.peek(self.settings)
+        return server if server is not None else await asyncio.to_thread(loaded.get, self.settings)
+
+
+def _check_waited_for(late: threading.Event | None) -> None:
+    if late is not None and late.is_set():
+        raise lm15.TimeoutError("Nobody waits for the reply any more.")
+
+
+def _body(request: lm15.Request) -> Chat:
+    """Return a request as the body that llama.cpp's server reads."""
+    config = request.config
+    extensions = config.extensions or {}
+    refused = [f"config.{name}" for name in _REFUSED if getattr(config, name) is not None]
+    refused += [f"config.extensions[{name!r}]" for name in extensions if name not in _EXTENSIONS]
+    if request.tools or refused:
+        raise _unsupported(refused[0] if refused else "tools")
+    body: Chat = {"messages": _messages(request), **extensions}
+    body.update({name: value for name in _SETTINGS if (value := getattr(config, name)) is not None})
+    body.setdefault("temperature", 0.0)
+    if config.stop:
+        body["stop"] = list(config.stop)
+    if config.logprobs is not None:
+        body.update(logprobs=True, top_logprobs=config.logprobs)
+    if config.response_format is not None:
+        schema = dict(config.response_format)
+        body["response_format"] = {"type": schema.pop("type"), "json_schema": schema}
+    return body
+
+
+def _messages(request: lm15.Request) -> list[dict[str, str]]:
+    messages = []
+    if request.system is not None:
+        parts = (lm15.TextPart(request.system),) if isinstance(request.system, str) else request.system
+        messages.append({"role": "system", "content": _text(parts, "system")})
+    for index, message in enumerate(request.messages):
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": _text(message.parts, f"messages[{index}]")})
+    return messages
+
+
+def _text(parts: Any, where: str) -> str:
+    for part in parts:
+        if not isinstance(part, lm15.TextPart):
+            raise _unsupported(f"{where}: {part.type}")
+    return "\n".join(part.text for part in parts)
+
+
+def _unsupported(feature: str) -> lm15.UnsupportedFeatureError:
+    settings, extensions = (", ".join(sorted(names)) for names in (_Engine.supported_params, _EXTENSIONS))
+    return lm15.UnsupportedFeatureError(
+        f"The embedded model does not take {feature}. It takes text and the settings {settings}; in "
+        f"Config.extensions also {extensions}.",
+        feature=feature,
+    )
+
+
+def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
+    """Return a chat completion as DSPy wants it.
+
+    Raises:
+        lm15.ContextLengthError: If the prompt does not fit the window.
+        lm15.InvalidRequestError: If llama.cpp refused the request.
+        lm15.ServerError: If llama.cpp failed.
+    """
+    if error := reply.get("error"):
+        if error.get("type") == "exceed_context_size_error":
+            tokens, window = error["n_prompt_tokens"], error["n_ctx"]
+            raise lm15.ContextLengthError(
+                f"The prompt is {tokens} tokens; the window of {request.model} is {window}."
+            )
+        kind = lm15.InvalidRequestError if error.get("code") == 400 else lm15.ServerError  # noqa: PLR2004 (HTTP's)
+        raise kind(f"llama.cpp: {error.get('message')}")
+    reply = {**reply, "model": request.model}
+    return lm15.response_from_openai_chat(reply, response_format=request.config.response_format)
+
+
+@contextlib.contextmanager
+def serve(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    n_ctx: int = 8_192,
+    threads: int | None = None,
+    slots: int = 4,
+) -> Iterator[str]:
+    """Serve a model over HTTP from a process of its own, and yield the base URL, which ends in `/v1`.
+
+    `dspy.LM("openai/smollm2-135m-instruct", api_base=url, api_key="none")` uses it; so does any OpenAI client.
+    Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.
+
+    Args:
+        path: A GGUF file; None is the model of the extra `embedded`.
+        host: The address to listen on.
+        port: 0 picks a free one.
+        n_ctx: Tokens of prompt and reply together, for each slot.
+        threads: Threads that compute; None is half the cores.
+        slots: Replies decoded together.
+
+    Raises:
+        RuntimeError: If the server does not start; the message is what it wrote.
+    """
+    options = {"model": path, "host": host, "port": port, "n-ctx": n_ctx, "threads": threads, "slots": slots}
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    search = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(  # noqa: S603 (this interpreter, arguments as a list)
+        [sys.executable, "-m", "rlm_dspy.embedded", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search},
+    )
+    with process:
+        try:
+            yield f"{_first_line(process)}/v1"
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    """Return the line that says the server is ready."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    patience = threading.Timer(_START_SECONDS, process.kill)
+    patience.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        patience.cancel()
+        patience.join()
+    if not line:
+        reason = process.stderr.read().strip() or f"not ready after {_START_SECONDS} seconds"
+        raise RuntimeError(f"The embedded server did not start: {reason}")
+    return line.strip()
+
+
+def main(
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no password.")] = "127.0.0.1",
+    model: Annotated[Path | None, typer.Option(help="A GGUF file instead of SmolLM2-135M-Instruct.")] = None,
+    n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and reply together.")] = 8_192,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute; by default half the cores.")] = None,
+    slots: Annotated[int, typer.Option(help="Replies decoded together.")] = 4,
+) -> None:
+    """Serve a small model on this machine, as OpenAI's API does: POST /v1/chat/completions and the rest.
+
+    Prints its address when it is ready, and runs until it is interrupted or terminated.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        gate, key = Gate(host, port), secrets.token_urlsafe()
+        settings = Settings(path=None if model is None else str(model), n_ctx=n_ctx, threads=threads, slots=slots)
+        server = start(settings, api_key=key)
+    except (ImportError, ModelUnavailable, ValueError) as error:
+        _give_up(str(error))
+    except OSError as error:
+        _give_up(f"Cannot listen on {host}:{port}: {error.strerror}.")
+    gate.open(server.listening_address, key)
+    typer.echo(gate.address)
+    while not stop.wait(1):  # a wait without end cannot be interrupted on Windows
+        pass
+
+
+def _give_up(reason: str) -> NoReturn:
+    typer.echo(reason, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,187 @@
+"""Keep a conversation within the model's window: fold older turns into a summary, then shorten what remains."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import dspy
+
+from rlm_dspy.budget.metered_lm import fitting
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.refusals import is_too_long
+from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.loop.context_window import PART
+from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.text import clip, cut, fitted
+from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
+
+if TYPE_CHECKING:
+    from rlm_dspy.concurrency.port import Port
+    from rlm_dspy.loop.run import Run
+
+KEPT_TURNS = 2
+"""The newest turns stay as they are."""
+ACCOUNT_CHARS = 4_000
+_SESSION_CHARS = 24_000
+_SESSION_TRIES = 3
+"""A session that is too long for the model is halved so often, less one."""
+_INSTRUCTIONS = """Give a short account of these turns of a session in a Python REPL, for whoever goes on with it.
+
+Say what was found out, with the numbers and names that matter, which variables hold what, what was tried in vain,
+and what is left to do. Leave out how it was done."""
+_logger = logging.getLogger("dspy.rlm_dspy")
+_BASE_SHARE = 0.5
+"""The part of the room that all but the turns may fill: instructions, demos, environment."""
+_AFTER = 0.6
+"""The part of the room that turns fill once some were folded, if so few can stay: more are to come."""
+_LEAST_KEPT_CHARS = 600
+"""A newest turn that would be shorter gives way to the account."""
+_LEAST_TURNS_CHARS = 1_000
+_LEAST_ENVIRONMENT_CHARS = 2_000
+"""What has fewer characters is not shortened: it would tell too little."""
+
+
+async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int = ACCOUNT_CHARS) -> bool:
+    """Put an account of the older turns in their place; the turns are in the REPL's `history` then.
+
+    The account is the model's own. If it gives none, or the limits allow no call for it, it is what the turns
+    printed, shortened.
+
+    Args:
+        port: How the model is reached.
+        run: The run.
+        keep: How many of the newest turns stay as they are.
+        account_chars: The most characters of the account.
+
+    Returns:
+        Whether there was anything to fold.
+    """
+    shown = run.trajectory.steps
+    old, new = shown[: len(shown) - keep], shown[len(shown) - keep :]
+    if all(step.kind == "folded" for step in old):
+        return False
+    started, before = time.monotonic(), run.ledger.totals()
+    name = await port.run(run.keep_history)
+    account = clip(await _account(port, run, old), account_chars)
+    text = (
+        f"The first {run.budget.turns - len(new)} turns, in short (in full in the list `{name}`, of dicts with "
+        f"turn, reasoning, code, output):\n{account}"
+    )
+    step = Step(
+        output=text,
+        kind="folded",
+        seconds=time.monotonic() - started,
+        started=started - run.ledger.started,
+        spent=run.ledger.since(before),
+    )
+    run.fold(step, new)
+    return True
+
+
+async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
+    """Return the model's account of these turns; what they printed, if it gives none."""
+    told = [_told(step) for step in steps]
+    room = int(min(_SESSION_CHARS, run.room.chars / 2))
+    for _ in range(_SESSION_TRIES):
+        session = "\n\n".join(fitted(told, room))
+        try:
+            return await _ask(port, run, session) or session
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
+            _logger.warning("RLM: the model gave no account of its turns: %s", str(error)[:200])
+            if not isinstance(error, dspy.LMError) or not is_too_long(error):
+                return session
+        room //= 2
+    return session
+
+
+async def _ask(port: Port, run: Run, session: str) -> str:
+    tell = dspy.Predict(dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS))
+    tell.lm = run.lm
+    metering = metered(run.ledger, run.role("fold"), ticket=run.ticket())
+    task = cut(run.signature.instructions, len(session) or 1)
+    with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():
+        told = without_media_marks({"task": task, "session": session})
+        found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
+    return str(found.account or "").strip()
+
+
+def _told(step: Step) -> str:
+    return step.output if step.kind == "folded" else f"{step.reasoning}\n>>> {step.code}\n{step.output}"
+
+
+async def make_room(port: Port, run: Run) -> bool:
+    """Make the messages of the next turn shorter: so that they fit the window, or by one step if it is not known.
+
+    Older turns are folded first (see `fold`), more and more of them; then the newest outputs are shortened; then
+    demos are left out, and the longest parts of the environment shortened.
+
+    Args:
+        port: How the model is reached.
+        run: The run.
+
+    Returns:
+        Whether anything was folded or shortened.
+    """
+    before = run.message_chars()
+    if run.room.window is None:
+        for keep in (KEPT_TURNS, 1, 0):
+            if await fold(port, run, keep):
+                return True
+        room = int(run.room.chars)
+        _shorten_turns(run, room - run.message_chars(Trajectory()))
+        _shorten_base(run, room - _chars(run.trajectory.steps))
+    else:
+        _shorten_base(run, int(_BASE_SHARE * run.room.chars))
+        if await _fit_turns(port, run, int(run.room.chars) - run.message_chars(Trajectory())):
+            return True
+    return run.message_chars() < before
+
+
+async def _fit_turns(port: Port, run: Run, room: int) -> bool:
+    """Make the turns fit into so many characters; return whether any were folded."""
+    steps = run.trajectory.steps
+    if _chars(steps) <= room:
+        return False
+    account = min(ACCOUNT_CHARS, max(room, 0) // PART)
+    for keep in (KEPT_TURNS, 1):
+        if account + _chars(steps[-keep:]) <= _AFTER * room and await fold(port, run, keep, account):
+            return True
+    folded = await fold(port, run, 1 if room - account >= _LEAST_KEPT_CHARS else 0, account)
+    _shorten_turns(run, room)
+    return folded
+
+
+def _shorten_turns(run: Run, room: int) -> None:
+    """Shorten the longest of what the turns said, ran and printed."""
+    steps = run.trajectory.steps
+    if _chars(steps) <= (room := max(room, _LEAST_TURNS_CHARS)):
+        return
+    parts = [text for step in steps for text in (step.reasoning, step.code, step.output)]
+    notices = sum(len(step.notice) for step in steps)
+    shorter = iter(fitted(parts, room - notices))
+    run.show(
+        [
+            step.model_copy(update={"reasoning": next(shorter), "code": next(shorter), "output": next(shorter)})
+            for step in steps
+        ]
+    )
+
+
+def _shorten_base(run: Run, room: int) -> None:
+    """Leave out demos, then shorten the longest parts of the environment."""
+    if run.message_chars(Trajectory()) <= room:
+        return
+    run.leave_out_demos()
+    over = run.message_chars(Trajectory()) - room
+    if over > 0:
+        parts = run.environment.split("\n\n")
+        seams = 2 * (len(parts) - 1)
+        least = min(len(run.environment), _LEAST_ENVIRONMENT_CHARS)
+        run.environment = "\n\n".join(fitted(parts, max(least, len(run.environment) - over) - seams))
+        run.show(list(run.trajectory.steps))
+
+
+def _chars(steps: tuple[Step, ...]) -> int:
+    return sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in steps)

@@ -1,0 +1,358 @@
+"""The module: a model writes code, a REPL runs it, until the typed answer is submitted."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy import signatures
+from rlm_dspy.budget.metered_lm import fitting
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.refusals import is_too_long
+from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
+from rlm_dspy.limits import Limited
+from rlm_dspy.loop.as_tool import AsTool
+from rlm_dspy.loop.compaction import make_room
+from rlm_dspy.loop.function_lm import as_lm
+from rlm_dspy.loop.run import Run
+from rlm_dspy.loop.states import predictor_states
+from rlm_dspy.loop.turn import Turn
+from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
+from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.prompt.prose import outputs_in_words, read_fields
+from rlm_dspy.prompt.query import Query
+from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.repl.tools import check_signature, check_tools, normalize_tools
+from rlm_dspy.subcalls.interface import Subs, make_subs
+from rlm_dspy.subcalls.target import calling
+from rlm_dspy.text import clip
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from rlm_dspy.cache.sub_call_cache import SubCallCache
+    from rlm_dspy.limits import Limits
+    from rlm_dspy.trajectory import Step
+
+_WHY_CHARS = 200
+_MOST_REFUSALS = 12
+"""Of one turn's messages."""
+_LEAST_TRANSCRIPT_CHARS = 400
+_logger = logging.getLogger("dspy.rlm_dspy")
+
+
+class RLM(AsTool, Limited, dspy.Module):
+    r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
+
+    The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
+    prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
+    Models, arXiv 2512.24601).
+
+    Predictors that optimizers see: `act` (every turn), `query` (`llm_query`) and `subs.<name>` (declared subs).
+    The LM of `act` also folds long conversations and reads the answer from a trajectory without one; the LM of
+    `query` also answers the modules that are written in the REPL. Where a predictor has none, that is the one in
+    force at the call.
+
+    The arguments are attributes too, to read and to set: what is set is checked, and holds from the next call on.
+    So are the fields of `limits`: `rlm.max_iters = 5`.
+
+    Args:
+        signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
+        max_iters: Short for `limits=Limits(max_iters=...)`; so are the next two.
+        max_llm_calls: See `Limits`.
+        max_output_chars: See `Limits`.
+        verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
+        tools: Functions or `dspy.Tool`s that code may call by name.
+        sub_lm: The LM of all that code asks: `llm_query`, subs, modules written in the REPL, the turns of child
+            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it. It may
+            also be a function from prompt to answer (see `rlm_dspy.function_lm.FunctionLM`).
+        interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
+            `rlm_dspy.interpreters.PythonInterpreter`.
+        limits: What a run may spend.
+        policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
+            `"auto"` for the policy shipped for the LM that is configured now, if there is one.
+        subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
+            `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
+        cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
+            with a `SubCallCache` also across runs; with False never.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind; the message names the right one.
+        ValueError: If names clash, a limit is out of range, or there is no such policy.
+
+    Example:
+        >>> from rlm_dspy.testing import ScriptedLM
+        >>> rlm = RLM("context, question -> answer: int", max_iters=10)
+        >>> with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=context.count('a'))\n```"])):
+        ...     rlm(context="banana", question="How many a's are there?").answer
+        3
+    """
+
+    signature: Any
+    tools: Any
+    subs: Any
+    sub_lm: Any
+    interpreter_factory: Any
+    cache: SubCallCache | bool
+
+    def __init__(
+        self,
+        signature: str | type[dspy.Signature],
+        max_iters: int | None = None,
+        max_llm_calls: int | None = None,
+        max_output_chars: int | None = None,
+        verbose: bool = False,
+        tools: list[Callable[..., Any]] | None = None,
+        sub_lm: dspy.BaseLM | Callable[[str], Any] | None = None,
+        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
+        *,
+        limits: Limits | None = None,
+        policy: str | os.PathLike[str] | None = "auto",
+        subs: Any = None,
+        cache: SubCallCache | bool = True,
+    ) -> None:
+        super().__init__()
+        short: dict[str, Any] = {
+            "max_iters": max_iters,
+            "max_llm_calls": max_llm_calls,
+            "max_output_chars": max_output_chars,
+        }
+        self.signature = signature
+        self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
+        self.verbose = verbose
+        self.sub_lm = sub_lm
+        self.tools = normalize_tools(tools)
+        self.interpreter_factory = interpreter_factory
+        self.act = Act(signatures.Act)
+        self.query = Query(signatures.Query)
+        self.subs = subs
+        self.cache = cache
+        if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
+            self.act.load_state(signatures.load_policy(chosen))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, as the constructor does: it is checked, and holds from the next call on."""
+        if name == "subs" and not isinstance(value, Subs):
+            value = make_subs(value, self.signature.input_fields, self.tools)
+        elif check := _CHECKS.get(name):
+            value = check(value)
+        settled = {**vars(self), name: value}
+        if name in ("signature", "tools", "subs") and {"signature", "tools"} <= settled.keys():
+            subs = settled["subs"].names() if "subs" in settled else ()
+            check_names(settled["signature"], settled["tools"], subs)
+        super().__setattr__(name, value)
+        if name == "signature":
+            self.__dict__["__doc__"] = value.instructions  # what it is for, to `dspy.Tool`
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what stands for a predictor of `dspy.RLM`."""
+        why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
+        raise AttributeError(why, name=name, obj=self)
+
+    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Load a file that `save` wrote, as `dspy.Module.load` does.
+
+        Raises:
+            ValueError: If it is the file of something else.
+        """
+        try:
+            super().load(path, *args, **kwargs)
+        except KeyError as error:
+            raise ValueError(
+                f"Invalid state: {path} has no {error}, which `save` writes. Load a policy with RLM(policy=...)."
+            ) from error
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+        """Load what a saved state holds for the predictors; one that it lacks stays as it is.
+
+        Args:
+            state: What `dump_state` gave, or `save` wrote.
+            allow_unsafe_lm_state: As in `dspy.Module.load`.
+
+        Raises:
+            ValueError: If it is the state of something else, `dspy.RLM` for example; nothing is changed then.
+        """
+        parts = predictor_states(state, [name for name, _ in self.named_parameters()])
+        for module in (self.deepcopy(), self):  # on a copy first: one that fails changes nothing
+            for name, predictor in module.named_parameters():
+                if name in parts:
+                    predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
+
+        Returns:
+            The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
+            other fields of `Step`), `final_reasoning`, `stop` and `usage`. An output field of yours that is named
+            `stop` or `usage` takes that name over.
+
+            `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
+            the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
+
+        Raises:
+            InvalidInputs: If inputs are missing or unknown.
+            dspy.CodeInterpreterError: If no interpreter can be started.
+            dspy.LMError: If the model gives no reply; `dspy.ContextWindowExceededError` if not even the shortest
+                first message fits its window.
+
+            Whatever ends a run that has begun carries the steps so far as `error.trajectory`, and what they cost
+            as `error.usage`.
+        """
+        return drive(self._run(Blocking(), **inputs))
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""
+        return await self._run(Awaiting(), **inputs)
+
+    async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
+        outer = calling.get()
+        run = Run(self, inputs, check_factory(interpreter_factory), outer.run if outer else None)
+        token = calling.set(None)
+        try:
+            await port.run(run.open)
+            return await self._converse(port, run)
+        except BaseException as error:
+            run.end()
+            carry(error, run.as_dicts(), run.usage())
+            raise
+        finally:
+            calling.reset(token)
+            if outer:
+                outer.steps = [*outer.steps, *run.steps]
+                outer.stop, outer.final_reasoning = run.stop, run.final_reasoning
+            run.budget.close()
+            await port.run(run.repl.close)
+
+    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
+        """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.
+
+        Args:
+            interpreter_factory: Makes its interpreters.
+            signature: What goes in and what comes out.
+            max_iters: Turns, if they are to be fewer than this one's.
+        """
+        child = copy.copy(self)
+        child.signature = signature
+        child.interpreter_factory = interpreter_factory
+        child.limits = replace(
+            self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
+        )
+        child.history = []
+        child.__dict__.pop(
+            "forward", None
+        )  # an optimizer that records traces binds one to this module for a while
+        return child
+
+    async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
+        is_last = False
+        try:
+            while not is_last:
+                is_last = run.budget.limit is not None
+                step = await self._take_turn(port, run)
+                run.add(step)
+                if step.answer is not None:
+                    return run.finish("submitted", step.answer, step.reasoning)
+        except LimitExceeded as error:
+            if run.depth and not run.steps:
+                raise  # a child that could not begin has nothing that an answer could be read from
+            run.budget.limit = run.budget.limit or error.limit
+        except dspy.LMError as error:
+            if not is_too_long(error) or not run.steps:
+                raise
+        return await self._extract(port, run)
+
+    async def _take_turn(self, port: Port, run: Run) -> Step:
+        """Take a turn; messages that are too long for the model are made shorter, more and more."""
+        if run.room.is_full:
+            await make_room(port, run)
+        refusals = 0
+        while True:
+            try:
+                turn = Turn(self.act, run, verbose=self.verbose)
+                step: Step = await port.predict(turn, number=run.budget.turns + 1)
+            except dspy.LMError as error:
+                if not is_too_long(error):
+                    raise
+                refusals += 1
+                run.room.refused()
+                if refusals == _MOST_REFUSALS or not await make_room(port, run):
+                    raise
+            else:
+                return step
+
+    async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
+        """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
+        _logger.warning(
+            "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
+        )
+        values: dict[str, Any] = {}
+        how, replies = "Read from the trajectory after the last turn.", list[Any]()
+        try:
+            values, problems = await self._read_transcript(port, run, replies)
+        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
+            if found := outputs_in_words(self.signature, replies):
+                return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
+            if isinstance(error, dspy.LMError) and not is_too_long(error):
+                raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            problems = [clip(said, _WHY_CHARS).rstrip(".")]
+            _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
+        if problems:
+            why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
+            return run.finish("unanswered", values, why)
+        return run.finish("extracted", values, how)
+
+    async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
+        """Return what `read_fields` makes of the model's reply; a transcript that is too long for it is halved."""
+        extract = dspy.Predict(extract_signature(self.signature))
+        extract.lm = run.lm
+        transcript = run.transcript(run.room.chars)
+        while True:
+            try:
+                with (
+                    metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()) as meter,
+                    fitting(run.budget.extraction_tokens, module=extract),
+                    dspy.context(trace=None),
+                    run.budget.in_time(),
+                ):
+                    found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)
+                return read_fields(self.signature, dict(found.items()))
+            except dspy.LMError as error:
+                if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
+                    raise
+                transcript = run.transcript(len(transcript) // 2)
+            finally:
+                replies += meter.outputs
+
+
+_UPSTREAM_PREDICTORS = {
+    "generate_action": "; the predictor of its turns is `act`",
+    "extract": "; the predictor that reads an answer from a trajectory is made for each call, with `act`'s LM",
+}
+"""What is said of the predictors that `dspy.RLM` has."""
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "signature": check_signature,
+    "limits": check_limits,
+    "tools": check_tools,
+    "sub_lm": as_lm,
+    "interpreter_factory": check_factory,
+    "cache": check_cache,
+}
+"""What is done with the value of an attribute when it is set."""
+
+
+def extract_signature(signature: Any) -> Any:
+    """Return the signature that reads a user's outputs from the transcript of a session."""
+    instructions = (
+        f"{signature.instructions}\n\nThe session in a Python REPL that worked on this is over. "
+        "Give the outputs from what it found; where it found nothing certain, the best guess it allows."
+    )
+    outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
+    transcript = dspy.InputField(desc="the task, then what was run and what came out")
+    return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)

@@ -1,0 +1,175 @@
+"""One turn: `act` writes a block, the REPL runs it, and what came out is told in a `Step`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from rlm_dspy.budget.lm_info import text_of
+from rlm_dspy.budget.metered_lm import fitting
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.errors import ReplyCut
+from rlm_dspy.prompt.adapter import ReplAdapter
+from rlm_dspy.repl.coercion import read_answer
+from rlm_dspy.replies.reply_parser import Reply, read_reply
+from rlm_dspy.replies.thinking import split_thinking
+from rlm_dspy.text import clip, logger, sendable
+from rlm_dspy.trajectory import Step
+
+if TYPE_CHECKING:
+    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.loop.run import Run
+
+_THINKING_CHARS = 4_000
+_logger = logger()
+
+
+class Turn(dspy.Module):
+    """One turn of a run. A module, so that whatever listens to DSPy (MLflow, progress) sees turns as units.
+
+    Args:
+        act: The predictor that writes the code.
+        run: The run that the turn belongs to; only read.
+    """
+
+    def __init__(self, act: dspy.Predict, run: Run, *, verbose: bool = False) -> None:
+        super().__init__(callbacks=[StepLog()] if verbose else [])
+        self._act = act
+        self._run = run
+
+    @property
+    def steps_before(self) -> tuple[Step, ...]:
+        """The steps of the run so far."""
+        return tuple(self._run.steps)
+
+    def forward(self, number: int) -> Step:
+        """Take turn `number` (the first is 1) and return its step."""
+        return drive(self._take(Blocking(), number))
+
+    async def aforward(self, number: int) -> Step:
+        """Take turn `number` (the first is 1) and return its step."""
+        return await self._take(Awaiting(), number)
+
+    async def _take(self, port: Port, number: int) -> Step:
+        started, run = time.monotonic(), self._run
+        before = run.ledger.totals()
+        reply = await self._write(port)
+        if reply.code:
+            step = await self._run_code(port, reply.reasoning, reply.code)
+        else:
+            step = no_code(reply, run.submit_call)
+        output = clip(sendable(step.output), run.room.output_chars)
+        if reply.code and reply.cut:
+            output = f"{output}\n({reply.cut})"
+        told = {
+            "output": output,
+            "thinking": clip(reply.thinking, _THINKING_CHARS),
+            "seconds": time.monotonic() - started,
+            "spent": run.ledger.since(before),
+            "started": started - run.ledger.started,
+            "read": run.watch.read(reply.code),
+            # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
+            "shown": () if step.kind == "submitted" else run.watch.shown(output),
+        }
+        return run.budget.ended(step.model_copy(update=told))
+
+    async def _write(self, port: Port) -> Reply:
+        """Return the model's reply; of one that cannot be read, what there was of it."""
+        run, started, budget = self._run, time.monotonic(), self._run.budget
+        meter = None
+        try:
+            # A root's turns are limited by their number; a child's come out of the sub-calls.
+            ticket = run.ledger.reserve() if run.depth else None
+            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper, ticket=ticket)
+            with scope as meter, fitting(budget.next_tokens, module=self._act), budget.in_time():
+                action = await port.predict(
+                    self._act,
+                    budget.seconds_for_reply(),
+                    **run.turn_inputs,
+                )
+        except dspy.AdapterParseError as error:
+            empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
+            return Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
+        except ReplyCut as error:
+            reply = read_reply(sendable(error.partial), cut=True)
+            done = "Its whole blocks were run" if reply.code else "It has no whole block, so nothing was run"
+            told = f"Your reply {error.why}. {done}. Write less at once, then go on."
+            return replace(reply, thinking=_thinking(meter), cut=told)
+        finally:
+            if meter is not None:
+                budget.replied(meter.read_at_most, time.monotonic() - started)
+                run.context_used = (meter.used["input_tokens"] if meter.used else 0, len(run.trajectory))
+        code = action.code or ""
+        if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
+            code = read_reply(code).code
+        return Reply(sendable(action.reasoning or ""), sendable(code), thinking=_thinking(meter))
+
+    async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
+        """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
+        run = self._run
+        try:
+            with run.stopping() as stop:
+                return await port.run(self._execute, reasoning, code, stop=stop)
+        except BaseException as error:
+            why = "The run was cut short while this code ran" + (f": {error}" if str(error) else ".")
+            calls = run.subcalls.taken()
+            run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", calls=calls))
+            raise
+
+    def _execute(self, reasoning: str, code: str) -> Step:
+        self._run.subcalls.begin()
+        outcome = self._run.repl.execute(code)
+        self._run.async_tools.check()
+        output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
+        calls = self._run.subcalls.taken()
+        step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, calls=calls)
+        if outcome.kind != "submitted":
+            return (
+                step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
+            )
+        values, problems = read_answer(self._run.signature, outcome.submitted)
+        printed = f"{outcome.output.rstrip()}\n" if outcome.output.strip() else ""
+        if problems:
+            refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
+            text = f"{printed}{refusal}\nCorrect this and call {self._run.submit_call} again."
+            return step.model_copy(update={"output": text, "kind": "refused"})
+        return step.model_copy(update={"output": f"{printed}SUBMIT: {values!r}", "answer": values})
+
+
+class StepLog(BaseCallback):
+    """Logs each step at INFO, for `RLM(verbose=True)`."""
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Log a step."""
+        if isinstance(outputs, Step):
+            _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
+
+
+def _thinking(meter: Meter | None) -> str:
+    """Return what the model thought before its last reply, told apart by its provider or in its text."""
+    outputs = meter.outputs[-1] if meter is not None and meter.outputs else None
+    apart = outputs[0].get("reasoning_content") if outputs and isinstance(outputs[0], dict) else ""
+    in_text, _ = split_thinking(text_of(outputs), in_turn=True)
+    return sendable("\n".join(part for part in (apart, in_text) if part))
+
+
+def no_code(reply: Reply, submit_call: str) -> Step:
+    """Return the step of a reply that held no Python: it says what to write instead."""
+    language = read_reply(reply.reasoning).other_language
+    if reply.cut:
+        problem = reply.cut
+    elif language:
+        problem = f"The block is marked {language!r}; only Python runs here."
+    elif reply.reasoning:
+        problem = "No code was found in your reply."
+    elif reply.thinking:
+        problem = "Your reply was empty but for your thinking, in which no code is run. Think less, then reply."
+    else:
+        problem = "Your reply was empty."
+    text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
+    return Step(reasoning=reply.reasoning, output=text, kind="no_code")

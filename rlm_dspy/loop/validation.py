@@ -1,0 +1,95 @@
+"""Checks what a caller hands to the module: each refusal names what to pass instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.cache.sub_call_cache import SubCallCache
+from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.limits import Limits
+from rlm_dspy.repl.tools import _is_reserved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
+"""Names on the prediction that no output field may take, as in `dspy.RLM`."""
+
+
+def check_limits(limits: Any) -> Limits:
+    """Return the limits; the usual ones for None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be rlm_dspy.Limits(max_iters=..., ...), not {limits!r}.")
+    return limits or Limits()
+
+
+def check_names(signature: Any, tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
+    """Check that inputs, outputs, tools, subs and the REPL's own names do not clash.
+
+    Raises:
+        ValueError: If they do; the message lists the names.
+    """
+    inputs = set(signature.input_fields)
+    for clash, what in (
+        (
+            {name for name in inputs if _is_reserved(name)} | inputs & {"interpreter_factory"},
+            "names of the REPL",
+        ),
+        (inputs & tools.keys(), "tools"),
+        (inputs & set(subs), "subs"),
+    ):
+        if clash:
+            raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
+    if clash := set(signature.output_fields) & RESULT_NAMES:
+        raise ValueError(f"Output fields conflict with fields of the result: {sorted(clash)}. Rename them.")
+
+
+def check_inputs(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs in the signature's order, defaults filled in.
+
+    Raises:
+        InvalidInputs: If one is missing or unknown.
+    """
+    fields = signature.input_fields
+    given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
+    given |= inputs
+    unknown, missing = sorted(set(given) - set(fields)), sorted(set(fields) - set(given))
+    if unknown or missing:
+        wrong = [f"unknown: {unknown}"] if unknown else []
+        wrong += [f"missing: {missing}"] if missing else []
+        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {', '.join(wrong)}.")
+    return {name: given[name] for name in fields}
+
+
+def check_factory(factory: Any) -> Any:
+    """Return the factory.
+
+    Raises:
+        TypeError: If it is an interpreter itself, or cannot be called.
+    """
+    if not isinstance(factory, type) and isinstance(factory, dspy.CodeInterpreter):
+        raise TypeError(
+            f"interpreter_factory got a {type(factory).__name__} instance; every run closes its interpreter, so "
+            "pass what makes one: the class, or lambda: YourInterpreter(...)."
+        )
+    if factory is not None and not callable(factory):
+        raise TypeError(f"interpreter_factory must be callable without arguments, not {type(factory).__name__}.")
+    return factory
+
+
+def check_cache(cache: Any) -> Any:
+    """Return the cache.
+
+    Raises:
+        TypeError: If it is neither a `SubCallCache` nor a bool.
+    """
+    if not isinstance(cache, SubCallCache | bool):
+        raise TypeError(f"cache must be True, False or an rlm_dspy.SubCallCache(...), not {cache!r}.")
+    return cache

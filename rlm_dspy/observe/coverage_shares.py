@@ -1,0 +1,51 @@
+"""Coverage of a recorded run: the shares of each input that were read, printed and sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlm_dspy.coverage.text_match import merged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlm_dspy.observe.record import Record
+    from rlm_dspy.trajectory import Span, Step
+
+
+def coverage_of(record: Record) -> dict[str, dict[str, float]]:
+    """Return which share of each input was `read` by code, `shown` to the model, and `sent` to sub-models.
+
+    Returns:
+        Three shares from 0 to 1 by input; no input if coverage was not watched. What a child run did with the
+        text it was handed counts as `sent` alone.
+    """
+    parts = covered(record).items()
+    return {
+        name: {use: sum(end - start for of, start, end in spans if of == name) / chars for use, spans in parts}
+        for name, chars in record.input_chars.items()
+        if chars
+    }
+
+
+def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float | None:
+    """Return which share of all inputs' characters code read, the model was shown or sub-models were sent.
+
+    None if coverage was not watched, or nothing of the inputs can be.
+    """
+    chars = sum(input_chars.values())
+    spans = merged((span for part in _covered(steps).values() for span in part), most=None)
+    return sum(end - start for _, start, end in spans) / chars if chars else None
+
+
+def covered(record: Record) -> dict[str, list[Span]]:
+    """Return the parts of the inputs that were `read`, `shown` and `sent` in the whole run, each merged."""
+    return _covered(record.trajectory)
+
+
+def _covered(steps: Sequence[Step]) -> dict[str, list[Span]]:
+    return {
+        "read": merged((span for step in steps for span in step.read), most=None),
+        "shown": merged((span for step in steps for span in step.shown), most=None),
+        "sent": merged((span for step in steps for call in step.calls for span in call.sent), most=None),
+    }

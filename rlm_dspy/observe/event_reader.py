@@ -1,0 +1,215 @@
+"""Reads event logs into a `Record` a run: whole logs, and those of a process that was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.limits import Limits
+from rlm_dspy.observe.record import Record
+from rlm_dspy.trajectory import Step, SubCall
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+VERSION = 1
+_ASKED = ("signature", "instructions", "inputs", "model", "sub_model", "limits")
+_ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
+_CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
+
+
+def read_log(path: str | os.PathLike[str]) -> list[Record]:
+    """Return the runs of a log that `RunLog` wrote, in the order they began.
+
+    Child runs are where the calls are that made them, not in the list. A run without an end has the stop `killed`;
+    its last step, of the kind `killed`, holds what is known of the turn that went on: the code that ran and the
+    sub-calls that had ended.
+
+    Lines that are no events, or are of another version, are passed over, a torn last one among them. A run whose
+    end cannot be read is `killed`.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds no run that can be read: no line begins one, or only in other versions.
+    """
+    others: list[Any] = []
+    runs = _runs(_events(path, others))
+    records = [run.record() for run in runs.values() if run.is_root]
+    if not any(records) and others:
+        raise ValueError(f"{path} is a log of version {others[0]!r}; this rlm_dspy reads version {VERSION}.")
+    if not any(records):
+        raise ValueError(f"{path} is no log of runs: no line of it has the event `run_started`.")
+    return [record for record in records if record is not None]
+
+
+@dataclass
+class _Turn:
+    """The events of a turn that has not ended."""
+
+    began: float
+    reasoning: str = ""
+    code: str = ""
+    ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
+    children: list[_Run] = field(default_factory=list)
+    calls: list[SubCall] = field(default_factory=list)
+
+    def step(self, ended: float) -> Step:
+        """Return what is known of the turn."""
+        return Step(
+            reasoning=self.reasoning,
+            code=self.code,
+            output=_CUT_OFF,
+            kind="killed",
+            seconds=ended - self.began,
+            spent=self.ledger.totals(),
+            started=self.began,
+            calls=(*self.calls, *(child.call() for child in self.children)),
+        )
+
+
+@dataclass
+class _Run:
+    """What the events tell of a run so far.
+
+    Attributes:
+        started: The event that began it.
+        is_root: Whether it is a child of no run of the log.
+        steps: The steps that have ended.
+        turn: The turn that has not.
+        calls: The sub-calls that have ended, by number.
+        ended: The event that ended it.
+        last: The time of its last event.
+        ledger: Its model calls, and those of its children.
+    """
+
+    started: dict[str, Any]
+    is_root: bool
+    steps: list[Step] = field(default_factory=list)
+    turn: _Turn | None = None
+    calls: dict[int, SubCall] = field(default_factory=dict)
+    ended: dict[str, Any] | None = None
+    last: float = 0.0
+    ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
+
+    def all_steps(self) -> list[Step]:
+        """Return the steps, and what is known of the turn that went on when the log ended."""
+        return [*self.steps, self.turn.step(self.last)] if self.turn and not self.ended else self.steps
+
+    def record(self) -> Record | None:
+        """Return the run; None if its events lack what a run has."""
+        killed = {"stop": "killed", "usage": {**self.ledger.usage(), "seconds": self.last}}
+        asked = {**_only(self.started, _ASKED), "trajectory": self.all_steps()}
+        at = self.started.get("at")
+        for ended in (self.ended, killed):
+            for date in (at, None):
+                with contextlib.suppress(ValidationError, TypeError):
+                    return Record(**asked, **_only(ended or killed, _ENDED), started_at=date)
+        return None
+
+    def call(self) -> SubCall:
+        """Return the run as the sub-call that it is in, which had not ended."""
+        began = self.started["t"]
+        return SubCall(
+            name="rlm",
+            kind="child",
+            inputs=self.started.get("inputs", {}),
+            error=_CUT_OFF,
+            started=began,
+            seconds=self.last - began,
+            spent=self.ledger.totals(),
+            stop=(self.ended or {}).get("stop", "killed"),
+            steps=tuple(self.all_steps()),
+        )
+
+
+def _only(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: event[name] for name in names if name in event}
+
+
+def _events(path: str | os.PathLike[str], others: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file, in order; the versions of those that are not of ours go to `others`."""
+    with Path(path).open("rb") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                if event.get("v") == VERSION:
+                    yield event
+                else:
+                    others.append(event.get("v"))
+
+
+def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
+    runs: dict[str, _Run] = {}
+    above: dict[str, str] = {}
+    for event in events:
+        name, parent = str(event.get("run")), str(event.get("parent"))
+        if event["event"] == "run_started":
+            runs[name] = _Run(event, is_root=parent not in runs)
+            above[name] = parent
+            if parent in runs and (turn := runs[parent].turn):
+                turn.children.append(runs[name])
+        if name in runs:
+            with contextlib.suppress(ValidationError, KeyError, TypeError):
+                _enter(event, runs[name], runs)
+        if event["event"] == "lm_ended":
+            while name in runs:
+                _settle(event, runs[name])
+                name = above[name]
+    return runs
+
+
+def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
+    run.last = event["t"]
+    match event["event"]:
+        case "turn_started":
+            run.turn = _Turn(event["t"])
+        case "cell_started" if run.turn:
+            run.turn.reasoning, run.turn.code = event["reasoning"], event["code"]
+        case "subcall_ended":
+            inside = [runs[name] for name in event.get("children", ()) if name in runs]
+            steps = [step for child in inside for step in child.steps]
+            call = SubCall.model_validate({**event["subcall"], "steps": steps})
+            run.calls[event["number"]] = call
+            if run.turn:
+                run.turn.calls.append(call)
+                run.turn.children = [child for child in run.turn.children if child not in inside]
+        case "turn_ended" | "step_added":
+            run.turn = None
+            if "step" in event:
+                calls = [run.calls[number] for number in event.get("calls", ()) if number in run.calls]
+                run.steps.append(Step.model_validate({**event["step"], "calls": calls}))
+        case "run_ended":
+            run.ended = event
+
+
+def _settle(event: dict[str, Any], run: _Run) -> None:
+    """Enter a model call into the ledgers of a run and of its turn."""
+    usage = {
+        "prompt_tokens": _number(event.get("input_tokens")),
+        "prompt_tokens_details": {"cached_tokens": _number(event.get("cached_input_tokens"))},
+        "completion_tokens": _number(event.get("output_tokens")),
+    }
+    for ledger in (run.ledger, *([run.turn.ledger] if run.turn else [])):
+        ledger.settle(
+            str(event.get("role", "")),
+            str(event.get("model", "")),
+            usage,
+            _number(event.get("cost")),
+            cached=bool(event.get("cached")),
+            failed=event.get("error") is not None,
+        )
+
+
+def _number(value: Any) -> Any:
+    """Return the value if it is a number, else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

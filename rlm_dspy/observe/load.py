@@ -1,0 +1,93 @@
+"""Opens whatever a run left behind: a saved record, an event log, a log of `rlms`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.errors import UsageError
+from rlm_dspy.observe.event_reader import read_log
+from rlm_dspy.observe.record import Record
+from rlm_dspy.observe.rlms_log import read_rlms_log, records_of
+from rlm_dspy.text import counted
+
+if TYPE_CHECKING:
+    import os
+
+
+def load_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Return the runs in a file, in order. What it is, is told by what it holds, not by its name.
+
+    It may be a record (`Record.save`, `ask --save`), an event log (`RunLog`, `ask --log`; also of a killed
+    process), a log of `rlms`, or the JSON of a `RLMChatCompletion.metadata`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is none of these, or one of another version.
+    """
+    first = _first_object(path)
+    if "event" in first:
+        return read_log(path)
+    if first.get("type") in ("metadata", "iteration"):
+        return read_rlms_log(path)
+    if first:
+        return _whole(path, first)
+    try:
+        whole = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        whole = None
+    return _whole(path, whole)
+
+
+def load_record(path: str | os.PathLike[str], number: int | None = None, option: str = "--run") -> Record:
+    """Return one run of a file.
+
+    Args:
+        path: What `load_records` takes.
+        number: Which run, if there are several; the first is 1.
+        option: What chooses it on the command line, for the message.
+
+    Raises:
+        UsageError: If the file cannot be read, holds no run, not that one, or several and none was chosen.
+    """
+    try:
+        records = load_records(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path} holds no run of this version. Give a file that rlm-dspy ask --save or --log wrote, or a log "
+            "of rlms."
+        ) from error
+    if number is None and len(records) > 1:
+        last = len(records)
+        raise UsageError(f"{path} holds {last} runs. Choose one with {option} 1 to {option} {last}.")
+    if number is not None and number > len(records):
+        raise UsageError(f"{path} holds {counted(len(records), 'run')}; there is no run {number}.")
+    return records[(number or 1) - 1]
+
+
+def _first_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the first line that is a JSON object; an empty dict if none is, as in a value on many lines."""
+    with Path(path).open("rb") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and found:
+                return found
+    return {}
+
+
+def _whole(path: str | os.PathLike[str], value: Any) -> list[Record]:
+    if isinstance(value, dict) and "trajectory" in value and "signature" in value:
+        return [Record.model_validate(value)]
+    if isinstance(value, dict) and isinstance(value.get("iterations"), list):
+        return records_of(value.get("run_metadata") or {}, value["iterations"])
+    raise ValueError(
+        f"{path} holds no run. It takes what `rlm-dspy ask --save` or `--log` wrote, or a log of rlms."
+    )

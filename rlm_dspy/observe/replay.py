@@ -1,0 +1,284 @@
+"""Runs the code of a recorded run again, without any model: what the models said is taken from the record.
+
+So one sees whether a run can be repeated: on other inputs, in another interpreter, after a change of the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from pydantic import ValidationError
+
+from rlm_dspy.errors import InvalidInputs, LimitExceeded
+from rlm_dspy.json_values import jsonable
+from rlm_dspy.limits import Limits
+from rlm_dspy.loop.rlm import RLM
+from rlm_dspy.loop.run import Run
+from rlm_dspy.loop.turn import Turn
+from rlm_dspy.replies.code_blocks import tree_of
+from rlm_dspy.subcalls.ad_hoc import signature_from
+from rlm_dspy.subcalls.dispatch import SubCalls
+from rlm_dspy.subcalls.frames import SignatureFrame
+from rlm_dspy.text import clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from rlm_dspy.observe.record import Record
+    from rlm_dspy.subcalls.batch import Answer, Asked
+    from rlm_dspy.subcalls.frames import CallFrame
+    from rlm_dspy.subcalls.target import Callee
+    from rlm_dspy.trajectory import Step, SubCall
+
+_KEPT_LIMITS = ("max_iters", "max_llm_calls", "max_output_chars", "max_concurrency", "max_depth")
+_CUT = "characters left out] ..."
+_TOLD_CHARS = 80
+_NOT_IN_RECORD = "NotInRecord"
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """A step of a record, and what its code did now.
+
+    Attributes:
+        number: Its number; the first is 1.
+        recorded: The step as it was.
+        replayed: The step as it is now.
+        missing: The sub-calls that the code made now and that the record cannot answer, each with the reason.
+        answered_otherwise: Whether the values that it submitted differ from the outputs in the record.
+    """
+
+    number: int
+    recorded: Step
+    replayed: Step
+    missing: tuple[str, ...] = ()
+    answered_otherwise: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether the code did the same: the same kind of step, the same output, the same answer."""
+        then, now = self.recorded, self.replayed
+        same = (then.kind, then.output.rstrip()) == (now.kind, now.output.rstrip())
+        return same and not self.missing and not self.answered_otherwise
+
+    def difference(self) -> str:
+        """Return how the output differs, as a unified diff; empty if it does not."""
+        then, now = (f"[{step.kind}]\n{step.output}".splitlines() for step in (self.recorded, self.replayed))
+        return "\n".join(difflib.unified_diff(then, now, "recorded", "replayed", lineterm=""))
+
+
+def replay(
+    record: Record,
+    inputs: dict[str, Any],
+    interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
+    *,
+    tools: Iterable[Callable[..., Any]] = (),
+) -> list[ReplayedStep]:
+    """Run the code of a record's steps in a fresh interpreter, one after another, and compare.
+
+    Sub-calls are answered from the record: by name and inputs, each answer once, those of the same turn first. One
+    that is not there fails with a message that says so; so does one whose answer was too long to be kept. Children
+    are not run: their answers are in the record. A step that the log of a killed run ends with is left out.
+
+    Args:
+        record: The run.
+        inputs: Its inputs by name; a record holds long ones in short form only.
+        interpreter_factory: Makes the interpreter; by default as for an `RLM`.
+        tools: The tools of the run, which are called for real.
+
+    Raises:
+        InvalidInputs: If the inputs are not those of the record's signature.
+        ValueError: If the record's signature cannot be read, or a tool has a name that is taken.
+        dspy.CodeInterpreterError: If no interpreter can be started.
+    """
+    steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
+    run = _ReplayedRun(_module(record, list(tools)), inputs, interpreter_factory)
+    run.subcalls.keep([call for step in steps for call in step.calls])
+    run.open()
+    try:
+        return [_again(run, number, step, record) for number, step in enumerate(steps, 1)]
+    finally:
+        run.repl.close()
+
+
+def _again(run: _ReplayedRun, number: int, step: Step, record: Record) -> ReplayedStep:
+    run.subcalls.turn_to(step.calls)
+    now = Turn(_Recorded(step), run)(number=number)
+    run.add(now)
+    is_end = record.stop == "submitted" and number == len(record.trajectory)
+    otherwise = is_end and jsonable(now.answer) != record.outputs
+    return ReplayedStep(number, step, now, tuple(run.subcalls.missing), otherwise)
+
+
+class _Recorded(dspy.Module):
+    """Writes what the model wrote in a step, in place of `act`."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self._step = step
+
+    def forward(self, **_: Any) -> dspy.Prediction:
+        """Return reasoning and code of the step."""
+        return dspy.Prediction(reasoning=self._step.reasoning, code=self._step.code)
+
+
+@dataclass
+class _RecordedCalls(SubCalls):
+    """Answers the sub-calls of a run from a record.
+
+    Attributes:
+        missing: The sub-calls of the turn that could not be answered.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    _all: _Answers = field(default_factory=lambda: _Answers([]))
+    _of_turn: _Answers = field(default_factory=lambda: _Answers([]))
+
+    def keep(self, calls: list[SubCall]) -> None:
+        """Take the answers of a record."""
+        self._all = _Answers(calls)
+
+    def turn_to(self, calls: tuple[SubCall, ...]) -> None:
+        """Begin a turn whose sub-calls were these."""
+        self._of_turn, self.missing = _Answers(calls), []
+
+    def call(self, call: CallFrame) -> list[Answer]:
+        """Answer the items of one call from the record.
+
+        Raises:
+            LimitExceeded: If the call was refused whole when it was recorded.
+            RLMError: As `SubCalls.call`.
+            TypeError: As `SubCalls.call`.
+        """
+        callee = self.find(call.to)
+        items = self._read(callee, call.items, call.same)
+        with self._lock:
+            self._batches = number = self._batches + 1
+            self._log += [(callee, number, item) for item in items]
+            for item in items:
+                item.answer = item.answer or self._answer(callee, item)
+        refused = [item.answer["error"] for item in items if item.answer.get("kind") == ""]
+        if refused and callee.kind != "child":
+            raise LimitExceeded(refused[0])
+        return [item.answer for item in items]
+
+    def _answer(self, callee: Callee, asked: Asked) -> Answer:
+        name = callee.interface.name
+        found = self._of_turn.find(name, asked.shown) or self._all.find(name, asked.shown)
+        whole = _answer_of(found) if found else None
+        if whole is not None:
+            return whole
+        why = "its answer was too long to be kept" if found else "it was not made then"
+        told = f"{name}({', '.join(f'{key}={clip(value, _TOLD_CHARS)!r}' for key, value in asked.shown.items())})"
+        self.missing.append(f"{told}: {why}")
+        return {
+            "error": f"{_NOT_IN_RECORD}: {told} cannot be answered from the record: {why}.",
+            "kind": _NOT_IN_RECORD,
+        }
+
+
+class _Answers:
+    """Recorded sub-calls, found by name and inputs; each once, and the last again when all were given."""
+
+    def __init__(self, calls: Sequence[SubCall]) -> None:
+        self._waiting: dict[str, list[SubCall]] = {}
+        for call in reversed(calls):
+            self._waiting.setdefault(_key(call.name, call.inputs), []).append(call)
+
+    def find(self, name: str, inputs: dict[str, str]) -> SubCall | None:
+        """Return the next one; None if there was none."""
+        waiting = self._waiting.get(_key(name, inputs))
+        if not waiting:
+            return None
+        return waiting.pop() if len(waiting) > 1 else waiting[0]
+
+
+class _ReplayedRun(Run):
+    """A run whose sub-calls a record answers."""
+
+    subcalls_type = _RecordedCalls
+    subcalls: _RecordedCalls
+
+
+def _key(name: str, inputs: dict[str, str]) -> str:
+    return json.dumps([name, inputs], sort_keys=True)
+
+
+def _answer_of(call: SubCall) -> Answer | None:
+    """Return what the REPL was sent; None if that is not known. An error without its type is of a whole batch."""
+    if call.error:
+        kind = re.match(r"(\w+): ", call.error)
+        partial = {"partial": json.loads(call.answer) if call.answer else call.output} if call.output else {}
+        return {"error": call.error, "kind": kind[1] if kind else "", **partial}
+    if call.answer:
+        return {"value": json.loads(call.answer)}
+    return None if _CUT in call.output else {"value": call.output}
+
+
+def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:
+    """Return a module whose runs have what the record's code found in its REPL."""
+    limits = {name: record.limits[name] for name in _KEPT_LIMITS if name in record.limits}
+    return RLM(
+        signature_of(record),
+        tools=tools,
+        subs=_subs(call for step in record.trajectory for call in step.calls),
+        limits=Limits(**limits),
+        cache=False,
+        policy=None,
+    )
+
+
+def signature_of(record: Record) -> Any:
+    """Return the signature of a record; fields are untyped if one has a type that only its program knew.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return signature_from(SignatureFrame(text=record.signature, instructions=record.instructions))
+    except (InvalidInputs, ValidationError):  # a log is a file like any other: nothing in it is looked up
+        inputs, outputs = map(_names, record.signature.split(" -> "))
+    fields = {name: (Any, dspy.InputField()) for name in inputs} | {
+        name: (Any, dspy.OutputField()) for name in outputs
+    }
+    return dspy.Signature(fields, record.instructions)
+
+
+def _names(fields: str) -> list[str]:
+    try:
+        (function,) = tree_of(f"def _({fields}): pass").body
+    except SyntaxError as error:
+        raise ValueError(f"The record's signature cannot be read: {fields!r}.") from error
+    assert isinstance(function, ast.FunctionDef)
+    return [argument.arg for argument in function.args.args]
+
+
+def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
+    """Return stand-ins for the declared subs that were called: the functions of the REPL have their fields."""
+    given: dict[str, list[dict[str, str]]] = {}
+    for call in calls:
+        if call.kind in ("sub", "child") and call.name.isidentifier() and call.name != "rlm_query":
+            given.setdefault(call.name, []).append(call.inputs)
+    return {name: _StandIn(_stand_in(inputs)) for name, inputs in given.items()}
+
+
+class _StandIn(dspy.Module):
+    """Has the signature of a sub; it is never called."""
+
+    def __init__(self, signature: Any) -> None:
+        super().__init__()
+        self.signature = signature
+
+
+def _stand_in(given: list[dict[str, str]]) -> Any:
+    """Return a signature with the fields that were given; those that were not always given may be left out."""
+    names = list(dict.fromkeys(name for inputs in given for name in inputs))
+    always = [name for name in names if all(name in inputs for inputs in given)]
+    fields = {name: (Any, dspy.InputField(**({} if name in always else {"default": None}))) for name in names}
+    return dspy.Signature(fields | {"answer": (Any, dspy.OutputField())}, "Answered from the record.")

@@ -1,0 +1,228 @@
+"""Two runs side by side: what differs in what was asked, what came of it, what it used, and turn by turn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.observe.formatting import all_calls, price, seconds
+from rlm_dspy.observe.report.charts import MARKS
+from rlm_dspy.observe.report.html import Html, highlighted, joined, tag
+from rlm_dspy.observe.report.page import answer, page, stop_badge, why
+from rlm_dspy.text import clip, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rlm_dspy.observe.record import Record
+    from rlm_dspy.trajectory import Step
+
+_ALIKE = 0.5
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_OUTPUT_CHARS = 3_000
+_VALUE_CHARS = 300
+Pair = tuple[int | None, int | None]
+"""The numbers, from 0, of two turns that are alike; None where one run has none."""
+Difference = tuple[str, str, str]
+"""What differs, and how it is in either run."""
+
+
+def settings(a: Record, b: Record) -> list[Difference]:
+    """Return what was asked differently: signature, instructions, models, inputs."""
+    names = ("signature", "instructions", "model", "sub_model")
+    told = [(name, str(getattr(a, name) or ""), str(getattr(b, name) or "")) for name in names]
+    inputs = dict.fromkeys([*a.inputs, *b.inputs])
+    told += [(f"input {name}", a.inputs.get(name, ""), b.inputs.get(name, "")) for name in inputs]
+    return [one for one in told if one[1] != one[2]]
+
+
+def answers(a: Record, b: Record) -> list[Difference]:
+    """Return the output fields that differ, and why the runs ended if that does."""
+    fields = dict.fromkeys([*a.outputs, *b.outputs])
+    told = [(name, _written(a.outputs, name), _written(b.outputs, name)) for name in fields]
+    return [one for one in [*told, ("stop", a.stop, b.stop)] if one[1] != one[2]]
+
+
+def usages(a: Record, b: Record) -> list[Difference]:
+    """Return what either run used, whether it differs or not."""
+    first, second = _used(a), _used(b)
+    return [(name, first[name], second[name]) for name in first]
+
+
+def _used(record: Record) -> dict[str, str]:
+    usage, steps = record.usage, record.trajectory
+    calls = list(all_calls(steps))
+    return {
+        "turns": f"{len(steps):,}",
+        "turns that went wrong": f"{sum(step.kind not in {'output', 'submitted'} for step in steps):,}",
+        "sub-calls": f"{len(calls):,}",
+        "failed sub-calls": f"{sum(bool(call.error) for call in calls):,}",
+        "tokens in": f"{usage.get('input_tokens') or 0:,}",
+        "tokens in, cached": f"{usage.get('cached_input_tokens') or 0:,}",
+        "tokens out": f"{usage.get('output_tokens') or 0:,}",
+        "cost": price(usage.get("cost")),
+        "time": seconds(usage.get("seconds") or 0.0),
+        "limit reached": str(usage.get("limit") or "none"),
+    }
+
+
+def aligned(a: Sequence[Step], b: Sequence[Step]) -> list[Pair]:
+    """Return the turns of two runs in order, those whose code is alike as a pair.
+
+    Of all ways to pair them in order, the one whose pairs have most words in common; a pair has at least half.
+    """
+    words = [[Counter(_WORDS.findall(step.code or step.reasoning)) for step in steps] for steps in (a, b)]
+    best = [[0.0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    alike = [[_alike(one, other) for other in words[1]] for one in words[0]]
+    for i in reversed(range(len(a))):
+        for j in reversed(range(len(b))):
+            best[i][j] = max(best[i + 1][j], best[i][j + 1], alike[i][j] + best[i + 1][j + 1])
+    pairs: list[Pair] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        if alike[i][j] and best[i][j] == alike[i][j] + best[i + 1][j + 1]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            pairs.append((i, None))
+            i += 1
+        else:
+            pairs.append((None, j))
+            j += 1
+    return [*pairs, *((n, None) for n in range(i, len(a))), *((None, n) for n in range(j, len(b)))]
+
+
+def diff_text(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
+    """Return in a few lines what differs between two runs.
+
+    Args:
+        a: A run.
+        b: Another.
+        names: What to call them.
+    """
+    lines = [f"a: {names[0]}", f"b: {names[1]}"]
+    for title, told in (("asked", settings(a, b)), ("answered", answers(a, b))):
+        lines += ["", f"{title}:" if told else f"{title}: the same"]
+        lines += [line for name, first, second in told for line in (f"  {name}", *_two_lines(first, second))]
+    lines += ["", "used:"]
+    lines += [f"  {name}: {x}" + ("" if x == y else f" -> {y}") for name, x, y in usages(a, b)]
+    return "\n".join([*lines, "", "turns:", *_turn_lines(a.trajectory, b.trajectory)])
+
+
+def _two_lines(first: str, second: str) -> list[str]:
+    told = (clip(" ".join(text.split()), _VALUE_CHARS) for text in (first, second))
+    return [f"    {mark} {text}" for mark, text in zip("ab", told, strict=True)]
+
+
+def _turn_lines(a: Sequence[Step], b: Sequence[Step]) -> Iterator[str]:
+    for i, j in aligned(a, b):
+        if i is not None and j is not None:
+            told = " and ".join(f"another {name}" for name in _differing(a[i], b[j]))
+            yield f"  a {i + 1} = b {j + 1}: {told or 'the same'}"
+        elif i is not None:
+            yield f"  a {i + 1} only: {MARKS[a[i].kind][0]}"
+        elif j is not None:
+            yield f"  b {j + 1} only: {MARKS[b[j].kind][0]}"
+
+
+def _differing(one: Step, other: Step) -> list[str]:
+    return [name for name in ("code", "output") if getattr(one, name) != getattr(other, name)]
+
+
+def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
+    """Return two runs side by side as an HTML page, as `report.report_html` makes them.
+
+    Args:
+        a: A run.
+        b: Another.
+        names: What to call them.
+    """
+    heads = [_head(run, name) for name, run in zip(names, (a, b), strict=True)]
+    note = "Turns whose code is alike stand side by side; in these, lines that only one has are coloured."
+    sections = [
+        tag("h1", "Two runs side by side"),
+        tag("div", *heads, class_="two"),
+        tag("h2", "What was asked"),
+        _table(settings(a, b)) if settings(a, b) else tag("p", "The same was asked of the same models."),
+        tag("h2", "What they used"),
+        _table(usages(a, b)),
+        tag("h2", "Turn by turn"),
+        tag("p", note, class_="soft"),
+        *(_pair(a.trajectory, b.trajectory, pair) for pair in aligned(a.trajectory, b.trajectory)),
+    ]
+    return page("Two runs - rlm-dspy", *sections)
+
+
+def _head(run: Record, name: str) -> Html:
+    ended = tag("div", answer(run), stop_badge(run), " ", tag("small", why(run)), class_="answer")
+    return tag("div", tag("small", name, " · ", run.model), ended)
+
+
+def _table(told: list[Difference]) -> Html:
+    head = tag("tr", tag("th"), tag("th", "a"), tag("th", "b"))
+    rows = (_table_row(name, *values) for name, *values in told)
+    return tag("div", tag("table", head, *rows, class_="sides"), class_="wide")
+
+
+def _table_row(name: str, first: str, second: str) -> Html:
+    cells = (tag("td", clip(value, _OUTPUT_CHARS)) for value in (first, second))
+    return tag("tr", tag("th", name), *cells, class_="changed" if first != second else None)
+
+
+def _pair(a: Sequence[Step], b: Sequence[Step], pair: Pair) -> Html:
+    i, j = pair
+    one, other = (a[i] if i is not None else None), (b[j] if j is not None else None)
+    code = _coded(one.code if one else None, other.code if other else None)
+    sides = tag("div", _side(one, i, code[0]), _side(other, j, code[1]), class_="two")
+    if one is None or other is None or _differing(one, other):
+        return sides
+    return tag("details", tag("summary", f"Turn {(i or 0) + 1} and turn {(j or 0) + 1} are the same"), sides)
+
+
+def _side(step: Step | None, number: int | None, code: Html) -> Html:
+    if step is None or number is None:
+        return tag("div", tag("p", "no turn like it", class_="soft"))
+    words, class_ = MARKS[step.kind]
+    about = f"took {seconds(step.seconds)}"
+    if step.calls:
+        failed = sum(bool(call.error) for call in step.calls)
+        about += f" · {counted(len(step.calls), 'sub-call')}" + (f", {failed:,} failed" if failed else "")
+    badge = tag("span", words, class_=f"badge {class_}")
+    output_class = "failed" if class_ == "bad" else step.kind
+    return tag(
+        "article",
+        tag("header", tag("h3", f"Turn {number + 1}"), badge, tag("small", about)),
+        tag("p", step.reasoning.strip(), class_="reasoning") if step.reasoning.strip() else None,
+        tag("pre", code, class_="code") if step.code else None,
+        tag("pre", clip(step.output, _OUTPUT_CHARS), class_=output_class) if step.output else None,
+        class_=f"turn {class_}",
+    )
+
+
+def _coded(one: str | None, other: str | None) -> tuple[Html, Html]:
+    """Return two blocks of code, highlighted; if both are there, lines that only one has are marked."""
+    first, second = (highlighted(code or "").split("\n") for code in (one, other))
+    mine, theirs = list(map(Html, first)), list(map(Html, second))
+    if one is not None and other is not None:
+        for kind, i, i_end, j, j_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+            if kind != "equal":
+                mine[i:i_end] = [tag("del", line) for line in mine[i:i_end]]
+                theirs[j:j_end] = [tag("ins", line) for line in theirs[j:j_end]]
+    return joined(mine, "\n"), joined(theirs, "\n")
+
+
+def _written(outputs: dict[str, Any], name: str) -> str:
+    if name not in outputs:
+        return ""
+    value = outputs[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _alike(one: Counter[str], other: Counter[str]) -> float:
+    """Return the share of words that two texts have in common; 0 below one half."""
+    both = one.total() + other.total()
+    found = 2 * (one & other).total() / both if both else 1.0
+    return found if found >= _ALIKE else 0.0

@@ -1,0 +1,218 @@
+"""Reads what `rlms` (github.com/alexzhang13/rlm, 0.1.3) logs of its runs, so that they open where ours do.
+
+Its `RLMLogger` writes one JSON object a line: `metadata` when an `RLM` is made, then an `iteration` a turn. The
+same lines are in `RLMChatCompletion.metadata`, as `run_metadata` and `iterations`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlm_dspy.budget.ledger import Spent
+from rlm_dspy.limits import Limits
+from rlm_dspy.observe.record import Record
+from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.text import clip
+from rlm_dspy.trajectory import Step, StepKind, SubCall
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+_SIGNATURE = "context -> answer: str"
+_CONTEXT_CHARS = 400
+_CALL_CHARS = 1_000
+_RAISED = re.compile(r"(\A|\n)\w*(Error|Exception|Interrupt|Exit|StopIteration|Warning)(: .*)?\Z", re.DOTALL)
+_NO_CODE = "(no code in this reply)"
+
+Line = dict[str, Any]
+
+
+def read_rlms_log(path: str | os.PathLike[str]) -> list[Record]:
+    """Return the runs of a log of `rlms`, one for each call of `completion`, in order.
+
+    - A turn may run several blocks; the step has them as one.
+    - An answer that `rlms` asked for after the last turn gives the stop `extracted`. A log without an answer gives
+      `killed`: it does not tell of limits that were reached, errors, or the end of the process.
+    - The log does not tell what the turns used, and of failed sub-calls not all; `usage` counts the sub-calls that
+      it tells of. It does not tell when these began either; they bear the time of their turn.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds no iteration.
+    """
+    lines = [line for text in Path(path).read_bytes().split(b"\n") if (line := _parsed(text))]
+    runs = records_of(lines[0] if lines and lines[0].get("type") == "metadata" else {}, lines)
+    if not runs:
+        raise ValueError(f"{path} is no log of rlms: no line of it is an iteration.")
+    return runs
+
+
+def records_of(metadata: Line, lines: Iterable[Line]) -> list[Record]:
+    """Return the runs that iterations tell of; each begins with iteration 1.
+
+    Args:
+        metadata: What is told of the `RLM`; empty if nothing is.
+        lines: The lines, those of other types among them.
+
+    Raises:
+        ValueError: If an iteration is not in the form that rlms 0.1.3 writes.
+    """
+    runs: list[list[Line]] = []
+    for line in lines:
+        if line.get("type") == "iteration":
+            if line.get("iteration") == 1 or not runs:
+                runs.append([])
+            runs[-1].append(line)
+    try:
+        return [_record(metadata, iterations) for iterations in runs]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"This log is not in the form that rlms 0.1.3 writes: {error!r}.") from error
+
+
+def _parsed(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _record(metadata: Line, iterations: list[Line]) -> Record:
+    began = _began(iterations[0])
+    steps = _steps(iterations, began)
+    stop, answer = _end(iterations)
+    spent = _sum(call.spent for step in steps for call in step.calls)
+    by_role = {
+        kind: _sum(c.spent for s in steps for c in s.calls if c.kind == kind) for kind in ("query", "child")
+    }
+    return Record(
+        signature=_SIGNATURE,
+        instructions=_asked(iterations[0]),
+        inputs={"context": clip(_context(iterations), _CONTEXT_CHARS)},
+        model=str(metadata.get("root_model", "")),
+        limits={"max_iters": metadata.get("max_iterations", Limits().max_iters)},
+        outputs={} if answer is None else {"answer": answer},
+        stop=stop,
+        usage={
+            **spent,
+            "seconds": _time(iterations[-1]) - began,
+            "by_role": {role: of for role, of in by_role.items() if of["calls"]},
+            "by_model": {},
+        },
+        trajectory=steps,
+        final_reasoning=steps[-1].reasoning if stop == "submitted" else "",
+    )
+
+
+def _steps(iterations: list[Line], began: float) -> list[Step]:
+    return [_step(line, began) for line in iterations if not _is_last_resort(line)]
+
+
+def _end(iterations: list[Line]) -> tuple[Literal["submitted", "extracted", "killed"], str | None]:
+    answer = iterations[-1].get("final_answer")
+    if answer is None:
+        return "killed", None
+    return "extracted" if _is_last_resort(iterations[-1]) else "submitted", str(answer)
+
+
+def _is_last_resort(line: Line) -> bool:
+    """Return whether this is no turn, but the answer that was asked for after the last one."""
+    return line.get("final_answer") is not None and not line.get("code_blocks")
+
+
+def _step(line: Line, began: float) -> Step:
+    blocks = line.get("code_blocks") or []
+    started = _began(line) - began
+    calls = [call for block in blocks for call in block["result"].get("rlm_calls") or []]
+    entries = tuple(_call(number, call, started, began) for number, call in enumerate(calls, 1))
+    return Step(
+        reasoning=read_reply(str(line.get("response", ""))).reasoning,
+        code="\n\n".join(block["code"] for block in blocks),
+        output="\n".join(filter(None, (_printed(block["result"]) for block in blocks))) if blocks else _NO_CODE,
+        kind=_kind(line, blocks),
+        seconds=line.get("iteration_time") or 0.0,
+        spent=_sum(entry.spent for entry in entries),
+        started=started,
+        calls=entries,
+    )
+
+
+def _kind(line: Line, blocks: list[Line]) -> StepKind:
+    if line.get("final_answer") is not None:
+        return "submitted"
+    if not blocks:
+        return "no_code"
+    return "error" if any(_RAISED.search(block["result"].get("stderr") or "") for block in blocks) else "output"
+
+
+def _printed(result: Line) -> str:
+    return "\n".join(part.strip("\n") for part in (result.get("stdout"), result.get("stderr")) if part)
+
+
+def _call(number: int, call: Line, started: float, began: float) -> SubCall:
+    iterations = (call.get("metadata") or {}).get("iterations") or []
+    spent = _sum(_spent(call.get("usage_summary") or {}))
+    response = str(call.get("response") or "")
+    error = str(call.get("error") or "")
+    if not error and response.startswith("Error: ") and not spent["calls"]:  # how rlms tells code of a failure
+        error, response = response, ""
+    prompt = call.get("prompt")
+    return SubCall(
+        name="rlm" if iterations else "query",
+        kind="child" if iterations else "query",
+        batch=number,
+        inputs={"prompt": clip(prompt if isinstance(prompt, str) else repr(prompt), _CALL_CHARS)},
+        output=clip(response, _CALL_CHARS),
+        error=clip(error, _CALL_CHARS),
+        started=_began(iterations[0]) - began if iterations else started,
+        seconds=call.get("execution_time") or 0.0,
+        spent=spent,
+        stop=_end(iterations)[0] if iterations else "",
+        steps=tuple(_steps(iterations, began)),
+    )
+
+
+def _spent(summary: Line) -> Iterable[dict[str, Any]]:
+    for of_model in (summary.get("model_usage_summaries") or {}).values():
+        yield {
+            **vars(Spent()),
+            "calls": of_model.get("total_calls") or 0,
+            "input_tokens": of_model.get("total_input_tokens") or 0,
+            "output_tokens": of_model.get("total_output_tokens") or 0,
+            "cost": of_model.get("total_cost"),
+        }
+
+
+def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = vars(Spent()).copy()
+    for part in parts:
+        for name, value in part.items():
+            if value is not None:
+                total[name] = (total[name] or 0) + value
+    return total
+
+
+def _asked(line: Line) -> str:
+    """Return the first message of the user: the question, if there is one, and what the context is."""
+    prompt = line.get("prompt")
+    messages = prompt if isinstance(prompt, list) else []
+    return next((str(message.get("content")) for message in messages if message.get("role") == "user"), "")
+
+
+def _context(iterations: list[Line]) -> str:
+    """Return the context as the variables after the first block show it; empty if no code ran."""
+    blocks = (block for line in iterations for block in line.get("code_blocks") or [])
+    return next((str((block["result"].get("locals") or {}).get("context", "")) for block in blocks), "")
+
+
+def _time(line: Line) -> float:
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
+def _began(line: Line) -> float:
+    return _time(line) - (line.get("iteration_time") or 0.0)

@@ -1,0 +1,190 @@
+"""Optimizers by name, as `rlm-dspy optimize` runs them, and at most how many runs each makes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.optimize import upstream
+from rlm_dspy.optimize.feedback import trajectory_reward, with_feedback
+from rlm_dspy.optimize.trajectory_few_shot import TrajectoryFewShot
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from rlm_dspy.optimize.statistics import Metric
+
+_CANDIDATES = 6
+_DEMOS = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an optimizer is given.
+
+    Attributes:
+        program: The program; it is not changed.
+        train: The training examples.
+        dev: The examples that candidates are judged on; those of `train` if there are no others.
+        metric: `metric(example, prediction, trace=None)`.
+        lm: The model, also for what an optimizer asks itself.
+        threads: Runs at once.
+        seed: The seed, where an optimizer takes one.
+        log_dir: Where optimizers that can go on after a kill keep their state.
+    """
+
+    program: dspy.Module
+    train: list[dspy.Example]
+    dev: list[dspy.Example]
+    metric: Metric
+    lm: Any
+    threads: int = 1
+    seed: int = 0
+    log_dir: str | os.PathLike[str] | None = None
+
+    @property
+    def predictors(self) -> int:
+        """How many predictors the program has."""
+        return len(self.program.predictors())
+
+
+@dataclass(frozen=True)
+class Named:
+    """An optimizer that can be chosen by name.
+
+    Attributes:
+        compile: Returns the optimized program.
+        runs: At most how many runs of the program that takes.
+        resumes: What is not done again after a kill.
+        tells_jobs_apart: Whether what it keeps of one job is never taken for another's.
+    """
+
+    compile: Callable[[Job], dspy.Module]
+    runs: Callable[[Job], int]
+    resumes: str = "replies in DSPy's cache are not paid again; the code runs again"
+    tells_jobs_apart: bool = False
+
+
+def _trajectories(job: Job) -> dspy.Module:
+    optimizer = TrajectoryFewShot(
+        job.metric, max_demos=_DEMOS, num_threads=job.threads, seed=job.seed, log_dir=job.log_dir
+    )
+    return optimizer.compile(job.program, trainset=job.train)
+
+
+def _labeled(job: Job) -> dspy.Module:
+    return dspy.LabeledFewShot(k=_DEMOS).compile(job.program, trainset=job.train)
+
+
+def _bootstrap(job: Job) -> dspy.Module:
+    optimizer = dspy.BootstrapFewShot(metric=job.metric, max_bootstrapped_demos=_DEMOS, max_labeled_demos=0)
+    return optimizer.compile(job.program, trainset=job.train)
+
+
+def _random_search(job: Job) -> dspy.Module:
+    optimizer = dspy.BootstrapFewShotWithRandomSearch(
+        job.metric,
+        max_bootstrapped_demos=_DEMOS,
+        max_labeled_demos=0,
+        num_candidate_programs=_CANDIDATES,
+        num_threads=job.threads,
+    )
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
+
+
+def _mipro(job: Job, demos: int = _DEMOS) -> dspy.Module:
+    optimizer = dspy.MIPROv2(
+        job.metric,
+        prompt_model=job.lm,
+        task_model=job.lm,
+        max_bootstrapped_demos=demos,
+        max_labeled_demos=0,
+        num_threads=job.threads,
+        seed=job.seed or 9,
+        log_dir=None if job.log_dir is None else str(job.log_dir),
+    )
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
+
+
+def _mipro_runs(job: Job, demos: int = _DEMOS) -> int:
+    """Count as MIPROv2's light setting does."""
+    variables = job.predictors * (2 if demos else 1)
+    trials = int(max(2 * variables * math.log2(_CANDIDATES), 1.5 * _CANDIDATES))
+    dev = min(len(job.dev), 100)
+    full, batch = (trials // 5 + 2, 35) if dev > 50 else (1, dev)  # noqa: PLR2004  # MIPROv2's own numbers
+    return _CANDIDATES * len(job.train) + full * dev + trials * batch
+
+
+def _gepa(job: Job) -> dspy.Module:
+    optimizer = upstream.GEPA(
+        with_feedback(job.metric),
+        max_metric_calls=_gepa_budget(job),
+        reflection_lm=job.lm,
+        num_threads=job.threads,
+        seed=job.seed,
+        log_dir=None if job.log_dir is None else str(job.log_dir),
+    )
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
+
+
+def _gepa_budget(job: Job) -> int:
+    return (len(job.dev) + 6) * _CANDIDATES * job.predictors
+
+
+def _gepa_runs(job: Job) -> int:
+    """Count its budget, and the iteration in which that ends: two minibatches of three, and all of dev."""
+    return _gepa_budget(job) + 6 + len(job.dev)
+
+
+def _simba(job: Job) -> dspy.Module:
+    optimizer = upstream.SIMBA(
+        metric=trajectory_reward(job.metric),
+        bsize=min(16, len(job.train)),
+        num_candidates=_CANDIDATES,
+        max_steps=4,
+        num_threads=job.threads,
+    )
+    return optimizer.compile(job.program, trainset=job.train, seed=job.seed)
+
+
+def _simba_runs(job: Job) -> int:
+    return 4 * min(16, len(job.train)) * (2 * _CANDIDATES + 1) + (_CANDIDATES + 1) * len(job.train)
+
+
+def _copro(job: Job) -> dspy.Module:
+    optimizer = dspy.COPRO(prompt_model=job.lm, metric=job.metric, breadth=_CANDIDATES, depth=2)
+    return optimizer.compile(job.program, trainset=job.dev, eval_kwargs={"num_threads": job.threads})
+
+
+def _infer_rules(job: Job) -> dspy.Module:
+    optimizer = upstream.InferRules(
+        metric=job.metric,
+        num_candidates=_CANDIDATES,
+        num_threads=job.threads,
+        max_bootstrapped_demos=_DEMOS,
+        max_labeled_demos=0,
+    )
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
+
+
+OPTIMIZERS: dict[str, Named] = {
+    "trajectories": Named(
+        _trajectories, lambda job: len(job.train), "finished runs are not made again", tells_jobs_apart=True
+    ),
+    "labeled": Named(_labeled, lambda _: 0),
+    "bootstrap": Named(_bootstrap, lambda job: len(job.train)),
+    "random-search": Named(
+        _random_search, lambda job: (_CANDIDATES + 1) * len(job.train) + (_CANDIDATES + 3) * len(job.dev)
+    ),
+    "mipro": Named(_mipro, _mipro_runs),
+    "mipro-zero-shot": Named(lambda job: _mipro(job, 0), lambda job: _mipro_runs(job, 0)),
+    "gepa": Named(_gepa, _gepa_runs, "it goes on from its last candidate"),
+    "simba": Named(_simba, _simba_runs),
+    "copro": Named(_copro, lambda job: 3 * _CANDIDATES * job.predictors * len(job.dev)),
+    "infer-rules": Named(_infer_rules, lambda job: len(job.train) + _CANDIDATES * len(job.dev)),
+}
+"""By name. Labeled examples are used by `labeled` alone: a demo of a run tells more."""

@@ -1,0 +1,158 @@
+"""Demos made of runs: short conversations for `act`, ordinary ones for the rest, and which of them to show."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.inputs import Text
+from rlm_dspy.text import cut
+from rlm_dspy.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.optimize.traced_runs import TracedRun
+
+_REASONING_CHARS = 400
+_COMPARED_CHARS = 2_000
+_ITEMS = 4
+"""Items of a long list or dict that a demo shows."""
+_ALIKE = 0.9
+"""Two demos whose code is the same to this share (`difflib`) show one way of solving."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that may be shown.
+
+    Attributes:
+        example: The fields, as a predictor's `demos` take them.
+        score: What the metric gave the whole call that it comes from.
+        chars: How long it is.
+        recovered: Whether it shows a failure and how it was mended.
+        nested: Whether it is of a child.
+    """
+
+    example: dspy.Example
+    score: float
+    chars: int
+    recovered: bool = False
+    nested: bool = False
+
+
+def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 4_000) -> Demo:
+    """Return the demo of a run: its first turn, a failed one and its repair, the one before the last, the last."""
+    failed = run.recovered_at
+    wanted = {0, len(run.steps) - 1} | (set() if failed is None else {failed, failed + 1})
+    kept = sorted(at for at in wanted if 0 <= at < len(run.steps))
+    after = [*kept[1:], len(run.steps)][: len(kept)]
+    steps = tuple(_short(run.steps[at], upto - at - 1, output_chars) for at, upto in zip(kept, after, strict=True))
+    example = dspy.Example(
+        augmented=True,
+        environment=cut(run.environment, environment_chars),
+        trajectory=Trajectory(steps=steps),
+        reasoning=cut(run.reasoning, _REASONING_CHARS),
+        code=run.code,
+    )
+    shown = [example.environment, example.reasoning, example.code]
+    chars = sum(map(len, shown)) + sum(len(s.reasoning) + len(s.code) + len(s.observation) for s in steps)
+    return Demo(example, score, chars, recovered=failed is not None, nested=run.nested)
+
+
+def from_call(inputs: dict[str, Any], outputs: Any, score: float, *, input_chars: int = 400) -> Demo:
+    """Return the demo of one call of an ordinary predictor; long texts among its inputs are cut."""
+    short = {name: _short_input(value, input_chars) for name, value in inputs.items()}
+    example = dspy.Example(augmented=True, **short, **outputs)
+    return Demo(example, score, sum(len(str(value)) for value in example.values()))
+
+
+def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
+    """Return the demos to show, in the order in which they were found.
+
+    The best score first, then the shortest; but of equal scores one whose code is much like that of a demo already
+    taken only when no other is left, so that kinds of tasks with longer solutions are shown too. The first of all,
+    one that recovered and one of a child are taken before others.
+
+    Args:
+        demos: What there is.
+        max_demos: How many to take.
+        max_chars: How long they may be together.
+    """
+    ranked = sorted(_distinct(demos), key=lambda demo: (-demo.score, demo.chars))
+    kinds: list[Callable[[Demo], bool]] = [lambda _: True, lambda demo: demo.recovered, lambda demo: demo.nested]
+    leading = [next((demo for demo in ranked if wanted(demo)), None) for wanted in kinds]
+    chosen: list[Demo] = []
+
+    def take(demo: Demo, *, fresh: bool) -> None:
+        fits = len(chosen) < max_demos and sum(taken.chars for taken in chosen) + demo.chars <= max_chars
+        if fits and not any(demo is taken or (fresh and _alike(demo, taken)) for taken in chosen):
+            chosen.append(demo)
+
+    for demo in filter(None, leading):
+        take(demo, fresh=False)
+    for _, equals in itertools.groupby(ranked, key=lambda demo: demo.score):
+        group = list(equals)
+        for fresh in (True, False):
+            for demo in group:
+                take(demo, fresh=fresh)
+    return [demo for demo in demos if any(demo is taken for taken in chosen)]
+
+
+def _alike(one: Demo, other: Demo) -> bool:
+    """Whether two demos of `act` run nearly the same code; ordinary demos never count as alike."""
+    first, second = _code(one), _code(other)
+    return bool(first) and SequenceMatcher(None, first, second, autojunk=False).ratio() > _ALIKE
+
+
+def _code(demo: Demo) -> str:
+    """Return the code of a demo of `act`, as far as it is compared; nothing of an ordinary demo."""
+    if "trajectory" not in demo.example:
+        return ""
+    steps = Trajectory.model_validate(demo.example.trajectory).steps
+    return "\n".join([*(step.code for step in steps), demo.example.code])[:_COMPARED_CHARS]
+
+
+def _short(step: Step, left_out: int, output_chars: int) -> Step:
+    gap = f"({left_out} turns are left out here.)" if left_out else ""
+    return Step(
+        reasoning=cut(step.reasoning, _REASONING_CHARS),
+        code=step.code,
+        output=cut(step.output, output_chars),
+        kind=step.kind,
+        notice="\n".join(part for part in (step.notice, gap) if part),
+    )
+
+
+def _short_input(value: Any, chars: int) -> Any:
+    if isinstance(value, Text):
+        return repr(value)
+    if isinstance(value, str):
+        return cut(value, chars)
+    if isinstance(value, list | tuple | dict) and len(str(value)) > chars:
+        return _short_container(value, chars)
+    return value
+
+
+def _short_container(value: Any, chars: int) -> Any:
+    """Return a container of the same type with its first few items, each of them short."""
+    share = max(chars // _ITEMS, 1)
+    if isinstance(value, dict):
+        return {name: _short_input(item, share) for name, item in list(value.items())[:_ITEMS]}
+    kept = [_short_input(item, share) for item in value[:_ITEMS]]
+    return tuple(kept) if isinstance(value, tuple) else kept
+
+
+def _distinct(demos: list[Demo]) -> list[Demo]:
+    seen: set[str] = set()
+    distinct = []
+    for demo in demos:
+        written = str(sorted((name, str(value)) for name, value in demo.example.items()))
+        if written not in seen:
+            seen.add(written)
+            distinct.append(demo)
+    return distinct

@@ -1,0 +1,265 @@
+"""What a run did wrong: in words, for a model that rewrites instructions; as a number, for one that is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.coverage.text_match import merged
+from rlm_dspy.inputs import Text
+from rlm_dspy.optimize.statistics import score_of
+from rlm_dspy.optimize.traced_runs import traced_runs
+from rlm_dspy.text import cut
+from rlm_dspy.trajectory import FAILED_KINDS, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.traced_runs import TracedRun
+
+Coverage = Callable[[Any, Any], str]
+"""`coverage(example, prediction)`: a sentence on what of the input was never read; empty if it was all."""
+
+_WHAT_WENT_WRONG = {
+    "error": "its code failed",
+    "refused": "its SUBMIT was refused",
+    "no_code": "its reply held no Python block",
+    "interpreter_lost": "its code killed the interpreter",
+}
+_STOPS = {
+    "extracted": (
+        "The run never called SUBMIT; the answer had to be read from the transcript. "
+        "SUBMIT as soon as the answer is found, at the latest on the last turn."
+    ),
+    "unanswered": "The run ended without an answer: no SUBMIT. On the last turn SUBMIT the best guess there is.",
+}
+_LINE_CHARS = 240
+_LITTLE = 0.05
+
+
+def unread(example: Any, prediction: Any) -> str:
+    """Return what share of each text was never read by code, shown, or sent to a sub-call; empty if little.
+
+    Known only of runs inside `rlm_dspy.coverage.watched()`.
+    """
+    steps = steps_in(prediction)
+    sent = [span for step in steps for call in step.calls for span in call.sent]
+    spans = merged([*sent, *(span for step in steps for span in (*step.read, *step.shown))], most=None)
+    said = []
+    for name, value in example.inputs().items() if spans else ():
+        if isinstance(value, str | Text) and len(value):
+            share = 1 - sum(end - start for of, start, end in spans if of == name) / len(value)
+            said.append(f"{share:.0%} of {name} was never read." if share > _LITTLE else "")
+    return " ".join(part for part in said if part)
+
+
+def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int = 2_000) -> Callable[..., Any]:
+    """Return a metric for `dspy.GEPA`: the score of `metric`, and for each predictor what went wrong first.
+
+    It takes `(gold, pred, trace=None, pred_name=None, pred_trace=None)` and returns
+    `dspy.Prediction(score, feedback)`. For `act` the feedback tells of failed turns (the last line of an error,
+    why SUBMIT was refused), how the run ended, the limit it hit, what of the input it never read, and what became
+    of the very turn that is looked at; for a sub-call's predictor of calls that failed or asked the same twice. It
+    is read from the prediction's own trajectory; of an RLM inside a larger program from the trace.
+
+    Args:
+        metric: `metric(example, prediction, trace)`: a bool, a number, or a `dspy.Prediction` with `score` and
+            perhaps `feedback`, which is kept.
+        coverage: Says what of the input was never read: `coverage(example, prediction)`.
+        max_chars: The longest feedback.
+    """
+
+    def judge(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+        judged = metric(gold, pred, trace)
+        score = score_of(judged)
+        said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score)]
+        name = str(pred_name or "act").rsplit(".", maxsplit=1)[-1] if pred_name else None
+        if name in (None, "act"):
+            said += [*on_turns(pred, trace, pred_trace), coverage(gold, pred)]
+        else:
+            said += on_calls(name or "", pred, trace, pred_trace)
+        return dspy.Prediction(score=score, feedback=cut("\n".join(part for part in said if part), max_chars))
+
+    return judge
+
+
+def on_turns(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[str]:
+    """Return sentences on the turns of a run: failures first, then how it ended."""
+    steps = steps_in(pred, trace, pred_trace)
+    broken = [call for step in steps for call in step.calls if call.error]
+    return [
+        *_failures(steps),
+        *_of_this_turn(steps, pred_trace),
+        *(f"A sub-call to {call.name} failed: {_last_line(call.error)}" for call in broken[:3]),
+        _STOPS.get(_report(pred, "stop", ""), ""),
+        f"The run hit its limit {limit} and had to stop early: do the same with less."
+        if (limit := _limit_of(pred))
+        else "",
+        f"It took {len(steps)} turn{'s' if len(steps) > 1 else ''}." if steps else "",
+    ]
+
+
+def on_calls(name: str, pred: Any, trace: Any = None, pred_trace: Any = None) -> list[str]:
+    """Return sentences on the sub-calls of one predictor: failed, repeated, and how many there were."""
+    calls = [call for step in steps_in(pred, trace) for call in step.calls if call.name == name]
+    failed = [call for call in calls if call.error]
+    asked = Counter(str(sorted(call.inputs.items())) for call in calls)
+    if not calls:
+        of = _predictor_of(trace, pred_trace)
+        asked = Counter(str(sorted(inputs.items())) for p, inputs, _ in trace or [] if id(p) == of)
+    again = sum(asked.values()) - len(asked)
+    return [
+        *(f"{len(failed)} of {len(calls)} calls failed, first with: {_last_line(c.error)}" for c in failed[:1]),
+        f"{again} of {sum(asked.values())} calls asked what had been asked before." if again else "",
+        f"It was called {sum(asked.values())} times in this run." if asked else "",
+    ]
+
+
+def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]:
+    """Return the steps of a run: of the prediction if it is an RLM's, else what the trace shows of its runs.
+
+    Args:
+        pred: What the program returned.
+        trace: The trace of the whole call.
+        pred_trace: The call of the predictor that is looked at; only that predictor's runs are taken then.
+    """
+    kept = _report(pred, "trajectory", None)
+    if isinstance(kept, list) and all(
+        isinstance(step, dict) and "code" in step and "kind" in step for step in kept
+    ):
+        return [Step.model_validate(step) for step in kept]
+    of = _predictor_of(trace, pred_trace)
+    runs = [run for run in traced_runs(trace or []) if of in (None, id(run.predictor))]
+    return [step for run in runs for step in (*run.steps, *_submitting(run))]
+
+
+def _submitting(run: TracedRun) -> list[Step]:
+    """Return the last turn of a traced run if it submits; what came of another is not in the trace."""
+    return [Step(reasoning=run.reasoning, code=run.code, kind="submitted")] if "SUBMIT(" in run.code else []
+
+
+def _predictor_of(trace: Any, pred_trace: Any) -> int | None:
+    """Return the id, in the trace, of the predictor that is looked at. GEPA hands over another copy of it."""
+    looked_at = {id(inputs) for _, inputs, _ in pred_trace or []}
+    return next((id(p) for p, inputs, _ in trace or [] if id(inputs) in looked_at), None)
+
+
+def _report(pred: Any, name: str, default: Any) -> Any:
+    return pred.get(name, default) if isinstance(pred, dspy.Prediction) else default
+
+
+def _answered(gold: Any, pred: Any, score: float) -> str:
+    """Return what was expected and given, field by field, of an answer that did not get the full score."""
+    if score >= 1 or not isinstance(gold, dspy.Example) or not isinstance(pred, dspy.Prediction):
+        return ""
+    labels = [name for name in gold.labels() if name in pred]
+    pairs = (f"{name} is {_shown(gold[name])}, the program gave {_shown(pred[name])}" for name in labels)
+    return f"Expected: {'; '.join(pairs)}." if labels else ""
+
+
+def _shown(value: Any) -> str:
+    return cut(repr(value), _LINE_CHARS)
+
+
+def _failures(steps: list[Step]) -> Iterator[str]:
+    """Yield what went wrong first, then how often each kind of failure came."""
+    failed = [(number, step) for number, step in enumerate(steps, start=1) if step.kind in FAILED_KINDS]
+    for number, step in failed[:1]:
+        yield f"The first thing that went wrong: in turn {number} {_told(step)}"
+    kinds = Counter(step.kind for _, step in failed)
+    if len(failed) > 1:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        yield f"Failed turns: {len(failed)} of {len(steps)} ({counts})."
+        last_number, last = failed[-1]
+        if last.kind != failed[0][1].kind:
+            yield f"Later, in turn {last_number}, {_told(last)}"
+
+
+def _told(step: Step) -> str:
+    what = _WHAT_WENT_WRONG[step.kind]
+    if step.kind == "refused":
+        reasons = [line.removeprefix("- ") for line in step.output.splitlines() if line.startswith("- ")]
+        return f"{what}: {cut('; '.join(reasons), _LINE_CHARS)}."
+    return f"{what}: {_last_line(step.output)}" if step.kind != "no_code" else f"{what}."
+
+
+def _of_this_turn(steps: list[Step], pred_trace: Any) -> Iterator[str]:
+    """Yield what became of the turn that GEPA looks at."""
+    for _, inputs, outputs in pred_trace or []:
+        code = (getattr(outputs, "code", "") or "").strip()
+        at = len(getattr(inputs.get("trajectory"), "steps", ()))
+        if at < len(steps) and steps[at].code.strip() == code:
+            yield f"The turn shown here is number {at + 1} of {len(steps)}: {_ended(steps[at])}"
+
+
+def _ended(step: Step) -> str:
+    if step.kind in FAILED_KINDS:
+        return _told(step)
+    return (
+        "it called SUBMIT, and no turn followed." if step.kind == "submitted" else "its code ran without an error."
+    )
+
+
+def _limit_of(pred: Any) -> str:
+    usage = _report(pred, "usage", {})
+    return str(usage.get("limit") or "") if isinstance(usage, dict) else ""
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return cut(lines[-1], _LINE_CHARS) if lines else "(nothing was said)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalties:
+    """What is taken off a score for how a run went. All of it together is at most `most`.
+
+    The defaults are small: with scores of 0 and 1 a right answer by a bad run beats a wrong one by a good run.
+    """
+
+    failed_turn: float = 0.02
+    """For each turn whose code failed, whose SUBMIT was refused, or that held no code."""
+    failed_call: float = 0.01
+    """For each sub-call that failed."""
+    repeated_call: float = 0.01
+    """For each sub-call that asked what had been asked before."""
+    no_submit: float = 0.1
+    """If the answer had to be extracted."""
+    limit: float = 0.05
+    """If the run hit one of its limits."""
+    most: float = 0.2
+    """The most that is taken off."""
+
+
+def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Callable[..., float]:
+    """Return a metric that gives the score of `metric` minus small penalties for how the run went.
+
+    For optimizers that compare runs of one example (SIMBA, GRPO): of two right runs the cleaner one wins. A plain
+    metric otherwise: `(example, prediction, trace=None) -> float`. A score of 0 or less is left as it is.
+    """
+    rates = penalties or Penalties()
+
+    def reward(example: Any, prediction: Any, trace: Any = None) -> float:
+        score = score_of(metric(example, prediction, trace))
+        return score if score <= 0 else max(0.0, score - min(rates.most, penalty(prediction, trace, rates)))
+
+    return reward
+
+
+def penalty(prediction: Any, trace: Any, rates: Penalties) -> float:
+    """Return what `rates` take off for a run, without the cap."""
+    steps = steps_in(prediction, trace)
+    calls = [call for step in steps for call in step.calls]
+    asked = {(call.name, str(sorted(call.inputs.items()))) for call in calls}
+    return (
+        rates.failed_turn * sum(step.kind in FAILED_KINDS for step in steps)
+        + rates.failed_call * sum(bool(call.error) for call in calls)
+        + rates.repeated_call * (len(calls) - len(asked))
+        + rates.no_submit * (_report(prediction, "stop", "") in _STOPS)
+        + rates.limit * bool(_limit_of(prediction))
+    )

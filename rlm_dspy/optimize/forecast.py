@@ -1,0 +1,134 @@
+"""What a compile will cost, told from a few runs before it starts."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metering import metered
+from rlm_dspy.limits import Limits
+from rlm_dspy.optimize.statistics import score_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import dspy
+
+    from rlm_dspy.optimize.statistics import Metric
+
+_DRAWS = 2_000
+_logger = logging.getLogger("dspy.rlm_dspy")
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A run that was made to see what one costs.
+
+    Attributes:
+        seconds: Wall-clock time.
+        tokens: In and out, sub-calls included.
+        cost: USD; None if no call reported a price.
+        score: What the metric gave.
+    """
+
+    seconds: float
+    tokens: int
+    cost: float | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a number of runs will take: each pair is the median and the 95th percentile.
+
+    Attributes:
+        runs: How many.
+        tokens: In and out.
+        cost: USD; None if no pilot reported a price.
+        seconds: Wall-clock time, with the threads given.
+    """
+
+    runs: int
+    tokens: tuple[float, float]
+    cost: tuple[float, float] | None
+    seconds: tuple[float, float]
+
+
+def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric) -> list[Pilot]:
+    """Run a program on some examples, one after the other. One that raises is left out.
+
+    Raises:
+        Exception: What the last one raised, if all did.
+    """
+    pilots: list[Pilot] = []
+    for example in examples:
+        try:
+            pilots.append(_one(program, example, metric))
+        except Exception as error:  # noqa: BLE001  # optimizers go on too
+            _logger.warning("A pilot run failed: %s: %s", type(error).__name__, str(error)[:300])
+            failure = error
+    if not pilots and examples:
+        raise failure
+    return pilots
+
+
+def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
+    ledger, started = Ledger(Limits()), time.monotonic()
+    with metered(ledger, "pilot"):
+        prediction = program(**example.inputs())
+    seconds, usage = time.monotonic() - started, ledger.usage()
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+    return Pilot(seconds, tokens, usage["cost"], score_of(metric(example, prediction)))
+
+
+def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int = 0) -> Forecast:
+    """Return what `runs` runs will take, from what the pilots took.
+
+    The percentiles are those of the total over many draws of the pilots with replacement: with few pilots, or
+    uneven ones, they lie far apart. What an optimizer asks its own model is not counted.
+
+    Args:
+        pilots: At least one.
+        runs: How many runs there will be.
+        threads: Runs at once.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there is no pilot.
+    """
+    if not pilots:
+        raise ValueError("A forecast needs at least one pilot run.")
+    costs = [p.cost for p in pilots if p.cost is not None]
+    return Forecast(
+        runs,
+        _percentiles([p.tokens for p in pilots], runs, seed),
+        _percentiles(costs, runs, seed) if costs else None,
+        _percentiles([p.seconds for p in pilots], runs / threads, seed),
+    )
+
+
+def _percentiles(values: Sequence[float], times: float, seed: int) -> tuple[float, float]:
+    rng = random.Random(seed)  # noqa: S311  # draws, no secret
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(_DRAWS))
+    return means[_DRAWS // 2] * times, means[int(_DRAWS * 0.95)] * times
+
+
+def told(cast: Forecast, pilots: Sequence[Pilot]) -> str:
+    """Return a forecast in words."""
+    right = sum(p.score for p in pilots)
+    cost = f"${cast.cost[0]:.2f} (95 %: ${cast.cost[1]:.2f})" if cast.cost else "cost unknown"
+    return (
+        f"{len(pilots)} pilot runs scored {right:g}. At most {cast.runs:,} runs: "
+        f"{cast.tokens[0]:,.0f} tokens (95 %: {cast.tokens[1]:,.0f}), {cost}, "
+        f"{_duration(cast.seconds[0])} (95 %: {_duration(cast.seconds[1])}). What an optimizer asks "
+        "itself comes on top."
+    )
+
+
+def _duration(seconds: Any) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"  # noqa: PLR2004

@@ -1,0 +1,116 @@
+"""Policies: what `act` has learned, saved with where it comes from, and put into other programs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy import signatures
+from rlm_dspy.optimize.statistics import wilson
+from rlm_dspy.prompt.adapter import Act
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+
+def save_policy(
+    program: dspy.Module,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    model: str = "",
+    predictor: str | None = None,
+    optimizer: str = "",
+    data: str = "",
+    seeds: Sequence[int] = (),
+    scores: Mapping[str, Sequence[float]] | None = None,
+    **more: Any,
+) -> None:
+    """Write what `act` has learned in a program to a file that `RLM(..., policy=path)` takes, on any signature.
+
+    Args:
+        program: An RLM, or a program with one inside.
+        path: The file.
+        name: What the policy is called.
+        model: The model that it was found for; by default the one configured now.
+        predictor: The name of the `act` to save, if the program has several.
+        optimizer: What found it.
+        data: What it was found on, so that somebody could find it again.
+        seeds: The seeds of the optimizer and the data.
+        scores: Scores by what they were taken on, e.g. `{"held out": [1.0, 0.0, ...]}`; kept as mean, number and,
+            if they are between 0 and 1, 95 % interval.
+        **more: Anything else to keep about its origin; JSON values.
+
+    Raises:
+        ValueError: If the program has no `act`, or several and none is named.
+    """
+    provenance = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "optimizer": optimizer,
+        "data": data,
+        "seeds": list(seeds),
+        "scores": {on: summary(values) for on, values in (scores or {}).items()},
+        **more,
+    }
+    act = act_of(program, predictor)
+    state = {**act.dump_state(), "lm": None}  # a policy carries no model, and no key
+    signatures.write_policy(
+        path, state, name=name, model=model or str(getattr(dspy.settings.lm, "model", "")), provenance=provenance
+    )
+
+
+def summary(scores: Sequence[float]) -> dict[str, Any]:
+    """Return mean, number and 95 % interval of scores; None for the interval if some are not between 0 and 1."""
+    mean = sum(scores) / len(scores) if scores else None
+    shares = all(0 <= score <= 1 for score in scores)
+    return {
+        "mean": mean,
+        "of": len(scores),
+        "interval_95": list(wilson(sum(scores), len(scores))) if shares else None,
+    }
+
+
+def act_of(program: dspy.Module, name: str | None = None) -> Act:
+    """Return the `act` predictor of a program.
+
+    Args:
+        program: An RLM, or a program with one inside.
+        name: Which one, if there are several.
+
+    Raises:
+        ValueError: If there is no such predictor, or several and none is named; the message lists them.
+    """
+    acts = acts_in(program)
+    if name is None and len(acts) == 1:
+        return next(iter(acts.values()))
+    if name is None or name not in acts:
+        wanted = "Name one of its act predictors" if acts else "The program has no RLM inside"
+        raise ValueError(f"{wanted}: predictor={name!r}, there are {sorted(acts)}.")
+    return acts[name]
+
+
+def acts_in(program: dspy.Module) -> dict[str, Act]:
+    """Return the `act` predictors of a program by name."""
+    return {name: p for name, p in program.named_predictors() if isinstance(p, Act)}
+
+
+def with_policy(program: dspy.Module, policy: str | os.PathLike[str] | None) -> Any:
+    """Return a copy of a program in which every `act` starts from a policy.
+
+    Args:
+        program: An RLM, or a program with some inside.
+        policy: The name of a shipped policy or the path of a file; None for plain instructions and no demos.
+
+    Raises:
+        ValueError: If there is no such policy.
+    """
+    state = Act(signatures.Act).dump_state() if policy is None else signatures.load_policy(policy)
+    changed = program.deepcopy()
+    for act in acts_in(changed).values():
+        lm = act.lm
+        act.load_state(state)
+        act.lm = lm
+    return changed

@@ -1,0 +1,233 @@
+"""The gate before a policy takes another's place: both are tried on the same held-out examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.optimize.policies import act_of, save_policy, summary
+from rlm_dspy.optimize.rollouts import digest
+from rlm_dspy.optimize.statistics import paired, score_of, sign_test
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from rlm_dspy.optimize.statistics import Metric
+
+MAX_LOSS = 0.1
+MIN_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two programs on the same examples.
+
+    Attributes:
+        candidate: The candidate's scores, one an example.
+        incumbent: The incumbent's.
+        max_loss: What the candidate may at most be worse by, at the lower end of the interval.
+    """
+
+    candidate: tuple[float, ...]
+    incumbent: tuple[float, ...]
+    max_loss: float = MAX_LOSS
+
+    @property
+    def differences(self) -> list[float]:
+        """Candidate minus incumbent, one an example."""
+        return [mine - its for mine, its in zip(self.candidate, self.incumbent, strict=True)]
+
+    @property
+    def difference(self) -> float:
+        """The mean of the differences."""
+        return sum(self.differences) / len(self.differences)
+
+    @property
+    def wins(self) -> int:
+        """Examples on which the candidate scored more."""
+        return sum(difference > 0 for difference in self.differences)
+
+    @property
+    def losses(self) -> int:
+        """Examples on which it scored less."""
+        return sum(difference < 0 for difference in self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean difference."""
+        return paired(self.differences)
+
+    @property
+    def not_worse(self) -> bool:
+        """Whether the candidate scored no less, and the interval tells that it is not worse by `max_loss`.
+
+        A candidate that scored nothing at all has shown nothing, and is not let through.
+        """
+        return any(self.candidate) and self.difference >= 0 and self.interval[0] > -self.max_loss
+
+    @property
+    def seen(self) -> str:
+        """What was seen, in words."""
+        low, high = self.interval
+        return (
+            f"{self.difference:+.3f} on {len(self.differences)} examples "
+            f"(95 % interval {low:+.3f} to {high:+.3f}, {self.wins} won, {self.losses} lost)"
+        )
+
+    @property
+    def reason(self) -> str:
+        """The decision in a sentence."""
+        if self.not_worse:
+            return f"Promoted: {self.seen}."
+        what = f"it may be worse by {self.max_loss}: try more examples"
+        if self.difference < 0:
+            what = "it scored less"
+        elif not any(self.candidate):
+            what = "it scored nothing"
+        return f"Not promoted, {what}: {self.seen}."
+
+    def as_provenance(self) -> dict[str, Any]:
+        """Return what a policy file keeps of the comparison."""
+        return {
+            "candidate": summary(self.candidate),
+            "incumbent": summary(self.incumbent),
+            "difference": self.difference,
+            "interval_95": list(self.interval),
+            "wins": self.wins,
+            "losses": self.losses,
+            "p": sign_test(self.wins, self.losses),
+            "max_loss": self.max_loss,
+        }
+
+
+def compare(
+    candidate: dspy.Module,
+    incumbent: dspy.Module,
+    evalset: Sequence[dspy.Example],
+    metric: Metric,
+    *,
+    max_loss: float = MAX_LOSS,
+    num_threads: int = 1,
+) -> Comparison:
+    """Run two programs on the same examples. An example that raises scores 0.
+
+    Raises:
+        ValueError: If the metric failed on all that the candidate answered, or gave what is not between 0 and 1.
+    """
+    judge = _Judge(metric)
+    evaluate = dspy.Evaluate(
+        devset=list(evalset),
+        metric=judge,
+        num_threads=num_threads,
+        max_errors=len(evalset) + 1,
+        display_progress=False,
+        failure_score=0.0,
+    )
+    mine = judge.checked(evaluate(candidate))
+    its = judge.checked(evaluate(incumbent))
+    return Comparison(mine, its, max_loss)
+
+
+class _Judge:
+    """A metric that remembers whether it ever gave a score, and why not."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._failure: Exception | None = None
+        self._scored = 0
+
+    def __call__(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+        try:
+            score = score_of(self._metric(example, prediction, trace))
+        except Exception as error:
+            self._failure = error
+            raise
+        self._scored += 1
+        return score
+
+    def checked(self, evaluated: Any) -> tuple[float, ...]:
+        """Return the scores of an evaluation, one an example."""
+        if self._failure is not None and not self._scored:
+            raise ValueError(f"The metric failed on every example: {self._failure!r}.") from self._failure
+        scores = tuple(float(score) for _, _, score in evaluated.results)
+        if outside := [score for score in scores if not 0 <= score <= 1]:
+            raise ValueError(f"The metric gave {outside[0]:g}; for a comparison give scores between 0 and 1.")
+        return scores
+
+
+def promote(
+    candidate: dspy.Module,
+    incumbent: dspy.Module,
+    evalset: Sequence[dspy.Example],
+    metric: Metric,
+    *,
+    path: str | os.PathLike[str],
+    name: str,
+    seen: Sequence[dspy.Example] = (),
+    max_loss: float = MAX_LOSS,
+    min_examples: int = MIN_EXAMPLES,
+    num_threads: int = 1,
+    **provenance: Any,
+) -> Comparison:
+    """Write the candidate's policy to `path` if it is not worse than the incumbent; else leave the file alone.
+
+    Both run on every example of `evalset`, and the comparison is kept in the policy's provenance. The candidate is
+    promoted if its mean score is no less, and the lower end of the 95 % interval of the paired difference lies
+    above `-max_loss`.
+
+    Args:
+        candidate: The program with the new policy.
+        incumbent: The program as it is now; `with_policy` makes one of a policy.
+        evalset: Held-out examples.
+        metric: `metric(example, prediction, trace=None)`, between 0 and 1.
+        path: The policy's file.
+        name: The policy's name.
+        seen: Examples that the candidate was found on; none of them may be in `evalset`.
+        max_loss: How much worse it may be with 97.5 % confidence.
+        min_examples: The least number of examples.
+        num_threads: Examples at once.
+        **provenance: What `save_policy` takes beside: `model`, `predictor`, `optimizer`, `data`, `seeds`, ...
+
+    Returns:
+        The comparison; `not_worse` says whether the policy was written, `reason` why.
+
+    Raises:
+        ValueError: If there are too few examples, or some were seen; if the metric is of no use; see `compare`. If
+            there are several `act` predictors and none is named, before anything is run.
+    """
+    check_held_out(evalset, seen, min_examples=min_examples)
+    act_of(candidate, provenance.get("predictor"))
+    compared = compare(candidate, incumbent, evalset, metric, max_loss=max_loss, num_threads=num_threads)
+    if compared.not_worse:
+        scores = {"held out": compared.candidate}
+        save_policy(candidate, path, name=name, scores=scores, promotion=compared.as_provenance(), **provenance)
+    return compared
+
+
+def check_held_out(
+    evalset: Sequence[dspy.Example], seen: Sequence[dspy.Example], *, min_examples: int = MIN_EXAMPLES
+) -> None:
+    """Check that examples are enough, and held out, before anything is paid for.
+
+    Args:
+        evalset: The examples.
+        seen: Examples that must not be among them.
+        min_examples: The least number.
+
+    Raises:
+        ValueError: If they are too few, some are repeated, or some were seen.
+    """
+    if len(evalset) < min_examples:
+        raise ValueError(f"{len(evalset)} examples cannot tell two policies apart; give at least {min_examples}.")
+    if repeated := len(evalset) - len({_inputs(example) for example in evalset}):
+        raise ValueError(f"{repeated} of the {len(evalset)} examples are repeated; each counts once, give others.")
+    known = {_inputs(example) for example in seen}
+    if shared := sum(_inputs(example) in known for example in evalset):
+        raise ValueError(f"{shared} of the {len(evalset)} examples were seen before; give held-out ones.")
+
+
+def _inputs(example: dspy.Example) -> str:
+    return digest(example.inputs())

@@ -1,0 +1,126 @@
+"""Finished runs of a compile, kept on disk so that the same compile goes on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.inputs import plain
+from rlm_dspy.json_values import jsonable
+from rlm_dspy.optimize.demos import Demo
+from rlm_dspy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+FILE = "rollouts.jsonl"
+Found = dict[str, list[Demo]]
+
+
+class Rollouts:
+    """What each finished example gave, by example; on disk if a folder is given.
+
+    An example that failed is not kept: it is run again.
+
+    Args:
+        folder: Where the file `rollouts.jsonl` is; None keeps nothing.
+        key: What the runs depend on beside the example; see `key_of`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, key: str) -> None:
+        self._path = Path(folder) / FILE if folder is not None else None
+        self._key = key
+        self._lock = threading.Lock()
+        self._known: dict[str, Found] = {}
+        self._cut_short = False
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                self._known = self._read(self._path)
+                self._cut_short = not self._path.read_bytes().endswith(b"\n")
+
+    def get(self, example: dspy.Example, run: Callable[[], Found | None]) -> Found:
+        """Return what an example gave; if it is not known, by running it. Nothing if it failed."""
+        if self._path is None:
+            return run() or {}
+        name = digest(self._key, example)
+        if name in self._known:
+            return self._known[name]
+        found = run()
+        if found is None:
+            return {}
+        line = json.dumps(
+            {"example": name, "demos": {n: [_dumped(d) for d in demos] for n, demos in found.items()}}
+        )
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self._cut_short + line + "\n")
+            self._cut_short = False
+        return found
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Found]:
+        """Return what the file holds; a line that a kill cut short is left out, and what is no rollout."""
+        known = {}
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                kept = json.loads(line)
+                known[kept["example"]] = {n: [_loaded(d) for d in demos] for n, demos in kept["demos"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return known
+
+
+def key_of(program: dspy.Module, lm: Any, *settings: Any) -> str:
+    """Return what the runs of a compile depend on: the program and its parts, the model, the settings.
+
+    Functions among the settings and the tools are known by their source, where there is one.
+    """
+    learned = [(name, p.signature.dump_state(), p.demos) for name, p in program.named_predictors()]
+    parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
+    given = [_source(value) if callable(value) else value for value in settings]
+    return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), given)
+
+
+def _made_of(module: dspy.Module) -> Any:
+    """Return what a module was made with, beside what its predictors have learned."""
+    signature, tools = getattr(module, "signature", None), getattr(module, "tools", None) or {}
+    functions = tools.items() if isinstance(tools, dict) else enumerate(tools)
+    sources = [(name, _source(getattr(tool, "func", tool))) for name, tool in functions]
+    return type(module).__qualname__, str(signature), sources, repr(getattr(module, "limits", None))
+
+
+def _source(function: Any) -> tuple[str, str]:
+    """Return the name and the source of a function; of an object without any, the name of its type."""
+    function = inspect.unwrap(function)
+    try:
+        return getattr(function, "__qualname__", ""), inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", type(function).__qualname__), ""
+
+
+def digest(*parts: Any) -> str:
+    """Return a short name of values: equal values have the same, across processes."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        data = {name: plain(value) for name, value in part.items()} if isinstance(part, dspy.Example) else part
+        hashed.update(json.dumps(jsonable(data), sort_keys=True).encode())
+    return hashed.hexdigest()[:24]
+
+
+def _dumped(demo: Demo) -> dict[str, Any]:
+    fields = jsonable(dict(demo.example.items()))
+    return {**vars(demo), "example": fields}
+
+
+def _loaded(kept: dict[str, Any]) -> Demo:
+    fields = kept["example"]
+    if "trajectory" in fields:
+        fields["trajectory"] = Trajectory.model_validate(fields["trajectory"])
+    return Demo(**{**kept, "example": dspy.Example(**fields)})

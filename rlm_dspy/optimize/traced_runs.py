@@ -1,0 +1,96 @@
+"""The runs in a DSPy trace: which calls of `act` belong to one conversation, at the root and in children."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.trajectory import FAILED_KINDS, Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlm_dspy.trajectory import Step
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """A run as its trace shows it: every turn but the last with what came out, the last as it was written.
+
+    Attributes:
+        predictor: The `act` that wrote it.
+        environment: The first message of the run.
+        steps: The turns before the last.
+        reasoning: The words of the last turn.
+        code: The code of the last turn.
+        nested: Whether it ran inside a turn of another run: a child.
+    """
+
+    predictor: Act
+    environment: str
+    steps: tuple[Step, ...]
+    reasoning: str
+    code: str
+    nested: bool = False
+
+    @property
+    def recovered_at(self) -> int | None:
+        """The first turn that failed and was mended by the next one, counted from 0; None if there is none."""
+        failed = [step.kind in FAILED_KINDS for step in self.steps] + [False]
+        mended = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
+        return mended[0] if mended else None
+
+
+@dataclass
+class _Open:
+    """A run of which more turns may follow in the trace."""
+
+    last: tuple[Any, str, tuple[Step, ...], Any]
+    first_at: int
+    last_at: int
+
+    def continues_with(self, predictor: Any, environment: str, steps: tuple[Step, ...]) -> bool:
+        """Whether a call is a later turn of this run: it was shown what this run's last call wrote."""
+        mine, task, before, wrote = self.last
+        if predictor is not mine or environment != task or len(steps) <= len(before):
+            return False
+        written = (wrote.code or "").strip()
+        return any((step.code or "").strip() == written for step in steps[len(before) :])
+
+
+def traced_runs(trace: Iterable[tuple[Any, dict[str, Any], Any]]) -> list[TracedRun]:
+    """Return the runs in a trace, in the order in which they began.
+
+    Args:
+        trace: `dspy.settings.trace` of a call: predictor, inputs and outputs of each predictor call.
+    """
+    runs: list[_Open] = []
+    for at, (predictor, inputs, outputs) in enumerate(trace):
+        if not isinstance(predictor, Act) or "code" not in outputs:  # a captured failure has no fields
+            continue
+        environment, steps = inputs["environment"], steps_of(inputs["trajectory"])
+        ongoing = [run for run in runs if run.continues_with(predictor, environment, steps)]
+        call = (predictor, environment, steps, outputs)
+        if steps and ongoing:
+            ongoing[-1].last, ongoing[-1].last_at = call, at
+        else:
+            runs.append(_Open(call, at, at))
+    return [_closed(run, runs) for run in runs]
+
+
+def steps_of(trajectory: Any) -> tuple[Step, ...]:
+    """Return the steps of a trajectory, also of one that is plain data; none if it is neither."""
+    if isinstance(trajectory, Trajectory):
+        return trajectory.steps
+    try:
+        return Trajectory.model_validate(trajectory or {}).steps
+    except ValueError:
+        return ()
+
+
+def _closed(run: _Open, runs: list[_Open]) -> TracedRun:
+    predictor, environment, steps, wrote = run.last
+    nested = any(other.first_at < run.first_at < run.last_at < other.last_at for other in runs)
+    return TracedRun(predictor, environment, steps, wrote.reasoning or "", wrote.code or "", nested)

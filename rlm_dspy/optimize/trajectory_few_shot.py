@@ -1,0 +1,211 @@
+"""`TrajectoryFewShot`: demos from whole runs, short enough to be shown."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.teleprompt.teleprompt import Teleprompter
+
+from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
+from rlm_dspy.optimize.rollouts import Rollouts, key_of
+from rlm_dspy.optimize.statistics import score_of
+from rlm_dspy.optimize.traced_runs import traced_runs
+from rlm_dspy.prompt.adapter import Act
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from rlm_dspy.optimize.statistics import Metric
+
+_logger = logging.getLogger("dspy.rlm_dspy")
+
+
+@dataclass
+class TrajectoryFewShot(Teleprompter):
+    """Gives every predictor of a program demos from runs that went well.
+
+    The program (or a teacher) runs on each training example. Of each run of an RLM that scored enough, root or
+    child, one demo of `act` is made: a short conversation of the first turn, a turn that failed and the one that
+    mended it, the turn before the last, and the last. Outputs and environment are cut, so no long input is kept.
+    The other predictors (`query`, `subs.*`, those around the RLM) get ordinary demos. The best are chosen: by
+    score, then the shortest; among those of `act` one that recovered from a failure and one of a child, if any.
+
+    Labeled examples are not used: what a turn is given and writes is in no dataset.
+
+    Attributes:
+        metric: `metric(example, prediction, trace)`, a bool, a number, or a `dspy.Prediction` with `score`.
+        metric_threshold: The least score of a run that demos are taken from; None for any above 0.
+        max_demos: Demos per predictor.
+        max_demo_chars: A longer demo is not taken.
+        max_chars: Characters of all demos of one predictor.
+        output_chars: Characters of each output, and of each input of an ordinary demo, that are kept.
+        environment_chars: Characters of the environment that are kept; shown is only what runs do not share.
+        max_runs: Examples to run; None for all of them.
+        num_threads: Examples at once.
+        max_errors: Examples that may raise before their error is raised; None for `dspy.settings.max_errors`.
+        teacher_settings: Settings of DSPy in force while the teacher runs, as `BootstrapFewShot` has them.
+        seed: Orders the examples, and so decides between equally good demos.
+        log_dir: A folder where finished runs are kept, so that the same compile goes on after a kill.
+    """
+
+    metric: Metric
+    metric_threshold: float | None = None
+    max_demos: int = 4
+    max_demo_chars: int = 6_000
+    max_chars: int = 16_000
+    output_chars: int = 400
+    environment_chars: int = 4_000
+    max_runs: int | None = None
+    num_threads: int = 1
+    max_errors: int | None = None
+    teacher_settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    log_dir: str | os.PathLike[str] | None = None
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | dspy.BaseLM | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """Return a copy of `student` with demos. A predictor for which none were found keeps those it had.
+
+        Args:
+            student: The program. It is not changed.
+            trainset: Examples with inputs set.
+            teacher: What makes the runs: a program whose predictors have the same names, or an LM that `student`
+                runs with; by default `student` itself.
+            valset: Not used; other optimizers' callers hand it over.
+
+        Raises:
+            ValueError: If the trainset is empty, the teacher's predictors have other names, or `num_threads` is
+                below 1.
+            Exception: What an example raised, when more than `max_errors` did.
+        """
+        compiled = student.deepcopy()
+        teacher_lm = teacher if isinstance(teacher, dspy.BaseLM) else None
+        program = student.deepcopy() if teacher is None or teacher_lm is not None else teacher
+        if teacher_lm is not None:
+            program.set_lm(teacher_lm)
+        check_names(compiled, program)
+        if self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
+        found = self._gather(program, self._ordered(trainset), teacher_lm)
+        for name, predictor in compiled.named_predictors():
+            chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=self.max_chars)
+            predictor.demos = [demo.example for demo in chosen] or predictor.demos
+        return compiled
+
+    def _ordered(self, trainset: Sequence[dspy.Example]) -> list[dspy.Example]:
+        if not trainset:
+            raise ValueError("The trainset is empty; give at least one example.")
+        ordered = list(trainset)
+        random.Random(self.seed).shuffle(ordered)  # noqa: S311  # an order, no secret
+        return ordered[: self.max_runs]
+
+    def _gather(
+        self, program: dspy.Module, examples: list[dspy.Example], lm: dspy.BaseLM | None
+    ) -> dict[str, list[Demo]]:
+        """Return the demos by predictor name, in the order of the examples."""
+        names = {id(predictor): name for name, predictor in program.named_predictors()}
+        made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
+        rollouts = Rollouts(self.log_dir, key_of(program, lm or dspy.settings.lm, self.metric, *made_with))
+        failures = Failures(dspy.settings.max_errors if self.max_errors is None else self.max_errors)
+        settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}
+
+        def attempt(example: dspy.Example) -> dict[str, list[Demo]]:
+            return rollouts.get(
+                example, lambda: failures.watch(lambda: self._demos(program, names, example, settings))
+            )
+
+        found: dict[str, list[Demo]] = {}
+        for demos in in_threads(attempt, examples, self.num_threads):
+            for name, of_name in demos.items():
+                found.setdefault(name, []).extend(of_name)
+        return found
+
+    def _demos(
+        self, program: dspy.Module, names: dict[int, str], example: dspy.Example, settings: dict[str, Any]
+    ) -> dict[str, list[Demo]]:
+        """Run one example and return its demos by predictor name; none if it scored too little."""
+        with dspy.context(**settings, trace=[]):
+            prediction = program(**example.inputs())
+            trace = list(dspy.settings.trace)
+        score = score_of(self.metric(example, prediction, trace))
+        if score <= 0 if self.metric_threshold is None else score < self.metric_threshold:
+            return {}
+        demos: dict[str, list[Demo]] = {}
+        for run in traced_runs(trace):
+            if name := names.get(id(run.predictor)):
+                demo = from_run(
+                    run, score, output_chars=self.output_chars, environment_chars=self.environment_chars
+                )
+                demos.setdefault(name, []).append(demo)
+        for predictor, inputs, outputs in trace:
+            name = names.get(id(predictor))
+            if name and not isinstance(predictor, Act):
+                demos.setdefault(name, []).append(from_call(inputs, outputs, score, input_chars=self.output_chars))
+        return {name: [d for d in of_name if d.chars <= self.max_demo_chars] for name, of_name in demos.items()}
+
+
+def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
+    """Raise unless both programs have predictors of the same names.
+
+    Raises:
+        ValueError: Which names differ.
+    """
+    mine, its = (dict(program.named_predictors()).keys() for program in (student, teacher))
+    if mine != its:
+        raise ValueError(
+            f"The teacher's predictors must have the student's names; these differ: {sorted(mine ^ its)}."
+        )
+
+
+class Failures:
+    """Lets a number of examples fail.
+
+    Args:
+        allowed: How many errors are logged; the next one is raised.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def watch(self, run: Callable[[], dict[str, list[Demo]]]) -> dict[str, list[Demo]] | None:
+        """Return what `run` returns; None if it failed."""
+        try:
+            return run()
+        except Exception as error:
+            with self._lock:
+                self.count += 1
+                if self.count > self.allowed:
+                    raise
+            _logger.warning("An example failed: %s: %s", type(error).__name__, str(error)[:300])
+            return None
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """Return the results in order, each computed in a copy of the caller's context; an error begins no others."""
+    if threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads, thread_name_prefix="rlm-compile") as pool:
+        waiting = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in waiting]

@@ -1,0 +1,259 @@
+"""What of DSPy's optimizers (3.4.1) does not work on a program with an RLM inside, mended in subclasses.
+
+| optimizer | what is wrong there | what is done here |
+|---|---|---|
+| `GEPA` | finds the calls of a predictor by comparing signatures: two RLMs have equal ones, and each is shown the other's turns | `tell_apart` marks them |
+| `GEPA` | every predictor gets its turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
+| `SIMBA` | shows trajectories as `<non-serializable>`, and inputs and predictions whole | hands it short plain data |
+| `InferRules` | shows raw training examples, in which `act` has no field: its rules come from nothing | shows each predictor the demos it was given |
+| `InferRules` | writes instructions into the signature class, which the original program and every other copy share | gives each predictor a class of its own |
+| `BootstrapFinetune` | writes every predictor's calls in the form of one adapter, and with `multitask=False` picks calls by their place in the trace | each predictor's own form, picked by predictor |
+| `Ensemble` | members that were compiled are frozen: none of what they learned is saved | thaws copies of them |
+| `KNNFewShot` | hands whole inputs to the embedder | hands it the beginning and the end of each |
+
+The other optimizers work as they are. `dspy.Refine` is met in `adapter.py`.
+"""  # noqa: E501  # a table
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.predict.knn import KNN
+from dspy.teleprompt import simba
+from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune as _BootstrapFinetune
+from dspy.teleprompt.infer_rules import InferRules as _InferRules
+
+from rlm_dspy.inputs import Text
+from rlm_dspy.json_values import jsonable
+from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
+from rlm_dspy.prompt.query import PromptAdapter
+from rlm_dspy.text import cut
+from rlm_dspy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHOWN_CHARS = 1_000
+_SHOWN_ITEMS = 12
+_SHOWN_DEPTH = 20
+
+
+def tell_apart(program: dspy.Module) -> dspy.Module:
+    """Mark the predictors of a program, in place, so that no two signatures are equal. No prompt shows it."""
+    for name, predictor in program.named_predictors():
+        first = next(iter(predictor.signature.fields))
+        predictor.signature = predictor.signature.with_updated_fields(first, predictor=name)
+    return program
+
+
+def _mark(predictor: Any) -> str | None:
+    """Return the name that `tell_apart` gave a predictor."""
+    first = next(iter(predictor.signature.fields.values()))
+    name: str | None = (first.json_schema_extra or {}).get("predictor")
+    return name
+
+
+class CalledPredictors:
+    """Chooses for GEPA which predictor to reflect on: in turn, among those that the sampled runs called.
+
+    It knows them by the marks of `tell_apart`.
+    """
+
+    def __call__(
+        self,
+        state: Any,
+        trajectories: list[Any],
+        subsample_scores: list[float],
+        candidate_idx: int,
+        candidate: Any,
+    ) -> list[str]:
+        """Return one name."""
+        called = {_mark(predictor) for run in trajectories for predictor, _, _ in run["trace"]}
+        names = state.list_of_named_predictors
+        upcoming = state.named_predictor_id_to_update_next_for_program_candidate
+        order = [(upcoming[candidate_idx] + step) % len(names) for step in range(len(names))]
+        at = next((at for at in order if names[at] in called), order[0])
+        upcoming[candidate_idx] = (at + 1) % len(names)
+        return [names[at]]
+
+
+class GEPA(dspy.GEPA):
+    """`dspy.GEPA` that tells the turns of two RLMs apart and reflects only on what was called.
+
+    Takes what `dspy.GEPA` takes; `rlm_dspy.optimize.with_feedback` makes its metric.
+    """
+
+    def __init__(self, metric: Callable[..., Any], *, component_selector: Any = None, **options: Any) -> None:
+        super().__init__(metric, component_selector=component_selector or CalledPredictors(), **options)
+
+    def compile(self, student: dspy.Module, **data: Any) -> dspy.Module:
+        """Return the best candidate; `student` is not changed."""
+        return super().compile(tell_apart(student.deepcopy()), **data)
+
+
+class SIMBA(dspy.SIMBA):
+    """`dspy.SIMBA` whose reflection sees the turns of a run, cut short. Takes what `dspy.SIMBA` takes."""
+
+    def __init__(self, *, metric: Callable[..., Any], **options: Any) -> None:
+        super().__init__(metric=metric, **options)
+        given: list[Any] = list(vars(self)["strategies"])
+        self.strategies = [_shown_shortly(each) if each is simba.append_a_rule else each for each in given]
+
+
+def _shown_shortly(strategy: Callable[..., bool]) -> Callable[..., bool]:
+    @functools.wraps(strategy)
+    def wrapped(bucket: list[dict[str, Any]], system: Any, **options: Any) -> bool:
+        return strategy([_short_run(run) for run in bucket], system, **options)
+
+    return wrapped
+
+
+def _short_run(run: dict[str, Any]) -> dict[str, Any]:
+    example, prediction = run["example"], run["prediction"]
+    return {
+        **run,
+        "example": example.copy(**{name: shown(value) for name, value in example.items()}),
+        "prediction": None if prediction is None else {n: shown(v) for n, v in dict(prediction).items()},
+        "trace": [
+            (p, shown(inputs), {n: shown(v) for n, v in outputs.items()}) for p, inputs, outputs in run["trace"]
+        ],
+    }
+
+
+def shown(value: Any, depth: int = _SHOWN_DEPTH) -> Any:
+    """Return a value as short plain data, as a model that reflects on a run may be shown it.
+
+    Args:
+        value: Any value.
+        depth: How many levels of it are shown; what lies below is cut from its `repr`.
+    """
+    if isinstance(value, str) or not depth:
+        return cut(value if isinstance(value, str) else repr(value), _SHOWN_CHARS)
+    if isinstance(value, Text):
+        return repr(value)
+    if isinstance(value, Trajectory):
+        return [shown({"code": step.code, "output": step.observation}) for step in value.steps[-_SHOWN_ITEMS:]]
+    if isinstance(value, dict):
+        return {str(name): shown(item, depth - 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(item, depth - 1) for item in value[-_SHOWN_ITEMS:]]
+    return jsonable(value)
+
+
+class InferRules(_InferRules):
+    """`dspy.InferRules` that induces a predictor's rules from its own demos. Takes what that takes."""
+
+    def compile(self, student: dspy.Module, **data: Any) -> dspy.Module:
+        """Return the best candidate; `student` is not changed."""
+        own = student.deepcopy()
+        for _, predictor in own.named_predictors():
+            predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
+        return super().compile(own, **data)
+
+    def induce_natural_language_rules(self, predictor: Any, trainset: Any) -> str:
+        """Return rules for one predictor; none if it was never called in a run that went well."""
+        return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
+
+    def update_program_instructions(self, predictor: Any, natural_language_rules: str) -> None:
+        """Put rules behind the instructions of a predictor, in a signature of its own."""
+        if natural_language_rules:
+            predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
+            super().update_program_instructions(predictor, natural_language_rules)
+
+    def get_predictor_demos(self, trainset: Any, predictor: Any) -> list[dict[str, Any]]:
+        """Return what a predictor was given and wrote, cut short."""
+        return [
+            {name: cut(str(value), _SHOWN_CHARS) for name, value in d.items()} for d in _bootstrapped(predictor)
+        ]
+
+
+def _bootstrapped(predictor: Any) -> list[Any]:
+    return [demo for demo in predictor.demos if demo.get("augmented")]
+
+
+class _ShortKNN(KNN):
+    """Finds neighbours by what inputs look like in short; returns them as they are."""
+
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any) -> None:
+        super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer)
+        self.trainset = trainset
+
+    def __call__(self, **inputs: Any) -> list[dspy.Example]:
+        """Return the examples nearest to these inputs."""
+        nearest: list[dspy.Example] = super().__call__(**shown(inputs))
+        return nearest
+
+
+def _short_inputs(example: dspy.Example) -> dspy.Example:
+    inputs = example.inputs()
+    return dspy.Example(**{name: shown(value) for name, value in inputs.items()}).with_inputs(*inputs.keys())
+
+
+class KNNFewShot(dspy.KNNFewShot):
+    """`dspy.KNNFewShot` whose embedder is given short texts. Takes what `dspy.KNNFewShot` takes.
+
+    What it makes compiles itself anew at each call, and so has no state to save.
+    """
+
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any, **bootstrap: Any) -> None:
+        self.KNN = _ShortKNN(k, trainset, vectorizer)  # all that the constructor there does
+        self.few_shot_bootstrap_args = bootstrap
+
+
+class Ensemble(dspy.Ensemble):
+    """`dspy.Ensemble` whose program is saved and loaded with what its members learned."""
+
+    def compile(self, programs: list[dspy.Module]) -> dspy.Module:
+        """Return a program that asks each of `programs` and reduces their answers."""
+        members = [program.deepcopy() for program in programs]
+        for member in members:
+            member._compiled = False  # noqa: SLF001  # DSPy's mark: such a module is left out of its program's state
+        return super().compile(members)
+
+
+class EachItsOwn(dspy.ChatAdapter):
+    """Writes the call of a predictor as that predictor's own adapter does; other predictors' as `ChatAdapter`."""
+
+    def format_finetune_data(
+        self, signature: Any, demos: list[dict[str, Any]], inputs: dict[str, Any], outputs: Any
+    ) -> dict[str, list[Any]]:
+        """Return `{"messages": [...]}`: what the model was sent, then what it wrote."""
+        own: dspy.Adapter
+        if "environment" in signature.input_fields and "code" in signature.output_fields:
+            own, reply = ReplAdapter(), written_reply(outputs.reasoning or "", outputs.code or "")
+        elif set(signature.fields) == {"prompt", "response"}:
+            own, reply = PromptAdapter(), str(outputs.response)
+        else:
+            data: dict[str, list[Any]] = super().format_finetune_data(signature, demos, inputs, outputs)
+            return data
+        messages = own.format(signature, demos, inputs)
+        return {"messages": [*messages, {"role": "assistant", "content": reply}]}
+
+
+class BootstrapFinetune(_BootstrapFinetune):
+    """`dspy.BootstrapFinetune` with the messages that each predictor really sends. Takes what that takes.
+
+    With `multitask=False` there is one job a predictor, with that predictor's calls.
+    """
+
+    def __init__(self, metric: Callable[..., Any] | None = None, *, adapter: Any = None, **options: Any) -> None:
+        super().__init__(metric=metric, adapter=adapter or EachItsOwn(), **options)
+
+    def _prepare_finetune_data(
+        self, trace_data: list[dict[str, Any]], lm: Any, pred_ind: int | None = None
+    ) -> tuple[list[dict[str, Any]], Any]:
+        if pred_ind is not None:
+            trace_data = [{**run, "trace": self._calls_of(run["trace"], pred_ind)} for run in trace_data]
+        data: tuple[list[dict[str, Any]], Any] = super()._prepare_finetune_data(trace_data, lm, None)
+        return data
+
+    def _calls_of(self, trace: list[Any], pred_ind: int) -> list[Any]:
+        return [call for call in trace if self._names[id(call[0])] == pred_ind]
+
+    def compile(self, student: dspy.Module, trainset: list[dspy.Example], teacher: Any = None) -> dspy.Module:
+        """Return the student with the fine-tuned LMs."""
+        teachers = teacher if isinstance(teacher, list) else [teacher or student]
+        self._names = {id(p): at for program in teachers for at, p in enumerate((program or student).predictors())}
+        return super().compile(student, trainset, teacher)

@@ -1,0 +1,1 @@
+"""How the conversation is written and replies are read."""

@@ -1,0 +1,228 @@
+"""`act` as a chat that only grows: each turn's messages are the last turn's and two more."""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.budget.metered_lm import asking, kind_of
+from rlm_dspy.inputs import Text
+from rlm_dspy.prompt.demo_renaming import retold, under
+from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.text import clip, cut
+from rlm_dspy.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Message = dict[str, str]
+_NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
+
+
+class ReplAdapter(dspy.Adapter):
+    """Writes a turn as a conversation with a REPL and reads any reply.
+
+    System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
+    short worked conversation. Then the run: the environment (user), and for each step what the model wrote
+    (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
+    prompt cache hits. A demo of a task with other names for its fields is told in this one's (`retold`). A demo
+    that is a labeled example (the task's inputs and right outputs, no turns) is a line behind the instructions.
+
+    Args:
+        demo_output_chars: Characters of each output that a demo shows.
+        demo_environment_chars: Characters of the environment that a demo shows.
+        label_chars: Characters of each field that a labeled example shows.
+    """
+
+    def __init__(
+        self, *, demo_output_chars: int = 600, demo_environment_chars: int = 800, label_chars: int = 160
+    ) -> None:
+        super().__init__()
+        self.demo_output_chars = demo_output_chars
+        self.demo_environment_chars = demo_environment_chars
+        self.label_chars = label_chars
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[Message]:
+        """Return the chat messages of one turn."""
+        here = inputs["environment"]
+        shown = [retold(demo, here) for demo in self._longest_of_each_run(demos)]
+        shown = [{**demo, "environment": under(demo["environment"], here)} for demo in shown]
+        said_once, environment = _shared(inputs["environment"], [demo["environment"] for demo in shown])
+        system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
+        messages = [{"role": "system", "content": "\n\n".join(part for part in system if part)}]
+        for demo in shown:
+            messages += self._conversation(_without(said_once, demo["environment"]), demo["trajectory"])
+            messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
+        if hint := _advice_of_refine(signature):
+            environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
+        return messages + _conversation(environment, _steps(inputs["trajectory"]))
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        """Return `reasoning` and `code`; code is empty if the reply holds none."""
+        reply = read_reply(completion)
+        return {"reasoning": reply.reasoning, "code": reply.code}
+
+    def _labeled(self, demos: list[dict[str, Any]]) -> str:
+        """Return the labeled examples among the demos, a line each; empty if there are none."""
+        lines = []
+        for demo in demos:
+            if _is_labeled(demo):
+                fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
+                lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
+        return "\n".join(["Inputs and right outputs of other runs:", *lines]) if lines else ""
+
+    def _label(self, value: Any) -> str:
+        return cut(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
+
+    def _conversation(self, environment: str, trajectory: Any) -> list[Message]:
+        steps = [
+            step.model_copy(update={"output": clip(step.output, self.demo_output_chars)})
+            for step in _steps(trajectory)
+        ]
+        return _conversation(clip(environment, self.demo_environment_chars), steps)
+
+    @staticmethod
+    def _longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out a demo that a longer one of the same run already shows."""
+        complete = [
+            demo
+            for demo in demos
+            if demo.get("environment") and demo.get("code") and _is_trajectory(demo.get("trajectory", ""))
+        ]
+        written = [(demo["environment"], _written(demo)) for demo in complete]
+        return [
+            demo
+            for demo, (environment, codes) in zip(complete, written, strict=True)
+            if not any(
+                environment == other and len(longer) > len(codes) and longer[: len(codes)] == codes
+                for other, longer in written
+            )
+        ]
+
+
+class Act(dspy.Predict):
+    """The predictor of a turn. It speaks through its own adapter; the rest of the program keeps the user's."""
+
+    _adapter = ReplAdapter()
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking(self._adapter):
+            return super().forward(**inputs)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking(self._adapter):
+            return await super().aforward(**inputs)
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
+        state: dict[str, Any] = super().dump_state(json_mode)
+        labels = self._adapter.label_chars
+        for demo in filter(_is_labeled, state["demos"]):
+            demo.update({name: cut(value, labels) for name, value in demo.items() if isinstance(value, str)})
+        return state
+
+
+def messages_of(
+    act: dspy.Predict, environment: str, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
+) -> list[Message]:
+    """Return the messages of a turn, with the predictor's own demos or with others.
+
+    A predictor that has taken the place of `Act` may write them in another form, of about the same length.
+    """
+    inputs = {"environment": environment, "trajectory": trajectory}
+    adapter = ReplAdapter()
+    written: list[Message] = adapter.format(act.signature, act.demos if demos is None else demos, inputs)
+    return written
+
+
+_callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
+
+
+@contextlib.contextmanager
+def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
+    """Use an adapter in this scope, and remember the one that was in force."""
+    token = _callers_adapter.set(dspy.settings.adapter)
+    try:
+        with dspy.context(adapter=asking(adapter)):
+            yield
+    finally:
+        _callers_adapter.reset(token)
+
+
+def _advice_of_refine(signature: type[dspy.Signature]) -> str:
+    """Return what `dspy.Refine` advises the predictor of a signature, or nothing.
+
+    Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
+    adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
+    """
+    call = getattr(kind_of(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
+    held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
+    if not {"advice", "signature2name"} <= held.keys():
+        return ""
+    advice, names = held["advice"].cell_contents, held["signature2name"].cell_contents
+    return str((advice or {}).get(names.get(signature), ""))
+
+
+def _conversation(environment: str, steps: list[Step]) -> list[Message]:
+    messages = [{"role": "user", "content": environment}]
+    for step in steps:
+        if step.kind == "folded":  # what was before it is in its account
+            messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
+            continue
+        messages.append(_assistant(step.reasoning, step.code))
+        messages.append({"role": "user", "content": step.observation})
+    return messages
+
+
+def _assistant(reasoning: str, code: str) -> Message:
+    return {"role": "assistant", "content": written_reply(reasoning, code)}
+
+
+def written_reply(reasoning: str, code: str) -> str:
+    """Return a turn as the model writes it: its words, then one fenced block."""
+    block = f"```python\n{code}\n```" if code else ""
+    return "\n".join(part for part in (reasoning, block) if part) or "(nothing)"
+
+
+def _steps(trajectory: Any) -> list[Step]:
+    """Return the steps of a trajectory, also of one that was saved and loaded and so is plain data."""
+    if not isinstance(trajectory, Trajectory):
+        trajectory = Trajectory.model_validate(trajectory or {})
+    return list(trajectory.steps)
+
+
+def _shared(environment: str, others: list[str]) -> tuple[list[str], str]:
+    """Return the paragraphs of an environment that all the others have too, and the environment without them.
+
+    The last one stays: it asks for the first block, and so tells an environment from an output.
+    """
+    parts = [set(other.split("\n\n")) for other in others]
+    paragraphs = environment.split("\n\n")[:-1]
+    shared = [part for part in paragraphs if parts and all(part in other for other in parts)]
+    return shared, _without(shared, environment)
+
+
+def _without(paragraphs: list[str], environment: str) -> str:
+    return "\n\n".join(part for part in environment.split("\n\n") if part not in paragraphs)
+
+
+def _is_labeled(demo: dict[str, Any]) -> bool:
+    """Whether a demo is an example of the task and not of a turn."""
+    return "environment" not in demo and "trajectory" not in demo
+
+
+def _is_trajectory(value: Any) -> bool:
+    """Whether a demo's trajectory can be read; an optimizer (SIMBA) may have cut a long one to a piece of text."""
+    return not isinstance(value, str)
+
+
+def _written(demo: dict[str, Any]) -> list[str]:
+    return [*(step.code for step in _steps(demo["trajectory"])), demo["code"]]

@@ -1,0 +1,140 @@
+"""Reading outputs from a reply that no adapter could read: in words, under headings, as JSON alone, or in code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import itertools
+import re
+import types
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from rlm_dspy.budget.lm_info import text_of
+from rlm_dspy.interpreters.worker.cell import submitted
+from rlm_dspy.repl.coercion import TOO_DEEP, read_answer, read_value
+from rlm_dspy.replies.code_blocks import tree_of
+from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.replies.thinking import split_thinking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_FENCED = re.compile(r"\s*```\w*\n(?P<inside>.*?)\n?```\s*", re.DOTALL)
+_DECORATION = " \t\n*_`\"'."
+_CONTAINERS = (list, dict, set, frozenset, tuple)
+
+
+def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
+    """Read the outputs of a signature from a reply that is in no adapter's form.
+
+    In this order: a JSON object with the fields; headings with their names (`**answer**: 42`, `## Answer`); and if
+    one field alone is needed, the whole reply as its value. Code that calls `SUBMIT` is read as nothing else: the
+    values that it submits, if they are written out (`SUBMIT(answer="42")`).
+
+    Returns:
+        The values by field name, and what is wrong: empty if all is there, as `read_answer` gives them.
+    """
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced["inside"]
+    problems = ["the reply is empty"]
+    for found in _readings(signature, text) if text.strip() else ():
+        values, problems = read_answer(signature, found)
+        if not problems:
+            return values, []
+    return {}, problems
+
+
+def read_fields(signature: Any, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what `read_answer` makes of the fields that an adapter found.
+
+    A model that was asked for fields may go on in the REPL: code in a field that calls `SUBMIT` stands for all
+    fields, and is never taken for the answer.
+    """
+    calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
+    call = next(filter(None, calls), None)
+    return read_answer(signature, found if call is None else _written_out(call, list(signature.output_fields)))
+
+
+def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
+    """Return the outputs from the last reply that holds them in a form of its own; empty if none does.
+
+    Args:
+        signature: Whose outputs they are.
+        replies: What an LM returned for each request, whole.
+    """
+    for outputs in reversed(replies):
+        text = split_thinking(text_of(outputs), fields=signature.output_fields)[1]
+        values, problems = read_prose(signature, text)
+        if not problems:
+            return values
+    return {}
+
+
+def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:
+    fields = signature.output_fields
+    if (call := _submit_in(text)) is not None:
+        yield _written_out(call, list(fields))
+        return
+    by_name = {_plain(name): name for name in fields}
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(*TOO_DEEP):
+            told = read_value(text, dict).items()
+            yield {by_name[_plain(key)]: value for key, value in told if _plain(key) in by_name}
+    if under := _under_headings(text, by_name):
+        yield under
+        yield {name: value.strip(_DECORATION) for name, value in under.items()}
+    needed = [name for name, field in fields.items() if field.is_required()] if len(fields) > 1 else list(fields)
+    if len(needed) == 1 and (text.lstrip().startswith("[") or _takes_words(fields[needed[0]].annotation)):
+        yield {needed[0]: text.strip()}
+        yield {needed[0]: text.strip(_DECORATION)}
+
+
+def _submit_in(text: str) -> ast.Call | None:
+    """Return the first call of `SUBMIT` in the code of a reply, if it has one."""
+    with contextlib.suppress(SyntaxError, ValueError, *TOO_DEEP):
+        for node in ast.walk(tree_of(read_reply(text).code)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SUBMIT":
+                return node
+    return None
+
+
+def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
+    """Return what a call of `SUBMIT` gives, by output field; nothing if that is more than literals."""
+    with contextlib.suppress(ValueError, TypeError, *TOO_DEEP):
+        args = tuple(ast.literal_eval(value) for value in call.args)
+        kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        if ... not in (*args, *kwargs.values()):
+            return submitted(names, args, kwargs)
+    return {}
+
+
+def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:
+    """Return what stands behind each heading that names a field; of two with one name, behind the first."""
+    names = "|".join("[ _-]".join(map(re.escape, name.split())) for name in by_name)
+    with_colon = rf"(?:[>#*_`-][>#*_` \t-]*)?(?P<name>{names})[*_`]*[ \t]*[:=]"
+    alone = rf"(?:#+[ \t]*[*_]*|\*\*|__)(?P<title>{names})[*_]*[ \t]*$"
+    mark = r"\[\[ ## (?P<mark>\w+) ## \]\]"
+    pattern = rf"^[ \t]*(?:{with_colon}|{alone}|{mark})[*_`]*"
+    found = list(re.finditer(pattern, text, re.IGNORECASE | re.MULTILINE))
+    values: dict[str, str] = {}
+    for heading, after in itertools.zip_longest(found, found[1:]):
+        name = by_name.get(_plain(heading["name"] or heading["title"] or heading["mark"]))
+        if name is not None:
+            values.setdefault(name, text[heading.end() : after.start() if after else None].strip())
+    return values
+
+
+def _plain(name: Any) -> str:
+    return re.sub(r"[ _-]+", " ", str(name)).strip().lower()
+
+
+def _takes_words(annotation: Any) -> bool:
+    """Whether a value of a type is written as words or a number."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_takes_words(part) for part in get_args(annotation) if part is not type(None))
+    if origin is not None:
+        return origin is Literal
+    return not (isinstance(annotation, type) and issubclass(annotation, _CONTAINERS)) and not hasattr(
+        annotation, "model_fields"
+    )

@@ -1,0 +1,82 @@
+"""The predictor behind `llm_query`, and the adapter that sends a prompt as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import dspy
+
+from rlm_dspy.budget.metered_lm import asking
+from rlm_dspy.inputs import MEDIA
+
+if TYPE_CHECKING:
+    from rlm_dspy.repl.values import Media
+
+
+class Prompt(str):
+    """A prompt with images, sounds or files in it. As a str it has their names in their places.
+
+    Attributes:
+        parts: The texts, and the images, sounds and files, in order.
+
+    Raises:
+        ValueError: If a part is something else.
+    """
+
+    __slots__ = ("parts",)
+    parts: list[Any]
+
+    def __new__(cls, parts: list[Any], media: Media) -> Self:
+        """Put the parts together."""
+        if other := [type(part).__name__ for part in parts if not isinstance(part, (str, *MEDIA))]:
+            raise ValueError(f"a prompt consists of texts, images, sounds and files, not {', '.join(other)}")
+        shown = [part if isinstance(part, str) else f"<{type(part).__name__} {media.key(part)}>" for part in parts]
+        made = super().__new__(cls, "\n".join(shown))
+        made.parts = parts
+        return made
+
+    def content(self) -> list[dict[str, Any]]:
+        """Return it as the content of a message."""
+        blocks: list[dict[str, Any]] = []
+        for part in self.parts:
+            blocks += [{"type": "text", "text": part}] if isinstance(part, str) else part.format()
+        return blocks
+
+
+class PromptAdapter(dspy.Adapter):
+    """Sends the prompt as it was written and takes the whole reply, as a direct call would."""
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return the instructions as system message, demos as pairs, then the prompt."""
+        messages = [{"role": "system", "content": signature.instructions}]
+        for demo in demos:
+            if not {"prompt", "response"} <= set(demo.keys()):  # a labeled example of the whole task
+                continue
+            messages.append({"role": "user", "content": str(demo["prompt"])})
+            messages.append({"role": "assistant", "content": str(demo["response"])})
+        prompt = inputs["prompt"]
+        content = prompt.content() if isinstance(prompt, Prompt) else prompt
+        return [*messages, {"role": "user", "content": content}]
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        """Return the reply."""
+        return {"response": completion.strip()}
+
+
+_PROMPT_ADAPTER = PromptAdapter()
+
+
+class Query(dspy.Predict):
+    """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one prompt."""
+        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+            return super().forward(**inputs)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one prompt."""
+        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+            return await super().aforward(**inputs)

@@ -1,0 +1,41 @@
+"""The REPL's side of the functions that model code may call, as source to run in any interpreter."""
+
+import base64
+import importlib.util
+import marshal
+from functools import cache
+from pathlib import Path
+
+HOST_TOOL = "_rlm_call"
+"""The one host function that it reaches the host by."""
+_FILE = "<functions>"
+_SOURCES = ("values.py", "functions.py", "dspy_facade.py", "names.py")
+SOURCE = "\n\n".join((Path(__file__).parent / "in_repl" / name).read_text(encoding="utf-8") for name in _SOURCES)
+"""What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
+RUN = f"""
+def _rlm_run(source, compiled, given):
+    import base64, builtins, importlib.util, marshal
+    if compiled[0] == importlib.util.MAGIC_NUMBER.hex():
+        code = marshal.loads(base64.b64decode(compiled[1]))
+    else:
+        code = compile(source, {_FILE!r}, 'exec', dont_inherit=True)
+    names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
+    inside['globals'] = lambda: names
+    exec(code, inside)
+    names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
+
+_rlm_run(*_rlm_functions, _rlm_given)
+del _rlm_run, _rlm_functions, _rlm_given
+"""
+"""Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out."""
+BEGIN = "_rlm_begin()"
+"""Run once the inputs are bound."""
+SHOW_NOTES = "_rlm_show_notes()"
+"""Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.cell.HOOK`."""
+
+
+@cache
+def functions() -> list[object]:
+    """Return the source, and its code for an interpreter of this very Python, which need not compile it."""
+    code = marshal.dumps(compile(SOURCE, _FILE, "exec", dont_inherit=True))
+    return [SOURCE, [importlib.util.MAGIC_NUMBER.hex(), base64.b64encode(code).decode()]]

@@ -1,0 +1,181 @@
+"""Reading the values of a SUBMIT into the types of the signature."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+from dspy.adapters.utils import annotation_allows_none, parse_value
+from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from rlm_dspy.json_values import MAX_DEPTH, nested_too_deep
+from rlm_dspy.repl.type_names import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+TOO_DEEP = (ValueError, RecursionError, MemoryError)
+"""What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
+_MOST_REPAIRED_CHARS = 4_000
+"""A longer text must be valid JSON."""
+_SHOWN_CHARS = 120
+_SHOWN_REASONS = 5
+_TOLD_PROBLEMS = 1_000
+"""With more problems in one value, none is told: pydantic lists all or none, each in 1 KB."""
+
+
+def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[str]]:
+    """Read submitted values into the output fields of a signature.
+
+    A field may be left out if it has a default or allows None. Strings are read leniently into other types
+    (`"42"` as int, `"2025-03-14"` as date, a JSON list as list); objects of the REPL's own classes by their
+    fields.
+
+    Args:
+        signature: The user's `dspy.Signature` class.
+        submitted: The values by field name; if there is one output field, also the bare value.
+
+    Returns:
+        The values by field name, and what is wrong: one sentence a field, empty if all fit.
+    """
+    fields = signature.output_fields
+    if not isinstance(submitted, dict) or (len(fields) == 1 and not set(submitted) & set(fields)):
+        submitted = {next(iter(fields)): submitted} if len(fields) == 1 else {}
+    problems = [f"{name}: there is no such output field" for name in submitted if name not in fields]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in submitted:
+            if nested_too_deep(submitted[name]):
+                problems.append(f"{name}: nested more than {MAX_DEPTH} levels deep; submit a flatter value")
+                continue
+            try:
+                values[name] = read_value(submitted[name], type_of(field))
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        elif not field.is_required():
+            values[name] = field.get_default(call_default_factory=True)
+        elif annotation_allows_none(field.annotation):
+            values[name] = None
+        else:
+            problems.append(f"{name}: missing ({name_of(field.annotation)})")
+    return values, problems
+
+
+def type_of(field: FieldInfo) -> Any:
+    """Return the type of a field with all that holds for its values: `Annotated[int, Ge(1)]`."""
+    by = field.discriminator
+    told = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
+    return Annotated[field.annotation, *told] if told else field.annotation
+
+
+def read_value(value: Any, annotation: Any) -> Any:
+    """Read one value into a type, with the constraints and validators of an `Annotated` one.
+
+    Raises:
+        ValueError: If it does not fit; the message says what is needed and what was given.
+    """
+    if get_origin(annotation) is Annotated:
+        return _read_constrained(value, annotation)
+    if annotation is str:
+        return _read_str(value)
+    attempts: list[Callable[[], Any]] = [
+        lambda: TypeAdapter(annotation).validate_python(value),
+        lambda: TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True),  # as a `Record` has
+        lambda: _parsed(value, annotation),
+    ]
+    if isinstance(annotation, enum.EnumMeta):
+        attempts.reverse()
+    attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
+    details = ""
+    for attempt in attempts:
+        try:
+            return attempt()
+        except (TypeError, PydanticSerializationError, *TOO_DEEP) as error:
+            details = details or _details(error)
+    raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
+
+
+def _parsed(value: Any, annotation: Any) -> Any:
+    """Read a value as DSPy does: it repairs broken JSON, in a time that grows with the square of its length."""
+    if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
+        return TypeAdapter(annotation).validate_json(value)
+    return parse_value(value, annotation)
+
+
+def _read_constrained(value: Any, annotation: Any) -> Any:
+    """Read a value as it is, for validators that come before the type; then leniently into the type alone."""
+    bare = get_args(annotation)[0]
+    with contextlib.suppress(ValueError):
+        return _checked(value, annotation)
+    return _checked(read_value(value, bare), annotation)
+
+
+def _checked(value: Any, annotation: Any) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True)
+    except ValidationError as error:
+        reasons = "; ".join(_reasons(error))
+    except Exception as error:  # noqa: BLE001 (a validator is the caller's: what fails in it refuses the value)
+        reasons = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{reasons}; got {_shown(value)}")
+
+
+def _read_str(value: Any) -> str:
+    """Take a str, or a number's text. A container is no answer in words, and None is none at all."""
+    if isinstance(value, enum.Enum) and isinstance(value.value, str):
+        return value.value
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, bytes | list | tuple | dict | set | frozenset):
+        raise ValueError(f"expected str, got {_shown(value)}")
+    return str(value)
+
+
+def _as_plain(value: Any) -> Any:
+    """Return the value as JSON-like data: models, dataclasses and arrays of the REPL's own classes by fields."""
+    if hasattr(value, "tolist"):  # numpy and pandas, which are not imported for this
+        return value.tolist()
+    if hasattr(value, "to_dict"):
+        return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
+    return to_jsonable_python(_by_names(value), fallback=vars)
+
+
+def _by_names(value: Any) -> Any:
+    """Return lists and dicts with dicts in the place of the namedtuples in them."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _by_names(item) for key, item in value.items()}
+    return [_by_names(item) for item in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # an object of the REPL's own classes
+        text = "(it cannot be shown)"
+    cut = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    return f"{type(value).__name__} {cut}"
+
+
+def _details(error: Exception) -> str:
+    """Return what pydantic says of the parts, one by one, and which members an enum has."""
+    if not isinstance(error, ValidationError) or error.error_count() > _TOLD_PROBLEMS:
+        return ""
+    parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] == "enum"])
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _reasons(error: ValidationError, parts: list[ErrorDetails] | None = None) -> list[str]:
+    """Return what pydantic says of the first parts of a value that do not fit."""
+    if error.error_count() > _TOLD_PROBLEMS:
+        return [f"{error.error_count():,} parts do not fit"]
+    return [
+        f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
+        for part in (error.errors() if parts is None else parts)[:_SHOWN_REASONS]
+    ]

@@ -1,0 +1,1 @@
+"""Source that runs inside a REPL; not imported by the host."""

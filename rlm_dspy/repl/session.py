@@ -1,0 +1,293 @@
+"""One run's interpreter: furnished with the inputs and the functions, replaced when it dies."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.primitives.sandbox_serializable import SandboxSerializable
+
+from rlm_dspy.inputs import Text, plain
+from rlm_dspy.interpreters import PythonInterpreter
+from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
+from rlm_dspy.repl import bootstrap
+from rlm_dspy.repl.values import across, described, sent, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.repl.values import Media
+    from rlm_dspy.trajectory import StepKind
+
+MAKE = "_rlm_made"
+"""The function of the REPL that makes what stands there for an object; see `in_repl_values`."""
+_SIMPLE_TYPES = (str, int, float, bool, list, dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a block of code led to.
+
+    Attributes:
+        kind: `output`, `error`, `submitted` (not yet read into types) or `interpreter_lost`.
+        output: What was printed and shown, or what went wrong.
+        submitted: The values of SUBMIT, if it was called.
+    """
+
+    kind: StepKind
+    output: str
+    submitted: Any = None
+
+
+class Repl:
+    """The interpreter of one run.
+
+    Args:
+        factory: Makes a fresh interpreter; called again if one dies.
+        tools: Host functions by the name that code calls them by.
+        inputs: The run's inputs by name; bound once, so what the code changes stays changed.
+        signature: The user's signature; gives SUBMIT its fields.
+        known: What the functions of the REPL are told of this run (see `in_repl`).
+        media: Where images, sounds and files are kept that the REPL has by name.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], dspy.CodeInterpreter],
+        tools: dict[str, Callable[..., Any]],
+        inputs: dict[str, Any],
+        signature: Any,
+        known: dict[str, Any],
+        media: Media,
+    ) -> None:
+        self._known = known
+        self._media = media
+        self._factory = factory
+        self._tools = tools
+        self._inputs = inputs
+        self._signature = signature
+        self._interpreter: dspy.CodeInterpreter | None = None
+        self._closed = False
+        self._running = False
+        self._lock = threading.Lock()
+        self._kept: dict[str, Any] = {}
+
+    @property
+    def execution_instructions(self) -> str:
+        """What the interpreter says of itself to the model."""
+        return execution_instructions(self._interpreter)
+
+    def open(self) -> None:
+        """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
+
+        Raises:
+            dspy.CodeInterpreterError: If it cannot be started.
+            TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
+        """
+        interpreter = self._factory()
+        if not isinstance(interpreter, dspy.CodeInterpreter):
+            raise TypeError(
+                f"interpreter_factory returned a {type(interpreter).__name__}; it must return a new "
+                "CodeInterpreter, with tools, start, execute and shutdown."
+            )
+        self._interpreter = interpreter
+        interpreter.tools.update(self._across(interpreter))
+        if isinstance(interpreter, PythonInterpreter):
+            interpreter.stand_in = self._stand_in
+        if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
+            interpreter.output_fields = output_fields(self._signature)
+        try:
+            interpreter.start()
+            for code, variables in self._furnishing(interpreter):
+                interpreter.execute(code, variables=variables)
+            if self._kept:
+                interpreter.execute(f"{SETUP}pass", variables=self._kept)
+        finally:
+            if self._closed:  # a cancelled run closes while another thread still opens
+                interpreter.shutdown()
+
+    def _stand_in(self, value: Any) -> tuple[Any, ...] | None:
+        """Return how the REPL makes what stands there for an object of the host's own classes."""
+        if isinstance(value, Text):
+            return ("_rlm_restore", str(value))
+        found = described(value, self._media)
+        return found and (MAKE, *found)
+
+    def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:
+        """Return the tools as this interpreter calls them."""
+        if getattr(interpreter, "in_host", False):
+            return self._tools
+        plain = not isinstance(interpreter, TakesObjects)
+        own = {name: tool for name, tool in self._tools.items() if not name.startswith("_")}
+        return {**self._tools, **{name: across(tool, self._media, plain=plain) for name, tool in own.items()}}
+
+    def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is executed before the first turn: functions, DSPy's own input types, other inputs."""
+        takes_objects = isinstance(interpreter, TakesObjects)
+        serialized, variables = [], {}
+        for name, value in self._inputs.items():
+            if isinstance(value, SandboxSerializable):
+                serialized.append(_sandbox_code(name, value))
+            else:
+                variables[name] = (
+                    _as_object(value, interpreter) if takes_objects else self._as_json(name, value, interpreter)
+                )
+        known = {**self._known, "marked": not takes_objects}
+        functions = {"_rlm_functions": bootstrap.functions(), "_rlm_given": known}
+        steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
+        return [(SETUP + code, values) for code, values in steps]
+
+    def _as_json(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
+        """Return the value as JSON-like data, with marks, for interpreters of others.
+
+        Raises:
+            TypeError: If it has no such form. Raised before any model call was paid.
+        """
+        try:
+            return sent(plain(value), self._media, strict=True)
+        except (TypeError, RecursionError) as error:
+            raise TypeError(
+                f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: "
+                f"{error}. Give a str, numbers, lists, dicts or a pydantic model, or use one of "
+                "rlm_dspy.interpreters."
+            ) from error
+
+    def interrupt(self) -> None:
+        """Stop the running cell, from any thread: it ends in an error. Without one nothing happens.
+
+        An interpreter that cannot stop a cell is shut down; a fresh one takes its place.
+        """
+        if not self._running:
+            return
+        stop = getattr(self._interpreter, "interrupt", None)  # not in DSPy's protocol
+        if callable(stop):
+            stop()
+        else:
+            with contextlib.suppress(Exception):  # its other thread may be writing to the worker that is shut down
+                self._shut_down()
+
+    def keep(self, name: str, value: Any) -> str:
+        """Bind a variable now, and in an interpreter that takes the place of this one; return its name.
+
+        It is another name if an input or a function has that one.
+        """
+        while name in self._inputs or name in self._tools:
+            name += "_"
+        self._kept[name] = value
+        assert self._interpreter is not None, "open() comes first"
+        self._interpreter.execute(f"{SETUP}pass", variables={name: value})
+        return name
+
+    def give_up(self) -> None:
+        """Let nothing take the place of the interpreter if it dies."""
+        self._closed = True
+
+    def close(self) -> None:
+        """Shut the interpreter down for good: none takes its place any more."""
+        self._closed = True
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            interpreter, self._interpreter = self._interpreter, None
+        if interpreter is not None:
+            interpreter.shutdown()
+
+    def execute(self, code: str) -> Outcome:
+        """Run a block of the model's code.
+
+        What the model can repair is an outcome, not an error. So is the death of the interpreter: a fresh one
+        takes its place.
+
+        Raises:
+            dspy.CodeInterpreterError: If the interpreter died and no other can be started.
+        """
+        assert self._interpreter is not None, "open() comes first"
+        outcome = self._execute(code)
+        if outcome.kind == "interpreter_lost" or getattr(self._interpreter, "calls_hook", False):
+            return outcome
+        notes = self._notes()
+        return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
+
+    def _notes(self) -> str:
+        """Have the functions of the REPL bound again; return what to tell of names that the cell has changed."""
+        with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone by now; the next cell will tell
+            if self._interpreter is not None:
+                return str(self._interpreter.execute(SETUP + bootstrap.SHOW_NOTES, variables={}) or "")
+        return ""
+
+    def _execute(self, code: str) -> Outcome:
+        interpreter = self._interpreter
+        assert interpreter is not None, "open() comes first"
+        self._running = True
+        try:
+            result = interpreter.execute(code, variables={})
+        except SyntaxError as error:
+            message = str(error)
+            return Outcome("error", message if "SyntaxError" in message else f"SyntaxError: {message}")
+        except dspy.CodeExecutionError as error:
+            return Outcome("error", str(error))
+        except dspy.CodeInterpreterError as error:
+            self._running = False  # the fresh one is not what `interrupt` is for
+            return self._replace(error)
+        finally:
+            self._running = False
+        text = interpreter.shown if isinstance(interpreter, Interpreter) else shown(result)
+        if isinstance(result, dspy.FinalOutput):
+            return self._submitted(text, result.output)
+        return Outcome("output", text)
+
+    def _submitted(self, printed: str, values: Any) -> Outcome:
+        if getattr(self._interpreter, "in_host", False):
+            return Outcome("submitted", printed, values)
+        try:
+            return Outcome("submitted", printed, taken(values, self._media))
+        except ValueError as error:
+            return Outcome("error", f"{printed}SUBMIT was given {error}.")
+
+    def _replace(self, error: dspy.CodeInterpreterError) -> Outcome:
+        if self._closed:
+            raise error
+        self._shut_down()
+        self.open()
+        return Outcome(
+            "interpreter_lost",
+            f"The interpreter died: {error}\nA fresh one was started. The inputs and functions are there again; "
+            "variables, imports and functions that you made are lost.",
+        )
+
+
+def output_fields(signature: Any) -> list[dict[str, Any]]:
+    """Return the output fields as interpreters take them: names, and types where they are simple."""
+    fields = []
+    for name, field in signature.output_fields.items():
+        simple = {"type": field.annotation.__name__} if field.annotation in _SIMPLE_TYPES else {}
+        fields.append({"name": name, **simple})
+    return fields
+
+
+def _as_object(value: Any, interpreter: Any) -> Any:
+    return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
+
+
+def _sandbox_code(name: str, value: SandboxSerializable) -> tuple[str, dict[str, Any]]:
+    """Return the code and variables that rebuild one of DSPy's `SandboxSerializable` inputs."""
+    payload = value.to_sandbox()
+    raw = f"_raw_{name}"
+    lines = [value.sandbox_setup(), value.sandbox_assignment(name, raw)]
+    if isinstance(payload, bytes):
+        try:
+            payload = payload.decode("utf-8")
+        except UnicodeDecodeError:
+            payload = base64.b64encode(payload).decode("ascii")
+            lines.insert(0, f"import base64\n{raw} = base64.b64decode({raw})")
+    return "\n".join(line for line in lines if line), {raw: str(payload)}
+
+
+def execution_instructions(of: Any) -> str:
+    """Return what an interpreter, or what makes it, says of itself to the model; optional in DSPy's protocol."""
+    return str(getattr(of, "execution_instructions", None) or "")

@@ -1,0 +1,272 @@
+"""The user's tools: checked, named, called on the host."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import keyword
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.signatures.signature import ensure_signature
+
+from rlm_dspy.concurrency.async_tools import is_async
+from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
+from rlm_dspy.repl.coercion import read_value
+from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
+from rlm_dspy.trajectory import without_media_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rlm_dspy.concurrency.async_tools import AsyncTools
+
+
+RESERVED = frozenset(
+    {
+        *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
+        *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
+    }
+)
+"""Names in the REPL that no input and no tool may take."""
+
+
+SETTINGS = frozenset(
+    {
+        *("signature", "new_signature", "demos", "config", "lm", "prediction"),
+        *("max_iters", "interpreter_factory", "self", "instance"),
+    }
+)
+"""What modules take by keyword beside their inputs. Code in the REPL gives inputs only: none has such a name."""
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+_GENERIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+
+
+def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
+    """Return the tools by name.
+
+    Raises:
+        TypeError: If it is a dict, or holds something that cannot be called.
+        ValueError: If two have one name, or a name is no identifier or taken.
+    """
+    if isinstance(tools, dict):
+        raise TypeError(
+            "tools must be a list, not a dict: tools=[function], or [dspy.Tool(function, name='other_name')]."
+        )
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise TypeError(f"tools must be a list of functions, tools=[function], not {type(tools).__name__}.")
+    named: dict[str, dspy.Tool] = {}
+    for given in tools or []:
+        if not callable(given):
+            raise TypeError(f"Tool {given!r} must be callable, not {type(given).__name__}.")
+        tool = _tool(given)
+        if not _is_name(tool.name) or _is_reserved(tool.name):
+            raise ValueError(
+                f"Tool name {tool.name!r} is no free Python name; pass dspy.Tool(function, name='other_name')."
+            )
+        if tool.name in named:
+            raise ValueError(f"Duplicate tool name {tool.name!r}; pass dspy.Tool(function, name='other_name').")
+        named[tool.name] = tool
+    return named
+
+
+def check_tools(tools: Any) -> dict[str, dspy.Tool]:
+    """Return the tools by name, given as `normalize_tools` takes them or as it returns them.
+
+    Raises:
+        TypeError: As `normalize_tools`.
+        ValueError: As `normalize_tools`.
+    """
+    named = isinstance(tools, dict) and all(
+        isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()
+    )
+    return normalize_tools(list(tools.values()) if named else tools)
+
+
+def _tool(given: Any) -> dspy.Tool:
+    """Return a tool.
+
+    Raises:
+        ValueError: If it does not say what arguments it takes, as some built-in functions do not.
+    """
+    try:
+        tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
+        return _with_named_arguments(tool)
+    except ValueError as error:
+        raise ValueError(
+            f"Tool {given!r} does not say what arguments it takes; wrap it in a function whose arguments have "
+            "names, e.g. def longest(words: list[str]) -> str: ..."
+        ) from error
+
+
+def _with_named_arguments(tool: dspy.Tool) -> dspy.Tool:
+    """Return the tool, with `tool.args` as the arguments of a function that names none, as MCP's tools do."""
+    own = inspect.signature(tool.func)
+    names_some = {parameter.kind for parameter in own.parameters.values()} - _GENERIC
+    described = tool.has_kwargs and not own.parameters.keys() & tool.args.keys()
+    if names_some or not described or not all(map(_is_name, tool.args)):
+        return tool
+
+    async def call_async(**kwargs: Any) -> Any:
+        return await tool.func(**kwargs)
+
+    def call(**kwargs: Any) -> Any:
+        return tool.func(**kwargs)
+
+    function: Callable[..., Any] = call_async if is_async(tool.func) else call
+    functools.update_wrapper(function, tool.func)
+    function.__signature__ = inspect.Signature(_parameters(tool))  # type: ignore[attr-defined]  # inspect reads it
+    return tool.model_copy(update={"func": function})
+
+
+def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
+    """Return the parameters that `tool.args` describes: behind one that may be left out, all are keyword-only."""
+    optional, parameters = False, []
+    for name, schema in tool.args.items():
+        kind = inspect.Parameter.KEYWORD_ONLY if optional else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = schema.get("default", inspect.Parameter.empty)
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=tool.arg_types.get(name, Any)))
+        optional = optional or "default" in schema
+    return parameters
+
+
+def check_signature(signature: Any) -> Any:
+    """Return a signature given as a string or a class.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it cannot be read, or has no output.
+    """
+    if not isinstance(signature, str) and not (
+        isinstance(signature, type) and issubclass(signature, dspy.Signature)
+    ):
+        raise TypeError(
+            f"signature must be a string like 'context, question -> answer: str' or a dspy.Signature class, "
+            f"not {signature!r}."
+        )
+    try:
+        read = ensure_signature(signature)
+    except SyntaxError as error:
+        raise ValueError(
+            f"The signature {signature!r} cannot be read: {error}. Names must be identifiers."
+        ) from error
+    if not read.output_fields:
+        raise ValueError("The signature has no output field; write e.g. 'context, question -> answer: str'.")
+    return read
+
+
+def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any]:
+    """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
+
+    Args:
+        tool: The tool.
+        async_tools: Awaits it if it is async.
+    """
+    own = inspect.signature(tool.func)
+    names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
+    by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
+    in_thread = async_tools.for_threads(tool)
+
+    def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) > len(names):
+            usage = f"{tool.name}{shown_signature(own)}"
+            raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
+        return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
+
+    def invoke(*args: Any, **kwargs: Any) -> Any:
+        with _told_safely(tool.name):
+            if by_position:  # dspy.Tool hands arguments over by name only
+                return in_thread.func(*args, **kwargs)
+            return in_thread(**by_name(args, kwargs))
+
+    async def invoke_async(*args: Any, **kwargs: Any) -> Any:
+        with _told_safely(tool.name):
+            call = tool.func(*args, **kwargs) if by_position else tool.acall(**by_name(args, kwargs))
+            return await async_tools.awaited(tool.name, call)
+
+    function: Callable[..., Any] = invoke_async if is_async(tool.func) else invoke
+    functools.update_wrapper(function, tool.func)
+    function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
+    return function
+
+
+def _constrained(tool: dspy.Tool, given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments with the constraints of an `Annotated[int, Field(ge=1)]` applied; DSPy drops these.
+
+    Raises:
+        ValueError: If one does not fit; the message names it and what is needed.
+    """
+    try:
+        parameters = inspect.signature(tool.func, eval_str=True).parameters
+    except Exception:  # noqa: BLE001 (an annotation in quotes may name, or do, anything)
+        return given
+    kinds = {name: part.annotation for name, part in parameters.items()}
+    checked = dict(given)
+    for name in [name for name in given if name in kinds and bare(kinds[name]) != kinds[name]]:
+        try:
+            checked[name] = read_value(given[name], kinds[name])
+        except ValueError as error:
+            raise ValueError(f"{tool.name}: {name}: {error}") from None
+    return checked
+
+
+@contextlib.contextmanager
+def _told_safely(name: str) -> Iterator[None]:
+    """Let what a tool raises reach the code without secrets of the host."""
+    try:
+        yield
+    except SystemExit as error:  # of a tool made from a command line; it must not end the caller's program
+        raise RuntimeError(f"{name} exited with {error.code!r}") from error
+    except Exception as error:
+        if (safe := safe_error(error, dspy.settings.lm)) is error:
+            raise
+        raise safe from None
+
+
+class GuardedTool(dspy.Tool):
+    """A tool as ReAct gets it: what it raises comes back as type and message, without traceback and secrets."""
+
+    @classmethod
+    def of(cls, tool: dspy.Tool) -> GuardedTool:
+        """Return a tool, guarded; its defaults are shown without secrets, too."""
+        args = {name: _shown_schema(schema) for name, schema in (tool.args or {}).items()}
+        return cls(tool.func, tool.name, tool.desc, args, tool.arg_types, tool.arg_desc)
+
+    def __call__(self, **kwargs: Any) -> Any:
+        """Call it."""
+        try:
+            return without_media_marks(super().__call__(**_constrained(self, kwargs)))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would tell of it with its traceback)
+            return self._told(error)
+
+    async def acall(self, **kwargs: Any) -> Any:
+        """Await it."""
+        try:
+            return without_media_marks(await super().acall(**_constrained(self, kwargs)))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
+            return self._told(error)
+
+    def _told(self, error: BaseException) -> str:
+        return f"Execution error in {self.name}: {type(error).__name__}: {safe_message(error, dspy.settings.lm)}"
+
+
+def _shown_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an argument without a default that no model may be shown."""
+    shown = shown_default(schema.get("default"))
+    return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else schema
+
+
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _is_reserved(name: str) -> bool:
+    return name in RESERVED or name.startswith(("_rlm", "_dspy", "__"))

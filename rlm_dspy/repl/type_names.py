@@ -1,0 +1,169 @@
+"""How types are named to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import dspy
+from dspy.adapters.utils import get_annotation_name
+from pydantic import BaseModel
+
+from rlm_dspy.inputs import MEDIA
+from rlm_dspy.redaction import without_credentials
+
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Iterable
+
+    from pydantic.fields import FieldInfo
+
+_DEFAULT_CHARS = 60
+
+
+def name_of(annotation: Any) -> str:
+    """Return a type's name, without what constrains its values."""
+    return str(get_annotation_name(bare(annotation)))
+
+
+def bare(annotation: Any) -> Any:
+    """Return a type without the `Annotated` in it."""
+    origin: Any = get_origin(annotation)
+    parts = get_args(annotation)
+    if origin is Annotated:
+        return bare(parts[0])
+    kinds = tuple(map(bare, parts))
+    if kinds == parts:
+        return annotation
+    return Union[kinds] if origin is types.UnionType else origin[kinds]  # noqa: UP007  # its parts are known only now
+
+
+_PHRASES = {
+    "gt": "greater than",
+    "ge": "greater than or equal to",
+    "lt": "less than",
+    "le": "less than or equal to",
+    "multiple_of": "a multiple of the given number",
+    "min_length": "minimum length",
+    "max_length": "maximum length",
+    "pattern": "pattern",
+    "allow_inf_nan": "allow 'inf', '-inf', 'nan' values",
+}
+"""What holds for values, in DSPy's words."""
+
+
+def constraints_of(field: FieldInfo) -> str:
+    """Return what holds for the values of a field, as a model is told it: `greater than or equal to: 1`."""
+    found = ((name, getattr(part, name, None)) for part in field.metadata for name in _PHRASES)
+    return ", ".join(f"{_PHRASES[name]}: {value}" for name, value in found if value is not None)
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type's name; of a class with fields or an enum also what it consists of."""
+    name, parts = name_of(annotation), consists_of([annotation])
+    return f"{name} ({parts})" if parts else name
+
+
+def shown_default(value: Any) -> str:
+    """Return a default as a model is shown it: plain values without secrets; `...` for an object of the host."""
+    if isinstance(value, enum.Enum):
+        return str(value)
+    text = without_credentials(repr(value)) if _is_plain(value) else "..."
+    return text if len(text) <= _DEFAULT_CHARS else "..."
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, bool, int, float)
+
+
+class _Shown:
+    """Stands in a signature for a default."""
+
+    def __init__(self, value: Any) -> None:
+        self._text = shown_default(value)
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def shown_signature(signature: inspect.Signature) -> str:
+    """Return a signature as a model is shown it: `(query: str, k: int = 5) -> list[str]`."""
+    parameters = [
+        part if part.default is part.empty else part.replace(default=_Shown(part.default))
+        for part in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters))
+
+
+def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:
+    """Return of which fields and values the classes and enums in some types consist; each is told once.
+
+    Args:
+        annotations: The types.
+        kind: What code has, or gives, in place of an instance.
+    """
+    seen: set[Any] = set()
+    return "; ".join(_told(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
+
+
+def _told(part: Any, kind: str) -> str:
+    if members := getattr(part, "__members__", None):
+        return f"{part.__name__} is one of {[member.value for member in members.values()]}"
+    fields = (f"{key}: {name_of(annotation)}" for key, annotation in _fields_of(part).items())
+    return f"{part.__name__} is a {kind} with {', '.join(fields)}"
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields of a model, a dataclass, a `NamedTuple` or a `TypedDict`, by name."""
+    if not isinstance(kind, type) or issubclass(kind, dspy.Type):
+        return {}
+    if issubclass(kind, BaseModel):
+        return {key: field.annotation for key, field in kind.model_fields.items()}
+    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind) or hasattr(kind, "_fields")):
+        return {}
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError):  # an annotation in quotes that names nothing
+        return {}
+
+
+def holds_media(annotation: Any) -> bool:
+    """Whether values of a type may be, or contain, images, sounds or files."""
+    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
+    return any(_names_media(part) for part in (annotation, *inner))
+
+
+def alternatives(annotation: Any) -> int:
+    """Return of how many types the unions in a type consist, together; 0 if it has none."""
+    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
+    return sum(map(_alternatives, (annotation, *inner)))
+
+
+def _alternatives(annotation: Any) -> int:
+    parts = get_args(annotation)
+    own = len(parts) if get_origin(annotation) in (Union, types.UnionType) else 0
+    return own + sum(map(_alternatives, parts))
+
+
+def _names_media(annotation: Any) -> bool:
+    return annotation in MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
+
+
+def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
+    """Return the classes with fields and the enums that a type is made of, the outermost first."""
+    found = []
+    fields = _fields_of(annotation)
+    if (fields or hasattr(annotation, "__members__")) and annotation not in seen:
+        seen.add(annotation)
+        found.append(annotation)
+        for field in fields.values():
+            found += _parts_of(field, seen)
+    for argument in getattr(annotation, "__args__", ()):
+        found += _parts_of(argument, seen)
+    return found

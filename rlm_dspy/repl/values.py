@@ -1,0 +1,338 @@
+"""Values on their way between the host and the code in a REPL, both ways; the REPL's side is `in_repl_values`.
+
+What JSON does not know is marked: objects of the host's classes by the names of their fields, values of Python's
+own types by the name of the type. Nothing in what comes from a REPL is looked up: a mark makes a value of one of
+the types below, or a `Record`.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import enum
+import functools
+import hashlib
+import inspect
+import math
+import reprlib
+import threading
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import dspy
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
+from rlm_dspy.json_values import parts_of
+from rlm_dspy.repl.coercion import read_value
+from rlm_dspy.repl.type_names import alternatives, holds_media
+from rlm_dspy.text import clip, sendable
+from rlm_dspy.trajectory import without_media_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RECORD, TYPE = "__record__", "__type__"
+_FEW_TYPES = 8
+_MOST_READINGS = 500_000
+"""Of the parts of a value, each as every type of a union; it takes some 280 bytes."""
+_SIMPLE = (str, int, bool, type(None))
+_WRITTEN: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
+    dt.datetime: ("datetime", dt.datetime.isoformat),
+    dt.date: ("date", dt.date.isoformat),
+    dt.time: ("time", dt.time.isoformat),
+    dt.timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    Decimal: ("Decimal", str),
+    Fraction: ("Fraction", str),
+    UUID: ("UUID", str),
+    complex: ("complex", str),
+}
+_MADE: dict[str, Callable[[Any], Any]] = {
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timedelta": lambda parts: dt.timedelta(*parts),
+    "float": float,
+    "tuple": tuple,
+    "dict": dict,
+}
+_MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
+
+
+class Media:
+    """The images, sounds and files of a tree of runs by the names that its REPLs know them by."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def key(self, media: Any) -> str:
+        """Return the name of an image, a sound or a file: the same for the same content."""
+        content = media.model_dump_json().encode("utf-8", "surrogatepass")
+        key = hashlib.sha256(content).hexdigest()[:12]
+        with self._lock:
+            self._known.setdefault(key, media)
+        return key
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the thing itself.
+
+        Raises:
+            ValueError: If nothing of that name was handed to a REPL of this tree.
+        """
+        with self._lock:
+            if key not in self._known:
+                raise ValueError("there is no such image, sound or file among those that this REPL was given")
+            return self._known[key]
+
+
+def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[str, Any]] | None:
+    """Return kind, class name and fields of an object that a REPL has a stand-in for; None of any other value."""
+    if isinstance(value, type):
+        return None
+    name = type(value).__name__
+    if media is not None and isinstance(value, MEDIA):
+        return "media", name, {"key": media.key(value), "about": about(value)}
+    if isinstance(value, Record):
+        return value.kind, value.name, dict(value)
+    if isinstance(value, Row):
+        return "namedtuple", value.name, value._asdict()
+    if isinstance(value, enum.Enum):
+        return _described_member(value)
+    found = _kind_and_fields(value)
+    return found and (found[0], name, found[1])
+
+
+def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:
+    members = type(value).__members__
+    if value.name not in members:  # flags that are set together
+        return None
+    base = next((kind.__name__ for kind in _MIXED_IN if isinstance(value, kind)), "")
+    values = {key: member.value for key, member in members.items()}
+    return "enum", type(value).__name__, {"member": value.name, "base": base, "members": values}
+
+
+def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
+    if isinstance(value, BaseModel):
+        return "model", {key: getattr(value, key) for key in type(value).model_fields}
+    if isinstance(value, dspy.Example):  # a Prediction is one
+        return "prediction", dict(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return "namedtuple", dict(zip(value._fields, value, strict=False))
+    if is_dataclass(value):
+        return "dataclass", {item.name: getattr(value, item.name) for item in fields_of(value)}
+    return None
+
+
+def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> Any:
+    """Return a value as it is sent to a REPL: JSON-like, with marks; one Python call for each level.
+
+    Args:
+        value: Any value.
+        media: Where images, sounds and files are kept, which are sent by name; None to send what they hold.
+        strict: Whether to refuse what has no form, rather than to send its `repr`.
+
+    Raises:
+        TypeError: If it has no form and `strict` is set.
+    """
+    if type(value) in _SIMPLE or isinstance(value, Text):
+        return str(value) if isinstance(value, Text) else value
+    if (found := described(value, media)) is not None:
+        kind, name, fields = found
+        return {RECORD: name, "kind": kind, "fields": _sent_items(fields, media, strict)}
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return _sent_scalar(value, strict=strict)
+    if isinstance(value, dict) and all(type(key) is str and key not in (RECORD, TYPE) for key in value):
+        return _sent_items(value, media, strict)
+    items = []
+    for item in map(list, value.items()) if isinstance(value, dict) else value:
+        items += [item if type(item) in _SIMPLE else sent(item, media, strict=strict)]
+    if isinstance(value, list):
+        return items
+    made = next(kind for kind in (dict, tuple, set, frozenset) if isinstance(value, kind))
+    return {TYPE: made.__name__, "value": items}
+
+
+def _sent_items(fields: dict[Any, Any], media: Media | None, strict: bool) -> dict[str, Any]:
+    items = {}
+    for key, item in fields.items():
+        items[str(key)] = item if type(item) in _SIMPLE else sent(item, media, strict=strict)
+    return items
+
+
+def _sent_scalar(value: Any, *, strict: bool) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {TYPE: "float", "value": str(float(value))}
+    for kind, (name, written) in _WRITTEN.items():
+        if type(value) is kind:
+            return {TYPE: name, "value": written(value)}
+    if isinstance(value, PurePath):
+        return {TYPE: "Path", "value": str(value)}
+    try:
+        return to_jsonable_python(value, fallback=None if strict else repr, inf_nan_mode="strings")
+    except (PydanticSerializationError, UnicodeError) as error:
+        raise TypeError(str(error)) from error
+
+
+def taken(value: Any, media: Media) -> Any:
+    """Return a value that came from a REPL with what is marked in it made again; the same object if nothing is.
+
+    Raises:
+        ValueError: If a mark makes no value; also if it is nested too deeply.
+    """
+    try:
+        return _taken(value, media)
+    except (ValueError, TypeError, KeyError, OverflowError, InvalidOperation, AttributeError) as error:
+        raise ValueError(f"a value that cannot be read: {error}") from error
+    except RecursionError:
+        raise ValueError("a value that is nested too deeply") from None
+
+
+def _taken(value: Any, media: Media) -> Any:
+    if type(value) is list:
+        items = []
+        for item in value:
+            items += [item if type(item) in _SIMPLE else _taken(item, media)]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if type(value) is not dict:
+        return value
+    if TYPE in value:
+        return _MADE[value[TYPE]](_taken(value["value"], media))
+    if RECORD in value and value["kind"] == "media":
+        return media[value["fields"]["key"]]
+    given = value["fields"] if RECORD in value else value
+    fields = {}
+    for key, item in given.items():
+        fields[key] = item if type(item) in _SIMPLE else _taken(item, media)
+    if RECORD in value:
+        kind, name = str(value["kind"]), str(value[RECORD])
+        return Row.of(name, fields) if kind == "namedtuple" else Record(kind, name, fields)
+    return fields if any(fields[key] is not given[key] for key in given) else value
+
+
+def across(tool: Callable[..., Any], media: Media, *, plain: bool) -> Callable[..., Any]:
+    """Return a host function as code in a REPL calls it: with what it is given made again.
+
+    Args:
+        tool: The function, sync or async.
+        media: Where images, sounds and files are kept.
+        plain: Whether its result must be JSON-like, for interpreters of others.
+    """
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        return taken(list(args), media), taken(kwargs, media)
+
+    @functools.wraps(tool)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args_read, kwargs_read = read(args, kwargs)
+        result = tool(*args_read, **kwargs_read)
+        return _without_marks(result) if plain else result
+
+    @functools.wraps(tool)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
+        args_read, kwargs_read = read(args, kwargs)
+        result = await tool(*args_read, **kwargs_read)
+        return _without_marks(result) if plain else result
+
+    return call_async if inspect.iscoroutinefunction(tool) else call
+
+
+def _without_marks(value: Any) -> Any:
+    """Return a tool's result as JSON-like data; what has no such form as it is, which the interpreter refuses."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        value = dict(zip(value._fields, value, strict=False))
+    try:
+        return to_jsonable_python(value, inf_nan_mode="null")
+    except (PydanticSerializationError, UnicodeError, ValueError):
+        return value
+
+
+def received(value: Any, annotation: Any) -> Any:
+    """Return a value of the REPL, or an input of the run, in the type of an input field.
+
+    Raises:
+        ValueError: If it does not fit; the message says what is needed and what was given. Also if code names an
+            image or a file by an address: whoever fetches it would carry out what code wrote into the address.
+    """
+    value = without_media_marks(plain(value))
+    if annotation in (Any, object):
+        return value
+    _check_size(value, annotation)
+    found = read_value(value, annotation)
+    if holds_media(annotation):
+        known = {id(media) for media in _media_in(value)}
+        if any(id(media) not in known and _is_address(media) for media in _media_in(found)):
+            raise ValueError(
+                "code may name no address: pass an image or a file that is an input of this run, or the data "
+                "itself ('data:image/png;base64,...')"
+            )
+    return found
+
+
+def _check_size(value: Any, annotation: Any) -> None:
+    """Check that a value takes no gigabytes to read: pydantic keeps why each part is no type of a union."""
+    types = alternatives(annotation)
+    if types > _FEW_TYPES and _count_parts(value, _MOST_READINGS // types) > _MOST_READINGS // types:
+        raise ValueError(
+            f"more than {_MOST_READINGS // types:,} parts for unions of {types} types; pass fewer items at once"
+        )
+
+
+def _count_parts(value: Any, most: int) -> int:
+    """Return how many values a value consists of; a bit more than `most` if there are more."""
+    count, waiting = 0, [value]
+    while waiting and count <= most:
+        parts = parts_of(waiting.pop()) or ()
+        count += len(parts)
+        waiting += parts.values() if isinstance(parts, dict) else parts
+    return count
+
+
+def _media_in(value: Any) -> Iterator[Any]:
+    """Yield the images, sounds and files in a value."""
+    if isinstance(value, MEDIA):
+        yield value
+        return
+    parts = parts_of(value) or ()
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _media_in(part)
+
+
+def _is_address(media: Any) -> bool:
+    """Whether an image or a file is not there itself, but is to be fetched."""
+    if isinstance(media, dspy.Image):
+        return not str(media.url).startswith("data:")
+    return isinstance(media, dspy.File) and bool(media.file_id)
+
+
+class _Short(reprlib.Repr):
+    """Writes values shortened, and what is marked as code in the REPL sees it."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Return a dict, or what a mark stands for, as text."""
+        if TYPE in x:
+            return self.repr1(x.get("value"), level)
+        if RECORD not in x or not isinstance(x.get("fields"), dict):
+            return super().repr_dict(x, level)
+        fields = (f"{name}={self.repr1(value, level - 1)}" for name, value in x["fields"].items())
+        return f"{x[RECORD]}({', '.join(fields)})"
+
+
+_SHORT = _Short()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def short(value: Any, max_chars: int) -> str:
+    """Return a value as text for the trajectory, cut."""
+    if isinstance(value, Text | str):
+        return sendable(clip(str(value), max_chars))
+    return sendable(clip(repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value), max_chars))

@@ -1,0 +1,109 @@
+"""Fenced blocks of code in a text, and whether text is Python."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+PYTHON = {"python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
+
+
+_FENCE = re.compile(r"^[ \t]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+.-]*)[^`]*$")
+
+
+FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy's ChatAdapter
+
+
+_OUTPUT_TITLE = re.compile(
+    r"\W*(?:(?:the|expected|example|sample|program)\s+)?(?:output|result|stdout)s?\W*", re.IGNORECASE
+)
+
+
+_PARSE_ATTEMPTS = 20
+
+
+_MAX_CLOSINGS_TRIED = 50
+
+
+class CodeBlock(NamedTuple):
+    """A fenced block: its language in lower case, its code, and the numbers of its first line and of its end."""
+
+    language: str
+    code: str
+    start: int
+    end: int
+    is_output: bool
+
+
+def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
+    """Yield the fenced blocks. One that is never closed ends with the lines, or at the next field mark."""
+    position, above = 0, ""
+    while position < len(lines):
+        opening = _FENCE.match(lines[position])
+        if opening is None:
+            above = lines[position] if lines[position].strip() else above
+            position += 1
+            continue
+        end = _end_of_block(lines, position + 1, opening["fence"])
+        code = "\n".join(lines[position + 1 : end]).strip("\n")
+        yield CodeBlock(opening["language"].lower(), code, position, end, bool(_OUTPUT_TITLE.fullmatch(above)))
+        position, above = end + 1, ""
+
+
+def _end_of_block(lines: list[str], start: int, fence: str) -> int:
+    """Return the line of the closing fence: the first, unless it stands in a string of the code.
+
+    A block that is never closed ends at the next field mark, or with the reply.
+    """
+    closing = islice((at for at in range(start, len(lines)) if _closes(lines[at], fence)), _MAX_CLOSINGS_TRIED)
+    first = next(closing, None)
+    if first is None:
+        return next((at for at in range(start, len(lines)) if FIELD_MARK.match(lines[at])), len(lines))
+    if _ends_inside_string("\n".join(lines[start:first])):
+        for at in closing:
+            if parse("\n".join(lines[start:at])) is not None:
+                return at
+    return first
+
+
+def _closes(line: str, fence: str) -> bool:
+    line = line.strip()
+    return len(line) >= len(fence) and set(line) == {fence[0]}
+
+
+def tree_of(code: str) -> ast.Module:
+    """Return the tree of code; parse again if CPython 3.11 mixed up two threads that parse at once (gh-106905).
+
+    Raises:
+        SyntaxError: If it is no Python.
+        ValueError: If it holds what no Python can, e.g. a null character.
+    """
+    for _ in range(_PARSE_ATTEMPTS - 1):
+        with contextlib.suppress(SystemError):
+            return ast.parse(code)
+    return ast.parse(code)
+
+
+def parse(code: str) -> ast.Module | None:
+    """Return the tree of code; None if it is not Python."""
+    try:
+        return tree_of(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _ends_inside_string(code: str) -> bool:
+    try:
+        tree_of(code)
+    except SyntaxError as error:
+        return error.msg.startswith("unterminated triple-quoted")
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    return False

@@ -1,0 +1,1 @@
+"""What code in the REPL may call: targets, dispatch, batches, child RLMs, the values that cross."""

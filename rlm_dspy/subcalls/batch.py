@@ -1,0 +1,345 @@
+"""Runs the items of one sub-call or batch: at once, in order, each failure an answer of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import contextvars
+import functools
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metered_lm import fitting
+from rlm_dspy.budget.metering import Meter, metered
+from rlm_dspy.budget.refusals import as_window_error, is_too_long, sizes_of
+from rlm_dspy.concurrency.async_tools import AsyncCall
+from rlm_dspy.concurrency.event_loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
+from rlm_dspy.concurrency.port import as_streamed, waiting_loop
+from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.limits import Limits
+from rlm_dspy.prompt.prose import outputs_in_words
+from rlm_dspy.redaction import safe_message
+from rlm_dspy.repl.values import sent, short
+from rlm_dspy.subcalls.listener import tell
+from rlm_dspy.subcalls.target import Calling, calling, insisting
+from rlm_dspy.text import clip, sendable
+from rlm_dspy.trajectory import SubCall
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from rlm_dspy.budget.ledger import Ticket
+    from rlm_dspy.cache.sub_call_cache import SubCallCache
+    from rlm_dspy.coverage.watch import Watch
+    from rlm_dspy.subcalls.target import Callee
+    from rlm_dspy.trajectory import Span
+
+Answer = dict[str, Any]
+"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`.
+
+The error of a reply that was cut has `partial` too: what there is of it.
+"""
+
+_ERROR_CHARS = 1_000
+_OUTPUT_CHARS = 1_000
+_ANSWER_CHARS = 20_000
+_CHARS_PER_TOKEN = 3
+_NO_LIMITS = Limits()
+
+
+@dataclass
+class Asked:
+    """One item, from asking to answer.
+
+    Attributes:
+        inputs: The values of the input fields.
+        shown: Their short forms, for the trajectory.
+        key: What it is found again by; empty if it is asked anew every time.
+        answer: The answer; empty until there is one.
+        attempts: How often a model was asked for it.
+        cached: Whether it was answered before.
+        started: Seconds since the root run began.
+        seconds: How long it took.
+        spent: Counts what it used.
+        inside: What RLMs that ran inside it did.
+        watch: Tells which parts of the run's inputs it was sent.
+        meter: Hears of its requests, in the last attempt.
+        end: Lets another sub-call begin in its place.
+    """
+
+    inputs: dict[str, Any]
+    shown: dict[str, str]
+    watch: Watch
+    key: str = ""
+    answer: Answer = field(default_factory=dict)
+    attempts: int = 0
+    cached: bool = False
+    started: float = 0.0
+    seconds: float = 0.0
+    spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
+    inside: Calling | None = None
+    meter: Meter | None = None
+    end: Callable[[], object] = bool
+
+    @functools.cached_property
+    def sent(self) -> tuple[Span, ...]:
+        """The parts of the run's inputs that it was sent."""
+        return self.watch.sent(self.inputs)
+
+    def fail(self, error: BaseException) -> None:
+        """Take an error for the answer."""
+        self.answer = failed(error)
+
+    def repeat(self, other: Asked) -> None:
+        """Take the answer of another that asked the same."""
+        self.answer, self.cached = other.answer, "value" in other.answer
+
+    def entry(self, callee: Callee, batch: int) -> SubCall:
+        """Return what the trajectory keeps of it."""
+        unfinished = {"error": "The turn ended before it was answered."}
+        answer = self.answer or unfinished
+        given = answer.get("value", answer.get("partial", ""))
+        return SubCall(
+            name=callee.interface.name,
+            kind=callee.kind,
+            batch=batch,
+            inputs=self.shown,
+            output=short(given, _OUTPUT_CHARS),
+            answer=_whole(given),
+            error=answer.get("error", ""),
+            cached=self.cached,
+            attempts=self.attempts,
+            started=self.started,
+            seconds=self.seconds,
+            spent=self.spent.totals(),
+            sent=self.sent if self.attempts else (),
+            stop=self.inside.stop if self.inside else "",
+            steps=tuple(self.inside.steps) if self.inside else (),
+        )
+
+
+def _whole(value: Any) -> str:
+    """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
+    if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
+        return ""
+    text = sendable(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= _ANSWER_CHARS else ""
+
+
+def failed(error: BaseException, *lms: Any) -> Answer:
+    """Return an error as an answer, without the secrets of these LMs and of the environment."""
+    kind = type(error).__name__
+    answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
+    if isinstance(error, ReplyCut):
+        hint = "`partial` holds what there is of it. Ask for less at once."
+        answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}
+    return answer
+
+
+def _advice(error: Exception, item: Asked) -> str:
+    """Return what to do about a request that is, or may be, too long for the model; nothing of other errors."""
+    if not isinstance(error, dspy.LMError) or not is_too_long(error):
+        return ""
+    chars, window = sum(map(len, map(str, item.inputs.values()))), sizes_of(error).window
+    told = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window is not None else ""
+    sure = "is" if isinstance(error, dspy.ContextWindowExceededError) else "may be"
+    return (
+        f"\nThe request {sure} too long for the model's window{told}. Its inputs have {chars:,} characters: pass "
+        "less at a time, split the text or narrow it down with code."
+    )
+
+
+class Batch(dspy.Module):
+    """The items of one call. A module, so that whatever listens to DSPy sees a batch as a unit, and how far it is.
+
+    Attributes:
+        name: What is called.
+        total: How many items there are to ask.
+        done: How many of them are answered, or have failed.
+        number: Its number in the turn.
+    """
+
+    def __init__(
+        self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger, number: int = 1
+    ) -> None:
+        super().__init__()
+        self.number = number
+        self.name = callee.interface.name
+        self.total = len(items)
+        self.done = 0
+        self._callee = callee
+        self._items = items
+        self._cache = cache
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def forward(self) -> None:
+        """Answer every item."""
+        self.run()
+
+    def run(self) -> None:
+        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context.
+
+        If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
+        """
+        self._loop = self._loop_to_ask_on()
+        present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            while self._ledger.closed is None and not raised:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    present.copy().run(self._answer, item)
+                except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
+                    raised.append(error)
+                changed.set()
+
+        for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
+            threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
+        with self._ledger.told_of_closing(changed.set):
+            while self.done < self.total and not raised and self._ledger.closed is None:
+                changed.wait()
+                changed.clear()
+        if raised:
+            raise raised[0]
+        if (why := self._ledger.closed) is not None:
+            self._give_up(why)
+
+    def _give_up(self, why: LimitExceeded) -> None:
+        self._ledger.meet(why.limit)
+        with self._lock:
+            given_up = [item for item in self._items if not item.answer]
+            for item in given_up:
+                item.fail(why)
+        for item in given_up:
+            if item.meter is not None:
+                item.meter.give_up(why)
+            item.end()
+            tell(functools.partial(item.entry, self._callee, self.number))
+
+    def _answer(self, item: Asked) -> None:
+        begun = time.monotonic()
+        item.started = begun - self._ledger.started
+        if (outer := calling.get()) is not None:
+            item.inside = Calling(outer.run)
+            calling.set(item.inside)
+        try:
+            if self._callee.reserves:
+                # Taken before it waits for an equal question: an asker in a slot may wait for this one.
+                item.end = self._ledger.slot()
+            if self._cache is not None and item.key and self._callee.reused:
+                value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
+            else:
+                value = self._ask(item)
+            answer: Answer = {"value": value}
+        except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
+            error = as_window_error(error) if isinstance(error, dspy.LMError) else error
+            answer = failed(error, *self._callee.lms, outer and outer.run.lm)
+            if self._callee.kind != "child":  # whose inputs are no part of its messages
+                answer["error"] += _advice(error, item)
+        finally:
+            item.end()
+        with self._lock:
+            late = bool(item.answer)
+            if not late:
+                item.answer, item.seconds = answer, time.monotonic() - begun
+        if not late:
+            tell(lambda: item.entry(self._callee, self.number))
+        with self._lock:
+            self.done += 1
+
+    def _ask(self, item: Asked) -> Any:
+        """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
+        callee = self._callee
+        unread: dspy.AdapterParseError | None = None
+        while True:
+            self._check_waited_for(item)
+            # Before the call: a failed call may be billed too.
+            ticket = self._ledger.reserve() if callee.reserves else None
+            item.attempts += 1
+            try:
+                with self._metered(item, ticket), fitting(module=callee.module), insisting(unread):
+                    result = self._call(item)
+                if item.inside is not None:
+                    item.inside.check(result, is_child=callee.kind == "child")
+                return sent(callee.interface.value_of(callee.read(result)))
+            except dspy.AdapterParseError as error:
+                if item.attempts < callee.attempts:
+                    unread = error
+                elif found := self._in_words(item):
+                    return sent(callee.interface.value_of(dspy.Prediction(**found)))
+                else:
+                    raise
+
+    def _in_words(self, item: Asked) -> dict[str, Any]:
+        """Return the outputs of a predictor whose last replies hold them in a form of their own; empty if not."""
+        module, replies = self._callee.module, item.meter.outputs if item.meter is not None else []
+        return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
+
+    @contextlib.contextmanager
+    def _metered(self, item: Asked, ticket: Ticket | None) -> Iterator[None]:
+        """Enter what is asked for an item in this scope. A child enters by itself what it asks."""
+        role, ledger = self._callee.role, self._ledger
+        entered = (
+            metered(item.spent, role)
+            if ticket is None
+            else metered(ledger, role, ticket=ticket, mirror=item.spent)
+        )
+        with entered as item.meter:
+            self._check_waited_for(item)
+            yield
+
+    def _check_waited_for(self, item: Asked) -> None:
+        if item.answer:
+            raise LimitExceeded(item.answer.get("error", "It has been answered."))
+
+    def _loop_to_ask_on(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop on which a request can be ended: the run's, or ours if it may have to be; else None."""
+        module, lm = self._callee.module, self._callee.options.get("lm")
+        loop = waiting_loop()
+        if loop is not None:
+            return loop if can_be_awaited(module, lm) else None
+        timed = self._ledger.limits.max_seconds is not None
+        return own_loop() if timed and can_share_a_loop(module, lm) else None
+
+    def _call(self, item: Asked) -> Any:
+        """Return what the module gives; on an event loop, it ends when the run does."""
+        module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
+        asking: AsyncCall | Elsewhere
+        if must_be_awaited(module):
+            asking = AsyncCall(self.name, as_streamed(lambda: module.acall(**inputs)))
+            asking.start()
+        elif self._loop is None:
+            return module(**inputs)
+        else:
+            asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
+        with self._ledger.told_of_closing(asking.cancel):
+            try:
+                return asking.result()
+            except concurrent.futures.CancelledError:
+                why = self._ledger.closed or LimitExceeded("It was cancelled.")
+                raise LimitExceeded(str(why), why.limit) from None
+
+
+@contextlib.contextmanager
+def calling_from(run: Any, lm: Any) -> Iterator[None]:
+    """Be inside a sub-call of `run` in this scope, with the LM of sub-calls."""
+    token = calling.set(Calling(run))
+    try:
+        with dspy.context(**({"lm": lm} if lm else {})):
+            yield
+    finally:
+        calling.reset(token)

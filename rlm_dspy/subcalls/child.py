@@ -1,0 +1,110 @@
+"""Child RLMs: what they are asked, how deep they may be, and when a child would only repeat its parent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.inputs import Text
+from rlm_dspy.subcalls.interface import Interface
+from rlm_dspy.text import sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAX_TASK_CHARS = 2_000
+_MOST_OF_IT = 0.8
+_GUARDED_CHARS = 2_000
+"""Inputs shorter than this may be handed on whole: nothing is lost with them."""
+
+QUERY = Interface(
+    name="rlm_query", inputs={"prompt": str, "context": Any}, defaults={"context": None}, outputs={"response": str}
+)
+"""What `rlm_query` takes and gives."""
+
+
+class ChildQuery(dspy.Module):
+    """What is behind `rlm_query`: a child RLM whose task is the prompt.
+
+    Args:
+        make: Makes a child for a signature.
+    """
+
+    def __init__(self, make: Callable[[Any], dspy.Module]) -> None:
+        super().__init__()
+        self._make = make
+
+    def forward(self, prompt: str, context: Any = None) -> dspy.Prediction:
+        """Answer a prompt about a context; a long prompt is a variable of the child's."""
+        child, inputs = self._child(prompt, context)
+        return child(**inputs)
+
+    async def aforward(self, prompt: str, context: Any = None) -> dspy.Prediction:
+        """Answer a prompt about a context; a long prompt is a variable of the child's."""
+        child, inputs = self._child(prompt, context)
+        return await child.acall(**inputs)
+
+    def _child(self, prompt: str, context: Any) -> tuple[dspy.Module, dict[str, Any]]:
+        inputs = {} if context is None else {"context": context}
+        task = f"{prompt}\n\nGive the answer as `response`."
+        if len(prompt) > _MAX_TASK_CHARS:
+            inputs["prompt"] = prompt
+            task = "Do what the variable `prompt` says. Give the answer as `response`."
+        fields = {name: (Any, dspy.InputField()) for name in inputs} | {"response": (str, dspy.OutputField())}
+        return self._make(dspy.Signature(fields, sendable(task))), inputs
+
+
+def check_depth(depth: int, max_depth: int) -> None:
+    """Check that a run at a depth may have children.
+
+    Raises:
+        LimitExceeded: If not; the message says what to do instead.
+    """
+    if depth >= max_depth:
+        raise LimitExceeded(
+            f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a piece"
+            ", or go on with plain Python."
+        )
+
+
+class Guard:
+    """Answers when a child is handed most of its parent's inputs: it would only do its parent's work again.
+
+    The same call goes through when it is made a second time.
+
+    Args:
+        inputs: The parent's inputs by name.
+    """
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self._total = sum(map(_chars, inputs.values()))
+        self._told: set[str] = set()
+
+    def __call__(self, given: dict[str, Any], key: str) -> str:
+        """Return why a child is not made, or nothing.
+
+        Args:
+            given: The child's inputs by name.
+            key: Names the call.
+        """
+        handed = sum(_chars(value) for value in given.values())
+        if self._total < _GUARDED_CHARS or handed < _MOST_OF_IT * self._total or key in self._told:
+            return ""
+        self._told.add(key)
+        return (
+            f"This would hand {handed:,} characters to a child, of {self._total:,} that you have yourself: it "
+            "would do your work again. Nothing was spent. Split the input with code and hand on slices, or "
+            "narrow it down first. If the child must have all of it, make the same call again."
+        )
+
+
+def _chars(value: Any) -> int:
+    if isinstance(value, Text) and value.path is not None:
+        return value.path.stat().st_size  # not read for this
+    if isinstance(value, str | bytes | Text):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_chars, value.values()))
+    return sum(map(_chars, value)) if isinstance(value, list | tuple | set) else 1

@@ -1,0 +1,260 @@
+"""What the REPL may send to the host: every frame is read into these models before anything else looks at it.
+
+The code in a REPL is written by a model and can send any JSON, whatever the helpers in `in_repl` do. What does not
+fit is refused with a message that names the part. Nothing in a frame is looked up among the host's names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.text import mended
+from rlm_dspy.trajectory import without_media_marks
+
+MAX_TYPE_CHARS = 10_000
+"""The longest signature, types and classes included, without instructions and descriptions."""
+_MAX_TEXT_CHARS = 100_000
+_MAX_TURNS = 100
+_MAX_SIZE = 2**31 - 1
+_MAX_BOUND = 10**300
+_SHOWN_PROBLEMS = 3
+_TOLD_PROBLEMS = 1_000
+"""With more problems in one frame, only their number is told: pydantic lists all or none, each in 1 KB."""
+_SHOWN_CHARS = 120
+
+
+class _Frame(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+ModuleKind = Literal["Predict", "ChainOfThought", "ReAct", "RLM"]
+Prose = Annotated[str, Field(max_length=_MAX_TEXT_CHARS)]
+Number = Annotated[int, Field(gt=-_MAX_BOUND, lt=_MAX_BOUND)] | Annotated[float, Field(allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=0, le=_MAX_SIZE)]
+Scalar = str | bool | Number | None
+
+
+class Constraints(_Frame):
+    """What pydantic's `Field` may say about a value, in plain numbers and strings; a str bounds a date."""
+
+    gt: Number | str | None = None
+    ge: Number | str | None = None
+    lt: Number | str | None = None
+    le: Number | str | None = None
+    multiple_of: (
+        Annotated[int, Field(gt=0, lt=_MAX_BOUND)] | Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    ) = None
+    min_length: Size | None = None
+    max_length: Size | None = None
+    pattern: str | None = None
+    max_digits: Size | None = None
+    decimal_places: Size | None = None
+    allow_inf_nan: bool | None = None
+    strict: bool | None = None
+
+
+def _chars(value: Any) -> int:
+    if isinstance(value, BaseModel):
+        return sum(_chars(item) for name, item in value if name not in ("instructions", "doc", "desc"))
+    if isinstance(value, dict):
+        return sum(len(str(name)) + _chars(item) for name, item in value.items())
+    return sum(map(_chars, value)) if isinstance(value, list) else len(str(value))
+
+
+class FieldFrame(_Frame):
+    """A field of a class or of a signature.
+
+    Attributes:
+        type: Its type, as text.
+        required: Whether it must be given.
+        default: Its value if it is not given.
+        desc: What it is for.
+        constraints: What else holds for it.
+    """
+
+    type: str
+    required: bool = True
+    default: Any = None
+    desc: Prose = ""
+    constraints: Constraints = Constraints()
+
+
+class SignatureField(FieldFrame):
+    """A field of a signature: an input or an output."""
+
+    name: str
+    way: Literal["in", "out"]
+
+
+class ModelFrame(_Frame):
+    """A class with fields: a pydantic model, a dataclass, a `TypedDict`."""
+
+    kind: Literal["model"]
+    fields: dict[str, FieldFrame] = Field(min_length=1)
+    doc: Prose = ""
+
+
+class EnumFrame(_Frame):
+    """An enum."""
+
+    kind: Literal["enum"]
+    members: dict[str, Scalar] = Field(min_length=1)
+
+
+class AliasFrame(_Frame):
+    """A name that code gave to a type."""
+
+    kind: Literal["alias"]
+    type: str
+
+
+ClassFrame = Annotated[ModelFrame | EnumFrame | AliasFrame, Field(discriminator="kind")]
+
+
+class SignatureFrame(_Frame):
+    """A signature: inline (`text`) or the fields of a class.
+
+    Attributes:
+        text: `"text, topic -> score: int"`.
+        fields: The fields, in order.
+        name: The name of the class.
+        instructions: The task; None for DSPy's own words.
+        classes: The classes of the REPL that it names.
+    """
+
+    text: str | None = None
+    fields: list[SignatureField] | None = None
+    name: str = "StringSignature"
+    instructions: Prose | None = None
+    classes: dict[str, ClassFrame] = {}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.text is None) == (self.fields is None):
+            raise ValueError("a signature has either text or fields")
+        if self.chars > MAX_TYPE_CHARS:
+            raise ValueError(f"it has {self.chars:,} characters; {MAX_TYPE_CHARS:,} are allowed")
+        return self
+
+    @property
+    def chars(self) -> int:
+        """The characters of all but what describes."""
+        return _chars(self)
+
+    @property
+    def shown(self) -> str:
+        """How messages name it."""
+        name = self.text if self.text is not None else self.name
+        return repr(name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}...")
+
+
+class ModelOptions(_Frame):
+    """What code may set for the model calls of a module; not who answers them, nor where."""
+
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_SIZE)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=100)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    rollout_id: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+
+class TurnOptions(_Frame):
+    """What code may set for a module that takes turns."""
+
+    max_iters: Annotated[int, Field(ge=1, le=_MAX_TURNS)] | None = None
+
+
+class QueryFrame(_Frame):
+    """`llm_query`, or a child RLM by `rlm_query`."""
+
+    kind: Literal["query", "rlm_query"]
+
+
+class SubFrame(_Frame):
+    """A declared sub."""
+
+    kind: Literal["sub"]
+    name: str
+
+
+class AdHocFrame(_Frame):
+    """A module that was written in the REPL."""
+
+    kind: Literal["ad_hoc"]
+    module: ModuleKind
+    signature: SignatureFrame
+    config: dict[str, Any] = {}
+    tools: list[str] = []
+
+    def options(self) -> dict[str, Any]:
+        """Return what the module is made with.
+
+        Raises:
+            InvalidInputs: If code may not set it, or not to this value.
+        """
+        kind: type[_Frame] = ModelOptions if self.module in ("Predict", "ChainOfThought") else TurnOptions
+        known = list(kind.model_fields)
+        if unknown := sorted(self.config.keys() - set(known)):
+            raise InvalidInputs(
+                f"dspy.{self.module} takes a signature and {', '.join(known)} here, not {', '.join(unknown)}."
+            )
+        if self.tools and self.module != "ReAct":
+            raise InvalidInputs(f"dspy.{self.module} takes no tools; use dspy.ReAct(signature, tools=[...]).")
+        try:
+            return kind.model_validate(self.config).model_dump(exclude_unset=True, exclude_none=True)
+        except ValidationError as error:
+            raise InvalidInputs(f"Invalid option of dspy.{self.module}: {problems(error)}") from None
+
+
+Target = Annotated[QueryFrame | SubFrame | AdHocFrame, Field(discriminator="kind")]
+Part = Annotated[tuple[dict[str, Any], dict[str, str]], Field(strict=False)]
+"""Values by field, and inputs of the run by field."""
+
+
+class CallFrame(_Frame):
+    """One call: of what, with which items.
+
+    Attributes:
+        to: What is called.
+        items: One for each answer.
+        same: What holds for every item.
+        many: Whether a list is awaited.
+    """
+
+    to: Target
+    items: list[Part]
+    same: Part = ({}, {})
+    many: bool = True
+
+
+def read_call(frame: Any) -> CallFrame:
+    """Return the call that a frame of the REPL asks for.
+
+    Raises:
+        InvalidInputs: If it is none; the message names what is wrong with it.
+    """
+    try:
+        if isinstance(frame, dict) and "to" in frame:  # a signature's texts: DSPy makes none with half a pair
+            frame = {**frame, "to": without_media_marks(mended(frame["to"]))}
+        return CallFrame.model_validate(frame)
+    except ValidationError as error:
+        raise InvalidInputs(f"Invalid call: {problems(error)}") from None
+    except RecursionError:
+        raise InvalidInputs("Invalid call: it is nested too deeply.") from None
+
+
+def problems(error: ValidationError) -> str:
+    """Return what pydantic refused: the part and the reason, never a value."""
+    if (count := error.error_count()) > _TOLD_PROBLEMS:
+        return f"{count:,} parts do not fit"
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    parts = [
+        f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
+        for part in found[:_SHOWN_PROBLEMS]
+    ]
+    more = f" (and {len(found) - _SHOWN_PROBLEMS} more)" if len(found) > _SHOWN_PROBLEMS else ""
+    return f"{'; '.join(parts)}{more}"

@@ -1,0 +1,296 @@
+"""Declared subs: signatures and modules that code in the REPL calls by name, and that optimizers see."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import keyword
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dspy
+from pydantic import PydanticUserError, TypeAdapter
+from pydantic_core import PydanticUndefined
+
+from rlm_dspy.concurrency.event_loops import has_forward
+from rlm_dspy.errors import Unanswered
+from rlm_dspy.repl.coercion import read_value, type_of
+from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
+from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.cache import SubCallCache
+    from rlm_dspy.limits import Limits
+
+_INLINE = "StringSignature"  # what DSPy calls a signature that has no class of its own
+_REASONING = "reasoning"
+_MAX_DOC_CHARS = 300
+
+
+class Subs(dspy.Module):
+    """Holds the declared subs, one attribute each, so that they are the predictors `subs.<name>`."""
+
+    def names(self) -> list[str]:
+        """Return the names of the subs, in the order they were declared."""
+        return [name for name, value in vars(self).items() if isinstance(value, dspy.Module)]
+
+
+def make_subs(given: Any, inputs: Any, tools: Any) -> Subs:
+    """Return the declared subs.
+
+    Args:
+        given: A list of signature classes and modules, or a dict of names to these or to inline signatures;
+            None for no subs.
+        inputs: The input fields of the RLM, whose names are taken.
+        tools: The tools, likewise.
+
+    Raises:
+        TypeError: If something is neither a signature nor a module.
+        ValueError: If a name is missing, taken, or given twice.
+    """
+    subs = Subs()
+    for name, value in _named(given):
+        module = dspy.Predict(check_signature(value)) if isinstance(value, str | type) else value
+        if not isinstance(module, dspy.Module):
+            raise TypeError(f"The sub {name!r} must be a dspy.Signature class or a dspy.Module, not {value!r}.")
+        _check_name(name, subs, inputs, tools)
+        _check_fields(name, module)
+        setattr(subs, name, module)
+    return subs
+
+
+def _named(given: Any) -> list[tuple[str, Any]]:
+    if given is None:
+        return []
+    if isinstance(given, dict):
+        return list(given.items())
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"subs must be a list of signatures and modules or a dict of names, not {given!r}.")
+    return [(_name_of(value), value) for value in given]
+
+
+def _name_of(value: Any) -> str:
+    if isinstance(value, type) and issubclass(value, dspy.Signature):
+        name = value.__name__
+    elif isinstance(value, dspy.Predict):
+        name = value.signature.__name__
+    elif isinstance(value, dspy.Module):
+        name = _INLINE if isinstance(value, dspy.ChainOfThought) else type(value).__name__
+    elif isinstance(value, str):
+        name = _INLINE
+    else:
+        raise TypeError(f"subs takes dspy.Signature classes and dspy.Modules, not {value!r}.")
+    if name == _INLINE:
+        raise ValueError(f"A sub without a name of its own: {value!r}. Name it with a dict: subs={{'name': ...}}.")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _check_name(name: Any, subs: Subs, inputs: Any, tools: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"A sub's name must be a Python identifier, not {name!r}.")
+    taken = {
+        "a name of the REPL": name in RESERVED or name.startswith("_"),
+        "an input field": name in inputs,
+        "a tool": name in tools,
+        "another sub": name in vars(subs) and isinstance(vars(subs)[name], dspy.Module),
+        "a role of the run": name in {"act", "query", "extract", "fold", "ad_hoc", "rlm"},
+    }
+    taken["an attribute of dspy.Module"] = not any(taken.values()) and hasattr(subs, name)
+    if clash := [what for what, true in taken.items() if true]:
+        raise ValueError(
+            f"The sub {name!r} has the name of {clash[0]}. Give it another: subs={{'other_name': ...}}."
+        )
+
+
+def _check_fields(name: str, module: dspy.Module) -> None:
+    """Check that no input is taken for a setting: code in the REPL gives them, and could choose an LM."""
+    signature = signature_of(module)
+    known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct)
+    if known and (clash := sorted(SETTINGS & set(signature.input_fields))):
+        raise ValueError(
+            f"Invalid sub {name!r}: {type(module).__name__} takes {', '.join(clash)} for a setting, not for an "
+            "input. Rename the input fields."
+        )
+
+
+class Program(Protocol):
+    """The module that runs, as the modules below it see it; `RLM` is one."""
+
+    signature: Any
+    limits: Limits
+    tools: dict[str, dspy.Tool]
+    subs: Subs
+    act: Any
+    query: dspy.Predict
+    sub_lm: dspy.BaseLM | None
+    cache: SubCallCache | bool
+    interpreter_factory: Any
+
+    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> dspy.Module:
+        """Return the module of a sub-call: the same but for what is given here."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a callee takes and gives.
+
+    Attributes:
+        name: How code calls it.
+        inputs: The type of each input field; `Any` where it is not known.
+        defaults: The defaults of those that may be left out.
+        outputs: The type of each output field; None if it is not known before the call.
+        doc: What it is for, on one line.
+        whole: Whether the answer is always a record, also if it has one field.
+    """
+
+    name: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any] | None
+    doc: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+
+    @property
+    def call(self) -> str:
+        """How it is called: `claims(passage: str, most: int = 3)`."""
+        parts = []
+        for name, kind in self.inputs.items():
+            typed = name if kind is Any else f"{name}: {name_of(kind)}"
+            default = f" = {shown_default(self.defaults[name])}" if name in self.defaults else ""
+            parts.append(f"{typed}{default}")
+        return f"{self.name}({', '.join(parts)})"
+
+    @property
+    def gives(self) -> str:
+        """What it gives: `list[str]`, or the fields of a record."""
+        if self.outputs is None:
+            return ""
+        if len(self.outputs) == 1 and not self.whole:
+            return name_of(next(iter(self.outputs.values())))
+        fields = (f"{name}: {name_of(kind)}" for name, kind in self.outputs.items())
+        return f"record({', '.join(fields)})"
+
+    @property
+    def types(self) -> str:
+        """What the pydantic models and enums in it consist of: code gives dicts for models, and gets records."""
+        return consists_of([*self.inputs.values(), *(self.outputs or {}).values()], "record")
+
+    @property
+    def stub(self) -> str:
+        """Call and type."""
+        return f"{self.call} -> {self.gives}" if self.gives else self.call
+
+    @functools.cached_property
+    def schemas(self) -> list[Any]:
+        """What its types and constraints are, down to the fields of classes, as JSON."""
+        kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
+        return [_schema(kind) for kind in kinds]
+
+    def value_of(self, result: Any) -> Any:
+        """Return what code gets of a module's result: the one output, or a dict of several.
+
+        Raises:
+            Unanswered: If an output that cannot be None has no value.
+        """
+        if not isinstance(result, dspy.Prediction) and (result is not None or not self.outputs):
+            return result
+        fields = dict(result.items()) if result is not None else {}
+        if self.outputs is not None:
+            fields = {name: fields.get(name) for name in self.outputs}
+            empty = [name for name, value in fields.items() if value is None]
+            if missing := [name for name in empty if not _fits_none(self.outputs[name])]:
+                raise Unanswered(f"{self.name} gave no value for {', '.join(missing)}. Ask for less at a time.")
+        if len(fields) == 1 and not self.whole:
+            return next(iter(fields.values()))
+        return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
+
+    def constrained(self, result: Any) -> Any:
+        """Return a module's result with the constraints of its outputs applied; DSPy looks at the types alone.
+
+        Raises:
+            ValueError: If a value does not fit; the message names the field and what is needed.
+        """
+        kinds = {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
+        if not isinstance(result, dspy.Prediction) or not kinds:
+            return result
+        fields, problems = dict(result.items()), []
+        for name, kind in kinds.items():
+            try:
+                fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return dspy.Prediction(fields)
+
+
+def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:
+    """Return what a module takes and gives, from its signature, else from its `forward`."""
+    signature = signature_of(module)
+    if signature is None:
+        return _of_forward(name, module)
+    plain = isinstance(module, dspy.ChainOfThought) and not whole  # its reasoning is no output that was asked for
+    outputs = {key: _output_type(of) for key, of in signature.output_fields.items()}
+    inputs = signature.input_fields
+    return Interface(
+        name=name,
+        inputs={key: type_of(of) for key, of in inputs.items()},
+        defaults={key: of.default for key, of in inputs.items() if of.default is not PydanticUndefined},
+        outputs={key: kind for key, kind in outputs.items() if not (plain and key == _REASONING)},
+        doc=one_line(signature.instructions),
+        whole=whole,
+    )
+
+
+def _schema(kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind).json_schema()
+    except (PydanticUserError, TypeError, ValueError):  # a type that only its program knows
+        return name_of(kind)
+
+
+def _output_type(of: Any) -> Any:
+    """Return the type of an output field; with None if that is its default."""
+    kind = type_of(of)
+    return kind if of.is_required() or of.default is not None else kind | None
+
+
+def _fits_none(kind: Any) -> bool:
+    try:
+        read_value(None, kind)
+    except ValueError:
+        return False
+    return True
+
+
+def signature_of(module: dspy.Module) -> Any:
+    """Return the signature of a module that has one; else None."""
+    owner = module.predict if isinstance(module, dspy.ChainOfThought) else module
+    signature = getattr(owner, "signature", None)
+    return signature if isinstance(signature, type) and issubclass(signature, dspy.Signature) else None
+
+
+def one_line(text: str | None) -> str:
+    """Return a text on one line, cut."""
+    return " ".join((text or "").split())[:_MAX_DOC_CHARS]
+
+
+def _of_forward(name: str, module: dspy.Module) -> Interface:
+    method = "forward" if has_forward(module) else "aforward"
+    forward: Callable[..., Any] = object.__getattribute__(module, method)  # DSPy warns of looking at it
+    try:
+        own = inspect.signature(forward, eval_str=True)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        own = inspect.signature(forward)
+    named = [p for p in own.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    inputs = {p.name: Any if _untyped(p.annotation) else p.annotation for p in named}
+    defaults = {p.name: p.default for p in named if p.default is not p.empty}
+    doc = type(module).__doc__ if type(module).__doc__ != dspy.Module.__doc__ else ""
+    return Interface(name=name, inputs=inputs, defaults=defaults, outputs=None, doc=one_line(doc))
+
+
+def _untyped(annotation: Any) -> bool:
+    return annotation is inspect.Parameter.empty or isinstance(annotation, str)

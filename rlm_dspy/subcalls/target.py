@@ -1,0 +1,156 @@
+"""What a sub-call calls, and how it is asked until its answer fits the types."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy.budget.metered_lm import kind_of
+from rlm_dspy.cache.sub_call_cache import digest
+from rlm_dspy.errors import Unanswered
+from rlm_dspy.redaction import without_secrets
+from rlm_dspy.subcalls.interface import signature_of
+from rlm_dspy.text import clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.subcalls.interface import Interface
+    from rlm_dspy.trajectory import CallKind, Step
+
+ATTEMPTS = 3
+"""How often a model is asked until its answer can be read into the types."""
+_COMPLAINT_CHARS = 600
+
+
+@dataclass(frozen=True)
+class Callee:
+    """What a sub-call calls.
+
+    Attributes:
+        interface: Its name, and what it takes and gives.
+        module: What runs on the host.
+        kind: See `SubCall.kind`.
+        role: Under which its model calls are entered into the ledger.
+        attempts: How often it is asked until its answer can be read.
+        reserves: Whether each attempt takes one of the run's model calls. A child takes them turn by turn.
+        reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
+        options: What else the module is called with: `lm`, for a predictor that has none of its own.
+    """
+
+    interface: Interface
+    module: dspy.Module
+    kind: CallKind
+    role: str
+    attempts: int = ATTEMPTS
+    reserves: bool = True
+    reused: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lms(self) -> list[Any]:
+        """The LMs that may be asked: that of this scope, one of the call's own, those of the predictors."""
+        own = [predictor.lm for _, predictor in self.module.named_predictors()]
+        return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
+
+    def read(self, result: Any) -> Any:
+        """Return what the module gave, with the constraints of its outputs applied; a child has applied its own.
+
+        Raises:
+            dspy.AdapterParseError: If a value does not fit, as if it could not be read: it is asked for again.
+        """
+        if self.kind == "child":
+            return result
+        try:
+            return self.interface.constrained(result)
+        except ValueError as error:
+            adapter, said = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__, repr(dict(result.items()))
+            raise dspy.AdapterParseError(
+                adapter, signature_of(self.module), clip(said, _COMPLAINT_CHARS), str(error)
+            ) from None
+
+    def state(self, lm: Any) -> str:
+        """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
+        predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
+        kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+        own = getattr(self.module, "config", {})
+        adapter = kind_of(dspy.settings.adapter or dspy.ChatAdapter()).__name__  # what DSPy asks by if none is set
+        told = [self.interface.stub, self.interface.schemas]
+        return digest(kind, told, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
+
+
+def _learned(predictor: Any) -> list[Any]:
+    demos = [dict(demo) for demo in predictor.demos]
+    return [predictor.signature.dump_state(), demos, predictor.config, _lm_state(predictor.lm)]
+
+
+def _lm_state(lm: Any) -> list[Any]:
+    """Return what an LM's answers depend on: its name and its options, but for keys and headers."""
+    return [getattr(lm, "model", None), without_secrets(getattr(lm, "kwargs", None) or {})]
+
+
+@dataclass
+class Calling:
+    """A sub-call that is under way, as RLMs that run inside it find it.
+
+    Attributes:
+        run: The run that made the sub-call: the parent of what runs inside.
+        steps: What was done inside, as far as it has ended.
+        stop: How the last run inside ended, as in `Prediction.stop`.
+        final_reasoning: Its last words; of one that ended unanswered, why it did.
+    """
+
+    run: Any
+    steps: list[Step] = field(default_factory=list)
+    stop: str = ""
+    final_reasoning: str = ""
+
+    def check(self, result: Any, *, is_child: bool) -> None:
+        """Check that the sub-call did not end with a run inside that gave no answer.
+
+        Args:
+            result: What the module gave.
+            is_child: Whether the module is an RLM. Another module may go on without the answer of a run inside
+                it; one that returns the prediction of that run did not.
+
+        Raises:
+            Unanswered: If it did; the message says why the run ended and what to do.
+        """
+        handed_on = isinstance(result, dspy.Prediction) and result.get("stop") == "unanswered"
+        if self.stop == "unanswered" and (is_child or handed_on):
+            raise Unanswered(
+                f"The child ended without an answer. {self.final_reasoning} Give it a smaller part or a simpler "
+                "task, or go on with plain Python."
+            )
+
+
+calling: ContextVar[Calling | None] = ContextVar("calling", default=None)
+"""The sub-call that we are inside of; None outside of sub-calls, and in the tools of a run."""
+
+
+@contextlib.contextmanager
+def insisting(error: dspy.AdapterParseError | None) -> Iterator[None]:
+    """Tell whoever is asked in this scope, behind its messages, why its last answer could not be read."""
+    if error is None:
+        yield
+        return
+    adapter = dspy.settings.adapter or dspy.ChatAdapter()
+    again = copy.copy(adapter)
+    complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
+    note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
+
+    def formatted(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = adapter.format(signature, demos, inputs)
+        last = messages[-1]
+        content = last["content"]
+        longer = [*content, {"type": "text", "text": note}] if isinstance(content, list) else f"{content}{note}"
+        return [*messages[:-1], {**last, "content": longer}]
+
+    again.format = formatted
+    with dspy.context(adapter=again):
+        yield

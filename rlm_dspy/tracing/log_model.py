@@ -1,0 +1,95 @@
+"""Programs with an RLM as models of MLflow: logged without keys, loaded and served elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import dspy
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types.schema import AnyType, ColSpec, Schema
+
+from rlm_dspy.errors import RLMError
+from rlm_dspy.loop.rlm import RLM
+from rlm_dspy.redaction import without_secrets
+from rlm_dspy.tracing.autolog import known_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REQUIRED = ("dspy", "litellm", "mlflow", "pydantic")
+
+
+def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
+    """Log a program as a model, with `dspy.settings` (its LM too) but without keys.
+
+    The model takes keys where it runs: from the environment variables that its provider reads, such as
+    `OPENAI_API_KEY`. It is a pickle: `MLFLOW_ALLOW_PICKLE_DESERIALIZATION=true` must be set where it is loaded or
+    served, and this package be installed there.
+
+    Args:
+        program: An `RLM`, or a module with one in it; optimized or not.
+        name: The name of the model.
+        **options: Further arguments of `mlflow.dspy.log_model`.
+
+    Returns:
+        MLflow's `ModelInfo`; `model_uri` is what loads it.
+
+    Raises:
+        RLMError: If a known key would be in the model all the same, e.g. in a variable of a tool. Nothing is
+            logged then.
+    """
+    options.setdefault("pip_requirements", [f"{each}=={importlib.metadata.version(each)}" for each in _REQUIRED])
+    if isinstance(program, RLM):
+        options.setdefault("signature", model_signature(program))
+    with _keyless(program) as bare:
+        _refuse_keys(bare)
+        return mlflow.dspy.log_model(bare, name=name, **options)
+
+
+def model_signature(rlm: RLM) -> ModelSignature:
+    """Return the columns that a served RLM takes and gives."""
+
+    def schema(fields: dict[str, Any]) -> Schema:
+        return Schema([ColSpec(_column(field.annotation), name) for name, field in fields.items()])
+
+    return ModelSignature(inputs=schema(rlm.signature.input_fields), outputs=schema(rlm.signature.output_fields))
+
+
+def _column(annotation: Any) -> Any:
+    return {str: "string", int: "long", float: "double", bool: "boolean"}.get(annotation) or AnyType()
+
+
+@contextlib.contextmanager
+def _keyless(program: dspy.Module) -> Iterator[dspy.Module]:
+    """Give a copy of a program, and settings in force, whose LMs have no keys and no history."""
+    bare = program.deepcopy()
+    for _, module in [("self", bare), *bare.named_sub_modules(dspy.Module)]:
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, dspy.BaseLM):
+                setattr(module, attribute, _keyless_lm(value))
+    lm = dspy.settings.lm
+    settings = {"lm": None if lm is None else _keyless_lm(lm), "usage_tracker": None, "trace": None}
+    with dspy.context(**settings, caller_modules=None):
+        yield bare
+
+
+def _keyless_lm(lm: dspy.BaseLM) -> dspy.BaseLM:
+    known_secrets.learn_lm(lm)
+    bare = lm.copy()
+    bare.kwargs = without_secrets(lm.kwargs)
+    return bare
+
+
+def _refuse_keys(program: dspy.Module) -> None:
+    known_secrets.learn_environment()
+    content = cloudpickle.dumps((program, dict(dspy.settings.config)))
+    if found := known_secrets.found_in(content):
+        shown = ", ".join(f"{value[:3]}... ({len(value)} characters)" for value in found)
+        raise RLMError(
+            f"The model would hold {len(found)} of your keys: {shown}. Look for them in the tools: read them from "
+            "the environment when the tool is called, not when it is made."
+        )

@@ -1,0 +1,162 @@
+"""What MLflow logs of evaluations and optimizers beside traces, in short forms and without secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import mlflow
+import mlflow.dspy.callback
+import mlflow.dspy.util
+
+from rlm_dspy.redaction import without_secrets
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from rlm_dspy.optimize.forecast import Forecast
+    from rlm_dspy.optimize.promotion import Comparison
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
+
+    from rlm_dspy.tracing.payloads import Payloads, Secrets
+
+_CELL_CHARS = 500
+_logger = logging.getLogger("dspy.rlm_dspy.tracing")
+
+
+@contextlib.contextmanager
+def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
+    """Have MLflow log datasets, states and LM settings through here in this scope.
+
+    Of its own it writes every context of a dataset whole, and the headers of an LM. It looks these functions up by
+    their names whenever it logs, and offers no other way in.
+    """
+
+    def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
+        rows = [payloads.value(example, _CELL_CHARS) for example in dataset]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        mlflow.log_table({name: [row.get(name) for row in rows] for name in names}, file_name)
+
+    def save_state(program: dspy.Module, file_name: str = "model.json") -> None:
+        for _, predictor in program.named_predictors():
+            secrets.learn_lm(predictor.lm)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / file_name
+            program.save(path)
+            mlflow.log_text(payloads.hidden(path.read_text(encoding="utf-8")), file_name)
+
+    save = _harmless(save_state)
+    with (
+        _replaced(mlflow.dspy.util, "sanitize_params", without_secrets),
+        _replaced(mlflow.dspy.util, "log_dspy_dataset", _harmless(log_dataset)),
+        _replaced(mlflow.dspy.util, "save_dspy_module_state", save),
+        _replaced(mlflow.dspy.callback, "save_dspy_module_state", save),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a module's; at the end put that back, unless another has taken the place."""
+    before = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        if getattr(module, name) is function:
+            setattr(module, name, before)
+
+
+def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
+    """Return the columns of an evaluation: the score, and what went in and came out, in short forms."""
+    rows = [_row(payloads, *result) for result in results]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _row(payloads: Payloads, example: Any, prediction: Any, score: Any) -> dict[str, Any]:
+    row = {"score": float(score) if isinstance(score, dspy.Prediction) else score}
+    row |= {f"example_{name}": payloads.value(value, _CELL_CHARS) for name, value in example.items()}
+    given = dict(prediction.items()) if hasattr(prediction, "items") else {"answer": prediction}
+    if isinstance(given.get("trajectory"), list):
+        given["turns"] = len(given.pop("trajectory"))
+    return row | {f"pred_{name}": payloads.value(value, _CELL_CHARS) for name, value in given.items()}
+
+
+def _harmless(log: Any) -> Any:
+    """Return a function that does the same and never raises, as MLflow's own."""
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        try:
+            log(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (what cannot be logged ends no evaluation)
+            _logger.warning("Not logged to MLflow: %s", error)
+
+    return attempt
+
+
+_PROMPT_FILE = "prompts/{}.json"
+
+
+def log_compile(
+    about: Mapping[str, Any],
+    *,
+    cast: Forecast | None = None,
+    prompts: Mapping[str, Mapping[str, Any]] | None = None,
+    compared: Comparison | None = None,
+    policy: str | os.PathLike[str] | None = None,
+) -> None:
+    """Log to the run that is open; without one, nothing.
+
+    Args:
+        about: What was compiled, how and on what; logged as parameters.
+        cast: What it was told to cost, as metrics `forecast_*` (p50 and p95; USD, seconds).
+        prompts: States of predictors by name, before and after; each is a file below `prompts/`.
+        compared: Scores of candidate and incumbent, as metrics, an example a step.
+        policy: The policy file that was written.
+    """
+    if mlflow.active_run() is None:
+        return
+    if about:
+        mlflow.log_params(dict(about))
+    if cast is not None:
+        pairs = {"tokens": cast.tokens, "seconds": cast.seconds, **({"cost": cast.cost} if cast.cost else {})}
+        found = {
+            f"forecast_{name}_{which}": pair[at] for name, pair in pairs.items() for at, which in _PERCENTILES
+        }
+        mlflow.log_metrics({"forecast_runs": cast.runs, **found})
+    for name, state in (prompts or {}).items():
+        mlflow.log_text(json.dumps(state, indent=1, ensure_ascii=False, default=str), _PROMPT_FILE.format(name))
+    if compared is not None:
+        _log_comparison(compared)
+    if policy is not None:
+        mlflow.log_artifact(str(policy))
+
+
+_PERCENTILES = ((0, "p50"), (1, "p95"))
+
+
+def _log_comparison(compared: Comparison) -> None:
+    low, high = compared.interval
+    for at, (mine, its) in enumerate(zip(compared.candidate, compared.incumbent, strict=True)):
+        mlflow.log_metrics({"score_after_each": mine, "score_before_each": its}, step=at)
+    mlflow.log_metrics(
+        {
+            "score_after": sum(compared.candidate) / len(compared.candidate),
+            "score_before": sum(compared.incumbent) / len(compared.incumbent),
+            "difference": compared.difference,
+            "difference_low": low,
+            "difference_high": high,
+        }
+    )
+    mlflow.set_tags({"decision": compared.reason, "not_worse": str(compared.not_worse).lower()})

@@ -1,0 +1,149 @@
+"""What the spans of a run are made of, and the forms that a person reads them in."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from mlflow.entities import SpanType
+from mlflow.tracing.attachments import Attachment
+from mlflow.tracing.constant import TraceMetadataKey
+
+from rlm_dspy.text import sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+TEXT_CHARS = 12_000
+"""Characters of a text that a span shows where it is told once: code and output of a turn, an answer."""
+REPEATED_CHARS = 2_000
+"""The same where another span shows it too."""
+MESSAGE_CHARS = 6_000
+"""The same of a message to a model."""
+_PREVIEW_CHARS = 1_000
+_SHORT_CHARS = 400
+"""A longer text is shown in the list of traces only where there is no other."""
+_REPORT = {"stop", "usage", "trajectory", "final_reasoning"}
+
+
+@dataclass
+class RunSpans:
+    """What the spans of one run of an RLM know of one another.
+
+    Attributes:
+        depth: 0 for the run that was called from outside, one more for each run inside another.
+        inputs: What the run was given.
+        turn: The turn that is under way.
+        sent: The messages of the last call of `act`.
+        sent_in: The turn of that call.
+    """
+
+    depth: int = 0
+    inputs: dict[str, Any] = field(default_factory=dict)
+    turn: int = 0
+    sent: list[Any] = field(default_factory=list)
+    sent_in: int = 0
+
+
+@dataclass(frozen=True)
+class HostCall:
+    """A call from the code to the host.
+
+    Attributes:
+        name: What is called: a tool, or what a sub-call is for.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a span is opened with, or what it gets when it ends.
+
+    Attributes:
+        failed: Why it failed; empty if it did not.
+        run: The run that begins with it.
+        stands_for: What the spans below find above them, if that is not the instance that was called.
+    """
+
+    name: str = ""
+    span_type: str = SpanType.UNKNOWN
+    inputs: Any = None
+    outputs: Any = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+    events: tuple[tuple[str, dict[str, Any]], ...] = ()
+    failed: str = ""
+    run: RunSpans | None = None
+    stands_for: Any = None
+
+
+def preview(values: Any) -> str | None:
+    """Return what the list of traces shows of inputs or outputs: the short texts among them."""
+    if not isinstance(values, dict):
+        return None if values is None else str(values)[:_PREVIEW_CHARS]
+    values = {name: value for name, value in values.items() if not isinstance(value, Attachment)}
+    if {"usage", "trajectory"} <= values.keys():  # what a program passes on that an RLM gave
+        values = {name: value for name, value in values.items() if name not in _REPORT}
+    shown = {name: value for name, value in values.items() if not _is_long(value)} or values
+    if len(shown) == 1:
+        return str(next(iter(shown.values())))[:_PREVIEW_CHARS]
+    return "\n".join(f"{name}: {value}" for name, value in shown.items())[:_PREVIEW_CHARS]
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and (value.startswith(("str, ", "Text(")) or len(value) > _SHORT_CHARS)
+
+
+def fenced(text: str, language: str = "python") -> str:
+    """Return text as a block of Markdown; without the fence MLflow's page shows it in one line."""
+    longest = max((len(ticks) for ticks in re.findall("`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}" if text.strip() else text
+
+
+def failure(what: str, message: str, **more: str) -> tuple[str, dict[str, Any]]:
+    """Return an event by which MLflow's page marks a span red; it does so for events of this name alone."""
+    return "exception", {"exception.type": what, "exception.message": message, **more}
+
+
+_SETTING = "rlm_dspy_trace_tags"
+
+
+_METADATA = {"session": TraceMetadataKey.TRACE_SESSION, "user": TraceMetadataKey.TRACE_USER}
+
+
+@contextlib.contextmanager
+def tags(*, session: str | None = None, user: str | None = None, **others: Any) -> Iterator[None]:
+    """Tag every trace that begins in this scope, as `dspy.context` sets settings: in the threads of DSPy too.
+
+    Args:
+        session: Traces of one session are shown together, e.g. the turns of a chat.
+        user: Who asked.
+        **others: Tags of your own; values are written as text. None takes an outer scope's tag away.
+    """
+    given = {name: value for name, value in (("session", session), ("user", user)) if value is not None}
+    with dspy.context(**{_SETTING: {**_in_force(), **given, **others}}):
+        yield
+
+
+def scope_tags() -> dict[str, str]:
+    """Return the tags in force."""
+    return {
+        name: sendable(str(value))
+        for name, value in _in_force().items()
+        if name not in _METADATA and value is not None
+    }
+
+
+def scope_metadata() -> dict[str, str]:
+    """Return session and user, by the names under which MLflow keeps them."""
+    return {key: sendable(str(_in_force()[name])) for name, key in _METADATA.items() if name in _in_force()}
+
+
+def _in_force() -> dict[str, Any]:
+    found: dict[str, Any] = dspy.settings.get(_SETTING) or {}
+    return found

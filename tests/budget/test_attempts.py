@@ -1,0 +1,196 @@
+"""What an LM repeats by itself: each request is entered into the ledger, and none goes beyond it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Self
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, Limits
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metered_lm import attempt_by_attempt, fitting
+from rlm_dspy.budget.metering import metered
+from tests.playing import block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class LimitedServer:
+    """An OpenAI-compatible server that refuses every question, `refusals` times, then answers.
+
+    With status 429 it is busy; with 200 it sends the beginning of a reply.
+    """
+
+    def __init__(self, code: str, refusals: int, status: int = 429) -> None:
+        self.code, self.refusals, self.status = code, refusals, status
+        self.asked: dict[str, int] = {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                status, answer = outer.answer(str(body["messages"]))
+                data = json.dumps(answer).encode()
+                data = data[:20] if "error" in answer and status == 200 else data
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.send_header("retry-after", "0")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._lock = threading.Lock()
+
+    def answer(self, messages: str) -> tuple[int, dict[str, Any]]:
+        """Return the status and the body of an answer."""
+        with self._lock:
+            self.asked[messages] = number = self.asked.get(messages, 0) + 1
+        if number <= self.refusals:
+            return self.status, {"error": {"message": "not now", "type": "requests"}}
+        reply = self.code if "Write one ```python block" in messages else "[[ ## gist ## ]]\nsmall"
+        message = {"role": "assistant", "content": reply}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return 200, {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
+
+    def lm(self, retries: int) -> dspy.LM:
+        """Return an LM of this server."""
+        return dspy.LM("openai/m", api_base=self.address, api_key="none", cache=False, num_retries=retries)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(params=["called", "awaited"])
+def run(request: pytest.FixtureRequest) -> Callable[..., dspy.Prediction]:
+    """Run an RLM, in both ways."""
+
+    def call(rlm: RLM, **inputs: Any) -> dspy.Prediction:
+        return rlm(**inputs) if request.param == "called" else asyncio.run(rlm.acall(**inputs))
+
+    return call
+
+
+GISTS = block("print([str(g) for g in gist.map(['one', 'two'])])\nSUBMIT(answer='done')")
+
+
+@pytest.mark.parametrize("status", [429, 200])
+def test_every_request_of_turns_and_sub_calls_is_entered(run: Any, status: int) -> None:
+    with LimitedServer(GISTS, refusals=2, status=status) as server, dspy.context(lm=server.lm(3)):
+        prediction = run(RLM("question -> answer", subs={"gist": "text -> gist"}), question="?")
+    assert (prediction.answer, prediction.stop) == ("done", "submitted")
+    assert "['small', 'small']" in prediction.trajectory[0]["output"]
+    assert sum(server.asked.values()) == prediction.usage["calls"] == 9
+    assert {role: (spent["calls"], spent["failures"]) for role, spent in prediction.usage["by_role"].items()} == {
+        "act": (3, 2),
+        "gist": (6, 4),
+    }
+
+
+class Inside(dspy.Module):
+    """A module whose predictor has an LM of its own."""
+
+    def __init__(self, lm: dspy.LM) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("text -> gist")
+        self.inner.lm = lm
+
+    def forward(self, text: str) -> Any:
+        """Return what the predictor says."""
+        return self.inner(text=text)
+
+    async def aforward(self, text: str) -> Any:
+        """Return what the predictor says."""
+        return await self.inner.acall(text=text)
+
+
+def test_every_request_of_an_lm_that_only_a_module_knows_is_entered(run: Any) -> None:
+    with LimitedServer(GISTS, refusals=1) as server, LimitedServer("", refusals=1) as own:
+        gist = Inside(own.lm(1))
+        with dspy.context(lm=server.lm(1)):
+            prediction = run(RLM("question -> answer", subs={"gist": gist}), question="?")
+    assert "['small', 'small']" in prediction.trajectory[0]["output"]
+    assert sum(own.asked.values()) == prediction.usage["by_role"]["gist"]["calls"] == 4
+
+
+def test_no_request_is_repeated_beyond_the_limit_and_its_failure_is_told(run: Any) -> None:
+    code = block("g = gist.map(['one'])[0]\nprint(g)\nSUBMIT(answer='done')")
+    rlm = RLM("question -> answer", subs={"gist": "text -> gist"}, limits=Limits(max_llm_calls=2))
+    with LimitedServer(code, refusals=1) as server, LimitedServer("", refusals=100) as own:
+        rlm.subs.gist.lm = own.lm(100)
+        with dspy.context(lm=server.lm(1)):
+            prediction = run(rlm, question="?")
+    assert sum(own.asked.values()) == 2
+    assert prediction.usage["limit"] == "max_llm_calls"
+    assert "0 of 2 sub-model calls are left" in prediction.trajectory[0]["output"]
+    assert "not now" in prediction.trajectory[0]["output"]
+
+
+def test_an_error_that_stays_is_not_asked_about_again() -> None:
+    with LimitedServer("", refusals=1, status=400) as server, dspy.context(lm=server.lm(3)):
+        ledger = Ledger(Limits())
+        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
+            dspy.Predict("text -> gist")(text="one")
+    assert sum(server.asked.values()) == ledger.usage()["calls"] == 1
+
+
+def test_the_last_error_is_raised_when_all_attempts_failed() -> None:
+    with LimitedServer("", refusals=9) as server, dspy.context(lm=server.lm(2)):
+        ledger = Ledger(Limits())
+        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
+            dspy.settings.lm("one")
+    assert sum(server.asked.values()) == ledger.usage()["failures"] == 3
+
+
+def test_it_is_the_lm_that_it_stands_for_to_whoever_copies_or_saves_it() -> None:
+    lm = dspy.LM("openai/m", temperature=0.5, num_retries=7)
+    shown = attempt_by_attempt(lm)
+    assert shown.num_retries == 0
+    assert shown.dump_state() == lm.dump_state()
+    assert shown.history is lm.history
+    for other in (pickle.loads(pickle.dumps(shown)), copy.deepcopy(shown)):
+        assert (type(other), other.num_retries, other.kwargs) == (dspy.LM, 7, lm.kwargs)
+    hotter = shown.copy(temperature=1.0, num_retries=2)
+    assert (hotter.kwargs["temperature"], hotter.num_retries, lm.kwargs["temperature"]) == (1.0, 0, 0.5)
+    assert vars(hotter)["num_retries"] == 2
+    assert attempt_by_attempt(shown) is shown
+
+
+def test_an_lm_that_asks_in_a_way_of_its_own_repeats_by_itself() -> None:
+    class Own(dspy.LM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    assert attempt_by_attempt(Own("openai/m", num_retries=7)).num_retries == 7
+
+
+def test_a_copy_of_what_stands_for_an_lm_leaves_that_lm_alone() -> None:
+    class Own(dspy.BaseLM):
+        pass
+
+    for lm in (Own("own", temperature=0.5), dspy.LM("openai/m", temperature=0.5)):
+        lm.history.append({"outputs": []})
+        hotter = attempt_by_attempt(lm).copy(temperature=1.0)
+        assert (hotter.kwargs["temperature"], lm.kwargs["temperature"]) == (1.0, 0.5)
+        assert (hotter.history, lm.history) == ([], [{"outputs": []}])
+        assert type(hotter) is type(attempt_by_attempt(lm))

@@ -1,0 +1,353 @@
+"""`rlm-dspy optimize`: a program from a file, a forecast, progress, and a policy that is not worse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import mlflow
+import pytest
+from typer.testing import CliRunner
+
+from rlm_dspy import RLM, Text
+from rlm_dspy.cli.app import app
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.optimize import compact
+from rlm_dspy.optimize.catalog import OPTIMIZERS, Job
+from rlm_dspy.optimize.datasets import read_examples
+from rlm_dspy.optimize.forecast import Pilot, forecast, told
+from rlm_dspy.testing import ScriptedLM
+from tests.optimize.matrix_programs import ADVICE, PROGRAMS, ScriptedActor, exact, examples
+from tests.playing import begins
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+PROGRAM = """
+from rlm_dspy import RLM, Limits
+
+program = RLM("context, question -> answer", limits=Limits(max_iters=4, max_llm_calls=8), policy=None)
+"""
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder with a program and its data."""
+    monkeypatch.chdir(tmp_path)
+    Path("program.py").write_text(PROGRAM)
+    Path("text.txt").write_text(str(examples(1)[0].context))
+    for name, count, first in [("train", 4, 0), ("dev", 2, 10), ("test", 30, 20)]:
+        lines = [
+            {"context": {"file": "text.txt"}, "question": f"key k{n}", "answer": f"v{n}"}
+            for n in range(first, first + count)
+        ]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def optimize(*arguments: str, lm: Any = None) -> Result:
+    """Run `rlm-dspy optimize` in this process, with a scripted LM and code in this process."""
+    given = ["optimize", "program.py", "--train", "train.jsonl", "--out", "mine.json", *arguments]
+    with dspy.context(lm=lm or ScriptedActor(), interpreter_factory=LocalPythonInterpreter):
+        return CliRunner().invoke(app, given)
+
+
+def test_a_policy_is_found_judged_and_written() -> None:
+    """With a forecast before, and the comparison on held-out examples in the file."""
+    done = optimize("--held-out", "test.jsonl", "--yes", "--state", "state.json")
+    assert done.exit_code == 0, done.output
+    assert "3 pilot runs scored" in done.stderr
+    assert "At most 64 runs:" in done.stderr, "4 to compile, and both programs on 30 examples"
+    assert done.stdout.startswith("Promoted: +0.5")
+    provenance = json.loads(Path("mine.json").read_text())["provenance"]
+    assert provenance["optimizer"] == "trajectories"
+    assert provenance["data"] == "train.jsonl, 4 examples"
+    assert provenance["scores"]["held out"]["mean"] == 1.0
+    assert RLM("question -> answer", policy="mine.json").act.demos
+    program = PROGRAMS["root and query"]()
+    program.load("state.json")
+    assert program.act.demos
+
+
+SCRIPTED_PROGRAM = """
+import dspy
+from rlm_dspy import RLM, Limits
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from tests.optimize.matrix_programs import ScriptedActor
+
+dspy.configure(lm=ScriptedActor(), interpreter_factory=LocalPythonInterpreter)
+program = RLM("context, question -> answer", limits=Limits(max_iters=4, max_llm_calls=8), policy=None)
+"""
+
+
+def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
+    """In one run, which a person finds by the policy's name. In a process of its own: MLflow's settings stay."""
+    Path("scripted.py").write_text(SCRIPTED_PROGRAM)
+    command = [sys.executable, "-m", "rlm_dspy", "optimize", "scripted.py", "--train", "train.jsonl", "--yes"]
+    command += ["--held-out", "test.jsonl", "--out", "mine.json", "--trace"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Logged to MLflow" in done.stderr
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'rlm-dspy'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    run = runs["optimize mine"]
+    assert run.data.params["optimizer"] == "trajectories"
+    assert run.data.metrics["score_after"] == 1.0
+    assert run.data.metrics["score_before"] < 1.0
+    assert run.data.metrics["forecast_tokens_p95"] >= run.data.metrics["forecast_tokens_p50"] > 0
+    assert run.data.tags["decision"].startswith("Promoted: +")
+    files = {file.path for folder in ("", "prompts") for file in client.list_artifacts(run.info.run_id, folder)}
+    assert {"mine.json", "prompts/before.json", "prompts/after.json"} <= files
+
+
+def test_what_is_not_better_is_not_written() -> None:
+    """The exit code says so."""
+    wrong = ScriptedLM(lambda _: "```python\nSUBMIT(answer='no')\n```")
+    done = optimize("--held-out", "dev.jsonl", "--yes", lm=wrong)
+    assert done.exit_code == 1
+    assert done.stdout.startswith("Not promoted, it scored nothing")
+    done = optimize("--held-out", "dev.jsonl", "--yes")
+    assert done.stdout.startswith("Not promoted, it may be worse by 0.1: try more examples")
+    assert not Path("mine.json").exists()
+
+
+class Misled(ScriptedActor):
+    """Goes wrong where a prompt holds an optimizer's advice."""
+
+    def _reply(self, messages: Any) -> str:
+        misled = ADVICE in messages[0]["content"] and any(map(begins, messages))
+        return "```python\nSUBMIT(answer='no')\n```" if misled else super()._reply(messages)
+
+
+def test_a_policy_that_is_there_is_what_the_new_one_is_compared_with() -> None:
+    """Against the program without it, a worse one would look like progress."""
+    optimize("--held-out", "test.jsonl", "--yes")
+    before = Path("mine.json").read_text()
+    done = optimize("--held-out", "test.jsonl", "--yes", "--optimizer", "copro", lm=Misled())
+    assert "mine.json is there already" in done.stderr
+    assert done.stdout.startswith("Not promoted, it scored less"), done.output
+    assert Path("mine.json").read_text() == before
+
+
+def test_a_policy_that_is_there_is_not_replaced_without_held_out_examples() -> None:
+    """Nothing is paid for either."""
+    Path("mine.json").write_text("as it was")
+    lm = ScriptedActor()
+    done = optimize("--yes", lm=lm)
+    assert (done.exit_code, lm.script.calls) == (2, [])
+    assert "give --held-out" in done.stderr
+    assert Path("mine.json").read_text() == "as it was"
+
+
+def test_without_held_out_examples_it_says_so() -> None:
+    """The scores on the examples that candidates were judged on are kept, under a name that tells."""
+    done = optimize("--dev", "dev.jsonl", "--yes")
+    assert done.stdout.startswith("Written without held-out examples.")
+    scores = json.loads(Path("mine.json").read_text())["provenance"]["scores"]
+    assert set(scores) == {"dev (candidates were judged on it)", "dev before"}
+
+
+def test_nobody_is_asked_without_a_terminal() -> None:
+    """The message names the option."""
+    done = optimize()
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+
+
+class Killed(ScriptedActor):
+    """A scripted model whose process is interrupted at a call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _reply(self, messages: Any) -> str:
+        if len(self.script.calls) == self.at:
+            raise KeyboardInterrupt
+        return super()._reply(messages)
+
+
+def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
+    """Finished runs are not made again."""
+    assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=Killed(at=9)).exit_code == 130
+    finished = len(Path("log/rollouts.jsonl").read_text().splitlines())
+    assert finished >= 1
+    lm = ScriptedActor()
+    assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=lm).exit_code == 0
+    assert len(Path("log/rollouts.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizer", "magic"], "there are trajectories, labeled"),
+        (["--metric", "missing"], "no function 'missing'"),
+        (["--dev", "nothing.jsonl"], "nothing.jsonl"),
+        (["--inputs", "pages"], "line 1: the input 'pages' is missing"),
+        (["--inputs", "context,question,answer"], "example 1: there are the labels []"),
+        (["--inputs", "context"], "its outputs are ['answer']"),
+        (["--held-out", "train.jsonl"], "were seen before"),
+        (["--out", "train.jsonl"], "is there already"),
+        (["--out", "train.jsonl", "--held-out", "test.jsonl"], "is no policy file"),
+        (["--state", "train.jsonl"], "this is a file that is read"),
+        (["--state", "no/such/folder/state.json"], "there is no directory"),
+        (["--out", "text.txt/mine.json"], "its folder cannot be made"),
+        (["--predictor", "other.act"], "there are ['act']"),
+        (["--log-dir", "train.jsonl"], "--log-dir train.jsonl: the folder cannot be made"),
+    ],
+)
+def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
+    """Before anything was paid."""
+    lm = ScriptedActor()
+    done = optimize("--yes", *arguments, lm=lm)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert lm.script.calls == []
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("program = 1", "no dspy.Module named"),
+        ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside"),
+        ("program = 1 / 0", "program.py failed: ZeroDivisionError"),
+        (
+            f"{PROGRAM}\ndef metric(gold, pred, trace, name, more): return 1.0",
+            "missing a required argument: 'name'",
+        ),
+        (f"{PROGRAM}\nclass P(dspy.Module):\n    pass", "name 'dspy' is not defined"),
+    ],
+)
+def test_a_file_without_a_program_is_refused(content: str, said: str) -> None:
+    """The message says what is missing."""
+    Path("program.py").write_text(content)
+    assert said in optimize("--yes").stderr
+
+
+PARAMETERS = """
+import dspy
+from rlm_dspy import RLM
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.find = RLM("context, question -> answer", policy=None)
+
+    def forward(self, {parameters}):
+        return self.find(context=context, question=question)
+
+program = Program()
+"""
+
+
+def test_the_inputs_are_what_a_program_cannot_do_without() -> None:
+    """What it names alone is no input; what it does not name has to be told."""
+    Path("program.py").write_text(PARAMETERS.format(parameters="context, question, topic=None, **more"))
+    assert "3 pilot runs scored" in optimize("--yes").stderr
+    Path("program.py").write_text(PARAMETERS.format(parameters="**given"))
+    assert "name them: --inputs" in optimize("--yes", "--out", "other.json").stderr
+
+
+def test_names_of_inputs_may_have_spaces_between() -> None:
+    assert "3 pilot runs scored" in optimize("--yes", "--inputs", "context, question").stderr
+
+
+def test_a_folder_of_another_job_is_not_gone_on_with() -> None:
+    """GEPA would take the other's candidates for this one's."""
+    given = ["--yes", "--pilots", "1", "--log-dir", "log", "--optimizer", "gepa"]
+    assert "another job" not in optimize(*given).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    assert "another job" not in optimize(*given).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    Path("program.py").write_text(PROGRAM.replace("-> answer", "-> answer, why: str | None"))
+    done = optimize(*given)
+    assert (done.exit_code, "another job" in done.stderr) == (2, True)
+
+
+def test_a_file_that_is_not_utf_8_is_told_by_name() -> None:
+    Path("train.jsonl").write_bytes('{"context": "caf\u00e9"}'.encode("latin-1"))
+    assert "train.jsonl is not UTF-8" in optimize("--yes").stderr
+
+
+@pytest.mark.parametrize(
+    "written", ["\ufeff{0}\n{0}", "{0}\n\n{0}\n", '{0}\n{{"context": "a\u2028b", "question": "?"}}']
+)
+def test_lines_of_json_are_read_whatever_stands_around_and_in_them(written: str) -> None:
+    """A byte order mark, blank lines, and Unicode's own line separators."""
+    Path("some.jsonl").write_text(written.format('{"context": "c", "question": "q"}'), encoding="utf-8")
+    assert len(read_examples("some.jsonl", ["context", "question"])) == 2
+
+
+@pytest.mark.parametrize(("gives", "said"), [("40.0", "gave 40; give scores"), ("float('nan')", "returned nan")])
+def test_a_metric_that_is_of_no_use_is_told_after_the_pilots(gives: str, said: str) -> None:
+    """Not when all is paid for."""
+    Path("program.py").write_text(f"{PROGRAM}\ndef metric(example, prediction, trace=None):\n    return {gives}\n")
+    lm = ScriptedActor()
+    done = optimize("--yes", "--pilots", "1", lm=lm)
+    assert (done.exit_code, sum(lm.runs.values())) == (2, 1), done.output
+    assert said in done.stderr
+
+
+def test_labels_are_read_into_the_types_of_the_outputs() -> None:
+    """A label that has another type would never be equal."""
+    Path("program.py").write_text(PROGRAM.replace("-> answer", "-> answer: int"))
+    Path("train.jsonl").write_text('{"context": "a", "question": "b", "answer": "3"}\n')
+    four = ScriptedLM(lambda _: "```python\nSUBMIT(answer=3)\n```")
+    assert "1 pilot runs scored 1" in optimize("--yes", lm=four).stderr
+    Path("train.jsonl").write_text('{"context": "a", "question": "b", "answer": "x"}\n')
+    assert "train.jsonl, example 1: expected int" in optimize("--yes", lm=four).stderr
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_named_optimizer_compiles_within_its_count(name: str) -> None:
+    """At most as many runs as the forecast is for, on a program with two predictors."""
+    lm = ScriptedActor()
+    job = Job(PROGRAMS["root and query"](), examples(4), 2 * examples(2, first=10), exact, lm)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        compiled = OPTIMIZERS[name].compile(job)
+        ran = sum(lm.runs.values())
+        assert compiled(**examples(1, first=51)[0].inputs()).answer
+    assert ran <= OPTIMIZERS[name].runs(job)
+
+
+def test_a_forecast_of_even_pilots_is_their_mean_and_of_uneven_ones_wider() -> None:
+    """Median and 95th percentile of the total."""
+    even = forecast([Pilot(2.0, 100, 0.5, 1.0)] * 3, 10, threads=2)
+    assert (even.tokens, even.cost, even.seconds) == ((1_000, 1_000), (5.0, 5.0), (10.0, 10.0))
+    uneven = forecast([Pilot(1.0, 10, None, 1.0), Pilot(3.0, 190, None, 0.0)], 10)
+    assert uneven.cost is None
+    assert uneven.tokens[0] < uneven.tokens[1]
+    assert "cost unknown" in told(uneven, [Pilot(1.0, 10, None, 1.0)])
+    with pytest.raises(ValueError, match="at least one"):
+        forecast([], 10)
+
+
+def test_a_pilot_that_fails_is_left_out_and_if_all_do_the_error_is_told() -> None:
+    """Optimizers go on too."""
+    replies = [dspy.LMError("down"), *["```python\nSUBMIT(answer='v1')\n```"] * 9]
+    assert "1 pilot runs scored 1" in optimize("--yes", "--pilots", "2", lm=ScriptedLM(replies)).stderr
+    Path("mine.json").unlink(missing_ok=True)
+    done = optimize("--yes", lm=ScriptedLM(lambda _: dspy.LMError("down")))
+    assert done.exit_code == 3
+    assert "Error: down" in done.stderr
+
+
+def test_an_interrupt_says_what_is_kept() -> None:
+    """And where."""
+    assert "with --log-dir only" in optimize("--yes", lm=Killed(at=2)).stderr
+    assert "Finished runs are kept in log." in optimize("--yes", "--log-dir", "log", lm=Killed(at=2)).stderr
+
+
+def test_long_labels_reach_a_metric_as_they_are() -> None:
+    """Only inputs are wrapped."""
+    (read,) = compact([dspy.Example(context="c" * 3_000, answer="a" * 3_000).with_inputs("context")])
+    assert isinstance(read.context, Text)
+    assert read.answer.upper() == "A" * 3_000

@@ -1,0 +1,128 @@
+"""Many sessions, many at a time, each doing something bad: nothing is left over at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import random
+import select
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.host import fork_server_client, values
+from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
+
+CASES = [*HANGS.values(), *CRASHES.values(), *BOMBS.values(), "print(len(given))", "SUBMIT(1)", "1 / 0"]
+LIMITS = WorkerLimits(memory_bytes=128 << 20, max_processes=32, scratch_bytes=8 << 20, max_open_files=128)
+
+
+def children() -> set[str]:
+    """The processes that came from this one, by number and name."""
+    found, todo = set(), [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                todo += (inner := list(map(int, path.read_text().split())))
+                found |= {f"{each} {Path(f'/proc/{each}/comm').read_text().strip()}" for each in inner}
+            except OSError:
+                continue
+    return found
+
+
+def memory_files() -> list[str]:
+    """Descriptors of this process that are shared memory."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [link for link in links if "memfd" in link]
+
+
+def resident() -> int:
+    """Megabytes of private memory of this process, without what its allocator keeps for later."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    fields = Path("/proc/self/statm").read_text().split()
+    return (int(fields[1]) - int(fields[2])) * 4096 >> 20
+
+
+def one(seed: int, text: str) -> str:
+    """A session of a few random cells; how it ended."""
+    chance, never = random.Random(seed), threading.Event()
+    tools: dict[str, Any] = {"forever": lambda: never.wait(2) and None, "echo": lambda value: value}
+    repl = PythonInterpreter(
+        tools,
+        limits=LIMITS,
+        preload=(),
+        cell_seconds=0.3,
+        grace_seconds=0.3,
+        checkpoint=chance.choice(("always", "auto", "off")),
+    )
+    try:
+        for _ in range(chance.randint(1, 4)):
+            try:
+                repl.execute(chance.choice(CASES), {"given": text})
+            except (CellError, SyntaxError):
+                continue
+    except dspy.CodeInterpreterError:
+        return "lost"
+    else:
+        return "kept"
+    finally:
+        never.set()
+        repl.shutdown()
+
+
+def soak(sessions: int, at_once: int) -> None:
+    text = "x" * 1_000_000
+    one(0, text)
+    server = fork_server_client.server_for(fork_server_client.Recipe((), (), Policy()))
+    before = children(), len(list(Path("/proc/self/fd").iterdir())), resident()
+    with ThreadPoolExecutor(at_once) as pool:
+        ended = list(pool.map(lambda seed: one(seed, text), range(1, sessions + 1)))
+    assert set(ended) <= {"kept", "lost"}
+    settle(before[0])
+    left = children() - before[0]
+    assert not left, {each: Path(f"/proc/{each.split()[0]}/status").read_text() for each in left}
+    assert memory_files() == []
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before[1]
+    assert not values._all
+    assert not Path(server._folder).exists()
+    assert resident() - before[2] < 60 + sessions // 20
+
+
+def settle(wanted: set[str]) -> None:
+    """Wait until processes that were killed are gone; whose parent goes first appears elsewhere for a moment."""
+    for _ in range(20):
+        for extra in children() - wanted:
+            try:
+                handle = os.pidfd_open(int(extra.split()[0]))
+            except ProcessLookupError:
+                continue
+            poll: Any = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.poll(1_000)
+            os.close(handle)
+
+
+def test_sixty_sessions_leave_nothing() -> None:
+    """Sixteen at a time."""
+    soak(60, 16)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_000)
+def test_two_thousand_sessions_leave_nothing() -> None:
+    """Sixteen at a time; takes minutes."""
+    soak(2_000, 16)

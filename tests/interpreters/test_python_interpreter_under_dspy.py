@@ -1,0 +1,48 @@
+"""The confined interpreter under DSPy's own modules."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import dspy
+import pytest
+from dspy.utils.dummies import DummyLM
+
+from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.python import PythonInterpreter
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
+
+NOTHING = dict.fromkeys(Policy().required(), False)
+
+
+def light(*args: Any, **options: Any) -> PythonInterpreter:
+    return PythonInterpreter(*args, preload=(), **options)
+
+
+@pytest.mark.parametrize("module", ["RLM", "Flex"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_can_be_made_the_default_of_dspy(module: str) -> None:
+    """`dspy.configure(interpreter_factory=PythonInterpreter)`, here for a while."""
+    made: list[PythonInterpreter] = []
+
+    class Counted(PythonInterpreter):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    replies = {"RLM": {"reasoning": "", "code": "SUBMIT(question.upper())"}, "Flex": {"answer": "WHAT?"}}
+    with dspy.context(interpreter_factory=Counted, lm=DummyLM([replies[module]])):
+        assert getattr(dspy, module)("question -> answer")(question="what?").answer == "WHAT?"
+    assert len(made) == 1
+
+
+def test_a_model_of_dspy_that_repeats_a_large_input_is_fast() -> None:
+    """Five turns on 20 MB; DSPy passes it at each of them."""
+    text = "x" * 20_000_000
+    turns = [{"reasoning": "", "code": "print(len(context))"}] * 4 + [{"reasoning": "", "code": "SUBMIT('done')"}]
+    with dspy.context(lm=DummyLM(turns)):
+        prediction = dspy.RLM("context, question -> answer", interpreter_factory=light)(context=text, question="?")
+    assert prediction.answer == "done"
+    assert [step["output"] for step in prediction.trajectory[:4]] == ["20000000"] * 4

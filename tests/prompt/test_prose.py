@@ -1,0 +1,162 @@
+"""An extraction's reply in a form of its own, a sentence say, is an answer: nothing that was paid for is lost."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, Literal
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_dspy import RLM
+from rlm_dspy.prompt.prose import read_prose
+from rlm_dspy.testing import CutReply
+from tests.playing import block, fields
+
+if TYPE_CHECKING:
+    from rlm_dspy.testing import Messages
+    from tests.playing import Play
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+def of(**types: Any) -> Any:
+    """Return a signature with these outputs."""
+    return dspy.Signature(
+        {"question": (str, dspy.InputField()), **{n: (t, dspy.OutputField()) for n, t in types.items()}}
+    )
+
+
+SENTENCE = "There are 42 of them, as the second page says."
+READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
+    ({"answer": str}, SENTENCE, {"answer": SENTENCE}),
+    ({"answer": str}, f"  {SENTENCE}\nAnd no more.\n", {"answer": f"{SENTENCE}\nAnd no more."}),
+    ({"answer": str | None}, SENTENCE, {"answer": SENTENCE}),
+    ({"answer": str}, "**Answer:** forty-two", {"answer": "forty-two"}),
+    ({"answer": str}, "answer: forty-two", {"answer": "forty-two"}),
+    ({"answer": str}, "## Answer\n\nforty-two\nand so on", {"answer": "forty-two\nand so on"}),
+    ({"answer": str}, '{"Answer": "forty-two"}', {"answer": "forty-two"}),
+    ({"answer": str}, '```json\n{"answer": "forty-two"}\n```', {"answer": "forty-two"}),
+    ({"answer": str}, "[[ ## answer ## ]]\nforty-two\n\n[[ ## completed ## ]]", {"answer": "forty-two"}),
+    ({"answer": str}, "```python\nSUBMIT(answer='Paris')\n```", {"answer": "Paris"}),
+    ({"answer": str}, "It is clear now.\n```python\nprint(1)\nSUBMIT('Paris')\n```", {"answer": "Paris"}),
+    ({"answer": str}, "SUBMIT(answer='Paris')", {"answer": "Paris"}),
+    ({"answer": int, "why": str}, "SUBMIT({'answer': 2, 'why': 'so'})", {"answer": 2, "why": "so"}),
+    ({"answer": int, "why": str}, "SUBMIT(2, 'so')", {"answer": 2, "why": "so"}),
+    ({"answer": str}, "```python\nSUBMIT(answer=found[0])\n```", None),
+    ({"answer": str}, "SUBMIT(answer=...)", None),
+    ({"answer": str}, "SUBMIT(**answers)", None),
+    ({"answer": str}, "SUBMIT(other='Paris')", None),
+    ({"answer": str}, "Call SUBMIT when done.", {"answer": "Call SUBMIT when done."}),
+    ({"answer": str}, " \n", None),
+    ({"answer": int}, "42", {"answer": 42}),
+    ({"answer": int}, "**42**.", {"answer": 42}),
+    ({"answer": int}, "answer = 42", {"answer": 42}),
+    ({"answer": int}, SENTENCE, None),
+    ({"answer": float}, "`2.5`", {"answer": 2.5}),
+    ({"answer": bool}, "Yes.", {"answer": True}),
+    ({"answer": Literal["yes", "no"]}, "no", {"answer": "no"}),
+    ({"answer": Literal["yes", "no"]}, "I would say no", None),
+    ({"answer": Mood}, "good.", {"answer": Mood.GOOD}),
+    ({"answer": list[str]}, '["a", "b"]', {"answer": ["a", "b"]}),
+    ({"answer": list[str]}, SENTENCE, None),
+    ({"answer": dict[str, int]}, SENTENCE, None),
+    ({"answer": str, "count": int}, "**Answer**: many\n**Count**: 42", {"answer": "many", "count": 42}),
+    ({"answer": str, "count": int}, "### answer\nmany\n### count\n42", {"answer": "many", "count": 42}),
+    (
+        {"answer": str, "page_number": int},
+        "Answer: many\nPage number: **7**",
+        {"answer": "many", "page_number": 7},
+    ),
+    ({"answer": str, "count": int}, "{'answer': 'many', 'count': 42}", {"answer": "many", "count": 42}),
+    ({"answer": str, "count": int | None}, "**Answer**: many", {"answer": "many", "count": None}),
+    ({"answer": str, "count": int}, SENTENCE, None),
+    ({"answer": str, "count": int}, "**Answer**: many", None),
+]
+
+
+@pytest.mark.parametrize(("types", "text", "values"), READ)
+def test_outputs_are_read_from_a_reply_in_words(
+    types: dict[str, Any], text: str, values: dict[str, Any] | None
+) -> None:
+    """None: the outputs are not all there, and no value is made up."""
+    read, problems = read_prose(of(**types), text)
+    assert read == (values or {})
+    assert bool(problems) == (values is None)
+
+
+@given(
+    st.text(),
+    st.sampled_from([{"answer": str}, {"answer": int}, {"answer": str, "count": int}, {"a_b": list[int]}]),
+)
+def test_any_text_is_read_or_refused(text: str, types: dict[str, Any]) -> None:
+    values, problems = read_prose(of(**types), text)
+    assert set(values) == (set() if problems else set(types))
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
+def test_a_sentence_answers_for_the_one_output_of_a_run(play: Play, adapter: Any) -> None:
+    """Whatever the adapter; it may ask again for its own form first."""
+    with dspy.context(adapter=adapter):
+        played = play(RLM("question -> answer", max_iters=1), [block("1"), SENTENCE, SENTENCE], question="?")
+    assert (played.prediction.answer, played.prediction.stop) == (SENTENCE, "extracted")
+
+
+@pytest.mark.parametrize("second", ["", None, dspy.lm15.RateLimitError("busy")])
+def test_a_sentence_is_kept_when_asking_for_another_form_gives_nothing(play: Play, second: Any) -> None:
+    played = play(RLM("question -> answer", max_iters=1), [block("1"), SENTENCE, second], question="?")
+    assert (played.prediction.answer, played.prediction.stop) == (SENTENCE, "extracted")
+
+
+def test_no_reply_at_all_is_no_answer(play: Play) -> None:
+    """An empty reply, and one of thinking alone, is not taken for words."""
+    played = play(RLM("question -> answer", max_iters=1), [block("1"), "", "<think>It is 42"], question="?")
+    assert (played.prediction.answer, played.prediction.stop) == (None, "unanswered")
+
+
+def test_code_that_submits_is_read_and_not_taken_for_the_answer(play: Play) -> None:
+    """A small model goes on as in the turns before."""
+    for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
+        played = play(RLM("question -> answer", max_iters=1), [block("1"), *[block(code)] * 2], question="?")
+        assert (played.prediction.answer, played.prediction.stop) == told
+
+
+def test_code_that_submits_in_a_field_stands_for_the_fields(play: Play) -> None:
+    """Under DSPy's own heading the adapter would take it for the answer."""
+    for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
+        replies = [block("1"), *[fields(answer=code)] * 2]
+        played = play(RLM("question -> answer", max_iters=1), replies, question="?")
+        assert (played.prediction.answer, played.prediction.stop) == told
+
+
+def test_thinking_is_no_part_of_a_sentence(play: Play) -> None:
+    replies = [block("1"), *[f"<think>\nanswer: draft\n</think>\n\n{SENTENCE}"] * 2]
+    assert play(RLM("question -> answer", max_iters=1), replies, question="?").prediction.answer == SENTENCE
+
+
+def test_what_there_is_of_a_cut_answer_is_given_and_told_as_cut(play: Play) -> None:
+    half = fields(answer="There are 42 of").removesuffix("\n\n[[ ## completed ## ]]")
+    prediction = play(
+        RLM("question -> answer", max_iters=1), [block("1"), CutReply(half)], question="?"
+    ).prediction
+    assert (prediction.answer, prediction.stop) == ("There are 42 of", "extracted")
+    assert "The reply was cut after" in prediction.final_reasoning
+
+
+def test_a_sentence_answers_for_a_sub_that_gives_nothing_else(play: Play) -> None:
+    """After it was asked for its form as often as ever; a number is not made up."""
+    lines = ["gist = note(text='a')", "failed = count.map(['a'])[0]", "SUBMIT(answer=[gist, bool(failed)])"]
+    code = block("\n".join(lines))
+
+    def reply(messages: Messages) -> str:
+        return code if "Write one ```python block" in messages[-1]["content"] else SENTENCE
+
+    rlm = RLM("question -> answer: list", subs={"note": "text -> gist", "count": "text -> n: int"})
+    prediction = play(rlm, reply, question="?").prediction
+    assert prediction.answer == [SENTENCE, False]
+    assert [call["attempts"] for call in prediction.trajectory[0]["calls"]] == [3, 3]

@@ -1,0 +1,289 @@
+"""Reading replies: what is code, what is talk, and that nothing a model writes is an error."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.replies.thinking import split_thinking
+
+FILES = sorted((Path(__file__).parents[1] / "data" / "replies").glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_code_of_a_reply_is_what_stands_beside_it(file: Path) -> None:
+    """Each file of `data/replies` is a reply; `<name>.code` holds what is to be run of it."""
+    reply = read_reply(file.read_text(encoding="utf-8"))
+    assert reply.code == file.with_suffix(".code").read_text(encoding="utf-8")
+    assert "draft" not in reply.code + reply.reasoning
+    assert ("draft" in reply.thinking) == ("draft" in file.read_text(encoding="utf-8"))
+
+
+FENCES = ["```python", "```", "```py", "```bash", "~~~", "````python", "  ```python", "```json"]
+LINES = st.one_of(
+    st.sampled_from(FENCES),
+    st.sampled_from(
+        ["x = 1", "print(x)", "x = (", '"""', "[[ ## code ## ]]", "[[ ## reasoning ## ]]", "", "word"]
+    ),
+    st.text(max_size=20),
+)
+REPLIES = st.one_of(st.text(), st.lists(LINES, max_size=12).map("\n".join))
+
+
+@given(REPLIES)
+@example('{"code":' + "[" * 100_000)
+@example('{"code": "```python\\nx = 1\\n```"}')
+@example("\0")
+@example("\ud800")
+@example("(" * 5_000)
+@example("-" * 5_000 + "1")
+def test_any_text_is_read_and_its_code_is_part_of_it(text: str) -> None:
+    """Reading never raises, and every line of code stood in the reply."""
+    reply = read_reply(text)
+    if not text.lstrip().startswith("{"):
+        assert set(reply.code.split("\n")) <= {*text.replace("\r\n", "\n").split("\n"), *_stripped(text), ""}
+    assert not reply.code or not reply.other_language
+
+
+def _stripped(text: str) -> list[str]:
+    """Return the lines with white space at the ends of the reply taken off, as reading does."""
+    text = text.replace("\r\n", "\n")
+    return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip)]
+
+
+def test_no_reply_is_the_empty_reply() -> None:
+    """None, as some providers give it, counts as empty."""
+    assert read_reply(None) == read_reply("")
+
+
+STRINGS = st.text(alphabet=st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), max_size=30)
+TRIPLE = st.lists(
+    st.sampled_from(["```", "```python", "~~~", "text", "", "[[ ## code ## ]]", "  ```"]), max_size=6
+)
+STATEMENTS = st.one_of(
+    STRINGS.map(lambda text: f"x = {text!r}"),
+    TRIPLE.map(lambda lines: 'page = """\n{}\n"""'.format("\n".join(lines))),
+    TRIPLE.map(lambda lines: "# {}".format(" ".join(lines))),
+    st.sampled_from(
+        [
+            "def f(a):\n    return a\n\n",
+            "for i in range(3):\n    print(i)",
+            "\n",
+            "x += 1  # ```",
+            "'\u2028\x0c\x1c'",
+        ]
+    ),
+)
+SOURCES = st.lists(STATEMENTS, min_size=1, max_size=5).map("\n".join).filter(lambda source: bool(source.strip()))
+
+
+@given(SOURCES, st.sampled_from(["python", "py", "repl", ""]), st.booleans())
+@example('s = """\n```\n```\n"""', "python", True)  # fences inside a string
+@example("x = '\u2028'", "python", True)  # str.splitlines would cut here
+@example('x = """\n[[ ## code ## ]]\n"""', "python", True)  # a field mark inside a string
+def test_any_source_in_a_fence_comes_back_unchanged(source: str, language: str, closed: bool) -> None:
+    """Also if it holds fences, field marks or unusual line ends inside its strings."""
+    ast.parse(source)
+    reply = read_reply(f"Some words.\n```{language}\n{source}\n" + ("```\nMore words." if closed else "```"))
+    assert reply.code == source.strip("\n")
+    assert reply.reasoning.startswith("Some words.")
+
+
+PAIRS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ('<Thought depth="1">', "</Thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+]
+THOUGHTS = st.lists(
+    st.one_of(
+        LINES,
+        STATEMENTS,
+        st.sampled_from(["SUBMIT(answer='draft')", "```", "`", "'", '{"code": "SUBMIT(1)"}', "[[ ## code ## ]]"]),
+        st.sampled_from([tag for pair in PAIRS for tag in pair]),
+    ),
+    max_size=12,
+).map("\n".join)
+
+
+@given(st.sampled_from(PAIRS), THOUGHTS, SOURCES, st.sampled_from(["\n", "", " "]), st.booleans())
+def test_thinking_before_a_block_never_changes_the_code(
+    tags: tuple[str, str], thought: str, source: str, between: str, opened: bool
+) -> None:
+    """Whatever it holds (fences, SUBMITs, tags of other kinds), and whether the model or a template opened it."""
+    begin, end = tags
+    thought = thought.replace(end, "").replace("<|end|>", "").replace("<|channel|>final<|message|>", "")
+    if not opened:
+        thought = thought.replace(begin, "").replace('"""', "")  # an open string would go on into the block
+    text = f"{begin if opened else 'Hm. '}{thought}\n{end}{between}```python\n{source}\n```"
+    assert read_reply(text).code == source.strip("\n")
+
+
+@given(st.sampled_from(PAIRS), THOUGHTS)
+def test_thinking_that_never_ends_holds_no_code(tags: tuple[str, str], thought: str) -> None:
+    begin, end = tags
+    thought = thought.replace(end, "").replace("<|end|>", "").replace("<|channel|>final<|message|>", "")
+    reply = read_reply(f"{begin}{thought}\n```python\nSUBMIT(answer='draft')\n```")
+    assert (reply.code, reply.reasoning) == ("", "")
+
+
+@given(REPLIES.filter(lambda text: "<" not in text and "[" not in text))
+def test_a_text_without_tags_is_left_as_it_is(text: str) -> None:
+    assert split_thinking(text) == ("", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\n2 + 2 is 4\n</think>\n\n4", "4"),
+        ("2 + 2 is 4\n</think>\n\n4", "4"),
+        ("so it is 4.</think>4", "4"),
+        ("hm </think> 4", "4"),
+        ("</think>4", "4"),
+        ("<think>it never ends", ""),
+        ("<think></think>", ""),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>", "4"),
+        ("4<|end|>", "4"),
+        ("The tags `<think>` and `</think>` stand around it.", None),
+        ("Between <think> and </think> nothing counts.", None),
+        ("A reply has a </think> before its answer.", None),
+        ("Write:\n```xml\n<think>\nhm\n</think>\n4\n```\nThat is all.", None),
+        ("x = text.split('</think>')[1]", None),
+        ('{"answer": "<think>no</think>"}', None),
+        ("<reasoning>hm</reasoning><answer>4</answer>", None),
+        ("a < b and [THINKER] > c", None),
+    ],
+)
+def test_the_answer_of_a_sub_call_is_what_stands_behind_the_thinking(text: str, answer: str | None) -> None:
+    """None: the whole text is the answer; what it says of tags, or in tags that were asked for, is kept."""
+    assert split_thinking(text)[1] == (text if answer is None else answer)
+
+
+def test_a_field_with_the_name_of_a_tag_is_no_thinking() -> None:
+    text = "<thought>\nhm\n</thought>\n<answer>\n4\n</answer>"
+    assert split_thinking(text, fields=["thought"])[1] == text
+    assert split_thinking(text)[1] == "<answer>\n4\n</answer>"
+
+
+@given(
+    st.lists(st.one_of(LINES, st.sampled_from([tag for pair in PAIRS for tag in pair])), max_size=12).map(
+        "\n".join
+    )
+)
+def test_what_is_left_of_a_reply_holds_no_more_thinking(text: str) -> None:
+    rest = split_thinking(text)[1]
+    assert split_thinking(rest)[1] == rest
+
+
+@given(st.lists(STRINGS.map(lambda text: f"x = {text!r}"), min_size=2, max_size=5))
+def test_several_blocks_are_run_as_one_in_order(sources: list[str]) -> None:
+    """No block is dropped."""
+    reply = read_reply("\nthen\n".join(f"```python\n{source}\n```" for source in sources))
+    assert reply.code == "\n".join(sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "code"),
+    [
+        ("Look.\n```python\nx = 1\n```\nDone.", "Look.\nDone.", "x = 1"),
+        ("```Python\nx = 1\n```", "", "x = 1"),
+        ("```python title=a.py\nx = 1\n```", "", "x = 1"),
+        ("````python\nx = '''\n```\n'''\n````", "", "x = '''\n```\n'''"),
+        ("```python\nx = (\n```\n```python\ny = 1\n```", "", "x = (\ny = 1"),
+        ("```python\r\nx = 1\r\ny = 2\r\n```\r\n", "", "x = 1\ny = 2"),
+        ("Words first\nx = 1\nprint(x)", "Words first", "x = 1\nprint(x)"),
+        ("print('only code')", "", "print('only code')"),
+        ("The answer is 42.", "The answer is 42.", ""),
+        ("maybe", "maybe", ""),
+        ("[[ ## reasoning ## ]]\nLook\n\n[[ ## code ## ]]\nx = 1\n\n[[ ## completed ## ]]", "Look", "x = 1"),
+        ("[[ ## code ## ]]\n```python\nx = 1\n[[ ## completed ## ]]", "", "x = 1"),
+        ("[[ ## code ## ]]\nx = (\n\n[[ ## completed ## ]]", "", "x = ("),
+        ('{"reasoning": "R", "code": "x = 1"}', "R", "x = 1"),
+        ('{"reasoning": "R", "code": "```python\\nx = 1\\n```"}', "R", "x = 1"),
+        ('{"reasoning": null, "code": "x = ("}', "", "x = ("),
+        ('{"answer": 42}', '{"answer": 42}', ""),
+        ('{"code": 42}', '{"code": 42}', ""),
+    ],
+)
+def test_reasoning_and_code_are_told_apart(text: str, reasoning: str, code: str) -> None:
+    """Each shape that models use is read."""
+    reply = read_reply(text)
+    assert (reply.reasoning.replace("\n\n", "\n"), reply.code) == (reasoning, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("```bash\nls\n```", "bash"),
+        ("```python\n```\n```sql\nselect\n```", "sql"),
+        ("```python\n```", ""),
+        ("hm", ""),
+    ],
+)
+def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language: str) -> None:
+    """So that the model can be told; an empty Python block is no other language."""
+    assert read_reply(text).other_language == language
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "no\n",
+        "1,\n",
+        "(\n```\n",
+        "```\n(\n",
+        "word ",
+        "`",
+        "<think>",
+        "</think>\n",
+        "a <think>b",
+        "<think>a</think>\n",
+        "'</think>'\n",
+        "\n",
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_reply_that_repeats_itself_is_read_in_seconds(word: str) -> None:
+    """A model that loops until its token limit blocks nothing."""
+    read_reply(word * 20_000)
+
+
+def test_replies_are_read_and_cells_run_in_many_threads() -> None:
+    """CPython 3.11 raises SystemError now and then if the collector lets another thread parse meanwhile."""
+
+    def at_depth(depth: int) -> None:
+        if depth:
+            return at_depth(depth - 1)
+        for number in range(150):
+            assert read_reply(f"print({number})\nprint([x for x in (1, 2)])").code
+            with LocalPythonInterpreter() as repl:
+                assert repl.execute(f"[x for x in ({number}, 2)]\n{number}") == number
+        return None
+
+    before = sys.getswitchinterval(), gc.get_threshold()
+    pause = lambda *_: time.sleep(0)  # noqa: E731  # removed below
+    sys.setswitchinterval(1e-5)
+    gc.set_threshold(30)
+    gc.callbacks.append(pause)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(at_depth, [1, 5, 9, 20]))
+    finally:
+        gc.callbacks.remove(pause)
+        gc.set_threshold(*before[1])
+        sys.setswitchinterval(before[0])

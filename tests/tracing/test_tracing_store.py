@@ -1,0 +1,366 @@
+"""What tracing stores: no secrets, not much, every score; and that a store which fails costs a run nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import mlflow
+import pytest
+
+from rlm_dspy import RLM, Limits, signatures, tracing
+from rlm_dspy.coverage.watch import watched
+from rlm_dspy.errors import RLMError
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.redaction import without_secrets
+from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.tracing.export_queue import outbox
+from rlm_dspy.tracing.payloads import Payloads, Secrets
+from tests.playing import block
+from tests.tracing.stores import Store, call, span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rlm_dspy.testing import Messages
+
+SIGNATURE = "context, question -> answer: list[str]"
+
+
+def keyed(lm: dspy.LM, key: str) -> dspy.LM:
+    """Return an LM with a key in every place that LMs have for one."""
+    lm.kwargs |= {
+        "api_key": f"sk-{key}-argument",
+        "extra_headers": {"Authorization": f"Bearer {key}-bearer", "X-Gateway": f"{key}-header"},
+        "headers": {"x-api-key": f"{key}-plain-header"},
+    }
+    return lm
+
+
+def test_no_key_reaches_a_trace_a_run_or_an_artifact(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted in LMs, headers, the environment, errors and outputs; every byte of the store is searched."""
+    key = "kq7vTz4planted"
+    monkeypatch.setenv("SOME_PROVIDER_API_KEY", f"{key}-environment")
+
+    def leak() -> str:
+        """Return what a careless tool returns."""
+        return f"{'.' * 3990}{key}-environment"
+
+    def reply(messages: Messages) -> Any:
+        if messages[-1]["content"] == "ask":
+            return ValueError(f"401: invalid key sk-{key}-argument for Bearer {key}-bearer")
+        return next(blocks)
+
+    script = [
+        block("print(leak())"),
+        block("raise ValueError(leak())"),
+        block("llm_query('ask')"),
+        block("SUBMIT(answer=[leak()])"),
+    ]
+    blocks = iter(script * 3)
+    module = RLM(SIGNATURE, tools=[leak], sub_lm=keyed(ScriptedLM(reply), key + "-sub"))
+    example = dspy.Example(context=f"{key}-environment", question="Which?").with_inputs("context", "question")
+    lm = keyed(ScriptedLM(reply), key)
+    call(module, lm, "blocking", **example.inputs())
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        dspy.Evaluate(devset=[example], metric=lambda *_: 1.0, display_progress=False)(module)
+    tracing.flush()
+    content = store.content()
+    assert b"***" in content
+    places = [content[at - 200 : at + 60] for at in _places(content, key.encode())]
+    assert places == []
+
+
+def _places(content: bytes, wanted: bytes) -> Iterator[int]:
+    at = content.find(wanted)
+    while at >= 0:
+        yield at
+        at = content.find(wanted, at + 1)
+
+
+def test_settings_lose_what_is_secret_and_keep_the_rest() -> None:
+    """By name, also inside dicts; a number is no secret."""
+    settings = {"max_tokens": 9, "temperature": 0.5, "api_key": "k", "extra_headers": {"X-Gateway": "g"}}
+    nested = {"extra_body": {"seed": 1, "apiKey": "k"}, "stop": ["a"]}
+    kept = {"max_tokens": 9, "temperature": 0.5, "extra_body": {"seed": 1}, "stop": ["a"]}
+    assert without_secrets({**settings, **nested}) == kept
+
+
+def test_twenty_turns_over_ten_megabytes_stay_under_a_megabyte(store: Store) -> None:
+    """With every turn's code and output whole."""
+    turns = [block(f"x = {n}\nprint(str(x) + ' ' + context[x * 1000 : x * 1000 + 9000])") for n in range(19)]
+    lm = ScriptedLM([*turns, block("SUBMIT(answer=['done'])")])
+    context = "".join(f"line {n} of the text\n" for n in range(500_000))
+    pred = call(RLM(SIGNATURE, limits=Limits(max_iters=20)), lm, "blocking", context=context, question="Which?")
+    trace = store.trace()
+    assert len(context) > 10_000_000
+    assert json.loads(trace.info.trace_metadata["mlflow.trace.sizeStats"])["total_size_bytes"] < 1_000_000
+    for number, step in enumerate(pred.trajectory[:-1], start=1):
+        turn = span(trace, f"turn {number}")
+        assert turn.inputs["code"] == f"```python\n{step['code']}\n```"
+        assert step["output"] in turn.outputs["output"]
+
+
+def test_every_score_of_evaluate_is_logged_twenty_times_in_a_row(store: Store) -> None:
+    """Fast programs in several threads: MLflow enters scores before the traces are there, and loses them."""
+    devset = [
+        dspy.Example(context="c", question=str(n), gold=str(n)).with_inputs("context", "question")
+        for n in range(4)
+    ]
+
+    def right(example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> bool:
+        return example.gold in prediction.answer
+
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer=[question])"))
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        for _ in range(20):
+            dspy.Evaluate(devset=devset, metric=right, num_threads=4, display_progress=False)(RLM(SIGNATURE))
+    traces = store.traces()
+    scores = [assessment.value for trace in traces for assessment in trace.info.assessments]
+    assert (len(traces), scores) == (80, [True] * 80)
+
+
+def failing_first() -> ScriptedLM:
+    """Return a model that needs three turns: an error, a refused SUBMIT, an answer that the text holds."""
+    replies = iter([block("1 / 0"), block("SUBMIT(answer=5)"), block("SUBMIT(answer=['moon', 'cheese'])")])
+    return ScriptedLM(lambda _: next(replies))
+
+
+SCORES = {"turns": 3.0, "code_errors": 1.0, "refused_submits": 1.0, "sub_calls": 0.0, "grounded": 0.5}
+
+
+def test_our_scorers_are_metrics_of_dspy(store: Store) -> None:
+    """Each takes an example and a prediction; what is not known is nan."""
+    example = dspy.Example(context="The moon.", question="Which?").with_inputs("context", "question")
+    pred = call(RLM(SIGNATURE), failing_first(), "blocking", **example.inputs())
+    found = {each.name: each(example, pred) for each in tracing.scorers.ALL}
+    assert math.isnan(found.pop("cost"))
+    assert math.isnan(found.pop("coverage"))
+    assert found == SCORES
+
+
+def test_coverage_is_a_score_of_watched_runs_in_the_threads_of_evaluate_too(store: Store) -> None:
+    """Of the text half is read; the question is not."""
+    text = "The moon is far away, as every child knows. " * 4
+    example = dspy.Example(context=text, question="").with_inputs("context", "question")
+    lm = ScriptedLM(lambda _: block(f"x = context[:{len(text) // 2}]\nSUBMIT(answer=['moon'])"))
+    settings = {"num_threads": 2, "display_progress": False}
+    with watched(), dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        result = dspy.Evaluate(devset=[example] * 4, metric=tracing.scorers.coverage, **settings)(RLM(SIGNATURE))
+    assert [score for *_, score in result.results] == [0.5] * 4
+    traces = store.traces()
+    assert [span(trace, "RLM").get_attribute("rlm.coverage") for trace in traces] == [0.5] * 4
+    assert tracing.scorers.facts_of_trace(traces[0]).coverage == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Starting with pandas version")  # MLflow's
+def test_our_scorers_work_in_mlflows_evaluation(store: Store) -> None:
+    """`mlflow.genai.evaluate` runs the program and scores its trace."""
+
+    def program(context: str, question: str) -> dict[str, Any]:
+        with dspy.context(lm=failing_first(), interpreter_factory=LocalPythonInterpreter):
+            return {"answer": RLM(SIGNATURE)(context=context, question=question).answer}
+
+    data = [{"inputs": {"context": "The moon.", "question": "Which?"}}]
+    result = mlflow.genai.evaluate(data=data, predict_fn=program, scorers=tracing.scorers.for_mlflow())
+    assert {name: result.metrics[f"{name}/mean"] for name in SCORES} == SCORES
+
+
+def test_a_policy_goes_to_the_registry_and_comes_back(store: Store, tmp_path: Path) -> None:
+    """As a prompt with versions; `RLM(policy=...)` takes what is fetched."""
+    (shipped,) = signatures.shipped_policies()
+    address = tracing.register_policy(shipped, "finder")
+    fetched = tracing.fetch_policy(address, tmp_path / "finder.json")
+    assert address.startswith("prompts:/finder/")
+    assert signatures.load_policy(fetched) == signatures.load_policy(shipped)
+    assert tracing.fetch_policy("finder", tmp_path / "newest.json").read_bytes() == fetched.read_bytes()
+    assert len(RLM("question -> answer", policy=fetched).act.demos) > 0
+
+
+def test_a_prompt_that_is_no_policy_is_refused(store: Store, tmp_path: Path) -> None:
+    """And leaves no file."""
+    mlflow.genai.register_prompt("greeting", "Hello {{name}}")
+    with pytest.raises(ValueError, match="greeting holds no policy"):
+        tracing.fetch_policy("greeting", tmp_path / "policy.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """Give the address of a server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
+    store: Store, hanging: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Runs end, their answers are there, and what cannot be logged is dropped."""
+    mlflow.set_tracking_uri(hanging)
+    module = RLM(SIGNATURE)
+    began = time.monotonic()
+    for _ in range(3):
+        lm = ScriptedLM([block("SUBMIT(answer=[question])")])
+        assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
+    assert time.monotonic() - began < 10  # MLflow's own limit for one request is two minutes
+    tracing.flush(20)
+    queue = outbox()
+    assert queue is not None
+    assert not queue.open
+    assert [record.message for record in caplog.records if "does not answer" in record.message] == [
+        f"{hanging} does not answer. Runs go on; they are not traced until it does."
+    ]
+    mlflow.set_tracking_uri(store.uri)
+
+
+def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names it; keys of LMs are taken out without a word."""
+    monkeypatch.setenv("SEARCH_TOKEN", "tok-93jd02jd-planted")
+    token = "tok-93jd02jd-planted"
+
+    def find(word: str) -> str:
+        """Find a word."""
+        return word + token
+
+    with pytest.raises(RLMError, match=r"hold 1 of your keys: tok\.\.\. \(20 characters\)"):
+        tracing.log_model(RLM(SIGNATURE, tools=[find]))
+
+
+HOSTILE_KEY = "pl\"an\\t&ed<KEY>'x/y=="
+CUT_KEY = "sk-a-long-key-that-is-cut-0123456789"
+
+
+def test_no_key_survives_quoting_or_being_cut_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON and HTML write it otherwise; a clipped output leaves a part of it."""
+    monkeypatch.setenv("ODD_PASSWORD", HOSTILE_KEY)
+    monkeypatch.setenv("LONG_API_KEY", CUT_KEY)
+    code = "import json\nprint(context, repr(context), json.dumps(context))\nprint((question + ' ') * 200)"
+    lm = ScriptedLM([block(code), block("SUBMIT(answer=[context])")])
+    for chars in (403, 409, 415):  # somewhere else in a key each time
+        lm.script.replies = [block(code), block("SUBMIT(answer=[context])")]
+        rlm = RLM(SIGNATURE, limits=Limits(max_output_chars=chars))
+        call(rlm, lm, "blocking", context=f"See {HOSTILE_KEY} here.", question=CUT_KEY)
+    parts = {CUT_KEY[start : start + 12] for start in range(len(CUT_KEY) - 11)}
+    for trace in store.traces():
+        files = [file.read_text("utf-8") for file in store.files(trace)]
+        assert len(files) == 2
+        for text in (json.dumps(trace.to_dict()), *files):
+            assert "ed<KEY>" not in text
+            assert "&lt;KEY" not in text
+            assert [part for part in parts if part in text] == []
+
+
+@pytest.mark.parametrize("where", ["context", "question", "code", "answer", "prompt", "tag"])
+def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
+    half = "half \ud83d"
+    given = {name: half if name == where else "x" for name in ("context", "question", "tag")}
+    code = {
+        "code": "print('\\ud83d')\nSUBMIT(answer=['x'])",
+        "answer": "SUBMIT(answer=['\\ud83d'])",
+        "prompt": "[failed] = llm_query_batched(['\\ud83d'])\nprint(failed)\nSUBMIT(answer=['x'])",
+    }.get(where, "SUBMIT(answer=['x'])")
+    lm = ScriptedLM(lambda messages: block(code) if "SUBMIT" in str(messages) else half)
+    with tracing.tags(kind=given.pop("tag"), session=half):
+        call(RLM(SIGNATURE), lm, "blocking", **given)
+    (trace,) = store.traces()
+    assert span(trace, "turn 1: SUBMIT").outputs
+    assert len(list(store.files(trace))) == 2
+
+
+def test_a_process_that_ends_right_after_a_run_has_stored_its_trace(tmp_path: Path) -> None:
+    program = f"""
+import dspy
+from rlm_dspy import RLM, tracing
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+
+tracing.autolog(store="sqlite:///{tmp_path}/store.db", experiment="short")
+lm = ScriptedLM(["```python\\nSUBMIT(answer='ok')\\n```"])
+with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+    RLM("question -> answer")(question="?")
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=300)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        assert database.execute("select count(*) from trace_info").fetchone() == (1,)
+        assert database.execute("select count(*) from spans").fetchone()[0] > 3
+
+
+def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
+    """Twenty turns, four long sub-calls in each; what each turn wrote and printed is still told."""
+    turns = iter(range(1, 100))
+
+    def reply(messages: Messages) -> str:
+        if "SUBMIT" not in str(messages):
+            return "word " * 1_500
+        number = next(turns)
+        ask = "r = llm_query_batched([str(i) + context[:30_000] for i in range(4)])\nprint(context[:20_000], r)"
+        return block(f"print('this is turn {number}')\n{ask}" if number < 20 else "SUBMIT(answer=['x'])")
+
+    rlm = RLM(SIGNATURE, limits=Limits(max_llm_calls=200), cache=False)
+    call(rlm, ScriptedLM(reply), "blocking", context="The moon is far away. " * 5_000, question="Which?")
+    (trace,) = store.traces()
+    assert int(trace.info.trace_metadata["mlflow.trace.sizeBytes"]) < 1_000_000
+    for number in range(1, 20):
+        turn = span(trace, f"turn {number}")
+        assert f"this is turn {number}" in turn.inputs["code"]
+        assert f"this is turn {number}" in turn.outputs["output"]
+
+
+def test_the_list_of_traces_shows_question_and_answer_of_a_program_around_a_run(store: Store) -> None:
+    class Program(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rlm = RLM(SIGNATURE)
+
+        def forward(self, context: str, question: str) -> dspy.Prediction:
+            return self.rlm(context=context, question=question)
+
+    lm = ScriptedLM([block("SUBMIT(answer=['the moon'])")])
+    call(Program(), lm, "blocking", context="long " * 150, question="Which one?")
+    info = store.trace().info
+    assert info.request_preview == "Which one?"
+    assert info.response_preview == "['the moon']"
+
+
+def test_what_is_no_trace_is_not_cut_shorter_the_more_there_was() -> None:
+    """Tables of evaluations are written all through the life of a process."""
+    table, trace = Payloads(Secrets()), Payloads(Secrets(), one_trace=True)
+    text = "word " * 400
+    for _ in range(300):
+        table.text(text, 2_000)
+        trace.text(text, 2_000)
+    assert table.text(text, 2_000) == text
+    assert len(trace.text(text, 2_000)) < 300
+
+
+def test_secrets_may_be_learned_while_texts_are_searched() -> None:
+    """Models come and go in other threads."""
+    secrets = Secrets()
+    secrets.learn({"the-first-secret"})
+
+    def learn() -> None:
+        for number in range(200):
+            secrets.learn({f"secret-number-{number:06}"})
+
+    threads = [threading.Thread(target=learn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert secrets.hide("a the-first-secret ... b") == "a *** ... b"
+    for thread in threads:
+        thread.join()
+    assert secrets.hide("secret-number-000199") == "***"
