@@ -94,12 +94,13 @@ class ForkServer:
         self._owner = os.getpid()
         scratch.remove_stale()
         self.uid = namespaces.unused_uid() if "uid" in layers else None
-        self._folder = scratch.new_folder(self.uid)
+        self._home = scratch.Folder(self.uid)
+        self._folder = self._home.path
         self._count = self._orders = 0
         try:
             self._control, self._process = self._started(recipe)
         except BaseException:
-            scratch.remove_tree(Path(self._folder))
+            self._home.close()
             raise
         self.watch = Watch(self._process.pid)
         """Looks at what its workers take."""
@@ -219,7 +220,7 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        scratch.remove_tree(Path(self._folder))
+        self._home.close()
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:

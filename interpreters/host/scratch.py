@@ -12,20 +12,33 @@ _PREFIX = "rlm-repl-"
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def new_folder(uid: int | None) -> str:
-    """Make a folder in the one for temporary files that nobody else can list or write to.
+class Folder:
+    """A folder in the one for temporary files that nobody else can list or write to.
+
+    It is locked until it is closed, so that no other process takes it for stale: one in another container may use
+    the same folder for temporary files, but cannot see that this process lives.
 
     Args:
         uid: A user who may pass through it to folders of its own; None for nobody.
     """
-    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
-    if uid is not None:
-        Path(folder).chmod(0o711)
-    return folder
+
+    def __init__(self, uid: int | None) -> None:
+        self.path = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self._held = os.open(self.path, os.O_RDONLY | _FOLDER)
+        _lock(self._held)
+        if uid is not None:
+            Path(self.path).chmod(0o711)
+
+    def close(self) -> None:
+        """Remove it."""
+        remove_tree(Path(self.path))
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
 
 def new_inner(path: str, uid: int | None) -> str:
-    """Make a folder for one worker in a folder of `new_folder`; with `uid` it is that user's."""
+    """Make a folder for one worker in a `Folder`; with `uid` it is that user's."""
     Path(path).mkdir(mode=0o700)
     if uid is not None:
         os.chown(path, uid, uid, follow_symlinks=False)
@@ -36,8 +49,29 @@ def remove_stale() -> None:
     """Remove the folders that processes which were killed have left; those of other users are left alone."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = path.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
+        if pid.isdigit() and not Path("/proc", pid).exists() and not _is_locked(path):
             remove_tree(path, owner=os.geteuid())
+
+
+def _is_locked(path: Path) -> bool:
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY | _FOLDER)
+        try:
+            return not _lock(folder)
+        finally:
+            os.close(folder)
+    return False
+
+
+def _lock(folder: int) -> bool:
+    """Lock an open folder until it is closed; return whether nobody else has locked it."""
+    import fcntl  # noqa: PLC0415 (only on Unix)
+
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def remove_tree(root: Path, owner: int | None = None) -> None:

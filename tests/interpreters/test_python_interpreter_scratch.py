@@ -88,6 +88,21 @@ def test_stale_folders_are_removed_and_those_of_others_are_not(
     assert (other / "scratch" / "1" / "file").exists() == (os.getuid() == 0)
 
 
+def test_a_folder_in_use_is_not_stale_though_its_process_cannot_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may share the folder for temporary files, and do not see each other's processes."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    folder = scratch.Folder(None)
+    path = Path(folder.path).rename(of_nobody(tmp_path).with_suffix(".used"))
+    scratch.remove_stale()
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+    folder.close()
+    scratch.remove_stale()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_closed_folders_are_removed_by_their_owner(tmp_path: Path) -> None:
     """Also deep ones, by a user whom permissions bind."""
     root = folder = tmp_path / "root"
