@@ -64,7 +64,7 @@ class Bridge:
 
     def usage(self, run: str = "run") -> dict[str, Any]:
         """Return what has been spent under a name: `calls`, `failures`, `input_tokens`, `cost` and the rest."""
-        return self._ledger(run).totals()
+        return self._ledger(run).totals().model_dump()
 
     def complete(self, run: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answer one chat completion, in OpenAI's format."""

@@ -8,6 +8,7 @@ from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as _MARK
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlm_dspy.text import clip
+from rlm_dspy.usage import Usage
 
 StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed"]
 """How a turn ended.
@@ -54,8 +55,8 @@ class SubCall(BaseModel):
     started: float = 0.0
     """Seconds since the root run began."""
     seconds: float = 0.0
-    spent: dict[str, Any] = Field(default_factory=dict)
-    """What it used: the fields of `Spent`."""
+    spent: Usage = Usage()
+    """What it used."""
     sent: tuple[Span, ...] = ()
     """The parts of the run's inputs that it was handed; empty unless coverage is watched."""
     stop: str = ""
@@ -82,8 +83,8 @@ class Step(BaseModel):
     """What the run told the model along with the output: turns left, the last turn."""
     seconds: float = 0.0
     """Wall-clock time of the turn: the model's call, the code, its sub-calls."""
-    spent: dict[str, Any] = Field(default_factory=dict)
-    """What the turn's model calls used, sub-calls included: the fields of `Spent`."""
+    spent: Usage = Usage()
+    """What the turn's model calls used, sub-calls included."""
     started: float = 0.0
     """Seconds since the root run began."""
     calls: tuple[SubCall, ...] = ()

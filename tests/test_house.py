@@ -28,7 +28,7 @@ RULE = (
     " > budget | repl | coverage | embedded | cache | signatures > interpreters | replies > concurrency"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""
-VALUES = {"errors", "limits", "inputs", "trajectory", "text", "files", "json_values", "redaction"}
+VALUES = {"errors", "limits", "inputs", "trajectory", "text", "files", "json_values", "redaction", "usage"}
 """Modules at the root that every package may import; they import only one another."""
 FACES = {"__init__", "__main__", "models", "testing"}
 """Modules at the root that may import any package; of these only `models` is imported by a package: `cli`."""

@@ -11,10 +11,11 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
-from rlm_dspy.budget.ledger import Ledger, Spent
+from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.usage import Usage
 from tests.playing import block
 from tests.playing import fields as reply_of
 
@@ -87,12 +88,12 @@ def test_usage_adds_up_by_role_and_by_model() -> None:
         "query", "small", {"prompt_tokens": 1, "completion_tokens": None}, None, cached=False, failed=True
     )
     usage = spent.usage()
-    assert usage["by_role"]["act"] == vars(
-        Spent(calls=2, cached_calls=1, input_tokens=10, cached_input_tokens=8, output_tokens=2, cost=0.5)
+    assert usage.by_role["act"] == Usage(
+        calls=2, cached_calls=1, input_tokens=10, cached_input_tokens=8, output_tokens=2, cost=0.5
     )
-    assert usage["by_role"]["query"]["cost"] is None
-    assert usage["by_model"]["small"]["failures"] == 1
-    assert (usage["calls"], usage["input_tokens"], usage["cost"]) == (3, 11, 0.5)
+    assert usage.by_role["query"].cost is None
+    assert usage.by_model["small"].failures == 1
+    assert (usage.calls, usage.input_tokens, usage.cost) == (3, 11, 0.5)
 
 
 def test_a_run_on_a_model_without_a_price_costs_none(play: Play) -> None:
@@ -118,7 +119,7 @@ def test_the_cost_that_the_lm_reports_is_summed() -> None:
         with metered(spent, "act"):
             lm("x")
             lm("y")
-    assert spent.usage()["cost"] == 0.75
+    assert spent.usage().cost == 0.75
 
 
 def test_failed_calls_are_counted(play: Play) -> None:
@@ -129,7 +130,7 @@ def test_failed_calls_are_counted(play: Play) -> None:
     with dspy.context(lm=lm), metered(spent, "act"), pytest.raises(dspy.LMError):
         lm("x")
     usage = spent.usage()
-    assert (usage["calls"], usage["failures"], usage["input_tokens"]) == (1, 1, 0)
+    assert (usage.calls, usage.failures, usage.input_tokens) == (1, 1, 0)
 
 
 def test_a_call_answered_by_the_cache_costs_no_tokens(tmp_path: Any) -> None:
@@ -141,7 +142,7 @@ def test_a_call_answered_by_the_cache_costs_no_tokens(tmp_path: Any) -> None:
             lm("a question that no other test asks", rollout_id=id(tmp_path), temperature=1.0)
     usage = spent.usage()
     assert len(engine.calls) == 1
-    assert (usage["calls"], usage["cached_calls"], usage["output_tokens"]) == (2, 1, 1)
+    assert (usage.calls, usage.cached_calls, usage.output_tokens) == (2, 1, 1)
 
 
 def test_a_scope_inside_another_enters_a_call_once() -> None:
@@ -151,9 +152,9 @@ def test_a_scope_inside_another_enters_a_call_once() -> None:
         with metered(inner, "act"), metered(inner, "query"):
             lm("x")
         lm("y")
-    assert {role: spent["calls"] for role, spent in inner.usage()["by_role"].items()} == {"query": 1}
-    assert outer.usage()["by_role"]["child"]["calls"] == 2
-    assert inner.usage()["output_tokens"] == 2
+    assert {role: used.calls for role, used in inner.usage().by_role.items()} == {"query": 1}
+    assert outer.usage().by_role["child"].calls == 2
+    assert inner.usage().output_tokens == 2
 
 
 def test_the_callers_usage_tracking_sees_every_call(play: Play) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.budget.lm_info import tokens_of
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from rlm_dspy.limits import Limits
 
@@ -47,30 +48,7 @@ class Amount:
 
 
 NOTHING = Amount()
-
-
-@dataclass
-class Spent:
-    """What a role or a model has used."""
-
-    calls: int = 0
-    failures: int = 0
-    cached_calls: int = 0
-    """Calls answered by DSPy's cache: no tokens, no cost."""
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    """The part of `input_tokens` that the provider had cached."""
-    output_tokens: int = 0
-    cost: float | None = None
-    """USD; None if no call reported a price. Never 0 for an unknown price."""
-
-    def add(self, tokens: dict[str, int], cost: float | None) -> None:
-        """Add one call's tokens (by field name) and its price."""
-        self.input_tokens += tokens.get("input_tokens", 0)
-        self.cached_input_tokens += tokens.get("cached_input_tokens", 0)
-        self.output_tokens += tokens.get("output_tokens", 0)
-        if cost is not None:
-            self.cost = (self.cost or 0.0) + cost
+NOTHING_USED = Usage()
 
 
 _in_slot: ContextVar[Ledger | None] = ContextVar("_in_slot", default=None)
@@ -98,8 +76,8 @@ class Ledger:
     _met: str | None = None
     _spared: object = None
     _told: dict[object, Callable[[], object]] = field(default_factory=dict)
-    _by_role: dict[str, Spent] = field(default_factory=dict)
-    _by_model: dict[str, Spent] = field(default_factory=dict)
+    _by_role: dict[str, Usage] = field(default_factory=dict)
+    _by_model: dict[str, Usage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
 
@@ -304,30 +282,25 @@ class Ledger:
             failed: Whether the call raised.
             key: Under which it was held, if it was.
         """
-        tokens = tokens_of(usage)
+        used = Usage(calls=1, cached_calls=cached, failures=failed, cost=cost, **tokens_of(usage))
         with self._lock:
             if key is not None:
                 self._held.pop(key, None)
                 self._open.pop(key, None)
-            for spent in self._add(role, model, tokens, cost):
-                spent.calls += 1
-                spent.cached_calls += cached
-                spent.failures += failed
+            self._add(role, model, used)
 
     def add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> None:
         """Enter what a call used that was settled before it ended; see `settle`."""
-        tokens = tokens_of(usage)
+        used = Usage(cost=cost, **tokens_of(usage))
         with self._lock:
-            self._add(role, model, tokens, cost)
+            self._add(role, model, used)
 
-    def _add(self, role: str, model: str, tokens: dict[str, int], cost: float | None) -> list[Spent]:
-        self._spent += Amount(tokens["input_tokens"], tokens["output_tokens"], cost or 0.0)
-        both = [self._by_role.setdefault(role, Spent()), self._by_model.setdefault(model, Spent())]
-        for spent in both:
-            spent.add(tokens, cost)
-        return both
+    def _add(self, role: str, model: str, used: Usage) -> None:
+        self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
+        self._by_role[role] = self._by_role.get(role, NOTHING_USED) + used
+        self._by_model[model] = self._by_model.get(model, NOTHING_USED) + used
 
-    def usage(self, limit: str | None = None) -> dict[str, Any]:
+    def usage(self, limit: str | None = None) -> RunUsage:
         """Return what has been spent: totals, `seconds`, and the same by role and by model.
 
         Args:
@@ -335,21 +308,19 @@ class Ledger:
                 told.
         """
         with self._lock:
-            limit = limit or self._met
-            by_role = {role: vars(spent).copy() for role, spent in self._by_role.items()}
-            by_model = {model: vars(spent).copy() for model, spent in self._by_model.items()}
-        totals = _sum(by_role.values())
-        return {**totals, "seconds": self.seconds, "limit": limit, "by_role": by_role, "by_model": by_model}
+            totals = sum(self._by_role.values(), NOTHING_USED)
+            return RunUsage(
+                **dict(totals),
+                seconds=self.seconds,
+                limit=limit or self._met,
+                by_role=self._by_role.copy(),
+                by_model=self._by_model.copy(),
+            )
 
-    def totals(self) -> dict[str, Any]:
-        """Return what has been spent in all, by the fields of `Spent`."""
+    def totals(self) -> Usage:
+        """Return what has been spent in all."""
         with self._lock:
-            return _sum([vars(spent) for spent in self._by_role.values()])
-
-    def since(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Return what has been spent since `totals` returned `before`."""
-        now = self.totals()
-        return {name: None if now[name] is None else now[name] - (before[name] or 0) for name in now}
+            return sum(self._by_role.values(), NOTHING_USED)
 
 
 class Ticket:
@@ -375,13 +346,3 @@ class Ticket:
 
 def _written(name: str, value: float) -> str:
     return f"${value:.4f}" if name == "max_cost" else f"{value:,.0f} tokens"
-
-
-def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sums, field by field; None where no part knows."""
-    totals: dict[str, Any] = vars(Spent()).copy()
-    for part in parts:
-        for name, value in part.items():
-            if value is not None:
-                totals[name] = (totals[name] or 0) + value
-    return totals

@@ -44,7 +44,7 @@ class Price:
     most_written: float
 
     def of(self, usage: dict[str, int]) -> float:
-        """Return what a call cost that used this (the fields of `Spent`)."""
+        """Return what a call cost that used this (the fields of `Usage`)."""
         cached = min(usage["cached_input_tokens"], usage["input_tokens"])
         fresh = usage["input_tokens"] - cached
         return fresh * self.read + cached * self.read_cached + usage["output_tokens"] * self.written
@@ -189,7 +189,7 @@ def tokens_in(value: Any) -> int:
 
 
 def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
-    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Spent`.
+    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Usage`.
 
     Servers report all sorts of things; what is no number of tokens counts as not reported.
     """

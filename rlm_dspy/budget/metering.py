@@ -11,7 +11,7 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
-from rlm_dspy.budget.ledger import Amount, Spent
+from rlm_dspy.budget.ledger import Amount
 from rlm_dspy.budget.lm_info import (
     REPLY_LIMITS,
     longest_reply,
@@ -98,7 +98,7 @@ class Meter(BaseCallback):
         self.read_at_most = 0
         """Tokens that the last request had at most; 0 where nothing limits them."""
         self.used: dict[str, int] | None = None
-        """Tokens of the last request, by the fields of `Spent`; None if none were reported."""
+        """Tokens of the last request, by the fields of `Usage`; None if none were reported."""
         self.outputs: list[Any] = []
         """What the LM returned for each request, whole; None of one that failed."""
         self._lms: dict[str, Any] = {}
@@ -183,9 +183,7 @@ class Meter(BaseCallback):
         if (reported := reported_cost(_history_entry(lm, outputs))) is not None:
             return reported
         price = price_of(lm, self.ledger.limits.prices)
-        spent = Spent()
-        spent.add(tokens_of(usage), None)
-        return price.of(vars(spent)) if price is not None else None
+        return price.of(tokens_of(usage)) if price is not None else None
 
 
 class _Tracker(UsageTracker):
@@ -360,7 +358,7 @@ def _added(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 
 
 def reported(lm: Any, outputs: Any) -> dict[str, Any]:
-    """Return what the LM says of the call that returned `outputs`: tokens by the fields of `Spent`, price, cached.
+    """Return what the LM says of the call that returned `outputs`: tokens by the fields of `Usage`, price, cached.
 
     Tokens are 0 and the price is None where it says nothing, as it does of a call that failed.
     """

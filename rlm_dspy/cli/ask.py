@@ -199,10 +199,10 @@ def _summary(record: Record) -> str:
         "interrupted": f"interrupted after {turns}",
         "failed": f"failed after {turns}",
     }[record.stop]
-    calls = counted(usage["calls"], "model call")
-    cached = f" ({usage['cached_calls']} from DSPy's cache)" if usage["cached_calls"] else ""
-    limit = f", ended by {usage['limit']}" if usage.get("limit") else ""
-    return f"{why}: {spent(usage)}, {calls}{cached}{limit}"
+    calls = counted(usage.calls, "model call")
+    cached = f" ({usage.cached_calls} from DSPy's cache)" if usage.cached_calls else ""
+    limit = f", ended by {usage.limit}" if usage.limit else ""
+    return f"{why}: {spent(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
 def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:

@@ -74,7 +74,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
         kind="folded",
         seconds=time.monotonic() - started,
         started=started - run.ledger.started,
-        spent=run.ledger.since(before),
+        spent=run.ledger.totals() - before,
     )
     run.fold(step, new)
     return True

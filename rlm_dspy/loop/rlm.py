@@ -219,7 +219,7 @@ class RLM(AsTool, Limited, dspy.Module):
             return await self._converse(port, run)
         except BaseException as error:
             run.end()
-            carry(error, run.as_dicts(), run.usage())
+            carry(error, run.as_dicts(), run.usage().model_dump())
             raise
         finally:
             calling.reset(token)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rlm_dspy.limits import Limits
     from rlm_dspy.subcalls.interface import Program
     from rlm_dspy.trajectory import Step
+    from rlm_dspy.usage import RunUsage
 
 HISTORY = "history"
 """The variable that holds the turns once the conversation was folded."""
@@ -194,11 +195,11 @@ class Run:
         """Return what takes each request from `max_llm_calls`, as a child's are; None in a root."""
         return Ticket(self.ledger) if self.depth else None
 
-    def usage(self) -> dict[str, Any]:
-        """Return what the tree has spent, as `Prediction.usage` holds it; a root gives up what is under way."""
+    def usage(self) -> RunUsage:
+        """Return what the tree has spent; a root gives up what is under way."""
         if not self.depth:
             self.ledger.give_up(self.ledger.closed or LimitExceeded("The run has ended."))
-        return {**self.ledger.usage(self.budget.limit), **self.tree.usage()}
+        return self.tree.counted_in(self.ledger.usage(self.budget.limit))
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[Callable[[], None]]:
@@ -270,7 +271,7 @@ class Run:
         self.stop, self.final_reasoning = stop, final_reasoning
         report = {
             "stop": stop,
-            "usage": self.usage(),
+            "usage": self.usage().model_dump(),
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }

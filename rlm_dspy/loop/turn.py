@@ -70,7 +70,7 @@ class Turn(dspy.Module):
             "output": output,
             "thinking": clip(reply.thinking, _THINKING_CHARS),
             "seconds": time.monotonic() - started,
-            "spent": run.ledger.since(before),
+            "spent": run.ledger.totals() - before,
             "started": started - run.ledger.started,
             "read": run.watch.read(reply.code),
             # No model is shown what the last code printed, and SUBMIT's echo would pass for it.

@@ -21,6 +21,7 @@ from rlm_dspy.trajectory import Step, StepKind
 
 if TYPE_CHECKING:
     from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.usage import RunUsage, Usage
 
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
@@ -178,7 +179,7 @@ class Progress(BaseCallback):
         self._running = False
         self._subcalls = 0
         self._batch: Batch | None = None
-        self._before: dict[str, Any] = ledger.usage()
+        self._before: RunUsage = ledger.usage()
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note that a turn begins."""
@@ -194,9 +195,10 @@ class Progress(BaseCallback):
         if call_id == self._turn:
             self._turn = None
             if isinstance(outputs, Step):
-                usage = difference(self._ledger.usage(), self._before)
+                used = self._ledger.usage()
+                took = used.seconds - self._before.seconds
                 subcalls = f", {counted(self._subcalls, 'sub-call')}" if self._subcalls else ""
-                self._view.step(self._number, outputs, f"{spent(usage)}{subcalls}")
+                self._view.step(self._number, outputs, f"{spent(used - self._before, took)}{subcalls}")
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Show who is asked."""
@@ -226,19 +228,14 @@ def view_on(file: IO[str] | None = None) -> View:
     return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Lines(file)
 
 
-def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return what was spent between two of a ledger's usages."""
-    return {name: value - (before[name] or 0) for name, value in after.items() if isinstance(value, int | float)}
-
-
-def spent(usage: dict[str, Any]) -> str:
+def spent(usage: Usage, seconds: float) -> str:
     """Return in words the time, the tokens and the price of a usage."""
-    tokens = f"{usage['input_tokens']:,} tokens in"
-    if usage["cached_input_tokens"]:
-        tokens += f" ({usage['cached_input_tokens']:,} cached)"
-    parts = [f"{usage['seconds']:.1f} s", tokens, f"{usage['output_tokens']:,} out"]
-    if usage.get("cost") is not None:
-        parts.append(f"${usage['cost']:.4f}")
+    tokens = f"{usage.input_tokens:,} tokens in"
+    if usage.cached_input_tokens:
+        tokens += f" ({usage.cached_input_tokens:,} cached)"
+    parts = [f"{seconds:.1f} s", tokens, f"{usage.output_tokens:,} out"]
+    if usage.cost is not None:
+        parts.append(f"${usage.cost:.4f}")
     return ", ".join(parts)
 
 

@@ -104,7 +104,7 @@ class _Run:
 
     def record(self) -> Record | None:
         """Return the run; None if its events lack what a run has."""
-        killed = {"stop": "killed", "usage": {**self.ledger.usage(), "seconds": self.last}}
+        killed = {"stop": "killed", "usage": self.ledger.usage().model_copy(update={"seconds": self.last})}
         asked = {**_only(self.started, _ASKED), "trajectory": self.all_steps()}
         at = self.started.get("at")
         for ended in (self.ended, killed):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rlm_dspy.trajectory import Step, SubCall
+    from rlm_dspy.usage import RunUsage
 
 _MINUTE, _HOUR = 60, 3600
 _CENT = 0.01
@@ -41,18 +44,17 @@ def share(value: float) -> str:
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
 
 
-def tokens(spent: dict[str, Any]) -> str:
-    """Return in words the tokens of a usage, a `spent` of a step or a sub-call; empty if it used none."""
-    into, cached, out = (spent.get(name) or 0 for name in ("input_tokens", "cached_input_tokens", "output_tokens"))
+def tokens(spent: Usage) -> str:
+    """Return the tokens in words; empty if none were used."""
+    into, cached, out = spent.input_tokens, spent.cached_input_tokens, spent.output_tokens
     if not into and not out:
         return ""
     return f"{into:,} tokens in{f' ({cached:,} cached)' if cached else ''}, {out:,} out"
 
 
-def total(parts: Iterable[dict[str, Any]], name: str) -> float | None:
-    """Return the sum of one field of several usages; None if none of them knows it."""
-    known = [value for part in parts if (value := part.get(name)) is not None]
-    return sum(known) if known else None
+def spent_on(calls: Iterable[SubCall]) -> Usage:
+    """Return what sub-calls used in all."""
+    return sum((call.spent for call in calls), Usage())
 
 
 def all_calls(steps: Iterable[Step]) -> Iterator[SubCall]:
@@ -63,7 +65,7 @@ def all_calls(steps: Iterable[Step]) -> Iterator[SubCall]:
             yield from all_calls(call.steps)
 
 
-def duration(steps: Iterable[Step], usage: dict[str, Any]) -> float:
+def duration(steps: Iterable[Step], usage: RunUsage) -> float:
     """Return how many seconds a run took: what its usage says, and no less than where its last step ends."""
     ends = [step.started + step.seconds for step in steps]
-    return max([float(usage.get("seconds") or 0.0), *ends])
+    return max([usage.seconds, *ends])

@@ -19,6 +19,7 @@ from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import written
 from rlm_dspy.text import clip, sendable
 from rlm_dspy.trajectory import Step
+from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
     import os
@@ -52,7 +53,7 @@ class Record(BaseModel):
     stop: Stop
     error: str | None = None
     """What went wrong, in one line."""
-    usage: dict[str, Any] = {}
+    usage: RunUsage = RunUsage()
     trajectory: list[Step] = []
     final_reasoning: str = ""
     started_at: datetime | None = None

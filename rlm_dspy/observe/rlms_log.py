@@ -12,16 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlm_dspy.budget.ledger import Spent
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.record import Record
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import Step, StepKind, SubCall
+from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _SIGNATURE = "context -> answer: str"
 _CONTEXT_CHARS = 400
@@ -98,12 +98,11 @@ def _record(metadata: Line, iterations: list[Line]) -> Record:
         limits={"max_iters": metadata.get("max_iterations", Limits().max_iters)},
         outputs={} if answer is None else {"answer": answer},
         stop=stop,
-        usage={
-            **spent,
-            "seconds": _time(iterations[-1]) - began,
-            "by_role": {role: of for role, of in by_role.items() if of["calls"]},
-            "by_model": {},
-        },
+        usage=RunUsage(
+            **dict(spent),
+            seconds=_time(iterations[-1]) - began,
+            by_role={role: of for role, of in by_role.items() if of.calls},
+        ),
         trajectory=steps,
         final_reasoning=steps[-1].reasoning if stop == "submitted" else "",
     )
@@ -159,7 +158,7 @@ def _call(number: int, call: Line, started: float, began: float) -> SubCall:
     spent = _sum(_spent(call.get("usage_summary") or {}))
     response = str(call.get("response") or "")
     error = str(call.get("error") or "")
-    if not error and response.startswith("Error: ") and not spent["calls"]:  # how rlms tells code of a failure
+    if not error and response.startswith("Error: ") and not spent.calls:  # how rlms tells code of a failure
         error, response = response, ""
     prompt = call.get("prompt")
     return SubCall(
@@ -177,24 +176,18 @@ def _call(number: int, call: Line, started: float, began: float) -> SubCall:
     )
 
 
-def _spent(summary: Line) -> Iterable[dict[str, Any]]:
+def _spent(summary: Line) -> Iterator[Usage]:
     for of_model in (summary.get("model_usage_summaries") or {}).values():
-        yield {
-            **vars(Spent()),
-            "calls": of_model.get("total_calls") or 0,
-            "input_tokens": of_model.get("total_input_tokens") or 0,
-            "output_tokens": of_model.get("total_output_tokens") or 0,
-            "cost": of_model.get("total_cost"),
-        }
+        yield Usage(
+            calls=of_model.get("total_calls") or 0,
+            input_tokens=of_model.get("total_input_tokens") or 0,
+            output_tokens=of_model.get("total_output_tokens") or 0,
+            cost=of_model.get("total_cost"),
+        )
 
 
-def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = vars(Spent()).copy()
-    for part in parts:
-        for name, value in part.items():
-            if value is not None:
-                total[name] = (total[name] or 0) + value
-    return total
+def _sum(parts: Iterable[Usage]) -> Usage:
+    return sum(parts, Usage())
 
 
 def _asked(line: Line) -> str:

@@ -80,9 +80,9 @@ def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
     ledger, started = Ledger(Limits()), time.monotonic()
     with metered(ledger, "pilot"):
         prediction = program(**example.inputs())
-    seconds, usage = time.monotonic() - started, ledger.usage()
-    tokens = usage["input_tokens"] + usage["output_tokens"]
-    return Pilot(seconds, tokens, usage["cost"], score_of(metric(example, prediction)))
+    seconds, used = time.monotonic() - started, ledger.totals()
+    tokens = used.input_tokens + used.output_tokens
+    return Pilot(seconds, tokens, used.cost, score_of(metric(example, prediction)))
 
 
 def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int = 0) -> Forecast:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.frames import CallFrame, Part, Target
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import SubCall
+    from rlm_dspy.usage import RunUsage
 
 _INPUT_CHARS = 500
 _FAR_BEYOND = 2
@@ -51,10 +52,11 @@ class Tree:
     ad_hoc: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def usage(self) -> dict[str, Any]:
-        """Return `reused`, `failed` and `ad_hoc`, as `Prediction.usage` holds them."""
+    def counted_in(self, usage: RunUsage) -> RunUsage:
+        """Return a usage with the sub-calls that were reused, that failed, and that were ad hoc."""
         with self.lock:
-            return {"reused": self.reused, "failed": self.failed, "ad_hoc": dict(self.ad_hoc)}
+            counts = {"reused": self.reused, "failed": self.failed, "ad_hoc": dict(self.ad_hoc)}
+        return usage.model_copy(update=counts)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rlm_dspy.coverage.watch import Watch, watching
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.tracing.span_end import HOW_IT_ENDED
 from rlm_dspy.trajectory import Step
+from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ class Facts:
     """
 
     kinds: list[str] = field(default_factory=list)
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: RunUsage = field(default_factory=RunUsage)
     answers: Mapping[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     coverage: float | None = None
@@ -88,7 +89,7 @@ def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -
     return Facts(
         coverage=_coverage(example, steps),
         kinds=[step["kind"] for step in steps],
-        usage=prediction.get("usage") or {},
+        usage=RunUsage.model_validate(prediction.get("usage") or {}),
         answers={name: value for name, value in prediction.items() if name not in reserved},
         texts=[*map(str, inputs), *(step["output"] for step in steps if step["kind"] == "output")],
     )
@@ -109,7 +110,8 @@ def facts_of_trace(trace: Any) -> Facts:
     ]
     inputs = [text if isinstance(text, str) else json.dumps(text) for text in (run.inputs or {}).values()]
     answers = {name: value for name, value in (run.outputs or {}).items() if name not in ATTACHED}
-    usage, coverage = run.get_attribute("rlm.usage") or {}, run.get_attribute("rlm.coverage")
+    usage = RunUsage.model_validate(run.get_attribute("rlm.usage") or {})
+    coverage = run.get_attribute("rlm.coverage")
     return Facts(kinds, usage, answers, [*inputs, *printed], coverage)
 
 
@@ -126,16 +128,14 @@ def _count(*kinds: str) -> Callable[[Facts], float]:
 
 
 def _cost(facts: Facts) -> float | None:
-    cost: float | None = facts.usage.get("cost")
-    return cost
+    return facts.usage.cost
 
 
 def _sub_calls(facts: Facts) -> float | None:
-    by_role = facts.usage.get("by_role")
-    if by_role is None:
+    if facts.usage == RunUsage():
         return None
-    own = ("act", "extract", "fold")
-    return float(sum(spent["calls"] for role, spent in by_role.items() if role.removeprefix("child.") not in own))
+    own, by_role = ("act", "extract", "fold"), facts.usage.by_role
+    return float(sum(used.calls for role, used in by_role.items() if role.removeprefix("child.") not in own))
 
 
 def _grounded(facts: Facts) -> float | None:

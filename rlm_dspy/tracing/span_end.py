@@ -151,8 +151,8 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
     }
     if (share := share_covered(record.input_chars, record.trajectory)) is not None:
         attributes["rlm.coverage"] = round(share, 4)
-    if record.usage.get("limit"):
-        attributes["rlm.limit"] = record.usage["limit"]
+    if record.usage.limit:
+        attributes["rlm.limit"] = record.usage.limit
     files = {} if run.depth else attachments(payloads, record)
     summary = _summary(record)
     failed = summary if run.depth and record.stop == "unanswered" else ""  # its parent is told of an error
@@ -177,11 +177,11 @@ def _summary(record: Record) -> str:
     usage, failed = record.usage, sum(step.kind in FAILED_KINDS for step in record.trajectory)
     turns = counted(sum(step.kind != "folded" for step in record.trajectory), "turn")
     calls = sum(1 for _ in all_calls(record.trajectory))
-    limit = f" as {usage['limit']} was near" if usage.get("limit") else ""
+    limit = f" as {usage.limit} was near" if usage.limit else ""
     took = [counted(calls, "sub-call")] if calls else []
-    if usage:
-        took += [counted(usage["calls"], "model call"), tokens(usage), seconds(usage["seconds"])]
-        took += [] if usage["cost"] is None else [price(usage["cost"])]
+    if usage.seconds:
+        took += [counted(usage.calls, "model call"), tokens(usage), seconds(usage.seconds)]
+        took += [] if usage.cost is None else [price(usage.cost)]
     said = f"{_STOPS.get(record.stop, record.stop)}{limit} after {turns}"
     said += f", {failed} of them failed" if failed else ""
     return "; ".join([said, ", ".join(part for part in took if part)])

@@ -151,7 +151,7 @@ def test_an_error_that_stays_is_not_asked_about_again() -> None:
         ledger = Ledger(Limits())
         with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
             dspy.Predict("text -> gist")(text="one")
-    assert sum(server.asked.values()) == ledger.usage()["calls"] == 1
+    assert sum(server.asked.values()) == ledger.usage().calls == 1
 
 
 def test_the_last_error_is_raised_when_all_attempts_failed() -> None:
@@ -159,7 +159,7 @@ def test_the_last_error_is_raised_when_all_attempts_failed() -> None:
         ledger = Ledger(Limits())
         with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
             dspy.settings.lm("one")
-    assert sum(server.asked.values()) == ledger.usage()["failures"] == 3
+    assert sum(server.asked.values()) == ledger.usage().failures == 3
 
 
 def test_it_is_the_lm_that_it_stands_for_to_whoever_copies_or_saves_it() -> None:

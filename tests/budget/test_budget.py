@@ -164,7 +164,7 @@ def test_the_price_of_the_table_is_entered_where_the_lm_reports_none(monkeypatch
     ledger = Ledger(Limits())
     with dspy.context(lm=lm, disable_history=True), metered(ledger, "act"):
         lm("a b c")
-    assert ledger.usage()["cost"] == pytest.approx(3 * 0.15e-6 + 2 * 0.6e-6)
+    assert ledger.usage().cost == pytest.approx(3 * 0.15e-6 + 2 * 0.6e-6)
 
 
 # The ledger
@@ -207,7 +207,7 @@ def test_a_refused_call_is_not_made_and_leaves_the_callers_callbacks_alone() -> 
     count, lm, ledger = Count(), ScriptedLM([]), Ledger(Limits(max_input_tokens=50))
     with dspy.context(lm=lm, callbacks=[count]), pytest.raises(LimitExceeded), metered(ledger, "ad_hoc"):
         dspy.ChainOfThought("question -> answer")(question="why? " * 100)
-    assert (count.starts, lm.script.calls, ledger.usage()["calls"]) == (0, [], 0)
+    assert (count.starts, lm.script.calls, ledger.usage().calls) == (0, [], 0)
     assert ledger.left().input_tokens == 50
 
 
@@ -305,7 +305,7 @@ def test_what_a_late_reply_used_is_entered_when_it_comes() -> None:
     ledger, lm = Ledger(Limits()), ScriptedLM(["three words come"], seconds=0.3)
     with pytest.raises(TimeoutError), metered(ledger, "act"):
         in_time(lambda: lm("two words"), 0.05)
-    assert [ledger.usage()[name] for name in ("calls", "failures", "output_tokens")] == [1, 1, 0]
+    assert [getattr(ledger.totals(), name) for name in ("calls", "failures", "output_tokens")] == [1, 1, 0]
     (late,) = [thread for thread in threading.enumerate() if thread.name == "rlm-predict"]
     late.join(10)
-    assert [ledger.usage()[name] for name in ("calls", "failures", "output_tokens")] == [1, 1, 3]
+    assert [getattr(ledger.totals(), name) for name in ("calls", "failures", "output_tokens")] == [1, 1, 3]

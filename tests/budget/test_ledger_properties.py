@@ -162,10 +162,10 @@ def test_no_tree_of_calls_overspends_and_the_sums_are_what_the_model_saw(
     assert bill.read <= hard.get("max_input_tokens", bill.read)
     assert bill.written <= hard.get("max_output_tokens", bill.written)
     assert bill.cost <= hard.get("max_cost", bill.cost)
-    assert (usage["input_tokens"], usage["output_tokens"]) == (bill.read, bill.written)
-    assert abs((usage["cost"] or 0.0) - bill.cost) < 1e-12
-    for table in ("by_role", "by_model"):
-        assert sum(part["output_tokens"] for part in usage[table].values()) == bill.written
+    assert (usage.input_tokens, usage.output_tokens) == (bill.read, bill.written)
+    assert abs((usage.cost or 0.0) - bill.cost) < 1e-12
+    for table in (usage.by_role, usage.by_model):
+        assert sum(part.output_tokens for part in table.values()) == bill.written
     spent_or_left = ledger.left()
     if "max_output_tokens" in hard:
         assert spent_or_left.output_tokens == hard["max_output_tokens"] - bill.written

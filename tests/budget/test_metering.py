@@ -132,10 +132,10 @@ def test_every_request_is_entered_with_its_own_tokens(case: Callable[[], Case], 
     ):
         module(question="?")
     for each in (ledger, items):
-        assert {name: spent["output_tokens"] for name, spent in each.usage()["by_model"].items()} == expected
-    assert ledger.totals()["calls"] == items.totals()["calls"]
+        assert {name: used.output_tokens for name, used in each.usage().by_model.items()} == expected
+    assert ledger.totals().calls == items.totals().calls
     if others:
-        calls = ledger.totals()["calls"]
+        calls = ledger.totals().calls
         assert events.names.count("on_lm_start") == events.names.count("on_lm_end") == calls
 
 
@@ -164,7 +164,7 @@ def test_an_lm_that_a_callback_asks_is_entered() -> None:
         fitting(module=ask),
     ):
         ask(question="?")
-    assert ledger.usage()["by_model"]["b"]["calls"] == 1
+    assert ledger.usage().by_model["b"].calls == 1
 
 
 def test_a_predictor_with_an_lm_of_its_own_is_entered() -> None:
@@ -172,14 +172,14 @@ def test_a_predictor_with_an_lm_of_its_own_is_entered() -> None:
     ask.lm = named("own", ANSWER)
     with dspy.context(lm=named("other")), metered(ledger, "act"), fitting(module=ask):
         ask(question="?")
-    assert list(ledger.usage()["by_model"]) == ["own"]
+    assert list(ledger.usage().by_model) == ["own"]
 
 
 async def test_awaited_requests_are_entered() -> None:
     ledger, ask = Ledger(Limits()), dspy.Predict("question -> answer")
     with dspy.context(lm=named("a", ANSWER)), metered(ledger, "act"), fitting(module=ask):
         await ask.acall(question="?")
-    assert ledger.usage()["by_model"]["a"]["calls"] == 1
+    assert ledger.usage().by_model["a"].calls == 1
 
 
 def test_of_a_refused_request_no_other_callback_hears() -> None:

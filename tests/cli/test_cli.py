@@ -208,7 +208,7 @@ def test_a_model_that_fails_is_exit_code_3_and_its_steps_are_kept() -> None:
     record = record_of(result)
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: ")
-    assert (record.stop, len(record.trajectory), record.usage["calls"]) == ("failed", 1, 2)
+    assert (record.stop, len(record.trajectory), record.usage.calls) == ("failed", 1, 2)
     assert "the line is dead" in str(record.error)
 
 
@@ -256,4 +256,4 @@ def test_the_embedded_model_takes_a_turn() -> None:
     record = record_of(result)
     assert result.exit_code == (0 if record.answered else 1)
     assert (record.model, len(record.trajectory)) == ("embedded/smollm2-135m-instruct", 1)
-    assert 0 < record.usage["output_tokens"] <= 12 * record.usage["calls"]
+    assert 0 < record.usage.output_tokens <= 12 * record.usage.calls

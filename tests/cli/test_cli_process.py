@@ -71,7 +71,7 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
     assert "Traceback" not in err
     record = Record.load("interrupted.rlm.json")
     assert (record.stop, record.trajectory[0].output) == ("interrupted", "18")
-    assert record.usage["output_tokens"] > 0
+    assert record.usage.output_tokens > 0
 
 
 def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:

@@ -63,10 +63,10 @@ def test_a_killed_process_leaves_a_log_with_all_that_it_had_done(path: Path) -> 
     first, last = record.trajectory
     assert (first.code, first.output, first.kind) == ("print(len(context))", "3", "output")
     assert (last.reasoning, last.code, last.kind) == ("Then I die.", "llm_query('?'); die()", "killed")
-    assert record.usage["calls"] == 3
-    assert record.usage["by_role"]["query"]["calls"] == 1
-    assert last.spent["calls"] == 2
-    assert record.usage["output_tokens"] == 13
+    assert record.usage.calls == 3
+    assert record.usage.by_role["query"].calls == 1
+    assert last.spent.calls == 2
+    assert record.usage.output_tokens == 13
 
 
 KILLED_IN_A_CHILD = """
@@ -100,7 +100,7 @@ def test_a_process_killed_inside_a_child_leaves_the_childs_turns_too(path: Path)
     assert [step.kind for step in first.steps] == ["submitted"]
     assert [step.kind for step in second.steps] == ["output", "killed"]
     assert [call.output for call in second.steps[1].calls] == ["no"]
-    assert record.usage["calls"] == 6
+    assert record.usage.calls == 6
 
 
 @pytest.fixture(scope="module")

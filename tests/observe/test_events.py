@@ -23,6 +23,7 @@ from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.observe.record import recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step
+from rlm_dspy.usage import RunUsage
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def test_a_record_read_from_the_log_is_the_record_of_the_run(play: Play, path: P
             prediction = play(RLM(QUESTION, max_iters=3), replies, question="?").prediction
         record = read_log(path)[-1]
         assert (record.stop, record.usage, record.final_reasoning, record.outputs) == (
-            *(prediction.stop, prediction.usage, prediction.final_reasoning),
+            *(prediction.stop, RunUsage(**prediction.usage), prediction.final_reasoning),
             {"answer": prediction.answer},
         )
         assert [step.model_dump() for step in record.trajectory] == prediction.trajectory
@@ -234,7 +235,7 @@ def test_children_and_sub_calls_are_read_as_the_trajectory_tells_them(play: Play
         prediction = play(rlm, deep, question="?").prediction
     (record,) = read_log(path)
     assert [step.model_dump() for step in record.trajectory] == prediction.trajectory
-    assert record.usage == prediction.usage
+    assert record.usage.model_dump() == prediction.usage
     calls = record.trajectory[0].calls
     assert [(call.kind, len(call.steps), call.cached) for call in calls] == [
         *[("child", 1, False)] * 2,
@@ -301,7 +302,7 @@ async def test_many_runs_at_once_do_not_mix(path: Path) -> None:
     }
     for record in records:
         assert record.trajectory[0].output.split() == [record.inputs["n"], "x" * 2_000]
-        assert record.usage["calls"] == 2
+        assert record.usage.calls == 2
 
 
 def test_threads_write_to_one_file(path: Path) -> None:

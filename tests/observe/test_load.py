@@ -96,8 +96,8 @@ def test_the_sub_calls_of_rlms_are_sub_calls_and_its_children_have_steps() -> No
     assert (child.kind, child.output, child.stop) == ("child", "7", "submitted")
     assert [step.output for step in child.steps] == ["CHILD counts", ""]
     assert child.steps[0].started >= first.trajectory[2].started
-    assert (first.usage["calls"], first.usage["input_tokens"], first.usage["cost"]) == (3, 30, None)
-    assert first.usage["by_role"]["child"]["calls"] == 2
+    assert (first.usage.calls, first.usage.input_tokens, first.usage.cost) == (3, 30, None)
+    assert first.usage.by_role["child"].calls == 2
 
 
 def test_an_answer_that_rlms_asked_for_after_the_last_turn_is_extracted() -> None:

@@ -15,6 +15,7 @@ from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.html import Html, highlighted, tag
 from rlm_dspy.observe.report.page import report_html, write_report
 from rlm_dspy.trajectory import Step, SubCall
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,16 +89,8 @@ class Page(HTMLParser):
         return [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
 
 
-def spent(tokens: int, cost: float | None = 0.001) -> dict[str, Any]:
-    return {
-        "calls": 1,
-        "failures": 0,
-        "cached_calls": 0,
-        "input_tokens": tokens,
-        "cached_input_tokens": tokens // 2,
-        "output_tokens": 10,
-        "cost": cost,
-    }
+def spent(tokens: int, cost: float | None = 0.001) -> Usage:
+    return Usage(calls=1, input_tokens=tokens, cached_input_tokens=tokens // 2, output_tokens=10, cost=cost)
 
 
 def call(number: int, **fields: Any) -> SubCall:
@@ -122,7 +115,7 @@ def record(**fields: Any) -> Record:
         "outputs": {"answer": "Ada", "names": {"Ada": [1]}},
         "stop": "submitted",
         "usage": {
-            **spent(300),
+            **dict(spent(300)),
             "seconds": 3.0,
             "by_role": {"act": spent(200)},
             "by_model": {"scripted/lm": spent(300)},
@@ -316,7 +309,7 @@ def attacked(text: str) -> Record:
         input_chars={text: 10},
         left_out={text: text},
         occurrences={text: [place]},
-        usage={**spent(3), "limit": text, "by_role": {text: spent(1)}},
+        usage={**dict(spent(3)), "limit": text, "by_role": {text: spent(1)}},
     )
 
 

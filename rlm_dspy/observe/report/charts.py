@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlm_dspy.observe.formatting import duration, price, seconds, total
+from rlm_dspy.observe.formatting import duration, price, seconds, spent_on
 from rlm_dspy.observe.report.html import Html, joined, tag
 from rlm_dspy.text import counted
 
@@ -189,11 +189,11 @@ def plots(steps: Sequence[Step]) -> Html:
     """Return what each turn used: tokens in, tokens out, and USD if any call had a price."""
     if not steps:
         return Html()
-    costs = [price(step.spent.get("cost")) for step in steps if step.spent.get("cost") is not None]
+    priced = any(step.spent.cost is not None for step in steps)
     drawn = [
         _columns("Tokens in", steps, _tokens_in, lambda n: f"{n:,.0f}"),
         _columns("Tokens out", steps, lambda step: _by_whom(step, "output_tokens"), lambda n: f"{n:,.0f}"),
-        _columns("Cost", steps, lambda step: _by_whom(step, "cost"), price) if costs else None,
+        _columns("Cost", steps, lambda step: _by_whom(step, "cost"), price) if priced else None,
     ]
     legend = key(
         ("act", "the model's turn"), ("cached", "of it, cached by the provider"), ("query", "its sub-calls")
@@ -208,8 +208,8 @@ def _tokens_in(step: Step) -> dict[str, float]:
 
 
 def _by_whom(step: Step, name: str) -> dict[str, float]:
-    calls = total((call.spent for call in step.calls), name) or 0.0
-    return {"act": max(0.0, (step.spent.get(name) or 0.0) - calls), "query": calls}
+    in_all, of_calls = (getattr(usage, name) or 0.0 for usage in (step.spent, spent_on(step.calls)))
+    return {"act": max(0.0, in_all - of_calls), "query": of_calls}
 
 
 def _columns(

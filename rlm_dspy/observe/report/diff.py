@@ -60,12 +60,12 @@ def _used(record: Record) -> dict[str, str]:
         "turns that went wrong": f"{sum(step.kind not in {'output', 'submitted'} for step in steps):,}",
         "sub-calls": f"{len(calls):,}",
         "failed sub-calls": f"{sum(bool(call.error) for call in calls):,}",
-        "tokens in": f"{usage.get('input_tokens') or 0:,}",
-        "tokens in, cached": f"{usage.get('cached_input_tokens') or 0:,}",
-        "tokens out": f"{usage.get('output_tokens') or 0:,}",
-        "cost": price(usage.get("cost")),
-        "time": seconds(usage.get("seconds") or 0.0),
-        "limit reached": str(usage.get("limit") or "none"),
+        "tokens in": f"{usage.input_tokens:,}",
+        "tokens in, cached": f"{usage.cached_input_tokens:,}",
+        "tokens out": f"{usage.output_tokens:,}",
+        "cost": price(usage.cost),
+        "time": seconds(usage.seconds),
+        "limit reached": usage.limit or "none",
     }
 
 

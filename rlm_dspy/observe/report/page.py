@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import os
 
     from rlm_dspy.observe.record import Record
+    from rlm_dspy.usage import Usage
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _SHOWN_CHARS = 4_000
@@ -88,7 +89,7 @@ def why(record: Record) -> str:
         "failed": f"It ended with an error after {counted(number, 'turn')}: {record.error}",
         "killed": f"Its process was gone in turn {number}; this is what the log of it holds.",
     }[record.stop]
-    limit = record.usage.get("limit")
+    limit = record.usage.limit
     return f"{sentence} The limit {limit} was reached, which made it end early." if limit else sentence
 
 
@@ -134,16 +135,16 @@ def _totals(record: Record) -> Html:
     failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
     of_calls = ", ".join(f"{n:,} {what}" for n, what in ((failed, "failed"), (cached, "answered before")) if n)
     errors = sum(step.kind not in {"output", "submitted"} for step in record.trajectory)
-    into = usage.get("input_tokens") or 0
-    hits = (usage.get("cached_input_tokens") or 0) / into if into else 0
+    into = usage.input_tokens
+    hits = usage.cached_input_tokens / into if into else 0
     tiles = [
         ("turns", f"{len(record.trajectory):,}", f"{errors:,} went wrong" if errors else ""),
         ("sub-calls", f"{len(calls):,}", of_calls),
         ("tokens in", f"{into:,}", f"{share(hits)} cached by the provider" if hits else ""),
-        ("tokens out", f"{usage.get('output_tokens') or 0:,}", ""),
-        ("cost", price(usage.get("cost")), f"{usage.get('calls') or 0:,} model calls"),
-        ("time", seconds(usage.get("seconds") or 0.0), ""),
-        *([("limit reached", str(usage["limit"]), "")] if usage.get("limit") else []),
+        ("tokens out", f"{usage.output_tokens:,}", ""),
+        ("cost", price(usage.cost), f"{usage.calls:,} model calls"),
+        ("time", seconds(usage.seconds), ""),
+        *([("limit reached", usage.limit, "")] if usage.limit else []),
     ]
     return tag(
         "div",
@@ -172,9 +173,9 @@ def _task(record: Record) -> Html:
         tag("pre", record.final_reasoning) if record.final_reasoning else None,
     ]
     spent = [
-        _table(words, record.usage[name])
-        for name, words in (("by_role", "who asked"), ("by_model", "who answered"))
-        if record.usage.get(name)
+        _table(words, usages)
+        for words, usages in (("who asked", record.usage.by_role), ("who answered", record.usage.by_model))
+        if usages
     ]
     return joined(
         [
@@ -184,16 +185,16 @@ def _task(record: Record) -> Html:
     )
 
 
-def _table(words: str, spent: dict[str, dict[str, Any]]) -> Html:
+def _table(words: str, spent: dict[str, Usage]) -> Html:
     head = tag("tr", *(tag("th", name) for name in (words, "calls", "failed", "tokens", "cost")))
     rows = (
         tag(
             "tr",
             tag("td", name),
-            tag("td", f"{of.get('calls') or 0:,}", class_="n"),
-            tag("td", f"{of.get('failures') or 0:,}", class_="n"),
+            tag("td", f"{of.calls:,}", class_="n"),
+            tag("td", f"{of.failures:,}", class_="n"),
             tag("td", tokens(of)),
-            tag("td", price(of.get("cost")), class_="n"),
+            tag("td", price(of.cost), class_="n"),
         )
         for name, of in spent.items()
     )

@@ -6,16 +6,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
-from rlm_dspy.observe.formatting import price, seconds, share, tokens, total
+from rlm_dspy.observe.formatting import price, seconds, share, spent_on, tokens
 from rlm_dspy.observe.report.charts import MARKS
 from rlm_dspy.observe.report.html import Html, highlighted, joined, tag
 from rlm_dspy.text import clip, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from rlm_dspy.trajectory import Span, Step, SubCall
+    from rlm_dspy.usage import Usage
 
 _CALLS_SHOWN = 20
 _FAILURES_SHOWN = 50
@@ -66,9 +66,8 @@ def _turn(number: int, step: Step, sizes: dict[str, int], id_: str, depth: int) 
     )
 
 
-def _spent(spent: dict[str, Any]) -> list[str]:
-    cost = spent.get("cost")
-    return [part for part in (tokens(spent), price(cost) if cost is not None else "") if part]
+def _spent(spent: Usage) -> list[str]:
+    return [part for part in (tokens(spent), "" if spent.cost is None else price(spent.cost)) if part]
 
 
 def _looked_at(step: Step, sizes: dict[str, int]) -> list[str]:
@@ -103,15 +102,11 @@ def _group(calls: list[SubCall], id_: str, depth: int) -> Html:
     failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
     began = min(call.started for call in calls)
     ended = max(call.started + call.seconds for call in calls)
-    spent = {
-        name: total((call.spent for call in calls), name)
-        for name in ("input_tokens", "cached_input_tokens", "output_tokens", "cost")
-    }
     about = [
         f"{len(calls):,} calls of {_name(calls[0])} {how}",
         f"{cached:,} answered before" if cached else "",
         seconds(ended - began),
-        *_spent(spent),
+        *_spent(spent_on(calls)),
     ]
     summary = tag(
         "summary",

@@ -1,0 +1,59 @@
+"""What model calls used."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Usage(BaseModel):
+    """What some model calls used. `+` and `-` go field by field; `sum(parts, Usage())` adds up many."""
+
+    model_config = ConfigDict(frozen=True)
+
+    calls: int = 0
+    failures: int = 0
+    """Calls that raised."""
+    cached_calls: int = 0
+    """Calls answered by DSPy's cache: no tokens, no cost."""
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    """The part of `input_tokens` that the provider had cached."""
+    output_tokens: int = 0
+    cost: float | None = None
+    """USD; None if no call reported a price. Never 0 for an unknown price."""
+
+    def __add__(self, other: Usage) -> Usage:
+        cost = self.cost if other.cost is None else (self.cost or 0.0) + other.cost
+        return self._with(other, 1, cost)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self._with(other, -1, None if self.cost is None else self.cost - (other.cost or 0.0))
+
+    def _with(self, other: Usage, sign: int, cost: float | None) -> Usage:
+        return Usage(
+            calls=self.calls + sign * other.calls,
+            failures=self.failures + sign * other.failures,
+            cached_calls=self.cached_calls + sign * other.cached_calls,
+            input_tokens=self.input_tokens + sign * other.input_tokens,
+            cached_input_tokens=self.cached_input_tokens + sign * other.cached_input_tokens,
+            output_tokens=self.output_tokens + sign * other.output_tokens,
+            cost=cost,
+        )
+
+
+class RunUsage(Usage):
+    """What a run and its children used, and how it was shared out. `Prediction.usage` is its `model_dump()`."""
+
+    seconds: float = 0.0
+    """Wall-clock seconds since the run began."""
+    limit: str | None = None
+    """The limit because of which the run ended early, or else the first that refused a call; None if none did."""
+    by_role: dict[str, Usage] = {}
+    """The same by who asked: `act`, `query`, `extract`, the name of a sub; of children with `child.` before it."""
+    by_model: dict[str, Usage] = {}
+    reused: int = 0
+    """Sub-calls that an earlier equal one answered."""
+    failed: int = 0
+    """Sub-calls that failed."""
+    ad_hoc: dict[str, int] = {}
+    """How often each module that was written in a REPL was called, by its signature."""
