@@ -31,7 +31,7 @@ from rlm_dspy.models import choose_model, limits_for
 from rlm_dspy.signatures import load_policy
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "study"))
 import row_file  # noqa: E402  # scripts of this folder are run, not installed
 import running  # noqa: E402
 from accuracy_report import RESULTS, forecast, key_of, read_rows, write_report  # noqa: E402  # scripts of this folder are run, not installed

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlm_dspy.optimize.statistics import wilson
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 import row_file  # scripts of that folder are run, not installed
 
 HERE = Path(__file__).parent
@@ -105,7 +105,7 @@ def short_lines() -> list[str]:
     """Return the section of the side-by-side report, from the rows that were kept; none if there are none."""
     rows = read_rows()
     says = "Made by `accuracy.py`. More of the embedded model is in [EMBEDDED.md](EMBEDDED.md); before and after "
-    says += "optimization in [OPTIMIZE.md](OPTIMIZE.md)."
+    says += "optimization in [OPTIMIZE.md](../study/OPTIMIZE.md)."
     return ["", "## Right answers", "", says, *sections(rows, level="###")] if rows else []
 
 

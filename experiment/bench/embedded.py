@@ -28,7 +28,7 @@ from rlm_dspy.models import limits_for
 from rlm_dspy.optimize.statistics import wilson
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "study"))
 import row_file  # noqa: E402  # scripts of this folder are run, not installed
 from tasks import Task, one_fact_tasks  # noqa: E402  # scripts of this folder are run, not installed
 

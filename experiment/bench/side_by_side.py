@@ -30,7 +30,7 @@ from side_by_side_readme import write_short_form
 from side_by_side_report import grouped, write_report
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "study")]
 import row_file  # noqa: E402  # scripts of that folder are run, not installed
 
 RESULTS = HERE / "results" / "side_by_side.jsonl"

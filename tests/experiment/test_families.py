@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 EXPERIMENT = Path(__file__).resolve().parents[2] / "experiment"
-sys.path.insert(0, str(EXPERIMENT))
+sys.path.insert(0, str(EXPERIMENT / "study"))
 
 import families  # noqa: E402  # scripts of that folder are run, not installed
 import family_words  # noqa: E402

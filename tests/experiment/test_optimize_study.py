@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiment"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiment" / "study"))
 
 import optimize_report  # scripts of that folder are run, not installed
 from optimize import ALL, ENGINES, FAMILIES, SIGNATURE, conditions, examples, right, tasks_of

@@ -22,7 +22,7 @@ from rlm_dspy.testing import ScriptedLM
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ROOT / "experiment"
-sys.path[:0] = [str(EXPERIMENT), str(EXPERIMENT / "bench")]
+sys.path[:0] = [str(EXPERIMENT), str(EXPERIMENT / "bench"), str(EXPERIMENT / "study")]
 
 import accuracy_report  # noqa: E402  # scripts of these folders are run, not installed
 import dialects  # noqa: E402

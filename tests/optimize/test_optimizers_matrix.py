@@ -1,4 +1,4 @@
-"""Every optimizer of DSPy on programs with an RLM inside; `experiment/optimizer_matrix.py` prints the matrix."""
+"""Every optimizer of DSPy on programs with an RLM inside; `study/optimizer_matrix.py` prints the matrix."""
 
 from __future__ import annotations
 

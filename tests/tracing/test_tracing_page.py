@@ -24,7 +24,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("no playwright in this environment: pip install playwright")
     folder = tmp_path_factory.mktemp("pages")
-    command = [sys.executable, "experiment/trace_screenshots.py", "--browser", BROWSER, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "experiment/bench/trace_screenshots.py",
+        "--browser",
+        BROWSER,
+        "--folder",
+        str(folder),
+    ]
     others = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment = {**others, "PYTHONPATH": str(ROOT)}  # MLflow leaves the experiments of other tests there
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

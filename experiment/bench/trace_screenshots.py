@@ -1,6 +1,6 @@
 """Take pictures of the sample run in MLflow's page, in `experiment/screenshots/`.
 
-    uv run --with playwright python experiment/trace_screenshots.py
+    uv run --with playwright python experiment/bench/trace_screenshots.py
 
 Plays `sample_run.py` with tracing on, starts MLflow's server on a store of its own, and opens it in Chromium
 (`apt-get install chromium`).
@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -23,7 +24,9 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import typer
-from sample_run import play
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sample_run import play  # scripts of that folder are run, not installed
 
 from rlm_dspy import tracing
 from rlm_dspy.cli.ui import server_command, server_environment
@@ -31,7 +34,7 @@ from rlm_dspy.cli.ui import server_command, server_environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCREENSHOTS = Path(__file__).parent / "screenshots"
+SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 WIDTH = 1800
@@ -114,7 +117,7 @@ class Visitor:
 @contextlib.contextmanager
 def page_of(browser: str) -> Iterator[Any]:
     """Give a page of a browser without a window."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 (needed for the pictures only)
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
@@ -126,7 +129,7 @@ def page_of(browser: str) -> Iterator[Any]:
 
 def log_a_run(store: str) -> tuple[str, str]:
     """Log the sample run; return the ids of its trace and of its run of MLflow."""
-    import mlflow  # noqa: PLC0415 (behind the package's settings for it)
+    import mlflow
 
     tracing.autolog(store=store, experiment="articles")
     with tracing.logged_run("trends of 2025"), tracing.tags(session="a morning with the articles", user="ada"):

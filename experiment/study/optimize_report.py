@@ -11,8 +11,8 @@ import row_file
 from rlm_dspy.optimize.statistics import wilson
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "bench" / "results" / "optimize.jsonl"
-REPORT = HERE / "bench" / "OPTIMIZE.md"
+RESULTS = HERE / "results" / "optimize.jsonl"
+REPORT = HERE / "OPTIMIZE.md"
 HEAD = ["engine", "optimizer", "teacher", "trained on", "held-out family", "asked with", "right", "95 % interval"]
 HEAD += ["first prompt, characters", "seconds a run, median", "compile, seconds", "how the wrong ones ended"]
 Condition = tuple[str, ...]
@@ -42,7 +42,12 @@ def rows() -> list[dict[str, Any]]:
 def report(answered: list[dict[str, Any]], path: Path) -> None:
     """Write the table of answers to `path`; `plot` draws what it refers to."""
     chars = sorted({row["chars"] for row in answered})
-    lines = ["# The embedded model before and after optimization", "", "Made by `experiment/optimize.py`.", ""]
+    lines = [
+        "# The embedded model before and after optimization",
+        "",
+        "Made by `experiment/study/optimize.py`.",
+        "",
+    ]
     lines.append(
         f"Held-out texts of {', '.join(f'{n:,}' for n in chars)} characters; none of their templates, names or "
         "seeds was trained on. The model decodes greedily, so a repetition gives the same answers."

@@ -1,7 +1,7 @@
 """Makes the matrix of optimizers: what was checked of each on each program, by the functions that the tests run.
 
-    uv run python experiment/optimizer_matrix.py            # all, and bench/OPTIMIZERS.md
-    uv run python experiment/optimizer_matrix.py GEPA       # printed only
+    uv run python experiment/study/optimizer_matrix.py            # all, and OPTIMIZERS.md
+    uv run python experiment/study/optimizer_matrix.py GEPA       # printed only
 
 Everything is scripted: no model, no network. About two minutes.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.optimize import matrix_checks as matrix
 from tests.optimize.matrix_optimizers import OPTIMIZERS
 from tests.optimize.matrix_programs import PROGRAMS
@@ -28,10 +28,10 @@ from tests.optimize.matrix_programs import PROGRAMS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REPORT = Path(__file__).parent / "bench" / "OPTIMIZERS.md"
+REPORT = Path(__file__).parent / "OPTIMIZERS.md"
 HEAD = """# Every optimizer on programs with an RLM inside
 
-Made by `experiment/optimizer_matrix.py`, which runs the functions that `tests/test_optimizers_matrix.py` runs.
+Made by `experiment/study/optimizer_matrix.py`, which runs what `tests/optimize/test_optimizers_matrix.py` runs.
 Scripted models: it shows that the mechanics work, not how much an optimizer helps. The data of BootstrapFinetune
 is checked in `tests/test_finetune.py`, what is mended in DSPy's optimizers in `tests/test_upstream.py`.
 """

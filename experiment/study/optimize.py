@@ -1,14 +1,14 @@
 """Does optimization help a real model: the embedded one, before and after each optimizer, on held-out tasks.
 
-    uv run --extra embedded python experiment/optimize.py                    # all that is not in the results yet
-    uv run --extra embedded python experiment/optimize.py --optimizer trajectories --family needle --count 4
-    uv run --extra embedded --group bench python experiment/optimize.py --report
+    uv run --extra embedded python experiment/study/optimize.py              # all that is not in the results yet
+    uv run --extra embedded python experiment/study/optimize.py --optimizer trajectories --family needle --count 4
+    uv run --extra embedded --group bench python experiment/study/optimize.py --report
 
 The start is a plain instruction and no demos. Optimizers see training and development tasks of one family, or of
 all four; what they found is tried on held-out tasks (the split `final`): other templates, names and seeds, longer
 texts. The teacher of a compile is the model itself, or `scripted_teacher.py`, which finds the answers by code.
-Every answer goes to `bench/results/optimize.jsonl` as it comes, every compiled program to
-`bench/results/optimize/`; a second start goes on where the first one ended, and several may run at once on
+Every answer goes to `results/optimize.jsonl` as it comes, every compiled program to
+`results/optimize/`; a second start goes on where the first one ended, and several may run at once on
 different conditions.
 """
 
@@ -304,10 +304,10 @@ def write_policy(condition: Condition, path: Path, chars: int, lm: Any) -> None:
         name=path.stem,
         model=lm.model.rpartition("/")[2],
         optimizer=f"{condition.optimizer}, teacher {condition.teacher}",
-        data=f"{condition.trained_on}: {TRAIN} tasks of {TRAIN_CHARS} characters (experiment/families.py, train)",
+        data=f"{condition.trained_on}: {TRAIN} tasks of {TRAIN_CHARS} characters (families.py, train)",
         seeds=[FIRST_SEED["train"]],
         scores=scores,
-        made_by="experiment/optimize.py",
+        made_by="experiment/study/optimize.py",
         held_out=f"seeds from {FIRST_SEED[HELD_OUT]}, {chars} characters",
     )
 
