@@ -11,7 +11,8 @@ import typer
 
 from rlm_dspy.cli import errors as exits
 from rlm_dspy.observe.console import Lines
-from rlm_dspy.observe.report.html import tag
+from rlm_dspy.observe.record import Record
+from rlm_dspy.observe.report.page import report_html
 from rlm_dspy.text import logger, printable
 
 BIDI = {
@@ -69,7 +70,9 @@ def test_a_view_of_a_run_and_a_page_are_safe() -> None:
     view.end(HOSTILE, answered=True)
     assert file.getvalue().count("pay") == 3
     assert is_safe(file.getvalue())
-    assert is_safe(tag("p", HOSTILE, title=HOSTILE))
+    page = report_html(Record(signature=HOSTILE, inputs={HOSTILE: HOSTILE}, model=HOSTILE, stop="failed"))
+    assert page.count("pay") >= 5
+    assert is_safe(page)
 
 
 def test_what_is_logged_is_safe(caplog: pytest.LogCaptureFixture) -> None:

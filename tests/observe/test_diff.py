@@ -85,6 +85,15 @@ def test_turns_that_are_the_same_are_folded() -> None:
     assert not [name for name, _ in page.elements if name in {"ins", "del"}]
 
 
+def test_the_page_has_what_the_models_thought_folded_shut() -> None:
+    thoughtful = [Step(thinking="I wonder.", code="x")]
+    page = Page(diff_html(record(trajectory=thoughtful), record()))
+    assert [attributes for _, attributes in page.elements if attributes.get("class") == "thinking"] == [
+        {"class": "thinking"}
+    ]
+    assert "I wonder." in page.text
+
+
 def test_the_page_is_inert() -> None:
     assert_inert(diff_html(attacked(ATTACK), attacked(ATTACK + "<b>"), (ATTACK, ATTACK)))
 

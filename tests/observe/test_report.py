@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from rlm_dspy.coverage.watch import Occurrence
 from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.html import Html, highlighted, tag
 from rlm_dspy.observe.report.page import report_html, write_report
+from rlm_dspy.observe.report.rendering import highlighted
 from rlm_dspy.trajectory import Step, SubCall
 from rlm_dspy.usage import Usage
 
@@ -205,6 +206,19 @@ def test_sub_calls_stand_under_their_turn_with_what_went_in_and_came_out() -> No
     assert not any("open" in attributes for name, attributes in page.elements if name == "details")
 
 
+def test_what_a_model_thought_is_folded_shut_in_turns_of_the_run_and_of_children() -> None:
+    inner = Step(thinking="The child wonders.", code="y", output="z")
+    child = call(1, name="rlm", kind="child", steps=(inner,))
+    step = Step(thinking=f"I wonder. {ATTACK}", reasoning="I know.", code="go()", calls=(child,))
+    page = Page(report_html(record(trajectory=[step])))
+    assert_inert(report_html(record(trajectory=[step])))
+    folded = [attributes for name, attributes in page.elements if attributes.get("class") == "thinking"]
+    assert folded == [{"class": "thinking"}] * 2
+    assert page.text.index("I wonder.") < page.text.index("I know.", page.text.index("I wonder."))
+    assert "The child wonders." in page.text
+    assert "thinking" not in [attributes.get("class") for _, attributes in Page(report_html(record())).elements]
+
+
 def test_a_child_is_shown_with_its_own_turns_inside_the_call() -> None:
     inner = Step(reasoning="The child looks.", code="y", output="z", calls=(call(9),))
     child = call(1, name="rlm", kind="child", stop="submitted", steps=(inner, inner))
@@ -348,10 +362,10 @@ def test_a_page_forbids_scripts_and_fetches_nothing() -> None:
     assert "<script" not in html
 
 
-def test_markup_escapes_all_that_is_not_its_own() -> None:
-    assert tag("p", "a < b", Html("<br>"), None, class_='x" y="') == '<p class="x&quot; y=&quot;">a &lt; b<br></p>'
-    assert isinstance(highlighted("x = '<b>'"), Html)
-    assert "<b>" not in highlighted("x = '<b>'")
+@pytest.mark.parametrize("code", ["x = '<b>'", "'<b>'\n" * 4_000], ids=["highlighted", "too long to be"])
+def test_highlighted_code_is_escaped(code: str) -> None:
+    assert isinstance(highlighted(code), Markup)
+    assert "<b>" not in highlighted(code)
 
 
 def test_highlighted_code_has_no_element_over_two_lines() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlm_dspy.observe.coverage_shares import coverage_of, covered
 from rlm_dspy.observe.formatting import share
-from rlm_dspy.observe.report.charts import key, svg
-from rlm_dspy.observe.report.html import Html, joined, tag
-from rlm_dspy.text import clip, counted
+from rlm_dspy.observe.report.charts import WIDTH
+from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,101 +17,98 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.record import Record
     from rlm_dspy.trajectory import Span
 
-_WIDTH = 1000
-_STRIP, _HEIGHT = 30, 20
+STRIP, _HEIGHT, _TOP = 30, 20, 5
 _USES = {"read": "read", "shown": "printed", "sent": "sent"}
-_PLACES_SHOWN = 3
 _STRIP_CHARS = 400
 _MIN_WIDTH = 3
-_VALUE_CHARS = 200
+_TICKS = 4
 
 
-def coverage(record: Record) -> Html:
-    """Return a strip for each input, with what was read, shown and sent, and where the answer stands."""
-    if not record.input_chars and record.stop == "killed":
-        return tag(
-            "p", "A log tells what was read, printed and sent when its run ends; this one was killed before."
-        )
-    if not record.input_chars:
-        return tag(
-            "p",
-            "Coverage was not watched in this run. ",
-            tag("code", "rlm-dspy ask --report"),
-            " watches it, and in Python ",
-            tag("code", "with coverage.watched():"),
-            ".",
-        )
+@dataclass(frozen=True)
+class StripView:
+    """A use of an input: its class, in words, its share of the input, and its parts as an SVG path."""
+
+    class_: str
+    words: str
+    share: str
+    path: str
+
+
+@dataclass(frozen=True)
+class InputView:
+    """An input whose coverage was watched.
+
+    Attributes:
+        name: Of the input.
+        chars: Its size.
+        summary: The share of each use, in words.
+        strips: One a use; none for a short input, of which the summary says enough.
+        marks: Where the answer stands in it, on the scale of the strips.
+        ticks: The characters at the ticks of the axis.
+    """
+
+    name: str
+    chars: int
+    summary: str
+    strips: tuple[StripView, ...]
+    marks: tuple[float, ...]
+    ticks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlaceView:
+    """A place of an input that says what the answer says: the words around it, and the turns that saw it."""
+
+    place: Occurrence
+    where: str
+
+
+@dataclass(frozen=True)
+class ValueView:
+    """A value of the answer with its places; None if it has none."""
+
+    field: str
+    value: str | None
+    count: str
+    places: tuple[PlaceView, ...]
+
+
+def coverage(record: Record) -> tuple[InputView, ...]:
+    """Return the inputs whose coverage was watched, the largest first."""
     spans, shares = covered(record), coverage_of(record)
     by_size = sorted(shares, key=lambda name: -record.input_chars[name])
-    legend = key(
-        ("read", "read: named by code, whole unless the code says which part (an upper bound)"),
-        ("shown", "printed: in an output, so that the model saw it"),
-        ("sent", "sent: handed to a sub-model"),
-        ("found", "the answer stands here"),
+    return tuple(
+        _input(record, name, spans, shares[name], drawn=n == 0 or record.input_chars[name] >= _STRIP_CHARS)
+        for n, name in enumerate(by_size)
     )
-    inputs = (
-        _input(record, name, spans, shares[name])
-        if record.input_chars[name] >= _STRIP_CHARS or name == by_size[0]
-        else _short_input(record, name, shares[name])
-        for name in by_size
-    )
-    left_out = (
-        tag("p", tag("b", name), f" is left out: {why}.", class_="soft") for name, why in record.left_out.items()
-    )
-    return joined([legend, *inputs, *left_out])
 
 
-def _short_input(record: Record, name: str, shares: dict[str, float]) -> Html:
-    told = ", ".join(f"{words} {share(shares[use])}" for use, words in _USES.items())
-    return tag("p", tag("b", name), tag("small", f" {record.input_chars[name]:,} characters: {told}"))
-
-
-def _input(record: Record, name: str, spans: dict[str, list[Span]], shares: dict[str, float]) -> Html:
+def _input(
+    record: Record, name: str, spans: dict[str, list[Span]], shares: dict[str, float], *, drawn: bool
+) -> InputView:
     chars = record.input_chars[name]
-    places = [one for found in record.occurrences.values() for one in found if one.input == name]
-    strips = [
-        tag(
-            "path",
-            class_=use,
-            d=_path((span for span in spans[use] if span[0] == name), chars, number * _STRIP + 5),
-        )
-        for number, use in enumerate(_USES)
-    ]
-    tracks = [
-        tag("rect", class_="track", x="0", y=str(n * _STRIP + 5), width=str(_WIDTH), height=str(_HEIGHT))
-        for n in range(3)
-    ]
-    marks = [
-        tag("rect", class_="found", x=f"{one.start / chars * _WIDTH - 1.5:.1f}", y="0", width="3", height="90")
-        for one in places
-    ]
-    label = ", ".join(f"{share(shares[use])} {words}" for use, words in _USES.items())
-    rows = [
-        part
-        for use, words in _USES.items()
-        for part in (tag("span", words), tag("span", share(shares[use]), class_="n"))
-    ]
-    ticks = (tag("span", f"{chars * n // 4:,}") for n in range(5))
-    return tag(
-        "div",
-        tag("h3", name, tag("small", f" {chars:,} characters")),
-        tag(
-            "div",
-            *rows,
-            svg(3 * _STRIP, *tracks, *strips, *marks, label=f"{name}: {label}"),
-            tag("div", *ticks, class_="ticks"),
-            class_="strips",
-        ),
-        class_="input",
+    of_input = {use: [span for span in spans[use] if span[0] == name] for use in _USES}
+    strips = tuple(
+        StripView(use, words, share(shares[use]), _path(of_input[use], chars, number * STRIP + _TOP))
+        for number, (use, words) in enumerate(_USES.items())
+    )
+    places = (one for found in record.occurrences.values() for one in found if one.input == name)
+    return InputView(
+        name=name,
+        chars=chars,
+        summary=", ".join(f"{strip.words} {strip.share}" for strip in strips),
+        strips=strips if drawn else (),
+        marks=tuple(one.start / chars * WIDTH - _MIN_WIDTH / 2 for one in places),
+        ticks=tuple(chars * n // _TICKS for n in range(_TICKS + 1)),
     )
 
 
 def _path(spans: Iterable[Span], chars: int, y: int) -> str:
-    """Return an SVG path of a rectangle for each span, those that look the same drawn once."""
+    """Return an SVG path with a rectangle for each span; spans that touch at this scale are one."""
     drawn: list[list[int]] = []
     for _, start, end in spans:
-        left = start * _WIDTH // chars
-        right = max(left + _MIN_WIDTH, -(-end * _WIDTH // chars))
+        left = start * WIDTH // chars
+        right = max(left + _MIN_WIDTH, -(-end * WIDTH // chars))
         if drawn and left <= drawn[-1][1]:
             drawn[-1][1] = max(drawn[-1][1], right)
         else:
@@ -119,50 +116,36 @@ def _path(spans: Iterable[Span], chars: int, y: int) -> str:
     return "".join(f"M{left} {y}H{right}v{_HEIGHT}H{left}z" for left, right in drawn)
 
 
-def lineage(record: Record) -> Html:
-    """Return where the inputs say what the answer says, the words around it, and the turns that saw it."""
-    parts = []
-    for field, found in record.occurrences.items():
-        values = dict.fromkeys(one.value for one in found)
-        parts += [_value(record, field, value, [one for one in found if one.value == value]) for value in values]
-        if not found and isinstance(record.outputs.get(field), str | list | dict):
-            parts.append(tag("p", tag("b", field), ": stands nowhere in the inputs word for word."))
-    return joined(parts)
+def lineage(record: Record) -> tuple[ValueView, ...]:
+    """Return where the inputs say what the answer says."""
+    return tuple(view for field, found in record.occurrences.items() for view in _values(record, field, found))
 
 
-def _value(record: Record, field: str, value: str, found: list[Occurrence]) -> Html:
-    shown = [_place(record, one) for one in found]
-    more = shown[_PLACES_SHOWN:]
-    rest = tag("details", tag("summary", f"{len(more):,} more"), tag("ul", *more), class_="rest") if more else None
-    heading = tag(
-        "p",
-        tag("b", field),
-        ": ",
-        tag("mark", clip(value, _VALUE_CHARS)),
-        tag("small", f" in {counted(len(found), 'place')}"),
-    )
-    return tag("div", heading, tag("ul", *shown[:_PLACES_SHOWN]), rest, class_="places")
+def _values(record: Record, field: str, found: list[Occurrence]) -> Iterable[ValueView]:
+    for value in dict.fromkeys(one.value for one in found):
+        places = tuple(PlaceView(one, _where(record, one)) for one in found if one.value == value)
+        yield ValueView(field, value, counted(len(places), "place"), places)
+    if not found and isinstance(record.outputs.get(field), str | list | dict):
+        yield ValueView(field, None, "", ())
 
 
-def _place(record: Record, one: Occurrence) -> Html:
+def _where(record: Record, one: Occurrence) -> str:
     chars = record.input_chars.get(one.input) or 1
-    where = f" at {one.start:,} of {one.input} ({share(one.start / chars)}); {_seen(record, one)}"
-    return tag(
-        "li", f"… {one.before}", tag("mark", clip(one.value, _VALUE_CHARS)), f"{one.after} … ", tag("small", where)
-    )
+    return f"at {one.start:,} of {one.input} ({share(one.start / chars)}); {_seen(record, one)}"
 
 
 def _seen(record: Record, one: Occurrence) -> str:
-    """Return in which turns the place was printed, or sent to a sub-model."""
+    """Return in which turns the place was printed, and in which it was sent to a sub-model."""
 
     def holds(spans: Iterable[Span]) -> bool:
         return any(name == one.input and start <= one.start and one.end <= end for name, start, end in spans)
 
     steps = list(enumerate(record.trajectory, 1))
-    printed = [str(number) for number, step in steps if holds(step.shown)]
-    sent = [str(number) for number, step in steps if any(holds(call.sent) for call in step.calls)]
-    told = [
-        f"printed in turn {', '.join(printed)}" if printed else "not printed",
-        f"sent to a sub-model in turn {', '.join(sent)}" if sent else "not sent to a sub-model",
-    ]
-    return ", ".join(told)
+    printed = ", ".join(str(number) for number, step in steps if holds(step.shown))
+    sent = ", ".join(str(number) for number, step in steps if any(holds(call.sent) for call in step.calls))
+    return ", ".join(
+        [
+            f"printed in turn {printed}" if printed else "not printed",
+            f"sent to a sub-model in turn {sent}" if sent else "not sent to a sub-model",
+        ]
+    )

@@ -5,29 +5,71 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from rlm_dspy.observe.formatting import all_calls, price, seconds
 from rlm_dspy.observe.report.charts import MARKS
-from rlm_dspy.observe.report.html import Html, highlighted, joined, tag
-from rlm_dspy.observe.report.page import answer, page, stop_badge, why
+from rlm_dspy.observe.report.page import answer
+from rlm_dspy.observe.report.rendering import highlighted, template
 from rlm_dspy.text import clip, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rlm_dspy.observe.record import Record
+    from rlm_dspy.observe.report.page import AnswerView
     from rlm_dspy.trajectory import Step
 
 _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_OUTPUT_CHARS = 3_000
 _VALUE_CHARS = 300
 Pair = tuple[int | None, int | None]
 """The numbers, from 0, of two turns that are alike; None where one run has none."""
 Difference = tuple[str, str, str]
 """What differs, and how it is in either run."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The head of one of the two runs."""
+
+    name: str
+    model: str
+    answer: AnswerView
+
+
+@dataclass(frozen=True)
+class SideView:
+    """A turn of one run; its code has the lines marked that the other run has not."""
+
+    step: Step
+    number: int
+    label: str
+    class_: str
+    about: str
+    code: Markup
+
+
+@dataclass(frozen=True)
+class PairView:
+    """Turns that stand side by side; None on the side that has no turn like the other."""
+
+    same: bool
+    sides: tuple[SideView | None, SideView | None]
+
+
+@dataclass(frozen=True)
+class DiffView:
+    """All that the page of two runs shows."""
+
+    runs: tuple[RunView, ...]
+    asked: list[Difference]
+    used: list[Difference]
+    pairs: tuple[PairView, ...]
 
 
 def settings(a: Record, b: Record) -> list[Difference]:
@@ -133,85 +175,50 @@ def _differing(one: Step, other: Step) -> list[str]:
 
 
 def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
-    """Return two runs side by side as an HTML page, as `report.report_html` makes them.
+    """Return two runs side by side as an HTML page, as `page.report_html` makes them.
 
     Args:
         a: A run.
         b: Another.
         names: What to call them.
     """
-    heads = [_head(run, name) for name, run in zip(names, (a, b), strict=True)]
-    note = "Turns whose code is alike stand side by side; in these, lines that only one has are coloured."
-    sections = [
-        tag("h1", "Two runs side by side"),
-        tag("div", *heads, class_="two"),
-        tag("h2", "What was asked"),
-        _table(settings(a, b)) if settings(a, b) else tag("p", "The same was asked of the same models."),
-        tag("h2", "What they used"),
-        _table(usages(a, b)),
-        tag("h2", "Turn by turn"),
-        tag("p", note, class_="soft"),
-        *(_pair(a.trajectory, b.trajectory, pair) for pair in aligned(a.trajectory, b.trajectory)),
-    ]
-    return page("Two runs - rlm-dspy", *sections)
+    view = DiffView(
+        runs=tuple(RunView(name, run.model, answer(run)) for name, run in zip(names, (a, b), strict=True)),
+        asked=settings(a, b),
+        used=usages(a, b),
+        pairs=tuple(_pair(a.trajectory, b.trajectory, pair) for pair in aligned(a.trajectory, b.trajectory)),
+    )
+    return template("diff.html").render(view=view)
 
 
-def _head(run: Record, name: str) -> Html:
-    ended = tag("div", answer(run), stop_badge(run), " ", tag("small", why(run)), class_="answer")
-    return tag("div", tag("small", name, " · ", run.model), ended)
-
-
-def _table(told: list[Difference]) -> Html:
-    head = tag("tr", tag("th"), tag("th", "a"), tag("th", "b"))
-    rows = (_table_row(name, *values) for name, *values in told)
-    return tag("div", tag("table", head, *rows, class_="sides"), class_="wide")
-
-
-def _table_row(name: str, first: str, second: str) -> Html:
-    cells = (tag("td", clip(value, _OUTPUT_CHARS)) for value in (first, second))
-    return tag("tr", tag("th", name), *cells, class_="changed" if first != second else None)
-
-
-def _pair(a: Sequence[Step], b: Sequence[Step], pair: Pair) -> Html:
+def _pair(a: Sequence[Step], b: Sequence[Step], pair: Pair) -> PairView:
     i, j = pair
     one, other = (a[i] if i is not None else None), (b[j] if j is not None else None)
     code = _coded(one.code if one else None, other.code if other else None)
-    sides = tag("div", _side(one, i, code[0]), _side(other, j, code[1]), class_="two")
-    if one is None or other is None or _differing(one, other):
-        return sides
-    return tag("details", tag("summary", f"Turn {(i or 0) + 1} and turn {(j or 0) + 1} are the same"), sides)
+    same = one is not None and other is not None and not _differing(one, other)
+    return PairView(same, (_side(one, i, code[0]), _side(other, j, code[1])))
 
 
-def _side(step: Step | None, number: int | None, code: Html) -> Html:
+def _side(step: Step | None, number: int | None, code: Markup) -> SideView | None:
     if step is None or number is None:
-        return tag("div", tag("p", "no turn like it", class_="soft"))
-    words, class_ = MARKS[step.kind]
+        return None
     about = f"took {seconds(step.seconds)}"
     if step.calls:
         failed = sum(bool(call.error) for call in step.calls)
         about += f" · {counted(len(step.calls), 'sub-call')}" + (f", {failed:,} failed" if failed else "")
-    badge = tag("span", words, class_=f"badge {class_}")
-    output_class = "failed" if class_ == "bad" else step.kind
-    return tag(
-        "article",
-        tag("header", tag("h3", f"Turn {number + 1}"), badge, tag("small", about)),
-        tag("p", step.reasoning.strip(), class_="reasoning") if step.reasoning.strip() else None,
-        tag("pre", code, class_="code") if step.code else None,
-        tag("pre", clip(step.output, _OUTPUT_CHARS), class_=output_class) if step.output else None,
-        class_=f"turn {class_}",
-    )
+    return SideView(step, number + 1, *MARKS[step.kind], about, code)
 
 
-def _coded(one: str | None, other: str | None) -> tuple[Html, Html]:
+def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:
     """Return two blocks of code, highlighted; if both are there, lines that only one has are marked."""
     first, second = (highlighted(code or "").split("\n") for code in (one, other))
-    mine, theirs = list(map(Html, first)), list(map(Html, second))
+    mine, theirs = list(first), list(second)
     if one is not None and other is not None:
         for kind, i, i_end, j, j_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
             if kind != "equal":
-                mine[i:i_end] = [tag("del", line) for line in mine[i:i_end]]
-                theirs[j:j_end] = [tag("ins", line) for line in theirs[j:j_end]]
-    return joined(mine, "\n"), joined(theirs, "\n")
+                mine[i:i_end] = [Markup("<del>{}</del>").format(line) for line in mine[i:i_end]]
+                theirs[j:j_end] = [Markup("<ins>{}</ins>").format(line) for line in theirs[j:j_end]]
+    return Markup("\n").join(mine), Markup("\n").join(theirs)
 
 
 def _written(outputs: dict[str, Any], name: str) -> str:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.files import write_whole
 from rlm_dspy.observe.formatting import all_calls, price, seconds, share, tokens
 from rlm_dspy.observe.report.charts import plots, timeline
 from rlm_dspy.observe.report.coverage_section import coverage, lineage
-from rlm_dspy.observe.report.html import Html, joined, tag
-from rlm_dspy.observe.report.style import style
+from rlm_dspy.observe.report.rendering import template
 from rlm_dspy.observe.report.turns_section import turns
-from rlm_dspy.text import clip, counted
+from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     import os
 
     from rlm_dspy.observe.record import Record
+    from rlm_dspy.observe.report.charts import Plot, Timeline
+    from rlm_dspy.observe.report.coverage_section import InputView, ValueView
+    from rlm_dspy.observe.report.turns_section import TurnView
     from rlm_dspy.usage import Usage
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_SHOWN_CHARS = 4_000
-_TITLE_CHARS = 200
 _STOPS = {
     "submitted": ("good", "submitted"),
     "extracted": ("warn", "read from the steps"),
@@ -31,6 +31,53 @@ _STOPS = {
     "failed": ("bad", "failed"),
     "killed": ("bad", "killed"),
 }
+
+
+@dataclass(frozen=True)
+class AnswerView:
+    """What came of a run: its output fields with their types, and why it ended."""
+
+    fields: tuple[tuple[str, str], ...]
+    class_: str
+    stop: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of a run, with a note below it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Spender:
+    """What one role or model used."""
+
+    name: str
+    calls: int
+    failures: int
+    tokens: str
+    cost: str
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """All that the page of a run shows."""
+
+    record: Record
+    headline: str
+    answer: AnswerView
+    tiles: tuple[Tile, ...]
+    by_role: tuple[Spender, ...]
+    by_model: tuple[Spender, ...]
+    timeline: Timeline
+    plots: tuple[Plot, ...]
+    coverage: tuple[InputView, ...]
+    lineage: tuple[ValueView, ...]
+    turns: tuple[TurnView, ...]
 
 
 def write_report(record: Record, path: str | os.PathLike[str]) -> None:
@@ -45,37 +92,30 @@ def write_report(record: Record, path: str | os.PathLike[str]) -> None:
 
 def report_html(record: Record) -> str:
     """Return a run as an HTML page that holds all it needs: no script, nothing fetched, all content escaped."""
-    sections = [
-        _header(record),
-        _totals(record),
-        _task(record),
-        _section("The run over time", timeline(record)) if record.trajectory else None,
-        _section("Tokens and cost, turn by turn", plots(record.trajectory)) if record.trajectory else None,
-        _section("What of the input was looked at", coverage(record)),
-        _section("Where the answer stands in the input", lineage(record)) if record.occurrences else None,
-        _section("Turn by turn", turns(record.trajectory, record.input_chars)),
-    ]
-    return page(f"{_headline(record)[:_TITLE_CHARS]} - rlm-dspy", *sections)
-
-
-def page(title: str, *children: Html | None) -> str:
-    """Return an HTML document in the style of reports, in which nothing can run and nothing is fetched."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", title),
-        tag("style", Html(style())),
+    view = ReportView(
+        record=record,
+        headline=_headline(record),
+        answer=answer(record),
+        tiles=_tiles(record),
+        by_role=_spenders(record.usage.by_role),
+        by_model=_spenders(record.usage.by_model),
+        timeline=timeline(record),
+        plots=plots(record.trajectory),
+        coverage=coverage(record),
+        lineage=lineage(record),
+        turns=turns(record.trajectory, record.input_chars),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', *children), lang='en')}\n"
+    return template("report.html").render(view=view)
 
 
-def stop_badge(record: Record) -> Html:
-    """Return why a run ended, as a coloured word."""
-    class_, words = _STOPS[record.stop]
-    return tag("span", words, class_=f"badge {class_}")
+def answer(record: Record) -> AnswerView:
+    """Return what came of a run."""
+    types = dict(field.partition(": ")[::2] for field in _fields(record.signature.partition(" -> ")[2]))
+    fields = (
+        (f"{name}: {types[name]}" if types.get(name) else name, _written(value))
+        for name, value in record.outputs.items()
+    )
+    return AnswerView(tuple(fields), *_STOPS[record.stop], why(record))
 
 
 def why(record: Record) -> str:
@@ -93,119 +133,33 @@ def why(record: Record) -> str:
     return f"{sentence} The limit {limit} was reached, which made it end early." if limit else sentence
 
 
-def answer(record: Record) -> Html:
-    """Return the output fields, each with its type."""
-    types = dict(field.partition(": ")[::2] for field in _fields(record.signature.partition(" -> ")[2]))
-    if not record.outputs:
-        return tag("p", "There is no answer.", class_="value")
-    labels = {name: f"{name}: {types[name]}" if types.get(name) else name for name in record.outputs}
-    return joined(
-        part
-        for name, value in record.outputs.items()
-        for part in (tag("p", labels[name], class_="label"), tag("p", _value(value), class_="value"))
-    )
-
-
-def _header(record: Record) -> Html:
-    about = ["rlm-dspy run", record.model]
-    about += [f"sub-calls {record.sub_model}"] if record.sub_model else []
-    about += [f"{record.started_at:%Y-%m-%d %H:%M} UTC"] if record.started_at else []
-    return tag(
-        "header",
-        tag("small", " · ".join(about)),
-        tag("h1", clip(_headline(record), _TITLE_CHARS * 3)),
-        tag(
-            "div",
-            answer(record),
-            stop_badge(record),
-            " ",
-            tag("small", why(record)),
-            class_=f"answer {_STOPS[record.stop][0]}",
-        ),
-    )
-
-
 def _headline(record: Record) -> str:
     """Return the question: the input of that name, else the task, else the signature."""
     return record.inputs.get("question") or record.inputs.get("query") or record.instructions or record.signature
 
 
-def _totals(record: Record) -> Html:
+def _tiles(record: Record) -> tuple[Tile, ...]:
     usage, calls = record.usage, list(all_calls(record.trajectory))
     failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
     of_calls = ", ".join(f"{n:,} {what}" for n, what in ((failed, "failed"), (cached, "answered before")) if n)
     errors = sum(step.kind not in {"output", "submitted"} for step in record.trajectory)
-    into = usage.input_tokens
-    hits = usage.cached_input_tokens / into if into else 0
-    tiles = [
-        ("turns", f"{len(record.trajectory):,}", f"{errors:,} went wrong" if errors else ""),
-        ("sub-calls", f"{len(calls):,}", of_calls),
-        ("tokens in", f"{into:,}", f"{share(hits)} cached by the provider" if hits else ""),
-        ("tokens out", f"{usage.output_tokens:,}", ""),
-        ("cost", price(usage.cost), f"{usage.calls:,} model calls"),
-        ("time", seconds(usage.seconds), ""),
-        *([("limit reached", usage.limit, "")] if usage.limit else []),
-    ]
-    return tag(
-        "div",
-        *(
-            tag("div", tag("span", name, class_="label"), tag("b", value), tag("small", note), class_="tile")
-            for name, value, note in tiles
-        ),
-        class_="tiles",
+    hits = usage.cached_input_tokens / usage.input_tokens if usage.input_tokens else 0
+    return (
+        Tile("turns", f"{len(record.trajectory):,}", f"{errors:,} went wrong" if errors else ""),
+        Tile("sub-calls", f"{len(calls):,}", of_calls),
+        Tile("tokens in", f"{usage.input_tokens:,}", f"{share(hits)} cached by the provider" if hits else ""),
+        Tile("tokens out", f"{usage.output_tokens:,}"),
+        Tile("cost", price(usage.cost), f"{usage.calls:,} model calls"),
+        Tile("time", seconds(usage.seconds)),
+        *([Tile("limit reached", usage.limit)] if usage.limit else []),
     )
 
 
-def _task(record: Record) -> Html:
-    """Return what was asked in full and who spent what, closed."""
-    inputs = (
-        tag("tr", tag("th", name), tag("td", tag("code", clip(value, _SHOWN_CHARS))))
-        for name, value in record.inputs.items()
-    )
-    asked = [
-        tag("p", "signature", class_="label"),
-        tag("pre", record.signature),
-        tag("p", "instructions", class_="label") if record.instructions else None,
-        tag("pre", record.instructions) if record.instructions else None,
-        tag("p", "inputs", class_="label"),
-        tag("div", tag("table", *inputs), class_="wide"),
-        tag("p", "the model's last words", class_="label") if record.final_reasoning else None,
-        tag("pre", record.final_reasoning) if record.final_reasoning else None,
-    ]
-    spent = [
-        _table(words, usages)
-        for words, usages in (("who asked", record.usage.by_role), ("who answered", record.usage.by_model))
-        if usages
-    ]
-    return joined(
-        [
-            tag("details", tag("summary", "The task in full"), *asked),
-            tag("details", tag("summary", "Who used what"), *spent) if spent else None,
-        ]
-    )
+def _spenders(usages: dict[str, Usage]) -> tuple[Spender, ...]:
+    return tuple(Spender(name, of.calls, of.failures, tokens(of), price(of.cost)) for name, of in usages.items())
 
 
-def _table(words: str, spent: dict[str, Usage]) -> Html:
-    head = tag("tr", *(tag("th", name) for name in (words, "calls", "failed", "tokens", "cost")))
-    rows = (
-        tag(
-            "tr",
-            tag("td", name),
-            tag("td", f"{of.calls:,}", class_="n"),
-            tag("td", f"{of.failures:,}", class_="n"),
-            tag("td", tokens(of)),
-            tag("td", price(of.cost), class_="n"),
-        )
-        for name, of in spent.items()
-    )
-    return tag("div", tag("table", head, *rows), class_="wide")
-
-
-def _section(title: str, content: Html) -> Html:
-    return tag("section", tag("h2", title), content)
-
-
-def _value(value: Any) -> str:
+def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
 from rlm_dspy.observe.formatting import price, seconds, share, spent_on, tokens
 from rlm_dspy.observe.report.charts import MARKS
-from rlm_dspy.observe.report.html import Html, highlighted, joined, tag
-from rlm_dspy.text import clip, counted
+from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,13 +20,80 @@ if TYPE_CHECKING:
 _CALLS_SHOWN = 20
 _FAILURES_SHOWN = 50
 _LINES_SHOWN = 5_000
-_CALL_CHARS = 4_000
 _MAX_DEPTH = 8
 _LINE_CHARS = 100
 _NAMES = {"query": "llm_query"}
 
 
-def turns(steps: Sequence[Step], sizes: dict[str, int], prefix: str = "turn", depth: int = 0) -> Html:
+@dataclass(frozen=True)
+class TurnView:
+    """A turn.
+
+    Attributes:
+        step: The turn as it was recorded.
+        number: The first is 1.
+        id: Where links lead to.
+        label: How it ended, in a word.
+        class_: The class that gives it its colour.
+        about: Its time, what it used, and what it looked at.
+        groups: Its sub-calls; those that were made together are a group.
+    """
+
+    step: Step
+    number: int
+    id: str
+    label: str
+    class_: str
+    about: str
+    groups: tuple[GroupView, ...]
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """Sub-calls under one heading; a single one has none.
+
+    Attributes:
+        heading: How many calls, of what, and what they used.
+        failed: How many failed.
+        calls: Those that are shown whole.
+        lines: The others in a line each, by their number.
+        left_out: How many are not shown.
+    """
+
+    heading: str
+    failed: int
+    calls: tuple[CallView, ...]
+    lines: tuple[tuple[int, str], ...] = ()
+    left_out: int = 0
+
+    @property
+    def others(self) -> int:
+        """How many calls are not shown whole."""
+        return len(self.lines) + self.left_out
+
+
+@dataclass(frozen=True)
+class CallView:
+    """A sub-call: a line that says all in short, and behind it what it was given and answered."""
+
+    call: SubCall
+    line: str
+    about: str
+    child: ChildView | None
+
+
+@dataclass(frozen=True)
+class ChildView:
+    """What a child run did; no turns if it is too deep inside."""
+
+    turns: tuple[TurnView, ...]
+    count: str
+    ended: str
+
+
+def turns(
+    steps: Sequence[Step], sizes: dict[str, int], prefix: str = "turn", depth: int = 0
+) -> tuple[TurnView, ...]:
     """Return the turns whole.
 
     Args:
@@ -35,35 +102,17 @@ def turns(steps: Sequence[Step], sizes: dict[str, int], prefix: str = "turn", de
         prefix: Of the turns' ids; `turn` gives `turn-1`.
         depth: Of the run: 0 for the root, 1 for its children.
     """
-    return joined(_turn(number, step, sizes, f"{prefix}-{number}", depth) for number, step in enumerate(steps, 1))
+    return tuple(_turn(number, step, sizes, f"{prefix}-{number}", depth) for number, step in enumerate(steps, 1))
 
 
-def _turn(number: int, step: Step, sizes: dict[str, int], id_: str, depth: int) -> Html:
-    words, class_ = MARKS[step.kind]
-    about = [
-        f"at {seconds(step.started)}",
-        f"took {seconds(step.seconds)}",
-        *_spent(step.spent),
-        *_looked_at(step, sizes),
-    ]
-    header = tag(
-        "header",
-        tag("h3", f"Turn {number}"),
-        tag("span", words, class_=f"badge {class_}"),
-        tag("small", " · ".join(about)),
-    )
-    return tag(
-        "article",
-        header,
-        tag("p", step.reasoning.strip(), class_="reasoning") if step.reasoning.strip() else None,
-        tag("pre", highlighted(step.code), class_="code") if step.code else None,
-        sub_calls(step.calls, id_, depth) if step.calls else None,
-        tag("p", "error" if class_ == "bad" else "output", class_="label") if step.output else None,
-        tag("pre", step.output, class_="failed" if class_ == "bad" else step.kind) if step.output else None,
-        tag("p", f"Told along with it: {step.notice}", class_="notice") if step.notice else None,
-        class_=f"turn {class_}",
-        id=id_,
-    )
+def _turn(number: int, step: Step, sizes: dict[str, int], id_: str, depth: int) -> TurnView:
+    about = [*_times(step), *_spent(step.spent), *_looked_at(step, sizes)]
+    groups = (_group(calls, f"{id_}-{n}", depth) for n, calls in enumerate(_grouped(step.calls), 1))
+    return TurnView(step, number, id_, *MARKS[step.kind], " · ".join(about), tuple(groups))
+
+
+def _times(part: Step | SubCall) -> list[str]:
+    return [f"at {seconds(part.started)}", f"took {seconds(part.seconds)}"]
 
 
 def _spent(spent: Usage) -> list[str]:
@@ -81,109 +130,66 @@ def _looked_at(step: Step, sizes: dict[str, int]) -> list[str]:
     ]
 
 
-def sub_calls(calls: Sequence[SubCall], id_: str, depth: int) -> Html:
-    """Return the sub-calls of a turn, those that were asked together under one heading."""
-    groups = [list(group) for _, group in groupby(calls, key=lambda call: call.batch)]
-    together: list[list[SubCall]] = []
-    for group in groups:
-        one_by_one = together and len(group) == 1 and together[-1][-1].name == group[0].name
-        if one_by_one and len({call.batch for call in together[-1]}) == len(together[-1]):
-            together[-1] += group
+def _grouped(calls: Sequence[SubCall]) -> list[list[SubCall]]:
+    """Return the calls of each batch as a group, and single calls of one name in a row as one too."""
+    groups: list[list[SubCall]] = []
+    for batch in (list(batch) for _, batch in groupby(calls, key=lambda call: call.batch)):
+        in_a_row = groups and len(batch) == 1 and groups[-1][-1].name == batch[0].name
+        if in_a_row and len({call.batch for call in groups[-1]}) == len(groups[-1]):
+            groups[-1] += batch
         else:
-            together.append(group)
-    label = tag("p", f"sub-calls: {len(calls):,}", class_="label")
-    return joined([label, *(_group(group, f"{id_}-{n}", depth) for n, group in enumerate(together, 1))])
+            groups.append(batch)
+    return groups
 
 
-def _group(calls: list[SubCall], id_: str, depth: int) -> Html:
+def _group(calls: list[SubCall], id_: str, depth: int) -> GroupView:
+    failed = sum(bool(call.error) for call in calls)
     if len(calls) == 1:
-        return _call(calls[0], id_, depth)
+        return GroupView("", failed, (_call(calls[0], id_, depth),))
+    numbered = list(enumerate(calls, 1))
+    rest = numbered[_CALLS_SHOWN:]
+    whole = [*numbered[:_CALLS_SHOWN], *[one for one in rest if one[1].error][:_FAILURES_SHOWN]]
+    return GroupView(
+        heading=_heading(calls),
+        failed=failed,
+        calls=tuple(_call(call, f"{id_}-{n}", depth, n) for n, call in whole),
+        lines=tuple((n, _asked_and_got(call)) for n, call in rest[:_LINES_SHOWN]),
+        left_out=max(0, len(rest) - _LINES_SHOWN),
+    )
+
+
+def _heading(calls: list[SubCall]) -> str:
     how = "together" if calls[0].batch == calls[1].batch else "one after another"
-    failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
-    began = min(call.started for call in calls)
-    ended = max(call.started + call.seconds for call in calls)
+    cached = sum(call.cached for call in calls)
+    took = max(call.started + call.seconds for call in calls) - min(call.started for call in calls)
     about = [
         f"{len(calls):,} calls of {_name(calls[0])} {how}",
-        f"{cached:,} answered before" if cached else "",
-        seconds(ended - began),
+        *([f"{cached:,} answered before"] if cached else []),
+        seconds(took),
         *_spent(spent_on(calls)),
     ]
-    summary = tag(
-        "summary",
-        " · ".join(part for part in about if part) + " ",
-        tag("span", f"{failed:,} failed", class_="badge bad") if failed else None,
-    )
-    numbered = list(enumerate(calls, 1))
-    failures = [one for one in numbered[_CALLS_SHOWN:] if one[1].error][:_FAILURES_SHOWN]
-    shown = [*numbered[:_CALLS_SHOWN], *failures]
-    rest = numbered[_CALLS_SHOWN:] if len(calls) > _CALLS_SHOWN else []
-    whole = (_call(call, f"{id_}-{n}", depth, n) for n, call in shown)
-    return tag("details", summary, *whole, _in_lines(rest) if rest else None, class_="calls")
+    return " · ".join(about)
 
 
-def _call(call: SubCall, id_: str, depth: int, number: int | None = None) -> Html:
-    marks = [
-        tag("span", "failed", class_="badge bad") if call.error else None,
-        tag("span", "answered before", class_="badge") if call.cached else None,
-        tag("span", f"asked {call.attempts} times", class_="badge warn") if call.attempts > 1 else None,
-    ]
-    asked_and_got = f"{_first(call)} → {_one_line(call.error or call.output, _LINE_CHARS)} "
-    line = f"{number}. {asked_and_got}" if number else f"{_name(call)}: {asked_and_got}"
-    about = [
-        f"at {seconds(call.started)}",
-        f"took {seconds(call.seconds)}",
-        *_spent(call.spent),
-        *_parts(call.sent),
-    ]
-    asked = [
-        part
-        for name, value in call.inputs.items()
-        for part in (tag("p", name, class_="label"), tag("pre", clip(value, _CALL_CHARS)))
-    ]
-    came = ("error", call.error, "failed") if call.error else ("answer", call.output, "")
-    return tag(
-        "details",
-        tag("summary", tag("span", line, *marks)),
-        tag("p", tag("small", " · ".join(about))),
-        *asked,
-        tag("p", came[0], class_="label"),
-        tag("pre", clip(came[1], _CALL_CHARS), class_=came[2] or None),
-        _child(call, id_, depth) if call.steps else None,
-        class_="call",
-    )
+def _call(call: SubCall, id_: str, depth: int, number: int | None = None) -> CallView:
+    line = f"{number}. {_asked_and_got(call)}" if number else f"{_name(call)}: {_asked_and_got(call)}"
+    about = [*_times(call), *_spent(call.spent), *_parts(call.sent)]
+    return CallView(call, line, " · ".join(about), _child(call, id_, depth) if call.steps else None)
 
 
-def _child(call: SubCall, id_: str, depth: int) -> Html:
+def _child(call: SubCall, id_: str, depth: int) -> ChildView:
     ended = f", ended as {call.stop}" if call.stop else ""
-    if depth >= _MAX_DEPTH:
-        return tag("p", f"Its {counted(len(call.steps), 'turn')}{ended} are in the record.")
-    heading = tag("p", f"What the child did: {counted(len(call.steps), 'turn')}{ended}", class_="label")
-    return joined([heading, turns(call.steps, {}, f"{id_}-turn", depth + 1)])
-
-
-def _in_lines(numbered: list[tuple[int, SubCall]]) -> Html:
-    """Return calls in a line each, closed."""
-    lines = (
-        tag("li", f"{_first(call)} → {_one_line(call.error or call.output, _LINE_CHARS)}", value=n)
-        for n, call in numbered[:_LINES_SHOWN]
-    )
-    left = len(numbered) - _LINES_SHOWN
-    note = tag("p", f"{left:,} more are in the record.") if left > 0 else None
-    return tag(
-        "details",
-        tag("summary", f"the other {len(numbered):,}, in a line each"),
-        tag("ol", *lines),
-        note,
-        class_="rest",
-    )
+    shown = turns(call.steps, {}, f"{id_}-turn", depth + 1) if depth < _MAX_DEPTH else ()
+    return ChildView(shown, counted(len(call.steps), "turn"), ended)
 
 
 def _name(call: SubCall) -> str:
     return _NAMES.get(call.name, call.name)
 
 
-def _first(call: SubCall) -> str:
-    return _one_line(next(iter(call.inputs.values()), ""), _LINE_CHARS)
+def _asked_and_got(call: SubCall) -> str:
+    asked = _one_line(next(iter(call.inputs.values()), ""), _LINE_CHARS)
+    return f"{asked} → {_one_line(call.error or call.output, _LINE_CHARS)}"
 
 
 def _parts(sent: Sequence[Span]) -> list[str]:

@@ -1,0 +1,81 @@
+"""Renders the templates of the reports: all content is escaped, and no page holds a character that it may not."""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers.python import PythonLexer
+
+from rlm_dspy.observe.formatting import price, seconds
+from rlm_dspy.text import clip, counted, printable
+
+_MAX_HIGHLIGHTED_CHARS = 20_000
+_LEXER = PythonLexer(stripnl=False, ensurenl=False)
+_FORMATTER = HtmlFormatter(nowrap=True, classprefix="p-")
+
+
+def template(name: str) -> Template:
+    """Return a template of this package, e.g. `report.html`.
+
+    Raises:
+        jinja2.TemplateNotFound: If there is no such template.
+    """
+    return _environment().get_template(name)
+
+
+def highlighted(code: str) -> Markup:
+    """Return Python with a `span` around each token that has a colour; no `span` runs over a line end."""
+    if len(code) > _MAX_HIGHLIGHTED_CHARS:
+        return Markup(escape(clean(code)))  # noqa: S704 (escaped)
+    return Markup(highlight(clean(code), _LEXER, _FORMATTER).removesuffix("\n"))  # noqa: S704 (Pygments escapes)
+
+
+def clean(text: str) -> str:
+    """Replace what no HTML file may hold: control characters and halves of surrogate pairs."""
+    return printable(text).encode("utf-8", "replace").decode("utf-8")
+
+
+def _finalize(value: str | float) -> str | float:
+    """Clean what a template is about to write; markup was cleaned when it was made."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters |= {
+        "clip": clip,
+        "counted": counted,
+        "highlighted": highlighted,
+        "number": "{:,}".format,
+        "price": price,
+        "seconds": seconds,
+        "svg": svg_number,
+    }
+    environment.globals |= {"highlight_style": highlight_style}
+    return environment
+
+
+def svg_number(value: float) -> str:
+    """Return a length in an SVG with two decimals at most."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def highlight_style(name: str) -> Markup:
+    """Return the CSS for highlighted code in elements of the class `code`, in one of the styles of Pygments."""
+    formatter = HtmlFormatter(style=name, classprefix="p-")
+    rules = formatter.get_token_style_defs(".code")
+    return Markup("\n".join(rule.partition(" /*")[0] for rule in rules))  # noqa: S704 (colours)
