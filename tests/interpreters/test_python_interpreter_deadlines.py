@@ -21,6 +21,7 @@ from rlm_dspy.interpreters.host.deadlines import MOST_BYTES_AT_ONCE, Bounds, Clo
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
+from tests.interpreters.waiting import computes, sends, unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,8 @@ def repl(release: threading.Event) -> Iterator[PythonInterpreter]:
         "slow": lambda: release.wait(60),
     }
     with PythonInterpreter(tools, preload=(), cell_seconds=CELL, grace_seconds=GRACE, checkpoint="always") as made:
-        made.execute(FORGE + "state = 1")
+        with unhurried(made):
+            made.execute(FORGE + "state = 1")
         yield made
 
 
@@ -105,7 +107,7 @@ def test_a_cell_ends_at_its_deadline_whatever_it_sends(repl: PythonInterpreter, 
     """And the next cell runs at once, on the state before it."""
     with within(CELL + GRACE + SLACK), pytest.raises(CellError):
         repl.execute(FLOODS[flood])
-    with within(SLACK):
+    with within(SLACK), unhurried(repl):
         assert repl.execute("state") == 1
 
 
@@ -136,47 +138,53 @@ def test_a_call_that_waits_is_not_computing() -> None:
 
 def test_put_ends_while_a_thread_floods(repl: PythonInterpreter) -> None:
     """A thread that the last cell has left sends calls without end."""
-    repl.execute(
-        "def flood():\n    while True: send(call())\n"
-        "def start():\n    time.sleep(0.3)\n    flood()\n"
-        "threading.Thread(target=start, daemon=True).start()"
-    )
-    time.sleep(0.6)
-    with within(12 + SLACK), pytest.raises(CellError):
-        repl.put(n=1)
-    assert repl.execute("state") == 1
+    with unhurried(repl):
+        repl.execute(
+            "def flood():\n    while True: send(call())\n"
+            "def start():\n    time.sleep(0.3)\n    flood()\n"
+            "threading.Thread(target=start, daemon=True).start()"
+        )
+        assert sends(repl)
+        with within(12 + SLACK), pytest.raises(CellError):
+            repl.put(n=1)
+        assert repl.execute("state") == 1
 
 
 def test_put_keeps_the_calls_of_threads(repl: PythonInterpreter) -> None:
     """A thread that the last cell has left calls a tool while `put` waits: it has its answer in the next cell."""
-    repl.execute(
-        "results = []\ndef work():\n    time.sleep(0.2)\n    results.append(large())\n"
-        "thread = threading.Thread(target=work)\nthread.start()"
-    )
-    time.sleep(0.5)
-    repl.put(n=1)
-    assert repl.execute("thread.join()\nlen(results[0]), n") == [30000, 1]
+    with unhurried(repl):
+        repl.execute(
+            "results = []\ndef work():\n    time.sleep(0.2)\n    results.append(large())\n"
+            "thread = threading.Thread(target=work)\nthread.start()"
+        )
+        assert sends(repl)
+        repl.put(n=1)
+        assert repl.execute("thread.join()\nlen(results[0]), n") == [30000, 1]
 
 
 def test_a_worker_that_reads_no_cell_is_replaced(repl: PythonInterpreter) -> None:
     """A thread of the last cell holds Python's lock for good: the next cell waits no longer than it may run."""
-    repl.execute("state = 2")
-    repl.execute("threading.Timer(0.1, lambda: sum(range(10 ** 12))).start()")
-    time.sleep(0.5)
+    with unhurried(repl):
+        repl.execute("state = 2")
+        repl.execute("threading.Timer(0.1, lambda: sum(range(10 ** 12))).start()")
+        assert computes(repl)
     with within(CELL + GRACE + SLACK), pytest.raises(CellError, match=r"longer than 0\.5 s"):
         repl.execute("1")
-    assert repl.execute("state") == 2
+    with unhurried(repl):
+        assert repl.execute("state") == 2
 
 
 def test_unread_answers_do_not_hold_the_next_cell_up(repl: PythonInterpreter) -> None:
     """They fill the socket, and a thread of the last cell holds Python's lock so that nobody reads them."""
-    repl.execute(
-        "threading.Timer(0.2, lambda: sum(range(10 ** 12))).start()\nfor _ in range(60): send(call('large'))"
-    )
-    time.sleep(0.5)
+    with unhurried(repl):
+        repl.execute(
+            "for _ in range(60): send(call('large'))\nthreading.Timer(0.2, lambda: sum(range(10 ** 12))).start()"
+        )
+        assert computes(repl)
     with within(CELL + GRACE + SLACK), pytest.raises(CellError):
         repl.execute("1")
-    assert repl.execute("state") == 1
+    with unhurried(repl):
+        assert repl.execute("state") == 1
 
 
 def test_calls_that_wait_hold_only_so_much_memory(repl: PythonInterpreter, release: threading.Event) -> None:
@@ -262,7 +270,8 @@ def test_a_tool_that_is_stopped_after_its_session_touches_no_file_of_others(rele
         release.wait(20)
         raise KeyboardInterrupt
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=0.3, grace_seconds=0.3)
+    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=1, grace_seconds=0.3)
+    repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")
     assert running.is_set()
@@ -320,7 +329,7 @@ def test_an_interrupt_while_an_order_is_carried_out_costs_nothing(operation: Any
         repl.execute(FORGE + "state = 1")
         session: Any = repl._session
         repl.execute("threading.Timer(0.1, lambda: sum(range(10 ** 8))).start()")
-        time.sleep(0.2)
+        assert computes(repl)
         with pytest.raises(KeyboardInterrupt), interrupted_after(0.2):
             operation(repl)
         assert repl.execute("state = state + 1\nstate") == 2
@@ -358,24 +367,32 @@ def test_a_cell_waits_for_a_fork_server_no_longer_than_it_may_run() -> None:
     recipe = forkserver.Recipe((), (), Policy())
     stopped = serving(forkserver.server_for(recipe))
     with PythonInterpreter(preload=(), cell_seconds=CELL, grace_seconds=GRACE) as repl:
-        repl.execute("state = 1")
+        with unhurried(repl):
+            repl.execute("state = 1")
         os.kill(stopped, signal.SIGSTOP)
         try:
             with within(CELL + SLACK), pytest.raises(CellError, match="did not run"):
                 repl.execute("state = 2", {"t": "x" * 100_000})
         finally:
             os.kill(stopped, signal.SIGCONT)
-        assert repl.execute("state") == 1
-        assert repl.execute("len(t)", {"t": "x" * 100_000}) == 100_000
+        with unhurried(repl):
+            assert repl.execute("state") == 1
+            assert repl.execute("len(t)", {"t": "x" * 100_000}) == 100_000
 
 
 def test_a_second_interrupt_does_not_leave_a_cell_running() -> None:
     """Ctrl-C twice on a cell that ignores the first: the next cell runs on the state before it."""
-    with PythonInterpreter(preload=(), grace_seconds=5, checkpoint="always") as repl:
-        repl.execute(FORGE + "state = 1")
 
-        with pytest.raises(KeyboardInterrupt), within(3), interrupted_after(0.3, again=0.2):
-            repl.execute("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\nwhile True: pass")
+    def ignoring() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
+
+    with PythonInterpreter({"ignoring": ignoring}, preload=(), grace_seconds=50, checkpoint="always") as repl:
+        repl.execute(FORGE + "state = 1")
+        code = (
+            "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\nignoring()\nwhile True: pass"
+        )
+        with pytest.raises(KeyboardInterrupt), within(20), interrupted_after(60):
+            repl.execute(code)
         with within(SLACK), pytest.raises(CellError, match="did not run"):
             repl.execute("1")
         assert repl.execute("state") == 1

@@ -15,9 +15,10 @@ import pytest
 
 from rlm_dspy.interpreters import CellError, CellUndone, PythonInterpreter, WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import RUNGS, CannotConfine, Policy, held
+from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SMALL = WorkerLimits(memory_bytes=64 << 20, max_processes=40, scratch_bytes=16 << 20, scratch_files=500)
 
@@ -103,14 +104,6 @@ def taken(repl: PythonInterpreter) -> int:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return kilobytes >> 10
-
-
-def comes_true(condition: Callable[[], bool]) -> bool:
-    """Wait until a condition holds, for as long as a busy machine may need; return whether it does."""
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def settles(repl: PythonInterpreter) -> bool:

@@ -1,0 +1,52 @@
+"""How tests of the confined interpreter wait: for a fact and not for a time, so that a busy machine fails none."""
+
+from __future__ import annotations
+
+import dataclasses
+import select
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rlm_dspy.interpreters import PythonInterpreter
+
+PATIENCE = 60.0
+"""Seconds that nothing takes, however busy the machine is."""
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    """Wait until a condition holds; return whether it does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def sends(repl: PythonInterpreter) -> bool:
+    """Wait until the worker has sent what the host has not read."""
+    session: Any = repl._session
+    return bool(select.select([session._process], [], [], PATIENCE)[0])
+
+
+def computes(repl: PythonInterpreter) -> bool:
+    """Wait until the worker has used 0.1 s of a processor, between cells."""
+    session: Any = repl._session
+    used = session._process.cpu_seconds()
+    return comes_true(lambda: session._process.cpu_seconds() > used + 0.1)
+
+
+@contextmanager
+def unhurried(repl: PythonInterpreter) -> Iterator[None]:
+    """Lift the deadlines of the session: for cells that set something up, or look at what is left."""
+    repl.start()
+    session: Any = repl._session
+    before = session._settings
+    bounds = dataclasses.replace(before.bounds, cell_seconds=None, busy_seconds=None)
+    session._settings = dataclasses.replace(before, bounds=bounds)
+    try:
+        yield
+    finally:
+        session._settings = before
