@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBMIT_42 = "```python\nSUBMIT(answer='42')\n```"
 LOOK = "I look first.\n```python\nprint(len(context))\n```"
 PROGRAM = """
-import json, signal, sys
+import json, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 import dspy
 from rlm_dspy.cli import app as cli
 from rlm_dspy.testing import ScriptedLM
 seconds, replies = json.loads(sys.argv.pop(1))
-dspy.configure(lm=ScriptedLM(replies, seconds=seconds))
+said = [reply if isinstance(reply, str) else lambda _: time.sleep(reply["seconds"]) for reply in replies]
+dspy.configure(lm=ScriptedLM(said, seconds=seconds))
 cli.main()
 """
 EMBEDDED_PROGRAM = """
@@ -69,7 +71,11 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": search, "TERM": "xterm-256color"}
 
 
-def scripted(*arguments: str, replies: list[str], seconds: float = 0.0) -> list[str]:
+NEVER = {"seconds": 600}
+"""A reply that the model writes for longer than any test waits."""
+
+
+def scripted(*arguments: str, replies: list[Any], seconds: float = 0.0) -> list[str]:
     """Return the command of a process that is `rlm-dspy` with a scripted LM."""
     return [sys.executable, "-c", PROGRAM, json.dumps([seconds, replies]), *arguments]
 
@@ -89,6 +95,14 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def wait_for_event(path: Path, event: str, count: int) -> None:
+    """Wait until an event log holds an event so many times."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_text(encoding="utf-8").count(f'"event":"{event}"') < count:
+        assert time.monotonic() < deadline, f"{path} does not hold {count} times {event}"
+        time.sleep(0.05)
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> str:

@@ -16,7 +16,7 @@ import termios
 import time
 from fcntl import ioctl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,11 +27,13 @@ from rlm_dspy.observe.record import Record
 from tests.commands import (
     EMBEDDED_PROGRAM,
     LOOK,
+    NEVER,
     SUBMIT_42,
     environment,
     read_until,
     running,
     scripted,
+    wait_for_event,
 )
 
 if TYPE_CHECKING:
@@ -55,17 +57,17 @@ def test_piped_output_has_no_colours_and_no_boxes() -> None:
 
 
 @pytest.mark.parametrize(
-    "then",
-    ["the model writes", "```python\nimport time\nprint('begun')\ntime.sleep(600)\n```"],
+    ("then", "event"),
+    [(NEVER, "lm_started"), ("```python\nimport time\nprint('begun')\ntime.sleep(600)\n```", "cell_started")],
     ids=["model", "code"],
 )
-def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
-    command = scripted("ask", "How much?", "notes.txt", replies=[LOOK, then, SUBMIT_42], seconds=0.8)
+def test_ctrl_c_ends_a_run_and_saves_its_steps(then: Any, event: str) -> None:
+    command = scripted("ask", "How much?", "notes.txt", "--log", "run.jsonl", replies=[LOOK, then])
     with running(command) as process:
-        read_until(process, "--- turn 1")
-        time.sleep(0.4 if then == "the model writes" else 1.5)
+        wait_for_event(Path("run.jsonl"), event, 2)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert err.endswith("Interrupted. The run is in interrupted.rlm.json.\n")
     assert "Traceback" not in err
@@ -77,13 +79,13 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: str) -> None:
 def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:
     """The signal comes twice, as `timeout` sends it: to the process and to its group."""
     written = ["--save", "kept.json", "--log", "run.jsonl", "--report", "run.html"]
-    command = scripted("ask", "How much?", "notes.txt", *written, replies=[LOOK, LOOK, SUBMIT_42], seconds=0.8)
+    command = scripted("ask", "How much?", "notes.txt", *written, replies=[LOOK, NEVER])
     with running(command) as process:
-        read_until(process, "--- turn 1")
-        time.sleep(0.4)
+        wait_for_event(Path("run.jsonl"), "lm_started", 2)
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out, "Traceback" in err) == (143, "", False), err
     assert Record.load("kept.json").stop == "interrupted"
     assert "run_ended" in Path("run.jsonl").read_text(encoding="utf-8").splitlines()[-1]
@@ -96,7 +98,7 @@ def test_ctrl_c_ends_the_embedded_model_while_it_writes() -> None:
         read_until(process, "--- turn 1")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.endswith("Interrupted. The run is in kept.json.\n")
     record = Record.load("kept.json")
@@ -122,7 +124,7 @@ def read_terminal(ours: int, until: str) -> str:
     """Return what a terminal shows, colours included, until it has shown this."""
     shown = b""
     while until.encode() not in shown:
-        assert select.select([ours], [], [], 30)[0], f"no {until!r} in {shown!r}"
+        assert select.select([ours], [], [], 120)[0], f"no {until!r} in {shown!r}"
         shown += os.read(ours, 65_536)
     return shown.decode(errors="replace")  # it may end within a character
 
@@ -134,7 +136,7 @@ def test_on_a_terminal_the_steps_appear_as_they_happen() -> None:
         first = read_terminal(ours, "turn 2 of 20: the model writes")
         assert process.poll() is None
         rest = read_terminal(ours, "42\r\n")
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
     assert "I look first." in first
     assert re.search(r"\x1b\[\d+m", first)
     assert "submitted after 2 turns" in rest
@@ -144,7 +146,7 @@ def test_the_help_of_a_terminal_and_of_a_pipe_say_the_same_codes() -> None:
     command = [sys.executable, "-m", "rlm_dspy", "ask", "--help"]
     with on_a_terminal(command) as (ours, process):
         shown = read_terminal(ours, "Show the traceback")
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     assert "130  interrupted" in shown
     assert "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown
 

@@ -21,7 +21,7 @@ from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.testing import ScriptedEngine, ScriptedLM
-from tests.commands import LOOK, SUBMIT_42, environment, read_until, running, scripted
+from tests.commands import LOOK, NEVER, SUBMIT_42, environment, read_until, running, scripted
 from tests.playing import block
 from tests.tracing.stores import call, span
 
@@ -186,7 +186,7 @@ def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, databa
 @pytest.mark.long
 def test_a_run_that_is_terminated_is_killed_in_mlflow(in_folder: Path, database: Path, store: Store) -> None:
     """Its trace says interrupted."""
-    command = scripted("ask", "How much?", "notes.txt", "--trace", replies=[LOOK, "slow"], seconds=0.8)
+    command = scripted("ask", "How much?", "notes.txt", "--trace", replies=[LOOK, NEVER])
     with running(command) as process:
         read_until(process, "--- turn 1")
         time.sleep(0.4)
