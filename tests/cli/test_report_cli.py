@@ -167,7 +167,7 @@ def test_a_pipe_is_written_to_and_stays() -> None:
     os.mkfifo("pipe")
     with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
         write_whole("through\n", "pipe")
-        assert reader.communicate(timeout=30)[0] == "through\n"
+        assert reader.communicate(timeout=120)[0] == "through\n"
     assert Path("pipe").is_fifo()
 
 

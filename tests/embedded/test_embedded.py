@@ -411,7 +411,8 @@ def test_the_server_stops_cleanly_when_terminated() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.15, 0.4])
 def test_an_interrupt_while_the_model_is_loaded_ends_the_process(seconds: float) -> None:
     """By a real SIGINT, at several moments of the loading, within the time that loading takes."""
-    code = "from rlm_dspy.embedded.engine import embedded_lm; lm = embedded_lm(); print(1, flush=True)"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from rlm_dspy.embedded.engine import embedded_lm; lm = embedded_lm(); print(1, flush=True)"
     code += "; lm.engine.count_tokens('x')"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -277,10 +277,14 @@ def test_a_value_of_a_cells_class_lives_on_after_the_session() -> None:
 
 def test_ctrl_c_reaches_the_caller() -> None:
     """It is the person's; the session goes on."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     repl = LocalPythonInterpreter({"press": lambda: None})
     code = "x = 1\nimport signal\nsignal.raise_signal(signal.SIGINT)\nwhile True: pass"
-    with pytest.raises(KeyboardInterrupt):
-        repl.execute(code)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            repl.execute(code)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert repl.execute("x") == 1
 
 

@@ -69,7 +69,7 @@ def test_where_the_kernel_denies_a_layer_the_next_rung_is_used(user: str, denied
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.stdout.startswith(f"chosen {chosen}\n"), done.stdout + done.stderr
     assert ("Choices:" in done.stdout) == (chosen == "none")

@@ -36,7 +36,7 @@ def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
         **options,
     )
@@ -50,7 +50,7 @@ def gone(pid: int) -> bool:
         return True
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    ended = bool(poll.poll(10_000))
+    ended = bool(poll.poll(60_000))
     os.close(handle)
     return ended
 

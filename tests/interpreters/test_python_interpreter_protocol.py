@@ -383,12 +383,13 @@ def test_a_session_that_is_closed_while_a_tool_runs_is_closed() -> None:
     hold, finished = threading.Event(), threading.Event()
 
     def tool() -> None:
-        hold.wait(10)
+        hold.wait(60)
         finished.set()
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=0.1, grace_seconds=0.1)
+    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=1, grace_seconds=0.1)
+    repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")
     repl.shutdown()
     hold.set()
-    assert finished.wait(10)
+    assert finished.wait(60)

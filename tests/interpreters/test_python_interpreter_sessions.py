@@ -236,7 +236,7 @@ class TestStopping:
             repl.execute("x = 1")
 
             def stop() -> None:
-                running.wait(10)
+                running.wait(60)
                 repl.interrupt()
 
             stopper = threading.Thread(target=stop)
