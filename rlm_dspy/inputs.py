@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.primitives.sandbox_serializable import SandboxSerializable
 from pydantic import BaseModel
 from pydantic_core import core_schema
 
@@ -179,7 +178,7 @@ def describe(name: str, value: Any) -> str:
     if isinstance(value, Text) and value.path and value.path.stat().st_size > _READ_WHOLE_BYTES:
         return f"{name}: str, {_large_file(value.path)}"
     value = plain(value)
-    if isinstance(value, SandboxSerializable):
+    if isinstance(value, dspy.SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
         return f"{name}: {type(value).__name__}{setup}, {value.rlm_preview()}"
     if isinstance(value, str) and not isinstance(value, enum.Enum):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from dspy.clients.backend_selection import select_backend
 
+from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
 from rlm_dspy.errors import RLMError
 from rlm_dspy.limits import Limits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as _MARK
 from pydantic import BaseModel, ConfigDict, Field
 
+from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.text import clip
 from rlm_dspy.usage import Usage
 

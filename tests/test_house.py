@@ -28,7 +28,20 @@ RULE = (
     " > budget | repl | coverage | embedded | cache | signatures > interpreters | replies > concurrency"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""
-VALUES = {"errors", "limits", "inputs", "trajectory", "text", "files", "json_values", "redaction", "usage"}
+VALUES = {
+    *(
+        "_dspy_compat",
+        "errors",
+        "limits",
+        "inputs",
+        "trajectory",
+        "text",
+        "files",
+        "json_values",
+        "redaction",
+        "usage",
+    ),
+}
 """Modules at the root that every package may import; they import only one another."""
 FACES = {"__init__", "__main__", "models", "testing"}
 """Modules at the root that may import any package; of these only `models` is imported by a package: `cli`."""
@@ -98,6 +111,48 @@ def test_imports_point_one_way(name: str) -> None:
     else:
         assert {other for other in others if RANKS.get(other, -1) >= RANKS[room]} == set()
         assert others & FACES <= ({"models"} if room == "cli" else set())
+
+
+COMPAT = {"_dspy_compat": "dspy", "tracing._mlflow_compat": "mlflow"}
+"""The one module for each that may import from its inner modules, and touch private attributes of its objects."""
+PUBLIC = {"dspy", "dspy.lm15"}
+NAMED_TUPLES = {"_fields", "_asdict", "_field_defaults", "_replace", "_make"}
+STILL_WITH_INNER_NAMES = ("budget.", "tracing.callback", "tracing.export_queue")
+"""They are next."""
+
+
+def ours_to_look_at() -> list[str]:
+    """Return the modules that run on the host; those of `interpreters` do not know DSPy's objects."""
+    others = ("interpreters", "repl.in_repl", *STILL_WITH_INNER_NAMES)
+    return [name for name in MODULES if not name.startswith(others) and name not in COMPAT]
+
+
+@pytest.mark.parametrize("name", ours_to_look_at())
+def test_inner_names_of_dspy_stand_in_one_module(name: str) -> None:
+    """What is moved inside DSPy is mended in one place."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module for module in named if module.split(".")[0] == "dspy"} <= PUBLIC
+
+
+@pytest.mark.parametrize("name", ours_to_look_at())
+def test_private_attributes_are_a_modules_own(name: str) -> None:
+    """An attribute `_x` is of a class of the same module: no other object's is touched, by `getattr` neither."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, functions)}
+    touched: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Attribute):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if is_own else touched).add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            touched |= {str(part.value) for part in node.args[1:2] if isinstance(part, ast.Constant)}
+    private = {name for name in touched if name.startswith("_") and not name.startswith("__")}
+    assert private - own - NAMED_TUPLES == set()
 
 
 @pytest.mark.parametrize("package", [*FOLDERS, "values"])

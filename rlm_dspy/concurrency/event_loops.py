@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy._dspy_compat import has_async_engine
 from rlm_dspy.concurrency.async_tools import is_async
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ def _lms_of(module: dspy.Module, lm: Any) -> list[Any]:
 
 
 def _answers_async(lm: Any) -> bool:
-    """Whether an LM has an async form; of a pair of engines the second has no public name (dspy 3.4.1)."""
+    """Whether an LM has an async form; an engine of its own must come with a second one."""
     if type(lm).aforward is dspy.BaseLM.aforward:
         return False
     own_engine = not isinstance(getattr(lm, "engine", "auto"), str)
-    return not own_engine or getattr(lm, "_async_engine_spec", None) is not None
+    return not own_engine or has_async_engine(lm)
 
 
 class Elsewhere:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.utils.callback import BaseCallback
 
+from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.metered_lm import fitting
 from rlm_dspy.budget.metering import metered

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from dspy.utils.callback import BaseCallback
 from rich.console import Console, Group
 from rich.live import Live
 from rich.spinner import Spinner
@@ -14,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.text import clip, counted, printable

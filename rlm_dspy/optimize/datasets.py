@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dspy
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
+from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
 from rlm_dspy.files import write_whole
 from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
@@ -42,7 +42,7 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
 
 
 def _wrapped(example: dspy.Example, min_chars: int) -> dspy.Example:
-    fields = example.inputs() if getattr(example, "_input_keys", None) is not None else example
+    fields = example.inputs() if input_names(example) is not None else example
     long = {
         name: Text(value) for name, value in fields.items() if isinstance(value, str) and len(value) >= min_chars
     }

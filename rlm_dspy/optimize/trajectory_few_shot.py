@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.teleprompt.teleprompt import Teleprompter
 
+from rlm_dspy._dspy_compat import Teleprompter
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
 from rlm_dspy.optimize.rollouts import Rollouts, key_of
 from rlm_dspy.optimize.statistics import score_of

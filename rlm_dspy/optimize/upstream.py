@@ -20,11 +20,10 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.predict.knn import KNN
-from dspy.teleprompt import simba
-from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune as _BootstrapFinetune
-from dspy.teleprompt.infer_rules import InferRules as _InferRules
 
+from rlm_dspy._dspy_compat import KNN, append_a_rule, thaw
+from rlm_dspy._dspy_compat import BootstrapFinetune as _BootstrapFinetune
+from rlm_dspy._dspy_compat import InferRules as _InferRules
 from rlm_dspy.inputs import Text
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
@@ -99,7 +98,7 @@ class SIMBA(dspy.SIMBA):
     def __init__(self, *, metric: Callable[..., Any], **options: Any) -> None:
         super().__init__(metric=metric, **options)
         given: list[Any] = list(vars(self)["strategies"])
-        self.strategies = [_shown_shortly(each) if each is simba.append_a_rule else each for each in given]
+        self.strategies = [_shown_shortly(each) if each is append_a_rule else each for each in given]
 
 
 def _shown_shortly(strategy: Callable[..., bool]) -> Callable[..., bool]:
@@ -209,7 +208,7 @@ class Ensemble(dspy.Ensemble):
         """Return a program that asks each of `programs` and reduces their answers."""
         members = [program.deepcopy() for program in programs]
         for member in members:
-            member._compiled = False  # noqa: SLF001  # DSPy's mark: such a module is left out of its program's state
+            thaw(member)
         return super().compile(members)
 
 

@@ -6,10 +6,10 @@ import contextlib
 import enum
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-from dspy.adapters.utils import annotation_allows_none, parse_value
 from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from rlm_dspy._dspy_compat import annotation_allows_none, parse_value
 from rlm_dspy.json_values import MAX_DEPTH, nested_too_deep
 from rlm_dspy.repl.type_names import name_of
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.primitives.sandbox_serializable import SandboxSerializable
 
 from rlm_dspy.inputs import Text, plain
 from rlm_dspy.interpreters import PythonInterpreter
@@ -130,7 +129,7 @@ class Repl:
         takes_objects = isinstance(interpreter, TakesObjects)
         serialized, variables = [], {}
         for name, value in self._inputs.items():
-            if isinstance(value, SandboxSerializable):
+            if isinstance(value, dspy.SandboxSerializable):
                 serialized.append(_sandbox_code(name, value))
             else:
                 variables[name] = (
@@ -274,8 +273,8 @@ def _as_object(value: Any, interpreter: Any) -> Any:
     return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
 
 
-def _sandbox_code(name: str, value: SandboxSerializable) -> tuple[str, dict[str, Any]]:
-    """Return the code and variables that rebuild one of DSPy's `SandboxSerializable` inputs."""
+def _sandbox_code(name: str, value: dspy.SandboxSerializable) -> tuple[str, dict[str, Any]]:
+    """Return the code and variables that rebuild one of DSPy's `dspy.SandboxSerializable` inputs."""
     payload = value.to_sandbox()
     raw = f"_raw_{name}"
     lines = [value.sandbox_setup(), value.sandbox_assignment(name, raw)]

@@ -9,7 +9,6 @@ import keyword
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.signatures.signature import ensure_signature
 
 from rlm_dspy.concurrency.async_tools import is_async
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
@@ -153,7 +152,7 @@ def check_signature(signature: Any) -> Any:
             f"not {signature!r}."
         )
     try:
-        read = ensure_signature(signature)
+        read = dspy.ensure_signature(signature)
     except SyntaxError as error:
         raise ValueError(
             f"The signature {signature!r} cannot be read: {error}. Names must be identifiers."

@@ -8,9 +8,9 @@ import types
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import dspy
-from dspy.adapters.utils import get_annotation_name
 from pydantic import BaseModel
 
+from rlm_dspy._dspy_compat import get_annotation_name
 from rlm_dspy.inputs import MEDIA
 from rlm_dspy.redaction import without_credentials
 

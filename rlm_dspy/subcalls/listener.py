@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 import dspy
-from dspy.utils.callback import BaseCallback
+
+from rlm_dspy._dspy_compat import BaseCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable

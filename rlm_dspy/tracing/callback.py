@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 from mlflow.dspy.callback import MlflowCallback
 from mlflow.entities import SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing.constant import TraceMetadataKey
@@ -15,6 +14,7 @@ from mlflow.tracing.provider import detach_span_from_context, set_span_in_contex
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.utils.autologging_utils import get_autologging_config
 
+from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.observe.record import cut_short
 from rlm_dspy.subcalls.listener import SubCallListener

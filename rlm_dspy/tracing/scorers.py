@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.genai.scorers import scorer
 
+from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.coverage.watch import Watch, watching
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.tracing.span_end import HOW_IT_ENDED
@@ -85,7 +86,7 @@ def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -
     """Return the facts of a prediction of an RLM, or of a program that passes one on."""
     steps = prediction.get("trajectory") or []
     reserved = {"trajectory", "usage", "stop", "final_reasoning"}
-    inputs = example.inputs().values() if example is not None and example._input_keys else []  # noqa: SLF001
+    inputs = example.inputs().values() if example is not None and input_names(example) else []
     return Facts(
         coverage=_coverage(example, steps),
         kinds=[step["kind"] for step in steps],
@@ -117,7 +118,7 @@ def facts_of_trace(trace: Any) -> Facts:
 
 def _coverage(example: dspy.Example | None, steps: list[Any]) -> float | None:
     """Return which share of an example's texts a run looked at, if it was watched."""
-    if example is None or not example._input_keys or not watching():  # noqa: SLF001
+    if example is None or not input_names(example) or not watching():
         return None
     sizes = Watch(dict(example.inputs().items())).sizes
     return share_covered(sizes, [Step.model_validate(step) for step in steps])

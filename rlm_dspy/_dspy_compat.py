@@ -1,0 +1,115 @@
+"""DSPy's inner modules and private attributes, as far as this package needs them (dspy 3.4.1).
+
+No other module imports from inside DSPy or touches a private attribute of its objects. What a release below 3.5
+moves or renames is mended here; what it makes public leaves this file.
+
+| name | why the public ones do not do |
+|---|---|
+| `ACTIVE_CALL_ID` | the call that is under way: DSPy tells its callbacks of a call, not of the call around it |
+| `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
+| `CUSTOM_TYPE_MARK` | what stands for an image in a message; in a text it must not |
+| `HttpResponse`, `WireUsage` | where a server's usage is read |
+| `KNN`, `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | mended by subclasses |
+| `adapter_message_call` | says that an adapter made the messages of a call |
+| `annotation_allows_none`, `get_annotation_name`, `parse_value` | reading a type as DSPy's adapters read it |
+| `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from dspy._vendor.lm15.providers.base import HttpResponse
+from dspy._vendor.lm15.types import Usage as WireUsage
+from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
+from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
+from dspy.clients._deprecation import adapter_message_call
+from dspy.clients.backend_selection import select_backend
+from dspy.clients.capabilities import resolve
+from dspy.clients.legacy_outputs import value
+from dspy.clients.model_metadata import model_info, rate
+from dspy.predict.knn import KNN
+from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune
+from dspy.teleprompt.infer_rules import InferRules
+from dspy.teleprompt.simba import append_a_rule
+from dspy.teleprompt.teleprompt import Teleprompter
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
+from dspy.utils.usage_tracker import UsageTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import dspy
+
+__all__ = [
+    "ACTIVE_CALL_ID",
+    "CUSTOM_TYPE_MARK",
+    "KNN",
+    "BaseCallback",
+    "BootstrapFinetune",
+    "HttpResponse",
+    "InferRules",
+    "Teleprompter",
+    "UsageTracker",
+    "WireUsage",
+    "adapter_message_call",
+    "annotation_allows_none",
+    "append_a_rule",
+    "call_scope",
+    "get_annotation_name",
+    "has_async_engine",
+    "input_names",
+    "is_routed",
+    "model_info",
+    "parse_value",
+    "providers_of",
+    "rate",
+    "resolve",
+    "select_backend",
+    "thaw",
+    "value",
+    "with_callbacks",
+]
+
+
+@contextlib.contextmanager
+def call_scope(call_id: str) -> Iterator[None]:
+    """Be inside a call of this id in this scope: it is the parent of what DSPy calls here, in its threads too."""
+    outer = ACTIVE_CALL_ID.get()
+    ACTIVE_CALL_ID.set(call_id)
+    try:
+        yield
+    finally:
+        ACTIVE_CALL_ID.set(outer)
+
+
+def providers_of(lm: dspy.BaseLM) -> tuple[Any, ...]:
+    """Return the providers that an LM was given; empty for those that DSPy knows."""
+    return tuple(getattr(lm, "_providers", ()))
+
+
+def is_routed(model: str, model_type: str, providers: tuple[Any, ...]) -> bool:
+    """Return whether DSPy knows whose model this is, without asking it."""
+    try:
+        resolve(SimpleNamespace(model=model, model_type=model_type, _providers=providers))
+    except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
+        return False
+    return True
+
+
+def has_async_engine(lm: dspy.BaseLM) -> bool:
+    """Return whether an LM with an engine of its own was given an async one as well."""
+    return getattr(lm, "_async_engine_spec", None) is not None
+
+
+def input_names(example: dspy.Example) -> set[str] | None:
+    """Return the names of an example's inputs; None if it does not say which they are."""
+    found: set[str] | None = getattr(example, "_input_keys", None)
+    return found
+
+
+def thaw(module: dspy.Module) -> None:
+    """Have a compiled module saved with its program: DSPy leaves a frozen one out of the program's state."""
+    module._compiled = False  # noqa: SLF001
