@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.files import write_whole
+from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:

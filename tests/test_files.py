@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rlm_dspy.files import write_whole
 from rlm_dspy.signatures.policy import write_policy
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

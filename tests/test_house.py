@@ -36,7 +36,6 @@ VALUES = {
         "inputs",
         "trajectory",
         "text",
-        "files",
         "json_values",
         "redaction",
         "usage",

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines
-from rlm_dspy.files import write_whole
 from rlm_dspy.observe.load import load_record
 from rlm_dspy.observe.report.diff import diff_html, diff_text
 from rlm_dspy.observe.report.page import write_report
-from rlm_dspy.text import printable
+from rlm_dspy.text import printable, write_whole
 
 _Run = Annotated[
     Path, typer.Argument(help="A run that ask --save or --log wrote, or a log of rlms.", show_default=False)

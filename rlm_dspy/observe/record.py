@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.coverage.watch import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
-from rlm_dspy.files import write_whole
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import written
-from rlm_dspy.text import clip, sendable
+from rlm_dspy.text import clip, sendable, write_whole
 from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import dspy
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
-from rlm_dspy.files import write_whole
 from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     from rlm_dspy.optimize.statistics import Metric

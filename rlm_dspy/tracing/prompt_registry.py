@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import mlflow
 
 from rlm_dspy import signatures
-from rlm_dspy.files import write_whole
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     import os
