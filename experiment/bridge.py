@@ -74,7 +74,7 @@ class Bridge:
         settings = defaults_of(lm) | {name: body[name] for name in self._passed_on if body.get(name) is not None}
         if body.get("max_completion_tokens") and "max_tokens" in self._passed_on:
             settings["max_tokens"] = body["max_completion_tokens"]
-        with metered(self._ledger(run), "model"):
+        with metered(self._ledger(run), "model", raw=True):
             response = lm(request_of(str(lm.model), body["messages"], settings))
         usage = response.usage
         counts = {"prompt_tokens": usage.input_tokens or 0, "completion_tokens": usage.output_tokens or 0}

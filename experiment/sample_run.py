@@ -120,7 +120,7 @@ def play() -> Record:
     lm = ScriptedLM(Script(), seconds=0.4)
     rlm = RLM("context, question -> answer: str, evidence: list[str]", limits=Limits(max_iters=8, prices=PRICES))
     ledger = Ledger(rlm.limits)
-    with dspy.context(lm=lm), watched(), metered(ledger, "run"):
+    with dspy.context(lm=lm), watched(), metered(ledger, "run", raw=True):
         record, error = recorded(rlm, {"context": Text.open(ARTICLES), "question": QUESTION}, ledger)
     if error is not None:
         raise error

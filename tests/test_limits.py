@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
-from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.ledger import NOTHING, Ledger
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
@@ -51,11 +51,11 @@ def test_limits_are_given_by_name_and_do_not_change() -> None:
 def test_a_reservation_beyond_what_is_left_takes_nothing() -> None:
     """All of it or none."""
     spent = ledger(max_llm_calls=3)
-    spent.reserve(2)
+    spent.hold("two", NOTHING, calls=2)
     with pytest.raises(LimitExceeded, match="1 of 3 sub-model calls are left, 2 were asked for"):
-        spent.reserve(2)
+        spent.hold("two more", NOTHING, calls=2)
     assert spent.calls_left == 1
-    spent.reserve()
+    spent.hold("one", NOTHING, calls=1)
     assert spent.calls_left == 0
 
 
@@ -68,7 +68,7 @@ def test_threads_together_reserve_no_more_than_there_is() -> None:
         taken = 0
         while True:
             try:
-                spent.reserve()
+                spent.hold("one", NOTHING, calls=1)
             except LimitExceeded:
                 return taken
             taken += 1
@@ -81,12 +81,9 @@ def test_threads_together_reserve_no_more_than_there_is() -> None:
 def test_usage_adds_up_by_role_and_by_model() -> None:
     """Totals are those of the roles; what nobody reported is None, never 0."""
     spent = ledger()
-    reported = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 8}}
-    spent.settle("act", "big", reported, 0.5, cached=False, failed=False)
-    spent.settle("act", "big", {}, None, cached=True, failed=False)
-    spent.settle(
-        "query", "small", {"prompt_tokens": 1, "completion_tokens": None}, None, cached=False, failed=True
-    )
+    spent.settle("act", "big", Usage(calls=1, input_tokens=10, cached_input_tokens=8, output_tokens=2, cost=0.5))
+    spent.settle("act", "big", Usage(calls=1, cached_calls=1))
+    spent.settle("query", "small", Usage(calls=1, failures=1, input_tokens=1))
     usage = spent.usage()
     assert usage.by_role["act"] == Usage(
         calls=2, cached_calls=1, input_tokens=10, cached_input_tokens=8, output_tokens=2, cost=0.5

@@ -8,9 +8,8 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlm_dspy.budget.lm_info import tokens_of
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import RunUsage, Usage
 
@@ -69,8 +68,8 @@ class Ledger:
     started: float = field(default_factory=time.monotonic)
     _reserved: int = 0
     _spent: Amount = NOTHING
-    _held: dict[str, Amount] = field(default_factory=dict)
-    _open: dict[str, Callable[[LimitExceeded], object]] = field(default_factory=dict)
+    _held: dict[object, Amount] = field(default_factory=dict)
+    _open: dict[object, Callable[[LimitExceeded], object]] = field(default_factory=dict)
     _kept: dict[object, Amount] = field(default_factory=dict)
     _closed: LimitExceeded | None = None
     _met: str | None = None
@@ -102,25 +101,6 @@ class Ledger:
         ends = [self._slots.release]
         return lambda: ends.pop()() if ends else None
 
-    def reserve(self, calls: int = 1) -> Ticket:
-        """Take `calls` from the model calls that code may make, and return the ticket for them.
-
-        Raises:
-            LimitExceeded: If fewer are left; nothing is taken then.
-        """
-        with self._lock:
-            self.check_open()
-            left = self.limits.max_llm_calls - self._reserved
-            if calls > left:
-                self.meet("max_llm_calls")
-                raise LimitExceeded(
-                    f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
-                    "Go on with plain Python, or SUBMIT what you have.",
-                    "max_llm_calls",
-                )
-            self._reserved += calls
-        return Ticket(self, calls)
-
     def meet(self, limit: str | None) -> None:
         """Note that something was refused because of a limit; the first one is told in `usage`."""
         self._met = self._met or limit
@@ -137,36 +117,58 @@ class Ledger:
         with self._lock:
             return self._reserved
 
-    def hold(self, key: str, most: Amount, *, keeper: object = None) -> None:
+    def hold(
+        self,
+        key: object,
+        most: Amount,
+        *,
+        keeper: object = None,
+        calls: int = 0,
+        give_up: Callable[[LimitExceeded], object] | None = None,
+    ) -> None:
         """Hold what a request can use at most, until it is settled under `key`.
 
         Args:
             key: Names the request.
             most: What it can use at most.
             keeper: Who may also use what was kept for it; others may not.
+            calls: How many of the model calls that code may make it takes.
+            give_up: What has it settled if nobody waits for it any more; see `give_up`.
 
         Raises:
-            LimitExceeded: If it does not fit what is left; nothing is held then.
+            LimitExceeded: If it does not fit what is left; nothing is held or taken then.
         """
         with self._lock:
             self.check_open(keeper)
-            left = self._left(keeper)
-            for name, unit in _CAPS.items():
-                wanted, there = getattr(most, unit), getattr(left, unit)
-                if getattr(self.limits, name) is not None and wanted > there:
-                    self.meet(name)
-                    raise LimitExceeded(
-                        f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
-                        f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
-                        "Ask about smaller pieces, go on with plain Python, or SUBMIT what you have.",
-                        name,
-                    )
-            self._held[key] = most
+            self._check_calls(calls)
+            if most is not NOTHING:
+                self._check_amount(most, self._left(keeper))
+                self._held[key] = most
+            self._reserved += calls
+            if give_up is not None:
+                self._open[key] = give_up
 
-    def open(self, key: str, give_up: Callable[[LimitExceeded], object]) -> None:
-        """Note that a request is under way until it is settled under `key`; see `give_up`."""
-        with self._lock:
-            self._open[key] = give_up
+    def _check_calls(self, calls: int) -> None:
+        left = self.limits.max_llm_calls - self._reserved
+        if calls > left:
+            self.meet("max_llm_calls")
+            raise LimitExceeded(
+                f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
+                "Go on with plain Python, or SUBMIT what you have.",
+                "max_llm_calls",
+            )
+
+    def _check_amount(self, most: Amount, left: Amount) -> None:
+        for name, unit in _CAPS.items():
+            wanted, there = getattr(most, unit), getattr(left, unit)
+            if getattr(self.limits, name) is not None and wanted > there:
+                self.meet(name)
+                raise LimitExceeded(
+                    f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
+                    f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
+                    "Ask about smaller pieces, go on with plain Python, or SUBMIT what you have.",
+                    name,
+                )
 
     def give_up(self, why: LimitExceeded) -> None:
         """Have whoever asked for what is under way settle it: nobody waits for it any more."""
@@ -175,11 +177,12 @@ class Ledger:
         for give_up in under_way:
             give_up(why)
 
-    def give_back(self, key: str) -> None:
-        """Give back what was held for a request that was not made."""
+    def give_back(self, key: object, *, calls: int = 0) -> None:
+        """Give back what was held, and the calls that were taken, for a request that was not made."""
         with self._lock:
             self._held.pop(key, None)
             self._open.pop(key, None)
+            self._reserved -= calls
 
     def keep(self, keeper: object, amount: Amount) -> None:
         """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
@@ -260,45 +263,21 @@ class Ledger:
         """Wall-clock seconds since the run began."""
         return time.monotonic() - self.started
 
-    def settle(
-        self,
-        role: str,
-        model: str,
-        usage: dict[str, Any],
-        cost: float | None,
-        *,
-        cached: bool,
-        failed: bool,
-        key: str | None = None,
-    ) -> None:
-        """Enter one finished model call.
+    def settle(self, role: str, model: str, used: Usage, *, key: object = None) -> None:
+        """Enter what a model call used.
 
         Args:
             role: Who asked: `act`, `query`, `extract`, or a sub's name.
             model: The model that was asked.
-            usage: The provider's usage, in OpenAI's field names; empty if none was reported.
-            cost: USD, or None if it is not known.
-            cached: Whether DSPy's cache answered.
-            failed: Whether the call raised.
+            used: What it used; without `calls` what a call used that was given up and entered before.
             key: Under which it was held, if it was.
         """
-        used = Usage(calls=1, cached_calls=cached, failures=failed, cost=cost, **tokens_of(usage))
         with self._lock:
-            if key is not None:
-                self._held.pop(key, None)
-                self._open.pop(key, None)
-            self._add(role, model, used)
-
-    def add(self, role: str, model: str, usage: dict[str, Any], cost: float | None) -> None:
-        """Enter what a call used that was settled before it ended; see `settle`."""
-        used = Usage(cost=cost, **tokens_of(usage))
-        with self._lock:
-            self._add(role, model, used)
-
-    def _add(self, role: str, model: str, used: Usage) -> None:
-        self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
-        self._by_role[role] = self._by_role.get(role, NOTHING_USED) + used
-        self._by_model[model] = self._by_model.get(model, NOTHING_USED) + used
+            self._held.pop(key, None)
+            self._open.pop(key, None)
+            self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
+            self._by_role[role] = self._by_role.get(role, NOTHING_USED) + used
+            self._by_model[model] = self._by_model.get(model, NOTHING_USED) + used
 
     def usage(self, limit: str | None = None) -> RunUsage:
         """Return what has been spent: totals, `seconds`, and the same by role and by model.
@@ -323,25 +302,17 @@ class Ledger:
             return sum(self._by_role.values(), NOTHING_USED)
 
 
-class Ticket:
-    """Model calls that were reserved for one item; an item that asks more often takes one more each time."""
+class Tally:
+    """Adds up what the model calls of one sub-call used, across threads."""
 
-    def __init__(self, ledger: Ledger, calls: int = 0) -> None:
-        self._ledger = ledger
-        self._calls = calls
+    def __init__(self) -> None:
+        self.used = NOTHING_USED
         self._lock = threading.Lock()
 
-    def take(self) -> None:
-        """Take one for a call that is about to be made.
-
-        Raises:
-            LimitExceeded: If there is none, and none is left to reserve.
-        """
+    def add(self, used: Usage) -> None:
+        """Add what a model call used."""
         with self._lock:
-            if self._calls > 0:
-                self._calls -= 1
-                return
-        self._ledger.reserve()
+            self.used += used
 
 
 def _written(name: str, value: float) -> str:

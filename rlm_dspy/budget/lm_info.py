@@ -14,8 +14,12 @@ from dspy.clients.capabilities import resolve
 from dspy.clients.legacy_outputs import value
 from dspy.clients.model_metadata import model_info, rate
 
+from rlm_dspy.errors import UnknownPrice
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rlm_dspy.limits import Limits
 
 _TOKENS_PER_MESSAGE = 16
 """What a chat template puts around a message, with room."""
@@ -114,6 +118,27 @@ def reported_price(lm: Any) -> Price | None:
         return None
     read, written = (min(rates) for rates in zip(*known, strict=True))
     return Price(read, read, written, read, written)
+
+
+def check_price(lm: Any, limits: Limits) -> Price | None:
+    """Return the price of an LM; None if it is not known, nor needed.
+
+    If the cost is limited, that of a model whose price is not known is bounded by what its calls so far have cost.
+
+    Raises:
+        UnknownPrice: If the cost is limited and the price is not known.
+    """
+    price = price_of(lm, limits.prices)
+    if price is None and limits.max_cost is not None:
+        price = reported_price(lm)
+    if price is None and limits.max_cost is not None:
+        raise UnknownPrice(
+            f"max_cost is set, but the price of {lm.model!r} is not known. Give it in USD per million tokens read "
+            f"and written, e.g. Limits(max_cost=1.0, prices={{{lm.model!r}: (0.25, 2.0)}}); or call the LM once "
+            "before, if its replies tell what they cost.",
+            "max_cost",
+        )
+    return price
 
 
 def _dollars(value: Any) -> float | None:

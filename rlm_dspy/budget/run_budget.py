@@ -7,8 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.budget.ledger import NOTHING, Amount
-from rlm_dspy.budget.lm_info import longest_reply, tokens_at_most
-from rlm_dspy.budget.metering import check_price
+from rlm_dspy.budget.lm_info import check_price, longest_reply, tokens_at_most
 from rlm_dspy.errors import LimitExceeded
 
 if TYPE_CHECKING:

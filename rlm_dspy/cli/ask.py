@@ -172,7 +172,7 @@ def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None
     """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
     ledger = Ledger(Limits())  # counts only; the run's own refuses
     progress = Progress(view, ledger, rlm.limits.max_iters)
-    with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run"):
+    with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run", raw=True):
         view.head(" ".join(task.question.split()), _about(rlm, task))
         record, error = recorded(rlm, task.inputs, ledger)
     with contextlib.suppress(OSError):  # nobody looks at the view any more

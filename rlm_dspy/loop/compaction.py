@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from rlm_dspy.budget.metered_lm import fitting
-from rlm_dspy.budget.metering import metered
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART
@@ -99,9 +97,8 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
 async def _ask(port: Port, run: Run, session: str) -> str:
     tell = dspy.Predict(dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS))
     tell.lm = run.lm
-    metering = metered(run.ledger, run.role("fold"), ticket=run.ticket())
     task = cut(run.signature.instructions, len(session) or 1)
-    with metering, fitting(module=tell), dspy.context(trace=None), run.budget.in_time():
+    with run.metered("fold"), dspy.context(trace=None), run.budget.in_time():
         told = without_media_marks({"task": task, "session": session})
         found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
     return str(found.account or "").strip()

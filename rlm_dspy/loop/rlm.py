@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import signatures
-from rlm_dspy.budget.metered_lm import fitting
-from rlm_dspy.budget.metering import metered
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
@@ -316,8 +314,7 @@ class RLM(AsTool, Limited, dspy.Module):
         while True:
             try:
                 with (
-                    metered(run.ledger, run.role("extract"), keeper=run.budget, ticket=run.ticket()) as meter,
-                    fitting(run.budget.extraction_tokens, module=extract),
+                    run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
                     dspy.context(trace=None),
                     run.budget.in_time(),
                 ):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.ledger import Ledger, Ticket
-from rlm_dspy.budget.lm_info import tokens_at_most
-from rlm_dspy.budget.metering import check_price
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.lm_info import check_price, tokens_at_most
+from rlm_dspy.budget.metering import metered
 from rlm_dspy.budget.run_budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.concurrency.async_tools import AsyncTools
@@ -34,6 +34,7 @@ from rlm_dspy.trajectory import Trajectory, without_media_marks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rlm_dspy.budget.meter import Meter
     from rlm_dspy.limits import Limits
     from rlm_dspy.subcalls.interface import Program
     from rlm_dspy.trajectory import Step
@@ -187,13 +188,13 @@ class Run:
         if self.ledger.bounded:
             self.budget.next_tokens = tokens_at_most(None, self._messages(self.trajectory))
 
-    def role(self, name: str) -> str:
-        """Return the name under which model calls of this run are entered into the ledger."""
-        return f"child.{name}" if self.depth else name
+    def metered(self, role: str, **how: Any) -> contextlib.AbstractContextManager[Meter]:
+        """Enter LM calls of this run's own into the ledger in a scope; see `metered_lm.metered`.
 
-    def ticket(self) -> Ticket | None:
-        """Return what takes each request from `max_llm_calls`, as a child's are; None in a root."""
-        return Ticket(self.ledger) if self.depth else None
+        A root's turns are limited by their number; those of a child are taken from the sub-calls of the tree.
+        """
+        role = f"child.{role}" if self.depth else role
+        return metered(self.ledger, role, counted=self.depth > 0, **how)
 
     def usage(self) -> RunUsage:
         """Return what the tree has spent; a root gives up what is under way."""

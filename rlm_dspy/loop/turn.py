@@ -10,8 +10,6 @@ import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import text_of
-from rlm_dspy.budget.metered_lm import fitting
-from rlm_dspy.budget.metering import metered
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.prompt.adapter import ReplAdapter
@@ -22,7 +20,7 @@ from rlm_dspy.text import clip, logger, sendable
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
-    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.budget.meter import Meter
     from rlm_dspy.loop.run import Run
 
 _THINKING_CHARS = 4_000
@@ -83,10 +81,8 @@ class Turn(dspy.Module):
         run, started, budget = self._run, time.monotonic(), self._run.budget
         meter = None
         try:
-            # A root's turns are limited by their number; a child's come out of the sub-calls.
-            ticket = run.ledger.reserve() if run.depth else None
-            scope = metered(run.ledger, run.role("act"), keeper=budget.keeper, ticket=ticket)
-            with scope as meter, fitting(budget.next_tokens, module=self._act), budget.in_time():
+            scope = run.metered("act", keeper=budget.keeper, input_tokens=budget.next_tokens)
+            with scope as meter, budget.in_time():
                 action = await port.predict(
                     self._act,
                     budget.seconds_for_reply(),
@@ -103,7 +99,7 @@ class Turn(dspy.Module):
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
-                run.context_used = (meter.used["input_tokens"] if meter.used else 0, len(run.trajectory))
+                run.context_used = (meter.read, len(run.trajectory))
         code = action.code or ""
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code

@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from pydantic_core import to_json
 
-from rlm_dspy.budget.metering import Meter, reported
+from rlm_dspy.budget import metering
 from rlm_dspy.coverage.watch import looked_into
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.loop.rlm import RLM
@@ -149,7 +149,7 @@ class RunLog(SubCallListener):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self._open: dict[str, _Open] = {}
-        self._lms: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._lms: dict[str, dict[str, Any]] = {}
         self._secrets = secrets_of_environment()
         self._said = False
         self._lock = threading.Lock()
@@ -206,18 +206,18 @@ class RunLog(SubCallListener):
         if run is None:
             return
         self._secrets = self._secrets | secrets_of(instance)  # anew: other threads go through the old ones
-        role = next((c.role for c in dspy.settings.callbacks if isinstance(c, Meter)), None)
+        role = metering.role()
         known = {"call": next(run.numbers), "model": instance.model, **({"role": role} if role else {})}
-        self._lms[call_id] = (instance, known)
+        self._lms[call_id] = known
         self._write(run, "lm_started", **known)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Note what the model's reply cost."""
         run = self._here()
-        lm, known = self._lms.pop(call_id, (None, {}))
+        known = self._lms.pop(call_id, {})
         if run is not None and known:
             error = None if exception is None else in_one_line(exception)
-            self._write(run, "lm_ended", **known, **reported(lm, outputs), error=error)
+            self._write(run, "lm_ended", **known, **metering.reported(outputs), error=error)
 
     def on_subcall_end(self, call: SubCall) -> None:
         """Note a sub-call that has ended, and which runs were inside it."""

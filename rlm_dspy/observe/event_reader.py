@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.lm_info import count_of
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.record import Record
 from rlm_dspy.trajectory import Step, SubCall
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     import os
@@ -194,20 +196,17 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
 
 def _settle(event: dict[str, Any], run: _Run) -> None:
     """Enter a model call into the ledgers of a run and of its turn."""
-    usage = {
-        "prompt_tokens": _number(event.get("input_tokens")),
-        "prompt_tokens_details": {"cached_tokens": _number(event.get("cached_input_tokens"))},
-        "completion_tokens": _number(event.get("output_tokens")),
-    }
+    used = Usage(
+        calls=1,
+        failures=event.get("error") is not None,
+        cached_calls=bool(event.get("cached")),
+        input_tokens=count_of(event.get("input_tokens")) or 0,
+        cached_input_tokens=count_of(event.get("cached_input_tokens")) or 0,
+        output_tokens=count_of(event.get("output_tokens")) or 0,
+        cost=_number(event.get("cost")),
+    )
     for ledger in (run.ledger, *([run.turn.ledger] if run.turn else [])):
-        ledger.settle(
-            str(event.get("role", "")),
-            str(event.get("model", "")),
-            usage,
-            _number(event.get("cost")),
-            cached=bool(event.get("cached")),
-            failed=event.get("error") is not None,
-        )
+        ledger.settle(str(event.get("role", "")), str(event.get("model", "")), used)
 
 
 def _number(value: Any) -> Any:

@@ -78,7 +78,7 @@ def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric
 
 def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
     ledger, started = Ledger(Limits()), time.monotonic()
-    with metered(ledger, "pilot"):
+    with metered(ledger, "pilot", raw=True):
         prediction = program(**example.inputs())
     seconds, used = time.monotonic() - started, ledger.totals()
     tokens = used.input_tokens + used.output_tokens

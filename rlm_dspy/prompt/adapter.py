@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.metered_lm import asking, kind_of
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import retold, under
 from rlm_dspy.replies.reply_parser import read_reply
@@ -150,7 +149,7 @@ def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
     """Use an adapter in this scope, and remember the one that was in force."""
     token = _callers_adapter.set(dspy.settings.adapter)
     try:
-        with dspy.context(adapter=asking(adapter)):
+        with dspy.context(adapter=adapter):
             yield
     finally:
         _callers_adapter.reset(token)
@@ -162,7 +161,7 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
     Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
     adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
     """
-    call = getattr(kind_of(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
     names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
     held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
     if not {"advice", "signature2name"} <= held.keys():

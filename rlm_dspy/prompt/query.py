@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
-from rlm_dspy.budget.metered_lm import asking
 from rlm_dspy.inputs import MEDIA
 
 if TYPE_CHECKING:
@@ -73,10 +72,10 @@ class Query(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+        with dspy.context(adapter=_PROMPT_ADAPTER):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=asking(_PROMPT_ADAPTER)):
+        with dspy.context(adapter=_PROMPT_ADAPTER):
             return await super().aforward(**inputs)

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import fitting
-from rlm_dspy.budget.metering import Meter, metered
+from rlm_dspy.budget.ledger import Ledger, Tally
+from rlm_dspy.budget.metering import metered
 from rlm_dspy.budget.refusals import as_window_error, is_too_long, sizes_of
 from rlm_dspy.concurrency.async_tools import AsyncCall
 from rlm_dspy.concurrency.event_loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
 from rlm_dspy.concurrency.port import as_streamed, waiting_loop
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.limits import Limits
 from rlm_dspy.prompt.prose import outputs_in_words
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.values import sent, short
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.budget.ledger import Ticket
+    from rlm_dspy.budget.meter import Meter
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.coverage.watch import Watch
     from rlm_dspy.subcalls.target import Callee
@@ -52,7 +50,6 @@ _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
 _ANSWER_CHARS = 20_000
 _CHARS_PER_TOKEN = 3
-_NO_LIMITS = Limits()
 
 
 @dataclass
@@ -84,7 +81,7 @@ class Asked:
     cached: bool = False
     started: float = 0.0
     seconds: float = 0.0
-    spent: Ledger = field(default_factory=lambda: Ledger(_NO_LIMITS))
+    spent: Tally = field(default_factory=Tally)
     inside: Calling | None = None
     meter: Meter | None = None
     end: Callable[[], object] = bool
@@ -119,7 +116,7 @@ class Asked:
             attempts=self.attempts,
             started=self.started,
             seconds=self.seconds,
-            spent=self.spent.totals(),
+            spent=self.spent.used,
             sent=self.sent if self.attempts else (),
             stop=self.inside.stop if self.inside else "",
             steps=tuple(self.inside.steps) if self.inside else (),
@@ -267,11 +264,9 @@ class Batch(dspy.Module):
         unread: dspy.AdapterParseError | None = None
         while True:
             self._check_waited_for(item)
-            # Before the call: a failed call may be billed too.
-            ticket = self._ledger.reserve() if callee.reserves else None
             item.attempts += 1
             try:
-                with self._metered(item, ticket), fitting(module=callee.module), insisting(unread):
+                with self._metered(item), insisting(unread):
                     result = self._call(item)
                 if item.inside is not None:
                     item.inside.check(result, is_child=callee.kind == "child")
@@ -290,15 +285,10 @@ class Batch(dspy.Module):
         return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
 
     @contextlib.contextmanager
-    def _metered(self, item: Asked, ticket: Ticket | None) -> Iterator[None]:
+    def _metered(self, item: Asked) -> Iterator[None]:
         """Enter what is asked for an item in this scope. A child enters by itself what it asks."""
-        role, ledger = self._callee.role, self._ledger
-        entered = (
-            metered(item.spent, role)
-            if ticket is None
-            else metered(ledger, role, ticket=ticket, mirror=item.spent)
-        )
-        with entered as item.meter:
+        callee = self._callee
+        with metered(self._ledger, callee.role, counted=callee.reserves, mirror=item.spent) as item.meter:
             self._check_waited_for(item)
             yield
 

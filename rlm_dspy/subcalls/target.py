@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.metered_lm import kind_of
 from rlm_dspy.cache.sub_call_cache import digest
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.redaction import without_secrets
@@ -79,7 +78,7 @@ class Callee:
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
-        adapter = kind_of(dspy.settings.adapter or dspy.ChatAdapter()).__name__  # what DSPy asks by if none is set
+        adapter = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__  # what DSPy asks by if none is set
         told = [self.interface.stub, self.interface.schemas]
         return digest(kind, told, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
 

@@ -9,7 +9,8 @@ from mlflow.entities import SpanType
 from mlflow.tracing.constant import SpanAttributeKey
 
 from rlm_dspy.budget.lm_info import price_of
-from rlm_dspy.budget.metering import Meter, reported
+from rlm_dspy.budget.meter import meters_in_force
+from rlm_dspy.budget.metering import reported
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.observe.formatting import all_calls, price, seconds, tokens
@@ -66,7 +67,7 @@ def model_ended(payloads: Payloads, call: Any, outputs: Any, exception: BaseExce
     """Tell what a model answered, and what it used. A call that DSPy's cache answered used nothing."""
     if exception is not None:
         return Told()
-    told = reported(call.instance, outputs)
+    told = reported(outputs)
     tokens = {"input_tokens": told["input_tokens"], "output_tokens": told["output_tokens"]}
     cached = told["cached"] or (bool(call.instance.cache) and not any(tokens.values()))
     shown = payloads.value(outputs, MESSAGE_CHARS)
@@ -132,9 +133,8 @@ def _cost(lm: Any, told: dict[str, Any]) -> float | None:
     if told["cost"] is not None:
         cost: float = told["cost"]
         return cost
-    ledgers = (callback.ledger for callback in dspy.settings.callbacks if isinstance(callback, Meter))
-    ledger = next(ledgers, None)
-    known = price_of(lm, ledger.limits.prices) if ledger is not None else None
+    prices = next((meter.ledger.limits.prices for meter in meters_in_force()), None)
+    known = price_of(lm, prices) if prices is not None else None
     return known.of(told) if known is not None else None
 
 

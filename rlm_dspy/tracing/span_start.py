@@ -8,7 +8,7 @@ import dspy
 from mlflow.entities import SpanType
 from mlflow.tracing.constant import SpanAttributeKey
 
-from rlm_dspy.budget.metering import Meter
+from rlm_dspy.budget import metering
 from rlm_dspy.interpreters.base import SETUP
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.turn import Turn
@@ -76,8 +76,7 @@ def model(payloads: Payloads, lm: Any, inputs: dict[str, Any], run: RunSpans | N
 
 def role() -> str:
     """Return for what models are asked here: `act`, `extract`, `fold`, `query`, the name of a sub."""
-    roles = (callback.role for callback in dspy.settings.callbacks if isinstance(callback, Meter))
-    return next(roles, "").removeprefix("child.")
+    return metering.role().removeprefix("child.")
 
 
 def adapter(

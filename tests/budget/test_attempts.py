@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import pickle
 import threading
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 import pytest
+from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import attempt_by_attempt, fitting
 from rlm_dspy.budget.metering import metered
 from tests.playing import block
 
@@ -149,7 +148,7 @@ def test_no_request_is_repeated_beyond_the_limit_and_its_failure_is_told(run: An
 def test_an_error_that_stays_is_not_asked_about_again() -> None:
     with LimitedServer("", refusals=1, status=400) as server, dspy.context(lm=server.lm(3)):
         ledger = Ledger(Limits())
-        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
+        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"):
             dspy.Predict("text -> gist")(text="one")
     assert sum(server.asked.values()) == ledger.usage().calls == 1
 
@@ -157,40 +156,50 @@ def test_an_error_that_stays_is_not_asked_about_again() -> None:
 def test_the_last_error_is_raised_when_all_attempts_failed() -> None:
     with LimitedServer("", refusals=9) as server, dspy.context(lm=server.lm(2)):
         ledger = Ledger(Limits())
-        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"), fitting():
+        with pytest.raises(dspy.LMError, match="not now"), metered(ledger, "query"):
             dspy.settings.lm("one")
     assert sum(server.asked.values()) == ledger.usage().failures == 3
 
 
-def test_it_is_the_lm_that_it_stands_for_to_whoever_copies_or_saves_it() -> None:
-    lm = dspy.LM("openai/m", temperature=0.5, num_retries=7)
-    shown = attempt_by_attempt(lm)
-    assert shown.num_retries == 0
-    assert shown.dump_state() == lm.dump_state()
-    assert shown.history is lm.history
-    for other in (pickle.loads(pickle.dumps(shown)), copy.deepcopy(shown)):
-        assert (type(other), other.num_retries, other.kwargs) == (dspy.LM, 7, lm.kwargs)
-    hotter = shown.copy(temperature=1.0, num_retries=2)
-    assert (hotter.kwargs["temperature"], hotter.num_retries, lm.kwargs["temperature"]) == (1.0, 0, 0.5)
-    assert vars(hotter)["num_retries"] == 2
-    assert attempt_by_attempt(shown) is shown
+class Heard(BaseCallback):
+    """Notes the LMs that requests are sent to."""
+
+    def __init__(self) -> None:
+        self.lms: list[Any] = []
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.lms.append(instance)
 
 
+def test_the_lm_in_a_scope_is_the_callers_own() -> None:
+    """Whoever compares, copies or saves it finds nothing else; requests are sent to what has all that it has."""
+    with LimitedServer("", refusals=1) as server:
+        lm, heard = server.lm(7), Heard()
+        state = lm.dump_state()
+        with dspy.context(lm=lm, callbacks=[heard]), metered(Ledger(Limits(max_output_tokens=9_000)), "query"):
+            dspy.Predict("text -> gist")(text="one")
+            assert dspy.settings.lm is lm
+            hotter = dspy.settings.lm.copy(temperature=1.0)
+        assert (lm.num_retries, lm.dump_state(), len(lm.history)) == (7, state, 1)
+        assert (hotter.num_retries, hotter.kwargs["temperature"], hotter.history) == (7, 1.0, [])
+        assert type(pickle.loads(pickle.dumps(lm))) is dspy.LM
+    assert [(type(each), each.model, each.history is lm.history) for each in heard.lms] == 2 * [
+        (dspy.LM, lm.model, True)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
 def test_an_lm_that_asks_in_a_way_of_its_own_repeats_by_itself() -> None:
+    """Its requests are one call: DSPy tells of no more."""
+    asked = []
+
     class Own(dspy.LM):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError
+            asked.append(self)
+            raise dspy.LMTimeoutError("late")
 
-    assert attempt_by_attempt(Own("openai/m", num_retries=7)).num_retries == 7
-
-
-def test_a_copy_of_what_stands_for_an_lm_leaves_that_lm_alone() -> None:
-    class Own(dspy.BaseLM):
-        pass
-
-    for lm in (Own("own", temperature=0.5), dspy.LM("openai/m", temperature=0.5)):
-        lm.history.append({"outputs": []})
-        hotter = attempt_by_attempt(lm).copy(temperature=1.0)
-        assert (hotter.kwargs["temperature"], lm.kwargs["temperature"]) == (1.0, 0.5)
-        assert (hotter.history, lm.history) == ([], [{"outputs": []}])
-        assert type(hotter) is type(attempt_by_attempt(lm))
+    lm, ledger = Own("openai/m", num_retries=7), Ledger(Limits())
+    with dspy.context(lm=lm), pytest.raises(dspy.LMError), metered(ledger, "query"):
+        lm("one")
+    assert asked == [lm]
+    assert ledger.usage().calls == 1

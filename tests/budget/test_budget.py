@@ -10,11 +10,11 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Amount, Ledger
-from rlm_dspy.budget.metered_lm import fitting
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.concurrency.timeouts import in_time
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.usage import Usage
 from tests.playing import block
 from tests.playing import fields as reply_of
 
@@ -179,7 +179,7 @@ def test_a_request_that_could_overspend_is_refused_and_holds_nothing() -> None:
     ) as e:
         ledger.hold("b", Amount(output_tokens=40))
     assert e.value.limit == "max_output_tokens"
-    ledger.settle("query", "m", {"completion_tokens": 10}, None, cached=False, failed=False, key="a")
+    ledger.settle("query", "m", Usage(calls=1, output_tokens=10), key="a")
     assert ledger.left().output_tokens == 90
 
 
@@ -223,11 +223,10 @@ def test_a_call_that_an_outer_ledger_refuses_is_held_by_no_other() -> None:
 def test_every_further_call_of_a_scope_is_reserved() -> None:
     """A module that asks several times is not one call."""
     ledger, lm = Ledger(Limits(max_llm_calls=3)), ScriptedLM(["a"] * 5)
-    ticket = ledger.reserve()
     with (
         dspy.context(lm=lm),
         pytest.raises(LimitExceeded, match="0 of 3"),
-        metered(ledger, "ad_hoc", ticket=ticket),
+        metered(ledger, "ad_hoc", counted=True),
     ):
         [lm("x") for _ in range(5)]
     assert len(lm.script.calls) == 3
@@ -243,7 +242,7 @@ def test_a_reply_is_cut_to_what_may_be_spent_on_it() -> None:
             return ScriptedLM(["a b"]).script.complete(request)
 
     lm, ledger = dspy.LM("scripted/lm", engine=Engine(), cache=False), Ledger(Limits(max_output_tokens=5_000))
-    with dspy.context(lm=lm), metered(ledger, "query"), fitting():
+    with dspy.context(lm=lm), metered(ledger, "query"):
         dspy.settings.lm("x")
     assert asked == [256]
     assert len(lm.history) == 1

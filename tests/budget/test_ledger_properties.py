@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, LimitExceeded, Limits
-from rlm_dspy.budget.ledger import Ledger, Ticket
-from rlm_dspy.budget.metered_lm import fitting
+from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
@@ -113,7 +112,7 @@ hard_limits = st.fixed_dictionaries(
 @contextlib.contextmanager
 def entering(ledger: Ledger, role: str) -> Iterator[None]:
     """Enter each call of this scope, and take it from the calls that may be made."""
-    with metered(ledger, role, ticket=Ticket(ledger)), fitting():
+    with metered(ledger, role, counted=True):
         yield
 
 

@@ -11,7 +11,6 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import fitting
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.limits import Limits
@@ -128,7 +127,6 @@ def test_every_request_is_entered_with_its_own_tokens(case: Callable[[], Case], 
         dspy.context(callbacks=[events] if others else [], **settings),
         metered(ledger, "act"),
         metered(items, "act"),
-        fitting(module=module),
     ):
         module(question="?")
     for each in (ledger, items):
@@ -145,7 +143,7 @@ def test_others_are_told_the_same_as_without_a_meter() -> None:
         for scope in (contextlib.nullcontext(), metered(Ledger(Limits()), "act")):
             module, settings, _ = case()
             events = Events()
-            with dspy.context(callbacks=[events], **settings), scope, fitting(module=module):
+            with dspy.context(callbacks=[events], **settings), scope:
                 module(question="?")
             heard.append(events.names)
         assert heard[0] == heard[1], case.__name__
@@ -161,7 +159,6 @@ def test_an_lm_that_a_callback_asks_is_entered() -> None:
     with (
         dspy.context(lm=named("a", ANSWER), callbacks=[Judging()]),
         metered(ledger, "act"),
-        fitting(module=ask),
     ):
         ask(question="?")
     assert ledger.usage().by_model["b"].calls == 1
@@ -170,14 +167,14 @@ def test_an_lm_that_a_callback_asks_is_entered() -> None:
 def test_a_predictor_with_an_lm_of_its_own_is_entered() -> None:
     ledger, ask = Ledger(Limits()), dspy.Predict("question -> answer")
     ask.lm = named("own", ANSWER)
-    with dspy.context(lm=named("other")), metered(ledger, "act"), fitting(module=ask):
+    with dspy.context(lm=named("other")), metered(ledger, "act"):
         ask(question="?")
     assert list(ledger.usage().by_model) == ["own"]
 
 
 async def test_awaited_requests_are_entered() -> None:
     ledger, ask = Ledger(Limits()), dspy.Predict("question -> answer")
-    with dspy.context(lm=named("a", ANSWER)), metered(ledger, "act"), fitting(module=ask):
+    with dspy.context(lm=named("a", ANSWER)), metered(ledger, "act"):
         await ask.acall(question="?")
     assert ledger.usage().by_model["a"].calls == 1
 
@@ -189,7 +186,6 @@ def test_of_a_refused_request_no_other_callback_hears() -> None:
         dspy.context(lm=named("a", ANSWER), callbacks=[events]),
         pytest.raises(LimitExceeded, match="Enough"),
         metered(ledger, "act"),
-        fitting(module=ask),
     ):
         ask(question="?")
     assert "on_lm_start" not in events.names

@@ -18,7 +18,6 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import fitting
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -73,7 +72,7 @@ def server_of(refusal: Refusal, reply: Any = None, **options: Any) -> WindowServ
 def ask(lm: dspy.LM, text: str, ledger: Ledger | None = None, *, awaiting: bool = False) -> None:
     """Ask an LM as runs do."""
     predict = dspy.Predict("text -> answer")
-    with metered(ledger or Ledger(Limits()), "act"), dspy.context(lm=lm), fitting(module=predict):
+    with metered(ledger or Ledger(Limits()), "act"), dspy.context(lm=lm):
         if awaiting:
             asyncio.run(predict.acall(text=text))
         else:

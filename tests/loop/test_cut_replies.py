@@ -13,7 +13,6 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import fitting
 from rlm_dspy.budget.metering import metered
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -191,7 +190,7 @@ def completion(reason: str) -> dict[str, Any]:
 
 def asked(lm: Any) -> str:
     """Return the answer to a prompt as sub-calls ask it."""
-    with dspy.context(lm=lm), metered(Ledger(Limits()), "query"), fitting():
+    with dspy.context(lm=lm), metered(Ledger(Limits()), "query"):
         return str(dspy.settings.lm("one")[0])
 
 
