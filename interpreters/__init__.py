@@ -12,8 +12,9 @@ import dspy
 
 from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import CannotConfine, Policy
+from rlm_dspy.interpreters.confinement_policy import CannotConfine, ConfinementPolicy
 from rlm_dspy.interpreters.diagnosis import Diagnosis, doctor, probe, render
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.lineage import CellUndone
 from rlm_dspy.interpreters.host.values import CannotCross
 from rlm_dspy.interpreters.local import LocalPythonInterpreter
@@ -27,10 +28,11 @@ __all__ = [
     "CannotConfine",
     "CannotCross",
     "CellError",
+    "CellLimits",
     "CellUndone",
+    "ConfinementPolicy",
     "Diagnosis",
     "LocalPythonInterpreter",
-    "Policy",
     "PythonInterpreter",
     "ScriptedInterpreter",
     "Submission",

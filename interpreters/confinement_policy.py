@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 CHOICES = (
     "Choices: dspy.PythonInterpreter (WASM, needs Deno; slow but runs anywhere), a remote interpreter, "
-    "rlm_dspy.interpreters.LocalPythonInterpreter for code that you trust, or a Policy that does not require this."
+    "rlm_dspy.interpreters.LocalPythonInterpreter for code that you trust, or a `confinement=` that does not "
+    "require this."
 )
 
 RUNGS: Mapping[str, frozenset[str]] = {
@@ -29,7 +30,7 @@ class CannotConfine(dspy.CodeInterpreterError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class ConfinementPolicy:
     """What must hold for the model's code. True: required, refused where it cannot hold.
 
     False does not switch anything off: the best set of layers that this system has is always used.
@@ -89,7 +90,7 @@ def held(layers: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def missing(policy: Policy, layers: frozenset[str]) -> list[str]:
+def missing(policy: ConfinementPolicy, layers: frozenset[str]) -> list[str]:
     """Return what `policy` requires and `layers` do not hold."""
     holding = held(layers)
     return [name for name in policy.required() if name not in holding]

@@ -13,7 +13,14 @@ import dspy
 
 from rlm_dspy.interpreters.confinement import landlock
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import CHOICES, GUARANTEES, Policy, held, missing, unsupported
+from rlm_dspy.interpreters.confinement_policy import (
+    CHOICES,
+    GUARANTEES,
+    ConfinementPolicy,
+    held,
+    missing,
+    unsupported,
+)
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import warm
@@ -58,13 +65,13 @@ class Diagnosis:
         return {name: used.holds.get(name, "") if used else "" for name in GUARANTEES}
 
 
-def doctor(policy: Policy | None = None) -> Diagnosis:
+def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
     """Try every rung of the ladder with a worker, and return what was found.
 
     Args:
-        policy: What is required; the default `Policy` if None.
+        confinement: What is required; the default `ConfinementPolicy` if None.
     """
-    required = policy or Policy()
+    required = confinement or ConfinementPolicy()
     reason = unsupported()
     rungs, zero_copy = [], False
     for name, layers in required.rungs().items():
@@ -73,19 +80,19 @@ def doctor(policy: Policy | None = None) -> Diagnosis:
         rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers)))
     usable = [rung for rung in rungs if not rung.failure and not missing(required, frozenset(rung.layers))]
     version = 0 if reason else landlock.version()
-    readable = tuple(warm(policy=required).readable) if usable else ()
+    readable = tuple(warm(confinement=required).readable) if usable else ()
     return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version, readable)
 
 
-def probe(policy: Policy | None = None) -> dict[str, str]:
+def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
     """Return, for each guarantee, the layers that hold it here; "" for what does not hold."""
-    return doctor(policy).guarantees
+    return doctor(confinement).guarantees
 
 
 def _try(layers: frozenset[str]) -> tuple[bool, str]:
     """Start a worker with these layers; whether it attaches without a copy, and why it failed."""
     try:
-        server = ForkServer(Recipe((), (), Policy()), layers)
+        server = ForkServer(Recipe((), (), ConfinementPolicy()), layers)
     except OSError as error:
         return False, str(error)
     try:

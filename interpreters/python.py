@@ -18,9 +18,9 @@ import dspy
 from rlm_dspy.concurrency.tool_loops import awaited_on
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import tool_calls
-from rlm_dspy.interpreters.host.deadlines import Bounds
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_group import Group
@@ -42,7 +42,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     """Runs code in a confined CPython worker of its own: the default on Linux.
 
     The worker is forked from a server that was started with an empty environment and has confined itself, so it
-    starts in milliseconds and never held a secret of this process. What holds is named by `policy`; where the
+    starts in milliseconds and never held a secret of this process. What holds is named by `confinement`; where the
     system cannot hold it, `start` refuses and says why.
 
     Variables enter as they are: `str` and `bytes` of any size through shared memory without a copy, text files
@@ -58,13 +58,11 @@ class PythonInterpreter(Interpreter, TakesObjects):
     Args:
         tools: Host functions, sync or async, by the name that code calls them by.
         output_fields: What `SUBMIT` takes: a `name` each.
-        policy: What must hold for the code.
-        limits: What a worker may use of the machine.
+        confinement: What must hold for the code; None for the default `ConfinementPolicy`.
+        worker_limits: What a worker may use of the machine; None for the default `WorkerLimits`.
+        cell_limits: How long a cell may take; None for the default `CellLimits`.
         callbacks: Told of this instance's events, besides those of `dspy.settings`.
         max_output_chars: How much of a cell's output is kept, half of it from each end.
-        cell_seconds: How long a cell may take, calls to tools included; None: for ever.
-        busy_seconds: How long it may compute, while no tool runs for it; None: for ever.
-        grace_seconds: Between the first interrupt and the kill.
         preload: Packages of this process's Python that the code can import beside the standard library; None:
             pydantic, and numpy and pandas if they are installed. Name also what they need, unless importing them
             loads it.
@@ -88,13 +86,11 @@ class PythonInterpreter(Interpreter, TakesObjects):
         tools: Mapping[str, Callable[..., Any]] | None = None,
         output_fields: Sequence[Mapping[str, Any]] | None = None,
         *,
-        policy: Policy | None = None,
-        limits: WorkerLimits | None = None,
+        confinement: ConfinementPolicy | None = None,
+        worker_limits: WorkerLimits | None = None,
+        cell_limits: CellLimits | None = None,
         callbacks: Sequence[Any] | None = None,
         max_output_chars: int = 100_000,
-        cell_seconds: float | None = None,
-        busy_seconds: float | None = 600.0,
-        grace_seconds: float = 2.0,
         preload: Sequence[str] | None = None,
         paths: Sequence[str | os.PathLike[str]] = (),
         checkpoint: Mode = "auto",
@@ -102,23 +98,25 @@ class PythonInterpreter(Interpreter, TakesObjects):
         super().__init__(tools, output_fields, callbacks=callbacks)
         if checkpoint not in ("auto", "always", "off"):
             raise ValueError(f"checkpoint is auto, always or off, not {checkpoint!r}")
-        self.limits = limits or WorkerLimits()
-        self.bounds = Bounds(cell_seconds, busy_seconds, grace_seconds)
+        self.worker_limits = worker_limits or WorkerLimits()
+        self.cell_limits = cell_limits or CellLimits()
         self.max_output_chars = max_output_chars
         self.checkpoint = checkpoint
         self.stand_in: StandIn | None = None
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._named_preload = preload is not None
         chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
-        self._recipe = Recipe(chosen, tuple(os.path.realpath(path) for path in paths), policy or Policy())
+        self._recipe = Recipe(
+            chosen, tuple(os.path.realpath(path) for path in paths), confinement or ConfinementPolicy()
+        )
         self._session: Session | None = None
         self._owner = os.getpid()
         self._closing: weakref.finalize[Any, Any] | None = None
 
     @property
-    def policy(self) -> Policy:
+    def confinement(self) -> ConfinementPolicy:
         """What must hold for the code."""
-        return self._recipe.policy
+        return self._recipe.confinement
 
     @property
     def layers(self) -> list[str]:
@@ -202,8 +200,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def _begun(self, server: ForkServer) -> Session:
         packages = server.packages | _bundled(self._recipe)
-        settings = Settings(self.bounds, self.max_output_chars, self.checkpoint, packages, self.stand_in)
-        group = Group(server, self.limits, server.new_scratch())
+        settings = Settings(self.cell_limits, self.max_output_chars, self.checkpoint, packages, self.stand_in)
+        group = Group(server, self.worker_limits, server.new_scratch())
         try:
             process = group.spawn(self.max_output_chars)
             try:
@@ -286,7 +284,7 @@ def _bundled(recipe: Recipe) -> frozenset[str]:
     return frozenset(found)
 
 
-def warm(preload: Sequence[str] | None = None, policy: Policy | None = None) -> ForkServer:
+def warm(preload: Sequence[str] | None = None, confinement: ConfinementPolicy | None = None) -> ForkServer:
     """Start the fork server now, so that the first interpreter does not wait for it."""
     chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
-    return server_for(Recipe(chosen, (), policy or Policy()))
+    return server_for(Recipe(chosen, (), confinement or ConfinementPolicy()))

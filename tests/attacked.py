@@ -160,7 +160,8 @@ def main() -> None:
         os.chdir(Path(__file__).parent.parent)
         raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-    from rlm_dspy.interpreters.confinement_policy import GUARANTEES, Policy
+    from rlm_dspy.interpreters.confinement_policy import GUARANTEES, ConfinementPolicy
+    from rlm_dspy.interpreters.host.deadlines import CellLimits
     from rlm_dspy.interpreters.local import LocalPythonInterpreter
     from rlm_dspy.interpreters.python import PythonInterpreter
     from tests import attacks, further_attacks
@@ -175,7 +176,7 @@ def main() -> None:
         aims = targets(stack)
         aims |= {"processes": 80, "memory": 256 << 20, "address_space": 3 << 30, "scratch": 32 << 20}
         aims |= {"open_files": 100, "files": 4_000, "signals": "landlock" in chosen or not chosen}
-        policy = Policy(**dict.fromkeys(GUARANTEES, False), layers=chosen)
+        policy = ConfinementPolicy(**dict.fromkeys(GUARANTEES, False), layers=chosen)
         tried = [*attacks.ATTACKS, *further_attacks.FURTHER]
         chosen_attacks = [name for name in tried if layers != "local" or name.startswith("secrets")]
         for name in ["control", *chosen_attacks]:
@@ -183,7 +184,11 @@ def main() -> None:
                 interpreter: Any = LocalPythonInterpreter()
             else:
                 interpreter = PythonInterpreter(
-                    policy=policy, limits=limits, preload=(), paths=(aims["library"],), cell_seconds=10
+                    confinement=policy,
+                    worker_limits=limits,
+                    preload=(),
+                    paths=(aims["library"],),
+                    cell_limits=CellLimits(seconds=10),
                 )
             results[name] = attempt(interpreter, name, aims)
             for left in ("new", "made", "link", "hard", "pipe", "device", "own.sock"):

@@ -118,14 +118,14 @@ def main() -> None:
 
 def tried(home: Path, site: Path, layers: frozenset[str]) -> dict[str, Any]:
     """Let a cell read, list and import."""
-    from rlm_dspy.interpreters import Policy, PythonInterpreter
+    from rlm_dspy.interpreters import ConfinementPolicy, PythonInterpreter
 
     sys.path[:0] = [str(home), str(home / "proj"), str(site), str(home / "proj/src")]
     base = Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix}))
     elsewhere = [path for path in base.rglob("*") if path.is_file()][:200] if base.is_dir() else []
     files = [str(path) for path in (*home.rglob("*"), *elsewhere) if path.is_file()]
     names = ["alpha.later", "six_of_alpha", "wave", "acme_config", "extra_of_alpha", "editable_one", "dspy"]
-    with PythonInterpreter(preload=["alpha", "flat"], policy=Policy(layers=layers)) as repl:
+    with PythonInterpreter(preload=["alpha", "flat"], confinement=ConfinementPolicy(layers=layers)) as repl:
         given = {"files": files, "names": names, "folders": [str(home), str(site), str(site.parent), str(base)]}
         output = repl.execute(READ, given)
     found: dict[str, Any] = output.output["output"]

@@ -22,7 +22,7 @@ from chaos_faults import SECONDS, WARM, Plan, plan
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits, RLMError, SubCallCache
-from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.interpreters import CellLimits, LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.observe.event_log import RunLog
 
@@ -41,7 +41,9 @@ _KEPT_THREADS = ("rlm-loop", "rlm-watch", "rlm-tools", "rlm-call", "rlm-answers"
 
 def worker_interpreter() -> PythonInterpreter:
     """Return a confined interpreter."""
-    return PythonInterpreter(limits=_LIMITS, cell_seconds=SECONDS, grace_seconds=0.5, preload=())
+    return PythonInterpreter(
+        worker_limits=_LIMITS, cell_limits=CellLimits(seconds=SECONDS, grace_seconds=0.5), preload=()
+    )
 
 
 class Factory:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import memory
@@ -126,7 +126,7 @@ def server_starts() -> list[Row]:
         samples = []
         for _ in range(3):
             fork_server_client.close_all()
-            recipe = fork_server_client.Recipe(preload, (), Policy())
+            recipe = fork_server_client.Recipe(preload, (), ConfinementPolicy())
             samples.append(timed(functools.partial(fork_server_client.server_for, recipe)))
         rows.append(below(f"fork server start, {name}", min(samples), target))
     return rows

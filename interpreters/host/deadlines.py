@@ -17,18 +17,22 @@ _LATE_ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """How long a cell may take."""
+class CellLimits:
+    """How long a cell may take.
 
-    cell_seconds: float | None
-    """From its beginning, calls to the host included; None: for ever."""
-    busy_seconds: float | None
-    """Of its own: the time in which no call waits for the host, and CPU time; None: for ever."""
-    grace_seconds: float
-    """Between the first interrupt and the kill."""
+    Raises:
+        ValueError: If a limit is not positive.
+    """
+
+    seconds: float | None = None
+    """Wall-clock time of the cell, calls to tools included; None for no limit."""
+    busy_seconds: float | None = 600.0
+    """Time in which no call waits for the host, and CPU time; None for no limit."""
+    grace_seconds: float = 2.0
+    """Time between the first interrupt and the kill."""
 
     def __post_init__(self) -> None:
-        for name in ("cell_seconds", "busy_seconds", "grace_seconds"):
+        for name in ("seconds", "busy_seconds", "grace_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive{'' if name == 'grace_seconds' else ' or None'}")
@@ -53,8 +57,8 @@ class Deadline:
 class Clock:
     """The deadlines of one cell, the calls it has made, and how hard it was asked to stop."""
 
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
+    def __init__(self, limits: CellLimits) -> None:
+        self._limits = limits
         self._lock = threading.Lock()
         self._started = self._resumed = time.monotonic()
         self._busy = 0.0
@@ -135,22 +139,20 @@ class Clock:
         return math.inf if self._ended is None else self._ended.left()
 
     def _left_of_time(self) -> float:
-        if self._bounds.cell_seconds is None:
+        if self._limits.seconds is None:
             return math.inf
-        return self._due(
-            self._bounds.cell_seconds - self.elapsed, f"ran longer than {self._bounds.cell_seconds:g} s"
-        )
+        return self._due(self._limits.seconds - self.elapsed, f"ran longer than {self._limits.seconds:g} s")
 
     def _left_of_work(self) -> float:
-        if self._bounds.busy_seconds is None:
+        if self._limits.busy_seconds is None:
             return math.inf
         with self._lock:
             waiting = self._waiting > 0
             busy = self._busy if waiting else self._busy + time.monotonic() - self._resumed
-        left = self._bounds.busy_seconds - max(busy, self._worked)
+        left = self._limits.busy_seconds - max(busy, self._worked)
         if waiting and left > 0:
             return math.inf  # it stands still
-        return self._due(left, f"computed for longer than {self._bounds.busy_seconds:g} s")
+        return self._due(left, f"computed for longer than {self._limits.busy_seconds:g} s")
 
     def _left_of_calls(self) -> float:
         if self.calls > MOST_CALLS:
@@ -168,4 +170,4 @@ class Clock:
         """Count an interrupt; the next is due after half of the grace."""
         self.asked += 1
         self.reason = self.reason or reason
-        self._next = time.monotonic() + self._bounds.grace_seconds / 2
+        self._next = time.monotonic() + self._limits.grace_seconds / 2

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters.confinement import namespaces
-from rlm_dspy.interpreters.confinement_policy import CHOICES, CannotConfine, Policy, missing, unsupported
+from rlm_dspy.interpreters.confinement_policy import (
+    CHOICES,
+    CannotConfine,
+    ConfinementPolicy,
+    missing,
+    unsupported,
+)
 from rlm_dspy.interpreters.host import packages, scratch
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.watch import Watch
@@ -57,7 +63,7 @@ class Recipe:
 
     preload: tuple[str, ...]
     paths: tuple[str, ...]
-    policy: Policy
+    confinement: ConfinementPolicy
 
 
 @dataclass
@@ -294,8 +300,8 @@ def _climb(recipe: Recipe) -> ForkServer:
     if reason:
         raise CannotConfine(f"PythonInterpreter cannot run here: {reason}. {CHOICES}")
     reasons = []
-    for name, layers in recipe.policy.rungs().items():
-        lacking = missing(recipe.policy, layers)
+    for name, layers in recipe.confinement.rungs().items():
+        lacking = missing(recipe.confinement, layers)
         failure = f"does not hold {', '.join(lacking)}" if lacking else ""
         if not lacking:
             try:
@@ -303,8 +309,9 @@ def _climb(recipe: Recipe) -> ForkServer:
             except OSError as error:
                 failure = str(error)
         reasons.append(f"{name} ({' + '.join(sorted(layers)) or 'no layers'}): {failure}")
+    required = ", ".join(recipe.confinement.required())
     raise CannotConfine(
-        f"PythonInterpreter cannot hold here what its policy requires ({', '.join(recipe.policy.required())}).\n"
+        f"PythonInterpreter cannot hold here what its confinement policy requires ({required}).\n"
         + "\n".join(f"- {reason}" for reason in reasons)
         + f"\n{CHOICES}"
     )

@@ -14,7 +14,7 @@ import dspy
 
 from rlm_dspy.interpreters.base import SETUP, CellError
 from rlm_dspy.interpreters.host import tool_calls
-from rlm_dspy.interpreters.host.deadlines import Bounds, Clock, Deadline
+from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.host.values import CannotCross, Form, StandIn, form_of
@@ -49,7 +49,7 @@ class Cell:
 class Settings:
     """How a session treats its cells."""
 
-    bounds: Bounds
+    limits: CellLimits
     max_output_chars: int
     checkpoint: Mode
     """When the worker is copied."""
@@ -99,7 +99,7 @@ class Session(Lineage):
         with self._used(), self.group.busy():
             if self._process.ended:
                 self._recover("The worker ended after the last cell", "This cell did not run.")
-            clock = Clock(self._settings.bounds)
+            clock = Clock(self._settings.limits)
             self._stop, self._look_again = None, Deadline(_LOOK_SECONDS)
             fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
             forms = self._forms(fresh, clock.left())
@@ -358,7 +358,7 @@ class Session(Lineage):
         clock.ask()
         try:
             with suppress(OSError, EOFError, ValueError):
-                grace = Deadline(self._settings.bounds.grace_seconds)
+                grace = Deadline(self._settings.limits.grace_seconds)
                 self._process.expect("done", grace, self._cell, self._aside)
                 return
             with suppress(CellUndone, dspy.CodeInterpreterError):

@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.interpreters import CellLimits, LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.calling import FACTORIES, SECONDS, acall, call
 from tests.playing import block
@@ -73,7 +73,7 @@ async def test_the_deadline_of_a_cell_reaches_a_tool(how: str) -> None:
     rlm = RLM(
         "question -> answer",
         tools=[dspy.Tool(tool, name="ask")],
-        interpreter_factory=lambda: PythonInterpreter(cell_seconds=0.5),
+        interpreter_factory=lambda: PythonInterpreter(cell_limits=CellLimits(seconds=0.5)),
     )
     with dspy.context(lm=ScriptedLM(replies)):
         if how == "awaiting":

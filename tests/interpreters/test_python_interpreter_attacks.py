@@ -72,9 +72,9 @@ def test_no_attack_succeeds_with_all_layers(user: str) -> None:
 
 @pytest.mark.parametrize("user", USERS)
 def test_without_namespaces_only_the_existence_of_files_is_seen(user: str) -> None:
-    """Landlock does not hide names and sizes; `Policy(hidden_paths=True)` refuses this rung.
+    """Landlock does not hide names and sizes; `ConfinementPolicy(hidden_paths=True)` refuses this rung.
 
-    Nor does it limit the number of files: `Policy(scratch_cap=True)` refuses it too.
+    Nor does it limit the number of files: `ConfinementPolicy(scratch_cap=True)` refuses it too.
     """
     assert harmful(layers_of("landlock"), user) <= SEEING | {"limits_files"}
 

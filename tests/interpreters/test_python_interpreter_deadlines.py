@@ -15,9 +15,9 @@ import dspy
 import pytest
 
 from rlm_dspy.interpreters.base import CellError
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client as forkserver
-from rlm_dspy.interpreters.host.deadlines import MOST_BYTES_AT_ONCE, Bounds, Clock, Deadline
+from rlm_dspy.interpreters.host.deadlines import MOST_BYTES_AT_ONCE, CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
@@ -89,7 +89,9 @@ def repl(release: threading.Event) -> Iterator[PythonInterpreter]:
         "large": lambda: "x" * 30_000,
         "slow": lambda: release.wait(60),
     }
-    with PythonInterpreter(tools, preload=(), cell_seconds=CELL, grace_seconds=GRACE, checkpoint="always") as made:
+    with PythonInterpreter(
+        tools, preload=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE), checkpoint="always"
+    ) as made:
         with unhurried(made):
             made.execute(FORGE + "state = 1")
         yield made
@@ -115,7 +117,10 @@ def test_a_cell_ends_at_its_deadline_whatever_it_sends(repl: PythonInterpreter, 
 def test_what_a_cell_computes_counts_while_calls_are_under_way(flood: str) -> None:
     """A call that is always under way does not stop `busy_seconds`."""
     with PythonInterpreter(
-        {"quick": lambda: time.sleep(0.001)}, preload=(), busy_seconds=1, grace_seconds=GRACE, checkpoint="always"
+        {"quick": lambda: time.sleep(0.001)},
+        preload=(),
+        cell_limits=CellLimits(busy_seconds=1, grace_seconds=GRACE),
+        checkpoint="always",
     ) as repl:
         repl.execute(FORGE + "state = 1")
         with within(30), pytest.raises(CellError, match="computed for longer than 1 s"):
@@ -126,7 +131,7 @@ def test_what_a_cell_computes_counts_while_calls_are_under_way(flood: str) -> No
 def test_a_call_that_waits_is_not_computing() -> None:
     """Nor are many at once."""
     tools = {"slow": lambda: time.sleep(1.5)}
-    with PythonInterpreter(tools, preload=(), busy_seconds=1, grace_seconds=GRACE) as repl:
+    with PythonInterpreter(tools, preload=(), cell_limits=CellLimits(busy_seconds=1, grace_seconds=GRACE)) as repl:
         code = "from concurrent.futures import ThreadPoolExecutor\n"
         assert (
             repl.execute(
@@ -211,7 +216,7 @@ def test_calls_that_wait_hold_only_so_much_memory(repl: PythonInterpreter, relea
 
 def test_a_cell_may_call_only_so_often() -> None:
     """A million calls, or 4 GB: then it is due."""
-    clock = Clock(Bounds(None, None, 1.0))
+    clock = Clock(CellLimits(None, None, 1.0))
     for _ in range(1_000_000):
         clock.call_starts(1)
         clock.call_ends()
@@ -220,7 +225,7 @@ def test_a_cell_may_call_only_so_often() -> None:
     clock.call_starts(1)
     assert clock.left() <= 0
     assert clock.reason == "called functions more than 1,000,000 times"
-    clock = Clock(Bounds(None, None, 1.0))
+    clock = Clock(CellLimits(None, None, 1.0))
     for size in (4 << 30, 1):
         assert clock.left() > 0
         clock.call_starts(size)
@@ -270,7 +275,7 @@ def test_a_tool_that_is_stopped_after_its_session_touches_no_file_of_others(rele
         release.wait(20)
         raise KeyboardInterrupt
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=1, grace_seconds=0.3)
+    repl = PythonInterpreter({"tool": tool}, preload=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.3))
     repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")
@@ -340,7 +345,7 @@ def test_an_interrupt_while_an_order_is_carried_out_costs_nothing(operation: Any
 
 def test_an_order_to_the_fork_server_is_not_given_the_answer_of_another() -> None:
     """Its wait was interrupted: the answer comes late, and the next order drops it."""
-    server = forkserver.ForkServer(forkserver.Recipe((), (), Policy()), frozenset())
+    server = forkserver.ForkServer(forkserver.Recipe((), (), ConfinementPolicy()), frozenset())
     try:
         server._process.send_signal(signal.SIGSTOP)
         with pytest.raises(KeyboardInterrupt), interrupted_after(0.2):
@@ -364,9 +369,9 @@ def serving(server: Any) -> int:
 
 def test_a_cell_waits_for_a_fork_server_no_longer_than_it_may_run() -> None:
     """It did not run, and the session goes on when the fork server does."""
-    recipe = forkserver.Recipe((), (), Policy())
+    recipe = forkserver.Recipe((), (), ConfinementPolicy())
     stopped = serving(forkserver.server_for(recipe))
-    with PythonInterpreter(preload=(), cell_seconds=CELL, grace_seconds=GRACE) as repl:
+    with PythonInterpreter(preload=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE)) as repl:
         with unhurried(repl):
             repl.execute("state = 1")
         os.kill(stopped, signal.SIGSTOP)
@@ -386,7 +391,9 @@ def test_a_second_interrupt_does_not_leave_a_cell_running() -> None:
     def ignoring() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
 
-    with PythonInterpreter({"ignoring": ignoring}, preload=(), grace_seconds=50, checkpoint="always") as repl:
+    with PythonInterpreter(
+        {"ignoring": ignoring}, preload=(), cell_limits=CellLimits(grace_seconds=50), checkpoint="always"
+    ) as repl:
         repl.execute(FORGE + "state = 1")
         code = (
             "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\nignoring()\nwhile True: pass"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, Policy, held, missing
+from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, ConfinementPolicy, held, missing
 from rlm_dspy.interpreters.diagnosis import doctor, probe, render
 
 HERE = Path(__file__).parents[1]
@@ -42,16 +42,16 @@ def test_all_layers_hold_here_or_it_says_why() -> None:
     """Each rung either works or has its reason; the guarantees follow from the one that is used."""
     found = doctor()
     assert [rung.name for rung in found.rungs] == list(RUNGS)
-    assert all(rung.failure or set(Policy().required()) <= set(rung.holds) for rung in found.rungs)
+    assert all(rung.failure or set(ConfinementPolicy().required()) <= set(rung.holds) for rung in found.rungs)
     assert set(found.guarantees) == set(GUARANTEES)
     assert found.chosen in render(found)
     if found.chosen:
-        assert all(found.guarantees[name] for name in Policy().required())
+        assert all(found.guarantees[name] for name in ConfinementPolicy().required())
 
 
 def test_probe_names_the_layers_that_hold_a_guarantee() -> None:
     """And nothing for what does not hold."""
-    found = probe(Policy(**dict.fromkeys(GUARANTEES, False), layers=frozenset({"seccomp"})))
+    found = probe(ConfinementPolicy(**dict.fromkeys(GUARANTEES, False), layers=frozenset({"seccomp"})))
     assert found["no_network"] == "seccomp"
     assert found["memory_cap"] == ""
 
@@ -78,8 +78,10 @@ def test_where_the_kernel_denies_a_layer_the_next_rung_is_used(user: str, denied
 
 def test_a_policy_requires_what_it_names() -> None:
     """And only layers that hold it satisfy it."""
-    assert missing(Policy(), frozenset()) == [name for name in Policy().required() if name != "clean_environment"]
-    assert missing(Policy(hidden_paths=True), RUNGS["landlock"]) == ["hidden_paths"]
-    assert missing(Policy(), frozenset({"landlock", "seccomp", "limits"})) == ["process_cap"]
-    assert all(missing(Policy(), layers) == [] for layers in RUNGS.values())
+    assert missing(ConfinementPolicy(), frozenset()) == [
+        name for name in ConfinementPolicy().required() if name != "clean_environment"
+    ]
+    assert missing(ConfinementPolicy(hidden_paths=True), RUNGS["landlock"]) == ["hidden_paths"]
+    assert missing(ConfinementPolicy(), frozenset({"landlock", "seccomp", "limits"})) == ["process_cap"]
+    assert all(missing(ConfinementPolicy(), layers) == [] for layers in RUNGS.values())
     assert held(RUNGS["all"])["hidden_paths"] == "namespaces"

@@ -12,6 +12,7 @@ import pytest
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.lineage import CellUndone
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.waiting import comes_true, unhurried
@@ -100,10 +101,9 @@ def repl() -> Iterator[PythonInterpreter]:
 
     with PythonInterpreter(
         {"forever": forever, "echo": lambda value: value},
-        limits=SMALL,
+        worker_limits=SMALL,
         preload=(),
-        cell_seconds=0.4,
-        grace_seconds=0.4,
+        cell_limits=CellLimits(seconds=0.4, grace_seconds=0.4),
         checkpoint="always",
     ) as made:
         with unhurried(made):
@@ -154,7 +154,7 @@ def test_a_bomb_is_an_error_of_its_cell(repl: PythonInterpreter, case: str) -> N
 
 def test_the_memory_of_all_its_processes_is_counted() -> None:
     """The kernel limits each; together they are ended too, and the state kept."""
-    with PythonInterpreter(limits=SMALL, preload=(), checkpoint="always") as repl:
+    with PythonInterpreter(worker_limits=SMALL, preload=(), checkpoint="always") as repl:
         repl.execute("state = 1")
         with pytest.raises(CellUndone, match="MB together"):
             repl.execute(

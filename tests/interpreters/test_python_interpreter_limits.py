@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rlm_dspy.interpreters import CellError, CellUndone, PythonInterpreter, WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import RUNGS, CannotConfine, Policy, held
+from rlm_dspy.interpreters.confinement_policy import RUNGS, CannotConfine, ConfinementPolicy, held
 from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ made
 def repl(request: pytest.FixtureRequest) -> Iterator[PythonInterpreter]:
     """Run on one rung; in turn on each that this system can hold for this user."""
     made = PythonInterpreter(
-        policy=Policy(layers=RUNGS[request.param]), limits=SMALL, preload=(), checkpoint="always"
+        confinement=ConfinementPolicy(layers=RUNGS[request.param]),
+        worker_limits=SMALL,
+        preload=(),
+        checkpoint="always",
     )
     try:
         made.start()
@@ -170,7 +173,7 @@ def test_processes_and_threads_are_limited(repl: PythonInterpreter, code: str) -
 def test_files_are_limited_in_number_where_the_scratch_is_capped(repl: PythonInterpreter) -> None:
     """And the policy names that only where it holds."""
     if "scratch_cap" not in held(frozenset(repl.layers)):
-        assert Policy(scratch_cap=True).required()[-1] == "scratch_cap"
+        assert ConfinementPolicy(scratch_cap=True).required()[-1] == "scratch_cap"
         return
     repl.execute(FILES)
     left, made = repl.shown.splitlines()

@@ -16,13 +16,13 @@ from typing import Any
 import dspy
 import pytest
 
-from rlm_dspy.interpreters.confinement_policy import CannotConfine, Policy
+from rlm_dspy.interpreters.confinement_policy import CannotConfine, ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
-NOTHING = dict.fromkeys(Policy().required(), False)
+NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:
@@ -92,7 +92,7 @@ class TestLives:
         """Where workers have no scratch of their own they are real folders."""
         stale = Path(tempfile.mkdtemp(prefix=f"rlm-repl-{2**22 + 1}-"))
         (stale / "scratch").mkdir()
-        fork_server_client.ForkServer(fork_server_client.Recipe((), (), Policy()), frozenset()).close()
+        fork_server_client.ForkServer(fork_server_client.Recipe((), (), ConfinementPolicy()), frozenset()).close()
         assert not stale.exists()
 
     def test_a_forked_host_has_its_own(self) -> None:
@@ -172,7 +172,7 @@ class TestPolicy:
     def test_what_cannot_be_held_is_refused_with_reason_and_choices(self) -> None:
         """Nothing runs, and nothing degrades."""
         with pytest.raises(CannotConfine) as caught:
-            light(policy=Policy(layers=frozenset({"limits"}))).start()
+            light(confinement=ConfinementPolicy(layers=frozenset({"limits"}))).start()
         assert "no_network" in str(caught.value)
         assert "dspy.PythonInterpreter" in str(caught.value)
         assert "LocalPythonInterpreter" in str(caught.value)
@@ -181,7 +181,7 @@ class TestPolicy:
         """Landlock does not hide the names of files."""
         rung = frozenset({"landlock", "seccomp", "limits"})
         with pytest.raises(CannotConfine, match="hidden_paths"):
-            light(policy=Policy(hidden_paths=True, layers=rung)).start()
+            light(confinement=ConfinementPolicy(hidden_paths=True, layers=rung)).start()
 
     def test_other_systems_get_the_choices(self) -> None:
         """The package can be imported there, without what only Unix has."""

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, Policy
+from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, ConfinementPolicy
 from rlm_dspy.interpreters.host import tool_calls
-from rlm_dspy.interpreters.host.deadlines import Bounds
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.watch import Watch
@@ -86,7 +86,7 @@ def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
     process.handle = os.pidfd_open(child.pid)
     server: Any = NoServer()
     session = Session(
-        Group(server, WorkerLimits(), ""), process, Settings(Bounds(1.0, None, 0.1), 1_000, "off", frozenset())
+        Group(server, WorkerLimits(), ""), process, Settings(CellLimits(1.0, None, 0.1), 1_000, "off", frozenset())
     )
     ran: list[str] = []
 
@@ -245,8 +245,7 @@ def test_a_fuzzed_worker_never_takes_the_host_with_it() -> None:
         {"tool": lambda: ran.append("tool")},
         preload=(),
         checkpoint="always",
-        cell_seconds=3,
-        grace_seconds=0.2,
+        cell_limits=CellLimits(seconds=3, grace_seconds=0.2),
     ) as repl:
         for turn in range(60):
             sent = [fuzzed(chance, chance.choice(valid)) for _ in range(chance.randint(1, 4))]
@@ -298,8 +297,8 @@ class TestOtherRuns:
     """What one run can do to another in the same process, on each rung."""
 
     def open(self, rung: str, tools: dict[str, Any] | None = None) -> PythonInterpreter:
-        policy = Policy(**dict.fromkeys(GUARANTEES, False), layers=RUNGS[rung])
-        made = PythonInterpreter(tools, policy=policy, preload=())
+        policy = ConfinementPolicy(**dict.fromkeys(GUARANTEES, False), layers=RUNGS[rung])
+        made = PythonInterpreter(tools, confinement=policy, preload=())
         try:
             made.start()
         except CannotConfine as error:
@@ -386,7 +385,7 @@ def test_a_session_that_is_closed_while_a_tool_runs_is_closed() -> None:
         hold.wait(60)
         finished.set()
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_seconds=1, grace_seconds=0.1)
+    repl = PythonInterpreter({"tool": tool}, preload=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.1))
     repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")

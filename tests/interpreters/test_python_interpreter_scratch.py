@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_dspy.interpreters.confinement_policy import RUNGS, Policy
+from rlm_dspy.interpreters.confinement_policy import RUNGS, ConfinementPolicy
 from rlm_dspy.interpreters.host import scratch
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe
 from tests.attacked import ORDINARY
@@ -125,7 +125,7 @@ def test_closed_folders_are_removed_by_their_owner(tmp_path: Path) -> None:
 
 def test_folders_of_workers_can_be_entered_by_nobody_else() -> None:
     """Not listed or written to by any user but the one who made them; their names cannot be guessed."""
-    server = ForkServer(Recipe((), (), Policy()), RUNGS["landlock"])
+    server = ForkServer(Recipe((), (), ConfinementPolicy()), RUNGS["landlock"])
     try:
         own = Path(server.new_scratch())
         for folder in (own, own.parent, own.parent.parent):

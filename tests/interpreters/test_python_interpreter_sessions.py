@@ -21,13 +21,14 @@ from pydantic import BaseModel, RootModel
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.values import CannotCross
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
-NOTHING = dict.fromkeys(Policy().required(), False)
+NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:
@@ -188,7 +189,7 @@ class TestValues:
     def test_a_value_larger_than_the_memory_limit_fits(self) -> None:
         """What is shared is not counted."""
         text = "x" * (150 << 20)
-        with light(limits=WorkerLimits(memory_bytes=128 << 20)) as repl:
+        with light(worker_limits=WorkerLimits(memory_bytes=128 << 20)) as repl:
             assert repl.execute("len(t)", {"t": text}) == 150 << 20
             with pytest.raises(CellError, match="MemoryError"):
                 repl.execute("u = t + 'x'")
@@ -270,16 +271,24 @@ class TestStopping:
 
     def test_time_in_tools_is_not_busy(self) -> None:
         """`busy_seconds` counts what the cell computes itself."""
-        with light({"nap": lambda: threading.Event().wait(0.6)}, busy_seconds=0.4, grace_seconds=0.4) as repl:
+        with light(
+            {"nap": lambda: threading.Event().wait(0.6)},
+            cell_limits=CellLimits(busy_seconds=0.4, grace_seconds=0.4),
+        ) as repl:
             assert repl.execute("nap()") is False
             with pytest.raises(CellError, match=r"computed for longer than 0\.4 s"):
                 repl.execute("while True: pass")
 
-    @pytest.mark.parametrize("bad", [{"cell_seconds": 0}, {"busy_seconds": -1}, {"checkpoint": "never"}])
-    def test_bounds_that_make_no_sense_are_refused(self, bad: dict[str, Any]) -> None:
-        """At once."""
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            PythonInterpreter(**bad)
+    @pytest.mark.parametrize("bad", [{"seconds": 0}, {"busy_seconds": -1}, {"grace_seconds": 0}])
+    def test_cell_limits_that_make_no_sense_are_refused(self, bad: dict[str, float]) -> None:
+        """The error names the field."""
+        with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be positive"):
+            CellLimits(**bad)
+
+    def test_an_unknown_checkpoint_mode_is_refused(self) -> None:
+        """Before a worker is started."""
+        with pytest.raises(ValueError, match="checkpoint"):
+            PythonInterpreter(checkpoint="never")  # type: ignore[arg-type]
 
 
 class TestModules:

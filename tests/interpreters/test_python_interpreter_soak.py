@@ -18,8 +18,9 @@ import pytest
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client, values
+from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
 
@@ -63,10 +64,9 @@ def one(seed: int, text: str) -> str:
     tools: dict[str, Any] = {"forever": lambda: never.wait(2) and None, "echo": lambda value: value}
     repl = PythonInterpreter(
         tools,
-        limits=LIMITS,
+        worker_limits=LIMITS,
         preload=(),
-        cell_seconds=0.3,
-        grace_seconds=0.3,
+        cell_limits=CellLimits(seconds=0.3, grace_seconds=0.3),
         checkpoint=chance.choice(("always", "auto", "off")),
     )
     try:
@@ -87,7 +87,7 @@ def one(seed: int, text: str) -> str:
 def soak(sessions: int, at_once: int) -> None:
     text = "x" * 1_000_000
     one(0, text)
-    server = fork_server_client.server_for(fork_server_client.Recipe((), (), Policy()))
+    server = fork_server_client.server_for(fork_server_client.Recipe((), (), ConfinementPolicy()))
     before = children(), len(list(Path("/proc/self/fd").iterdir())), resident()
     with ThreadPoolExecutor(at_once) as pool:
         ended = list(pool.map(lambda seed: one(seed, text), range(1, sessions + 1)))

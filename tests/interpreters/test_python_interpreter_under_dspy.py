@@ -9,12 +9,12 @@ import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
 
-from rlm_dspy.interpreters.confinement_policy import Policy
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
-NOTHING = dict.fromkeys(Policy().required(), False)
+NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:

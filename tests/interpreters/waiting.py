@@ -44,8 +44,8 @@ def unhurried(repl: PythonInterpreter) -> Iterator[None]:
     repl.start()
     session: Any = repl._session
     before = session._settings
-    bounds = dataclasses.replace(before.bounds, cell_seconds=None, busy_seconds=None)
-    session._settings = dataclasses.replace(before, bounds=bounds)
+    limits = dataclasses.replace(before.limits, seconds=None, busy_seconds=None)
+    session._settings = dataclasses.replace(before, limits=limits)
     try:
         yield
     finally:

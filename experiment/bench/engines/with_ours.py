@@ -9,7 +9,7 @@ import dspy
 from sharing import made_once
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.interpreters import PythonInterpreter
+from rlm_dspy.interpreters import CellLimits, PythonInterpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def rlm_of(task: Task, interpreter_factory: Callable[[], Any]) -> RLM:
 
 def interpreter(task: Task) -> Callable[[], Any]:
     """Return what makes the interpreter of a run."""
-    return lambda: PythonInterpreter(cell_seconds=task.limits.cell_seconds)
+    return lambda: PythonInterpreter(cell_limits=CellLimits(seconds=task.limits.cell_seconds))
 
 
 def run(task: Task) -> str | None:
