@@ -1,9 +1,45 @@
-"""Recursive Language Models for DSPy: typed answers over inputs far larger than a model's window."""
+"""Recursive Language Models for DSPy: typed answers over inputs far larger than a model's window.
 
-from rlm_dspy.cache.sub_call_cache import SubCallCache
-from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
-from rlm_dspy.inputs import Text
-from rlm_dspy.limits import Limits
-from rlm_dspy.loop.rlm import RLM
+The names are imported on first use: DSPy takes seconds to import, and `rlm-dspy --help` does not need it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlm_dspy.cache.sub_call_cache import SubCallCache
+    from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
+    from rlm_dspy.inputs import Text
+    from rlm_dspy.limits import Limits
+    from rlm_dspy.loop.rlm import RLM
 
 __all__ = ["RLM", "InvalidInputs", "LimitExceeded", "Limits", "RLMError", "SubCallCache", "Text"]
+
+_MODULES = {
+    "RLM": "rlm_dspy.loop.rlm",
+    "InvalidInputs": "rlm_dspy.errors",
+    "LimitExceeded": "rlm_dspy.errors",
+    "Limits": "rlm_dspy.limits",
+    "RLMError": "rlm_dspy.errors",
+    "SubCallCache": "rlm_dspy.cache.sub_call_cache",
+    "Text": "rlm_dspy.inputs",
+}
+"""The module that defines each name."""
+_PUBLIC = {"cache", "coverage", "embedded", "errors", "inputs", "interpreters", "limits"}
+_PUBLIC |= {"models", "optimize", "signatures", "testing", "tracing", "trajectory"}
+"""Modules that are attributes too, without an import of their own."""
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name in _PUBLIC:
+            return importlib.import_module(f"rlm_dspy.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PUBLIC})

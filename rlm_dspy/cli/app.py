@@ -1,14 +1,15 @@
-"""The command line: `rlm-dspy`. Each command stands in a module of its own, named `<command>_cli`."""
+"""The command line: `rlm-dspy`. Each command stands in a module that has its name.
+
+Commands import what takes seconds (DSPy, MLflow) when they run, so that `--version` and `--help` answer at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
 import threading
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +21,6 @@ from rlm_dspy.cli.optimize import optimize
 from rlm_dspy.cli.replay import replay
 from rlm_dspy.cli.report import diff, report
 from rlm_dspy.cli.ui import ui
-from rlm_dspy.text import print_safely
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,9 +47,6 @@ def main() -> None:
     """Run the command line of this process."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("dspy").setLevel(logging.ERROR)  # what it warns of, the view shows
-    for handler in logging.getLogger("dspy").handlers:
-        handler.addFilter(print_safely)
     app.rich_markup_mode = "rich" if sys.stdout and sys.stdout.isatty() else None
     with _terminable():
         try:
@@ -89,6 +86,8 @@ def _terminable() -> Iterator[None]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"rlm-dspy {version('rlm-dspy')}")
         raise typer.Exit
 

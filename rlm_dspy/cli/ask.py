@@ -10,11 +10,9 @@ import traceback
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
-import dspy
 import typer
 
-from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+import rlm_dspy
 from rlm_dspy.cli.errors import (
     ANSWERED,
     FAILED,
@@ -24,25 +22,17 @@ from rlm_dspy.cli.errors import (
     check_writable,
     done,
     errors_as_lines,
+    quiet_dspy,
     say,
     tell,
 )
-from rlm_dspy.cli.interpreter_names import FACTORIES, InterpreterName
+from rlm_dspy.cli.options import InterpreterName, Traced, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
-from rlm_dspy.cli.tracing_option import Traced, traced
-from rlm_dspy.coverage.watch import watched
-from rlm_dspy.limits import Limits
-from rlm_dspy.loop.rlm import RLM
-from rlm_dspy.models import choose_model, limits_for
-from rlm_dspy.observe.console import Lines, Progress, spent, view_on
-from rlm_dspy.observe.event_log import RunLog
-from rlm_dspy.observe.record import Record, in_one_line, recorded
-from rlm_dspy.observe.report.page import write_report
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     from rlm_dspy.observe.console import View
-    from rlm_dspy.observe.record import Stop
+    from rlm_dspy.observe.record import Record, Stop
 
 _EXIT_CODES: dict[Stop, int] = {
     "submitted": ANSWERED,
@@ -126,7 +116,14 @@ def ask(
       143  the same, by SIGTERM
     """  # noqa: D301 (\b keeps the line breaks)
     interrupted = ["Interrupted before the first turn."]
-    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]):
+    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
+        import dspy
+
+        from rlm_dspy.coverage import watched
+        from rlm_dspy.models import choose_model, limits_for
+        from rlm_dspy.observe.console import Lines, view_on
+        from rlm_dspy.observe.event_log import RunLog
+
         written = {"--save": save, "--report": report, "--log": log}
         for option, path in written.items():
             check_writable(path, option)
@@ -134,7 +131,7 @@ def ask(
         task = read_task(question, files or [], signature, _stdin(files or []))
         lm = choose_model(model)
         with dspy.context(lm=lm):  # policy="auto" looks at it
-            rlm = RLM(
+            rlm = rlm_dspy.RLM(
                 task.signature,
                 limits=limits_for(
                     lm,
@@ -144,7 +141,7 @@ def ask(
                     max_seconds=max_seconds,
                 ),
                 sub_lm=choose_model(sub_model) if sub_model else None,
-                interpreter_factory=FACTORIES[interpreter] if interpreter else None,
+                interpreter_factory=factory_of(interpreter) if interpreter else None,
                 policy=None if policy == "none" else policy,
             )
         view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
@@ -168,12 +165,19 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
     return sys.stdin.buffer if wanted else None
 
 
-def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
+def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
     """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
-    ledger = Ledger(Limits())  # counts only; the run's own refuses
+    import dspy
+
+    from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.budget.metering import metered
+    from rlm_dspy.observe.console import Progress
+    from rlm_dspy.observe.record import recorded
+
+    ledger = Ledger(rlm_dspy.Limits())  # counts only; the run's own refuses
     progress = Progress(view, ledger, rlm.limits.max_iters)
     with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run", raw=True):
-        view.head(" ".join(task.question.split()), _about(rlm, task))
+        view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
         record, error = recorded(rlm, task.inputs, ledger)
     with contextlib.suppress(OSError):  # nobody looks at the view any more
         if record.trajectory or record.stop not in ("failed", "interrupted"):
@@ -182,8 +186,7 @@ def _run(rlm: RLM, task: Task, view: View) -> tuple[Record, BaseException | None
     return record, error
 
 
-def _about(rlm: RLM, task: Task) -> str:
-    model = dspy.settings.lm.model
+def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
     sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
     text = f"{task.characters:,} characters of {task.source}, " if task.source else ""
     return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
@@ -191,6 +194,8 @@ def _about(rlm: RLM, task: Task) -> str:
 
 def _summary(record: Record) -> str:
     """Return why the run ended and what it spent, in one line."""
+    from rlm_dspy.observe.console import spent
+
     turns, usage = counted(len(record.trajectory), "turn"), record.usage
     why = {
         "submitted": f"submitted after {turns}",
@@ -214,6 +219,8 @@ def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bo
     Returns:
         Whether all could be written. What could not is told.
     """
+    from rlm_dspy.observe.report.page import write_report
+
     if record.error:
         tell(f"Error: {record.error}")
     printed = _print(record, as_json=as_json)
@@ -232,6 +239,8 @@ def _print(record: Record, *, as_json: bool) -> bool:
     try:
         say(record.as_json() if as_json else _answer(record.outputs))
     except OSError as error:
+        from rlm_dspy.observe.record import in_one_line
+
         tell(f"Error: the answer could not be printed: {in_one_line(error)}")
         return False
     return True

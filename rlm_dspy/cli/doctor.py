@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from rlm_dspy import interpreters
 from rlm_dspy.text import printable
 
 
@@ -13,6 +12,8 @@ def doctor() -> None:
 
     Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
     """
+    from rlm_dspy import interpreters
+
     diagnosis = interpreters.doctor()
     typer.echo(printable(interpreters.render(diagnosis)))
     raise typer.Exit(0 if diagnosis.chosen else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rlm_dspy.errors import UsageError
-from rlm_dspy.observe.record import in_one_line
-from rlm_dspy.text import printable
+from rlm_dspy.text import print_safely, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,12 +43,30 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
     except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
         if debug:
             tell(traceback.format_exc())
+        from rlm_dspy.observe.record import in_one_line
+
         said = in_one_line(error)
         tell(
             f"Error: {said} it gives no reason; --debug shows where." if said.endswith(": ") else f"Error: {said}"
         )
         bad_usage = isinstance(error, (ValueError, TypeError))
         raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
+
+
+@contextlib.contextmanager
+def quiet_dspy() -> Iterator[None]:
+    """Load DSPy, and log only its errors in this scope: what it warns of, the view shows."""
+    import dspy  # noqa: F401  # it sets up its logger when it is imported
+
+    logger = logging.getLogger("dspy")
+    for handler in logger.handlers:
+        handler.addFilter(print_safely)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def tell(line: str) -> None:
@@ -62,6 +80,8 @@ def done(write: Callable[[], object], told: str) -> bool:
     try:
         write()
     except Exception as error:  # noqa: BLE001 (what was paid for goes on)
+        from rlm_dspy.observe.record import in_one_line
+
         tell(f"Error: {in_one_line(error)}")
         return False
     tell(told)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import logging
 import sys
 import threading
 import time
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (typer reads it)
 from typing import TYPE_CHECKING, Annotated, Any
 
-import dspy
 import typer
 
 from rlm_dspy.cli.errors import (
@@ -23,27 +21,26 @@ from rlm_dspy.cli.errors import (
     check_writable,
     done,
     errors_as_lines,
+    quiet_dspy,
     say,
     tell,
 )
-from rlm_dspy.cli.tracing_option import traced
+from rlm_dspy.cli.options import traced
+from rlm_dspy.cli.program import input_names, labelled, labels_equal, load_metric, load_program, program_file
 from rlm_dspy.errors import UsageError
-from rlm_dspy.loop.rlm import RLM
-from rlm_dspy.models import choose_model
-from rlm_dspy.optimize.catalog import OPTIMIZERS, Job, Named
-from rlm_dspy.optimize.datasets import read_examples
-from rlm_dspy.optimize.forecast import forecast, pilot, told
-from rlm_dspy.optimize.policies import act_of, acts_in, save_policy, with_policy
-from rlm_dspy.optimize.promotion import check_held_out, compare, promote
-from rlm_dspy.optimize.rollouts import key_of
-from rlm_dspy.optimize.statistics import score_of
-from rlm_dspy.repl.coercion import read_value
 
 if TYPE_CHECKING:
+    import dspy
+
+    from rlm_dspy.optimize.catalog import Job, Named
     from rlm_dspy.optimize.forecast import Forecast
     from rlm_dspy.optimize.promotion import Comparison
     from rlm_dspy.optimize.statistics import Metric
 
+_OPTIMIZERS = (
+    "trajectories, labeled, bootstrap, random-search, mipro, mipro-zero-shot, gepa, simba, copro, infer-rules"
+)
+"""The names of `optimize.catalog`, which takes seconds to import."""
 _SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -58,7 +55,7 @@ def optimize(
         Path | None,
         typer.Option(help="Examples nothing else sees: the policy is written only if not worse on them."),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "trajectories",
+    optimizer: Annotated[str, typer.Option(help=f"One of {_OPTIMIZERS}.")] = "trajectories",
     metric: Annotated[
         str | None,
         typer.Option(help="A function of FILE.py; by default `metric`, else whether all labels are equal."),
@@ -99,7 +96,13 @@ def optimize(
     """  # noqa: D301 (\b keeps the line breaks)
     kept = f"Finished runs are kept in {log_dir}." if log_dir else "Finished runs are kept with --log-dir only."
     interrupted = [f"Interrupted. {kept}"]
-    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]):
+    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
+        import dspy
+
+        from rlm_dspy.models import choose_model
+        from rlm_dspy.optimize import read_examples
+        from rlm_dspy.optimize.catalog import Job
+
         named = _optimizer(optimizer)
         module, found = load_program(program)
         lm = choose_model(model) if model or dspy.settings.lm is None else dspy.settings.lm
@@ -144,7 +147,7 @@ def _log_nowhere(about: dict[str, Any], **_: Any) -> None:
 
 
 def _log_to_mlflow(about: dict[str, Any], **found: Any) -> None:
-    from rlm_dspy.tracing import log_compile  # noqa: PLC0415 (takes seconds)
+    from rlm_dspy.tracing import log_compile
 
     log_compile(about, **found)
 
@@ -158,128 +161,12 @@ def _prompts(program: dspy.Module) -> dict[str, Any]:
     }
 
 
-def _optimizer(name: str) -> Any:
+def _optimizer(name: str) -> Named:
+    from rlm_dspy.optimize.catalog import OPTIMIZERS
+
     if name not in OPTIMIZERS:
         raise UsageError(f"There is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")
     return OPTIMIZERS[name]
-
-
-def load_program(where: str) -> tuple[Any, dspy.Module]:
-    """Return the module of a Python file, and the program in it: a `dspy.Module`, or what a function returns.
-
-    Args:
-        where: `FILE.py`, whose program is named `program`, or `FILE.py:NAME`.
-
-    Raises:
-        UsageError: If there is no such file or name, if it is no program, or the file raises when it is run.
-    """
-    path, name = program_file(where), where.partition(".py:")[2]
-    if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-        found = getattr(module, name or "program", None)
-        found = found() if callable(found) and not isinstance(found, dspy.Module) else found
-    except Exception as error:
-        raise UsageError(f"{path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(found, dspy.Module):
-        raise UsageError(f"{path} has no dspy.Module named {name or 'program'!r}; name one: {path}:NAME.")
-    if not acts_in(found):
-        raise UsageError(f"The program in {path} has no RLM inside.")
-    return module, found
-
-
-def program_file(where: str) -> Path:
-    """Return the file in `FILE.py` or `FILE.py:NAME`."""
-    file, _, name = where.partition(".py:")
-    return Path(f"{file}.py" if name else where)
-
-
-def load_metric(module: Any, name: str | None) -> Metric:
-    """Return a metric of a program's file; if it has none, whether all labels are equal.
-
-    Raises:
-        UsageError: If there is no function of that name, or it takes other arguments.
-    """
-    found = getattr(module, name or "metric", None)
-    if callable(found):
-        check_metric(found)
-        return found  # type: ignore[no-any-return]
-    if name:
-        raise UsageError(f"There is no function {name!r} in the program's file.")
-    return labels_equal
-
-
-def check_metric(metric: Any) -> None:
-    """Check that a metric can be called as all optimizers call it.
-
-    Raises:
-        UsageError: If not; the message says how.
-    """
-    try:
-        inspect.signature(metric).bind(None, None, None)
-    except TypeError as error:
-        raise UsageError(
-            f"The metric cannot be called as metric(example, prediction, trace): {error}. Give other parameters a "
-            "default."
-        ) from error
-    except ValueError:
-        return  # it has no signature that could be read
-
-
-def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001
-    """Whether every label of the example is what the program gave."""
-    return all(prediction.get(name) == value for name, value in example.labels().items())
-
-
-def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> list[dspy.Example]:
-    """Return examples with their labels read into the types of the program's outputs, as its answers are.
-
-    Args:
-        examples: The examples.
-        program: The program; of one that is no RLM, the types are not known.
-        where: What they were read from, for messages.
-
-    Raises:
-        UsageError: If an example has no label, or one that is no output of the program, or of another type.
-    """
-    outputs = program.signature.output_fields if isinstance(program, RLM) else None
-    read = []
-    for number, example in enumerate(examples, start=1):
-        labels = dict(example.labels().items())
-        if not labels or (outputs and set(labels) - set(outputs)):
-            wanted = f"; its outputs are {sorted(outputs)}" if outputs else ""
-            raise UsageError(
-                f"{where}, example {number}: there are the labels {sorted(labels)}, which cannot be compared with "
-                f"what the program gives{wanted}. Correct them, or write a function `metric` in its file."
-            )
-        try:
-            values = {n: read_value(v, outputs[n].annotation) for n, v in labels.items()} if outputs else {}
-        except ValueError as error:
-            raise UsageError(f"{where}, example {number}: {error}") from error
-        read.append(example.copy(**values).with_inputs(*example.inputs()))
-    return read
-
-
-def input_names(program: dspy.Module) -> list[str]:
-    """Return the names of a program's inputs: an RLM's fields, else what its `forward` cannot do without.
-
-    Raises:
-        UsageError: If `forward` names none.
-    """
-    if isinstance(program, RLM):
-        return list(program.signature.input_fields)
-    parameters = list(inspect.signature(type(program).forward).parameters.values())[1:]
-    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if not named:
-        raise UsageError("The program's forward names no inputs; name them: --inputs context,question.")
-    return [p.name for p in named if p.default is p.empty] or [p.name for p in named]
 
 
 class Counted:
@@ -299,6 +186,8 @@ class Counted:
 
     def __call__(self, example: Any, prediction: Any, trace: Any = None, *_: Any) -> Any:
         """Score, and tell."""
+        from rlm_dspy.optimize.statistics import score_of
+
         judged = self.metric(example, prediction, trace)
         if self.of:
             with self._lock:
@@ -324,6 +213,8 @@ def _shown() -> Any:
 
 
 def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
+    from rlm_dspy.optimize.forecast import forecast, pilot, told
+
     tried = pilot(job.program, job.dev[:pilots], job.metric)
     if outside := [one.score for one in tried if not 0 <= one.score <= 1]:
         raise UsageError(f"The metric gave {outside[0]:g}; give scores between 0 and 1.")
@@ -339,6 +230,8 @@ def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
 
 def _check_log_dir(folder: Path | None, named: Named, job: Job, optimizer: str) -> None:
     """Check that a folder of finished runs is of this job; GEPA would go on with another's candidates."""
+    from rlm_dspy.optimize.rollouts import key_of
+
     if folder is None:
         return
     try:
@@ -359,6 +252,10 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predict
 
     That is the program with the policy that is at `out`, if there is one: no policy is replaced by a worse one.
     """
+    from rlm_dspy.optimize import with_policy
+    from rlm_dspy.optimize.policies import act_of
+    from rlm_dspy.optimize.promotion import check_held_out
+
     act_of(job.program, predictor)
     if held_out:
         check_held_out(held_out, [*job.train, *job.dev], min_examples=1)
@@ -386,6 +283,8 @@ def _keep(
     about: dict[str, Any],
 ) -> tuple[Comparison, str]:
     """Write the policy if it is not worse; return the scores of before and after, and what was decided."""
+    from rlm_dspy.optimize import compare, promote, save_policy
+
     if held_out:
         seen = [*job.train, *job.dev]
         options: dict[str, Any] = {"seen": seen, "num_threads": job.threads, "min_examples": 1}

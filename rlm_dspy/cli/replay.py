@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlm_dspy.cli.errors import errors_as_lines, tell
-from rlm_dspy.cli.interpreter_names import FACTORIES, InterpreterName
+import rlm_dspy
+from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
+from rlm_dspy.cli.options import InterpreterName, factory_of
 from rlm_dspy.cli.task import read_task
 from rlm_dspy.errors import UsageError
-from rlm_dspy.inputs import Text
-from rlm_dspy.observe.load import load_record
-from rlm_dspy.observe.record import in_short
-from rlm_dspy.observe.replay import replay as replayed
-from rlm_dspy.observe.replay import signature_of
 from rlm_dspy.text import counted, printable
 
 if TYPE_CHECKING:
@@ -64,12 +60,15 @@ def replay(
       2    bad usage or input
       3    the interpreter failed
     """  # noqa: D301 (\b keeps the line breaks)
-    with errors_as_lines(debug=debug):
+    with errors_as_lines(debug=debug), quiet_dspy():
+        from rlm_dspy.observe.load import load_record
+        from rlm_dspy.observe.replay import replay as replayed
+
         record = load_record(path, run)
         inputs = _inputs(record, files or [])
         for name in _others(record, inputs):
             tell(f"Warning: the input {name!r} is not the one that was recorded.")
-        steps = replayed(record, inputs, FACTORIES[interpreter])
+        steps = replayed(record, inputs, factory_of(interpreter))
         if any(step.kind == "killed" for step in record.trajectory):
             tell("The last turn was cut short when the process was killed; it is left out.")
         if not steps:
@@ -83,6 +82,8 @@ def replay(
 
 def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
     """Return the inputs of a record; the long text is read from the files again."""
+    from rlm_dspy.observe.replay import signature_of
+
     names = list(signature_of(record).input_fields)
     if not files:
         return {name: _value(record, name) for name in names}
@@ -96,13 +97,15 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
 def _others(record: Record, inputs: dict[str, Any]) -> list[str]:
     """Return the names of the texts that are not those of the record, as far as their short forms tell."""
     most = record.limits.get("max_output_chars", 0)
-    texts = {name: value for name, value in inputs.items() if isinstance(value, str | Text)}
+    texts = {name: value for name, value in inputs.items() if isinstance(value, str | rlm_dspy.Text)}
     return [
         name for name, value in texts.items() if name in record.inputs and _is_other(record, name, value, most)
     ]
 
 
-def _is_other(record: Record, name: str, value: str | Text, most: int) -> bool:
+def _is_other(record: Record, name: str, value: str | rlm_dspy.Text, most: int) -> bool:
+    from rlm_dspy.observe.record import in_short
+
     then, now = _TEXT.match(record.inputs[name]), _TEXT.match(repr(value))
     if then and now:
         return then["unit"] == now["unit"] and (then["size"], then["head"]) != (now["size"], now["head"])
@@ -110,6 +113,8 @@ def _is_other(record: Record, name: str, value: str | Text, most: int) -> bool:
 
 
 def _value(record: Record, name: str) -> Any:
+    from rlm_dspy.observe.replay import signature_of
+
     text = record.inputs.get(name, "")
     if _CUT in text or text.startswith("Text("):
         raise UsageError(f"The record has a short form of {name!r} only. Name the files that the run was about.")

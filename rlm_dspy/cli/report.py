@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines
-from rlm_dspy.observe.load import load_record
-from rlm_dspy.observe.report.diff import diff_html, diff_text
-from rlm_dspy.observe.report.page import write_report
+from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines, quiet_dspy
 from rlm_dspy.text import printable, write_whole
 
 _Run = Annotated[
@@ -35,7 +32,10 @@ def report(
 
     Exit codes: 0 if it was written, 2 if there is no such run.
     """
-    with errors_as_lines(debug=debug):
+    with errors_as_lines(debug=debug), quiet_dspy():
+        from rlm_dspy.observe.load import load_record
+        from rlm_dspy.observe.report.page import write_report
+
         target = output or run.with_suffix(".html")
         check_writable(target, "--output")
         check_distinct({"--output": target}, [run])
@@ -59,7 +59,10 @@ def diff(
 
     Exit codes: 0 if both could be read, 2 if not.
     """
-    with errors_as_lines(debug=debug):
+    with errors_as_lines(debug=debug), quiet_dspy():
+        from rlm_dspy.observe.load import load_record
+        from rlm_dspy.observe.report.diff import diff_html, diff_text
+
         check_writable(output, "--output")
         check_distinct({"--output": output}, [first, second])
         a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import dspy
-
+import rlm_dspy
 from rlm_dspy.errors import UsageError
-from rlm_dspy.inputs import Text
 
 STDIN = "-"
 WITH_TEXT = "context, question -> answer: str"
@@ -76,6 +74,8 @@ def read_task(question: str, files: list[str], signature: str | None, stdin: IO[
 
 
 def _parse(signature: str) -> Any:
+    import dspy
+
     try:
         return dspy.Signature(signature)
     except Exception as error:  # DSPy evaluates it and raises whatever Python does
@@ -85,34 +85,38 @@ def _parse(signature: str) -> Any:
         ) from error
 
 
-def _read(files: list[str], stdin: IO[bytes] | None) -> Text | None:
+def _read(files: list[str], stdin: IO[bytes] | None) -> rlm_dspy.Text | None:
     if not files:
         piped = _piped(stdin)
-        return None if _is_blank(piped) else Text(piped)
+        return None if _is_blank(piped) else rlm_dspy.Text(piped)
     if len(files) == 1:
         return _read_one(files[0], stdin)
-    return Text("\n\n".join(f"=== {_title(name)} ===\n{_read_one(name, stdin)}" for name in files))
+    return rlm_dspy.Text("\n\n".join(f"=== {_title(name)} ===\n{_read_one(name, stdin)}" for name in files))
 
 
 def _title(name: str) -> str:
     return "standard input" if name == STDIN else name
 
 
-def _read_one(name: str, stdin: IO[bytes] | None) -> Text:
+def _read_one(name: str, stdin: IO[bytes] | None) -> rlm_dspy.Text:
     if name != STDIN:
         return _open(name)
     piped = _piped(stdin)
     if _is_blank(piped):
         raise UsageError("Standard input is empty.")
-    return Text(piped)
+    return rlm_dspy.Text(piped)
 
 
-def _open(name: str) -> Text:
+def _open(name: str) -> rlm_dspy.Text:
     path = Path(name).expanduser()
     if path.is_dir():
         raise UsageError(f"{name} is a directory. Name the files in it, e.g. {name.rstrip('/')}/*.md.")
     try:
-        text = Text.open(path) if path.is_file() or not path.exists() else Text(path.read_text(encoding="utf-8"))
+        text = (
+            rlm_dspy.Text.open(path)
+            if path.is_file() or not path.exists()
+            else rlm_dspy.Text(path.read_text(encoding="utf-8"))
+        )
         if _is_blank(str(text)):
             raise UsageError(f"{name} is empty.")
     except FileNotFoundError as error:

@@ -142,6 +142,38 @@ def test_on_a_terminal_the_steps_appear_as_they_happen() -> None:
     assert "submitted after 2 turns" in rest
 
 
+HEAVY = """
+import sys
+{}
+found = {{name.split(".")[0] for name in sys.modules}} & {{"dspy", "litellm", "mlflow"}}
+sys.exit(f"loaded: {{sorted(found)}}" if found else 0)
+"""
+COMMAND = """
+from rlm_dspy.cli import main
+sys.argv[:] = {!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], *([name, "--help"] for name in ("ask", "replay", "optimize"))]
+)
+def test_the_version_and_the_help_are_printed_without_dspy(arguments: list[str]) -> None:
+    """DSPy and MLflow take seconds to import."""
+    program = HEAVY.format(COMMAND.format(["rlm-dspy", *arguments]))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rlm-dspy" in done.stdout
+
+
+def test_the_package_is_imported_without_dspy() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAVY.format("import rlm_dspy, rlm_dspy.limits")], check=False)
+    assert done.returncode == 0
+
+
 def test_the_help_of_a_terminal_and_of_a_pipe_say_the_same_codes() -> None:
     command = [sys.executable, "-m", "rlm_dspy", "ask", "--help"]
     with on_a_terminal(command) as (ours, process):

@@ -306,6 +306,11 @@ def test_labels_are_read_into_the_types_of_the_outputs() -> None:
     assert "train.jsonl, example 1: expected int" in optimize("--yes", lm=four).stderr
 
 
+def test_the_help_names_every_optimizer() -> None:
+    told = "".join(CliRunner().invoke(app, ["optimize", "--help"]).stdout.split())  # lines break at hyphens
+    assert f"Oneof{','.join(OPTIMIZERS)}." in told
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_named_optimizer_compiles_within_its_count(name: str) -> None:
     """At most as many runs as the forecast is for, on a program with two predictors."""

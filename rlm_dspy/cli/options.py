@@ -1,10 +1,11 @@
-"""The `--trace` of the commands: what they do is logged to MLflow."""
+"""Options that several commands take: `--interpreter`, where code runs; `--trace`, which logs to MLflow."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,13 +13,39 @@ import typer
 from rlm_dspy.cli.errors import INTERRUPTED, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    import dspy
 
 _RUN_NAME_CHARS = 80
 _DEFAULT_STORE = "sqlite:///mlflow.db"
 _HURRY_SECONDS = 5
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 """How a run of MLflow ended, by `Record.stop`."""
+
+
+class InterpreterName(StrEnum):
+    """Where code can run."""
+
+    python = "python"
+    local = "local"
+    process = "process"
+    deno = "deno"
+
+
+def factory_of(name: InterpreterName) -> Callable[[], dspy.CodeInterpreter]:
+    """Return what makes interpreters of this name."""
+    import dspy
+
+    from rlm_dspy import interpreters
+
+    factories: dict[InterpreterName, Callable[[], dspy.CodeInterpreter]] = {
+        InterpreterName.python: interpreters.PythonInterpreter,
+        InterpreterName.local: interpreters.LocalPythonInterpreter,
+        InterpreterName.process: dspy.LocalInterpreter,
+        InterpreterName.deno: dspy.PythonInterpreter,
+    }
+    return factories[name]
 
 
 @dataclass
@@ -45,7 +72,7 @@ def traced(name: str) -> Iterator[Traced]:
         typer.Exit: If the wait for the store was interrupted.
     """
     tell(f"Opening MLflow at {_store()} ...")
-    from rlm_dspy import tracing  # noqa: PLC0415 (takes seconds)
+    from rlm_dspy import tracing
 
     tracing.autolog(store=_store(), experiment="rlm-dspy")
     what = Traced()
@@ -64,7 +91,7 @@ def _store() -> str:
 
 def _stored() -> bool:
     """Wait until the traces are stored, and tell so; return False if that was interrupted."""
-    from rlm_dspy import tracing  # noqa: PLC0415 (is loaded)
+    from rlm_dspy import tracing
 
     look = f"Look at it: {_store() if _store().startswith('http') else 'rlm-dspy ui'}"
     try:

@@ -1,0 +1,141 @@
+"""The program that `rlm-dspy optimize` works on: read from a Python file, with its metric and its labels."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rlm_dspy
+from rlm_dspy.errors import UsageError
+
+if TYPE_CHECKING:
+    import dspy
+
+    from rlm_dspy.optimize.statistics import Metric
+
+
+def load_program(where: str) -> tuple[Any, dspy.Module]:
+    """Return the module of a Python file, and the program in it: a `dspy.Module`, or what a function returns.
+
+    Args:
+        where: `FILE.py`, whose program is named `program`, or `FILE.py:NAME`.
+
+    Raises:
+        UsageError: If there is no such file or name, if it is no program, or the file raises when it is run.
+    """
+    import dspy
+
+    from rlm_dspy.optimize.policies import acts_in
+
+    path, name = program_file(where), where.partition(".py:")[2]
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, name or "program", None)
+        found = found() if callable(found) and not isinstance(found, dspy.Module) else found
+    except Exception as error:
+        raise UsageError(f"{path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(found, dspy.Module):
+        raise UsageError(f"{path} has no dspy.Module named {name or 'program'!r}; name one: {path}:NAME.")
+    if not acts_in(found):
+        raise UsageError(f"The program in {path} has no RLM inside.")
+    return module, found
+
+
+def program_file(where: str) -> Path:
+    """Return the file in `FILE.py` or `FILE.py:NAME`."""
+    file, _, name = where.partition(".py:")
+    return Path(f"{file}.py" if name else where)
+
+
+def load_metric(module: Any, name: str | None) -> Metric:
+    """Return a metric of a program's file; if it has none, whether all labels are equal.
+
+    Raises:
+        UsageError: If there is no function of that name, or it takes other arguments.
+    """
+    found = getattr(module, name or "metric", None)
+    if callable(found):
+        check_metric(found)
+        return found  # type: ignore[no-any-return]
+    if name:
+        raise UsageError(f"There is no function {name!r} in the program's file.")
+    return labels_equal
+
+
+def check_metric(metric: Any) -> None:
+    """Check that a metric can be called as all optimizers call it.
+
+    Raises:
+        UsageError: If not; the message says how.
+    """
+    try:
+        inspect.signature(metric).bind(None, None, None)
+    except TypeError as error:
+        raise UsageError(
+            f"The metric cannot be called as metric(example, prediction, trace): {error}. Give other parameters a "
+            "default."
+        ) from error
+    except ValueError:
+        return  # it has no signature that could be read
+
+
+def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001
+    """Whether every label of the example is what the program gave."""
+    return all(prediction.get(name) == value for name, value in example.labels().items())
+
+
+def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> list[dspy.Example]:
+    """Return examples with their labels read into the types of the program's outputs, as its answers are.
+
+    Args:
+        examples: The examples.
+        program: The program; of one that is no RLM, the types are not known.
+        where: What they were read from, for messages.
+
+    Raises:
+        UsageError: If an example has no label, or one that is no output of the program, or of another type.
+    """
+    from rlm_dspy.repl.coercion import read_value
+
+    outputs = program.signature.output_fields if isinstance(program, rlm_dspy.RLM) else None
+    read = []
+    for number, example in enumerate(examples, start=1):
+        labels = dict(example.labels().items())
+        if not labels or (outputs and set(labels) - set(outputs)):
+            wanted = f"; its outputs are {sorted(outputs)}" if outputs else ""
+            raise UsageError(
+                f"{where}, example {number}: there are the labels {sorted(labels)}, which cannot be compared with "
+                f"what the program gives{wanted}. Correct them, or write a function `metric` in its file."
+            )
+        try:
+            values = {n: read_value(v, outputs[n].annotation) for n, v in labels.items()} if outputs else {}
+        except ValueError as error:
+            raise UsageError(f"{where}, example {number}: {error}") from error
+        read.append(example.copy(**values).with_inputs(*example.inputs()))
+    return read
+
+
+def input_names(program: dspy.Module) -> list[str]:
+    """Return the names of a program's inputs: an RLM's fields, else what its `forward` cannot do without.
+
+    Raises:
+        UsageError: If `forward` names none.
+    """
+    if isinstance(program, rlm_dspy.RLM):
+        return list(program.signature.input_fields)
+    parameters = list(inspect.signature(type(program).forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if not named:
+        raise UsageError("The program's forward names no inputs; name them: --inputs context,question.")
+    return [p.name for p in named if p.default is p.empty] or [p.name for p in named]
