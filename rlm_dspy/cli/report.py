@@ -10,9 +10,7 @@ import typer
 from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines, quiet_dspy
 from rlm_dspy.text import printable, write_whole
 
-_Run = Annotated[
-    Path, typer.Argument(help="A run that ask --save or --log wrote, or a log of rlms.", show_default=False)
-]
+_Run = Annotated[Path, typer.Argument(help="A file that ask --save or --log wrote.", show_default=False)]
 _Output = Annotated[Path | None, typer.Option("-o", "--output", help="The page to write.", show_default=False)]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

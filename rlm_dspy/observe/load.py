@@ -1,4 +1,4 @@
-"""Opens whatever a run left behind: a saved record, an event log, a log of `rlms`."""
+"""Opens what a run left behind: a saved record or an event log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.errors import UsageError
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.rlms_log import read_rlms_log, records_of
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
@@ -17,27 +16,25 @@ if TYPE_CHECKING:
 
 
 def load_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the runs in a file, in order. What it is, is told by what it holds, not by its name.
+    """Return the runs in a file, in order. The content tells which format it has, not the name.
 
-    It may be a record (`Record.save`, `ask --save`), an event log (`RunLog`, `ask --log`; also of a killed
-    process), a log of `rlms`, or the JSON of a `RLMChatCompletion.metadata`.
+    It may be a record (`Record.save`, `ask --save`) or an event log (`RunLog`, `ask --log`), also that of a killed
+    process.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is none of these, or one of another version.
+        OSError: If the file cannot be read.
+        ValueError: If it is neither, or of another version.
     """
     first = _first_object(path)
     if "event" in first:
         return read_log(path)
-    if first.get("type") in ("metadata", "iteration"):
-        return read_rlms_log(path)
-    if first:
-        return _whole(path, first)
     try:
-        whole = json.loads(Path(path).read_bytes())
+        whole = first or json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError):
         whole = None
-    return _whole(path, whole)
+    if isinstance(whole, dict) and "trajectory" in whole and "signature" in whole:
+        return [Record.model_validate(whole)]
+    raise ValueError(f"{path} holds no run. It must be a file that `rlm-dspy ask --save` or `--log` wrote.")
 
 
 def load_record(path: str | os.PathLike[str], number: int | None = None, option: str = "--run") -> Record:
@@ -59,8 +56,8 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise UsageError(
-            f"{path} holds no run of this version. Give a file that rlm-dspy ask --save or --log wrote, or a log "
-            "of rlms."
+            f"{path} contains no run that this version can read. "
+            "Give a file that rlm-dspy ask --save or --log wrote."
         ) from error
     if number is None and len(records) > 1:
         last = len(records)
@@ -81,13 +78,3 @@ def _first_object(path: str | os.PathLike[str]) -> dict[str, Any]:
             if isinstance(found, dict) and found:
                 return found
     return {}
-
-
-def _whole(path: str | os.PathLike[str], value: Any) -> list[Record]:
-    if isinstance(value, dict) and "trajectory" in value and "signature" in value:
-        return [Record.model_validate(value)]
-    if isinstance(value, dict) and isinstance(value.get("iterations"), list):
-        return records_of(value.get("run_metadata") or {}, value["iterations"])
-    raise ValueError(
-        f"{path} holds no run. It takes what `rlm-dspy ask --save` or `--log` wrote, or a log of rlms."
-    )

@@ -202,9 +202,9 @@ def test_two_runs_of_one_log_are_chosen_by_number_and_compared() -> None:
     ("content", "told"),
     [
         (None, "There is no file run.json."),
-        ("{", "run.json holds no run of this version."),
-        ('{"version": 2}', "run.json holds no run of this version."),
-        (b"\xff\xfe", "run.json holds no run of this version."),
+        ("{", "run.json contains no run that this version can read."),
+        ('{"version": 2}', "run.json contains no run that this version can read."),
+        (b"\xff\xfe", "run.json contains no run that this version can read."),
     ],
 )
 @pytest.mark.parametrize("command", [["report", "run.json"], ["diff", "run.json", "run.json"]])

@@ -1,7 +1,11 @@
-"""Reads what `rlms` (github.com/alexzhang13/rlm, 0.1.3) logs of its runs, so that they open where ours do.
+"""Convert a log of `rlms` (github.com/alexzhang13/rlm, 0.1.3) into records, one for each run.
 
-Its `RLMLogger` writes one JSON object a line: `metadata` when an `RLM` is made, then an `iteration` a turn. The
-same lines are in `RLMChatCompletion.metadata`, as `run_metadata` and `iterations`.
+    uv run python experiment/rlms_log.py logs/rlm_2026-01-31.jsonl --folder runs
+    uv run rlm-dspy report runs/run-1.json
+
+The `RLMLogger` of `rlms` writes one JSON object a line: `metadata` when an `RLM` is made, then an `iteration` for
+each turn. `RLMChatCompletion.metadata` has the same objects, as `run_metadata` and `iterations`; a JSON file of it
+can be read too.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ import json
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import running
+import typer
 
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.record import Record
@@ -33,31 +40,34 @@ Line = dict[str, Any]
 
 
 def read_rlms_log(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the runs of a log of `rlms`, one for each call of `completion`, in order.
+    """Return the runs of a log, one for each call of `completion`, in order.
 
-    - A turn may run several blocks; the step has them as one.
-    - An answer that `rlms` asked for after the last turn gives the stop `extracted`. A log without an answer gives
-      `killed`: it does not tell of limits that were reached, errors, or the end of the process.
-    - The log does not tell what the turns used, and of failed sub-calls not all; `usage` counts the sub-calls that
-      it tells of. It does not tell when these began either; they bear the time of their turn.
+    - A turn of `rlms` may run several blocks of code; the step joins them.
+    - An answer that `rlms` asked for after the last turn has the stop `extracted`. A run without an answer has the
+      stop `killed`: the log does not say whether a limit, an error or the end of the process stopped it.
+    - The log does not tell what the turns used, and omits some failed sub-calls. `usage` adds up the sub-calls
+      that it holds. They have the start time of their turn, because the log has no other.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it holds no iteration.
+        ValueError: If it holds no iteration, or one in another form than that of rlms 0.1.3.
     """
-    lines = [line for text in Path(path).read_bytes().split(b"\n") if (line := _parsed(text))]
-    runs = records_of(lines[0] if lines and lines[0].get("type") == "metadata" else {}, lines)
+    data = Path(path).read_bytes()
+    lines = [line for text in data.split(b"\n") if (line := _parsed(text))]
+    whole = _parsed(data) or {}
+    metadata = lines[0] if lines and lines[0].get("type") == "metadata" else whole.get("run_metadata") or {}
+    runs = records_of(metadata, whole.get("iterations") or lines)
     if not runs:
-        raise ValueError(f"{path} is no log of rlms: no line of it is an iteration.")
+        raise ValueError(f"{path} is not a log of rlms: it holds no iteration.")
     return runs
 
 
 def records_of(metadata: Line, lines: Iterable[Line]) -> list[Record]:
-    """Return the runs that iterations tell of; each begins with iteration 1.
+    """Return the runs that iterations belong to; each starts with iteration 1.
 
     Args:
-        metadata: What is told of the `RLM`; empty if nothing is.
-        lines: The lines, those of other types among them.
+        metadata: Of the `RLM`; may be empty.
+        lines: The iterations; lines of other types are skipped.
 
     Raises:
         ValueError: If an iteration is not in the form that rlms 0.1.3 writes.
@@ -209,3 +219,19 @@ def _time(line: Line) -> float:
 
 def _began(line: Line) -> float:
     return _time(line) - (line.get("iteration_time") or 0.0)
+
+
+def main(
+    log: Annotated[Path, typer.Argument(help="A log of rlms.", exists=True, dir_okay=False)],
+    folder: Annotated[Path, typer.Option(help="Where the records are written.")] = Path(),
+) -> None:
+    """Write a record for each run of a log of rlms."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, record in enumerate(read_rlms_log(log), 1):
+        path = folder / f"run-{number}.json"
+        record.save(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    running.run(main)
