@@ -10,13 +10,18 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
+
+from rlm_dspy.budget.metering import role
+
+_ROLES = {"act", "query", "extract", "fold", "run", ""}
+"""The roles that are not sub-calls of a signature or module."""
 
 
 class CutReply(str):
@@ -27,10 +32,16 @@ class CutReply(str):
 
 Messages = list[dict[str, str]]
 Reply = str | None | BaseException | Callable[[Messages], str]
-"""A reply's text; None or `""` for an empty one; an exception to raise; or what makes the text of the messages."""
+"""A reply's text; None or `""` for an empty one; an exception to raise; or a function of the messages."""
+Replies = Iterable[Reply] | Callable[[Messages], Reply]
+"""The replies in order, or one function of the messages that answers every call."""
+Script = list[Reply] | Callable[[Messages], Reply]
 
-_threads = ThreadPoolExecutor(256, thread_name_prefix="scripted-lm")
-"""Where functions make replies that are awaited."""
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Return the threads in which functions make replies that are awaited."""
+    return ThreadPoolExecutor(256, thread_name_prefix="scripted-lm")
 
 
 @dataclass
@@ -38,13 +49,16 @@ class ScriptedEngine:
     """Plays back replies in order, from any number of threads.
 
     Attributes:
-        replies: What is still to come; a callable given alone answers every call.
+        replies: The replies still to come, for calls in a role without a script of its own.
+        by_role: The replies still to come in each role: `act`, `child.act`, `query`, `extract`, `fold`, the name
+            of a sub, or `subs` for all other subs.
         calls: The messages of each call so far, as dicts with `role` and `content`.
         seconds: How long each reply takes.
         most_at_once: The largest number of calls that were under way together.
     """
 
-    replies: list[Reply] | Callable[[Messages], Reply]
+    replies: Script
+    by_role: dict[str, Script] = field(default_factory=dict)
     seconds: float = 0.0
     calls: list[Messages] = field(default_factory=list)
     most_at_once: int = 0
@@ -69,10 +83,10 @@ class ScriptedEngine:
         messages = self._enter(request)
         try:
             await asyncio.sleep(self.seconds)
-            if not callable(self.replies):
+            if not callable(self._script(role())):
                 return self._answer(request, messages)
             answer = functools.partial(contextvars.copy_context().run, self._answer, request, messages)
-            return await asyncio.get_running_loop().run_in_executor(_threads, answer)  # a function may wait
+            return await asyncio.get_running_loop().run_in_executor(_threads(), answer)  # a function may wait
         finally:
             self._leave()
 
@@ -107,12 +121,25 @@ class ScriptedEngine:
         return Response(id=None, model=request.model, message=message, finish_reason=reason, usage=usage)
 
     def _next(self, messages: Messages) -> Reply:
-        if callable(self.replies):
-            return self.replies(messages)
+        asks = role()
+        script = self._script(asks)
+        if callable(script):
+            return script(messages)
         with self._lock:
-            if not self.replies:
-                raise IndexError(f"The script is over: call {len(self.calls)} has no reply.")
-            return self.replies.pop(0)
+            if not script:
+                whose = f", asked as {asks!r}," if asks else ""
+                raise IndexError(f"The script is over: call {len(self.calls)}{whose} has no reply.")
+            return script.pop(0)
+
+    def _script(self, asks: str) -> Script:
+        """Return the replies of a role: its own, else those of its kind, else those of all others."""
+        name = asks.removeprefix("child.")
+        kinds = () if name in _ROLES else ("subs",)
+        return next((self.by_role[key] for key in (asks, name, *kinds) if key in self.by_role), self.replies)
+
+
+def _script(replies: Replies) -> Script:
+    return replies if callable(replies) else list(replies)
 
 
 class _AsyncEngine:
@@ -134,7 +161,14 @@ class ScriptedLM(dspy.LM):
     r"""A `dspy.LM` that plays back replies. Nothing is cached; copies share the script.
 
     Args:
-        replies: The replies in order, or one function of the messages that answers every call.
+        replies: The replies in order, or one function of the messages that answers every call. They serve every
+            call in a role that is given no replies of its own.
+        act: The replies of turns.
+        child: The replies of the turns of child RLMs; None: they take those of `act`.
+        query: The replies to `llm_query`.
+        subs: The replies to all other sub-calls, or a dict of them by the name of the sub.
+        extract: The replies to the extraction, which reads an answer from the trajectory.
+        fold: The replies to the folding of older turns.
         seconds: How long each reply takes.
 
     Example:
@@ -145,10 +179,28 @@ class ScriptedLM(dspy.LM):
         42
         >>> len(lm.script.calls)
         1
+        >>> lm = ScriptedLM(act=["```python\nSUBMIT(answer=llm_query('Which?'))\n```"], query=["Polly"])
+        >>> with dspy.context(lm=lm):
+        ...     RLM("question -> answer")(question="?").answer
+        'Polly'
     """
 
-    def __init__(self, replies: Iterable[Reply] | Callable[[Messages], Reply], *, seconds: float = 0.0) -> None:
-        self.script = ScriptedEngine(replies if callable(replies) else list(replies), seconds)
+    def __init__(
+        self,
+        replies: Replies = (),
+        *,
+        act: Replies | None = None,
+        child: Replies | None = None,
+        query: Replies | None = None,
+        subs: Replies | Mapping[str, Replies] | None = None,
+        extract: Replies | None = None,
+        fold: Replies | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        by_name = subs if isinstance(subs, Mapping) else {"subs": subs}
+        given = {"act": act, "child.act": child, "query": query, "extract": extract, "fold": fold, **by_name}
+        by_role = {role: _script(replies) for role, replies in given.items() if replies is not None}
+        self.script = ScriptedEngine(_script(replies), by_role, seconds)
         super().__init__(
             "scripted/lm",
             engine=self.script,

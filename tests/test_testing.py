@@ -9,7 +9,7 @@ import doctest
 import dspy
 import pytest
 
-from rlm_dspy import testing
+from rlm_dspy import RLM, Limits, testing
 from rlm_dspy.testing import ScriptedLM
 
 
@@ -68,3 +68,41 @@ def test_its_examples_run() -> None:
     """The docstring tells the truth."""
     with dspy.context(interpreter_factory=None):
         assert doctest.testmod(testing).failed == 0
+
+
+PARENT = """```python
+first = llm_query("Which?")
+gist = gists(text=first)
+more = dspy.Predict("text -> words: int")(text=gist).words
+SUBMIT(answer=[first, gist, more, rlm_query("Go on", gist)])
+```"""
+
+
+def test_replies_are_given_by_role() -> None:
+    """No test has to find out from the messages who asks; `replies` serves the roles without a script."""
+    lm = ScriptedLM(
+        ["[[ ## words ## ]]\n2\n\n[[ ## completed ## ]]"],
+        act=[PARENT],
+        child=["```python\nSUBMIT(response='from a child')\n```"],
+        query=["Polly"],
+        subs={"gists": ["[[ ## gist ## ]]\na bird\n\n[[ ## completed ## ]]"]},
+    )
+    rlm = RLM("question -> answer: list", subs={"gists": "text -> gist"}, limits=Limits(max_depth=1))
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
+        assert rlm(question="?").answer == ["Polly", "a bird", 2, "from a child"]
+
+
+def test_a_role_whose_script_is_over_is_named() -> None:
+    """It is the first thing to know of a test that asks once too often."""
+    lm = ScriptedLM(
+        act=["```python\ntry:\n    llm_query('?')\nexcept SubCallError as e:\n    SUBMIT(answer=str(e))\n```"]
+    )
+    with dspy.context(lm=lm):
+        assert "asked as 'query', has no reply" in RLM("question -> answer")(question="?").answer
+
+
+def test_the_extraction_has_replies_of_its_own() -> None:
+    """It is asked when the last turn has not submitted."""
+    lm = ScriptedLM(act=["```python\nx = 1\n```"], extract=["[[ ## answer ## ]]\nread\n\n[[ ## completed ## ]]"])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
+        assert RLM("question -> answer", max_iters=1)(question="?").answer == "read"
