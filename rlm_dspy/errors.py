@@ -7,7 +7,8 @@ RLMError                     base of ours
 ├── ReplyCut                 the model: its reply was cut short; `partial` is what there is of it
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
-├── UnknownModel             the caller: there is no such model, or none to fall back on (`models`)
+├── UnknownModel             the caller: there is no such model, or none to fall back on
+├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
 └── UsageError               the caller of the command line (`task`)
 
@@ -66,6 +67,10 @@ class ReplyCut(RLMError):  # noqa: N818
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818
     """The inputs of a call do not fit the signature."""
+
+
+class UnknownModel(RLMError, ValueError):  # noqa: N818
+    """There is no such model, or none to fall back on; the caller names another."""
 
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818

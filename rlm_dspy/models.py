@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -15,8 +14,11 @@ import dspy
 
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
-from rlm_dspy.errors import RLMError
+from rlm_dspy.errors import RLMError, UnknownModel
 from rlm_dspy.limits import Limits
+from rlm_dspy.text import print_to_stderr
+
+__all__ = ["EMBEDDED", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
 
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
@@ -31,17 +33,8 @@ _CHARS_PER_TOKEN = 3
 _TOKENS_PER_TURN = 2_048
 
 
-class UnknownModel(RLMError, ValueError):  # noqa: N818 (it names what went wrong)
-    """There is no such model, or none to fall back on; the caller names another."""
-
-
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
     """The server of the model does not answer as it should; the operator starts or mends it."""
-
-
-def print_to_stderr(line: str) -> None:
-    """Print a line where it does not mix with a program's output."""
-    print(line, file=sys.stderr)  # noqa: T201 (this is what it is for)
 
 
 def choose_model(model: str | None = None, *, announce: Any = print_to_stderr) -> dspy.LM:

