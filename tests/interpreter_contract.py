@@ -473,11 +473,10 @@ class ExecutionContract(LifecycleContract):
             if module == "sys":
                 setter(watch)
             repl = self.open()
+            repl.tools["running"] = lambda: threading.Timer(0.2, repl.interrupt).start()
             outcome.extend(repl.execute(code) for code in ("x = [n for n in range(100)]\nlen(x)", "x[-1] + 1"))
-            timer = threading.Timer(0.2, repl.interrupt)
-            timer.start()
             try:
-                repl.execute("def f(): pass\nwhile True: f()")
+                repl.execute("def f(): pass\nrunning()\nwhile True: f()")
             except CellError:
                 outcome.append("stopped")
             outcome.append(repl.execute("len(x)"))

@@ -301,10 +301,11 @@ def test_children_that_find_no_calls_left_ask_nothing(play: Play) -> None:
 
 def test_what_a_late_reply_used_is_entered_when_it_comes() -> None:
     """It has failed when it is given up, and is no second call."""
-    ledger, lm = Ledger(Limits()), ScriptedLM(["three words come"], seconds=0.3)
+    ledger, lm = Ledger(Limits()), ScriptedLM(["three words come"], seconds=1)
+    before = set(threading.enumerate())
     with pytest.raises(TimeoutError), metered(ledger, "act"):
         in_time(lambda: lm("two words"), 0.05)
     assert [getattr(ledger.totals(), name) for name in ("calls", "failures", "output_tokens")] == [1, 1, 0]
-    (late,) = [thread for thread in threading.enumerate() if thread.name == "rlm-predict"]
-    late.join(10)
+    (late,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "rlm-predict"]
+    late.join(60)
     assert [getattr(ledger.totals(), name) for name in ("calls", "failures", "output_tokens")] == [1, 1, 3]

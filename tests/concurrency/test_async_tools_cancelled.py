@@ -50,7 +50,7 @@ async def test_cancelling_a_run_cancels_the_tool_that_it_waits_for(factory: Any)
 
 @pytest.mark.parametrize("how", ["awaiting", "blocking"])
 @pytest.mark.parametrize("factory", FACTORIES)
-@pytest.mark.parametrize("limits", [Limits(max_cell_seconds=0.5, max_iters=1), Limits(max_seconds=2, max_iters=1)])
+@pytest.mark.parametrize("limits", [Limits(max_cell_seconds=1.5, max_iters=1), Limits(max_seconds=3, max_iters=1)])
 async def test_the_limits_of_time_reach_a_tool(how: str, factory: Any, limits: Limits) -> None:
     """It is cancelled, the code may catch that, and the run goes on to its end."""
     tool = Waiting()

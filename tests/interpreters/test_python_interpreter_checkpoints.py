@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from rlm_dspy.interpreters.host.lineage import CellUndone
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
+from tests.interpreters.waiting import descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -226,13 +226,9 @@ class TestWorth:
 
 def test_copies_leave_no_descriptor_or_process() -> None:
     """Whatever became of them."""
-
-    def left() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     with opened() as repl:
         repl.execute("1")
-    before, threads = left(), threading.active_count()
+    before, threads = descriptors(), threading.active_count()
     for _ in range(3):
         with opened(checkpoint="always") as repl:
             for _ in range(3):
@@ -241,5 +237,5 @@ def test_copies_leave_no_descriptor_or_process() -> None:
                 repl.execute(CRASH)
             repl.execute("x = 2")
             repl.rollback()
-    assert left() == before
+    assert not descriptors() - before
     assert threading.active_count() <= threads + 1

@@ -19,6 +19,7 @@ import pytest
 from rlm_dspy.interpreters.confinement_policy import CannotConfine, ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client
 from rlm_dspy.interpreters.python import PythonInterpreter
+from tests.interpreters.waiting import descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -131,7 +132,7 @@ class TestLives:
         """Descriptors, processes, shared memory, scratch."""
         with light() as repl:
             repl.execute("1")
-        descriptors = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(5):
             repl = light({"ask": lambda: "x" * 100_000}, checkpoint="always")
             repl.execute(
@@ -142,7 +143,7 @@ class TestLives:
             pid = session._process.host_pid()
             repl.shutdown()
             assert gone(pid)
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert not descriptors() - before
 
     def test_an_interpreter_that_is_dropped_is_shut_down(self) -> None:
         """When it is collected."""

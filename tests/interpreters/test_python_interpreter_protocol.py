@@ -32,6 +32,7 @@ from rlm_dspy.interpreters.host.watch import Watch
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
+from tests.interpreters.waiting import descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -286,10 +287,10 @@ def test_descriptors_that_a_worker_sends_are_not_taken() -> None:
     )
     with PythonInterpreter(preload=(), checkpoint="always") as repl:
         repl.execute("1")
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         with pytest.raises(CellError, match="too small"):
             repl.execute(code)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert not descriptors() - before
 
 
 @pytest.mark.parametrize("rung", RUNGS)

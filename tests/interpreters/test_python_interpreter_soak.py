@@ -23,6 +23,7 @@ from rlm_dspy.interpreters.host import fork_server_client, values
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
+from tests.interpreters.waiting import descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -42,12 +43,6 @@ def children() -> set[str]:
             except OSError:
                 continue
     return found
-
-
-def memory_files() -> list[str]:
-    """Descriptors of this process that are shared memory."""
-    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return [link for link in links if "memfd" in link]
 
 
 def resident() -> int:
@@ -88,18 +83,18 @@ def soak(sessions: int, at_once: int) -> None:
     text = "x" * 1_000_000
     one(0, text)
     server = fork_server_client.server_for(fork_server_client.Recipe((), (), ConfinementPolicy()))
-    before = children(), len(list(Path("/proc/self/fd").iterdir())), resident()
+    open_before, shared = descriptors(), set(values._all)
+    before = children(), resident()
     with ThreadPoolExecutor(at_once) as pool:
         ended = list(pool.map(lambda seed: one(seed, text), range(1, sessions + 1)))
     assert set(ended) <= {"kept", "lost"}
     settle(before[0])
     left = children() - before[0]
     assert not left, {each: Path(f"/proc/{each.split()[0]}/status").read_text() for each in left}
-    assert memory_files() == []
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before[1]
-    assert not values._all
+    assert not descriptors() - open_before
+    assert not set(values._all) - shared
     assert not Path(server._folder).exists()
-    assert resident() - before[2] < 60 + sessions // 20
+    assert resident() - before[1] < 60 + sessions // 20
 
 
 def settle(wanted: set[str]) -> None:

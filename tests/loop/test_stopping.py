@@ -99,7 +99,7 @@ async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> Non
     assert [step["code"] for step in vars(caught.value)["trajectory"]] == ["here()\nwhile True: pass"]
     left = [thread for thread in threading.enumerate() if thread.name == "rlm-execution"]
     for thread in left:
-        await asyncio.to_thread(thread.join, 5)
+        await asyncio.to_thread(thread.join, SECONDS)
     assert not [thread for thread in left if thread.is_alive()]
 
 

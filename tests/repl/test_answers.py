@@ -325,9 +325,9 @@ def test_an_extraction_of_brackets_without_end_leaves_the_run_unanswered(play: P
 @pytest.mark.parametrize("text", ["-" * 20_000 + "1", "> " * 10_000, "# " * 10_000, "**" * 10_000, "_`" * 10_000])
 def test_a_reply_of_marks_is_read_in_no_time(text: str) -> None:
     """A pattern that tries every way to split them would take for ever."""
-    begun = time.monotonic()
+    begun = time.thread_time()
     read_prose(dspy.Signature("q -> answer: list[int], n: int"), text)
-    assert time.monotonic() - begun < 10
+    assert time.thread_time() - begun < 10
 
 
 def test_of_very_many_problems_only_the_number_is_told() -> None:

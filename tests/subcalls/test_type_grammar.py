@@ -254,10 +254,10 @@ def test_no_input_has_the_name_of_a_setting_of_a_module() -> None:
 def test_a_pattern_of_a_model_takes_linear_time(pattern: str) -> None:
     made = signature(f"text -> x: Annotated[str, Field(pattern={pattern!r})]")
     pattern_field = Annotated[str, *made.output_fields["x"].metadata]
-    begun = time.monotonic()
+    begun = time.thread_time()
     with pytest.raises(ValidationError):
         TypeAdapter(pattern_field).validate_python("a" * 100_000 + "!")
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 @pytest.mark.parametrize("pattern", ["(?=a)b", "(", "((a{900}){900}){900}", r"(a)\1"])
@@ -404,10 +404,10 @@ def test_patterns_are_counted_over_classes_and_fields() -> None:
 def test_names_for_types_that_multiply_are_refused() -> None:
     """Nine short names would stand for a million types."""
     aliases = {f"A{n}": {"kind": "alias", "type": f"tuple[{', '.join([f'A{n + 1}'] * 5)}]"} for n in range(8)}
-    begun = time.monotonic()
+    begun = time.thread_time()
     with pytest.raises(InvalidInputs, match="more than 5,000 parts"):
         signature("text -> x: A0", **aliases, A8={"kind": "alias", "type": "int"})
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 def test_unions_of_classes_that_multiply_are_refused() -> None:
@@ -428,6 +428,6 @@ def test_classes_that_hold_one_another_many_times_are_built_once() -> None:
     models = {
         f"M{n}": {"kind": "model", "fields": {f"f{k}": {"type": f"M{n + 1}"} for k in range(3)}} for n in range(6)
     }
-    begun = time.monotonic()
+    begun = time.thread_time()
     assert signature("text -> x: M0", **models, M6={"kind": "model", "fields": {"x": {"type": "int"}}})
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5

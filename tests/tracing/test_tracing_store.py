@@ -215,7 +215,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
     for _ in range(3):
         lm = ScriptedLM([block("SUBMIT(answer=[question])")])
         assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
-    assert time.monotonic() - began < 10  # MLflow's own limit for one request is two minutes
+    assert time.monotonic() - began < 40  # MLflow's own limit for one request is two minutes
     tracing.flush(20)
     queue = outbox()
     assert queue is not None
