@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,7 +10,9 @@ from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.text import clip
 from rlm_dspy.usage import Usage
 
-StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed"]
+StepKind = Literal[
+    "output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed", "unknown"
+]
 """How a turn ended.
 
 - `output`: the code ran.
@@ -19,10 +21,41 @@ StepKind = Literal["output", "error", "submitted", "refused", "no_code", "interp
 - `refused`: SUBMIT was called and its values do not fit.
 - `no_code`: the reply held no code, or no reply could be read.
 - `interpreter_lost`: the interpreter died; a fresh one took its place.
-- `killed`: the process was gone before the turn had ended. Only a run that was read from a log has such a step.
+- `killed`: the process died during the turn. Only a run that was read from a log has such a step.
+- `unknown`: nothing tells what came of the turn. Only the last turn of a run that was read from a trace has it.
 - `folded`: no turn, but the account that took the place of those before it in what the model is shown.
 """
 
+Tone = Literal["", "good", "warn", "bad"]
+"""How something is coloured, wherever it is shown."""
+
+
+class Mark(NamedTuple):
+    """How a kind of step, or an end of a run, is shown.
+
+    Attributes:
+        label: A word or two.
+        tone: Its colour.
+        failed: Whether the next turn has something to mend.
+    """
+
+    label: str
+    tone: Tone = ""
+    failed: bool = False
+
+
+KINDS: dict[StepKind, Mark] = {
+    "output": Mark("output"),
+    "error": Mark("error", "bad", failed=True),
+    "submitted": Mark("SUBMIT", "good"),
+    "refused": Mark("SUBMIT refused", "warn", failed=True),
+    "no_code": Mark("no code", "warn", failed=True),
+    "interpreter_lost": Mark("interpreter lost", "bad", failed=True),
+    "killed": Mark("killed", "bad"),
+    "unknown": Mark("unknown"),
+    "folded": Mark("folded"),
+}
+"""How each kind of step is shown."""
 
 Span = tuple[str, int, int]
 """A part of an input: its name, where it begins and where it ends, in characters."""
@@ -46,8 +79,14 @@ class SubCall(BaseModel):
     """Empty if it failed, but for what there is of a reply that was cut."""
     answer: str = ""
     """The whole answer as JSON, as code got it, if `output` does not tell it exactly; empty if it is very long."""
+    truncated: bool = False
+    """Whether `output` is a short form and the whole answer, too long to be kept, is not in `answer`."""
     error: str = ""
     """Why it failed; empty if it did not."""
+    error_type: str = ""
+    """The class of the error; empty if it did not fail."""
+    refused: bool = False
+    """Whether the call that it belongs to was refused as a whole: code got an exception in place of answers."""
     cached: bool = False
     """Whether an earlier sub-call had answered the same: nothing was asked."""
     attempts: int = 1
@@ -79,6 +118,10 @@ class Step(BaseModel):
     output: str = ""
     """What the model is shown, cut to `Limits.max_output_chars`."""
     kind: StepKind = "output"
+    printed: str = ""
+    """What the code printed before it called SUBMIT; empty if it did not, as `output` is what it printed then."""
+    refusals: tuple[str, ...] = ()
+    """Why SUBMIT was refused, field by field."""
     notice: str = ""
     """What the run told the model along with the output: turns left, the last turn."""
     seconds: float = 0.0
@@ -97,6 +140,17 @@ class Step(BaseModel):
     """The typed values of an accepted SUBMIT; they stand on the prediction, so no dump holds them again."""
 
     @property
+    def failed(self) -> bool:
+        """Whether the next turn has something to mend."""
+        return KINDS[self.kind].failed
+
+    @property
+    def problem(self) -> str:
+        """What went wrong in a turn that failed: why SUBMIT was refused, else the last line of the output."""
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return "; ".join(self.refusals) or (lines[-1] if lines else "")
+
+    @property
     def observation(self) -> str:
         """The user message that answers this step: the output, then the notice."""
         return f"{self.output}\n\n{self.notice}" if self.notice else self.output
@@ -104,6 +158,7 @@ class Step(BaseModel):
 
 SubCall.model_rebuild()
 _STR_CHARS = 600
+_SHOWN = ("reasoning", "code", "output", "kind", "refusals", "notice")
 
 
 class Trajectory(BaseModel):
@@ -115,8 +170,8 @@ class Trajectory(BaseModel):
 
     def add(self, step: Step) -> Trajectory:
         """Return this trajectory with `step` behind it, without what the model is not shown of it."""
-        lean = step.model_copy(update={"thinking": "", "calls": (), "read": (), "shown": ()})
-        return Trajectory.model_construct(steps=(*self.steps, lean))
+        shown = Step.model_construct(**{name: getattr(step, name) for name in _SHOWN})
+        return Trajectory.model_construct(steps=(*self.steps, shown))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -151,7 +206,3 @@ def without_media_marks(value: Any) -> Any:
             return value
         return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
     return value
-
-
-FAILED_KINDS = frozenset({"error", "refused", "no_code", "interpreter_lost"})
-"""The kinds of a `Step` (see `StepKind`) that the next turn has to mend."""

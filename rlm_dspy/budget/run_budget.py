@@ -23,7 +23,6 @@ _REPLY_TOKENS = 1_024
 """Kept for each of the two last replies, if the limits allow it."""
 _SHARE = 8
 """At most one part in so many of what is limited is kept for one reply."""
-_FAILED = frozenset({"error", "no_code", "refused", "interpreter_lost"})
 _TURNS_COUNTED_DOWN = 3
 _NO_SECONDS = 0.1
 _CALLS_KEPT = 2
@@ -98,7 +97,7 @@ class Budget:
         """Return the step of a turn that has ended, with what the model is told of what is left."""
         was_last = self.limit is not None
         self.turns += 1
-        self._failures = self._failures + 1 if step.kind in _FAILED else 0
+        self._failures = self._failures + 1 if step.failed else 0
         self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
         self._keep(turns=0 if was_last else 1)
         if was_last or step.kind == "submitted":

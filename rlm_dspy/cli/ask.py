@@ -195,19 +195,13 @@ def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
 def _summary(record: Record) -> str:
     """Return why the run ended and what it spent, in one line."""
     from rlm_dspy.observe.console import spent
+    from rlm_dspy.observe.record import describe_stop
 
-    turns, usage = counted(len(record.trajectory), "turn"), record.usage
-    why = {
-        "submitted": f"submitted after {turns}",
-        "extracted": f"no SUBMIT in {turns}, read from the trajectory",
-        "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
-        "interrupted": f"interrupted after {turns}",
-        "failed": f"failed after {turns}",
-    }[record.stop]
+    usage = record.usage
     calls = counted(usage.calls, "model call")
     cached = f" ({usage.cached_calls} from DSPy's cache)" if usage.cached_calls else ""
     limit = f", ended by {usage.limit}" if usage.limit else ""
-    return f"{why}: {spent(usage, usage.seconds)}, {calls}{cached}{limit}"
+    return f"{describe_stop(record)}: {spent(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
 def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:

@@ -66,6 +66,7 @@ class Turn(dspy.Module):
             output = f"{output}\n({reply.cut})"
         told = {
             "output": output,
+            "printed": clip(sendable(step.printed), run.room.output_chars),
             "thinking": clip(reply.thinking, _THINKING_CHARS),
             "seconds": time.monotonic() - started,
             "spent": run.ledger.totals() - before,
@@ -129,12 +130,16 @@ class Turn(dspy.Module):
                 step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
             )
         values, problems = read_answer(self._run.signature, outcome.submitted)
-        printed = f"{outcome.output.rstrip()}\n" if outcome.output.strip() else ""
+        printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-            text = f"{printed}{refusal}\nCorrect this and call {self._run.submit_call} again."
-            return step.model_copy(update={"output": text, "kind": "refused"})
-        return step.model_copy(update={"output": f"{printed}SUBMIT: {values!r}", "answer": values})
+            echo = f"{refusal}\nCorrect this and call {self._run.submit_call} again."
+            step = step.model_copy(update={"kind": "refused", "refusals": tuple(problems)})
+        else:
+            echo = f"SUBMIT: {values!r}"
+            step = step.model_copy(update={"answer": values})
+        text = f"{printed}\n{echo}" if printed else echo
+        return step.model_copy(update={"output": text, "printed": printed})
 
 
 class StepLog(BaseCallback):

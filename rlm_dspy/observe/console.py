@@ -17,25 +17,16 @@ from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.text import clip, counted, printable
-from rlm_dspy.trajectory import Step, StepKind
+from rlm_dspy.trajectory import KINDS, Step
 
 if TYPE_CHECKING:
     from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.trajectory import Tone
     from rlm_dspy.usage import RunUsage, Usage
 
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
-_LABELS: dict[StepKind, tuple[str, str]] = {
-    "output": ("out", "dim"),
-    "error": ("error", "red"),
-    "submitted": ("submit", "green"),
-    "refused": ("refused", "yellow"),
-    "no_code": ("no code", "yellow"),
-    "interpreter_lost": ("lost", "red"),
-    "killed": ("killed", "red"),
-    "folded": ("folded", "dim"),
-}
-"""How each kind of output is marked on a terminal: a word and a style."""
+_STYLES: dict[Tone, str] = {"": "dim", "good": "green", "warn": "yellow", "bad": "red"}
 
 
 class View(Protocol):
@@ -74,7 +65,8 @@ class Lines:
         """Print a turn: the code with a prompt in front, the output as it is."""
         code = "".join(f">>> {line}\n" for line in step.code.splitlines())
         reasoning = f"{step.reasoning}\n" if step.reasoning else ""
-        self._print(f"\n--- turn {number}: {_words(step.kind)} ({spent})\n{reasoning}{code}{step.output.rstrip()}")
+        head = f"--- turn {number}: {KINDS[step.kind].label} ({spent})"
+        self._print(f"\n{head}\n{reasoning}{code}{step.output.rstrip()}")
 
     def end(self, summary: str, *, answered: bool) -> None:
         """Print the summary."""
@@ -110,7 +102,8 @@ class Terminal:
     def step(self, number: int, step: Step, spent: str) -> None:
         """Print a turn: reasoning, highlighted code, and the ends of a long output."""
         self._rule(f"turn {number}", spent, "cyan")
-        label, style = _LABELS[step.kind]
+        label, tone, _ = KINDS[step.kind]
+        style = _STYLES[tone]
         rows = Table.grid(padding=(0, 1))
         rows.add_column(width=7, justify="right")
         rows.add_column(overflow="fold")
@@ -246,7 +239,3 @@ def shortened(text: str) -> str:
         return "\n".join(lines)
     head, tail = lines[: _SHOWN_LINES - 5], lines[-4:]
     return "\n".join([*head, f"... [{len(lines) - len(head) - len(tail)} lines]", *tail])
-
-
-def _words(kind: StepKind) -> str:
-    return kind.replace("_", " ")

@@ -16,8 +16,8 @@ from rlm_dspy.coverage.watch import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import written
-from rlm_dspy.text import clip, sendable, write_whole
-from rlm_dspy.trajectory import Step
+from rlm_dspy.text import clip, counted, sendable, write_whole
+from rlm_dspy.trajectory import Mark, Step
 from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
@@ -30,6 +30,17 @@ _MAX_ERROR_CHARS = 600
 Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed", "killed"]
 """As in `Prediction.stop`; also `interrupted` (Ctrl-C, a cancelled task), `failed` (the model or the interpreter)
 and `killed` (the run's log has no end)."""
+
+
+STOPS: dict[Stop, Mark] = {
+    "submitted": Mark("submitted", "good"),
+    "extracted": Mark("read from the trajectory", "warn"),
+    "unanswered": Mark("no answer", "bad"),
+    "interrupted": Mark("interrupted", "bad"),
+    "failed": Mark("failed", "bad"),
+    "killed": Mark("killed", "bad"),
+}
+"""How each end of a run is shown."""
 
 
 class Record(BaseModel):
@@ -85,6 +96,20 @@ class Record(BaseModel):
             ValueError: If the file holds none, or one of another version.
         """
         return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def describe_stop(record: Record) -> str:
+    """Return why a run ended, in a phrase: `submitted after 3 turns`."""
+    number = sum(step.kind != "folded" for step in record.trajectory)
+    turns = counted(number, "turn")
+    return {
+        "submitted": f"submitted after {turns}",
+        "extracted": f"no SUBMIT in {turns}, read from the trajectory",
+        "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
+        "interrupted": f"interrupted after {turns}",
+        "failed": f"failed after {turns}",
+        "killed": f"killed in turn {number}",
+    }[record.stop]
 
 
 def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, BaseException | None]:

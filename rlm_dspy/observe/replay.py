@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step, SubCall
 
 _KEPT_LIMITS = ("max_iters", "max_llm_calls", "max_output_chars", "max_concurrency", "max_depth")
-_CUT = "characters left out] ..."
 _TOLD_CHARS = 80
 _NOT_IN_RECORD = "NotInRecord"
 
@@ -163,8 +161,7 @@ class _RecordedCalls(SubCalls):
             self._log += [(callee, number, item) for item in items]
             for item in items:
                 item.answer = item.answer or self._answer(callee, item)
-        refused = [item.answer["error"] for item in items if item.answer.get("kind") == ""]
-        if refused and callee.kind != "child":
+        if refused := [item.answer["error"] for item in items if item.answer.get("refused")]:
             raise LimitExceeded(refused[0])
         return [item.answer for item in items]
 
@@ -211,14 +208,16 @@ def _key(name: str, inputs: dict[str, str]) -> str:
 
 
 def _answer_of(call: SubCall) -> Answer | None:
-    """Return what the REPL was sent; None if that is not known. An error without its type is of a whole batch."""
+    """Return what the REPL was sent; None if that was too long to be kept."""
+    given = json.loads(call.answer) if call.answer else call.output
     if call.error:
-        kind = re.match(r"(\w+): ", call.error)
-        partial = {"partial": json.loads(call.answer) if call.answer else call.output} if call.output else {}
-        return {"error": call.error, "kind": kind[1] if kind else "", **partial}
-    if call.answer:
-        return {"value": json.loads(call.answer)}
-    return None if _CUT in call.output else {"value": call.output}
+        answer: Answer = {"error": call.error, "kind": call.error_type}
+        if given:
+            answer["partial"] = given
+        if call.refused:
+            answer["refused"] = True
+        return answer
+    return None if call.truncated else {"value": given}
 
 
 def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:

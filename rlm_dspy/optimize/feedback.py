@@ -14,13 +14,12 @@ from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.text import cut
-from rlm_dspy.trajectory import FAILED_KINDS, Step
+from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rlm_dspy.optimize.statistics import Metric
-    from rlm_dspy.optimize.traced_runs import TracedRun
 
 Coverage = Callable[[Any, Any], str]
 """`coverage(example, prediction)`: a sentence on what of the input was never read; empty if it was all."""
@@ -135,12 +134,7 @@ def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]
         return [Step.model_validate(step) for step in kept]
     of = _predictor_of(trace, pred_trace)
     runs = [run for run in traced_runs(trace or []) if of in (None, id(run.predictor))]
-    return [step for run in runs for step in (*run.steps, *_submitting(run))]
-
-
-def _submitting(run: TracedRun) -> list[Step]:
-    """Return the last turn of a traced run if it submits; what came of another is not in the trace."""
-    return [Step(reasoning=run.reasoning, code=run.code, kind="submitted")] if "SUBMIT(" in run.code else []
+    return [step for run in runs for step in run.all_steps]
 
 
 def _predictor_of(trace: Any, pred_trace: Any) -> int | None:
@@ -168,7 +162,7 @@ def _shown(value: Any) -> str:
 
 def _failures(steps: list[Step]) -> Iterator[str]:
     """Yield what went wrong first, then how often each kind of failure came."""
-    failed = [(number, step) for number, step in enumerate(steps, start=1) if step.kind in FAILED_KINDS]
+    failed = [(number, step) for number, step in enumerate(steps, start=1) if step.failed]
     for number, step in failed[:1]:
         yield f"The first thing that went wrong: in turn {number} {_told(step)}"
     kinds = Counter(step.kind for _, step in failed)
@@ -182,10 +176,9 @@ def _failures(steps: list[Step]) -> Iterator[str]:
 
 def _told(step: Step) -> str:
     what = _WHAT_WENT_WRONG[step.kind]
-    if step.kind == "refused":
-        reasons = [line.removeprefix("- ") for line in step.output.splitlines() if line.startswith("- ")]
-        return f"{what}: {cut('; '.join(reasons), _LINE_CHARS)}."
-    return f"{what}: {_last_line(step.output)}" if step.kind != "no_code" else f"{what}."
+    if step.kind == "no_code":
+        return f"{what}."
+    return f"{what}: {cut(step.problem, _LINE_CHARS)}{'.' if step.refusals else ''}"
 
 
 def _of_this_turn(steps: list[Step], pred_trace: Any) -> Iterator[str]:
@@ -198,11 +191,12 @@ def _of_this_turn(steps: list[Step], pred_trace: Any) -> Iterator[str]:
 
 
 def _ended(step: Step) -> str:
-    if step.kind in FAILED_KINDS:
+    if step.failed:
         return _told(step)
-    return (
-        "it called SUBMIT, and no turn followed." if step.kind == "submitted" else "its code ran without an error."
-    )
+    return {
+        "submitted": "it called SUBMIT, and no turn followed.",
+        "unknown": "no turn followed.",
+    }.get(step.kind, "its code ran without an error.")
 
 
 def _limit_of(pred: Any) -> str:
@@ -257,7 +251,7 @@ def penalty(prediction: Any, trace: Any, rates: Penalties) -> float:
     calls = [call for step in steps for call in step.calls]
     asked = {(call.name, str(sorted(call.inputs.items()))) for call in calls}
     return (
-        rates.failed_turn * sum(step.kind in FAILED_KINDS for step in steps)
+        rates.failed_turn * sum(step.failed for step in steps)
         + rates.failed_call * sum(bool(call.error) for call in calls)
         + rates.repeated_call * (len(calls) - len(asked))
         + rates.no_submit * (_report(prediction, "stop", "") in _STOPS)

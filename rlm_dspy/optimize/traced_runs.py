@@ -7,12 +7,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.trajectory import FAILED_KINDS, Trajectory
+from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from rlm_dspy.trajectory import Step
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,14 @@ class TracedRun:
     nested: bool = False
 
     @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """The turns, with the last one, of which the trace does not tell what came of it."""
+        return (*self.steps, Step(reasoning=self.reasoning, code=self.code, kind="unknown"))
+
+    @property
     def recovered_at(self) -> int | None:
         """The first turn that failed and was mended by the next one, counted from 0; None if there is none."""
-        failed = [step.kind in FAILED_KINDS for step in self.steps] + [False]
+        failed = [step.failed for step in self.steps] + [False]
         mended = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
         return mended[0] if mended else None
 

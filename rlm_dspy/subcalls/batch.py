@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import dspy
 
@@ -40,11 +40,20 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import Span
 
-Answer = dict[str, Any]
-"""`{"value": ...}`, or `{"error": what went wrong, "kind": the error's type}`.
 
-The error of a reply that was cut has `partial` too: what there is of it.
-"""
+class Answer(TypedDict, total=False):
+    """What an item got: a `value`, or an `error` and its `kind`."""
+
+    value: Any
+    error: str
+    """What went wrong."""
+    kind: str
+    """The class of the error."""
+    partial: str
+    """What there is of a reply that was cut short."""
+    refused: bool
+    """Whether the call was refused as a whole: code gets an exception in place of answers."""
+
 
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
@@ -76,7 +85,7 @@ class Asked:
     shown: dict[str, str]
     watch: Watch
     key: str = ""
-    answer: Answer = field(default_factory=dict)
+    answer: Answer = field(default_factory=Answer)
     attempts: int = 0
     cached: bool = False
     started: float = 0.0
@@ -101,17 +110,21 @@ class Asked:
 
     def entry(self, callee: Callee, batch: int) -> SubCall:
         """Return what the trajectory keeps of it."""
-        unfinished = {"error": "The turn ended before it was answered."}
+        unfinished: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
         answer = self.answer or unfinished
         given = answer.get("value", answer.get("partial", ""))
+        whole = _whole(given)
         return SubCall(
             name=callee.interface.name,
             kind=callee.kind,
             batch=batch,
             inputs=self.shown,
             output=short(given, _OUTPUT_CHARS),
-            answer=_whole(given),
+            answer=whole or "",
+            truncated=whole is None,
             error=answer.get("error", ""),
+            error_type=answer.get("kind", ""),
+            refused="refused" in answer,
             cached=self.cached,
             attempts=self.attempts,
             started=self.started,
@@ -123,18 +136,18 @@ class Asked:
         )
 
 
-def _whole(value: Any) -> str:
-    """Return an answer as JSON; nothing of a text that its short form tells whole, or if it is very long."""
+def _whole(value: Any) -> str | None:
+    """Return an answer as JSON: empty of a text that its short form tells whole, None if it is very long."""
     if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
         return ""
     text = sendable(json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= _ANSWER_CHARS else ""
+    return text if len(text) <= _ANSWER_CHARS else None
 
 
 def failed(error: BaseException, *lms: Any) -> Answer:
     """Return an error as an answer, without the secrets of these LMs and of the environment."""
     kind = type(error).__name__
-    answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
+    answer: Answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
     if isinstance(error, ReplyCut):
         hint = "`partial` holds what there is of it. Ask for less at once."
         answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}

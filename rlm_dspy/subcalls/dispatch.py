@@ -132,7 +132,7 @@ class SubCalls:
             self._check_budget(callee, len(waiting))
         except LimitExceeded as error:
             for item in items:
-                item.answer = item.answer or {"error": str(error), "kind": type(error).__name__}
+                item.answer = item.answer or {"error": str(error), "kind": type(error).__name__, "refused": True}
                 tell(functools.partial(item.entry, callee, number))
             raise
         if waiting:

@@ -14,36 +14,20 @@ from rlm_dspy.budget.metering import reported
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.observe.formatting import all_calls, price, seconds, tokens
+from rlm_dspy.observe.record import describe_stop
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.text import counted
 from rlm_dspy.tracing.artifacts import attachments, record_cut_short, record_of
 from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, RunSpans, Told, failure, fenced
-from rlm_dspy.trajectory import FAILED_KINDS, Step
+from rlm_dspy.trajectory import KINDS, Step
 
 if TYPE_CHECKING:
     from rlm_dspy.observe.record import Record
     from rlm_dspy.tracing.payloads import Payloads
-    from rlm_dspy.trajectory import StepKind, SubCall
+    from rlm_dspy.trajectory import SubCall
 
 HOW_IT_ENDED = "how it ended"
 """What stands beside the output fields in the outputs of a run's span, beside its files."""
-_STOPS = {
-    "submitted": "submitted",
-    "extracted": "no SUBMIT, read from the turns",
-    "unanswered": "no answer",
-    "interrupted": "interrupted",
-    "failed": "failed",
-}
-_ENDINGS: dict[StepKind, str] = {
-    "output": "",
-    "error": ": error",
-    "submitted": ": SUBMIT",
-    "refused": ": SUBMIT refused",
-    "no_code": ": no code",
-    "interpreter_lost": ": interpreter lost",
-    "killed": ": killed",
-    "folded": ": folded",
-}
 
 
 def ended(payloads: Payloads, _call: Any, outputs: Any, exception: BaseException | None) -> Told:
@@ -123,7 +107,7 @@ def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
 
 
 def _turn_failure(payloads: Payloads, step: Step, output: str) -> tuple[str, dict[str, Any]]:
-    what = "error in the code" if step.kind == "error" else _ENDINGS[step.kind].removeprefix(": ")
+    what = "error in the code" if step.kind == "error" else KINDS[step.kind].label
     code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
     return failure(what, output, **code)
 
@@ -146,7 +130,7 @@ def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, except
     attributes = {
         "rlm.stop": record.stop,
         "rlm.turns": len(record.trajectory),
-        "rlm.failed_turns": sum(step.kind in FAILED_KINDS for step in record.trajectory),
+        "rlm.failed_turns": sum(step.failed for step in record.trajectory),
         "rlm.usage": payloads.value(record.usage),
     }
     if (share := share_covered(record.input_chars, record.trajectory)) is not None:
@@ -174,17 +158,15 @@ def _run_cut_short(payloads: Payloads, rlm: RLM, run: RunSpans, exception: BaseE
 
 def _summary(record: Record) -> str:
     """Return in words why a run ended and what it took."""
-    usage, failed = record.usage, sum(step.kind in FAILED_KINDS for step in record.trajectory)
-    turns = counted(sum(step.kind != "folded" for step in record.trajectory), "turn")
+    usage, failed = record.usage, sum(step.failed for step in record.trajectory)
     calls = sum(1 for _ in all_calls(record.trajectory))
-    limit = f" as {usage.limit} was near" if usage.limit else ""
-    took = [counted(calls, "sub-call")] if calls else []
+    took = [f"{counted(failed, 'turn')} failed"] if failed else []
+    took += [counted(calls, "sub-call")] if calls else []
     if usage.seconds:
         took += [counted(usage.calls, "model call"), tokens(usage), seconds(usage.seconds)]
         took += [] if usage.cost is None else [price(usage.cost)]
-    said = f"{_STOPS.get(record.stop, record.stop)}{limit} after {turns}"
-    said += f", {failed} of them failed" if failed else ""
-    return "; ".join([said, ", ".join(part for part in took if part)])
+    took += [f"ended by {usage.limit}"] if usage.limit else []
+    return "; ".join([describe_stop(record), ", ".join(part for part in took if part)])
 
 
 def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
@@ -194,14 +176,14 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
     output = payloads.text(step.output, TEXT_CHARS)
     came_out: dict[str, Any] = {"output": fenced(output, "text")}
     if step.answer is not None:
-        printed = payloads.text(step.output.split("SUBMIT: ", 1)[0].rstrip(), TEXT_CHARS)
+        printed = payloads.text(step.printed, TEXT_CHARS)
         came_out = {"output": fenced(printed, "text")} if printed else {}
         came_out["SUBMIT"] = payloads.value(step.answer, TEXT_CHARS)
     if step.notice:
         came_out["told the model"] = step.notice
-    failed = (output.strip().splitlines() or [""])[-1] if step.kind in FAILED_KINDS else ""
+    failed = payloads.text(step.problem, REPEATED_CHARS) if step.failed else ""
     return Told(
-        name=f"turn {number}{_ENDINGS[step.kind]}",
+        name=f"turn {number}" if step.kind == "output" else f"turn {number}: {KINDS[step.kind].label}",
         span_type=SpanType.CHAIN,
         inputs=shown,
         outputs=came_out,

@@ -144,7 +144,7 @@ def test_a_page_tells_what_was_asked_answered_and_used() -> None:
     for told in (
         *("Who rang the bell?", "Ada", "answer: str", "names: dict[str, list[int]]"),
         *(
-            "The model called SUBMIT in turn 2",
+            "Submitted after 2 turns.",
             "300",
             "$0.00100",
             "3.0 s",
@@ -159,9 +159,9 @@ def test_a_page_tells_what_was_asked_answered_and_used() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"stop": "extracted"}, "No SUBMIT in 2 turns; a last model call read the answer from the steps."),
+        ({"stop": "extracted"}, "No SUBMIT in 2 turns, read from the trajectory."),
         ({"stop": "unanswered", "outputs": {}}, "There is no answer."),
-        ({"stop": "interrupted", "outputs": {}}, "Somebody interrupted it after 2 turns."),
+        ({"stop": "interrupted", "outputs": {}}, "Interrupted after 2 turns."),
         ({"stop": "failed", "error": "The key is wrong.", "trajectory": []}, "after 0 turns: The key is wrong."),
         ({"usage": {"limit": "max_cost"}}, "The limit max_cost was reached"),
     ],

@@ -51,7 +51,7 @@ SEEN = {
         "turn 7: SUBMIT",
         "llm_query ×11",
         "rlm_query",
-        "submitted after 7 turns, 2 of them failed; 13 sub-calls, 21 model calls",
+        "submitted after 7 turns; 2 turns failed, 13 sub-calls, 21 model calls",
         "report.html",
         "trajectory.json",
     ],

@@ -7,24 +7,13 @@ from typing import TYPE_CHECKING
 
 from rlm_dspy.observe.formatting import duration, price, seconds, spent_on
 from rlm_dspy.text import counted
+from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rlm_dspy.observe.record import Record
-    from rlm_dspy.trajectory import Step, StepKind, SubCall
-
-MARKS: dict[StepKind, tuple[str, str]] = {
-    "output": ("ran", ""),
-    "error": ("code error", "bad"),
-    "submitted": ("SUBMIT", "good"),
-    "refused": ("refused", "warn"),
-    "no_code": ("no code", "warn"),
-    "interpreter_lost": ("lost", "bad"),
-    "killed": ("killed", "bad"),
-    "folded": ("folded", ""),
-}
-"""How each kind of turn is marked: a word and a class."""
+    from rlm_dspy.trajectory import Step, SubCall
 
 WIDTH = 1000
 _TURN_HEIGHT, _LANE_HEIGHT, _MAX_LANES = 10, 5, 12
@@ -112,7 +101,8 @@ def _row(number: int, step: Step, length: float) -> TimelineRow:
     height = _TURN_HEIGHT + (1 + lanes * _LANE_HEIGHT if lanes else 0)
     label = f"turn {number} from {seconds(step.started)} on, {counted(len(step.calls), 'sub-call')}"
     picture = Picture(label, WIDTH, height, bars)
-    return TimelineRow(number, *MARKS[step.kind], first[:_FIRST_LINE_CHARS], picture, step.seconds)
+    mark = KINDS[step.kind]
+    return TimelineRow(number, mark.label, mark.tone, first[:_FIRST_LINE_CHARS], picture, step.seconds)
 
 
 def _last_row(end: float, length: float) -> TimelineRow:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from rlm_dspy.observe.formatting import all_calls, price, seconds
-from rlm_dspy.observe.report.charts import MARKS
 from rlm_dspy.observe.report.page import answer
 from rlm_dspy.observe.report.rendering import highlighted, template
 from rlm_dspy.text import clip, counted
+from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +99,7 @@ def _used(record: Record) -> dict[str, str]:
     calls = list(all_calls(steps))
     return {
         "turns": f"{len(steps):,}",
-        "turns that went wrong": f"{sum(step.kind not in {'output', 'submitted'} for step in steps):,}",
+        "turns that went wrong": f"{sum(step.failed for step in steps):,}",
         "sub-calls": f"{len(calls):,}",
         "failed sub-calls": f"{sum(bool(call.error) for call in calls):,}",
         "tokens in": f"{usage.input_tokens:,}",
@@ -165,9 +165,9 @@ def _turn_lines(a: Sequence[Step], b: Sequence[Step]) -> Iterator[str]:
             told = " and ".join(f"another {name}" for name in _differing(a[i], b[j]))
             yield f"  a {i + 1} = b {j + 1}: {told or 'the same'}"
         elif i is not None:
-            yield f"  a {i + 1} only: {MARKS[a[i].kind][0]}"
+            yield f"  a {i + 1} only: {KINDS[a[i].kind].label}"
         elif j is not None:
-            yield f"  b {j + 1} only: {MARKS[b[j].kind][0]}"
+            yield f"  b {j + 1} only: {KINDS[b[j].kind].label}"
 
 
 def _differing(one: Step, other: Step) -> list[str]:
@@ -206,7 +206,8 @@ def _side(step: Step | None, number: int | None, code: Markup) -> SideView | Non
     if step.calls:
         failed = sum(bool(call.error) for call in step.calls)
         about += f" · {counted(len(step.calls), 'sub-call')}" + (f", {failed:,} failed" if failed else "")
-    return SideView(step, number + 1, *MARKS[step.kind], about, code)
+    mark = KINDS[step.kind]
+    return SideView(step, number + 1, mark.label, mark.tone, about, code)
 
 
 def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:

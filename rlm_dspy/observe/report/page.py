@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.observe.formatting import all_calls, price, seconds, share, tokens
+from rlm_dspy.observe.record import STOPS, describe_stop
 from rlm_dspy.observe.report.charts import plots, timeline
 from rlm_dspy.observe.report.coverage_section import coverage, lineage
 from rlm_dspy.observe.report.rendering import template
 from rlm_dspy.observe.report.turns_section import turns
-from rlm_dspy.text import counted, write_whole
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     import os
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.report.coverage_section import InputView, ValueView
     from rlm_dspy.observe.report.turns_section import TurnView
     from rlm_dspy.usage import Usage
-
-_STOPS = {
-    "submitted": ("good", "submitted"),
-    "extracted": ("warn", "read from the steps"),
-    "unanswered": ("bad", "no answer"),
-    "interrupted": ("bad", "interrupted"),
-    "failed": ("bad", "failed"),
-    "killed": ("bad", "killed"),
-}
 
 
 @dataclass(frozen=True)
@@ -114,20 +106,15 @@ def answer(record: Record) -> AnswerView:
         (f"{name}: {types[name]}" if types.get(name) else name, _written(value))
         for name, value in record.outputs.items()
     )
-    return AnswerView(tuple(fields), *_STOPS[record.stop], why(record))
+    mark = STOPS[record.stop]
+    return AnswerView(tuple(fields), mark.tone, mark.label, why(record))
 
 
 def why(record: Record) -> str:
-    """Return in a sentence or two why a run ended."""
-    number = len(record.trajectory)
-    sentence = {
-        "submitted": f"The model called SUBMIT in turn {number}, and what it gave fits the signature.",
-        "extracted": f"No SUBMIT in {counted(number, 'turn')}; a last model call read the answer from the steps.",
-        "unanswered": f"No SUBMIT in {counted(number, 'turn')}, and no answer could be read from the steps.",
-        "interrupted": f"Somebody interrupted it after {counted(number, 'turn')}.",
-        "failed": f"It ended with an error after {counted(number, 'turn')}: {record.error}",
-        "killed": f"Its process was gone in turn {number}; this is what the log of it holds.",
-    }[record.stop]
+    """Return in a sentence why a run ended."""
+    ended = describe_stop(record)
+    error = f": {record.error}" if record.error else "."
+    sentence = f"{ended[0].upper()}{ended[1:]}{error}"
     limit = record.usage.limit
     return f"{sentence} The limit {limit} was reached, which made it end early." if limit else sentence
 
@@ -141,7 +128,7 @@ def _tiles(record: Record) -> tuple[Tile, ...]:
     usage, calls = record.usage, list(all_calls(record.trajectory))
     failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
     of_calls = ", ".join(f"{n:,} {what}" for n, what in ((failed, "failed"), (cached, "answered before")) if n)
-    errors = sum(step.kind not in {"output", "submitted"} for step in record.trajectory)
+    errors = sum(step.failed for step in record.trajectory)
     hits = usage.cached_input_tokens / usage.input_tokens if usage.input_tokens else 0
     return (
         Tile("turns", f"{len(record.trajectory):,}", f"{errors:,} went wrong" if errors else ""),

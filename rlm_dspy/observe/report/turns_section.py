@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
 from rlm_dspy.observe.formatting import price, seconds, share, spent_on, tokens
-from rlm_dspy.observe.report.charts import MARKS
 from rlm_dspy.text import counted
+from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,8 @@ def turns(
 def _turn(number: int, step: Step, sizes: dict[str, int], id_: str, depth: int) -> TurnView:
     about = [*_times(step), *_spent(step.spent), *_looked_at(step, sizes)]
     groups = (_group(calls, f"{id_}-{n}", depth) for n, calls in enumerate(_grouped(step.calls), 1))
-    return TurnView(step, number, id_, *MARKS[step.kind], " · ".join(about), tuple(groups))
+    mark = KINDS[step.kind]
+    return TurnView(step, number, id_, mark.label, mark.tone, " · ".join(about), tuple(groups))
 
 
 def _times(part: Step | SubCall) -> list[str]:
