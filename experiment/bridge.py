@@ -23,7 +23,7 @@ from dspy import lm15
 
 from rlm_dspy import Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 
 _PASSED_ON = ("temperature", "top_p", "max_tokens", "stop", "seed", "response_format")
 _PATH = re.compile(r"/run/([^/]*)/v1/chat/completions")

@@ -15,7 +15,7 @@ import dspy
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.coverage.watch import watched
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.observe.report.page import write_report

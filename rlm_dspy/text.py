@@ -52,6 +52,8 @@ _NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 def sendable(text: str) -> str:
     """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

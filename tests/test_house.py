@@ -119,7 +119,7 @@ COMPAT = {"_dspy_compat": "dspy", "tracing._mlflow_compat": "mlflow"}
 """The one module for each that may import from its inner modules, and touch private attributes of its objects."""
 PUBLIC = {"dspy", "dspy.lm15"}
 NAMED_TUPLES = {"_fields", "_asdict", "_field_defaults", "_replace", "_make"}
-STILL_WITH_INNER_NAMES = ("budget.", "tracing.callback", "tracing.export_queue")
+STILL_WITH_INNER_NAMES = ("tracing.callback", "tracing.export_queue")
 """They are next."""
 
 

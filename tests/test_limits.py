@@ -12,7 +12,7 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import NOTHING, Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Usage

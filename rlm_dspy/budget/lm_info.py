@@ -7,13 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dspy.clients.capabilities import resolve
-from dspy.clients.legacy_outputs import value
-from dspy.clients.model_metadata import model_info, rate
-
+from rlm_dspy._dspy_compat import is_routed, model_info, providers_of, rate, value
 from rlm_dspy.errors import UnknownPrice
 
 if TYPE_CHECKING:
@@ -241,21 +237,14 @@ def _info(lm: Any) -> dict[str, Any]:
     """
     model = str(getattr(lm, "model", ""))
     if not isinstance(getattr(lm, "engine", None), str):  # an engine of the caller's own
-        providers = getattr(lm, "_providers", ())
-        known = _is_routed if not providers else _is_routed.__wrapped__
+        providers = providers_of(lm)
+        known = _is_routed if not providers else is_routed
         if not known(model, getattr(lm, "model_type", "chat"), providers):
             return {}
     return _table(model)
 
 
-@functools.lru_cache(maxsize=256)
-def _is_routed(model: str, model_type: str, providers: Any) -> bool:
-    """Whether DSPy knows whose model this is."""
-    try:
-        resolve(SimpleNamespace(model=model, model_type=model_type, _providers=providers))
-    except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
-        return False
-    return True
+_is_routed = functools.lru_cache(maxsize=256)(is_routed)
 
 
 @functools.lru_cache(maxsize=256)

@@ -25,13 +25,21 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
-from dspy.clients._deprecation import adapter_message_call
+from dspy import ContextWindowExceededError, LMError
 from dspy.lm15 import Request
-from dspy.utils.exceptions import ContextWindowExceededError, LMError, LMProviderError, is_retryable_lm_error
 
+from rlm_dspy._dspy_compat import adapter_message_call
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, longest_reply, tokens_at_most
-from rlm_dspy.budget.meter import LMRequest, Meter, RequestUsage, latest_entry, meters_in_force, request_under_way
-from rlm_dspy.budget.refusals import sizes_of, window_errors
+from rlm_dspy.budget.metering import (
+    METERS,
+    LMRequest,
+    Meter,
+    RequestUsage,
+    latest_entry,
+    meters_in_force,
+    request_under_way,
+)
+from rlm_dspy.budget.refusals import as_window_error, sizes_of
 from rlm_dspy.budget.reply_room import reply_limit, room_for_reply, shorter_reply, within_room
 from rlm_dspy.budget.server_usage import accept_any_usage
 from rlm_dspy.budget.whole_replies import readable, sendable
@@ -42,9 +50,65 @@ from rlm_dspy.errors import LimitExceeded
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from rlm_dspy.budget.ledger import Ledger, Tally
+
 _LONGEST_REPLY_UNKNOWN = 32_768
 _LONGEST_PAUSE_SECONDS = 60
 _OK = 200
+
+
+@contextlib.contextmanager
+def metered(
+    ledger: Ledger,
+    role: str,
+    *,
+    keeper: object = None,
+    counted: bool = False,
+    mirror: Tally | None = None,
+    input_tokens: float | None = None,
+    raw: bool = False,
+) -> Iterator[Meter]:
+    """Enter every LM call of this scope into `ledger` under `role`, and refuse what its limits do not allow.
+
+    A scope inside another of the same ledger takes its place: no call is entered twice.
+
+    Args:
+        ledger: Where calls are entered.
+        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
+        keeper: The run whose last turn this is; see `Ledger.hold`.
+        counted: Whether each request takes one of `max_llm_calls`.
+        mirror: Where what they use is added up too, with that of scopes inside that take this one's place.
+        input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
+            the reply may then take half of what is left beyond them, else a fair part of it.
+        raw: Whether replies are returned as the LM gives them: with thinking, and also if they were cut short.
+
+    Raises:
+        LimitExceeded: If the limits did not allow a call, also if what asked has gone on without it.
+    """
+    open_door()
+    outer = meters_in_force()
+    mirrors = tuple(each for meter in outer if meter.ledger is ledger for each in meter.mirrors)
+    meter = Meter(
+        ledger,
+        role,
+        keeper=keeper,
+        counted=counted,
+        mirrors=mirrors if mirror is None else (*mirrors, mirror),
+        input_tokens=input_tokens,
+        raw=raw,
+    )
+    try:
+        with dspy.context(**{METERS: (meter, *(each for each in outer if each.ledger is not ledger))}):
+            yield meter
+    except (TimeoutError, LimitExceeded) as error:
+        if isinstance(error.__cause__ or error, TimeoutError):
+            meter.give_up()
+        raise
+    except Exception:
+        if meter.refusal is None:
+            raise
+    if meter.refusal is not None:
+        raise meter.refusal
 
 
 class _Way(Protocol):
@@ -71,6 +135,7 @@ class MeteredLM:
         self._meters = meters_in_force()
         outer = request_under_way.get()
         self._raw = self._meters[0].raw or (outer is not None and outer.meter is self._meters[0])
+        self._is_bounded = any(meter.ledger.bounded for meter in self._meters)
 
     async def ask(self, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
         """Return the LM's answer, after as many requests as it takes.
@@ -102,13 +167,21 @@ class MeteredLM:
 
     async def _request(self, prompt: Any, messages: Any, options: dict[str, Any]) -> LMRequest:
         """Send one request, for no longer a reply than the limits leave."""
-        room = room_for_reply(self._lm, self._meters)
+        room = math.inf
+        if self._is_bounded or self._meters[0].ledger.windows:
+            room = room_for_reply(self._lm, self._meters)
+            prompt, options = within_room(room, prompt, options)
         lm = self._lm_for(room, options)
-        prompt, options = within_room(room, prompt, options)
         request = self._bounds(lm, prompt, messages, options)
         as_adapter = contextlib.nullcontext() if messages is None else adapter_message_call(lm, messages)
-        with self._held(request), as_adapter, window_errors():
-            request.outputs = await self._way.ask(lm, prompt, messages, options)
+        with self._held(request), as_adapter:
+            try:
+                request.outputs = await self._way.ask(lm, prompt, messages, options)
+            except Exception as error:  # whatever the client of a caller's own LM raises
+                refusal = as_window_error(error)
+                if refusal is error:
+                    raise
+                raise refusal from error
         return request
 
     @contextlib.contextmanager
@@ -137,7 +210,7 @@ class MeteredLM:
     def _bounds(self, lm: dspy.BaseLM, prompt: Any, messages: Any, options: dict[str, Any]) -> LMRequest:
         """Return a request with the most tokens that it can have, where something limits them."""
         read = written = 0
-        if any(meter.ledger.bounded for meter in self._meters):
+        if self._is_bounded:
             options = {**lm.kwargs, **options}
             limits = [options.get(name) for name in REPLY_LIMITS]
             if isinstance(prompt, Request):
@@ -152,7 +225,7 @@ class MeteredLM:
 
     def _lm_for(self, room: float, options: dict[str, Any]) -> dspy.BaseLM:
         """Return the LM that is sent a request: its replies fit the room, and it repeats nothing."""
-        changes = reply_limit(self._lm, room)
+        changes = {} if math.isinf(room) else reply_limit(self._lm, int(room))
         if self._repeats(options):
             changes["num_retries"] = 0
         if not changes:
@@ -185,7 +258,7 @@ class MeteredLM:
         Raises:
             dspy.LMError: The error, if the request is not repeated.
         """
-        again = is_retryable_lm_error(error) or _is_garbled(error)
+        again = dspy.is_retryable_lm_error(error) or _is_garbled(error)
         if not again or not self._repeats(options) or repeats >= self._lm.num_retries:
             raise error
         told = getattr(error, "retry_after", None)
@@ -196,7 +269,7 @@ class MeteredLM:
 
 def _is_garbled(error: LMError) -> bool:
     """Whether a provider has answered, but in what is no JSON: a run must not end of it, nor an item be lost."""
-    return type(error) is LMProviderError and getattr(error, "status", None) == _OK
+    return type(error) is dspy.LMProviderError and getattr(error, "status", None) == _OK
 
 
 def _after(refusal: LimitExceeded, failed: LMError | None) -> LimitExceeded:
@@ -240,12 +313,13 @@ _is_open = False
 def open_door() -> None:
     """Have every LM call of this process pass through here from now on; see the module."""
     global _is_open  # noqa: PLW0603  # one for each process
+    if _is_open:
+        return
     with _lock:
-        if _is_open:
-            return
-        _is_open = True
-        accept_any_usage()
-        _put_door(dspy.BaseLM)
+        if not _is_open:
+            accept_any_usage()
+            _put_door(dspy.BaseLM)
+            _is_open = True
 
 
 def _put_door(kind: type[dspy.BaseLM]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -145,20 +144,8 @@ def as_window_error(error: Exception) -> Exception:
     return refusal
 
 
-@contextlib.contextmanager
-def window_errors() -> Iterator[None]:
-    """Raise errors of an LM that is asked in this scope as `as_window_error` has them."""
-    try:
-        yield
-    except Exception as error:  # whatever the client of a caller's own LM raises
-        refusal = as_window_error(error)
-        if refusal is error:
-            raise
-        raise refusal from error
-
-
 def is_too_long(error: dspy.LMError) -> bool:
-    """Whether an error of an LM that is asked in a `fitting` scope is, or may be, that the request is too long.
+    """Whether an error of an LM that is asked in a `metered` scope is, or may be, that the request is too long.
 
     It may be if the server gave no reason: some refuse long requests so, and of a body without an `error` DSPy
     keeps no words.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import dspy
 
-    from rlm_dspy.budget.meter import Meter
+    from rlm_dspy.budget.metering import Meter
 
 _SHORTEST_REPLY_TOKENS = 64
 """A request is not made with less room for its reply."""
@@ -63,10 +63,10 @@ def _in_window(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
     return window // _WINDOW_SHARE if window is not None and wanted > window // 2 else math.inf
 
 
-def reply_limit(lm: dspy.BaseLM, room: float) -> dict[str, Any]:
+def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, Any]:
     """Return the setting that limits the replies of an LM to the room; nothing if they are shorter anyway."""
     usual = longest_reply(lm)
-    if math.isinf(room) or (usual is not None and usual <= room):
+    if usual is not None and usual <= room:
         return {}
     return {next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1]): room}
 

@@ -7,10 +7,11 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from dspy._vendor.lm15.providers.base import HttpResponse
-from dspy._vendor.lm15.types import Usage
-
+from rlm_dspy._dspy_compat import HttpResponse, WireUsage
 from rlm_dspy.budget.lm_info import count_of
+
+_ENOUGH_TOKENS = 10**9
+"""A smaller number needs no second look."""
 
 
 @functools.cache
@@ -20,7 +21,8 @@ def accept_any_usage() -> None:
     It holds for the whole process from the first model call of a run on, and changes no reply that DSPy reads
     without it.
     """
-    read_json, check = HttpResponse.json, Usage.__post_init__
+    read_json, check = HttpResponse.json, WireUsage.__post_init__
+    names = [field.name for field in fields(WireUsage)]
 
     def json_of(self: HttpResponse) -> Any:
         body = read_json(self)
@@ -30,12 +32,14 @@ def accept_any_usage() -> None:
             body["usage"] = _without_odd_parts(body["usage"])
         return body
 
-    def post_init(self: Usage) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, count_of(getattr(self, field.name)))
+    def post_init(self: WireUsage) -> None:
+        for name in names:
+            count = getattr(self, name)
+            if count is not None and not (type(count) is int and 0 <= count < _ENOUGH_TOKENS):
+                object.__setattr__(self, name, count_of(count))
         check(self)
 
-    HttpResponse.json, Usage.__post_init__ = json_of, post_init
+    HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
 
 
 def _without_odd_parts(usage: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rlm_dspy.text import mended
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from rlm_dspy.budget.meter import LMRequest
+    from rlm_dspy.budget.metering import LMRequest
 
 _CUT = frozenset(
     {"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"}

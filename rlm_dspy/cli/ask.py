@@ -170,7 +170,7 @@ def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseExcepti
     import dspy
 
     from rlm_dspy.budget.ledger import Ledger
-    from rlm_dspy.budget.metering import metered
+    from rlm_dspy.budget.metered_lm import metered
     from rlm_dspy.observe.console import Progress
     from rlm_dspy.observe.record import recorded
 

@@ -10,7 +10,7 @@ import dspy
 
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import check_price, tokens_at_most
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.run_budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.concurrency.async_tools import AsyncTools
@@ -34,7 +34,7 @@ from rlm_dspy.trajectory import Trajectory, without_media_marks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.budget.meter import Meter
+    from rlm_dspy.budget.metering import Meter
     from rlm_dspy.limits import Limits
     from rlm_dspy.subcalls.interface import Program
     from rlm_dspy.trajectory import Step

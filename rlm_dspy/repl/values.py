@@ -262,8 +262,10 @@ def received(value: Any, annotation: Any) -> Any:
         ValueError: If it does not fit; the message says what is needed and what was given. Also if code names an
             image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
-    value = without_media_marks(plain(value))
-    if annotation in (Any, object):
+    if type(value) is not str:
+        value = plain(value)
+    value = without_media_marks(value)
+    if annotation in (Any, object) or (annotation is str and type(value) is str):
         return value
     _check_size(value, annotation)
     found = read_value(value, annotation)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import dspy
 
 from rlm_dspy.budget.ledger import Ledger, Tally
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.refusals import as_window_error, is_too_long, sizes_of
 from rlm_dspy.concurrency.async_tools import AsyncCall
 from rlm_dspy.concurrency.event_loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.budget.meter import Meter
+    from rlm_dspy.budget.metering import Meter
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.coverage.watch import Watch
     from rlm_dspy.subcalls.target import Callee
@@ -55,6 +55,9 @@ class Answer(TypedDict, total=False):
     """Whether the call was refused as a whole: code gets an exception in place of answers."""
 
 
+_CHAT = dspy.ChatAdapter()
+"""What DSPy uses where no adapter is set; it writes the JSON schemas of a signature, which are slow, only once."""
+_CHAT.format_field_structure = functools.lru_cache(maxsize=64)(_CHAT.format_field_structure)
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
 _ANSWER_CHARS = 20_000
@@ -191,6 +194,7 @@ class Batch(dspy.Module):
         self._ledger = ledger
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._must_await = False
 
     def forward(self) -> None:
         """Answer every item."""
@@ -201,7 +205,7 @@ class Batch(dspy.Module):
 
         If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
         """
-        self._loop = self._loop_to_ask_on()
+        self._loop, self._must_await = self._loop_to_ask_on(), must_be_awaited(self._callee.module)
         present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
         raised: list[BaseException] = []
 
@@ -215,7 +219,8 @@ class Batch(dspy.Module):
                     present.copy().run(self._answer, item)
                 except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
                     raised.append(error)
-                changed.set()
+                if raised or self.done == self.total:
+                    changed.set()
 
         for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
             threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
@@ -279,7 +284,9 @@ class Batch(dspy.Module):
             self._check_waited_for(item)
             item.attempts += 1
             try:
-                with self._metered(item), insisting(unread):
+                entered = metered(self._ledger, callee.role, counted=callee.reserves, mirror=item.spent)
+                with entered as item.meter, insisting(unread) if unread else contextlib.nullcontext():
+                    self._check_waited_for(item)
                     result = self._call(item)
                 if item.inside is not None:
                     item.inside.check(result, is_child=callee.kind == "child")
@@ -296,14 +303,6 @@ class Batch(dspy.Module):
         """Return the outputs of a predictor whose last replies hold them in a form of their own; empty if not."""
         module, replies = self._callee.module, item.meter.outputs if item.meter is not None else []
         return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
-
-    @contextlib.contextmanager
-    def _metered(self, item: Asked) -> Iterator[None]:
-        """Enter what is asked for an item in this scope. A child enters by itself what it asks."""
-        callee = self._callee
-        with metered(self._ledger, callee.role, counted=callee.reserves, mirror=item.spent) as item.meter:
-            self._check_waited_for(item)
-            yield
 
     def _check_waited_for(self, item: Asked) -> None:
         if item.answer:
@@ -322,7 +321,7 @@ class Batch(dspy.Module):
         """Return what the module gives; on an event loop, it ends when the run does."""
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         asking: AsyncCall | Elsewhere
-        if must_be_awaited(module):
+        if self._must_await:
             asking = AsyncCall(self.name, as_streamed(lambda: module.acall(**inputs)))
             asking.start()
         elif self._loop is None:
@@ -342,7 +341,7 @@ def calling_from(run: Any, lm: Any) -> Iterator[None]:
     """Be inside a sub-call of `run` in this scope, with the LM of sub-calls."""
     token = calling.set(Calling(run))
     try:
-        with dspy.context(**({"lm": lm} if lm else {})):
+        with dspy.context(adapter=dspy.settings.adapter or _CHAT, **({"lm": lm} if lm else {})):
             yield
     finally:
         calling.reset(token)

@@ -223,8 +223,7 @@ class SubCalls:
         Raises:
             LimitExceeded: If it is; nothing was asked.
         """
-        left = self.ledger.calls_left
-        if needed > 1 and needed > _FAR_BEYOND * left:
+        if needed > 1 and needed > _FAR_BEYOND * (left := self.ledger.calls_left):
             self.ledger.meet("max_llm_calls")
             raise LimitExceeded(
                 f"{needed} calls of {callee.interface.name} were asked for, {left} of "

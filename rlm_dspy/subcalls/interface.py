@@ -178,7 +178,7 @@ class Interface:
         """What the pydantic models and enums in it consist of: code gives dicts for models, and gets records."""
         return consists_of([*self.inputs.values(), *(self.outputs or {}).values()], "record")
 
-    @property
+    @functools.cached_property
     def stub(self) -> str:
         """Call and type."""
         return f"{self.call} -> {self.gives}" if self.gives else self.call
@@ -188,6 +188,11 @@ class Interface:
         """What its types and constraints are, down to the fields of classes, as JSON."""
         kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
         return [_schema(kind) for kind in kinds]
+
+    @functools.cached_property
+    def _constrained(self) -> dict[str, Any]:
+        """The types of the outputs that have constraints."""
+        return {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
 
     def value_of(self, result: Any) -> Any:
         """Return what code gets of a module's result: the one output, or a dict of several.
@@ -213,11 +218,10 @@ class Interface:
         Raises:
             ValueError: If a value does not fit; the message names the field and what is needed.
         """
-        kinds = {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
-        if not isinstance(result, dspy.Prediction) or not kinds:
+        if not isinstance(result, dspy.Prediction) or not self._constrained:
             return result
         fields, problems = dict(result.items()), []
-        for name, kind in kinds.items():
+        for name, kind in self._constrained.items():
             try:
                 fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
             except ValueError as error:
@@ -233,6 +237,11 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
     if signature is None:
         return _of_forward(name, module)
     plain = isinstance(module, dspy.ChainOfThought) and not whole  # its reasoning is no output that was asked for
+    return _of_signature(name, signature, plain=plain, whole=whole)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_signature(name: str, signature: type[dspy.Signature], *, plain: bool, whole: bool) -> Interface:
     outputs = {key: _output_type(of) for key, of in signature.output_fields.items()}
     inputs = signature.input_fields
     return Interface(

@@ -50,6 +50,7 @@ class Callee:
     reserves: bool = True
     reused: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    _states: dict[tuple[int, str], str] = field(default_factory=dict, repr=False)
 
     @property
     def lms(self) -> list[Any]:
@@ -74,13 +75,22 @@ class Callee:
             ) from None
 
     def state(self, lm: Any) -> str:
-        """Return a digest of all that its answers depend on besides the inputs, if called with this LM."""
+        """Return a digest of all that its answers depend on besides the inputs, if called with this LM.
+
+        It is made once for each LM: a run does not change what it calls.
+        """
+        asked, adapter = lm or dspy.settings.lm, type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
+        key = (id(asked), adapter)
+        if key not in self._states:
+            self._states[key] = self._digest(asked, adapter)
+        return self._states[key]
+
+    def _digest(self, lm: Any, adapter: str) -> str:
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
-        adapter = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__  # what DSPy asks by if none is set
         told = [self.interface.stub, self.interface.schemas]
-        return digest(kind, told, predictors, own, adapter, _lm_state(lm or dspy.settings.lm))
+        return digest(kind, told, predictors, own, adapter, _lm_state(lm))
 
 
 def _learned(predictor: Any) -> list[Any]:
@@ -133,11 +143,8 @@ calling: ContextVar[Calling | None] = ContextVar("calling", default=None)
 
 
 @contextlib.contextmanager
-def insisting(error: dspy.AdapterParseError | None) -> Iterator[None]:
+def insisting(error: dspy.AdapterParseError) -> Iterator[None]:
     """Tell whoever is asked in this scope, behind its messages, why its last answer could not be read."""
-    if error is None:
-        yield
-        return
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)

@@ -9,8 +9,7 @@ from mlflow.entities import SpanType
 from mlflow.tracing.constant import SpanAttributeKey
 
 from rlm_dspy.budget.lm_info import price_of
-from rlm_dspy.budget.meter import meters_in_force
-from rlm_dspy.budget.metering import reported
+from rlm_dspy.budget.metering import meters_in_force, reported
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.observe.formatting import all_calls, price, seconds, tokens

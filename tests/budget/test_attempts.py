@@ -15,7 +15,7 @@ from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from tests.playing import block
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block

@@ -11,7 +11,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.limits import Limits
 from rlm_dspy.testing import ScriptedLM

@@ -18,7 +18,7 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.limits import Limits

@@ -13,7 +13,7 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metering import metered
+from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import CutReply, ScriptedLM
