@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import doctest
+import threading
 
 import dspy
 import pytest
@@ -58,8 +59,9 @@ def test_copies_share_the_script() -> None:
 
 
 async def test_awaited_calls_are_under_way_together() -> None:
-    """`most_at_once` counts them."""
-    lm = ScriptedLM(lambda _: "a", seconds=0.02)
+    """`most_at_once` counts them: here none is answered before all are asked."""
+    together = threading.Barrier(5)
+    lm = ScriptedLM(lambda _: f"a {together.wait(60)}")
     await asyncio.gather(*(lm.acall("x") for _ in range(5)))
     assert lm.script.most_at_once == 5
 

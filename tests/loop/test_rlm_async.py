@@ -48,7 +48,8 @@ async def test_ten_runs_are_in_their_code_at_the_same_time() -> None:
 
 async def test_the_model_calls_of_ten_runs_are_under_way_together() -> None:
     """No run waits for the reply to another."""
-    lm = ScriptedLM(lambda _: block("SUBMIT(answer='a')"), seconds=0.05)
+    together = threading.Barrier(RUNS)
+    lm = ScriptedLM(lambda _: block(f"SUBMIT(answer='{together.wait(SECONDS)}')"))
     rlm = RLM("question -> answer")
     with in_this_process(lm):
         await asyncio.gather(*(rlm.acall(question="?") for _ in range(RUNS)))

@@ -40,15 +40,21 @@ def run(code: str, lm: Any, limits: Limits, **given: Any) -> Any:
 
 @BOTH
 def test_single_calls_that_are_gathered_keep_to_max_concurrency(interpreter: Any) -> None:
-    lm = ScriptedLM(lambda _: ANSWER, seconds=0.05)
+    together = threading.Barrier(3)
+
+    def reply(_: Any) -> str:
+        together.wait(60)
+        return ANSWER
+
+    lm = ScriptedLM(reply)
     code = (
         "import asyncio\n"
-        "found = await asyncio.gather(*[ask.acall(str(i)) for i in range(20)])\n"
+        "found = await asyncio.gather(*[ask.acall(str(i)) for i in range(21)])\n"
         "SUBMIT(out=str(len(found)))"
     )
     limits = Limits(max_concurrency=3)
     prediction = run(code, lm, limits, subs={"ask": "question -> answer"}, interpreter_factory=interpreter)
-    assert prediction.out == "20"
+    assert prediction.out == "21"
     assert lm.script.most_at_once == 3
 
 
