@@ -188,7 +188,7 @@ def main() -> None:
                     worker_limits=limits,
                     preload=(),
                     paths=(aims["library"],),
-                    cell_limits=CellLimits(seconds=10),
+                    cell_limits=CellLimits(seconds=60),
                 )
             results[name] = attempt(interpreter, name, aims)
             for left in ("new", "made", "link", "hard", "pipe", "device", "own.sock"):

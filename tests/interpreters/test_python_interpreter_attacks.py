@@ -26,7 +26,7 @@ OF_THE_HOST = {name for name in ATTACKS if name.startswith("secrets_")}
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux"),
-    pytest.mark.timeout(200),
+    pytest.mark.timeout(300),
 ]
 
 
@@ -39,7 +39,7 @@ def outcomes(layers: str, user: str) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     results: dict[str, str] = json.loads(done.stdout)
