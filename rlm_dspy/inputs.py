@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 from pydantic import BaseModel
 from pydantic_core import core_schema
+
+from rlm_dspy.text import ShortRepr
 
 if TYPE_CHECKING:
     import os
@@ -20,9 +21,7 @@ _WHOLE_CHARS = 400
 _HEAD_CHARS = 160
 _TAIL_CHARS = 80
 _READ_WHOLE_BYTES = 16_000_000
-_REPR = reprlib.Repr()
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _HEAD_CHARS
+_SHORT = ShortRepr(_HEAD_CHARS)
 
 
 class Text:
@@ -224,7 +223,7 @@ def _sized(text: str) -> str:
 def _readable(value: Any) -> str:
     """Return a repr that is short however much the value holds."""
     try:
-        return repr(value) if isinstance(value, BaseModel) else _REPR.repr(value)
+        return repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value)
     except ValueError as error:  # an int of more digits than Python writes out
         return f"({error})"
 

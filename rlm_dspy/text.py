@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 import re
+import reprlib
 import secrets
 import stat
 import sys
@@ -47,6 +48,31 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def seconds(value: float) -> str:
+    """Return `0.4 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
+    if value < 10:  # noqa: PLR2004  # one decimal is worth reading
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes >= 60:  # noqa: PLR2004  # an hour
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def price(value: float | None) -> str:
+    """Return USD, of less than a cent with five decimals; `unknown` for None."""
+    if value is None:
+        return "unknown"
+    return f"${value:.2f}" if value >= 0.01 or value == 0 else f"${value:.5f}"  # noqa: PLR2004  # a cent
+
+
+def share(value: float) -> str:
+    """Return percent; a share that is neither nothing nor all is never rounded to that."""
+    if 0 < value < 0.001:  # noqa: PLR2004  # would be 0.0 %
+        return "< 0.1 %"
+    percent = value * 100
+    return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
+
+
 _NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
@@ -75,6 +101,16 @@ def mended(value: Any) -> Any:
     return value
 
 
+def beginning(text: str, chars: int = 60) -> str:
+    """Return `text`, or its first `chars` characters and `...`."""
+    return text if len(text) <= chars else f"{text[:chars]}..."
+
+
+def one_line(text: str, chars: int) -> str:
+    """Return the `beginning` of a text without line breaks and with single spaces."""
+    return beginning(" ".join(text[: chars * 4].split()), chars)
+
+
 def clip(text: str, max_chars: int) -> str:
     """Return `text`, or its head and tail with a note of what was left out between them.
 
@@ -86,8 +122,12 @@ def clip(text: str, max_chars: int) -> str:
         return text
     head = max_chars - max_chars // 3
     tail = max_chars - head
-    left_out = len(text) - head - tail
-    return f"{text[:head]}\n... [{left_out:,} characters left out] ...\n{text[len(text) - tail :]}"
+    return with_note(text[:head], len(text) - head - tail, text[len(text) - tail :])
+
+
+def with_note(head: str, left_out: int, tail: str) -> str:
+    """Return the two ends of a text with a note of how many characters between them are left out."""
+    return f"{head}\n... [{left_out:,} characters left out] ...\n{tail}"
 
 
 def fitted(texts: list[str], chars: int) -> list[str]:
@@ -104,6 +144,15 @@ def fitted(texts: list[str], chars: int) -> list[str]:
 def cut(text: str, chars: int) -> str:
     """Return `text` within `chars` characters, the note of what was left out included."""
     return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))
+
+
+class ShortRepr(reprlib.Repr):
+    """`repr` with at most 20 items of each container, and `chars` characters of each text in it."""
+
+    def __init__(self, chars: int) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 20
+        self.maxstring = self.maxother = self.maxlong = chars
 
 
 _DEVICES = Path("/dev")

@@ -13,7 +13,7 @@ from rlm_dspy.cli import errors as exits
 from rlm_dspy.observe.console import Lines
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.page import report_html
-from rlm_dspy.text import logger, printable
+from rlm_dspy.text import beginning, counted, logger, one_line, price, printable, seconds, share
 
 BIDI = {
     "\u061c",
@@ -83,3 +83,37 @@ def test_what_is_logged_is_safe(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("dspy.rlm_dspy").warning("RLM: %s", HOSTILE)
     assert len(caplog.messages) >= 1
     assert all(map(is_safe, caplog.messages))
+
+
+# Numbers and lines
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (seconds(0.04), "0.0 s"),
+        (seconds(9.94), "9.9 s"),
+        (seconds(59.4), "59 s"),
+        (seconds(59.6), "1 min 0 s"),
+        (seconds(3599.4), "59 min 59 s"),
+        (seconds(7500), "2 h 5 min"),
+        (price(None), "unknown"),
+        (price(0.0), "$0.00"),
+        (price(0.00123), "$0.00123"),
+        (price(12.345), "$12.35"),
+        (share(0.0), "0 %"),
+        (share(0.0004), "< 0.1 %"),
+        (share(0.0123), "1.2 %"),
+        (share(0.5), "50 %"),
+        (share(0.999), "99.9 %"),
+        (share(1.0), "100 %"),
+        (counted(1, "turn"), "1 turn"),
+        (counted(1200, "turn"), "1,200 turns"),
+        (beginning("abcdef", 6), "abcdef"),
+        (beginning("abcdef", 3), "abc..."),
+        (one_line(" a \n b\tc ", 9), "a b c"),
+        (one_line("a\nb" * 99, 5), "a ba ..."),
+    ],
+)
+def test_numbers_and_lines_are_told_as_people_read_them(written: str, told: str) -> None:
+    assert written == told

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.budget.ledger import NOTHING, Amount
 from rlm_dspy.budget.lm_info import check_price, longest_reply, tokens_at_most
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,7 +199,7 @@ class Budget:
             return f"This is the last turn: {_REASONS[self.limit]}. Call SUBMIT now with the best answer you have."
         left = self._left()
         if left:
-            return f"Left: {', '.join([_counted(turns, 'turn'), *left])}."
+            return f"Left: {', '.join([counted(turns, 'turn'), *left])}."
         return f"{turns} turns are left." if turns <= _TURNS_COUNTED_DOWN else ""
 
     def _left(self) -> list[str]:
@@ -206,7 +207,7 @@ class Budget:
         limits, left = self.ledger.limits, self.ledger.left()
         told = []
         if self.ledger.calls_made or self.child:
-            told.append(_counted(self.ledger.calls_left, "model call"))
+            told.append(counted(self.ledger.calls_left, "model call"))
         if limits.max_input_tokens is not None:
             told.append(f"{max(0, left.input_tokens):,} tokens to read")
         if limits.max_output_tokens is not None:
@@ -227,7 +228,3 @@ _REASONS = {
     "max_output_tokens": "the tokens that may be written are nearly used up",
     "max_cost": "the money is nearly spent",
 }
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

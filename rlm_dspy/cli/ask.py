@@ -194,14 +194,14 @@ def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
 
 def _summary(record: Record) -> str:
     """Return why the run ended and what it spent, in one line."""
-    from rlm_dspy.observe.console import spent
+    from rlm_dspy.observe.formatting import used
     from rlm_dspy.observe.record import describe_stop
 
     usage = record.usage
     calls = counted(usage.calls, "model call")
     cached = f" ({usage.cached_calls} from DSPy's cache)" if usage.cached_calls else ""
     limit = f", ended by {usage.limit}" if usage.limit else ""
-    return f"{describe_stop(record)}: {spent(usage, usage.seconds)}, {calls}{cached}{limit}"
+    return f"{describe_stop(record)}: {used(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
 def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:

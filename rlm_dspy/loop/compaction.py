@@ -12,7 +12,7 @@ from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART
 from rlm_dspy.repl.coercion import TOO_DEEP
-from rlm_dspy.text import clip, cut, fitted
+from rlm_dspy.text import clip, cut, fitted, one_line
 from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
         try:
             return await _ask(port, run, session) or session
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-            _logger.warning("RLM: the model gave no account of its turns: %s", str(error)[:200])
+            _logger.warning("RLM: the model gave no account of its turns: %s", one_line(str(error), 200))
             if not isinstance(error, dspy.LMError) or not is_too_long(error):
                 return session
         room //= 2

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.loop.turn import Turn
+from rlm_dspy.observe.formatting import used
 from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
@@ -22,7 +23,7 @@ from rlm_dspy.trajectory import KINDS, Step
 if TYPE_CHECKING:
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.trajectory import Tone
-    from rlm_dspy.usage import RunUsage, Usage
+    from rlm_dspy.usage import RunUsage
 
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
@@ -188,10 +189,10 @@ class Progress(BaseCallback):
         if call_id == self._turn:
             self._turn = None
             if isinstance(outputs, Step):
-                used = self._ledger.usage()
-                took = used.seconds - self._before.seconds
+                now = self._ledger.usage()
+                took = now.seconds - self._before.seconds
                 subcalls = f", {counted(self._subcalls, 'sub-call')}" if self._subcalls else ""
-                self._view.step(self._number, outputs, f"{spent(used - self._before, took)}{subcalls}")
+                self._view.step(self._number, outputs, f"{used(now - self._before, took)}{subcalls}")
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Show who is asked."""
@@ -219,17 +220,6 @@ def view_on(file: IO[str] | None = None) -> View:
     file = file or sys.stderr
     console = Console(file=file, highlight=False, emoji=False, markup=False)
     return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Lines(file)
-
-
-def spent(usage: Usage, seconds: float) -> str:
-    """Return in words the time, the tokens and the price of a usage."""
-    tokens = f"{usage.input_tokens:,} tokens in"
-    if usage.cached_input_tokens:
-        tokens += f" ({usage.cached_input_tokens:,} cached)"
-    parts = [f"{seconds:.1f} s", tokens, f"{usage.output_tokens:,} out"]
-    if usage.cost is not None:
-        parts.append(f"${usage.cost:.4f}")
-    return ", ".join(parts)
 
 
 def shortened(text: str) -> str:

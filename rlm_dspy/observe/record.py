@@ -16,7 +16,7 @@ from rlm_dspy.coverage.watch import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import written
-from rlm_dspy.text import clip, counted, sendable, write_whole
+from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
 from rlm_dspy.trajectory import Mark, Step
 from rlm_dspy.usage import RunUsage
 
@@ -185,6 +185,6 @@ def in_short(value: Any, max_chars: int) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """Return the first paragraph of what an error says; of an unexpected one also its type."""
-    said = " ".join(str(error).strip().split("\n\n")[0].split())[:_MAX_ERROR_CHARS]
+    said = one_line(str(error).strip().split("\n\n")[0], _MAX_ERROR_CHARS)
     expected = isinstance(error, (RLMError, dspy.DSPyError, ValueError, OSError)) and said
     return said if expected else f"{type(error).__name__}: {said}"

@@ -24,7 +24,7 @@ from rlm_dspy.replies.code_blocks import tree_of
 from rlm_dspy.subcalls.ad_hoc import signature_from
 from rlm_dspy.subcalls.dispatch import SubCalls
 from rlm_dspy.subcalls.frames import SignatureFrame
-from rlm_dspy.text import clip
+from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -172,7 +172,9 @@ class _RecordedCalls(SubCalls):
         if whole is not None:
             return whole
         why = "its answer was too long to be kept" if found else "it was not made then"
-        told = f"{name}({', '.join(f'{key}={clip(value, _TOLD_CHARS)!r}' for key, value in asked.shown.items())})"
+        told = (
+            f"{name}({', '.join(f'{key}={one_line(value, _TOLD_CHARS)!r}' for key, value in asked.shown.items())})"
+        )
         self.missing.append(f"{told}: {why}")
         return {
             "error": f"{_NOT_IN_RECORD}: {told} cannot be answered from the record: {why}.",

@@ -14,7 +14,7 @@ from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
 from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.text import write_whole
+from rlm_dspy.text import one_line, write_whole
 
 if TYPE_CHECKING:
     from rlm_dspy.optimize.statistics import Metric
@@ -212,7 +212,7 @@ def export_chats(
             try:
                 of_it = _chats_of(program, example, asked, metric, min_score)
             except Exception as error:  # noqa: BLE001  # the runs before it are paid for
-                _logger.warning("An example failed: %s: %s", type(error).__name__, str(error)[:300])
+                _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
                 failed, failure = failed + 1, error
             else:
                 chats += _longest(of_it) if each == "run" else of_it

@@ -6,12 +6,13 @@ import logging
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.limits import Limits
 from rlm_dspy.optimize.statistics import score_of
+from rlm_dspy.text import one_line, price, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +70,7 @@ def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric
         try:
             pilots.append(_one(program, example, metric))
         except Exception as error:  # noqa: BLE001  # optimizers go on too
-            _logger.warning("A pilot run failed: %s: %s", type(error).__name__, str(error)[:300])
+            _logger.warning("A pilot run failed: %s: %s", type(error).__name__, one_line(str(error), 300))
             failure = error
     if not pilots and examples:
         raise failure
@@ -120,15 +121,10 @@ def _percentiles(values: Sequence[float], times: float, seed: int) -> tuple[floa
 def told(cast: Forecast, pilots: Sequence[Pilot]) -> str:
     """Return a forecast in words."""
     right = sum(p.score for p in pilots)
-    cost = f"${cast.cost[0]:.2f} (95 %: ${cast.cost[1]:.2f})" if cast.cost else "cost unknown"
+    cost = f"{price(cast.cost[0])} (95 %: {price(cast.cost[1])})" if cast.cost else "cost unknown"
     return (
         f"{len(pilots)} pilot runs scored {right:g}. At most {cast.runs:,} runs: "
         f"{cast.tokens[0]:,.0f} tokens (95 %: {cast.tokens[1]:,.0f}), {cost}, "
-        f"{_duration(cast.seconds[0])} (95 %: {_duration(cast.seconds[1])}). What an optimizer asks "
+        f"{seconds(cast.seconds[0])} (95 %: {seconds(cast.seconds[1])}). What an optimizer asks "
         "itself comes on top."
     )
-
-
-def _duration(seconds: Any) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"  # noqa: PLR2004

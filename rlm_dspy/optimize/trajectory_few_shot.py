@@ -18,6 +18,7 @@ from rlm_dspy.optimize.rollouts import Rollouts, key_of
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
     import os
@@ -192,7 +193,7 @@ class Failures:
                 self.count += 1
                 if self.count > self.allowed:
                     raise
-            _logger.warning("An example failed: %s: %s", type(error).__name__, str(error)[:300])
+            _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
             return None
 
 

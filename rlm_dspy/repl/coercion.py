@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from rlm_dspy._dspy_compat import annotation_allows_none, parse_value
 from rlm_dspy.json_values import MAX_DEPTH, nested_too_deep
 from rlm_dspy.repl.type_names import name_of
+from rlm_dspy.text import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,8 +160,7 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001  # an object of the REPL's own classes
         text = "(it cannot be shown)"
-    cut = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-    return f"{type(value).__name__} {cut}"
+    return f"{type(value).__name__} {beginning(text, _SHOWN_CHARS)}"
 
 
 def _details(error: Exception) -> str:

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import inspect
 import math
-import reprlib
 import threading
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
@@ -32,7 +31,7 @@ from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
-from rlm_dspy.text import clip, sendable
+from rlm_dspy.text import ShortRepr, clip, sendable
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
@@ -315,7 +314,7 @@ def _is_address(media: Any) -> bool:
     return isinstance(media, dspy.File) and bool(media.file_id)
 
 
-class _Short(reprlib.Repr):
+class _Short(ShortRepr):
     """Writes values shortened, and what is marked as code in the REPL sees it."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
@@ -328,9 +327,7 @@ class _Short(reprlib.Repr):
         return f"{x[RECORD]}({', '.join(fields)})"
 
 
-_SHORT = _Short()
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
-_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT = _Short(200)
 
 
 def short(value: Any, max_chars: int) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlm_dspy.errors import InvalidInputs
-from rlm_dspy.text import mended
+from rlm_dspy.text import beginning, mended
 from rlm_dspy.trajectory import without_media_marks
 
 MAX_TYPE_CHARS = 10_000
@@ -147,8 +147,7 @@ class SignatureFrame(_Frame):
     @property
     def shown(self) -> str:
         """How messages name it."""
-        name = self.text if self.text is not None else self.name
-        return repr(name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}...")
+        return repr(beginning(self.text if self.text is not None else self.name, _SHOWN_CHARS))
 
 
 class ModelOptions(_Frame):

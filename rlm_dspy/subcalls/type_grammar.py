@@ -22,6 +22,7 @@ from pydantic_core import SchemaError
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.subcalls.frames import MAX_TYPE_CHARS, AliasFrame, Constraints, EnumFrame, ModelFrame, problems
+from rlm_dspy.text import beginning, one_line
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ MAX_PARTS = 5_000
 """How many types a signature may have, with those inside others, and each time what a name stands for."""
 MAX_PATTERNS = 16
 """How many patterns a signature may have: compiled, one takes up to 10 MB, as long as the signature is kept."""
-_SHOWN_CHARS = 60
 _REASON_CHARS = 300
 
 _PLAIN: dict[str, Any] = {
@@ -96,7 +96,7 @@ def check_name(name: str, what: str, *, taken: type | None = None) -> str:
     plain = name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
     if not plain or name.startswith("_"):
         raise InvalidInputs(
-            f"Invalid name of {what}: {_cut(name)!r}; use a Python identifier without a leading underscore"
+            f"Invalid name of {what}: {beginning(name)!r}; use a Python identifier without a leading underscore"
         )
     if taken is not None and hasattr(taken, name):
         raise InvalidInputs(
@@ -128,7 +128,7 @@ class TypeReader:
         try:
             node = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InvalidInputs(f"{_cut(text)!r} is no type") from None
+            raise InvalidInputs(f"{beginning(text)!r} is no type") from None
         return self.of(node, depth)
 
     def of(self, node: ast.expr, depth: int = 0) -> Any:
@@ -168,7 +168,7 @@ class TypeReader:
         if name in ("Sequence", "Mapping"):
             return _GENERIC[name][0]
         raise InvalidInputs(
-            f"unknown type {_cut(name)!r}; use str, int, float, bool, bytes, list, dict, tuple, set, date, "
+            f"unknown type {beginning(name)!r}; use str, int, float, bool, bytes, list, dict, tuple, set, date, "
             "datetime, Decimal, Literal, Optional, unions of these, or a class or an enum written in the REPL"
         )
 
@@ -179,7 +179,7 @@ class TypeReader:
         if name == "Annotated":
             return self._annotated(arguments, depth)
         if name not in _GENERIC:
-            raise InvalidInputs(f"{_cut(name)!r} takes no types in brackets")
+            raise InvalidInputs(f"{beginning(name)!r} takes no types in brackets")
         generic, wanted = _GENERIC[name]
         variadic = name == "tuple" and [_is_ellipsis(argument) for argument in arguments] == [False, True]
         kinds = [self.of(argument, depth) for argument in (arguments[:1] if variadic else arguments)]
@@ -203,7 +203,9 @@ class TypeReader:
 
     def _class(self, name: str, depth: int) -> Any:
         if name in self._open:
-            raise InvalidInputs(f"the class {_cut(name)!r} contains itself; use dict or list[dict] in its place")
+            raise InvalidInputs(
+                f"the class {beginning(name)!r} contains itself; use dict or list[dict] in its place"
+            )
         if name in self._built:
             self._count(self._built[name][1])
             return self._built[name][0]
@@ -262,7 +264,7 @@ def _fields(text: str) -> Parts:
     try:
         body = ast.parse(f"def _({text}): pass").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InvalidInputs(f"{_cut(text.strip())!r} is no list of fields") from None
+        raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields") from None
     match body:
         case [
             ast.FunctionDef(
@@ -272,7 +274,7 @@ def _fields(text: str) -> Parts:
             )
         ]:
             return [(argument.arg, argument.annotation) for argument in args]
-    raise InvalidInputs(f"{_cut(text.strip())!r} is no list of fields")
+    raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields")
 
 
 def constrained(kind: Any, constraints: Constraints) -> Any:
@@ -286,7 +288,7 @@ def constrained(kind: Any, constraints: Constraints) -> Any:
     for name, value in given.items():
         suited = _SUITED.get(name)
         if suited and not all((typing.get_origin(part) or part) in suited for part in parts):
-            raise InvalidInputs(f"{name}={_cut(str(value))} cannot hold for this type")
+            raise InvalidInputs(f"{name}={beginning(str(value))} cannot hold for this type")
         if name in ("gt", "ge", "lt", "le"):
             given[name] = _bound(name, value, parts)
     return Annotated[kind, Field(**given)] if given else kind
@@ -301,7 +303,7 @@ def check_usable(kind: Any) -> None:
     try:
         TypeAdapter(kind).json_schema()
     except SchemaError as error:  # of a pattern, which it shows, or of a number
-        raise InvalidInputs(_cut(" ".join(str(error).split()), _REASON_CHARS)) from None
+        raise InvalidInputs(one_line(str(error), _REASON_CHARS)) from None
     except (TypeError, ValueError, RecursionError, PydanticUserError):
         raise InvalidInputs("pydantic cannot read values into this type") from None
 
@@ -311,7 +313,7 @@ def _bound(name: str, value: Any, parts: list[Any]) -> Any:
     try:
         return _adapter(parts).validate_python(value)
     except ValidationError:
-        raise InvalidInputs(f"{name}={_cut(str(value))} is no value of this type") from None
+        raise InvalidInputs(f"{name}={beginning(str(value))} is no value of this type") from None
 
 
 def _adapter(parts: list[Any]) -> TypeAdapter[Any]:
@@ -394,7 +396,3 @@ def _is_ellipsis(node: ast.expr) -> bool:
 def _check_length(text: str) -> None:
     if len(text) > MAX_TYPE_CHARS:
         raise InvalidInputs(f"it has {len(text):,} characters; {MAX_TYPE_CHARS:,} are allowed")
-
-
-def _cut(text: str, most: int = _SHOWN_CHARS) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rlm_dspy.inputs import Text, describe
 from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_cut
-from rlm_dspy.text import sendable
+from rlm_dspy.text import sendable, with_note
 from rlm_dspy.tracing.span_spec import TEXT_CHARS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Payloads:
         margin = self._secrets.longest  # a secret that is cut through is not recognized: look beyond the cut
         begin = self._secrets.hide_in_part(text[: head + 2 * margin])[:head]
         end = self._secrets.hide_in_part(text[len(text) - tail - 2 * margin :])[-tail:]
-        return f"{begin}\n... [{len(text) - head - tail:,} characters left out] ...\n{end}"
+        return with_note(begin, len(text) - head - tail, end)
 
     def _at_most(self, chars: int) -> int:
         """Return how long a text may be that may have so many characters in a small trace."""

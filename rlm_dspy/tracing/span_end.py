@@ -12,7 +12,7 @@ from rlm_dspy.budget.lm_info import price_of
 from rlm_dspy.budget.metering import meters_in_force, reported
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.observe.coverage_shares import share_covered
-from rlm_dspy.observe.formatting import all_calls, price, seconds, tokens
+from rlm_dspy.observe.formatting import all_calls, used
 from rlm_dspy.observe.record import describe_stop
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.text import counted
@@ -162,8 +162,7 @@ def _summary(record: Record) -> str:
     took = [f"{counted(failed, 'turn')} failed"] if failed else []
     took += [counted(calls, "sub-call")] if calls else []
     if usage.seconds:
-        took += [counted(usage.calls, "model call"), tokens(usage), seconds(usage.seconds)]
-        took += [] if usage.cost is None else [price(usage.cost)]
+        took += [counted(usage.calls, "model call"), used(usage, usage.seconds)]
     took += [f"ended by {usage.limit}"] if usage.limit else []
     return "; ".join([describe_stop(record), ", ".join(part for part in took if part)])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlm_dspy.observe.formatting import duration, price, seconds, spent_on
-from rlm_dspy.text import counted
+from rlm_dspy.observe.formatting import duration, spent_on
+from rlm_dspy.text import counted, one_line, price, seconds
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _row(number: int, step: Step, length: float) -> TimelineRow:
     label = f"turn {number} from {seconds(step.started)} on, {counted(len(step.calls), 'sub-call')}"
     picture = Picture(label, WIDTH, height, bars)
     mark = KINDS[step.kind]
-    return TimelineRow(number, mark.label, mark.tone, first[:_FIRST_LINE_CHARS], picture, step.seconds)
+    return TimelineRow(number, mark.label, mark.tone, one_line(first, _FIRST_LINE_CHARS), picture, step.seconds)
 
 
 def _last_row(end: float, length: float) -> TimelineRow:
@@ -120,7 +120,7 @@ def _bars(number: int, step: Step, scale: float) -> tuple[tuple[Bar, ...], int]:
     lanes: list[float] = []
     for call in _sampled(step.calls):
         y = _TURN_HEIGHT + 1 + _lane(lanes, call) * _LANE_HEIGHT
-        title = f"{call.name}: {call.error or call.output}"[:_TITLE_CHARS]
+        title = one_line(f"{call.name}: {call.error or call.output}", _TITLE_CHARS)
         bars.append(_span(call_class(call), call.started, call.seconds, scale, y, _LANE_HEIGHT - 1, title))
     return tuple(bars), len(lanes)
 

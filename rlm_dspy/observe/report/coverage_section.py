@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlm_dspy.observe.coverage_shares import coverage_of, covered
-from rlm_dspy.observe.formatting import share
 from rlm_dspy.observe.report.charts import WIDTH
-from rlm_dspy.text import counted
+from rlm_dspy.text import counted, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from rlm_dspy.observe.formatting import all_calls, price, seconds
+from rlm_dspy.observe.formatting import all_calls
 from rlm_dspy.observe.report.page import answer
 from rlm_dspy.observe.report.rendering import highlighted, template
-from rlm_dspy.text import clip, counted
+from rlm_dspy.text import counted, one_line, price, seconds
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def diff_text(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
 
 
 def _two_lines(first: str, second: str) -> list[str]:
-    told = (clip(" ".join(text.split()), _VALUE_CHARS) for text in (first, second))
+    told = (one_line(text, _VALUE_CHARS) for text in (first, second))
     return [f"    {mark} {text}" for mark, text in zip("ab", told, strict=True)]
 
 

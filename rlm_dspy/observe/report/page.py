@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.observe.formatting import all_calls, price, seconds, share, tokens
+from rlm_dspy.observe.formatting import all_calls, tokens
 from rlm_dspy.observe.record import STOPS, describe_stop
 from rlm_dspy.observe.report.charts import plots, timeline
 from rlm_dspy.observe.report.coverage_section import coverage, lineage
 from rlm_dspy.observe.report.rendering import template
 from rlm_dspy.observe.report.turns_section import turns
-from rlm_dspy.text import write_whole
+from rlm_dspy.text import price, seconds, share, write_whole
 
 if TYPE_CHECKING:
     import os

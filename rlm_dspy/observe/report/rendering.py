@@ -11,8 +11,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
-from rlm_dspy.observe.formatting import price, seconds
-from rlm_dspy.text import clip, counted, printable
+from rlm_dspy.text import clip, counted, one_line, price, printable, seconds
 
 _MAX_HIGHLIGHTED_CHARS = 20_000
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
@@ -60,6 +59,7 @@ def _environment() -> Environment:
         "clip": clip,
         "counted": counted,
         "highlighted": highlighted,
+        "one_line": one_line,
         "number": "{:,}".format,
         "price": price,
         "seconds": seconds,

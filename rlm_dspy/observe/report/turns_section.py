@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
-from rlm_dspy.observe.formatting import price, seconds, share, spent_on, tokens
-from rlm_dspy.text import counted
+from rlm_dspy.observe.formatting import spent_on, tokens
+from rlm_dspy.text import counted, one_line, price, seconds, share
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def _name(call: SubCall) -> str:
 
 
 def _asked_and_got(call: SubCall) -> str:
-    asked = _one_line(next(iter(call.inputs.values()), ""), _LINE_CHARS)
-    return f"{asked} → {_one_line(call.error or call.output, _LINE_CHARS)}"
+    asked = one_line(next(iter(call.inputs.values()), ""), _LINE_CHARS)
+    return f"{asked} → {one_line(call.error or call.output, _LINE_CHARS)}"
 
 
 def _parts(sent: Sequence[Span]) -> list[str]:
@@ -199,8 +199,3 @@ def _parts(sent: Sequence[Span]) -> list[str]:
         f"sent {sum(end - start for of, start, end in sent if of == name):,} characters of {name}"
         for name in names
     ]
-
-
-def _one_line(text: str, chars: int) -> str:
-    line = " ".join(text[: chars * 4].split())
-    return line if len(line) <= chars else f"{line[: chars - 1]}…"
