@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
+import dspy
 import pytest
 from hypothesis import settings
 
@@ -30,6 +32,14 @@ def play(request: pytest.FixtureRequest) -> Play:
     """Call a module in both of its ways: each fact holds for `rlm(...)` and for `await rlm.acall(...)`."""
     play: Play = request.param
     return play
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let no answer of DSPy's cache come from an earlier session, here or in processes that tests start."""
+    folder = str(tmp_path_factory.mktemp("dspy_cache"))
+    os.environ["DSPY_CACHEDIR"] = folder
+    dspy.configure_cache(disk_cache_dir=folder)
 
 
 @pytest.fixture(scope="session")
