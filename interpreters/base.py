@@ -8,14 +8,16 @@ import functools
 import inspect
 import keyword
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import dspy
 from dspy.utils.callback import with_callbacks
 
-from rlm_dspy.concurrency.async_tools import AsyncCall, is_async
-from rlm_dspy.concurrency.tool_loops import blocking
+from rlm_dspy.concurrency.async_forms import is_async
+from rlm_dspy.concurrency.event_loops import LoopCall
+from rlm_dspy.concurrency.timeouts import in_thread
+from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -91,10 +93,7 @@ def observed(method: Method) -> Method:
 
 def outside_loop(function: Callable[[], T]) -> T:
     """Call `function` where no event loop runs: here, else in a thread of its own, and wait for it."""
-    if not in_loop():
-        return function()
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(contextvars.copy_context().run, function).result()
+    return in_thread(function, name="rlm-cell").result() if in_loop() else function()
 
 
 class Interpreter:
@@ -136,7 +135,8 @@ class Interpreter:
         self._started = False
         self._ended = False
         self._interrupt: BaseException | None = None
-        self._async_calls: set[AsyncCall] = set()
+        self._cell = Cancellation[Exception]()
+        """Ends the async calls of the running cell."""
         self._check_names()
 
     @observed
@@ -178,7 +178,8 @@ class Interpreter:
             self._check_cell(code, variables or {})
             if not self._started:
                 self.start()
-            with blocking():
+            self._cell = Cancellation[Exception]()
+            with blocking(), cancelled_by(self._cell):
                 result = self._execute(code, dict(variables or {}))
         except BaseException:
             self._cancel_tools()
@@ -205,22 +206,11 @@ class Interpreter:
         tool = self.tools[tool_name]
         function = tool.acall if isinstance(tool, dspy.Tool) and is_async(tool) else tool
         result = function(*args, **kwargs)
-        if not inspect.isawaitable(result):
-            return result
-        call = AsyncCall(tool_name, result)
-        self._async_calls.add(call)
-        try:
-            with blocking():
-                call.start()
-            return call.result()
-        finally:
-            call.cancel()
-            self._async_calls.discard(call)
+        return LoopCall(result, tool_name).result() if inspect.isawaitable(result) else result
 
     def _cancel_tools(self) -> None:
-        """Cancel the async tools that the code waits for."""
-        for call in list(self._async_calls):
-            call.cancel()
+        """Cancel what the code of the cell awaits."""
+        self._cell.cancel(CancelledError("The cell has ended."))
 
     @observed
     def shutdown(self) -> None:
@@ -330,8 +320,4 @@ def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
 
 def in_loop() -> bool:
     """Return whether this thread runs an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    return running_loop() is not None

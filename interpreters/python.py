@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import importlib.util
 import os
 import threading
 import weakref
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zipfile import ZipFile
 
 import dspy
 
-from rlm_dspy.concurrency.tool_loops import awaited_on
+from rlm_dspy.concurrency.timeouts import await_in_thread
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
 """Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
-_INTERRUPT_AGAIN_SECONDS = 0.1
 
 
 class PythonInterpreter(Interpreter, TakesObjects):
@@ -168,26 +165,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
         Async tools run on this loop.
         """
-        done: Future[Any] = Future()
-        with awaited_on(asyncio.get_running_loop()):
-            context = contextvars.copy_context()
-
-        def job() -> None:
-            try:
-                done.set_result(context.run(self.execute, code, variables))
-            except BaseException as error:  # noqa: BLE001 (it is raised where this is awaited)
-                done.set_exception(error)
-
-        tool_calls.in_thread(job)
-        waiting = asyncio.wrap_future(done)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            while not waiting.done():
-                self.interrupt()  # again and again: the cell may be yet to begin
-                await asyncio.wait([waiting], timeout=_INTERRUPT_AGAIN_SECONDS)
-            waiting.exception()
-            raise
+        return await await_in_thread(self.execute, code, variables, stop=self.interrupt)
 
     def _start(self) -> None:
         try:
@@ -222,8 +200,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         made.__dict__.update(self.__dict__)
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
-        made._async_calls = set()  # noqa: SLF001 (its own class)
-        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001
+        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001 (its own class)
         made._adopt(session)  # noqa: SLF001
         return made
 

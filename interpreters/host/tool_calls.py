@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.concurrency.async_tools import is_async
+from rlm_dspy.concurrency.async_forms import is_async
 
 if TYPE_CHECKING:
     import contextvars

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -10,11 +9,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rlm_dspy.concurrency.wait_scope import Cancellation
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rlm_dspy.limits import Limits
 
@@ -66,15 +66,15 @@ class Ledger:
     windows: dict[str, int] = field(default_factory=dict)
     """The tokens that LMs can hold, by `lm.model`, as refusals of requests that were too long have told."""
     started: float = field(default_factory=time.monotonic)
+    cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
+    """Ends the requests of the tree's code when the ledger is closed."""
     _reserved: int = 0
     _spent: Amount = NOTHING
     _held: dict[object, Amount] = field(default_factory=dict)
     _open: dict[object, Callable[[LimitExceeded], object]] = field(default_factory=dict)
     _kept: dict[object, Amount] = field(default_factory=dict)
-    _closed: LimitExceeded | None = None
     _met: str | None = None
     _spared: object = None
-    _told: dict[object, Callable[[], object]] = field(default_factory=dict)
     _by_role: dict[str, Usage] = field(default_factory=dict)
     _by_model: dict[str, Usage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -210,42 +210,23 @@ class Ledger:
         return Amount(**left)
 
     def close(self, why: LimitExceeded, spared: object = None) -> None:
-        """Refuse all further requests, and tell whoever waits for one (see `told_of_closing`).
+        """Refuse all further requests, and end those that somebody waits for (see `cancellation`).
 
         Args:
             why: What the refused are told.
             spared: The keeper whose own requests are not refused: the run that converges.
         """
-        with self._lock:
-            self._spared, self._closed = spared, why  # in this order: they are read without the lock
-            told = list(self._told.values())
-        for tell in told:
-            tell()
+        self._spared = spared  # first, as `closed` is read without a lock
+        self.cancellation.cancel(why)
 
     def reopen(self) -> None:
         """Allow requests again."""
-        with self._lock:
-            self._closed = None
+        self.cancellation.take_back()
 
     @property
     def closed(self) -> LimitExceeded | None:
         """Why requests are refused; None if they are not."""
-        return self._closed
-
-    @contextlib.contextmanager
-    def told_of_closing(self, tell: Callable[[], object]) -> Iterator[None]:
-        """Have `tell` called, in whatever thread, if the ledger is closed in this scope, or is closed already."""
-        key = object()
-        with self._lock:
-            self._told[key] = tell
-            closed = self._closed is not None
-        try:
-            if closed:
-                tell()
-            yield
-        finally:
-            with self._lock:
-                del self._told[key]
+        return self.cancellation.why
 
     def check_open(self, keeper: object = None) -> None:
         """Raise if requests of this keeper are refused.
@@ -253,7 +234,7 @@ class Ledger:
         Raises:
             LimitExceeded: With the reason.
         """
-        closed = self._closed
+        closed = self.closed
         if closed is not None and (keeper is None or keeper is not self._spared):
             self.meet(closed.limit)
             raise LimitExceeded(str(closed), closed.limit)

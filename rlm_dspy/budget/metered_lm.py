@@ -44,7 +44,7 @@ from rlm_dspy.budget.reply_room import reply_limit, room_for_reply, shorter_repl
 from rlm_dspy.budget.server_usage import accept_any_usage
 from rlm_dspy.budget.whole_replies import readable, sendable
 from rlm_dspy.concurrency.port import drive
-from rlm_dspy.concurrency.timeouts import given_up
+from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded
 
 if TYPE_CHECKING:
@@ -289,8 +289,7 @@ class _Calling:
         return self._call(lm, prompt, messages=messages, **options)
 
     async def pause(self, seconds: float) -> None:
-        late = given_up.get()
-        (late or threading.Event()).wait(seconds)
+        pause(seconds)
 
 
 class _Awaiting:

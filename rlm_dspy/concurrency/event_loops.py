@@ -1,133 +1,243 @@
-"""Event loops in other threads, on which what is asked for can be ended before it answers."""
+"""Awaitables that run on an event loop in another thread, while this one blocks for them.
+
+The session, client or lock of an async tool often belongs to the event loop of the program, and hangs on any
+other. A run that is awaited leaves that loop free, so what its code awaits runs there. A blocking run has no such
+loop, or blocks it until it ends: what it awaits runs on a `background_loop`, which this process keeps in a thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
+import contextlib
+import copy
+import inspect
+import itertools
+import logging
 import os
+import selectors
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import dspy
 
-from rlm_dspy._dspy_compat import has_async_engine
-from rlm_dspy.concurrency.async_tools import is_async
+from rlm_dspy.concurrency.wait_scope import Loop, blocking, if_cancelled, wait_scope
+from rlm_dspy.errors import EventLoopBlocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
-_OURS = ("dspy", "rlm_dspy")
-_lock = threading.Lock()
-_own: tuple[int, asyncio.AbstractEventLoop] | None = None
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-
-def own_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop that this process keeps in a thread, with the connections of blocking runs."""
-    global _own  # noqa: PLW0603  # one for each process; a forked one has no thread for it
-    with _lock:
-        if _own is None or _own[0] != os.getpid():
-            loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="rlm-loop", daemon=True).start()
-            _own = (os.getpid(), loop)
-        return _own[1]
+_BEGIN_SECONDS = 2.0
+"""How long a call waits for a background loop to begin it: an async tool that never awaits may block the loop."""
+_STALLED_SECONDS = 5.0
+"""How long a background loop may have nothing to wake it but another thread before its calls are told."""
+_AWAIT_INSTEAD = "Await the run instead: `await rlm.acall(...)`."
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
-def can_be_awaited(module: dspy.Module, lm: Any = None) -> bool:
-    """Whether a module and all LMs that it may ask have an async form.
+class LoopCall(Generic[T]):
+    """A call of an async tool or module, which runs on an event loop in another thread, in a copy of the context.
 
-    Not a ReAct's: tools that are plain functions would hold up the event loop.
+        LoopCall(session.fetch(page), "fetch").result()
+
+    It is cancelled when nobody waits for it any more: at the end of its time, by Ctrl-C, or by a `Cancellation` of
+    the scope.
 
     Args:
-        module: What would be awaited.
-        lm: An LM that it is called with, if it is.
-    """
-    awaited = callable(getattr(module, "aforward", None)) and not isinstance(module, dspy.ReAct)
-    return awaited and all(map(_answers_async, _lms_of(module, lm)))
-
-
-def must_be_awaited(module: dspy.Module) -> bool:
-    """Whether a module has no other form, or is a ReAct with tools that have no other."""
-    if isinstance(module, dspy.ReAct):
-        return any(map(is_async, module.tools.values()))
-    return not has_forward(module) and callable(getattr(module, "aforward", None))
-
-
-def has_forward(module: dspy.Module) -> bool:
-    """Whether a module has a sync form."""
-    return "forward" in vars(module) or hasattr(type(module), "forward")  # DSPy warns of looking at its own
-
-
-def can_share_a_loop(module: dspy.Module, lm: Any = None) -> bool:
-    """Whether a module may be awaited on `own_loop`, where it must hold up nobody.
-
-    That are DSPy's and our predictors over DSPy's own engines; not if replies are streamed to the caller's loop.
-    """
-    return (
-        isinstance(module, dspy.Predict | dspy.ChainOfThought)
-        and type(module).__module__.partition(".")[0] in _OURS
-        and dspy.settings.send_stream is None
-        and can_be_awaited(module, lm)
-        and all(isinstance(getattr(each, "engine", None), str) for each in _lms_of(module, lm))
-    )
-
-
-def _lms_of(module: dspy.Module, lm: Any) -> list[Any]:
-    lms = [dspy.settings.lm, lm, *(each.lm for _, each in module.named_predictors())]
-    return [each for each in lms if each is not None]
-
-
-def _answers_async(lm: Any) -> bool:
-    """Whether an LM has an async form; an engine of its own must come with a second one."""
-    if type(lm).aforward is dspy.BaseLM.aforward:
-        return False
-    own_engine = not isinstance(getattr(lm, "engine", "auto"), str)
-    return not own_engine or has_async_engine(lm)
-
-
-class Elsewhere:
-    """A call that is awaited on an event loop in another thread, in a copy of the present context.
-
-    Args:
-        loop: The event loop.
-        call: Returns what is awaited.
+        awaitable: What to await, once.
+        name: The name of the async tool, to say so if it stalls.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        self._left: list[contextvars.Context] = []
+    def __init__(self, awaitable: Awaitable[T], name: str = "") -> None:
+        self._awaitable = awaitable
+        self._name = name
+        self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._claim = threading.Lock()
+        """Held by the loop that runs the awaitable, or by `_cancel` if none ever will."""
+        self._claimed = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._why: Exception | None = None
+        self._scope = wait_scope()
 
-        async def ask() -> Any:
-            try:
-                return await call()
-            finally:
-                self._left.append(contextvars.copy_context())
-
-        self._future = asyncio.run_coroutine_threadsafe(ask(), loop)
-
-    def cancel(self) -> None:
-        """End it; whoever waits for its result is told by a `concurrent.futures.CancelledError`."""
-        self._future.cancel()
-
-    def result(self, seconds: float | None = None) -> Any:
-        """Return what it gives. What it has left in its context is left here, as by a plain call.
+    def result(self, loop: Loop | None = None, seconds: float | None = None) -> T:
+        """Start it, block until it has ended, and return its result.
 
         Args:
-            seconds: How long to wait for it; None for ever.
+            loop: Where to run it; by default on the free loop of the scope, else on a background loop.
+            seconds: How long to wait; None for ever.
 
         Raises:
-            TimeoutError: If it has given nothing by then; it was cancelled.
-            concurrent.futures.CancelledError: If it was cancelled.
-            BaseException: What it raises.
+            TimeoutError: If it has not ended by then.
+            EventLoopBlocked: If it waits for an event loop that this call blocks.
+            concurrent.futures.CancelledError: If the loop cancelled it.
+            BaseException: What it raises, or why it was cancelled.
         """
+        with blocking(), if_cancelled(self._cancel):
+            self._scope = wait_scope()
+            try:
+                self._start(loop or self._scope.free_loop)
+                return result_within(self._future, seconds)
+            except concurrent.futures.CancelledError:
+                cancelled = concurrent.futures.CancelledError(f"The call of {self._name!r} was cancelled.")
+                raise copy.copy(self._why) or cancelled from None
+            finally:
+                self._cancel()
+
+    def _start(self, loop: Loop | None) -> None:
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._run(), loop)
+            return
+        for number in itertools.count():
+            background = background_loop("rlm-tools", number)
+            if background not in self._scope.blocked:
+                asyncio.run_coroutine_threadsafe(self._run(), background)
+                if self._claimed.wait(_BEGIN_SECONDS):
+                    return
+
+    def _cancel(self, why: Exception | None = None) -> None:
+        self._why = self._why or why
+        if not self._future.cancel():  # it has ended
+            return
+        if self._claim.acquire(blocking=False):
+            self._claimed.set()
+            self._close()
+        elif (task := self._task) is not None:
+            with contextlib.suppress(RuntimeError):  # its loop was closed meanwhile
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
+    async def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        self._task = asyncio.current_task()
+        self._claimed.set()
+        if self._future.cancelled():  # before there was a task to cancel
+            self._close()
+            return
+        loop, stream = asyncio.get_running_loop(), self._scope.stream
+        streaming = stream is not None and loop is self._scope.loop
+        listeners = loop.listeners if isinstance(loop, BackgroundLoop) and self._name else set()
+        listeners.add(self._stalled)
         try:
-            return self._future.result(seconds)
-        except concurrent.futures.TimeoutError:
-            if self._future.done():
-                raise
+            with dspy.context(send_stream=stream) if streaming else contextlib.nullcontext():
+                value = await self._awaitable
+        except asyncio.CancelledError:
             self._future.cancel()
-            raise TimeoutError(f"There was no reply within {seconds:.3g} seconds.") from None
+            raise
+        except BaseException as error:  # noqa: BLE001  # also an exit, which would end the loop for everybody
+            self._settle(self._future.set_exception, self._explained(error))
+        else:
+            self._settle(self._future.set_result, value)
         finally:
-            for context in self._left:
-                for variable, value in context.items():
-                    if variable.get(None) is not value:
-                        variable.set(value)
+            listeners.discard(self._stalled)
+
+    def _settle(self, how: Callable[[Any], None], outcome: Any) -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled meanwhile
+            how(outcome)
+
+    def _close(self) -> None:
+        if inspect.iscoroutine(self._awaitable):
+            self._awaitable.close()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return the error; asyncio's own, about an object of another loop, with the fix."""
+        if type(error) is not RuntimeError or not self._scope.blocked:
+            return error
+        explained = RuntimeError(
+            f"{error} (If the tool needs the event loop that this call blocks: {_AWAIT_INSTEAD})"
+        )
+        return explained.with_traceback(error.__traceback__)
+
+    def _stalled(self) -> None:
+        """Say that only another thread can let this call go on. Called on the loop that it runs on."""
+        if self._scope.blocked:
+            tool = f"The async tool {self._name!r}"
+            self._cancel(
+                EventLoopBlocked(
+                    f"{tool} waits for the event loop of the caller, which this call blocks. {_AWAIT_INSTEAD}"
+                )
+            )
+        else:
+            _logger.warning(
+                "RLM: the async tool %r waits for another thread. If its session or client belongs to another "
+                "event loop, run there: asyncio.run_coroutine_threadsafe(rlm.acall(...), that_loop).",
+                self._name,
+            )
+
+
+def result_within(future: concurrent.futures.Future[T], seconds: float | None) -> T:
+    """Return the result of a future.
+
+    Raises:
+        TimeoutError: If there is none within so many seconds.
+        BaseException: What the future holds.
+    """
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # it is the future's own
+            raise
+        raise TimeoutError(f"There was no reply within {seconds:.3g} seconds.") from None
+
+
+class BackgroundLoop(asyncio.SelectorEventLoop):
+    """An event loop in a daemon thread of its own, which knows when it has stalled.
+
+    A loop has stalled that no timer, no file and no thread it gave work to can wake: only another thread can.
+
+    Args:
+        name: The name of the thread.
+
+    Attributes:
+        listeners: Called when the loop has stalled, each once.
+        workers: How many threads work for it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.listeners: set[Callable[[], None]] = set()
+        self.workers = 0
+        super().__init__(_StallSelector(self))
+        threading.Thread(target=self.run_forever, name=name, daemon=True).start()
+
+    def run_in_executor(
+        self, executor: concurrent.futures.Executor | None, func: Callable[[*Ts], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        """Run a function in a thread of the executor, as `asyncio.to_thread` does."""
+
+        def left(_: object) -> None:
+            self.workers -= 1
+
+        future: asyncio.Future[T] = super().run_in_executor(executor, func, *args)
+        self.workers += 1
+        future.add_done_callback(left)
+        return future
+
+
+class _StallSelector(selectors.DefaultSelector):
+    def __init__(self, loop: BackgroundLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        own, loop = 1, self._loop  # the pipe by which other threads wake the loop
+        if timeout is not None or len(self.get_map()) > own or loop.workers or not loop.listeners:
+            return super().select(timeout)
+        ready = super().select(_STALLED_SECONDS)
+        while not ready and loop.listeners:
+            loop.listeners.pop()()
+        return ready
+
+
+_background: dict[tuple[int, str, int], BackgroundLoop] = {}
+_making = threading.Lock()
+
+
+def background_loop(use: str, number: int = 0) -> BackgroundLoop:
+    """Return an event loop of this process: the first for a use, or a further one for while that is blocked."""
+    with _making:
+        key = (os.getpid(), use, number)  # a forked process has no threads for the loops of its parent
+        if key not in _background:
+            _background[key] = BackgroundLoop(use)
+        return _background[key]

@@ -1,31 +1,97 @@
-"""For how long a blocking call is waited for."""
+"""Functions in threads, for as long as somebody waits for them, and a watchdog for code that runs too long."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
 import logging
+import math
 import threading
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+import time
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from typing import Self
-
+from rlm_dspy.concurrency.event_loops import result_within
+from rlm_dspy.concurrency.wait_scope import Cancellation, awaited_on, cancelled_by, handing_over_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 T = TypeVar("T")
 
-given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
-"""Set when nobody waits any more for what runs in this context; None if it is waited for however long it takes."""
+_LOOK_SECONDS = 0.01
+_AGAIN_SECONDS = 0.25
+"""Between two attempts to stop code."""
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
-def in_time(function: Callable[[], T], seconds: float) -> T:
-    """Return what a function returns, if it does within a time.
+def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
+    """Run a function in a thread of its own, in a copy of the present context.
 
-    It runs in a thread of its own, in a copy of the context. One that is too late goes on to its end there, unless
-    it looks at `given_up`; what it returns is dropped.
+    Not in a pool: 200 runs may be inside their code at once, and a thread that never ends (code that hangs in this
+    process) must not keep the program from exiting.
+
+    Args:
+        function: What to call.
+        *args: With what.
+        name: The name of the thread.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # a thread cannot be cancelled
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except StopIteration as error:  # which no event loop takes from a future
+            future.set_exception(
+                RuntimeError(f"{function} raised StopIteration").with_traceback(error.__traceback__)
+            )
+        except BaseException as error:  # noqa: BLE001  # whatever it is belongs to whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True).start()
+    return future
+
+
+async def await_in_thread(
+    function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None, patience: float = math.inf
+) -> T:
+    """Run a function in a thread of its own, and await its result. Its async tools run on this event loop.
+
+    If the awaiting task is cancelled, the function is stopped and waited for, also if the task is cancelled again.
+
+    Args:
+        function: What to call.
+        *args: With what.
+        stop: Makes the function return early. Called in another thread, again and again until it has.
+        patience: For how many seconds a cancelled task waits for the function; then its result is dropped.
+    """
+    with awaited_on(asyncio.get_running_loop()):
+        future = in_thread(function, *args, name="rlm-execution")
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        until = time.monotonic() + patience
+
+        def keep_stopping() -> None:
+            while stop is not None and not future.done() and time.monotonic() < until:
+                stop()
+                wait([future], _AGAIN_SECONDS)
+
+        in_thread(keep_stopping, name="rlm-stop")
+        while not future.done() and time.monotonic() < until:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(_LOOK_SECONDS)
+        raise
+
+
+def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
+    """Return what a function returns within a time.
+
+    It runs in a thread of its own. One that is late runs to its end there, unless it asks `abandoned()`, and its
+    result is dropped.
 
     Args:
         function: What to call.
@@ -35,91 +101,65 @@ def in_time(function: Callable[[], T], seconds: float) -> T:
         TimeoutError: If it has not returned by then.
         BaseException: What the function raises.
     """
-    late, ended = threading.Event(), threading.Event()
-    returned: list[T] = []
-    raised: list[BaseException] = []
-
-    def work() -> None:
-        given_up.set(late)
-        try:
-            returned.append(function())
-        except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the caller
-            raised.append(error)
-        ended.set()
-
-    threading.Thread(target=contextvars.copy_context().run, args=(work,), name="rlm-predict", daemon=True).start()
+    late = Cancellation[TimeoutError]()
+    with cancelled_by(late), handing_over_stream():
+        future = in_thread(function, name="rlm-predict")
     try:
-        if not ended.wait(seconds):
-            raise TimeoutError(f"There was no reply within {seconds:.3g} seconds.")
+        return result_within(future, seconds)
     finally:
-        late.set()
-    if raised:
-        raise raised[0]
-    return returned[0]
+        late.cancel(TimeoutError("Nobody waits for it any more."))
 
 
-_AGAIN_SECONDS = 0.25
-
-
-_logger = logging.getLogger("dspy.rlm_dspy")
-
-
-class Alarm:
-    """Stops what runs in its scope when a time is over, or when it is rung.
+class Watchdog:
+    """Stops what runs in its scope when a time is over, or when it is told to bite.
 
     Args:
         seconds: From the beginning of the scope; None: never.
         warn: Called when they are over.
-        stop: Called a moment later, and again until the scope ends.
+        stop: Called `moment` seconds after the warning, and again until the scope ends.
         moment: How long what runs may go on after the warning, in seconds.
 
     Attributes:
-        rang: Whether the time was over.
+        barked: Whether the time was over.
     """
 
     def __init__(
         self, seconds: float | None, warn: Callable[[], object], stop: Callable[[], object], *, moment: float
     ) -> None:
-        self.rang = False
+        self.barked = False
         self._seconds = seconds
         self._warn = warn
         self._stop = stop
         self._moment = moment
-        self._over = False
-        self._started = False
-        self._changed = threading.Event()
-        self._lock = threading.Lock()
+        self._awake = threading.Lock()
+        self._roused, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         if self._seconds is not None:
-            self._start()
+            self._wake()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._changed.set()
+        self._over.set()
+        self._roused.set()
 
-    def ring(self) -> None:
+    def bite(self) -> None:
         """Stop what runs now, from any thread and without warning."""
-        self._changed.set()
-        self._start()
+        self._roused.set()
+        self._wake()
 
-    def _start(self) -> None:
-        with self._lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._watch, name="rlm-alarm", daemon=True).start()
+    def _wake(self) -> None:
+        if self._awake.acquire(blocking=False):
+            threading.Thread(target=self._watch, name="rlm-watchdog", daemon=True).start()
 
     def _watch(self) -> None:
-        if not self._changed.wait(self._seconds):
-            self.rang = True
+        if not self._roused.wait(self._seconds):
+            self.barked = True
             try:
                 self._warn()
             except Exception:  # the code must be stopped all the same
                 _logger.exception("RLM: the warning before the end of the time failed.")
-            self._changed.wait(self._moment)
-        while not self._over:
+            self._roused.wait(self._moment)
+        while not self._over.is_set():
             self._stop()
-            self._changed.clear()
-            if not self._over:
-                self._changed.wait(_AGAIN_SECONDS)
+            self._over.wait(_AGAIN_SECONDS)

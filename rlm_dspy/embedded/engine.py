@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -25,7 +24,7 @@ import dspy
 import typer
 from dspy import lm15
 
-from rlm_dspy.concurrency.timeouts import given_up
+from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
 from rlm_dspy.embedded.gate import Gate
 from rlm_dspy.embedded.llama_server import (
     EXTRA,
@@ -45,7 +44,6 @@ __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedde
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
-_LOOK_SECONDS = 0.1
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _REFUSED = ("reasoning", "service_tier", "user_id", "store", "probabilities")
 _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "repeat_penalty", "typical_p"})
@@ -141,16 +139,15 @@ class EmbeddedEngine(_Engine):
             lm15.UnsupportedFeatureError: If the request holds more than text, or a setting that is not known.
             ModelUnavailable: If the model cannot be loaded.
         """
-        late = given_up.get()
-        _check_waited_for(late)  # DSPy asks again after an error, also one of its own making
+        _check_waited_for()  # DSPy asks again after an error, even one that is raised here
         call = loaded.get(self.settings).begin(_body(request))
         try:
-            while late is not None and not call.reply.done() and not late.is_set():
-                wait([call.reply], _LOOK_SECONDS)
-            _check_waited_for(late)
-            return _response(call.reply.result(), request)
+            with if_cancelled(lambda _: call.abandoned.set()):
+                reply = call.reply.result()
+            _check_waited_for()
+            return _response(reply, request)
         finally:
-            call.given_up.set()
+            call.abandoned.set()
 
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
         """Yield the events of a reply, which is complete when the first comes."""
@@ -170,7 +167,7 @@ class AsyncEmbeddedEngine(_Engine):
         try:
             return _response(await asyncio.wrap_future(call.reply), request)
         finally:
-            call.given_up.set()
+            call.abandoned.set()
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
         """Yield the events of a reply, which is complete when the first comes."""
@@ -186,8 +183,8 @@ class AsyncEmbeddedEngine(_Engine):
         return server if server is not None else await asyncio.to_thread(loaded.get, self.settings)
 
 
-def _check_waited_for(late: threading.Event | None) -> None:
-    if late is not None and late.is_set():
+def _check_waited_for() -> None:
+    if abandoned():
         raise lm15.TimeoutError("Nobody waits for the reply any more.")
 
 

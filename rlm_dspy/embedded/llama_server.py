@@ -177,7 +177,7 @@ class Call:
     """A chat completion under way."""
 
     reply: Future[Chat]
-    given_up: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when nobody waits any more: generation ends at the next token, or the next batch of the prompt."""
 
 
@@ -201,8 +201,8 @@ class EmbeddedServer:
 
     def begin(self, body: Chat) -> Call:
         """Queue a chat completion (the body of an OpenAI request) and return at once."""
-        given_up = threading.Event()
-        return Call(self._pool.submit(self._complete, body, given_up), given_up)
+        abandoned = threading.Event()
+        return Call(self._pool.submit(self._complete, body, abandoned), abandoned)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens a text is, without the few that a chat template adds to each message."""
@@ -212,16 +212,16 @@ class EmbeddedServer:
         """Never release it: after a fork its threads are gone, and releasing it would wait for them."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
-    def _complete(self, body: Chat, given_up: threading.Event) -> Chat:
+    def _complete(self, body: Chat, abandoned: threading.Event) -> Chat:
         chunks: list[Chat] = []
 
         def collect(chunk: Chat) -> bool:
             chunks.append(chunk)
-            return given_up.is_set()
+            return abandoned.is_set()
 
         streaming = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
         try:
-            if not given_up.is_set():
+            if not abandoned.is_set():
                 self._server.handle_chat_completions({**body, **streaming}, collect)
         except (RuntimeError, ValueError) as error:
             return {"error": {"code": 400, "message": str(error)}}

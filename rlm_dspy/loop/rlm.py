@@ -12,6 +12,7 @@ import dspy
 from rlm_dspy import signatures
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
+from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
@@ -202,7 +203,8 @@ class RLM(AsTool, Limited, dspy.Module):
             Whatever ends a run that has begun carries the steps so far as `error.trajectory`, and what they cost
             as `error.usage`.
         """
-        return drive(self._run(Blocking(), **inputs))
+        with blocking():
+            return drive(self._run(Blocking(), **inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""

@@ -13,8 +13,8 @@ from rlm_dspy.budget.lm_info import check_price, tokens_at_most
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.run_budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache.sub_call_cache import SubCallCache
-from rlm_dspy.concurrency.async_tools import AsyncTools
-from rlm_dspy.concurrency.timeouts import Alarm
+from rlm_dspy.concurrency.timeouts import Watchdog
+from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage.watch import watch_over
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.interpreters import resolve_factory
@@ -24,7 +24,7 @@ from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.repl.session import Repl, execution_instructions
-from rlm_dspy.repl.tools import host_function
+from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.registry import Callees, for_repl
@@ -80,7 +80,7 @@ class Run:
         self.stop = self.final_reasoning = ""
         self.stopped: LimitExceeded | None = None
         """Why the code of this turn was stopped, if it was."""
-        self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools(self.ledger)
+        self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         inputs = check_inputs(rlm.signature, inputs)
         self.watch = watch_over(inputs)
         factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
@@ -88,7 +88,7 @@ class Run:
         def child(*args: Any, **options: Any) -> dspy.Module:
             return rlm.child(factory, *args, **options)
 
-        in_threads = {name: self.async_tools.for_threads(tool) for name, tool in rlm.tools.items()}
+        in_threads = {name: self.async_tools.blocking(tool) for name, tool in rlm.tools.items()}
         callees = Callees(rlm, self.depth, child, in_threads)
         self.subcalls = self.subcalls_type(
             self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), inputs, guard=Guard(inputs)
@@ -221,17 +221,22 @@ class Run:
         def stop() -> None:
             self.end()
             self.repl.give_up()
-            alarm.ring()
+            watchdog.bite()
 
-        alarm = Alarm(
+        watchdog = Watchdog(
             budget.seconds_for_code(),
             warn,
             self.repl.interrupt,
             moment=min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1),
         )
-        with alarm, ledger.told_of_closing(alarm.ring) if budget.child else contextlib.nullcontext():
+        with_parent = ledger.cancellation.telling(lambda _: watchdog.bite())
+        with (
+            watchdog,
+            with_parent if budget.child else contextlib.nullcontext(),
+            cancelled_by(ledger.cancellation),
+        ):
             yield stop
-        if alarm.rang and not budget.child and budget.seconds_for_reply() != 0.0:
+        if watchdog.barked and not budget.child and budget.seconds_for_reply() != 0.0:
             ledger.reopen()
 
     def end(self) -> None:

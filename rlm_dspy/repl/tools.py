@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.concurrency.async_tools import is_async
+from rlm_dspy.concurrency.async_forms import is_async
+from rlm_dspy.concurrency.event_loops import LoopCall
+from rlm_dspy.errors import EventLoopBlocked
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
@@ -18,8 +20,6 @@ from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from rlm_dspy.concurrency.async_tools import AsyncTools
 
 
 RESERVED = frozenset(
@@ -162,6 +162,36 @@ def check_signature(signature: Any) -> Any:
     return read
 
 
+class AsyncTools:
+    """Has the async tools of a tree of runs called like sync ones, and notes if one could not go on."""
+
+    def __init__(self) -> None:
+        self._error: EventLoopBlocked | None = None
+
+    def check(self) -> None:
+        """Check that no tool waited for an event loop that the run blocks.
+
+        Raises:
+            EventLoopBlocked: If one did. Code may have caught it, but only the caller can do something about it.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def blocking(self, tool: dspy.Tool) -> dspy.Tool:
+        """Return a tool that blocks until what it returns was awaited, if it can be."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            returned = tool.func(*args, **kwargs)
+            try:
+                return LoopCall(returned, tool.name).result() if inspect.isawaitable(returned) else returned
+            except EventLoopBlocked as error:
+                self._error = error
+                raise
+
+        functools.update_wrapper(call, tool.func)
+        return tool.model_copy(update={"func": call})
+
+
 def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any]:
     """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
 
@@ -172,7 +202,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any
     own = inspect.signature(tool.func)
     names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
     by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
-    in_thread = async_tools.for_threads(tool)
+    blocking = async_tools.blocking(tool)
 
     def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):
@@ -183,18 +213,13 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any
     def invoke(*args: Any, **kwargs: Any) -> Any:
         with _told_safely(tool.name):
             if by_position:  # dspy.Tool hands arguments over by name only
-                return in_thread.func(*args, **kwargs)
-            return in_thread(**by_name(args, kwargs))
+                return blocking.func(*args, **kwargs)
+            return blocking(**by_name(args, kwargs))
 
-    async def invoke_async(*args: Any, **kwargs: Any) -> Any:
-        with _told_safely(tool.name):
-            call = tool.func(*args, **kwargs) if by_position else tool.acall(**by_name(args, kwargs))
-            return await async_tools.awaited(tool.name, call)
-
-    function: Callable[..., Any] = invoke_async if is_async(tool.func) else invoke
-    functools.update_wrapper(function, tool.func)
-    function.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
-    return function
+    functools.update_wrapper(invoke, tool.func)
+    invoke.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
+    invoke.stands_for_async = is_async(tool.func)  # type: ignore[attr-defined]  # code may await it
+    return invoke
 
 
 def _constrained(tool: dspy.Tool, given: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import datetime as dt
 import enum
 import functools
 import hashlib
-import inspect
 import math
 import threading
 from dataclasses import fields as fields_of
@@ -221,27 +220,17 @@ def across(tool: Callable[..., Any], media: Media, *, plain: bool) -> Callable[.
     """Return a host function as code in a REPL calls it: with what it is given made again.
 
     Args:
-        tool: The function, sync or async.
+        tool: The function.
         media: Where images, sounds and files are kept.
         plain: Whether its result must be JSON-like, for interpreters of others.
     """
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        return taken(list(args), media), taken(kwargs, media)
-
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args_read, kwargs_read = read(args, kwargs)
-        result = tool(*args_read, **kwargs_read)
+        result = tool(*taken(list(args), media), **taken(kwargs, media))
         return _without_marks(result) if plain else result
 
-    @functools.wraps(tool)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
-        args_read, kwargs_read = read(args, kwargs)
-        result = await tool(*args_read, **kwargs_read)
-        return _without_marks(result) if plain else result
-
-    return call_async if inspect.iscoroutinefunction(tool) else call
+    return call
 
 
 def _without_marks(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -18,9 +17,9 @@ import dspy
 from rlm_dspy.budget.ledger import Ledger, Tally
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.refusals import as_window_error, is_too_long, sizes_of
-from rlm_dspy.concurrency.async_tools import AsyncCall
-from rlm_dspy.concurrency.event_loops import Elsewhere, can_be_awaited, can_share_a_loop, must_be_awaited, own_loop
-from rlm_dspy.concurrency.port import as_streamed, waiting_loop
+from rlm_dspy.concurrency.async_forms import must_be_awaited
+from rlm_dspy.concurrency.event_loops import LoopCall
+from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.prompt.prose import outputs_in_words
 from rlm_dspy.redaction import safe_message
@@ -194,7 +193,7 @@ class Batch(dspy.Module):
         self._ledger = ledger
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._must_await = False
+        self._must_be_awaited = must_be_awaited(callee.module)
 
     def forward(self) -> None:
         """Answer every item."""
@@ -205,7 +204,8 @@ class Batch(dspy.Module):
 
         If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
         """
-        self._loop, self._must_await = self._loop_to_ask_on(), must_be_awaited(self._callee.module)
+        timed = self._ledger.limits.max_seconds is not None
+        self._loop = loop_for(self._callee.module, self._callee.options.get("lm"), timed=timed)
         present, waiting, changed = contextvars.copy_context(), deque(self._items), threading.Event()
         raised: list[BaseException] = []
 
@@ -224,7 +224,7 @@ class Batch(dspy.Module):
 
         for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
             threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
-        with self._ledger.told_of_closing(changed.set):
+        with self._ledger.cancellation.telling(lambda _: changed.set()):
             while self.done < self.total and not raised and self._ledger.closed is None:
                 changed.wait()
                 changed.clear()
@@ -308,32 +308,13 @@ class Batch(dspy.Module):
         if item.answer:
             raise LimitExceeded(item.answer.get("error", "It has been answered."))
 
-    def _loop_to_ask_on(self) -> asyncio.AbstractEventLoop | None:
-        """Return the loop on which a request can be ended: the run's, or ours if it may have to be; else None."""
-        module, lm = self._callee.module, self._callee.options.get("lm")
-        loop = waiting_loop()
-        if loop is not None:
-            return loop if can_be_awaited(module, lm) else None
-        timed = self._ledger.limits.max_seconds is not None
-        return own_loop() if timed and can_share_a_loop(module, lm) else None
-
     def _call(self, item: Asked) -> Any:
-        """Return what the module gives; on an event loop, it ends when the run does."""
+        """Return the module's result; on an event loop, it ends when the run does."""
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
-        asking: AsyncCall | Elsewhere
-        if self._must_await:
-            asking = AsyncCall(self.name, as_streamed(lambda: module.acall(**inputs)))
-            asking.start()
-        elif self._loop is None:
+        if self._loop is None and not self._must_be_awaited:
             return module(**inputs)
-        else:
-            asking = Elsewhere(self._loop, lambda: as_streamed(lambda: module.acall(**inputs)))
-        with self._ledger.told_of_closing(asking.cancel):
-            try:
-                return asking.result()
-            except concurrent.futures.CancelledError:
-                why = self._ledger.closed or LimitExceeded("It was cancelled.")
-                raise LimitExceeded(str(why), why.limit) from None
+        name = self.name if self._must_be_awaited else ""
+        return LoopCall(module.acall(**inputs), name).result(self._loop)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import dspy
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from rlm_dspy.concurrency.event_loops import has_forward
+from rlm_dspy.concurrency.async_forms import has_forward
 from rlm_dspy.errors import Unanswered
 from rlm_dspy.repl.coercion import read_value, type_of
 from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature

@@ -11,7 +11,7 @@ import pytest
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Amount, Ledger
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.concurrency.timeouts import in_time
+from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Usage
@@ -304,7 +304,7 @@ def test_what_a_late_reply_used_is_entered_when_it_comes() -> None:
     ledger, lm = Ledger(Limits()), ScriptedLM(["three words come"], seconds=1)
     before = set(threading.enumerate())
     with pytest.raises(TimeoutError), metered(ledger, "act"):
-        in_time(lambda: lm("two words"), 0.05)
+        call_with_timeout(lambda: lm("two words"), 0.05)
     assert [getattr(ledger.totals(), name) for name in ("calls", "failures", "output_tokens")] == [1, 1, 0]
     (late,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "rlm-predict"]
     late.join(60)

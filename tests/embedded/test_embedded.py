@@ -24,7 +24,7 @@ import pytest
 from dspy import lm15
 from dspy.utils.exceptions import ContextWindowExceededError, LMConfigurationError, LMUnsupportedFeatureError
 
-from rlm_dspy.concurrency.timeouts import in_time
+from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.embedded import engine
 from rlm_dspy.embedded.engine import ModelUnavailable, embedded_lm
 
@@ -121,7 +121,7 @@ def test_a_reply_that_nobody_waits_for_any_more_is_ended(lm: dspy.LM) -> None:
     before = set(threading.enumerate())
     long = lm.copy(max_tokens=4_000, logit_bias={"2": -100})  # never the token that ends a reply
     with pytest.raises(TimeoutError, match=r"no reply within 0\.5 seconds"):
-        in_time(lambda: long("Tell a story without an end."), 0.5)
+        call_with_timeout(lambda: long("Tell a story without an end."), 0.5)
     (waiting,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "rlm-predict"]
     waiting.join(60)  # 4,000 tokens take longer
     assert not waiting.is_alive()

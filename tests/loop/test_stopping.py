@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.concurrency.timeouts import Alarm
+from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
@@ -63,7 +63,7 @@ def test_code_is_stopped_even_if_the_warning_fails(caplog: pytest.LogCaptureFixt
     def warn() -> None:
         raise ValueError("no warning")
 
-    with Alarm(0.01, warn, stopped.set, moment=0.01):
+    with Watchdog(0.01, warn, stopped.set, moment=0.01):
         assert stopped.wait(SECONDS)
     assert "no warning" in caplog.text
 
@@ -131,7 +131,7 @@ def test_an_interrupt_reaches_no_code_behind_the_cell(monkeypatch: pytest.Monkey
         repl.shutdown()
 
 
-def test_an_alarm_warns_then_stops_until_its_scope_ends() -> None:
+def test_a_watchdog_warns_then_stops_until_its_scope_ends() -> None:
     """And does neither if the scope ends first."""
     told: list[str] = []
     stopped = threading.Event()
@@ -140,14 +140,14 @@ def test_an_alarm_warns_then_stops_until_its_scope_ends() -> None:
         told.append("stop")
         stopped.set()
 
-    with Alarm(0.01, lambda: told.append("warn"), stop, moment=0.01) as alarm:
+    with Watchdog(0.01, lambda: told.append("warn"), stop, moment=0.01) as watchdog:
         stopped.wait(SECONDS)
     assert told[:2] == ["warn", "stop"]
-    assert alarm.rang
-    with Alarm(SECONDS, lambda: told.append("never"), stop, moment=SECONDS) as alarm:
+    assert watchdog.barked
+    with Watchdog(SECONDS, lambda: told.append("never"), stop, moment=SECONDS) as watchdog:
         pass
     assert "never" not in told
-    assert not alarm.rang
+    assert not watchdog.barked
 
 
 @pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])

@@ -1,0 +1,186 @@
+"""Who waits for what runs here, and until when.
+
+Work often leaves the thread of its caller: a cell runs in a thread of its own, a tool in another, a request on an
+event loop. How it may wait there depends on who waits for it, and `WaitScope` says so. Scopes are entered by
+`with`, and inherited by whatever copies the context, as all threads of this package do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import dspy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Loop = asyncio.AbstractEventLoop
+Why = TypeVar("Why", bound=Exception)
+
+
+class Cancellation(Generic[Why]):
+    """Ends what waits under it: a run's when its time is over, a cell's when it is interrupted.
+
+    Attributes:
+        why: Raised where somebody waits; None while nothing is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.why: Why | None = None
+        self._told: dict[object, Callable[[Why], object]] = {}
+        self._lock = threading.Lock()
+
+    def cancel(self, why: Why) -> None:
+        """Tell whoever waits, and whoever begins to wait from now on. From any thread."""
+        with self._lock:
+            self.why = why
+            told = list(self._told.values())
+        for tell in told:
+            tell(why)
+
+    def take_back(self) -> None:
+        """Let whoever begins to wait from now on wait again."""
+        with self._lock:
+            self.why = None
+
+    @contextlib.contextmanager
+    def telling(self, tell: Callable[[Why], object]) -> Iterator[None]:
+        """Call `tell`, from any thread, if this is cancelled in this scope or was before."""
+        key = object()
+        with self._lock:
+            self._told[key], why = tell, self.why
+        try:
+            if why is not None:
+                tell(why)
+            yield
+        finally:
+            with self._lock:
+                del self._told[key]
+
+
+@dataclass(frozen=True)
+class WaitScope:
+    """Who waits for what runs in this context, and until when.
+
+    Attributes:
+        loop: The event loop that waits for this thread and serves others meanwhile; async tools run there.
+        requests: Whether requests to models run on `loop` too: it awaits the run, or streams its replies.
+        stream: Where DSPy streams replies to from `loop`.
+        blocked: The event loops that cannot go on until what runs here returns.
+        cancellations: What can end it.
+    """
+
+    loop: Loop | None = None
+    requests: bool = False
+    stream: Any = None
+    blocked: frozenset[Loop] = frozenset()
+    cancellations: tuple[Cancellation[Any], ...] = ()
+
+    @property
+    def free_loop(self) -> Loop | None:
+        """The event loop to await something on; None if there is none, or it cannot go on."""
+        loop = self.loop
+        return loop if loop is not None and loop not in self.blocked and loop.is_running() else None
+
+
+_NOBODY = WaitScope()
+_scope: ContextVar[WaitScope] = ContextVar("wait_scope", default=_NOBODY)
+
+
+def wait_scope() -> WaitScope:
+    """Return the scope in force."""
+    return _scope.get()
+
+
+@contextlib.contextmanager
+def _changed(**changes: Any) -> Iterator[None]:
+    token = _scope.set(replace(_scope.get(), **changes))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+@contextlib.contextmanager
+def awaited_on(loop: Loop) -> Iterator[None]:
+    """Enter the scope of a thread that `loop` awaits."""
+    with _changed(loop=loop, requests=True, blocked=_scope.get().blocked - {loop}), handing_over_stream():
+        yield
+
+
+@contextlib.contextmanager
+def blocking() -> Iterator[None]:
+    """Enter the scope of a call that returns when its work is done: an event loop that runs here is blocked.
+
+    One behind anyio, which has made this thread for `dspy.asyncify` or FastAPI, is not.
+    """
+    scope = _scope.get()
+    changes: dict[str, Any] = {}
+    if (running := running_loop()) is not None:
+        changes = {"blocked": scope.blocked | {running}}
+    elif scope.loop is None and (behind := _loop_behind_anyio()) is not None:
+        changes = {"loop": behind, "requests": dspy.settings.send_stream is not None}
+    with _changed(**changes):
+        yield
+
+
+@contextlib.contextmanager
+def handing_over_stream() -> Iterator[None]:
+    """Stream replies only from the loop of the scope: DSPy cannot stream from threads of this package."""
+    stream = dspy.settings.send_stream
+    with _changed(stream=stream), contextlib.nullcontext() if stream is None else dspy.context(send_stream=None):
+        yield
+
+
+@contextlib.contextmanager
+def cancelled_by(cancellation: Cancellation[Any]) -> Iterator[None]:
+    """Let a cancellation end what waits in this scope, as those of the scopes around it do."""
+    others = _scope.get().cancellations
+    with _changed(cancellations=others if cancellation in others else (*others, cancellation)):
+        yield
+
+
+@contextlib.contextmanager
+def if_cancelled(tell: Callable[[Exception], object]) -> Iterator[None]:
+    """Call `tell`, from any thread, with the reason if nobody waits any more for what runs in this scope."""
+    with contextlib.ExitStack() as stack:
+        for each in _scope.get().cancellations:
+            stack.enter_context(each.telling(tell))
+        yield
+
+
+def abandoned() -> bool:
+    """Return whether nobody waits any more for what runs here."""
+    return any(each.why is not None for each in _scope.get().cancellations)
+
+
+def pause(seconds: float) -> None:
+    """Sleep, but no longer than somebody waits for what runs here."""
+    over = threading.Event()
+    with if_cancelled(lambda _: over.set()):
+        over.wait(seconds)
+
+
+def running_loop() -> Loop | None:
+    """Return the event loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _loop_behind_anyio() -> Loop | None:
+    if "anyio" not in sys.modules:
+        return None
+    import anyio.from_thread  # noqa: PLC0415  # whoever has such a thread has loaded it
+
+    try:
+        return anyio.from_thread.run_sync(asyncio.get_running_loop)
+    except RuntimeError:  # a thread that somebody else made
+        return None
