@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
 
 MAX_DEPTH = 450
 """How deep an answer may be nested. From 490 levels on the confined worker, JSON and `repr` give up."""
@@ -89,3 +95,54 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return None
+
+
+class JsonLines:
+    """A file with a JSON value on each line, to which threads and processes may append at once.
+
+    A line that a killed process left unfinished is ended before the next one is written; `json_objects` skips it.
+
+    Args:
+        path: The file; it is created if it is missing.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._lock = threading.Lock()
+        with self.path.open("a+b") as file:
+            end = file.seek(0, 2)
+            file.seek(max(0, end - 1))
+            self._torn = file.read(1) not in (b"", b"\n")
+
+    def append(self, line: str) -> None:
+        """Append a line in one write, with `?` for halves of surrogate pairs.
+
+        Raises:
+            OSError: If the line could not be written whole.
+        """
+        data = line.encode("utf-8", "replace") + b"\n"
+        with self._lock, self.path.open("ab", buffering=0) as file:
+            data = b"\n" + data if self._torn else data
+            written = file.write(data)
+            self._torn = written != len(data)
+        if self._torn:
+            raise OSError(f"only {written} of {len(data)} bytes were written")
+
+
+def json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file that stand on one line each; all other lines are skipped.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                yield found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rlm_dspy.json_values import JsonLines, json_objects
 from rlm_dspy.signatures.policy import write_policy
 from rlm_dspy.text import write_whole
 
@@ -50,3 +53,27 @@ def test_a_file_that_is_closed_to_others_stays_closed(tmp_path: Path) -> None:
     write_policy(target, {}, name="newer", model="m", provenance={})
     assert target.stat().st_mode & 0o777 == 0o600
     assert "newer" in target.read_text()
+
+
+def test_a_line_that_a_kill_left_unfinished_is_ended_before_the_next_and_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\nno JSON\n[2]\n{"b": ')
+    lines = JsonLines(path)
+    lines.append('{"c": "\udcff"}')
+    lines.append('{"d": 4}')
+    assert path.read_bytes().endswith(b'\n{"b": \n{"c": "?"}\n{"d": 4}\n')
+    assert list(json_objects(path)) == [{"a": 1}, {"c": "?"}, {"d": 4}]
+
+
+def test_lines_that_threads_append_at_once_stay_whole(tmp_path: Path) -> None:
+    """Through one object and through several on the same file."""
+    path = tmp_path / "lines.jsonl"
+    files = [JsonLines(path), JsonLines(path)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: files[n % 2].append(json.dumps({"n": n, "text": "x" * 5_000})), range(400)))
+    assert sorted(found["n"] for found in json_objects(path)) == list(range(400))
+
+
+def test_a_file_of_lines_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        JsonLines(tmp_path / "missing" / "lines.jsonl")

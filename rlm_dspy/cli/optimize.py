@@ -6,9 +6,10 @@ import contextlib
 import inspect
 import logging
 import sys
+import tempfile
 import threading
 import time
-from pathlib import Path  # noqa: TC003 (typer reads it)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,7 @@ from rlm_dspy.cli.errors import (
 from rlm_dspy.cli.options import traced
 from rlm_dspy.cli.program import input_names, labelled, labels_equal, load_metric, load_program, program_file
 from rlm_dspy.errors import UsageError
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     import dspy
@@ -133,7 +135,7 @@ def optimize(
                 log({**about, "model": lm.model}, cast=cast, prompts={"before": _prompts(found)})
                 judge.of = runs
                 compiled = named.compile(job)
-                saved = state is None or done(lambda: compiled.save(str(state)), f"The state is in {state}.")
+                saved = state is None or done(lambda: _save_state(compiled, state), f"The state is in {state}.")
                 compared, said = _keep(job, compiled, before, final, out, about)
             say(said)  # before the wait for MLflow
             interrupted.append("Interrupted after the end, before everything was logged.")
@@ -150,6 +152,14 @@ def _log_to_mlflow(about: dict[str, Any], **found: Any) -> None:
     from rlm_dspy.tracing import log_compile
 
     log_compile(about, **found)
+
+
+def _save_state(program: dspy.Module, path: Path) -> None:
+    """Write the state of a program as JSON, whole or not at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "state.json"
+        program.save(str(copy))
+        write_whole(copy.read_text(encoding="utf-8"), path)
 
 
 def _prompts(program: dspy.Module) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlm_dspy.errors import UsageError
+from rlm_dspy.json_values import json_objects
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.observe.record import Record
 from rlm_dspy.text import counted
@@ -25,7 +26,7 @@ def load_records(path: str | os.PathLike[str]) -> list[Record]:
         OSError: If the file cannot be read.
         ValueError: If it is neither, or of another version.
     """
-    first = _first_object(path)
+    first = next((found for found in json_objects(path) if found), {})  # none if one value is on many lines
     if "event" in first:
         return read_log(path)
     try:
@@ -65,16 +66,3 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
     if number is not None and number > len(records):
         raise UsageError(f"{path} holds {counted(len(records), 'run')}; there is no run {number}.")
     return records[(number or 1) - 1]
-
-
-def _first_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the first line that is a JSON object; an empty dict if none is, as in a value on many lines."""
-    with Path(path).open("rb") as file:
-        for line in file:
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(found, dict) and found:
-                return found
-    return {}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.inputs import plain
-from rlm_dspy.json_values import jsonable
+from rlm_dspy.json_values import JsonLines, json_objects, jsonable
 from rlm_dspy.optimize.demos import Demo
 from rlm_dspy.trajectory import Trajectory
 
@@ -35,20 +35,17 @@ class Rollouts:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, key: str) -> None:
-        self._path = Path(folder) / FILE if folder is not None else None
         self._key = key
-        self._lock = threading.Lock()
+        self._file: JsonLines | None = None
         self._known: dict[str, Found] = {}
-        self._cut_short = False
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists():
-                self._known = self._read(self._path)
-                self._cut_short = not self._path.read_bytes().endswith(b"\n")
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = JsonLines(Path(folder) / FILE)
+            self._known = self._read(self._file.path)
 
     def get(self, example: dspy.Example, run: Callable[[], Found | None]) -> Found:
         """Return what an example gave; if it is not known, by running it. Nothing if it failed."""
-        if self._path is None:
+        if self._file is None:
             return run() or {}
         name = digest(self._key, example)
         if name in self._known:
@@ -59,21 +56,16 @@ class Rollouts:
         line = json.dumps(
             {"example": name, "demos": {n: [_dumped(d) for d in demos] for n, demos in found.items()}}
         )
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._cut_short + line + "\n")
-            self._cut_short = False
+        self._file.append(line)
         return found
 
     @staticmethod
     def _read(path: Path) -> dict[str, Found]:
-        """Return what the file holds; a line that a kill cut short is left out, and what is no rollout."""
+        """Return the rollouts of a file; lines that are none are skipped."""
         known = {}
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                kept = json.loads(line)
+        for kept in json_objects(path):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 known[kept["example"]] = {n: [_loaded(d) for d in demos] for n, demos in kept["demos"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
         return known
 
 
