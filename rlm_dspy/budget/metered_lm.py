@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
 from dspy import ContextWindowExceededError, LMError
-from dspy.lm15 import Request
 
 from rlm_dspy._dspy_compat import adapter_message_call
-from rlm_dspy.budget.lm_info import REPLY_LIMITS, longest_reply, tokens_at_most
+from rlm_dspy.budget.lm_call import LMCall, readable
+from rlm_dspy.budget.lm_info import tokens_at_most
 from rlm_dspy.budget.metering import (
     METERS,
     LMRequest,
@@ -40,19 +40,18 @@ from rlm_dspy.budget.metering import (
     request_under_way,
 )
 from rlm_dspy.budget.refusals import as_window_error, sizes_of
-from rlm_dspy.budget.reply_room import reply_limit, room_for_reply, shorter_reply, within_room
+from rlm_dspy.budget.reply_room import reply_limit, room_for_reply, shorter_reply
 from rlm_dspy.budget.server_usage import accept_any_usage
-from rlm_dspy.budget.whole_replies import readable, sendable
 from rlm_dspy.concurrency.port import drive
 from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from rlm_dspy.budget.ledger import Ledger, Tally
+    from rlm_dspy.budget.metering import Outputs
 
-_LONGEST_REPLY_UNKNOWN = 32_768
 _LONGEST_PAUSE_SECONDS = 60
 _OK = 200
 
@@ -73,30 +72,22 @@ def metered(
     A scope inside another of the same ledger takes its place: no call is entered twice.
 
     Args:
-        ledger: Where calls are entered.
-        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
-        keeper: The run whose last turn this is; see `Ledger.hold`.
+        ledger: See `Meter`, as for the next three, and the last two.
+        role: Who asks.
+        keeper: The run whose last turn this is.
         counted: Whether each request takes one of `max_llm_calls`.
         mirror: Where what they use is added up too, with that of scopes inside that take this one's place.
-        input_tokens: How many tokens the request will read at most, if that is known and no other is under way:
-            the reply may then take half of what is left beyond them, else a fair part of it.
-        raw: Whether replies are returned as the LM gives them: with thinking, and also if they were cut short.
+        input_tokens: The most tokens that the request reads, if that is known and no other is under way.
+        raw: Whether replies are returned as the LM gives them.
 
     Raises:
         LimitExceeded: If the limits did not allow a call, also if what asked has gone on without it.
     """
     open_door()
     outer = meters_in_force()
-    mirrors = tuple(each for meter in outer if meter.ledger is ledger for each in meter.mirrors)
-    meter = Meter(
-        ledger,
-        role,
-        keeper=keeper,
-        counted=counted,
-        mirrors=mirrors if mirror is None else (*mirrors, mirror),
-        input_tokens=input_tokens,
-        raw=raw,
-    )
+    mirrors = [each for meter in outer if meter.ledger is ledger for each in meter.mirrors]
+    mirrors += [] if mirror is None else [mirror]
+    meter = Meter(ledger, role, keeper, counted, tuple(mirrors), input_tokens, raw)
     try:
         with dspy.context(**{METERS: (meter, *(each for each in outer if each.ledger is not ledger))}):
             yield meter
@@ -114,7 +105,7 @@ def metered(
 class _Way(Protocol):
     """How a call waits: not at all, or on an event loop."""
 
-    async def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
+    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
         """Send one request, as DSPy does."""
 
     async def pause(self, seconds: float) -> None:
@@ -137,7 +128,7 @@ class MeteredLM:
         self._raw = self._meters[0].raw or (outer is not None and outer.meter is self._meters[0])
         self._is_bounded = any(meter.ledger.bounded for meter in self._meters)
 
-    async def ask(self, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
+    async def ask(self, call: LMCall) -> Outputs:
         """Return the LM's answer, after as many requests as it takes.
 
         Raises:
@@ -146,37 +137,38 @@ class MeteredLM:
             dspy.LMError: If a request failed, and repeating it does not help.
         """
         if not self._raw:
-            prompt, messages, options = sendable(prompt, messages, options)
+            call = call.sendable()
         repeats, failed, is_shorter = 0, None, False
         while True:
             try:
-                request = await self._request(prompt, messages, options)
+                request = await self._request(call)
             except LimitExceeded as refusal:
                 raise _after(refusal, failed) from failed
             except ContextWindowExceededError as error:
                 self._note_window(error)
-                shorter = None if is_shorter else shorter_reply(self._lm, options, error)
+                shorter = None if is_shorter else shorter_reply(self._lm, call, error)
                 if shorter is None:
                     raise
-                options, is_shorter = shorter, True
+                call, is_shorter = shorter, True
             except LMError as error:
-                await self._way.pause(self._seconds_before_repeat(error, repeats, options))
+                await self._way.pause(self._seconds_before_repeat(error, repeats, call))
                 failed, repeats = error, repeats + 1
             else:
                 return request.outputs if self._raw else readable(request)
 
-    async def _request(self, prompt: Any, messages: Any, options: dict[str, Any]) -> LMRequest:
+    async def _request(self, call: LMCall) -> LMRequest:
         """Send one request, for no longer a reply than the limits leave."""
         room = math.inf
         if self._is_bounded or self._meters[0].ledger.windows:
             room = room_for_reply(self._lm, self._meters)
-            prompt, options = within_room(room, prompt, options)
-        lm = self._lm_for(room, options)
-        request = self._bounds(lm, prompt, messages, options)
+            call = call.within(room)
+        lm = self._lm_for(room, call)
+        request = self._bounds(lm, call)
+        messages = call.messages
         as_adapter = contextlib.nullcontext() if messages is None else adapter_message_call(lm, messages)
         with self._held(request), as_adapter:
             try:
-                request.outputs = await self._way.ask(lm, prompt, messages, options)
+                request.outputs = await self._way.ask(lm, call)
             except Exception as error:  # whatever the client of a caller's own LM raises
                 refusal = as_window_error(error)
                 if refusal is error:
@@ -207,26 +199,21 @@ class MeteredLM:
             for meter in self._meters:
                 meter.settle(request, failed=failed)
 
-    def _bounds(self, lm: dspy.BaseLM, prompt: Any, messages: Any, options: dict[str, Any]) -> LMRequest:
+    def _bounds(self, lm: dspy.BaseLM, call: LMCall) -> LMRequest:
         """Return a request with the most tokens that it can have, where something limits them."""
         read = written = 0
         if self._is_bounded:
-            options = {**lm.kwargs, **options}
-            limits = [options.get(name) for name in REPLY_LIMITS]
-            if isinstance(prompt, Request):
-                limits = [prompt.config.max_tokens]
-            times = options.get("n") or 1
-            read = tokens_at_most(prompt, messages) * times
-            written = (next(filter(None, limits), None) or longest_reply(lm) or _LONGEST_REPLY_UNKNOWN) * times
+            read = tokens_at_most(call.prompt, call.messages) * call.answers(lm)
+            written = call.most_written(lm) * call.answers(lm)
         outer = request_under_way.get()
         keeps_history = not dspy.settings.disable_history and (outer is None or outer.keeps_history)
         usage = RequestUsage(dspy.settings.usage_tracker)
         return LMRequest(lm, self._meters[0], read, written, usage, keeps_history)
 
-    def _lm_for(self, room: float, options: dict[str, Any]) -> dspy.BaseLM:
+    def _lm_for(self, room: float, call: LMCall) -> dspy.BaseLM:
         """Return the LM that is sent a request: its replies fit the room, and it repeats nothing."""
         changes = {} if math.isinf(room) else reply_limit(self._lm, int(room))
-        if self._repeats(options):
+        if self._repeats(call):
             changes["num_retries"] = 0
         if not changes:
             return self._lm
@@ -240,7 +227,7 @@ class MeteredLM:
         if window is not None:
             self._meters[0].ledger.windows[self._lm.model] = window
 
-    def _repeats(self, options: dict[str, Any]) -> bool:
+    def _repeats(self, call: LMCall) -> bool:
         """Whether failed requests are repeated here, each counted by itself, and not inside one call of DSPy's.
 
         Not where parts of the answer may have been shown or paid for already, and not those of an LM that asks in
@@ -250,16 +237,16 @@ class MeteredLM:
         if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
             return False
         as_made = type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
-        return as_made and dspy.settings.send_stream is None and (options.get("n") or lm.kwargs.get("n") or 1) == 1
+        return as_made and dspy.settings.send_stream is None and call.answers(lm) == 1
 
-    def _seconds_before_repeat(self, error: LMError, repeats: int, options: dict[str, Any]) -> float:
+    def _seconds_before_repeat(self, error: LMError, repeats: int, call: LMCall) -> float:
         """Return how long to wait after an error, as DSPy does.
 
         Raises:
             dspy.LMError: The error, if the request is not repeated.
         """
         again = dspy.is_retryable_lm_error(error) or _is_garbled(error)
-        if not again or not self._repeats(options) or repeats >= self._lm.num_retries:
+        if not again or not self._repeats(call) or repeats >= self._lm.num_retries:
             raise error
         told = getattr(error, "retry_after", None)
         if isinstance(told, int | float) and math.isfinite(told):
@@ -282,11 +269,11 @@ def _after(refusal: LimitExceeded, failed: LMError | None) -> LimitExceeded:
 class _Calling:
     """Asks without an event loop, so that `drive` runs the call to its end."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., Outputs]) -> None:
         self._call = call
 
-    async def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
-        return self._call(lm, prompt, messages=messages, **options)
+    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
+        return self._call(lm, call.prompt, messages=call.messages, **call.options)
 
     async def pause(self, seconds: float) -> None:
         pause(seconds)
@@ -295,11 +282,11 @@ class _Calling:
 class _Awaiting:
     """Asks on the running event loop."""
 
-    def __init__(self, acall: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+    def __init__(self, acall: Callable[..., Awaitable[Outputs]]) -> None:
         self._acall = acall
 
-    async def ask(self, lm: dspy.BaseLM, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
-        return await self._acall(lm, prompt, messages=messages, **options)
+    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
+        return await self._acall(lm, call.prompt, messages=call.messages, **call.options)
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -328,13 +315,13 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
     def called(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         if not meters_in_force():
             return call(self, prompt, messages=messages, **options)
-        return drive(MeteredLM(self, _Calling(call)).ask(prompt, messages, options))
+        return drive(MeteredLM(self, _Calling(call)).ask(LMCall.of(prompt, messages, options)))
 
     @functools.wraps(acall)
     async def awaited(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         if not meters_in_force():
             return await acall(self, prompt, messages=messages, **options)
-        return await MeteredLM(self, _Awaiting(acall)).ask(prompt, messages, options)
+        return await MeteredLM(self, _Awaiting(acall)).ask(LMCall.of(prompt, messages, options))
 
     @functools.wraps(update_history)
     def noted(self: dspy.BaseLM, entry: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dspy
+from dspy.lm15 import Response
 
 from rlm_dspy._dspy_compat import UsageTracker
 from rlm_dspy.budget.ledger import NOTHING, Amount
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HistoryEntry = Mapping[str, Any]
 """What DSPy keeps of a request in `lm.history`."""
+Outputs: TypeAlias = list[Any] | Response | None
+"""What an LM returns: a list of texts or dicts with `text`; for a `dspy.lm15.Request` the response."""
 
 
 @dataclass(eq=False)
@@ -45,9 +48,9 @@ class LMRequest:
     usage: RequestUsage
     keeps_history: bool
     entries: list[HistoryEntry] = field(default_factory=list)
-    outputs: Any = None
+    outputs: Outputs = None
 
-    def entry(self, outputs: Any) -> HistoryEntry:
+    def entry(self, outputs: Outputs) -> HistoryEntry:
         """Return the history entry of what the LM returned; an empty one if there is none."""
         found = (
             each for each in self.entries if outputs is each.get("outputs") or outputs is each.get("response")
@@ -111,47 +114,38 @@ class RequestUsage(UsageTracker):
         return total
 
 
+@dataclass(eq=False)
 class Meter:
     """Counts the LM calls of one scope. What a request can use at most is held before it is sent.
 
-    Args:
+    Attributes:
         ledger: Where the calls are entered.
-        role: The role they are entered under.
+        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
         keeper: The run that may use what is kept for its last turn, or None; see `Ledger.hold`.
         counted: Whether each request takes one of `max_llm_calls`.
         mirrors: Where what they used is added up too.
-        input_tokens: The most tokens that the next request reads, if that is known and no other is under way.
-        raw: Whether replies are returned as the LM gives them.
+        input_tokens: The most tokens that the request reads, if that is known and no other is under way: the reply
+            may then take half of what is left beyond them, else a fair part of it.
+        raw: Whether replies are returned as the LM gives them: with thinking, and also if they were cut short.
+        read_at_most: The most tokens that the last request had; 0 where nothing limits them.
+        read: The tokens that the last request had, as reported; 0 if nothing was.
+        outputs: What the LM returned for each request, unchanged; None for one that failed.
+        refusal: Why a request was refused; None if none was.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        role: str,
-        *,
-        keeper: object = None,
-        counted: bool = False,
-        mirrors: tuple[Tally, ...] = (),
-        input_tokens: float | None = None,
-        raw: bool = False,
-    ) -> None:
-        self.ledger = ledger
-        self.role = role
-        self.keeper = keeper
-        self.counted = counted
-        self.mirrors = mirrors
-        self.input_tokens = input_tokens
-        self.raw = raw
-        self.read_at_most = 0
-        """The most tokens that the last request had; 0 where nothing limits them."""
-        self.read = 0
-        """The tokens that the last request had, as reported; 0 if nothing was."""
-        self.outputs: list[Any] = []
-        """What the LM returned for each request, unchanged; None for one that failed."""
-        self.refusal: LimitExceeded | None = None
-        """Why a request was refused; None if none was."""
-        self._under_way: dict[LMRequest, None] = {}
-        self._why: LimitExceeded | None = None
+    ledger: Ledger
+    role: str
+    keeper: object = None
+    counted: bool = False
+    mirrors: tuple[Tally, ...] = ()
+    input_tokens: float | None = None
+    raw: bool = False
+    read_at_most: int = 0
+    read: int = 0
+    outputs: list[Outputs] = field(default_factory=list)
+    refusal: LimitExceeded | None = None
+    _under_way: dict[LMRequest, None] = field(default_factory=dict)
+    _why: LimitExceeded | None = None
 
     def hold(self, request: LMRequest) -> None:
         """Hold what a request can use at most, until it is settled.
@@ -220,7 +214,7 @@ def role() -> str:
     return next((meter.role for meter in meters_in_force()), "")
 
 
-def reported(outputs: Any) -> dict[str, Any]:
+def reported(outputs: Outputs) -> dict[str, Any]:
     """Return what is reported of the LM call that has just ended: tokens by the fields of `Usage`, price, cached.
 
     Tokens are 0 and the price is None where nothing is reported, as of a call that failed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dspy.lm15 import Request
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import dspy
 
+    from rlm_dspy.budget.lm_call import LMCall
     from rlm_dspy.budget.metering import Meter
 
 _SHORTEST_REPLY_TOKENS = 64
@@ -63,7 +64,7 @@ def _in_window(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
     return window // _WINDOW_SHARE if window is not None and wanted > window // 2 else math.inf
 
 
-def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, Any]:
+def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, int]:
     """Return the setting that limits the replies of an LM to the room; nothing if they are shorter anyway."""
     usual = longest_reply(lm)
     if usual is not None and usual <= room:
@@ -71,34 +72,22 @@ def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, Any]:
     return {next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1]): room}
 
 
-def within_room(room: float, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the prompt and the options of a request, with no longer a reply than there is room for."""
-    if math.isinf(room):
-        return prompt, options
-    if isinstance(prompt, Request):
-        most = min(prompt.config.max_tokens or room, room)
-        return replace(prompt, config=replace(prompt.config, max_tokens=int(most))), options
-    return prompt, {name: min(n, room) if n and name in REPLY_LIMITS else n for name, n in options.items()}
-
-
-def shorter_reply(
-    lm: dspy.BaseLM, options: dict[str, Any], refusal: dspy.ContextWindowExceededError
-) -> dict[str, Any] | None:
-    """Return options for a reply that fits behind messages that do; None if none does.
+def shorter_reply(lm: dspy.BaseLM, call: LMCall, refusal: dspy.ContextWindowExceededError) -> LMCall | None:
+    """Return a call for a reply that fits behind messages that do; None if none does.
 
     Many servers count the longest reply that a request allows as a part of it.
 
     Args:
         lm: The LM that refused.
-        options: Those of the request.
+        call: What it was called with.
         refusal: What tells the window.
     """
     sizes = sizes_of(refusal)
-    limits = ((name, {**lm.kwargs, **options}.get(name)) for name in REPLY_LIMITS)
+    limits = ((name, {**lm.kwargs, **call.options}.get(name)) for name in REPLY_LIMITS)
     name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))
-    if not name or sizes.window is None:
+    if not name or sizes.window is None or isinstance(call.prompt, Request):
         return None
     guess = sizes.window // _WINDOW_SHARE
     room = guess if sizes.read is None else sizes.window - sizes.read - _MARGIN
     fits = min(wanted, sizes.window // _LEAST_WINDOW_SHARE) <= room < wanted
-    return {**options, name: room} if fits else None
+    return replace(call, options={**call.options, name: room}) if fits else None

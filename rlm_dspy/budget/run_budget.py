@@ -98,10 +98,12 @@ class Budget:
         """Return the step of a turn that has ended, with what the model is told of what is left."""
         was_last = self.limit is not None
         self.turns += 1
+        if step.kind == "submitted":  # nothing more is asked, nor kept for it
+            return step
         self._failures = self._failures + 1 if step.failed else 0
         self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
         self._keep(turns=0 if was_last else 1)
-        if was_last or step.kind == "submitted":
+        if was_last:
             return step
         self._decide()
         return step.model_copy(update={"notice": self._notice()})

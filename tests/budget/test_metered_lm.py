@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
+from dspy.lm15 import Config, Message, Request
 from dspy.utils.callback import BaseCallback
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,28 @@ def test_several_answers_to_one_request_are_held_and_entered_together() -> None:
     with dspy.context(lm=lm), pytest.raises(LimitExceeded, match="could use up to 1,200 tokens"):  # noqa: SIM117
         with metered(Ledger(Limits(max_output_tokens=1_000, max_concurrency=1)), "ask"):
             dspy.Predict(PREDICT, n=3, max_tokens=400)(question="?")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_whole_request_is_held_and_shortened_as_any(by_name: bool) -> None:
+    """Its limit of a reply stands in its own settings, where no option may be."""
+    asked: list[Any] = []
+
+    class Engine:
+        def complete(self, request: Request) -> Any:
+            asked.append(request.config.max_tokens)
+            return ScriptedLM([YES]).script.complete(request)
+
+    lm = dspy.LM("scripted/lm", engine=Engine(), cache=False)
+    request = Request(model=lm.model, messages=(Message.user("?"),), config=Config(max_tokens=4_000))
+    ledger = Ledger(Limits(max_output_tokens=5_000, max_concurrency=1))
+    with metered(ledger, "ask"):
+        response = lm(request=request) if by_name else lm(request)
+    assert asked == [4_000]
+    with metered(Ledger(Limits(max_output_tokens=1_000, max_concurrency=1)), "ask"):
+        lm(request)
+    assert asked == [4_000, 512]
+    assert (response.text, ledger.usage().output_tokens) == (YES, len(YES.split()))
 
 
 def test_an_answer_of_dspys_cache_costs_nothing_and_leaves_nothing_held() -> None:
