@@ -14,8 +14,6 @@ from pathlib import Path
 import dspy
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.coverage.watch import watched
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.observe.report.page import write_report
@@ -119,9 +117,8 @@ def play() -> Record:
     """Run, and return the record."""
     lm = ScriptedLM(Script(), seconds=0.4)
     rlm = RLM("context, question -> answer: str, evidence: list[str]", limits=Limits(max_iters=8, prices=PRICES))
-    ledger = Ledger(rlm.limits)
-    with dspy.context(lm=lm), watched(), metered(ledger, "run", raw=True):
-        record, error = recorded(rlm, {"context": Text.open(ARTICLES), "question": QUESTION}, ledger)
+    with dspy.context(lm=lm), watched():
+        record, error = recorded(rlm, {"context": Text.open(ARTICLES), "question": QUESTION})
     if error is not None:
         raise error
     return record

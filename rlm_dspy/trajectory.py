@@ -72,6 +72,8 @@ class SubCall(BaseModel):
     name: str
     """`query`, the name of a sub, `rlm`, or of an ad-hoc call its class and signature."""
     kind: CallKind
+    number: int = 0
+    """Its number in the run, in the order that sub-calls were asked for; the first is 1."""
     batch: int = 1
     """Calls of one turn that were asked together have the same number; the first is 1."""
     inputs: dict[str, str] = Field(default_factory=dict)
@@ -104,6 +106,23 @@ class SubCall(BaseModel):
     """What a child did."""
 
 
+class ToolCall(BaseModel):
+    """One call of a tool that the code of a turn made, in short form."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    arguments: str = ""
+    """As code would write them, cut."""
+    result: str = ""
+    """What the tool returned, cut; empty if it raised."""
+    error_type: str = ""
+    """The class of what it raised; empty if it returned."""
+    started: float = 0.0
+    """Seconds since the root run began."""
+    seconds: float = 0.0
+
+
 class Step(BaseModel):
     """One turn: what the model wrote and what the REPL answered."""
 
@@ -132,6 +151,10 @@ class Step(BaseModel):
     """Seconds since the root run began."""
     calls: tuple[SubCall, ...] = ()
     """The sub-calls that the code made, in the order they were asked for."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls of tools that the code made, in the order of their ends; the first 100."""
+    tool_calls_left_out: int = 0
+    """How many more there were."""
     read: tuple[Span, ...] = ()
     """The parts of the inputs that the code read, as far as it tells; empty unless coverage is watched."""
     shown: tuple[Span, ...] = ()

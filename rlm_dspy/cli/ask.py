@@ -169,16 +169,12 @@ def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseExcepti
     """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
     import dspy
 
-    from rlm_dspy.budget.ledger import Ledger
-    from rlm_dspy.budget.metered_lm import metered
     from rlm_dspy.observe.console import Progress
     from rlm_dspy.observe.record import recorded
 
-    ledger = Ledger(rlm_dspy.Limits())  # counts only; the run's own refuses
-    progress = Progress(view, ledger, rlm.limits.max_iters)
-    with dspy.context(callbacks=[*dspy.settings.callbacks, progress]), metered(ledger, "run", raw=True):
-        view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
-        record, error = recorded(rlm, task.inputs, ledger)
+    view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
+    with dspy.context(callbacks=[*dspy.settings.callbacks, Progress(view, rlm.limits.max_iters)]):
+        record, error = recorded(rlm, task.inputs)
     with contextlib.suppress(OSError):  # nobody looks at the view any more
         if record.trajectory or record.stop not in ("failed", "interrupted"):
             view.end(_summary(record), answered=record.answered)

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import signatures
+from rlm_dspy.budget.lm_events import lm_events
 from rlm_dspy.budget.refusals import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
+from rlm_dspy.events import unit
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.function_lm import as_lm
-from rlm_dspy.loop.run import Run
+from rlm_dspy.loop.run import Run, run_event
 from rlm_dspy.loop.states import predictor_states
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.cache.sub_call_cache import SubCallCache
+    from rlm_dspy.events import RunEvent
     from rlm_dspy.limits import Limits
     from rlm_dspy.trajectory import Step
 
@@ -211,16 +214,26 @@ class RLM(AsTool, Limited, dspy.Module):
         return await self._run(Awaiting(), **inputs)
 
     async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
+        with unit(run_event(self, inputs)) as told, lm_events():
+            return await self._run_to_the_end(port, told, check_factory(interpreter_factory), inputs)
+
+    async def _run_to_the_end(
+        self, port: Port, told: unit[RunEvent], interpreter_factory: Any, inputs: dict[str, Any]
+    ) -> dspy.Prediction:
         outer = calling.get()
-        run = Run(self, inputs, check_factory(interpreter_factory), outer.run if outer else None)
+        run = Run(self, inputs, interpreter_factory, outer.run if outer else None)
         token = calling.set(None)
         try:
             await port.run(run.open)
-            return await self._converse(port, run)
+            prediction = await self._converse(port, run)
         except BaseException as error:
             run.end()
+            told.end(outcome=run.outcome_so_far())
             carry(error, run.as_dicts(), run.usage().model_dump())
             raise
+        else:
+            told.end(outcome=run.outcome)
+            return prediction
         finally:
             calling.reset(token)
             if outer:
@@ -255,7 +268,7 @@ class RLM(AsTool, Limited, dspy.Module):
             while not is_last:
                 is_last = run.budget.limit is not None
                 step = await self._take_turn(port, run)
-                run.add(step)
+                run.keep(step)
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
         except LimitExceeded as error:

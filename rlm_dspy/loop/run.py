@@ -17,6 +17,7 @@ from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage.watch import watch_over
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.interpreters import resolve_factory
 from rlm_dspy.loop.context_window import Room
 from rlm_dspy.loop.validation import check_inputs
@@ -24,6 +25,7 @@ from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.repl.session import Repl, execution_instructions
+from rlm_dspy.repl.tool_calls import ToolCalls
 from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
@@ -78,6 +80,7 @@ class Run:
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
         self.stop = self.final_reasoning = ""
+        self.outcome = Outcome()
         self.stopped: LimitExceeded | None = None
         """Why the code of this turn was stopped, if it was."""
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
@@ -93,7 +96,8 @@ class Run:
         self.subcalls = self.subcalls_type(
             self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), inputs, guard=Guard(inputs)
         )
-        tools = {name: host_function(tool, self.async_tools) for name, tool in rlm.tools.items()}
+        self.tool_calls = ToolCalls(self.ledger.started)
+        tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
         subs = for_repl(rlm.subs)
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
         known = {"inputs": list(inputs), "subs": subs, "tools": list(tools), "model": getattr(asked, "model", "")}
@@ -179,6 +183,7 @@ class Run:
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
         """Put an account in the place of all turns but those that are kept; `steps` has all of them."""
         self.steps.append(account)
+        emit(StepEvent(step=account))
         self.show([account, *kept])
 
     def show(self, steps: list[Step]) -> None:
@@ -244,10 +249,24 @@ class Run:
         if not self.budget.child:
             self.ledger.close(LimitExceeded("The run has ended."))
 
-    def add(self, step: Step) -> None:
+    def keep(self, step: Step) -> None:
         """Keep the step of a turn that has ended."""
         self.steps.append(step)
         self.trajectory = self.trajectory.add(step)
+
+    def add(self, step: Step) -> None:
+        """Keep a step that no turn gave."""
+        self.keep(step)
+        emit(StepEvent(step=step))
+
+    def begin_cell(self) -> None:
+        """Begin the code of a turn: what it calls belongs to that turn from now on."""
+        self.subcalls.begin()
+        self.tool_calls.begin()
+
+    def calls_taken(self) -> dict[str, Any]:
+        """Return what the code of this turn has called so far, by the fields of `Step`."""
+        return {"calls": self.subcalls.taken(), **self.tool_calls.taken()}
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return one dict a step, as `Prediction.trajectory` holds them."""
@@ -266,6 +285,10 @@ class Run:
         room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
         return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
 
+    def outcome_so_far(self, outputs: dict[str, Any] | None = None) -> Outcome:
+        """Return what came of the run, for listeners; with its outputs, if it has ended by itself."""
+        return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, tuple(self.steps))
+
     def finish(self, stop: str, answer: dict[str, Any], final_reasoning: str) -> dspy.Prediction:
         """Return the prediction of a run that has ended.
 
@@ -275,15 +298,28 @@ class Run:
             final_reasoning: The model's last words.
         """
         self.stop, self.final_reasoning = stop, final_reasoning
+        outputs = {name: answer.get(name) for name in self.signature.output_fields}
+        self.outcome = self.outcome_so_far(outputs)
         report = {
             "stop": stop,
-            "usage": self.usage().model_dump(),
+            "usage": self.outcome.usage.model_dump(),
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }
-        outputs = {name: answer.get(name) for name in self.signature.output_fields}
         others = {name: value for name, value in report.items() if name not in outputs}
         return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
+
+
+def run_event(rlm: Program, inputs: dict[str, Any]) -> RunEvent:
+    """Return the event of the start of a run."""
+    return RunEvent(
+        name=type(rlm).__name__,
+        signature=rlm.signature,
+        inputs=inputs,
+        limits=rlm.limits,
+        lm=rlm.act.lm or dspy.settings.lm,
+        sub_lm=rlm.sub_lm,
+    )
 
 
 def _sub_lm_of(rlm: Program) -> Any:

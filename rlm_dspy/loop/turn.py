@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dspy
 
-from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import ReplyCut
+from rlm_dspy.events import CellEvent, TurnEvent, unit
 from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.reply_parser import Reply, read_reply
@@ -28,22 +28,19 @@ _logger = logger()
 
 
 class Turn(dspy.Module):
-    """One turn of a run. A module, so that whatever listens to DSPy (MLflow, progress) sees turns as units.
+    """One turn of a run. A module, so that whatever else listens to DSPy sees turns as units.
 
     Args:
         act: The predictor that writes the code.
         run: The run that the turn belongs to; only read.
+        verbose: Log the step at INFO.
     """
 
     def __init__(self, act: dspy.Predict, run: Run, *, verbose: bool = False) -> None:
-        super().__init__(callbacks=[StepLog()] if verbose else [])
+        super().__init__()
         self._act = act
         self._run = run
-
-    @property
-    def steps_before(self) -> tuple[Step, ...]:
-        """The steps of the run so far."""
-        return tuple(self._run.steps)
+        self._verbose = verbose
 
     def forward(self, number: int) -> Step:
         """Take turn `number` (the first is 1) and return its step."""
@@ -54,6 +51,14 @@ class Turn(dspy.Module):
         return await self._take(Awaiting(), number)
 
     async def _take(self, port: Port, number: int) -> Step:
+        with unit(TurnEvent(turn=number)) as told:
+            step = await self._step(port)
+            told.end(step=step)
+        if self._verbose:
+            _logger.info("%s\n\n%s\n\n%s", step.reasoning, step.code, step.observation)
+        return step
+
+    async def _step(self, port: Port) -> Step:
         started, run = time.monotonic(), self._run
         before = run.ledger.totals()
         reply = await self._write(port)
@@ -114,17 +119,18 @@ class Turn(dspy.Module):
                 return await port.run(self._execute, reasoning, code, stop=stop)
         except BaseException as error:
             why = "The run was cut short while this code ran" + (f": {error}" if str(error) else ".")
-            calls = run.subcalls.taken()
-            run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", calls=calls))
+            run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", **run.calls_taken()))
             raise
 
     def _execute(self, reasoning: str, code: str) -> Step:
-        self._run.subcalls.begin()
-        outcome = self._run.repl.execute(code)
-        self._run.async_tools.check()
+        run = self._run
+        run.begin_cell()
+        with unit(CellEvent(reasoning=reasoning, code=code)) as told:
+            outcome = run.repl.execute(code)
+            run.async_tools.check()
+            told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
         output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
-        calls = self._run.subcalls.taken()
-        step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, calls=calls)
+        step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
         if outcome.kind != "submitted":
             return (
                 step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
@@ -140,15 +146,6 @@ class Turn(dspy.Module):
             step = step.model_copy(update={"answer": values})
         text = f"{printed}\n{echo}" if printed else echo
         return step.model_copy(update={"output": text, "printed": printed})
-
-
-class StepLog(BaseCallback):
-    """Logs each step at INFO, for `RLM(verbose=True)`."""
-
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Log a step."""
-        if isinstance(outputs, Step):
-            _logger.info("%s\n\n%s\n\n%s", outputs.reasoning, outputs.code, outputs.observation)
 
 
 def _thinking(meter: Meter | None) -> str:

@@ -13,17 +13,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from rlm_dspy._dspy_compat import BaseCallback
-from rlm_dspy.loop.turn import Turn
+from rlm_dspy.events import BatchEvent, CellEvent, Event, Listener, LMEvent, SubCallEvent, TurnEvent
 from rlm_dspy.observe.formatting import used
-from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
 
 if TYPE_CHECKING:
-    from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.trajectory import Tone
-    from rlm_dspy.usage import RunUsage
 
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
@@ -155,64 +151,61 @@ class _Busy:
         return self._spinner if self._what else Text()
 
 
-class Progress(BaseCallback):
-    """Tells a view what a run does, by listening to DSPy. Turns of child runs belong to the turn that made them.
+class Progress(Listener):
+    """Tells a view what a run does. Turns of child runs belong to the turn that made them.
 
     Args:
         view: Where to show it.
-        ledger: Where the run's model calls are entered.
         turns: How many turns the run may take.
     """
 
-    def __init__(self, view: View, ledger: Ledger, turns: int) -> None:
+    def __init__(self, view: View, turns: int) -> None:
         self._view = view
-        self._ledger = ledger
         self._turns = turns
-        self._number = 0
-        self._turn: str | None = None
+        self._turn: int | None = None
         self._running = False
-        self._subcalls = 0
-        self._batch: Batch | None = None
-        self._before: RunUsage = ledger.usage()
+        self._asked = 0
+        self._batch: BatchEvent | None = None
+        self._answered = 0
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note that a turn begins."""
-        if isinstance(instance, Turn) and self._turn is None:
-            self._turn, self._subcalls, self._running, self._batch = call_id, 0, False, None
-            self._number += 1
-            self._before = self._ledger.usage()
-        elif isinstance(instance, Batch):
-            self._batch = instance
+    def on_event(self, event: Event) -> None:
+        """Show a turn that has ended, or what goes on now."""
+        begins, inner = event.phase == "started", event.depth > 0
+        match event:
+            case TurnEvent() if not inner:
+                self._turn, self._running = event.turn if begins else None, False
+                if begins:
+                    self._asked, self._batch = 0, None
+                elif event.step is not None:
+                    self._show(event.turn or 0, event.step)
+            case CellEvent() if begins and not inner:
+                self._running = True
+                self._busy("code runs")
+            case BatchEvent() if begins and len(event.items) > 1:
+                self._batch, self._answered = event, 0
+            case SubCallEvent() if not begins and self._batch is not None and event.parent == self._batch.id:
+                self._answered += 1
+            case LMEvent() if begins:
+                self._ask(event.role)
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Show the turn that has ended."""
-        if call_id == self._turn:
-            self._turn = None
-            if isinstance(outputs, Step):
-                now = self._ledger.usage()
-                took = now.seconds - self._before.seconds
-                subcalls = f", {counted(self._subcalls, 'sub-call')}" if self._subcalls else ""
-                self._view.step(self._number, outputs, f"{used(now - self._before, took)}{subcalls}")
+    def _show(self, number: int, step: Step) -> None:
+        subcalls = f", {counted(self._asked, 'sub-call')}" if self._asked else ""
+        self._view.step(number, step, f"{used(step.spent, step.seconds)}{subcalls}")
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Show who is asked."""
+    def _ask(self, role: str) -> None:
         if self._turn is None:
-            self._view.busy("reading the answer from the trajectory")
+            folds = role.endswith("fold")
+            self._view.busy("summing up earlier turns" if folds else "reading the answer from the trajectory")
         elif self._running:
-            self._subcalls += 1
+            self._asked += 1
             batch = self._batch
-            of_batch = f" ({batch.name}: {batch.done:,} of {batch.total:,})" if batch else ""
-            self._view.busy(
-                f"turn {self._number} of {self._turns}: code runs, {counted(self._subcalls, 'sub-call')}{of_batch}"
-            )
+            of_batch = f" ({batch.name}: {self._answered:,} of {len(batch.items):,})" if batch else ""
+            self._busy(f"code runs, {counted(self._asked, 'sub-call')}{of_batch}")
         else:
-            self._view.busy(f"turn {self._number} of {self._turns}: the model writes")
+            self._busy("the model writes")
 
-    def on_interpreter_execute_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Show that code runs."""
-        self._running = True
-        if self._turn is not None:
-            self._view.busy(f"turn {self._number} of {self._turns}: code runs")
+    def _busy(self, what: str) -> None:
+        self._view.busy(f"turn {self._turn} of {self._turns}: {what}")
 
 
 def view_on(file: IO[str] | None = None) -> View:

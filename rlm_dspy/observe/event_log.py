@@ -27,6 +27,7 @@ and by `event`
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error` |
 | `cell_started` | `reasoning`, `code`: what the model wrote and is now run |
+| `tool_ended` | `tool`: a `ToolCall` |
 | `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside it |
 | `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if one left the turn |
 | `step_added` | the same, of a step that no turn gave: an account of turns, what is left of one cut short |
@@ -42,45 +43,39 @@ text (an error, say), `***` stands in its place.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import threading
-import time
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from pydantic_core import to_json
 
-from rlm_dspy.budget import metering
-from rlm_dspy.coverage.watch import looked_into
+from rlm_dspy.events import (
+    CellEvent,
+    Event,
+    Listener,
+    LMEvent,
+    RunEvent,
+    StepEvent,
+    SubCallEvent,
+    ToolEvent,
+    TurnEvent,
+)
 from rlm_dspy.json_values import jsonable
-from rlm_dspy.loop.rlm import RLM
-from rlm_dspy.loop.turn import Turn
-from rlm_dspy.observe.record import asked, cut_short, ended, in_one_line
-from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.observe.record import asked, ended, in_one_line, looked_at
 from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
-from rlm_dspy.subcalls.listener import SubCallListener
-from rlm_dspy.trajectory import Step, SubCall
+from rlm_dspy.trajectory import Step, SubCall, ToolCall
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
 VERSION = 1
 _logger = logging.getLogger("dspy.rlm_dspy")
-_runs: ContextVar[tuple[str, ...]] = ContextVar("_runs", default=())
-"""The ids of the run that goes on here and of those that it is a child of, the root first."""
-
-
-_inside: ContextVar[tuple[tuple[float, str], ...]] = ContextVar("_inside", default=())
-"""The child runs that have ended here: when each began, in seconds since the root began, and its id."""
 
 
 @dataclass
@@ -88,37 +83,15 @@ class _Open:
     """A run that has not ended.
 
     Attributes:
-        run: Its id, which is the id of DSPy's call.
-        rlm: The module that was called.
-        inputs: Its inputs by name.
-        parent: The run that made it, if this log knows it.
-        began: When the root run began, by `time.monotonic`.
-        at: When it began itself, in seconds since the root run did.
-        beside: What `_inside` was then.
-        turn: The turn that goes on.
-        calls: Ids of DSPy's calls that are waited for: of the turn, of `act`.
-        numbers: Numbers for the run's model calls.
-        subcalls: Numbers for its sub-calls.
-        steps: How many steps are written.
-        told: The numbers of the turn's sub-calls that are written, by what was written.
+        is_inner: Whether it is inside of another run of this log.
+        inside: The runs that have ended inside of its sub-calls, by the sub-call.
     """
 
-    run: str
-    rlm: RLM
-    inputs: dict[str, Any]
-    parent: str | None
-    began: float
-    at: float
-    beside: tuple[tuple[float, str], ...]
-    turn: int | None = None
-    calls: set[str] = field(default_factory=set)
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    subcalls: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    steps: int = 0
-    told: dict[bytes, list[int]] = field(default_factory=dict)
+    is_inner: bool
+    inside: dict[str, list[str]] = field(default_factory=dict)
 
 
-class RunLog(SubCallListener):
+class RunLog(Listener):
     r"""Appends the events of every run to a file, as they happen. The format is in this module's docstring.
 
     It listens to DSPy: give it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use it
@@ -137,6 +110,7 @@ class RunLog(SubCallListener):
 
     Example:
         >>> import tempfile
+        >>> from rlm_dspy import RLM
         >>> from rlm_dspy.observe.event_reader import read_log
         >>> from rlm_dspy.testing import ScriptedLM
         >>> path = Path(tempfile.mkdtemp()) / "runs.jsonl"
@@ -149,7 +123,6 @@ class RunLog(SubCallListener):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self._open: dict[str, _Open] = {}
-        self._lms: dict[str, dict[str, Any]] = {}
         self._secrets = secrets_of_environment()
         self._said = False
         self._lock = threading.Lock()
@@ -169,129 +142,59 @@ class RunLog(SubCallListener):
     ) -> None:
         self._scope.__exit__(kind, error, traceback)
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note that a run or a turn begins."""
-        given = inputs.get("kwargs", {})
-        if isinstance(instance, RLM):
-            self._begin(call_id, instance, given)
-        elif run := self._here():
-            if isinstance(instance, Turn):
-                self._add_steps(run, instance.steps_before)
-                run.turn, run.told = given.get("number"), {}
-                self._write(run, "turn_started")
-            if isinstance(instance, Turn | Act):
-                run.calls.add(call_id)
+    def on_event(self, event: Event) -> None:
+        """Write an event of a run of this log."""
+        if isinstance(event, RunEvent):
+            self._write_run(event)
+        elif event.run in self._open:
+            self._write_part(event, self._open[event.run])
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Note that the model has written code, or that a turn or a run has ended."""
-        run = self._open.get(call_id) or self._here()
-        if run is None:
-            return
-        if call_id == run.run:
-            self._end(run, outputs, exception)
-        elif call_id in run.calls:
-            run.calls.remove(call_id)
-            if isinstance(outputs, dspy.Prediction) and outputs.get("code"):
-                self._write(run, "cell_started", reasoning=outputs.get("reasoning") or "", code=outputs.code)
-            elif isinstance(outputs, Step):
-                self._write_step(run, "turn_ended", outputs)
-            elif exception is not None and not run.calls:
-                self._write(run, "turn_ended", error=in_one_line(exception))
-            if not run.calls:
-                run.turn = None
+    def _write_run(self, event: RunEvent) -> None:
+        if event.phase == "started":
+            self._open[event.run] = _Open(is_inner=event.parent_run in self._open)
+            self._learn(event.lm, event.sub_lm, dspy.settings.lm)
+            self._write(event, "run_started", **asked(event))
+        elif (run := self._open.pop(event.run, None)) is not None:
+            if event.subcall and (outer := self._open.get(event.parent_run or "")):
+                outer.inside.setdefault(event.subcall, []).append(event.run)
+            self._write(event, "run_ended", **ended(event), **({} if run.is_inner else looked_at(event)))
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note that a model is asked."""
-        run = self._here()
-        if run is None:
-            return
-        self._secrets = self._secrets | secrets_of(instance)  # anew: other threads go through the old ones
-        role = metering.role()
-        known = {"call": next(run.numbers), "model": instance.model, **({"role": role} if role else {})}
-        self._lms[call_id] = known
-        self._write(run, "lm_started", **known)
+    def _write_part(self, event: Event, run: _Open) -> None:
+        begins = event.phase == "started"
+        match event:
+            case TurnEvent(step=None):
+                error = {} if begins else {"error": in_one_line(event.error or RuntimeError())}
+                self._write(event, "turn_started" if begins else "turn_ended", **error)
+            case TurnEvent(step=Step() as step):
+                self._write(event, "turn_ended", **_plain(step))
+            case StepEvent():
+                self._write(event, "step_added", **_plain(event.step))
+            case CellEvent() if begins:
+                self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
+            case ToolEvent(call=ToolCall() as tool):
+                self._write(event, "tool_ended", tool=tool.model_dump(mode="json"))
+            case SubCallEvent(call=SubCall() as call):
+                plain = call.model_dump(mode="json", exclude={"steps", "number"})
+                children = run.inside.pop(event.id, [])
+                known = {"children": children} if children else {}
+                self._write(event, "subcall_ended", number=call.number, subcall=plain, **known)
+            case LMEvent():
+                self._learn(event.lm)
+                self._write(event, "lm_started" if begins else "lm_ended", **_of_call(event))
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Note what the model's reply cost."""
-        run = self._here()
-        known = self._lms.pop(call_id, {})
-        if run is not None and known:
-            error = None if exception is None else in_one_line(exception)
-            self._write(run, "lm_ended", **known, **metering.reported(outputs), error=error)
+    def _learn(self, *lms: dspy.BaseLM | None) -> None:
+        """Hide what is secret in the settings of LMs from now on."""
+        self._secrets = self._secrets.union(*map(secrets_of, lms))  # anew: other threads go through the old ones
 
-    def on_subcall_end(self, call: SubCall) -> None:
-        """Note a sub-call that has ended, and which runs were inside it."""
-        if run := self._here():
-            self._write_subcall(run, call)
-
-    def _write_subcall(self, run: _Open, call: SubCall) -> int:
-        """Write a sub-call and return its number. Its steps are in the events of the runs inside it."""
-        number = next(run.subcalls)
-        inside = [child for began, child in _inside.get() if call.seconds and began >= call.started]
-        known = {"children": inside} if inside else {}
-        plain = call.model_dump(mode="json", exclude={"steps"})
-        run.told.setdefault(_key(call), []).append(number)
-        self._write(run, "subcall_ended", number=number, subcall=plain, **known)
-        return number
-
-    def _add_steps(self, run: _Open, steps: Sequence[Step]) -> None:
-        """Write the steps of a run that no turn gave."""
-        for step in steps[run.steps :]:
-            self._write_step(run, "step_added", step)
-
-    def _write_step(self, run: _Open, event: str, step: Step) -> None:
-        """Write a step. Its sub-calls were written as they ended; those that have not are written now."""
-        numbers = [
-            known.pop(0) if (known := run.told.get(_key(call))) else self._write_subcall(run, call)
-            for call in step.calls
-        ]
-        plain = step.model_dump(mode="json", exclude={"calls"})
-        self._write(run, event, step=plain, calls=numbers)
-        run.steps += 1
-
-    def _here(self) -> _Open | None:
-        """Return the run that this thread or task works on."""
-        chain = _runs.get()
-        return self._open.get(chain[-1]) if chain else None
-
-    def _begin(self, run_id: str, rlm: RLM, given: dict[str, Any]) -> None:
-        chain = _runs.get()
-        if chain[-1:] != (run_id,):  # else another log has put it there
-            chain = (*chain, run_id)
-            _runs.set(chain)
-        parent = self._open.get(chain[-2]) if len(chain) > 1 else None
-        began = parent.began if parent else time.monotonic()
-        at, beside = time.monotonic() - began, _inside.get()
-        inputs = {name: value for name, value in given.items() if name in rlm.signature.input_fields}
-        run = self._open[run_id] = _Open(run_id, rlm, inputs, parent.run if parent else None, began, at, beside)
-        lms = (dspy.settings.lm, rlm.sub_lm, rlm.act.lm)
-        self._secrets = self._secrets.union(*map(secrets_of, lms))
-        self._write(run, "run_started", **asked(rlm, inputs))
-
-    def _end(self, run: _Open, outputs: Any, exception: BaseException | None) -> None:
-        del self._open[run.run]
-        chain = _runs.get()
-        if chain[-1:] == (run.run,):
-            _runs.set(chain[:-1])
-            _inside.set((*run.beside, (run.at, run.run)) if len(chain) > 1 else ())
-        if "trajectory" not in run.rlm.signature.output_fields:
-            steps = getattr(outputs if exception is None else exception, "trajectory", [])
-            self._add_steps(run, [Step.model_validate(step) for step in steps])
-        if exception is None:
-            told = ended(run.rlm, outputs)
-        else:
-            told = {**cut_short(exception), "usage": getattr(exception, "usage", {})}
-        seen = {} if run.parent else looked_into(run.inputs, told.get("outputs", {}))
-        self._write(run, "run_ended", **told, **seen)
-
-    def _write(self, run: _Open, event: str, **own: Any) -> None:
+    def _write(self, event: Event, name: str, **own: Any) -> None:
+        known_parent = event.parent_run in self._open
         line = {
             "v": VERSION,
-            "event": event,
-            "run": run.run,
-            **({"parent": run.parent} if run.parent else {}),
-            **({"turn": run.turn} if run.turn is not None else {}),
-            "t": round(time.monotonic() - run.began, 6),
+            "event": name,
+            "run": event.run,
+            **({"parent": event.parent_run} if known_parent else {}),
+            **({"turn": event.turn} if event.turn is not None else {}),
+            "t": round(event.seconds, 6),
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **own,
         }
@@ -321,6 +224,18 @@ class RunLog(SubCallListener):
             raise OSError(f"only {written} of {len(whole)} bytes were written")
 
 
-def _key(call: SubCall) -> bytes:
-    """Return what tells a sub-call from the others of its turn."""
-    return to_json(call, exclude={"steps"}, fallback=repr)
+def _plain(step: Step) -> dict[str, Any]:
+    """Return a step as its event has it: of its sub-calls, which have events of their own, the numbers."""
+    plain = step.model_dump(mode="json", exclude={"calls"})
+    return {"step": plain, "calls": [call.number for call in step.calls]}
+
+
+def _of_call(event: LMEvent) -> dict[str, Any]:
+    """Return what an event says of a model call."""
+    role = {"role": event.role} if event.role else {}
+    known = {"call": event.number, "model": event.lm.model, **role}
+    if event.phase == "started":
+        return known
+    error = None if event.error is None else in_one_line(event.error)
+    used = event.usage.model_dump(include={"input_tokens", "cached_input_tokens", "output_tokens", "cost"})
+    return {**known, **used, "cached": event.cached, "error": error}

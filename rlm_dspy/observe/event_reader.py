@@ -14,7 +14,7 @@ from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import count_of
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.record import Record
-from rlm_dspy.trajectory import Step, SubCall
+from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class _Turn:
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
     children: list[_Run] = field(default_factory=list)
     calls: list[SubCall] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     def step(self, ended: float) -> Step:
         """Return what is known of the turn."""
@@ -73,6 +74,7 @@ class _Turn:
             spent=self.ledger.totals(),
             started=self.began,
             calls=(*self.calls, *(child.call() for child in self.children)),
+            tool_calls=tuple(self.tool_calls),
         )
 
 
@@ -177,10 +179,12 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
             run.turn = _Turn(event["t"])
         case "cell_started" if run.turn:
             run.turn.reasoning, run.turn.code = event["reasoning"], event["code"]
+        case "tool_ended" if run.turn:
+            run.turn.tool_calls.append(ToolCall.model_validate(event["tool"]))
         case "subcall_ended":
             inside = [runs[name] for name in event.get("children", ()) if name in runs]
             steps = [step for child in inside for step in child.steps]
-            call = SubCall.model_validate({**event["subcall"], "steps": steps})
+            call = SubCall.model_validate({**event["subcall"], "number": event["number"], "steps": steps})
             run.calls[event["number"]] = call
             if run.turn:
                 run.turn.calls.append(call)

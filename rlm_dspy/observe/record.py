@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.coverage.watch import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
+from rlm_dspy.events import Event, Listener, RunEvent
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
@@ -23,7 +24,6 @@ from rlm_dspy.usage import RunUsage
 if TYPE_CHECKING:
     import os
 
-    from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.loop.rlm import RLM
 
 _MAX_ERROR_CHARS = 600
@@ -112,59 +112,80 @@ def describe_stop(record: Record) -> str:
     }[record.stop]
 
 
-def recorded(rlm: RLM, inputs: dict[str, Any], ledger: Ledger) -> tuple[Record, BaseException | None]:
+class Recorder(Listener):
+    """Keeps the record of the first run that begins in its scope.
+
+    Attributes:
+        record: The record; None until that run has ended.
+    """
+
+    def __init__(self) -> None:
+        self.record: Record | None = None
+        self._run = ""
+
+    def on_event(self, event: Event) -> None:
+        """Note which run it is, and make its record when it ends."""
+        if isinstance(event, RunEvent):
+            self._run = self._run or event.run
+            if event.run == self._run and event.phase != "started":
+                self.record = record_of(event)
+
+
+def recorded(rlm: RLM, inputs: dict[str, Any]) -> tuple[Record, BaseException | None]:
     """Run a module with the LM of `dspy.settings`, and keep what came of it however it ended.
 
     Args:
         rlm: The module.
         inputs: Its inputs.
-        ledger: Where the calls of the run are entered; it tells what a run spent that was cut short.
 
     Returns:
         The record, and the error that ended the run, `KeyboardInterrupt` included; None if it ended by itself.
     """
-    task = {**asked(rlm, inputs), "started_at": datetime.now(UTC)}
+    recorder, ended = Recorder(), None
     try:
-        prediction = rlm(**inputs)
+        with dspy.context(callbacks=[*dspy.settings.callbacks, recorder]):
+            rlm(**inputs)
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
-        trajectory = _carried(error)
-        seen = looked_into(inputs, {})
-        return Record(**task, **cut_short(error), usage=ledger.usage(), trajectory=trajectory, **seen), error
-    steps = [] if "trajectory" in rlm.signature.output_fields else prediction.trajectory
-    told = ended(rlm, prediction)
-    return Record(**task, **told, trajectory=steps, **looked_into(inputs, told["outputs"])), None
+        ended = error
+    if recorder.record is None:
+        raise ended or RuntimeError(f"{type(rlm).__name__} has begun no run.")
+    return recorder.record, ended
 
 
-def _carried(error: BaseException) -> list[Any]:
-    """Return the steps of a run that an error ended; of a second Ctrl-C, those that the first one carries."""
-    found: BaseException | None = error
-    while found is not None and not hasattr(found, "trajectory"):
-        found = found.__cause__ or found.__context__
-    return getattr(found, "trajectory", [])
+def record_of(run: RunEvent) -> Record:
+    """Return the record of a run that has just ended, here."""
+    steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is among the outputs
+    told = {**asked(run), **ended(run), **looked_at(run)}
+    return Record(**told, trajectory=steps, started_at=run.started_at)
 
 
-def asked(rlm: RLM, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record says of a run that is about to begin, with the LM of `dspy.settings`."""
-    lm = rlm.act.lm or dspy.settings.lm
+def asked(run: RunEvent) -> dict[str, Any]:
+    """Return what a record says of a run that begins."""
+    names = run.signature.input_fields
+    inputs = {name: value for name, value in run.inputs.items() if name in names}
     return {
-        "signature": sendable(written(rlm.signature)),
-        "instructions": sendable(rlm.signature.instructions),
-        "inputs": {name: in_short(value, rlm.limits.max_output_chars) for name, value in inputs.items()},
-        "model": str(getattr(lm, "model", "")),
-        "sub_model": rlm.sub_lm.model if rlm.sub_lm is not None else None,
-        "limits": asdict(rlm.limits),
+        "signature": sendable(written(run.signature)),
+        "instructions": sendable(run.signature.instructions),
+        "inputs": {name: in_short(value, run.limits.max_output_chars) for name, value in inputs.items()},
+        "model": str(getattr(run.lm, "model", "")),
+        "sub_model": getattr(run.sub_lm, "model", None),
+        "limits": asdict(run.limits),
     }
 
 
-def ended(rlm: RLM, prediction: dspy.Prediction) -> dict[str, Any]:
-    """Return what a record says of a run's end, apart from its steps.
+def ended(run: RunEvent) -> dict[str, Any]:
+    """Return what a record says of a run's end, apart from its steps."""
+    outcome = run.outcome
+    report = {"outputs": jsonable(dict(outcome.outputs)), "usage": outcome.usage}
+    if run.error is not None:
+        return {**report, "outputs": {}, **cut_short(run.error)}
+    return {**report, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
 
-    An output field of the user's that has the name of one of ours took its place on the prediction.
-    """
-    outputs = {name: prediction[name] for name in rlm.signature.output_fields}
-    report = {"stop": "submitted", "usage": {}, "final_reasoning": ""}
-    report |= {name: prediction[name] for name in report if name not in outputs}
-    return {"outputs": jsonable(outputs), **report}
+
+def looked_at(run: RunEvent) -> dict[str, Any]:
+    """Return what a record says of how its inputs were looked at, if that was watched here."""
+    outputs = {} if run.error is not None else jsonable(dict(run.outcome.outputs))
+    return looked_into(dict(run.inputs), outputs)
 
 
 def cut_short(error: BaseException) -> dict[str, Any]:

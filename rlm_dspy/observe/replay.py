@@ -108,7 +108,7 @@ def replay(
 def _again(run: _ReplayedRun, number: int, step: Step, record: Record) -> ReplayedStep:
     run.subcalls.turn_to(step.calls)
     now = Turn(_Recorded(step), run)(number=number)
-    run.add(now)
+    run.keep(now)
     is_end = record.stop == "submitted" and number == len(record.trajectory)
     otherwise = is_end and jsonable(now.answer) != record.outputs
     return ReplayedStep(number, step, now, tuple(run.subcalls.missing), otherwise)
@@ -156,16 +156,15 @@ class _RecordedCalls(SubCalls):
         """
         callee = self.find(call.to)
         items = self._read(callee, call.items, call.same)
+        self.enter(callee, items)
         with self._lock:
-            self._batches = number = self._batches + 1
-            self._log += [(callee, number, item) for item in items]
             for item in items:
-                item.answer = item.answer or self._answer(callee, item)
+                item.answer = item.answer or self._recorded(callee, item)
         if refused := [item.answer["error"] for item in items if item.answer.get("refused")]:
             raise LimitExceeded(refused[0])
         return [item.answer for item in items]
 
-    def _answer(self, callee: Callee, asked: Asked) -> Answer:
+    def _recorded(self, callee: Callee, asked: Asked) -> Answer:
         name = callee.interface.name
         found = self._of_turn.find(name, asked.shown) or self._all.find(name, asked.shown)
         whole = _answer_of(found) if found else None

@@ -21,6 +21,8 @@ from rlm_dspy.trajectory import without_media_marks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rlm_dspy.repl.tool_calls import ToolCalls
+
 
 RESERVED = frozenset(
     {
@@ -192,12 +194,13 @@ class AsyncTools:
         return tool.model_copy(update={"func": call})
 
 
-def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any]:
+def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) -> Callable[..., Any]:
     """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
 
     Args:
         tool: The tool.
         async_tools: Awaits it if it is async.
+        calls: Notes its calls.
     """
     own = inspect.signature(tool.func)
     names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
@@ -211,10 +214,12 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools) -> Callable[..., Any
         return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
 
     def invoke(*args: Any, **kwargs: Any) -> Any:
-        with _told_safely(tool.name):
+        with calls.call(tool.name, args, kwargs) as returned, _told_safely(tool.name):
             if by_position:  # dspy.Tool hands arguments over by name only
-                return blocking.func(*args, **kwargs)
-            return blocking(**by_name(args, kwargs))
+                returned.value = blocking.func(*args, **kwargs)
+            else:
+                returned.value = blocking(**by_name(args, kwargs))
+            return returned.value
 
     functools.update_wrapper(invoke, tool.func)
     invoke.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads

@@ -21,10 +21,10 @@ from rlm_dspy.concurrency.async_forms import must_be_awaited
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.events import SubCallEvent, emit, listeners, unit
 from rlm_dspy.prompt.prose import outputs_in_words
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.values import sent, short
-from rlm_dspy.subcalls.listener import tell
 from rlm_dspy.subcalls.target import Calling, calling, insisting
 from rlm_dspy.text import clip, sendable
 from rlm_dspy.trajectory import SubCall
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rlm_dspy.budget.metering import Meter
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.coverage.watch import Watch
+    from rlm_dspy.events import Phase
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import Span
 
@@ -70,6 +71,9 @@ class Asked:
     Attributes:
         inputs: The values of the input fields.
         shown: Their short forms, for the trajectory.
+        number: Its number in the run.
+        id: Names it to listeners; empty until it is asked.
+        told: Whether listeners were told of its end.
         key: What it is found again by; empty if it is asked anew every time.
         answer: The answer; empty until there is one.
         attempts: How often a model was asked for it.
@@ -87,6 +91,9 @@ class Asked:
     shown: dict[str, str]
     watch: Watch
     key: str = ""
+    number: int = 0
+    id: str = ""
+    told: bool = False
     answer: Answer = field(default_factory=Answer)
     attempts: int = 0
     cached: bool = False
@@ -110,6 +117,14 @@ class Asked:
         """Take the answer of another that asked the same."""
         self.answer, self.cached = other.answer, "value" in other.answer
 
+    def tell(self, callee: Callee, batch: int) -> None:
+        """Tell listeners of its end, once."""
+        told, self.told = self.told, True
+        if not told and listeners():
+            call = self.entry(callee, batch)
+            phase: Phase = "failed" if call.error else "ended"
+            emit(SubCallEvent(phase=phase, id=self.id, name=call.name, kind=call.kind, call=call))
+
     def entry(self, callee: Callee, batch: int) -> SubCall:
         """Return what the trajectory keeps of it."""
         unfinished: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
@@ -119,6 +134,7 @@ class Asked:
         return SubCall(
             name=callee.interface.name,
             kind=callee.kind,
+            number=self.number,
             batch=batch,
             inputs=self.shown,
             output=short(given, _OUTPUT_CHARS),
@@ -169,24 +185,23 @@ def _advice(error: Exception, item: Asked) -> str:
     )
 
 
-class Batch(dspy.Module):
-    """The items of one call. A module, so that whatever listens to DSPy sees a batch as a unit, and how far it is.
+class Batch:
+    """The items of one call.
 
-    Attributes:
-        name: What is called.
-        total: How many items there are to ask.
-        done: How many of them are answered, or have failed.
+    Args:
+        callee: What is called.
+        items: Those to ask.
+        cache: Where answers are kept; None to keep none.
+        ledger: What the tree may still spend.
         number: Its number in the turn.
     """
 
     def __init__(
         self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger, number: int = 1
     ) -> None:
-        super().__init__()
-        self.number = number
-        self.name = callee.interface.name
-        self.total = len(items)
-        self.done = 0
+        self._number = number
+        self._name = callee.interface.name
+        self._done = 0
         self._callee = callee
         self._items = items
         self._cache = cache
@@ -194,10 +209,6 @@ class Batch(dspy.Module):
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._must_be_awaited = must_be_awaited(callee.module)
-
-    def forward(self) -> None:
-        """Answer every item."""
-        self.run()
 
     def run(self) -> None:
         """Answer every item, at most `max_concurrency` at once, each in a copy of the present context.
@@ -219,13 +230,13 @@ class Batch(dspy.Module):
                     present.copy().run(self._answer, item)
                 except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
                     raised.append(error)
-                if raised or self.done == self.total:
+                if raised or self._done == len(self._items):
                     changed.set()
 
-        for _ in range(max(1, min(self._ledger.limits.max_concurrency, self.total))):
-            threading.Thread(target=work, name=f"rlm-{self.name}", daemon=True).start()
+        for _ in range(max(1, min(self._ledger.limits.max_concurrency, len(self._items)))):
+            threading.Thread(target=work, name=f"rlm-{self._name}", daemon=True).start()
         with self._ledger.cancellation.telling(lambda _: changed.set()):
-            while self.done < self.total and not raised and self._ledger.closed is None:
+            while self._done < len(self._items) and not raised and self._ledger.closed is None:
                 changed.wait()
                 changed.clear()
         if raised:
@@ -243,10 +254,23 @@ class Batch(dspy.Module):
             if item.meter is not None:
                 item.meter.give_up(why)
             item.end()
-            tell(functools.partial(item.entry, self._callee, self.number))
+            item.tell(self._callee, self._number)
 
     def _answer(self, item: Asked) -> None:
         begun = time.monotonic()
+        with unit(SubCallEvent(name=self._name, kind=self._callee.kind), ends=False) as asked:
+            item.id = asked.event.id
+            answer = self._answer_of(item, begun)
+        with self._lock:
+            late = bool(item.answer)
+            if not late:
+                item.answer, item.seconds = answer, time.monotonic() - begun
+        if not late:
+            item.tell(self._callee, self._number)
+        with self._lock:
+            self._done += 1
+
+    def _answer_of(self, item: Asked, begun: float) -> Answer:
         item.started = begun - self._ledger.started
         if (outer := calling.get()) is not None:
             item.inside = Calling(outer.run)
@@ -259,22 +283,16 @@ class Batch(dspy.Module):
                 value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
             else:
                 value = self._ask(item)
-            answer: Answer = {"value": value}
         except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
             error = as_window_error(error) if isinstance(error, dspy.LMError) else error
             answer = failed(error, *self._callee.lms, outer and outer.run.lm)
             if self._callee.kind != "child":  # whose inputs are no part of its messages
                 answer["error"] += _advice(error, item)
+            return answer
+        else:
+            return {"value": value}
         finally:
             item.end()
-        with self._lock:
-            late = bool(item.answer)
-            if not late:
-                item.answer, item.seconds = answer, time.monotonic() - begun
-        if not late:
-            tell(lambda: item.entry(self._callee, self.number))
-        with self._lock:
-            self.done += 1
 
     def _ask(self, item: Asked) -> Any:
         """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
@@ -313,7 +331,7 @@ class Batch(dspy.Module):
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None and not self._must_be_awaited:
             return module(**inputs)
-        name = self.name if self._must_be_awaited else ""
+        name = self._name if self._must_be_awaited else ""
         return LoopCall(module.acall(**inputs), name).result(self._loop)
 
 

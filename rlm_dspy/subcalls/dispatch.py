@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache, digest
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
+from rlm_dspy.events import BatchEvent, unit
 from rlm_dspy.prompt.query import Prompt
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
 from rlm_dspy.repl.values import Media, received, short, taken
 from rlm_dspy.subcalls.batch import Answer, Asked, Batch, calling_from
 from rlm_dspy.subcalls.frames import read_call
-from rlm_dspy.subcalls.listener import tell
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ class SubCalls:
     guard: Callable[[dict[str, Any], str], str]
     _log: list[tuple[Callee, int, Asked]] = field(default_factory=list)
     _batches: int = 0
+    _items: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -89,11 +89,25 @@ class SubCalls:
 
         def call(call: Any) -> dict[str, Any]:
             try:
-                return {"answers": self.call(read_call(call))}
-            except (RLMError, TypeError, ValueError) as error:
-                return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
+                return self._answer(read_call(call))
+            except InvalidInputs as error:
+                return self._refused(error)
 
         return call
+
+    def _answer(self, call: CallFrame) -> dict[str, Any]:
+        with unit(BatchEvent(name=call.to.shown, items=[_shown(item, call.same) for item in call.items])) as batch:
+            try:
+                answers = self.call(call)
+            except (RLMError, TypeError, ValueError) as error:
+                refused = self._refused(error)
+                batch.end(refused=refused["refused"])
+                return refused
+            batch.end(answers=answers)
+            return {"answers": answers}
+
+    def _refused(self, error: Exception) -> dict[str, str]:
+        return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
 
     def begin(self) -> None:
         """Begin a turn: `taken` gives what is asked from now on."""
@@ -101,10 +115,22 @@ class SubCalls:
             self._log, self._batches = [], 0
 
     def taken(self) -> tuple[SubCall, ...]:
-        """Return the turn's sub-calls so far, in the order they were asked for."""
+        """Return the turn's sub-calls so far, in the order they were asked for; listeners know of all then."""
         with self._lock:
             log = list(self._log)
+        for callee, batch, asked in log:
+            asked.tell(callee, batch)
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
+
+    def enter(self, callee: Callee, items: list[Asked]) -> int:
+        """Number the items of a call and note them for the turn; return the number of the batch in the turn."""
+        with self._lock:
+            self._batches += 1
+            for item in items:
+                self._items += 1
+                item.number = self._items
+            self._log += [(callee, self._batches, item) for item in items]
+            return self._batches
 
     def call(self, call: CallFrame) -> list[Answer]:
         """Answer the items of one call.
@@ -119,9 +145,7 @@ class SubCalls:
         """
         callee = self.find(call.to)
         items = self._read(callee, call.items, call.same)
-        with self._lock:
-            self._batches = number = self._batches + 1
-            self._log += [(callee, number, item) for item in items]
+        number = self.enter(callee, items)
         self._count_ad_hoc(callee, len(items))
         leaders = self._known(callee, [item for item in items if not item.answer])
         for item in leaders if callee.kind == "child" else ():
@@ -133,17 +157,15 @@ class SubCalls:
         except LimitExceeded as error:
             for item in items:
                 item.answer = item.answer or {"error": str(error), "kind": type(error).__name__, "refused": True}
-                tell(functools.partial(item.entry, callee, number))
+                item.tell(callee, number)
             raise
         if waiting:
             batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
             with calling_from(self.run, self.lm):
-                batch() if call.many else batch.run()
+                batch.run()
         self._spread(items)
-        asked = {id(item) for item in waiting}
         for item in items:
-            if id(item) not in asked:
-                tell(functools.partial(item.entry, callee, number))
+            item.tell(callee, number)
         return [item.answer for item in items]
 
     def _read(self, callee: Callee, items: list[Part], same: Part) -> list[Asked]:
@@ -247,3 +269,12 @@ class SubCalls:
         if callee.kind == "ad_hoc" or callee.interface.whole:
             with self.tree.lock:
                 self.tree.ad_hoc[callee.interface.name] += calls
+
+
+def _shown(item: Part, same: Part) -> dict[str, Any]:
+    """Return the inputs of an item, those that all of its batch share too; inputs of the run by their name."""
+    shown: dict[str, Any] = {}
+    for values, handles in (same, item):
+        shown |= values
+        shown |= {name: f"the whole input {own!r}" for name, own in handles.items()}
+    return shown

@@ -172,12 +172,22 @@ class QueryFrame(_Frame):
 
     kind: Literal["query", "rlm_query"]
 
+    @property
+    def shown(self) -> str:
+        """How code calls it."""
+        return "llm_query" if self.kind == "query" else self.kind
+
 
 class SubFrame(_Frame):
     """A declared sub."""
 
     kind: Literal["sub"]
     name: str
+
+    @property
+    def shown(self) -> str:
+        """How code calls it."""
+        return self.name
 
 
 class AdHocFrame(_Frame):
@@ -188,6 +198,11 @@ class AdHocFrame(_Frame):
     signature: SignatureFrame
     config: dict[str, Any] = {}
     tools: list[str] = []
+
+    @property
+    def shown(self) -> str:
+        """How code calls it."""
+        return f"dspy.{self.module}({self.signature.shown})"
 
     def options(self) -> dict[str, Any]:
         """Return what the module is made with.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
-from mlflow.dspy.callback import MlflowCallback
-from mlflow.utils.autologging_utils import revert_patches
 
+from rlm_dspy.budget.metered_lm import open_door
+from rlm_dspy.tracing._mlflow_compat import MlflowCallback, revert_patches
 from rlm_dspy.tracing.callback import SpanCallback
 from rlm_dspy.tracing.export_queue import answers, outbox
 from rlm_dspy.tracing.mlflow_runs import logging_shortly
@@ -66,6 +66,7 @@ def autolog(
         mlflow.dspy.autolog(disable=True, **others)
         revert_patches(mlflow.dspy.autolog.integration_name)  # MLflow puts its patches on also when it is disabled
         return
+    open_door()  # so that it is known what LMs report outside of runs, too
     own = own or SpanCallback(known_secrets)
     dspy.configure(callbacks=[*rest, own])
     _in_force.enter_context(_settings())

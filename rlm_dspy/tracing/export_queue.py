@@ -14,11 +14,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.tracing import provider
-from mlflow.tracing.export.async_export_queue import Task
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 from rlm_dspy.text import logger
+from rlm_dspy.tracing._mlflow_compat import (
+    Task,
+    client_of,
+    ends_a_trace,
+    exporter,
+    force_flush,
+    open_trace,
+    queue_of,
+    replace_queue,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +62,9 @@ class Outbox:
         self._busy = False
         self._down = False
         self._probed = 0.0
-        self._complaint = ""
-        self._then: Callable[[], Any] | None = None
-        self._said: set[str] = set()
+        self._then: Callable[[], object] | None = None
+        self._said = False
         self._thread: threading.Thread | None = None
-        _listeners.append(self)
 
     @property
     def open(self) -> bool:
@@ -69,55 +74,36 @@ class Outbox:
             self._put(None)
         return not self._down
 
-    def close(self, then: Callable[[], Any]) -> None:
-        """Take nothing until the server is seen to answer; call `then` when it does, before anything else."""
-        self._down, self._probed, self._then = True, time.monotonic(), then
-        self._drop(None)
-
-    # What MLflow's exporter calls
-
-    def put(self, task: Task) -> None:
-        """Queue a task; it is dropped if the store does not keep up."""
-        if self._down or len(self._tasks) >= _MOST_TASKS:
-            self.lost += 1
-            if not self._down:
-                self._say(f"{self.uri} does not keep up with the traces; some are lost.")
-            return
-        self._put(task)
-
     @property
     def waiting(self) -> int:
         """How many parts of traces are neither stored nor dropped."""
         return len(self._tasks) + self._busy
 
+    def close(self, then: Callable[[], object]) -> None:
+        """Take nothing until the server is seen to answer; call `then` when it does, before anything else."""
+        self._down, self._probed, self._then = True, time.monotonic(), then
+        self._drop()
+
+    def put(self, task: Task) -> None:
+        """Queue a task, for MLflow's exporter; it is dropped if the store does not keep up."""
+        if not self._down and len(self._tasks) < _MOST_TASKS:
+            self._put(task)
+            return
+        self.lost += 1
+        if not self._down:
+            self._say(f"{self.uri} does not keep up with the traces; some are lost.")
+
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
         """Wait until what is queued is stored or dropped, or for so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._tasks and not self._busy, timeout=seconds)
+            self._changed.wait_for(lambda: not self.waiting, timeout=seconds)
 
     def hurry(self, seconds: float) -> None:
-        """Store what ends traces first, and what else is queued for so many seconds; later, nothing is waited for.
-
-        It is not stored behind what is under way, which may take long.
-        """
+        """Store the ends of traces first, and what else is queued for so many seconds; then wait for nothing."""
         self.hurried = True
         with self._changed:
-            tasks = [task for task in self._tasks if task is not None]
-            self._tasks.clear()
-            self._changed.notify_all()
-
-        def store() -> None:
-            ends = [task for task in tasks if _ends_a_trace(task)]
-            with _beginning:  # a beginning that is under way must not be stored over the end
-                for task in ends:
-                    task.handle()
-            for task in tasks:
-                if task not in ends:
-                    task.handle()
-
-        storing = threading.Thread(target=store, name=_THREAD, daemon=True)
-        storing.start()
-        storing.join(seconds)
+            self._tasks = deque(sorted(self._tasks, key=lambda task: task is None or not ends_a_trace(task)))
+        self.flush(seconds=seconds)
 
     # The thread
 
@@ -139,35 +125,33 @@ class Outbox:
             if not self._answers():
                 self._drop(task)
             elif task is not None:
-                self._handle(task)
+                self._store(task)
 
-    def _handle(self, task: Task) -> None:
-        began, self._complaint = time.monotonic(), ""
+    def _store(self, task: Task) -> None:
+        began = time.monotonic()
         task.handle()
-        if self._complaint:
+        if _quiet.heard:
             self._probed = 0.0
-            self._say(f"A trace was not stored whole: {self._complaint[:300]}")
+            self._say(f"A trace was not stored whole: {_quiet.heard[0][:300]}")
+            _quiet.heard.clear()
         elif time.monotonic() - began < _PROBE_AFTER_SECONDS:
             self._probed = time.monotonic()
 
     def _answers(self) -> bool:
-        if not self.uri.startswith("http") or (
-            not self._down and time.monotonic() - self._probed < _PROBE_AFTER_SECONDS
-        ):
+        recently = not self._down and time.monotonic() - self._probed < _PROBE_AFTER_SECONDS
+        if recently or not self.uri.startswith("http"):
             return True
-        alive = answers(self.uri)
+        was_down, self._down = self._down, not answers(self.uri)
         self._probed = time.monotonic()
-        if alive and self._down:
+        if was_down and not self._down:
             _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
-            self.lost = 0
-            self._said.clear()
+            self.lost, self._said = 0, False
             then, self._then = self._then, None
             if then is not None:
                 then()
-        self._down = not alive
-        return alive
+        return not self._down
 
-    def _drop(self, task: Task | None) -> None:
+    def _drop(self, task: Task | None = None) -> None:
         with self._changed:
             self.lost += len(self._tasks) + (task is not None)
             self._tasks.clear()
@@ -175,29 +159,25 @@ class Outbox:
 
     def _say(self, message: str) -> None:
         if not self._said:
-            self._said.add(message)
+            self._said = True
             _logger.warning("%s", message)
-
-    def complained(self, message: str) -> None:
-        """Remember what MLflow said while it stored."""
-        self._complaint = self._complaint or message
 
 
 class _Quiet(logging.Filter):
     """Keeps what MLflow and its HTTP client say in the outbox's thread; the outbox says it once."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
     def filter(self, record: logging.LogRecord) -> bool:
         if record.threadName != _THREAD:
             return True
         if record.levelno >= logging.WARNING:
-            for outbox in _listeners:
-                if outbox._thread is threading.current_thread():  # noqa: SLF001
-                    outbox.complained(record.getMessage())
+            self.heard.append(record.getMessage())
         return False
 
 
-_beginning = threading.Lock()
-_listeners: list[Outbox] = []
 _quiet = _Quiet()
 
 
@@ -223,13 +203,13 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 def outbox() -> Outbox | None:
     """Return the outbox of MLflow's exporter, put in place if it is not there; None if MLflow stores at once."""
-    provider._get_tracer(__name__)  # noqa: SLF001  # makes the exporter
-    exporter: Any = provider._get_trace_exporter()  # noqa: SLF001
-    queue = getattr(exporter, "_async_queue", None)
+    stores = exporter()
+    queue = queue_of(stores)
     if queue is None:
         return None
     if not isinstance(queue, Outbox):
-        queue = exporter._async_queue = Outbox(exporter._client.tracking_uri)  # noqa: SLF001
+        queue = Outbox(client_of(stores).tracking_uri)
+        replace_queue(stores, queue)
         for name in _LOUD:
             logging.getLogger(name).addFilter(_quiet)
         atexit.register(_at_exit, queue)
@@ -248,32 +228,27 @@ def flush(seconds: float = 60.0) -> None:
 
 def announce(trace_id: str) -> None:
     """Store that a trace has begun, with its spans so far: it is found also if this process is killed."""
-    exporter: Any = provider._get_trace_exporter()  # noqa: SLF001
-    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
-        if trace is None or not hasattr(exporter, "_client"):
+    client = client_of(exporter())
+    with open_trace(trace_id) as trace:
+        if trace is None or client is None:
             return
         info, spans = copy.copy(trace.info), list(trace.span_dict.values())
         info.tags, info.trace_metadata = dict(info.tags), dict(info.trace_metadata)
-    later(_store_beginning, exporter._client, info, spans)  # noqa: SLF001
+    later(_store_beginning, client, info, spans)
 
 
 def _store_beginning(client: Any, info: Any, spans: list[Any]) -> None:
-    with _beginning:
-        if has_ended(info.trace_id):
-            return
-        with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end
-            client.log_spans(info.experiment_id, spans)
-        client.start_trace(info)  # last, as a span without an end would pass for one that is all right
+    if has_ended(info.trace_id):
+        return
+    with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end
+        client.log_spans(info.experiment_id, spans)
+    client.start_trace(info)  # last, as a span without an end would pass for one that is all right
 
 
 def has_ended(trace_id: str) -> bool:
     """Return whether a trace has ended."""
-    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
+    with open_trace(trace_id) as trace:
         return trace is None
-
-
-def _ends_a_trace(task: Task) -> bool:
-    return getattr(task.handler, "__name__", "") == "_log_trace"
 
 
 def hurry(seconds: float) -> None:
@@ -286,11 +261,9 @@ def hurry(seconds: float) -> None:
 
 def _hand_over(seconds: float) -> None:
     """Have MLflow queue the spans that it has gathered; in a thread, as an interrupt would lose what it holds."""
-    processor: Any = provider._get_span_processor()  # noqa: SLF001
-    if processor is not None:
-        flushing = threading.Thread(target=processor.force_flush, args=(int(seconds * 1000),), daemon=True)
-        flushing.start()
-        flushing.join(seconds)
+    flushing = threading.Thread(target=force_flush, args=(seconds,), daemon=True)
+    flushing.start()
+    flushing.join(seconds)
 
 
 def _at_exit(queue: Outbox) -> None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
-import mlflow.dspy.callback
-import mlflow.dspy.util
 
 from rlm_dspy.redaction import without_secrets
+from rlm_dspy.tracing._mlflow_compat import replaced
 
 if TYPE_CHECKING:
     import os
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from types import ModuleType
+    from collections.abc import Iterable, Iterator
 
     from rlm_dspy.tracing.payloads import Payloads, Secrets
 
@@ -55,26 +53,12 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
             program.save(path)
             mlflow.log_text(payloads.hidden(path.read_text(encoding="utf-8")), file_name)
 
-    save = _harmless(save_state)
     with (
-        _replaced(mlflow.dspy.util, "sanitize_params", without_secrets),
-        _replaced(mlflow.dspy.util, "log_dspy_dataset", _harmless(log_dataset)),
-        _replaced(mlflow.dspy.util, "save_dspy_module_state", save),
-        _replaced(mlflow.dspy.callback, "save_dspy_module_state", save),
+        replaced("sanitize_params", without_secrets),
+        replaced("log_dspy_dataset", _harmless(log_dataset)),
+        replaced("save_dspy_module_state", _harmless(save_state)),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in the place of a module's; at the end put that back, unless another has taken the place."""
-    before = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        if getattr(module, name) is function:
-            setattr(module, name, before)
 
 
 def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import dspy
+import mlflow
 from mlflow.entities import SpanType
-from mlflow.tracing.constant import SpanAttributeKey
 
-from rlm_dspy.budget.lm_info import price_of
-from rlm_dspy.budget.metering import meters_in_force, reported
-from rlm_dspy.loop.rlm import RLM
+from rlm_dspy.events import BatchEvent, CellEvent, Event, LMEvent, RunEvent, ToolEvent, TurnEvent
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.observe.formatting import all_calls, used
-from rlm_dspy.observe.record import describe_stop
-from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.observe.record import Record, describe_stop, record_of
+from rlm_dspy.observe.report.page import report_html
+from rlm_dspy.redaction import in_strings
 from rlm_dspy.text import counted
-from rlm_dspy.tracing.artifacts import attachments, record_cut_short, record_of
-from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, RunSpans, Told, failure, fenced
+from rlm_dspy.tracing._mlflow_compat import Attachment, SpanAttributeKey
+from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, Told, failure, fenced
 from rlm_dspy.trajectory import KINDS, Step
 
 if TYPE_CHECKING:
-    from rlm_dspy.observe.record import Record
+    from collections.abc import Callable, Mapping
+
     from rlm_dspy.tracing.payloads import Payloads
     from rlm_dspy.trajectory import SubCall
 
@@ -29,62 +31,84 @@ HOW_IT_ENDED = "how it ended"
 """What stands beside the output fields in the outputs of a run's span, beside its files."""
 
 
-def ended(payloads: Payloads, _call: Any, outputs: Any, exception: BaseException | None) -> Told:
+def of_event(payloads: Payloads, event: Event) -> Told:
+    """Tell what came of a unit of a run."""
+    told = Told()
+    match event:
+        case RunEvent():
+            told = _run_ended(payloads, event)
+        case TurnEvent(step=Step() as step):
+            told = _turn_ended(payloads, event.turn or 0, step)
+        case CellEvent():
+            told = _cell_ended(payloads, event)
+        case ToolEvent(error=None):
+            told = Told(outputs=payloads.value(event.result))
+        case BatchEvent():
+            told = _batch_ended(payloads, event)
+        case LMEvent():
+            told = model_ended(payloads, event)
+    return told
+
+
+def ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
     """Tell what came of a call that has no form of its own."""
-    return Told(outputs=None if exception else payloads.value(outputs))
+    return Told(outputs=payloads.value(outputs))
 
 
-def module_ended(payloads: Payloads, call: Any, outputs: Any, exception: BaseException | None) -> Told:
-    """Tell what a module gave."""
-    if isinstance(call.instance, RLM):
-        return _run_ended(payloads, call.instance, call.run, outputs, exception)
-    if isinstance(outputs, Step):
-        return _turn_ended(payloads, call.run.turn, outputs)
-    if isinstance(call.instance, Act) and exception is None:
-        code = fenced(payloads.text(outputs.code or "", REPEATED_CHARS))
-        return Told(outputs={"reasoning": payloads.text(outputs.reasoning or "", REPEATED_CHARS), "code": code})
-    return ended(payloads, call, outputs, exception)
+def module_ended(payloads: Payloads, above: Any, outputs: Any) -> Told:
+    """Tell what a module gave; `above` is what called it."""
+    if not isinstance(above, TurnEvent) or not isinstance(outputs, dspy.Prediction):
+        return ended(payloads, above, outputs)
+    code = fenced(payloads.text(outputs.code or "", REPEATED_CHARS))
+    return Told(outputs={"reasoning": payloads.text(outputs.reasoning or "", REPEATED_CHARS), "code": code})
 
 
-def model_ended(payloads: Payloads, call: Any, outputs: Any, exception: BaseException | None) -> Told:
+def model_ended(payloads: Payloads, event: LMEvent) -> Told:
     """Tell what a model answered, and what it used. A call that DSPy's cache answered used nothing."""
-    if exception is not None:
+    if event.error is not None:
         return Told()
-    told = reported(outputs)
-    tokens = {"input_tokens": told["input_tokens"], "output_tokens": told["output_tokens"]}
-    cached = told["cached"] or (bool(call.instance.cache) and not any(tokens.values()))
-    shown = payloads.value(outputs, MESSAGE_CHARS)
-    if cached:
-        name = f"{call.instance.model} (cached)" if call.run is not None else ""
+    usage, shown = event.usage, payloads.value(event.outputs, MESSAGE_CHARS)
+    total = usage.input_tokens + usage.output_tokens
+    if event.cached or (event.lm.cache and not total):
+        name = f"{event.lm.model} (cached)" if event.run else ""
         return Told(name, outputs=shown, attributes={"cached": True})
-    tokens["total_tokens"] = sum(tokens.values())
-    if told["cached_input_tokens"]:
-        tokens["cache_read_input_tokens"] = told["cached_input_tokens"]
-    spent: dict[str, Any] = {SpanAttributeKey.CHAT_USAGE: tokens} if tokens["total_tokens"] else {}
-    if (cost := _cost(call.instance, told)) is not None:  # left out, MLflow looks a price up by the model's name
+    tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "total_tokens": total}
+    if usage.cached_input_tokens:
+        tokens["cache_read_input_tokens"] = usage.cached_input_tokens
+    spent: dict[str, Any] = {SpanAttributeKey.CHAT_USAGE: tokens} if total else {}
+    cost = event.price if usage.cost is None else usage.cost
+    if cost is not None:  # left out, MLflow looks a price up by the model's name
         spent[SpanAttributeKey.LLM_COST] = {"total_cost": cost}
     return Told(outputs=shown, attributes=spent)
 
 
-def execution_ended(payloads: Payloads, _call: Any, outputs: Any, exception: BaseException | None) -> Told:
-    """Tell what code printed or submitted."""
-    if exception is not None:
-        return Told()
+def execution_ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
+    """Tell what code printed or submitted that is no unit of a run."""
     if isinstance(outputs, dspy.FinalOutput):
         return Told(outputs={"SUBMIT": payloads.value(outputs.output, REPEATED_CHARS)})
     printed = "\n".join(map(str, outputs)) if isinstance(outputs, list) else outputs
-    text = "(no output)" if printed is None else fenced(payloads.text(str(printed), REPEATED_CHARS), "text")
-    return Told(outputs={"output": text})
+    return Told(outputs={"output": _printed(payloads, "" if printed is None else str(printed))})
 
 
-def host_call_ended(payloads: Payloads, call: Any, outputs: Any, exception: BaseException | None) -> Told:
-    """Tell what the host answered; of sub-calls, each answer or why it failed."""
-    if exception is not None or not isinstance(outputs, dict) or not outputs.keys() & {"answers", "refused"}:
-        return ended(payloads, call, outputs, exception)
-    if "refused" in outputs:
-        why = payloads.text(outputs["refused"], REPEATED_CHARS)
+def _printed(payloads: Payloads, text: str) -> str:
+    return fenced(payloads.text(text, REPEATED_CHARS), "text") if text else "(no output)"
+
+
+def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
+    if event.kind == "submitted":
+        return Told(outputs={"SUBMIT": payloads.value(event.submitted, REPEATED_CHARS)})
+    if event.kind == "output":
+        return Told(outputs={"output": _printed(payloads, event.output)})
+    what = payloads.text(event.output, REPEATED_CHARS)
+    return Told(events=(failure(event.kind, what),), failed=what)
+
+
+def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
+    """Tell what sub-calls were answered: each answer, or why it failed."""
+    if event.refused:
+        why = payloads.text(event.refused, REPEATED_CHARS)
         return Told(outputs={"refused": why}, events=(failure("refused", why),), failed=why)
-    answers = outputs["answers"]
+    answers = event.answers
     failures = [str(answer["error"]) for answer in answers if "error" in answer]
     shown = [f"failed: {answer['error']}" if "error" in answer else answer["value"] for answer in answers]
     told = payloads.text("\n".join(failures), REPEATED_CHARS)
@@ -97,62 +121,22 @@ def host_call_ended(payloads: Payloads, call: Any, outputs: Any, exception: Base
     )
 
 
-def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
-    """Return the event of a sub-call that was not made, as it had been answered before."""
-    return f"{call.name} answered before", {
-        **{name: payloads.text(value, REPEATED_CHARS) for name, value in call.inputs.items()},
-        "answer": payloads.text(call.output, REPEATED_CHARS),
-    }
-
-
-def _turn_failure(payloads: Payloads, step: Step, output: str) -> tuple[str, dict[str, Any]]:
-    what = "error in the code" if step.kind == "error" else KINDS[step.kind].label
-    code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
-    return failure(what, output, **code)
-
-
-def _cost(lm: Any, told: dict[str, Any]) -> float | None:
-    """Return what a call cost: as the LM says, else by the price that is known or was given to the run."""
-    if told["cost"] is not None:
-        cost: float = told["cost"]
-        return cost
-    prices = next((meter.ledger.limits.prices for meter in meters_in_force()), None)
-    known = price_of(lm, prices) if prices is not None else None
-    return known.of(told) if known is not None else None
-
-
-def _run_ended(payloads: Payloads, rlm: RLM, run: RunSpans, outputs: Any, exception: BaseException | None) -> Told:
-    if exception is not None:
-        return _run_cut_short(payloads, rlm, run, exception)
-    record = record_of(rlm, run.inputs, outputs)
-    fields = {name: payloads.value(outputs.get(name), TEXT_CHARS) for name in rlm.signature.output_fields}
-    attributes = {
-        "rlm.stop": record.stop,
-        "rlm.turns": len(record.trajectory),
-        "rlm.failed_turns": sum(step.failed for step in record.trajectory),
-        "rlm.usage": payloads.value(record.usage),
-    }
-    if (share := share_covered(record.input_chars, record.trajectory)) is not None:
-        attributes["rlm.coverage"] = round(share, 4)
-    if record.usage.limit:
-        attributes["rlm.limit"] = record.usage.limit
-    files = {} if run.depth else attachments(payloads, record)
-    summary = _summary(record)
-    failed = summary if run.depth and record.stop == "unanswered" else ""  # its parent is told of an error
+def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
+    record, steps = record_of(event), event.outcome.steps
+    summary, by_itself = _summary(record), event.error is None
+    attributes = {"rlm.stop": record.stop, "rlm.turns": len(steps), "rlm.usage": payloads.value(record.usage)}
+    fields = {}
+    if by_itself:
+        fields = {name: payloads.value(value, TEXT_CHARS) for name, value in event.outcome.outputs.items()}
+        attributes["rlm.failed_turns"] = sum(step.failed for step in steps)
+        if (share := share_covered(record.input_chars, record.trajectory)) is not None:
+            attributes["rlm.coverage"] = round(share, 4)
+        if record.usage.limit:
+            attributes["rlm.limit"] = record.usage.limit
+    files = {} if event.depth else attachments(payloads, record)
+    is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
+    failed = summary if is_failure else ""  # the parent of an unanswered child is told of an error
     return Told(outputs={**fields, HOW_IT_ENDED: summary, **files}, attributes=attributes, failed=failed)
-
-
-def _run_cut_short(payloads: Payloads, rlm: RLM, run: RunSpans, exception: BaseException) -> Told:
-    record = record_cut_short(rlm, run.inputs, exception)
-    how = _summary(record)
-    files = {} if run.depth else attachments(payloads, record)
-    attributes = {
-        "rlm.stop": record.stop,
-        "rlm.turns": len(record.trajectory),
-        "rlm.usage": payloads.value(record.usage),
-    }
-    failed = how if record.stop == "interrupted" else ""
-    return Told(outputs={HOW_IT_ENDED: how, **files}, attributes=attributes, failed=failed)
 
 
 def _summary(record: Record) -> str:
@@ -189,3 +173,56 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
         events=(_turn_failure(payloads, step, output),) if failed else (),
         failed=failed,
     )
+
+
+def _turn_failure(payloads: Payloads, step: Step, output: str) -> tuple[str, dict[str, Any]]:
+    what = "error in the code" if step.kind == "error" else KINDS[step.kind].label
+    code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
+    return failure(what, output, **code)
+
+
+def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
+    """Return the event of a sub-call that was not made, as it had been answered before."""
+    return f"{call.name} answered before", {
+        **{name: payloads.text(value, REPEATED_CHARS) for name, value in call.inputs.items()},
+        "answer": payloads.text(call.output, REPEATED_CHARS),
+    }
+
+
+def attachments(payloads: Payloads, record: Record) -> dict[str, Made]:
+    """Return the files of a run by their names: its record as JSON, and the report on it as a page."""
+    return {
+        "trajectory.json": Made("application/json", lambda: _hidden(payloads, record).as_json()),
+        "report.html": Made("text/html", lambda: report_html(_hidden(payloads, record))),
+    }
+
+
+def _hidden(payloads: Payloads, record: Record) -> Record:
+    """Return a record without secrets: looked for in its strings, before JSON or HTML write them otherwise."""
+    return Record.model_validate(in_strings(json.loads(record.as_json()), payloads.hidden))
+
+
+def keep_in_run(run_id: str, trace_id: str, outputs: Mapping[str, Any]) -> None:
+    """Keep the files among a run's outputs as artifacts of a run of MLflow, whose page shows them."""
+    for name, file in outputs.items():
+        if isinstance(file, Made):
+            text = file.content_bytes.decode("utf-8")
+            mlflow.MlflowClient().log_text(run_id, text, f"{trace_id}/{name}")
+
+
+class Made(Attachment):
+    """A file of a trace that is made when it is stored, so not in the run's own time.
+
+    Args:
+        content_type: Its media type.
+        make: Makes its text.
+    """
+
+    def __init__(self, content_type: str, make: Callable[[], str]) -> None:
+        super().__init__(content_type=content_type, content_bytes=b"")
+        self._make = make
+
+    @cached_property
+    def content_bytes(self) -> bytes:
+        """The text, in UTF-8."""
+        return self._make().encode("utf-8", "replace")

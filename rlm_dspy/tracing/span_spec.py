@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from mlflow.entities import SpanType
-from mlflow.tracing.attachments import Attachment
-from mlflow.tracing.constant import TraceMetadataKey
 
 from rlm_dspy.text import sendable
+from rlm_dspy.tracing._mlflow_compat import Attachment, TraceMetadataKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,43 +29,12 @@ _SHORT_CHARS = 400
 _REPORT = {"stop", "usage", "trajectory", "final_reasoning"}
 
 
-@dataclass
-class RunSpans:
-    """What the spans of one run of an RLM know of one another.
-
-    Attributes:
-        depth: 0 for the run that was called from outside, one more for each run inside another.
-        inputs: What the run was given.
-        turn: The turn that is under way.
-        sent: The messages of the last call of `act`.
-        sent_in: The turn of that call.
-    """
-
-    depth: int = 0
-    inputs: dict[str, Any] = field(default_factory=dict)
-    turn: int = 0
-    sent: list[Any] = field(default_factory=list)
-    sent_in: int = 0
-
-
-@dataclass(frozen=True)
-class HostCall:
-    """A call from the code to the host.
-
-    Attributes:
-        name: What is called: a tool, or what a sub-call is for.
-    """
-
-    name: str
-
-
 @dataclass(frozen=True)
 class Told:
     """What a span is opened with, or what it gets when it ends.
 
     Attributes:
         failed: Why it failed; empty if it did not.
-        run: The run that begins with it.
         stands_for: What the spans below find above them, if that is not the instance that was called.
     """
 
@@ -77,7 +45,6 @@ class Told:
     attributes: dict[str, Any] = field(default_factory=dict)
     events: tuple[tuple[str, dict[str, Any]], ...] = ()
     failed: str = ""
-    run: RunSpans | None = None
     stands_for: Any = None
 
 

@@ -6,197 +6,196 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from mlflow.entities import SpanType
-from mlflow.tracing.constant import SpanAttributeKey
 
-from rlm_dspy.budget import metering
-from rlm_dspy.interpreters.base import SETUP
+from rlm_dspy.budget.metering import role
+from rlm_dspy.events import BatchEvent, CellEvent, Event, LMEvent, RunEvent, ToolEvent, TurnEvent, here
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.turn import Turn
-from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.prompt.query import Query
-from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.subcalls.ad_hoc import written
-from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.subcalls.child import ChildQuery
-from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, HostCall, RunSpans, Told, fenced
+from rlm_dspy.tracing._mlflow_compat import SpanAttributeKey
+from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, Told, fenced
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rlm_dspy.tracing.payloads import Payloads
 
 _LM_SETTINGS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "n", "reasoning_effort")
-_NAMES = {"query": "llm_query", "rlm_query": "rlm_query"}
+_ACT = ("act", "child.act")
+_TOLD_BY_EVENTS = (RLM, Turn, ChildQuery)
+Messages = tuple["Mapping[str, Any]", ...]
 
 
-def module(
-    payloads: Payloads, instance: Any, inputs: dict[str, Any], run: RunSpans | None, above: Any
-) -> Told | None:
-    """Tell of a module that is called; `above` is what called it."""
-    if isinstance(instance, RLM):
-        return _run(payloads, instance, inputs, run)
-    if run is None:
-        return _plain(payloads, instance, f"{type(instance).__name__}.forward", inputs)  # as MLflow names it
-    if isinstance(instance, Turn):
-        run.turn = inputs["number"]
-        return Told(f"turn {run.turn}", SpanType.CHAIN)
-    if isinstance(instance, Act):
-        return Told("act", SpanType.LLM, _act_inputs(payloads, inputs))
-    if isinstance(instance, Batch | ChildQuery):
-        # Told already by the call that it belongs to, and in full by the run inside it.
-        return _batch(instance) if isinstance(instance, Batch) and not isinstance(above, HostCall) else None
-    name = type(instance).__name__
-    if isinstance(above, HostCall) and above.name.isidentifier():
-        name = "query" if isinstance(instance, Query) else above.name
-    return _plain(payloads, instance, role() if isinstance(above, RLM) else name, inputs)  # `extract`, `fold`
+def of_event(payloads: Payloads, event: Event, known: SentMessages) -> Told | None:
+    """Tell of a unit of a run."""
+    told: Told | None = None  # of a sub-call: its batch shows it, and the module that it calls
+    match event:
+        case RunEvent():
+            told = _run(payloads, event)
+        case TurnEvent():
+            told = Told(f"turn {event.turn}", SpanType.CHAIN)
+        case CellEvent():
+            told = Told("code", SpanType.TOOL, {"code": fenced(payloads.text(event.code, TEXT_CHARS))})
+        case ToolEvent():
+            told = Told(event.name, SpanType.TOOL, payloads.value(event.arguments))
+        case BatchEvent():
+            shown = payloads.value(event.items if len(event.items) != 1 else event.items[0], REPEATED_CHARS)
+            times = f" ×{len(event.items)}" if len(event.items) > 1 else ""
+            told = Told(f"{event.name}{times}", SpanType.TOOL, shown)
+        case LMEvent():
+            messages = known.new(event) if event.role in _ACT else event.messages
+            told = model(payloads, event, messages)
+    return told
 
 
-def model(payloads: Payloads, lm: Any, inputs: dict[str, Any], run: RunSpans | None, above: Any) -> Told:
-    """Tell of a model call. In a run a call of `act` shows the messages that the turn before had not sent."""
-    messages = list(inputs.get("messages") or [])
-    shown: dict[str, Any] = {}
+def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, as DSPy's events hold them."""
+    named = {name: value for name, value in inputs.items() if name not in ("args", "kwargs")}
+    by_position = {"args": inputs["args"]} if inputs.get("args") else {}
+    return {**by_position, **named, **inputs.get("kwargs", {})}
+
+
+def module(payloads: Payloads, instance: dspy.Module, inputs: Mapping[str, Any], above: Any) -> Told | None:
+    """Tell of a module that is called; `above` is what called it: a unit of a run, or another module."""
+    if isinstance(instance, _TOLD_BY_EVENTS):
+        return None
+    name, given = type(instance).__name__, arguments(inputs)
+    if here() is None:
+        return _plain(payloads, instance, f"{name}.forward", given)  # as MLflow names it
+    if isinstance(above, TurnEvent):
+        return Told("act", SpanType.LLM, _act_inputs(payloads, given))
+    if isinstance(above, BatchEvent) and above.name.isidentifier():
+        name = "query" if above.name == "llm_query" else above.name
+    elif isinstance(above, RunEvent):
+        name = role().removeprefix("child.")  # `extract`, `fold`
+    return _plain(payloads, instance, name, given)
+
+
+def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> Told:
+    """Tell of a model call, and of these of its messages."""
+    lm, in_run, shown = event.lm, bool(event.run), dict[str, Any]()
     if messages:
-        new = _new_messages(messages, run) if isinstance(above, Act) and run is not None else messages
-        shown["messages"] = payloads.value(new, MESSAGE_CHARS)
-    if inputs.get("prompt") is not None:
-        shown["prompt"] = payloads.value(inputs["prompt"], MESSAGE_CHARS)
-    settings = {name: lm.kwargs[name] for name in _LM_SETTINGS if lm.kwargs.get(name) is not None}
+        shown["messages"] = payloads.value(list(messages), MESSAGE_CHARS)
+    if event.prompt is not None:
+        shown["prompt"] = payloads.value(event.prompt, MESSAGE_CHARS)
     attributes = {
-        **settings,
+        **{name: lm.kwargs[name] for name in _LM_SETTINGS if lm.kwargs.get(name) is not None},
         "model": lm.model,
         "cache": lm.cache,
-        "role": role() if run is not None else None,
+        "role": event.role.removeprefix("child.") if in_run else None,
         SpanAttributeKey.MESSAGE_FORMAT: "dspy",
         SpanAttributeKey.MODEL: lm.model,
     }
     if "/" in lm.model:
         attributes[SpanAttributeKey.MODEL_PROVIDER] = lm.model.split("/", 1)[0]
-    name = f"{type(lm).__name__}.__call__" if run is None else lm.model
+    name = lm.model if in_run else f"{type(lm).__name__}.__call__"
     kind = SpanType.CHAT_MODEL if getattr(lm, "model_type", None) == "chat" else SpanType.LLM
     return Told(name, kind, shown, attributes=attributes)
 
 
-def role() -> str:
-    """Return for what models are asked here: `act`, `extract`, `fold`, `query`, the name of a sub."""
-    return metering.role().removeprefix("child.")
+def adapter_format(payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any) -> Told | None:
+    """Tell of an adapter that writes messages; not in a run, where the model call shows them."""
+    return _adapter(payloads, instance, "format", inputs)
 
 
-def adapter(
-    payloads: Payloads, instance: Any, what: str, inputs: dict[str, Any], run: RunSpans | None
-) -> Told | None:
-    """Tell of an adapter that writes or reads messages; not in a run, where other spans show them."""
-    if run is not None:
+def adapter_parse(payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any) -> Told | None:
+    """Tell of an adapter that reads a reply; not in a run, where the predictor shows what was read."""
+    return _adapter(payloads, instance, "parse", inputs)
+
+
+def _adapter(payloads: Payloads, instance: dspy.Adapter, what: str, inputs: Mapping[str, Any]) -> Told | None:
+    if here() is not None:
         return None
     return Told(f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS))
 
 
-def tool(
-    payloads: Payloads, instance: Any, inputs: dict[str, Any], run: RunSpans | None, above: Any
-) -> Told | None:
-    """Tell of a tool, unless it is the one that the code's call names."""
-    if isinstance(above, HostCall) and above.name == instance.name:
+def tool(payloads: Payloads, instance: dspy.Tool, inputs: Mapping[str, Any], above: Any) -> Told | None:
+    """Tell of a tool, unless it is the one that code calls just now."""
+    if isinstance(above, ToolEvent) and above.name == instance.name:
         return None
-    name = f"Tool.{instance.name}" if run is None else instance.name
     attributes = {"name": instance.name, "description": instance.desc, "args": instance.args}
-    return Told(name, SpanType.TOOL, payloads.value(inputs), attributes=payloads.value(attributes))
+    name = instance.name if here() is not None else f"Tool.{instance.name}"
+    return Told(name, SpanType.TOOL, payloads.value(arguments(inputs)), attributes=payloads.value(attributes))
 
 
-def startup(instance: Any) -> Told:
+def startup(_: Payloads, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any], _above: Any) -> Told:
     """Tell of an interpreter that starts."""
     return Told(f"start {type(instance).__name__}", SpanType.TASK)
 
 
-def execution(payloads: Payloads, inputs: dict[str, Any]) -> Told | None:
-    """Tell of code that runs; not of what sets a REPL up."""
-    code = str(inputs.get("code", ""))
-    if code.startswith(SETUP):
+def execution(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
+    """Tell of code that runs, unless it is a unit of a run, or sets the REPL of one up."""
+    if isinstance(above, Event):
         return None
-    shown: dict[str, Any] = {"code": fenced(payloads.text(code, TEXT_CHARS))}
+    shown: dict[str, Any] = {"code": fenced(payloads.text(str(inputs.get("code", "")), TEXT_CHARS))}
     if inputs.get("variables"):
         shown["variables"] = {name: payloads.variable(name, value) for name, value in inputs["variables"].items()}
     return Told("code", SpanType.TOOL, shown)
 
 
-def host_call(payloads: Payloads, inputs: dict[str, Any]) -> Told:
-    """Tell of a call from the code to the host: a tool, or sub-calls that were asked for together."""
-    name, args, kwargs = inputs["tool_name"], inputs.get("args") or [], inputs.get("kwargs") or {}
-    if name != HOST_TOOL or not isinstance(kwargs.get("call"), dict):
-        shown = payloads.value({**({"args": args} if args else {}), **kwargs})
-        return Told(name, SpanType.TOOL, shown, stands_for=HostCall(name))
-    call = kwargs["call"]
-    called, asked = _called(call.get("to") or {}), [_item(item, call.get("same")) for item in call["items"]]
-    shown = payloads.value(asked if len(asked) != 1 else asked[0], REPEATED_CHARS)
-    return Told(_times(called, len(asked)), SpanType.TOOL, shown, stands_for=HostCall(called))
+def host_call(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
+    """Tell of a call from code to the host, unless it is a unit of a run."""
+    if isinstance(above, Event):
+        return None
+    name, args = inputs["tool_name"], inputs.get("args") or []
+    given = {**({"args": args} if args else {}), **(inputs.get("kwargs") or {})}
+    stands_for = ToolEvent(name=name, arguments=given)
+    return Told(name, SpanType.TOOL, payloads.value(given), stands_for=stands_for)
 
 
-def _called(to: dict[str, Any]) -> str:
-    """Return how the code calls what a sub-call is for (see `in_repl`)."""
-    kind = str(to.get("kind", ""))
-    if kind == "ad_hoc":
-        signature = to.get("signature") or {}
-        return f"dspy.{to.get('module')}({str(signature.get('text') or signature.get('name'))[:80]!r})"
-    return _NAMES.get(kind, str(to.get("name") or kind))
-
-
-def _item(item: list[dict[str, Any]], same: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Return the fields of an item, those that all of a batch share too; inputs of the run by their name."""
-    values: dict[str, Any] = {}
-    for part in (same or [{}, {}], item):
-        values |= part[0]
-        values |= {name: f"the whole input {own!r}" for name, own in part[1].items()}
-    return values
-
-
-def _batch(batch: Batch) -> Told:
-    called = _NAMES.get(batch.name, batch.name)
-    return Told(_times(called, batch.total), SpanType.TOOL, stands_for=HostCall(called))
-
-
-def _times(called: str, number: int) -> str:
-    return f"{called} ×{number}" if number > 1 else called
-
-
-def _plain(payloads: Payloads, instance: Any, name: str, inputs: dict[str, Any]) -> Told:
+def _plain(payloads: Payloads, instance: dspy.Module, name: str, inputs: Mapping[str, Any]) -> Told:
     signature = getattr(getattr(instance, "signature", None), "signature", None)
     attributes = {} if signature is None else {"signature": signature}
     return Told(name, _type_of(instance), payloads.value(inputs), attributes=attributes)
 
 
-def _run(payloads: Payloads, rlm: RLM, inputs: dict[str, Any], run: RunSpans | None) -> Told:
-    given = {name: value for name, value in inputs.items() if name != "interpreter_factory"}
-    begun = RunSpans(depth=run.depth + 1 if run else 0, inputs=given)
+def _run(payloads: Payloads, event: RunEvent) -> Told:
     attributes = {
-        "rlm.signature": written(rlm.signature),
-        "rlm.instructions": payloads.text(rlm.signature.instructions, REPEATED_CHARS),
-        "rlm.depth": begun.depth,
-        **{f"rlm.limits.{name}": payloads.value(value) for name, value in vars(rlm.limits).items() if value},
+        "rlm.signature": written(event.signature),
+        "rlm.instructions": payloads.text(event.signature.instructions, REPEATED_CHARS),
+        "rlm.depth": event.depth,
+        **{f"rlm.limits.{name}": payloads.value(value) for name, value in vars(event.limits).items() if value},
     }
-    shown = {name: payloads.variable(name, value) for name, value in given.items()}
-    if begun.depth:  # a child's task is in its instructions
+    shown = {name: payloads.variable(name, value) for name, value in event.inputs.items()}
+    if event.depth:  # a child's task is in its instructions
         shown = {"task": attributes["rlm.instructions"], **shown}
-    return Told(type(rlm).__name__, SpanType.AGENT, shown, attributes=attributes, run=begun)
+    return Told(event.name, SpanType.AGENT, shown, attributes=attributes)
 
 
-def _act_inputs(payloads: Payloads, inputs: dict[str, Any]) -> dict[str, Any]:
+def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]:
     steps = len(inputs["trajectory"])
     if not steps:
         return {"environment": fenced(payloads.text(inputs["environment"], MESSAGE_CHARS), "text")}
     return {"environment": "as in turn 1", "trajectory": f"the {steps} turns before" if steps > 1 else "turn 1"}
 
 
-def _new_messages(messages: list[Any], run: RunSpans) -> list[Any]:
-    """Return the messages behind those that the last call had sent, and a note in the place of these."""
-    known = 0
-    while known < min(len(messages), len(run.sent)) and messages[known] == run.sent[known]:
-        known += 1
-    before, sent_in = messages[:known], run.sent_in
-    run.sent, run.sent_in = list(messages), run.turn
-    if not known:
-        return messages
-    size = sum(len(str(message.get("content", ""))) for message in before)
-    note = f"[{known} earlier messages, {size:,} characters: see turn {sent_in} and those before]"
-    return [{"role": "system", "content": note}, *messages[known:]]
+class SentMessages:
+    """What the last call of `act` of each run has sent."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, tuple[Messages, int]] = {}
+
+    def forget(self, run: str) -> None:
+        """Forget a run that has ended."""
+        self._sent.pop(run, None)
+
+    def new(self, event: LMEvent) -> Sequence[Mapping[str, Any]]:
+        """Return the messages behind those that the last call had sent, and a note in the place of these."""
+        messages, turn = tuple(event.messages), event.turn or 0
+        sent, sent_in = self._sent.get(event.run, ((), 0))
+        self._sent[event.run] = (messages, turn)
+        known = 0
+        while known < min(len(messages), len(sent)) and messages[known] == sent[known]:
+            known += 1
+        if not known:
+            return messages
+        size = sum(len(str(message.get("content", ""))) for message in messages[:known])
+        note = f"[{known} earlier messages, {size:,} characters: see turn {sent_in} and those before]"
+        return ({"role": "system", "content": note}, *messages[known:])
 
 
-def _type_of(instance: Any) -> str:
+def _type_of(instance: dspy.Module) -> str:
     if isinstance(instance, dspy.Predict):
         return str(SpanType.LLM)
     if isinstance(instance, dspy.Retrieve):

@@ -11,10 +11,8 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.coverage.watch import Watch, watch_over, watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.limits import Limits
 from rlm_dspy.observe.coverage_shares import coverage_of
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.testing import ScriptedLM
@@ -161,7 +159,7 @@ def test_an_answer_that_stands_everywhere_is_told_twenty_times() -> None:
 def record_of_run(replies: list[str]) -> Record:
     rlm = RLM("context, question -> answer: str", interpreter_factory=LocalPythonInterpreter)
     with dspy.context(lm=ScriptedLM(replies)):
-        record, _ = recorded(rlm, {"context": TEXT, "question": "Which line tells of 400?"}, Ledger(Limits()))
+        record, _ = recorded(rlm, {"context": TEXT, "question": "Which line tells of 400?"})
     return record
 
 

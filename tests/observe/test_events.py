@@ -15,7 +15,6 @@ import pytest
 from typer.testing import CliRunner
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
@@ -157,7 +156,7 @@ def test_the_command_line_keeps_the_same_record_as_its_log(path: Path) -> None:
     ]
     for replies in scripts:
         with RunLog(path), dspy.context(lm=ScriptedLM(replies)):
-            record, _ = recorded(rlm, inputs, Ledger(rlm.limits))
+            record, _ = recorded(rlm, inputs)
         read = read_log(path)[-1]
         only_on_record = {"usage", "started_at", *LOOKED_INTO}
         assert record.model_dump(exclude=only_on_record) == read.model_dump(exclude=only_on_record)
@@ -412,3 +411,20 @@ def test_ask_writes_a_log_and_says_so_before_it_asks_if_it_cannot(tmp_path: Path
     (record,) = read_log(log)
     assert (record.inputs["question"], record.outputs) == ("How much?", {"answer": "42"})
     assert (refused.exit_code, "--log" in refused.stderr) == (2, True)
+
+
+def test_calls_of_tools_are_in_the_log_and_in_the_record_read_from_it(play: Play, path: Path) -> None:
+    def double(n: int) -> int:
+        return 2 * n
+
+    code = "double(n=2)\ntry:\n    double('x', 'y')\nexcept TypeError:\n    SUBMIT(answer=1)"
+    with RunLog(path):
+        prediction = play(RLM(QUESTION, tools=[double]), [block(code)], question="?").prediction
+    told = [event["tool"] for event in events(path) if event["event"] == "tool_ended"]
+    assert [(tool["name"], tool["result"], tool["error_type"]) for tool in told] == [
+        ("double", "4", ""),
+        ("double", "", "TypeError"),
+    ]
+    (record,) = read_log(path)
+    assert [step.model_dump() for step in record.trajectory] == prediction.trajectory
+    assert len(record.trajectory[0].tool_calls) == 2

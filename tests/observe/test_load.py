@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM
-from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.load import load_records
@@ -33,7 +32,7 @@ def answered(tmp_path: Path) -> tuple[Path, Path, Record]:
     rlm = RLM("question -> answer: int", interpreter_factory=LocalPythonInterpreter)
     log, saved = tmp_path / "one", tmp_path / "two"
     with RunLog(log), dspy.context(lm=ScriptedLM([block("SUBMIT(answer=1)")])):
-        record, _ = recorded(rlm, {"question": "?"}, Ledger(rlm.limits))
+        record, _ = recorded(rlm, {"question": "?"})
     record.save(saved)
     return log, saved, record
 

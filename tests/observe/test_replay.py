@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
@@ -93,7 +92,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path, Path]:
     log, saved = folder / "run.jsonl", folder / "run.json"
     module = rlm()
     with RunLog(log), dspy.context(lm=scripted()):
-        record, error = recorded(module, INPUTS, Ledger(module.limits))
+        record, error = recorded(module, INPUTS)
     assert error is None
     record.save(saved)
     return record, saved, log
@@ -134,7 +133,7 @@ def test_the_same_question_asked_in_two_turns_is_answered_as_it_was_in_each() ->
     module = RLM("question -> answer: str", interpreter_factory=LocalPythonInterpreter, cache=False)
     asks = block("print(llm_query('?'))")
     with dspy.context(lm=ScriptedLM([asks, "one", asks, "two", block("SUBMIT(answer=llm_query('?'))"), "three"])):
-        record, _ = recorded(module, {"question": "?"}, Ledger(module.limits))
+        record, _ = recorded(module, {"question": "?"})
     steps = replay(record, {"question": "?"}, LocalPythonInterpreter)
     assert [step.replayed.output for step in steps] == ["one", "two", "SUBMIT: {'answer': 'three'}"]
     assert all(step.same for step in steps)
@@ -143,7 +142,7 @@ def test_the_same_question_asked_in_two_turns_is_answered_as_it_was_in_each() ->
 def test_an_answer_that_was_too_long_to_be_kept_is_not_made_up() -> None:
     module = RLM("question -> answer: int", interpreter_factory=LocalPythonInterpreter)
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=len(llm_query('?')))"), "x" * 30_000])):
-        record, _ = recorded(module, {"question": "?"}, Ledger(module.limits))
+        record, _ = recorded(module, {"question": "?"})
     (step,) = replay(record, {"question": "?"}, LocalPythonInterpreter)
     assert step.missing == ("query(prompt='?'): its answer was too long to be kept",)
     assert not step.same
@@ -153,7 +152,7 @@ def test_a_batch_that_was_refused_whole_is_refused_again() -> None:
     code = "try:\n    llm_query_batched(['a', 'b', 'c'])\nexcept SubCallError as e:\n    SUBMIT(answer=str(e))"
     module = RLM("question -> answer", interpreter_factory=LocalPythonInterpreter, max_llm_calls=1)
     with dspy.context(lm=ScriptedLM([block(code)])):
-        record, _ = recorded(module, {"question": "?"}, Ledger(module.limits))
+        record, _ = recorded(module, {"question": "?"})
     (step,) = replay(record, {"question": "?"}, LocalPythonInterpreter)
     assert step.same
 
@@ -171,7 +170,7 @@ def test_a_signature_with_types_that_only_its_program_knew_is_read_without_them(
     module = RLM(signature, interpreter_factory=LocalPythonInterpreter)
     inputs = {"points": [Point(x=1), Point(x=3)]}
     with dspy.context(lm=ScriptedLM([block("print(points[1].x)"), block("SUBMIT(best={'x': 3})")])):
-        record, _ = recorded(module, inputs, Ledger(module.limits))
+        record, _ = recorded(module, inputs)
     looks, _ = replay(record, inputs, LocalPythonInterpreter)
     assert looks.same
 
@@ -182,7 +181,7 @@ def test_tools_are_called_for_real() -> None:
 
     module = RLM("n: int -> answer: int", tools=[double], interpreter_factory=LocalPythonInterpreter)
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=double(n))")])):
-        record, _ = recorded(module, {"n": 4}, Ledger(module.limits))
+        record, _ = recorded(module, {"n": 4})
     assert [step.same for step in replay(record, {"n": 4}, LocalPythonInterpreter, tools=[double])] == [True]
     (without,) = replay(record, {"n": 4}, LocalPythonInterpreter)
     assert (without.same, "double" in without.replayed.output) == (False, True)
@@ -228,7 +227,7 @@ def test_a_run_with_an_input_that_is_no_text_is_refused_with_a_file(tmp_path: Pa
     text.write_text("some words", encoding="utf-8")
     module = RLM("context, exact: bool -> answer: str", interpreter_factory=LocalPythonInterpreter)
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer=context)")])):
-        record, _ = recorded(module, {"context": "some words", "exact": True}, Ledger(module.limits))
+        record, _ = recorded(module, {"context": "some words", "exact": True})
     record.save(path)
     result = CliRunner().invoke(app, ["replay", str(path), str(text), "--interpreter", "local"])
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)

@@ -10,7 +10,6 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import tokens_of
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.json_values import MAX_DEPTH, jsonable, nested_too_deep
@@ -62,7 +61,7 @@ def test_a_deep_answer_is_recorded_saved_loaded_and_shown_whole(factory: Any, le
     """From SUBMIT to the report, nothing gives up below the limit."""
     rlm = RLM("q -> answer: list", interpreter_factory=factory)
     with dspy.context(lm=ScriptedLM([submit(levels)])):
-        record, error = recorded(rlm, {"q": "?"}, Ledger(rlm.limits))
+        record, error = recorded(rlm, {"q": "?"})
     assert error is None
     assert depth(record.outputs["answer"]) == levels
     record.save(tmp_path / "run.json")

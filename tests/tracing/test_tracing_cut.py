@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import pytest
 
-from rlm_dspy import RLM, Limits
-from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.testing import ScriptedEngine, ScriptedLM
@@ -104,7 +103,7 @@ def test_a_second_interrupt_loses_no_step() -> None:
 
     lm, rlm = ScriptedLM([LOOK, KeyboardInterrupt()]), RLM("question, context -> answer", policy=None)
     with dspy.context(lm=lm, interpreter_factory=Stubborn):
-        record, error = recorded(rlm, ASKED, Ledger(Limits()))
+        record, error = recorded(rlm, ASKED)
     assert isinstance(error, KeyboardInterrupt)
     assert [step.output for step in record.trajectory] == ["1800"]
 

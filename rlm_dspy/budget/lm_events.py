@@ -1,0 +1,78 @@
+"""The events of model calls inside runs, from what DSPy tells its callbacks of any model call."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from rlm_dspy._dspy_compat import BaseCallback
+from rlm_dspy.budget.lm_info import price_of
+from rlm_dspy.budget.metering import meters_in_force, reported, role
+from rlm_dspy.events import LMEvent, emit, here, listeners
+from rlm_dspy.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_USED = ("input_tokens", "cached_input_tokens", "output_tokens", "cost")
+
+
+class LMEvents(BaseCallback):
+    """Emits the events of the model calls inside a run, whoever asks."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, LMEvent] = {}
+
+    def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
+        """Emit the start of a call."""
+        if (outer := here()) is not None:
+            event = self._under_way[call_id] = asked(call_id, instance, inputs, next(outer.lm_calls))
+            emit(event)
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Emit its end, with what the model reported of it."""
+        if (event := self._under_way.pop(call_id, None)) is not None:
+            emit(answered(event, outputs, exception))
+
+
+@contextlib.contextmanager
+def lm_events() -> Iterator[None]:
+    """Emit the events of model calls in this scope, if anybody listens; once, where scopes lie in one another."""
+    callbacks = dspy.settings.callbacks
+    if not listeners() or any(isinstance(callback, LMEvents) for callback in callbacks):
+        yield
+        return
+    with dspy.context(callbacks=[*callbacks, LMEvents()]):
+        yield
+
+
+def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int = 0) -> LMEvent:
+    """Return the event of the start of a model call that begins here.
+
+    Args:
+        call_id: DSPy's id of the call.
+        lm: Who is asked.
+        inputs: The arguments of the call, as DSPy tells them.
+        number: Its number in the run; 0 outside of runs.
+    """
+    messages = tuple(inputs.get("messages") or ())
+    return LMEvent(id=call_id, number=number, lm=lm, role=role(), prompt=inputs.get("prompt"), messages=messages)
+
+
+def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> LMEvent:
+    """Return the event of the end of a model call that has just ended here."""
+    told = reported(outputs)
+    limits = next((meter.ledger.limits for meter in meters_in_force()), None)
+    price = price_of(event.lm, limits.prices) if limits is not None and told["cost"] is None else None
+    return replace(
+        event,
+        phase="failed" if exception is not None else "ended",
+        error=exception,
+        outputs=outputs,
+        usage=Usage(**{name: told[name] for name in _USED}),
+        cached=told["cached"],
+        price=None if price is None else price.of(told),
+    )

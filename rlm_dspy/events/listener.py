@@ -1,0 +1,101 @@
+"""Who hears events, and how they are emitted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import dspy
+
+from rlm_dspy._dspy_compat import BaseCallback, call_scope
+from rlm_dspy.events.event_types import Event, RunEvent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+
+_SETTING = "rlm_dspy_event"
+"""The setting of DSPy that holds the innermost unit: DSPy hands its settings on to its threads."""
+_logger = logging.getLogger("dspy.rlm_dspy")
+_failed: set[int] = set()
+"""Listeners that have raised."""
+
+
+class Listener(BaseCallback):
+    """Hears the events of runs. Also one of DSPy's callbacks, which it is registered as."""
+
+    def on_event(self, event: Event) -> None:
+        """Hear of an event, in the thread or task where it happens."""
+
+
+E = TypeVar("E", bound=Event)
+
+
+class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
+    """A scope that emits the event of its start, and at its end that of its end or failure.
+
+    Without a listener, and outside of runs for all but a run, it does nothing.
+
+    Args:
+        event: The event of the start.
+        ends: Whether the end is emitted here; else by `emit`.
+    """
+
+    def __init__(self, event: E, *, ends: bool = True) -> None:
+        self.event = event
+        self._ends = ends
+        self._scope: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        if listeners() and ((outer := here()) is not None or isinstance(self.event, RunEvent)):
+            self.event = self.event.within(outer)
+            _send(self.event)
+            self._scope = contextlib.ExitStack()
+            self._scope.enter_context(dspy.context(**{_SETTING: self.event}))
+            self._scope.enter_context(call_scope(self.event.id))
+        return self
+
+    def end(self, **known: Any) -> None:
+        """Note what the event of the end says, by the names of its fields."""
+        self.event = replace(self.event, **known)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._scope is None:
+            return
+        self._scope.close()
+        if self._ends:
+            _send(replace(self.event, phase="failed" if error is not None else "ended", error=error))
+
+
+def emit(event: Event) -> None:
+    """Emit an event of a unit inside the present one; outside of runs, nothing."""
+    if (outer := here()) is not None:
+        _send(event.within(outer))
+
+
+def here() -> Event | None:
+    """Return the innermost unit under way here; None outside of runs, and of a run that began unheard."""
+    found: Event | None = dspy.settings.get(_SETTING)
+    return found
+
+
+def listeners() -> list[Listener]:
+    """Return those in force here."""
+    return [callback for callback in dspy.settings.callbacks if isinstance(callback, Listener)]
+
+
+def _send(event: Event) -> None:
+    event = replace(event, seconds=time.monotonic() - event.began)
+    for listener in listeners():
+        try:
+            listener.on_event(event)
+        except Exception as error:  # noqa: BLE001 (a listener ends no run)
+            if id(listener) not in _failed:
+                _failed.add(id(listener))
+                _logger.warning("%s failed on an event: %s: %s", listener, type(error).__name__, error)

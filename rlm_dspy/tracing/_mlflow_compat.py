@@ -1,0 +1,124 @@
+"""MLflow's inner modules and private attributes, as far as tracing needs them (mlflow 3.17).
+
+No other module imports from inside MLflow or touches a private attribute of its objects. What a release moves or
+renames is mended here; what it makes public leaves this file.
+
+| name | why the public ones do not do |
+|---|---|
+| `MlflowCallback`, `revert_patches`, `logs_traces` | MLflow's logging of DSPy, which ours replaces |
+| `start_span_no_context`, `set_span_in_context`, `detach_span_from_context` | spans across callbacks |
+| `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | what MLflow's page reads |
+| `open_trace`, `rename` | a trace and a span before they are stored |
+| `Task`, `exporter`, `queue_of`, `force_flush`, ... | the queue of what is to be stored |
+| `replaced` | MLflow writes contexts and headers whole, and has no hook |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import mlflow.dspy.callback
+import mlflow.dspy.util
+from mlflow.dspy.callback import MlflowCallback
+from mlflow.tracing import provider
+from mlflow.tracing.attachments import Attachment
+from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
+from mlflow.tracing.export.async_export_queue import Task
+from mlflow.tracing.fluent import start_span_no_context
+from mlflow.tracing.provider import detach_span_from_context, set_span_in_context
+from mlflow.tracing.trace_manager import InMemoryTraceManager
+from mlflow.utils.autologging_utils import get_autologging_config, revert_patches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+__all__ = [
+    "Attachment",
+    "MlflowCallback",
+    "SpanAttributeKey",
+    "Task",
+    "TraceMetadataKey",
+    "client_of",
+    "detach_span_from_context",
+    "ends_a_trace",
+    "exporter",
+    "force_flush",
+    "logs_traces",
+    "open_trace",
+    "queue_of",
+    "rename",
+    "replace_queue",
+    "replaced",
+    "revert_patches",
+    "set_span_in_context",
+    "start_span_no_context",
+]
+
+
+def logs_traces() -> bool:
+    """Return whether MLflow logs calls of DSPy as traces now."""
+    return bool(get_autologging_config("dspy", "log_traces"))
+
+
+def open_trace(trace_id: str) -> AbstractContextManager[Any]:
+    """Return a scope that gives a trace that has not ended; None if it has."""
+    found: AbstractContextManager[Any] = InMemoryTraceManager.get_instance().get_trace(trace_id)
+    return found
+
+
+def rename(span: Any, name: str) -> None:
+    """Give a span that has not ended another name."""
+    span._span.update_name(name)  # noqa: SLF001  # OpenTelemetry's; MLflow's span hides it
+
+
+def exporter() -> Any:
+    """Return what stores traces, made if there is none."""
+    provider._get_tracer(__name__)  # noqa: SLF001
+    return provider._get_trace_exporter()  # noqa: SLF001
+
+
+def queue_of(exporter: Any) -> Any:
+    """Return the queue of an exporter; None if it stores at once."""
+    return getattr(exporter, "_async_queue", None)
+
+
+def replace_queue(exporter: Any, queue: Any) -> None:
+    """Have an exporter put what it stores into another queue."""
+    exporter._async_queue = queue  # noqa: SLF001
+
+
+def client_of(exporter: Any) -> Any:
+    """Return the client of an exporter; None if it has none."""
+    return getattr(exporter, "_client", None)
+
+
+def ends_a_trace(task: Task) -> bool:
+    """Return whether a task stores the end of a trace."""
+    return getattr(task.handler, "__name__", "") == "_log_trace"
+
+
+def force_flush(seconds: float) -> None:
+    """Have MLflow queue the spans that it has gathered."""
+    processor: Any = provider._get_span_processor()  # noqa: SLF001
+    if processor is not None:
+        processor.force_flush(int(seconds * 1000))
+
+
+@contextlib.contextmanager
+def replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of one by which MLflow logs DSPy, wherever it is looked up.
+
+    At the end that is put back, unless another has taken the place.
+    """
+    modules = [module for module in (mlflow.dspy.util, mlflow.dspy.callback) if hasattr(module, name)]
+    before = [getattr(module, name) for module in modules]
+    for module in modules:
+        setattr(module, name, function)
+    try:
+        yield
+    finally:
+        for module, its_own in zip(modules, before, strict=True):
+            if getattr(module, name) is function:
+                setattr(module, name, its_own)
