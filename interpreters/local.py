@@ -1,8 +1,8 @@
 """Runs code in this process.
 
-What a process has only one of is shared by the cells that run at the same time: `sys.stdout`, `sys.stderr`,
-`sys.modules["__main__"]` and `threading.Thread.start`. While any cell runs, each is replaced by a stand-in that
-asks in whose cell it is used, and is otherwise what it stands for. When the last cell ends they are put back.
+A process has one `sys.stdout`, one `sys.stderr`, one `sys.modules["__main__"]` and one `threading.Thread.start`.
+While any cell runs, stand-ins replace them: inside a cell each is the session's own, elsewhere the process's. When
+the last cell ends, what the first one found is put back, also if the host has put something else there meanwhile.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import os
 import sys
 import threading
 import time
-import types
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, in_loop
 from rlm_dspy.interpreters.host import tool_calls as calls
@@ -25,6 +24,10 @@ from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import ModuleType
+    from typing import TextIO
+
+T = TypeVar("T")
 
 _INTERRUPT_AGAIN_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
@@ -63,8 +66,9 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     What it does keep apart: each session has its own `__main__`; what a cell prints, also from threads it
     started, is captured for it alone, with other cells running in other threads; `sys.exit()` ends nothing; and
     `sys.stdout`, `sys.stderr` and the working directory are after the last running cell what they were before
-    the first. Not captured is what goes around `sys.stdout` (subprocesses, C code) and what threads print that
-    outlive their cell.
+    the first. A host that replaces `sys.stdout`, `sys.stderr` or `threading.Thread.start` while cells run loses
+    that replacement. Output that goes around `sys.stdout` (subprocesses, C code) is not captured, nor is what
+    threads print that outlive their cell.
 
     The working directory belongs to the process: a cell that changes it changes it for all until it ends. Its
     session has it back in the next cell.
@@ -121,16 +125,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         if not in_loop():
             return run()
         done: Future[Outcome] = Future()
-
-        def job() -> None:
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(run())
-                except BaseException as error:  # noqa: BLE001 (it is raised where this is waited for)
-                    done.set_exception(error)
-
         try:
-            calls.in_thread(job)
+            calls.in_thread(run, done)
             while not done.done():
                 wait([done], timeout=_LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
             return done.result()
@@ -141,7 +137,6 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             raise
 
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
-        self._session.names_streams |= "stdout" in code or "stderr" in code
         _session.set(self._session)
         with _process.shared_with(self._session):
             self._thread = threading.get_ident()
@@ -197,58 +192,54 @@ class _Session:
         self.cells = Cells()
         self.output = output
         self.directory: str | None = None
-        """Where its last cell left the process, if that is not where it found it."""
-        self.names_streams = False
-        """Whether its code speaks of stdout or stderr, and so may have replaced them."""
+        """Where its last cell left the process, if that is not where the process was."""
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("rlm_dspy_session", default=None)
 """Whose cell is running here: set in the context of the cell, and so in its tasks and threads."""
 
 
-_STREAMS = ("stdout", "stderr")
+class _StandIn:
+    """Stands for a stream of the process or for `__main__`: in a cell it is the session's own."""
 
-
-class _Stream:
-    """Stands for one of the process's streams: in a cell it is the session's output."""
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
-
-    def write(self, text: str) -> int:
-        """Write to the session's output, or to the stream this stands for."""
-        written: int = self._here().write(text)
-        return written
-
-    def _here(self) -> Any:
-        session = _session.get()
-        return self.found if session is None else session.output
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._here(), name)
-
-
-class _Main(types.ModuleType):
-    """Stands for `__main__`: in a cell it is the session's, where pickle and type hints look names up."""
-
-    def __init__(self, found: types.ModuleType) -> None:
-        super().__init__("__main__")
-        object.__setattr__(self, "found", found)
+    def __init__(self, here: Callable[[], object]) -> None:
+        object.__setattr__(self, "here", here)
 
     def __getattribute__(self, name: str) -> Any:
-        return getattr(_main_here(self), name)
+        return getattr(object.__getattribute__(self, "here")(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(_main_here(self), name, value)
+        setattr(object.__getattribute__(self, "here")(), name, value)
 
     def __dir__(self) -> list[str]:
-        return dir(_main_here(self))
+        return dir(object.__getattribute__(self, "here")())
 
 
-def _main_here(main: _Main) -> types.ModuleType:
-    session = _session.get()
-    here: types.ModuleType = object.__getattribute__(main, "found") if session is None else session.cells.module
-    return here
+def _stand_in(found: T, own: Callable[[_Session], object]) -> T:
+    return cast("T", _StandIn(lambda: found if (session := _session.get()) is None else own(session)))
+
+
+class _Globals(NamedTuple):
+    """What a process has only one of."""
+
+    stdout: TextIO
+    stderr: TextIO
+    main: ModuleType
+    start_thread: Callable[[threading.Thread], None]
+
+    def stand_ins(self) -> _Globals:
+        """Return what takes their place while cells run."""
+        return _Globals(
+            _stand_in(self.stdout, lambda session: session.output),
+            _stand_in(self.stderr, lambda session: session.output),
+            _stand_in(self.main, lambda session: session.cells.module),
+            _inheriting(self.start_thread),
+        )
+
+    def put(self) -> None:
+        """Put them in place."""
+        sys.stdout, sys.stderr, sys.modules["__main__"] = self.stdout, self.stderr, self.main
+        threading.Thread.start = self.start_thread  # type: ignore[method-assign, assignment]
 
 
 def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
@@ -275,21 +266,17 @@ class _Process:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cells = 0
-        self._directory: str | None = None
-        self._streams: dict[str, Any] = {}
-        self._named = False
-        self._start: Any = threading.Thread.start
-        self._found_start: Any = self._start
 
     @contextlib.contextmanager
     def shared_with(self, session: _Session) -> Iterator[None]:
         """Put the stand-ins in place for a cell of `session`, and back what was there when it is the last."""
         with self._lock:
-            self._directory = self._directory if self._cells else _directory()
+            if not self._cells:
+                self._found = _Globals(sys.stdout, sys.stderr, sys.modules["__main__"], threading.Thread.start)
+                self._stand_ins = self._found.stand_ins()
+                self._directory = _directory()
             self._cells += 1
-            self._put_streams()
-            self._named = session.names_streams or (self._named and self._cells > 1)
-            self._put_stand_ins()
+            self._stand_ins.put()  # a cell around this one may have put a stream of its own there
             found = _directory()
             _change_directory(session.directory)
         try:
@@ -297,55 +284,11 @@ class _Process:
         finally:
             with self._lock:
                 self._cells -= 1
-                self._put_directory_back(session, found)
-                self._put_streams_back(session)
-                if not self._cells:
-                    self._put_rest_back()
-
-    def _put_streams(self) -> None:
-        for name in _STREAMS:
-            present = getattr(sys, name, None)
-            while self._cells == 1 and isinstance(present, _Stream):
-                present = present.found  # the host took it for its own, and put it back when no cell ran
-            if not isinstance(present, _Stream):
-                if self._cells == 1 or not self._named:
-                    self._streams[name] = present
-                setattr(sys, name, _Stream(self._streams[name]))
-
-    def _put_stand_ins(self) -> None:
-        main = sys.modules["__main__"]
-        if type(main) is not _Main:
-            sys.modules["__main__"] = _Main(main)
-        if threading.Thread.start is not self._start or self._start is self._found_start:
-            self._found_start = threading.Thread.start
-            self._start = _inheriting(self._found_start)
-            threading.Thread.start = self._start  # type: ignore[method-assign]
-
-    def _put_streams_back(self, session: _Session) -> None:
-        """Take out what cells put in place, but leave what another thread of the host has put there.
-
-        Nobody can tell who did; if no cell that ran meanwhile speaks of the streams, it was the host.
-        """
-        for name in _STREAMS:
-            ours = isinstance(getattr(sys, name, None), _Stream)
-            if not self._cells and (ours or self._named):
-                setattr(sys, name, self._streams[name])
-            elif session.names_streams and not ours:
-                setattr(sys, name, _Stream(self._streams[name]))
-
-    def _put_rest_back(self) -> None:
-        main = sys.modules["__main__"]
-        if type(main) is _Main:
-            sys.modules["__main__"] = object.__getattribute__(main, "found")
-        if threading.Thread.start is self._start:
-            threading.Thread.start = self._found_start  # type: ignore[method-assign]
-
-    def _put_directory_back(self, session: _Session, found: str | None) -> None:
-        here = _directory()
-        if here != found or session.directory is not None:
-            session.directory = None if here == self._directory else here
-        if here != found or not self._cells:
-            _change_directory(self._directory)
+                (self._stand_ins if self._cells else self._found).put()
+                here = _directory()
+                if here != found or session.directory is not None:
+                    session.directory = None if here == self._directory else here
+                _change_directory(found if self._cells else self._directory)
 
 
 _process = _Process()

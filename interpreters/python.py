@@ -7,6 +7,7 @@ import importlib.util
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zipfile import ZipFile
@@ -25,7 +26,7 @@ from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.worker.cell import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
@@ -213,8 +214,15 @@ class PythonInterpreter(Interpreter, TakesObjects):
             raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
         return self._session
 
-    def _between_cells(self) -> _Held:
-        return _Held(self._running)
+    @contextmanager
+    def _between_cells(self) -> Iterator[None]:
+        """Hold the lock that a running cell holds; refuse instead of waiting."""
+        if not self._running.acquire(blocking=False):
+            raise dspy.CodeInterpreterError("A cell runs; wait until it has ended, or interrupt it.")
+        try:
+            yield
+        finally:
+            self._running.release()
 
     def _execute(self, code: str, variables: dict[str, Any]) -> Any:
         caller = tool_calls.Caller(self.invoke_tool, contextvars.copy_context())
@@ -225,20 +233,6 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _shutdown(self) -> None:
         if self._closing is not None:
             self._closing()
-
-
-class _Held:
-    """Holds the lock that a running cell holds; refuses instead of waiting."""
-
-    def __init__(self, running: threading.Lock) -> None:
-        self._running = running
-
-    def __enter__(self) -> None:
-        if not self._running.acquire(blocking=False):
-            raise dspy.CodeInterpreterError("A cell runs; wait until it has ended, or interrupt it.")
-
-    def __exit__(self, *_: object) -> None:
-        self._running.release()
 
 
 def _close(session: Session, owner: int) -> None:

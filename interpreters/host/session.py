@@ -23,6 +23,7 @@ from rlm_dspy.interpreters.worker import wire
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.worker_group import Group
@@ -304,7 +305,7 @@ class Session(Lineage):
         process = self._process
         clock.call_starts(size)
 
-        def done(outcome: Any) -> None:
+        def answer(outcome: Future[Any]) -> None:
             clock.call_ends()
             try:
                 self._answer(process, number, outcome, clock)
@@ -314,18 +315,18 @@ class Session(Lineage):
                 if was_full:
                     self._awake()
 
-        caller.start(name, args, kwargs, done)
+        caller.start(name, args, kwargs, answer)
 
-    def _answer(self, process: Process, number: int, outcome: Any, clock: Clock) -> None:
+    def _answer(self, process: Process, number: int, outcome: Future[Any], clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""
-        if isinstance(outcome, tool_calls.Raised) and not isinstance(outcome.error, Exception):
+        raised = outcome.exception()
+        if raised is not None and not isinstance(raised, Exception):
             if not clock.over:
-                self.interrupt(outcome.error)
+                self.interrupt(raised)
             return
         form: Form | None = None
         try:
-            value = tool_calls.value_of(outcome)
-            form = form_of(value, self._settings.modules, self._settings.stand_in)
+            form = form_of(outcome.result(), self._settings.modules, self._settings.stand_in)
             self.group.make_room(process, [form])
             answer: wire.Frame = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)

@@ -6,13 +6,18 @@ import os
 import queue
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlm_dspy.concurrency.async_forms import is_async
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from rlm_dspy.interpreters.worker.wire import JSON
+
+T = TypeVar("T")
 
 
 class Crew:
@@ -49,8 +54,22 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_new_crew)
 
 
-def in_thread(job: Callable[[], None]) -> None:
-    """Have `job`, which must not raise, run in a thread."""
+def in_thread(function: Callable[[], T], done: Future[T]) -> None:
+    """Have a function run in a thread, unless `done` is cancelled before; `done` gets what it returns or raises.
+
+    Raises:
+        RuntimeError: If no thread can be started.
+    """
+
+    def job() -> None:
+        if done.set_running_or_notify_cancel():
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
     _crew.run(job)
 
 
@@ -68,41 +87,19 @@ class Caller:
         self._invoke = invoke
         self._context = context
 
-    def start(self, name: str, args: list[Any], kwargs: dict[str, Any], done: Callable[[Any], None]) -> None:
-        """Run a tool in a thread; `done` gets what it returned or, as a `Raised`, what it raised."""
-
-        def job() -> None:
-            try:
-                outcome = self._context.copy().run(self._invoke, name, args, kwargs)
-            except BaseException as error:  # noqa: BLE001 (who asked decides what to do with it)
-                outcome = Raised(error)
-            done(outcome)
-
+    def start(
+        self, name: str, args: list[JSON], kwargs: dict[str, JSON], answer: Callable[[Future[Any]], None]
+    ) -> None:
+        """Run a tool in a thread; `answer` gets what it returned or raised."""
+        done: Future[Any] = Future()
+        done.add_done_callback(answer)
         try:
-            in_thread(job)
-        except RuntimeError as error:  # no thread can be started
-            done(Raised(error))
+            in_thread(lambda: self._context.copy().run(self._invoke, name, args, kwargs), done)
+        except RuntimeError as error:
+            done.set_exception(error)
 
 
-class Raised:
-    """What a tool raised."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def value_of(outcome: Any) -> Any:
-    """Return what a tool returned.
-
-    Raises:
-        Exception: What it raised.
-    """
-    if isinstance(outcome, Raised):
-        raise outcome.error
-    return outcome
-
-
-def described(tools: dict[str, Callable[..., Any]]) -> list[dict[str, Any]]:
+def described(tools: Mapping[str, Callable[..., Any]]) -> list[JSON]:
     """Return what a worker must know of tools to stand in for them."""
     return [
         {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": is_async(tool)}

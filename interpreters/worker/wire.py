@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
     Rights = list[tuple[int, int, array.array[int]]]
 
 PACKET = 120 * 1024
