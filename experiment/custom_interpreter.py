@@ -12,6 +12,7 @@ import ast
 import contextlib
 import io
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before anything asks the network for prices
@@ -40,7 +41,7 @@ class PlainInterpreter:
         """Forget the session."""
         self.namespace.clear()
 
-    def execute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+    def execute(self, code: str, variables: Mapping[str, Any] | None = None) -> Any:
         """Run one block; return what it printed, or its `SUBMIT` as a `dspy.FinalOutput`."""
         self.namespace.update(variables or {}, **self.tools, SUBMIT=self._submit)
         printed = io.StringIO()
@@ -75,7 +76,7 @@ class GuardedInterpreter(LocalPythonInterpreter):
         super().__init__()
         self.journal: list[str] = []
 
-    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+    def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         if refused := sorted(self.forbidden & imported(code)):
             self.journal.append(f"refused, it imports {', '.join(refused)}")
             raise CellError(

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dspy
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-def resolve_factory(factory: Any) -> Callable[[], dspy.CodeInterpreter]:
+def resolve_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Callable[[], dspy.CodeInterpreter]:
     """Return the factory of an interpreter: the given one, else the one of `dspy.settings`, else the default."""
     chosen: Callable[[], dspy.CodeInterpreter] = (
         factory or dspy.settings.get("interpreter_factory") or PythonInterpreter

@@ -234,7 +234,7 @@ class Interpreter:
     def _start(self) -> None:
         """Get what the session needs."""
 
-    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+    def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         raise NotImplementedError
 
     def _shutdown(self) -> None:
@@ -261,21 +261,21 @@ class Interpreter:
         context = contextvars.copy_context()
         return {name: self._function(name, tool, context) for name, tool in self.tools.items()}
 
-    def _function(self, name: str, tool: Any, context: contextvars.Context) -> Callable[..., Any]:
+    def _function(self, name: str, tool: Callable[..., Any], context: contextvars.Context) -> Callable[..., Any]:
         source = tool.func if isinstance(tool, dspy.Tool) else tool
+
+        invoke = functools.partial(self._invoke, context, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_async(tool) and in_loop():
-                return asyncio.get_running_loop().run_in_executor(None, self._invoke, context, name, args, kwargs)
-            return self._invoke(context, name, args, kwargs)
+                return asyncio.get_running_loop().run_in_executor(None, lambda: invoke(*args, **kwargs))
+            return invoke(*args, **kwargs)
 
         functools.update_wrapper(call, source, updated=())
         call.__name__ = call.__qualname__ = name
         return call
 
-    def _invoke(
-        self, context: contextvars.Context, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _invoke(self, context: contextvars.Context, name: str, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return context.copy().run(self.invoke_tool, name, list(args), kwargs)
         except Exception:
@@ -290,7 +290,7 @@ class Interpreter:
         if self._ended:
             raise dspy.CodeInterpreterError(f"This {type(self).__name__} was shut down; make a new one.")
 
-    def _check_cell(self, code: Any, variables: dict[str, Any]) -> None:
+    def _check_cell(self, code: str, variables: Mapping[str, Any]) -> None:
         self._check_open()
         if not isinstance(code, str):
             raise dspy.CodeInterpreterError(f"code must be a str, not {type(code).__name__}")

@@ -109,7 +109,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self._thread: int | None = None
         self._stopped = False
 
-    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+    def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         for name, value in variables.items():
             if name not in self._passed or self._passed[name] is not value:
                 self._session.cells.namespace[name] = self._passed[name] = value
@@ -208,7 +208,7 @@ class _StandIn:
     def __getattribute__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "here")(), name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Any, /) -> None:
         setattr(object.__getattribute__(self, "here")(), name, value)
 
     def __dir__(self) -> list[str]:

@@ -23,7 +23,6 @@ from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_group import Group
-from rlm_dspy.interpreters.worker.cell import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -224,11 +223,10 @@ class PythonInterpreter(Interpreter, TakesObjects):
         finally:
             self._running.release()
 
-    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+    def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         caller = tool_calls.Caller(self.invoke_tool, contextvars.copy_context())
-        frame = self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, caller))
-        outcome = Outcome(frame["kind"], frame["values"], frame.get("value"), frame["error"])
-        return self._given(outcome, frame["output"])
+        cell = Cell(code, variables, dict(self.tools), self.output_fields, caller)
+        return self._given(*self._live().execute(cell))
 
     def _shutdown(self) -> None:
         if self._closing is not None:

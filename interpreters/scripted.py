@@ -20,7 +20,7 @@ class Call:
 
     code: str
     """The source it was given."""
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
     """The variables it was given; empty if none."""
 
 
@@ -75,7 +75,7 @@ class ScriptedInterpreter(Interpreter, TakesObjects):
         """Whether it was shut down."""
         return self._ended
 
-    def _execute(self, code: str, variables: dict[str, Any]) -> Any:
+    def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         if HOST_TOKEN_VAR in variables or code.startswith(SETUP):
             return None
         if len(self.calls) == len(self._results):

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import kernel, landlock, limits, namespaces, seccomp, syscalls
 
@@ -77,16 +77,13 @@ class Confinement:
 
         self.hidden, self.base = [], ""  # nothing more needs them, and workers could read them
 
-    def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> list[str]:
+    def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> None:
         """In a new worker: put on the rest, for good.
 
         Args:
             scratch: Its own folder, where there is no minimal root.
             bounds: Its limits.
             processes: The limit of processes, if it is counted over all of the user's.
-
-        Returns:
-            The layers that are on.
 
         Raises:
             OSError: If one of them cannot be put on.
@@ -106,7 +103,6 @@ class Confinement:
             limits.bind(bounds, processes=processes)
         if "seccomp" in self.layers:
             seccomp.install(self._filter)
-        return sorted(self.layers)
 
     def _become(self, uid: int) -> None:
         """Become a user that owns nothing.
@@ -170,18 +166,6 @@ def _closed(paths: list[str]) -> str:
         except OSError:
             return path
     return ""
-
-
-def open_to(config: dict[str, Any]) -> Confinement:
-    """Return the confinement that a fork server was started for."""
-    return Confinement(
-        layers=frozenset(config["layers"]),
-        readable=config["readable"],
-        hidden=config["hidden"],
-        base=config["base"],
-        scratches=config["scratches"],
-        uid=config["uid"],
-    )
 
 
 def adopt_orphans() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rlm_dspy.interpreters.host.process import Process
     from rlm_dspy.interpreters.worker import wire
 
@@ -72,7 +74,7 @@ class Checkpoints:
         self.changed = True
         self._calls += calls
 
-    def ordered(self, process: Process, order: int, cell: int, blocks: int, bound: dict[str, Any]) -> None:
+    def ordered(self, process: Process, order: int, cell: int, blocks: int, bound: Mapping[str, Any]) -> None:
         """A copy of the present state was ordered."""
         made = Checkpoint(process, order, cell, blocks, dict(bound), self._calls, self._since)
         self._kept.append(made)

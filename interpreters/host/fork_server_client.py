@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dspy
 
@@ -37,6 +37,8 @@ from rlm_dspy.interpreters.worker import importing, wire
 
 if TYPE_CHECKING:
     import socket
+
+    from rlm_dspy.interpreters.worker.frames import Config, FromForkServer, ToForkServer
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +97,6 @@ class ForkServer:
         self.readable: list[str] = []
         """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False
-        self.seconds = 0.0
         self._lock = threading.Lock()
         self._owner = os.getpid()
         scratch.remove_stale()
@@ -121,21 +122,13 @@ class ForkServer:
         base.mkdir(mode=0o700)
         scratches.mkdir(mode=0o711)
         ours, theirs = wire.pair()
-        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
-        command = [
-            sys.executable,
-            "-P",
-            "-s",
-            "-S",
-            "-X",
-            "utf8",
-            str(Path(__file__).parents[1] / "worker" / "fork_server.py"),
-        ]
+        config = _config(recipe, sorted(self.layers), str(base), str(scratches), self.uid)
+        program = str(Path(__file__).parents[1] / "worker" / "fork_server.py")
         try:
             with theirs:
-                wire.send(ours, wire.encoded({**_config(recipe), **own}))  # arguments are seen by others
+                wire.send(ours, wire.encoded(config))  # arguments are seen by others
                 process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
-                    [*command, str(theirs.fileno())],
+                    [sys.executable, "-PsS", "-Xutf8", program, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     env=_ENVIRONMENT,
                     cwd="/",
@@ -153,7 +146,7 @@ class ForkServer:
         if frame["t"] != "ready":
             raise OSError(frame["error"])
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
-        self.readable, self.zero_copy, self.seconds = frame["readable"], frame["zero_copy"], frame["seconds"]
+        self.readable, self.zero_copy = frame["readable"], frame["zero_copy"]
         if "namespaces" in self.layers:
             scratch.remove_tree(Path(self._folder))  # its root has moved away, scratches are its workers' own
 
@@ -176,7 +169,7 @@ class ForkServer:
             scratch.remove_tree(Path(path))
 
     def ask(
-        self, frame: wire.Frame, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
+        self, frame: ToForkServer, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
     ) -> Watched | None:
         """Send an order and return the process it is about.
 
@@ -197,7 +190,7 @@ class ForkServer:
             raise OSError(answer["error"])
         return Watched(handles[0], answer["pid"]) if handles else None
 
-    def _answer(self, deadline: Deadline) -> tuple[wire.Frame, list[int]]:
+    def _answer(self, deadline: Deadline) -> tuple[FromForkServer, list[int]]:
         """Wait for the answer to the last order; that of an order whose wait was interrupted is dropped."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
@@ -205,7 +198,7 @@ class ForkServer:
             packet, fds = wire.receive_trusted(self._control)
             if not packet:
                 raise OSError("the fork server ended")
-            frame = json.loads(packet[wire.HEADER_BYTES :])
+            frame: FromForkServer = json.loads(packet[wire.HEADER_BYTES :])
             if frame.get("id", self._orders) == self._orders:
                 return frame, fds
             for fd in fds:
@@ -229,7 +222,7 @@ class ForkServer:
         self._home.close()
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
+def _config(recipe: Recipe, layers: list[str], base: str, scratches: str, uid: int | None) -> Config:
     standard = _standard_library()
     search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
     search = [path for path in search if path not in standard]
@@ -247,6 +240,10 @@ def _config(recipe: Recipe) -> dict[str, Any]:
         "readable": [path for path in wanted if Path(path).exists()],
         "hidden": [path for path in hidden if any(path.startswith(f"{folder}/") for folder in wanted)],
         "host": os.getpid(),
+        "layers": layers,
+        "base": base,
+        "scratches": scratches,
+        "uid": uid,
     }
 
 

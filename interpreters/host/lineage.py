@@ -17,7 +17,7 @@ from rlm_dspy.interpreters.host.process import Arrived, Process
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rlm_dspy.interpreters.host.worker_group import Group
 
@@ -46,7 +46,7 @@ class Lineage:
         bound: The variables that it has from the host, if it is a branch.
     """
 
-    def __init__(self, group: Group, process: Process, mode: Mode, cell: int, bound: dict[str, Any]) -> None:
+    def __init__(self, group: Group, process: Process, mode: Mode, cell: int, bound: Mapping[str, Any]) -> None:
         self.group = group
         self.ended = False
         self._process = process
@@ -222,7 +222,7 @@ class Lineage:
             raise wire.Violation("a copy without a number")
         self.group.watch(process, pid)
 
-    def _order(self, frame: wire.Frame, fds: list[int], answer: str) -> None:
+    def _order(self, frame: Mapping[str, object], fds: list[int], answer: str) -> None:
         """Give an order between cells and wait until it is done."""
         deadline = Deadline(WAKE_SECONDS)
         self._orders += 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.interpreters.host.deadlines import Deadline
 
@@ -59,7 +59,7 @@ class Process:
         return self._sock.fileno()
 
     def send(
-        self, frame: wire.Frame, left: Callable[[], float], fds: list[int] | None = None, number: int = 0
+        self, frame: Mapping[str, object], left: Callable[[], float], fds: list[int] | None = None, number: int = 0
     ) -> None:
         """Send a frame while `left()`, in seconds, is more than 0.
 

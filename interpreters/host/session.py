@@ -7,8 +7,8 @@ import select
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import dspy
 
@@ -19,20 +19,22 @@ from rlm_dspy.interpreters.host.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.host.values import CannotCross, Form, StandIn, form_of
 from rlm_dspy.interpreters.worker import wire
+from rlm_dspy.interpreters.worker.cell import Kind, Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from concurrent.futures import Future
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.worker_group import Group
+    from rlm_dspy.interpreters.worker import frames
 
 _LOOK_SECONDS = 0.5
 """How often the memory and the CPU time of a cell's processes are looked at."""
 _TAKE_SECONDS = 10
 """How long a worker may take to read a cell."""
-_KINDS = ("done", "submitted", "raised", "invalid")
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,19 @@ class Cell:
     """What is to be executed."""
 
     code: str
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
     tools: dict[str, Callable[..., Any]]
     fields: list[dict[str, Any]] | None
     caller: tool_calls.Caller
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says of the end of a cell: also what it printed, and whether its threads may run on."""
+
+    outcome: Outcome
+    output: str
+    threads: bool
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,8 @@ class Session(Lineage):
 
     # What a user may do
 
-    def execute(self, cell: Cell) -> wire.Frame:
-        """Run a cell; return what the worker says of it.
+    def execute(self, cell: Cell) -> tuple[Outcome, str]:
+        """Run a cell; return how it ended and what it printed.
 
         Raises:
             CellUndone: If its process had to be ended and a checkpoint took over.
@@ -102,11 +113,16 @@ class Session(Lineage):
                 self._recover("The worker ended after the last cell", "This cell did not run.")
             clock = Clock(self._settings.limits)
             self._stop, self._look_again = None, Deadline(_LOOK_SECONDS)
-            fresh = {name: value for name, value in cell.variables.items() if not self._has(name, value)}
+            known = self._bound
+            fresh = {
+                name: value
+                for name, value in cell.variables.items()
+                if name not in known or known[name] is not value
+            }
             forms = self._forms(fresh, clock.left())
             try:
                 self._send_cell(cell, fresh, forms, clock)
-                frame = self._result(cell, clock)
+                result = self._result(cell, clock)
             except (CellError, dspy.CodeInterpreterError):
                 raise
             except BaseException:
@@ -116,13 +132,15 @@ class Session(Lineage):
                 clock.ends()
                 self._checkpoints.ran(clock.calls)
             self._checkpoints.forget_older()
-            if frame["kind"] != "submitted" and frame.get("threads") is False:
+            outcome = result.outcome
+            if outcome.kind != "submitted" and not result.threads:
                 self._order_copy()  # while the model thinks
-            if frame["kind"] == "raised" and clock.asked:
-                frame["error"] += f"\nIt was interrupted because it {clock.reason}. Variables are kept."
-            return frame
+            if outcome.kind == "raised" and clock.asked:
+                why = f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+                outcome = replace(outcome, error=outcome.error + why)
+            return outcome, result.output
 
-    def bind(self, variables: dict[str, Any]) -> None:
+    def bind(self, variables: Mapping[str, Any]) -> None:
         """Bind variables now.
 
         Raises:
@@ -179,11 +197,16 @@ class Session(Lineage):
 
     # One cell
 
-    def _send_cell(self, cell: Cell, fresh: dict[str, Any], forms: dict[str, Form], clock: Clock) -> None:
+    def _send_cell(self, cell: Cell, fresh: Mapping[str, Any], forms: dict[str, Form], clock: Clock) -> None:
         self._order_copy()
         fds = _descriptors(forms.values())
-        frame = {"t": "cell", "id": self._cell + 1, "code": cell.code, "values": _frames(forms)}
-        frame["fields"] = cell.fields
+        frame: frames.Cell = {
+            "t": "cell",
+            "id": self._cell + 1,
+            "code": cell.code,
+            "values": _frames(forms),
+            "fields": cell.fields,
+        }
         if cell.tools != self._told:
             frame["tools"] = tool_calls.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)
@@ -198,10 +221,7 @@ class Session(Lineage):
         self._bound.update(fresh)
         self._told = cell.tools
 
-    def _has(self, name: str, value: Any) -> bool:
-        return name in self._bound and self._bound[name] is value
-
-    def _forms(self, variables: dict[str, Any], seconds: float) -> dict[str, Form]:
+    def _forms(self, variables: Mapping[str, Any], seconds: float) -> dict[str, Form]:
         forms: dict[str, Form] = {}
         name = ""
         try:
@@ -225,7 +245,7 @@ class Session(Lineage):
         except OSError as error:
             self._lose(f"The worker cannot take values ({error})")
 
-    def _result(self, cell: Cell, clock: Clock) -> wire.Frame:
+    def _result(self, cell: Cell, clock: Clock) -> Result:
         while True:
             try:
                 arrived = self._next(clock)
@@ -328,7 +348,7 @@ class Session(Lineage):
         try:
             form = form_of(outcome.result(), self._settings.modules, self._settings.stand_in)
             self.group.make_room(process, [form])
-            answer: wire.Frame = {"value": form.frame}
+            answer: Mapping[str, object] = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
             answer = {"type": type(error).__name__, "error": tool_calls.message(error)}
         with suppress(OSError):
@@ -337,21 +357,21 @@ class Session(Lineage):
         if form:
             form.close()
 
-    def _checked_result(self, frame: wire.Frame) -> wire.Frame:
-        """Return the frame if it is the result of this cell.
+    def _checked_result(self, frame: wire.Frame) -> Result:
+        """Read the result of this cell.
 
         Raises:
             wire.Violation: If it is anything else.
         """
-        if frame.get("t") != "done" or frame.get("id") != self._cell or frame.get("kind") not in _KINDS:
+        kind, values = _KINDS.get(text_of(frame, "kind")), frame.get("values")
+        if frame.get("t") != "done" or frame.get("id") != self._cell or kind is None:
             raise wire.Violation("a frame that is no result of this cell")
-        text_of(frame, "output")
-        text_of(frame, "error")
-        if not isinstance(frame.get("values"), dict):
+        if not isinstance(values, dict):
             raise wire.Violation("a result without values")
+        outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"))
         if frame.get("taken") is not True:
             self._bound, self._told = {}, None
-        return frame
+        return Result(outcome, text_of(frame, "output"), threads=frame.get("threads") is not False)
 
     def _abandon(self, clock: Clock) -> None:
         """The host itself wants to stop: end the cell, and keep the session if that is possible."""
@@ -369,7 +389,7 @@ class Session(Lineage):
             raise
 
 
-def _frames(forms: dict[str, Form]) -> dict[str, Any]:
+def _frames(forms: dict[str, Form]) -> dict[str, frames.Value]:
     return {name: form.frame for name, form in forms.items()}
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Mapping
 
+    from rlm_dspy.interpreters.worker.frames import Tool
     from rlm_dspy.interpreters.worker.wire import JSON
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class Caller:
             done.set_exception(error)
 
 
-def described(tools: Mapping[str, Callable[..., Any]]) -> list[JSON]:
+def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:
     """Return what a worker must know of tools to stand in for them."""
     return [
         {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": is_async(tool)}

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import dspy
 from pydantic import BaseModel
@@ -31,6 +31,10 @@ from rlm_dspy.interpreters.worker import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rlm_dspy.interpreters.worker.frames import Value
+
+T = TypeVar("T")
 
 _SHARED_FROM = 32 << 10
 """Characters or bytes from which a value gets shared memory of its own; shorter ones ride in the frame."""
@@ -62,7 +66,7 @@ class Form:
         shared: The shared memory it uses, to be given back when the session ends.
     """
 
-    frame: dict[str, Any]
+    frame: Value
     fds: list[int] = field(default_factory=list)
     mapped: int = 0
     private: int = 0
@@ -75,10 +79,14 @@ class Form:
                 os.close(fd)
 
 
+Key = int | tuple[str, int, int, int, int]
+"""The `id` of a value, or a file as it is now: path, device, number, size, time."""
+
+
 class Shared:
     """One value in sealed memory, used by any number of sessions."""
 
-    def __init__(self, key: Any, value: Any) -> None:
+    def __init__(self, key: Key, value: str | bytes | None) -> None:
         self.key = key
         self.value = value
         self.users = 0
@@ -96,7 +104,7 @@ class Shared:
                     os.close(self.fd)
 
 
-_all: dict[Any, Shared] = {}
+_all: dict[Key, Shared] = {}
 _lock = threading.Lock()
 
 
@@ -114,7 +122,7 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget_all)
 
 
-def _share(key: Any, value: Any, publish: Callable[[], tuple[int, memory.Layout]]) -> Shared:
+def _share(key: Key, value: str | bytes | None, publish: Callable[[], tuple[int, memory.Layout]]) -> Shared:
     with _lock:
         shared = _all.setdefault(key, Shared(key, value))
         shared.users += 1
@@ -247,13 +255,13 @@ class _Pickler(pickle.Pickler):
             f"have that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
         )
 
-    def _is_known(self, kind: Any) -> bool:
+    def _is_known(self, kind: Callable[..., Any]) -> bool:
         """Whether the worker has the package of a class or a function."""
         package = _package(kind)
         return package in self._modules or (package in sys.stdlib_module_names and package != "__main__")
 
 
-def _package(kind: Any) -> str:
+def _package(kind: Callable[..., Any]) -> str:
     return str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
 
 
@@ -261,7 +269,7 @@ _MAIN = object()
 """Stands for the `__main__` of the worker."""
 
 
-def _replaced_by(plain: Any) -> Any:
+def _replaced_by(plain: T) -> tuple[Callable[..., T], tuple[tuple[T], int]]:
     """Return what makes the worker rebuild `plain` in a value's place."""
     return operator.getitem, ((plain,), 0)
 
@@ -293,4 +301,4 @@ def _in_memory(parts: list[memoryview]) -> Form:
     except BaseException:
         os.close(fd)
         raise
-    return Form({"how": "pickle", "size": at, "spans": spans}, [fd], mapped=at, private=at)
+    return Form({"how": "buffers", "size": at, "spans": spans}, [fd], mapped=at, private=at)

@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import check
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
     from rlm_dspy.interpreters.host.values import Form, Shared
-    from rlm_dspy.interpreters.worker import wire
+    from rlm_dspy.interpreters.worker.frames import ToForkServer
 
 _START_SECONDS = 30
 _KILL_SECONDS = 5
@@ -64,7 +64,7 @@ class Group:
             OSError: If it cannot be started or confined.
         """
         process, theirs = Process.new()
-        order = {
+        order: ToForkServer = {
             "t": "spawn",
             "session": self._name,
             "scratch": self.scratch,
@@ -85,7 +85,7 @@ class Group:
         if ready["t"] == "failed":
             process.close()
             raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
-        self.layers = ready["layers"]
+        self.layers = sorted(self.server.layers)
         self._host_group = process.host_pid()
         self._carriers.add(process)
         self.server.watch.add(self)
@@ -104,7 +104,7 @@ class Group:
         Raises:
             OSError: If `pid` is no process of this group.
         """
-        watched = check(self.server.ask(self._order("watch", pid=pid)))
+        watched = check(self.server.ask({**self._order("watch"), "pid": pid}))
         process.handle, process.pid = watched.handle, watched.pid
         self._carriers.add(process)
 
@@ -119,11 +119,12 @@ class Group:
         if any(form.mapped for form in forms):
             self._mapped += sum(form.mapped for form in forms)
             self._private += sum(form.private for form in forms)
-            room = {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
-            self.server.ask(self._order("room", pid=process.pid, **room), seconds=seconds)
+            order = self._order("room")
+            order |= {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
+            self.server.ask({**order, "pid": process.pid}, seconds=seconds)
 
-    def _order(self, kind: str, **more: Any) -> wire.Frame:
-        return {"t": kind, "session": self._name, "group": self.pid, **more}
+    def _order(self, kind: Literal["kill", "watch", "room"]) -> ToForkServer:
+        return {"t": kind, "session": self._name, "group": self.pid}
 
     def join(self) -> None:
         """Count one more session."""

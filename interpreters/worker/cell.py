@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from .wire import JSON
+
 _MAX_TRACEBACK_CHARS = 10_000
 HOOK = "__after_cell__"
 """A function that a cell leaves under this name is taken away, and called after each further cell with the
@@ -106,7 +108,7 @@ class Submit(BaseException):
         self.values = values
 
 
-def submitted(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def submitted(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a `SUBMIT(*args, **kwargs)` by output field.
 
     Positional values are taken in the order of `names`; one dict that has exactly these keys is taken apart.
@@ -127,15 +129,18 @@ def _usage(names: Sequence[str]) -> str:
     return f"SUBMIT({', '.join(f'{name}=...' for name in names)})"
 
 
+Kind = Literal["done", "submitted", "raised", "invalid"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a cell ended. What it printed is in the `Capped` it was given."""
 
-    kind: Literal["done", "submitted", "raised", "invalid"]
+    kind: Kind
     """`invalid`: the source does not parse or compile, and nothing of it ran."""
     values: dict[str, Any] = field(default_factory=dict)
     """What was submitted, by output field."""
-    value: Any = None
+    value: JSON = None
     """The value of a last expression as `carried` gives it."""
     error: str = ""
     """What was raised, as a model should read it: its own lines, then `Type: message`."""
@@ -256,11 +261,15 @@ class Cells:
             if name in self.namespace and self.namespace[name] is feature:  # an earlier cell imported it
                 flags |= feature.compiler_flag
         tree = _parsed(code, filename, flags)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        parts = [compile(tree, filename, "exec", flags, dont_inherit=True)]
-        if last is not None:
-            parts.append(compile(ast.Expression(last.value), filename, "eval", flags, dont_inherit=True))
-        return parts
+        last = tree.body[-1] if tree.body else None
+        if not isinstance(last, ast.Expr):
+            return [compile(tree, filename, "exec", flags, dont_inherit=True)]
+        del tree.body[-1]
+        value = ast.Expression(last.value)
+        return [
+            compile(part, filename, mode, flags, dont_inherit=True)
+            for part, mode in ((tree, "exec"), (value, "eval"))
+        ]
 
     def _in_words(self, error: BaseException) -> str:
         """Return the traceback of `error` with the lines of cells only."""
@@ -297,13 +306,16 @@ class Cells:
         return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
-def _parsed(code: str, filename: str, flags: int) -> Any:
+def _parsed(code: str, filename: str, flags: int) -> ast.Module:
     for _ in range(_PARSES):
-        try:
-            return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-        except SystemError:
-            continue
-    return compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        with contextlib.suppress(SystemError):
+            return _compiled_tree(code, filename, flags)
+    return _compiled_tree(code, filename, flags)
+
+
+def _compiled_tree(code: str, filename: str, flags: int) -> ast.Module:
+    tree: ast.Module = compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    return tree
 
 
 def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any], Any]) -> Callable[..., NoReturn]:
@@ -335,7 +347,7 @@ async def _evaluate_async(parts: list[types.CodeType], namespace: dict[str, Any]
     return value
 
 
-def carried(value: Any) -> Any:
+def carried(value: Any) -> JSON:
     """Return `value` as JSON carries it: lists for tuples, keys as text.
 
     None if it is no such data, or more of it than a caller wants: 1,000,000 characters of JSON, 50 levels.
@@ -346,14 +358,14 @@ def carried(value: Any) -> Any:
         return None
     try:
         text = json.dumps(value, allow_nan=False)
-        data = json.loads(text) if len(text) <= _MAX_VALUE_CHARS else None
+        data: JSON = json.loads(text) if len(text) <= _MAX_VALUE_CHARS else None
     except (TypeError, ValueError, RecursionError, MemoryError):
         return None
     deep = text.count("[") + text.count("{") > _MAX_VALUE_DEPTH
     return None if deep and _deeper(data, _MAX_VALUE_DEPTH) else data
 
 
-def _deeper(data: Any, levels: int) -> bool:
+def _deeper(data: JSON, levels: int) -> bool:
     if not isinstance(data, list | dict):
         return False
     inner = data.values() if isinstance(data, dict) else data

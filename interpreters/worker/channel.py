@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import encoder, wire
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-_Received = tuple[wire.Frame, list[int]]
+    from .frames import Answer, Order
+
+T = TypeVar("T")
 
 
 class Interrupts:
@@ -76,8 +78,8 @@ class Channel:
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
-        self._answers: dict[int, _Received] = {}
-        self._orders: deque[_Received] = deque()
+        self._answers: dict[int, tuple[Answer, list[int]]] = {}
+        self._orders: deque[tuple[Order, list[int]]] = deque()
         self._calls = 0
 
     def close(self) -> None:
@@ -89,7 +91,7 @@ class Channel:
         with self._interrupts.held(), self._sending:
             wire.send(self._sock, payload, number)
 
-    def next_order(self) -> tuple[wire.Frame, list[int]]:
+    def next_order(self) -> tuple[Order, list[int]]:
         """Return the next frame that is no answer, with its descriptors.
 
         Raises:
@@ -97,8 +99,8 @@ class Channel:
         """
         return self._received(lambda: self._orders.popleft() if self._orders else None)
 
-    def call(self, frame: dict[str, Any]) -> tuple[wire.Frame, list[int]]:
-        """Send a call to the host, wait for its answer and return it with its descriptors.
+    def call(self, name: str, args: Any, kwargs: Any) -> tuple[Answer, list[int]]:
+        """Send a call of a tool to the host, wait for its answer and return it with its descriptors.
 
         Raises:
             EOFError: If the host is gone.
@@ -107,10 +109,11 @@ class Channel:
         with self._turn:
             self._calls += 1
             number = self._calls
-        self.send(encoder.encoded({"t": "call", "id": number, **frame}), number)
+        frame = {"t": "call", "id": number, "name": name, "args": args, "kwargs": kwargs}
+        self.send(encoder.encoded(frame), number)
         return self._received(lambda: self._answers.pop(number, None))
 
-    def _received(self, taken: Callable[[], _Received | None]) -> _Received:
+    def _received(self, taken: Callable[[], T | None]) -> T:
         """Return what `taken` finds, reading from the socket while no other thread does."""
         while True:
             reading = False

@@ -14,7 +14,7 @@ import json
 import pathlib
 import uuid
 from collections import deque
-from collections.abc import ItemsView, KeysView, ValuesView
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
 
 _AS_TEXT = (
@@ -23,7 +23,7 @@ _AS_TEXT = (
 )
 
 
-def encoded(frame: dict[str, Any]) -> bytes:
+def encoded(frame: Mapping[str, object]) -> bytes:
     """Return the JSON of a frame, with sets as lists, dates as ISO text, arrays and frames as lists.
 
     Raises:
@@ -49,7 +49,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if type(value).__module__.partition(".")[0] in ("numpy", "pandas"):
-        return _of_tables(value)
+        return _of_table(value)
     if isinstance(value, KeysView | ValuesView | ItemsView | range | deque):
         return list(value)
     raise TypeError(
@@ -65,14 +65,11 @@ def _sorted(values: set[Any] | frozenset[Any]) -> list[Any]:
         return list(values)
 
 
-def _of_tables(value: Any) -> Any:
+def _of_table(value: Any) -> Any:
     if hasattr(value, "columns"):
         return value.to_dict(orient="records")
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return None
+    convert = getattr(value, "isoformat", None) or getattr(value, "tolist", None)
+    return convert() if convert else None
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=plain).encode

@@ -27,62 +27,29 @@ import random
 import select
 import signal
 import socket
-import time
 import traceback
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from ..confinement import confine, kernel, limits
 from . import importing, memory, wire
 from .worker import Worker
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .frames import Config, ToForkServer
+
+# fmt: off
 _COMMON = [
-    "array",
-    "bisect",
-    "calendar",
-    "collections.abc",
-    "colorsys",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "fnmatch",
-    "fractions",
-    "glob",
-    "hashlib",
-    "heapq",
-    "html",
-    "html.parser",
-    "itertools",
-    "locale",
-    "logging",
-    "math",
-    "operator",
-    "pprint",
-    "queue",
-    "random",
-    "secrets",
-    "shlex",
-    "shutil",
-    "statistics",
-    "string",
-    "tempfile",
-    "textwrap",
-    "typing",
-    "unicodedata",
-    "urllib.parse",
-    "uuid",
-    "xml.etree.ElementTree",
-    "zlib",
-    "gzip",
-    "zoneinfo",
-    "encodings.idna",
-    "encodings.latin_1",
-    "encodings.utf_16",
-    "encodings.utf_32",
-    "concurrent.futures.thread",
+    "array", "bisect", "calendar", "collections.abc", "colorsys", "copy", "csv", "dataclasses", "datetime",
+    "decimal", "difflib", "fnmatch", "fractions", "glob", "hashlib", "heapq", "html", "html.parser", "itertools",
+    "locale", "logging", "math", "operator", "pprint", "queue", "random", "secrets", "shlex", "shutil",
+    "statistics", "string", "tempfile", "textwrap", "typing", "unicodedata", "urllib.parse", "uuid",
+    "xml.etree.ElementTree", "zlib", "gzip", "zoneinfo", "encodings.idna", "encodings.latin_1",
+    "encodings.utf_16", "encodings.utf_32", "concurrent.futures.thread",
 ]
+# fmt: on
+"""Modules of the standard library that workers find loaded."""
 
 
 def _tell_failure(sock: socket.socket, error: BaseException) -> None:
@@ -94,18 +61,24 @@ def _tell_failure(sock: socket.socket, error: BaseException) -> None:
 class Zygote:
     """The fork server's life after it has loaded and confined itself."""
 
-    def __init__(self, control: socket.socket, host: int, config: dict[str, Any]) -> None:
+    def __init__(self, control: socket.socket, host: int, config: Config) -> None:
         self._control = control
         self._host = host
-        self._confinement = confine.open_to(config)
+        self._confinement = confine.Confinement(
+            frozenset(config["layers"]),
+            config["readable"],
+            config["hidden"],
+            config["base"],
+            config["scratches"],
+            config["uid"],
+        )
         self._zero_copy = False
         self._importable: list[str] = []
         self._groups: dict[int, str] = {}
         self._order = 0
 
-    def run(self, config: dict[str, Any]) -> NoReturn:
+    def run(self, config: Config) -> NoReturn:
         """Load, confine, tell the host, and serve until it is gone."""
-        started = time.perf_counter()
         inside = self._confinement.leave_namespaces()
         if inside:
             self._go_on_as_process_1()
@@ -128,9 +101,8 @@ class Zygote:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
         gc.collect()
         gc.freeze()
-        seconds = time.perf_counter() - started
         told = {"missing": missing, "packages": packages, "readable": self._confinement.readable}
-        self._reply({"t": "ready", **told, "zero_copy": self._zero_copy, "seconds": seconds})
+        self._reply({"t": "ready", **told, "zero_copy": self._zero_copy})
         self._serve()
 
     def _go_on_as_process_1(self) -> None:
@@ -154,7 +126,7 @@ class Zygote:
                 self._end()
             if not packet:
                 self._end()
-            frame = json.loads(packet[wire.HEADER_BYTES :])
+            frame: ToForkServer = json.loads(packet[wire.HEADER_BYTES :])
             self._order = frame["id"]
             orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watch, "room": self._make_room}
             orders[frame["t"]](frame, fds)
@@ -164,10 +136,10 @@ class Zygote:
             _signal_group(group, signal.SIGKILL)
         os._exit(0)
 
-    def _reply(self, frame: wire.Frame, fds: tuple[int, ...] = ()) -> None:
+    def _reply(self, frame: Mapping[str, object], fds: tuple[int, ...] = ()) -> None:
         wire.send(self._control, wire.encoded({**frame, "id": self._order}), 0, fds)
 
-    def _spawn(self, frame: wire.Frame, fds: list[int]) -> None:
+    def _spawn(self, frame: ToForkServer, fds: list[int]) -> None:
         pid = os.fork()
         if pid == 0:
             self._become_worker(frame, fds[0])
@@ -176,7 +148,7 @@ class Zygote:
         self._groups[pid] = frame["session"]
         self._watch_pid(pid)
 
-    def _become_worker(self, frame: wire.Frame, fd: int) -> NoReturn:
+    def _become_worker(self, frame: ToForkServer, fd: int) -> NoReturn:
         sock = socket.socket(fileno=fd)
         try:
             os.setsid()
@@ -186,7 +158,7 @@ class Zygote:
             os.close(self._host)
             scratch = frame["scratch"]
             bounds = limits.WorkerLimits(**frame["limits"])
-            layers = self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
+            self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
             _settle(scratch)
         except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
             _tell_failure(sock, error)
@@ -198,11 +170,11 @@ class Zygote:
                 zero_copy=self._zero_copy,
                 importable=self._importable,
             )
-            worker.serve(layers=layers)
+            worker.serve()
         finally:
             os._exit(70)
 
-    def _kill(self, frame: wire.Frame, _fds: list[int]) -> None:
+    def _kill(self, frame: ToForkServer, _fds: list[int]) -> None:
         """End a session: all processes that ever came from its first one."""
         group = frame["group"]
         if self._groups.get(group) == frame["session"]:
@@ -210,14 +182,14 @@ class Zygote:
             _signal_group(group, signal.SIGKILL)
         self._reply({"t": "killed"})
 
-    def _watch(self, frame: wire.Frame, _fds: list[int]) -> None:
+    def _watch(self, frame: ToForkServer, _fds: list[int]) -> None:
         """Give the host a handle on a copy."""
         if self._is_of_session(frame):
             self._watch_pid(frame["pid"])
         else:
             self._reply({"t": "failed", "error": "no such process of this session"})
 
-    def _make_room(self, frame: wire.Frame, _fds: list[int]) -> None:
+    def _make_room(self, frame: ToForkServer, _fds: list[int]) -> None:
         """Let a process map more of the host's values; it cannot raise its own limits."""
         try:
             if "limits" in self._confinement.layers and self._is_of_session(frame):
@@ -228,7 +200,7 @@ class Zygote:
         else:
             self._reply({"t": "room"})
 
-    def _is_of_session(self, frame: wire.Frame) -> bool:
+    def _is_of_session(self, frame: ToForkServer) -> bool:
         try:
             group = os.getpgid(frame["pid"])
         except OSError:
@@ -262,7 +234,7 @@ def _settle(scratch: str) -> None:
         numpy.random.seed()
 
 
-def _child_says(question: Any) -> bool:
+def _child_says(question: Callable[[], bool]) -> bool:
     """Ask in a child: the answer no if it crashes."""
     pid = os.fork()
     if pid == 0:
@@ -294,11 +266,11 @@ def _load(preload: list[str], search: list[str]) -> dict[str, str]:
     return failed
 
 
-def _forget(config: dict[str, Any]) -> None:
+def _forget(config: Config) -> None:
     """Let nothing tell workers of the host's folders, but what they import from."""
     for folder in config["search"]:
         sys.path_importer_cache.pop(folder, None)
-    config.clear()
+    cast("dict[str, object]", config).clear()
     sys.argv[:], sys.orig_argv[:] = [""], []
     sys.executable = sys._base_executable = ""  # type: ignore[attr-defined]  # noqa: SLF001 (subprocess reads it)
     sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = "/usr"
@@ -309,7 +281,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     packet, _ = wire.receive_trusted(control)
-    config = json.loads(packet[wire.HEADER_BYTES :])
+    config: Config = json.loads(packet[wire.HEADER_BYTES :])
     try:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host"]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import ModuleType
 
 _SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 
@@ -33,7 +34,9 @@ class Finder(MetaPathFinder):
         self._standard = standard
         self._namespaces = {outer for name in files for outer in outer_packages(name)}
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Return where a module is; None if it is none of these."""
         file = self._files.get(fullname) or self._standard_file(fullname)
         if file is not None:

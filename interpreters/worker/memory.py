@@ -12,12 +12,14 @@ import mmap
 import os
 import struct
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .frames import Attached
 
 ENCODINGS = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}
 """How characters of 1, 2 and 4 bytes lie in a str."""
@@ -40,21 +42,21 @@ _FULL = "the value cannot be mapped: the worker's address space is full"
 class Layout:
     """What is in a piece of shared memory."""
 
-    how: Literal["str", "bytes", "buffer"]
+    how: Literal["str", "bytes"]
     length: int
-    """Characters of a str, else bytes."""
+    """Characters or bytes."""
     kind: int = 1
     """Bytes a character."""
     ascii: bool = True
 
     @property
     def size(self) -> int:
-        """Bytes in all, with the null that ends a str or bytes."""
-        return self.length if self.how == "buffer" else (self.length + 1) * self.kind
+        """Bytes in all, with the null that ends it."""
+        return (self.length + 1) * self.kind
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Attached:
         """Return it in a form that `Layout(**form)` reads."""
-        return asdict(self)
+        return {"how": self.how, "length": self.length, "kind": self.kind, "ascii": self.ascii}
 
 
 def create(name: str = "rlm") -> int:
@@ -142,7 +144,7 @@ def narrowest(text: str) -> int:
     return 1
 
 
-def attached(fd: int, layout: Layout, *, copy: bool = False) -> Any:
+def attached(fd: int, layout: Layout, *, copy: bool = False) -> str | bytes:
     """Map what a descriptor holds and return it as a value; the descriptor may be closed after.
 
     Args:
@@ -150,8 +152,6 @@ def attached(fd: int, layout: Layout, *, copy: bool = False) -> Any:
         layout: What is in it.
         copy: Decode instead of mapping; for a Python on which `can_attach()` is false.
     """
-    if layout.how == "buffer":
-        return memoryview(mmap.mmap(fd, layout.size, access=mmap.ACCESS_COPY)) if layout.size else memoryview(b"")
     if not copy:
         return _with_header(fd, layout)
     with mmap.mmap(fd, layout.size, access=mmap.ACCESS_READ) as shared:
@@ -161,7 +161,7 @@ def attached(fd: int, layout: Layout, *, copy: bool = False) -> Any:
         return value
 
 
-def _with_header(fd: int, layout: Layout) -> Any:
+def _with_header(fd: int, layout: Layout) -> str | bytes:
     from ..confinement.kernel import libc
 
     header = _header(layout)
@@ -175,12 +175,13 @@ def _with_header(fd: int, layout: Layout) -> Any:
         raise MemoryError(_FULL)
     address = base + mmap.PAGESIZE - len(header)
     ctypes.memmove(address, header, len(header))
-    return ctypes.cast(address, ctypes.py_object).value
+    value: str | bytes = ctypes.cast(address, ctypes.py_object).value
+    return value
 
 
 def _header(layout: Layout) -> bytes:
     if layout.how == "bytes":
-        template: Any = bytes(bytearray(b"ab"))
+        template: str | bytes = bytes(bytearray(b"ab"))
         header = bytearray(ctypes.string_at(id(template), _BYTES_HEADER))
     else:
         sample = _SAMPLES[layout.kind, layout.ascii]

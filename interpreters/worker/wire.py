@@ -10,12 +10,11 @@ import array
 import json
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
     Rights = list[tuple[int, int, array.array[int]]]
 
 PACKET = 120 * 1024
@@ -34,14 +33,16 @@ _NODE_BYTES = 80
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
-Frame = dict[str, Any]
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+Frame = dict[str, JSON]
+"""What a worker sends: any JSON object, of which the host believes nothing until it has looked."""
 
 
 class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
     """What came in is not a frame of the protocol."""
 
 
-def encoded(frame: Frame) -> bytes:
+def encoded(frame: Mapping[str, object]) -> bytes:
     """Return the JSON of a frame.
 
     Raises:

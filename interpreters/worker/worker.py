@@ -30,7 +30,9 @@ from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from . import frames
 
 _STACK_BYTES = 4 << 20
 
@@ -64,21 +66,26 @@ class Worker:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", ResourceWarning)  # as Python does: open(...).read() is no news
 
-    def serve(self, **ready: Any) -> None:
+    def serve(self) -> None:
         """Say that it is ready, then do what the host orders until the host is gone."""
-        self._channel.send(wire.encoded({"t": "ready", "pid": os.getpid(), **ready}))
-        orders = {"cell": self._cell, "bind": self._bind_only, "copy": self._copy_only}
+        self._channel.send(wire.encoded({"t": "ready"}))
         while True:
             self._interrupts.forget()
             try:
                 frame, fds = self._channel.next_order()
-                orders[frame["t"]](frame, fds)
+                if frame["t"] == "cell":
+                    self._cell(frame, fds)
+                elif frame["t"] == "bind":
+                    self._furnish(frame, fds)
+                    self._channel.send(wire.encoded({"t": "bound", "id": frame["id"]}))
+                else:
+                    self._copy_only(frame["id"], fds)
             except KeyboardInterrupt:
                 continue
             except (EOFError, OSError):
                 os._exit(0)
 
-    def _cell(self, frame: wire.Frame, fds: list[int]) -> None:
+    def _cell(self, frame: frames.Cell, fds: list[int]) -> None:
         self._reap()
         taken = False
         output = Capped(self._max_output_chars)
@@ -99,14 +106,14 @@ class Worker:
         sys.stdout = sys.stderr = Capped(2)
         self._end_pool()
         printed = output.text().rstrip("\n")
-        reply = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
+        reply: wire.Frame = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
         reply |= {"taken": taken, "threads": threading.active_count() > 1}
         self._channel.send(self._encoded(reply, outcome), frame["id"])
         if isinstance(outcome.exception, MemoryError):
             del outcome
             gc.collect()
 
-    def _run(self, frame: wire.Frame, output: Capped) -> Outcome:
+    def _run(self, frame: frames.Cell, output: Capped) -> Outcome:
         try:
             self._interrupts.in_cell = True
             outcome = self._cells.run(frame["code"], output, self._tools, frame["fields"])
@@ -125,41 +132,29 @@ class Worker:
             told = f"{type(error).__name__}: SUBMIT was given what cannot leave the REPL: {error}"
         return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
 
-    def _furnish(self, frame: wire.Frame, fds: list[int]) -> None:
+    def _furnish(self, frame: frames.Furnishing, fds: list[int]) -> None:
         taken = iter(fds)
         for name, form in frame["values"].items():
             self._cells.namespace[name] = self._value(form, taken)
         if "tools" in frame:
             self._tools = {tool["name"]: self._stub(**tool) for tool in frame["tools"]}
 
-    def _value(self, form: dict[str, Any], fds: Any) -> Any:
+    def _value(self, form: frames.Value, fds: Iterator[int]) -> Any:
         if form["how"] == "json":
             return form["value"]
         if form["how"] == "pickle":
-            return self._unpickled(form, fds)
+            return pickle.loads(base64.b64decode(form["inline"]))  # noqa: S301 (only the host sends pickles)
         fd = next(fds)
         try:
-            return memory.attached(fd, memory.Layout(**form), copy=not self._zero_copy)
-        finally:
-            os.close(fd)
-
-    def _unpickled(self, form: dict[str, Any], fds: Any) -> Any:
-        """Only the host sends pickles, so they are as trusted as the worker's own code."""
-        if "inline" in form:
-            return pickle.loads(base64.b64decode(form["inline"]))  # noqa: S301
-        fd = next(fds)
-        try:
+            if form["how"] != "buffers":
+                return memory.attached(fd, memory.Layout(**form), copy=not self._zero_copy)
             whole = memoryview(mmap.mmap(fd, form["size"], access=mmap.ACCESS_COPY))
         finally:
             os.close(fd)
         stream, *buffers = (whole[start:end] for start, end in form["spans"])
-        return pickle.loads(stream, buffers=buffers)  # noqa: S301
+        return pickle.loads(stream, buffers=buffers)  # noqa: S301 (as above)
 
-    def _bind_only(self, frame: wire.Frame, fds: list[int]) -> None:
-        self._furnish(frame, fds)
-        self._channel.send(wire.encoded({"t": "bound", "id": frame["id"]}))
-
-    def _copy_only(self, frame: wire.Frame, fds: list[int]) -> None:
+    def _copy_only(self, number: int, fds: list[int]) -> None:
         started, made = time.perf_counter(), bool(fds)
         for fd in fds:
             copy = self._copy(fd)
@@ -167,7 +162,7 @@ class Worker:
                 return
             made = made and copy > 0
         seconds = time.perf_counter() - started
-        self._channel.send(wire.encoded({"t": "copied", "id": frame["id"], "made": made, "seconds": seconds}))
+        self._channel.send(wire.encoded({"t": "copied", "id": number, "made": made, "seconds": seconds}))
 
     def _copy(self, fd: int) -> int:
         """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.
@@ -209,8 +204,8 @@ class Worker:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_async and asyncio._get_running_loop() is not None:  # noqa: SLF001 (the public one raises)
-                return self._awaitable(functools.partial(self._call, name, args, kwargs))
-            return self._call(name, args, kwargs)
+                return self._awaitable(functools.partial(self._call, name, *args, **kwargs))
+            return self._call(name, *args, **kwargs)
 
         call.__name__ = call.__qualname__ = name
         call.__doc__ = doc
@@ -228,13 +223,13 @@ class Worker:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         if os.getpid() != self._pid:
             raise RuntimeError("tools cannot be called from a child process; use threads")
         if not name.startswith("_"):
             args, kwargs = self._cells.packed(args), self._cells.packed(kwargs)
         try:
-            answer, fds = self._channel.call({"name": name, "args": args, "kwargs": kwargs})
+            answer, fds = self._channel.call(name, args, kwargs)
         except EOFError:
             os._exit(0)
         if "error" in answer:

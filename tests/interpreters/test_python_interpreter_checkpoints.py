@@ -219,7 +219,8 @@ class TestWorth:
         """A forged word cannot make one."""
         kept = self.kept()
         self.order(kept, 1)
-        for number in (0, 2, None, "1", [1]):
+        numbers: list[wire.JSON] = [0, 2, None, "1", [1]]
+        for number in numbers:
             kept.told({"id": number, "made": True, "seconds": 0.1})
         assert kept.newest() is None
 

@@ -1,0 +1,151 @@
+"""The frames that host, fork server and worker send each other, as types.
+
+What the host and the fork server send is trusted. What a worker sends may be anything: the host reads it as a
+`wire.Frame` and checks what it uses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from .wire import JSON
+
+
+class InJson(TypedDict):
+    """A value that rides in the frame."""
+
+    how: Literal["json"]
+    value: JSON
+
+
+class Pickled(TypedDict):
+    """A value as a pickle in base64."""
+
+    how: Literal["pickle"]
+    inline: str
+
+
+class PickledInMemory(TypedDict):
+    """A value as a pickle and its buffers, which lie in the spans of shared memory."""
+
+    how: Literal["buffers"]
+    size: int
+    spans: list[tuple[int, int]]
+
+
+class Attached(TypedDict):
+    """A `memory.Layout`."""
+
+    how: Literal["str", "bytes"]
+    length: int
+    kind: int
+    ascii: bool
+
+
+Value = InJson | Pickled | PickledInMemory | Attached
+
+
+class Tool(TypedDict):
+    """What a worker knows of a tool."""
+
+    name: str
+    doc: str
+    is_async: bool
+
+
+class Furnishing(TypedDict):
+    """Values to bind, and the tools if they have changed."""
+
+    id: int
+    values: dict[str, Value]
+    tools: NotRequired[list[Tool]]
+
+
+class Cell(Furnishing):
+    """A cell to run."""
+
+    t: Literal["cell"]
+    code: str
+    fields: list[dict[str, JSON]] | None
+
+
+class Bind(Furnishing):
+    """Values to bind between cells."""
+
+    t: Literal["bind"]
+
+
+class Copy(TypedDict):
+    """The order to make sleeping copies, one for each descriptor."""
+
+    t: Literal["copy"]
+    id: int
+
+
+class Answer(TypedDict):
+    """What a call of the worker came to: a value, or an error's type and message."""
+
+    t: Literal["answer"]
+    id: int
+    value: NotRequired[Value]
+    type: NotRequired[str]
+    error: NotRequired[str]
+
+
+class Config(TypedDict):
+    """What a fork server is started with."""
+
+    host: int
+    """The number of the process that starts it."""
+    preload: list[str]
+    """The modules to load."""
+    paths: list[str]
+    """Folders and wheels with further modules."""
+    search: list[str]
+    """The folders where modules are looked for."""
+    installed: list[str]
+    """Those of them that hold nothing but installed packages."""
+    modules: dict[str, str]
+    """The file of each module that can be imported, by dotted name."""
+    standard: list[str]
+    """The folders of the standard library."""
+    layers: list[str]
+    """As `confine.Confinement` takes it, like the rest."""
+    readable: list[str]
+    hidden: list[str]
+    base: str
+    scratches: str
+    uid: int | None
+
+
+Order = Cell | Bind | Copy
+
+
+class ToForkServer(TypedDict):
+    """An order of the host to the fork server; which parts there are depends on `t`."""
+
+    t: Literal["spawn", "kill", "watch", "room"]
+    id: NotRequired[int]
+    session: str
+    group: NotRequired[int]
+    pid: NotRequired[int]
+    limits: NotRequired[dict[str, int]]
+    scratch: NotRequired[str]
+    processes: NotRequired[int | None]
+    max_output_chars: NotRequired[int]
+    mapped: NotRequired[int]
+    private: NotRequired[int]
+
+
+class FromForkServer(TypedDict):
+    """What the fork server says: `ready` once, then an answer to each order."""
+
+    t: Literal["ready", "failed", "killed", "watched", "room"]
+    id: NotRequired[int]
+    error: NotRequired[str]
+    pid: NotRequired[int]
+    missing: NotRequired[dict[str, str]]
+    packages: NotRequired[list[str]]
+    readable: NotRequired[list[str]]
+    zero_copy: NotRequired[bool]
