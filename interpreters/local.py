@@ -126,7 +126,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             return run()
         done: Future[Outcome] = Future()
         try:
-            calls.in_thread(run, done)
+            calls.run_in_crew(run, done)
             while not done.done():
                 wait([done], timeout=_LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
             return done.result()

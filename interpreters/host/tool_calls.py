@@ -55,7 +55,7 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_new_crew)
 
 
-def in_thread(function: Callable[[], T], done: Future[T]) -> None:
+def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
     """Have a function run in a thread, unless `done` is cancelled before; `done` gets what it returns or raises.
 
     Raises:
@@ -95,7 +95,7 @@ class Caller:
         done: Future[Any] = Future()
         done.add_done_callback(answer)
         try:
-            in_thread(lambda: self._context.copy().run(self._invoke, name, args, kwargs), done)
+            run_in_crew(lambda: self._context.copy().run(self._invoke, name, args, kwargs), done)
         except RuntimeError as error:
             done.set_exception(error)
 

@@ -22,6 +22,8 @@ from tests.interpreters.waiting import descriptors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rlm_dspy.interpreters.worker import wire
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
 CRASH = "import os; os._exit(1)"

@@ -121,10 +121,11 @@ def packet(payload: bytes, last: int = 1, number: int = 0) -> bytes:
 def test_any_frames_end_in_a_result_or_an_error_of_the_session(frames: list[dict[str, Any]]) -> None:
     """Nothing else leaves execute, and no other name than a tool's is called."""
     outcome, ran = answered([packet(json.dumps(frame).encode()) for frame in frames])
-    if isinstance(outcome, dict):
-        assert outcome["kind"] in ("done", "raised", "submitted", "invalid")
-        assert isinstance(outcome["output"], str)
-        assert isinstance(outcome["values"], dict)
+    if isinstance(outcome, tuple):
+        cell, printed = outcome
+        assert cell.kind in ("done", "raised", "submitted", "invalid")
+        assert isinstance(printed, str)
+        assert isinstance(cell.values, dict)
     else:
         assert type(outcome) is dspy.CodeInterpreterError
     assert set(ran) <= {"tool"}
