@@ -1,4 +1,4 @@
-"""What a run may spend."""
+"""The limits of a run."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     if path is None:
         return _prepared(":memory:", path)
     if path.is_dir():
-        raise NotACacheError(f"SubCallCache({str(path)!r}): this is a directory. Name a file in it.")
+        raise NotACacheError(f"SubCallCache({str(path)!r}): the path is a directory; name a file in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):  # not opened then: closing it would end SQLite's own locks
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -1,6 +1,6 @@
-"""The command line: `rlm-dspy`. Each command stands in a module that has its name.
+"""The command line `rlm-dspy`. Each command has a module of its name.
 
-Commands import what takes seconds (DSPy, MLflow) when they run, so that `--version` and `--help` answer at once.
+Commands import DSPy and MLflow, which takes seconds, when they run: `--version` and `--help` answer at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-"""Set where the process starts, unless set: without network the first two would wait for it, MLflow for ever."""
+"""Set at process start unless already set: without a network, LiteLLM and MLflow would wait for it."""
 
 app = typer.Typer(
     name="rlm-dspy",
@@ -57,9 +57,9 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, so that nothing is lost; the exit code is then 143. The handler goes in the end.
+    """Handle SIGTERM as Ctrl-C, so that nothing is lost, with exit code 143. Restore the handler at the end.
 
-    Only in the main thread, and only if nobody else handles or ignores the signal.
+    Does nothing outside the main thread, or if SIGTERM is already handled or ignored.
     """
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -70,7 +70,7 @@ def _terminable() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal came
         again, came = came, True
-        if not again:  # some send it twice: to the process and to its group
+        if not again:  # some senders signal the process and its group
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)

@@ -46,13 +46,13 @@ _UNPRINTED_FILE = "unprinted.rlm.json"
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
     files: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False),
     ] = None,
     signature: Annotated[
-        str | None, typer.Option(help='What goes in and out; by default "context, question -> answer: str".')
+        str | None, typer.Option(help='The fields; default "context, question -> answer: str".')
     ] = None,
     model: Annotated[
         str | None,
@@ -61,59 +61,56 @@ def ask(
             "RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else embedded."
         ),
     ] = None,
-    sub_model: Annotated[str | None, typer.Option(help="The model of sub-calls; by default the same.")] = None,
+    sub_model: Annotated[str | None, typer.Option(help="Model for sub-calls; default: the same model.")] = None,
     policy: Annotated[
         str, typer.Option(help="Name or path of a policy, none, or auto: the one shipped for the model.")
     ] = "auto",
     max_iters: Annotated[
-        int | None, typer.Option(min=1, help="Turns of the model; by default what its window allows, up to 20.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of turns; default: as the window allows, up to 20."),
     ] = None,
     max_llm_calls: Annotated[
-        int | None, typer.Option(min=0, help="Sub-calls that its code may make; by default 50.")
+        int | None, typer.Option(min=0, help="Maximum number of sub-calls; default 50.")
     ] = None,
     max_cost: Annotated[
-        float | None, typer.Option(help="US dollars for all model calls; by default no limit.")
+        float | None, typer.Option(help="Maximum cost of all model calls in US dollars; default: no limit.")
     ] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(help="Seconds until it must have answered; by default no limit.")
-    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Time limit in seconds; default: no limit.")] = None,
     interpreter: Annotated[
         InterpreterName | None,
         typer.Option(
-            help="Where code runs: python (a confined worker; the default), deno (WASM), process (of its own), "
-            "local (this process). The last two do not protect your files from the model's code.",
+            help="Where code runs: python (confined worker; the default), deno (WASM), process (a separate one), "
+            "local (this process). `process` and `local` do not protect your files from the model's code.",
         ),
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Write the whole run to this file, as JSON.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write the run to this file as a page that a browser opens.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the run to this file as JSON.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the run to this file as an HTML page.")] = None,
     log: Annotated[
-        Path | None, typer.Option(help="Append what happens to this file as it happens, as lines of JSON.")
+        Path | None, typer.Option(help="Append events to this file during the run, one JSON object per line.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Answer a question about texts of any length.
 
-    The answer goes to standard output; the steps go to standard error, as they happen.
+    The answer is printed to standard output, the steps to standard error during the run.
 
     \b
     For example:
       rlm-dspy ask "Who wrote about drift?" articles.md
       rlm-dspy ask "Who wrote it, and when?" *.md --signature "context, question -> author: str, year: int"
-      git log | rlm-dspy ask "Which month saw most fixes?"
+      git log | rlm-dspy ask "Which month had the most fixes?"
 
     \b
     Exit codes:
       0    answered
       1    the run ended without an answer
-      2    bad usage or input: no such file, not UTF-8, bad signature, unknown model
+      2    invalid usage or input: missing file, not UTF-8, invalid signature, unknown model
       3    the model or the interpreter failed, or the answer, --save or --report could not be written
-      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. After the answer is printed,
-           only the rest is missing: a file, or the end of the trace
-      143  the same, by SIGTERM
+      130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. An interrupt after the answer
+           was printed loses at most a file or the end of the trace
+      143  terminated by SIGTERM; otherwise as 130
     """  # noqa: D301 (\b keeps the line breaks)
     interrupted = ["Interrupted before the first turn."]
     with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
@@ -152,7 +149,7 @@ def ask(
             ):
                 record, error = _run(rlm, task, view)
             logged.stop = record.stop
-            interrupted.append("Interrupted after the run had ended, before everything was written.")
+            interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and debug:
                 tell("".join(traceback.format_exception(error)))
             kept = _give(record, save, report, as_json=as_json)  # before the wait for MLflow
@@ -160,13 +157,13 @@ def ask(
 
 
 def _stdin(files: list[str]) -> IO[bytes] | None:
-    """Return standard input if it is asked for, or if nothing else is given and it is piped."""
+    """Return standard input if it is named, or if it is piped and no file is named."""
     wanted = STDIN in files or (not files and not sys.stdin.isatty())
     return sys.stdin.buffer if wanted else None
 
 
 def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
-    """Run in sight of the view; return what came of it, and what ended it if it was cut short."""
+    """Run the task and show its progress; return the record, and the error that ended the run, if any."""
     import dspy
 
     from rlm_dspy.observe.console import Progress
@@ -175,7 +172,7 @@ def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseExcepti
     view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
     with dspy.context(callbacks=[*dspy.settings.callbacks, Progress(view, rlm.limits.max_iters)]):
         record, error = recorded(rlm, task.inputs)
-    with contextlib.suppress(OSError):  # nobody looks at the view any more
+    with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted"):
             view.end(_summary(record), answered=record.answered)
         view.close()
@@ -189,7 +186,7 @@ def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
 
 
 def _summary(record: Record) -> str:
-    """Return why the run ended and what it spent, in one line."""
+    """Return one line: why the run ended and what it used."""
     from rlm_dspy.observe.formatting import used
     from rlm_dspy.observe.record import describe_stop
 
@@ -203,11 +200,10 @@ def _summary(record: Record) -> str:
 def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:
     """Print the answer; save the record and the report.
 
-    The record is saved if that was asked for, or if it is not to be had otherwise: the run was interrupted, or the
-    answer could not be printed.
+    Without --save, the record is saved only if it would be lost: after an interrupt, or if printing failed.
 
     Returns:
-        Whether all could be written. What could not is told.
+        Whether everything was written. Each failure is reported on standard error.
     """
     from rlm_dspy.observe.report.page import write_report
 
@@ -223,7 +219,7 @@ def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bo
 
 
 def _print(record: Record, *, as_json: bool) -> bool:
-    """Print the record, or its answer if it has one; return False if that could not be done, which is told."""
+    """Print the record or its answer, if it has one. Report a failure and return False."""
     if not (as_json or record.answered):
         return True
     try:
@@ -237,7 +233,7 @@ def _print(record: Record, *, as_json: bool) -> bool:
 
 
 def _answer(outputs: dict[str, Any]) -> str:
-    """Return the value of the one output field, or a line for each of several."""
+    """Return the value of a single output field, or one line per field."""
     told = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in outputs.items()

@@ -8,9 +8,9 @@ from rlm_dspy.text import printable
 
 
 def doctor() -> None:
-    """Print what this system can hold for the model's code: the layers of confinement, and what they guarantee.
+    """Print which confinement layers this system supports, and what they guarantee.
 
-    Exit codes: 0 if PythonInterpreter runs here with its default policy, 1 if it refuses.
+    Exit codes: 0 if PythonInterpreter runs here with its default confinement, 1 if it refuses.
     """
     from rlm_dspy import interpreters
 

@@ -1,4 +1,4 @@
-"""How commands end: exit codes, and errors as one line on standard error."""
+"""Exit codes, and errors as one line on standard error."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-"""The exit codes, as the help of `ask` explains them."""
+"""The exit codes; `rlm-dspy ask --help` explains them."""
 
 
 @contextlib.contextmanager
 def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "Interrupted.") -> Iterator[None]:
-    """Turn what is raised into one line and an exit code.
+    """Report an exception as one line and an exit code.
 
     Args:
         debug: Print the traceback as well.
-        interrupted: Returns the line of an interrupt: how far the command is.
+        interrupted: Returns the line to print after an interrupt.
     """
     try:
         yield
@@ -37,10 +37,10 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
         raise typer.Exit(INTERRUPTED) from None
     except typer.BadParameter as error:
         error.message = printable(error.message)
-        raise  # typer tells it
+        raise  # typer reports it
     except (typer.Exit, typer.Abort):
-        raise  # as it does this
-    except Exception as error:  # noqa: BLE001 (whatever it is, a person reads a line)
+        raise  # typer handles these
+    except Exception as error:  # noqa: BLE001 (a user sees one line for any error)
         if debug:
             tell(traceback.format_exc())
         from rlm_dspy.observe.record import in_one_line
@@ -55,8 +55,8 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
 
 @contextlib.contextmanager
 def quiet_dspy() -> Iterator[None]:
-    """Load DSPy, and log only its errors in this scope: what it warns of, the view shows."""
-    import dspy  # noqa: F401  # it sets up its logger when it is imported
+    """Import DSPy and log only its errors in this scope: the view shows the warnings."""
+    import dspy  # noqa: F401  # the import configures its logger
 
     logger = logging.getLogger("dspy")
     for handler in logger.handlers:
@@ -70,16 +70,16 @@ def quiet_dspy() -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """Print a line on standard error; nothing is lost if nobody reads it any more."""
+    """Print a line to standard error; ignore a closed stream."""
     with contextlib.suppress(OSError):
         typer.echo(printable(line), err=True)
 
 
 def done(write: Callable[[], object], told: str) -> bool:
-    """Write a file, and tell that it is written or why it is not; return whether it is."""
+    """Write a file and report success or the error; return whether it was written."""
     try:
         write()
-    except Exception as error:  # noqa: BLE001 (what was paid for goes on)
+    except Exception as error:  # noqa: BLE001 (a failed write must not lose the answer)
         from rlm_dspy.observe.record import in_one_line
 
         tell(f"Error: {in_one_line(error)}")
@@ -89,10 +89,10 @@ def done(write: Callable[[], object], told: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a result on standard output: as it is for another program, printable for a person.
+    """Print a result to standard output: unchanged into a pipe, escaped on a terminal.
 
     Raises:
-        OSError: If it was not all taken: standard output is closed, its reader is gone, or its disk is full.
+        OSError: If standard output is closed, its reader has gone, or the disk is full.
     """
     if sys.stdout is None:
         raise OSError("standard output is closed")
@@ -105,35 +105,35 @@ def say(text: str) -> None:
 
 
 def check_writable(path: Path | None, option: str) -> None:
-    """Check that a file can be written, before anything is paid for.
+    """Check that a file can be written, before any model call.
 
     Args:
-        path: Of the file; None is fine.
-        option: The option that named it, for the message.
+        path: The file, or None.
+        option: The option that names it, for the message.
 
     Raises:
-        UsageError: If it is a directory, or lies in none.
+        UsageError: If the path is a directory, or its directory does not exist.
     """
     if path is not None and path.is_dir():
-        raise UsageError(f"{option} {path}: this is a directory. Name a file in it.")
+        raise UsageError(f"{option} {path}: the path is a directory; name a file in it.")
     if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no directory {path.parent} to write a file to.")
+        raise UsageError(f"{option} {path}: directory {path.parent} does not exist.")
 
 
 def check_distinct(written: dict[str, Path | None], read: Iterable[Path]) -> None:
-    """Check that no file is written twice, and none that is read.
+    """Check that no file is written twice, and that no input file is overwritten.
 
     Args:
-        written: The files to write, by the option that names them; None is fine. Devices and pipes are, too.
+        written: The files to write, by option, or None. Devices and pipes may repeat.
         read: The files that are read.
 
     Raises:
-        UsageError: If two of them are one file.
+        UsageError: If two paths are the same file.
     """
-    taken = {path.resolve(): "a file that is read" for path in read}
+    taken = {path.resolve(): "an input file" for path in read}
     for option, path in written.items():
         if path is None or (path.exists() and not path.is_file()):
             continue
         if path.resolve() in taken:
-            raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}. Name another file to write.")
-        taken[path.resolve()] = f"the file of {option}"
+            raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}; name another file to write.")
+        taken[path.resolve()] = f"also the file of {option}"

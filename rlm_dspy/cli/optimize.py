@@ -48,43 +48,45 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 def optimize(
     program: Annotated[
-        str, typer.Argument(metavar="FILE.py[:NAME]", help="Where the program is; its NAME is `program`.")
+        str, typer.Argument(metavar="FILE.py[:NAME]", help="The program; NAME defaults to `program`.")
     ],
-    train: Annotated[Path, typer.Option(help="Training examples, one JSON object a line.")],
+    train: Annotated[Path, typer.Option(help="Training examples, one JSON object per line.")],
     out: Annotated[Path, typer.Option(help="The policy file to write.")],
-    dev: Annotated[Path | None, typer.Option(help="Examples that candidates are judged on; else those.")] = None,
+    dev: Annotated[Path | None, typer.Option(help="Examples to choose candidates on; default: --train.")] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(help="Examples nothing else sees: the policy is written only if not worse on them."),
+        typer.Option(help="Held-out examples: the policy is written only if it does not score lower on them."),
     ] = None,
     optimizer: Annotated[str, typer.Option(help=f"One of {_OPTIMIZERS}.")] = "trajectories",
     metric: Annotated[
         str | None,
-        typer.Option(help="A function of FILE.py; by default `metric`, else whether all labels are equal."),
+        typer.Option(help="A function in FILE.py; default `metric`, else equal labels."),
     ] = None,
     inputs: Annotated[
-        str | None, typer.Option(help="The input fields, by commas; by default the program's.")
+        str | None, typer.Option(help="The input fields, separated by commas; default: the program's.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="As for `ask`; by default what FILE.py configured.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="As for `ask`; default: the model that FILE.py configures.")
+    ] = None,
     predictor: Annotated[
-        str | None, typer.Option(help="Which act the policy is of, if there are several.")
+        str | None, typer.Option(help="The RLM's predictor to save, if there are several.")
     ] = None,
     state: Annotated[Path | None, typer.Option(help="Also save the whole program's state here, as JSON.")] = None,
-    pilots: Annotated[int, typer.Option(min=1, help="Runs that the forecast is made from.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
-    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
-    log_dir: Annotated[
-        Path | None, typer.Option(help="Where finished runs are kept, to go on after a kill.")
-    ] = None,
+    pilots: Annotated[int, typer.Option(min=1, help="Number of pilot runs for the forecast.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Number of parallel runs.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder of finished runs, to resume after a kill.")] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Log forecast, candidates, scores, prompts and policy to MLflow.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after the forecast.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation after the forecast.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Optimize a program with an RLM inside, and save what it learned as a policy.
+    """Optimize a program that contains an RLM, and save the result as a policy.
 
-    A few pilot runs are made first, and what all of it will cost is told before it starts.
+    A few pilot runs come first; the command forecasts the cost before it starts.
 
     \b
     For example:
@@ -92,9 +94,8 @@ def optimize(
       rlm-dspy ask "..." FILE --policy mine.json
 
     \b
-    After a kill, the same command with the same --log-dir goes on: trajectories does not repeat finished runs,
-    gepa goes on from its last candidate; with the others, replies in DSPy's cache are not paid again, and code
-    runs again.
+    After a kill, the same command with the same --log-dir resumes: trajectories skips finished runs, gepa
+    continues from its last candidate; the others run again, with paid replies taken from DSPy's cache.
     """  # noqa: D301 (\b keeps the line breaks)
     kept = f"Finished runs are kept in {log_dir}." if log_dir else "Finished runs are kept with --log-dir only."
     interrupted = [f"Interrupted. {kept}"]
@@ -138,7 +139,7 @@ def optimize(
                 saved = state is None or done(lambda: _save_state(compiled, state), f"The state is in {state}.")
                 compared, said = _keep(job, compiled, before, final, out, about)
             say(said)  # before the wait for MLflow
-            interrupted.append("Interrupted after the end, before everything was logged.")
+            interrupted.append("Interrupted after the optimization ended, before everything was logged.")
             written = not said.startswith("Not ")
             log({}, prompts={"after": _prompts(compiled)}, compared=compared, policy=out if written else None)
     raise typer.Exit(FAILED if not saved else ANSWERED if written else UNANSWERED)
@@ -163,7 +164,7 @@ def _save_state(program: dspy.Module, path: Path) -> None:
 
 
 def _prompts(program: dspy.Module) -> dict[str, Any]:
-    """Return what each predictor is told: its instructions and demos."""
+    """Return the instructions and demos of each predictor."""
     states = {name: predictor.dump_state() for name, predictor in program.named_predictors()}
     return {
         name: {"instructions": state["signature"]["instructions"], "demos": state["demos"]}
@@ -175,12 +176,12 @@ def _optimizer(name: str) -> Named:
     from rlm_dspy.optimize.catalog import OPTIMIZERS
 
     if name not in OPTIMIZERS:
-        raise UsageError(f"There is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}.")
+        raise UsageError(f"Unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}.")
     return OPTIMIZERS[name]
 
 
 class Counted:
-    """A metric that tells how far a compile is: every run ends with a call of it.
+    """A metric that reports the progress of a compile: every run ends with a call of the metric.
 
     Args:
         metric: The metric.
@@ -195,7 +196,7 @@ class Counted:
         self.__qualname__ = getattr(metric, "__qualname__", "metric")
 
     def __call__(self, example: Any, prediction: Any, trace: Any = None, *_: Any) -> Any:
-        """Score, and tell."""
+        """Score a prediction and report progress."""
         from rlm_dspy.optimize.statistics import score_of
 
         judged = self.metric(example, prediction, trace)
@@ -211,7 +212,7 @@ class Counted:
 
 @contextlib.contextmanager
 def _shown() -> Any:
-    """Let DSPy's optimizers report on standard error; standard output is for the result."""
+    """Send the reports of DSPy's optimizers to standard error; standard output is for the result."""
     logger = logging.getLogger("dspy.teleprompt")
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -227,19 +228,19 @@ def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
 
     tried = pilot(job.program, job.dev[:pilots], job.metric)
     if outside := [one.score for one in tried if not 0 <= one.score <= 1]:
-        raise UsageError(f"The metric gave {outside[0]:g}; give scores between 0 and 1.")
+        raise UsageError(f"The metric returned {outside[0]:g}; it must return scores between 0 and 1.")
     cast = forecast(tried, runs, threads=job.threads, seed=job.seed)
     tell(told(cast, tried))
     if yes:
         return cast
     if not sys.stdin.isatty():
-        raise UsageError("Nobody can be asked whether to go on; give --yes.")
-    typer.confirm("Go on?", default=True, abort=True, err=True)
+        raise UsageError("Standard input is not a terminal, so nobody can confirm; pass --yes.")
+    typer.confirm("Continue?", default=True, abort=True, err=True)
     return cast
 
 
 def _check_log_dir(folder: Path | None, named: Named, job: Job, optimizer: str) -> None:
-    """Check that a folder of finished runs is of this job; GEPA would go on with another's candidates."""
+    """Check that a folder of finished runs belongs to this job; GEPA would resume another job's candidates."""
     from rlm_dspy.optimize.rollouts import key_of
 
     if folder is None:
@@ -247,20 +248,21 @@ def _check_log_dir(folder: Path | None, named: Named, job: Job, optimizer: str) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--log-dir {folder}: the folder cannot be made: {error}") from error
+        raise UsageError(f"--log-dir {folder}: cannot create the folder: {error}") from error
     mine = key_of(job.program, job.lm, optimizer, inspect.unwrap(job.metric), *job.train, *job.dev)
     path = folder / "job.txt"
     if path.exists() and path.read_text(encoding="utf-8") != mine and not named.tells_jobs_apart:
         raise UsageError(
-            f"--log-dir {folder} is of another job (program, data, metric, model, optimizer): name another folder."
+            f"--log-dir {folder} belongs to another job (program, data, metric, model, optimizer); name another "
+            "folder."
         )
     path.write_text(mine, encoding="utf-8")
 
 
 def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predictor: str | None) -> dspy.Module:
-    """Check what can be checked before anything is paid for; return what the new policy has to be compared with.
+    """Check everything that can be checked without a model call; return the program to compare with.
 
-    That is the program with the policy that is at `out`, if there is one: no policy is replaced by a worse one.
+    If a policy exists at `out`, that is the program with this policy: no policy is replaced by a worse one.
     """
     from rlm_dspy.optimize import with_policy
     from rlm_dspy.optimize.policies import act_of
@@ -272,15 +274,13 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predict
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out}: its folder cannot be made: {error}") from error
+        raise UsageError(f"--out {out}: cannot create its folder: {error}") from error
     check_writable(out, "--out")
     if not out.exists():
         return job.program
     if not held_out:
-        raise UsageError(
-            f"--out {out} is there already: give --held-out to see which is better, or another --out."
-        )
-    tell(f"{out} is there already: the new policy is compared with it, and replaces it only if it is not worse.")
+        raise UsageError(f"--out {out} already exists; pass --held-out to compare with it, or another --out.")
+    tell(f"{out} already exists; the new policy replaces it only if it does not score lower.")
     return with_policy(job.program, out)
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands take: `--interpreter`, where code runs; `--trace`, which logs to MLflow."""
+"""Options shared by several commands: `--interpreter` and `--trace`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _RUN_NAME_CHARS = 80
 _DEFAULT_STORE = "sqlite:///mlflow.db"
 _HURRY_SECONDS = 5
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
-"""How a run of MLflow ended, by `Record.stop`."""
+"""The status of an MLflow run, by `Record.stop`."""
 
 
 class InterpreterName(StrEnum):
-    """Where code can run."""
+    """The interpreters that `--interpreter` accepts."""
 
     python = "python"
     local = "local"
@@ -34,7 +34,7 @@ class InterpreterName(StrEnum):
 
 
 def factory_of(name: InterpreterName) -> Callable[[], dspy.CodeInterpreter]:
-    """Return what makes interpreters of this name."""
+    """Return the factory of an interpreter by name."""
     import dspy
 
     from rlm_dspy import interpreters
@@ -50,10 +50,10 @@ def factory_of(name: InterpreterName) -> Callable[[], dspy.CodeInterpreter]:
 
 @dataclass
 class Traced:
-    """What is traced.
+    """The traced run.
 
     Attributes:
-        stop: Why it ended, as in a `Record`; empty if it just ended.
+        stop: Why it ended, as in `Record.stop`; empty for a normal end.
     """
 
     stop: str = ""
@@ -61,12 +61,12 @@ class Traced:
 
 @contextlib.contextmanager
 def traced(name: str) -> Iterator[Traced]:
-    """Log DSPy's calls to MLflow: `MLFLOW_TRACKING_URI`, else a file in the working directory.
+    """Log DSPy's calls to MLflow at `MLFLOW_TRACKING_URI`, else to a file in the working directory.
 
-    Whatever is to be printed or saved is printed or saved inside: the end of the scope waits for the store.
+    The end of the scope waits for the store: print and save results inside it.
 
     Args:
-        name: What the run of MLflow is called.
+        name: The name of the MLflow run.
 
     Raises:
         typer.Exit: If the wait for the store was interrupted.
@@ -90,21 +90,21 @@ def _store() -> str:
 
 
 def _stored() -> bool:
-    """Wait until the traces are stored, and tell so; return False if that was interrupted."""
+    """Wait until the traces are stored and report it; return False after an interrupt."""
     from rlm_dspy import tracing
 
-    look = f"Look at it: {_store() if _store().startswith('http') else 'rlm-dspy ui'}"
+    look = f"View it: {_store() if _store().startswith('http') else 'rlm-dspy ui'}"
     try:
         tell(f"Storing the trace in {_store()} ...")
         tracing.flush()
     except KeyboardInterrupt:
         tell(
-            f"Interrupted. Ending the trace, in at most {_HURRY_SECONDS} seconds; Ctrl-C again leaves it as it is."
+            f"Interrupted. Ending the trace takes at most {_HURRY_SECONDS} seconds; press Ctrl-C again to skip it."
         )
     else:
         tell(f"Logged to MLflow. {look}")
         return True
     with contextlib.suppress(KeyboardInterrupt):
         tracing.hurry(_HURRY_SECONDS)
-    tell(f"The trace in MLflow may lack parts, or its end. {look}")
+    tell(f"The trace in MLflow may be incomplete. {look}")
     return False

@@ -1,4 +1,4 @@
-"""The program that `rlm-dspy optimize` works on: read from a Python file, with its metric and its labels."""
+"""Load the program of `rlm-dspy optimize` from a Python file, with its metric and labels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def load_program(where: str) -> tuple[Any, dspy.Module]:
-    """Return the module of a Python file, and the program in it: a `dspy.Module`, or what a function returns.
+    """Return the module of a Python file and the program in it: a `dspy.Module`, or what a function returns.
 
     Args:
         where: `FILE.py`, whose program is named `program`, or `FILE.py:NAME`.
 
     Raises:
-        UsageError: If there is no such file or name, if it is no program, or the file raises when it is run.
+        UsageError: If the file or name does not exist, is not a program, or the file raises.
     """
     import dspy
 
@@ -32,10 +32,10 @@ def load_program(where: str) -> tuple[Any, dspy.Module]:
 
     path, name = program_file(where), where.partition(".py:")[2]
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
+        raise UsageError(f"File not found: {path}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file.")
+        raise UsageError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.resolve().parent))
@@ -48,7 +48,7 @@ def load_program(where: str) -> tuple[Any, dspy.Module]:
     if not isinstance(found, dspy.Module):
         raise UsageError(f"{path} has no dspy.Module named {name or 'program'!r}; name one: {path}:NAME.")
     if not acts_in(found):
-        raise UsageError(f"The program in {path} has no RLM inside.")
+        raise UsageError(f"The program in {path} contains no RLM.")
     return module, found
 
 
@@ -59,52 +59,52 @@ def program_file(where: str) -> Path:
 
 
 def load_metric(module: Any, name: str | None) -> Metric:
-    """Return a metric of a program's file; if it has none, whether all labels are equal.
+    """Return the metric of a program's file; without one, compare all labels.
 
     Raises:
-        UsageError: If there is no function of that name, or it takes other arguments.
+        UsageError: If the function does not exist or takes other arguments.
     """
     found = getattr(module, name or "metric", None)
     if callable(found):
         check_metric(found)
         return found  # type: ignore[no-any-return]
     if name:
-        raise UsageError(f"There is no function {name!r} in the program's file.")
+        raise UsageError(f"No function {name!r} in the program's file.")
     return labels_equal
 
 
 def check_metric(metric: Any) -> None:
-    """Check that a metric can be called as all optimizers call it.
+    """Check that a metric accepts the arguments that optimizers pass.
 
     Raises:
-        UsageError: If not; the message says how.
+        UsageError: If it does not; the message names the arguments.
     """
     try:
         inspect.signature(metric).bind(None, None, None)
     except TypeError as error:
         raise UsageError(
-            f"The metric cannot be called as metric(example, prediction, trace): {error}. Give other parameters a "
-            "default."
+            f"The metric cannot be called as metric(example, prediction, trace): {error}. Give its other "
+            "parameters defaults."
         ) from error
     except ValueError:
-        return  # it has no signature that could be read
+        return  # builtins without a readable signature
 
 
 def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001
-    """Whether every label of the example is what the program gave."""
+    """Return whether the prediction equals every label of the example."""
     return all(prediction.get(name) == value for name, value in example.labels().items())
 
 
 def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> list[dspy.Example]:
-    """Return examples with their labels read into the types of the program's outputs, as its answers are.
+    """Return the examples with labels coerced to the types of the program's outputs.
 
     Args:
         examples: The examples.
-        program: The program; of one that is no RLM, the types are not known.
-        where: What they were read from, for messages.
+        program: The program. Output types are known only if it is an RLM.
+        where: The name of their file, for messages.
 
     Raises:
-        UsageError: If an example has no label, or one that is no output of the program, or of another type.
+        UsageError: If an example has no label, an unknown label, or a label of another type.
     """
     from rlm_dspy.repl.coercion import read_value
 
@@ -113,10 +113,10 @@ def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> 
     for number, example in enumerate(examples, start=1):
         labels = dict(example.labels().items())
         if not labels or (outputs and set(labels) - set(outputs)):
-            wanted = f"; its outputs are {sorted(outputs)}" if outputs else ""
+            wanted = f" {sorted(outputs)}" if outputs else ""
             raise UsageError(
-                f"{where}, example {number}: there are the labels {sorted(labels)}, which cannot be compared with "
-                f"what the program gives{wanted}. Correct them, or write a function `metric` in its file."
+                f"{where}, example {number}: the labels {sorted(labels)} cannot be compared with the program's "
+                f"outputs{wanted}. Correct them, or define a function `metric` in its file."
             )
         try:
             values = {n: read_value(v, outputs[n].annotation) for n, v in labels.items()} if outputs else {}
@@ -127,15 +127,15 @@ def labelled(examples: list[dspy.Example], program: dspy.Module, where: str) -> 
 
 
 def input_names(program: dspy.Module) -> list[str]:
-    """Return the names of a program's inputs: an RLM's fields, else what its `forward` cannot do without.
+    """Return the names of a program's inputs: an RLM's fields, else the required parameters of its `forward`.
 
     Raises:
-        UsageError: If `forward` names none.
+        UsageError: If `forward` has no named parameters.
     """
     if isinstance(program, rlm_dspy.RLM):
         return list(program.signature.input_fields)
     parameters = list(inspect.signature(type(program).forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if not named:
-        raise UsageError("The program's forward names no inputs; name them: --inputs context,question.")
+        raise UsageError("The program's forward has no named inputs; pass --inputs context,question.")
     return [p.name for p in named if p.default is p.empty] or [p.name for p in named]

@@ -30,21 +30,21 @@ _TEXT = re.compile(
 
 def replay(
     path: Annotated[
-        Path, typer.Argument(metavar="RUN", help="What ask --save or ask --log wrote.", show_default=False)
+        Path, typer.Argument(metavar="RUN", help="A file written by ask --save or --log.", show_default=False)
     ],
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE", help="The files that the run was about.", show_default=False),
+        typer.Argument(metavar="FILE", help="The input files of the run.", show_default=False),
     ] = None,
     run: Annotated[
-        int | None, typer.Option(min=1, help="Which run, if there are several; the first is 1.")
+        int | None, typer.Option(min=1, help="Number of the run, if the file has several; the first is 1.")
     ] = None,
     interpreter: Annotated[
-        InterpreterName, typer.Option(help="Where the code runs, as for ask.")
+        InterpreterName, typer.Option(help="Where code runs, as for ask.")
     ] = InterpreterName.python,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Run the code of a recorded run again, without a model, and compare what it prints and answers.
+    """Run the code of a recorded run again without a model, and compare outputs and answers.
 
     Sub-calls are answered from the record.
 
@@ -55,9 +55,9 @@ def replay(
 
     \b
     Exit codes:
-      0    every step did the same
-      1    a step did not
-      2    bad usage or input
+      0    every step gave the same result
+      1    a step gave another result
+      2    invalid usage or input
       3    the interpreter failed
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug), quiet_dspy():

@@ -1,4 +1,4 @@
-"""The commands that show saved runs: `rlm-dspy report run.json`, `rlm-dspy diff a.json b.json`."""
+"""The commands `rlm-dspy report run.json` and `rlm-dspy diff a.json b.json`, which show saved runs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import typer
 from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines, quiet_dspy
 from rlm_dspy.text import printable, write_whole
 
-_Run = Annotated[Path, typer.Argument(help="A file that ask --save or --log wrote.", show_default=False)]
-_Output = Annotated[Path | None, typer.Option("-o", "--output", help="The page to write.", show_default=False)]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_Run = Annotated[Path, typer.Argument(help="A file written by ask --save or --log.", show_default=False)]
+_Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The HTML file to write.", show_default=False)
+]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
 def report(
     run: _Run,
     output: _Output = None,
     number: Annotated[
-        int | None, typer.Option("--run", min=1, help="Which run, if there are several; the first is 1.")
+        int | None,
+        typer.Option("--run", min=1, help="Number of the run, if the file has several; the first is 1."),
     ] = None,
     debug: _Debug = False,
 ) -> None:
-    """Write a saved run as one HTML page: the answer, turns, sub-calls, time, cost, coverage of the input.
+    """Write a saved run as one HTML page: answer, turns, sub-calls, time, cost, coverage of the input.
 
-    The page holds all it needs: it opens without a network and runs no script. Its path is printed; by default it
-    is the run's with .html at the end.
+    The page is self-contained: it needs no network and runs no script. The command prints its path; by default
+    the path of the run with the suffix .html.
 
-    Exit codes: 0 if it was written, 2 if there is no such run.
+    Exit codes: 0 if the page was written, 2 if the run cannot be read.
     """
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record
@@ -46,16 +49,17 @@ def diff(
     second: _Run,
     output: _Output = None,
     run_a: Annotated[
-        int | None, typer.Option(min=1, help="Which run of the first file, if there are several; the first is 1.")
+        int | None,
+        typer.Option(min=1, help="Number of the run in the first file, if it has several; the first is 1."),
     ] = None,
-    run_b: Annotated[int | None, typer.Option(min=1, help="Which run of the second file.")] = None,
+    run_b: Annotated[int | None, typer.Option(min=1, help="Number of the run in the second file.")] = None,
     debug: _Debug = False,
 ) -> None:
-    """Say in which ways two saved runs differ: settings, answers, what they used, turn by turn.
+    """Compare two saved runs: settings, answers, usage, turn by turn.
 
-    With -o also as an HTML page with the runs side by side.
+    With -o, also write an HTML page with the runs side by side.
 
-    Exit codes: 0 if both could be read, 2 if not.
+    Exit codes: 0 if both runs could be read, 2 if not.
     """
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record

@@ -1,4 +1,4 @@
-"""What a command line asks, as a signature and its inputs."""
+"""Read the arguments of `ask` as a signature and its inputs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Task:
     """A question about a text.
 
     Attributes:
-        question: What is asked.
-        signature: What goes in and what comes out.
+        question: The question.
+        signature: The DSPy signature.
         inputs: The values by input field.
-        source: Where the text comes from, for people; empty if there is none.
-        characters: How long the text is.
+        source: The names of the text's files, for display; empty without a text.
+        characters: The length of the text.
     """
 
     question: str
@@ -35,24 +35,22 @@ class Task:
 
 
 def read_task(question: str, files: list[str], signature: str | None, stdin: IO[bytes] | None) -> Task:
-    """Return the task that a command line describes.
+    """Return the task of a command line.
 
-    The text goes to the input field that is not `question`. A signature with one input takes the text if there
-    is one, and the question becomes its instructions.
+    The text goes to the input field that is not `question`. A signature with a single input takes the text, and
+    the question becomes its instructions; without a text it takes the question.
 
     Args:
-        question: What is asked.
-        files: Paths of UTF-8 files, `-` for standard input. None of them: standard input if it is piped.
-        signature: As DSPy writes them; by default `WITH_TEXT`, or `WITHOUT_TEXT` if there is no text.
-        stdin: Standard input if it is piped or asked for, else None.
+        question: The question.
+        files: Paths of UTF-8 files, or `-` for standard input. Without any, piped standard input is the text.
+        signature: A DSPy signature; default `WITH_TEXT`, or `WITHOUT_TEXT` without a text.
+        stdin: Standard input if it is piped or named, else None.
 
     Raises:
         UsageError: If a file cannot be read or the signature does not fit.
     """
     if _is_blank(question):
-        raise UsageError(
-            'The question is empty. Ask something: rlm-dspy ask "Who wrote about drift?" articles.md.'
-        )
+        raise UsageError('The question is empty. Example: rlm-dspy ask "Who wrote about drift?" articles.md.')
     text = _read(files, stdin)
     parsed = _parse(signature or (WITHOUT_TEXT if text is None else WITH_TEXT))
     names = list(parsed.input_fields)
@@ -60,7 +58,7 @@ def read_task(question: str, files: list[str], signature: str | None, stdin: IO[
     if text is None:
         if len(names) != 1:
             raise UsageError(
-                f"The signature takes {names}, and there is no text. Give files, or - for standard input."
+                f"The signature takes {names}, but there is no text. Name files, or - for standard input."
             )
         return Task(question, parsed, {names[0]: question})
     if len(names) == 1:
@@ -69,7 +67,9 @@ def read_task(question: str, files: list[str], signature: str | None, stdin: IO[
         asked = "question" if "question" in names else names[1]
         inputs = {name: question if name == asked else text for name in names}
     else:
-        raise UsageError(f"A signature for the command line takes a text and a question, not {names}. Use Python.")
+        raise UsageError(
+            f"The command line fills a text and a question, not {names}. Call RLM from Python for more inputs."
+        )
     return Task(question, parsed, inputs, ", ".join(map(_title, files or [STDIN])), len(text))
 
 
@@ -78,9 +78,9 @@ def _parse(signature: str) -> Any:
 
     try:
         return dspy.Signature(signature)
-    except Exception as error:  # DSPy evaluates it and raises whatever Python does
+    except Exception as error:  # DSPy evaluates annotations, which may raise anything
         raise UsageError(
-            f"{signature!r} is no signature ({' '.join(str(error).split()).rstrip('.')}). "
+            f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. "
             f"Write it as DSPy does, e.g. '{WITH_TEXT}' or 'context, question -> names: list[str], count: int'."
         ) from error
 
@@ -110,7 +110,7 @@ def _read_one(name: str, stdin: IO[bytes] | None) -> rlm_dspy.Text:
 def _open(name: str) -> rlm_dspy.Text:
     path = Path(name).expanduser()
     if path.is_dir():
-        raise UsageError(f"{name} is a directory. Name the files in it, e.g. {name.rstrip('/')}/*.md.")
+        raise UsageError(f"{name} is a directory. Name files in it, e.g. {name.rstrip('/')}/*.md.")
     try:
         text = (
             rlm_dspy.Text.open(path)
@@ -120,11 +120,11 @@ def _open(name: str) -> rlm_dspy.Text:
         if _is_blank(str(text)):
             raise UsageError(f"{name} is empty.")
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {name}.") from error
+        raise UsageError(f"File not found: {name}.") from error
     except UnicodeDecodeError as error:
         raise _not_utf8(name, error) from error
     except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror or error}.") from error
+        raise UsageError(f"Cannot read {name}: {error.strerror or error}.") from error
     return text
 
 

@@ -43,7 +43,7 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
 
     Args:
         path: What `load_records` takes.
-        number: Which run, if there are several; the first is 1.
+        number: Number of the run, if the file has several; the first is 1.
         option: What chooses it on the command line, for the message.
 
     Raises:
@@ -52,7 +52,7 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
     try:
         records = load_records(path)
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {path}.") from error
+        raise UsageError(f"File not found: {path}.") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:

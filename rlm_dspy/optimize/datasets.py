@@ -64,7 +64,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
     """
     source = Path(path)
     if not source.is_file():
-        raise ValueError(f"There is no file {path}.")
+        raise ValueError(f"File not found: {path}.")
     try:
         text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

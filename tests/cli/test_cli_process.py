@@ -177,7 +177,7 @@ def test_the_package_is_imported_without_dspy() -> None:
 def test_the_help_of_a_terminal_and_of_a_pipe_say_the_same_codes() -> None:
     command = [sys.executable, "-m", "rlm_dspy", "ask", "--help"]
     with on_a_terminal(command) as (ours, process):
-        shown = read_terminal(ours, "Show the traceback")
+        shown = read_terminal(ours, "Show tracebacks")
         process.wait(timeout=120)
     assert "130  interrupted" in shown
     assert "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown

@@ -131,7 +131,7 @@ def test_a_policy_that_is_there_is_what_the_new_one_is_compared_with() -> None:
     optimize("--held-out", "test.jsonl", "--yes")
     before = Path("mine.json").read_text()
     done = optimize("--held-out", "test.jsonl", "--yes", "--optimizer", "copro", lm=Misled())
-    assert "mine.json is there already" in done.stderr
+    assert "mine.json already exists" in done.stderr
     assert done.stdout.startswith("Not promoted, it scored less"), done.output
     assert Path("mine.json").read_text() == before
 
@@ -142,7 +142,7 @@ def test_a_policy_that_is_there_is_not_replaced_without_held_out_examples() -> N
     lm = ScriptedActor()
     done = optimize("--yes", lm=lm)
     assert (done.exit_code, lm.script.calls) == (2, [])
-    assert "give --held-out" in done.stderr
+    assert "pass --held-out" in done.stderr
     assert Path("mine.json").read_text() == "as it was"
 
 
@@ -187,20 +187,20 @@ def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--optimizer", "magic"], "there are trajectories, labeled"),
-        (["--metric", "missing"], "no function 'missing'"),
+        (["--optimizer", "magic"], "choose one of trajectories, labeled"),
+        (["--metric", "missing"], "No function 'missing'"),
         (["--dev", "nothing.jsonl"], "nothing.jsonl"),
         (["--inputs", "pages"], "line 1: the input 'pages' is missing"),
-        (["--inputs", "context,question,answer"], "example 1: there are the labels []"),
-        (["--inputs", "context"], "its outputs are ['answer']"),
+        (["--inputs", "context,question,answer"], "example 1: the labels []"),
+        (["--inputs", "context"], "the program's outputs ['answer']"),
         (["--held-out", "train.jsonl"], "were seen before"),
-        (["--out", "train.jsonl"], "is there already"),
+        (["--out", "train.jsonl"], "already exists"),
         (["--out", "train.jsonl", "--held-out", "test.jsonl"], "is no policy file"),
-        (["--state", "train.jsonl"], "this is a file that is read"),
-        (["--state", "no/such/folder/state.json"], "there is no directory"),
-        (["--out", "text.txt/mine.json"], "its folder cannot be made"),
+        (["--state", "train.jsonl"], "this is an input file"),
+        (["--state", "no/such/folder/state.json"], "does not exist"),
+        (["--out", "text.txt/mine.json"], "cannot create its folder"),
         (["--predictor", "other.act"], "there are ['act']"),
-        (["--log-dir", "train.jsonl"], "--log-dir train.jsonl: the folder cannot be made"),
+        (["--log-dir", "train.jsonl"], "--log-dir train.jsonl: cannot create the folder"),
     ],
 )
 def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
@@ -217,7 +217,7 @@ def test_bad_usage_is_told_in_a_line(arguments: list[str], said: str) -> None:
     ("content", "said"),
     [
         ("program = 1", "no dspy.Module named"),
-        ("import dspy\nprogram = dspy.Predict('a -> b')", "no RLM inside"),
+        ("import dspy\nprogram = dspy.Predict('a -> b')", "contains no RLM"),
         ("program = 1 / 0", "program.py failed: ZeroDivisionError"),
         (
             f"{PROGRAM}\ndef metric(gold, pred, trace, name, more): return 1.0",
@@ -253,7 +253,7 @@ def test_the_inputs_are_what_a_program_cannot_do_without() -> None:
     Path("program.py").write_text(PARAMETERS.format(parameters="context, question, topic=None, **more"))
     assert "3 pilot runs scored" in optimize("--yes").stderr
     Path("program.py").write_text(PARAMETERS.format(parameters="**given"))
-    assert "name them: --inputs" in optimize("--yes", "--out", "other.json").stderr
+    assert "pass --inputs" in optimize("--yes", "--out", "other.json").stderr
 
 
 def test_names_of_inputs_may_have_spaces_between() -> None:
@@ -286,7 +286,9 @@ def test_lines_of_json_are_read_whatever_stands_around_and_in_them(written: str)
     assert len(read_examples("some.jsonl", ["context", "question"])) == 2
 
 
-@pytest.mark.parametrize(("gives", "said"), [("40.0", "gave 40; give scores"), ("float('nan')", "returned nan")])
+@pytest.mark.parametrize(
+    ("gives", "said"), [("40.0", "returned 40; it must return scores"), ("float('nan')", "returned nan")]
+)
 def test_a_metric_that_is_of_no_use_is_told_after_the_pilots(gives: str, said: str) -> None:
     """Not when all is paid for."""
     Path("program.py").write_text(f"{PROGRAM}\ndef metric(example, prediction, trace=None):\n    return {gives}\n")

@@ -89,7 +89,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_a_model_is_asked() ->
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", "--report", "missing/run.html"])
     assert (result.exit_code, lm.script.calls) == (2, [])
-    assert "--report missing/run.html: there is no directory missing" in result.stderr
+    assert "--report missing/run.html: directory missing does not exist" in result.stderr
 
 
 def test_a_byte_that_is_not_utf8_does_not_lose_the_answer() -> None:
@@ -127,10 +127,10 @@ def test_an_answer_is_printed_even_if_a_file_cannot_be_written(option: str) -> N
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--save", "a", "--report", "./a"], "--report a: this is the file of --save."),
-        (["--report", "a", "--log", "link"], "--log link: this is the file of --report."),
-        (["--save", "notes.txt"], "--save notes.txt: this is a file that is read."),
-        (["--log", "there"], "--log there: this is a directory."),
+        (["--save", "a", "--report", "./a"], "--report a: this is also the file of --save;"),
+        (["--report", "a", "--log", "link"], "--log link: this is also the file of --report;"),
+        (["--save", "notes.txt"], "--save notes.txt: this is an input file;"),
+        (["--log", "there"], "--log there: the path is a directory;"),
     ],
 )
 def test_a_file_that_would_be_lost_is_refused_before_a_model_is_asked(options: list[str], told: str) -> None:
@@ -151,7 +151,7 @@ def test_a_page_does_not_overwrite_the_run_that_it_shows(command: str, arguments
     both = ["run.html", *arguments, *(["-o", "run.html"] if "-o" not in arguments else [])]
     result = invoke(command, *(both if command == "diff" else arguments))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "run.html: this is a file that is read." in result.stderr
+    assert "run.html: this is an input file;" in result.stderr
     assert Record.load("run.html").outputs == {"answer": "42, as ever"}
 
 
@@ -201,7 +201,7 @@ def test_two_runs_of_one_log_are_chosen_by_number_and_compared() -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "There is no file run.json."),
+        (None, "File not found: run.json."),
         ("{", "run.json contains no run that this version can read."),
         ('{"version": 2}', "run.json contains no run that this version can read."),
         (b"\xff\xfe", "run.json contains no run that this version can read."),

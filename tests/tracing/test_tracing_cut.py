@@ -179,7 +179,7 @@ def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, databa
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "before the first turn" not in err
-    assert err.startswith("The trace in MLflow may lack parts, or its end.")
+    assert err.startswith("The trace in MLflow may be incomplete.")
 
 
 @pytest.mark.long
