@@ -116,6 +116,9 @@ class Interpreter:
     """
 
     execution_instructions: ClassVar[str] = ""
+    """What the model is told of this interpreter."""
+    supports_await: ClassVar[bool] = False
+    """Whether code may use `await` at the top level; the model is told of the awaitable functions then."""
     _stop_signal: ClassVar[type[BaseException] | tuple[()]] = ()
     """What ends a running cell from outside; not for the caller, also if it is raised while a tool runs."""
 

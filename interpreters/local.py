@@ -88,6 +88,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     execution_instructions: ClassVar[str] = (
         "CPython. The value of a last expression is shown; `await` works at the top level."
     )
+    supports_await = True
     calls_hook = True
     in_host = True
 

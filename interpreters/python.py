@@ -75,6 +75,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         "Confined CPython: no network, no other programs, files only in the current folder. The value of a last "
         "expression is shown; `await` works at the top level."
     )
+    supports_await = True
     takes_text = True
     calls_hook = True
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import core_schema
 
 from rlm_dspy.text import ShortRepr
@@ -165,30 +166,54 @@ def _holds_text(value: Any, depth: int) -> bool:
     return isinstance(value, Text) or (depth > 0 and any(_holds_text(item, depth - 1) for item in items))
 
 
-def describe(name: str, value: Any) -> str:
-    """Return one line (more for a long text) that tells the model what a variable is.
+class Variable(BaseModel):
+    """A variable of the REPL, as the model is told of it. `str` gives the line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    type: str
+    value: str
+    """The value if it is short; else its size, its beginning and its end."""
+    long: bool = False
+    """Whether it is a text of which only the ends are shown."""
+    media: bool = False
+    """Whether the REPL has only the name of it."""
+    note: str = ""
+    """The field's description and constraints."""
+
+    def __str__(self) -> str:
+        use = f"; give it to sub-calls, llm_query(prompt, {self.name}), SUBMIT" if self.media else ""
+        hides = f"hides Python's {self.name}; builtins.{self.name} has it" if hasattr(builtins, self.name) else ""
+        note = "; ".join(filter(None, (self.note, hides)))
+        return f"{self.name}: {self.type}, {self.value}{use}{f'  # {note}' if note else ''}"
+
+
+def describe(name: str, value: Any, note: str = "") -> Variable:
+    """Return what the model is told of a variable.
 
     Short values are shown whole; of long ones the type, the size, the beginning and the end.
 
     Args:
         name: The variable's name in the REPL.
         value: Its value.
+        note: What else to say of it.
     """
     if isinstance(value, Text) and value.path and value.path.stat().st_size > _READ_WHOLE_BYTES:
-        return f"{name}: str, {_large_file(value.path)}"
+        return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
     value = plain(value)
     if isinstance(value, dspy.SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
-        return f"{name}: {type(value).__name__}{setup}, {value.rlm_preview()}"
+        return Variable(name=name, type=f"{type(value).__name__}{setup}", value=value.rlm_preview(), note=note)
     if isinstance(value, str) and not isinstance(value, enum.Enum):
-        return f"{name}: str, {_sized(value)}"
+        is_long = len(value) > _WHOLE_CHARS
+        return Variable(name=name, type="str", value=_sized(value), long=is_long, note=note)
     if isinstance(value, MEDIA):
-        told = f"{type(value).__name__}, {about(value)}"
-        return f"{name}: {told}; give it to sub-calls, llm_query(prompt, {name}), SUBMIT"
+        return Variable(name=name, type=type(value).__name__, value=about(value), media=True, note=note)
     sized = isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(value, "_fields")
-    size = f", {len(value):,} items" if sized and not isinstance(value, Record) else ""
+    size = f"{len(value):,} items, " if sized and not isinstance(value, Record) else ""
     kind = value.name if isinstance(value, Record | Row) else type(value).__name__
-    return f"{name}: {kind}{size}, {_cut(_readable(value))}"
+    return Variable(name=name, type=kind, value=f"{size}{_cut(_readable(value))}", note=note)
 
 
 def about(media: Any) -> str:

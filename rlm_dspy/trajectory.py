@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.text import clip
@@ -190,6 +190,10 @@ class Trajectory(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     steps: tuple[Step, ...] = ()
+
+    @field_serializer("steps")
+    def _without_defaults(self, steps: tuple[Step, ...]) -> list[dict[str, Any]]:
+        return [step.model_dump(mode="json", exclude_defaults=True) for step in steps]
 
     def add(self, step: Step) -> Trajectory:
         """Return this trajectory with `step` behind it, without what the model is not shown of it."""

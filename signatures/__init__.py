@@ -1,6 +1,17 @@
 """What the loop predicts: `Act` (one turn), `Query` (one free prompt), and the policies saved of them."""
 
 from rlm_dspy.signatures.act import Act, Query
+from rlm_dspy.signatures.environment import Environment, Output
 from rlm_dspy.signatures.policy import load_policy, policy_for, read_policy, shipped_policies, write_policy
 
-__all__ = ["Act", "Query", "load_policy", "policy_for", "read_policy", "shipped_policies", "write_policy"]
+__all__ = [
+    "Act",
+    "Environment",
+    "Output",
+    "Query",
+    "load_policy",
+    "policy_for",
+    "read_policy",
+    "shipped_policies",
+    "write_policy",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dspy
 
+from rlm_dspy.signatures.environment import Environment
 from rlm_dspy.trajectory import Trajectory
 
 
@@ -16,7 +17,7 @@ class Act(dspy.Signature):
     turn. Check what you found against the data before you submit it.
     """
 
-    environment: str = dspy.InputField(desc="the task, the variables and the functions of this REPL")
+    environment: Environment = dspy.InputField(desc="the task, the variables and the functions of this REPL")
     trajectory: Trajectory = dspy.InputField(desc="the turns so far: what was run and what came out")
     reasoning: str = dspy.OutputField(desc="one or two sentences: what is known, what this block does")
     code: str = dspy.OutputField(desc="Python to run now")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy.signatures.environment import Environment
 from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Trajectory
 
@@ -20,7 +21,7 @@ _SHIPPED = Path(__file__).parent / "policies"
 POLICY_VERSION = 1
 _LEARNED = ("signature", "demos", "traces", "train")
 """What a policy is. DSPy sets anything else that a state holds as an attribute of the predictor."""
-_TEXTS = ("environment", "reasoning", "code")
+_TEXTS = ("reasoning", "code")
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,11 +69,12 @@ def _wrong_with(act: Any) -> str:
     for number, demo in enumerate(demos):
         if named := [name for name in _TEXTS if not isinstance(demo.get(name, ""), str)]:
             return f"{named[0]} of demo {number} is no text"
-        try:
-            if not isinstance(told := demo.get("trajectory", ""), str):
-                Trajectory.model_validate(told)
-        except ValueError:
-            return f"the trajectory of demo {number} cannot be read"
+        for name, kind in (("environment", Environment), ("trajectory", Trajectory)):
+            try:
+                if not isinstance(told := demo.get(name, ""), str):
+                    kind.model_validate(told)
+            except ValueError:
+                return f"the {name} of demo {number} cannot be read"
     return ""
 
 

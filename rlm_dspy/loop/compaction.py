@@ -173,10 +173,9 @@ def _shorten_base(run: Run, room: int) -> None:
     run.leave_out_demos()
     over = run.message_chars(Trajectory()) - room
     if over > 0:
-        parts = run.environment.split("\n\n")
-        seams = 2 * (len(parts) - 1)
-        least = min(len(run.environment), _LEAST_ENVIRONMENT_CHARS)
-        run.environment = "\n\n".join(fitted(parts, max(least, len(run.environment) - over) - seams))
+        chars = len(str(run.environment))
+        least = min(chars, _LEAST_ENVIRONMENT_CHARS)
+        run.environment = run.environment.shortened(max(least, chars - over))
         run.show(list(run.trajectory.steps))
 
 

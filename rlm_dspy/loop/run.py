@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -30,14 +29,14 @@ from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.registry import Callees, for_repl
-from rlm_dspy.text import fitted, sendable
+from rlm_dspy.text import fitted
 from rlm_dspy.trajectory import Trajectory, without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rlm_dspy.budget.metering import Meter
-    from rlm_dspy.limits import Limits
+    from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Program
     from rlm_dspy.trajectory import Step
     from rlm_dspy.usage import RunUsage
@@ -105,14 +104,14 @@ class Run:
             factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known, self.tree.media
         )
 
-        def environment(runtime: str, limits: Limits) -> str:
-            calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits="await" in runtime)
-            return sendable(write_environment(rlm.signature, inputs, rlm.tools, limits, runtime, calls))
+        def environment(of: Any) -> Environment:
+            awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
+            calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
+            runtime = execution_instructions(of)
+            return write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
 
         self._environment = environment
-        self._runtime = execution_instructions(factory)
-        self.environment = environment(self._runtime, rlm.limits)
-        self._limits_told = rlm.limits
+        self.environment = environment(factory)
         self.act = rlm.act
         own = rlm.act.lm or dspy.settings.lm
         is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, and not an RLM of its own
@@ -127,8 +126,7 @@ class Run:
         if rlm.sub_lm is not None:
             check_price(rlm.sub_lm, rlm.limits)
         if self.budget.limit:  # the first turn is the last, and must be told so
-            self._limits_told = replace(rlm.limits, max_iters=1)
-            self.environment = environment(self._runtime, self._limits_told)
+            self.environment = self.environment.model_copy(update={"turns": 1})
 
     def open(self) -> None:
         """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.
@@ -138,9 +136,9 @@ class Run:
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
         self.repl.open()
-        runtime = self._runtime or self.repl.execution_instructions
-        if runtime != self._runtime:
-            self.environment = self._environment(runtime, self._limits_told)
+        if not self.environment.runtime:
+            told = self._environment(self.repl.interpreter)
+            self.environment = told.model_copy(update={"turns": self.environment.turns})
 
     def context_tokens(self) -> float:
         """Return about how many tokens the next turn's messages have, from those that were reported last."""
@@ -279,8 +277,8 @@ class Run:
 
     def transcript(self, chars: float) -> str:
         """Return the session as text of at most about so many characters: the environment, then the steps."""
-        most = int(min(chars, len(self.environment) + TRANSCRIPT_CHARS))
-        environment = fitted(self.environment.split("\n\n"), max(most - TRANSCRIPT_CHARS, most // 3))
+        most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
+        environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
         steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
         room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
         return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))

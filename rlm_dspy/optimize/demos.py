@@ -54,12 +54,12 @@ def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environme
     steps = tuple(_short(run.steps[at], upto - at - 1, output_chars) for at, upto in zip(kept, after, strict=True))
     example = dspy.Example(
         augmented=True,
-        environment=cut(run.environment, environment_chars),
+        environment=run.environment.shortened(environment_chars),
         trajectory=Trajectory(steps=steps),
         reasoning=cut(run.reasoning, _REASONING_CHARS),
         code=run.code,
     )
-    shown = [example.environment, example.reasoning, example.code]
+    shown = [str(example.environment), example.reasoning, example.code]
     chars = sum(map(len, shown)) + sum(len(s.reasoning) + len(s.code) + len(s.observation) for s in steps)
     return Demo(example, score, chars, recovered=failed is not None, nested=run.nested)
 

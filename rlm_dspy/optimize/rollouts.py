@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from pydantic import BaseModel
 
 from rlm_dspy.inputs import plain
 from rlm_dspy.json_values import JsonLines, json_objects, jsonable
 from rlm_dspy.optimize.demos import Demo
+from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -107,12 +109,13 @@ def digest(*parts: Any) -> str:
 
 
 def _dumped(demo: Demo) -> dict[str, Any]:
-    fields = jsonable(dict(demo.example.items()))
-    return {**vars(demo), "example": fields}
+    fields = {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in demo.example.items()}
+    return {**vars(demo), "example": jsonable(fields)}
 
 
 def _loaded(kept: dict[str, Any]) -> Demo:
     fields = kept["example"]
     if "trajectory" in fields:
+        fields["environment"] = Environment.model_validate(fields["environment"])
         fields["trajectory"] = Trajectory.model_validate(fields["trajectory"])
     return Demo(**{**kept, "example": dspy.Example(**fields)})

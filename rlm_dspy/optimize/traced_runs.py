@@ -7,10 +7,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.prompt.demo_renaming import environment_of
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rlm_dspy.signatures import Environment
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class TracedRun:
     """
 
     predictor: Act
-    environment: str
+    environment: Environment
     steps: tuple[Step, ...]
     reasoning: str
     code: str
@@ -50,11 +53,11 @@ class TracedRun:
 class _Open:
     """A run of which more turns may follow in the trace."""
 
-    last: tuple[Any, str, tuple[Step, ...], Any]
+    last: tuple[Any, Environment, tuple[Step, ...], Any]
     first_at: int
     last_at: int
 
-    def continues_with(self, predictor: Any, environment: str, steps: tuple[Step, ...]) -> bool:
+    def continues_with(self, predictor: Any, environment: Environment, steps: tuple[Step, ...]) -> bool:
         """Whether a call is a later turn of this run: it was shown what this run's last call wrote."""
         mine, task, before, wrote = self.last
         if predictor is not mine or environment != task or len(steps) <= len(before):
@@ -73,7 +76,7 @@ def traced_runs(trace: Iterable[tuple[Any, dict[str, Any], Any]]) -> list[Traced
     for at, (predictor, inputs, outputs) in enumerate(trace):
         if not isinstance(predictor, Act) or "code" not in outputs:  # a captured failure has no fields
             continue
-        environment, steps = inputs["environment"], steps_of(inputs["trajectory"])
+        environment, steps = environment_of(inputs["environment"]), steps_of(inputs["trajectory"])
         ongoing = [run for run in runs if run.continues_with(predictor, environment, steps)]
         call = (predictor, environment, steps, outputs)
         if steps and ongoing:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.inputs import Text
-from rlm_dspy.prompt.demo_renaming import retold, under
+from rlm_dspy.prompt.demo_renaming import environment_of, renamed, under
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rlm_dspy.signatures import Environment
 
 Message = dict[str, str]
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
@@ -27,7 +29,7 @@ class ReplAdapter(dspy.Adapter):
     System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
     (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
-    prompt cache hits. A demo of a task with other names for its fields is told in this one's (`retold`). A demo
+    prompt cache hits. A demo of a task with other names for its fields is told in this one's (`renamed`). A demo
     that is a labeled example (the task's inputs and right outputs, no turns) is a line behind the instructions.
 
     Args:
@@ -48,15 +50,17 @@ class ReplAdapter(dspy.Adapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        here = inputs["environment"]
-        shown = [retold(demo, here) for demo in self._longest_of_each_run(demos)]
-        shown = [{**demo, "environment": under(demo["environment"], here)} for demo in shown]
-        said_once, environment = _shared(inputs["environment"], [demo["environment"] for demo in shown])
+        here = environment_of(inputs["environment"])
+        shown = [renamed(demo, here) for demo in self._longest_of_each_run(demos)]
+        environments = [under(environment_of(demo["environment"]), here).parts for demo in shown]
+        *before, ask = here.parts
+        said_once = [part for part in before if environments and all(part in other for other in environments)]
         system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
         messages = [{"role": "system", "content": "\n\n".join(part for part in system if part)}]
-        for demo in shown:
-            messages += self._conversation(_without(said_once, demo["environment"]), demo["trajectory"])
+        for demo, parts in zip(shown, environments, strict=True):
+            messages += self._conversation(_without(said_once, parts), demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
+        environment = _without(said_once, [*before, ask])
         if hint := _advice_of_refine(signature):
             environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
         return messages + _conversation(environment, _steps(inputs["trajectory"]))
@@ -93,7 +97,7 @@ class ReplAdapter(dspy.Adapter):
             for demo in demos
             if demo.get("environment") and demo.get("code") and _is_trajectory(demo.get("trajectory", ""))
         ]
-        written = [(demo["environment"], _written(demo)) for demo in complete]
+        written = [(environment_of(demo["environment"]), _written(demo)) for demo in complete]
         return [
             demo
             for demo, (environment, codes) in zip(complete, written, strict=True)
@@ -129,7 +133,7 @@ class Act(dspy.Predict):
 
 
 def messages_of(
-    act: dspy.Predict, environment: str, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
+    act: dspy.Predict, environment: Environment, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
 ) -> list[Message]:
     """Return the messages of a turn, with the predictor's own demos or with others.
 
@@ -198,19 +202,9 @@ def _steps(trajectory: Any) -> list[Step]:
     return list(trajectory.steps)
 
 
-def _shared(environment: str, others: list[str]) -> tuple[list[str], str]:
-    """Return the paragraphs of an environment that all the others have too, and the environment without them.
-
-    The last one stays: it asks for the first block, and so tells an environment from an output.
-    """
-    parts = [set(other.split("\n\n")) for other in others]
-    paragraphs = environment.split("\n\n")[:-1]
-    shared = [part for part in paragraphs if parts and all(part in other for other in parts)]
-    return shared, _without(shared, environment)
-
-
-def _without(paragraphs: list[str], environment: str) -> str:
-    return "\n\n".join(part for part in environment.split("\n\n") if part not in paragraphs)
+def _without(said_once: list[str], parts: list[str]) -> str:
+    """Return the parts of an environment that are not said elsewhere, as text."""
+    return "\n\n".join(part for part in parts if part not in said_once)
 
 
 def _is_labeled(demo: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Demos told in the names of another task, so that what was learned on one signature helps on others."""
+"""Rename a demo's fields to match another task, so that what was learned on one signature helps on others."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import tokenize
 from dataclasses import dataclass
 from typing import Any
 
+from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Trajectory
 
 _Kind = tuple[str, bool]
-_VARIABLES, _ANSWER = "Variables:", "When you know the answer"
-_OF_THE_RUN = ("Functions:", "Runtime:")
-_FIELDS = {
-    _VARIABLES: re.compile(r"(?m)^- (?P<name>\w+): (?P<kind>[^,\n]+)(?P<long>, [\d,]+ (?:characters|bytes)\b)?"),
-    _ANSWER: re.compile(r"(?m)^- (?P<name>\w+): (?P<kind>.+?)(?P<long>)(?:  #|$)"),
-}
+"""A field's type, and whether it is a long text."""
 _IN_BRACES = re.compile(r"\{[^{}]*\}")
+_QUOTED_NAME = re.compile(r"(?<=`)\w+(?=`)")
 
 
 @dataclass(frozen=True)
 class _Names:
-    """What is called otherwise: inputs, which are variables, and outputs, which `SUBMIT` takes."""
+    """New names by old ones: of inputs, which are variables, and of outputs, which `SUBMIT` takes."""
 
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -32,7 +29,12 @@ class _Names:
         return any(old != new for old, new in (self.inputs | self.outputs).items())
 
 
-def retold(demo: dict[str, Any], environment: str) -> dict[str, Any]:
+def environment_of(value: Any) -> Environment:
+    """Return the environment of a demo or a call, also of one that is plain data, as loaded ones are."""
+    return value if isinstance(value, Environment) else Environment.model_validate(value)
+
+
+def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
     """Return a demo of `act` in the names of the task whose environment is given.
 
     Its inputs are matched by name, else by type, long texts with long ones if there are, in order; its outputs
@@ -41,24 +43,25 @@ def retold(demo: dict[str, Any], environment: str) -> dict[str, Any]:
 
     Args:
         demo: `environment`, `trajectory`, `reasoning`, `code`.
-        environment: Of the run that the demo is shown in (`environment.write_environment`).
+        here: The environment of the run that the demo is shown in.
     """
-    names = _names(str(demo["environment"]), environment)
+    environment = environment_of(demo["environment"])
+    names = _names(environment, here)
     if not names:
         return demo
     try:
         trajectory = Trajectory.model_validate(demo.get("trajectory") or {})
         steps = tuple(
-            step.model_copy(update={"code": _code_retold(step.code, names)}) for step in trajectory.steps
+            step.model_copy(update={"code": _code_renamed(step.code, names)}) for step in trajectory.steps
         )
-        code = _code_retold(str(demo.get("code") or ""), names)
+        code = _code_renamed(str(demo.get("code") or ""), names)
     except (ValueError, SyntaxError, tokenize.TokenError):  # no Python, or a name that is taken
         return demo
-    told = _environment_retold(str(demo["environment"]), names)
+    told = _environment_renamed(environment, names)
     return {**demo, "environment": told, "trajectory": Trajectory(steps=steps), "code": code}
 
 
-def under(environment: str, here: str) -> str:
+def under(environment: Environment, here: Environment) -> Environment:
     """Return a demo's environment with the functions and the runtime of the run that it is shown in.
 
     They are what the demo would be told there, and stand once in the system message then, as what all share.
@@ -67,25 +70,15 @@ def under(environment: str, here: str) -> str:
         environment: Of the demo.
         here: Of the run.
     """
-    own = {start: next((p for p in here.split("\n\n") if p.startswith(start)), "") for start in _OF_THE_RUN}
-    parts = environment.split("\n\n")
-    kept = [part for part in parts[:-1] if not part.startswith(_OF_THE_RUN)]
-    return "\n\n".join([*kept, *filter(None, own.values()), parts[-1]])
+    return environment.model_copy(update={"functions": here.functions, "runtime": here.runtime})
 
 
-def _names(demo: str, run: str) -> _Names:
-    parts = {start: (_fields(demo, start), _fields(run, start)) for start in (_VARIABLES, _ANSWER)}
-    matched = {start: _matched(old, new) for start, (old, new) in parts.items()}
-    old_outputs, new_outputs = parts[_ANSWER]
-    if not all(matched.values()) or len(old_outputs) != len(new_outputs):
+def _names(demo: Environment, run: Environment) -> _Names:
+    inputs = _matched(*({v.name: (v.type, v.long) for v in each.variables} for each in (demo, run)))
+    outputs = _matched(*({o.name: (o.type, False) for o in each.outputs} for each in (demo, run)))
+    if not inputs or not outputs or len(demo.outputs) != len(run.outputs):
         return _Names({}, {})
-    return _Names(matched[_VARIABLES], matched[_ANSWER])
-
-
-def _fields(environment: str, start: str) -> dict[str, _Kind]:
-    """Return by name the type of each field that a paragraph lists, and whether it is a long text."""
-    paragraph = next((part for part in environment.split("\n\n") if part.startswith(start)), "")
-    return {found["name"]: (found["kind"], bool(found["long"])) for found in _FIELDS[start].finditer(paragraph)}
+    return _Names(inputs, outputs)
 
 
 def _matched(old: dict[str, _Kind], new: dict[str, _Kind]) -> dict[str, str]:
@@ -100,29 +93,21 @@ def _matched(old: dict[str, _Kind], new: dict[str, _Kind]) -> dict[str, str]:
     return names
 
 
-def _environment_retold(environment: str, names: _Names) -> str:
-    places = {
-        "Task:": (names.inputs | names.outputs, r"(?<=`){}(?=`)"),
-        _VARIABLES: (names.inputs, r"(?m)(?<=^- ){}(?=: )"),
-        _ANSWER: (names.outputs, r"(?m)(?<=^- ){}(?=: )|\b{}(?==\.\.\.)"),
-    }
-
-    def told(part: str) -> str:
-        place = next((place for start, place in places.items() if part.startswith(start)), None)
-        return _replaced(part, *place) if place else part
-
-    return "\n\n".join(map(told, environment.split("\n\n")))
-
-
-def _replaced(text: str, names: dict[str, str], where: str) -> str:
-    """Replace all names at once, each where the pattern with it in braces finds it."""
-    if not names:
-        return text
-    any_name = "(?:" + "|".join(map(re.escape, names)) + ")"
-    return re.sub(where.replace("{}", any_name), lambda found: names[found[0]], text)
+def _environment_renamed(environment: Environment, names: _Names) -> Environment:
+    """Return an environment with its fields renamed, also where its task quotes their names in backticks."""
+    all_names = names.inputs | names.outputs
+    variables = (v.model_copy(update={"name": names.inputs[v.name]}) for v in environment.variables)
+    outputs = (o.model_copy(update={"name": names.outputs[o.name]}) for o in environment.outputs)
+    return environment.model_copy(
+        update={
+            "task": _QUOTED_NAME.sub(lambda found: all_names.get(found[0], found[0]), environment.task),
+            "variables": tuple(variables),
+            "outputs": tuple(outputs),
+        }
+    )
 
 
-def _code_retold(code: str, names: _Names) -> str:
+def _code_renamed(code: str, names: _Names) -> str:
     """Return code with the variables and the arguments of `SUBMIT` renamed, in f-strings too.
 
     Raises:
@@ -152,13 +137,16 @@ def _code_retold(code: str, names: _Names) -> str:
             if token.string in known:
                 edits.append((token.start, token.end, known[token.string]))
         elif token.type == tokenize.STRING and "f" in token.string.partition(token.string[-1])[0].lower():
-            edits.append((token.start, token.end, _f_string_retold(token.string, names.inputs)))
+            edits.append((token.start, token.end, _f_string_renamed(token.string, names.inputs)))
     for (row, start), (last_row, end), new in reversed(edits):
         head, tail = lines[row - 1][:start], lines[last_row - 1][end:]
         lines[row - 1 : last_row] = [head + new + tail]
     return "".join(lines)
 
 
-def _f_string_retold(text: str, names: dict[str, str]) -> str:
+def _f_string_renamed(text: str, names: dict[str, str]) -> str:
     """Return an f-string, one token before Python 3.12, with the variables in its braces renamed."""
-    return _IN_BRACES.sub(lambda found: _replaced(found[0], names, r"(?<![\w.'\"]){}(?![\w'\"])"), text)
+    if not names:
+        return text
+    any_name = re.compile(rf"(?<![\w.'\"])(?:{'|'.join(map(re.escape, names))})(?![\w'\"])")
+    return _IN_BRACES.sub(lambda found: any_name.sub(lambda name: names[name[0]], found[0]), text)

@@ -5,13 +5,14 @@ All that the protocol needs stands here and not in the instructions, which an op
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.inputs import describe
 from rlm_dspy.repl.type_names import constraints_of, shown_signature, type_name
+from rlm_dspy.signatures import Environment, Output
+from rlm_dspy.text import mended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +31,8 @@ def write_environment(
     limits: Limits,
     runtime: str,
     calls: Sequence[str] = (),
-) -> str:
-    """Return the text that `act` reads as its field `environment`.
+) -> Environment:
+    """Return what `act` reads as its field `environment`.
 
     Args:
         signature: The user's `dspy.Signature` class.
@@ -41,41 +42,24 @@ def write_environment(
         runtime: What the interpreter says of itself; may be empty.
         calls: Lines about the functions that call models; see `write_calls`.
     """
-    number = limits.max_iters
-    turns = f"There are {number} turns." if number > 1 else "This is the last turn: call SUBMIT in it."
-    sections = [
-        f"Task: {signature.instructions.strip()}",
-        _variables(signature, inputs),
-        _answer(signature),
-        _functions(tools, limits, calls),
-        f"Runtime: {runtime}" if runtime else "",
-        f"Write one ```python block a turn. {turns}",
-    ]
-    return "\n\n".join(section for section in sections if section)
-
-
-def _variables(signature: Any, inputs: dict[str, Any]) -> str:
-    lines = ["Variables:"]
-    for name, value in inputs.items():
-        hides = f"hides Python's {name}; builtins.{name} has it" if hasattr(builtins, name) else ""
-        note = "; ".join(filter(None, (_description(name, signature.input_fields[name]), hides)))
-        lines.append(f"- {describe(name, value)}{f'  # {note}' if note else ''}")
-    return "\n".join(lines)
-
-
-def _answer(signature: Any) -> str:
-    call = f"SUBMIT({', '.join(f'{name}=...' for name in signature.output_fields)})"
-    lines = [f"When you know the answer, end with {call}:"]
-    for name, field in signature.output_fields.items():
-        note = _description(name, field)
-        lines.append(f"- {name}: {type_name(field.annotation)}{f'  # {note}' if note else ''}")
-    return "\n".join(lines)
+    fields = signature.input_fields
+    outputs = (
+        Output(name=name, type=type_name(field.annotation), note=_description(name, field))
+        for name, field in signature.output_fields.items()
+    )
+    environment = Environment(
+        task=signature.instructions.strip(),
+        variables=tuple(describe(name, value, _description(name, fields[name])) for name, value in inputs.items()),
+        outputs=tuple(outputs),
+        functions=_functions(tools, limits, calls),
+        runtime=runtime,
+        turns=limits.max_iters,
+    )
+    return Environment.model_validate(mended(environment.model_dump()))
 
 
 def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]) -> str:
-    lines = ["Functions:"]
-    if limits.max_llm_calls:
-        lines += [*calls, f"  ({limits.max_llm_calls} model calls in all)"]
+    lines = [*calls, f"  ({limits.max_llm_calls} model calls in all)"] if limits.max_llm_calls else []
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")

@@ -76,9 +76,9 @@ class Repl:
         self._kept: dict[str, Any] = {}
 
     @property
-    def execution_instructions(self) -> str:
-        """What the interpreter says of itself to the model."""
-        return execution_instructions(self._interpreter)
+    def interpreter(self) -> dspy.CodeInterpreter | None:
+        """The interpreter that runs the code now; None before `open` and after `close`."""
+        return self._interpreter
 
     def open(self) -> None:
         """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.

@@ -83,8 +83,8 @@ class Payloads:
             return value
         if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
             return self._secrets.hide(sendable(value))
-        told = describe(name, value).removeprefix(f"{name}: ")
-        return self.text(told, 1_000)
+        told = describe(name, value)
+        return self.text(f"{told.type}, {told.value}", 1_000)
 
 
 class _Writer:

@@ -166,7 +166,7 @@ def _run(payloads: Payloads, event: RunEvent) -> Told:
 def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]:
     steps = len(inputs["trajectory"])
     if not steps:
-        return {"environment": fenced(payloads.text(inputs["environment"], MESSAGE_CHARS), "text")}
+        return {"environment": fenced(payloads.text(str(inputs["environment"]), MESSAGE_CHARS), "text")}
     return {"environment": "as in turn 1", "trajectory": f"the {steps} turns before" if steps > 1 else "turn 1"}
 
 

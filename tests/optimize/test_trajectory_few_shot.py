@@ -15,6 +15,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot
 from rlm_dspy.optimize.demos import Demo, choose, from_run
 from rlm_dspy.optimize.traced_runs import TracedRun, traced_runs
+from rlm_dspy.signatures import Environment
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Step, Trajectory
@@ -251,7 +252,7 @@ def step(kind: Any = "output", code: str = "c") -> Step:
 )
 def test_a_run_recovered_where_a_failed_turn_is_followed_by_a_good_one(kinds: list[str], at: int | None) -> None:
     """The last turn, which submitted, is a good one."""
-    run = TracedRun(RLM(ASK).act, "e", tuple(step(kind) for kind in kinds), "", "SUBMIT()")
+    run = TracedRun(RLM(ASK).act, Environment(text="e"), tuple(step(kind) for kind in kinds), "", "SUBMIT()")
     assert run.recovered_at == at
 
 
@@ -273,7 +274,7 @@ def test_children_are_runs_of_their_own_inside_their_parents() -> None:
         call(act, "root", [], "a"),
     ]
     runs = traced_runs(trace)
-    assert [(run.environment, run.code, run.nested) for run in runs] == [
+    assert [(run.environment.text, run.code, run.nested) for run in runs] == [
         ("root", "d", False),
         ("child", "c", True),
         ("root", "a", False),
@@ -357,11 +358,13 @@ def test_a_cut_text_is_within_its_length(text: str, chars: int) -> None:
 @given(st.lists(st.sampled_from(["output", "error", "refused", "no_code"]), max_size=12))
 def test_a_demo_of_any_run_is_short_and_ends_like_the_run(kinds: list[Any]) -> None:
     """At most four turns before the last."""
-    run = TracedRun(RLM(ASK).act, "e" * 5_000, tuple(step(kind) for kind in kinds), "r", "SUBMIT(answer=1)")
+    run = TracedRun(
+        RLM(ASK).act, Environment(text="e" * 5_000), tuple(step(kind) for kind in kinds), "r", "SUBMIT(answer=1)"
+    )
     made = from_run(run, 1.0)
     assert len(made.example.trajectory.steps) <= 4
     assert made.example.code == "SUBMIT(answer=1)"
-    assert len(made.example.environment) <= 4_000
+    assert len(str(made.example.environment)) <= 4_000
 
 
 def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Text, signatures
 from rlm_dspy.prompt.adapter import Act, ReplAdapter
+from rlm_dspy.signatures import Environment
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import Step, Trajectory
 from tests.playing import block, fields
@@ -109,13 +110,13 @@ def test_a_demo_is_a_short_worked_conversation() -> None:
 
 def test_what_the_run_and_all_demos_say_alike_stands_once_in_the_system_message() -> None:
     """A demo looks like the run that follows it; the last paragraph, which asks for a block, stays with each."""
-    shared = "Functions:\n- SHOW_VARS()"
-    ask = "Write a block."
-    demos = [demo(1, environment=f"Task: {n}.\n\n{shared}\n\nHere alone {n}.\n\n{ask}") for n in range(2)]
-    inputs = {"environment": f"Task: now.\n\n{shared}\n\n{ask}", "trajectory": Trajectory()}
-    system, *rest = ReplAdapter().format(signatures.Act, demos, inputs)
-    assert system["content"] == f"{signatures.Act.instructions}\n\n{shared}"
-    assert rest[0]["content"] == f"Task: 0.\n\nHere alone 0.\n\n{ask}"
+    functions, ask = "Functions:\n- SHOW_VARS()", "Write one ```python block a turn. There are 2 turns."
+    here = Environment(task="now.\n\nAs ever.", functions="- SHOW_VARS()", turns=2)
+    demos = [demo(1, environment=here.model_copy(update={"task": f"{n}.\n\nAs ever."})) for n in range(2)]
+    system, *rest = ReplAdapter().format(signatures.Act, demos, {"environment": here, "trajectory": Trajectory()})
+    alike = "As ever.\n\nVariables:\n\nWhen you know the answer, end with SUBMIT():"
+    assert system["content"] == f"{signatures.Act.instructions}\n\n{alike}\n\n{functions}"
+    assert rest[0]["content"] == f"Task: 0.\n\n{ask}"
     assert rest[-1]["content"] == f"Task: now.\n\n{ask}"
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import enum
+import json
+import pickle
 from typing import Any, Literal
 
 import dspy
 import pytest
 from pydantic import BaseModel
 
-from rlm_dspy import Limits
+from rlm_dspy import Limits, signatures
+from rlm_dspy.inputs import describe
+from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.tools import normalize_tools
+from rlm_dspy.signatures import Environment
+from rlm_dspy.trajectory import Trajectory
 
 
 class Grade(enum.Enum):
@@ -44,7 +51,8 @@ def environment(signature: Any = "question -> answer", tools: Any = (), runtime:
     signature = dspy.Signature(signature) if isinstance(signature, str) else signature
     calls = write_calls([], children=False, awaits=False)
     inputs = dict.fromkeys(signature.input_fields, "x")
-    return write_environment(signature, inputs, normalize_tools(list(tools)), Limits(**limits), runtime, calls)
+    known = normalize_tools(list(tools))
+    return str(write_environment(signature, inputs, known, Limits(**limits), runtime, calls))
 
 
 @pytest.mark.parametrize(
@@ -106,3 +114,45 @@ def test_the_functions_and_limits_are_named() -> None:
         assert part in shown
     assert "Runtime" not in shown
     assert "Runtime: confined" in environment(runtime="confined")
+
+
+def sorting(**limits: Any) -> Environment:
+    """Return the environment of a signature with a long text, a list and descriptions."""
+    inputs = {"articles": ["a " * 900, "b"], "topic": "x" * 5_000}
+    calls = write_calls([], children=True, awaits=True)
+    return write_environment(Sort, inputs, normalize_tools([join]), Limits(**limits), "confined", calls)
+
+
+def test_an_environment_is_the_same_after_it_was_saved() -> None:
+    """As a demo in the state of a predictor, as JSON, and in a pickle."""
+    act = Act(signatures.Act)
+    act.demos = [dspy.Example(environment=sorting(), trajectory=Trajectory(), reasoning="r", code="c")]
+    loaded = Act(signatures.Act)
+    loaded.load_state(json.loads(json.dumps(act.dump_state())))
+    assert Environment.model_validate(loaded.demos[0]["environment"]) == sorting()
+    assert pickle.loads(pickle.dumps(sorting())) == copy.deepcopy(sorting()) == sorting()
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
+def test_another_adapter_shows_an_environment_as_text(adapter: dspy.Adapter) -> None:
+    """As `act` shows it: with line ends, and no JSON around it."""
+    inputs = {"environment": sorting(), "trajectory": Trajectory()}
+    messages = adapter.format(signatures.Act, [], inputs)
+    assert str(sorting()) in messages[-1]["content"]
+
+
+def test_a_shortened_environment_keeps_every_name_and_type() -> None:
+    """Only long texts give way: so the model still knows what there is and how to answer."""
+    whole = sorting()
+    short = whole.shortened(900)
+    assert len(str(short)) < len(str(whole)) - 300
+    assert [(v.name, v.type) for v in short.variables] == [(v.name, v.type) for v in whole.variables]
+    assert short.outputs == whole.outputs
+    assert whole.shortened(100_000) == whole
+
+
+def test_a_variable_that_hides_a_name_of_python_says_so_under_its_own_name() -> None:
+    """Also after a demo was renamed."""
+    hiding = describe("list", [1])
+    assert str(hiding).endswith("# hides Python's list; builtins.list has it")
+    assert "hides" not in str(hiding.model_copy(update={"name": "rows"}))
