@@ -22,10 +22,10 @@ def tokens(spent: Usage) -> str:
     return f"{into:,} tokens in{f' ({cached:,} cached)' if cached else ''}, {out:,} out"
 
 
-def used(usage: Usage, took: float) -> str:
-    """Return the seconds, the tokens and the price of a usage in words; no price if none is known."""
-    cost = "" if usage.cost is None else price(usage.cost)
-    return ", ".join(part for part in (seconds(took), tokens(usage), cost) if part)
+def used(usage: Usage, took: float | None = None) -> str:
+    """Return a usage in words: the seconds that it took, the tokens, the price; what is not known is left out."""
+    told = ["" if took is None else seconds(took), tokens(usage), "" if usage.cost is None else price(usage.cost)]
+    return ", ".join(part for part in told if part)
 
 
 def spent_on(calls: Iterable[SubCall]) -> Usage:

@@ -46,7 +46,7 @@ def test_ask_writes_a_report_with_coverage_and_says_where() -> None:
     assert result.stderr.endswith("The report is in run.html.\n")
     page = Path("run.html").read_text(encoding="utf-8")
     assert "I look first." in page
-    assert "at 49 of context (79 %); not printed, not sent to a sub-model" in page
+    assert "at 49 of context (79 %); not printed, not sent to a sub-call" in page
 
 
 def test_a_saved_run_has_coverage_and_becomes_a_report_beside_it() -> None:
@@ -65,7 +65,7 @@ def test_a_report_from_a_log_has_coverage_places_and_date_as_that_of_a_saved_run
     assert invoke("ask", "How much?", "notes.txt", "--log", "run.jsonl").exit_code == 0
     assert invoke("report", "run.jsonl").exit_code == 0
     page = Path("run.html").read_text(encoding="utf-8")
-    assert "at 49 of context (79 %); not printed, not sent to a sub-model" in page
+    assert "at 49 of context (79 %); not printed, not sent to a sub-call" in page
     record = load_record("run.jsonl")
     assert record.input_chars == {"context": len(TEXT), "question": len("How much?")}
     assert record.trajectory[0].shown == (("context", 0, 40),)

@@ -81,7 +81,7 @@ def test_the_page_marks_the_lines_that_only_one_has() -> None:
 
 def test_turns_that_are_the_same_are_folded() -> None:
     page = Page(diff_html(record(), record()))
-    assert "Turn 1 and turn 1 are the same" in page.text
+    assert "Turn 1 and turn 1 are identical" in page.text
     assert not [name for name, _ in page.elements if name in {"ins", "del"}]
 
 

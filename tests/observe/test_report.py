@@ -160,7 +160,7 @@ def test_a_page_tells_what_was_asked_answered_and_used() -> None:
     ("fields", "told"),
     [
         ({"stop": "extracted"}, "No SUBMIT in 2 turns, read from the trajectory."),
-        ({"stop": "unanswered", "outputs": {}}, "There is no answer."),
+        ({"stop": "unanswered", "outputs": {}}, "No answer."),
         ({"stop": "interrupted", "outputs": {}}, "Interrupted after 2 turns."),
         ({"stop": "failed", "error": "The key is wrong.", "trajectory": []}, "after 0 turns: The key is wrong."),
         ({"usage": {"limit": "max_cost"}}, "The limit max_cost was reached"),
@@ -173,7 +173,7 @@ def test_a_page_says_why_the_run_ended(fields: dict[str, Any], told: str) -> Non
 def test_an_old_record_without_times_usage_and_coverage_has_a_page() -> None:
     old = Record(signature="a -> b", inputs={}, model="m", stop="submitted", trajectory=[Step(code="x")])
     text = Page(report_html(old)).text
-    assert "Coverage was not watched in this run." in text
+    assert "Coverage was not recorded in this run." in text
     assert "unknown" in text
 
 
@@ -187,7 +187,7 @@ def test_turns_that_a_cache_answered_used_no_tokens_at_most() -> None:
 def test_the_page_of_a_killed_run_says_why_there_is_no_coverage() -> None:
     """It is written at a run's end."""
     killed = Record(signature="a -> b", inputs={}, model="m", stop="killed", trajectory=[Step(code="x")])
-    assert "this one was killed before" in Page(report_html(killed)).text
+    assert "this run was killed" in Page(report_html(killed)).text
 
 
 def test_sub_calls_stand_under_their_turn_with_what_went_in_and_came_out() -> None:
@@ -199,8 +199,8 @@ def test_sub_calls_stand_under_their_turn_with_what_went_in_and_came_out() -> No
     )
     page = Page(report_html(record(trajectory=[Step(code="go()", calls=calls)])))
     for told in (
-        *("2 calls of llm_query together", "1 failed", "prompt 1", "reply 1", "RateLimitError: slow down"),
-        *("claims: prompt 3", "answered before", "dspy.Predict('a -> b')", "asked 3 times"),
+        *("2 calls of llm_query at once", "1 failed", "prompt 1", "reply 1", "RateLimitError: slow down"),
+        *("claims: prompt 3", "reused", "dspy.Predict('a -> b')", "3 attempts"),
     ):
         assert told in page.text
     assert not any("open" in attributes for name, attributes in page.elements if name == "details")
@@ -223,7 +223,7 @@ def test_a_child_is_shown_with_its_own_turns_inside_the_call() -> None:
     inner = Step(reasoning="The child looks.", code="y", output="z", calls=(call(9),))
     child = call(1, name="rlm", kind="child", stop="submitted", steps=(inner, inner))
     page = Page(report_html(record(trajectory=[Step(code="go()", calls=(child,))])))
-    assert "What the child did: 2 turns, ended as submitted" in page.text
+    assert "child run: 2 turns, submitted" in page.text
     assert page.text.count("The child looks.") == 2
     assert "prompt 9" in page.text
     assert len(page.ids()) == len(set(page.ids())) == 3
@@ -233,14 +233,14 @@ def test_children_of_children_of_any_depth_do_not_break_the_page() -> None:
     steps: tuple[Step, ...] = ()
     for number in range(30):
         steps = (Step(code=f"level{number}", calls=(call(number, kind="child", steps=steps),)),)
-    assert "are in the record" in Page(report_html(record(trajectory=list(steps)))).text
+    assert "of this child run are in the record only" in Page(report_html(record(trajectory=list(steps)))).text
 
 
 def test_calls_in_a_loop_are_one_group() -> None:
     calls = tuple(call(n, batch=n) for n in range(1, 101))
     page = Page(report_html(record(trajectory=[Step(code="go()", calls=calls)])))
-    assert "100 calls of llm_query one after another" in page.text
-    assert "the other 80, in a line each" in page.text
+    assert "100 calls of llm_query one by one" in page.text
+    assert "80 more, one line each" in page.text
 
 
 def test_links_lead_to_turns_that_are_there() -> None:
@@ -272,7 +272,7 @@ def covered() -> Record:
 def test_coverage_is_told_in_percent_and_drawn_as_strips() -> None:
     page = Page(report_html(covered()))
     assert "read100 %printed22 %sent10 %" in page.text.replace("\n", "")
-    assert "table is left out: a DataFrame without text." in page.text
+    assert "table is not covered: a DataFrame without text." in page.text
     drawn = {str(attributes["class"]): attributes["d"] for name, attributes in page.elements if name == "path"}
     assert drawn["read"] == "M0 5H1000v20H0z"
     assert drawn["shown"] == "M0 35H25v20H0zM400 35H600v20H400z"
@@ -282,8 +282,8 @@ def test_coverage_is_told_in_percent_and_drawn_as_strips() -> None:
 def test_the_place_of_the_answer_is_marked_and_quoted_with_the_turns_that_saw_it() -> None:
     page = Page(report_html(covered()))
     assert "… rung by Ada at noon …" in page.text
-    assert "at 500 of context (50 %); printed in turn 1, sent to a sub-model in turn 2" in page.text
-    assert "names: stands nowhere in the inputs word for word." in page.text
+    assert "at 500 of context (50 %); printed in turn 1, sent to a sub-call in turn 2" in page.text
+    assert "names does not appear verbatim in the inputs." in page.text
     marks = [
         attributes["x"]
         for name, attributes in page.elements
@@ -385,7 +385,7 @@ def test_two_thousand_sub_calls_stay_small_and_none_that_failed_is_missing() -> 
     html = report_html(record(trajectory=[Step(code="go()", calls=calls)]))
     assert len(html) < 2_000_000
     assert all(f"failure {n}" in html for n in range(7, 2_000, 100))
-    assert "the other 1,980, in a line each" in html
+    assert "1,980 more, one line each" in html
 
 
 def test_a_run_of_twenty_turns_is_below_half_a_megabyte() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlm_dspy.observe.formatting import duration, spent_on
 from rlm_dspy.text import counted, one_line, price, seconds
-from rlm_dspy.trajectory import KINDS
+from rlm_dspy.trajectory import KINDS, Mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,8 +60,7 @@ class TimelineRow:
     """A turn of the timeline; the row of the last model call has no number."""
 
     number: int | None
-    label: str
-    class_: str
+    mark: Mark
     summary: str
     picture: Picture
     seconds: float
@@ -101,15 +100,14 @@ def _row(number: int, step: Step, length: float) -> TimelineRow:
     height = _TURN_HEIGHT + (1 + lanes * _LANE_HEIGHT if lanes else 0)
     label = f"turn {number} from {seconds(step.started)} on, {counted(len(step.calls), 'sub-call')}"
     picture = Picture(label, WIDTH, height, bars)
-    mark = KINDS[step.kind]
-    return TimelineRow(number, mark.label, mark.tone, one_line(first, _FIRST_LINE_CHARS), picture, step.seconds)
+    return TimelineRow(number, KINDS[step.kind], one_line(first, _FIRST_LINE_CHARS), picture, step.seconds)
 
 
 def _last_row(end: float, length: float) -> TimelineRow:
     bar = _span("act", end, length - end, WIDTH / length, 0, _TURN_HEIGHT)
-    picture = Picture("the last call", WIDTH, _TURN_HEIGHT, (bar,))
+    picture = Picture("last call", WIDTH, _TURN_HEIGHT, (bar,))
     return TimelineRow(
-        None, "last call", "warn", "The answer is read from the steps above.", picture, length - end
+        None, Mark("last call", "warn"), "The answer is extracted from the turns above.", picture, length - end
     )
 
 

@@ -1,4 +1,4 @@
-"""The part of a report on the inputs: what of them was looked at, and where the answer stands in them."""
+"""The part of a report on the inputs: which parts were read, printed and sent, and where the answer appears."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class InputView:
         name: Of the input.
         chars: Its size.
         summary: The share of each use, in words.
-        strips: One a use; none for a short input, of which the summary says enough.
-        marks: Where the answer stands in it, on the scale of the strips.
+        strips: One for each use; empty for a short input, which needs the summary only.
+        marks: Where the answer appears in it, on the scale of the strips.
         ticks: The characters at the ticks of the axis.
     """
 
@@ -56,7 +56,7 @@ class InputView:
 
 @dataclass(frozen=True)
 class PlaceView:
-    """A place of an input that says what the answer says: the words around it, and the turns that saw it."""
+    """A place in an input where the answer appears, and the turns that printed or sent it."""
 
     place: Occurrence
     where: str
@@ -64,7 +64,7 @@ class PlaceView:
 
 @dataclass(frozen=True)
 class ValueView:
-    """A value of the answer with its places; None if it has none."""
+    """A value of the answer and its places; None for a field that appears nowhere."""
 
     field: str
     value: str | None
@@ -116,7 +116,7 @@ def _path(spans: Iterable[Span], chars: int, y: int) -> str:
 
 
 def lineage(record: Record) -> tuple[ValueView, ...]:
-    """Return where the inputs say what the answer says."""
+    """Return where the values of the answer appear in the inputs."""
     return tuple(view for field, found in record.occurrences.items() for view in _values(record, field, found))
 
 
@@ -145,6 +145,6 @@ def _seen(record: Record, one: Occurrence) -> str:
     return ", ".join(
         [
             f"printed in turn {printed}" if printed else "not printed",
-            f"sent to a sub-model in turn {sent}" if sent else "not sent to a sub-model",
+            f"sent to a sub-call in turn {sent}" if sent else "not sent to a sub-call",
         ]
     )

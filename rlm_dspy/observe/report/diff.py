@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs in what was asked, what came of it, what it used, and turn by turn."""
+"""Two runs side by side: task and models, answers, usage, and turn by turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.observe.record import Record
     from rlm_dspy.observe.report.page import AnswerView
-    from rlm_dspy.trajectory import Step
+    from rlm_dspy.trajectory import Mark, Step
 
 _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -44,12 +44,11 @@ class RunView:
 
 @dataclass(frozen=True)
 class SideView:
-    """A turn of one run; its code has the lines marked that the other run has not."""
+    """A turn of one run; the lines of its code that the other run lacks are marked."""
 
     step: Step
     number: int
-    label: str
-    class_: str
+    mark: Mark
     about: str
     code: Markup
 
@@ -99,7 +98,7 @@ def _used(record: Record) -> dict[str, str]:
     calls = list(all_calls(steps))
     return {
         "turns": f"{len(steps):,}",
-        "turns that went wrong": f"{sum(step.failed for step in steps):,}",
+        "failed turns": f"{sum(step.failed for step in steps):,}",
         "sub-calls": f"{len(calls):,}",
         "failed sub-calls": f"{sum(bool(call.error) for call in calls):,}",
         "tokens in": f"{usage.input_tokens:,}",
@@ -162,8 +161,8 @@ def _two_lines(first: str, second: str) -> list[str]:
 def _turn_lines(a: Sequence[Step], b: Sequence[Step]) -> Iterator[str]:
     for i, j in aligned(a, b):
         if i is not None and j is not None:
-            told = " and ".join(f"another {name}" for name in _differing(a[i], b[j]))
-            yield f"  a {i + 1} = b {j + 1}: {told or 'the same'}"
+            told = " and ".join(_differing(a[i], b[j]))
+            yield f"  a {i + 1} = b {j + 1}: {f'different {told}' if told else 'the same'}"
         elif i is not None:
             yield f"  a {i + 1} only: {KINDS[a[i].kind].label}"
         elif j is not None:
@@ -206,8 +205,7 @@ def _side(step: Step | None, number: int | None, code: Markup) -> SideView | Non
     if step.calls:
         failed = sum(bool(call.error) for call in step.calls)
         about += f" · {counted(len(step.calls), 'sub-call')}" + (f", {failed:,} failed" if failed else "")
-    mark = KINDS[step.kind]
-    return SideView(step, number + 1, mark.label, mark.tone, about, code)
+    return SideView(step, number + 1, KINDS[step.kind], about, code)
 
 
 def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:

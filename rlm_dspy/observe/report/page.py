@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.report.charts import Plot, Timeline
     from rlm_dspy.observe.report.coverage_section import InputView, ValueView
     from rlm_dspy.observe.report.turns_section import TurnView
+    from rlm_dspy.trajectory import Mark
     from rlm_dspy.usage import Usage
 
 
@@ -29,8 +30,7 @@ class AnswerView:
     """What came of a run: its output fields with their types, and why it ended."""
 
     fields: tuple[tuple[str, str], ...]
-    class_: str
-    stop: str
+    mark: Mark
     why: str
 
 
@@ -106,8 +106,7 @@ def answer(record: Record) -> AnswerView:
         (f"{name}: {types[name]}" if types.get(name) else name, _written(value))
         for name, value in record.outputs.items()
     )
-    mark = STOPS[record.stop]
-    return AnswerView(tuple(fields), mark.tone, mark.label, why(record))
+    return AnswerView(tuple(fields), STOPS[record.stop], why(record))
 
 
 def why(record: Record) -> str:
@@ -116,7 +115,7 @@ def why(record: Record) -> str:
     error = f": {record.error}" if record.error else "."
     sentence = f"{ended[0].upper()}{ended[1:]}{error}"
     limit = record.usage.limit
-    return f"{sentence} The limit {limit} was reached, which made it end early." if limit else sentence
+    return f"{sentence} The limit {limit} was reached and ended it early." if limit else sentence
 
 
 def _headline(record: Record) -> str:
@@ -127,11 +126,11 @@ def _headline(record: Record) -> str:
 def _tiles(record: Record) -> tuple[Tile, ...]:
     usage, calls = record.usage, list(all_calls(record.trajectory))
     failed, cached = sum(bool(call.error) for call in calls), sum(call.cached for call in calls)
-    of_calls = ", ".join(f"{n:,} {what}" for n, what in ((failed, "failed"), (cached, "answered before")) if n)
+    of_calls = ", ".join(f"{n:,} {what}" for n, what in ((failed, "failed"), (cached, "reused")) if n)
     errors = sum(step.failed for step in record.trajectory)
     hits = usage.cached_input_tokens / usage.input_tokens if usage.input_tokens else 0
     return (
-        Tile("turns", f"{len(record.trajectory):,}", f"{errors:,} went wrong" if errors else ""),
+        Tile("turns", f"{len(record.trajectory):,}", f"{errors:,} failed" if errors else ""),
         Tile("sub-calls", f"{len(calls):,}", of_calls),
         Tile("tokens in", f"{usage.input_tokens:,}", f"{share(hits)} cached by the provider" if hits else ""),
         Tile("tokens out", f"{usage.output_tokens:,}"),

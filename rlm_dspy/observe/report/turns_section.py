@@ -1,4 +1,4 @@
-"""The turns of a report, and under each its tree of sub-calls, with the turns of children inside."""
+"""The turns of a report, each with its tree of sub-calls; a child's turns stand inside its call."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
-from rlm_dspy.observe.formatting import spent_on, tokens
-from rlm_dspy.text import counted, one_line, price, seconds, share
+from rlm_dspy.observe.formatting import spent_on, used
+from rlm_dspy.text import counted, one_line, seconds, share
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlm_dspy.trajectory import Span, Step, SubCall
-    from rlm_dspy.usage import Usage
+    from rlm_dspy.trajectory import Mark, Span, Step, SubCall
 
 _CALLS_SHOWN = 20
 _FAILURES_SHOWN = 50
@@ -33,17 +32,15 @@ class TurnView:
         step: The turn as it was recorded.
         number: The first is 1.
         id: Where links lead to.
-        label: How it ended, in a word.
-        class_: The class that gives it its colour.
-        about: Its time, what it used, and what it looked at.
-        groups: Its sub-calls; those that were made together are a group.
+        mark: How it ended.
+        about: Its time, its usage, and the shares of the inputs that it read, printed and sent.
+        groups: Its sub-calls; those of one batch are a group.
     """
 
     step: Step
     number: int
     id: str
-    label: str
-    class_: str
+    mark: Mark
     about: str
     groups: tuple[GroupView, ...]
 
@@ -55,8 +52,8 @@ class GroupView:
     Attributes:
         heading: How many calls, of what, and what they used.
         failed: How many failed.
-        calls: Those that are shown whole.
-        lines: The others in a line each, by their number.
+        calls: Those that are shown in full.
+        lines: The others, one line each, by their number.
         left_out: How many are not shown.
     """
 
@@ -68,7 +65,7 @@ class GroupView:
 
     @property
     def others(self) -> int:
-        """How many calls are not shown whole."""
+        """How many calls are not shown in full."""
         return len(self.lines) + self.left_out
 
 
@@ -94,7 +91,7 @@ class ChildView:
 def turns(
     steps: Sequence[Step], sizes: dict[str, int], prefix: str = "turn", depth: int = 0
 ) -> tuple[TurnView, ...]:
-    """Return the turns whole.
+    """Return the views of turns.
 
     Args:
         steps: Of the run, or of a child.
@@ -106,21 +103,17 @@ def turns(
 
 
 def _turn(number: int, step: Step, sizes: dict[str, int], id_: str, depth: int) -> TurnView:
-    about = [*_times(step), *_spent(step.spent), *_looked_at(step, sizes)]
+    about = _about(step, *_coverage(step, sizes))
     groups = (_group(calls, f"{id_}-{n}", depth) for n, calls in enumerate(_grouped(step.calls), 1))
-    mark = KINDS[step.kind]
-    return TurnView(step, number, id_, mark.label, mark.tone, " · ".join(about), tuple(groups))
+    return TurnView(step, number, id_, KINDS[step.kind], about, tuple(groups))
 
 
-def _times(part: Step | SubCall) -> list[str]:
-    return [f"at {seconds(part.started)}", f"took {seconds(part.seconds)}"]
+def _about(part: Step | SubCall, *more: str) -> str:
+    told = (f"at {seconds(part.started)}", f"took {seconds(part.seconds)}", used(part.spent), *more)
+    return " · ".join(filter(None, told))
 
 
-def _spent(spent: Usage) -> list[str]:
-    return [part for part in (tokens(spent), "" if spent.cost is None else price(spent.cost)) if part]
-
-
-def _looked_at(step: Step, sizes: dict[str, int]) -> list[str]:
+def _coverage(step: Step, sizes: dict[str, int]) -> list[str]:
     sent = [span for call in step.calls for span in call.sent]
     uses: dict[str, Sequence[Span]] = {"read": step.read, "printed": step.shown, "sent": sent}
     return [
@@ -132,7 +125,7 @@ def _looked_at(step: Step, sizes: dict[str, int]) -> list[str]:
 
 
 def _grouped(calls: Sequence[SubCall]) -> list[list[SubCall]]:
-    """Return the calls of each batch as a group, and single calls of one name in a row as one too."""
+    """Return the calls of each batch as a group; consecutive single calls of one name are a group too."""
     groups: list[list[SubCall]] = []
     for batch in (list(batch) for _, batch in groupby(calls, key=lambda call: call.batch)):
         in_a_row = groups and len(batch) == 1 and groups[-1][-1].name == batch[0].name
@@ -160,26 +153,21 @@ def _group(calls: list[SubCall], id_: str, depth: int) -> GroupView:
 
 
 def _heading(calls: list[SubCall]) -> str:
-    how = "together" if calls[0].batch == calls[1].batch else "one after another"
+    how = "at once" if calls[0].batch == calls[1].batch else "one by one"
     cached = sum(call.cached for call in calls)
     took = max(call.started + call.seconds for call in calls) - min(call.started for call in calls)
-    about = [
-        f"{len(calls):,} calls of {_name(calls[0])} {how}",
-        *([f"{cached:,} answered before"] if cached else []),
-        seconds(took),
-        *_spent(spent_on(calls)),
-    ]
-    return " · ".join(about)
+    number = f"{len(calls):,} calls of {_name(calls[0])} {how}"
+    return " · ".join(filter(None, (number, f"{cached:,} reused" if cached else "", used(spent_on(calls), took))))
 
 
 def _call(call: SubCall, id_: str, depth: int, number: int | None = None) -> CallView:
     line = f"{number}. {_asked_and_got(call)}" if number else f"{_name(call)}: {_asked_and_got(call)}"
-    about = [*_times(call), *_spent(call.spent), *_parts(call.sent)]
-    return CallView(call, line, " · ".join(about), _child(call, id_, depth) if call.steps else None)
+    about = _about(call, *_parts(call.sent))
+    return CallView(call, line, about, _child(call, id_, depth) if call.steps else None)
 
 
 def _child(call: SubCall, id_: str, depth: int) -> ChildView:
-    ended = f", ended as {call.stop}" if call.stop else ""
+    ended = f", {call.stop}" if call.stop else ""
     shown = turns(call.steps, {}, f"{id_}-turn", depth + 1) if depth < _MAX_DEPTH else ()
     return ChildView(shown, counted(len(call.steps), "turn"), ended)
 
