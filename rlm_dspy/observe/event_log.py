@@ -45,10 +45,8 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -64,7 +62,7 @@ from rlm_dspy.events import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.json_values import jsonable
+from rlm_dspy.json_values import JsonLines, jsonable
 from rlm_dspy.observe.record import asked, ended, in_one_line, looked_at
 from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
@@ -103,10 +101,10 @@ class RunLog(Listener):
     Nothing is held open between lines.
 
     Args:
-        path: The file. It is made if it is not there.
+        path: The file; it is created if it is missing.
 
     Raises:
-        OSError: If the file cannot be made or appended to.
+        OSError: If the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -121,16 +119,12 @@ class RunLog(Listener):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self._file = JsonLines(path)
+        self.path = self._file.path
         self._open: dict[str, _Open] = {}
         self._secrets = secrets_of_environment()
         self._said = False
-        self._lock = threading.Lock()
         self._scope: Any = None
-        with self.path.open("a+b") as file:
-            end = file.seek(0, 2)
-            file.seek(max(0, end - 1))
-            self._torn = file.read(1) not in (b"", b"\n")
 
     def __enter__(self) -> Self:
         self._scope = dspy.context(callbacks=[*dspy.settings.callbacks, self])
@@ -199,29 +193,19 @@ class RunLog(Listener):
             **own,
         }
         try:
-            self._append(self._encoded(line))
+            self._file.append(self._written(line))
         except Exception as error:  # noqa: BLE001 (a log never breaks a run)
             if not self._said:
                 self._said = True
                 why = in_one_line(error)
                 _logger.error("An event of a run could not be logged to %s: %s", self.path, why)  # noqa: TRY400 (a line)
 
-    def _encoded(self, line: dict[str, Any]) -> bytes:
-        """Return the line as UTF-8, without secrets; halves of surrogate pairs are replaced."""
+    def _written(self, line: dict[str, Any]) -> str:
+        """Return the line as JSON, without secrets."""
         plain = jsonable(line)
         if self._secrets:
             plain = in_strings(plain, lambda text: hidden(text, self._secrets))
-        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace") + b"\n"
-
-    def _append(self, line: bytes) -> None:
-        """Append a line in one write, so that lines of other threads and processes stay whole."""
-        with self._lock, self.path.open("ab", buffering=0) as file:
-            whole = b"\n" + line if self._torn else line
-            written = file.write(whole)
-            self._torn = written != len(whole)
-        if self._torn:
-            raise OSError(f"only {written} of {len(whole)} bytes were written")
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(step: Step) -> dict[str, Any]:

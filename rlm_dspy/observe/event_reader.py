@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import count_of
+from rlm_dspy.json_values import json_objects
 from rlm_dspy.limits import Limits
+from rlm_dspy.observe.event_log import VERSION
 from rlm_dspy.observe.record import Record
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-VERSION = 1
 _ASKED = ("signature", "instructions", "inputs", "model", "sub_model", "limits")
 _ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
 _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
@@ -138,18 +137,13 @@ def _only(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _events(path: str | os.PathLike[str], others: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file, in order; the versions of those that are not of ours go to `others`."""
-    with Path(path).open("rb") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                if event.get("v") == VERSION:
-                    yield event
-                else:
-                    others.append(event.get("v"))
+    """Yield the events of a file, in order; of events of other versions, put the version into `others`."""
+    for event in json_objects(path):
+        if isinstance(event.get("event"), str):
+            if event.get("v") == VERSION:
+                yield event
+            else:
+                others.append(event.get("v"))
 
 
 def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:

@@ -15,7 +15,7 @@ from rlm_dspy.coverage.watch import Occurrence
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.page import report_html, write_report
 from rlm_dspy.observe.report.rendering import highlighted
-from rlm_dspy.trajectory import Step, SubCall
+from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
@@ -217,6 +217,20 @@ def test_what_a_model_thought_is_folded_shut_in_turns_of_the_run_and_of_children
     assert page.text.index("I wonder.") < page.text.index("I know.", page.text.index("I wonder."))
     assert "The child wonders." in page.text
     assert "thinking" not in [attributes.get("class") for _, attributes in Page(report_html(record())).elements]
+
+
+def test_calls_of_tools_stand_in_their_turn_with_arguments_and_result() -> None:
+    tools = (
+        ToolCall(
+            name="search", arguments=f"'bell', {ATTACK!r}", result=f"12 hits {ATTACK}", started=1.0, seconds=0.5
+        ),
+        ToolCall(name="fetch", arguments="7", error_type="TimeoutError"),
+    )
+    html = report_html(record(trajectory=[Step(code="go()", tool_calls=tools, tool_calls_left_out=40)]))
+    assert_inert(html)
+    text = Page(html).text
+    for told in ("tool calls: 42", "search('bell', ", "12 hits", "fetch(7) → TimeoutError failed", "40 more"):
+        assert told in text
 
 
 def test_a_child_is_shown_with_its_own_turns_inside_the_call() -> None:
