@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rlm_dspy.concurrency.wait_scope import Cancellation
+from rlm_dspy.concurrency.wait_scope import Cancellation, enter_slot, wait_scope
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import RunUsage, Usage
 
@@ -50,7 +49,6 @@ NOTHING = Amount()
 NOTHING_USED = Usage()
 
 
-_in_slot: ContextVar[Ledger | None] = ContextVar("_in_slot", default=None)
 _LOOK_SECONDS = 0.05
 
 
@@ -93,11 +91,11 @@ class Ledger:
         Raises:
             LimitExceeded: If the ledger was closed meanwhile.
         """
-        if _in_slot.get() is self:
+        if wait_scope().slot is self:
             return lambda: None
         while not self._slots.acquire(timeout=_LOOK_SECONDS):
             self.check_open()
-        _in_slot.set(self)
+        enter_slot(self)
         ends = [self._slots.release]
         return lambda: ends.pop()() if ends else None
 

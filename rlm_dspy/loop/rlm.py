@@ -30,7 +30,7 @@ from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, check_tools, normalize_tools
 from rlm_dspy.subcalls.interface import Subs, make_subs
-from rlm_dspy.subcalls.target import calling
+from rlm_dspy.subcalls.target import active_sub_call
 from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
@@ -220,9 +220,9 @@ class RLM(AsTool, Limited, dspy.Module):
     async def _run_to_the_end(
         self, port: Port, told: unit[RunEvent], interpreter_factory: Any, inputs: dict[str, Any]
     ) -> dspy.Prediction:
-        outer = calling.get()
+        outer = active_sub_call.get()
         run = Run(self, inputs, interpreter_factory, outer.run if outer else None)
-        token = calling.set(None)
+        token = active_sub_call.set(None)
         try:
             await port.run(run.open)
             prediction = await self._converse(port, run)
@@ -235,7 +235,7 @@ class RLM(AsTool, Limited, dspy.Module):
             told.end(outcome=run.outcome)
             return prediction
         finally:
-            calling.reset(token)
+            active_sub_call.reset(token)
             if outer:
                 outer.steps = [*outer.steps, *run.steps]
                 outer.stop, outer.final_reasoning = run.stop, run.final_reasoning

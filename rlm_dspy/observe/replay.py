@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rlm_dspy.observe.record import Record
-    from rlm_dspy.subcalls.batch import Answer, Asked
+    from rlm_dspy.subcalls.batch import Answer, SubCallItem
     from rlm_dspy.subcalls.frames import CallFrame
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import Step, SubCall
@@ -164,7 +164,7 @@ class _RecordedCalls(SubCalls):
             raise LimitExceeded(refused[0])
         return [item.answer for item in items]
 
-    def _recorded(self, callee: Callee, asked: Asked) -> Answer:
+    def _recorded(self, callee: Callee, asked: SubCallItem) -> Answer:
         name = callee.interface.name
         found = self._of_turn.find(name, asked.shown) or self._all.find(name, asked.shown)
         whole = _answer_of(found) if found else None

@@ -25,7 +25,7 @@ from rlm_dspy.events import SubCallEvent, emit, listeners, unit
 from rlm_dspy.prompt.prose import outputs_in_words
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.values import sent, short
-from rlm_dspy.subcalls.target import Calling, calling, insisting
+from rlm_dspy.subcalls.target import ActiveSubCall, active_sub_call, retrying_after
 from rlm_dspy.text import clip, sendable
 from rlm_dspy.trajectory import SubCall
 
@@ -65,8 +65,8 @@ _CHARS_PER_TOKEN = 3
 
 
 @dataclass
-class Asked:
-    """One item, from asking to answer.
+class SubCallItem:
+    """One item of a call, from request to answer.
 
     Attributes:
         inputs: The values of the input fields.
@@ -74,17 +74,17 @@ class Asked:
         number: Its number in the run.
         id: Names it to listeners; empty until it is asked.
         told: Whether listeners were told of its end.
-        key: What it is found again by; empty if it is asked anew every time.
+        key: Under which the cache keeps its answer; empty if it has none.
         answer: The answer; empty until there is one.
-        attempts: How often a model was asked for it.
-        cached: Whether it was answered before.
+        attempts: How often its target was called.
+        cached: Whether the answer is that of an earlier call.
         started: Seconds since the root run began.
         seconds: How long it took.
         spent: Counts what it used.
-        inside: What RLMs that ran inside it did.
-        watch: Tells which parts of the run's inputs it was sent.
-        meter: Hears of its requests, in the last attempt.
-        end: Lets another sub-call begin in its place.
+        inside: What the RLMs that ran inside it did.
+        watch: Finds the parts of the run's inputs that were sent with it.
+        meter: Meters the requests of its last attempt.
+        release: Gives its slot to another sub-call.
     """
 
     inputs: dict[str, Any]
@@ -100,21 +100,21 @@ class Asked:
     started: float = 0.0
     seconds: float = 0.0
     spent: Tally = field(default_factory=Tally)
-    inside: Calling | None = None
+    inside: ActiveSubCall | None = None
     meter: Meter | None = None
-    end: Callable[[], object] = bool
+    release: Callable[[], object] = lambda: None
 
     @functools.cached_property
     def sent(self) -> tuple[Span, ...]:
-        """The parts of the run's inputs that it was sent."""
+        """The parts of the run's inputs that were sent with it."""
         return self.watch.sent(self.inputs)
 
     def fail(self, error: BaseException) -> None:
-        """Take an error for the answer."""
+        """Answer it with an error."""
         self.answer = failed(error)
 
-    def repeat(self, other: Asked) -> None:
-        """Take the answer of another that asked the same."""
+    def repeat(self, other: SubCallItem) -> None:
+        """Answer it with the answer of an item that asked the same."""
         self.answer, self.cached = other.answer, "value" in other.answer
 
     def tell(self, callee: Callee, batch: int) -> None:
@@ -126,7 +126,7 @@ class Asked:
             emit(SubCallEvent(phase=phase, id=self.id, name=call.name, kind=call.kind, call=call))
 
     def entry(self, callee: Callee, batch: int) -> SubCall:
-        """Return what the trajectory keeps of it."""
+        """Return its entry in the trajectory."""
         unfinished: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
         answer = self.answer or unfinished
         given = answer.get("value", answer.get("partial", ""))
@@ -172,7 +172,7 @@ def failed(error: BaseException, *lms: Any) -> Answer:
     return answer
 
 
-def _advice(error: Exception, item: Asked) -> str:
+def _advice(error: Exception, item: SubCallItem) -> str:
     """Return what to do about a request that is, or may be, too long for the model; nothing of other errors."""
     if not isinstance(error, dspy.LMError) or not is_too_long(error):
         return ""
@@ -197,7 +197,7 @@ class Batch:
     """
 
     def __init__(
-        self, callee: Callee, items: list[Asked], cache: SubCallCache | None, ledger: Ledger, number: int = 1
+        self, callee: Callee, items: list[SubCallItem], cache: SubCallCache | None, ledger: Ledger, number: int = 1
     ) -> None:
         self._number = number
         self._name = callee.interface.name
@@ -253,10 +253,10 @@ class Batch:
         for item in given_up:
             if item.meter is not None:
                 item.meter.give_up(why)
-            item.end()
+            item.release()
             item.tell(self._callee, self._number)
 
-    def _answer(self, item: Asked) -> None:
+    def _answer(self, item: SubCallItem) -> None:
         begun = time.monotonic()
         with unit(SubCallEvent(name=self._name, kind=self._callee.kind), ends=False) as asked:
             item.id = asked.event.id
@@ -270,15 +270,15 @@ class Batch:
         with self._lock:
             self._done += 1
 
-    def _answer_of(self, item: Asked, begun: float) -> Answer:
+    def _answer_of(self, item: SubCallItem, begun: float) -> Answer:
         item.started = begun - self._ledger.started
-        if (outer := calling.get()) is not None:
-            item.inside = Calling(outer.run)
-            calling.set(item.inside)
+        if (outer := active_sub_call.get()) is not None:
+            item.inside = ActiveSubCall(outer.run)
+            active_sub_call.set(item.inside)
         try:
             if self._callee.reserves:
                 # Taken before it waits for an equal question: an asker in a slot may wait for this one.
-                item.end = self._ledger.slot()
+                item.release = self._ledger.slot()
             if self._cache is not None and item.key and self._callee.reused:
                 value, item.cached = self._cache.once(item.key, lambda: self._ask(item))
             else:
@@ -292,9 +292,9 @@ class Batch:
         else:
             return {"value": value}
         finally:
-            item.end()
+            item.release()
 
-    def _ask(self, item: Asked) -> Any:
+    def _ask(self, item: SubCallItem) -> Any:
         """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
         callee = self._callee
         unread: dspy.AdapterParseError | None = None
@@ -303,7 +303,7 @@ class Batch:
             item.attempts += 1
             try:
                 entered = metered(self._ledger, callee.role, counted=callee.reserves, mirror=item.spent)
-                with entered as item.meter, insisting(unread) if unread else contextlib.nullcontext():
+                with entered as item.meter, retrying_after(unread) if unread else contextlib.nullcontext():
                     self._check_waited_for(item)
                     result = self._call(item)
                 if item.inside is not None:
@@ -317,16 +317,16 @@ class Batch:
                 else:
                     raise
 
-    def _in_words(self, item: Asked) -> dict[str, Any]:
+    def _in_words(self, item: SubCallItem) -> dict[str, Any]:
         """Return the outputs of a predictor whose last replies hold them in a form of their own; empty if not."""
         module, replies = self._callee.module, item.meter.outputs if item.meter is not None else []
         return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
 
-    def _check_waited_for(self, item: Asked) -> None:
+    def _check_waited_for(self, item: SubCallItem) -> None:
         if item.answer:
             raise LimitExceeded(item.answer.get("error", "It has been answered."))
 
-    def _call(self, item: Asked) -> Any:
+    def _call(self, item: SubCallItem) -> Any:
         """Return the module's result; on an event loop, it ends when the run does."""
         module, inputs = self._callee.module, {**item.inputs, **self._callee.options}
         if self._loop is None and not self._must_be_awaited:
@@ -336,11 +336,11 @@ class Batch:
 
 
 @contextlib.contextmanager
-def calling_from(run: Any, lm: Any) -> Iterator[None]:
-    """Be inside a sub-call of `run` in this scope, with the LM of sub-calls."""
-    token = calling.set(Calling(run))
+def sub_call_scope(run: Any, lm: Any) -> Iterator[None]:
+    """Enter a sub-call of `run`, with the LM of sub-calls in force."""
+    token = active_sub_call.set(ActiveSubCall(run))
     try:
         with dspy.context(adapter=dspy.settings.adapter or _CHAT, **({"lm": lm} if lm else {})):
             yield
     finally:
-        calling.reset(token)
+        active_sub_call.reset(token)

@@ -14,7 +14,7 @@ from rlm_dspy.prompt.query import Prompt
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
 from rlm_dspy.repl.values import Media, received, short, taken
-from rlm_dspy.subcalls.batch import Answer, Asked, Batch, calling_from
+from rlm_dspy.subcalls.batch import Answer, Batch, SubCallItem, sub_call_scope
 from rlm_dspy.subcalls.frames import read_call
 from rlm_dspy.trajectory import without_media_marks
 
@@ -79,7 +79,7 @@ class SubCalls:
     lm: Any
     inputs: dict[str, Any]
     guard: Callable[[dict[str, Any], str], str]
-    _log: list[tuple[Callee, int, Asked]] = field(default_factory=list)
+    _log: list[tuple[Callee, int, SubCallItem]] = field(default_factory=list)
     _batches: int = 0
     _items: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -122,7 +122,7 @@ class SubCalls:
             asked.tell(callee, batch)
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
 
-    def enter(self, callee: Callee, items: list[Asked]) -> int:
+    def enter(self, callee: Callee, items: list[SubCallItem]) -> int:
         """Number the items of a call and note them for the turn; return the number of the batch in the turn."""
         with self._lock:
             self._batches += 1
@@ -161,14 +161,14 @@ class SubCalls:
             raise
         if waiting:
             batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
-            with calling_from(self.run, self.lm):
+            with sub_call_scope(self.run, self.lm):
                 batch.run()
         self._spread(items)
         for item in items:
             item.tell(callee, number)
         return [item.answer for item in items]
 
-    def _read(self, callee: Callee, items: list[Part], same: Part) -> list[Asked]:
+    def _read(self, callee: Callee, items: list[Part], same: Part) -> list[SubCallItem]:
         """Return the items, each with what is wrong with it as its answer; nothing is paid for these.
 
         Raises:
@@ -193,7 +193,7 @@ class SubCalls:
             values, problems = self._checked(callee, given)
             given_names = given.keys() | constants.keys() | interface.defaults.keys()
             problems += [f"{name}: missing" for name in interface.inputs if name not in given_names]
-            asked = Asked(
+            asked = SubCallItem(
                 {**common, **values},
                 {**shown, **{name: short(value, _INPUT_CHARS) for name, value in given.items()}},
                 self.run.watch,
@@ -226,9 +226,9 @@ class SubCalls:
                 problems.append(f"{name}: {error}")
         return values, problems
 
-    def _known(self, callee: Callee, items: list[Asked]) -> list[Asked]:
+    def _known(self, callee: Callee, items: list[SubCallItem]) -> list[SubCallItem]:
         """Answer what was answered before; return the first of each group of the others that ask the same."""
-        leaders: dict[str, Asked] = {}
+        leaders: dict[str, SubCallItem] = {}
         cache = self.tree.cache
         for number, item in enumerate(items):
             if cache is not None and callee.reused:
@@ -253,9 +253,9 @@ class SubCalls:
                 "narrow down with code first, or put several pieces into one call."
             )
 
-    def _spread(self, items: list[Asked]) -> None:
+    def _spread(self, items: list[SubCallItem]) -> None:
         """Give the answer of each group's first to those that asked the same; count the reused and the failed."""
-        first: dict[str, Asked] = {}
+        first: dict[str, SubCallItem] = {}
         for item in items:
             if not item.answer:
                 item.repeat(first[item.key])

@@ -104,12 +104,12 @@ def _lm_state(lm: Any) -> list[Any]:
 
 
 @dataclass
-class Calling:
-    """A sub-call that is under way, as RLMs that run inside it find it.
+class ActiveSubCall:
+    """A sub-call under way, as an RLM that runs inside it finds it.
 
     Attributes:
         run: The run that made the sub-call: the parent of what runs inside.
-        steps: What was done inside, as far as it has ended.
+        steps: The steps of the runs inside that have ended.
         stop: How the last run inside ended, as in `Prediction.stop`.
         final_reasoning: Its last words; of one that ended unanswered, why it did.
     """
@@ -138,13 +138,13 @@ class Calling:
             )
 
 
-calling: ContextVar[Calling | None] = ContextVar("calling", default=None)
-"""The sub-call that we are inside of; None outside of sub-calls, and in the tools of a run."""
+active_sub_call: ContextVar[ActiveSubCall | None] = ContextVar("active_sub_call", default=None)
+"""The sub-call that runs in this context; None outside of sub-calls, and in the tools of a run."""
 
 
 @contextlib.contextmanager
-def insisting(error: dspy.AdapterParseError) -> Iterator[None]:
-    """Tell whoever is asked in this scope, behind its messages, why its last answer could not be read."""
+def retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
+    """Add why the last answer could not be read to the messages that are sent in this scope."""
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
