@@ -8,6 +8,7 @@ RLMError                     base of ours
 ├── InvalidInputs            the caller: an input is missing, unknown, or of no use
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
+│   └── ModelNotPulled       the operator: the model is one that can be downloaded, and was not (`models`)
 ├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
 ├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
 └── UsageError               the caller of the command line (`task`)

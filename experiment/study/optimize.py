@@ -47,6 +47,7 @@ INSTRUCTIONS = (
 )
 LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=0)
 REPLY_TOKENS = 450
+MODEL = "smollm2-135m"
 FAMILIES = ("needle", "needles", "table", "count")
 ALL = "all"
 HELD_OUT: Split = "final"
@@ -341,7 +342,8 @@ def main(
     }
     chosen = [each for each in conditions() if all(v in (None, getattr(each, name)) for name, v in wanted.items())]
     lms = tuple(
-        embedded_lm(cache=cached, max_tokens=REPLY_TOKENS, threads=threads, slots=1) for cached in (True, False)
+        embedded_lm(MODEL, cache=cached, max_tokens=REPLY_TOKENS, threads=threads, slots=1)
+        for cached in (True, False)
     )
     for condition in chosen:
         run(condition, count, chars, (lms[0], lms[1]))

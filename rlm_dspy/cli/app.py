@@ -17,6 +17,7 @@ import typer
 from rlm_dspy.cli.ask import ask
 from rlm_dspy.cli.doctor import doctor
 from rlm_dspy.cli.errors import INTERRUPTED, TERMINATED
+from rlm_dspy.cli.models import models
 from rlm_dspy.cli.optimize import optimize
 from rlm_dspy.cli.replay import replay
 from rlm_dspy.cli.report import diff, report
@@ -103,3 +104,4 @@ def _root(
 
 for _command in (ask, report, diff, replay, optimize, ui, doctor):
     app.command()(_command)
+app.add_typer(models, name="models")

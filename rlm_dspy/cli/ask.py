@@ -28,9 +28,12 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.options import InterpreterName, Traced, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
+from rlm_dspy.embedded.catalogue import megabytes
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
+    import dspy
+
     from rlm_dspy.observe.console import View
     from rlm_dspy.observe.record import Record, Stop
 
@@ -57,11 +60,15 @@ def ask(
     model: Annotated[
         str | None,
         typer.Option(
-            help="provider/name, lm_studio/name, embedded, or the path of a .gguf file. By default "
-            "RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else embedded."
+            help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, or the path of a .gguf "
+            "file. By default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else the best "
+            "downloaded model."
         ),
     ] = None,
     sub_model: Annotated[str | None, typer.Option(help="Model for sub-calls; default: the same model.")] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Download the model if it is one of `rlm-dspy models`; do not ask.")
+    ] = False,
     policy: Annotated[
         str, typer.Option(help="Name or path of a policy, none, or auto: the one shipped for the model.")
     ] = "auto",
@@ -117,7 +124,7 @@ def ask(
         import dspy
 
         from rlm_dspy.coverage import watched
-        from rlm_dspy.models import choose_model, limits_for
+        from rlm_dspy.models import limits_for
         from rlm_dspy.observe.console import Lines, view_on
         from rlm_dspy.observe.event_log import RunLog
 
@@ -126,7 +133,7 @@ def ask(
             check_writable(path, option)
         check_distinct(written, [Path(name).expanduser() for name in files or [] if name != STDIN])
         task = read_task(question, files or [], signature, _stdin(files or []))
-        lm = choose_model(model)
+        lm = _chosen(model, pull=pull)
         with dspy.context(lm=lm):  # policy="auto" looks at it
             rlm = rlm_dspy.RLM(
                 task.signature,
@@ -137,7 +144,7 @@ def ask(
                     max_cost=max_cost,
                     max_seconds=max_seconds,
                 ),
-                sub_lm=choose_model(sub_model) if sub_model else None,
+                sub_lm=_chosen(sub_model, pull=pull) if sub_model else None,
                 interpreter_factory=factory_of(interpreter) if interpreter else None,
                 policy=None if policy == "none" else policy,
             )
@@ -154,6 +161,21 @@ def ask(
                 tell("".join(traceback.format_exception(error)))
             kept = _give(record, save, report, as_json=as_json)  # before the wait for MLflow
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
+
+
+def _chosen(model: str | None, *, pull: bool) -> dspy.LM:
+    """Return the LM to use. One that has to be downloaded is, if `pull` says so or a person at a terminal does."""
+    from rlm_dspy.models import ModelNotPulled, choose_model
+
+    try:
+        return choose_model(model, pull=pull, announce=tell)
+    except ModelNotPulled as missing:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        size = megabytes(missing.entry.size)
+        if not typer.confirm(f"{missing.entry.name} is not on this machine. Download it ({size})?", err=True):
+            raise
+    return choose_model(model, pull=True, announce=tell)
 
 
 def _stdin(files: list[str]) -> IO[bytes] | None:

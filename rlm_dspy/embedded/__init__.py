@@ -1,15 +1,23 @@
-"""A local GGUF model as a `dspy.LM` in this process, or behind an OpenAI-compatible server."""
+"""A local GGUF model as a `dspy.LM` in this process, or behind an OpenAI-compatible server.
+
+What runs a model is imported on first use: to list and download models, DSPy is not needed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from rlm_dspy.embedded.catalogue import CATALOGUE, CatalogueModel
-from rlm_dspy.embedded.engine import (
-    AsyncEmbeddedEngine,
-    EmbeddedEngine,
-    ModelUnavailable,
-    embedded_lm,
-    main,
-    serve,
-)
 from rlm_dspy.embedded.pull import PullFailed, pull_model
+
+if TYPE_CHECKING:
+    from rlm_dspy.embedded.engine import (
+        AsyncEmbeddedEngine,
+        EmbeddedEngine,
+        ModelUnavailable,
+        embedded_lm,
+        main,
+        serve,
+    )
 
 __all__ = [
     "CATALOGUE",
@@ -23,3 +31,11 @@ __all__ = [
     "pull_model",
     "serve",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module("rlm_dspy.embedded.engine"), name)

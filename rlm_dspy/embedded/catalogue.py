@@ -52,6 +52,11 @@ class CatalogueModel:
     reads: int = 0
     writes: int = 0
 
+    @property
+    def lm_name(self) -> str:
+        """The name of its LM after `embedded/`, and of the policy that is shipped for it."""
+        return self.model.lower()
+
 
 def megabytes(size: int) -> str:
     """Return a number of bytes for people, e.g. `98 MB`."""
@@ -109,6 +114,10 @@ CATALOGUE = (
     ),
 )
 """The models, from the smallest to the best."""
+
+
+DEFAULT = CATALOGUE[0]
+"""The model that is offered where none is chosen and none was downloaded: the one that is there soonest."""
 
 
 def find_model(name: str) -> CatalogueModel | None:

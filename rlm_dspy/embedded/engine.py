@@ -1,10 +1,10 @@
-"""A small language model inside this process: SmolLM2-135M-Instruct, or any GGUF file, run by llama.cpp.
+"""A small language model inside this process: one of the catalogue, or any GGUF file, run by llama.cpp.
 
-    lm = embedded_lm()                                  # a dspy.LM; the model is loaded at the first call
-    python -m rlm_dspy.embedded --port 8080             # the same model for others, as an OpenAI-compatible server
+    lm = embedded_lm("smollm2-135m")                    # a dspy.LM; the model is loaded at the first call
+    python -m rlm_dspy.embedded --port 8080             # the best downloaded model, as an OpenAI-compatible server
     with serve() as base_url: ...                       # that server for the length of a block
 
-It needs the extra `embedded`. Nothing is downloaded and no key is needed.
+It needs no key, but the extra `embedded`, and a model: `rlm-dspy models pull smollm2-135m` downloads one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import typer
 from dspy import lm15
 
 from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
+from rlm_dspy.embedded.catalogue import DEFAULT, find_model
 from rlm_dspy.embedded.gate import Gate
 from rlm_dspy.embedded.llama_server import (
     EXTRA,
@@ -36,6 +37,7 @@ from rlm_dspy.embedded.llama_server import (
     loaded,
     start,
 )
+from rlm_dspy.embedded.model_cache import best_cached
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -50,7 +52,7 @@ _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "
 
 
 def embedded_lm(
-    path: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     n_ctx: int = 8_192,
     threads: int | None = None,
@@ -65,12 +67,13 @@ def embedded_lm(
     conversation that only grows is read once, also if many take turns.
 
     Args:
-        path: A GGUF file with a chat template; None is the model of the extra `embedded`. A file that was changed
-            in place still has its old answers in DSPy's cache: give it another name, or `cache=False`.
+        model: A name of the catalogue (`rlm-dspy models` lists them), or a GGUF file with a chat template; None is
+            the best model that was downloaded. A file that was changed in place still has its old answers in
+            DSPy's cache: give it another name, or `cache=False`.
         n_ctx: Tokens of prompt and reply together, for each slot; a multiple of 256.
         threads: Threads that compute; None is half the cores, which stays fast when other processes want some. As
             many threads as cores are up to twice as fast on two idle cores, and several times slower on busy ones.
-        slots: Replies decoded together. Each takes memory for a window, 180 MB with the default model.
+        slots: Replies decoded together. Each takes memory for a window, 180 MB with SmolLM2-135M.
         max_tokens: Tokens of a reply, at most; a reply that is cut there has finish_reason "length".
         temperature: 0 to 2.
         kwargs: As for `dspy.LM`: `cache`, `num_retries`, `callbacks`, `stop`, `seed`, `top_p`, `top_k`,
@@ -78,11 +81,10 @@ def embedded_lm(
 
     Raises:
         ImportError: If the extra `embedded` is not installed.
-        ModelUnavailable: If `path` is no GGUF file (a FileNotFoundError).
+        ModelUnavailable: If the model was not downloaded, or is no GGUF file (a FileNotFoundError).
         ValueError: If a number is out of its range.
     """
-    full_path = None if path is None else str(Path(path).expanduser().resolve())
-    settings = Settings(path=full_path, n_ctx=n_ctx, threads=threads, slots=slots)
+    settings = Settings(model=_name_or_path(model), n_ctx=n_ctx, threads=threads, slots=slots)
     if find_package("xllamacpp") is None:
         raise ImportError(f"The embedded model needs the package xllamacpp: install {EXTRA}.")
     settings.file()
@@ -96,6 +98,15 @@ def embedded_lm(
     )
     lm.context_window = n_ctx
     return lm
+
+
+def _name_or_path(model: str | os.PathLike[str] | None) -> str:
+    """Return what `Settings.model` takes: a name of the catalogue, or a full path."""
+    if model is None:
+        return (best_cached() or DEFAULT).name
+    if isinstance(model, str) and (entry := find_model(model)):
+        return entry.name
+    return str(Path(model).expanduser().resolve())
 
 
 class _Engine:
@@ -120,7 +131,7 @@ class _Engine:
 
     def dump_state(self) -> dict[str, Any]:
         """Return what `load_state` takes, as DSPy saves it with a program."""
-        return {name: getattr(self.settings, name) for name in ("path", "n_ctx", "threads", "slots")}
+        return {name: getattr(self.settings, name) for name in ("model", "n_ctx", "threads", "slots")}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> _Engine:
@@ -258,7 +269,7 @@ def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
 
 @contextlib.contextmanager
 def serve(
-    path: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -272,7 +283,7 @@ def serve(
     Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.
 
     Args:
-        path: A GGUF file; None is the model of the extra `embedded`.
+        model: A name of the catalogue, or a GGUF file; None is the best model that was downloaded.
         host: The address to listen on.
         port: 0 picks a free one.
         n_ctx: Tokens of prompt and reply together, for each slot.
@@ -282,7 +293,7 @@ def serve(
     Raises:
         RuntimeError: If the server does not start; the message is what it wrote.
     """
-    options = {"model": path, "host": host, "port": port, "n-ctx": n_ctx, "threads": threads, "slots": slots}
+    options = {"model": model, "host": host, "port": port, "n-ctx": n_ctx, "threads": threads, "slots": slots}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     search = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(  # noqa: S603 (this interpreter, arguments as a list)
@@ -323,7 +334,12 @@ def _first_line(process: subprocess.Popen[str]) -> str:
 def main(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on. There is no password.")] = "127.0.0.1",
-    model: Annotated[Path | None, typer.Option(help="A GGUF file instead of SmolLM2-135M-Instruct.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name that `rlm-dspy models` lists, or a GGUF file; by default the best downloaded one."
+        ),
+    ] = None,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and reply together.")] = 8_192,
     threads: Annotated[int | None, typer.Option(help="Threads that compute; by default half the cores.")] = None,
     slots: Annotated[int, typer.Option(help="Replies decoded together.")] = 4,
@@ -337,7 +353,7 @@ def main(
         signal.signal(number, lambda *_: stop.set())
     try:
         gate, key = Gate(host, port), secrets.token_urlsafe()
-        settings = Settings(path=None if model is None else str(model), n_ctx=n_ctx, threads=threads, slots=slots)
+        settings = Settings(model=_name_or_path(model), n_ctx=n_ctx, threads=threads, slots=slots)
         server = start(settings, api_key=key)
     except (ImportError, ModelUnavailable, ValueError) as error:
         _give_up(str(error))

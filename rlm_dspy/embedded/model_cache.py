@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlm_dspy.embedded.catalogue import CATALOGUE
+from rlm_dspy.embedded.catalogue import CATALOGUE, megabytes
 
 if TYPE_CHECKING:
     from rlm_dspy.embedded.catalogue import CatalogueModel
@@ -35,6 +35,12 @@ def cached_file(model: CatalogueModel) -> Path | None:
 def best_cached() -> CatalogueModel | None:
     """Return the best model that was downloaded, by the order of the catalogue; None if there is none."""
     return next((model for model in reversed(CATALOGUE) if cached_file(model)), None)
+
+
+def how_to_pull(model: CatalogueModel) -> str:
+    """Return what a user is told whose program needs a model that was not downloaded."""
+    size = megabytes(model.size)
+    return f"{model.name} is not on this machine. To download it ({size}): rlm-dspy models pull {model.name}."
 
 
 def remove(model: CatalogueModel) -> bool:

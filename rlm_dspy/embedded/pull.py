@@ -34,6 +34,8 @@ _LOOK_SECONDS = 0.2
 _PIECES_AT_ONCE = 6
 """Starting a client takes longer than a small download; and what is not joined yet takes space twice."""
 _REASON_LINES = 3
+_REMARKS = ("WARNING", "hint:")
+"""How lines begin that pip and uv write beside the reason of a failure."""
 _MAX_REASON_CHARS = 300
 
 
@@ -60,7 +62,7 @@ def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] =
         UnknownModel: If the catalogue has no model of this name.
         PullFailed: If no source has the file, each has another one, or it cannot be stored.
     """
-    entry = _entry(model)
+    entry = entry_of(model)
     target = models_folder() / entry.file
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,12 @@ def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] =
     return target
 
 
-def _entry(model: str | CatalogueModel) -> CatalogueModel:
+def entry_of(model: str | CatalogueModel) -> CatalogueModel:
+    """Return the model of the catalogue that has this name; an entry is returned as it is.
+
+    Raises:
+        UnknownModel: If the catalogue has no such model.
+    """
     entry = find_model(model) if isinstance(model, str) else model
     if entry is None:
         names = ", ".join(known.name for known in CATALOGUE)
@@ -159,9 +166,9 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
             process.kill()
             process.wait()
         log.seek(0)
-        lines = [line.strip() for line in log if line.strip()]
+        lines = [line.strip() for line in log if line.strip() and not line.startswith(_REMARKS)]
     if process.returncode:
-        reason = " ".join(lines[-_REASON_LINES:])[-_MAX_REASON_CHARS:]
+        reason = " ".join(lines[-_REASON_LINES:])[:_MAX_REASON_CHARS]
         raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
 
 

