@@ -118,12 +118,13 @@ class MeteredLM:
     Args:
         lm: The LM.
         way: How it is asked.
+        meters: The meters in force, that of the innermost scope first.
     """
 
-    def __init__(self, lm: dspy.BaseLM, way: _Way) -> None:
+    def __init__(self, lm: dspy.BaseLM, way: _Way, meters: tuple[Meter, ...]) -> None:
         self._lm = lm
         self._way = way
-        self._meters = meters_in_force()
+        self._meters = meters
         outer = request_under_way.get()
         self._raw = self._meters[0].raw or (outer is not None and outer.meter is self._meters[0])
         self._is_bounded = any(meter.ledger.bounded for meter in self._meters)
@@ -313,15 +314,15 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
 
     @functools.wraps(call)
     def called(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
-        if not meters_in_force():
+        if not (meters := meters_in_force()):
             return call(self, prompt, messages=messages, **options)
-        return drive(MeteredLM(self, _Calling(call)).ask(LMCall.of(prompt, messages, options)))
+        return drive(MeteredLM(self, _Calling(call), meters).ask(LMCall.of(prompt, messages, options)))
 
     @functools.wraps(acall)
     async def awaited(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
-        if not meters_in_force():
+        if not (meters := meters_in_force()):
             return await acall(self, prompt, messages=messages, **options)
-        return await MeteredLM(self, _Awaiting(acall)).ask(LMCall.of(prompt, messages, options))
+        return await MeteredLM(self, _Awaiting(acall), meters).ask(LMCall.of(prompt, messages, options))
 
     @functools.wraps(update_history)
     def noted(self: dspy.BaseLM, entry: dict[str, Any]) -> None:

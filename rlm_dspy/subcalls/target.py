@@ -100,7 +100,8 @@ def _learned(predictor: Any) -> list[Any]:
 
 def _lm_state(lm: Any) -> list[Any]:
     """Return what an LM's answers depend on: its name and its options, but for keys and headers."""
-    return [getattr(lm, "model", None), without_secrets(getattr(lm, "kwargs", None) or {})]
+    kwargs = getattr(lm, "kwargs", None)
+    return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
 
 
 @dataclass
