@@ -60,7 +60,7 @@ SEEN = {
     "trace-batch": ["1 of 11 failed", "429 Too Many Requests"],
     "trace-child": ["Quote the sentence on what a cascade depends on.", "out of its depth"],
     "trace-refused": ["evidence: expected list[str], got str 'Gantry-7'"],
-    "trace-report": ["The model called SUBMIT in turn 7", "Input coverage"],
+    "trace-report": ["Submitted after 7 turns.", "Input coverage"],
 }
 
 
