@@ -1,6 +1,6 @@
-"""Values as JSON holds them, however deep they are nested.
+"""JSON: values at any depth, and files of lines.
 
-Pydantic writes values that are at most some 250 levels deep; JSON itself, and what reads it, takes more.
+Pydantic writes values down to about 250 levels; JSON and its readers take more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it: NaN and infinities as strings, halves of surrogate pairs replaced.
+    """Return a value as JSON can hold it: NaN and infinities become strings, lone surrogates `?`.
 
     What lies more than `MAX_DEPTH` levels deep, or inside itself, becomes `"..."`.
     """
@@ -118,7 +118,7 @@ class JsonLines:
             self._torn = file.read(1) not in (b"", b"\n")
 
     def append(self, line: str) -> None:
-        """Append a line in one write, with `?` for halves of surrogate pairs.
+        """Append a line in one write, with `?` for lone surrogates.
 
         Raises:
             OSError: If the line could not be written whole.

@@ -1,4 +1,4 @@
-"""Text as a person, a model, a page or a file takes it."""
+"""Text for people, models, pages and files: made safe, shortened, written whole."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 _CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and newline: the beginnings of a terminal's commands
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u206a-\u206f"  # what turns the direction of text round
-    "\u2028\u2029\ufff9-\ufffb\U000e0000-\U000e007f]"  # other line ends, annotations and tags, which are not seen
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and newline: they start a terminal's commands
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u206a-\u206f"  # change the direction of text
+    "\u2028\u2029\ufff9-\ufffb\U000e0000-\U000e007f]"  # other line ends, annotations and tags, which are invisible
 )
 
 
 def printable(text: str) -> str:
-    """Return the text without the characters by which it could drive a terminal, or look other than it reads."""
+    """Replace the characters that could control a terminal, or make a text look different from what it says."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
@@ -31,14 +31,14 @@ def print_to_stderr(line: str) -> None:
 
 
 def logger(name: str = "dspy.rlm_dspy") -> logging.Logger:
-    """Return a logger below DSPy's, whose handler makes INFO visible, for texts that models and data wrote."""
+    """Return a child of DSPy's logger, whose handler shows INFO, for messages that quote models and data."""
     found = logging.getLogger(name)
     found.addFilter(print_safely)
     return found
 
 
 def print_safely(record: logging.LogRecord) -> bool:
-    """Make the message of a log record printable; a filter that drops none."""
+    """Make the message of a log record `printable`: a logging filter that drops no record."""
     record.msg, record.args = printable(record.getMessage()), None
     return True
 
@@ -77,7 +77,7 @@ _NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
 def sendable(text: str) -> str:
-    """Return the text with `?` for halves of surrogate pairs, which no provider or file can hold."""
+    """Replace lone surrogates by `?`: neither a request nor a file can hold them."""
     if text.isascii():
         return text
     try:
@@ -88,7 +88,7 @@ def sendable(text: str) -> str:
 
 
 def mended(value: Any) -> Any:
-    """Return JSON-like data with every text in it `sendable`; the value itself if there is nothing to mend."""
+    """Return JSON-like data with every text in it `sendable`; the same object if nothing changes."""
     if isinstance(value, str):
         return sendable(value)
     if isinstance(value, dict):
@@ -112,11 +112,11 @@ def one_line(text: str, chars: int) -> str:
 
 
 def clip(text: str, max_chars: int) -> str:
-    """Return `text`, or its head and tail with a note of what was left out between them.
+    """Return `text`, or its head and tail with a note between them of how much is left out.
 
     Args:
         text: Any text.
-        max_chars: How many characters of `text` to keep; the note comes on top.
+        max_chars: Characters of `text` to keep; the note is not counted.
     """
     if len(text) <= max_chars:
         return text
@@ -131,23 +131,23 @@ def with_note(head: str, left_out: int, tail: str) -> str:
 
 
 def fitted(texts: list[str], chars: int) -> list[str]:
-    """Return the texts, the longest of them cut so that all together have about as many characters as they may."""
+    """Cut the longest of some texts, so that all together have about `chars` characters."""
     left = chars
     for rank, length in enumerate(sorted(map(len, texts))):
-        share = max(0, left // (len(texts) - rank))
-        if length > share:
-            return [cut(text, share) for text in texts]
+        each = max(0, left // (len(texts) - rank))
+        if length > each:
+            return [cut(text, each) for text in texts]
         left -= length
     return texts
 
 
 def cut(text: str, chars: int) -> str:
-    """Return `text` within `chars` characters, the note of what was left out included."""
+    """Return `text` within `chars` characters, including the note that `clip` adds."""
     return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))
 
 
 class ShortRepr(reprlib.Repr):
-    """`repr` with at most 20 items of each container, and `chars` characters of each text in it."""
+    """Writes a `repr` with at most 20 items of each container and `chars` characters of each text."""
 
     def __init__(self, chars: int) -> None:
         super().__init__()
@@ -159,18 +159,17 @@ _DEVICES = Path("/dev")
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a UTF-8 file, whole or not at all; halves of surrogate pairs become `?`.
+    """Write a UTF-8 file, whole or not at all; lone surrogates become `?`.
 
-    A symlink stays: what it points to is written. What is there and is no regular file (a pipe, `/dev/stdout`) is
-    written to as it is.
+    Of a symlink, the target is written. A pipe or a device, such as `/dev/stdout`, is written to directly.
 
     Args:
-        text: What to write.
-        path: Of the file; one that is there is replaced.
+        text: The content.
+        path: The file; an existing one is replaced.
 
     Raises:
-        OSError: If it cannot be written, or is a link of another user in a folder that anybody may write to. What
-            was there before is then still there.
+        OSError: If the file cannot be written, or is a link that another user put into a folder that everybody may
+            write to. An existing file is unchanged then.
     """
     data, target = text.encode("utf-8", "replace"), Path(path)
     if target.exists() and (not target.is_file() or _DEVICES in target.absolute().parents):

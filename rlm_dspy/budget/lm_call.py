@@ -62,7 +62,7 @@ class LMCall:
         return number
 
     def sendable(self) -> LMCall:
-        """Return it without halves of surrogate pairs, which DSPy refuses.
+        """Return it without lone surrogates, which DSPy refuses.
 
         The list of messages stays the same object, by which DSPy knows that an adapter made it.
         """

@@ -1,4 +1,4 @@
-"""What runs used, in words, and what their steps add up to."""
+"""Usage in words, and sums over the steps of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tokens(spent: Usage) -> str:
 
 
 def used(usage: Usage, took: float | None = None) -> str:
-    """Return a usage in words: the seconds that it took, the tokens, the price; what is not known is left out."""
+    """Return time, tokens and cost in words; what is unknown is left out."""
     told = ["" if took is None else seconds(took), tokens(usage), "" if usage.cost is None else price(usage.cost)]
     return ", ".join(part for part in told if part)
 

@@ -85,7 +85,7 @@ class Record(BaseModel):
         write_whole(self.as_json() + "\n", path)
 
     def as_json(self) -> str:
-        """Return the record as JSON, with `?` for halves of surrogate pairs: UTF-8 has none."""
+        """Return the record as JSON, with `?` for lone surrogates, which UTF-8 cannot hold."""
         return json.dumps(jsonable(self), ensure_ascii=False, indent=2)
 
     @classmethod

@@ -28,9 +28,9 @@ _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _VALUE_CHARS = 300
 Pair = tuple[int | None, int | None]
-"""The numbers, from 0, of two turns that are alike; None where one run has none."""
+"""The indices of two similar turns; None where a run has no such turn."""
 Difference = tuple[str, str, str]
-"""What differs, and how it is in either run."""
+"""A name, and its value in each of the two runs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class DiffView:
 
 
 def settings(a: Record, b: Record) -> list[Difference]:
-    """Return what was asked differently: signature, instructions, models, inputs."""
+    """Return the differences in signature, instructions, models and inputs."""
     names = ("signature", "instructions", "model", "sub_model")
     told = [(name, str(getattr(a, name) or ""), str(getattr(b, name) or "")) for name in names]
     inputs = dict.fromkeys([*a.inputs, *b.inputs])
@@ -81,14 +81,14 @@ def settings(a: Record, b: Record) -> list[Difference]:
 
 
 def answers(a: Record, b: Record) -> list[Difference]:
-    """Return the output fields that differ, and why the runs ended if that does."""
+    """Return the differences in the output fields and in why the runs ended."""
     fields = dict.fromkeys([*a.outputs, *b.outputs])
     told = [(name, _written(a.outputs, name), _written(b.outputs, name)) for name in fields]
     return [one for one in [*told, ("stop", a.stop, b.stop)] if one[1] != one[2]]
 
 
 def usages(a: Record, b: Record) -> list[Difference]:
-    """Return what either run used, whether it differs or not."""
+    """Return the usage of both runs, equal figures included."""
     first, second = _used(a), _used(b)
     return [(name, first[name], second[name]) for name in first]
 
@@ -111,9 +111,10 @@ def _used(record: Record) -> dict[str, str]:
 
 
 def aligned(a: Sequence[Step], b: Sequence[Step]) -> list[Pair]:
-    """Return the turns of two runs in order, those whose code is alike as a pair.
+    """Return the turns of two runs in order, those with similar code as pairs.
 
-    Of all ways to pair them in order, the one whose pairs have most words in common; a pair has at least half.
+    The pairs share at least half of their words. Of all ways to pair the turns in order, it is the one with the
+    largest sum of these shares.
     """
     words = [[Counter(_WORDS.findall(step.code or step.reasoning)) for step in steps] for steps in (a, b)]
     best = [[0.0] * (len(b) + 1) for _ in range(len(a) + 1)]
@@ -137,12 +138,12 @@ def aligned(a: Sequence[Step], b: Sequence[Step]) -> list[Pair]:
 
 
 def diff_text(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
-    """Return in a few lines what differs between two runs.
+    """Return the differences between two runs as text.
 
     Args:
-        a: A run.
-        b: Another.
-        names: What to call them.
+        a: One run.
+        b: The other.
+        names: Their names.
     """
     lines = [f"a: {names[0]}", f"b: {names[1]}"]
     for title, told in (("asked", settings(a, b)), ("answered", answers(a, b))):
@@ -177,9 +178,9 @@ def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
     """Return two runs side by side as an HTML page, as `page.report_html` makes them.
 
     Args:
-        a: A run.
-        b: Another.
-        names: What to call them.
+        a: One run.
+        b: The other.
+        names: Their names.
     """
     view = DiffView(
         runs=tuple(RunView(name, run.model, answer(run)) for name, run in zip(names, (a, b), strict=True)),
@@ -209,7 +210,7 @@ def _side(step: Step | None, number: int | None, code: Markup) -> SideView | Non
 
 
 def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:
-    """Return two blocks of code, highlighted; if both are there, lines that only one has are marked."""
+    """Highlight two blocks of code; if both exist, mark the lines that only one has."""
     first, second = (highlighted(code or "").split("\n") for code in (one, other))
     mine, theirs = list(first), list(second)
     if one is not None and other is not None:
@@ -228,7 +229,7 @@ def _written(outputs: dict[str, Any], name: str) -> str:
 
 
 def _alike(one: Counter[str], other: Counter[str]) -> float:
-    """Return the share of words that two texts have in common; 0 below one half."""
+    """Return the share of words that two texts have in common; 0 if it is below one half."""
     both = one.total() + other.total()
     found = 2 * (one & other).total() / both if both else 1.0
     return found if found >= _ALIKE else 0.0

@@ -1,4 +1,4 @@
-"""A run as one HTML file that a person can read: opened from a disk, without a network and without scripts."""
+"""A run as one HTML file that opens from a disk, without a network and without scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.observe.formatting import all_calls, tokens
+from rlm_dspy.observe.formatting import all_calls
 from rlm_dspy.observe.record import STOPS, describe_stop
 from rlm_dspy.observe.report.charts import plots, timeline
 from rlm_dspy.observe.report.coverage_section import coverage, lineage
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.report.coverage_section import InputView, ValueView
     from rlm_dspy.observe.report.turns_section import TurnView
     from rlm_dspy.trajectory import Mark
-    from rlm_dspy.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Spender:
-    """What one role or model used."""
-
-    name: str
-    calls: int
-    failures: int
-    tokens: str
-    cost: str
-
-
-@dataclass(frozen=True)
 class ReportView:
     """All that the page of a run shows."""
 
@@ -62,8 +50,6 @@ class ReportView:
     headline: str
     answer: AnswerView
     tiles: tuple[Tile, ...]
-    by_role: tuple[Spender, ...]
-    by_model: tuple[Spender, ...]
     timeline: Timeline
     plots: tuple[Plot, ...]
     coverage: tuple[InputView, ...]
@@ -76,20 +62,18 @@ def write_report(record: Record, path: str | os.PathLike[str]) -> None:
 
     Args:
         record: The run.
-        path: Of the file; one that is there is replaced.
+        path: The file; an existing one is replaced.
     """
     write_whole(report_html(record), path)
 
 
 def report_html(record: Record) -> str:
-    """Return a run as an HTML page that holds all it needs: no script, nothing fetched, all content escaped."""
+    """Return a run as a self-contained HTML page: no script, nothing fetched, all content escaped."""
     view = ReportView(
         record=record,
         headline=_headline(record),
         answer=answer(record),
         tiles=_tiles(record),
-        by_role=_spenders(record.usage.by_role),
-        by_model=_spenders(record.usage.by_model),
         timeline=timeline(record),
         plots=plots(record.trajectory),
         coverage=coverage(record),
@@ -119,7 +103,7 @@ def why(record: Record) -> str:
 
 
 def _headline(record: Record) -> str:
-    """Return the question: the input of that name, else the task, else the signature."""
+    """Return the input `question` or `query`, else the instructions, else the signature."""
     return record.inputs.get("question") or record.inputs.get("query") or record.instructions or record.signature
 
 
@@ -140,16 +124,12 @@ def _tiles(record: Record) -> tuple[Tile, ...]:
     )
 
 
-def _spenders(usages: dict[str, Usage]) -> tuple[Spender, ...]:
-    return tuple(Spender(name, of.calls, of.failures, tokens(of), price(of.cost)) for name, of in usages.items())
-
-
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def _fields(written: str) -> list[str]:
-    """Return the fields of one side of a signature; commas inside brackets part none."""
+    """Split one side of a signature into its fields, at the commas outside of brackets."""
     fields, depth = [""], 0
     for char in written:
         depth += (char in "[(") - (char in "])")

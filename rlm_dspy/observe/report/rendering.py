@@ -1,4 +1,4 @@
-"""Renders the templates of the reports: all content is escaped, and no page holds a character that it may not."""
+"""Renders the templates of the reports: all content is escaped, and characters that HTML forbids are replaced."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
+from rlm_dspy.observe.formatting import tokens
 from rlm_dspy.text import clip, counted, one_line, price, printable, seconds
 
 _MAX_HIGHLIGHTED_CHARS = 20_000
@@ -35,7 +36,7 @@ def highlighted(code: str) -> Markup:
 
 
 def clean(text: str) -> str:
-    """Replace what no HTML file may hold: control characters and halves of surrogate pairs."""
+    """Replace what no HTML file may hold: control characters and lone surrogates."""
     return printable(text).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -64,6 +65,7 @@ def _environment() -> Environment:
         "price": price,
         "seconds": seconds,
         "svg": svg_number,
+        "tokens": tokens,
     }
     environment.globals |= {"highlight_style": highlight_style}
     return environment
