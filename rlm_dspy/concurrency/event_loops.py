@@ -75,7 +75,7 @@ class LoopCall(Generic[T]):
             concurrent.futures.CancelledError: If the loop cancelled it.
             BaseException: What it raises, or why it was cancelled.
         """
-        with blocking(), if_cancelled(self._cancel):
+        with blocking() if loop is None else contextlib.nullcontext(), if_cancelled(self._cancel):
             self._scope = wait_scope()
             try:
                 self._start(loop or self._scope.free_loop)
@@ -88,12 +88,12 @@ class LoopCall(Generic[T]):
 
     def _start(self, loop: Loop | None) -> None:
         if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._run(), loop)
+            loop.call_soon_threadsafe(self._begin, loop)
             return
         for number in itertools.count():
             background = background_loop("rlm-tools", number)
             if background not in self._scope.blocked:
-                asyncio.run_coroutine_threadsafe(self._run(), background)
+                background.call_soon_threadsafe(self._begin, background)
                 if self._claimed.wait(_BEGIN_SECONDS):
                     return
 
@@ -108,15 +108,18 @@ class LoopCall(Generic[T]):
             with contextlib.suppress(RuntimeError):  # its loop was closed meanwhile
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
-    async def _run(self) -> None:
+    def _begin(self, loop: Loop) -> None:
+        """Begin it on this loop, which calls this, unless another loop has or it was cancelled."""
         if not self._claim.acquire(blocking=False):
             return
-        self._task = asyncio.current_task()
+        self._task = loop.create_task(self._run(loop))
         self._claimed.set()
         if self._future.cancelled():  # before there was a task to cancel
+            self._task.cancel()
             self._close()
-            return
-        loop, stream = asyncio.get_running_loop(), self._scope.stream
+
+    async def _run(self, loop: Loop) -> None:
+        stream = self._scope.stream
         streaming = stream is not None and loop is self._scope.loop
         listeners = loop.listeners if isinstance(loop, BackgroundLoop) and self._name else set()
         listeners.add(self._stalled)

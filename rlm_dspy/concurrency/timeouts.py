@@ -111,55 +111,65 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
 
 
 class Watchdog:
-    """Stops what runs in its scope when a time is over, or when it is told to bite.
+    """Stops what runs in its scope when its time is over, or when `trigger` is called.
+
+        with Watchdog(60, warn=close_ledger, stop=interpreter.interrupt, moment=0.3) as watchdog:
+            interpreter.execute(code)
+        print("stopped" if watchdog.expired else "in time")
 
     Args:
-        seconds: From the beginning of the scope; None: never.
-        warn: Called when they are over.
-        stop: Called `moment` seconds after the warning, and again until the scope ends.
-        moment: How long what runs may go on after the warning, in seconds.
+        seconds: How long the scope may take; None for any time.
+        warn: Called when these are over.
+        stop: Called `moment` seconds after `warn`, and again until the scope ends.
+        moment: How many seconds are left after the warning.
 
     Attributes:
-        barked: Whether the time was over.
+        expired: Whether the time was over.
     """
 
     def __init__(
         self, seconds: float | None, warn: Callable[[], object], stop: Callable[[], object], *, moment: float
     ) -> None:
-        self.barked = False
+        self.expired = False
         self._seconds = seconds
         self._warn = warn
         self._stop = stop
         self._moment = moment
-        self._awake = threading.Lock()
-        self._roused, self._over = threading.Event(), threading.Event()
+        self._started, self._warning = threading.Lock(), threading.Lock()
+        self._triggered, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         if self._seconds is not None:
-            self._wake()
+            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._roused.set()
+        with self._warning:  # a scope that ended in time hears no warning
+            self._over.set()
+        self._triggered.set()
 
-    def bite(self) -> None:
-        """Stop what runs now, from any thread and without warning."""
-        self._roused.set()
-        self._wake()
+    def trigger(self) -> None:
+        """Stop what runs now, without warning. From any thread."""
+        self._triggered.set()
+        self._start()
 
-    def _wake(self) -> None:
-        if self._awake.acquire(blocking=False):
+    def _start(self) -> None:
+        if self._started.acquire(blocking=False):
             threading.Thread(target=self._watch, name="rlm-watchdog", daemon=True).start()
 
     def _watch(self) -> None:
-        if not self._roused.wait(self._seconds):
-            self.barked = True
+        if not self._triggered.wait(self._seconds):
+            with self._warning:
+                self._expire()
+            self._triggered.wait(self._moment)
+        while not self._over.is_set():
+            self._stop()
+            self._over.wait(_AGAIN_SECONDS)
+
+    def _expire(self) -> None:
+        if not self._over.is_set():
+            self.expired = True
             try:
                 self._warn()
             except Exception:  # the code must be stopped all the same
                 _logger.exception("RLM: the warning before the end of the time failed.")
-            self._roused.wait(self._moment)
-        while not self._over.is_set():
-            self._stop()
-            self._over.wait(_AGAIN_SECONDS)

@@ -224,7 +224,7 @@ class Run:
         def stop() -> None:
             self.end()
             self.repl.give_up()
-            watchdog.bite()
+            watchdog.trigger()
 
         watchdog = Watchdog(
             budget.seconds_for_code(),
@@ -232,14 +232,14 @@ class Run:
             self.repl.interrupt,
             moment=min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1),
         )
-        with_parent = ledger.cancellation.telling(lambda _: watchdog.bite())
+        with_parent = ledger.cancellation.telling(lambda _: watchdog.trigger())
         with (
             watchdog,
             with_parent if budget.child else contextlib.nullcontext(),
             cancelled_by(ledger.cancellation),
         ):
             yield stop
-        if watchdog.barked and not budget.child and budget.seconds_for_reply() != 0.0:
+        if watchdog.expired and not budget.child and budget.seconds_for_reply() != 0.0:
             ledger.reopen()
 
     def end(self) -> None:

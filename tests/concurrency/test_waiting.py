@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import multiprocessing
+import signal
 import sys
 import threading
 import time
@@ -96,6 +98,24 @@ def test_a_call_that_is_late_is_cancelled() -> None:
     work = Work()
     with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
         LoopCall(work()).result(seconds=0.05)
+    assert work.ended.wait(SECONDS)
+
+
+def test_ctrl_c_cancels_the_call_that_the_main_thread_waits_for() -> None:
+    """Its request is closed, as that of a call in this thread would be."""
+    work = Work()
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored
+
+    def interrupt() -> None:
+        work.begun.wait(SECONDS)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            LoopCall(work()).result(seconds=SECONDS)
+    finally:
+        signal.signal(signal.SIGINT, found)
     assert work.ended.wait(SECONDS)
 
 

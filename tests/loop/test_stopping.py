@@ -143,11 +143,11 @@ def test_a_watchdog_warns_then_stops_until_its_scope_ends() -> None:
     with Watchdog(0.01, lambda: told.append("warn"), stop, moment=0.01) as watchdog:
         stopped.wait(SECONDS)
     assert told[:2] == ["warn", "stop"]
-    assert watchdog.barked
+    assert watchdog.expired
     with Watchdog(SECONDS, lambda: told.append("never"), stop, moment=SECONDS) as watchdog:
         pass
     assert "never" not in told
-    assert not watchdog.barked
+    assert not watchdog.expired
 
 
 @pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
