@@ -12,12 +12,9 @@ from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import price_of
 from rlm_dspy.budget.metering import meters_in_force, reported, role
 from rlm_dspy.events import LMEvent, emit, here, listeners
-from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-_USED = ("input_tokens", "cached_input_tokens", "output_tokens", "cost")
 
 
 class LMEvents(BaseCallback):
@@ -64,15 +61,15 @@ def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int 
 
 def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> LMEvent:
     """Return the event of the end of a model call that has just ended here."""
-    told = reported(outputs)
+    used = reported(outputs)
     limits = next((meter.ledger.limits for meter in meters_in_force()), None)
-    price = price_of(event.lm, limits.prices) if limits is not None and told["cost"] is None else None
+    price = price_of(event.lm, limits.prices) if limits is not None and used.cost is None else None
     return replace(
         event,
         phase="failed" if exception is not None else "ended",
         error=exception,
         outputs=outputs,
-        usage=Usage(**{name: told[name] for name in _USED}),
-        cached=told["cached"],
-        price=None if price is None else price.of(told),
+        usage=used.model_copy(update={"cached_calls": 0}),
+        cached=bool(used.cached_calls),
+        price=None if price is None else price.of(used),
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rlm_dspy.limits import Limits
+    from rlm_dspy.usage import Usage
 
 _TOKENS_PER_MESSAGE = 16
 """What a chat template puts around a message, with room."""
@@ -43,11 +44,11 @@ class Price:
     most_read: float
     most_written: float
 
-    def of(self, usage: dict[str, int]) -> float:
-        """Return what a call cost that used this (the fields of `Usage`)."""
-        cached = min(usage["cached_input_tokens"], usage["input_tokens"])
-        fresh = usage["input_tokens"] - cached
-        return fresh * self.read + cached * self.read_cached + usage["output_tokens"] * self.written
+    def of(self, used: Usage) -> float:
+        """Return what a call cost that used this."""
+        cached = min(used.cached_input_tokens, used.input_tokens)
+        fresh = used.input_tokens - cached
+        return fresh * self.read + cached * self.read_cached + used.output_tokens * self.written
 
     def at_most(self, input_tokens: float, output_tokens: float) -> float:
         """Return the most that a call can cost."""

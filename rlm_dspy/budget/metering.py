@@ -79,7 +79,7 @@ class LMRequest:
         if (reported := reported_cost(self.entry(self.outputs))) is not None:
             return reported
         price = price_of(self.lm, limits.prices)
-        return price.of(tokens_of(usage)) if price is not None else None
+        return price.of(Usage(**tokens_of(usage))) if price is not None else None
 
 
 class RequestUsage(UsageTracker):
@@ -214,8 +214,8 @@ def role() -> str:
     return next((meter.role for meter in meters_in_force()), "")
 
 
-def reported(outputs: Outputs) -> dict[str, Any]:
-    """Return what is reported of the LM call that has just ended: tokens by the fields of `Usage`, price, cached.
+def reported(outputs: Outputs) -> Usage:
+    """Return what is reported of the LM call that has just ended: its tokens and price, and whether it was cached.
 
     Tokens are 0 and the price is None where nothing is reported, as of a call that failed.
 
@@ -228,5 +228,6 @@ def reported(outputs: Outputs) -> dict[str, Any]:
     elif entry.get("outputs") is not outputs:
         entry = {}
     cached = bool(getattr(entry.get("response"), "cache_hit", False))
-    cost = None if cached else reported_cost(entry)
-    return {**tokens_of({} if cached else entry.get("usage") or {}), "cost": cost, "cached": cached}
+    if cached:
+        return Usage(cached_calls=1)
+    return Usage(cost=reported_cost(entry), **tokens_of(entry.get("usage") or {}))
