@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import enum
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,14 @@ class Text:
                 error.reason = f"{error.reason}; {self.path} is not UTF-8, convert it first"
                 raise
         return self._value
+
+    def digest(self) -> tuple[int, str]:
+        """Return the size of the text in UTF-8 and its SHA-256 in hexadecimal. A large file is read in pieces."""
+        if self._value is None and self.path and self.path.stat().st_size > _READ_WHOLE_BYTES:
+            with self.path.open("rb") as file:
+                return self.path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        content = str(self).encode("utf-8", "surrogatepass")
+        return len(content), hashlib.sha256(content).hexdigest()
 
     def __len__(self) -> int:
         """Return the length in characters."""

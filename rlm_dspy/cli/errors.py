@@ -45,10 +45,8 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
             tell(traceback.format_exc())
         from rlm_dspy.observe.record import in_one_line
 
-        said = in_one_line(error)
-        tell(
-            f"Error: {said} it gives no reason; --debug shows where." if said.endswith(": ") else f"Error: {said}"
-        )
+        hint = "" if str(error).strip() else "; run with --debug for the traceback"
+        tell(f"Error: {in_one_line(error)}{hint}")
         bad_usage = isinstance(error, (ValueError, TypeError))
         raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,12 +138,12 @@ def optimize(
                 judge.of = runs
                 compiled = named.compile(job)
                 saved = state is None or done(lambda: _save_state(compiled, state), f"The state is in {state}.")
-                compared, said = _keep(job, compiled, before, final, out, about)
-            say(said)  # before the wait for MLflow
+                decision = _keep(job, compiled, before, final, out, about)
+            say(decision.text)  # before the wait for MLflow
             interrupted.append("Interrupted after the optimization ended, before everything was logged.")
-            written = not said.startswith("Not ")
-            log({}, prompts={"after": _prompts(compiled)}, compared=compared, policy=out if written else None)
-    raise typer.Exit(FAILED if not saved else ANSWERED if written else UNANSWERED)
+            policy = out if decision.written else None
+            log({}, prompts={"after": _prompts(compiled)}, compared=decision.comparison, policy=policy)
+    raise typer.Exit(FAILED if not saved else ANSWERED if decision.written else UNANSWERED)
 
 
 def _log_nowhere(about: dict[str, Any], **_: Any) -> None:
@@ -284,6 +285,21 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predict
     return with_policy(job.program, out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What became of a new policy.
+
+    Attributes:
+        written: Whether it was written.
+        comparison: The scores of the program with it and without it.
+        text: Both in words.
+    """
+
+    written: bool
+    comparison: Comparison
+    text: str
+
+
 def _keep(
     job: Job,
     compiled: dspy.Module,
@@ -291,19 +307,20 @@ def _keep(
     held_out: list[dspy.Example],
     out: Path,
     about: dict[str, Any],
-) -> tuple[Comparison, str]:
-    """Write the policy if it is not worse; return the scores of before and after, and what was decided."""
+) -> Decision:
+    """Write the policy if it is not worse."""
     from rlm_dspy.optimize import compare, promote, save_policy
 
     if held_out:
         seen = [*job.train, *job.dev]
         options: dict[str, Any] = {"seen": seen, "num_threads": job.threads, "min_examples": 1}
         compared = promote(compiled, before, held_out, job.metric, path=out, **options, **about)
-        return compared, compared.reason
+        return Decision(written=compared.not_worse, comparison=compared, text=compared.reason)
     compared = compare(compiled, before, job.dev, job.metric, num_threads=job.threads)
     if compared.difference < 0 or not any(compared.candidate):
-        return compared, f"Not written: on the examples that candidates were judged on it scored {compared.seen}."
+        said = f"Not written: on the examples that candidates were judged on it scored {compared.seen}."
+        return Decision(written=False, comparison=compared, text=said)
     scores = {"dev (candidates were judged on it)": compared.candidate, "dev before": compared.incumbent}
     save_policy(compiled, out, scores=scores, **about)
     said = f"Written without held-out examples. Those that candidates were judged on: {compared.seen}."
-    return compared, said
+    return Decision(written=True, comparison=compared, text=said)

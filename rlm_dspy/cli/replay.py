@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path  # noqa: TC003 (typer reads it)
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.replay import ReplayedStep
 
 SAME, DIFFERENT = 0, 1
-_CUT = "characters left out] ..."
-_TEXT = re.compile(
-    r"Text\((?P<size>[\d,]+) (?P<unit>characters|bytes)(?: of .+?)?: (?P<head>['\"].*)\)", re.DOTALL
-)
-"""The short form of a `Text`; the name of its file, which may be another now, is in no group."""
 
 
 def replay(
@@ -95,28 +89,19 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
 
 
 def _others(record: Record, inputs: dict[str, Any]) -> list[str]:
-    """Return the names of the texts that are not those of the record, as far as their short forms tell."""
-    most = record.limits.get("max_output_chars", 0)
+    """Return the names of the texts that are not those of the record."""
+    from rlm_dspy.observe.record import digest_of
+
     texts = {name: value for name, value in inputs.items() if isinstance(value, str | rlm_dspy.Text)}
-    return [
-        name for name, value in texts.items() if name in record.inputs and _is_other(record, name, value, most)
-    ]
-
-
-def _is_other(record: Record, name: str, value: str | rlm_dspy.Text, most: int) -> bool:
-    from rlm_dspy.observe.record import in_short
-
-    then, now = _TEXT.match(record.inputs[name]), _TEXT.match(repr(value))
-    if then and now:
-        return then["unit"] == now["unit"] and (then["size"], then["head"]) != (now["size"], now["head"])
-    return bool(most) and in_short(str(value), most) != record.inputs[name]
+    known = {name: digest.sha256 for name, digest in record.digests.items() if name in texts}
+    return [name for name, sha256 in known.items() if digest_of(texts[name], 0).sha256 != sha256]
 
 
 def _value(record: Record, name: str) -> Any:
     from rlm_dspy.observe.replay import signature_of
 
-    text = record.inputs.get(name, "")
-    if _CUT in text or text.startswith("Text("):
+    text, digest = record.inputs.get(name, ""), record.digests.get(name)
+    if digest is not None and not digest.whole:
         raise UsageError(f"The record has a short form of {name!r} only. Name the files that the run was about.")
     if signature_of(record).input_fields[name].annotation is str:
         return text

@@ -22,7 +22,8 @@ and by `event`
 
 | event | its own fields |
 |---|---|
-| `run_started` | `signature`, `instructions`, `inputs` (long ones in short form), `model`, `sub_model`, `limits` |
+| `run_started` | `signature`, `instructions`, `inputs` (long ones in short form), `digests`, `output_types`, |
+| | `model`, `sub_model`, `limits`: as in a `Record` |
 | `turn_started` | |
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error` |

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-_ASKED = ("signature", "instructions", "inputs", "model", "sub_model", "limits")
+_ASKED = ("signature", "instructions", "inputs", "digests", "output_types", "model", "sub_model", "limits")
 _ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
 _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from dataclasses import asdict
 from datetime import datetime
@@ -15,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from rlm_dspy.coverage.watch import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
+from rlm_dspy.inputs import Text
 from rlm_dspy.json_values import jsonable
-from rlm_dspy.subcalls.ad_hoc import written
+from rlm_dspy.subcalls.ad_hoc import types_of, written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
 from rlm_dspy.trajectory import Mark, Step
 from rlm_dspy.usage import RunUsage
@@ -43,6 +45,19 @@ STOPS: dict[Stop, Mark] = {
 """How each end of a run is shown."""
 
 
+class Digest(BaseModel):
+    """By which an input is known again, without what it says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    """Bytes of its UTF-8; of what is no text, of its repr."""
+    sha256: str
+    """In hexadecimal, of these bytes."""
+    whole: bool
+    """Whether a record's `inputs` has all of it."""
+
+
 class Record(BaseModel):
     """A run: what was asked, what came of it, and every step."""
 
@@ -53,6 +68,10 @@ class Record(BaseModel):
     instructions: str = ""
     inputs: dict[str, str]
     """The inputs by name; long texts in their short form."""
+    digests: dict[str, Digest] = {}
+    """By which an input is known again, by name."""
+    output_types: dict[str, str] = {}
+    """The types of the output fields by name, as the signature has them."""
     model: str
     sub_model: str | None = None
     """The LM of sub-calls if it is another."""
@@ -163,10 +182,13 @@ def asked(run: RunEvent) -> dict[str, Any]:
     """Return what a record says of a run that begins."""
     names = run.signature.input_fields
     inputs = {name: value for name, value in run.inputs.items() if name in names}
+    most = run.limits.max_output_chars
     return {
         "signature": sendable(written(run.signature)),
         "instructions": sendable(run.signature.instructions),
-        "inputs": {name: in_short(value, run.limits.max_output_chars) for name, value in inputs.items()},
+        "inputs": {name: in_short(value, most) for name, value in inputs.items()},
+        "digests": {name: digest_of(value, most) for name, value in inputs.items()},
+        "output_types": types_of(run.signature.output_fields),
         "model": str(getattr(run.lm, "model", "")),
         "sub_model": getattr(run.sub_lm, "model", None),
         "limits": asdict(run.limits),
@@ -204,8 +226,24 @@ def in_short(value: Any, max_chars: int) -> str:
     return sendable(clip(value if isinstance(value, str) else repr(value), max_chars))
 
 
+def digest_of(value: Any, max_chars: int) -> Digest:
+    """Return by what an input is known again; a large file is not held in memory for it.
+
+    Args:
+        value: The input.
+        max_chars: `Limits.max_output_chars` of the run.
+    """
+    if isinstance(value, Text):
+        size, sha256 = value.digest()
+        return Digest(size=size, sha256=sha256, whole=False)
+    text = value if isinstance(value, str) else repr(value)
+    content = text.encode("utf-8", "surrogatepass")
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Digest(size=len(content), sha256=sha256, whole=len(text) <= max_chars)
+
+
 def in_one_line(error: BaseException) -> str:
     """Return the first paragraph of what an error says; of an unexpected one also its type."""
     said = one_line(str(error).strip().split("\n\n")[0], _MAX_ERROR_CHARS)
     expected = isinstance(error, (RLMError, dspy.DSPyError, ValueError, OSError)) and said
-    return said if expected else f"{type(error).__name__}: {said}"
+    return said if expected else f"{type(error).__name__}: {said or 'no reason given'}"

@@ -5,7 +5,6 @@ So one sees whether a run can be repeated: on other inputs, in another interpret
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from rlm_dspy.limits import Limits
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.run import Run
 from rlm_dspy.loop.turn import Turn
-from rlm_dspy.replies.code_blocks import tree_of
 from rlm_dspy.subcalls.ad_hoc import signature_from
 from rlm_dspy.subcalls.dispatch import SubCalls
 from rlm_dspy.subcalls.frames import SignatureFrame
@@ -92,7 +90,7 @@ def replay(
 
     Raises:
         InvalidInputs: If the inputs are not those of the record's signature.
-        ValueError: If the record's signature cannot be read, or a tool has a name that is taken.
+        ValueError: If a tool has a name that is taken.
         dspy.CodeInterpreterError: If no interpreter can be started.
     """
     steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
@@ -235,28 +233,13 @@ def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:
 
 
 def signature_of(record: Record) -> Any:
-    """Return the signature of a record; fields are untyped if one has a type that only its program knew.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
+    """Return the signature of a record; fields are untyped if one has a type that only its program knew."""
     try:
         return signature_from(SignatureFrame(text=record.signature, instructions=record.instructions))
     except (InvalidInputs, ValidationError):  # a log is a file like any other: nothing in it is looked up
-        inputs, outputs = map(_names, record.signature.split(" -> "))
-    fields = {name: (Any, dspy.InputField()) for name in inputs} | {
-        name: (Any, dspy.OutputField()) for name in outputs
-    }
-    return dspy.Signature(fields, record.instructions)
-
-
-def _names(fields: str) -> list[str]:
-    try:
-        (function,) = tree_of(f"def _({fields}): pass").body
-    except SyntaxError as error:
-        raise ValueError(f"The record's signature cannot be read: {fields!r}.") from error
-    assert isinstance(function, ast.FunctionDef)
-    return [argument.arg for argument in function.args.args]
+        inputs = {name: (Any, dspy.InputField()) for name in record.inputs}
+    outputs = {name: (Any, dspy.OutputField()) for name in record.output_types}
+    return dspy.Signature(inputs | outputs, record.instructions)
 
 
 def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:

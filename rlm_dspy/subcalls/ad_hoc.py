@@ -12,7 +12,9 @@ from rlm_dspy.repl.type_names import name_of
 from rlm_dspy.subcalls.type_grammar import TypeReader, check_name, check_usable, signature_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
 
     from rlm_dspy.subcalls.frames import SignatureField, SignatureFrame
 
@@ -85,10 +87,15 @@ def _check_field(name: str, way: _Way, kind: Any) -> None:
 def written(signature: Any) -> str:
     """Return a signature as DSPy reads it from a string, with its types."""
 
-    def fields(of: dict[str, Any]) -> str:
-        return ", ".join(f"{name}: {name_of(field.annotation)}" for name, field in of.items())
+    def fields(of: Mapping[str, FieldInfo]) -> str:
+        return ", ".join(f"{name}: {kind}" for name, kind in types_of(of).items())
 
     return f"{fields(signature.input_fields)} -> {fields(signature.output_fields)}"
+
+
+def types_of(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """Return the types of fields by name, as DSPy reads them from a string."""
+    return {name: name_of(field.annotation) for name, field in fields.items()}
 
 
 def module_from(

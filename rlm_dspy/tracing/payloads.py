@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from rlm_dspy.inputs import Text, describe
 from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_cut
 from rlm_dspy.text import sendable, with_note
-from rlm_dspy.tracing.span_spec import TEXT_CHARS
+from rlm_dspy.tracing.span_spec import TEXT_CHARS, Preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,7 +84,8 @@ class Payloads:
         if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
             return self._secrets.hide(sendable(value))
         told = describe(name, value)
-        return self.text(f"{told.type}, {told.value}", 1_000)
+        text = self.text(f"{told.type}, {told.value}", 1_000)
+        return Preview(text) if isinstance(value, str | Text) else text
 
 
 class _Writer:

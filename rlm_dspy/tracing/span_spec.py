@@ -48,6 +48,12 @@ class Told:
     stands_for: Any = None
 
 
+class Preview(str):
+    """What a span shows in the place of a longer text: its type, its size, its ends."""
+
+    __slots__ = ()
+
+
 def preview(values: Any) -> str | None:
     """Return what the list of traces shows of inputs or outputs: the short texts among them."""
     if not isinstance(values, dict):
@@ -62,7 +68,7 @@ def preview(values: Any) -> str | None:
 
 
 def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and (value.startswith(("str, ", "Text(")) or len(value) > _SHORT_CHARS)
+    return isinstance(value, Preview) or (isinstance(value, str) and len(value) > _SHORT_CHARS)
 
 
 def fenced(text: str, language: str = "python") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 from dataclasses import asdict
@@ -93,6 +94,8 @@ def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> N
             "signature": "question: str -> answer: int",
             "instructions": "Given the fields `question`, produce the fields `answer`.",
             "inputs": {"question": "?"},
+            "digests": {"question": {"size": 1, "sha256": hashlib.sha256(b"?").hexdigest(), "whole": True}},
+            "output_types": {"answer": "int"},
             **model,
             "sub_model": None,
             "limits": asdict(rlm.limits),

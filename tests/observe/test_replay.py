@@ -14,7 +14,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.load import load_records
-from rlm_dspy.observe.record import recorded
+from rlm_dspy.observe.record import digest_of, recorded
 from rlm_dspy.observe.replay import replay
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step
@@ -245,6 +245,23 @@ def test_a_run_without_a_turn_that_ended_is_not_called_the_same(
     assert (result.exit_code, result.stdout) == (2, "")
     cut, nothing = result.stderr.splitlines()
     assert ("it is left out" in cut, "nothing to replay" in nothing) == (True, True)
+
+
+def test_two_texts_that_differ_only_in_the_middle_are_two_texts(tmp_path: Path) -> None:
+    """Which their short forms, the size and the ends, do not tell."""
+    one, other = "a" * 20_000, "a" * 9_000 + "b" + "a" * 10_999
+    (tmp_path / "large").write_text(other, encoding="utf-8")
+    digests = [digest_of(value, 10_000) for value in (one, other, Text(other), Text.open(tmp_path / "large"))]
+    assert digests[0].sha256 != digests[1].sha256
+    assert {digest.sha256 for digest in digests[1:]} == {digests[1].sha256}
+    assert {(digest.size, digest.whole) for digest in digests} == {(20_000, False)}
+    assert digest_of("short", 10_000).whole
+
+
+def test_a_file_too_large_to_be_held_has_the_digest_of_its_text(tmp_path: Path) -> None:
+    large = "The tide rises, it says.\n" * 800_000
+    (tmp_path / "large").write_text(large, encoding="utf-8")
+    assert digest_of(Text.open(tmp_path / "large"), 100) == digest_of(Text(large), 100)
 
 
 def test_another_text_than_the_recorded_one_is_warned_of(both: tuple[Record, Path, Path], tmp_path: Path) -> None:

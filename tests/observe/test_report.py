@@ -111,6 +111,7 @@ def record(**fields: Any) -> Record:
     given_ = {
         "signature": "context: str, question: str -> answer: str, names: dict[str, list[int]]",
         "instructions": "Answer the question.",
+        "output_types": {"answer": "str", "names": "dict[str, list[int]]"},
         "inputs": {"context": "Text(1,000 characters)", "question": "Who rang the bell?"},
         "model": "scripted/lm",
         "outputs": {"answer": "Ada", "names": {"Ada": [1]}},

@@ -85,9 +85,9 @@ def report_html(record: Record) -> str:
 
 def answer(record: Record) -> AnswerView:
     """Return what came of a run."""
-    types = dict(field.partition(": ")[::2] for field in _fields(record.signature.partition(" -> ")[2]))
+    types = record.output_types
     fields = (
-        (f"{name}: {types[name]}" if types.get(name) else name, _written(value))
+        (f"{name}: {types[name]}" if name in types else name, _written(value))
         for name, value in record.outputs.items()
     )
     return AnswerView(tuple(fields), STOPS[record.stop], why(record))
@@ -126,15 +126,3 @@ def _tiles(record: Record) -> tuple[Tile, ...]:
 
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-def _fields(written: str) -> list[str]:
-    """Split one side of a signature into its fields, at the commas outside of brackets."""
-    fields, depth = [""], 0
-    for char in written:
-        depth += (char in "[(") - (char in "])")
-        if char == "," and not depth:
-            fields.append("")
-        else:
-            fields[-1] += char
-    return [field.strip() for field in fields]
