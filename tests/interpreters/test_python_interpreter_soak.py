@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import random
-import select
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from rlm_dspy.interpreters.host import fork_server_client, values
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
-from tests.interpreters.waiting import descriptors
+from tests.interpreters.waiting import comes_true, descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -32,7 +31,7 @@ LIMITS = WorkerLimits(memory_bytes=128 << 20, max_processes=32, scratch_bytes=8 
 
 
 def children() -> set[str]:
-    """The processes that came from this one, by number and name."""
+    """The processes that came from this one, by number and name; those that are ending are among them."""
     found, todo = set(), [os.getpid()]
     while todo:
         pid = todo.pop()
@@ -88,27 +87,11 @@ def soak(sessions: int, at_once: int) -> None:
     with ThreadPoolExecutor(at_once) as pool:
         ended = list(pool.map(lambda seed: one(seed, text), range(1, sessions + 1)))
     assert set(ended) <= {"kept", "lost"}
-    settle(before[0])
-    left = children() - before[0]
-    assert not left, {each: Path(f"/proc/{each.split()[0]}/status").read_text() for each in left}
+    assert comes_true(lambda: not children() - before[0]), children() - before[0]
     assert not descriptors() - open_before
     assert not set(values._all) - shared
     assert not Path(server._folder).exists()
     assert resident() - before[1] < 60 + sessions // 20
-
-
-def settle(wanted: set[str]) -> None:
-    """Wait until processes that were killed are gone; whose parent goes first appears elsewhere for a moment."""
-    for _ in range(20):
-        for extra in children() - wanted:
-            try:
-                handle = os.pidfd_open(int(extra.split()[0]))
-            except ProcessLookupError:
-                continue
-            poll: Any = select.poll()
-            poll.register(handle, select.POLLIN)
-            poll.poll(1_000)
-            os.close(handle)
 
 
 def test_sixty_sessions_leave_nothing() -> None:
