@@ -68,7 +68,7 @@ def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     """The very line, so that what CI shows is what a user gets."""
     command = BASH_BLOCKS[1].strip()
-    assert command == "uv run --extra embedded pytest"
+    assert command == "uv run --extra embedded --group dev pytest"
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 

@@ -89,7 +89,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"rlm-dspy {version('rlm-dspy')}")
+        typer.echo(f"rlm-dspy {version('dspy-recursive-lm')}")
         raise typer.Exit
 
 

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(help="A name that `rlm-dspy models` lists.", show_default=False)]
 
+_LEGEND = (
+    "READS and WRITES: tokens a second on two idle cores. HERE: whether it was downloaded; the default is used "
+    "where no model is named."
+)
+
 models = typer.Typer(invoke_without_command=True)
 
 
@@ -32,12 +37,8 @@ def list_models(context: typer.Context) -> None:
     with errors_as_lines(debug=False):
         rows = [("NAME", "SIZE", "LICENSE", "READS", "WRITES", "HERE", "GOOD FOR"), *map(_row, CATALOGUE)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            say("  ".join(map(str.ljust, row, widths)).rstrip())
-        say(
-            "\nREADS and WRITES: tokens a second on two idle cores. HERE: whether it was downloaded; the default "
-            f"is used where no model is named.\nFolder: {models_folder()}"
-        )
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        say("\n".join([*lines, "", _LEGEND, f"Folder: {models_folder()}"]))
 
 
 @models.command()

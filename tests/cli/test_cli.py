@@ -239,7 +239,7 @@ def test_the_help_explains_the_exit_codes() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"rlm-dspy {version('rlm-dspy')}\n"
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"rlm-dspy {version('dspy-recursive-lm')}\n"
 
 
 @pytest.mark.usefixtures("smollm2")

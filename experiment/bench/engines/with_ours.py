@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from worker import Task
 
-VERSION = f"rlm-dspy {version('rlm-dspy')}, dspy {version('dspy')}"
+VERSION = f"rlm-dspy {version('dspy-recursive-lm')}, dspy {version('dspy')}"
 NOTES = "dspy.LM(cache=False), policy=None"
 
 
