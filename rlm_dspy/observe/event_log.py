@@ -109,6 +109,7 @@ class RunLog(Listener):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from rlm_dspy import RLM
         >>> from rlm_dspy.observe.event_reader import read_log
         >>> from rlm_dspy.testing import ScriptedLM
