@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy.text import LEFT_OUT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -26,7 +28,7 @@ _MIN_CHARS = 10
 """Shorter ones are stand-ins for a key that no server asks for, and words of the text as well."""
 _MIN_LEFT = 6
 """Of a secret that was cut through, fewer characters are left to see."""
-_LEFT_OUT = re.compile(r"\n?\.\.\. \[[\d,]+ characters left out\] \.\.\.\n?|['\"]? ?\.\.\. ?['\"]?")
+_LEFT_OUT = re.compile(rf"{LEFT_OUT.pattern}|['\"]? ?\.\.\. ?['\"]?")
 
 
 def names_secret(name: str) -> bool:

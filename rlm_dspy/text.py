@@ -125,6 +125,10 @@ def clip(text: str, max_chars: int) -> str:
     return with_note(text[:head], len(text) - head - tail, text[len(text) - tail :])
 
 
+LEFT_OUT = re.compile(r"\n?\.\.\. \[[\d,]+ characters left out\] \.\.\.\n?")
+"""The note of `with_note`, and that of an interpreter."""
+
+
 def with_note(head: str, left_out: int, tail: str) -> str:
     """Return the two ends of a text with a note of how many characters between them are left out."""
     return f"{head}\n... [{left_out:,} characters left out] ...\n{tail}"

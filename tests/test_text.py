@@ -13,7 +13,18 @@ from rlm_dspy.cli import errors as exits
 from rlm_dspy.observe.console import Lines
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.page import report_html
-from rlm_dspy.text import beginning, counted, logger, one_line, price, printable, seconds, share
+from rlm_dspy.text import (
+    LEFT_OUT,
+    beginning,
+    counted,
+    logger,
+    one_line,
+    price,
+    printable,
+    seconds,
+    share,
+    with_note,
+)
 
 BIDI = {
     "\u061c",
@@ -117,3 +128,9 @@ def test_what_is_logged_is_safe(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_numbers_and_lines_are_told_as_people_read_them(written: str, told: str) -> None:
     assert written == told
+
+
+def test_the_note_of_a_cut_is_found_again() -> None:
+    """By what hides the two ends of a secret that was cut through."""
+    head, tail = LEFT_OUT.split(with_note("head", 12_345, "tail"))
+    assert (head, tail) == ("head", "tail")

@@ -221,7 +221,8 @@ class RLM(AsTool, Limited, dspy.Module):
         self, port: Port, told: unit[RunEvent], interpreter_factory: Any, inputs: dict[str, Any]
     ) -> dspy.Prediction:
         outer = active_sub_call.get()
-        run = Run(self, inputs, interpreter_factory, outer.run if outer else None)
+        parent = outer.run if outer and isinstance(outer.run, Run) else None
+        run = Run(self, inputs, interpreter_factory, parent)
         token = active_sub_call.set(None)
         try:
             await port.run(run.open)

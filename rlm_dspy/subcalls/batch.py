@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.coverage.watch import Watch
     from rlm_dspy.events import Phase
-    from rlm_dspy.subcalls.target import Callee
+    from rlm_dspy.subcalls.target import ActiveRun, Callee
     from rlm_dspy.trajectory import Span
 
 
@@ -336,7 +336,7 @@ class Batch:
 
 
 @contextlib.contextmanager
-def sub_call_scope(run: Any, lm: Any) -> Iterator[None]:
+def sub_call_scope(run: ActiveRun, lm: Any) -> Iterator[None]:
     """Enter a sub-call of `run`, with the LM of sub-calls in force."""
     token = active_sub_call.set(ActiveSubCall(run))
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.subcalls.frames import CallFrame, Part, Target
-    from rlm_dspy.subcalls.target import Callee
+    from rlm_dspy.subcalls.target import ActiveRun, Callee
     from rlm_dspy.trajectory import SubCall
     from rlm_dspy.usage import RunUsage
 
@@ -72,7 +72,7 @@ class SubCalls:
         guard: Says why not to make a child, or nothing.
     """
 
-    run: Any
+    run: ActiveRun
     find: Callable[[Target], Callee]
     ledger: Ledger
     tree: Tree

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
 
@@ -19,6 +19,7 @@ from rlm_dspy.text import clip
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rlm_dspy.coverage.watch import Watch
     from rlm_dspy.subcalls.interface import Interface
     from rlm_dspy.trajectory import CallKind, Step
 
@@ -104,6 +105,14 @@ def _lm_state(lm: Any) -> list[Any]:
     return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
 
 
+class ActiveRun(Protocol):
+    """The run that made a sub-call, as sub-calls see it; `Run` is one."""
+
+    lm: dspy.BaseLM
+    watch: Watch
+    depth: int
+
+
 @dataclass
 class ActiveSubCall:
     """A sub-call under way, as an RLM that runs inside it finds it.
@@ -115,7 +124,7 @@ class ActiveSubCall:
         final_reasoning: Its last words; of one that ended unanswered, why it did.
     """
 
-    run: Any
+    run: ActiveRun
     steps: list[Step] = field(default_factory=list)
     stop: str = ""
     final_reasoning: str = ""
