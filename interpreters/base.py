@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import inspect
@@ -93,7 +92,7 @@ def observed(method: Method) -> Method:
 
 def outside_loop(function: Callable[[], T]) -> T:
     """Call `function` where no event loop runs: here, else in a thread of its own, and wait for it."""
-    return in_thread(function, name="rlm-cell").result() if in_loop() else function()
+    return in_thread(function, name="rlm-cell").result() if running_loop() is not None else function()
 
 
 class Interpreter:
@@ -270,8 +269,8 @@ class Interpreter:
         invoke = functools.partial(self._invoke, context, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if is_async(tool) and in_loop():
-                return asyncio.get_running_loop().run_in_executor(None, lambda: invoke(*args, **kwargs))
+            if is_async(tool) and (loop := running_loop()) is not None:
+                return loop.run_in_executor(None, lambda: invoke(*args, **kwargs))
             return invoke(*args, **kwargs)
 
         functools.update_wrapper(call, source, updated=())
@@ -319,8 +318,3 @@ def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
     ]
     if bad:
         raise ValueError(f"{what} names must be identifiers that are not taken; these are not: {bad}")
-
-
-def in_loop() -> bool:
-    """Return whether this thread runs an event loop."""
-    return running_loop() is not None

@@ -18,7 +18,8 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast
 
-from rlm_dspy.interpreters.base import Interpreter, TakesObjects, in_loop
+from rlm_dspy.concurrency.wait_scope import running_loop
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.host import tool_calls as calls
 from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
 
@@ -123,7 +124,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
 
     def _outside_loop(self, run: Callable[[], Outcome]) -> Outcome:
         """Run the cell here, or where an event loop runs in a thread of its own, which Ctrl-C then stops."""
-        if not in_loop():
+        if running_loop() is None:
             return run()
         done: Future[Outcome] = Future()
         try:
