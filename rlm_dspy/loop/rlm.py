@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.cache.sub_call_cache import SubCallCache
-    from rlm_dspy.events import RunEvent
     from rlm_dspy.limits import Limits
     from rlm_dspy.trajectory import Step
 
@@ -215,33 +214,25 @@ class RLM(AsTool, Limited, dspy.Module):
 
     async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
         with unit(run_event(self, inputs)) as told, lm_events():
-            return await self._run_to_the_end(port, told, check_factory(interpreter_factory), inputs)
-
-    async def _run_to_the_end(
-        self, port: Port, told: unit[RunEvent], interpreter_factory: Any, inputs: dict[str, Any]
-    ) -> dspy.Prediction:
-        outer = active_sub_call.get()
-        parent = outer.run if outer and isinstance(outer.run, Run) else None
-        run = Run(self, inputs, interpreter_factory, parent)
-        token = active_sub_call.set(None)
-        try:
-            await port.run(run.open)
-            prediction = await self._converse(port, run)
-        except BaseException as error:
-            run.end()
-            told.end(outcome=run.outcome_so_far())
-            carry(error, run.as_dicts(), run.usage().model_dump())
-            raise
-        else:
-            told.end(outcome=run.outcome)
-            return prediction
-        finally:
-            active_sub_call.reset(token)
-            if outer:
-                outer.steps = [*outer.steps, *run.steps]
-                outer.stop, outer.final_reasoning = run.stop, run.final_reasoning
-            run.budget.close()
-            await port.run(run.repl.close)
+            outer = active_sub_call.get()
+            parent = outer.run if outer and isinstance(outer.run, Run) else None
+            run = Run(self, inputs, check_factory(interpreter_factory), parent)
+            token = active_sub_call.set(None)
+            try:
+                await port.run(run.open)
+                return await self._converse(port, run)
+            except BaseException as error:
+                run.end()
+                carry(error, run.as_dicts(), run.usage().model_dump())
+                raise
+            finally:
+                told.end(outcome=run.outcome or run.outcome_so_far())
+                active_sub_call.reset(token)
+                if outer:
+                    outer.steps = [*outer.steps, *run.steps]
+                    outer.stop, outer.final_reasoning = run.stop, run.final_reasoning
+                run.budget.close()
+                await port.run(run.repl.close)
 
     def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
         """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.

@@ -79,7 +79,7 @@ class Run:
         self.trajectory = Trajectory()
         self.steps: list[Step] = []
         self.stop = self.final_reasoning = ""
-        self.outcome = Outcome()
+        self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
         """Why the code of this turn was stopped, if it was."""
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()

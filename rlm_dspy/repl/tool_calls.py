@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.events import ToolEvent, unit
 from rlm_dspy.repl.values import short
+from rlm_dspy.text import clip
 from rlm_dspy.trajectory import ToolCall
 
 if TYPE_CHECKING:
@@ -86,15 +87,11 @@ class ToolCalls:
 
 
 def _written(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return arguments as code writes them, each cut, at most so many characters in all."""
-    named = [*(("", value) for value in args), *((f"{name}=", value) for name, value in kwargs.items())]
-    parts: list[str] = []
-    left = 2 * _ARGUMENT_CHARS
-    for place, (name, value) in enumerate(named):
-        if left <= 0:
-            parts.append(f"... {len(named) - place} more")
-            break
-        text = repr(short(value, _ARGUMENT_CHARS)) if isinstance(value, str) else short(value, _ARGUMENT_CHARS)
-        parts.append(f"{name}{text}")
-        left -= len(text)
-    return ", ".join(parts)
+    """Return arguments as code writes them, cut."""
+    parts = [*map(_argument, args), *(f"{name}={_argument(value)}" for name, value in kwargs.items())]
+    return clip(", ".join(parts), 2 * _ARGUMENT_CHARS)
+
+
+def _argument(value: Any) -> str:
+    text = short(value, _ARGUMENT_CHARS)
+    return repr(text) if isinstance(value, str) else text

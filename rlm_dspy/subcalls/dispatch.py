@@ -96,7 +96,7 @@ class SubCalls:
         return call
 
     def _answer(self, call: CallFrame) -> dict[str, Any]:
-        with unit(BatchEvent(name=call.to.shown, items=[_shown(item, call.same) for item in call.items])) as batch:
+        with unit(BatchEvent(name=call.called, items=[_shown(item, call.same) for item in call.items])) as batch:
             try:
                 answers = self.call(call)
             except (RLMError, TypeError, ValueError) as error:

@@ -172,22 +172,12 @@ class QueryFrame(_Frame):
 
     kind: Literal["query", "rlm_query"]
 
-    @property
-    def shown(self) -> str:
-        """How code calls it."""
-        return "llm_query" if self.kind == "query" else self.kind
-
 
 class SubFrame(_Frame):
     """A declared sub."""
 
     kind: Literal["sub"]
     name: str
-
-    @property
-    def shown(self) -> str:
-        """How code calls it."""
-        return self.name
 
 
 class AdHocFrame(_Frame):
@@ -198,11 +188,6 @@ class AdHocFrame(_Frame):
     signature: SignatureFrame
     config: dict[str, Any] = {}
     tools: list[str] = []
-
-    @property
-    def shown(self) -> str:
-        """How code calls it."""
-        return f"dspy.{self.module}({self.signature.shown})"
 
     def options(self) -> dict[str, Any]:
         """Return what the module is made with.
@@ -243,6 +228,14 @@ class CallFrame(_Frame):
     items: list[Part]
     same: Part = ({}, {})
     many: bool = True
+
+    @property
+    def called(self) -> str:
+        """What is called, as code writes it."""
+        to = self.to
+        if isinstance(to, AdHocFrame):
+            return f"dspy.{to.module}({to.signature.shown})"
+        return to.name if isinstance(to, SubFrame) else {"query": "llm_query"}.get(to.kind, to.kind)
 
 
 def read_call(frame: Any) -> CallFrame:

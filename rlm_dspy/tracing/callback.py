@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -127,8 +128,9 @@ class SpanCallback(MlflowCallback, Listener):
     # DSPy's calls
 
     on_module_start, on_module_end = _start(span_start.module), _end(span_end.module_ended)
-    on_adapter_format_start, on_adapter_format_end = _start(span_start.adapter_format), _end(span_end.ended)
-    on_adapter_parse_start, on_adapter_parse_end = _start(span_start.adapter_parse), _end(span_end.ended)
+    on_adapter_format_start = _start(partial(span_start.adapter, "format"))
+    on_adapter_parse_start = _start(partial(span_start.adapter, "parse"))
+    on_adapter_format_end = on_adapter_parse_end = _end(span_end.ended)
     on_tool_start, on_tool_end = _start(span_start.tool), _end(span_end.ended)
     on_interpreter_startup_start, on_interpreter_startup_end = _start(span_start.startup), _end(span_end.ended)
     on_interpreter_execute_start = _start(span_start.execution)

@@ -57,22 +57,18 @@ class Outbox:
         """Tasks that were dropped since the server was last seen."""
         self.hurried = False
         """Whether somebody waits for the end of the process."""
-        self._tasks: deque[Task | None] = deque()
+        self._tasks: deque[Task] = deque()
         self._changed = threading.Condition()
         self._busy = False
-        self._down = False
-        self._probed = 0.0
+        self._alive_until = self._down_until = 0.0
         self._then: Callable[[], object] | None = None
         self._said = False
         self._thread: threading.Thread | None = None
 
     @property
     def open(self) -> bool:
-        """Whether traces are taken. While they are not, asking has the server probed now and then."""
-        if self._down and time.monotonic() - self._probed > _AGAIN_AFTER_SECONDS:
-            self._probed = time.monotonic()
-            self._put(None)
-        return not self._down
+        """Whether traces are taken. A server that did not answer is asked again after a while."""
+        return time.monotonic() >= self._down_until
 
     @property
     def waiting(self) -> int:
@@ -80,18 +76,23 @@ class Outbox:
         return len(self._tasks) + self._busy
 
     def close(self, then: Callable[[], object]) -> None:
-        """Take nothing until the server is seen to answer; call `then` when it does, before anything else."""
-        self._down, self._probed, self._then = True, time.monotonic(), then
-        self._drop()
+        """Take nothing for a while; call `then` when the server answers, before anything else."""
+        self._then = then
+        self._drop(0)
 
     def put(self, task: Task) -> None:
         """Queue a task, for MLflow's exporter; it is dropped if the store does not keep up."""
-        if not self._down and len(self._tasks) < _MOST_TASKS:
-            self._put(task)
+        if not self.open or len(self._tasks) >= _MOST_TASKS:
+            self.lost += 1
+            if self.open:
+                self._say(f"{self.uri} does not keep up with the traces; some are lost.")
             return
-        self.lost += 1
-        if not self._down:
-            self._say(f"{self.uri} does not keep up with the traces; some are lost.")
+        with self._changed:
+            self._tasks.append(task)
+            self._changed.notify_all()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
+                self._thread.start()
 
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
         """Wait until what is queued is stored or dropped, or for so many seconds."""
@@ -102,18 +103,10 @@ class Outbox:
         """Store the ends of traces first, and what else is queued for so many seconds; then wait for nothing."""
         self.hurried = True
         with self._changed:
-            self._tasks = deque(sorted(self._tasks, key=lambda task: task is None or not ends_a_trace(task)))
+            self._tasks = deque(sorted(self._tasks, key=lambda task: not ends_a_trace(task)))
         self.flush(seconds=seconds)
 
     # The thread
-
-    def _put(self, task: Task | None) -> None:
-        with self._changed:
-            self._tasks.append(task)
-            self._changed.notify_all()
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
-                self._thread.start()
 
     def _work(self) -> None:
         while True:
@@ -122,38 +115,39 @@ class Outbox:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._tasks)
                 task, self._busy = self._tasks.popleft(), True
-            if not self._answers():
-                self._drop(task)
-            elif task is not None:
+            if self._answers():
                 self._store(task)
+            else:
+                self._drop(1)
 
     def _store(self, task: Task) -> None:
         began = time.monotonic()
         task.handle()
         if _quiet.heard:
-            self._probed = 0.0
+            self._alive_until = 0.0
             self._say(f"A trace was not stored whole: {_quiet.heard[0][:300]}")
             _quiet.heard.clear()
         elif time.monotonic() - began < _PROBE_AFTER_SECONDS:
-            self._probed = time.monotonic()
+            self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
 
     def _answers(self) -> bool:
-        recently = not self._down and time.monotonic() - self._probed < _PROBE_AFTER_SECONDS
-        if recently or not self.uri.startswith("http"):
+        if not self.uri.startswith("http") or time.monotonic() < self._alive_until:
             return True
-        was_down, self._down = self._down, not answers(self.uri)
-        self._probed = time.monotonic()
-        if was_down and not self._down:
+        if not answers(self.uri):
+            return False
+        self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
+        if self._down_until:
             _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
-            self.lost, self._said = 0, False
+            self.lost, self._said, self._down_until = 0, False, 0.0
             then, self._then = self._then, None
             if then is not None:
                 then()
-        return not self._down
+        return True
 
-    def _drop(self, task: Task | None = None) -> None:
+    def _drop(self, under_way: int) -> None:
+        self._down_until = time.monotonic() + _AGAIN_AFTER_SECONDS
         with self._changed:
-            self.lost += len(self._tasks) + (task is not None)
+            self.lost += len(self._tasks) + under_way
             self._tasks.clear()
         self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
 

@@ -94,17 +94,10 @@ def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, An
     return Told(name, kind, shown, attributes=attributes)
 
 
-def adapter_format(payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any) -> Told | None:
-    """Tell of an adapter that writes messages; not in a run, where the model call shows them."""
-    return _adapter(payloads, instance, "format", inputs)
-
-
-def adapter_parse(payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any) -> Told | None:
-    """Tell of an adapter that reads a reply; not in a run, where the predictor shows what was read."""
-    return _adapter(payloads, instance, "parse", inputs)
-
-
-def _adapter(payloads: Payloads, instance: dspy.Adapter, what: str, inputs: Mapping[str, Any]) -> Told | None:
+def adapter(
+    what: str, payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any
+) -> Told | None:
+    """Tell of an adapter that does `what`: `format` or `parse`; not in a run, where other spans show it."""
     if here() is not None:
         return None
     return Told(f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS))

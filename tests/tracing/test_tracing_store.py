@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import math
 import os
@@ -24,6 +25,8 @@ from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
+from rlm_dspy.tracing import export_queue
+from rlm_dspy.tracing._mlflow_compat import Task
 from rlm_dspy.tracing.export_queue import outbox
 from rlm_dspy.tracing.payloads import Payloads, Secrets
 from tests.playing import block
@@ -224,6 +227,48 @@ def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
         f"{hanging} does not answer. Runs go on; they are not traced until it does."
     ]
     mlflow.set_tracking_uri(store.uri)
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """Answers whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as http.server names it)
+        """Say nothing."""
+
+
+def test_a_server_that_comes_back_is_given_traces_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be done first is; what was lost meanwhile is counted."""
+    monkeypatch.setattr(export_queue, "_AGAIN_AFTER_SECONDS", 0.1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done: list[str] = []
+    box = export_queue.Outbox(f"http://127.0.0.1:{port}")
+    box.put(Task(done.append, ("lost",)))
+    box.flush(seconds=30)
+    assert (box.open, box.lost, done) == (False, 1, [])
+    box.close(then=lambda: done.append("first"))
+    with http.server.HTTPServer(("127.0.0.1", port), Healthy) as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        until = time.monotonic() + 30
+        while not box.open and time.monotonic() < until:
+            time.sleep(0.01)
+        box.put(Task(done.append, ("stored",)))
+        box.flush(seconds=30)
+        server.shutdown()
+    assert (done, box.lost) == (["first", "stored"], 0)
+    said = [record.message.partition(f"{port} ")[2] for record in caplog.records if str(port) in record.message]
+    assert said == [
+        "does not answer. Runs go on; they are not traced until it does.",
+        "answers again; 1 parts of traces were lost.",
+    ]
 
 
 def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
