@@ -76,6 +76,7 @@ class Event:
             turn=outer.turn,
             subcall=outer.subcall,
             began=outer.began,
+            seconds=time.monotonic() - outer.began,
             lm_calls=outer.lm_calls,
         )
 

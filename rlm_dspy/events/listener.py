@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from rlm_dspy.events.event_types import Phase
+
 
 _SETTING = "rlm_dspy_event"
 """The setting of DSPy that holds the innermost unit: DSPy hands its settings on to its threads."""
@@ -70,7 +72,9 @@ class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
             return
         self._scope.close()
         if self._ends:
-            _send(replace(self.event, phase="failed" if error is not None else "ended", error=error))
+            seconds = time.monotonic() - self.event.began
+            phase: Phase = "failed" if error is not None else "ended"
+            _send(replace(self.event, phase=phase, seconds=seconds, error=error))
 
 
 def emit(event: Event) -> None:
@@ -91,7 +95,6 @@ def listeners() -> list[Listener]:
 
 
 def _send(event: Event) -> None:
-    event = replace(event, seconds=time.monotonic() - event.began)
     for listener in listeners():
         try:
             listener.on_event(event)

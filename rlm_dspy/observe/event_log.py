@@ -175,7 +175,8 @@ class RunLog(Listener):
                 known = {"children": children} if children else {}
                 self._write(event, "subcall_ended", number=call.number, subcall=plain, **known)
             case LMEvent():
-                self._learn(event.lm)
+                if begins:
+                    self._learn(event.lm)
                 self._write(event, "lm_started" if begins else "lm_ended", **_of_call(event))
 
     def _learn(self, *lms: dspy.BaseLM | None) -> None:
