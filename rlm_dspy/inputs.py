@@ -16,6 +16,7 @@ from rlm_dspy.text import ShortRepr
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from pydantic import GetCoreSchemaHandler
 
@@ -103,7 +104,9 @@ class Text:
         return repr(self)
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        cls, source: type[Text], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         """Accept a `Text` or a `str`; write the short form."""
         return core_schema.no_info_plain_validator_function(
             lambda value: value if isinstance(value, cls) else cls(value),
@@ -119,7 +122,7 @@ class Record(dict[str, Any]):
         kind: What it is: `model`, `dataclass` or `prediction`.
     """
 
-    def __init__(self, kind: str, name: str, fields: dict[str, Any]) -> None:
+    def __init__(self, kind: str, name: str, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
         self.kind = kind
         self.name = name
@@ -139,7 +142,7 @@ class Row(tuple[Any, ...]):  # noqa: SLOT001 (it has a name and fields)
     _fields: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, fields: dict[str, Any]) -> Row:
+    def of(cls, name: str, fields: Mapping[str, Any]) -> Row:
         """Return a row of values with these names."""
         row = cls(fields.values())
         row.name, row._fields = name, tuple(fields)
@@ -225,7 +228,7 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     return Variable(name=name, type=kind, value=f"{size}{_cut(_readable(value))}", note=note)
 
 
-def about(media: Any) -> str:
+def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
     """Return one line on an image, a sound or a file: its type and size, or where it is."""
     if isinstance(media, dspy.Image):
         data, told = media.url, ""

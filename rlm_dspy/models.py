@@ -24,7 +24,7 @@ from rlm_dspy.limits import Limits
 from rlm_dspy.text import print_to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.embedded.catalogue import CatalogueModel
 
@@ -103,7 +103,7 @@ def choose_model(
     return lm
 
 
-def limits_for(lm: Any, **given: float | None) -> Limits:
+def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
     """Return limits that suit the window of an LM; the usual ones if it is large or not known.
 
     In a small window the outputs of all turns together may fill half of it.
@@ -225,7 +225,7 @@ def _models_at(base: str, key: str) -> list[dict[str, Any]]:
     return listed
 
 
-def _window(entry: dict[str, Any]) -> int | None:
+def _window(entry: Mapping[str, Any]) -> int | None:
     """Return the window that a server's list of models tells, if it tells one."""
     told = [entry.get(key) for key in _WINDOW_KEYS] + [(entry.get("meta") or {}).get("n_ctx_train")]
     return next((value for value in told if isinstance(value, int) and value > 0), None)

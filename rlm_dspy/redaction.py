@@ -15,6 +15,8 @@ from rlm_dspy.text import LEFT_OUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import dspy
+
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
 _NAMES_IN_ENVIRONMENT = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
@@ -45,7 +47,7 @@ def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def secrets_of(lm: Any) -> set[str]:
+def secrets_of(lm: dspy.BaseLM) -> set[str]:
     """Return the secrets among the settings of an LM: strings under a name like `api_key`, also inside dicts."""
     return {part for secret in _under_secret_names(getattr(lm, "kwargs", {})) for part in _parts(secret)}
 

@@ -210,7 +210,7 @@ class Cells:
         except _ERRORS_OF_THE_SOURCE as error:
             return Outcome("invalid", error=self._in_words(error), exception=error)
         try:
-            value = _evaluate(parts, self.namespace)
+            value = self._evaluate(parts)
             _show(value, output)
             outcome = Outcome("done", value=carried(value))
         except BaseException as error:  # noqa: BLE001 (the model, or the caller, answers whatever code raises)
@@ -271,6 +271,23 @@ class Cells:
             for part, mode in ((tree, "exec"), (value, "eval"))
         ]
 
+    def _evaluate(self, parts: list[types.CodeType]) -> Any:
+        """Run the parts in order; the value of the last. One event loop serves them all if any of them awaits."""
+        if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
+            return asyncio.run(self._evaluate_async(parts))
+        value = None
+        for part in parts:
+            value = eval(part, self.namespace)  # noqa: S307 (running the model's code is what this module is for)
+        return value
+
+    async def _evaluate_async(self, parts: list[types.CodeType]) -> Any:
+        value = None
+        for part in parts:
+            value = eval(part, self.namespace)  # noqa: S307 (as above)
+            if part.co_flags & inspect.CO_COROUTINE:
+                value = await value
+        return value
+
     def _in_words(self, error: BaseException) -> str:
         """Return the traceback of `error` with the lines of cells only."""
         try:
@@ -326,25 +343,6 @@ def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any],
 
     SUBMIT.__doc__ = f"Submit the answer and end the run: {_usage(names)}."
     return SUBMIT
-
-
-def _evaluate(parts: list[types.CodeType], namespace: dict[str, Any]) -> Any:
-    """Run the parts in order; the value of the last. One event loop serves them all if any of them awaits."""
-    if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
-        return asyncio.run(_evaluate_async(parts, namespace))
-    value = None
-    for part in parts:
-        value = eval(part, namespace)  # noqa: S307 (running the model's code is what this module is for)
-    return value
-
-
-async def _evaluate_async(parts: list[types.CodeType], namespace: dict[str, Any]) -> Any:
-    value = None
-    for part in parts:
-        value = eval(part, namespace)  # noqa: S307 (as above)
-        if part.co_flags & inspect.CO_COROUTINE:
-            value = await value
-    return value
 
 
 def carried(value: Any) -> JSON:

@@ -17,7 +17,7 @@ from . import encoder, wire
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from .frames import Answer, Order
@@ -99,7 +99,7 @@ class Channel:
         """
         return self._received(lambda: self._orders.popleft() if self._orders else None)
 
-    def call(self, name: str, args: Any, kwargs: Any) -> tuple[Answer, list[int]]:
+    def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Answer, list[int]]:
         """Send a call of a tool to the host, wait for its answer and return it with its descriptors.
 
         Raises:

@@ -13,7 +13,7 @@ from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from rlm_dspy.limits import Limits
 
@@ -117,10 +117,10 @@ class Ledger:
 
     def hold(
         self,
-        key: object,
+        key: Hashable,
         most: Amount,
         *,
-        keeper: object = None,
+        keeper: Hashable = None,
         calls: int = 0,
         give_up: Callable[[LimitExceeded], object] | None = None,
     ) -> None:
@@ -175,24 +175,24 @@ class Ledger:
         for give_up in under_way:
             give_up(why)
 
-    def give_back(self, key: object, *, calls: int = 0) -> None:
+    def give_back(self, key: Hashable, *, calls: int = 0) -> None:
         """Give back what was held, and the calls that were taken, for a request that was not made."""
         with self._lock:
             self._held.pop(key, None)
             self._open.pop(key, None)
             self._reserved -= calls
 
-    def keep(self, keeper: object, amount: Amount) -> None:
+    def keep(self, keeper: Hashable, amount: Amount) -> None:
         """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
         with self._lock:
             self._kept[keeper] = amount
 
-    def release(self, keeper: object) -> None:
+    def release(self, keeper: Hashable) -> None:
         """Keep nothing more for a run that has ended."""
         with self._lock:
             self._kept.pop(keeper, None)
 
-    def left(self, keeper: object = None) -> Amount:
+    def left(self, keeper: Hashable = None) -> Amount:
         """Return what is left for requests: without what is held, and what is kept for others than `keeper`.
 
         Of what is not limited, infinitely much is left.
@@ -200,14 +200,14 @@ class Ledger:
         with self._lock:
             return self._left(keeper)
 
-    def _left(self, keeper: object) -> Amount:
+    def _left(self, keeper: Hashable) -> Amount:
         gone = sum(self._held.values(), self._spent)
         gone = sum((amount for key, amount in self._kept.items() if key is not keeper), gone)
         caps = {unit: getattr(self.limits, name) for name, unit in _CAPS.items()}
         left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
         return Amount(**left)
 
-    def close(self, why: LimitExceeded, spared: object = None) -> None:
+    def close(self, why: LimitExceeded, spared: Hashable = None) -> None:
         """Refuse all further requests, and end those that somebody waits for (see `cancellation`).
 
         Args:
@@ -226,7 +226,7 @@ class Ledger:
         """Why requests are refused; None if they are not."""
         return self.cancellation.why
 
-    def check_open(self, keeper: object = None) -> None:
+    def check_open(self, keeper: Hashable = None) -> None:
         """Raise if requests of this keeper are refused.
 
         Raises:
@@ -242,7 +242,7 @@ class Ledger:
         """Wall-clock seconds since the run began."""
         return time.monotonic() - self.started
 
-    def settle(self, role: str, model: str, used: Usage, *, key: object = None) -> None:
+    def settle(self, role: str, model: str, used: Usage, *, key: Hashable = None) -> None:
         """Enter what a model call used.
 
         Args:

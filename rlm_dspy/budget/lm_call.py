@@ -42,7 +42,9 @@ class LMCall:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, prompt: Any, messages: Any, options: dict[str, Any]) -> Self:
+    def of(
+        cls, prompt: str | Request | None, messages: list[dict[str, Any]] | None, options: dict[str, Any]
+    ) -> Self:
         """Return what the arguments of `dspy.BaseLM.__call__` say; a request may be given by its name, too."""
         if prompt is None and isinstance(options.get("request"), Request):
             prompt = options.pop("request")

@@ -15,6 +15,9 @@ from rlm_dspy.errors import UnknownPrice
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import dspy
+    from pydantic import JsonValue
+
     from rlm_dspy.limits import Limits
     from rlm_dspy.usage import Usage
 
@@ -55,7 +58,7 @@ class Price:
         return input_tokens * self.most_read + output_tokens * self.most_written
 
 
-def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | None:
+def price_of(lm: dspy.BaseLM, prices: Mapping[str, tuple[float, float]]) -> Price | None:
     """Return the price of an LM: the known one, else the given one; None if there is neither.
 
     Known prices are those of litellm's table, which DSPy carries along and prices its calls by.
@@ -99,7 +102,7 @@ def reported_cost(entry: Mapping[str, Any]) -> float | None:
     return cost + (upstream or 0.0) if told.get("is_byok") else cost  # OpenRouter with a key of one's own
 
 
-def reported_price(lm: Any) -> Price | None:
+def reported_price(lm: dspy.BaseLM) -> Price | None:
     """Return a price that is not too low for an LM, from what its calls were reported to cost; None if none was.
 
     Of a call's cost no more than all was for what it read, and no more than all for what it wrote.
@@ -117,7 +120,7 @@ def reported_price(lm: Any) -> Price | None:
     return Price(read, read, written, read, written)
 
 
-def check_price(lm: Any, limits: Limits) -> Price | None:
+def check_price(lm: dspy.BaseLM, limits: Limits) -> Price | None:
     """Return the price of an LM; None if it is not known, nor needed.
 
     If the cost is limited, that of a model whose price is not known is bounded by what its calls so far have cost.
@@ -138,15 +141,16 @@ def check_price(lm: Any, limits: Limits) -> Price | None:
     return price
 
 
-def _dollars(value: Any) -> float | None:
+def _dollars(value: JsonValue) -> float | None:
     """Return a cost that is one: text, a negative number and NaN are none."""
     if isinstance(value, Mapping):
         value = value.get("total_cost")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value >= 0 else None
 
 
-def context_window(lm: Any) -> int | None:
+def context_window(lm: dspy.BaseLM) -> int | None:
     """Return how many tokens an LM can read; None if that is not known."""
     own: int | None = getattr(lm, "context_window", None)
     return own if own is not None else _info(lm).get("max_input_tokens")
@@ -177,7 +181,7 @@ def finish_reasons(response: Any) -> list[str]:
     return found + (finish_reasons(as_sent) if as_sent else [])
 
 
-def longest_reply(lm: Any) -> int | None:
+def longest_reply(lm: dspy.BaseLM) -> int | None:
     """Return how many tokens an LM may write in one reply, as it is set or known; None if neither."""
     kwargs = getattr(lm, "kwargs", {})  # a replayed run has no LM
     told = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
@@ -210,7 +214,7 @@ def tokens_in(value: Any) -> int:
     return size - sum(map(len, _SMALL.findall(text))) // 2
 
 
-def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
+def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
     """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Usage`.
 
     Servers report all sorts of things; what is no number of tokens counts as not reported.
@@ -224,13 +228,14 @@ def tokens_of(usage: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def count_of(value: Any) -> int | None:
+def count_of(value: JsonValue) -> int | None:
     """Return a number of tokens; None for what is none: text, NaN, a negative number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 0 <= value < _MOST_TOKENS else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < _MOST_TOKENS else None
 
 
-def _info(lm: Any) -> dict[str, Any]:
+def _info(lm: dspy.BaseLM) -> dict[str, Any]:
     """Return what the table says of an LM.
 
     The table is not looked at for models that cannot be in it, as DSPy loads it over the network the first time
@@ -255,7 +260,7 @@ def _table(model: str) -> dict[str, Any]:
     return info
 
 
-def _rates(info: dict[str, Any], names: tuple[str, ...]) -> list[float]:
+def _rates(info: Mapping[str, Any], names: tuple[str, ...]) -> list[float]:
     """Return the prices whose names begin so, but for tiers that must be asked for."""
     asked_for = ("_priority", "_flex", "_batches")
     chosen = (key for key in info if key.startswith(names) and not key.endswith(asked_for))

@@ -47,7 +47,9 @@ from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+
+    from dspy.lm15 import Request
 
     from rlm_dspy.budget.ledger import Ledger, Tally
     from rlm_dspy.budget.metering import Outputs
@@ -61,7 +63,7 @@ def metered(
     ledger: Ledger,
     role: str,
     *,
-    keeper: object = None,
+    keeper: Hashable = None,
     counted: bool = False,
     mirror: Tally | None = None,
     input_tokens: float | None = None,
@@ -313,19 +315,31 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
     call, acall, update_history = kind.__call__, kind.acall, kind.update_history
 
     @functools.wraps(call)
-    def called(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
+    def called(
+        self: dspy.BaseLM,
+        prompt: str | Request | None = None,
+        *,
+        messages: list[dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> Any:
         if not (meters := meters_in_force()):
             return call(self, prompt, messages=messages, **options)
         return drive(MeteredLM(self, _Calling(call), meters).ask(LMCall.of(prompt, messages, options)))
 
     @functools.wraps(acall)
-    async def awaited(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
+    async def awaited(
+        self: dspy.BaseLM,
+        prompt: str | Request | None = None,
+        *,
+        messages: list[dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> Any:
         if not (meters := meters_in_force()):
             return await acall(self, prompt, messages=messages, **options)
         return await MeteredLM(self, _Awaiting(acall), meters).ask(LMCall.of(prompt, messages, options))
 
     @functools.wraps(update_history)
-    def noted(self: dspy.BaseLM, entry: dict[str, Any]) -> None:
+    def noted(self: dspy.BaseLM, entry: Mapping[str, Any]) -> None:
         request = request_under_way.get()
         if request is None:
             latest_entry.set(entry)

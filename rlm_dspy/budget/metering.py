@@ -74,7 +74,7 @@ class LMRequest:
         cost = self._cost(usage, limits) if usage else None
         return Usage(calls=1, cached_calls=cached, failures=failed, cost=cost, **tokens_of(usage))
 
-    def _cost(self, usage: dict[str, Any], limits: Limits) -> float | None:
+    def _cost(self, usage: Mapping[str, Any], limits: Limits) -> float | None:
         """Return what it cost in USD, as reported, else by the price that is known; None if neither is."""
         if (reported := reported_cost(self.entry(self.outputs))) is not None:
             return reported

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlm_dspy.budget.ledger import NOTHING, Amount
 from rlm_dspy.budget.lm_info import check_price, longest_reply, tokens_at_most
@@ -13,6 +13,8 @@ from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import dspy
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.limits import Limits
@@ -51,7 +53,9 @@ class Budget:
         UnknownPrice: If the cost is limited and the price of the LM is not known.
     """
 
-    def __init__(self, ledger: Ledger, limits: Limits, lm: Any, tokens: int, *, child: bool = False) -> None:
+    def __init__(
+        self, ledger: Ledger, limits: Limits, lm: dspy.BaseLM, tokens: int, *, child: bool = False
+    ) -> None:
         self.ledger = ledger
         self._limits = limits
         self.child = child

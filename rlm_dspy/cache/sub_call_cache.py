@@ -109,10 +109,10 @@ class SubCallCache:
         """Stay the same object: optimizers copy modules, and the copies share what was paid for."""
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Path | None]:
         return {"path": self.path}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Path | None]) -> None:
         self.path = state["path"]
         self._store = None
 

@@ -8,7 +8,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,10 @@ from rlm_dspy.embedded.catalogue import megabytes
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import dspy
+    from pydantic import JsonValue
 
     from rlm_dspy.observe.console import View
     from rlm_dspy.observe.record import Record, Stop
@@ -254,7 +257,7 @@ def _print(record: Record, *, as_json: bool) -> bool:
     return True
 
 
-def _answer(outputs: dict[str, Any]) -> str:
+def _answer(outputs: Mapping[str, JsonValue]) -> str:
     """Return the value of a single output field, or one line per field."""
     told = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -33,12 +33,15 @@ from rlm_dspy.errors import UsageError
 from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import dspy
 
     from rlm_dspy.optimize.catalog import Job, Named
     from rlm_dspy.optimize.forecast import Forecast
     from rlm_dspy.optimize.promotion import Comparison
-    from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.statistics import Judgement, Metric
+    from rlm_dspy.optimize.traced_runs import Trace
 
 _OPTIMIZERS = (
     "trajectories, labeled, bootstrap, random-search, mipro, mipro-zero-shot, gepa, simba, copro, infer-rules"
@@ -146,11 +149,11 @@ def optimize(
     raise typer.Exit(FAILED if not saved else ANSWERED if decision.written else UNANSWERED)
 
 
-def _log_nowhere(about: dict[str, Any], **_: Any) -> None:
+def _log_nowhere(about: Mapping[str, Any], **_: Any) -> None:
     """Log nothing."""
 
 
-def _log_to_mlflow(about: dict[str, Any], **found: Any) -> None:
+def _log_to_mlflow(about: Mapping[str, Any], **found: Any) -> None:
     from rlm_dspy.tracing import log_compile
 
     log_compile(about, **found)
@@ -196,7 +199,9 @@ class Counted:
         self._told, self._lock = 0.0, threading.Lock()
         self.__qualname__ = getattr(metric, "__qualname__", "metric")
 
-    def __call__(self, example: Any, prediction: Any, trace: Any = None, *_: Any) -> Any:
+    def __call__(
+        self, example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None, *_: Any
+    ) -> Judgement:
         """Score a prediction and report progress."""
         from rlm_dspy.optimize.statistics import score_of
 
@@ -306,7 +311,7 @@ def _keep(
     before: dspy.Module,
     held_out: list[dspy.Example],
     out: Path,
-    about: dict[str, Any],
+    about: Mapping[str, Any],
 ) -> Decision:
     """Write the policy if it is not worse."""
     from rlm_dspy.optimize import compare, promote, save_policy

@@ -12,12 +12,16 @@ import rlm_dspy
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
     import dspy
 
     from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.traced_runs import Trace
 
 
-def load_program(where: str) -> tuple[Any, dspy.Module]:
+def load_program(where: str) -> tuple[ModuleType, dspy.Module]:
     """Return the module of a Python file and the program in it: a `dspy.Module`, or what a function returns.
 
     Args:
@@ -58,7 +62,7 @@ def program_file(where: str) -> Path:
     return Path(f"{file}.py" if name else where)
 
 
-def load_metric(module: Any, name: str | None) -> Metric:
+def load_metric(module: ModuleType, name: str | None) -> Metric:
     """Return the metric of a program's file; without one, compare all labels.
 
     Raises:
@@ -73,7 +77,7 @@ def load_metric(module: Any, name: str | None) -> Metric:
     return labels_equal
 
 
-def check_metric(metric: Any) -> None:
+def check_metric(metric: Callable[..., Any]) -> None:
     """Check that a metric accepts the arguments that optimizers pass.
 
     Raises:
@@ -90,7 +94,7 @@ def check_metric(metric: Any) -> None:
         return  # builtins without a readable signature
 
 
-def labels_equal(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001
+def labels_equal(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> bool:  # noqa: ARG001
     """Return whether the prediction equals every label of the example."""
     return all(prediction.get(name) == value for name, value in example.labels().items())
 

@@ -16,6 +16,8 @@ from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rlm_dspy.observe.record import Record
     from rlm_dspy.observe.replay import ReplayedStep
 
@@ -88,7 +90,7 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
     return read_task(question, files, record.signature, None).inputs
 
 
-def _others(record: Record, inputs: dict[str, Any]) -> list[str]:
+def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
     """Return the names of the texts that are not those of the record."""
     from rlm_dspy.observe.record import digest_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.inputs import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rlm_dspy.trajectory import Span
 
@@ -127,7 +127,7 @@ class Source:
                 return
 
 
-def sources_of(inputs: dict[str, Any]) -> tuple[dict[str, Source], dict[str, str]]:
+def sources_of(inputs: Mapping[str, Any]) -> tuple[dict[str, Source], dict[str, str]]:
     """Return the inputs that are texts, or lists or dicts with strings in them; and why others are left out.
 
     Files are read for it.
@@ -176,7 +176,7 @@ def _source(name: str, value: Any) -> Source:
     raise ValueError(f"a {type(value).__name__} without text")
 
 
-def _joined(name: str, value: Any) -> Source:
+def _joined(name: str, value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> Source:
     keyed = value.items() if isinstance(value, dict) else enumerate(value)
     parts, items, at = [], {}, 0
     for key, item in keyed:

@@ -17,7 +17,9 @@ from rlm_dspy.coverage.text_match import merged, sources_of, strings_in
 from rlm_dspy.replies.code_blocks import tree_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import JsonValue
 
     from rlm_dspy.coverage.text_match import Source
     from rlm_dspy.trajectory import Span
@@ -76,7 +78,7 @@ class Watch:
         left_out: Why each of the inputs that are not watched is not.
     """
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
         self._sources, self.left_out = sources_of(inputs)
 
     @property
@@ -105,7 +107,7 @@ class Watch:
         found = (span for source in self._sources.values() for span in source.repeated_in(text))
         return tuple(merged(found))
 
-    def sent(self, inputs: dict[str, Any]) -> tuple[Span, ...]:
+    def sent(self, inputs: Mapping[str, Any]) -> tuple[Span, ...]:
         """Return the parts of the inputs that a sub-call is handed.
 
         Args:
@@ -115,7 +117,7 @@ class Watch:
             return ()
         return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
 
-    def occurrences(self, outputs: dict[str, Any]) -> dict[str, list[Occurrence]]:
+    def occurrences(self, outputs: Mapping[str, Any]) -> dict[str, list[Occurrence]]:
         """Return where the strings of an answer stand in the inputs, word for word, as words of their own.
 
         A string that stands nowhere as a whole is looked for in parts, as `shown` finds them. Strings of fewer
@@ -127,7 +129,7 @@ class Watch:
         return {field: _of_field(value, self._sources) for field, value in outputs.items()}
 
 
-def looked_into(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+def looked_into(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a `Record` says of a run's inputs: `input_chars`, `left_out`, `occurrences`.
 
     Empty outside of `watched()`.
@@ -146,7 +148,7 @@ def looked_into(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, An
     }
 
 
-def watch_over(inputs: dict[str, Any]) -> Watch:
+def watch_over(inputs: Mapping[str, Any]) -> Watch:
     """Return what tells the coverage of a run's inputs; outside of `watched()` it tells of none and costs nothing.
 
     Args:
@@ -205,7 +207,7 @@ def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
     return min(start for start, _ in chosen), max(end for _, end in chosen)
 
 
-def _of_field(value: Any, sources: dict[str, Source]) -> list[Occurrence]:
+def _of_field(value: JsonValue, sources: dict[str, Source]) -> list[Occurrence]:
     found: list[Occurrence] = []
     left = _SCANNED_CHARS
     texts = dict.fromkeys(text.strip().rstrip(".") for text in strings_in(value))

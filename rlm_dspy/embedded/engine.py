@@ -40,7 +40,7 @@ from rlm_dspy.embedded.llama_server import (
 from rlm_dspy.embedded.model_cache import best_cached
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedded_lm", "serve"]
 
@@ -134,7 +134,7 @@ class _Engine:
         return {name: getattr(self.settings, name) for name in ("model", "n_ctx", "threads", "slots")}
 
     @classmethod
-    def load_state(cls, state: dict[str, Any]) -> _Engine:
+    def load_state(cls, state: Mapping[str, Any]) -> _Engine:
         """Return the engine that was saved; a missing model file shows at the first call."""
         return cls(Settings(**state))
 

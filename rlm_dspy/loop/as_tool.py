@@ -28,12 +28,12 @@ class _Call(functools.partial[Any]):
 
 
 class _CallOfInstance:
-    def __get__(self, instance: Any, owner: type) -> Any:
+    def __get__(self, instance: AsTool | None, owner: type) -> Any:
         return dspy.Module.__call__ if instance is None else _Call(dspy.Module.__call__, instance)
 
 
 class _SignatureOf:
-    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
+    def __get__(self, instance: AsTool | None, owner: type[AsTool]) -> inspect.Signature:
         if instance is not None:
             return _of_call(instance)
         _, *parameters = inspect.signature(owner.__init__).parameters.values()
@@ -43,11 +43,12 @@ class _SignatureOf:
 class AsTool:
     """Makes a module with a `signature` a callable whose parameters can be read, so that `dspy.Tool` takes it."""
 
+    signature: type[dspy.Signature]
     __signature__ = _SignatureOf()
     __call__ = _CallOfInstance()
 
 
-def _of_call(module: Any) -> inspect.Signature:
+def _of_call(module: AsTool) -> inspect.Signature:
     parameters = [
         inspect.Parameter(
             name,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-def as_lm(given: Any) -> Any:
+def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
     """Return an LM; for a function from prompt to answer one that asks it.
 
     Raises:
@@ -97,7 +97,7 @@ def _prompt(request: Request) -> str:
     return "\n\n".join(texts if plain else [system, *texts])
 
 
-def _response(request: Request, answer: Any) -> Response:
+def _response(request: Request, answer: str | list[str | dict[str, str]] | Response) -> Response:
     if isinstance(answer, Response):
         return answer
     text = answer[0] if isinstance(answer, list) and answer else answer

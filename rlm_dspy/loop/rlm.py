@@ -35,10 +35,11 @@ from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.limits import Limits
+    from rlm_dspy.subcalls.interface import Given
     from rlm_dspy.trajectory import Step
 
 _WHY_CHARS = 200
@@ -115,7 +116,7 @@ class RLM(AsTool, Limited, dspy.Module):
         *,
         limits: Limits | None = None,
         policy: str | os.PathLike[str] | None = "auto",
-        subs: Any = None,
+        subs: Given = None,
         cache: SubCallCache | bool = True,
     ) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class RLM(AsTool, Limited, dspy.Module):
                 f"Invalid state: {path} has no {error}, which `save` writes. Load a policy with RLM(policy=...)."
             ) from error
 
-    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Load what a saved state holds for the predictors; one that it lacks stays as it is.
 
         Args:
@@ -212,7 +213,14 @@ class RLM(AsTool, Limited, dspy.Module):
         """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""
         return await self._run(Awaiting(), **inputs)
 
-    async def _run(self, port: Port, /, *, interpreter_factory: Any = None, **inputs: Any) -> dspy.Prediction:
+    async def _run(
+        self,
+        port: Port,
+        /,
+        *,
+        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
+        **inputs: Any,
+    ) -> dspy.Prediction:
         with unit(run_event(self, inputs)) as told, lm_events():
             outer = active_sub_call.get()
             parent = outer.run if outer and isinstance(outer.run, Run) else None
@@ -234,7 +242,12 @@ class RLM(AsTool, Limited, dspy.Module):
                 run.budget.close()
                 await port.run(run.repl.close)
 
-    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> RLM:
+    def child(
+        self,
+        interpreter_factory: Callable[[], dspy.CodeInterpreter],
+        signature: str | type[dspy.Signature],
+        max_iters: int | None = None,
+    ) -> RLM:
         """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.
 
         Args:
@@ -351,7 +364,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 """What is done with the value of an attribute when it is set."""
 
 
-def extract_signature(signature: Any) -> Any:
+def extract_signature(signature: type[dspy.Signature]) -> Any:
     """Return the signature that reads a user's outputs from the transcript of a session."""
     instructions = (
         f"{signature.instructions}\n\nThe session in a Python REPL that worked on this is over. "

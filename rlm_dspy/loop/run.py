@@ -33,7 +33,7 @@ from rlm_dspy.text import fitted
 from rlm_dspy.trajectory import Trajectory, without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rlm_dspy.budget.metering import Meter
     from rlm_dspy.signatures import Environment
@@ -69,7 +69,11 @@ class Run:
     """What answers the sub-calls of the run's code."""
 
     def __init__(
-        self, rlm: Program, inputs: dict[str, Any], interpreter_factory: Any, parent: Run | None = None
+        self,
+        rlm: Program,
+        inputs: Mapping[str, Any],
+        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None,
+        parent: Run | None = None,
     ) -> None:
         self.depth: int = parent.depth + 1 if parent else 0
         self.signature = rlm.signature
@@ -104,7 +108,7 @@ class Run:
             factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known, self.tree.media
         )
 
-        def environment(of: Any) -> Environment:
+        def environment(of: Callable[[], dspy.CodeInterpreter] | dspy.CodeInterpreter) -> Environment:
             awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
             calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
             runtime = execution_instructions(of)
@@ -287,7 +291,7 @@ class Run:
         """Return what came of the run, for listeners; with its outputs, if it has ended by itself."""
         return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, tuple(self.steps))
 
-    def finish(self, stop: str, answer: dict[str, Any], final_reasoning: str) -> dspy.Prediction:
+    def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> dspy.Prediction:
         """Return the prediction of a run that has ended.
 
         Args:
@@ -308,7 +312,7 @@ class Run:
         return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
 
 
-def run_event(rlm: Program, inputs: dict[str, Any]) -> RunEvent:
+def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
     """Return the event of the start of a run."""
     return RunEvent(
         name=type(rlm).__name__,

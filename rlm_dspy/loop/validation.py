@@ -12,14 +12,14 @@ from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 
 
-def check_limits(limits: Any) -> Limits:
+def check_limits(limits: Limits | None) -> Limits:
     """Return the limits; the usual ones for None.
 
     Raises:
@@ -30,7 +30,7 @@ def check_limits(limits: Any) -> Limits:
     return limits or Limits()
 
 
-def check_names(signature: Any, tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
+def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
     """Check that inputs, outputs, tools, subs and the REPL's own names do not clash.
 
     Raises:
@@ -51,7 +51,7 @@ def check_names(signature: Any, tools: dict[str, dspy.Tool], subs: Iterable[str]
         raise ValueError(f"Output fields conflict with fields of the result: {sorted(clash)}. Rename them.")
 
 
-def check_inputs(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs in the signature's order, defaults filled in.
 
     Raises:
@@ -68,7 +68,7 @@ def check_inputs(signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in fields}
 
 
-def check_factory(factory: Any) -> Any:
+def check_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Any:
     """Return the factory.
 
     Raises:
@@ -84,7 +84,7 @@ def check_factory(factory: Any) -> Any:
     return factory
 
 
-def check_cache(cache: Any) -> Any:
+def check_cache(cache: SubCallCache | bool) -> Any:
     """Return the cache.
 
     Raises:

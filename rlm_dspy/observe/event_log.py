@@ -70,6 +70,7 @@ from rlm_dspy.trajectory import Step, SubCall, ToolCall
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -203,7 +204,7 @@ class RunLog(Listener):
                 why = in_one_line(error)
                 _logger.error("An event of a run could not be logged to %s: %s", self.path, why)  # noqa: TRY400 (a line)
 
-    def _written(self, line: dict[str, Any]) -> str:
+    def _written(self, line: Mapping[str, Any]) -> str:
         """Return the line as JSON, without secrets."""
         plain = jsonable(line)
         if self._secrets:

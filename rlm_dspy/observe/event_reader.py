@@ -19,7 +19,7 @@ from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _ASKED = ("signature", "instructions", "inputs", "digests", "output_types", "model", "sub_model", "limits")
 _ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
@@ -132,7 +132,7 @@ class _Run:
         )
 
 
-def _only(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _only(event: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: event[name] for name in names if name in event}
 
 
@@ -192,7 +192,7 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
             run.ended = event
 
 
-def _settle(event: dict[str, Any], run: _Run) -> None:
+def _settle(event: Mapping[str, Any], run: _Run) -> None:
     """Enter a model call into the ledgers of a run and of its turn."""
     used = Usage(
         calls=1,

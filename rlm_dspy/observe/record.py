@@ -25,6 +25,7 @@ from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from rlm_dspy.loop.rlm import RLM
 
@@ -150,7 +151,7 @@ class Recorder(Listener):
                 self.record = record_of(event)
 
 
-def recorded(rlm: RLM, inputs: dict[str, Any]) -> tuple[Record, BaseException | None]:
+def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
     """Run a module with the LM of `dspy.settings`, and keep what came of it however it ended.
 
     Args:

@@ -25,7 +25,7 @@ from rlm_dspy.subcalls.frames import SignatureFrame
 from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rlm_dspy.observe.record import Record
     from rlm_dspy.subcalls.batch import Answer, SubCallItem
@@ -71,7 +71,7 @@ class ReplayedStep:
 
 def replay(
     record: Record,
-    inputs: dict[str, Any],
+    inputs: Mapping[str, Any],
     interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
     *,
     tools: Iterable[Callable[..., Any]] = (),
@@ -254,7 +254,7 @@ def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
 class _StandIn(dspy.Module):
     """Has the signature of a sub; it is never called."""
 
-    def __init__(self, signature: Any) -> None:
+    def __init__(self, signature: type[dspy.Signature]) -> None:
         super().__init__()
         self.signature = signature
 

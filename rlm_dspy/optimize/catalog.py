@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dspy
 
@@ -41,7 +41,7 @@ class Job:
     train: list[dspy.Example]
     dev: list[dspy.Example]
     metric: Metric
-    lm: Any
+    lm: dspy.BaseLM
     threads: int = 1
     seed: int = 0
     log_dir: str | os.PathLike[str] | None = None

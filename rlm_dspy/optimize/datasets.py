@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -12,17 +11,21 @@ import dspy
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
 from rlm_dspy.inputs import Text
+from rlm_dspy.optimize.rollouts import that_succeed
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.text import one_line, write_whole
-
-if TYPE_CHECKING:
-    from rlm_dspy.optimize.statistics import Metric
-
+from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from rlm_dspy.optimize.statistics import Metric
+
+    Outputs = Sequence[str | Mapping[str, str | None] | None] | None
+    """The replies of an LM, as DSPy tells its callbacks."""
 
 
 def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list[dspy.Example]:
@@ -90,16 +93,13 @@ def _read(line: str, inputs: Sequence[str], folder: Path) -> dspy.Example:
     return dspy.Example(**{name: _value(value, folder) for name, value in fields.items()}).with_inputs(*inputs)
 
 
-def _value(value: Any, folder: Path) -> Any:
+def _value(value: JsonValue, folder: Path) -> JsonValue | Text:
     if isinstance(value, dict) and set(value) == {"file"}:
-        return Text.open(folder / value["file"])
+        return Text.open(folder / str(value["file"]))
     return value
 
 
 Each = Literal["call", "run"]
-
-
-_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Chat:
         call_id: DSPy's name of the predictor's call that it is part of.
     """
 
-    predictor: Any
+    predictor: dspy.Predict | None
     messages: list[dict[str, Any]]
     call_id: str = ""
 
@@ -129,15 +129,17 @@ class ChatRecorder(BaseCallback):
     """
 
     chats: list[Chat] = field(default_factory=list)
-    _predictors: dict[str, Any] = field(default_factory=dict, repr=False)
+    _predictors: dict[str, dspy.Predict] = field(default_factory=dict, repr=False)
     _sent: dict[str, Chat] = field(default_factory=dict, repr=False)
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+    def on_module_start(self, call_id: str, instance: dspy.Module, inputs: Mapping[str, Any]) -> None:
         """Remember which predictor a call is of."""
         if isinstance(instance, dspy.Predict):
             self._predictors[call_id] = instance
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+    def on_module_end(
+        self, call_id: str, outputs: dspy.Prediction | None, exception: BaseException | None = None
+    ) -> None:
         """Forget it, and the replies that were of no use to it."""
         predictor = self._predictors.pop(call_id, None)
         mine = [chat for chat in self.chats if chat.call_id == call_id]
@@ -145,14 +147,14 @@ class ChatRecorder(BaseCallback):
         useless = mine if exception is not None or no_code else mine[:-1]
         self.chats = [chat for chat in self.chats if not any(chat is other for other in useless)]
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+    def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
         """Keep what is sent."""
         messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt") or ""}]
         asking = ACTIVE_CALL_ID.get() or ""
         chat = Chat(self._predictors.get(asking), [dict(message) for message in messages], asking)
         self._sent[call_id] = chat
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+    def on_lm_end(self, call_id: str, outputs: Outputs, exception: BaseException | None = None) -> None:
         """Put the reply behind it; a call that failed is dropped."""
         chat = self._sent.pop(call_id)
         reply = _text(outputs)
@@ -161,8 +163,8 @@ class ChatRecorder(BaseCallback):
             self.chats.append(chat)
 
 
-def _text(outputs: Any) -> str:
-    first = outputs[0] if isinstance(outputs, list) and outputs else outputs
+def _text(outputs: Outputs) -> str:
+    first = outputs[0] if outputs else ""
     return str((first.get("text") if isinstance(first, dict) else first) or "")
 
 
@@ -206,18 +208,9 @@ def export_chats(
         raise ValueError(f"There is no predictor {predictor!r}; there are {sorted(predictors)}.")
     asked = predictors[predictor]
     chats: list[list[dict[str, Any]]] = []
-    failed, failure = 0, None
     try:
-        for example in dataset:
-            try:
-                of_it = _chats_of(program, example, asked, metric, min_score)
-            except Exception as error:  # noqa: BLE001  # the runs before it are paid for
-                _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
-                failed, failure = failed + 1, error
-            else:
-                chats += _longest(of_it) if each == "run" else of_it
-        if failure is not None and failed == len(dataset):
-            raise failure
+        for of_it in that_succeed(lambda one: _chats_of(program, one, asked, metric, min_score), dataset):
+            chats += _longest(of_it) if each == "run" else of_it
     finally:
         lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
         write_whole(lines, path)
@@ -225,7 +218,7 @@ def export_chats(
 
 
 def _chats_of(
-    program: dspy.Module, example: dspy.Example, predictor: Any, metric: Metric, min_score: float
+    program: dspy.Module, example: dspy.Example, predictor: dspy.Predict, metric: Metric, min_score: float
 ) -> list[list[dict[str, Any]]]:
     """Run a program once; return the calls of a predictor, none if the run scored too little."""
     recorder = ChatRecorder()

@@ -14,7 +14,7 @@ from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.optimize.traced_runs import TracedRun
 
@@ -64,7 +64,9 @@ def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environme
     return Demo(example, score, chars, recovered=failed is not None, nested=run.nested)
 
 
-def from_call(inputs: dict[str, Any], outputs: Any, score: float, *, input_chars: int = 400) -> Demo:
+def from_call(
+    inputs: Mapping[str, Any], outputs: dspy.Prediction, score: float, *, input_chars: int = 400
+) -> Demo:
     """Return the demo of one call of an ordinary predictor; long texts among its inputs are cut."""
     short = {name: _short_input(value, input_chars) for name, value in inputs.items()}
     example = dspy.Example(augmented=True, **short, **outputs)
@@ -138,7 +140,7 @@ def _short_input(value: Any, chars: int) -> Any:
     return value
 
 
-def _short_container(value: Any, chars: int) -> Any:
+def _short_container(value: list[Any] | tuple[Any, ...] | dict[Any, Any], chars: int) -> Any:
     """Return a container of the same type with its first few items, each of them short."""
     share = max(chars // _ITEMS, 1)
     if isinstance(value, dict):

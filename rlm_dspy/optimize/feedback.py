@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
@@ -19,9 +19,13 @@ from rlm_dspy.trajectory import Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.optimize.statistics import Metric
+    from pydantic import JsonValue
 
-Coverage = Callable[[Any, Any], str]
+    from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.traced_runs import Trace
+
+T = TypeVar("T")
+Coverage = Callable[[dspy.Example, dspy.Prediction], str]
 """`coverage(example, prediction)`: a sentence on what of the input was never read; empty if it was all."""
 
 _WHAT_WENT_WRONG = {
@@ -41,7 +45,7 @@ _LINE_CHARS = 240
 _LITTLE = 0.05
 
 
-def unread(example: Any, prediction: Any) -> str:
+def unread(example: dspy.Example, prediction: dspy.Prediction) -> str:
     """Return what share of each text was never read by code, shown, or sent to a sub-call; empty if little.
 
     Known only of runs inside `rlm_dspy.coverage.watched()`.
@@ -73,7 +77,13 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
         max_chars: The longest feedback.
     """
 
-    def judge(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+    def judge(
+        gold: dspy.Example,
+        pred: dspy.Prediction,
+        trace: Trace = None,
+        pred_name: str | None = None,
+        pred_trace: Trace = None,
+    ) -> dspy.Prediction:
         judged = metric(gold, pred, trace)
         score = score_of(judged)
         said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score)]
@@ -87,7 +97,7 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
     return judge
 
 
-def on_turns(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[str]:
+def on_turns(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
     """Return sentences on the turns of a run: failures first, then how it ended."""
     steps = steps_in(pred, trace, pred_trace)
     broken = [call for step in steps for call in step.calls if call.error]
@@ -103,7 +113,7 @@ def on_turns(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[str]:
     ]
 
 
-def on_calls(name: str, pred: Any, trace: Any = None, pred_trace: Any = None) -> list[str]:
+def on_calls(name: str, pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
     """Return sentences on the sub-calls of one predictor: failed, repeated, and how many there were."""
     calls = [call for step in steps_in(pred, trace) for call in step.calls if call.name == name]
     failed = [call for call in calls if call.error]
@@ -119,7 +129,7 @@ def on_calls(name: str, pred: Any, trace: Any = None, pred_trace: Any = None) ->
     ]
 
 
-def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]:
+def steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[Step]:
     """Return the steps of a run: of the prediction if it is an RLM's, else what the trace shows of its runs.
 
     Args:
@@ -127,7 +137,7 @@ def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]
         trace: The trace of the whole call.
         pred_trace: The call of the predictor that is looked at; only that predictor's runs are taken then.
     """
-    kept = _report(pred, "trajectory", None)
+    kept: list[JsonValue] | None = _report(pred, "trajectory", None)
     if isinstance(kept, list) and all(
         isinstance(step, dict) and "code" in step and "kind" in step for step in kept
     ):
@@ -137,27 +147,27 @@ def steps_in(pred: Any, trace: Any = None, pred_trace: Any = None) -> list[Step]
     return [step for run in runs for step in run.all_steps]
 
 
-def _predictor_of(trace: Any, pred_trace: Any) -> int | None:
+def _predictor_of(trace: Trace, pred_trace: Trace) -> int | None:
     """Return the id, in the trace, of the predictor that is looked at. GEPA hands over another copy of it."""
     looked_at = {id(inputs) for _, inputs, _ in pred_trace or []}
     return next((id(p) for p, inputs, _ in trace or [] if id(inputs) in looked_at), None)
 
 
-def _report(pred: Any, name: str, default: Any) -> Any:
-    return pred.get(name, default) if isinstance(pred, dspy.Prediction) else default
+def _report(pred: dspy.Prediction, name: str, default: T) -> T:
+    kept: T = pred.get(name, default) if isinstance(pred, dspy.Prediction) else default
+    return kept
 
 
-def _answered(gold: Any, pred: Any, score: float) -> str:
+def _answered(gold: dspy.Example, pred: dspy.Prediction, score: float) -> str:
     """Return what was expected and given, field by field, of an answer that did not get the full score."""
     if score >= 1 or not isinstance(gold, dspy.Example) or not isinstance(pred, dspy.Prediction):
         return ""
     labels = [name for name in gold.labels() if name in pred]
-    pairs = (f"{name} is {_shown(gold[name])}, the program gave {_shown(pred[name])}" for name in labels)
+    pairs = (
+        f"{name} is {cut(repr(gold[name]), _LINE_CHARS)}, the program gave {cut(repr(pred[name]), _LINE_CHARS)}"
+        for name in labels
+    )
     return f"Expected: {'; '.join(pairs)}." if labels else ""
-
-
-def _shown(value: Any) -> str:
-    return cut(repr(value), _LINE_CHARS)
 
 
 def _failures(steps: list[Step]) -> Iterator[str]:
@@ -181,7 +191,7 @@ def _told(step: Step) -> str:
     return f"{what}: {cut(step.problem, _LINE_CHARS)}{'.' if step.refusals else ''}"
 
 
-def _of_this_turn(steps: list[Step], pred_trace: Any) -> Iterator[str]:
+def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
     """Yield what became of the turn that GEPA looks at."""
     for _, inputs, outputs in pred_trace or []:
         code = (getattr(outputs, "code", "") or "").strip()
@@ -199,8 +209,8 @@ def _ended(step: Step) -> str:
     }.get(step.kind, "its code ran without an error.")
 
 
-def _limit_of(pred: Any) -> str:
-    usage = _report(pred, "usage", {})
+def _limit_of(pred: dspy.Prediction) -> str:
+    usage: dict[str, JsonValue] | None = _report(pred, "usage", None)
     return str(usage.get("limit") or "") if isinstance(usage, dict) else ""
 
 
@@ -238,14 +248,14 @@ def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Cal
     """
     rates = penalties or Penalties()
 
-    def reward(example: Any, prediction: Any, trace: Any = None) -> float:
+    def reward(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
         score = score_of(metric(example, prediction, trace))
         return score if score <= 0 else max(0.0, score - min(rates.most, penalty(prediction, trace, rates)))
 
     return reward
 
 
-def penalty(prediction: Any, trace: Any, rates: Penalties) -> float:
+def penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> float:
     """Return what `rates` take off for a run, without the cap."""
     steps = steps_in(prediction, trace)
     calls = [call for step in steps for call in step.calls]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.limits import Limits
+from rlm_dspy.optimize.rollouts import that_succeed
 from rlm_dspy.optimize.statistics import score_of
-from rlm_dspy.text import one_line, price, seconds
+from rlm_dspy.text import price, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rlm_dspy.optimize.statistics import Metric
 
 _DRAWS = 2_000
-_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,7 @@ def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric
     Raises:
         Exception: What the last one raised, if all did.
     """
-    pilots: list[Pilot] = []
-    for example in examples:
-        try:
-            pilots.append(_one(program, example, metric))
-        except Exception as error:  # noqa: BLE001  # optimizers go on too
-            _logger.warning("A pilot run failed: %s: %s", type(error).__name__, one_line(str(error), 300))
-            failure = error
-    if not pilots and examples:
-        raise failure
-    return pilots
+    return list(that_succeed(lambda example: _one(program, example, metric), examples))
 
 
 def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:

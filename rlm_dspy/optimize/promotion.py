@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.cache import digest
 from rlm_dspy.optimize.policies import act_of, save_policy, summary
-from rlm_dspy.optimize.rollouts import digest
 from rlm_dspy.optimize.statistics import paired, score_of, sign_test
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rlm_dspy.optimize.statistics import Metric
+    from rlm_dspy.optimize.traced_runs import Trace
 
 MAX_LOSS = 0.1
 MIN_EXAMPLES = 20
@@ -139,7 +140,7 @@ class _Judge:
         self._failure: Exception | None = None
         self._scored = 0
 
-    def __call__(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
         try:
             score = score_of(self._metric(example, prediction, trace))
         except Exception as error:
@@ -148,7 +149,7 @@ class _Judge:
         self._scored += 1
         return score
 
-    def checked(self, evaluated: Any) -> tuple[float, ...]:
+    def checked(self, evaluated: dspy.Prediction) -> tuple[float, ...]:
         """Return the scores of an evaluation, one an example."""
         if self._failure is not None and not self._scored:
             raise ValueError(f"The metric failed on every example: {self._failure!r}.") from self._failure

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 from pydantic import BaseModel
 
-from rlm_dspy.inputs import plain
+from rlm_dspy.cache import digest
 from rlm_dspy.json_values import JsonLines, json_objects, jsonable
 from rlm_dspy.optimize.demos import Demo
 from rlm_dspy.signatures import Environment
+from rlm_dspy.text import one_line
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 FILE = "rollouts.jsonl"
 Found = dict[str, list[Demo]]
+T = TypeVar("T")
+_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class Rollouts:
@@ -71,7 +74,27 @@ class Rollouts:
         return known
 
 
-def key_of(program: dspy.Module, lm: Any, *settings: Any) -> str:
+def that_succeed(run: Callable[[dspy.Example], T], examples: Sequence[dspy.Example]) -> Iterator[T]:
+    """Yield what `run` returns for each example; one that raises is left out, with a warning, as optimizers do.
+
+    Raises:
+        Exception: What the last example raised, if all did.
+    """
+    succeeded, failure = not examples, None
+    for example in examples:
+        try:
+            result = run(example)
+        except Exception as error:  # noqa: BLE001  # the runs before it are paid for
+            _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
+            failure = error
+        else:
+            succeeded = True
+            yield result
+    if failure is not None and not succeeded:
+        raise failure
+
+
+def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
     """Return what the runs of a compile depend on: the program and its parts, the model, the settings.
 
     Functions among the settings and the tools are known by their source, where there is one.
@@ -86,11 +109,11 @@ def _made_of(module: dspy.Module) -> Any:
     """Return what a module was made with, beside what its predictors have learned."""
     signature, tools = getattr(module, "signature", None), getattr(module, "tools", None) or {}
     functions = tools.items() if isinstance(tools, dict) else enumerate(tools)
-    sources = [(name, _source(getattr(tool, "func", tool))) for name, tool in functions]
+    sources = [(name, _source(tool.func if isinstance(tool, dspy.Tool) else tool)) for name, tool in functions]
     return type(module).__qualname__, str(signature), sources, repr(getattr(module, "limits", None))
 
 
-def _source(function: Any) -> tuple[str, str]:
+def _source(function: Callable[..., Any]) -> tuple[str, str]:
     """Return the name and the source of a function; of an object without any, the name of its type."""
     function = inspect.unwrap(function)
     try:
@@ -99,22 +122,13 @@ def _source(function: Any) -> tuple[str, str]:
         return getattr(function, "__qualname__", type(function).__qualname__), ""
 
 
-def digest(*parts: Any) -> str:
-    """Return a short name of values: equal values have the same, across processes."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        data = {name: plain(value) for name, value in part.items()} if isinstance(part, dspy.Example) else part
-        hashed.update(json.dumps(jsonable(data), sort_keys=True).encode())
-    return hashed.hexdigest()[:24]
-
-
 def _dumped(demo: Demo) -> dict[str, Any]:
     fields = {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in demo.example.items()}
     return {**vars(demo), "example": jsonable(fields)}
 
 
-def _loaded(kept: dict[str, Any]) -> Demo:
-    fields = kept["example"]
+def _loaded(kept: Mapping[str, Any]) -> Demo:
+    fields = dict(kept["example"])
     if "trajectory" in fields:
         fields["environment"] = Environment.model_validate(fields["environment"])
         fields["trajectory"] = Trajectory.model_validate(fields["trajectory"])

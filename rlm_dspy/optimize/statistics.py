@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
+
+import dspy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,12 +50,14 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * tail / 2**count))
 
 
-Metric = Callable[..., Any]
+Judgement: TypeAlias = bool | int | float | dspy.Prediction
+"""What a metric returns: a bool, a number, or a `dspy.Prediction` with `score`, and perhaps `feedback`."""
+Metric = Callable[..., Judgement]
 """`metric(example, prediction, trace=None)`, as DSPy's optimizers call it."""
 
 
-def score_of(value: Any) -> float:
-    """Return the number in what a metric returned: a bool, a number, or a `dspy.Prediction` with `score`.
+def score_of(value: Judgement) -> float:
+    """Return the number in what a metric returned.
 
     Raises:
         TypeError: If it is none of these.

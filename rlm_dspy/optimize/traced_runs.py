@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.demo_renaming import environment_of
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import dspy
+    from pydantic import JsonValue
 
     from rlm_dspy.signatures import Environment
+
+    Call = tuple[dspy.Predict, Mapping[str, Any], dspy.Prediction]
+    """A call in `dspy.settings.trace`: the predictor, its inputs and its outputs."""
+    Trace: TypeAlias = Sequence[Call] | None
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,11 @@ class TracedRun:
 class _Open:
     """A run of which more turns may follow in the trace."""
 
-    last: tuple[Any, Environment, tuple[Step, ...], Any]
+    last: tuple[Act, Environment, tuple[Step, ...], dspy.Prediction]
     first_at: int
     last_at: int
 
-    def continues_with(self, predictor: Any, environment: Environment, steps: tuple[Step, ...]) -> bool:
+    def continues_with(self, predictor: Act, environment: Environment, steps: tuple[Step, ...]) -> bool:
         """Whether a call is a later turn of this run: it was shown what this run's last call wrote."""
         mine, task, before, wrote = self.last
         if predictor is not mine or environment != task or len(steps) <= len(before):
@@ -66,7 +73,7 @@ class _Open:
         return any((step.code or "").strip() == written for step in steps[len(before) :])
 
 
-def traced_runs(trace: Iterable[tuple[Any, dict[str, Any], Any]]) -> list[TracedRun]:
+def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
     """Return the runs in a trace, in the order in which they began.
 
     Args:
@@ -86,7 +93,7 @@ def traced_runs(trace: Iterable[tuple[Any, dict[str, Any], Any]]) -> list[Traced
     return [_closed(run, runs) for run in runs]
 
 
-def steps_of(trajectory: Any) -> tuple[Step, ...]:
+def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ...]:
     """Return the steps of a trajectory, also of one that is plain data; none if it is neither."""
     if isinstance(trajectory, Trajectory):
         return trajectory.steps

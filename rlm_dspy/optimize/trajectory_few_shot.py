@@ -8,7 +8,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
@@ -22,10 +22,12 @@ from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rlm_dspy.optimize.statistics import Metric
 
+T = TypeVar("T")
+U = TypeVar("U")
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
@@ -136,7 +138,7 @@ class TrajectoryFewShot(Teleprompter):
         return found
 
     def _demos(
-        self, program: dspy.Module, names: dict[int, str], example: dspy.Example, settings: dict[str, Any]
+        self, program: dspy.Module, names: dict[int, str], example: dspy.Example, settings: Mapping[str, Any]
     ) -> dict[str, list[Demo]]:
         """Run one example and return its demos by predictor name; none if it scored too little."""
         with dspy.context(**settings, trace=[]):
@@ -197,7 +199,7 @@ class Failures:
             return None
 
 
-def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+def in_threads(function: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
     """Return the results in order, each computed in a copy of the caller's context; an error begins no others."""
     if threads == 1:
         return [function(item) for item in items]

@@ -17,7 +17,7 @@ The other optimizers work as they are. `dspy.Refine` is met in `adapter.py`.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import dspy
 
@@ -32,7 +32,11 @@ from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from rlm_dspy.optimize.traced_runs import Call
+
+    Teacher: TypeAlias = dspy.Module | list[dspy.Module | None] | None
 
 _SHOWN_CHARS = 1_000
 _SHOWN_ITEMS = 12
@@ -47,11 +51,18 @@ def tell_apart(program: dspy.Module) -> dspy.Module:
     return program
 
 
-def _mark(predictor: Any) -> str | None:
+def _mark(predictor: dspy.Predict) -> str | None:
     """Return the name that `tell_apart` gave a predictor."""
     first = next(iter(predictor.signature.fields.values()))
     name: str | None = (first.json_schema_extra or {}).get("predictor")
     return name
+
+
+class Turns(Protocol):
+    """What of GEPA's state says whose turn it is."""
+
+    list_of_named_predictors: list[str]
+    named_predictor_id_to_update_next_for_program_candidate: list[int]
 
 
 class CalledPredictors:
@@ -62,11 +73,11 @@ class CalledPredictors:
 
     def __call__(
         self,
-        state: Any,
-        trajectories: list[Any],
+        state: Turns,
+        trajectories: list[Mapping[str, list[Call]]],
         subsample_scores: list[float],
         candidate_idx: int,
-        candidate: Any,
+        candidate: Mapping[str, str],
     ) -> list[str]:
         """Return one name."""
         called = {_mark(predictor) for run in trajectories for predictor, _, _ in run["trace"]}
@@ -84,7 +95,13 @@ class GEPA(dspy.GEPA):
     Takes what `dspy.GEPA` takes; `rlm_dspy.optimize.with_feedback` makes its metric.
     """
 
-    def __init__(self, metric: Callable[..., Any], *, component_selector: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        metric: Callable[..., Any],
+        *,
+        component_selector: str | Callable[..., list[str]] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(metric, component_selector=component_selector or CalledPredictors(), **options)
 
     def compile(self, student: dspy.Module, **data: Any) -> dspy.Module:
@@ -103,13 +120,13 @@ class SIMBA(dspy.SIMBA):
 
 def _shown_shortly(strategy: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(strategy)
-    def wrapped(bucket: list[dict[str, Any]], system: Any, **options: Any) -> bool:
+    def wrapped(bucket: list[dict[str, Any]], system: dspy.Module, **options: Any) -> bool:
         return strategy([_short_run(run) for run in bucket], system, **options)
 
     return wrapped
 
 
-def _short_run(run: dict[str, Any]) -> dict[str, Any]:
+def _short_run(run: Mapping[str, Any]) -> dict[str, Any]:
     example, prediction = run["example"], run["prediction"]
     return {
         **run,
@@ -151,31 +168,31 @@ class InferRules(_InferRules):
             predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
         return super().compile(own, **data)
 
-    def induce_natural_language_rules(self, predictor: Any, trainset: Any) -> str:
+    def induce_natural_language_rules(self, predictor: dspy.Predict, trainset: list[dspy.Example]) -> str:
         """Return rules for one predictor; none if it was never called in a run that went well."""
         return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
 
-    def update_program_instructions(self, predictor: Any, natural_language_rules: str) -> None:
+    def update_program_instructions(self, predictor: dspy.Predict, natural_language_rules: str) -> None:
         """Put rules behind the instructions of a predictor, in a signature of its own."""
         if natural_language_rules:
             predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
             super().update_program_instructions(predictor, natural_language_rules)
 
-    def get_predictor_demos(self, trainset: Any, predictor: Any) -> list[dict[str, Any]]:
+    def get_predictor_demos(self, trainset: list[dspy.Example], predictor: dspy.Predict) -> list[dict[str, str]]:
         """Return what a predictor was given and wrote, cut short."""
         return [
             {name: cut(str(value), _SHOWN_CHARS) for name, value in d.items()} for d in _bootstrapped(predictor)
         ]
 
 
-def _bootstrapped(predictor: Any) -> list[Any]:
+def _bootstrapped(predictor: dspy.Predict) -> list[dspy.Example]:
     return [demo for demo in predictor.demos if demo.get("augmented")]
 
 
 class _ShortKNN(KNN):
     """Finds neighbours by what inputs look like in short; returns them as they are."""
 
-    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any) -> None:
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder) -> None:
         super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer)
         self.trainset = trainset
 
@@ -196,7 +213,7 @@ class KNNFewShot(dspy.KNNFewShot):
     What it makes compiles itself anew at each call, and so has no state to save.
     """
 
-    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: Any, **bootstrap: Any) -> None:
+    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder, **bootstrap: Any) -> None:
         self.KNN = _ShortKNN(k, trainset, vectorizer)  # all that the constructor there does
         self.few_shot_bootstrap_args = bootstrap
 
@@ -216,7 +233,11 @@ class EachItsOwn(dspy.ChatAdapter):
     """Writes the call of a predictor as that predictor's own adapter does; other predictors' as `ChatAdapter`."""
 
     def format_finetune_data(
-        self, signature: Any, demos: list[dict[str, Any]], inputs: dict[str, Any], outputs: Any
+        self,
+        signature: type[dspy.Signature],
+        demos: list[dict[str, Any]],
+        inputs: Mapping[str, Any],
+        outputs: dspy.Prediction,
     ) -> dict[str, list[Any]]:
         """Return `{"messages": [...]}`: what the model was sent, then what it wrote."""
         own: dspy.Adapter
@@ -237,21 +258,23 @@ class BootstrapFinetune(_BootstrapFinetune):
     With `multitask=False` there is one job a predictor, with that predictor's calls.
     """
 
-    def __init__(self, metric: Callable[..., Any] | None = None, *, adapter: Any = None, **options: Any) -> None:
+    def __init__(
+        self, metric: Callable[..., Any] | None = None, *, adapter: dspy.Adapter | None = None, **options: Any
+    ) -> None:
         super().__init__(metric=metric, adapter=adapter or EachItsOwn(), **options)
 
     def _prepare_finetune_data(
-        self, trace_data: list[dict[str, Any]], lm: Any, pred_ind: int | None = None
+        self, trace_data: list[dict[str, Any]], lm: dspy.LM, pred_ind: int | None = None
     ) -> tuple[list[dict[str, Any]], Any]:
         if pred_ind is not None:
             trace_data = [{**run, "trace": self._calls_of(run["trace"], pred_ind)} for run in trace_data]
         data: tuple[list[dict[str, Any]], Any] = super()._prepare_finetune_data(trace_data, lm, None)
         return data
 
-    def _calls_of(self, trace: list[Any], pred_ind: int) -> list[Any]:
+    def _calls_of(self, trace: list[Call], pred_ind: int) -> list[Call]:
         return [call for call in trace if self._names[id(call[0])] == pred_ind]
 
-    def compile(self, student: dspy.Module, trainset: list[dspy.Example], teacher: Any = None) -> dspy.Module:
+    def compile(self, student: dspy.Module, trainset: list[dspy.Example], teacher: Teacher = None) -> dspy.Module:
         """Return the student with the fine-tuned LMs."""
         teachers = teacher if isinstance(teacher, list) else [teacher or student]
         self._names = {id(p): at for program in teachers for at, p in enumerate((program or student).predictors())}

@@ -15,7 +15,7 @@ from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rlm_dspy.signatures import Environment
 
@@ -47,7 +47,7 @@ class ReplAdapter(dspy.Adapter):
         self.label_chars = label_chars
 
     def format(
-        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
         here = environment_of(inputs["environment"])
@@ -82,7 +82,7 @@ class ReplAdapter(dspy.Adapter):
     def _label(self, value: Any) -> str:
         return cut(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
 
-    def _conversation(self, environment: str, trajectory: Any) -> list[Message]:
+    def _conversation(self, environment: str, trajectory: Trajectory | Mapping[str, Any]) -> list[Message]:
         steps = [
             step.model_copy(update={"output": clip(step.output, self.demo_output_chars)})
             for step in _steps(trajectory)
@@ -195,7 +195,7 @@ def written_reply(reasoning: str, code: str) -> str:
     return "\n".join(part for part in (reasoning, block) if part) or "(nothing)"
 
 
-def _steps(trajectory: Any) -> list[Step]:
+def _steps(trajectory: Trajectory | Mapping[str, Any]) -> list[Step]:
     """Return the steps of a trajectory, also of one that was saved and loaded and so is plain data."""
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.model_validate(trajectory or {})
@@ -207,15 +207,15 @@ def _without(said_once: list[str], parts: list[str]) -> str:
     return "\n\n".join(part for part in parts if part not in said_once)
 
 
-def _is_labeled(demo: dict[str, Any]) -> bool:
+def _is_labeled(demo: Mapping[str, Any]) -> bool:
     """Whether a demo is an example of the task and not of a turn."""
     return "environment" not in demo and "trajectory" not in demo
 
 
-def _is_trajectory(value: Any) -> bool:
+def _is_trajectory(value: Trajectory | Mapping[str, Any] | str) -> bool:
     """Whether a demo's trajectory can be read; an optimizer (SIMBA) may have cut a long one to a piece of text."""
     return not isinstance(value, str)
 
 
-def _written(demo: dict[str, Any]) -> list[str]:
+def _written(demo: Mapping[str, Any]) -> list[str]:
     return [*(step.code for step in _steps(demo["trajectory"])), demo["code"]]

@@ -15,7 +15,7 @@ from rlm_dspy.signatures import Environment, Output
 from rlm_dspy.text import mended
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import dspy
 
@@ -25,8 +25,8 @@ _MAX_DESCRIPTION_CHARS = 300
 
 
 def write_environment(
-    signature: Any,
-    inputs: dict[str, Any],
+    signature: type[dspy.Signature],
+    inputs: Mapping[str, Any],
     tools: dict[str, dspy.Tool],
     limits: Limits,
     runtime: str,

@@ -17,14 +17,17 @@ from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import dspy
+    from typing_extensions import TypeForm
 
 _FENCED = re.compile(r"\s*```\w*\n(?P<inside>.*?)\n?```\s*", re.DOTALL)
 _DECORATION = " \t\n*_`\"'."
 _CONTAINERS = (list, dict, set, frozenset, tuple)
 
 
-def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
+def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, Any], list[str]]:
     """Read the outputs of a signature from a reply that is in no adapter's form.
 
     In this order: a JSON object with the fields; headings with their names (`**answer**: 42`, `## Answer`); and if
@@ -44,7 +47,7 @@ def read_prose(signature: Any, text: str) -> tuple[dict[str, Any], list[str]]:
     return {}, problems
 
 
-def read_fields(signature: Any, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return what `read_answer` makes of the fields that an adapter found.
 
     A model that was asked for fields may go on in the REPL: code in a field that calls `SUBMIT` stands for all
@@ -55,7 +58,7 @@ def read_fields(signature: Any, found: dict[str, Any]) -> tuple[dict[str, Any], 
     return read_answer(signature, found if call is None else _written_out(call, list(signature.output_fields)))
 
 
-def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
+def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
     """Return the outputs from the last reply that holds them in a form of its own; empty if none does.
 
     Args:
@@ -70,7 +73,7 @@ def outputs_in_words(signature: Any, replies: Sequence[Any]) -> dict[str, Any]:
     return {}
 
 
-def _readings(signature: Any, text: str) -> Iterator[dict[str, Any]]:
+def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, Any]]:
     fields = signature.output_fields
     if (call := _submit_in(text)) is not None:
         yield _written_out(call, list(fields))
@@ -124,11 +127,11 @@ def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:
     return values
 
 
-def _plain(name: Any) -> str:
+def _plain(name: str) -> str:
     return re.sub(r"[ _-]+", " ", str(name)).strip().lower()
 
 
-def _takes_words(annotation: Any) -> bool:
+def _takes_words(annotation: TypeForm[Any]) -> bool:
     """Whether a value of a type is written as words or a number."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):

@@ -9,6 +9,8 @@ import dspy
 from rlm_dspy.inputs import MEDIA
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rlm_dspy.repl.values import Media
 
 
@@ -46,7 +48,7 @@ class PromptAdapter(dspy.Adapter):
     """Sends the prompt as it was written and takes the whole reply, as a direct call would."""
 
     def format(
-        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Return the instructions as system message, demos as pairs, then the prompt."""
         messages = [{"role": "system", "content": signature.instructions}]

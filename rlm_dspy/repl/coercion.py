@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -17,8 +17,10 @@ from rlm_dspy.text import beginning
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import dspy
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
+    from typing_extensions import TypeForm
 
 TOO_DEEP = (ValueError, RecursionError, MemoryError)
 """What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
@@ -30,7 +32,7 @@ _TOLD_PROBLEMS = 1_000
 """With more problems in one value, none is told: pydantic lists all or none, each in 1 KB."""
 
 
-def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[str]]:
+def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[str, Any], list[str]]:
     """Read submitted values into the output fields of a signature.
 
     A field may be left out if it has a default or allows None. Strings are read leniently into other types
@@ -67,14 +69,14 @@ def read_answer(signature: Any, submitted: Any) -> tuple[dict[str, Any], list[st
     return values, problems
 
 
-def type_of(field: FieldInfo) -> Any:
+def type_of(field: FieldInfo) -> TypeForm[Any]:
     """Return the type of a field with all that holds for its values: `Annotated[int, Ge(1)]`."""
     by = field.discriminator
     told = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
-    return Annotated[field.annotation, *told] if told else field.annotation
+    return cast("TypeForm[Any]", Annotated[field.annotation, *told] if told else field.annotation)
 
 
-def read_value(value: Any, annotation: Any) -> Any:
+def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
     """Read one value into a type, with the constraints and validators of an `Annotated` one.
 
     Raises:
@@ -101,14 +103,14 @@ def read_value(value: Any, annotation: Any) -> Any:
     raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
 
 
-def _parsed(value: Any, annotation: Any) -> Any:
+def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
     """Read a value as DSPy does: it repairs broken JSON, in a time that grows with the square of its length."""
     if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
         return TypeAdapter(annotation).validate_json(value)
     return parse_value(value, annotation)
 
 
-def _read_constrained(value: Any, annotation: Any) -> Any:
+def _read_constrained(value: Any, annotation: TypeForm[Any]) -> Any:
     """Read a value as it is, for validators that come before the type; then leniently into the type alone."""
     bare = get_args(annotation)[0]
     with contextlib.suppress(ValueError):
@@ -116,7 +118,7 @@ def _read_constrained(value: Any, annotation: Any) -> Any:
     return _checked(read_value(value, bare), annotation)
 
 
-def _checked(value: Any, annotation: Any) -> Any:
+def _checked(value: Any, annotation: TypeForm[Any]) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True)
     except ValidationError as error:

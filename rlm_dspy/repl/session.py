@@ -17,7 +17,7 @@ from rlm_dspy.repl import bootstrap
 from rlm_dspy.repl.values import across, described, sent, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.repl.values import Media
     from rlm_dspy.trajectory import StepKind
@@ -58,9 +58,9 @@ class Repl:
         self,
         factory: Callable[[], dspy.CodeInterpreter],
         tools: dict[str, Callable[..., Any]],
-        inputs: dict[str, Any],
-        signature: Any,
-        known: dict[str, Any],
+        inputs: Mapping[str, Any],
+        signature: type[dspy.Signature],
+        known: Mapping[str, Any],
         media: Media,
     ) -> None:
         self._known = known
@@ -132,20 +132,20 @@ class Repl:
             if isinstance(value, dspy.SandboxSerializable):
                 serialized.append(_sandbox_code(name, value))
             else:
-                variables[name] = (
-                    _as_object(value, interpreter) if takes_objects else self._as_json(name, value, interpreter)
-                )
+                variables[name] = self._bound(name, value, interpreter)
         known = {**self._known, "marked": not takes_objects}
         functions = {"_rlm_functions": bootstrap.functions(), "_rlm_given": known}
         steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
 
-    def _as_json(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
-        """Return the value as JSON-like data, with marks, for interpreters of others.
+    def _bound(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
+        """Return an input as an interpreter takes it: one of others as JSON-like data, with marks.
 
         Raises:
             TypeError: If it has no such form. Raised before any model call was paid.
         """
+        if isinstance(interpreter, TakesObjects):
+            return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
         try:
             return sent(plain(value), self._media, strict=True)
         except (TypeError, RecursionError) as error:
@@ -240,7 +240,7 @@ class Repl:
             return self._submitted(text, result.output)
         return Outcome("output", text)
 
-    def _submitted(self, printed: str, values: Any) -> Outcome:
+    def _submitted(self, printed: str, values: Mapping[str, Any]) -> Outcome:
         if getattr(self._interpreter, "in_host", False):
             return Outcome("submitted", printed, values)
         try:
@@ -260,17 +260,13 @@ class Repl:
         )
 
 
-def output_fields(signature: Any) -> list[dict[str, Any]]:
+def output_fields(signature: type[dspy.Signature]) -> list[dict[str, str]]:
     """Return the output fields as interpreters take them: names, and types where they are simple."""
     fields = []
     for name, field in signature.output_fields.items():
         simple = {"type": field.annotation.__name__} if field.annotation in _SIMPLE_TYPES else {}
         fields.append({"name": name, **simple})
     return fields
-
-
-def _as_object(value: Any, interpreter: Any) -> Any:
-    return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
 
 
 def _sandbox_code(name: str, value: dspy.SandboxSerializable) -> tuple[str, dict[str, Any]]:
@@ -287,6 +283,6 @@ def _sandbox_code(name: str, value: dspy.SandboxSerializable) -> tuple[str, dict
     return "\n".join(line for line in lines if line), {raw: str(payload)}
 
 
-def execution_instructions(of: Any) -> str:
+def execution_instructions(of: dspy.CodeInterpreter | Callable[[], dspy.CodeInterpreter] | None) -> str:
     """Return what an interpreter, or what makes it, says of itself to the model; optional in DSPy's protocol."""
     return str(getattr(of, "execution_instructions", None) or "")

@@ -19,7 +19,9 @@ from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydantic import JsonValue
 
     from rlm_dspy.repl.tool_calls import ToolCalls
 
@@ -51,7 +53,7 @@ _GENERIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
-def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
+def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
     """Return the tools by name.
 
     Raises:
@@ -79,20 +81,21 @@ def normalize_tools(tools: Any) -> dict[str, dspy.Tool]:
     return named
 
 
-def check_tools(tools: Any) -> dict[str, dspy.Tool]:
+def check_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
     """Return the tools by name, given as `normalize_tools` takes them or as it returns them.
 
     Raises:
         TypeError: As `normalize_tools`.
         ValueError: As `normalize_tools`.
     """
-    named = isinstance(tools, dict) and all(
+    if isinstance(tools, dict) and all(
         isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()
-    )
-    return normalize_tools(list(tools.values()) if named else tools)
+    ):
+        tools = list(tools.values())
+    return normalize_tools(tools)
 
 
-def _tool(given: Any) -> dspy.Tool:
+def _tool(given: Callable[..., Any]) -> dspy.Tool:
     """Return a tool.
 
     Raises:
@@ -139,7 +142,7 @@ def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
     return parameters
 
 
-def check_signature(signature: Any) -> Any:
+def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signature]:
     """Return a signature given as a string or a class.
 
     Raises:
@@ -154,7 +157,7 @@ def check_signature(signature: Any) -> Any:
             f"not {signature!r}."
         )
     try:
-        read = dspy.ensure_signature(signature)
+        read: type[dspy.Signature] = dspy.ensure_signature(signature)
     except SyntaxError as error:
         raise ValueError(
             f"The signature {signature!r} cannot be read: {error}. Names must be identifiers."
@@ -207,7 +210,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
     by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
     blocking = async_tools.blocking(tool)
 
-    def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):
             usage = f"{tool.name}{shown_signature(own)}"
             raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
@@ -227,7 +230,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
     return invoke
 
 
-def _constrained(tool: dspy.Tool, given: dict[str, Any]) -> dict[str, Any]:
+def _constrained(tool: dspy.Tool, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments with the constraints of an `Annotated[int, Field(ge=1)]` applied; DSPy drops these.
 
     Raises:
@@ -236,7 +239,7 @@ def _constrained(tool: dspy.Tool, given: dict[str, Any]) -> dict[str, Any]:
     try:
         parameters = inspect.signature(tool.func, eval_str=True).parameters
     except Exception:  # noqa: BLE001 (an annotation in quotes may name, or do, anything)
-        return given
+        return dict(given)
     kinds = {name: part.annotation for name, part in parameters.items()}
     checked = dict(given)
     for name in [name for name in given if name in kinds and bare(kinds[name]) != kinds[name]]:
@@ -287,10 +290,10 @@ class GuardedTool(dspy.Tool):
         return f"Execution error in {self.name}: {type(error).__name__}: {safe_message(error, dspy.settings.lm)}"
 
 
-def _shown_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _shown_schema(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the JSON schema of an argument without a default that no model may be shown."""
     shown = shown_default(schema.get("default"))
-    return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else schema
+    return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else dict(schema)
 
 
 def _is_name(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import types
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import dspy
 from pydantic import BaseModel
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pydantic.fields import FieldInfo
+    from typing_extensions import TypeForm
 
 _DEFAULT_CHARS = 60
 
 
-def name_of(annotation: Any) -> str:
+def name_of(annotation: TypeForm[Any]) -> str:
     """Return a type's name, without what constrains its values."""
     return str(get_annotation_name(bare(annotation)))
 
 
-def bare(annotation: Any) -> Any:
+def bare(annotation: TypeForm[Any]) -> TypeForm[Any]:
     """Return a type without the `Annotated` in it."""
     origin: Any = get_origin(annotation)
     parts = get_args(annotation)
@@ -37,7 +38,9 @@ def bare(annotation: Any) -> Any:
     kinds = tuple(map(bare, parts))
     if kinds == parts:
         return annotation
-    return Union[kinds] if origin is types.UnionType else origin[kinds]  # noqa: UP007  # its parts are known only now
+    if origin is types.UnionType:
+        origin = Union
+    return cast("TypeForm[Any]", origin[kinds])
 
 
 _PHRASES = {
@@ -60,7 +63,7 @@ def constraints_of(field: FieldInfo) -> str:
     return ", ".join(f"{_PHRASES[name]}: {value}" for name, value in found if value is not None)
 
 
-def type_name(annotation: Any) -> str:
+def type_name(annotation: TypeForm[Any]) -> str:
     """Return a type's name; of a class with fields or an enum also what it consists of."""
     name, parts = name_of(annotation), consists_of([annotation])
     return f"{name} ({parts})" if parts else name
@@ -85,8 +88,8 @@ def _is_plain(value: Any) -> bool:
 class _Shown:
     """Stands in a signature for a default."""
 
-    def __init__(self, value: Any) -> None:
-        self._text = shown_default(value)
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def __repr__(self) -> str:
         return self._text
@@ -95,36 +98,36 @@ class _Shown:
 def shown_signature(signature: inspect.Signature) -> str:
     """Return a signature as a model is shown it: `(query: str, k: int = 5) -> list[str]`."""
     parameters = [
-        part if part.default is part.empty else part.replace(default=_Shown(part.default))
+        part if part.default is part.empty else part.replace(default=_Shown(shown_default(part.default)))
         for part in signature.parameters.values()
     ]
     return str(signature.replace(parameters=parameters))
 
 
-def consists_of(annotations: Iterable[Any], kind: str = "dict") -> str:
+def consists_of(annotations: Iterable[TypeForm[Any]], kind: str = "dict") -> str:
     """Return of which fields and values the classes and enums in some types consist; each is told once.
 
     Args:
         annotations: The types.
         kind: What code has, or gives, in place of an instance.
     """
-    seen: set[Any] = set()
+    seen: set[type] = set()
     return "; ".join(_told(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
 
 
-def _told(part: Any, kind: str) -> str:
+def _told(part: type, kind: str) -> str:
     if members := getattr(part, "__members__", None):
         return f"{part.__name__} is one of {[member.value for member in members.values()]}"
     fields = (f"{key}: {name_of(annotation)}" for key, annotation in _fields_of(part).items())
     return f"{part.__name__} is a {kind} with {', '.join(fields)}"
 
 
-def _fields_of(kind: Any) -> dict[str, Any]:
+def _fields_of(kind: TypeForm[Any]) -> dict[str, TypeForm[Any]]:
     """Return the types of the fields of a model, a dataclass, a `NamedTuple` or a `TypedDict`, by name."""
     if not isinstance(kind, type) or issubclass(kind, dspy.Type):
         return {}
     if issubclass(kind, BaseModel):
-        return {key: field.annotation for key, field in kind.model_fields.items()}
+        return {key: field.annotation or Any for key, field in kind.model_fields.items()}
     if not (dataclasses.is_dataclass(kind) or is_typeddict(kind) or hasattr(kind, "_fields")):
         return {}
     try:
@@ -133,33 +136,33 @@ def _fields_of(kind: Any) -> dict[str, Any]:
         return {}
 
 
-def holds_media(annotation: Any) -> bool:
+def holds_media(annotation: TypeForm[Any]) -> bool:
     """Whether values of a type may be, or contain, images, sounds or files."""
     inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
     return any(_names_media(part) for part in (annotation, *inner))
 
 
-def alternatives(annotation: Any) -> int:
+def alternatives(annotation: TypeForm[Any]) -> int:
     """Return of how many types the unions in a type consist, together; 0 if it has none."""
     inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
     return sum(map(_alternatives, (annotation, *inner)))
 
 
-def _alternatives(annotation: Any) -> int:
+def _alternatives(annotation: TypeForm[Any]) -> int:
     parts = get_args(annotation)
     own = len(parts) if get_origin(annotation) in (Union, types.UnionType) else 0
     return own + sum(map(_alternatives, parts))
 
 
-def _names_media(annotation: Any) -> bool:
+def _names_media(annotation: TypeForm[Any]) -> bool:
     return annotation in MEDIA or any(map(_names_media, getattr(annotation, "__args__", ())))
 
 
-def _parts_of(annotation: Any, seen: set[Any]) -> list[Any]:
+def _parts_of(annotation: TypeForm[Any], seen: set[type]) -> list[type]:
     """Return the classes with fields and the enums that a type is made of, the outermost first."""
-    found = []
+    found: list[type] = []
     fields = _fields_of(annotation)
-    if (fields or hasattr(annotation, "__members__")) and annotation not in seen:
+    if isinstance(annotation, type) and (fields or hasattr(annotation, "__members__")) and annotation not in seen:
         seen.add(annotation)
         found.append(annotation)
         for field in fields.values():

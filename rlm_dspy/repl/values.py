@@ -34,7 +34,10 @@ from rlm_dspy.text import ShortRepr, clip, sendable
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pydantic import JsonValue
+    from typing_extensions import TypeForm
 
 RECORD, TYPE = "__record__", "__type__"
 _FEW_TYPES = 8
@@ -69,10 +72,10 @@ class Media:
     """The images, sounds and files of a tree of runs by the names that its REPLs know them by."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, dspy.Type] = {}
         self._lock = threading.Lock()
 
-    def key(self, media: Any) -> str:
+    def key(self, media: dspy.Type) -> str:
         """Return the name of an image, a sound or a file: the same for the same content."""
         content = media.model_dump_json().encode("utf-8", "surrogatepass")
         key = hashlib.sha256(content).hexdigest()[:12]
@@ -80,7 +83,7 @@ class Media:
             self._known.setdefault(key, media)
         return key
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> dspy.Type:
         """Return the thing itself.
 
         Raises:
@@ -130,7 +133,7 @@ def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> Any:
+def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> JsonValue:
     """Return a value as it is sent to a REPL: JSON-like, with marks; one Python call for each level.
 
     Args:
@@ -159,14 +162,14 @@ def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> Any
     return {TYPE: made.__name__, "value": items}
 
 
-def _sent_items(fields: dict[Any, Any], media: Media | None, strict: bool) -> dict[str, Any]:
+def _sent_items(fields: Mapping[Any, Any], media: Media | None, strict: bool) -> dict[str, JsonValue]:
     items = {}
     for key, item in fields.items():
         items[str(key)] = item if type(item) in _SIMPLE else sent(item, media, strict=strict)
     return items
 
 
-def _sent_scalar(value: Any, *, strict: bool) -> Any:
+def _sent_scalar(value: Any, *, strict: bool) -> JsonValue:
     if isinstance(value, float) and not math.isfinite(value):
         return {TYPE: "float", "value": str(float(value))}
     for kind, (name, written) in _WRITTEN.items():
@@ -175,9 +178,10 @@ def _sent_scalar(value: Any, *, strict: bool) -> Any:
     if isinstance(value, PurePath):
         return {TYPE: "Path", "value": str(value)}
     try:
-        return to_jsonable_python(value, fallback=None if strict else repr, inf_nan_mode="strings")
+        plain: JsonValue = to_jsonable_python(value, fallback=None if strict else repr, inf_nan_mode="strings")
     except (PydanticSerializationError, UnicodeError) as error:
         raise TypeError(str(error)) from error
+    return plain
 
 
 def taken(value: Any, media: Media) -> Any:
@@ -243,7 +247,7 @@ def _without_marks(value: Any) -> Any:
         return value
 
 
-def received(value: Any, annotation: Any) -> Any:
+def received(value: Any, annotation: TypeForm[Any]) -> Any:
     """Return a value of the REPL, or an input of the run, in the type of an input field.
 
     Raises:
@@ -267,7 +271,7 @@ def received(value: Any, annotation: Any) -> Any:
     return found
 
 
-def _check_size(value: Any, annotation: Any) -> None:
+def _check_size(value: Any, annotation: TypeForm[Any]) -> None:
     """Check that a value takes no gigabytes to read: pydantic keeps why each part is no type of a union."""
     types = alternatives(annotation)
     if types > _FEW_TYPES and _count_parts(value, _MOST_READINGS // types) > _MOST_READINGS // types:
@@ -286,7 +290,7 @@ def _count_parts(value: Any, most: int) -> int:
     return count
 
 
-def _media_in(value: Any) -> Iterator[Any]:
+def _media_in(value: Any) -> Iterator[dspy.Type]:
     """Yield the images, sounds and files in a value."""
     if isinstance(value, MEDIA):
         yield value
@@ -296,7 +300,7 @@ def _media_in(value: Any) -> Iterator[Any]:
         yield from _media_in(part)
 
 
-def _is_address(media: Any) -> bool:
+def _is_address(media: dspy.Type) -> bool:
     """Whether an image or a file is not there itself, but is to be fetched."""
     if isinstance(media, dspy.Image):
         return not str(media.url).startswith("data:")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy
 
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.repl.coercion import type_of
 from rlm_dspy.repl.tools import SETTINGS
 from rlm_dspy.repl.type_names import name_of
 from rlm_dspy.subcalls.type_grammar import TypeReader, check_name, check_usable, signature_parts
@@ -14,7 +15,9 @@ from rlm_dspy.subcalls.type_grammar import TypeReader, check_name, check_usable,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pydantic import JsonValue
     from pydantic.fields import FieldInfo
+    from typing_extensions import TypeForm
 
     from rlm_dspy.subcalls.frames import SignatureField, SignatureFrame
 
@@ -71,7 +74,7 @@ def _checked(told: list[tuple[str, _Field]]) -> dict[str, _Field]:
     return fields
 
 
-def _check_field(name: str, way: _Way, kind: Any) -> None:
+def _check_field(name: str, way: _Way, kind: TypeForm[Any]) -> None:
     what = "an input" if way == "in" else "an output"
     check_name(name, what, taken=dspy.Signature)
     if way == "in" and name in SETTINGS:
@@ -84,7 +87,7 @@ def _check_field(name: str, way: _Way, kind: Any) -> None:
         raise InvalidInputs(f"{name}: {error}") from None
 
 
-def written(signature: Any) -> str:
+def written(signature: type[dspy.Signature]) -> str:
     """Return a signature as DSPy reads it from a string, with its types."""
 
     def fields(of: Mapping[str, FieldInfo]) -> str:
@@ -95,13 +98,13 @@ def written(signature: Any) -> str:
 
 def types_of(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
     """Return the types of fields by name, as DSPy reads them from a string."""
-    return {name: name_of(field.annotation) for name, field in fields.items()}
+    return {name: name_of(type_of(field)) for name, field in fields.items()}
 
 
 def module_from(
     kind: Literal["Predict", "ChainOfThought", "ReAct"],
-    signature: Any,
-    options: dict[str, Any],
+    signature: type[dspy.Signature],
+    options: Mapping[str, JsonValue],
     tools: list[dspy.Tool],
 ) -> dspy.Module:
     """Return a module.

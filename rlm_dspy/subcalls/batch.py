@@ -336,7 +336,7 @@ class Batch:
 
 
 @contextlib.contextmanager
-def sub_call_scope(run: ActiveRun, lm: Any) -> Iterator[None]:
+def sub_call_scope(run: ActiveRun, lm: dspy.BaseLM | None) -> Iterator[None]:
     """Enter a sub-call of `run`, with the LM of sub-calls in force."""
     token = active_sub_call.set(ActiveSubCall(run))
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
@@ -12,7 +12,9 @@ from rlm_dspy.subcalls.interface import Interface
 from rlm_dspy.text import sendable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
 
 _MAX_TASK_CHARS = 2_000
 _MOST_OF_IT = 0.8
@@ -32,7 +34,7 @@ class ChildQuery(dspy.Module):
         make: Makes a child for a signature.
     """
 
-    def __init__(self, make: Callable[[Any], dspy.Module]) -> None:
+    def __init__(self, make: Callable[[type[dspy.Signature]], dspy.Module]) -> None:
         super().__init__()
         self._make = make
 
@@ -46,8 +48,8 @@ class ChildQuery(dspy.Module):
         child, inputs = self._child(prompt, context)
         return await child.acall(**inputs)
 
-    def _child(self, prompt: str, context: Any) -> tuple[dspy.Module, dict[str, Any]]:
-        inputs = {} if context is None else {"context": context}
+    def _child(self, prompt: str, context: T | None) -> tuple[dspy.Module, dict[str, T | str]]:
+        inputs: dict[str, T | str] = {} if context is None else {"context": context}
         task = f"{prompt}\n\nGive the answer as `response`."
         if len(prompt) > _MAX_TASK_CHARS:
             inputs["prompt"] = prompt
@@ -78,11 +80,11 @@ class Guard:
         inputs: The parent's inputs by name.
     """
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
         self._total = sum(map(_chars, inputs.values()))
         self._told: set[str] = set()
 
-    def __call__(self, given: dict[str, Any], key: str) -> str:
+    def __call__(self, given: Mapping[str, Any], key: str) -> str:
         """Return why a child is not made, or nothing.
 
         Args:

@@ -19,7 +19,9 @@ from rlm_dspy.subcalls.frames import read_call
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from pydantic import JsonValue
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.subcalls.frames import CallFrame, Part, Target
@@ -87,7 +89,7 @@ class SubCalls:
     def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Return the one function that the REPL reaches the host by."""
 
-        def call(call: Any) -> dict[str, Any]:
+        def call(call: JsonValue) -> dict[str, Any]:
             try:
                 return self._answer(read_call(call))
             except InvalidInputs as error:
@@ -213,7 +215,7 @@ class SubCalls:
         given = {name: taken(without_media_marks(value), self.tree.media) for name, value in values.items()}
         return {**given, **{name: self.inputs[own] for name, own in handles.items()}}
 
-    def _checked(self, callee: Callee, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _checked(self, callee: Callee, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         values, problems = {}, []
         for name, value in given.items():
             try:

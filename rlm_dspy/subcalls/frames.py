@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.text import beginning, mended
@@ -238,7 +238,7 @@ class CallFrame(_Frame):
         return to.name if isinstance(to, SubFrame) else {"query": "llm_query"}.get(to.kind, to.kind)
 
 
-def read_call(frame: Any) -> CallFrame:
+def read_call(frame: JsonValue) -> CallFrame:
     """Return the call that a frame of the REPL asks for.
 
     Raises:

@@ -7,7 +7,7 @@ import inspect
 import keyword
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import dspy
 from pydantic import PydanticUserError, TypeAdapter
@@ -20,11 +20,20 @@ from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
 from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
+
+    from pydantic import JsonValue
+    from pydantic.fields import FieldInfo
+    from typing_extensions import TypeForm
 
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.limits import Limits
 
+    Sub: TypeAlias = str | type[dspy.Signature] | dspy.Module
+    Given: TypeAlias = list[Sub] | dict[str, Sub] | None
+    Factory: TypeAlias = Callable[[], dspy.CodeInterpreter]
+
+T = TypeVar("T")
 _INLINE = "StringSignature"  # what DSPy calls a signature that has no class of its own
 _REASONING = "reasoning"
 _MAX_DOC_CHARS = 300
@@ -38,7 +47,7 @@ class Subs(dspy.Module):
         return [name for name, value in vars(self).items() if isinstance(value, dspy.Module)]
 
 
-def make_subs(given: Any, inputs: Any, tools: Any) -> Subs:
+def make_subs(given: Given, inputs: Collection[str], tools: Collection[str]) -> Subs:
     """Return the declared subs.
 
     Args:
@@ -62,7 +71,7 @@ def make_subs(given: Any, inputs: Any, tools: Any) -> Subs:
     return subs
 
 
-def _named(given: Any) -> list[tuple[str, Any]]:
+def _named(given: Given) -> list[tuple[str, Sub]]:
     if given is None:
         return []
     if isinstance(given, dict):
@@ -72,7 +81,7 @@ def _named(given: Any) -> list[tuple[str, Any]]:
     return [(_name_of(value), value) for value in given]
 
 
-def _name_of(value: Any) -> str:
+def _name_of(value: Sub) -> str:
     if isinstance(value, type) and issubclass(value, dspy.Signature):
         name = value.__name__
     elif isinstance(value, dspy.Predict):
@@ -88,7 +97,7 @@ def _name_of(value: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _check_name(name: Any, subs: Subs, inputs: Any, tools: Any) -> None:
+def _check_name(name: str, subs: Subs, inputs: Collection[str], tools: Collection[str]) -> None:
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"A sub's name must be a Python identifier, not {name!r}.")
     taken = {
@@ -119,7 +128,7 @@ def _check_fields(name: str, module: dspy.Module) -> None:
 class Program(Protocol):
     """The module that runs, as the modules below it see it; `RLM` is one."""
 
-    signature: Any
+    signature: type[dspy.Signature]
     limits: Limits
     tools: dict[str, dspy.Tool]
     subs: Subs
@@ -127,9 +136,11 @@ class Program(Protocol):
     query: dspy.Predict
     sub_lm: dspy.BaseLM | None
     cache: SubCallCache | bool
-    interpreter_factory: Any
+    interpreter_factory: Factory | None
 
-    def child(self, interpreter_factory: Any, signature: Any, max_iters: int | None = None) -> dspy.Module:
+    def child(
+        self, interpreter_factory: Factory, signature: str | type[dspy.Signature], max_iters: int | None = None
+    ) -> dspy.Module:
         """Return the module of a sub-call: the same but for what is given here."""
 
 
@@ -184,7 +195,7 @@ class Interface:
         return f"{self.call} -> {self.gives}" if self.gives else self.call
 
     @functools.cached_property
-    def schemas(self) -> list[Any]:
+    def schemas(self) -> list[dict[str, JsonValue] | str]:
         """What its types and constraints are, down to the fields of classes, as JSON."""
         kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
         return [_schema(kind) for kind in kinds]
@@ -194,7 +205,7 @@ class Interface:
         """The types of the outputs that have constraints."""
         return {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
 
-    def value_of(self, result: Any) -> Any:
+    def value_of(self, result: T | dspy.Prediction) -> T | Any:
         """Return what code gets of a module's result: the one output, or a dict of several.
 
         Raises:
@@ -212,7 +223,7 @@ class Interface:
             return next(iter(fields.values()))
         return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
 
-    def constrained(self, result: Any) -> Any:
+    def constrained(self, result: T) -> T | dspy.Prediction:
         """Return a module's result with the constraints of its outputs applied; DSPy looks at the types alone.
 
         Raises:
@@ -254,20 +265,20 @@ def _of_signature(name: str, signature: type[dspy.Signature], *, plain: bool, wh
     )
 
 
-def _schema(kind: Any) -> Any:
+def _schema(kind: TypeForm[Any]) -> dict[str, JsonValue] | str:
     try:
         return TypeAdapter(kind).json_schema()
     except (PydanticUserError, TypeError, ValueError):  # a type that only its program knows
         return name_of(kind)
 
 
-def _output_type(of: Any) -> Any:
+def _output_type(of: FieldInfo) -> Any:
     """Return the type of an output field; with None if that is its default."""
-    kind = type_of(of)
+    kind: Any = type_of(of)
     return kind if of.is_required() or of.default is not None else kind | None
 
 
-def _fits_none(kind: Any) -> bool:
+def _fits_none(kind: TypeForm[Any]) -> bool:
     try:
         read_value(None, kind)
     except ValueError:
@@ -301,5 +312,5 @@ def _of_forward(name: str, module: dspy.Module) -> Interface:
     return Interface(name=name, inputs=inputs, defaults=defaults, outputs=None, doc=one_line(doc))
 
 
-def _untyped(annotation: Any) -> bool:
+def _untyped(annotation: TypeForm[Any]) -> bool:
     return annotation is inspect.Parameter.empty or isinstance(annotation, str)

@@ -17,7 +17,7 @@ from rlm_dspy.subcalls.interface import signature_of
 from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rlm_dspy.coverage.watch import Watch
     from rlm_dspy.subcalls.interface import Interface
@@ -59,7 +59,7 @@ class Callee:
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
         return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
 
-    def read(self, result: Any) -> Any:
+    def read(self, result: dspy.Prediction) -> Any:
         """Return what the module gave, with the constraints of its outputs applied; a child has applied its own.
 
         Raises:
@@ -75,7 +75,7 @@ class Callee:
                 adapter, signature_of(self.module), clip(said, _COMPLAINT_CHARS), str(error)
             ) from None
 
-    def state(self, lm: Any) -> str:
+    def state(self, lm: dspy.BaseLM | None) -> str:
         """Return a digest of all that its answers depend on besides the inputs, if called with this LM.
 
         It is made once for each LM: a run does not change what it calls.
@@ -86,7 +86,7 @@ class Callee:
             self._states[key] = self._digest(asked, adapter)
         return self._states[key]
 
-    def _digest(self, lm: Any, adapter: str) -> str:
+    def _digest(self, lm: dspy.BaseLM | None, adapter: str) -> str:
         predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
         kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         own = getattr(self.module, "config", {})
@@ -94,12 +94,12 @@ class Callee:
         return digest(kind, told, predictors, own, adapter, _lm_state(lm))
 
 
-def _learned(predictor: Any) -> list[Any]:
+def _learned(predictor: dspy.Predict) -> list[Any]:
     demos = [dict(demo) for demo in predictor.demos]
     return [predictor.signature.dump_state(), demos, predictor.config, _lm_state(predictor.lm)]
 
 
-def _lm_state(lm: Any) -> list[Any]:
+def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:
     """Return what an LM's answers depend on: its name and its options, but for keys and headers."""
     kwargs = getattr(lm, "kwargs", None)
     return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
@@ -129,7 +129,7 @@ class ActiveSubCall:
     stop: str = ""
     final_reasoning: str = ""
 
-    def check(self, result: Any, *, is_child: bool) -> None:
+    def check(self, result: dspy.Prediction, *, is_child: bool) -> None:
         """Check that the sub-call did not end with a run inside that gave no answer.
 
         Args:
@@ -160,7 +160,9 @@ def retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
     note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
 
-    def formatted(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+    def formatted(
+        signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = adapter.format(signature, demos, inputs)
         last = messages[-1]
         content = last["content"]

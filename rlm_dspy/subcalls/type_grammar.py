@@ -14,7 +14,7 @@ import types
 import typing
 import unicodedata
 from collections import abc
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union, cast
 
 import dspy
 from pydantic import BaseModel, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
@@ -27,6 +27,9 @@ from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic import JsonValue
+    from typing_extensions import TypeForm
 
     from rlm_dspy.subcalls.frames import ClassFrame, FieldFrame
 
@@ -195,7 +198,7 @@ class TypeReader:
             kind = self._constrained(kind, _field_call(argument))
         return kind
 
-    def _constrained(self, kind: Any, constraints: Constraints) -> Any:
+    def _constrained(self, kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
         self._patterns += constraints.pattern is not None
         if self._patterns > MAX_PATTERNS:
             raise InvalidInputs(f"a signature may have {MAX_PATTERNS} patterns")
@@ -277,7 +280,7 @@ def _fields(text: str) -> Parts:
     raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields")
 
 
-def constrained(kind: Any, constraints: Constraints) -> Any:
+def constrained(kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
     """Return a type with constraints.
 
     Raises:
@@ -291,10 +294,10 @@ def constrained(kind: Any, constraints: Constraints) -> Any:
             raise InvalidInputs(f"{name}={beginning(str(value))} cannot hold for this type")
         if name in ("gt", "ge", "lt", "le"):
             given[name] = _bound(name, value, parts)
-    return Annotated[kind, Field(**given)] if given else kind
+    return cast("TypeForm[Any]", Annotated[kind, Field(**given)]) if given else kind
 
 
-def check_usable(kind: Any) -> None:
+def check_usable(kind: TypeForm[Any]) -> None:
     """Check that values can be read into a type, and that a model can be told of it.
 
     Raises:
@@ -308,7 +311,7 @@ def check_usable(kind: Any) -> None:
         raise InvalidInputs("pydantic cannot read values into this type") from None
 
 
-def _bound(name: str, value: Any, parts: list[Any]) -> Any:
+def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
     """Return a bound in the type that it bounds."""
     try:
         return _adapter(parts).validate_python(value)
@@ -321,7 +324,7 @@ def _adapter(parts: list[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(union)
 
 
-def _members(kind: Any) -> list[Any]:
+def _members(kind: TypeForm[Any]) -> list[Any]:
     """Return the types of a union without their constraints; of another type itself."""
     origin = typing.get_origin(kind)
     if origin is Annotated:

@@ -9,7 +9,7 @@ renames is mended here; what it makes public leaves this file.
 | `start_span_no_context`, `set_span_in_context`, `detach_span_from_context` | spans across callbacks |
 | `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | what MLflow's page reads |
 | `open_trace`, `rename` | a trace and a span before they are stored |
-| `Task`, `exporter`, `queue_of`, `force_flush`, ... | the queue of what is to be stored |
+| `Task`, `TracingClient`, `exporter`, `queue_of`, `force_flush`, ... | the queue of what is to be stored |
 | `replaced` | MLflow writes contexts and headers whole, and has no hook |
 """
 
@@ -23,6 +23,7 @@ import mlflow.dspy.util
 from mlflow.dspy.callback import MlflowCallback
 from mlflow.tracing import provider
 from mlflow.tracing.attachments import Attachment
+from mlflow.tracing.client import TracingClient
 from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
 from mlflow.tracing.export.async_export_queue import Task
 from mlflow.tracing.fluent import start_span_no_context
@@ -34,12 +35,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from mlflow.entities import LiveSpan
+    from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue
+    from opentelemetry.sdk.trace.export import SpanExporter
+
 __all__ = [
     "Attachment",
     "MlflowCallback",
     "SpanAttributeKey",
     "Task",
     "TraceMetadataKey",
+    "TracingClient",
     "client_of",
     "detach_span_from_context",
     "ends_a_trace",
@@ -68,7 +74,7 @@ def open_trace(trace_id: str) -> AbstractContextManager[Any]:
     return found
 
 
-def rename(span: Any, name: str) -> None:
+def rename(span: LiveSpan, name: str) -> None:
     """Give a span that has not ended another name."""
     span._span.update_name(name)  # noqa: SLF001  # OpenTelemetry's; MLflow's span hides it
 
@@ -79,17 +85,17 @@ def exporter() -> Any:
     return provider._get_trace_exporter()  # noqa: SLF001
 
 
-def queue_of(exporter: Any) -> Any:
+def queue_of(exporter: SpanExporter) -> Any:
     """Return the queue of an exporter; None if it stores at once."""
     return getattr(exporter, "_async_queue", None)
 
 
-def replace_queue(exporter: Any, queue: Any) -> None:
+def replace_queue(exporter: Any, queue: AsyncTraceExportQueue) -> None:
     """Have an exporter put what it stores into another queue."""
     exporter._async_queue = queue  # noqa: SLF001
 
 
-def client_of(exporter: Any) -> Any:
+def client_of(exporter: SpanExporter) -> Any:
     """Return the client of an exporter; None if it has none."""
     return getattr(exporter, "_client", None)
 

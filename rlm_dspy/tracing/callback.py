@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import dspy
+    from mlflow.entities import LiveSpan
 
     from rlm_dspy.tracing.span_spec import Told
     from rlm_dspy.trajectory import SubCall
@@ -138,7 +139,7 @@ class SpanCallback(MlflowCallback, Listener):
     on_interpreter_tool_call_start = _start(span_start.host_call)
     on_interpreter_tool_call_end = _end(span_end.ended)
 
-    def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: dict[str, Any]) -> None:
+    def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
         """Open the span of a model call outside of runs."""
         if here() is None:
             self.secrets.learn_lm(instance)
@@ -151,14 +152,16 @@ class SpanCallback(MlflowCallback, Listener):
             event = answered(call.what, outputs, exception)
             self._finish(call_id, outputs, exception, lambda payloads, *_: span_end.model_ended(payloads, event))
 
-    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+    def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
         """Remember that what follows is scored."""
         queue = outbox()
         if queue is None or queue.open:
             self._evaluations.add(call_id)
             super().on_evaluate_start(call_id, instance, inputs)
 
-    def on_evaluate_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+    def on_evaluate_end(
+        self, call_id: str, outputs: dspy.Prediction, exception: BaseException | None = None
+    ) -> None:
         """Forget it."""
         if call_id in self._evaluations:
             self._evaluations.remove(call_id)
@@ -203,7 +206,7 @@ class SpanCallback(MlflowCallback, Listener):
         silent = queue is not None and not queue.open
         return Call(what, None, Payloads(self.secrets, one_trace=True), evaluated=evaluated, silent=silent)
 
-    def _open_span(self, call: Call, shown: Told, above: Any) -> None:
+    def _open_span(self, call: Call, shown: Told, above: LiveSpan | None) -> None:
         call.root = above is None
         call.span = start_span_no_context(
             name=shown.name,
@@ -270,7 +273,7 @@ class SpanCallback(MlflowCallback, Listener):
         if call.root and exception is None:
             _preview(span, response=preview(_answer(outputs)))
 
-    def _fill_in(self, span: Any, ended: Told) -> None:
+    def _fill_in(self, span: LiveSpan, ended: Told) -> None:
         if ended.name:
             rename(span, ended.name)
         if ended.inputs is not None:
@@ -313,7 +316,7 @@ def _fresh() -> SpanCallback:
     return SpanCallback(Secrets())
 
 
-def _preview(span: Any, **previews: str | None) -> None:
+def _preview(span: LiveSpan, **previews: str | None) -> None:
     """Set what the list of traces shows."""
     with open_trace(span.trace_id) as trace:
         if trace is not None:

@@ -30,6 +30,10 @@ from rlm_dspy.tracing._mlflow_compat import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlflow.entities import TraceInfo
+
+    from rlm_dspy.tracing._mlflow_compat import TracingClient
+
 _logger = logger("dspy.rlm_dspy.tracing")
 _THREAD = "rlm-dspy-outbox"
 _MOST_TASKS = 2_000
@@ -231,7 +235,7 @@ def announce(trace_id: str) -> None:
     later(_store_beginning, client, info, spans)
 
 
-def _store_beginning(client: Any, info: Any, spans: list[Any]) -> None:
+def _store_beginning(client: TracingClient, info: TraceInfo, spans: list[Any]) -> None:
     if has_ended(info.trace_id):
         return
     with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end

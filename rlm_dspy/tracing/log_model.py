@@ -18,7 +18,9 @@ from rlm_dspy.redaction import without_secrets
 from rlm_dspy.tracing.autolog import known_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
 
 _REQUIRED = ("dspy", "litellm", "mlflow", "pydantic")
 
@@ -53,7 +55,7 @@ def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
 def model_signature(rlm: RLM) -> ModelSignature:
     """Return the columns that a served RLM takes and gives."""
 
-    def schema(fields: dict[str, Any]) -> Schema:
+    def schema(fields: Mapping[str, FieldInfo]) -> Schema:
         return Schema([ColSpec(_column(field.annotation), name) for name, field in fields.items()])
 
     return ModelSignature(inputs=schema(rlm.signature.input_fields), outputs=schema(rlm.signature.output_fields))

@@ -17,7 +17,7 @@ from rlm_dspy.tracing._mlflow_compat import replaced
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rlm_dspy.optimize.forecast import Forecast
     from rlm_dspy.optimize.promotion import Comparison
@@ -68,7 +68,9 @@ def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dic
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _row(payloads: Payloads, example: Any, prediction: Any, score: Any) -> dict[str, Any]:
+def _row(
+    payloads: Payloads, example: dspy.Example, prediction: dspy.Prediction, score: float | dspy.Prediction
+) -> dict[str, Any]:
     row = {"score": float(score) if isinstance(score, dspy.Prediction) else score}
     row |= {f"example_{name}": payloads.value(value, _CELL_CHARS) for name, value in example.items()}
     given = dict(prediction.items()) if hasattr(prediction, "items") else {"answer": prediction}
@@ -77,7 +79,7 @@ def _row(payloads: Payloads, example: Any, prediction: Any, score: Any) -> dict[
     return row | {f"pred_{name}": payloads.value(value, _CELL_CHARS) for name, value in given.items()}
 
 
-def _harmless(log: Any) -> Any:
+def _harmless(log: Callable[..., None]) -> Any:
     """Return a function that does the same and never raises, as MLflow's own."""
 
     def attempt(*args: Any, **kwargs: Any) -> None:

@@ -160,7 +160,7 @@ class Secrets:
             self._environment = present
             self.learn(secrets_of_environment())
 
-    def learn_lm(self, lm: Any) -> None:
+    def learn_lm(self, lm: dspy.BaseLM) -> None:
         """Hide the keys and headers that an LM was given."""
         self.learn(secrets_of(lm))
 

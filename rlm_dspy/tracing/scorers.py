@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import dspy
+    from mlflow.entities import Trace
+
+    from rlm_dspy.optimize.traced_runs import Trace as Calls
 
 _SHORTEST_ANSWER = 2
 
@@ -62,7 +65,7 @@ class RunScorer:
         return self.name
 
     def __call__(
-        self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, *_: Any, **__: Any
+        self, example: dspy.Example, prediction: dspy.Prediction, trace: Calls = None, *_: Any, **__: Any
     ) -> float:
         """Return the score of a prediction of an RLM; nan if nothing is known."""
         measured = self.measure(facts_of(prediction, example))
@@ -71,7 +74,7 @@ class RunScorer:
     def for_mlflow(self) -> Any:
         """Return a scorer for `mlflow.genai.evaluate`; it reads the trace."""
 
-        def score(trace: Any) -> float | None:
+        def score(trace: Trace) -> float | None:
             return self.measure(facts_of_trace(trace))
 
         return scorer(score, name=self.name)
@@ -96,7 +99,7 @@ def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -
     )
 
 
-def facts_of_trace(trace: Any) -> Facts:
+def facts_of_trace(trace: Trace) -> Facts:
     """Return the facts of the first run in a trace."""
     spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
     run = next((span for span in spans if span.get_attribute("rlm.depth") == 0), None)

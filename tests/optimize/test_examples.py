@@ -68,5 +68,5 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, content: str, said:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Before anything else."""
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="File not found"):
         read_examples(tmp_path / "none.jsonl", ["context"])

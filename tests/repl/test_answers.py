@@ -332,7 +332,8 @@ def test_a_reply_of_marks_is_read_in_no_time(text: str) -> None:
 
 def test_of_very_many_problems_only_the_number_is_told() -> None:
     """Pydantic would list each, in 1 KB."""
-    for kind in (list[int], Annotated[list[int], Field(min_length=1)]):
+    kinds: tuple[Any, ...] = (list[int], Annotated[list[int], Field(min_length=1)])
+    for kind in kinds:
         with pytest.raises(ValueError, match=r"expected|2,000 parts do not fit") as caught:
             read_value(["x"] * 2_000, kind)
         assert "valid integer" not in str(caught.value)

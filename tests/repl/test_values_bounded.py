@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rlm_dspy.repl.values import received
 from rlm_dspy.subcalls.type_grammar import TypeReader
 
 
-def union(width: int) -> object:
+def union(width: int) -> Any:
     names = " | ".join(f"dict[Literal['a{number}'], int]" for number in range(width))
     return TypeReader({}).read(f"list[{names}]")
 

@@ -18,7 +18,7 @@ from rlm_dspy.text import counted, one_line, price, seconds
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rlm_dspy.observe.record import Record
     from rlm_dspy.observe.report.page import AnswerView
@@ -221,7 +221,7 @@ def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:
     return Markup("\n").join(mine), Markup("\n").join(theirs)
 
 
-def _written(outputs: dict[str, Any], name: str) -> str:
+def _written(outputs: Mapping[str, Any], name: str) -> str:
     if name not in outputs:
         return ""
     value = outputs[name]
