@@ -68,5 +68,5 @@ def remove_model(name: Name) -> None:
 
 def _row(model: CatalogueModel) -> tuple[str, ...]:
     here = "" if cached_file(model) is None else "default" if model is best_cached() else "yes"
-    speeds = (str(model.reads), str(model.writes))
+    speeds = (str(model.reads or "-"), str(model.writes or "-"))
     return (model.name, megabytes(model.size), model.license, *speeds, here, model.good_for)

