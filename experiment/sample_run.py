@@ -14,7 +14,7 @@ from pathlib import Path
 import dspy
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.coverage.watch import watched
+from rlm_dspy.coverage.tracker import watched
 from rlm_dspy.observe.record import Record, recorded
 from rlm_dspy.observe.report.page import write_report
 from rlm_dspy.testing import Messages, ScriptedLM

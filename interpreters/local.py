@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, 
 
 from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
-from rlm_dspy.interpreters.host import tool_calls as calls
+from rlm_dspy.interpreters.host import tool_threads as calls
 from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:

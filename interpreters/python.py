@@ -18,7 +18,7 @@ from rlm_dspy.concurrency.timeouts import await_in_thread
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
-from rlm_dspy.interpreters.host import tool_calls
+from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
-    from rlm_dspy.interpreters.host.values import StandIn
+    from rlm_dspy.interpreters.host.input_transfer import StandIn
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
 """Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
@@ -225,7 +225,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             self._running.release()
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
-        caller = tool_calls.Caller(self.invoke_tool, contextvars.copy_context())
+        caller = tool_threads.Caller(self.invoke_tool, contextvars.copy_context())
         cell = Cell(code, variables, dict(self.tools), self.output_fields, caller)
         return self._given(*self._live().execute(cell))
 

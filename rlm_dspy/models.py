@@ -14,10 +14,10 @@ import dspy
 
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
-from rlm_dspy.embedded.catalogue import DEFAULT, find_model
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.embedded.llama_server import EXTRA, find_package
 from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull
+from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
 from rlm_dspy.embedded.pull import pull_model
 from rlm_dspy.errors import RLMError, UnknownModel
 from rlm_dspy.limits import Limits
@@ -26,7 +26,7 @@ from rlm_dspy.text import print_to_stderr
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from rlm_dspy.embedded.catalogue import CatalogueModel
+    from rlm_dspy.embedded.model_catalog import CatalogueModel
 
 __all__ = ["EMBEDDED", "ModelNotPulled", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
 

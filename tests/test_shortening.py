@@ -13,7 +13,7 @@ from rlm_dspy.inputs import describe
 from rlm_dspy.optimize import demos
 from rlm_dspy.optimize.upstream import shown
 from rlm_dspy.repl.coercion import read_value
-from rlm_dspy.repl.values import short
+from rlm_dspy.repl.value_codec import short
 from rlm_dspy.subcalls.type_grammar import check_name
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory

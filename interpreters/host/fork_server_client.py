@@ -32,7 +32,7 @@ from rlm_dspy.interpreters.confinement_policy import (
 )
 from rlm_dspy.interpreters.host import packages, scratch
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.watch import Watch
+from rlm_dspy.interpreters.host.memory_monitor import Watch
 from rlm_dspy.interpreters.worker import importing, wire
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import dspy
 
 from rlm_dspy.interpreters.base import SETUP, CellError
-from rlm_dspy.interpreters.host import tool_calls
+from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
+from rlm_dspy.interpreters.host.input_transfer import CannotCross, Form, StandIn, form_of
 from rlm_dspy.interpreters.host.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
-from rlm_dspy.interpreters.host.values import CannotCross, Form, StandIn, form_of
 from rlm_dspy.interpreters.worker import wire
 from rlm_dspy.interpreters.worker.cell import Kind, Outcome
 
@@ -45,7 +45,7 @@ class Cell:
     variables: Mapping[str, Any]
     tools: dict[str, Callable[..., Any]]
     fields: list[dict[str, Any]] | None
-    caller: tool_calls.Caller
+    caller: tool_threads.Caller
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Session(Lineage):
             "fields": cell.fields,
         }
         if cell.tools != self._told:
-            frame["tools"] = tool_calls.described(cell.tools)
+            frame["tools"] = tool_threads.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)
         try:
             self._process.send(frame, lambda: min(patience.left(), clock.left()), fds)
@@ -310,7 +310,7 @@ class Session(Lineage):
         clock.ask()
         self._process.signal(signal.SIGINT)
 
-    def _call(self, arrived: Arrived, caller: tool_calls.Caller, clock: Clock) -> None:
+    def _call(self, arrived: Arrived, caller: tool_threads.Caller, clock: Clock) -> None:
         frame, size = arrived
         number, name = frame.get("id"), text_of(frame, "name")
         args, kwargs = frame.get("args"), frame.get("kwargs")
@@ -350,7 +350,7 @@ class Session(Lineage):
             self.group.make_room(process, [form])
             answer: Mapping[str, object] = {"value": form.frame}
         except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
-            answer = {"type": type(error).__name__, "error": tool_calls.message(error)}
+            answer = {"type": type(error).__name__, "error": tool_threads.message(error)}
         with suppress(OSError):
             fds = form.fds if form else []
             process.send({"t": "answer", "id": number, **answer}, clock.left_for_answer, fds, number)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Literal
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import check
+from rlm_dspy.interpreters.host.memory_monitor import group_of, memory_of, tree_of
 from rlm_dspy.interpreters.host.process import Process
-from rlm_dspy.interpreters.host.watch import group_of, memory_of, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
-    from rlm_dspy.interpreters.host.values import Form, Shared
+    from rlm_dspy.interpreters.host.input_transfer import Form, Shared
     from rlm_dspy.interpreters.worker.frames import ToForkServer
 
 _START_SECONDS = 30

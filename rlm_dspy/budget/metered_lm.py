@@ -30,6 +30,8 @@ from dspy import ContextWindowExceededError, LMError
 from rlm_dspy._dspy_compat import adapter_message_call
 from rlm_dspy.budget.lm_call import LMCall, readable
 from rlm_dspy.budget.lm_info import tokens_at_most
+from rlm_dspy.budget.malformed_usage import accept_any_usage
+from rlm_dspy.budget.max_reply_tokens import reply_limit, room_for_reply, shorter_reply
 from rlm_dspy.budget.metering import (
     METERS,
     LMRequest,
@@ -39,9 +41,7 @@ from rlm_dspy.budget.metering import (
     meters_in_force,
     request_under_way,
 )
-from rlm_dspy.budget.refusals import as_window_error, sizes_of
-from rlm_dspy.budget.reply_room import reply_limit, room_for_reply, shorter_reply
-from rlm_dspy.budget.server_usage import accept_any_usage
+from rlm_dspy.budget.window_errors import as_window_error, sizes_of
 from rlm_dspy.concurrency.port import drive
 from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded

@@ -28,7 +28,7 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.options import InterpreterName, Traced, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
-from rlm_dspy.embedded.catalogue import megabytes
+from rlm_dspy.embedded.model_catalog import megabytes
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlm_dspy.cli.errors import errors_as_lines, say
-from rlm_dspy.embedded.catalogue import CATALOGUE, megabytes
 from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull, models_folder, remove
+from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
 from rlm_dspy.embedded.pull import entry_of, pull_model
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
-    from rlm_dspy.embedded.catalogue import CatalogueModel
+    from rlm_dspy.embedded.model_catalog import CatalogueModel
 
 Name = Annotated[str, typer.Argument(help="A name that `rlm-dspy models` lists.", show_default=False)]
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     import dspy
 
-    from rlm_dspy.optimize.catalog import Job, Named
     from rlm_dspy.optimize.forecast import Forecast
+    from rlm_dspy.optimize.optimizer_catalog import Job, Named
     from rlm_dspy.optimize.promotion import Comparison
     from rlm_dspy.optimize.statistics import Judgement, Metric
     from rlm_dspy.optimize.traced_runs import Trace
@@ -108,7 +108,7 @@ def optimize(
 
         from rlm_dspy.models import choose_model
         from rlm_dspy.optimize import read_examples
-        from rlm_dspy.optimize.catalog import Job
+        from rlm_dspy.optimize.optimizer_catalog import Job
 
         named = _optimizer(optimizer)
         module, found = load_program(program)
@@ -177,7 +177,7 @@ def _prompts(program: dspy.Module) -> dict[str, Any]:
 
 
 def _optimizer(name: str) -> Named:
-    from rlm_dspy.optimize.catalog import OPTIMIZERS
+    from rlm_dspy.optimize.optimizer_catalog import OPTIMIZERS
 
     if name not in OPTIMIZERS:
         raise UsageError(f"Unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}.")

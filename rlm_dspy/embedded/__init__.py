@@ -6,7 +6,7 @@ What runs a model is imported on first use: to list and download models, DSPy is
 import importlib
 from typing import TYPE_CHECKING
 
-from rlm_dspy.embedded.catalogue import CATALOGUE, CatalogueModel
+from rlm_dspy.embedded.model_catalog import CATALOGUE, CatalogueModel
 from rlm_dspy.embedded.pull import PullFailed, pull_model
 
 if TYPE_CHECKING:

@@ -25,8 +25,6 @@ import typer
 from dspy import lm15
 
 from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
-from rlm_dspy.embedded.catalogue import DEFAULT, find_model
-from rlm_dspy.embedded.gate import Gate
 from rlm_dspy.embedded.llama_server import (
     EXTRA,
     Chat,
@@ -38,6 +36,8 @@ from rlm_dspy.embedded.llama_server import (
     start,
 )
 from rlm_dspy.embedded.model_cache import best_cached
+from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
+from rlm_dspy.embedded.request_filter import Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 from dspy import lm15
 
-from rlm_dspy.embedded.catalogue import find_model
 from rlm_dspy.embedded.model_cache import cached_file, how_to_pull
+from rlm_dspy.embedded.model_catalog import find_model
 
 EXTRA = (
     "the extra `embedded`: pip install 'dspy-recursive-lm[embedded]' (in the checkout: uv sync --extra embedded)"

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlm_dspy.embedded.catalogue import CATALOGUE, megabytes
+from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
 
 if TYPE_CHECKING:
-    from rlm_dspy.embedded.catalogue import CatalogueModel
+    from rlm_dspy.embedded.model_catalog import CatalogueModel
 
 FOLDER_VARIABLE = "RLM_DSPY_MODELS"
 

@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING
 
 import filelock
 
-from rlm_dspy.embedded.catalogue import CATALOGUE, find_model, megabytes
 from rlm_dspy.embedded.model_cache import FOLDER_VARIABLE, models_folder
+from rlm_dspy.embedded.model_catalog import CATALOGUE, find_model, megabytes
 from rlm_dspy.embedded.sources import index_clients, sources
 from rlm_dspy.errors import RLMError, UnknownModel
 from rlm_dspy.text import print_to_stderr
@@ -26,7 +26,7 @@ from rlm_dspy.text import print_to_stderr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.embedded.catalogue import CatalogueModel, Piece
+    from rlm_dspy.embedded.model_catalog import CatalogueModel, Piece
     from rlm_dspy.embedded.sources import Source
 
 _CHUNK_BYTES = 1 << 20

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.embedded.catalogue import CatalogueModel, Piece
+    from rlm_dspy.embedded.model_catalog import CatalogueModel, Piece
 
     Pieces = tuple[Piece, ...]
     Command = Callable[[Pieces, Path], list[str]]

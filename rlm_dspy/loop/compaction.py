@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from rlm_dspy.budget.refusals import is_too_long
+from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART
 from rlm_dspy.repl.coercion import TOO_DEEP
@@ -17,7 +17,7 @@ from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
 
 if TYPE_CHECKING:
     from rlm_dspy.concurrency.port import Port
-    from rlm_dspy.loop.run import Run
+    from rlm_dspy.loop.run_state import Run
 
 KEPT_TURNS = 2
 """The newest turns stay as they are."""

@@ -11,7 +11,7 @@ import dspy
 
 from rlm_dspy import signatures
 from rlm_dspy.budget.lm_events import lm_events
-from rlm_dspy.budget.refusals import is_too_long
+from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
@@ -20,12 +20,12 @@ from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.function_lm import as_lm
-from rlm_dspy.loop.run import Run, run_event
+from rlm_dspy.loop.run_state import Run, run_event
 from rlm_dspy.loop.states import predictor_states
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.prompt.prose import outputs_in_words, read_fields
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, check_tools, normalize_tools

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-from rlm_dspy.coverage.watch import Occurrence, looked_into
+from rlm_dspy.coverage.tracker import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
 from rlm_dspy.inputs import Text

@@ -17,7 +17,7 @@ from rlm_dspy.errors import InvalidInputs, LimitExceeded
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.limits import Limits
 from rlm_dspy.loop.rlm import RLM
-from rlm_dspy.loop.run import Run
+from rlm_dspy.loop.run_state import Run
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.ad_hoc import signature_from
 from rlm_dspy.subcalls.dispatch import SubCalls

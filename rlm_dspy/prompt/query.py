@@ -11,7 +11,7 @@ from rlm_dspy.inputs import MEDIA
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rlm_dspy.repl.values import Media
+    from rlm_dspy.repl.value_codec import Media
 
 
 class Prompt(str):

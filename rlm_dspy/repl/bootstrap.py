@@ -9,7 +9,7 @@ from pathlib import Path
 HOST_TOOL = "_rlm_call"
 """The one host function that it reaches the host by."""
 _FILE = "<functions>"
-_SOURCES = ("values.py", "functions.py", "dspy_facade.py", "names.py")
+_SOURCES = ("value_codec.py", "functions.py", "dspy_facade.py", "names.py")
 SOURCE = "\n\n".join((Path(__file__).parent / "in_repl" / name).read_text(encoding="utf-8") for name in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
 RUN = f"""

@@ -14,12 +14,12 @@ from rlm_dspy.inputs import Text, plain
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
 from rlm_dspy.repl import bootstrap
-from rlm_dspy.repl.values import across, described, sent, taken
+from rlm_dspy.repl.value_codec import across, described, sent, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from rlm_dspy.repl.values import Media
+    from rlm_dspy.repl.value_codec import Media
     from rlm_dspy.trajectory import StepKind
 
 MAKE = "_rlm_made"

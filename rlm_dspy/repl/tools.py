@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from rlm_dspy.repl.tool_calls import ToolCalls
+    from rlm_dspy.repl.tool_call_log import ToolCalls
 
 
 RESERVED = frozenset(

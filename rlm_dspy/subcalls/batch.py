@@ -16,15 +16,15 @@ import dspy
 
 from rlm_dspy.budget.ledger import Ledger, Tally
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.budget.refusals import as_window_error, is_too_long, sizes_of
+from rlm_dspy.budget.window_errors import as_window_error, is_too_long, sizes_of
 from rlm_dspy.concurrency.async_forms import must_be_awaited
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.events import SubCallEvent, emit, listeners, unit
-from rlm_dspy.prompt.prose import outputs_in_words
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words
 from rlm_dspy.redaction import safe_message
-from rlm_dspy.repl.values import sent, short
+from rlm_dspy.repl.value_codec import sent, short
 from rlm_dspy.subcalls.target import ActiveSubCall, active_sub_call, retrying_after
 from rlm_dspy.text import clip, sendable
 from rlm_dspy.trajectory import SubCall
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.metering import Meter
     from rlm_dspy.cache.sub_call_cache import SubCallCache
-    from rlm_dspy.coverage.watch import Watch
+    from rlm_dspy.coverage.tracker import Watch
     from rlm_dspy.events import Phase
     from rlm_dspy.subcalls.target import ActiveRun, Callee
     from rlm_dspy.trajectory import Span

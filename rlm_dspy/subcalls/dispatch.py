@@ -13,7 +13,7 @@ from rlm_dspy.events import BatchEvent, unit
 from rlm_dspy.prompt.query import Prompt
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
-from rlm_dspy.repl.values import Media, received, short, taken
+from rlm_dspy.repl.value_codec import Media, received, short, taken
 from rlm_dspy.subcalls.batch import Answer, Batch, SubCallItem, sub_call_scope
 from rlm_dspy.subcalls.frames import read_call
 from rlm_dspy.trajectory import without_media_marks

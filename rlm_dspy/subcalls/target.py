@@ -19,7 +19,7 @@ from rlm_dspy.text import clip
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rlm_dspy.coverage.watch import Watch
+    from rlm_dspy.coverage.tracker import Watch
     from rlm_dspy.subcalls.interface import Interface
     from rlm_dspy.trajectory import CallKind, Step
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.genai.scorers import scorer
 
 from rlm_dspy._dspy_compat import input_names
-from rlm_dspy.coverage.watch import Watch, watching
+from rlm_dspy.coverage.tracker import Watch, watching
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.tracing.span_end import HOW_IT_ENDED
 from rlm_dspy.trajectory import Step

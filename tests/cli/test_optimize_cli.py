@@ -18,9 +18,9 @@ from rlm_dspy import RLM, Text
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import compact
-from rlm_dspy.optimize.catalog import OPTIMIZERS, Job
 from rlm_dspy.optimize.datasets import read_examples
 from rlm_dspy.optimize.forecast import Pilot, forecast, told
+from rlm_dspy.optimize.optimizer_catalog import OPTIMIZERS, Job
 from rlm_dspy.testing import ScriptedLM
 from tests.optimize.matrix_programs import ADVICE, PROGRAMS, ScriptedActor, exact, examples
 from tests.playing import begins

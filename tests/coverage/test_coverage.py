@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.coverage.watch import Watch, watch_over, watched
+from rlm_dspy.coverage.tracker import Watch, watch_over, watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.coverage_shares import coverage_of
 from rlm_dspy.observe.record import Record, recorded

@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from rlm_dspy.embedded.catalogue import CatalogueModel, Piece
+from rlm_dspy.embedded.model_catalog import CatalogueModel, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import filelock
 import pytest
 
-from rlm_dspy.embedded.catalogue import CATALOGUE, Piece, find_model
 from rlm_dspy.embedded.model_cache import best_cached, cached_file, models_folder, remove
+from rlm_dspy.embedded.model_catalog import CATALOGUE, Piece, find_model
 from rlm_dspy.embedded.pull import PullFailed, pull_model
 from rlm_dspy.errors import UnknownModel
 from tests.embedded.model_index import ANOTHER, BYTES, MARK, MODEL, Server, serving, write_index

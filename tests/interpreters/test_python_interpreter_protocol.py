@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, ConfinementPolicy
-from rlm_dspy.interpreters.host import tool_calls
+from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.deadlines import CellLimits
+from rlm_dspy.interpreters.host.memory_monitor import Watch
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
-from rlm_dspy.interpreters.host.watch import Watch
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
@@ -97,7 +97,7 @@ def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
         ran.append(name)
         return "answer"
 
-    caller = tool_calls.Caller(invoke, contextvars.copy_context())
+    caller = tool_threads.Caller(invoke, contextvars.copy_context())
     try:
         with theirs:
             for packet in packets:

@@ -23,7 +23,7 @@ from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host.deadlines import CellLimits
-from rlm_dspy.interpreters.host.values import CannotCross
+from rlm_dspy.interpreters.host.input_transfer import CannotCross
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
@@ -169,16 +169,16 @@ class TestValues:
 
     def test_a_text_is_written_once_for_many_workers(self) -> None:
         """And given back with the last."""
-        from rlm_dspy.interpreters.host import values
+        from rlm_dspy.interpreters.host import input_transfer
 
         text = "x" * 1_000_000
         repls = [light() for _ in range(4)]
         for repl in repls:
             assert repl.execute("len(t)", {"t": text}) == 1_000_000
-        assert values._all[id(text)].users == 4
+        assert input_transfer._all[id(text)].users == 4
         for repl in repls:
             repl.shutdown()
-        assert id(text) not in values._all
+        assert id(text) not in input_transfer._all
 
     def test_put_binds_at_once(self) -> None:
         """Without a cell."""

@@ -18,7 +18,7 @@ import pytest
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
-from rlm_dspy.interpreters.host import fork_server_client, values
+from rlm_dspy.interpreters.host import fork_server_client, input_transfer
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
@@ -82,14 +82,14 @@ def soak(sessions: int, at_once: int) -> None:
     text = "x" * 1_000_000
     one(0, text)
     server = fork_server_client.server_for(fork_server_client.Recipe((), (), ConfinementPolicy()))
-    open_before, shared = descriptors(), set(values._all)
+    open_before, shared = descriptors(), set(input_transfer._all)
     before = children(), resident()
     with ThreadPoolExecutor(at_once) as pool:
         ended = list(pool.map(lambda seed: one(seed, text), range(1, sessions + 1)))
     assert set(ended) <= {"kept", "lost"}
     assert comes_true(lambda: not children() - before[0]), children() - before[0]
     assert not descriptors() - open_before
-    assert not set(values._all) - shared
+    assert not set(input_transfer._all) - shared
     assert not Path(server._folder).exists()
     assert resident() - before[1] < 60 + sessions // 20
 

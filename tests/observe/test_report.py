@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from rlm_dspy.coverage.watch import Occurrence
+from rlm_dspy.coverage.tracker import Occurrence
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.page import report_html, write_report
 from rlm_dspy.observe.report.rendering import highlighted

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.coverage.watch import watched
+from rlm_dspy.coverage.tracker import watched
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import Penalties, trajectory_reward, with_feedback
 from rlm_dspy.testing import ScriptedLM

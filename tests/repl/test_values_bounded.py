@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlm_dspy.repl.values import received
+from rlm_dspy.repl.value_codec import received
 from rlm_dspy.subcalls.type_grammar import TypeReader
 
 

@@ -10,7 +10,7 @@ import pytest
 from rlm_dspy import RLM, SubCallCache
 from rlm_dspy.cache.sub_call_cache import digest
 from rlm_dspy.interpreters import PythonInterpreter
-from rlm_dspy.repl.values import Media, taken
+from rlm_dspy.repl.value_codec import Media, taken
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import every_interpreter, run, signature
 from tests.playing import block

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
-from rlm_dspy.loop.run import Run
+from rlm_dspy.loop.run_state import Run
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.subcalls.frames import read_call

@@ -20,7 +20,7 @@ import mlflow
 import pytest
 
 from rlm_dspy import RLM, Limits, signatures, tracing
-from rlm_dspy.coverage.watch import watched
+from rlm_dspy.coverage.tracker import watched
 from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.redaction import without_secrets

@@ -12,7 +12,7 @@ from rlm_dspy.text import counted, share
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rlm_dspy.coverage.watch import Occurrence
+    from rlm_dspy.coverage.tracker import Occurrence
     from rlm_dspy.observe.record import Record
     from rlm_dspy.trajectory import Span
 

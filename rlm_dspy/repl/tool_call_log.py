@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.events import ToolEvent, unit
-from rlm_dspy.repl.values import short
+from rlm_dspy.repl.value_codec import short
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import ToolCall
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM
-from rlm_dspy.prompt.prose import read_prose
+from rlm_dspy.prompt.free_form_outputs import read_prose
 from rlm_dspy.testing import CutReply
 from tests.playing import block, fields
 

@@ -19,7 +19,7 @@ import pytest
 from rlm_dspy import RLM
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.budget.refusals import is_too_long
+from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.limits import Limits
 from tests.playing import begins, block, fields
@@ -123,7 +123,7 @@ def misjudged(engine: str) -> list[str]:
 @pytest.mark.long
 def test_through_litellm_they_are_judged_alike() -> None:
     """In a process of its own: LiteLLM leaves loops and sockets open."""
-    code = "from tests.budget.test_refusals import misjudged; print(misjudged('litellm'))"
+    code = "from tests.budget.test_window_errors import misjudged; print(misjudged('litellm'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stderr[-2_000:]
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rlm_dspy.embedded.gate import Gate
+from rlm_dspy.embedded.request_filter import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

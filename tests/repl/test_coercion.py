@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from rlm_dspy import RLM
-from rlm_dspy.prompt.prose import read_prose
+from rlm_dspy.prompt.free_form_outputs import read_prose
 from rlm_dspy.repl.coercion import read_answer, read_value
 from tests.playing import block
 

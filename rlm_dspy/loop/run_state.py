@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.budget.last_turn_reserve import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import check_price, tokens_at_most
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.budget.run_budget import TRANSCRIPT_CHARS, Budget
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
-from rlm_dspy.coverage.watch import watch_over
+from rlm_dspy.coverage.tracker import watch_over
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.interpreters import resolve_factory
@@ -24,7 +24,7 @@ from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.repl.session import Repl, execution_instructions
-from rlm_dspy.repl.tool_calls import ToolCalls
+from rlm_dspy.repl.tool_call_log import ToolCalls
 from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree

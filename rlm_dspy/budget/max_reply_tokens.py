@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dspy.lm15 import Request
 
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, longest_reply, price_of
-from rlm_dspy.budget.refusals import sizes_of
+from rlm_dspy.budget.window_errors import sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
