@@ -227,7 +227,7 @@ class Cells:
         """Take this session's sources out of `linecache`."""
         for filename, entry in self._sources.items():
             if linecache.cache.get(filename) is entry:  # not another session's of the same name
-                del linecache.cache[filename]
+                linecache.cache.pop(filename, None)  # a thread that ends another session may come first
 
     def _call_hook(self, output: Capped) -> None:
         """Call the hook if an earlier cell left one, or take the one that this cell left."""

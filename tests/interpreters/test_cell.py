@@ -222,6 +222,22 @@ def test_sources_can_be_read_until_the_session_closes() -> None:
     assert "<cell 1>" not in linecache.cache
 
 
+def test_sessions_of_two_threads_end_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one removes the sources of its own, whose names are the same."""
+
+    class Shared(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            self.pop(key, None)
+            return found
+
+    monkeypatch.setattr(linecache, "cache", Shared())
+    cells = Cells()
+    run(cells, "1")
+    cells.close()
+    assert linecache.cache == {}
+
+
 def test_json_constants_are_no_variables() -> None:
     """They are builtins of the cell, and of no other module."""
     cells = Cells()
