@@ -1,4 +1,4 @@
-"""Where the model's code runs.
+"""Interpreters, which run the model's code.
 
 `PythonInterpreter`, the default, runs it in a confined process; `LocalPythonInterpreter` in this one, unprotected;
 `ScriptedInterpreter` nowhere. `doctor` says what this system can hold.

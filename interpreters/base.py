@@ -1,4 +1,4 @@
-"""What every interpreter of ours gives beyond DSPy's `CodeInterpreter` protocol."""
+"""Defines the base class of the interpreters, which extends DSPy's `CodeInterpreter` protocol."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TakesObjects:
         takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
             not be read by the host.
         in_host: Whether code has the very objects of the host, and gives it its own.
-        calls_hook: Whether it calls what a cell left as `rlm_dspy.interpreters.cell.HOOK` after each further cell.
+        calls_hook: Whether it calls the function that a cell bound as `worker.cell.HOOK` after each further cell.
     """
 
     takes_text = False
@@ -307,7 +307,7 @@ class Interpreter:
         names = [item.get("name") for item in self.output_fields or []]
         _check("output field", names, set())
         if len(names) != len(set(names)):
-            raise ValueError(f"output field names must differ: {names}")
+            raise ValueError(f"Invalid output fields {names}: two have the same name.")
 
 
 def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
@@ -317,4 +317,4 @@ def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in taken
     ]
     if bad:
-        raise ValueError(f"{what} names must be identifiers that are not taken; these are not: {bad}")
+        raise ValueError(f"Invalid {what} names {bad}: names must be Python identifiers that are not reserved.")

@@ -1,4 +1,4 @@
-"""What a user may rely on, which layer of the confinement holds it, and what is refused where none does."""
+"""Defines what the confinement guarantees, which layer enforces it, and which sets of layers to try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this system can hold, found out by trying: for the command line, and for whoever wonders."""
+"""Tests which confinement layers this system supports, for `rlm-dspy doctor`."""
 
 from __future__ import annotations
 

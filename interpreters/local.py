@@ -1,4 +1,4 @@
-"""Runs code in this process.
+"""Runs code in this process, without any confinement.
 
 A process has one `sys.stdout`, one `sys.stderr`, one `sys.modules["__main__"]` and one `threading.Thread.start`.
 While any cell runs, stand-ins replace them: inside a cell each is the session's own, elsewhere the process's. When

@@ -95,7 +95,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     ) -> None:
         super().__init__(tools, output_fields, callbacks=callbacks)
         if checkpoint not in ("auto", "always", "off"):
-            raise ValueError(f"checkpoint is auto, always or off, not {checkpoint!r}")
+            raise ValueError(f"checkpoint must be 'auto', 'always' or 'off', not {checkpoint!r}.")
         self.worker_limits = worker_limits or WorkerLimits()
         self.cell_limits = cell_limits or CellLimits()
         self.max_output_chars = max_output_chars
@@ -172,7 +172,9 @@ class PythonInterpreter(Interpreter, TakesObjects):
         try:
             server = server_for(self._recipe)
             if self._named_preload and server.missing:
-                raise dspy.CodeInterpreterError(f"What preload names cannot be imported: {server.missing}")
+                raise dspy.CodeInterpreterError(
+                    f"preload names modules that cannot be imported: {server.missing}. Install or remove them."
+                )
             self._adopt(self._begun(server))
         except (OSError, ValueError) as error:
             raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error

@@ -1,4 +1,4 @@
-"""Runs nothing: plays back results, for tests."""
+"""Plays back scripted results instead of running code, for tests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ScriptedInterpreter(Interpreter, TakesObjects):
             return None
         if len(self.calls) == len(self._results):
             raise dspy.CodeInterpreterError(
-                f"All {len(self._results)} scripted results were used up before this was executed:\n{code}"
+                f"All {len(self._results)} scripted results are used up; there is none for this code:\n{code}"
             )
         result = self._results[len(self.calls)]
         self.calls.append(Call(code, variables))

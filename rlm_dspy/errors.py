@@ -1,4 +1,4 @@
-"""The errors of this package, and who answers each.
+"""Defines the exceptions of this package, and says who should handle each.
 
 RLMError                     base of ours
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT

@@ -1,4 +1,4 @@
-"""What goes into a run: `Text` for long inputs, and how a variable is described to the model."""
+"""Defines `Text`, a wrapper for long inputs, and describes each variable to the model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Text:
         """
         resolved = Path(path).expanduser().resolve()
         if not resolved.is_file():
-            wrong = "is no regular file" if resolved.exists() else "does not exist"
+            wrong = "is not a regular file" if resolved.exists() else "does not exist"
             raise FileNotFoundError(f"{path} {wrong}. Text.open takes the path of a UTF-8 text file.")
         return cls("", path=resolved)
 

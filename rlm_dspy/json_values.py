@@ -1,4 +1,4 @@
-"""JSON: values at any depth, and files of lines.
+"""Converts values to JSON at any depth, and reads and appends JSON Lines files.
 
 Pydantic writes values down to about 250 levels; JSON and its readers take more.
 """

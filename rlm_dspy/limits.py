@@ -1,4 +1,4 @@
-"""The limits of a run."""
+"""Defines `Limits`: the caps on turns, calls, tokens, cost, time and depth of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which LM to use: the one that is named, else LM Studio's, else a small one that runs in this process."""
+"""Chooses the LM: the one that is named, else LM Studio's, else a small one in this process."""
 
 from __future__ import annotations
 
@@ -150,9 +150,9 @@ def _of_a_provider(model: str) -> dspy.LM:
             litellm.get_llm_provider(model)
         except litellm.BadRequestError as error:
             raise UnknownModel(
-                f"{model!r} names no provider that is known. Write provider/name, e.g. openai/gpt-5-mini, "
-                "anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; a name that `rlm-dspy models` lists; or the "
-                "path of a .gguf file."
+                f"Invalid model {model!r}: its provider is not known. Write provider/name, e.g. "
+                "openai/gpt-5-mini, anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; a name that "
+                "`rlm-dspy models` lists; or the path of a .gguf file."
             ) from error
         finally:
             litellm.suppress_debug_info = talks
@@ -220,7 +220,7 @@ def _models_at(base: str, key: str) -> list[dict[str, Any]]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelUnreachable(
-            f"What answers at {base} is no OpenAI-compatible server. LM_STUDIO_API_BASE usually ends in /v1."
+            f"The server at {base} is not OpenAI-compatible. LM_STUDIO_API_BASE usually ends in /v1."
         ) from error
     return listed
 

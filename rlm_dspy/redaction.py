@@ -1,4 +1,4 @@
-"""Keeps secrets out of what is written down of a run: finds those that LMs hold, and puts `***` in their place."""
+"""Redacts secrets, such as the API keys of LMs, from what a run writes or reports."""
 
 from __future__ import annotations
 

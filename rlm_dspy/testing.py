@@ -1,4 +1,4 @@
-"""Fakes for tests of programs that hold an RLM: an LM that plays back replies, without network or cost.
+"""Provides `ScriptedLM`, a fake LM that plays back replies, for tests of programs that contain an RLM.
 
 For the other side of a run see `rlm_dspy.interpreters.ScriptedInterpreter`.
 """
@@ -127,8 +127,8 @@ class ScriptedEngine:
             return script(messages)
         with self._lock:
             if not script:
-                whose = f", asked as {asks!r}," if asks else ""
-                raise IndexError(f"The script is over: call {len(self.calls)}{whose} has no reply.")
+                whose = f", made as {asks!r}" if asks else ""
+                raise IndexError(f"The script has no reply left for call {len(self.calls)}{whose}; add one.")
             return script.pop(0)
 
     def _script(self, asks: str) -> Script:

@@ -1,4 +1,4 @@
-"""Text for people, models, pages and files: made safe, shortened, written whole."""
+"""Escapes, shortens and formats text for people and models, and writes whole files."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
             stream.write(data)
         return
     if _is_planted(target):
-        raise PermissionError(f"{target} is a link that another user has put there")
+        raise PermissionError(f"{target} is a link that another user created; write to another path")
     target = target.resolve()
     beside = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
     try:

@@ -1,4 +1,4 @@
-"""What happened in a run: one `Step` a turn with its `SubCall`s, and the `Trajectory` that the model is shown."""
+"""Defines `Step`, `SubCall`, `ToolCall` and `Trajectory`: the history of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What model calls used."""
+"""Defines `Usage` and `RunUsage`: what model calls used in tokens, cost and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop predicts: `Act` (one turn), `Query` (one free prompt), and the policies saved of them."""
+"""Defines the signatures `Act` (one turn) and `Query` (`llm_query`), and reads and writes policies."""
 
 from rlm_dspy.signatures.act import Act, Query
 from rlm_dspy.signatures.environment import Environment, Output

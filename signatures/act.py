@@ -1,4 +1,4 @@
-"""The signature of one turn. It does not depend on the task, so what is learned of it serves any task."""
+"""Defines `Act`, the signature of one turn. It does not depend on the task, so what it learns transfers."""
 
 from __future__ import annotations
 

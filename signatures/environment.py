@@ -1,4 +1,4 @@
-"""What a turn is told before the turns so far: the task, the variables, the functions, how to answer."""
+"""Defines `Environment`, the parts of the first message of a run, and their layout as text."""
 
 from __future__ import annotations
 

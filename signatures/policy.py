@@ -1,4 +1,4 @@
-"""Policies: what `act` has learned (instructions and demos), by name or by file.
+"""Loads and saves policies, the instructions and demos of `act`, by name or by file.
 
 A policy is a JSON object: `version`, `name`, `model` (what it was found for), `provenance` (how, on what, with
 which result) and `act` (the state of the predictor).
@@ -50,11 +50,18 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, _ = content["version"], content["act"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{policy} is no policy file: {error!r}. Shipped are: {shipped_policies()}.") from error
+        raise ValueError(
+            f"Invalid policy {str(policy)!r}: {error!r}. Name a policy file, or one of {shipped_policies()}."
+        ) from error
     if version != POLICY_VERSION:
-        raise ValueError(f"{policy} has policy version {version}; this release reads version {POLICY_VERSION}.")
+        raise ValueError(
+            f"Invalid policy {str(policy)!r}: its version is {version}; this release reads version "
+            f"{POLICY_VERSION}."
+        )
     if wrong := _wrong_with(content["act"]):
-        raise ValueError(f"{policy} is no policy file: {wrong}. Shipped are: {shipped_policies()}.")
+        raise ValueError(
+            f"Invalid policy {str(policy)!r}: {wrong}. Name a policy file, or one of {shipped_policies()}."
+        )
     return content
 
 
@@ -65,10 +72,10 @@ def _wrong_with(act: Any) -> str:
         return "its act has no instructions"
     demos = act.get("demos")
     if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
-        return "the demos of its act are no list of objects"
+        return "the demos of its act are not a list of objects"
     for number, demo in enumerate(demos):
         if named := [name for name in _TEXTS if not isinstance(demo.get(name, ""), str)]:
-            return f"{named[0]} of demo {number} is no text"
+            return f"{named[0]} of demo {number} is not a text"
         for name, kind in (("environment", Environment), ("trajectory", Trajectory)):
             try:
                 if not isinstance(told := demo.get(name, ""), str):

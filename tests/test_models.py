@@ -179,7 +179,7 @@ def test_a_gguf_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.gguf"
     path.write_text("not a model", encoding="utf-8")
-    with pytest.raises(UnknownModel, match="is no GGUF file"):
+    with pytest.raises(UnknownModel, match="is not a GGUF file"):
         choose_model(str(path))
 
 
@@ -227,8 +227,8 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (401, "", "LM_STUDIO_API_KEY"),
         (404, "", "usually ends in /v1"),
-        (200, "<html>", "no OpenAI-compatible server"),
-        (200, '{"models": []}', "no OpenAI-compatible server"),
+        (200, "<html>", "is not OpenAI-compatible"),
+        (200, '{"models": []}', "is not OpenAI-compatible"),
         (200, '{"data": []}', "lms load"),
         (200, '{"data": [{"id": "text-embedding-small"}]}', "lms load"),
     ],

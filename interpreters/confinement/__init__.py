@@ -1,1 +1,1 @@
-"""How a worker is confined: Landlock, seccomp, namespaces, resource limits. Standard library only."""
+"""Confines a worker: Landlock, seccomp, namespaces, resource limits. Standard library only."""

@@ -1,4 +1,4 @@
-"""The layers of the confinement in their order, for the fork server once and for each worker after its fork.
+"""Applies the confinement layers in order: once in the fork server, then in each worker after its fork.
 
 Nothing degrades here: a layer that was asked for and fails raises, and no code runs. The standard library only.
 """

@@ -1,4 +1,4 @@
-"""System calls that Python does not offer, through ctypes.
+"""Makes system calls that Python does not offer, through ctypes.
 
 The standard library only: this runs in the fork server and in the worker, before it confines itself.
 """

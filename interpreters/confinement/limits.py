@@ -1,4 +1,4 @@
-"""What one worker may use of the machine: the limits a user sets, and how they bind a process.
+"""Defines the resource limits of a worker, and applies them to a process.
 
 The standard library only.
 """

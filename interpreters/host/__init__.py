@@ -1,1 +1,1 @@
-"""The host's side of a confined worker: its process, its session, the values and calls that cross."""
+"""Manages a confined worker from the host: its process, session, input values and tool calls."""

@@ -1,4 +1,4 @@
-"""The sleeping copies of a worker: when one is worth making, and which of them can take the worker's place."""
+"""Manages checkpoints, the sleeping copies of a worker: when to make one, and which one replaces the worker."""
 
 from __future__ import annotations
 

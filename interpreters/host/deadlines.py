@@ -1,4 +1,4 @@
-"""How long a cell may take and how much it may ask for, and how it is asked to stop."""
+"""Tracks the time limits and pending host calls of one cell, and when to interrupt it."""
 
 from __future__ import annotations
 

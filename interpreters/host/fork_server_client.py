@@ -1,4 +1,4 @@
-"""The host's side of the fork server: one per process and set of modules, started when it is first needed.
+"""Starts a fork server when it is first needed, one per process and set of modules, and sends it orders.
 
 It ends with this process, also if that is killed; it is started again if it dies; a forked child of this process
 starts its own.

@@ -1,4 +1,4 @@
-"""Values on their way into a worker, and how many workers share one copy of them.
+"""Sends input values from the host to a worker; workers share one copy of a long text.
 
 A long `str` or `bytes` and a text file are written once to sealed memory and attached; everything else is pickled,
 with the buffers of arrays beside the pickle. Pickles travel from the host to the worker only.

@@ -1,4 +1,4 @@
-"""A worker's process, the sleeping copies that can take its place, and its end."""
+"""Owns the worker process of a session: replaces it by a checkpoint when it is lost, and ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of sessions take together: the kernel limits each of them alone."""
+"""Watches the memory of all processes of a session together: the kernel limits only each one."""
 
 from __future__ import annotations
 

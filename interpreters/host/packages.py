@@ -1,4 +1,4 @@
-"""Which installed files belong to the packages that a worker may import, and to what these require."""
+"""Finds the installed files of the packages that a worker may import, and of their requirements."""
 
 from __future__ import annotations
 

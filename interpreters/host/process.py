@@ -1,4 +1,4 @@
-"""One process of a worker as the host sees it: its socket, its handle, and frames that may be anything."""
+"""Wraps one process of a worker on the host: its socket, its handle and its untrusted frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders for what workers write, on the host: private, and removed without following links."""
+"""Makes private folders that workers write to, and removes them without following links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session: one worker through its cells, as the host leads it."""
+"""Runs the cells of one session on a worker, from the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the model's code to functions of the host: each in a thread, in a copy of its execute's context."""
+"""Runs the host functions that code calls, each in a thread with a copy of the context of its `execute`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that came from one worker, and what they share."""
+"""Tracks the processes that were forked from one worker, and releases what they share after the last."""
 
 from __future__ import annotations
 

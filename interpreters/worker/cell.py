@@ -1,4 +1,4 @@
-"""One cell of Python: parsed, run, shown, and what went wrong put into words for a model.
+"""Parses and runs one cell, captures its output, and formats its errors for the model.
 
 The standard library only: the host uses this module in its own process, and a confined worker uses it where
 nothing else of this package can be imported.

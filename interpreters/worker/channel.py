@@ -1,4 +1,4 @@
-"""The worker's end of the socket: any thread may call the host, and the main thread waits for cells.
+"""Connects a worker to the host: any thread may call the host, and the main thread waits for cells.
 
 Threads that wait take turns at reading. The standard library only.
 """

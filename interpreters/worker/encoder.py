@@ -1,4 +1,4 @@
-"""Values on their way from the worker to the host: what JSON knows, and plain forms of what it does not.
+"""Encodes the values that a worker sends to the host as JSON, and simplifies other types.
 
 The standard library only.
 """

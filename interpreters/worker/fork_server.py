@@ -1,4 +1,4 @@
-"""The fork server: started with an empty environment, loads modules, confines itself, forks workers.
+"""The fork server: starts with an empty environment, loads modules, confines itself, forks workers.
 
 `python fork_server.py <socket>`: its config comes through that socket. It ends when the host does. It imports the
 standard library only.

@@ -1,4 +1,4 @@
-"""The frames that host, fork server and worker send each other, as types.
+"""Defines the types of the frames that the host, the fork server and workers send each other.
 
 What the host and the fork server send is trusted. What a worker sends may be anything: the host reads it as a
 `wire.Frame` and checks what it uses.

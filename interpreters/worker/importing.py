@@ -1,4 +1,4 @@
-"""What workers can import: where it lies, and how it is found where folders cannot be listed.
+"""Finds the modules that a worker may import, where it cannot list the folders they are in.
 
 The standard library only.
 """

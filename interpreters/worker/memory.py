@@ -1,4 +1,4 @@
-"""Values in sealed shared memory: written once by the host, mapped by any number of workers.
+"""Shares values in sealed memory: the host writes them once, any number of workers map them.
 
 A `str` or `bytes` is attached without a copy: its characters stay in the shared read-only mapping, and a private
 page in front of it holds the object's header. `can_attach()` tests that on the running Python; where it does not

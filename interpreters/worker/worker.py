@@ -1,4 +1,4 @@
-"""The worker: one session's cells, run in a process that has confined itself.
+"""Runs the cells of one session in a process that has confined itself.
 
 Everything here can be reached and changed by the model's code, so the host believes none of it. The standard
 library only.

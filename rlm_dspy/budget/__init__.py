@@ -1,1 +1,1 @@
-"""What a run may spend and what it has spent: ledger, metering of model calls, facts about LMs."""
+"""Tracks the tokens and cost of a run, and rejects model calls that would exceed its limits."""

@@ -1,4 +1,4 @@
-"""When a run must come to its end: what its last turn needs is kept, and the model is told what is left."""
+"""Reserves budget for the last turn, decides when it comes, and tells the model what is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one ledger that counts what a run and its children spend."""
+"""Defines `Ledger`, which counts and limits what a run and its child runs spend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an LM is called with, and what is read of its reply: thinking is dropped, a cut reply refused."""
+"""Normalizes the arguments of an LM call, strips thinking from its outputs and rejects truncated replies."""
 
 from __future__ import annotations
 

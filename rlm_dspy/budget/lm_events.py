@@ -1,4 +1,4 @@
-"""The events of model calls inside runs, from what DSPy tells its callbacks of any model call."""
+"""Turns DSPy's LM callbacks into `LMEvent`s for model calls made inside a run."""
 
 from __future__ import annotations
 

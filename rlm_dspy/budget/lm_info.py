@@ -1,4 +1,4 @@
-"""What is known of an LM before it is asked: its window, its longest reply, its price."""
+"""Looks up an LM's context window, longest reply and price, and estimates the tokens of a request."""
 
 from __future__ import annotations
 

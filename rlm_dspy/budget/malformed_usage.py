@@ -1,4 +1,4 @@
-"""A server's usage that is none: DSPy 3.4 raises on it, and the answer that was paid for is lost."""
+"""Patches DSPy 3.4 to accept malformed usage from a server: DSPy raises, and a paid answer is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a reply may be: what the limits of a run leave, and what fits into the model's window."""
+"""Computes how many tokens a reply may have, from the remaining budget and the model's context window."""
 
 from __future__ import annotations
 

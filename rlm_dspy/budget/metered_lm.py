@@ -1,4 +1,4 @@
-"""The one place through which a run asks its LMs: it caps, holds, asks, settles, repeats and refuses.
+"""Intercepts every LM call of a run: reserves budget, sends the request, records usage, retries and rejects.
 
 DSPy has no hook that can refuse a call: it swallows what a callback raises. A proxy of the LM in force would miss
 the LMs of predictors, of adapters (`TwoStepAdapter`), of other LMs and of validators. So `metered` puts a door

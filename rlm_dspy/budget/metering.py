@@ -1,4 +1,4 @@
-"""One request of an LM, the meters that hold and enter what it uses, and which of them are in force."""
+"""Defines `Meter`, which reserves and records the usage of LM calls in a scope, and `LMRequest`."""
 
 from __future__ import annotations
 

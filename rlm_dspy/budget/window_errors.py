@@ -1,4 +1,4 @@
-"""Recognizes a request that is too long for the model's window, however the server words it."""
+"""Recognizes context-window errors in the error messages of different servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache of the answers to sub-calls, in memory and in a file that processes share."""
+"""Caches the answers to sub-calls in memory, or in a file that processes share."""
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache, digest
 

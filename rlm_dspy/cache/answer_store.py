@@ -1,4 +1,4 @@
-"""Where a `SubCallCache` keeps answers, and how askers of one key wait for each other."""
+"""Stores cached answers in memory or SQLite, and makes callers of the same key wait for the first one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of sub-calls, kept so that the same is not asked twice."""
+"""Caches the answers to sub-calls, so that an identical call is made only once."""
 
 from __future__ import annotations
 

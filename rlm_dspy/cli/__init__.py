@@ -1,4 +1,4 @@
-"""The command line."""
+"""The `rlm-dspy` command line: one module for each command."""
 
 from rlm_dspy.cli.app import main
 

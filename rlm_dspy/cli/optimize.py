@@ -240,7 +240,7 @@ def _ask_to_go_on(job: Job, runs: int, pilots: int, *, yes: bool) -> Forecast:
     if yes:
         return cast
     if not sys.stdin.isatty():
-        raise UsageError("Standard input is not a terminal, so nobody can confirm; pass --yes.")
+        raise UsageError("Cannot ask for confirmation: standard input is not a terminal. Pass --yes.")
     typer.confirm("Continue?", default=True, abort=True, err=True)
     return cast
 

@@ -68,7 +68,7 @@ def replay(
         if any(step.kind == "killed" for step in record.trajectory):
             tell("The last turn was cut short when the process was killed; it is left out.")
         if not steps:
-            raise UsageError("There is nothing to replay: no turn of the run had ended.")
+            raise UsageError("There is nothing to replay: the run completed no turn.")
     for step in steps:
         typer.echo(printable(_told(step)))
     same = sum(step.same for step in steps)
@@ -86,7 +86,9 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
     asked = names[0] if len(names) == 1 else "question" if "question" in names else names[-1]
     question = record.instructions if len(names) == 1 else _value(record, asked)
     if not isinstance(question, str):
-        raise UsageError(f"The input {asked!r} is no text. Replay the run from Python: rlm_dspy.replay.replay.")
+        raise UsageError(
+            f"The input {asked!r} is not a text. Replay the run from Python: rlm_dspy.observe.replay.replay."
+        )
     return read_task(question, files, record.signature, None).inputs
 
 
@@ -104,7 +106,7 @@ def _value(record: Record, name: str) -> Any:
 
     text, digest = record.inputs.get(name, ""), record.digests.get(name)
     if digest is not None and not digest.whole:
-        raise UsageError(f"The record has a short form of {name!r} only. Name the files that the run was about.")
+        raise UsageError(f"The record contains only a shortened {name!r}. Name the files that the run was about.")
     if signature_of(record).input_fields[name].annotation is str:
         return text
     try:

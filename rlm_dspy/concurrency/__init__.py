@@ -1,1 +1,1 @@
-"""How the package waits: one loop for sync and async, background loops, time limits."""
+"""Runs the same code synchronously or asynchronously, with time-outs and cancellation."""

@@ -1,4 +1,4 @@
-"""Which functions, modules and LMs have an async form, and which of them an event loop may be shared with."""
+"""Tells whether a function, module or LM can be awaited, and whether it can share an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Awaitables that run on an event loop in another thread, while this one blocks for them.
+"""Runs awaitables on an event loop in another thread, and blocks the caller until they finish.
 
 The session, client or lock of an async tool often belongs to the event loop of the program, and hangs on any
 other. A run that is awaited leaves that loop free, so what its code awaits runs there. A blocking run has no such

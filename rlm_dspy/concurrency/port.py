@@ -1,4 +1,4 @@
-"""How a run reaches the outside: one coroutine, written once, that blocks or awaits as its port does.
+"""Lets one coroutine serve both `forward` and `aforward`: its `Port` either blocks or awaits.
 
 The loop and everything under it are `async def`s that never name `asyncio`: they `await port.predict(...)` for a
 model and `await port.run(...)` for code. `Blocking` does the work before it returns, so that a coroutine over it
@@ -121,4 +121,4 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     coroutine.close()
-    raise RuntimeError("This coroutine waited, which one over a Blocking port must not do.")
+    raise RuntimeError("A coroutine over a Blocking port must not suspend: it may only await the port's methods.")

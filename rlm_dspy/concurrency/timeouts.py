@@ -1,4 +1,4 @@
-"""Functions in threads, for as long as somebody waits for them, and a watchdog for code that runs too long."""
+"""Runs functions in threads with a time-out, and stops code that runs too long (`Watchdog`)."""
 
 from __future__ import annotations
 

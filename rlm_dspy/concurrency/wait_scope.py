@@ -1,4 +1,4 @@
-"""Who waits for what runs here, and until when.
+"""Tracks which caller waits for the work in a context, and cancels the work when nobody waits any more.
 
 Work often leaves the thread of its caller: a cell runs in a thread of its own, a tool in another, a request on an
 event loop. How it may wait there depends on who waits for it, and `WaitScope` says so. Scopes are entered by

@@ -1,4 +1,4 @@
-"""Where a text comes from: finds the parts of an input, however long, that another text repeats word for word."""
+"""Finds the spans of an input that another text repeats word for word."""
 
 from __future__ import annotations
 

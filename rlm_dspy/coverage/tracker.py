@@ -1,4 +1,4 @@
-"""Coverage of the input: which parts code read, the model was shown, and sub-models were sent.
+"""Records which parts of the inputs the code read, the model was shown and sub-models were sent.
 
 Nothing is looked at unless `watched()` is in force, so that a run pays for it only if somebody wants to know.
 """

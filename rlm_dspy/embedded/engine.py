@@ -1,4 +1,4 @@
-"""A small language model inside this process: one of the catalogue, or any GGUF file, run by llama.cpp.
+"""Runs a GGUF model in this process with llama.cpp, as a `dspy.LM`: one from the catalogue, or any file.
 
     lm = embedded_lm("smollm2-135m")                    # a dspy.LM; the model is loaded at the first call
     python -m rlm_dspy.embedded --port 8080             # the best downloaded model, as an OpenAI-compatible server

@@ -1,4 +1,4 @@
-"""llama.cpp's server inside this process: one per model and settings, shared by all that ask for it.
+"""Runs llama.cpp's server in this process, and shares one instance for each model and its settings.
 
 ModelUnavailable     the operator: not downloaded, no such GGUF, not a GGUF, or llama.cpp cannot run it as asked
 """
@@ -95,7 +95,7 @@ class Settings:
         except OSError as error:
             raise ModelUnavailable(f"The model file {path} cannot be read: {error.strerror}.") from error
         if magic != b"GGUF":
-            raise ModelUnavailable(f"{path} is no GGUF file.")
+            raise ModelUnavailable(f"{path} is not a GGUF file.")
         return path
 
 
@@ -187,7 +187,7 @@ class EmbeddedServer:
         window = self._http("GET", "/props")["default_generation_settings"]["n_ctx"]
         if window < settings.n_ctx:
             raise ModelUnavailable(
-                f"{settings.file()} has a window of {window} tokens, less than {settings.n_ctx=}."
+                f"{settings.file()} has a context window of {window} tokens, less than n_ctx={settings.n_ctx}."
             )
 
     def begin(self, body: Chat) -> Call:

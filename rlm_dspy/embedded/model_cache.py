@@ -1,4 +1,4 @@
-"""The folder that holds downloaded models."""
+"""Finds and removes downloaded models in the cache folder."""
 
 from __future__ import annotations
 

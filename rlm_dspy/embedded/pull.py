@@ -1,4 +1,4 @@
-"""Downloads a model of the catalogue into the cache, whole and checked or not at all."""
+"""Downloads a model of the catalogue into the cache, and keeps the file only if its checksum matches."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def entry_of(model: str | CatalogueModel) -> CatalogueModel:
     entry = find_model(model) if isinstance(model, str) else model
     if entry is None:
         names = ", ".join(known.name for known in CATALOGUE)
-        raise UnknownModel(f"There is no model {model!r} to pull. Choose one of: {names}.")
+        raise UnknownModel(f"Unknown model {model!r}; choose one of: {names}.")
     return entry
 
 
@@ -234,7 +234,7 @@ def _check_space(entry: CatalogueModel, source: Source, folder: Path) -> None:
     needed, free = round(entry.size * (1 + 2 * at_once)), shutil.disk_usage(folder).free
     if free < needed:
         raise PullFailed(
-            f"{entry.name} needs {megabytes(needed)} of disk space to be downloaded, and {folder} has "
+            f"{entry.name} needs {megabytes(needed)} of disk space to download, but {folder} has "
             f"{megabytes(free)}. Free some, or set {FOLDER_VARIABLE} to a folder on another disk."
         )
 

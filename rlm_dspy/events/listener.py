@@ -1,4 +1,4 @@
-"""Who hears events, and how they are emitted."""
+"""Defines `Listener`, the callback that receives events, and emits events to the listeners in force."""
 
 from __future__ import annotations
 

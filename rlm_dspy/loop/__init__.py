@@ -1,1 +1,1 @@
-"""The loop: the module, a run, a turn, compaction of the conversation, validation of arguments."""
+"""The RLM loop: rlm.py runs the turns, turn.py takes one, run.py holds the state of a run."""

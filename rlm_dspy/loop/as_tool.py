@@ -1,4 +1,4 @@
-"""What `inspect` and `dspy.Tool` see of an RLM: the constructor's parameters, and the inputs of its signature."""
+"""Gives an RLM the call signature that `inspect` and `dspy.Tool` read, from the inputs of its DSPy signature."""
 
 from __future__ import annotations
 

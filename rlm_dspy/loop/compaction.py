@@ -1,4 +1,4 @@
-"""Keep a conversation within the model's window: fold older turns into a summary, then shorten what remains."""
+"""Keeps a conversation inside the context window: summarizes older turns, then shortens what remains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the messages of a run may be."""
+"""Decides how long the messages of a run may be, from the limits and the model's context window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module: a model writes code, a REPL runs it, until the typed answer is submitted."""
+"""Defines `RLM` and its main loop: the model writes code, the REPL runs it, until the code calls SUBMIT."""
 
 from __future__ import annotations
 
@@ -167,7 +167,8 @@ class RLM(AsTool, Limited, dspy.Module):
             super().load(path, *args, **kwargs)
         except KeyError as error:
             raise ValueError(
-                f"Invalid state: {path} has no {error}, which `save` writes. Load a policy with RLM(policy=...)."
+                f"Invalid state: {path} has no {error}, so `save` did not write it. To load a policy, pass "
+                "RLM(policy=...)."
             ) from error
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:

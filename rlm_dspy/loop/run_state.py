@@ -1,4 +1,4 @@
-"""The state of one run. It lives as long as the call; the module holds none, so it serves many threads."""
+"""Holds the state of one run. The module holds none, so threads can share it."""
 
 from __future__ import annotations
 

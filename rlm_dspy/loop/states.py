@@ -1,4 +1,4 @@
-"""What a saved state holds for the predictors of a module, and what it says if it is another module's."""
+"""Reads the state of an RLM's predictors from a saved program, and rejects the state of another module."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def predictor_states(state: Mapping[str, Any], predictors: Collection[str]) -> d
         raise ValueError(f"Invalid state: {_whose(state)} The predictors of this RLM are {_listed(predictors)}.")
     for name, part in found.items():
         if not isinstance(part, dict) or not part.keys() >= _OF_A_PREDICTOR:
-            raise ValueError(f"Invalid state: that of {name!r} has no {_listed(_OF_A_PREDICTOR)}. Save it anew.")
+            raise ValueError(
+                f"Invalid state: the predictor {name!r} lacks {_listed(_OF_A_PREDICTOR)}. Save the program again."
+            )
     if missing := [name for name in predictors if name not in state]:
-        _logger.warning("The state has no %s: they stay as they are.", _listed(missing))
+        _logger.warning("The state lacks the predictors %s: they stay as they are.", _listed(missing))
     if unknown := state.keys() - set(predictors) - {_METADATA}:
-        _logger.warning("The state also has %s, which this RLM does not: they are left out.", _listed(unknown))
+        _logger.warning("The state also has %s, which this RLM does not have: they are ignored.", _listed(unknown))
     return {name: {"lm": None, **part} for name, part in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""One turn: `act` writes a block, the REPL runs it, and what came out is told in a `Step`."""
+"""Takes one turn: `act` writes a code block, the REPL runs it, and a `Step` records the result."""
 
 from __future__ import annotations
 

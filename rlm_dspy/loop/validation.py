@@ -1,4 +1,4 @@
-"""Checks what a caller hands to the module: each refusal names what to pass instead."""
+"""Validates the arguments of `RLM`; each error message says what to pass instead."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
         if clash:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
     if clash := set(signature.output_fields) & RESULT_NAMES:
-        raise ValueError(f"Output fields conflict with fields of the result: {sorted(clash)}. Rename them.")
+        raise ValueError(
+            f"Output fields conflict with attributes of the prediction: {sorted(clash)}. Rename them."
+        )
 
 
 def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +78,8 @@ def check_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Any:
     """
     if not isinstance(factory, type) and isinstance(factory, dspy.CodeInterpreter):
         raise TypeError(
-            f"interpreter_factory got a {type(factory).__name__} instance; every run closes its interpreter, so "
-            "pass what makes one: the class, or lambda: YourInterpreter(...)."
+            f"interpreter_factory got a {type(factory).__name__} instance, but every run closes its interpreter. "
+            "Pass the class, or lambda: YourInterpreter(...)."
         )
     if factory is not None and not callable(factory):
         raise TypeError(f"interpreter_factory must be callable without arguments, not {type(factory).__name__}.")

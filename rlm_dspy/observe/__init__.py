@@ -1,1 +1,1 @@
-"""What a person or a program reads of a run: record, event log, replay, console, report."""
+"""Shows and stores runs: record, event log, replay, console and HTML report."""

@@ -1,4 +1,4 @@
-"""How a run is shown while it goes on: step by step, as text or on a terminal."""
+"""Shows a run while it goes on, step by step, as plain text or on a terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-r"""The event log: what runs do, written down as they do it, one JSON object a line.
+r"""Writes the events of runs to a JSON Lines file as they happen.
 
-The process may die at any moment; what it had done by then can be read (`rlm_dspy.event_reader.read_log`). One
+The process may die at any moment; what it had done by then can be read (`observe.event_reader.read_log`). One
 file may hold many runs, one after another or at the same time; the lines of different runs then stand mixed.
 
 Format, version 1. UTF-8, lines end in `\n`. A reader leaves out events and fields that it does not know, and

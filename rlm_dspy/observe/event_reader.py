@@ -1,4 +1,4 @@
-"""Reads event logs into a `Record` a run: whole logs, and those of a process that was killed."""
+"""Reads an event log into one `Record` for each run, including the log of a process that was killed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
     if not any(records) and others:
         raise ValueError(f"{path} is a log of version {others[0]!r}; this rlm_dspy reads version {VERSION}.")
     if not any(records):
-        raise ValueError(f"{path} is no log of runs: no line of it has the event `run_started`.")
+        raise ValueError(f"{path} is not a log of runs: none of its lines has the event `run_started`.")
     return [record for record in records if record is not None]
 
 

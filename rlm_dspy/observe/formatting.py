@@ -1,4 +1,4 @@
-"""Usage in words, and sums over the steps of a run."""
+"""Formats token usage and cost as text, and sums them over the steps of a run."""
 
 from __future__ import annotations
 

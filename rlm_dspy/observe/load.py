@@ -1,4 +1,4 @@
-"""Opens what a run left behind: a saved record or an event log."""
+"""Loads runs from a saved record or an event log."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_records(path: str | os.PathLike[str]) -> list[Record]:
         whole = None
     if isinstance(whole, dict) and "trajectory" in whole and "signature" in whole:
         return [Record.model_validate(whole)]
-    raise ValueError(f"{path} holds no run. It must be a file that `rlm-dspy ask --save` or `--log` wrote.")
+    raise ValueError(f"{path} contains no run. Pass a file that `rlm-dspy ask --save` or `--log` wrote.")
 
 
 def load_record(path: str | os.PathLike[str], number: int | None = None, option: str = "--run") -> Record:
@@ -62,7 +62,7 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
         ) from error
     if number is None and len(records) > 1:
         last = len(records)
-        raise UsageError(f"{path} holds {last} runs. Choose one with {option} 1 to {option} {last}.")
+        raise UsageError(f"{path} contains {last} runs. Choose one with {option} 1 to {option} {last}.")
     if number is not None and number > len(records):
-        raise UsageError(f"{path} holds {counted(len(records), 'run')}; there is no run {number}.")
+        raise UsageError(f"{path} contains {counted(len(records), 'run')}; there is no run {number}.")
     return records[(number or 1) - 1]

@@ -1,4 +1,4 @@
-"""What is kept of a run that a person started: enough to read it again later, without the text it was about."""
+"""Defines `Record`, the saved form of a run: all that is needed to read it later, without its long inputs."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
         ended = error
     if recorder.record is None:
-        raise ended or RuntimeError(f"{type(rlm).__name__} has begun no run.")
+        raise ended or RuntimeError(f"{type(rlm).__name__} started no run.")
     return recorder.record, ended
 
 

@@ -1,4 +1,4 @@
-"""Runs the code of a recorded run again, without any model: what the models said is taken from the record.
+"""Runs the code of a recorded run again without a model: model answers come from the record.
 
 So one sees whether a run can be repeated: on other inputs, in another interpreter, after a change of the package.
 """

@@ -1,4 +1,4 @@
-"""Optimization: demos from whole runs, feedback and rewards from trajectories, policies, data for fine-tuning.
+"""Optimizes programs that contain an RLM: demos, feedback, rewards and fine-tuning data from their runs.
 
 Every optimizer of DSPy works on a program with an RLM inside; what is here makes them work better.
 """

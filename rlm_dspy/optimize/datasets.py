@@ -1,4 +1,4 @@
-"""Datasets: read from JSON lines, and wrapped so that no optimizer pastes a long text into a prompt."""
+"""Reads datasets from JSON Lines, keeps their long texts short in prompts, and exports chats for fine-tuning."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
             except (ValueError, OSError) as error:
                 raise ValueError(f"{source.name}, line {number}: {error}") from error
     if not examples:
-        raise ValueError(f"{source.name} holds no examples; write one JSON object a line.")
+        raise ValueError(f"{source.name} contains no examples; write one JSON object on each line.")
     return compact(examples)
 
 
@@ -89,7 +89,7 @@ def _read(line: str, inputs: Sequence[str], folder: Path) -> dspy.Example:
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")  # noqa: TRY004  # of the file's content
     if missing := [name for name in inputs if name not in fields]:
-        raise ValueError(f"the input {missing[0]!r} is missing; there are {sorted(fields)}")
+        raise ValueError(f"the input {missing[0]!r} is missing; the fields are {sorted(fields)}")
     return dspy.Example(**{name: _value(value, folder) for name, value in fields.items()}).with_inputs(*inputs)
 
 
@@ -205,7 +205,7 @@ def export_chats(
         raise ValueError(f"each must be one of {get_args(Each)}, not {each!r}.")
     predictors = dict(program.named_predictors())
     if predictor not in predictors:
-        raise ValueError(f"There is no predictor {predictor!r}; there are {sorted(predictors)}.")
+        raise ValueError(f"Unknown predictor {predictor!r}; choose one of {sorted(predictors)}.")
     asked = predictors[predictor]
     chats: list[list[dict[str, Any]]] = []
     try:

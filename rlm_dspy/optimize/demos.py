@@ -1,4 +1,4 @@
-"""Demos made of runs: short conversations for `act`, ordinary ones for the rest, and which of them to show."""
+"""Builds demos from runs, and chooses which of them to put into prompts."""
 
 from __future__ import annotations
 

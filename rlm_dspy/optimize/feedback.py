@@ -1,4 +1,4 @@
-"""What a run did wrong: in words, for a model that rewrites instructions; as a number, for one that is trained."""
+"""Rates a run: as text for optimizers that rewrite instructions (GEPA), as a reward for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compile will cost, told from a few runs before it starts."""
+"""Estimates the cost of a compile from a few pilot runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, as `rlm-dspy optimize` runs them, and at most how many runs each makes."""
+"""Maps the optimizer names of `rlm-dspy optimize` to optimizers, and bounds the number of runs of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies: what `act` has learned, saved with where it comes from, and put into other programs."""
+"""Saves policies (the instructions and demos of `act`) with their provenance, and applies them to programs."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def act_of(program: dspy.Module, name: str | None = None) -> Act:
     if name is None and len(acts) == 1:
         return next(iter(acts.values()))
     if name is None or name not in acts:
-        wanted = "Name one of its act predictors" if acts else "The program has no RLM inside"
-        raise ValueError(f"{wanted}: predictor={name!r}, there are {sorted(acts)}.")
+        wanted = f"name one of {sorted(acts)}" if acts else "the program contains no RLM"
+        raise ValueError(f"Invalid predictor {name!r}: {wanted}.")
     return acts[name]
 
 

@@ -1,4 +1,4 @@
-"""The gate before a policy takes another's place: both are tried on the same held-out examples."""
+"""Compares two programs on held-out examples, and saves the candidate's policy only if it is not worse."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class _Judge:
             raise ValueError(f"The metric failed on every example: {self._failure!r}.") from self._failure
         scores = tuple(float(score) for _, _, score in evaluated.results)
         if outside := [score for score in scores if not 0 <= score <= 1]:
-            raise ValueError(f"The metric gave {outside[0]:g}; for a comparison give scores between 0 and 1.")
+            raise ValueError(f"The metric returned {outside[0]:g}; to compare, return scores between 0 and 1.")
         return scores
 
 
@@ -222,12 +222,12 @@ def check_held_out(
         ValueError: If they are too few, some are repeated, or some were seen.
     """
     if len(evalset) < min_examples:
-        raise ValueError(f"{len(evalset)} examples cannot tell two policies apart; give at least {min_examples}.")
+        raise ValueError(f"{len(evalset)} examples are too few to compare policies; pass at least {min_examples}.")
     if repeated := len(evalset) - len({_inputs(example) for example in evalset}):
-        raise ValueError(f"{repeated} of the {len(evalset)} examples are repeated; each counts once, give others.")
+        raise ValueError(f"{repeated} of the {len(evalset)} examples are repeated; pass distinct ones.")
     known = {_inputs(example) for example in seen}
     if shared := sum(_inputs(example) in known for example in evalset):
-        raise ValueError(f"{shared} of the {len(evalset)} examples were seen before; give held-out ones.")
+        raise ValueError(f"{shared} of the {len(evalset)} examples were seen before; pass held-out ones.")
 
 
 def _inputs(example: dspy.Example) -> str:

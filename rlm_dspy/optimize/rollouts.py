@@ -1,4 +1,4 @@
-"""Finished runs of a compile, kept on disk so that the same compile goes on after a kill."""
+"""Saves the demos of finished examples to disk, so that an interrupted compile can resume."""
 
 from __future__ import annotations
 

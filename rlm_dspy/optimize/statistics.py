@@ -1,4 +1,4 @@
-"""How sure a share or a difference is: 95 % intervals and an exact test, for the few dozen runs one can afford."""
+"""Computes 95 % intervals and an exact test for the few dozen runs that one can afford."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs in a DSPy trace: which calls of `act` belong to one conversation, at the root and in children."""
+"""Groups the `act` calls of a DSPy trace into runs: the root's and its children's."""
 
 from __future__ import annotations
 

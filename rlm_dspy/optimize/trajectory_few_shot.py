@@ -1,4 +1,4 @@
-"""`TrajectoryFewShot`: demos from whole runs, short enough to be shown."""
+"""Defines the optimizer `TrajectoryFewShot`, which builds short demos from whole runs."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
     mine, its = (dict(program.named_predictors()).keys() for program in (student, teacher))
     if mine != its:
         raise ValueError(
-            f"The teacher's predictors must have the student's names; these differ: {sorted(mine ^ its)}."
+            f"Teacher and student must have predictors of the same names; these differ: {sorted(mine ^ its)}."
         )
 
 

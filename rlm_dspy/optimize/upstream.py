@@ -1,4 +1,4 @@
-"""What of DSPy's optimizers (3.4.1) does not work on a program with an RLM inside, mended in subclasses.
+"""Subclasses DSPy's optimizers (3.4.1) to fix what fails when a program contains an RLM.
 
 | optimizer | what is wrong there | what is done here |
 |---|---|---|

@@ -1,1 +1,1 @@
-"""How the conversation is written and replies are read."""
+"""Writes the messages of a turn and of `llm_query`, and reads replies that follow no format."""

@@ -1,4 +1,4 @@
-"""`act` as a chat that only grows: each turn's messages are the last turn's and two more."""
+"""Formats a turn as chat messages: each turn appends two messages to those of the turn before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rename a demo's fields to match another task, so that what was learned on one signature helps on others."""
+"""Renames a demo's fields to match another task, so that a demo of one signature helps on others."""
 
 from __future__ import annotations
 

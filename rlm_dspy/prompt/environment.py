@@ -1,4 +1,4 @@
-"""The first message of a run: the task, the variables, the functions, how to answer.
+"""Writes the first message of a run: task, variables, functions and how to answer.
 
 All that the protocol needs stands here and not in the instructions, which an optimizer may rewrite.
 """

@@ -1,4 +1,4 @@
-"""Reading outputs from a reply that no adapter could read: in words, under headings, as JSON alone, or in code."""
+"""Parses outputs from a reply that no adapter could parse: plain text, headings, bare JSON or code."""
 
 from __future__ import annotations
 

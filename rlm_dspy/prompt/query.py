@@ -1,4 +1,4 @@
-"""The predictor behind `llm_query`, and the adapter that sends a prompt as it is."""
+"""Defines `Query`, the predictor behind `llm_query`, and the adapter that sends its prompt unchanged."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The REPL of a run: its session, its functions and tools, the types of what is submitted."""
+"""The REPL of a run: its interpreter, its functions and tools, and the conversion of values."""

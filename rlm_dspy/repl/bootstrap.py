@@ -1,4 +1,4 @@
-"""The REPL's side of the functions that model code may call, as source to run in any interpreter."""
+"""Bundles the source of `in_repl/`, which runs in a new REPL before the first turn."""
 
 import base64
 import importlib.util
@@ -31,7 +31,7 @@ del _rlm_run, _rlm_functions, _rlm_given
 BEGIN = "_rlm_begin()"
 """Run once the inputs are bound."""
 SHOW_NOTES = "_rlm_show_notes()"
-"""Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.cell.HOOK`."""
+"""Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.worker.cell.HOOK`."""
 
 
 @cache

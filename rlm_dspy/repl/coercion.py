@@ -1,4 +1,4 @@
-"""Reading the values of a SUBMIT into the types of the signature."""
+"""Converts the values of a SUBMIT to the types of the signature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run's interpreter: furnished with the inputs and the functions, replaced when it dies."""
+"""Manages the interpreter of a run: starts it, binds inputs and functions, replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import StepKind
 
 MAKE = "_rlm_made"
-"""The function of the REPL that makes what stands there for an object; see `in_repl_values`."""
+"""The function of the REPL that makes the stand-in of a host object; see `in_repl/values.py`."""
 _SIMPLE_TYPES = (str, int, float, bool, list, dict)
 
 
@@ -50,7 +50,7 @@ class Repl:
         tools: Host functions by the name that code calls them by.
         inputs: The run's inputs by name; bound once, so what the code changes stays changed.
         signature: The user's signature; gives SUBMIT its fields.
-        known: What the functions of the REPL are told of this run (see `in_repl`).
+        known: What the functions of the REPL know of this run; see `_rlm_given` in `in_repl/functions.py`.
         media: Where images, sounds and files are kept that the REPL has by name.
     """
 
@@ -91,7 +91,7 @@ class Repl:
         if not isinstance(interpreter, dspy.CodeInterpreter):
             raise TypeError(
                 f"interpreter_factory returned a {type(interpreter).__name__}; it must return a new "
-                "CodeInterpreter, with tools, start, execute and shutdown."
+                "dspy.CodeInterpreter: an object with tools, start, execute and shutdown."
             )
         self._interpreter = interpreter
         interpreter.tools.update(self._across(interpreter))
@@ -151,7 +151,7 @@ class Repl:
         except (TypeError, RecursionError) as error:
             raise TypeError(
                 f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: "
-                f"{error}. Give a str, numbers, lists, dicts or a pydantic model, or use one of "
+                f"{error}. Pass a str, numbers, lists, dicts or a pydantic model, or use an interpreter of "
                 "rlm_dspy.interpreters."
             ) from error
 

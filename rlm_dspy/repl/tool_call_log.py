@@ -1,4 +1,4 @@
-"""Notes the calls that code makes of the user's tools, for the trajectory and for listeners."""
+"""Records the tool calls of a turn for the trajectory and for listeners."""
 
 from __future__ import annotations
 

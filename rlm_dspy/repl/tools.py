@@ -1,4 +1,4 @@
-"""The user's tools: checked, named, called on the host."""
+"""Validates the user's tools, and wraps each as a host function that code in the REPL can call."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool
         tool = _tool(given)
         if not _is_name(tool.name) or _is_reserved(tool.name):
             raise ValueError(
-                f"Tool name {tool.name!r} is no free Python name; pass dspy.Tool(function, name='other_name')."
+                f"Invalid tool name {tool.name!r}: it must be a Python identifier that is not reserved. "
+                "Rename it: dspy.Tool(function, name='other_name')."
             )
         if tool.name in named:
             raise ValueError(f"Duplicate tool name {tool.name!r}; pass dspy.Tool(function, name='other_name').")
@@ -106,8 +107,8 @@ def _tool(given: Callable[..., Any]) -> dspy.Tool:
         return _with_named_arguments(tool)
     except ValueError as error:
         raise ValueError(
-            f"Tool {given!r} does not say what arguments it takes; wrap it in a function whose arguments have "
-            "names, e.g. def longest(words: list[str]) -> str: ..."
+            f"Invalid tool {given!r}: its signature cannot be inspected. Wrap it in a function with named "
+            "parameters, e.g. def longest(words: list[str]) -> str: ..."
         ) from error
 
 
@@ -153,17 +154,20 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
         isinstance(signature, type) and issubclass(signature, dspy.Signature)
     ):
         raise TypeError(
-            f"signature must be a string like 'context, question -> answer: str' or a dspy.Signature class, "
-            f"not {signature!r}."
+            f"Invalid signature {signature!r}: it must be a string like 'context, question -> answer: str' or a "
+            "dspy.Signature class."
         )
     try:
         read: type[dspy.Signature] = dspy.ensure_signature(signature)
     except SyntaxError as error:
         raise ValueError(
-            f"The signature {signature!r} cannot be read: {error}. Names must be identifiers."
+            f"Invalid signature {signature!r}: {error}. Field names must be Python identifiers."
         ) from error
     if not read.output_fields:
-        raise ValueError("The signature has no output field; write e.g. 'context, question -> answer: str'.")
+        raise ValueError(
+            f"Invalid signature {read.signature!r}: it has no output field. "
+            "Write e.g. 'context, question -> answer: str'."
+        )
     return read
 
 

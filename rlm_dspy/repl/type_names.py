@@ -1,4 +1,4 @@
-"""How types are named to a model."""
+"""Formats Python types as text for prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values on their way between the host and the code in a REPL, both ways; the REPL's side is `in_repl_values`.
+"""Encodes and decodes values on the host's side of the REPL; the other side is `in_repl/values.py`.
 
 What JSON does not know is marked: objects of the host's classes by the names of their fields, values of Python's
 own types by the name of the type. Nothing in what comes from a REPL is looked up: a mark makes a value of one of

@@ -1,1 +1,1 @@
-"""Reading what a model wrote: its thinking, its code."""
+"""Parses a model's reply into thinking, prose and code."""

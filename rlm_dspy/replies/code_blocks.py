@@ -1,4 +1,4 @@
-"""Fenced blocks of code in a text, and whether text is Python."""
+"""Finds fenced code blocks in a text, and tells whether a text is Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a model's reply: which part is Python to run, which is talk, and which is thinking.
+"""Splits a model's reply into Python to run, prose and thinking.
 
 Nothing a model writes is an error here. A reply without code gives empty code; the loop tells the model.
 """

@@ -1,4 +1,4 @@
-"""What a model thought before it replied."""
+"""Separates a model's thinking, such as `<think>` blocks, from its reply."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What code in the REPL may call: targets, dispatch, batches, child RLMs, the values that cross."""
+"""Runs the sub-calls of code in the REPL: lookup, validation, batches, child RLMs."""

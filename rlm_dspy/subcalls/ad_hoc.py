@@ -1,4 +1,4 @@
-"""Modules that are written in the REPL and made on the host: their signatures, themselves."""
+"""Builds DSPy signatures and modules on the host from what the model wrote in the REPL."""
 
 from __future__ import annotations
 

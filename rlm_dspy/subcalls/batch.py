@@ -1,4 +1,4 @@
-"""Runs the items of one sub-call or batch: at once, in order, each failure an answer of its own."""
+"""Runs the items of a sub-call concurrently and keeps their order; a failed item becomes an error answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child RLMs: what they are asked, how deep they may be, and when a child would only repeat its parent."""
+"""Creates child RLMs for `rlm_query`, limits their depth, and rejects one that would only repeat its parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's side of sub-calls: what the code in the REPL asks for is found, checked, run and told here."""
+"""Handles the sub-calls of the REPL on the host: looks them up, checks them, runs and records them."""
 
 from __future__ import annotations
 

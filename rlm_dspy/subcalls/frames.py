@@ -1,4 +1,4 @@
-"""What the REPL may send to the host: every frame is read into these models before anything else looks at it.
+"""Defines the schema of the requests from the REPL: every frame is validated before anything else reads it.
 
 The code in a REPL is written by a model and can send any JSON, whatever the helpers in `in_repl` do. What does not
 fit is refused with a message that names the part. Nothing in a frame is looked up among the host's names.

@@ -1,4 +1,4 @@
-"""Declared subs: signatures and modules that code in the REPL calls by name, and that optimizers see."""
+"""Declares subs (signatures and modules that code calls by name), and describes what a callee takes and gives."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def make_subs(given: Given, inputs: Collection[str], tools: Collection[str]) -> 
     for name, value in _named(given):
         module = dspy.Predict(check_signature(value)) if isinstance(value, str | type) else value
         if not isinstance(module, dspy.Module):
-            raise TypeError(f"The sub {name!r} must be a dspy.Signature class or a dspy.Module, not {value!r}.")
+            raise TypeError(
+                f"Invalid sub {name!r}: it must be a dspy.Signature class or a dspy.Module, not {value!r}."
+            )
         _check_name(name, subs, inputs, tools)
         _check_fields(name, module)
         setattr(subs, name, module)
@@ -77,7 +79,9 @@ def _named(given: Given) -> list[tuple[str, Sub]]:
     if isinstance(given, dict):
         return list(given.items())
     if not isinstance(given, list | tuple):
-        raise TypeError(f"subs must be a list of signatures and modules or a dict of names, not {given!r}.")
+        raise TypeError(
+            f"subs must be a list of signatures and modules, or a dict of them by name, not {given!r}."
+        )
     return [(_name_of(value), value) for value in given]
 
 
@@ -91,15 +95,15 @@ def _name_of(value: Sub) -> str:
     elif isinstance(value, str):
         name = _INLINE
     else:
-        raise TypeError(f"subs takes dspy.Signature classes and dspy.Modules, not {value!r}.")
+        raise TypeError(f"Invalid sub {value!r}: it must be a dspy.Signature class or a dspy.Module.")
     if name == _INLINE:
-        raise ValueError(f"A sub without a name of its own: {value!r}. Name it with a dict: subs={{'name': ...}}.")
+        raise ValueError(f"Invalid sub {value!r}: it has no name. Pass a dict: subs={{'name': ...}}.")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _check_name(name: str, subs: Subs, inputs: Collection[str], tools: Collection[str]) -> None:
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"A sub's name must be a Python identifier, not {name!r}.")
+        raise ValueError(f"Invalid sub name {name!r}: it must be a Python identifier.")
     taken = {
         "a name of the REPL": name in RESERVED or name.startswith("_"),
         "an input field": name in inputs,
@@ -109,9 +113,7 @@ def _check_name(name: str, subs: Subs, inputs: Collection[str], tools: Collectio
     }
     taken["an attribute of dspy.Module"] = not any(taken.values()) and hasattr(subs, name)
     if clash := [what for what, true in taken.items() if true]:
-        raise ValueError(
-            f"The sub {name!r} has the name of {clash[0]}. Give it another: subs={{'other_name': ...}}."
-        )
+        raise ValueError(f"Invalid sub name {name!r}: it is {clash[0]}. Rename it: subs={{'other_name': ...}}.")
 
 
 def _check_fields(name: str, module: dspy.Module) -> None:
@@ -120,7 +122,7 @@ def _check_fields(name: str, module: dspy.Module) -> None:
     known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct)
     if known and (clash := sorted(SETTINGS & set(signature.input_fields))):
         raise ValueError(
-            f"Invalid sub {name!r}: {type(module).__name__} takes {', '.join(clash)} for a setting, not for an "
+            f"Invalid sub {name!r}: {type(module).__name__} reads {', '.join(clash)} as a setting, not as an "
             "input. Rename the input fields."
         )
 

@@ -1,4 +1,4 @@
-"""Finds what a call from the REPL is for."""
+"""Resolves a call from the REPL to its callee: a query, a child RLM, a sub or an ad hoc module."""
 
 from __future__ import annotations
 

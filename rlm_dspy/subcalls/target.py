@@ -1,4 +1,4 @@
-"""What a sub-call calls, and how it is asked until its answer fits the types."""
+"""Defines `Callee`, the module behind a sub-call, and the retry note after an answer that did not parse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types that code in a REPL may name, read from text: a closed grammar, no name of the host but those listed.
+"""Parses the types that code in a REPL names, by a closed grammar: only listed names of the host are known.
 
 The text is parsed, never evaluated: nothing is imported, no attribute is looked up, nothing is called.
 """

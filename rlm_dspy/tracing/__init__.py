@@ -1,4 +1,4 @@
-"""Runs in MLflow, as a person reads them: run, turns, code, sub-calls, what each took and why it stopped.
+"""Traces runs to MLflow: spans for the run, its turns, code and sub-calls, with usage and stop reason.
 
 The only package of this project that imports MLflow. Without network, litellm and MLflow wait for it when they are
 imported, and for each other for ever; so their look-ups are turned off here unless the environment says otherwise.

@@ -1,4 +1,4 @@
-"""Turns tracing on and off."""
+"""Turns the MLflow tracing of RLM runs on and off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens and closes an MLflow span for the units of a run, and for DSPy's calls around and inside of them."""
+"""Opens and closes MLflow spans for the units of a run, and for DSPy's calls around and inside them."""
 
 from __future__ import annotations
 

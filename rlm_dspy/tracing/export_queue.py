@@ -1,4 +1,4 @@
-"""Hands traces to MLflow's store in a thread of its own: a store that is slow or down costs a run nothing."""
+"""Exports traces to MLflow in a background thread, so that a slow or failing store never delays a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs with an RLM as models of MLflow: logged without keys, loaded and served elsewhere."""
+"""Logs a program with an RLM as an MLflow model, without its API keys."""
 
 from __future__ import annotations
 
@@ -92,6 +92,6 @@ def _refuse_keys(program: dspy.Module) -> None:
     if found := known_secrets.found_in(content):
         shown = ", ".join(f"{value[:3]}... ({len(value)} characters)" for value in found)
         raise RLMError(
-            f"The model would hold {len(found)} of your keys: {shown}. Look for them in the tools: read them from "
-            "the environment when the tool is called, not when it is made."
+            f"The model would contain {len(found)} of your keys: {shown}. Look for them in the tools: a tool "
+            "should read its key from the environment when it is called, not when it is made."
         )

@@ -1,4 +1,4 @@
-"""What MLflow logs of evaluations and optimizers beside traces, in short forms and without secrets."""
+"""Shortens and redacts what MLflow logs of evaluations and optimizers besides traces."""
 
 from __future__ import annotations
 

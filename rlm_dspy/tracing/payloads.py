@@ -1,4 +1,4 @@
-"""What a span shows of a value: short forms of what is long, nothing that is secret."""
+"""Prepares values for spans: shortens long ones and redacts secrets."""
 
 from __future__ import annotations
 

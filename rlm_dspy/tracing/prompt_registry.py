@@ -1,4 +1,4 @@
-"""Policies in MLflow's prompt registry: versioned and compared there, fetched where they are used."""
+"""Saves policies to MLflow's prompt registry, and loads them from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def register_policy(policy: str | os.PathLike[str], name: str | None = None, *, 
     text = json.dumps(content, indent=1, ensure_ascii=False)
     if len(text) > _MOST_CHARS:
         raise ValueError(
-            f"{policy} has {len(text):,} characters, the registry takes {_MOST_CHARS:,}. Leave some demos out."
+            f"{policy} has {len(text):,} characters; the prompt registry takes {_MOST_CHARS:,}. Remove some demos."
         )
     tags = {"rlm_dspy.policy": str(content["version"]), "model": str(content.get("model", ""))}
     registered = mlflow.genai.register_prompt(name or Path(policy).stem, text, commit_message=message, tags=tags)
@@ -61,6 +61,6 @@ def fetch_policy(address: str, path: str | os.PathLike[str]) -> Path:
         try:
             signatures.load_policy(copy)
         except ValueError as error:
-            raise ValueError(f"{address} holds no policy: {error}") from error
+            raise ValueError(f"{address} contains no policy: {error}") from error
     write_whole(text, target)
     return target

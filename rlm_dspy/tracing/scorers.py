@@ -1,4 +1,4 @@
-"""Scores of a run, for `dspy.Evaluate` and for `mlflow.genai.evaluate` alike."""
+"""Scores runs, for both `dspy.Evaluate` and `mlflow.genai.evaluate`."""
 
 from __future__ import annotations
 

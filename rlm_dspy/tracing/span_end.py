@@ -1,4 +1,4 @@
-"""What a span gets when it ends: what came out, what was used, what failed."""
+"""Builds the outputs, usage and errors of a span that ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the spans of a run are made of, and the forms that a person reads them in."""
+"""Defines `Told`, the description of a span, and the text forms that MLflow's UI shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a span is opened with: its name, its type, what went in. None stands for what is not shown."""
+"""Builds the name, type and inputs of a span; returns None for what gets no span."""
 
 from __future__ import annotations
 

@@ -195,11 +195,11 @@ def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
         (["--inputs", "context"], "the program's outputs ['answer']"),
         (["--held-out", "train.jsonl"], "were seen before"),
         (["--out", "train.jsonl"], "already exists"),
-        (["--out", "train.jsonl", "--held-out", "test.jsonl"], "is no policy file"),
+        (["--out", "train.jsonl", "--held-out", "test.jsonl"], "Invalid policy"),
         (["--state", "train.jsonl"], "this is an input file"),
         (["--state", "no/such/folder/state.json"], "does not exist"),
         (["--out", "text.txt/mine.json"], "cannot create its folder"),
-        (["--predictor", "other.act"], "there are ['act']"),
+        (["--predictor", "other.act"], "name one of ['act']"),
         (["--log-dir", "train.jsonl"], "--log-dir train.jsonl: cannot create the folder"),
     ],
 )

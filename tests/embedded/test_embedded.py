@@ -254,7 +254,7 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "some.gguf").write_text("not a model")
-    with pytest.raises(ModelUnavailable, match="no GGUF"):
+    with pytest.raises(ModelUnavailable, match="not a GGUF"):
         embedded_lm(tmp_path / "some.gguf")
 
 

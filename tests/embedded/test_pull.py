@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_an_unknown_name_lists_the_catalogue() -> None:
     with pytest.raises(
-        UnknownModel, match=r"no model 'gpt' .*: smollm2-135m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b"
+        UnknownModel, match=r"Unknown model 'gpt'; .*: smollm2-135m, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b"
     ):
         pull_model("gpt")
 

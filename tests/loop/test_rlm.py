@@ -258,8 +258,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "tools as a dict": ({"tools": {"a": print}}, TypeError, "must be a list"),
     "a tool that is none": ({"tools": ["search"]}, TypeError, "callable"),
     "two tools of one name": ({"tools": [dspy.Tool(len, name="a"), dspy.Tool(abs, name="a")]}, ValueError, "Dupl"),
-    "a tool named SUBMIT": ({"tools": [dspy.Tool(len, name="SUBMIT")]}, ValueError, "no free Python name"),
-    "a tool named by a keyword": ({"tools": [dspy.Tool(len, name="class")]}, ValueError, "no free Python name"),
+    "a tool named SUBMIT": ({"tools": [dspy.Tool(len, name="SUBMIT")]}, ValueError, "Invalid tool name 'SUBMIT'"),
+    "a tool named by a keyword": (
+        {"tools": [dspy.Tool(len, name="class")]},
+        ValueError,
+        "Invalid tool name 'class'",
+    ),
     "a tool named as an input": ({"tools": [dspy.Tool(len, name="question")]}, ValueError, "conflict with tools"),
     "an interpreter for a factory": ({"interpreter_factory": ScriptedInterpreter([])}, TypeError, "instance"),
     "no factory": ({"interpreter_factory": 3}, TypeError, "callable"),
@@ -341,11 +345,11 @@ def test_a_doctest_of_the_scripted_interpreter_in_the_style_guide_holds() -> Non
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"signature": 5}, TypeError, "must be a string like"),
-        ({"signature": "class -> a"}, ValueError, "cannot be read"),
+        ({"signature": 5}, TypeError, "Invalid signature 5: it must be a string like"),
+        ({"signature": "class -> a"}, ValueError, "Invalid signature 'class -> a': .* must be Python identifiers"),
         ({"signature": "question ->"}, ValueError, "no output field"),
         ({"tools": len}, TypeError, "must be a list"),
-        ({"tools": [max]}, ValueError, "does not say what arguments"),
+        ({"tools": [max]}, ValueError, "its signature cannot be inspected"),
         ({"limits": {"max_iters": 3}}, TypeError, r"must be rlm_dspy.Limits\("),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_predictor_that_the_state_lacks_stays_as_it_is(caplog: pytest.LogCaptu
     after = instructions_of(rlm)
     assert after.pop("act") == "Learned."
     assert after == {name: before[name] for name in ("query", "subs.gist")}
-    assert "The state has no 'query', 'subs.gist'" in caplog.text
+    assert "The state lacks the predictors 'query', 'subs.gist'" in caplog.text
     assert "The state also has 'subs.gone'" in caplog.text
 
 

@@ -144,7 +144,7 @@ def test_lines_of_other_things_are_passed_over(written: bytes, tmp_path_factory:
 
 def test_a_file_without_runs_or_of_another_version_is_refused(path: Path) -> None:
     path.write_text("{}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no log of runs"):
+    with pytest.raises(ValueError, match="not a log of runs"):
         read_log(path)
     path.write_text('{"v": 2, "event": "run_started"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="version 2"):

@@ -54,12 +54,12 @@ def test_a_file_that_holds_no_run_is_refused_with_what_is_taken(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "other"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="contains no run"):
         load_records(path)
 
 
 def test_a_log_of_another_library_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="contains no run"):
         load_records(RLMS)
 
 

@@ -205,7 +205,7 @@ def test_the_command_tells_each_step_and_ends_with_0_or_1(both: tuple[Record, Pa
 
 def test_a_long_input_must_be_given_again(both: tuple[Record, Path, Path]) -> None:
     result = CliRunner().invoke(app, ["replay", str(both[1]), "--interpreter", "local"])
-    assert (result.exit_code, "short form of 'context'" in result.output) == (2, True)
+    assert (result.exit_code, "only a shortened 'context'" in result.output) == (2, True)
 
 
 def test_one_of_several_runs_is_chosen_and_short_inputs_are_in_the_record(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_run_with_an_input_that_is_no_text_is_refused_with_a_file(tmp_path: Pa
     record.save(path)
     result = CliRunner().invoke(app, ["replay", str(path), str(text), "--interpreter", "local"])
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert "'exact' is no text" in result.stderr
+    assert "'exact' is not a text" in result.stderr
 
 
 def test_a_run_without_a_turn_that_ended_is_not_called_the_same(

@@ -51,7 +51,7 @@ def test_lines_of_json_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "holds no examples"),
+        ("", "contains no examples"),
         ("{", "data.jsonl, line 1:"),
         ("[1]", "line 1: expected a JSON object, got list"),
         ('{"question": "q"}', "line 1: the input 'context' is missing"),

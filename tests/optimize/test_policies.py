@@ -204,9 +204,9 @@ def test_an_interval_of_differences_has_a_middle_and_stays_in_range(differences:
     ("act", "said"),
     [
         ([], "its act has no instructions"),
-        ({"signature": {"instructions": "Go."}}, "no list of objects"),
-        ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "no list of objects"),
-        ({"signature": {"instructions": "Go."}, "demos": [{"code": 1}]}, "code of demo 0 is no text"),
+        ({"signature": {"instructions": "Go."}}, "not a list of objects"),
+        ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "not a list of objects"),
+        ({"signature": {"instructions": "Go."}, "demos": [{"code": 1}]}, "code of demo 0 is not a text"),
         ({"signature": {"instructions": "Go."}, "demos": [{"trajectory": {"steps": 1}}]}, "cannot be read"),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_file_that_is_no_policy_is_told_so_when_it_is_loaded(act: Any, said: s
     """Not at the first turn of every run."""
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"version": 1, "name": "x", "model": "", "provenance": {}, "act": act}))
-    with pytest.raises(ValueError, match="is no policy file") as caught:
+    with pytest.raises(ValueError, match="Invalid policy") as caught:
         RLM("question -> answer", policy=path)
     assert said in str(caught.value)
 
@@ -267,7 +267,7 @@ def broken(*_: Any) -> float:
     ("metric", "said"),
     [
         (broken, "failed on every example: KeyError"),
-        (lambda *_: 40.0, "gave 40; for a comparison"),
+        (lambda *_: 40.0, "returned 40; to compare"),
         (lambda *_: float("inf"), "failed on every example: ValueError"),
     ],
 )

@@ -289,8 +289,8 @@ def test_a_chain_of_thought_gives_the_value_that_was_asked_for() -> None:
         ([3], "Signature classes"),
         ([{}], "Signature classes"),
         ({"a": 3}, "must be a dspy.Signature"),
-        ({"a": "text, config -> b"}, "takes config for a setting"),
-        ({"a": dspy.ChainOfThought("text, lm, demos -> b")}, "takes demos, lm for a setting"),
+        ({"a": "text, config -> b"}, "reads config as a setting"),
+        ({"a": dspy.ChainOfThought("text, lm, demos -> b")}, "reads demos, lm as a setting"),
         ({"a": "no arrow"}, "->|arrow"),
     ],
 )

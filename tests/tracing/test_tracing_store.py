@@ -194,7 +194,7 @@ def test_a_policy_goes_to_the_registry_and_comes_back(store: Store, tmp_path: Pa
 def test_a_prompt_that_is_no_policy_is_refused(store: Store, tmp_path: Path) -> None:
     """And leaves no file."""
     mlflow.genai.register_prompt("greeting", "Hello {{name}}")
-    with pytest.raises(ValueError, match="greeting holds no policy"):
+    with pytest.raises(ValueError, match="greeting contains no policy"):
         tracing.fetch_policy("greeting", tmp_path / "policy.json")
     assert list(tmp_path.iterdir()) == []
 

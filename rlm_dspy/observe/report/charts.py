@@ -1,4 +1,4 @@
-"""The pictures of a report that have an axis: the timeline, and tokens and cost turn by turn."""
+"""Draws the charts of a report: the timeline, and the tokens and cost of each turn."""
 
 from __future__ import annotations
 

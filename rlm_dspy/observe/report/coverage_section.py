@@ -1,4 +1,4 @@
-"""The part of a report on the inputs: which parts were read, printed and sent, and where the answer appears."""
+"""Builds the inputs section of a report: the parts read, printed and sent, and where the answer appears."""
 
 from __future__ import annotations
 

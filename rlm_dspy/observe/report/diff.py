@@ -1,4 +1,4 @@
-"""Two runs side by side: task and models, answers, usage, and turn by turn."""
+"""Compares two runs side by side: task and models, answers, usage, and turn by turn."""
 
 from __future__ import annotations
 

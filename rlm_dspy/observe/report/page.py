@@ -1,4 +1,4 @@
-"""A run as one HTML file that opens from a disk, without a network and without scripts."""
+"""Builds the HTML report of a run: one self-contained file without scripts, from `templates/`."""
 
 from __future__ import annotations
 

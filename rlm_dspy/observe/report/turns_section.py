@@ -1,4 +1,4 @@
-"""The turns of a report, each with its tree of sub-calls; a child's turns stand inside its call."""
+"""Builds the turns section of a report: each turn with its tree of sub-calls and child runs."""
 
 from __future__ import annotations
 

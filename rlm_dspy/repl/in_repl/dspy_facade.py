@@ -1,6 +1,6 @@
-"""`dspy` in the REPL: modules and signatures written there, on their way to the host, which makes and runs them.
+"""Provides `dspy` in the REPL: the host builds and runs the signatures and modules that are written here.
 
-Not imported: its source runs behind that of `in_repl`, in the same namespace.
+Not imported: its source runs after `functions.py`, in the same namespace.
 """
 
 import collections.abc as _rlm_abc

@@ -1,4 +1,4 @@
-"""What model code may call, on the REPL's side. Not imported: its source runs in whatever interpreter a run has.
+"""Defines the functions that model code calls in the REPL. Not imported: the source runs in any interpreter.
 
 It reaches the host through one tool, `_rlm_call(call=...)`, with JSON-like data both ways:
 

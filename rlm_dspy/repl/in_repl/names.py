@@ -1,6 +1,6 @@
-"""The names that a REPL has from the host: bound before the first turn, and there again in every cell.
+"""Binds the host's functions and inputs in the REPL before the first turn, and restores them in every cell.
 
-Not imported: its source runs behind that of `in_repl_dspy`, in the same namespace.
+Not imported: its source runs after `dspy_facade.py`, in the same namespace.
 """
 
 import types as _rlm_types

@@ -1,6 +1,6 @@
-"""Values on their way into the REPL and out of it: what JSON does not know is marked.
+"""Encodes and decodes values on the REPL's side: values that JSON does not know carry a mark.
 
-Not imported: its source runs before that of `in_repl`, in the same namespace. The other side is `crossing`.
+Not imported: its source runs before `functions.py`, in the same namespace. The host's side is `repl/values.py`.
 
     {"__record__": name, "kind": kind, "fields": {...}}    an object of a class of that name: see `_rlm_made`
     {"__type__": name, "value": ...}                       a value of one of Python's own types: see `_RLM_TYPES`
