@@ -39,7 +39,7 @@ def test_an_exception_is_raised_and_the_script_goes_on() -> None:
 
 def test_a_script_that_is_over_says_so() -> None:
     """The message counts the calls."""
-    with pytest.raises(dspy.LMError, match="call 1 has no reply"):
+    with pytest.raises(dspy.LMError, match="no reply left for call 1"):
         ScriptedLM([])("x")
 
 
@@ -100,7 +100,7 @@ def test_a_role_whose_script_is_over_is_named() -> None:
         act=["```python\ntry:\n    llm_query('?')\nexcept SubCallError as e:\n    SUBMIT(answer=str(e))\n```"]
     )
     with dspy.context(lm=lm):
-        assert "asked as 'query', has no reply" in RLM("question -> answer")(question="?").answer
+        assert "made as 'query'; add one" in RLM("question -> answer")(question="?").answer
 
 
 def test_the_extraction_has_replies_of_its_own() -> None:

@@ -34,7 +34,7 @@ _LEAST_SECONDS_SHARE, _MOST_SECONDS_SHARE = 0.1, 0.5
 
 
 class Budget:
-    """What one run may still do. Children have one each, over the same ledger.
+    """Tracks what one run may still do. Each child has its own, over the same ledger.
 
     Attributes:
         limit: The limit because of which the next turn is the last; None while there may be more.
@@ -76,11 +76,11 @@ class Budget:
 
     @property
     def keeper(self) -> Budget | None:
-        """Who may use what is kept for the last turn: this, if the next turn is the last."""
+        """Who may use the budget reserved for the last turn: this run, if the next turn is the last."""
         return self if self.limit else None
 
     def out_of_time(self) -> LimitExceeded:
-        """Return what is told when `max_seconds`, or `max_cell_seconds`, stops the code."""
+        """Return the message for code that `max_seconds` or `max_cell_seconds` stops."""
         limits = self.ledger.limits
         if limits.max_cell_seconds is None or self._seconds_left() <= _NO_SECONDS:
             return LimitExceeded(f"max_seconds={limits.max_seconds or 0:g} are nearly over.", "max_seconds")
@@ -89,7 +89,7 @@ class Budget:
         )
 
     def replied(self, read_tokens: int, seconds: float) -> None:
-        """Note what the model's reply of a turn took.
+        """Record what the model's reply of a turn took.
 
         Args:
             read_tokens: The most that its messages had.
@@ -99,7 +99,7 @@ class Budget:
         self._longest_reply_seconds = max(self._longest_reply_seconds, seconds)
 
     def ended(self, step: Step) -> Step:
-        """Return the step of a turn that has ended, with what the model is told of what is left."""
+        """Return the step of a turn that has ended, with the notice of what is left."""
         was_last = self.limit is not None
         self.turns += 1
         if step.kind == "submitted":  # nothing more is asked, nor kept for it
@@ -113,23 +113,23 @@ class Budget:
         return step.model_copy(update={"notice": self._notice()})
 
     def close(self) -> None:
-        """Keep nothing more."""
+        """Release what is reserved."""
         self.ledger.release(self)
 
     @property
     def seconds_kept(self) -> float:
-        """Of `max_seconds`, what is kept for the last turn and the extraction."""
+        """The part of `max_seconds` that is reserved for the last turn and the extraction."""
         most = self.ledger.limits.max_seconds or 0.0
         wanted = max(_LEAST_SECONDS_SHARE * most, 3 * self._longest_reply_seconds, 1.0)
         return min(wanted, _MOST_SECONDS_SHARE * most)
 
     def seconds_for_code(self) -> float | None:
-        """Return for how long the code of this turn may run; None if for ever."""
+        """Return how long the code of this turn may run; None without a limit."""
         most = min(self._seconds_left(), self.ledger.limits.max_cell_seconds or math.inf)
         return None if math.isinf(most) else max(0.0, most)
 
     def seconds_for_reply(self) -> float | None:
-        """Return for how long the model may take to reply in this turn; None if for ever."""
+        """Return how long the model may take to reply in this turn; None without a limit."""
         left = self._seconds_left()
         return None if math.isinf(left) else max(0.0, left)
 
@@ -140,7 +140,7 @@ class Budget:
 
     @contextlib.contextmanager
     def in_time(self) -> Iterator[None]:
-        """Turn the end of a reply's time into the limit that it is."""
+        """Convert a reply's time-out to the limit that caused it."""
         try:
             yield
         except TimeoutError as error:

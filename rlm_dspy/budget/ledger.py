@@ -100,18 +100,18 @@ class Ledger:
         return lambda: ends.pop()() if ends else None
 
     def meet(self, limit: str | None) -> None:
-        """Note that something was refused because of a limit; the first one is told in `usage`."""
+        """Record that a limit rejected something; `usage` reports the first one."""
         self._met = self._met or limit
 
     @property
     def calls_left(self) -> int:
-        """Model calls that code may still make."""
+        """Model calls that the code may still make."""
         with self._lock:
             return self.limits.max_llm_calls - self._reserved
 
     @property
     def calls_made(self) -> int:
-        """Model calls that code has asked for."""
+        """Model calls that the code has made."""
         with self._lock:
             return self._reserved
 
@@ -124,7 +124,7 @@ class Ledger:
         calls: int = 0,
         give_up: Callable[[LimitExceeded], object] | None = None,
     ) -> None:
-        """Hold what a request can use at most, until it is settled under `key`.
+        """Reserve the most that a request can use, until it is settled under `key`.
 
         Args:
             key: Names the request.
@@ -169,31 +169,31 @@ class Ledger:
                 )
 
     def give_up(self, why: LimitExceeded) -> None:
-        """Have whoever asked for what is under way settle it: nobody waits for it any more."""
+        """Have the callers of the requests under way settle them: nobody waits for them any more."""
         with self._lock:
             under_way = list(self._open.values())
         for give_up in under_way:
             give_up(why)
 
     def give_back(self, key: Hashable, *, calls: int = 0) -> None:
-        """Give back what was held, and the calls that were taken, for a request that was not made."""
+        """Release the amount and the calls reserved for a request that was not sent."""
         with self._lock:
             self._held.pop(key, None)
             self._open.pop(key, None)
             self._reserved -= calls
 
     def keep(self, keeper: Hashable, amount: Amount) -> None:
-        """Keep an amount for the last turn of one run; it takes the place of what was kept for it before."""
+        """Reserve an amount for the last turn of one run; it replaces the amount reserved before."""
         with self._lock:
             self._kept[keeper] = amount
 
     def release(self, keeper: Hashable) -> None:
-        """Keep nothing more for a run that has ended."""
+        """Release what is reserved for a run that has ended."""
         with self._lock:
             self._kept.pop(keeper, None)
 
     def left(self, keeper: Hashable = None) -> Amount:
-        """Return what is left for requests: without what is held, and what is kept for others than `keeper`.
+        """Return what is left for requests, without the amounts reserved for requests and for runs but `keeper`.
 
         Of what is not limited, infinitely much is left.
         """
@@ -208,7 +208,7 @@ class Ledger:
         return Amount(**left)
 
     def close(self, why: LimitExceeded, spared: Hashable = None) -> None:
-        """Refuse all further requests, and end those that somebody waits for (see `cancellation`).
+        """Reject all further requests, and cancel those that somebody waits for (see `cancellation`).
 
         Args:
             why: What the refused are told.
@@ -223,11 +223,11 @@ class Ledger:
 
     @property
     def closed(self) -> LimitExceeded | None:
-        """Why requests are refused; None if they are not."""
+        """Why requests are rejected; None if they are not."""
         return self.cancellation.why
 
     def check_open(self, keeper: Hashable = None) -> None:
-        """Raise if requests of this keeper are refused.
+        """Raise if requests of this keeper are rejected.
 
         Raises:
             LimitExceeded: With the reason.
@@ -243,7 +243,7 @@ class Ledger:
         return time.monotonic() - self.started
 
     def settle(self, role: str, model: str, used: Usage, *, key: Hashable = None) -> None:
-        """Enter what a model call used.
+        """Record what a model call used.
 
         Args:
             role: Who asked: `act`, `query`, `extract`, or a sub's name.
@@ -282,7 +282,7 @@ class Ledger:
 
 
 class Tally:
-    """Adds up what the model calls of one sub-call used, across threads."""
+    """Sums the usage of the model calls of one sub-call, across threads."""
 
     def __init__(self) -> None:
         self.used = NOTHING_USED

@@ -29,7 +29,7 @@ _LONGEST_REPLY_UNKNOWN = 32_768
 
 @dataclass(frozen=True)
 class LMCall:
-    """What an LM is called with.
+    """The normalized arguments of an LM call.
 
     Attributes:
         prompt: A text, or a whole request; None if there are messages.
@@ -45,7 +45,7 @@ class LMCall:
     def of(
         cls, prompt: str | Request | None, messages: list[dict[str, Any]] | None, options: dict[str, Any]
     ) -> Self:
-        """Return what the arguments of `dspy.BaseLM.__call__` say; a request may be given by its name, too."""
+        """Return the arguments of `dspy.BaseLM.__call__`; `request` may also be a keyword."""
         if prompt is None and isinstance(options.get("request"), Request):
             prompt = options.pop("request")
         return cls(prompt, messages, options)
@@ -59,12 +59,12 @@ class LMCall:
         return most
 
     def answers(self, lm: dspy.BaseLM) -> int:
-        """Return how many answers an LM is asked for."""
+        """Return how many answers the call requests."""
         number: int = self.options.get("n") or lm.kwargs.get("n") or 1
         return number
 
     def sendable(self) -> LMCall:
-        """Return it without lone surrogates, which DSPy refuses.
+        """Return the call without lone surrogates, which DSPy rejects.
 
         The list of messages stays the same object, by which DSPy knows that an adapter made it.
         """
@@ -73,7 +73,7 @@ class LMCall:
         return LMCall(mended(self.prompt), self.messages, mended(self.options))
 
     def within(self, room: float) -> LMCall:
-        """Return it with no longer a reply than there is room for."""
+        """Return the call with its reply limited to `room` tokens."""
         if math.isinf(room):
             return self
         if isinstance(self.prompt, Request):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LMEvents(BaseCallback):
-    """Emits the events of the model calls inside a run, whoever asks."""
+    """Emits the events of all model calls inside runs."""
 
     def __init__(self) -> None:
         self._under_way: dict[str, LMEvent] = {}
@@ -37,7 +37,7 @@ class LMEvents(BaseCallback):
 
 @contextlib.contextmanager
 def lm_events() -> Iterator[None]:
-    """Emit the events of model calls in this scope, if anybody listens; once, where scopes lie in one another."""
+    """Emit the events of model calls in this scope, if anybody listens; nested scopes emit each event once."""
     callbacks = dspy.settings.callbacks
     if not listeners() or any(isinstance(callback, LMEvents) for callback in callbacks):
         yield

@@ -48,7 +48,7 @@ class Price:
     most_written: float
 
     def of(self, used: Usage) -> float:
-        """Return what a call cost that used this."""
+        """Return the cost of this usage."""
         cached = min(used.cached_input_tokens, used.input_tokens)
         fresh = used.input_tokens - cached
         return fresh * self.read + cached * self.read_cached + used.output_tokens * self.written
@@ -85,7 +85,7 @@ def price_of(lm: dspy.BaseLM, prices: Mapping[str, tuple[float, float]]) -> Pric
 
 
 def reported_cost(entry: Mapping[str, Any]) -> float | None:
-    """Return what a call cost in USD, as its provider says, else as litellm or DSPy reckons; None if neither does.
+    """Return the cost of a call in USD: the provider's, else litellm's or DSPy's; None if none reports one.
 
     Args:
         entry: The call's entry in `lm.history`.
@@ -103,7 +103,7 @@ def reported_cost(entry: Mapping[str, Any]) -> float | None:
 
 
 def reported_price(lm: dspy.BaseLM) -> Price | None:
-    """Return a price that is not too low for an LM, from what its calls were reported to cost; None if none was.
+    """Return an upper bound of an LM's price, from the costs its calls reported; None if none did.
 
     Of a call's cost no more than all was for what it read, and no more than all for what it wrote.
     """
@@ -121,7 +121,7 @@ def reported_price(lm: dspy.BaseLM) -> Price | None:
 
 
 def check_price(lm: dspy.BaseLM, limits: Limits) -> Price | None:
-    """Return the price of an LM; None if it is not known, nor needed.
+    """Return the price of an LM; None if it is unknown and not needed.
 
     If the cost is limited, that of a model whose price is not known is bounded by what its calls so far have cost.
 
@@ -151,13 +151,13 @@ def _dollars(value: JsonValue) -> float | None:
 
 
 def context_window(lm: dspy.BaseLM) -> int | None:
-    """Return how many tokens an LM can read; None if that is not known."""
+    """Return an LM's context window in tokens; None if it is not known."""
     own: int | None = getattr(lm, "context_window", None)
     return own if own is not None else _info(lm).get("max_input_tokens")
 
 
 def text_of(outputs: Any) -> str:
-    """Return the text of what an LM returned for a request; empty if there is none."""
+    """Return the text of an LM's outputs; empty if there is none."""
     first = outputs[0] if isinstance(outputs, list) and outputs else None
     text = first.get("text") if isinstance(first, dict) else first
     return text if isinstance(text, str) else ""
@@ -182,7 +182,7 @@ def finish_reasons(response: Any) -> list[str]:
 
 
 def longest_reply(lm: dspy.BaseLM) -> int | None:
-    """Return how many tokens an LM may write in one reply, as it is set or known; None if neither."""
+    """Return how many tokens an LM may write in one reply, as set or known; None if neither."""
     kwargs = getattr(lm, "kwargs", {})  # a replayed run has no LM
     told = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
     known: int | None = told or _info(lm).get("max_output_tokens") or getattr(lm, "context_window", None)
@@ -194,13 +194,13 @@ REPLY_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 def tokens_at_most(prompt: str | None, messages: Iterable[dict[str, Any]] | None) -> int:
-    """Return more tokens than a request has in practice: about twice what it has if it is English."""
+    """Return an upper estimate of a request's tokens: about twice the real number for English."""
     parts: list[Any] = list(messages or []) or [prompt]
     return sum(tokens_in(part) + _TOKENS_PER_MESSAGE for part in parts)
 
 
 def tokens_in(value: Any) -> int:
-    """Return more tokens than the text in a value has in practice.
+    """Return an upper estimate of the tokens of the text in a value.
 
     Tokenizers put several small letters into one token, but at worst a digit, a capital or a sign is one, and each
     byte of what is not ASCII.
@@ -215,7 +215,7 @@ def tokens_in(value: Any) -> int:
 
 
 def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
-    """Return the tokens of a provider's usage (OpenAI's field names) by the fields of `Usage`.
+    """Return the tokens of a provider's usage (OpenAI's field names), by the fields of `Usage`.
 
     Servers report all sorts of things; what is no number of tokens counts as not reported.
     """
@@ -229,7 +229,7 @@ def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
 
 
 def count_of(value: JsonValue) -> int | None:
-    """Return a number of tokens; None for what is none: text, NaN, a negative number."""
+    """Return a number of tokens; None for text, NaN, a negative number and the like."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value < _MOST_TOKENS else None

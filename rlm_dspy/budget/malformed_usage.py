@@ -16,7 +16,7 @@ _ENOUGH_TOKENS = 10**9
 
 @functools.cache
 def accept_any_usage() -> None:
-    """Have DSPy's clients read any usage: what is no number of tokens counts as not reported.
+    """Patch DSPy's clients to accept any usage: what is not a number of tokens counts as not reported.
 
     It holds for the whole process from the first model call of a run on, and changes no reply that DSPy reads
     without it.

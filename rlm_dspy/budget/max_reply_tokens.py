@@ -31,7 +31,7 @@ _ALONE = 2
 
 
 def room_for_reply(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
-    """Return the most tokens that a reply may have; infinite if nothing limits it."""
+    """Return the most tokens that a reply may have; infinite without a limit."""
     return min(_affordable(lm, meters), _in_window(lm, meters))
 
 
@@ -65,7 +65,7 @@ def _in_window(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
 
 
 def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, int]:
-    """Return the setting that limits the replies of an LM to the room; nothing if they are shorter anyway."""
+    """Return the setting that limits an LM's replies to the room; empty if they are shorter anyway."""
     usual = longest_reply(lm)
     if usual is not None and usual <= room:
         return {}
@@ -73,7 +73,7 @@ def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, int]:
 
 
 def shorter_reply(lm: dspy.BaseLM, call: LMCall, refusal: dspy.ContextWindowExceededError) -> LMCall | None:
-    """Return a call for a reply that fits behind messages that do; None if none does.
+    """Return the call with a reply short enough to fit after its messages; None if none fits.
 
     Many servers count the longest reply that a request allows as a part of it.
 

@@ -69,7 +69,7 @@ def metered(
     input_tokens: float | None = None,
     raw: bool = False,
 ) -> Iterator[Meter]:
-    """Enter every LM call of this scope into `ledger` under `role`, and refuse what its limits do not allow.
+    """Record every LM call of this scope in `ledger` under `role`, and reject what its limits do not allow.
 
     A scope inside another of the same ledger takes its place: no call is entered twice.
 
@@ -115,7 +115,7 @@ class _Way(Protocol):
 
 
 class MeteredLM:
-    """An LM as it is asked in a `metered` scope.
+    """Sends the calls of an LM in a `metered` scope.
 
     Args:
         lm: The LM.
@@ -300,7 +300,7 @@ _is_open = False
 
 
 def open_door() -> None:
-    """Have every LM call of this process pass through here from now on; see the module."""
+    """Route every LM call of this process through this module from now on; see the module."""
     global _is_open  # noqa: PLW0603  # one for each process
     if _is_open:
         return

@@ -28,7 +28,7 @@ Outputs: TypeAlias = list[Any] | Response | None
 
 @dataclass(eq=False)
 class LMRequest:
-    """One request of an LM: its bounds before it is sent, and what DSPy reports of it.
+    """One request to an LM: its bounds before it is sent, and what DSPy reports about it.
 
     Attributes:
         lm: The LM that is asked.
@@ -51,14 +51,14 @@ class LMRequest:
     outputs: Outputs = None
 
     def entry(self, outputs: Outputs) -> HistoryEntry:
-        """Return the history entry of what the LM returned; an empty one if there is none."""
+        """Return the history entry of the LM's outputs; an empty one if there is none."""
         found = (
             each for each in self.entries if outputs is each.get("outputs") or outputs is each.get("response")
         )
         return next(found, {})
 
     def most(self, limits: Limits) -> Amount:
-        """Return the most that it can use.
+        """Return the most that the request can use.
 
         Raises:
             UnknownPrice: If the cost is limited and the price of the LM is not known.
@@ -68,7 +68,7 @@ class LMRequest:
         return Amount(self.input_tokens, self.output_tokens, cost)
 
     def used(self, limits: Limits, *, failed: bool) -> Usage:
-        """Return what it used."""
+        """Return what the request used."""
         usage = self.usage.total
         cached = not failed and not self.usage.is_reported
         cost = self._cost(usage, limits) if usage else None
@@ -83,7 +83,7 @@ class LMRequest:
 
 
 class RequestUsage(UsageTracker):
-    """Collects the usage of one request, and hands it on to the tracker of the caller.
+    """Collects the usage of one request, and passes it on to the caller's tracker.
 
     Args:
         callers: The tracker in force; None if the caller has none.
@@ -96,7 +96,7 @@ class RequestUsage(UsageTracker):
         self.is_reported = False
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """Add what DSPy reports, without details that it cannot sum up."""
+        """Add the usage that DSPy reports, without details that cannot be summed."""
         self.is_reported = True
         usage_entry = {
             name: value
@@ -116,7 +116,7 @@ class RequestUsage(UsageTracker):
 
 @dataclass(eq=False)
 class Meter:
-    """Counts the LM calls of one scope. What a request can use at most is held before it is sent.
+    """Records the LM calls of one scope, and reserves the most that a request can use before it is sent.
 
     Attributes:
         ledger: Where the calls are entered.
@@ -148,7 +148,7 @@ class Meter:
     _why: LimitExceeded | None = None
 
     def hold(self, request: LMRequest) -> None:
-        """Hold what a request can use at most, until it is settled.
+        """Reserve the most that a request can use, until it is settled.
 
         Raises:
             LimitExceeded: If the limits do not allow it; nothing is held then.
@@ -165,12 +165,12 @@ class Meter:
         self._under_way[request] = None
 
     def give_back(self, request: LMRequest) -> None:
-        """Hold nothing more for a request that another ledger refused."""
+        """Release the reservation of a request that another ledger rejected."""
         if self._under_way.pop(request, self) is None:
             self.ledger.give_back(request, calls=int(self.counted))
 
     def settle(self, request: LMRequest, *, failed: bool) -> None:
-        """Enter what a request used. One that was given up is no second call."""
+        """Record what a request used. A request that was given up is not counted again."""
         used = request.used(self.ledger.limits, failed=failed)
         self.outputs.append(request.outputs)
         self.read = used.input_tokens
@@ -179,7 +179,7 @@ class Meter:
         self._enter(request, used)
 
     def give_up(self, why: LimitExceeded | None = None) -> None:
-        """Enter the requests under way as failed: nobody waits for them any more.
+        """Record the requests under way as failed: nobody waits for them any more.
 
         Args:
             why: Why all later ones are refused; None if they are not.
@@ -200,7 +200,7 @@ METERS = "rlm_dspy_meters"
 
 
 def meters_in_force() -> tuple[Meter, ...]:
-    """Return the meters in force, of each ledger the innermost; that of the innermost scope first."""
+    """Return the innermost meter in force of each ledger, the innermost scope first."""
     return dspy.settings.get(METERS) or ()
 
 
@@ -215,7 +215,7 @@ def role() -> str:
 
 
 def reported(outputs: Outputs) -> Usage:
-    """Return what is reported of the LM call that has just ended: its tokens and price, and whether it was cached.
+    """Return the tokens and price of the LM call that has just ended, and whether the answer was cached.
 
     Tokens are 0 and the price is None where nothing is reported, as of a call that failed.
 

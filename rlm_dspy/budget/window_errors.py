@@ -118,7 +118,7 @@ _REFUSED = (400, 413, 422)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a refusal tells of sizes, in tokens; None for what it does not tell.
+    """The sizes that a context-window error states, in tokens; None for those it does not.
 
     Attributes:
         window: What the model can hold.
@@ -130,7 +130,7 @@ class Sizes:
 
 
 def as_window_error(error: Exception) -> Exception:
-    """Return an error of an LM; one that says that the request is too long, as DSPy's kind for that.
+    """Return an LM's error, as DSPy's context-window error if the request is too long.
 
     Args:
         error: What an LM raised: an error of DSPy's, or whatever the client of a caller's own LM raises.
@@ -145,7 +145,7 @@ def as_window_error(error: Exception) -> Exception:
 
 
 def is_too_long(error: dspy.LMError) -> bool:
-    """Whether an error of an LM that is asked in a `metered` scope is, or may be, that the request is too long.
+    """Whether an LM's error in a `metered` scope says, or may say, that the request is too long.
 
     It may be if the server gave no reason: some refuse long requests so, and of a body without an `error` DSPy
     keeps no words.
@@ -156,7 +156,7 @@ def is_too_long(error: dspy.LMError) -> bool:
 
 
 def sizes_of(error: dspy.LMError) -> Sizes:
-    """Return what the refusal of a request that was too long tells of sizes."""
+    """Return the sizes that a context-window error states."""
     text = error.message
     window = next((n for n in _numbers(_WINDOWS, text) if n >= _FEWEST_TOKENS), None)
     return Sizes(window, next(_numbers(_READ, text), None))

@@ -47,14 +47,14 @@ _NEEDS_TO_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 
 class NotACacheError(ValueError):
-    """The file is not one that a `SubCallCache` has made."""
+    """The file was not made by a `SubCallCache`."""
 
 
 _FAILURES = (sqlite3.Error, OSError, NotACacheError)
 
 
 class AnswerStore:
-    """Answers by key, as texts: in memory, or in an SQLite file that processes share.
+    """Stores answers as text by key, in memory or in an SQLite file that processes share.
 
     What the file does not take (the disk is full, it is read-only, locked, or corrupt) stays in memory, with one
     warning, and is written as soon as the file takes it. Nothing here raises because of the file.
@@ -77,7 +77,7 @@ class AnswerStore:
         _stores.add(self)
 
     def open(self) -> None:
-        """Open the file now; otherwise it is opened when it is first needed.
+        """Open the file now rather than at its first use.
 
         Raises:
             NotACacheError: If it is something else. It was not changed.
@@ -99,7 +99,7 @@ class AnswerStore:
             return rows[0][0] if rows else None
 
     def keep(self, key: str, answer: str) -> None:
-        """Keep an answer."""
+        """Store an answer."""
         with self._lock:
             self._answers[key] = answer
             if self.path is not None and time.monotonic() >= self._rests_until:
@@ -111,7 +111,7 @@ class AnswerStore:
             return len(self._answers) + (rows[0][0] if rows else 0)
 
     def take(self, key: str, held: Held) -> bool:
-        """Wait until nobody asks for a key, then be the one who does, until `release`.
+        """Wait until nobody computes a key, then claim it until `release`.
 
         Threads of this process wait for an event, processes for a lock of the kernel, which ends with its process.
 
@@ -139,14 +139,14 @@ class AnswerStore:
         return True
 
     def release(self, key: str) -> None:
-        """Let others ask for a key."""
+        """Let others claim a key."""
         if self._locks is not None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _offset(key))
         self._unclaim(key)
 
     def close(self) -> None:
-        """Write what is still in memory, and close the file. It is opened again when it is needed again."""
+        """Write what is still in memory, and close the file; the next use opens it again."""
         with self._lock:
             if self._answers and self.path is not None:
                 self._write()
@@ -162,7 +162,7 @@ class AnswerStore:
         self.close()
 
     def forked(self) -> None:
-        """Begin anew in a forked process: threads, locks and connections stay with its parent."""
+        """Start anew in a forked process: threads, locks and connections stay with its parent."""
         _of_the_parent.append(self._connection)  # SQLite forbids even to close it here
         self._connection, self._lock, self._asked = None, threading.Lock(), {}
 
@@ -298,7 +298,7 @@ _of_the_parent: list[sqlite3.Connection | None] = []
 
 
 def store_at(path: Path | None) -> AnswerStore:
-    """Return the store of a file, of which a process has one; for None a new one in memory."""
+    """Return the store of a file, one per process; for None a new store in memory."""
     if path is None:
         return AnswerStore(None)
     with _shared_lock:

@@ -59,12 +59,12 @@ class SubCallCache:
             self._store.open()
 
     def get(self, key: str) -> tuple[bool, Any]:
-        """Return whether there is an answer, and the answer."""
+        """Return whether there is a cached answer, and the answer."""
         known = self._opened().find(key)
         return (False, None) if known is None else (True, json.loads(known))
 
     def once(self, key: str, ask: Callable[[], Any]) -> tuple[Any, bool]:
-        """Return the answer, asking for it if nobody has and nobody is; and whether it was there already.
+        """Return the answer and whether it was cached; compute it unless another caller already does.
 
         It blocks while another asks. What is asked inside of `ask` never waits for something that waits for it: it
         is asked a second time instead.
@@ -94,7 +94,7 @@ class SubCallCache:
         return len(self._opened())
 
     def close(self) -> None:
-        """Close the file; a cache in memory forgets its answers. A closed cache that is used is opened again."""
+        """Close the file; a cache in memory is emptied. The next use opens it again."""
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -134,7 +134,7 @@ def _ask(store: AnswerStore, key: str, ask: Callable[[], Any]) -> Any:
 
 
 def digest(*parts: Any) -> str:
-    """Return the key of what these parts ask: the same in every process, and another for other parts."""
+    """Return the cache key of these parts: equal parts have the same key in every process."""
     try:
         text = json.dumps(_told(parts), ensure_ascii=False)
     except RecursionError:  # nested too deeply to be compared: it is found by nobody

@@ -16,7 +16,7 @@ _OURS = ("dspy", "rlm_dspy")
 
 
 def is_async(tool: Callable[..., Any]) -> bool:
-    """Return whether a function, or the one in a `dspy.Tool`, returns a coroutine, or stands for one that does."""
+    """Return whether a function, or the one in a `dspy.Tool`, returns a coroutine or wraps one that does."""
     function = tool.func if isinstance(tool, dspy.Tool) else tool
     return getattr(function, "stands_for_async", False) or any(
         map(inspect.iscoroutinefunction, (function, type(function).__call__))
@@ -29,7 +29,7 @@ def has_forward(module: dspy.Module) -> bool:
 
 
 def must_be_awaited(module: dspy.Module) -> bool:
-    """Return whether a module has only an async form, or is a ReAct with a tool that has only that."""
+    """Return whether a module has only an async form, or is a ReAct with an async tool."""
     if isinstance(module, dspy.ReAct):
         return any(map(is_async, module.tools.values()))
     return not has_forward(module) and callable(getattr(module, "aforward", None))
@@ -49,7 +49,7 @@ def can_be_awaited(module: dspy.Module, lm: dspy.BaseLM | None = None) -> bool:
 
 
 def can_share_a_loop(module: dspy.Module, lm: dspy.BaseLM | None = None) -> bool:
-    """Return whether a module never blocks the event loop that awaits it, so that others can share that loop.
+    """Return whether a module never blocks the event loop that awaits it.
 
     These are the predictors of DSPy and of this package over DSPy's own engines, unless their replies are
     streamed to another loop.

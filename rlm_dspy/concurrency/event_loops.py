@@ -39,7 +39,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class LoopCall(Generic[T]):
-    """A call of an async tool or module, which runs on an event loop in another thread, in a copy of the context.
+    """A call of an async tool or module on an event loop in another thread, in a copy of the context.
 
         LoopCall(session.fetch(page), "fetch").result()
 
@@ -63,7 +63,7 @@ class LoopCall(Generic[T]):
         self._scope = wait_scope()
 
     def result(self, loop: Loop | None = None, seconds: float | None = None) -> T:
-        """Start it, block until it has ended, and return its result.
+        """Start the call, block until it has ended, and return its result.
 
         Args:
             loop: Where to run it; by default on the free loop of the scope, else on a background loop.
@@ -171,7 +171,7 @@ class LoopCall(Generic[T]):
 
 
 def result_within(future: concurrent.futures.Future[T], seconds: float | None) -> T:
-    """Return the result of a future.
+    """Return the result of a future, within a time.
 
     Raises:
         TimeoutError: If there is none within so many seconds.
@@ -186,7 +186,7 @@ def result_within(future: concurrent.futures.Future[T], seconds: float | None) -
 
 
 class BackgroundLoop(asyncio.SelectorEventLoop):
-    """An event loop in a daemon thread of its own, which knows when it has stalled.
+    """An event loop in its own daemon thread, which detects when it is blocked.
 
     A loop has stalled that no timer, no file and no thread it gave work to can wake: only another thread can.
 
@@ -238,7 +238,7 @@ _making = threading.Lock()
 
 
 def background_loop(use: str, number: int = 0) -> BackgroundLoop:
-    """Return an event loop of this process: the first for a use, or a further one for while that is blocked."""
+    """Return this process's event loop for a use: the first one, or another while that one is blocked."""
     with _making:
         key = (os.getpid(), use, number)  # a forked process has no threads for the loops of its parent
         if key not in _background:

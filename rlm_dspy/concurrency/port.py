@@ -41,7 +41,7 @@ _STOP_SECONDS = 3.0
 
 
 class Port(Protocol):
-    """What a run may wait for."""
+    """The calls that a run waits for."""
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
         """Call a DSPy module.
@@ -56,7 +56,7 @@ class Port(Protocol):
         """
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
-        """Call a function that may take long: one that runs the model's code, starts or closes an interpreter.
+        """Call a function that may take long, such as running the model's code or starting an interpreter.
 
         Args:
             function: What to call.
@@ -66,10 +66,10 @@ class Port(Protocol):
 
 
 class Blocking:
-    """Does the work before it returns."""
+    """A port that finishes the work before it returns."""
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
-        """Call a DSPy module in this thread, or elsewhere if it may have to be cut short."""
+        """Call a DSPy module in this thread, or on an event loop if it may have to be cancelled."""
         if seconds is None:
             return module(**inputs)
         if (loop := loop_for(module, timed=True)) is not None:
@@ -83,7 +83,7 @@ class Blocking:
 
 
 class Awaiting:
-    """Suspends until the work is done: modules on the running event loop, functions in threads."""
+    """A port that suspends until the work is done: modules on the running event loop, functions in threads."""
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
         """Await a DSPy module."""
@@ -95,7 +95,7 @@ class Awaiting:
 
 
 def loop_for(module: dspy.Module, lm: dspy.BaseLM | None = None, *, timed: bool) -> Loop | None:
-    """Return the event loop to await a module on, so that it can be cancelled; None if it is to be called here.
+    """Return the event loop to await a module on, so that it can be cancelled; None to call it here.
 
     Args:
         module: The module.

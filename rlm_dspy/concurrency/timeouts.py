@@ -28,7 +28,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
-    """Run a function in a thread of its own, in a copy of the present context.
+    """Run a function in its own thread, in a copy of the current context.
 
     Not in a pool: 200 runs may be inside their code at once, and a thread that never ends (code that hangs in this
     process) must not keep the program from exiting.
@@ -58,7 +58,7 @@ def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
 async def await_in_thread(
     function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None, patience: float = math.inf
 ) -> T:
-    """Run a function in a thread of its own, and await its result. Its async tools run on this event loop.
+    """Run a function in its own thread and await its result. Its async tools run on this event loop.
 
     If the awaiting task is cancelled, the function is stopped and waited for, also if the task is cancelled again.
 
@@ -88,7 +88,7 @@ async def await_in_thread(
 
 
 def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """Return what a function returns within a time.
+    """Call a function with a time-out and return its result.
 
     It runs in a thread of its own. One that is late runs to its end there, unless it asks `abandoned()`, and its
     result is dropped.
@@ -111,7 +111,7 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
 
 
 class Watchdog:
-    """Stops what runs in its scope when its time is over, or when `trigger` is called.
+    """Stops the code in its scope when its time is over, or when `trigger` is called.
 
         with Watchdog(60, warn=close_ledger, stop=interpreter.interrupt, moment=0.3) as watchdog:
             interpreter.execute(code)
@@ -149,7 +149,7 @@ class Watchdog:
         self._triggered.set()
 
     def trigger(self) -> None:
-        """Stop what runs now, without warning. From any thread."""
+        """Stop the code now, from any thread."""
         self._triggered.set()
         self._start()
 

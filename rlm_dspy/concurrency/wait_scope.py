@@ -25,7 +25,7 @@ Why = TypeVar("Why", bound=Exception)
 
 
 class Cancellation(Generic[Why]):
-    """Ends what waits under it: a run's when its time is over, a cell's when it is interrupted.
+    """Cancels the work that runs under it: a run's when its time is over, a cell's when it is interrupted.
 
     Attributes:
         why: Raised where somebody waits; None while nothing is cancelled.
@@ -37,7 +37,7 @@ class Cancellation(Generic[Why]):
         self._lock = threading.Lock()
 
     def cancel(self, why: Why) -> None:
-        """Tell whoever waits, and whoever begins to wait from now on. From any thread."""
+        """Notify all that wait now or begin to wait later, from any thread."""
         with self._lock:
             self.why = why
             told = list(self._told.values())
@@ -45,7 +45,7 @@ class Cancellation(Generic[Why]):
             tell(why)
 
     def take_back(self) -> None:
-        """Let whoever begins to wait from now on wait again."""
+        """Do not cancel what begins to wait from now on."""
         with self._lock:
             self.why = None
 
@@ -66,7 +66,7 @@ class Cancellation(Generic[Why]):
 
 @dataclass(frozen=True)
 class WaitScope:
-    """Who waits for what runs in this context, and until when.
+    """Describes who waits for the work in this context, and until when.
 
     Attributes:
         loop: The event loop that waits for this thread and serves others meanwhile; async tools run there.
@@ -111,7 +111,7 @@ def _changed(**changes: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def awaited_on(loop: Loop) -> Iterator[None]:
-    """Enter the scope of a thread that `loop` awaits."""
+    """Enter the scope of a thread whose result `loop` awaits."""
     with _changed(loop=loop, requests=True, blocked=_scope.get().blocked - {loop}), handing_over_stream():
         yield
 
@@ -142,20 +142,20 @@ def handing_over_stream() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cancelled_by(cancellation: Cancellation[Any]) -> Iterator[None]:
-    """Let a cancellation end what waits in this scope, as those of the scopes around it do."""
+    """Cancel the work of this scope with `cancellation`, besides those of the scopes around it."""
     others = _scope.get().cancellations
     with _changed(cancellations=others if cancellation in others else (*others, cancellation)):
         yield
 
 
 def enter_slot(of: object) -> None:
-    """Count the rest of this context as one of the sub-calls of `of`."""
+    """Count the rest of this context as one of the concurrent sub-calls of `of`."""
     _scope.set(replace(_scope.get(), slot=of))
 
 
 @contextlib.contextmanager
 def if_cancelled(tell: Callable[[Exception], object]) -> Iterator[None]:
-    """Call `tell`, from any thread, with the reason if nobody waits any more for what runs in this scope."""
+    """Call `tell`, from any thread, with the reason when nobody waits any more for the work in this scope."""
     with contextlib.ExitStack() as stack:
         for each in _scope.get().cancellations:
             stack.enter_context(each.telling(tell))
@@ -163,12 +163,12 @@ def if_cancelled(tell: Callable[[Exception], object]) -> Iterator[None]:
 
 
 def abandoned() -> bool:
-    """Return whether nobody waits any more for what runs here."""
+    """Return whether nobody waits any more for the work in this scope."""
     return any(each.why is not None for each in _scope.get().cancellations)
 
 
 def pause(seconds: float) -> None:
-    """Sleep, but no longer than somebody waits for what runs here."""
+    """Sleep, but stop when nobody waits any more for the work in this scope."""
     over = threading.Event()
     with if_cancelled(lambda _: over.set()):
         over.wait(seconds)

@@ -33,7 +33,7 @@ _Match = tuple[int, int, int]
 
 
 class Source:
-    """An input as text. A list or dict is its strings in order, joined by line breaks.
+    """An input as text: a list or dict is its strings in order, joined by line breaks.
 
     Args:
         name: The input's name.
@@ -54,7 +54,7 @@ class Source:
         return max(_BLOCK_CHARS, -(-len(self.text) // _MAX_BLOCKS))
 
     def whole(self) -> list[Span]:
-        """Return the span of all of it."""
+        """Return the span of the whole text."""
         return [(self.name, 0, len(self.text))] if self.text else []
 
     def repeated_in(self, text: str) -> list[Span]:
@@ -128,7 +128,7 @@ class Source:
 
 
 def sources_of(inputs: Mapping[str, Any]) -> tuple[dict[str, Source], dict[str, str]]:
-    """Return the inputs that are texts, or lists or dicts with strings in them; and why others are left out.
+    """Return the inputs that are or contain texts, and why the others are left out.
 
     Files are read for it.
 
@@ -145,7 +145,7 @@ def sources_of(inputs: Mapping[str, Any]) -> tuple[dict[str, Source], dict[str, 
 
 
 def strings_in(value: Any, depth: int = _MAX_DEPTH) -> Iterator[str]:
-    """Yield the strings that a value consists of, in order; those of lists and dicts down to `depth` levels."""
+    """Yield the strings in a value in order, from lists and dicts down to `depth` levels."""
     if isinstance(value, str | Text):
         yield str(value)
     elif depth and isinstance(value, list | tuple | dict):
@@ -154,7 +154,7 @@ def strings_in(value: Any, depth: int = _MAX_DEPTH) -> Iterator[str]:
 
 
 def merged(spans: Iterable[Span], most: int | None = _MAX_SPANS) -> list[Span]:
-    """Return the spans in order, those that touch as one; of more than `most` the longest."""
+    """Return the spans in order with touching ones merged; at most the `most` longest."""
     together: list[Span] = []
     for name, start, end in sorted(spans):
         if together and together[-1][0] == name and start <= together[-1][2]:

@@ -35,7 +35,7 @@ _SETTING = "rlm_dspy_coverage"
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Note the coverage of the inputs of every run that begins inside this scope, its children included.
+    """Record the coverage of the inputs of every run, and its children, that starts inside this scope.
 
     It reaches the threads of DSPy, those of `dspy.Evaluate` too, as `dspy.context` does.
     """
@@ -49,7 +49,7 @@ def watching() -> bool:
 
 
 class Occurrence(BaseModel):
-    """A place in an input that says what an answer says."""
+    """A place in an input where a part of the answer appears."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,7 +66,7 @@ class Occurrence(BaseModel):
 
 
 class Watch:
-    """Tells which parts of one run's inputs code reads, the model is shown, and sub-models are sent.
+    """Finds the parts of one run's inputs that code reads, the model is shown, and sub-models are sent.
 
     Inputs that are texts are watched, and lists and dicts with strings in them: those are taken as their strings
     in order, joined by line breaks. Others are left out, and so are inputs above `spans.MAX_CHARS`.
@@ -87,7 +87,7 @@ class Watch:
         return {name: len(source.text) for name, source in self._sources.items()}
 
     def read(self, code: str) -> tuple[Span, ...]:
-        """Return what a block of code reads of the inputs, as far as its source tells: an upper bound.
+        """Return the parts of the inputs that a code block reads, as far as its source tells: an upper bound.
 
         A slice or an item with constant bounds gives that part; `len`, `type` and `isinstance` give nothing; any
         other use of an input's name gives the whole input, whether or not that line is reached. What code reads
@@ -108,7 +108,7 @@ class Watch:
         return tuple(merged(found))
 
     def sent(self, inputs: Mapping[str, Any]) -> tuple[Span, ...]:
-        """Return the parts of the inputs that a sub-call is handed.
+        """Return the parts of the inputs that a sub-call receives.
 
         Args:
             inputs: What the sub-call is given, whole, by field.
@@ -118,7 +118,7 @@ class Watch:
         return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
 
     def occurrences(self, outputs: Mapping[str, Any]) -> dict[str, list[Occurrence]]:
-        """Return where the strings of an answer stand in the inputs, word for word, as words of their own.
+        """Return where the strings of an answer appear in the inputs, verbatim and as whole words.
 
         A string that stands nowhere as a whole is looked for in parts, as `shown` finds them. Strings of fewer
         than three characters are left out; at most 20 places of each of 100 strings are told.
@@ -130,7 +130,7 @@ class Watch:
 
 
 def looked_into(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a `Record` says of a run's inputs: `input_chars`, `left_out`, `occurrences`.
+    """Return the coverage fields of a run's `Record`: `input_chars`, `left_out`, `occurrences`.
 
     Empty outside of `watched()`.
 
@@ -149,7 +149,7 @@ def looked_into(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[s
 
 
 def watch_over(inputs: Mapping[str, Any]) -> Watch:
-    """Return what tells the coverage of a run's inputs; outside of `watched()` it tells of none and costs nothing.
+    """Return the watch of a run's inputs; outside of `watched()` it reports nothing and costs nothing.
 
     Args:
         inputs: The inputs by name.

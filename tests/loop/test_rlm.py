@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no factory": ({"interpreter_factory": 3}, TypeError, "callable"),
     "a name for an LM": ({"sub_lm": "openai/gpt-5-mini"}, TypeError, "dspy.LM"),
     "no turns": ({"max_iters": 0}, ValueError, "max_iters"),
-    "no such policy": ({"policy": "nobody's"}, ValueError, "no policy file"),
+    "no such policy": ({"policy": "nobody's"}, ValueError, 'Invalid policy "nobody\'s"'),
 }
 
 

@@ -70,7 +70,7 @@ def test_a_file_that_save_did_not_write_is_refused(tmp_path: Path) -> None:
 def test_half_of_a_predictors_state_is_refused_and_changes_nothing() -> None:
     rlm, state = RLM(ASK, policy=None), learned().dump_state()
     before = instructions_of(rlm)
-    with pytest.raises(ValueError, match="that of 'query' has no 'demos', 'signature'"):
+    with pytest.raises(ValueError, match="the predictor 'query' lacks 'demos', 'signature'"):
         rlm.load_state({**state, "query": {"lm": None}})
     assert instructions_of(rlm) == before
 

@@ -67,5 +67,5 @@ def test_a_log_of_another_library_is_refused() -> None:
 def test_what_only_begins_like_a_log_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"no run|version|no log"):
+    with pytest.raises(ValueError, match=r"no run|version|not a log"):
         load_records(path)

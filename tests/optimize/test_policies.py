@@ -102,7 +102,7 @@ def test_of_several_rlms_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['find\.act', 'read\.act'\]"):
         save_policy(program, tmp_path / "p.json", name="p")
     save_policy(program, tmp_path / "p.json", name="p", predictor="read.act")
-    with pytest.raises(ValueError, match="no RLM inside"):
+    with pytest.raises(ValueError, match="contains no RLM"):
         save_policy(dspy.Predict(ASK), tmp_path / "p.json", name="p")
 
 

@@ -274,8 +274,8 @@ def test_a_chain_of_thought_gives_the_value_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("subs", "told"),
     [
-        (["text -> gist"], "Name it with a dict"),
-        ([dspy.ChainOfThought("a -> b")], "Name it with a dict"),
+        (["text -> gist"], r"has no name\. Pass a dict"),
+        ([dspy.ChainOfThought("a -> b")], r"has no name\. Pass a dict"),
         ([Claims, Claims], "another sub"),
         ({"q": Claims}, "an input field"),
         ({"search": Claims}, "a tool"),
@@ -286,8 +286,8 @@ def test_a_chain_of_thought_gives_the_value_that_was_asked_for() -> None:
         ({"no name": Claims}, "identifier"),
         ({3: Claims}, "identifier"),
         (Claims, "a list of signatures"),
-        ([3], "Signature classes"),
-        ([{}], "Signature classes"),
+        ([3], "must be a dspy.Signature class"),
+        ([{}], "must be a dspy.Signature class"),
         ({"a": 3}, "must be a dspy.Signature"),
         ({"a": "text, config -> b"}, "reads config as a setting"),
         ({"a": dspy.ChainOfThought("text, lm, demos -> b")}, "reads demos, lm as a setting"),
