@@ -29,7 +29,7 @@ from typing import Any
 
 
 class RLMError(Exception):
-    """Base of the errors that this package defines."""
+    """Base class of this package's errors."""
 
 
 class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it names what went wrong)
@@ -45,15 +45,15 @@ class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it
 
 
 class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
-    """`Limits.max_cost` is set, but what a model costs is not known; give its price in `Limits.prices`."""
+    """`Limits.max_cost` is set, but a model's price is not known; give it in `Limits.prices`."""
 
 
 class Unanswered(RLMError):  # noqa: N818 (the word that `Prediction.stop` has for it)
-    """A sub-call ended without a value for each of its outputs; what there is of them is not handed on."""
+    """A sub-call ended without a value for each of its outputs; the values it has are not returned."""
 
 
 class ReplyCut(RLMError):  # noqa: N818
-    """A reply ends before the model had ended it: `max_tokens` was reached, or the provider stopped it.
+    """A reply was truncated: it reached `max_tokens`, or the provider stopped it.
 
     Attributes:
         why: What happened to the reply, e.g. "was cut after 512 tokens".
@@ -71,7 +71,7 @@ class InvalidInputs(RLMError, ValueError):  # noqa: N818
 
 
 class UnknownModel(RLMError, ValueError):  # noqa: N818
-    """There is no such model, or none to fall back on; the caller names another."""
+    """No model has this name, or there is none to fall back on; name another."""
 
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
@@ -79,7 +79,7 @@ class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
 
 
 def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any]) -> None:
-    """Put what was done and spent so far on an error that leaves a run: `error.trajectory`, `error.usage`.
+    """Attach the trajectory and usage so far to an error that leaves a run: `error.trajectory`, `error.usage`.
 
     Args:
         error: The error on its way to the caller. Its type stays what it is.
@@ -93,4 +93,4 @@ def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[st
 
 
 class UsageError(RLMError, ValueError):
-    """The command line cannot be acted on; the message says how to write it."""
+    """The command line is invalid; the message says how to write it."""

@@ -25,7 +25,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it: NaN and infinities become strings, lone surrogates `?`.
+    """Return a value in a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
 
     What lies more than `MAX_DEPTH` levels deep, or inside itself, becomes `"..."`.
     """
@@ -68,7 +68,7 @@ def _level_by_level(value: Any, above: set[int]) -> Any:
 
 
 def nested_too_deep(value: Any) -> bool:
-    """Return whether a value is nested more than `MAX_DEPTH` levels deep, as one that lies inside itself is."""
+    """Return whether a value is nested more than `MAX_DEPTH` levels deep, as one that contains itself is."""
     level = {id(value): value}
     for _ in range(MAX_DEPTH):
         below = {}
@@ -84,7 +84,7 @@ def nested_too_deep(value: Any) -> bool:
 
 
 def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
-    """Return what a container, a model or a dataclass consists of; None of anything else."""
+    """Return the parts of a container, a model or a dataclass; None for anything else."""
     if isinstance(value, dict):
         return value
     if isinstance(value, _CONTAINERS):
@@ -98,7 +98,7 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
 
 
 class JsonLines:
-    """A file with a JSON value on each line, to which threads and processes may append at once.
+    """A file with one JSON value on each line; threads and processes may append concurrently.
 
     A line that a killed process left unfinished is ended before the next one is written; `json_objects` skips it.
 
@@ -133,7 +133,7 @@ class JsonLines:
 
 
 def json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file that stand on one line each; all other lines are skipped.
+    """Yield the JSON objects of a file that are each on one line; skip all other lines.
 
     Raises:
         OSError: If the file cannot be read.

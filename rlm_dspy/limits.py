@@ -20,7 +20,7 @@ _POSITIVE_OR_NONE = ("max_cost", "max_seconds", "max_cell_seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one run may spend, its children included. None means no limit.
+    """The limits on what one run and its children may spend. None means no limit.
 
     A limit that is reached never throws away what was found; the run converges: what is left pays for one last
     turn, and for reading the answer from the trajectory if there is no SUBMIT in it. `max_cost`,
@@ -100,7 +100,7 @@ def _attribute(name: str) -> Any:
 
 
 class Limited:
-    """Gives the fields of its `limits` as attributes too, to read and to set."""
+    """Exposes the fields of its `limits` as attributes, to read and to set."""
 
     limits: Limits
     max_iters = _attribute("max_iters")

@@ -44,11 +44,11 @@ _TOKENS_PER_TURN = 2_048
 
 
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
-    """The server of the model does not answer as it should; the operator starts or mends it."""
+    """The model's server does not answer as it should; the operator starts or repairs it."""
 
 
 class ModelNotPulled(UnknownModel):
-    """A model of the catalogue was not downloaded; the operator downloads it, or calls with `pull=True`.
+    """A model of the catalogue is not downloaded; pull it, or call with `pull=True`.
 
     Attributes:
         entry: The model.
@@ -104,7 +104,7 @@ def choose_model(
 
 
 def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
-    """Return limits that suit the window of an LM; the usual ones if it is large or not known.
+    """Return limits that suit an LM's context window; the defaults if it is large or unknown.
 
     In a small window the outputs of all turns together may fill half of it.
 

@@ -69,7 +69,7 @@ class Blocking:
     """A port that finishes the work before it returns."""
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
-        """Call a DSPy module in this thread, or on an event loop if it may have to be cancelled."""
+        """Call a DSPy module in this thread, or elsewhere if its time is limited."""
         if seconds is None:
             return module(**inputs)
         if (loop := loop_for(module, timed=True)) is not None:

@@ -61,7 +61,7 @@ def embedded_lm(
     temperature: float = 0.0,
     **kwargs: Any,
 ) -> dspy.LM:
-    """Return an LM that runs in this process. It is loaded once per process, at the first call, and shared.
+    """Return an LM that runs in this process. The first call loads it; all LMs of the process share it.
 
     At temperature 0 decoding is greedy and repeats itself. Usage counts the prompt tokens that were cached: a
     conversation that only grows is read once, also if many take turns.
@@ -140,7 +140,7 @@ class _Engine:
 
 
 class EmbeddedEngine(_Engine):
-    """The engine of an embedded LM, as `dspy.LM(engine=...)` takes it."""
+    """The engine of an embedded LM, for `dspy.LM(engine=...)`."""
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """Return the reply to one request; other threads run meanwhile.
@@ -161,16 +161,16 @@ class EmbeddedEngine(_Engine):
             call.abandoned.set()
 
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
-        """Yield the events of a reply, which is complete when the first comes."""
+        """Yield the events of a reply, after the reply is complete."""
         yield from lm15.response_to_events(self.complete(request))
 
     def close(self) -> None:
-        """Release the model, for all that share it; the next call loads it again."""
+        """Release the model for all that share it; the next call loads it again."""
         loaded.release(self.settings)
 
 
 class AsyncEmbeddedEngine(_Engine):
-    """The same for `async_engine`: it never blocks the event loop, but for loading the model once."""
+    """The same engine for `async_engine`: it blocks the event loop only while it loads the model."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """Return the reply to one request, as `EmbeddedEngine.complete`; cancelling ends the generation."""
@@ -181,12 +181,12 @@ class AsyncEmbeddedEngine(_Engine):
             call.abandoned.set()
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
-        """Yield the events of a reply, which is complete when the first comes."""
+        """Yield the events of a reply, after the reply is complete."""
         for event in lm15.response_to_events(await self.complete(request)):
             yield event
 
     async def aclose(self) -> None:
-        """Release the model, for all that share it; the next call loads it again."""
+        """Release the model for all that share it; the next call loads it again."""
         loaded.release(self.settings)
 
     async def _server(self) -> EmbeddedServer:

@@ -39,7 +39,7 @@ Chat = dict[str, Any]
 
 
 class ModelUnavailable(lm15.ConfigurationError, FileNotFoundError):  # noqa: N818 (it names what went wrong)
-    """The model file is missing, is no GGUF, or cannot be run as asked."""
+    """The model file is missing, is not a GGUF file, or cannot be run with these settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Settings:
 
 
 def find_package(name: str) -> Any:
-    """Return the spec of a package that can be imported, else None; nothing is imported."""
+    """Return the spec of a package, without importing it; None if it is not installed."""
     try:
         return importlib.util.find_spec(name)
     except ValueError:  # sys.modules holds None or a module without a spec
@@ -108,7 +108,7 @@ def find_package(name: str) -> Any:
 
 
 def import_xllamacpp() -> Any:
-    """Import the runtime.
+    """Import the llama.cpp runtime.
 
     Raises:
         ImportError: If it is not installed, or a system library that it needs is missing (Linux: libgomp).
@@ -165,7 +165,7 @@ def _cores() -> int:
 
 @dataclass
 class Call:
-    """A chat completion under way."""
+    """A running chat completion."""
 
     reply: Future[Chat]
     abandoned: threading.Event = field(default_factory=threading.Event)

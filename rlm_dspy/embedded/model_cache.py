@@ -33,12 +33,12 @@ def cached_file(model: CatalogueModel) -> Path | None:
 
 
 def best_cached() -> CatalogueModel | None:
-    """Return the best model that was downloaded, by the order of the catalogue; None if there is none."""
+    """Return the best downloaded model, by the order of the catalogue; None if there is none."""
     return next((model for model in reversed(CATALOGUE) if cached_file(model)), None)
 
 
 def how_to_pull(model: CatalogueModel) -> str:
-    """Return what a user is told whose program needs a model that was not downloaded."""
+    """Return the message for a user whose program needs a model that was not downloaded."""
     size = megabytes(model.size)
     return f"{model.name} is not on this machine. To download it ({size}): rlm-dspy models pull {model.name}."
 

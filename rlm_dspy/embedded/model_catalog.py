@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a model's file, or the whole file.
+    """A part of a model's file, or the whole file, and where to download it.
 
     Attributes:
         source: What carries it: a requirement with an exact version, or a repository of the hub.
@@ -59,7 +59,7 @@ class CatalogueModel:
 
 
 def megabytes(size: int) -> str:
-    """Return a number of bytes for people, e.g. `98 MB`."""
+    """Format a number of bytes, e.g. `98 MB`."""
     return f"{size / 1_000_000:,.0f} MB"
 
 

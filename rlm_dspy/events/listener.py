@@ -28,17 +28,17 @@ _failed: set[int] = set()
 
 
 class Listener(BaseCallback):
-    """Hears the events of runs. Also one of DSPy's callbacks, which it is registered as."""
+    """Receives the events of runs. It is a DSPy callback, and is registered as one."""
 
     def on_event(self, event: Event) -> None:
-        """Hear of an event, in the thread or task where it happens."""
+        """Handle an event, in the thread or task where it happens."""
 
 
 E = TypeVar("E", bound=Event)
 
 
 class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
-    """A scope that emits the event of its start, and at its end that of its end or failure.
+    """Emit the start of a unit on entry to this scope, and its end or failure on exit.
 
     Without a listener, and outside of runs for all but a run, it does nothing.
 
@@ -78,19 +78,19 @@ class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
 
 
 def emit(event: Event) -> None:
-    """Emit an event of a unit inside the present one; outside of runs, nothing."""
+    """Emit an event inside the current unit; do nothing outside of runs."""
     if (outer := here()) is not None:
         _send(event.within(outer))
 
 
 def here() -> Event | None:
-    """Return the innermost unit under way here; None outside of runs, and of a run that began unheard."""
+    """Return the innermost unit under way; None outside of runs, or if nobody listened when the run started."""
     found: Event | None = dspy.settings.get(_SETTING)
     return found
 
 
 def listeners() -> list[Listener]:
-    """Return those in force here."""
+    """Return the listeners in force."""
     return [callback for callback in dspy.settings.callbacks if isinstance(callback, Listener)]
 
 

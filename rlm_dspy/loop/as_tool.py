@@ -41,7 +41,7 @@ class _SignatureOf:
 
 
 class AsTool:
-    """Makes a module with a `signature` a callable whose parameters can be read, so that `dspy.Tool` takes it."""
+    """Gives a module with a `signature` named parameters, so that `dspy.Tool` accepts it."""
 
     signature: type[dspy.Signature]
     __signature__ = _SignatureOf()

@@ -42,7 +42,7 @@ _LEAST_ENVIRONMENT_CHARS = 2_000
 
 
 async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int = ACCOUNT_CHARS) -> bool:
-    """Put an account of the older turns in their place; the turns are in the REPL's `history` then.
+    """Replace the older turns by a summary; the turns stay in the REPL as `history`.
 
     The account is the model's own. If it gives none, or the limits allow no call for it, it is what the turns
     printed, shortened.
@@ -109,7 +109,7 @@ def _told(step: Step) -> str:
 
 
 async def make_room(port: Port, run: Run) -> bool:
-    """Make the messages of the next turn shorter: so that they fit the window, or by one step if it is not known.
+    """Shorten the messages of the next turn to fit the window, or by one step if the window is not known.
 
     Older turns are folded first (see `fold`), more and more of them; then the newest outputs are shortened; then
     demos are left out, and the longest parts of the environment shortened.

@@ -24,21 +24,21 @@ _LEAST_OUTPUT_CHARS = 500
 
 
 class Conversation(Protocol):
-    """What a room needs to know of a run."""
+    """The part of a run that a `Room` needs."""
 
     limits: Limits
     lm: dspy.BaseLM
     ledger: Ledger
 
     def context_tokens(self) -> float:
-        """Return about how many tokens the next turn's messages have."""
+        """Return about how many tokens the messages of the next turn have."""
 
     def message_chars(self) -> int:
         """Return how many characters the next turn's messages have."""
 
 
 class Room:
-    """How long the messages of a run may be: as its limits say, as is known of the LM, or as refusals teach.
+    """Decides how long a run's messages may be: from its limits, the LM's facts, and context-window errors.
 
     Args:
         run: The run.
@@ -51,7 +51,7 @@ class Room:
 
     @property
     def window(self) -> int | None:
-        """The tokens that the model can hold, as far as that is known; None if it is not."""
+        """The model's context window in tokens; None if it is not known."""
         given = self._run.limits.max_context_tokens
         known = given if given is not None else context_window(self._run.lm)
         told = self._run.ledger.windows.get(getattr(self._run.lm, "model", ""))
@@ -66,13 +66,13 @@ class Room:
 
     @property
     def output_chars(self) -> int:
-        """The most characters that one output is shown with."""
+        """The most characters of one output that are shown."""
         most = self._run.limits.max_output_chars
         return most if math.isinf(self.chars) else min(most, max(_LEAST_OUTPUT_CHARS, int(self.chars / PART)))
 
     @property
     def is_full(self) -> bool:
-        """Whether the messages of the next turn near the window, as far as it is known."""
+        """Whether the messages of the next turn are close to the context window, as far as it is known."""
         window, tokens = self.window, self._run.context_tokens()
         if window is None or tokens <= _FULL * window:
             return False
@@ -80,7 +80,7 @@ class Room:
         return True
 
     def refused(self) -> None:
-        """Note that the messages of the next turn were refused; the window that was told of is known by now."""
+        """Record that the messages of the next turn were too long; the error's window is recorded by now."""
         chars = self._run.message_chars()
         if chars <= self.chars:
             self._most = _SHRINK * chars

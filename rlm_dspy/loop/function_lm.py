@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
-    """Return an LM; for a function from prompt to answer one that asks it.
+    """Return an LM; wrap a function from prompt to answer in one.
 
     Raises:
         TypeError: If it is neither.
@@ -32,7 +32,7 @@ def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
 
 
 class FunctionLM(dspy.LM):
-    """Asks a function, which is called with a prompt (a str), as `dspy.RLM` calls a `sub_lm`.
+    """An LM that calls a function with the prompt (a str), as `dspy.RLM` calls a `sub_lm`.
 
     `llm_query(prompt)` calls it with just the prompt; a request of several messages calls it with their texts,
     parted by blank lines. Its calls count like those of any LM. It reports no tokens, unless it returns a

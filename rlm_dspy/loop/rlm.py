@@ -172,7 +172,7 @@ class RLM(AsTool, Limited, dspy.Module):
             ) from error
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """Load what a saved state holds for the predictors; one that it lacks stays as it is.
+        """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
 
         Args:
             state: What `dump_state` gave, or `save` wrote.
@@ -249,7 +249,7 @@ class RLM(AsTool, Limited, dspy.Module):
         signature: str | type[dspy.Signature],
         max_iters: int | None = None,
     ) -> RLM:
-        """Return an RLM for a sub-call of this one: the same but for its signature and what is given here.
+        """Return an RLM for a sub-call: a copy of this one with another signature and the given settings.
 
         Args:
             interpreter_factory: Makes its interpreters.

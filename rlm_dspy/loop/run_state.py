@@ -49,7 +49,7 @@ _MOMENT_SECONDS = 0.3
 
 
 class Run:
-    """One run: its inputs, its REPL, its ledger, and the steps so far.
+    """The state of one run: its inputs, its REPL, its ledger, and the steps so far.
 
     Args:
         rlm: The module that is called.
@@ -157,20 +157,20 @@ class Run:
         return messages_of(self.act, self.environment, trajectory, self._demos)
 
     def message_chars(self, trajectory: Trajectory | None = None) -> int:
-        """Return how many characters the next turn's messages have; or would have, after other turns."""
+        """Return how many characters the messages of the next turn have, or would have after other turns."""
         messages = self._messages(self.trajectory if trajectory is None else trajectory)
         return sum(len(message["content"]) for message in messages)
 
     @property
     def turn_inputs(self) -> dict[str, Any]:
-        """What `act` is called with in the next turn."""
+        """The inputs of `act` in the next turn."""
         given: dict[str, Any] = {} if self._demos is None else {"demos": self._demos}
         if self.lm is not (self.act.lm or dspy.settings.lm):
             given["lm"] = self.lm
         return {"environment": self.environment, "trajectory": self.trajectory, **given}
 
     def leave_out_demos(self) -> None:
-        """Show no demos from now on: there is no room for them."""
+        """Show no demos from now on, to save room."""
         self._demos = []
 
     def keep_history(self) -> str:
@@ -183,20 +183,20 @@ class Run:
         return self.repl.keep(HISTORY, entries)
 
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
-        """Put an account in the place of all turns but those that are kept; `steps` has all of them."""
+        """Replace all turns but the kept ones by a summary in the prompt; `steps` keeps all of them."""
         self.steps.append(account)
         emit(StepEvent(step=account))
         self.show([account, *kept])
 
     def show(self, steps: list[Step]) -> None:
-        """Show the model these steps from now on, in place of those before."""
+        """Show the model these steps from now on, instead of those before."""
         self.trajectory = Trajectory(steps=tuple(steps))
         self.context_used = (0, 0)
         if self.ledger.bounded:
             self.budget.next_tokens = tokens_at_most(None, self._messages(self.trajectory))
 
     def metered(self, role: str, **how: Any) -> contextlib.AbstractContextManager[Meter]:
-        """Enter LM calls of this run's own into the ledger in a scope; see `metered_lm.metered`.
+        """Record the LM calls of this run in the ledger in a scope; see `metered_lm.metered`.
 
         A root's turns are limited by their number; those of a child are taken from the sub-calls of the tree.
         """
@@ -211,7 +211,7 @@ class Run:
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[Callable[[], None]]:
-        """Stop the code that runs in this scope when its time is over, or when what this gives is called.
+        """Stop the code in this scope when its time is over, or when the yielded function is called.
 
         First nothing more is asked and sub-calls under way count as failed, so that the code can keep what it has;
         a moment later the code itself is interrupted. A child's code is also stopped with that of its parent.
@@ -247,31 +247,31 @@ class Run:
             ledger.reopen()
 
     def end(self) -> None:
-        """Ask nothing more."""
+        """Make no more calls."""
         if not self.budget.child:
             self.ledger.close(LimitExceeded("The run has ended."))
 
     def keep(self, step: Step) -> None:
-        """Keep the step of a turn that has ended."""
+        """Record the step of a turn that has ended."""
         self.steps.append(step)
         self.trajectory = self.trajectory.add(step)
 
     def add(self, step: Step) -> None:
-        """Keep a step that no turn gave."""
+        """Record a step that no turn made."""
         self.keep(step)
         emit(StepEvent(step=step))
 
     def begin_cell(self) -> None:
-        """Begin the code of a turn: what it calls belongs to that turn from now on."""
+        """Start the code of a turn: its calls belong to that turn from now on."""
         self.subcalls.begin()
         self.tool_calls.begin()
 
     def calls_taken(self) -> dict[str, Any]:
-        """Return what the code of this turn has called so far, by the fields of `Step`."""
+        """Return the calls that the code of this turn has made so far, by the fields of `Step`."""
         return {"calls": self.subcalls.taken(), **self.tool_calls.taken()}
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict a step, as `Prediction.trajectory` holds them."""
+        """Return one dict for each step, as in `Prediction.trajectory`."""
         return [step.model_dump() for step in self.steps]
 
     @property
@@ -288,7 +288,7 @@ class Run:
         return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
 
     def outcome_so_far(self, outputs: dict[str, Any] | None = None) -> Outcome:
-        """Return what came of the run, for listeners; with its outputs, if it has ended by itself."""
+        """Return the outcome of the run for listeners, with its outputs if it has ended normally."""
         return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, tuple(self.steps))
 
     def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> dspy.Prediction:

@@ -28,7 +28,7 @@ _logger = logger()
 
 
 class Turn(dspy.Module):
-    """One turn of a run. A module, so that whatever else listens to DSPy sees turns as units.
+    """One turn of a run. It is a module, so that DSPy's callbacks see each turn as a call.
 
     Args:
         act: The predictor that writes the code.
@@ -157,7 +157,7 @@ def _thinking(meter: Meter | None) -> str:
 
 
 def no_code(reply: Reply, submit_call: str) -> Step:
-    """Return the step of a reply that held no Python: it says what to write instead."""
+    """Return the step of a reply that contained no Python: it tells the model what to write instead."""
     language = read_reply(reply.reasoning).other_language
     if reply.cut:
         problem = reply.cut

@@ -20,7 +20,7 @@ RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 
 
 def check_limits(limits: Limits | None) -> Limits:
-    """Return the limits; the usual ones for None.
+    """Return the limits; the defaults for None.
 
     Raises:
         TypeError: If it is something else.
@@ -54,7 +54,7 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
 
 
 def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs in the signature's order, defaults filled in.
+    """Return the inputs in the signature's order, with defaults filled in.
 
     Raises:
         InvalidInputs: If one is missing or unknown.

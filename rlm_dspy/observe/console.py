@@ -27,13 +27,13 @@ _STYLES: dict[Tone, str] = {"": "dim", "good": "green", "warn": "yellow", "bad":
 
 
 class View(Protocol):
-    """Where a run is shown."""
+    """Displays a run."""
 
     def head(self, question: str, about: str) -> None:
-        """Show what is asked, and what it is asked about and of whom."""
+        """Show the question, the inputs and the model."""
 
     def busy(self, what: str) -> None:
-        """Show what is going on now."""
+        """Show the current activity."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
         """Show a turn that has ended."""
@@ -42,11 +42,11 @@ class View(Protocol):
         """Show why the run ended and what it spent."""
 
     def close(self) -> None:
-        """Leave the stream as it was."""
+        """Restore the stream."""
 
 
 class Lines:
-    """Shows a run as plain lines, for pipes and files."""
+    """Prints a run as plain lines, for pipes and files."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -56,7 +56,7 @@ class Lines:
         self._print(f"{question}\n({about})")
 
     def busy(self, what: str) -> None:
-        """Print nothing: what goes on is of use only while one watches."""
+        """Print nothing: the current activity matters only to someone who watches."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
         """Print a turn: the code with a prompt in front, the output as it is."""
@@ -77,7 +77,7 @@ class Lines:
 
 
 class Terminal:
-    """Shows a run on a terminal: colours, and a line that lives while the model writes."""
+    """Shows a run on a terminal: in colour, with a live line while the model writes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -92,7 +92,7 @@ class Terminal:
         self._console.print(Text(printable(question), style="bold"), Text(printable(about), style="dim"), sep="\n")
 
     def busy(self, what: str) -> None:
-        """Show it in the living line."""
+        """Show the current activity in the live line."""
         self._busy.show(what)
         self._live.start()
 
@@ -122,7 +122,7 @@ class Terminal:
         self._rule("answer" if answered else "no answer", summary, "green" if answered else "yellow")
 
     def close(self) -> None:
-        """Take the living line away."""
+        """Remove the live line."""
         self._live.stop()
 
     def _rule(self, title: str, note: str, style: str) -> None:
@@ -152,7 +152,7 @@ class _Busy:
 
 
 class Progress(Listener):
-    """Tells a view what a run does. Turns of child runs belong to the turn that made them.
+    """Reports the events of a run to a view. Turns of child runs count for the turn that made them.
 
     Args:
         view: Where to show it.
@@ -169,7 +169,7 @@ class Progress(Listener):
         self._answered = 0
 
     def on_event(self, event: Event) -> None:
-        """Show a turn that has ended, or what goes on now."""
+        """Show a turn that has ended, or the current activity."""
         begins, inner = event.phase == "started", event.depth > 0
         match event:
             case TurnEvent() if not inner:
@@ -209,7 +209,7 @@ class Progress(Listener):
 
 
 def view_on(file: IO[str] | None = None) -> View:
-    """Return the view that suits a stream: `Terminal` on a terminal that can, else `Lines`."""
+    """Return the view for a stream: `Terminal` on a capable terminal, else `Lines`."""
     file = file or sys.stderr
     console = Console(file=file, highlight=False, emoji=False, markup=False)
     return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Lines(file)

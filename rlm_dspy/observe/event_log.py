@@ -140,7 +140,7 @@ class RunLog(Listener):
         self._scope.__exit__(kind, error, traceback)
 
     def on_event(self, event: Event) -> None:
-        """Write an event of a run of this log."""
+        """Write an event of a run to the log."""
         if isinstance(event, RunEvent):
             self._write_run(event)
         elif event.run in self._open:

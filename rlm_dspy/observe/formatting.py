@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tokens(spent: Usage) -> str:
-    """Return the tokens in words; empty if none were used."""
+    """Format the tokens used; empty if none were used."""
     into, cached, out = spent.input_tokens, spent.cached_input_tokens, spent.output_tokens
     if not into and not out:
         return ""
@@ -23,13 +23,13 @@ def tokens(spent: Usage) -> str:
 
 
 def used(usage: Usage, took: float | None = None) -> str:
-    """Return time, tokens and cost in words; what is unknown is left out."""
+    """Format time, tokens and cost, without those that are unknown."""
     told = ["" if took is None else seconds(took), tokens(usage), "" if usage.cost is None else price(usage.cost)]
     return ", ".join(part for part in told if part)
 
 
 def spent_on(calls: Iterable[SubCall]) -> Usage:
-    """Return what sub-calls used in all."""
+    """Return the total usage of sub-calls."""
     return sum((call.spent for call in calls), Usage())
 
 
@@ -42,6 +42,6 @@ def all_calls(steps: Iterable[Step]) -> Iterator[SubCall]:
 
 
 def duration(steps: Iterable[Step], usage: RunUsage) -> float:
-    """Return how many seconds a run took: what its usage says, and no less than where its last step ends."""
+    """Return how many seconds a run took: from its usage, and at least until its last step ends."""
     ends = [step.started + step.seconds for step in steps]
     return max([usage.seconds, *ends])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the runs in a file, in order. The content tells which format it has, not the name.
+    """Return the runs in a file, in order. Its content tells the format, not its name.
 
     It may be a record (`Record.save`, `ask --save`) or an event log (`RunLog`, `ask --log`), also that of a killed
     process.

@@ -47,7 +47,7 @@ STOPS: dict[Stop, Mark] = {
 
 
 class Digest(BaseModel):
-    """By which an input is known again, without what it says."""
+    """Identifies an input without its content."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,7 +101,7 @@ class Record(BaseModel):
         return self.stop in ("submitted", "extracted")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the record to a file, whole or not at all."""
+        """Write the record to a file atomically."""
         write_whole(self.as_json() + "\n", path)
 
     def as_json(self) -> str:
@@ -133,7 +133,7 @@ def describe_stop(record: Record) -> str:
 
 
 class Recorder(Listener):
-    """Keeps the record of the first run that begins in its scope.
+    """Keeps the record of the first run that starts in its scope.
 
     Attributes:
         record: The record; None until that run has ended.
@@ -152,7 +152,7 @@ class Recorder(Listener):
 
 
 def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
-    """Run a module with the LM of `dspy.settings`, and keep what came of it however it ended.
+    """Run a module with the LM of `dspy.settings`, and return its record however it ended.
 
     Args:
         rlm: The module.
@@ -173,14 +173,14 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
 
 
 def record_of(run: RunEvent) -> Record:
-    """Return the record of a run that has just ended, here."""
+    """Return the record of a run that has just ended in this context."""
     steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is among the outputs
     told = {**asked(run), **ended(run), **looked_at(run)}
     return Record(**told, trajectory=steps, started_at=run.started_at)
 
 
 def asked(run: RunEvent) -> dict[str, Any]:
-    """Return what a record says of a run that begins."""
+    """Return the fields of a record that are known when a run starts."""
     names = run.signature.input_fields
     inputs = {name: value for name, value in run.inputs.items() if name in names}
     most = run.limits.max_output_chars
@@ -197,7 +197,7 @@ def asked(run: RunEvent) -> dict[str, Any]:
 
 
 def ended(run: RunEvent) -> dict[str, Any]:
-    """Return what a record says of a run's end, apart from its steps."""
+    """Return the fields of a record that describe a run's end, except its steps."""
     outcome = run.outcome
     report = {"outputs": jsonable(dict(outcome.outputs)), "usage": outcome.usage}
     if run.error is not None:
@@ -206,19 +206,19 @@ def ended(run: RunEvent) -> dict[str, Any]:
 
 
 def looked_at(run: RunEvent) -> dict[str, Any]:
-    """Return what a record says of how its inputs were looked at, if that was watched here."""
+    """Return the coverage fields of a record, if this run's coverage was watched."""
     outputs = {} if run.error is not None else jsonable(dict(run.outcome.outputs))
     return looked_into(dict(run.inputs), outputs)
 
 
 def cut_short(error: BaseException) -> dict[str, Any]:
-    """Return what a record says of the end of a run that an error ended."""
+    """Return the fields of a record that describe the end of a run by an error."""
     stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
     return {"stop": "interrupted", "error": None} if stopped else {"stop": "failed", "error": in_one_line(error)}
 
 
 def in_short(value: Any, max_chars: int) -> str:
-    """Return an input as a record has it.
+    """Return an input in the short form that a record holds.
 
     Args:
         value: The input.
@@ -228,7 +228,7 @@ def in_short(value: Any, max_chars: int) -> str:
 
 
 def digest_of(value: Any, max_chars: int) -> Digest:
-    """Return by what an input is known again; a large file is not held in memory for it.
+    """Return the digest of an input; a large file is read in pieces.
 
     Args:
         value: The input.
@@ -244,7 +244,7 @@ def digest_of(value: Any, max_chars: int) -> Digest:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the first paragraph of what an error says; of an unexpected one also its type."""
+    """Return the first paragraph of an error's message, with the type of an unexpected one."""
     said = one_line(str(error).strip().split("\n\n")[0], _MAX_ERROR_CHARS)
     expected = isinstance(error, (RLMError, dspy.DSPyError, ValueError, OSError)) and said
     return said if expected else f"{type(error).__name__}: {said or 'no reason given'}"

@@ -40,7 +40,7 @@ _NOT_IN_RECORD = "NotInRecord"
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A step of a record, and what its code did now.
+    """A recorded step, and the result of running its code again.
 
     Attributes:
         number: Its number; the first is 1.
@@ -76,7 +76,7 @@ def replay(
     *,
     tools: Iterable[Callable[..., Any]] = (),
 ) -> list[ReplayedStep]:
-    """Run the code of a record's steps in a fresh interpreter, one after another, and compare.
+    """Run the code of a record's steps in a fresh interpreter, in order, and compare the results.
 
     Sub-calls are answered from the record: by name and inputs, each answer once, those of the same turn first. One
     that is not there fails with a message that says so; so does one whose answer was too long to be kept. Children

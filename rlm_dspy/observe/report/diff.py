@@ -63,7 +63,7 @@ class PairView:
 
 @dataclass(frozen=True)
 class DiffView:
-    """All that the page of two runs shows."""
+    """All data that the page of two runs shows."""
 
     runs: tuple[RunView, ...]
     asked: list[Difference]

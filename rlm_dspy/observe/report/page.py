@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswerView:
-    """What came of a run: its output fields with their types, and why it ended."""
+    """The result of a run: its output fields with their types, and why it ended."""
 
     fields: tuple[tuple[str, str], ...]
     mark: Mark
@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ReportView:
-    """All that the page of a run shows."""
+    """All data that the page of a run shows."""
 
     record: Record
     headline: str
@@ -58,7 +58,7 @@ class ReportView:
 
 
 def write_report(record: Record, path: str | os.PathLike[str]) -> None:
-    """Write a run as an HTML file, whole or not at all.
+    """Write a run as an HTML file, atomically.
 
     Args:
         record: The run.
@@ -84,7 +84,7 @@ def report_html(record: Record) -> str:
 
 
 def answer(record: Record) -> AnswerView:
-    """Return what came of a run."""
+    """Return the view of a run's result."""
     types = record.output_types
     fields = (
         (f"{name}: {types[name]}" if name in types else name, _written(value))

@@ -36,7 +36,7 @@ def highlighted(code: str) -> Markup:
 
 
 def clean(text: str) -> str:
-    """Replace what no HTML file may hold: control characters and lone surrogates."""
+    """Replace the characters that HTML forbids: control characters and lone surrogates."""
     return printable(text).encode("utf-8", "replace").decode("utf-8")
 
 
