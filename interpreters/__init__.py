@@ -46,7 +46,7 @@ __all__ = [
 
 
 def resolve_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Callable[[], dspy.CodeInterpreter]:
-    """Return the factory of an interpreter: the given one, else the one of `dspy.settings`, else the default."""
+    """Return the interpreter factory: the given one, else that of `dspy.settings`, else the default."""
     chosen: Callable[[], dspy.CodeInterpreter] = (
         factory or dspy.settings.get("interpreter_factory") or PythonInterpreter
     )

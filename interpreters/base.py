@@ -34,7 +34,7 @@ _RESERVED = {"SUBMIT", "__builtins__"}
 
 
 class CellError(dspy.CodeExecutionError):
-    """The model's code raised; the session lives on.
+    """The model's code raised an error; the session continues.
 
     `str(error)` is what a model should read: the output printed before the error, then a traceback of the
     model's own lines. Modules that know only DSPy's protocol show just that.
@@ -79,7 +79,7 @@ class TakesObjects:
 
 
 def shown(result: Any) -> str:
-    """Return what a model should read of what an interpreter's `execute` gave."""
+    """Return the text that a model should read of the result of `execute`."""
     if isinstance(result, dspy.FinalOutput):
         return result.printed if isinstance(result, Submission) else ""
     return "\n".join(map(str, result)) if isinstance(result, list) else "" if result is None else str(result)
@@ -96,7 +96,7 @@ def outside_loop(function: Callable[[], T]) -> T:
 
 
 class Interpreter:
-    """DSPy's `CodeInterpreter` protocol, but for where the code runs: a subclass gives `_execute`.
+    """Base class for DSPy's `CodeInterpreter` protocol; a subclass implements `_execute`.
 
     Args:
         tools: Host functions, sync or async, by the name that code calls them by.
@@ -143,7 +143,7 @@ class Interpreter:
 
     @observed
     def start(self) -> None:
-        """Start the session, unless it runs.
+        """Start the session, unless it is running.
 
         Raises:
             dspy.CodeInterpreterError: If it was shut down.
@@ -216,7 +216,7 @@ class Interpreter:
 
     @observed
     def shutdown(self) -> None:
-        """End the session; more than once does nothing."""
+        """End the session; further calls do nothing."""
         with self._starting:
             if not self._ended:
                 self._ended = True

@@ -26,12 +26,12 @@ RUNGS: Mapping[str, frozenset[str]] = {
 
 
 class CannotConfine(dspy.CodeInterpreterError):
-    """This system cannot hold what the policy requires; the message says why and what to choose instead."""
+    """This system cannot enforce what the policy requires; the message says why and names alternatives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfinementPolicy:
-    """What must hold for the model's code. True: required, refused where it cannot hold.
+    """The guarantees for the model's code. True: required; the interpreter refuses to start without it.
 
     False does not switch anything off: the best set of layers that this system has is always used.
     """
@@ -81,7 +81,7 @@ GUARANTEES = tuple(_HELD_BY)
 
 
 def held(layers: frozenset[str]) -> dict[str, str]:
-    """Return, for each guarantee that `layers` hold, the layers that hold it."""
+    """Return the guarantees that `layers` enforce, each with the layers that enforce it."""
     found = {}
     for name, options in _HELD_BY.items():
         fitting = [option for option in options if option <= layers]
@@ -91,7 +91,7 @@ def held(layers: frozenset[str]) -> dict[str, str]:
 
 
 def missing(policy: ConfinementPolicy, layers: frozenset[str]) -> list[str]:
-    """Return what `policy` requires and `layers` do not hold."""
+    """Return the guarantees that `policy` requires and `layers` do not enforce."""
     holding = held(layers)
     return [name for name in policy.required() if name not in holding]
 

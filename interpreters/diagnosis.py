@@ -40,7 +40,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of `doctor`.
 
     Attributes:
         system: Kernel, machine, Python and user, in words.
@@ -66,7 +66,7 @@ class Diagnosis:
 
 
 def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
-    """Try every rung of the ladder with a worker, and return what was found.
+    """Try to run a worker on every set of layers, and return the results.
 
     Args:
         confinement: What is required; the default `ConfinementPolicy` if None.

@@ -58,7 +58,7 @@ def _be_stopped() -> NoReturn:
 
 
 class LocalPythonInterpreter(Interpreter, TakesObjects):
-    """Runs code in the current process, in the thread that calls `execute`. It protects from nothing.
+    """Runs code in the current process, in the thread that calls `execute`, without any protection.
 
     The code can do whatever this process can: read its secrets and memory, change or end it, run for ever. Use it
     for code you trust, in notebooks, and to debug. It has no time limit, as nothing can stop code in its own
@@ -172,7 +172,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             _be_stopped()
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens.
+        """Stop the running cell, from any thread; it ends with a `CellError`. Without a cell, do nothing.
 
         Code is stopped between two steps of Python's interpreter: not while it waits in the system, or in a tool
         that is not async.

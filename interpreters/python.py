@@ -36,7 +36,7 @@ _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydan
 
 
 class PythonInterpreter(Interpreter, TakesObjects):
-    """Runs code in a confined CPython worker of its own: the default on Linux.
+    """Runs code in its own confined CPython worker: the default on Linux.
 
     The worker is forked from a server that was started with an empty environment and has confined itself, so it
     starts in milliseconds and never held a secret of this process. What holds is named by `confinement`; where the
@@ -113,12 +113,12 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     @property
     def confinement(self) -> ConfinementPolicy:
-        """What must hold for the code."""
+        """The confinement policy of this interpreter."""
         return self._recipe.confinement
 
     @property
     def layers(self) -> list[str]:
-        """The layers of confinement that its worker has put on; empty before it is started."""
+        """The confinement layers that its worker has applied; empty before it starts."""
         return [] if self._session is None else list(self._session.group.layers)
 
     def put(self, **variables: Any) -> None:
@@ -133,7 +133,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             self._live().bind(variables)
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread; it ends with a `CellError`. Without one nothing happens."""
+        """Stop the running cell, from any thread; it ends with a `CellError`. Without a cell, do nothing."""
         if self._session is not None and self._running.locked():
             self._session.interrupt("was stopped by the host")
 
@@ -151,7 +151,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             return self._live().roll_back()
 
     def fork(self, count: int = 1) -> list[Self]:
-        """Return `count` interpreters that go on from the state of this one, with its tools; close each.
+        """Return `count` interpreters that continue from this one's state, with its tools; close each.
 
         They share its scratch folder and its limit of processes.
 

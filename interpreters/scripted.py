@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One `execute` that was answered from the script."""
+    """One `execute` call that the script answered."""
 
     code: str
     """The source it was given."""
@@ -25,7 +25,7 @@ class Call:
 
 
 class ScriptedInterpreter(Interpreter, TakesObjects):
-    """Answers each `execute` with the next of `results`, and keeps what it was asked.
+    """Answers each `execute` with the next of `results`, and records the calls.
 
         >>> repl = ScriptedInterpreter(["3 lines", dspy.FinalOutput({"answer": "42"})])
         >>> repl.execute("print('anything')")

@@ -34,12 +34,12 @@ _LEFT_OUT = re.compile(rf"{LEFT_OUT.pattern}|['\"]? ?\.\.\. ?['\"]?")
 
 
 def names_secret(name: str) -> bool:
-    """Return whether a setting of this name holds a secret, if it holds a text: `api_key`, `extra_headers`."""
+    """Return whether a setting of this name, such as `api_key` or `extra_headers`, holds a secret."""
     return bool(_NAMES.search(name))
 
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an LM but for texts and dicts that are secret by their name."""
+    """Return an LM's settings without texts and dicts whose name marks them as secret."""
     return {
         name: without_secrets(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
@@ -48,18 +48,18 @@ def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def secrets_of(lm: dspy.BaseLM) -> set[str]:
-    """Return the secrets among the settings of an LM: strings under a name like `api_key`, also inside dicts."""
+    """Return the secrets in an LM's settings: strings under a name like `api_key`, also inside dicts."""
     return {part for secret in _under_secret_names(getattr(lm, "kwargs", {})) for part in _parts(secret)}
 
 
 def secrets_of_environment() -> set[str]:
-    """Return the values of environment variables that are named like a key."""
+    """Return the values of environment variables whose names mark them as keys."""
     values = [value for name, value in os.environ.items() if _NAMES_IN_ENVIRONMENT.search(name)]
     return {part for value in values for part in _parts(value)}
 
 
 def safe_message(error: BaseException, *lms: Any) -> str:
-    """Return what an error says to code that must not know the host's secrets.
+    """Return an error's message for code that must not know the host's secrets.
 
     Args:
         error: What was raised: by a model's server or by a tool, which may quote a request with its headers.
@@ -69,19 +69,19 @@ def safe_message(error: BaseException, *lms: Any) -> str:
 
 
 def without_credentials(text: str, *lms: Any) -> str:
-    """Return a text without the secrets of the environment and of some LMs, and without what looks like a key."""
+    """Redact the secrets of the environment and of some LMs, and what looks like a key, in a text."""
     secrets = secrets_of_environment().union(*map(secrets_of, lms))
     return _CREDENTIALS.sub(HIDDEN, hidden(text, secrets))
 
 
 def safe_error(error: Exception, *lms: Any) -> Exception:
-    """Return the error itself if it tells no secret; else one with its type and message, secrets hidden."""
+    """Return the error if it reveals no secret; else an error of the same type and message, redacted."""
     message = safe_message(error, *lms)
     return error if message == str(error) else RuntimeError(f"{type(error).__name__}: {message}")
 
 
 def in_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Return JSON-like data, however deep, with each string in it changed, names too."""
+    """Apply a function to each string in JSON-like data, names included."""
     whole = [value]
     waiting: list[Any] = [whole]
     while waiting:
@@ -99,7 +99,7 @@ def in_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
-    """Return a text with `***` in place of each secret, and of what is left of one that was cut through."""
+    """Replace each secret in a text, also one that was cut through, by `***`."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return without_cut(text, secrets) if "..." in text else text

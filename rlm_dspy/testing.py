@@ -25,7 +25,7 @@ _ROLES = {"act", "query", "extract", "fold", "run", ""}
 
 
 class CutReply(str):
-    """A reply's text that ends where `max_tokens` cut it: the provider gives the finish reason `length`."""
+    """The text of a reply that `max_tokens` truncates: its finish reason is `length`."""
 
     __slots__ = ()
 

@@ -21,7 +21,7 @@ _CONTROLS = re.compile(
 
 
 def printable(text: str) -> str:
-    """Replace the characters that could control a terminal, or make a text look different from what it says."""
+    """Escape the characters that could control a terminal, or disguise what a text says."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
@@ -77,7 +77,7 @@ _NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
 
 
 def sendable(text: str) -> str:
-    """Replace lone surrogates by `?`: neither a request nor a file can hold them."""
+    """Replace lone surrogates by `?`: requests and files cannot contain them."""
     if text.isascii():
         return text
     try:
@@ -112,7 +112,7 @@ def one_line(text: str, chars: int) -> str:
 
 
 def clip(text: str, max_chars: int) -> str:
-    """Return `text`, or its head and tail with a note between them of how much is left out.
+    """Return `text`, or its head and tail with a note of how much was left out.
 
     Args:
         text: Any text.
@@ -163,7 +163,7 @@ _DEVICES = Path("/dev")
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a UTF-8 file, whole or not at all; lone surrogates become `?`.
+    """Write a UTF-8 file atomically; lone surrogates become `?`.
 
     Of a symlink, the target is written. A pipe or a device, such as `/dev/stdout`, is written to directly.
 

@@ -31,7 +31,7 @@ Tone = Literal["", "good", "warn", "bad"]
 
 
 class Mark(NamedTuple):
-    """How a kind of step, or an end of a run, is shown.
+    """How to show a kind of step, or an end of a run.
 
     Attributes:
         label: A word or two.

@@ -25,7 +25,7 @@ _TEXTS = ("reasoning", "code")
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state of `act` that a policy holds, for `Act.load_state`: instructions and demos.
+    """Return the state of `act` in a policy, for `Act.load_state`: instructions and demos.
 
     Never a model, nor options of its calls such as an address, whatever the file says: files are passed on.
 
@@ -40,7 +40,7 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return all that a policy file holds: `act`, `name`, `model`, `provenance` and `version`.
+    """Return the contents of a policy file: `act`, `name`, `model`, `provenance` and `version`.
 
     Raises:
         ValueError: If there is no such policy, or the file is none.
@@ -88,7 +88,7 @@ def _wrong_with(act: Any) -> str:
 def write_policy(
     path: str | os.PathLike[str], act: dict[str, Any], *, name: str, model: str, provenance: dict[str, Any]
 ) -> None:
-    """Write a policy file, whole or not at all.
+    """Write a policy file atomically.
 
     Args:
         path: The file; its folder is made.
@@ -105,7 +105,7 @@ def write_policy(
 
 
 def policy_for(lm: Any) -> str | None:
-    """Return the name of the policy that is shipped for an LM, by its model's name; None if there is none."""
+    """Return the name of the policy shipped for an LM, by its model's name; None if there is none."""
     model = getattr(lm, "model", None) or ""
     name = str(model).rsplit("/", 1)[-1].lower()
     return name if name in shipped_policies() else None

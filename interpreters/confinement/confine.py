@@ -22,7 +22,7 @@ _DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 
 @dataclass
 class Confinement:
-    """What a fork server and its workers are confined to.
+    """The confinement of a fork server and its workers.
 
     Args:
         layers: The layers to put on. `uid`: root becomes a user that owns nothing. `namespaces`: none of the
@@ -46,7 +46,7 @@ class Confinement:
     _kept: int = 0
 
     def leave_namespaces(self) -> bool:
-        """First, while little is loaded: leave the host's namespaces.
+        """First, before modules are loaded: leave the host's namespaces.
 
         Returns:
             Whether the next child is process 1 of its own, so that the caller must fork.
@@ -60,7 +60,7 @@ class Confinement:
         return "namespaces" in self.layers
 
     def close_server(self) -> None:
-        """Then, when everything is loaded: take away files and privilege, and prepare what workers put on.
+        """After all modules are loaded: drop files and privileges, and prepare the workers' layers.
 
         Raises:
             OSError: If this system does not allow it.
@@ -78,7 +78,7 @@ class Confinement:
         self.hidden, self.base = [], ""  # nothing more needs them, and workers could read them
 
     def close_worker(self, scratch: str, bounds: limits.WorkerLimits, *, processes: int | None) -> None:
-        """In a new worker: put on the rest, for good.
+        """In a new worker: apply the remaining layers, for good.
 
         Args:
             scratch: Its own folder, where there is no minimal root.

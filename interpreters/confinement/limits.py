@@ -14,7 +14,7 @@ ADDRESS_ROOM = 3 << 29
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLimits:
-    """WorkerLimits of one worker."""
+    """The resource limits of one worker."""
 
     memory_bytes: int = 2 << 30
     """Private memory of its processes together. What is shared with the host is not counted."""
@@ -37,7 +37,7 @@ class WorkerLimits:
 
 
 def bind(limits: WorkerLimits, *, processes: int | None) -> None:
-    """Put this process under `limits`. Only a process outside can raise the soft limits of memory again.
+    """Apply `limits` to this process. Only another process can raise its soft memory limits again.
 
     Args:
         limits: The limits.

@@ -134,7 +134,7 @@ class _Program(ctypes.Structure):
 
 
 def install(code: bytes) -> None:
-    """Put this process, all of its threads and all their children under the filter, for good.
+    """Apply the filter to this process, all of its threads and all their children, for good.
 
     Raises:
         OSError: If the kernel refuses.

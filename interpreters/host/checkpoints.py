@@ -19,7 +19,7 @@ _CHEAP_SECONDS, _CHEAP_SHARE = 0.020, 0.05
 
 @dataclass
 class Checkpoint:
-    """A sleeping copy of the worker.
+    """A sleeping copy of the worker process.
 
     Attributes:
         process: The copy.
@@ -59,7 +59,7 @@ class Checkpoints:
         """Whether the worker has changed since the last copy was ordered."""
 
     def worth_one(self) -> bool:
-        """Return whether a copy is worth its cost now.
+        """Return whether a checkpoint is worth its cost now.
 
         A call to the host may have been paid for, so each is worth a copy. Otherwise a copy may take 20 ms, or 5 %
         of the time since the last: that is what the session would lose, with what the model thought meanwhile.

@@ -18,7 +18,7 @@ _LATE_ANSWER_SECONDS = 10
 
 @dataclass(frozen=True)
 class CellLimits:
-    """How long a cell may take.
+    """The time limits of a cell.
 
     Raises:
         ValueError: If a limit is not positive.
@@ -55,7 +55,7 @@ class Deadline:
 
 
 class Clock:
-    """The deadlines of one cell, the calls it has made, and how hard it was asked to stop."""
+    """The deadlines of one cell, its pending host calls, and its interrupts so far."""
 
     def __init__(self, limits: CellLimits) -> None:
         self._limits = limits

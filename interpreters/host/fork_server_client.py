@@ -61,7 +61,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a fork server is made from; equal recipes share one."""
+    """The settings of a fork server; equal recipes share one."""
 
     preload: tuple[str, ...]
     paths: tuple[str, ...]
@@ -208,7 +208,7 @@ class ForkServer:
         raise TimeoutError(f"the fork server did not answer within {deadline.seconds:g} seconds")
 
     def close(self) -> None:
-        """End it and all its workers, and remove its folders. In a forked child: only let go of it."""
+        """End the server and all its workers, and remove its folders. In a forked child: only release it."""
         self._control.close()
         self.watch.close()
         if self._owner != os.getpid():

@@ -43,7 +43,7 @@ _CHUNK = 4 << 20
 
 
 class CannotCross(dspy.CodeInterpreterError, TypeError):  # noqa: N818 (a reason, as DSPy words its own)
-    """A value has no form in which a worker could have it; the message says what to pass instead."""
+    """A value cannot be sent to a worker; the message says what to pass instead."""
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ class FileText(Protocol):
 
 @dataclass
 class Form:
-    """A value as it goes into a frame.
+    """A value as part of a frame.
 
     Attributes:
         frame: What the worker reads.

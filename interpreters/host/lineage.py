@@ -32,11 +32,11 @@ _STAYS_DONE = (
 
 
 class CellUndone(CellError):  # noqa: N818 (it says what became of the cell)
-    """The cell's process had to be ended, and a checkpoint took its place; `str(error)` says what is undone."""
+    """A checkpoint replaced the cell's process; `str(error)` says what was undone."""
 
 
 class Lineage:
-    """What a session is made of, across the processes that carry it.
+    """A session across the processes that run it.
 
     Args:
         group: The group it belongs to.

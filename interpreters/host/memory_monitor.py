@@ -18,10 +18,10 @@ _LARGEST_TREE = 10_000
 
 
 class Watched(Protocol):
-    """A group of processes that is looked at while none of its cells runs."""
+    """A group of processes that is monitored while none of its cells runs."""
 
     def end_hogs(self) -> None:
-        """End what takes more memory than it may."""
+        """End the processes that take more memory than they may."""
 
 
 class Watch:

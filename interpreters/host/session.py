@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker says of the end of a cell: also what it printed, and whether its threads may run on."""
+    """The end of a cell as its worker reports it: its output, and whether its threads may run on."""
 
     outcome: Outcome
     output: str
@@ -59,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a session treats its cells."""
+    """The settings of a session."""
 
     limits: CellLimits
     max_output_chars: int
@@ -72,7 +72,7 @@ class Settings:
 
 
 class Session(Lineage):
-    """One worker, and the cells it runs.
+    """Runs cells on one worker.
 
     Args:
         group: The group it belongs to.

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Crew:
-    """Threads that run jobs at once, made when they are needed and kept for the next job.
+    """A pool of threads that run jobs at once, created on demand and reused.
 
     They are daemons: a tool that never returns does not keep the process from ending.
     """

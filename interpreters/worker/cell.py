@@ -134,7 +134,7 @@ Kind = Literal["done", "submitted", "raised", "invalid"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended. What it printed is in the `Capped` it was given."""
+    """How a cell ended. Its output is in the `Capped` it was given."""
 
     kind: Kind
     """`invalid`: the source does not parse or compile, and nothing of it ran."""
@@ -189,7 +189,7 @@ class Cells:
         functions: Mapping[str, Callable[..., Any]] | None = None,
         output_fields: Sequence[Mapping[str, Any]] | None = None,
     ) -> Outcome:
-        """Run one cell; whatever it raises is in the outcome.
+        """Run one cell and return its outcome, also if it raises.
 
         Args:
             code: Its source. `await` is allowed at the top level; tasks left over end with the cell.

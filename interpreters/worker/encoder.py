@@ -35,7 +35,7 @@ def encoded(frame: Mapping[str, object]) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return a form of `value` that is closer to JSON.
+    """Convert `value` to a form that is closer to JSON.
 
     Raises:
         TypeError: If there is none.

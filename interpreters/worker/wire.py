@@ -39,7 +39,7 @@ Frame = dict[str, JSON]
 
 
 class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
-    """What came in is not a frame of the protocol."""
+    """A received message is not a valid frame of the protocol."""
 
 
 def encoded(frame: Mapping[str, object]) -> bytes:

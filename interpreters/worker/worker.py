@@ -38,7 +38,7 @@ _STACK_BYTES = 4 << 20
 
 
 class Worker:
-    """One session.
+    """Runs the cells of one session.
 
     Args:
         sock: To the host.

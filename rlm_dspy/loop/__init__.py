@@ -1,1 +1,1 @@
-"""The RLM loop: rlm.py runs the turns, turn.py takes one, run.py holds the state of a run."""
+"""The RLM loop: rlm.py runs the turns, turn.py takes one, run_state.py holds the state of a run."""

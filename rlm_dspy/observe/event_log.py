@@ -92,7 +92,7 @@ class _Open:
 
 
 class RunLog(Listener):
-    r"""Appends the events of every run to a file, as they happen. The format is in this module's docstring.
+    r"""Appends the events of every run to a file, as they happen. This module's docstring has the format.
 
     It listens to DSPy: give it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use it
     as a context manager, which adds it to the callbacks in force there: in the threads of DSPy and of a run, not

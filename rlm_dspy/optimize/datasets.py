@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list[dspy.Example]:
-    """Return examples whose long texts stay short in reprs, saved states and prompts.
+    """Return examples whose long texts are `Text`s, short in reprs, saved states and prompts.
 
     Optimizers show examples to models and save them (`MIPROv2` its summary of the dataset, `SIMBA` the inputs of
     a run, a bootstrapped program its demos). A `Text` is shown there as one line; an RLM binds it as the plain
@@ -53,7 +53,7 @@ def _wrapped(example: dspy.Example, min_chars: int) -> dspy.Example:
 
 
 def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[dspy.Example]:
-    """Return the examples of a file of JSON lines: one object a line, one key a field.
+    """Return the examples of a JSON Lines file: one object on each line, one key for each field.
 
     A value `{"file": "articles.md"}` stands for a UTF-8 file, relative to the dataset's folder.
 
@@ -119,7 +119,7 @@ class Chat:
 
 @dataclass
 class ChatRecorder(BaseCallback):
-    """Listens to model calls and keeps what was sent and answered, with the predictor that asked.
+    """Records the messages and replies of model calls, with the predictor that made each call.
 
     Put it among the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
 
@@ -140,7 +140,7 @@ class ChatRecorder(BaseCallback):
     def on_module_end(
         self, call_id: str, outputs: dspy.Prediction | None, exception: BaseException | None = None
     ) -> None:
-        """Forget it, and the replies that were of no use to it."""
+        """Forget the predictor, and the replies that it could not use."""
         predictor = self._predictors.pop(call_id, None)
         mine = [chat for chat in self.chats if chat.call_id == call_id]
         no_code = isinstance(predictor, Act) and exception is None and not getattr(outputs, "code", "")
@@ -148,14 +148,14 @@ class ChatRecorder(BaseCallback):
         self.chats = [chat for chat in self.chats if not any(chat is other for other in useless)]
 
     def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
-        """Keep what is sent."""
+        """Record the messages."""
         messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt") or ""}]
         asking = ACTIVE_CALL_ID.get() or ""
         chat = Chat(self._predictors.get(asking), [dict(message) for message in messages], asking)
         self._sent[call_id] = chat
 
     def on_lm_end(self, call_id: str, outputs: Outputs, exception: BaseException | None = None) -> None:
-        """Put the reply behind it; a call that failed is dropped."""
+        """Append the reply; drop a call that failed."""
         chat = self._sent.pop(call_id)
         reply = _text(outputs)
         if exception is None and reply:

@@ -28,7 +28,7 @@ _ALIKE = 0.9
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo that may be shown.
+    """A candidate demo.
 
     Attributes:
         example: The fields, as a predictor's `demos` take them.
@@ -67,14 +67,14 @@ def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environme
 def from_call(
     inputs: Mapping[str, Any], outputs: dspy.Prediction, score: float, *, input_chars: int = 400
 ) -> Demo:
-    """Return the demo of one call of an ordinary predictor; long texts among its inputs are cut."""
+    """Return the demo of one call of an ordinary predictor, with long input texts cut."""
     short = {name: _short_input(value, input_chars) for name, value in inputs.items()}
     example = dspy.Example(augmented=True, **short, **outputs)
     return Demo(example, score, sum(len(str(value)) for value in example.values()))
 
 
 def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
-    """Return the demos to show, in the order in which they were found.
+    """Choose the demos to show, in the order in which they were found.
 
     The best score first, then the shortest; but of equal scores one whose code is much like that of a demo already
     taken only when no other is left, so that kinds of tasks with longer solutions are shown too. The first of all,

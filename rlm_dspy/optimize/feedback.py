@@ -46,7 +46,7 @@ _LITTLE = 0.05
 
 
 def unread(example: dspy.Example, prediction: dspy.Prediction) -> str:
-    """Return what share of each text was never read by code, shown, or sent to a sub-call; empty if little.
+    """Return the share of each text that code never read, showed or sent to a sub-call; empty if small.
 
     Known only of runs inside `rlm_dspy.coverage.watched()`.
     """
@@ -62,7 +62,7 @@ def unread(example: dspy.Example, prediction: dspy.Prediction) -> str:
 
 
 def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int = 2_000) -> Callable[..., Any]:
-    """Return a metric for `dspy.GEPA`: the score of `metric`, and for each predictor what went wrong first.
+    """Return a metric for `dspy.GEPA`: the score of `metric`, with text on what each predictor did wrong.
 
     It takes `(gold, pred, trace=None, pred_name=None, pred_trace=None)` and returns
     `dspy.Prediction(score, feedback)`. For `act` the feedback tells of failed turns (the last line of an error,
@@ -98,7 +98,7 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
 
 
 def on_turns(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
-    """Return sentences on the turns of a run: failures first, then how it ended."""
+    """Return feedback on the turns of a run: failures first, then how it ended."""
     steps = steps_in(pred, trace, pred_trace)
     broken = [call for step in steps for call in step.calls if call.error]
     return [
@@ -114,7 +114,7 @@ def on_turns(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = Non
 
 
 def on_calls(name: str, pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
-    """Return sentences on the sub-calls of one predictor: failed, repeated, and how many there were."""
+    """Return feedback on the sub-calls of one predictor: failures, repetitions and their number."""
     calls = [call for step in steps_in(pred, trace) for call in step.calls if call.name == name]
     failed = [call for call in calls if call.error]
     asked = Counter(str(sorted(call.inputs.items())) for call in calls)
@@ -130,7 +130,7 @@ def on_calls(name: str, pred: dspy.Prediction, trace: Trace = None, pred_trace: 
 
 
 def steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[Step]:
-    """Return the steps of a run: of the prediction if it is an RLM's, else what the trace shows of its runs.
+    """Return the steps of a run: from an RLM's prediction, else from the runs in the trace.
 
     Args:
         pred: What the program returned.
@@ -221,7 +221,7 @@ def _last_line(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """What is taken off a score for how a run went. All of it together is at most `most`.
+    """The penalties on a score for how a run went. Their sum is at most `most`.
 
     The defaults are small: with scores of 0 and 1 a right answer by a bad run beats a wrong one by a good run.
     """
@@ -256,7 +256,7 @@ def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Cal
 
 
 def penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> float:
-    """Return what `rates` take off for a run, without the cap."""
+    """Return the penalty of a run at these `rates`, without the cap."""
     steps = steps_in(prediction, trace)
     calls = [call for step in steps for call in step.calls]
     asked = {(call.name, str(sorted(call.inputs.items()))) for call in calls}

@@ -26,7 +26,7 @@ _DRAWS = 2_000
 
 @dataclass(frozen=True)
 class Pilot:
-    """A run that was made to see what one costs.
+    """The cost of one trial run.
 
     Attributes:
         seconds: Wall-clock time.
@@ -43,7 +43,7 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a number of runs will take: each pair is the median and the 95th percentile.
+    """The estimated cost of a number of runs: each pair is the median and the 95th percentile.
 
     Attributes:
         runs: How many.
@@ -59,7 +59,7 @@ class Forecast:
 
 
 def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric) -> list[Pilot]:
-    """Run a program on some examples, one after the other. One that raises is left out.
+    """Run a program on some examples, one after the other. Examples that raise are left out.
 
     Raises:
         Exception: What the last one raised, if all did.
@@ -77,7 +77,7 @@ def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
 
 
 def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int = 0) -> Forecast:
-    """Return what `runs` runs will take, from what the pilots took.
+    """Estimate the cost of `runs` runs from the pilots.
 
     The percentiles are those of the total over many draws of the pilots with replacement: with few pilots, or
     uneven ones, they lie far apart. What an optimizer asks its own model is not counted.
@@ -109,7 +109,7 @@ def _percentiles(values: Sequence[float], times: float, seed: int) -> tuple[floa
 
 
 def told(cast: Forecast, pilots: Sequence[Pilot]) -> str:
-    """Return a forecast in words."""
+    """Format a forecast as text."""
     right = sum(p.score for p in pilots)
     cost = f"{price(cast.cost[0])} (95 %: {price(cast.cost[1])})" if cast.cost else "cost unknown"
     return (

@@ -24,7 +24,7 @@ _DEMOS = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What an optimizer is given.
+    """The input of an optimizer.
 
     Attributes:
         program: The program; it is not changed.
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Named:
-    """An optimizer that can be chosen by name.
+    """An optimizer that the command line offers by name.
 
     Attributes:
         compile: Returns the optimized program.

@@ -63,7 +63,7 @@ def save_policy(
 
 
 def summary(scores: Sequence[float]) -> dict[str, Any]:
-    """Return mean, number and 95 % interval of scores; None for the interval if some are not between 0 and 1."""
+    """Return mean, number and 95 % interval of scores; no interval if some are not between 0 and 1."""
     mean = sum(scores) / len(scores) if scores else None
     shares = all(0 <= score <= 1 for score in scores)
     return {

@@ -24,7 +24,7 @@ MIN_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two programs on the same examples.
+    """The scores of two programs on the same examples.
 
     Attributes:
         candidate: The candidate's scores, one an example.
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def differences(self) -> list[float]:
-        """Candidate minus incumbent, one an example."""
+        """Candidate's score minus incumbent's, for each example."""
         return [mine - its for mine, its in zip(self.candidate, self.incumbent, strict=True)]
 
     @property
@@ -48,12 +48,12 @@ class Comparison:
 
     @property
     def wins(self) -> int:
-        """Examples on which the candidate scored more."""
+        """The number of examples on which the candidate scored more."""
         return sum(difference > 0 for difference in self.differences)
 
     @property
     def losses(self) -> int:
-        """Examples on which it scored less."""
+        """The number of examples on which the candidate scored less."""
         return sum(difference < 0 for difference in self.differences)
 
     @property
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def not_worse(self) -> bool:
-        """Whether the candidate scored no less, and the interval tells that it is not worse by `max_loss`.
+        """Whether the candidate scored no less, and the interval excludes a loss of `max_loss`.
 
         A candidate that scored nothing at all has shown nothing, and is not let through.
         """
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def seen(self) -> str:
-        """What was seen, in words."""
+        """The comparison as text."""
         low, high = self.interval
         return (
             f"{self.difference:+.3f} on {len(self.differences)} examples "
@@ -91,7 +91,7 @@ class Comparison:
         return f"Not promoted, {what}: {self.seen}."
 
     def as_provenance(self) -> dict[str, Any]:
-        """Return what a policy file keeps of the comparison."""
+        """Return the part of the comparison that a policy file keeps."""
         return {
             "candidate": summary(self.candidate),
             "incumbent": summary(self.incumbent),
@@ -211,7 +211,7 @@ def promote(
 def check_held_out(
     evalset: Sequence[dspy.Example], seen: Sequence[dspy.Example], *, min_examples: int = MIN_EXAMPLES
 ) -> None:
-    """Check that examples are enough, and held out, before anything is paid for.
+    """Check that there are enough examples, all held out, before any model call.
 
     Args:
         evalset: The examples.

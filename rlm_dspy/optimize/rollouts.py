@@ -30,7 +30,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class Rollouts:
-    """What each finished example gave, by example; on disk if a folder is given.
+    """Stores the result of each finished example; on disk if a folder is given.
 
     An example that failed is not kept: it is run again.
 
@@ -49,7 +49,7 @@ class Rollouts:
             self._known = self._read(self._file.path)
 
     def get(self, example: dspy.Example, run: Callable[[], Found | None]) -> Found:
-        """Return what an example gave; if it is not known, by running it. Nothing if it failed."""
+        """Return the result of an example, from the store or by running it; empty if it failed."""
         if self._file is None:
             return run() or {}
         name = digest(self._key, example)
@@ -95,7 +95,7 @@ def that_succeed(run: Callable[[dspy.Example], T], examples: Sequence[dspy.Examp
 
 
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
-    """Return what the runs of a compile depend on: the program and its parts, the model, the settings.
+    """Return the key of a compile's runs: the program and its parts, the model, the settings.
 
     Functions among the settings and the tools are known by their source, where there is one.
     """

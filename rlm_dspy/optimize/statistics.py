@@ -16,7 +16,7 @@ _Z = 1.959964  # of 95 %
 
 
 def wilson(right: float, count: int) -> Interval:
-    """Return the 95 % interval of a share (Wilson, 1927).
+    """Return the 95 % interval of a proportion (Wilson, 1927).
 
     Args:
         right: How many were right; with scores between 0 and 1 their sum, which makes the interval a little wide.
@@ -57,7 +57,7 @@ Metric = Callable[..., Judgement]
 
 
 def score_of(value: Judgement) -> float:
-    """Return the number in what a metric returned.
+    """Return the number in a metric's result.
 
     Raises:
         TypeError: If it is none of these.

@@ -50,7 +50,7 @@ class TracedRun:
 
     @property
     def recovered_at(self) -> int | None:
-        """The first turn that failed and was mended by the next one, counted from 0; None if there is none."""
+        """The first failed turn that the next one repaired, counted from 0; None if there is none."""
         failed = [step.failed for step in self.steps] + [False]
         mended = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
         return mended[0] if mended else None
@@ -74,7 +74,7 @@ class _Open:
 
 
 def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
-    """Return the runs in a trace, in the order in which they began.
+    """Return the runs in a trace, in the order in which they started.
 
     Args:
         trace: `dspy.settings.trace` of a call: predictor, inputs and outputs of each predictor call.

@@ -33,7 +33,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 @dataclass
 class TrajectoryFewShot(Teleprompter):
-    """Gives every predictor of a program demos from runs that went well.
+    """Gives every predictor of a program demos from successful runs.
 
     The program (or a teacher) runs on each training example. Of each run of an RLM that scored enough, root or
     child, one demo of `act` is made: a short conversation of the first turn, a turn that failed and the one that
@@ -81,7 +81,7 @@ class TrajectoryFewShot(Teleprompter):
         teacher: dspy.Module | dspy.BaseLM | None = None,
         valset: Sequence[dspy.Example] | None = None,
     ) -> dspy.Module:
-        """Return a copy of `student` with demos. A predictor for which none were found keeps those it had.
+        """Return a copy of `student` with demos. A predictor without new demos keeps those it had.
 
         Args:
             student: The program. It is not changed.
@@ -162,7 +162,7 @@ class TrajectoryFewShot(Teleprompter):
 
 
 def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
-    """Raise unless both programs have predictors of the same names.
+    """Check that both programs have predictors of the same names.
 
     Raises:
         ValueError: Which names differ.
@@ -175,7 +175,7 @@ def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
 
 
 class Failures:
-    """Lets a number of examples fail.
+    """Tolerates a number of failed examples.
 
     Args:
         allowed: How many errors are logged; the next one is raised.
@@ -187,7 +187,7 @@ class Failures:
         self._lock = threading.Lock()
 
     def watch(self, run: Callable[[], dict[str, list[Demo]]]) -> dict[str, list[Demo]] | None:
-        """Return what `run` returns; None if it failed."""
+        """Return the result of `run`; None if it failed."""
         try:
             return run()
         except Exception as error:

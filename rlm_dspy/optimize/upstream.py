@@ -44,7 +44,7 @@ _SHOWN_DEPTH = 20
 
 
 def tell_apart(program: dspy.Module) -> dspy.Module:
-    """Mark the predictors of a program, in place, so that no two signatures are equal. No prompt shows it."""
+    """Mark the predictors of a program, in place, so that no two signatures are equal. Prompts do not change."""
     for name, predictor in program.named_predictors():
         first = next(iter(predictor.signature.fields))
         predictor.signature = predictor.signature.with_updated_fields(first, predictor=name)
@@ -59,14 +59,14 @@ def _mark(predictor: dspy.Predict) -> str | None:
 
 
 class Turns(Protocol):
-    """What of GEPA's state says whose turn it is."""
+    """The part of GEPA's state that says whose turn it is."""
 
     list_of_named_predictors: list[str]
     named_predictor_id_to_update_next_for_program_candidate: list[int]
 
 
 class CalledPredictors:
-    """Chooses for GEPA which predictor to reflect on: in turn, among those that the sampled runs called.
+    """Chooses the predictor that GEPA reflects on: in turn, among those that the sampled runs called.
 
     It knows them by the marks of `tell_apart`.
     """
@@ -90,7 +90,7 @@ class CalledPredictors:
 
 
 class GEPA(dspy.GEPA):
-    """`dspy.GEPA` that tells the turns of two RLMs apart and reflects only on what was called.
+    """`dspy.GEPA` that distinguishes the turns of two RLMs and reflects only on predictors that were called.
 
     Takes what `dspy.GEPA` takes; `rlm_dspy.optimize.with_feedback` makes its metric.
     """
@@ -110,7 +110,7 @@ class GEPA(dspy.GEPA):
 
 
 class SIMBA(dspy.SIMBA):
-    """`dspy.SIMBA` whose reflection sees the turns of a run, cut short. Takes what `dspy.SIMBA` takes."""
+    """`dspy.SIMBA` whose reflection sees the turns of a run, shortened. Takes the arguments of `dspy.SIMBA`."""
 
     def __init__(self, *, metric: Callable[..., Any], **options: Any) -> None:
         super().__init__(metric=metric, **options)
@@ -208,7 +208,7 @@ def _short_inputs(example: dspy.Example) -> dspy.Example:
 
 
 class KNNFewShot(dspy.KNNFewShot):
-    """`dspy.KNNFewShot` whose embedder is given short texts. Takes what `dspy.KNNFewShot` takes.
+    """`dspy.KNNFewShot` that embeds short texts. Takes the arguments of `dspy.KNNFewShot`.
 
     What it makes compiles itself anew at each call, and so has no state to save.
     """
@@ -219,7 +219,7 @@ class KNNFewShot(dspy.KNNFewShot):
 
 
 class Ensemble(dspy.Ensemble):
-    """`dspy.Ensemble` whose program is saved and loaded with what its members learned."""
+    """`dspy.Ensemble` whose program saves and loads what its members learned."""
 
     def compile(self, programs: list[dspy.Module]) -> dspy.Module:
         """Return a program that asks each of `programs` and reduces their answers."""

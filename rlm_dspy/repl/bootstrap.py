@@ -36,6 +36,6 @@ SHOW_NOTES = "_rlm_show_notes()"
 
 @cache
 def functions() -> list[object]:
-    """Return the source, and its code for an interpreter of this very Python, which need not compile it."""
+    """Return the source, and its compiled code for an interpreter of the same Python version."""
     code = marshal.dumps(compile(SOURCE, _FILE, "exec", dont_inherit=True))
     return [SOURCE, [importlib.util.MAGIC_NUMBER.hex(), base64.b64encode(code).decode()]]

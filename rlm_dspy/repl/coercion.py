@@ -33,7 +33,7 @@ _TOLD_PROBLEMS = 1_000
 
 
 def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[str, Any], list[str]]:
-    """Read submitted values into the output fields of a signature.
+    """Convert submitted values to the output fields of a signature.
 
     A field may be left out if it has a default or allows None. Strings are read leniently into other types
     (`"42"` as int, `"2025-03-14"` as date, a JSON list as list); objects of the REPL's own classes by their
@@ -70,14 +70,14 @@ def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[s
 
 
 def type_of(field: FieldInfo) -> TypeForm[Any]:
-    """Return the type of a field with all that holds for its values: `Annotated[int, Ge(1)]`."""
+    """Return the type of a field with its constraints: `Annotated[int, Ge(1)]`."""
     by = field.discriminator
     told = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
     return cast("TypeForm[Any]", Annotated[field.annotation, *told] if told else field.annotation)
 
 
 def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Read one value into a type, with the constraints and validators of an `Annotated` one.
+    """Convert one value to a type, with the constraints and validators of an `Annotated` one.
 
     Raises:
         ValueError: If it does not fit; the message says what is needed and what was given.

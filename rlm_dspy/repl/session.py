@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import StepKind
 
 MAKE = "_rlm_made"
-"""The function of the REPL that makes the stand-in of a host object; see `in_repl/values.py`."""
+"""The function of the REPL that makes the stand-in of a host object; see `in_repl/value_codec.py`."""
 _SIMPLE_TYPES = (str, int, float, bool, list, dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a block of code led to.
+    """The result of a code block.
 
     Attributes:
         kind: `output`, `error`, `submitted` (not yet read into types) or `interpreter_lost`.
@@ -81,7 +81,7 @@ class Repl:
         return self._interpreter
 
     def open(self) -> None:
-        """Start an interpreter and bind inputs and functions. If `close` comes meanwhile, it is shut down again.
+        """Start an interpreter and bind inputs and functions. A concurrent `close` shuts it down again.
 
         Raises:
             dspy.CodeInterpreterError: If it cannot be started.
@@ -156,7 +156,7 @@ class Repl:
             ) from error
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread: it ends in an error. Without one nothing happens.
+        """Stop the running cell, from any thread: it ends with an error. Without a cell, do nothing.
 
         An interpreter that cannot stop a cell is shut down; a fresh one takes its place.
         """
@@ -170,7 +170,7 @@ class Repl:
                 self._shut_down()
 
     def keep(self, name: str, value: Any) -> str:
-        """Bind a variable now, and in an interpreter that takes the place of this one; return its name.
+        """Bind a variable now and in every replacement of this interpreter; return its name.
 
         It is another name if an input or a function has that one.
         """
@@ -182,11 +182,11 @@ class Repl:
         return name
 
     def give_up(self) -> None:
-        """Let nothing take the place of the interpreter if it dies."""
+        """Do not replace the interpreter if it dies."""
         self._closed = True
 
     def close(self) -> None:
-        """Shut the interpreter down for good: none takes its place any more."""
+        """Shut the interpreter down for good, without a replacement."""
         self._closed = True
         self._shut_down()
 
@@ -261,7 +261,7 @@ class Repl:
 
 
 def output_fields(signature: type[dspy.Signature]) -> list[dict[str, str]]:
-    """Return the output fields as interpreters take them: names, and types where they are simple."""
+    """Return the output fields as interpreters take them: names, and the types that are simple."""
     fields = []
     for name, field in signature.output_fields.items():
         simple = {"type": field.annotation.__name__} if field.annotation in _SIMPLE_TYPES else {}

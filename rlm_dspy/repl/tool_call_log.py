@@ -22,7 +22,7 @@ _RESULT_CHARS = 600
 
 
 class Returned:
-    """Where a tool's result is put for the note on its call."""
+    """Holds a tool's result for the record of its call."""
 
     value: Any = None
 

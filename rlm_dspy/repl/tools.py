@@ -54,7 +54,7 @@ _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
 def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
-    """Return the tools by name.
+    """Validate the tools and return them by name.
 
     Raises:
         TypeError: If it is a dict, or holds something that cannot be called.
@@ -83,7 +83,7 @@ def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool
 
 
 def check_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
-    """Return the tools by name, given as `normalize_tools` takes them or as it returns them.
+    """Validate tools, given as `normalize_tools` takes or returns them, and return them by name.
 
     Raises:
         TypeError: As `normalize_tools`.
@@ -144,7 +144,7 @@ def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
 
 
 def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signature]:
-    """Return a signature given as a string or a class.
+    """Return the signature class for a string or a class.
 
     Raises:
         TypeError: If it is something else.
@@ -202,7 +202,7 @@ class AsyncTools:
 
 
 def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) -> Callable[..., Any]:
-    """Return a function that code calls like the tool's own, and that goes through `dspy.Tool`.
+    """Return a function that code calls with the tool's parameters, and that calls `dspy.Tool`.
 
     Args:
         tool: The tool.

@@ -25,12 +25,12 @@ _DEFAULT_CHARS = 60
 
 
 def name_of(annotation: TypeForm[Any]) -> str:
-    """Return a type's name, without what constrains its values."""
+    """Return a type's name, without its constraints."""
     return str(get_annotation_name(bare(annotation)))
 
 
 def bare(annotation: TypeForm[Any]) -> TypeForm[Any]:
-    """Return a type without the `Annotated` in it."""
+    """Return a type without its `Annotated` wrappers."""
     origin: Any = get_origin(annotation)
     parts = get_args(annotation)
     if origin is Annotated:

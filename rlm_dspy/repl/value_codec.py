@@ -1,4 +1,4 @@
-"""Encodes and decodes values on the host's side of the REPL; the other side is `in_repl/values.py`.
+"""Encodes and decodes values on the host's side of the REPL; the other side is `in_repl/value_codec.py`.
 
 What JSON does not know is marked: objects of the host's classes by the names of their fields, values of Python's
 own types by the name of the type. Nothing in what comes from a REPL is looked up: a mark makes a value of one of
@@ -69,7 +69,7 @@ _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 
 class Media:
-    """The images, sounds and files of a tree of runs by the names that its REPLs know them by."""
+    """The images, sounds and files of a tree of runs, by their names in its REPLs."""
 
     def __init__(self) -> None:
         self._known: dict[str, dspy.Type] = {}
@@ -134,7 +134,7 @@ def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> JsonValue:
-    """Return a value as it is sent to a REPL: JSON-like, with marks; one Python call for each level.
+    """Encode a value for a REPL: JSON-like data with marks; one Python call for each level.
 
     Args:
         value: Any value.
@@ -185,7 +185,7 @@ def _sent_scalar(value: Any, *, strict: bool) -> JsonValue:
 
 
 def taken(value: Any, media: Media) -> Any:
-    """Return a value that came from a REPL with what is marked in it made again; the same object if nothing is.
+    """Decode the marks in a value from a REPL; return the same object if there are none.
 
     Raises:
         ValueError: If a mark makes no value; also if it is nested too deeply.
@@ -248,7 +248,7 @@ def _without_marks(value: Any) -> Any:
 
 
 def received(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Return a value of the REPL, or an input of the run, in the type of an input field.
+    """Convert a value of the REPL, or an input of the run, to the type of an input field.
 
     Raises:
         ValueError: If it does not fit; the message says what is needed and what was given. Also if code names an
@@ -324,7 +324,7 @@ _SHORT = _Short(200)
 
 
 def short(value: Any, max_chars: int) -> str:
-    """Return a value as text for the trajectory, cut."""
+    """Return a value as shortened text for the trajectory."""
     if isinstance(value, Text | str):
         return sendable(clip(str(value), max_chars))
     return sendable(clip(repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value), max_chars))

@@ -18,7 +18,7 @@ _MAX_UNFENCED_LINES = 200
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that has been read.
+    """A parsed reply.
 
     Attributes:
         reasoning: The words around the code.
@@ -36,7 +36,7 @@ class Reply:
 
 
 def read_reply(text: str | None, *, cut: bool = False) -> Reply:
-    """Read a reply of any shape.
+    """Parse a reply of any shape.
 
     Taken as code, outside of thinking (see `split_thinking`): fenced blocks marked as Python or as `repl` (several
     are run as one); if there are none, blocks without a mark, but for those that a line calls an output; a block

@@ -83,7 +83,7 @@ _SENTENCE_GOES_ON = re.compile(r"[,.;:)?!]|[ \t]+[a-z(]")
 
 
 def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] = ()) -> tuple[str, str]:
-    """Return what a model thought before it replied, and the reply without it.
+    """Split a reply into the model's thinking and the rest.
 
     Thinking stands between tags or tokens that models have for it: `<think>`, `[THINK]`, `<|channel|>analysis`.
     It goes on to the end of the text if it is never closed. If it is never opened, it begins with the text: a chat

@@ -25,7 +25,7 @@ _EXAMPLE = "Write e.g. 'text, topic -> score: int'."
 
 
 def signature_from(frame: SignatureFrame) -> Any:
-    """Return the signature that the REPL told: an inline one, or the fields of a class.
+    """Return the signature that the REPL described: an inline one, or the fields of a class.
 
     Raises:
         InvalidInputs: If it is none.
@@ -107,7 +107,7 @@ def module_from(
     options: Mapping[str, JsonValue],
     tools: list[dspy.Tool],
 ) -> dspy.Module:
-    """Return a module.
+    """Build the module that the REPL described.
 
     Args:
         kind: Its class.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Answer(TypedDict, total=False):
-    """What an item got: a `value`, or an `error` and its `kind`."""
+    """The answer to an item: a `value`, or an `error` and its `kind`."""
 
     value: Any
     error: str
@@ -106,19 +106,19 @@ class SubCallItem:
 
     @functools.cached_property
     def sent(self) -> tuple[Span, ...]:
-        """The parts of the run's inputs that were sent with it."""
+        """The parts of the run's inputs that the item contains."""
         return self.watch.sent(self.inputs)
 
     def fail(self, error: BaseException) -> None:
-        """Answer it with an error."""
+        """Answer the item with an error."""
         self.answer = failed(error)
 
     def repeat(self, other: SubCallItem) -> None:
-        """Answer it with the answer of an item that asked the same."""
+        """Answer the item with the answer of an identical item."""
         self.answer, self.cached = other.answer, "value" in other.answer
 
     def tell(self, callee: Callee, batch: int) -> None:
-        """Tell listeners of its end, once."""
+        """Emit the end of the item to listeners, once."""
         told, self.told = self.told, True
         if not told and listeners():
             call = self.entry(callee, batch)
@@ -126,7 +126,7 @@ class SubCallItem:
             emit(SubCallEvent(phase=phase, id=self.id, name=call.name, kind=call.kind, call=call))
 
     def entry(self, callee: Callee, batch: int) -> SubCall:
-        """Return its entry in the trajectory."""
+        """Return the item's entry in the trajectory."""
         unfinished: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
         answer = self.answer or unfinished
         given = answer.get("value", answer.get("partial", ""))

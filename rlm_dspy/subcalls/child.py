@@ -59,7 +59,7 @@ class ChildQuery(dspy.Module):
 
 
 def check_depth(depth: int, max_depth: int) -> None:
-    """Check that a run at a depth may have children.
+    """Check that a run at this depth may have children.
 
     Raises:
         LimitExceeded: If not; the message says what to do instead.

@@ -36,7 +36,7 @@ _FAR_BEYOND = 2
 
 @dataclass
 class Tree:
-    """What the runs of one tree share besides the ledger.
+    """The state that the runs of one tree share, besides the ledger.
 
     Attributes:
         cache: Where answers are kept; None to keep none.
@@ -62,7 +62,7 @@ class Tree:
 
 @dataclass
 class SubCalls:
-    """The sub-calls of one run.
+    """Handles the sub-calls of one run.
 
     Attributes:
         run: The run, as runs inside it find their parent.
@@ -87,7 +87,7 @@ class SubCalls:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return the one function that the REPL reaches the host by."""
+        """Return the one host function that the REPL calls."""
 
         def call(call: JsonValue) -> dict[str, Any]:
             try:

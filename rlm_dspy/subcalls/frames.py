@@ -239,7 +239,7 @@ class CallFrame(_Frame):
 
 
 def read_call(frame: JsonValue) -> CallFrame:
-    """Return the call that a frame of the REPL asks for.
+    """Parse and validate a frame from the REPL.
 
     Raises:
         InvalidInputs: If it is none; the message names what is wrong with it.
@@ -255,7 +255,7 @@ def read_call(frame: JsonValue) -> CallFrame:
 
 
 def problems(error: ValidationError) -> str:
-    """Return what pydantic refused: the part and the reason, never a value."""
+    """Format pydantic's errors: the field and the reason, never a value."""
     if (count := error.error_count()) > _TOLD_PROBLEMS:
         return f"{count:,} parts do not fit"
     found = error.errors(include_url=False, include_input=False, include_context=False)

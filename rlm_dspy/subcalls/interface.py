@@ -40,7 +40,7 @@ _MAX_DOC_CHARS = 300
 
 
 class Subs(dspy.Module):
-    """Holds the declared subs, one attribute each, so that they are the predictors `subs.<name>`."""
+    """Holds the declared subs as attributes, so that their predictors are named `subs.<name>`."""
 
     def names(self) -> list[str]:
         """Return the names of the subs, in the order they were declared."""
@@ -48,7 +48,7 @@ class Subs(dspy.Module):
 
 
 def make_subs(given: Given, inputs: Collection[str], tools: Collection[str]) -> Subs:
-    """Return the declared subs.
+    """Validate the declared subs and return them as one `Subs` module.
 
     Args:
         given: A list of signature classes and modules, or a dict of names to these or to inline signatures;
@@ -128,7 +128,7 @@ def _check_fields(name: str, module: dspy.Module) -> None:
 
 
 class Program(Protocol):
-    """The module that runs, as the modules below it see it; `RLM` is one."""
+    """The running module as the modules below it see it; `RLM` is one."""
 
     signature: type[dspy.Signature]
     limits: Limits
@@ -148,7 +148,7 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class Interface:
-    """What a callee takes and gives.
+    """The inputs and outputs of a callee.
 
     Attributes:
         name: How code calls it.
@@ -208,7 +208,7 @@ class Interface:
         return {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
 
     def value_of(self, result: T | dspy.Prediction) -> T | Any:
-        """Return what code gets of a module's result: the one output, or a dict of several.
+        """Return a module's result as code gets it: the one output, or a dict of several.
 
         Raises:
             Unanswered: If an output that cannot be None has no value.
@@ -245,7 +245,7 @@ class Interface:
 
 
 def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:
-    """Return what a module takes and gives, from its signature, else from its `forward`."""
+    """Return a module's inputs and outputs, from its signature or else its `forward`."""
     signature = signature_of(module)
     if signature is None:
         return _of_forward(name, module)

@@ -26,7 +26,7 @@ _MOST_WRITTEN = 64
 
 
 class Callees:
-    """What the code of one run may call.
+    """Finds the callees of one run's code by name.
 
     Args:
         rlm: The module that runs; only read.
@@ -56,7 +56,7 @@ class Callees:
         self._written: dict[str, Callee] = {}
 
     def find(self, to: Target) -> Callee:
-        """Return what a call is for.
+        """Return the callee of a call.
 
         Args:
             to: What the REPL names; see `frames`.

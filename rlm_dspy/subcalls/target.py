@@ -30,7 +30,7 @@ _COMPLAINT_CHARS = 600
 
 @dataclass(frozen=True)
 class Callee:
-    """What a sub-call calls.
+    """The module that a sub-call calls, with its interface.
 
     Attributes:
         interface: Its name, and what it takes and gives.
@@ -154,7 +154,7 @@ active_sub_call: ContextVar[ActiveSubCall | None] = ContextVar("active_sub_call"
 
 @contextlib.contextmanager
 def retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
-    """Add why the last answer could not be read to the messages that are sent in this scope."""
+    """Add the error of the last answer to the messages that are sent in this scope."""
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)

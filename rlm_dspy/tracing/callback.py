@@ -49,7 +49,7 @@ _SCORED_AFTER_SECONDS = 10.0
 
 @dataclass
 class Call:
-    """A unit of a run or a call of DSPy's that has begun, and not ended.
+    """A unit of a run or a DSPy call that has started and not ended.
 
     Attributes:
         what: The unit's event, or the module, LM, interpreter or tool that was called; or what stands for it.
@@ -91,7 +91,7 @@ def _end(tell: End) -> Callable[..., None]:
 
 
 class SpanCallback(MlflowCallback, Listener):
-    """MLflow's callback for DSPy, but for how spans are named, nested and filled.
+    """MLflow's callback for DSPy, with its own names, nesting and contents of spans.
 
     It is what `mlflow.dspy.autolog` looks for, so that one takes the place of MLflow's own; runs of optimizers and
     of `Evaluate` are logged as MLflow does it.

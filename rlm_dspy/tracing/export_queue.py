@@ -46,7 +46,7 @@ _LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_
 
 
 class Outbox:
-    """Takes the place of the queue of MLflow's exporter: one daemon thread, in order, never waited for.
+    """Replaces the queue of MLflow's exporter: one daemon thread stores traces in order.
 
     A server is asked for a sign of life before it is given anything, if the last one is some seconds old. Without
     one, what is queued is dropped, which is said once, and nothing is taken until it answers again.
@@ -180,7 +180,7 @@ _quiet = _Quiet()
 
 
 def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
-    """Return whether a server gives any answer in this time."""
+    """Return whether a server answers within this time."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):  # noqa: S310 (a tracking URI)
             return True
@@ -200,7 +200,7 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 
 def outbox() -> Outbox | None:
-    """Return the outbox of MLflow's exporter, put in place if it is not there; None if MLflow stores at once."""
+    """Return the outbox of MLflow's exporter, installed if necessary; None if MLflow stores at once."""
     stores = exporter()
     queue = queue_of(stores)
     if queue is None:
@@ -215,7 +215,7 @@ def outbox() -> Outbox | None:
 
 
 def flush(seconds: float = 60.0) -> None:
-    """Wait until the traces so far are stored, at most for so many seconds."""
+    """Wait until the traces so far are stored, or for at most so many seconds."""
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:

@@ -26,7 +26,7 @@ _REQUIRED = ("dspy", "litellm", "mlflow", "pydantic")
 
 
 def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
-    """Log a program as a model, with `dspy.settings` (its LM too) but without keys.
+    """Log a program as an MLflow model, with `dspy.settings` (including its LM) but without keys.
 
     The model takes keys where it runs: from the environment variables that its provider reads, such as
     `OPENAI_API_KEY`. It is a pickle: `MLFLOW_ALLOW_PICKLE_DESERIALIZATION=true` must be set where it is loaded or
@@ -53,7 +53,7 @@ def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
 
 
 def model_signature(rlm: RLM) -> ModelSignature:
-    """Return the columns that a served RLM takes and gives."""
+    """Return the input and output columns of a served RLM."""
 
     def schema(fields: Mapping[str, FieldInfo]) -> Schema:
         return Schema([ColSpec(_column(field.annotation), name) for name, field in fields.items()])

@@ -30,7 +30,7 @@ _AGAIN = ((300_000, 200), (200_000, 600), (100_000, 2_000))
 
 
 class Payloads:
-    """Writes values for spans and tables.
+    """Formats values for spans and tables.
 
     Args:
         secrets: What they must not hold.
@@ -136,7 +136,7 @@ def _plain(value: Any) -> Any:
 
 
 class Secrets:
-    """Values that are known to be secret, and text without them."""
+    """Holds values that are known to be secret, and redacts them in text."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()

@@ -19,7 +19,7 @@ _MOST_CHARS = 100_000
 
 
 def register_policy(policy: str | os.PathLike[str], name: str | None = None, *, message: str | None = None) -> str:
-    """Put a policy into the prompt registry, as a new version of a prompt.
+    """Save a policy to the prompt registry, as a new version of a prompt.
 
     Args:
         policy: The path of a policy file, or the name of a shipped policy.

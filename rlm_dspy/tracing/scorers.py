@@ -30,7 +30,7 @@ _SHORTEST_ANSWER = 2
 
 @dataclass(frozen=True)
 class Facts:
-    """What scores are made of, from a prediction or from a trace.
+    """The facts about a run that scorers use, from a prediction or a trace.
 
     Attributes:
         kinds: How each turn ended, as in `Step.kind`.

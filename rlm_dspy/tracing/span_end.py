@@ -32,7 +32,7 @@ HOW_IT_ENDED = "how it ended"
 
 
 def of_event(payloads: Payloads, event: Event) -> Told:
-    """Tell what came of a unit of a run."""
+    """Describe the result of a unit of a run."""
     told = Told()
     match event:
         case RunEvent():
@@ -51,12 +51,12 @@ def of_event(payloads: Payloads, event: Event) -> Told:
 
 
 def ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
-    """Tell what came of a call that has no form of its own."""
+    """Describe the result of any other call."""
     return Told(outputs=payloads.value(outputs))
 
 
 def module_ended(payloads: Payloads, above: Any, outputs: Any) -> Told:
-    """Tell what a module gave; `above` is what called it."""
+    """Describe a module's result; `above` is its caller."""
     if not isinstance(above, TurnEvent) or not isinstance(outputs, dspy.Prediction):
         return ended(payloads, above, outputs)
     code = fenced(payloads.text(outputs.code or "", REPEATED_CHARS))
@@ -64,7 +64,7 @@ def module_ended(payloads: Payloads, above: Any, outputs: Any) -> Told:
 
 
 def model_ended(payloads: Payloads, event: LMEvent) -> Told:
-    """Tell what a model answered, and what it used. A call that DSPy's cache answered used nothing."""
+    """Describe a model's answer and its usage. A call that DSPy's cache answered used nothing."""
     if event.error is not None:
         return Told()
     usage, shown = event.usage, payloads.value(event.outputs, MESSAGE_CHARS)
@@ -83,7 +83,7 @@ def model_ended(payloads: Payloads, event: LMEvent) -> Told:
 
 
 def execution_ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
-    """Tell what code printed or submitted that is no unit of a run."""
+    """Describe the output or submission of code that is not a unit of a run."""
     if isinstance(outputs, dspy.FinalOutput):
         return Told(outputs={"SUBMIT": payloads.value(outputs.output, REPEATED_CHARS)})
     printed = "\n".join(map(str, outputs)) if isinstance(outputs, list) else outputs

@@ -31,7 +31,7 @@ _REPORT = {"stop", "usage", "trajectory", "final_reasoning"}
 
 @dataclass(frozen=True)
 class Told:
-    """What a span is opened with, or what it gets when it ends.
+    """The contents of a span at its start or its end.
 
     Attributes:
         failed: Why it failed; empty if it did not.
@@ -49,7 +49,7 @@ class Told:
 
 
 class Preview(str):
-    """What a span shows in the place of a longer text: its type, its size, its ends."""
+    """A span's short form of a longer text: its type, its size, its ends."""
 
     __slots__ = ()
 

@@ -28,7 +28,7 @@ Messages = tuple["Mapping[str, Any]", ...]
 
 
 def of_event(payloads: Payloads, event: Event, known: SentMessages) -> Told | None:
-    """Tell of a unit of a run."""
+    """Describe a unit of a run that starts."""
     told: Told | None = None  # of a sub-call: its batch shows it, and the module that it calls
     match event:
         case RunEvent():
@@ -57,7 +57,7 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def module(payloads: Payloads, instance: dspy.Module, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Tell of a module that is called; `above` is what called it: a unit of a run, or another module."""
+    """Describe a module call; `above` is its caller: a unit of a run, or another module."""
     if isinstance(instance, _TOLD_BY_EVENTS):
         return None
     name, given = type(instance).__name__, arguments(inputs)
@@ -73,7 +73,7 @@ def module(payloads: Payloads, instance: dspy.Module, inputs: Mapping[str, Any],
 
 
 def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> Told:
-    """Tell of a model call, and of these of its messages."""
+    """Describe a model call, with these of its messages."""
     lm, in_run, shown = event.lm, bool(event.run), dict[str, Any]()
     if messages:
         shown["messages"] = payloads.value(list(messages), MESSAGE_CHARS)
@@ -104,7 +104,7 @@ def adapter(
 
 
 def tool(payloads: Payloads, instance: dspy.Tool, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Tell of a tool, unless it is the one that code calls just now."""
+    """Describe a tool call, unless the run's code makes it."""
     if isinstance(above, ToolEvent) and above.name == instance.name:
         return None
     attributes = {"name": instance.name, "description": instance.desc, "args": instance.args}
@@ -113,12 +113,12 @@ def tool(payloads: Payloads, instance: dspy.Tool, inputs: Mapping[str, Any], abo
 
 
 def startup(_: Payloads, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any], _above: Any) -> Told:
-    """Tell of an interpreter that starts."""
+    """Describe the start of an interpreter."""
     return Told(f"start {type(instance).__name__}", SpanType.TASK)
 
 
 def execution(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Tell of code that runs, unless it is a unit of a run, or sets the REPL of one up."""
+    """Describe the execution of code, unless it is a unit of a run or sets up its REPL."""
     if isinstance(above, Event):
         return None
     shown: dict[str, Any] = {"code": fenced(payloads.text(str(inputs.get("code", "")), TEXT_CHARS))}
@@ -128,7 +128,7 @@ def execution(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any)
 
 
 def host_call(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Tell of a call from code to the host, unless it is a unit of a run."""
+    """Describe a call from code to the host, unless it is a unit of a run."""
     if isinstance(above, Event):
         return None
     name, args = inputs["tool_name"], inputs.get("args") or []
@@ -164,7 +164,7 @@ def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]
 
 
 class SentMessages:
-    """What the last call of `act` of each run has sent."""
+    """Remembers the messages that the last `act` call of each run sent."""
 
     def __init__(self) -> None:
         self._sent: dict[str, tuple[Messages, int]] = {}

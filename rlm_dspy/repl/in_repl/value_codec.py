@@ -1,6 +1,6 @@
 """Encodes and decodes values on the REPL's side: values that JSON does not know carry a mark.
 
-Not imported: its source runs before `functions.py`, in the same namespace. The host's side is `repl/values.py`.
+Not imported: its source runs before `functions.py`, in the same namespace. Host side: `repl/value_codec.py`.
 
     {"__record__": name, "kind": kind, "fields": {...}}    an object of a class of that name: see `_rlm_made`
     {"__type__": name, "value": ...}                       a value of one of Python's own types: see `_RLM_TYPES`
