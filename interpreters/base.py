@@ -91,7 +91,7 @@ def observed(method: Method) -> Method:
 
 
 def outside_loop(function: Callable[[], T]) -> T:
-    """Call `function` where no event loop runs: here, else in a thread of its own, and wait for it."""
+    """Call `function` where no event loop runs: here, else in another thread, and wait for it."""
     return in_thread(function, name="rlm-cell").result() if running_loop() is not None else function()
 
 

@@ -60,7 +60,7 @@ class Diagnosis:
 
     @property
     def guarantees(self) -> dict[str, str]:
-        """What holds on the chosen rung, by which layers; "" for what does not."""
+        """Each guarantee on the chosen rung with the layers that enforce it; "" if none does."""
         used = next((rung for rung in self.rungs if rung.name == self.chosen), None)
         return {name: used.holds.get(name, "") if used else "" for name in GUARANTEES}
 
@@ -85,7 +85,7 @@ def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
 
 
 def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
-    """Return, for each guarantee, the layers that hold it here; "" for what does not hold."""
+    """Return each guarantee with the layers that enforce it here; "" if none does."""
     return doctor(confinement).guarantees
 
 

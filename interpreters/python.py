@@ -177,7 +177,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
                 )
             self._adopt(self._begun(server))
         except (OSError, ValueError) as error:
-            raise dspy.CodeInterpreterError(f"A worker could not be started: {error}") from error
+            raise dspy.CodeInterpreterError(f"PythonInterpreter cannot start a worker: {error}") from error
 
     def _begun(self, server: ForkServer) -> Session:
         packages = server.packages | _bundled(self._recipe)
@@ -211,7 +211,9 @@ class PythonInterpreter(Interpreter, TakesObjects):
         if not self._started:
             self.start()
         if self._owner != os.getpid():
-            raise dspy.CodeInterpreterError("This session belongs to the process that this one was forked from.")
+            raise dspy.CodeInterpreterError(
+                "This session belongs to the parent process; make a new PythonInterpreter in the forked one."
+            )
         if self._session is None or self._session.ended:
             raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
         return self._session
@@ -220,7 +222,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _between_cells(self) -> Iterator[None]:
         """Hold the lock that a running cell holds; refuse instead of waiting."""
         if not self._running.acquire(blocking=False):
-            raise dspy.CodeInterpreterError("A cell runs; wait until it has ended, or interrupt it.")
+            raise dspy.CodeInterpreterError("A cell is running; wait until it ends, or interrupt it.")
         try:
             yield
         finally:

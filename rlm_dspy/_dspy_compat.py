@@ -76,7 +76,7 @@ __all__ = [
 
 @contextlib.contextmanager
 def call_scope(call_id: str) -> Iterator[None]:
-    """Be inside a call of this id in this scope: it is the parent of what DSPy calls here, in its threads too."""
+    """Make the call of this id the parent of DSPy's calls in this scope, also in its threads."""
     outer = ACTIVE_CALL_ID.get()
     ACTIVE_CALL_ID.set(call_id)
     try:
@@ -100,7 +100,7 @@ def is_routed(model: str, model_type: str, providers: tuple[Any, ...]) -> bool:
 
 
 def has_async_engine(lm: dspy.BaseLM) -> bool:
-    """Return whether an LM with an engine of its own was given an async one as well."""
+    """Return whether an LM with a custom engine also has an async one."""
     return getattr(lm, "_async_engine_spec", None) is not None
 
 
@@ -111,5 +111,5 @@ def input_names(example: dspy.Example) -> set[str] | None:
 
 
 def thaw(module: dspy.Module) -> None:
-    """Have a compiled module saved with its program: DSPy leaves a frozen one out of the program's state."""
+    """Unfreeze a compiled module, so that DSPy saves it with its program."""
     module._compiled = False  # noqa: SLF001

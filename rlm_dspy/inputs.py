@@ -179,7 +179,7 @@ def _holds_text(value: Any, depth: int) -> bool:
 
 
 class Variable(BaseModel):
-    """A variable of the REPL, as the model is told of it. `str` gives the line."""
+    """A variable of the REPL, as the model sees it. `str` gives the line."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -202,7 +202,7 @@ class Variable(BaseModel):
 
 
 def describe(name: str, value: Any, note: str = "") -> Variable:
-    """Return what the model is told of a variable.
+    """Describe a variable to the model.
 
     Short values are shown whole; of long ones the type, the size, the beginning and the end.
 

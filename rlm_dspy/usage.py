@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Usage(BaseModel):
-    """What some model calls used. `+` and `-` go field by field; `sum(parts, Usage())` adds up many."""
+    """The usage of some model calls. `+` and `-` work field by field; `sum(parts, Usage())` adds many."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Usage(BaseModel):
 
 
 class RunUsage(Usage):
-    """What a run and its children used, and how it was shared out. `Prediction.usage` is its `model_dump()`."""
+    """The usage of a run and its children, in all and by part. `Prediction.usage` is its `model_dump()`."""
 
     seconds: float = 0.0
     """Wall-clock seconds since the run began."""

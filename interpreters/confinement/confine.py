@@ -169,7 +169,7 @@ def _closed(paths: list[str]) -> str:
 
 
 def adopt_orphans() -> None:
-    """Take over the children of workers that end, where there is no process 1 of our own.
+    """Become the parent of the children of ended workers, where we have no process 1 of our own.
 
     Raises:
         OSError: If the kernel refuses.

@@ -31,9 +31,9 @@ class WorkerLimits:
         least_of = {"memory_bytes": 64 << 20, "max_processes": 4, "scratch_bytes": 1 << 20, "scratch_files": 16}
         for name, least in least_of.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}")
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)!r}.")
         if self.max_open_files < 32:  # noqa: PLR2004 (what the interpreter itself holds open, with room)
-            raise ValueError("max_open_files must be at least 32")
+            raise ValueError(f"max_open_files must be at least 32, not {self.max_open_files!r}.")
 
 
 def bind(limits: WorkerLimits, *, processes: int | None) -> None:

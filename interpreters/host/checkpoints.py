@@ -70,12 +70,12 @@ class Checkpoints:
         return self._calls > 0 or self._seconds <= cheap
 
     def ran(self, calls: int) -> None:
-        """A cell has run and made so many calls."""
+        """Record that a cell ran and made so many calls."""
         self.changed = True
         self._calls += calls
 
     def ordered(self, process: Process, order: int, cell: int, blocks: int, bound: Mapping[str, Any]) -> None:
-        """A copy of the present state was ordered."""
+        """Record that a checkpoint of the current state was ordered."""
         made = Checkpoint(process, order, cell, blocks, dict(bound), self._calls, self._since)
         self._kept.append(made)
         self.changed, self._calls, self._since = False, 0, time.monotonic()
@@ -109,7 +109,7 @@ class Checkpoints:
         return any(checkpoint.made and checkpoint.cell < before for checkpoint in self._kept)
 
     def newest(self, before: int | None = None) -> Checkpoint | None:
-        """Take the newest that was made; later ones are let go.
+        """Take the newest finished checkpoint, and release later ones.
 
         Args:
             before: A cell that must not have run yet when it was made.
@@ -123,7 +123,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Let go of all."""
+        """Release all checkpoints."""
         for checkpoint in self._kept:
             checkpoint.process.close()
         self._kept = []

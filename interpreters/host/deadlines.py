@@ -35,7 +35,8 @@ class CellLimits:
         for name in ("seconds", "busy_seconds", "grace_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive{'' if name == 'grace_seconds' else ' or None'}")
+                or_none = "" if name == "grace_seconds" else " or None"
+                raise ValueError(f"{name} must be positive{or_none}, not {value!r}.")
 
 
 class Deadline:
@@ -83,7 +84,7 @@ class Clock:
 
     @property
     def full(self) -> bool:
-        """Whether the calls that wait hold as much memory as they may."""
+        """Whether the pending calls hold as much memory as they may."""
         return self._bytes_at_once > MOST_BYTES_AT_ONCE
 
     @property

@@ -277,7 +277,7 @@ _starting = threading.Lock()
 
 
 def server_for(recipe: Recipe) -> ForkServer:
-    """Return the fork server of `recipe`, on the best rung of the ladder that this system holds.
+    """Return the fork server of `recipe`, with the best set of layers that this system supports.
 
     Raises:
         CannotConfine: If no rung holds what the recipe's policy requires.

@@ -180,7 +180,7 @@ class Process:
         return 0.0
 
     def close(self) -> None:
-        """Let go of it: a sleeping copy then ends by itself."""
+        """Release the process: a sleeping copy then ends by itself."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # also wakes a thread of ours that is sending
         with self._sending:
@@ -190,7 +190,7 @@ class Process:
             self.handle = -1
 
     def detach(self) -> None:
-        """Close the descriptors of this process only; whoever else has them goes on."""
+        """Close this process's descriptors only; other owners keep theirs."""
         self._sock.close()
         if self.handle >= 0:
             os.close(self.handle)

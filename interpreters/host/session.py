@@ -39,7 +39,7 @@ _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 @dataclass(frozen=True)
 class Cell:
-    """What is to be executed."""
+    """One execution: its code, variables, tools and output fields."""
 
     code: str
     variables: Mapping[str, Any]

@@ -56,7 +56,7 @@ if sys.platform != "win32":
 
 
 def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
-    """Have a function run in a thread, unless `done` is cancelled before; `done` gets what it returns or raises.
+    """Run a function in a thread unless `done` is cancelled first; set its result or error on `done`.
 
     Raises:
         RuntimeError: If no thread can be started.
@@ -101,7 +101,7 @@ class Caller:
 
 
 def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:
-    """Return what a worker must know of tools to stand in for them."""
+    """Describe tools to a worker, which builds stand-ins for them."""
     return [
         {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": is_async(tool)}
         for name, tool in tools.items()

@@ -92,7 +92,7 @@ class Channel:
             wire.send(self._sock, payload, number)
 
     def next_order(self) -> tuple[Order, list[int]]:
-        """Return the next frame that is no answer, with its descriptors.
+        """Return the next frame that is not an answer, with its descriptors.
 
         Raises:
             EOFError: If the host is gone.

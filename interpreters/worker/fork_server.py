@@ -78,7 +78,7 @@ class Zygote:
         self._order = 0
 
     def run(self, config: Config) -> NoReturn:
-        """Load, confine, tell the host, and serve until it is gone."""
+        """Load modules, confine the process, report to the host, and serve until the host is gone."""
         inside = self._confinement.leave_namespaces()
         if inside:
             self._go_on_as_process_1()

@@ -47,7 +47,7 @@ Value = InJson | Pickled | PickledInMemory | Attached
 
 
 class Tool(TypedDict):
-    """What a worker knows of a tool."""
+    """The description of a tool for a worker."""
 
     name: str
     doc: str
@@ -84,7 +84,7 @@ class Copy(TypedDict):
 
 
 class Answer(TypedDict):
-    """What a call of the worker came to: a value, or an error's type and message."""
+    """The result of a worker's call: a value, or an error's type and message."""
 
     t: Literal["answer"]
     id: int
@@ -94,7 +94,7 @@ class Answer(TypedDict):
 
 
 class Config(TypedDict):
-    """What a fork server is started with."""
+    """The settings of a fork server."""
 
     host: int
     """The number of the process that starts it."""
@@ -139,7 +139,7 @@ class ToForkServer(TypedDict):
 
 
 class FromForkServer(TypedDict):
-    """What the fork server says: `ready` once, then an answer to each order."""
+    """A message of the fork server: `ready` once, then an answer to each order."""
 
     t: Literal["ready", "failed", "killed", "watched", "room"]
     id: NotRequired[int]

@@ -107,7 +107,7 @@ def place_of(file: str, search: Sequence[str]) -> str:
 
 
 def outer_packages(name: str) -> list[str]:
-    """Return the packages that a module of this dotted name lies in, the outermost first."""
+    """Return the packages that contain a module of this dotted name, the outermost first."""
     return [name[:place] for place, letter in enumerate(name) if letter == "."]
 
 

@@ -40,7 +40,7 @@ _FULL = "the value cannot be mapped: the worker's address space is full"
 
 @dataclass(frozen=True)
 class Layout:
-    """What is in a piece of shared memory."""
+    """The contents of a piece of shared memory."""
 
     how: Literal["str", "bytes"]
     length: int
@@ -145,7 +145,7 @@ def narrowest(text: str) -> int:
 
 
 def attached(fd: int, layout: Layout, *, copy: bool = False) -> str | bytes:
-    """Map what a descriptor holds and return it as a value; the descriptor may be closed after.
+    """Map a descriptor and return its value; the descriptor may be closed afterwards.
 
     Args:
         fd: Sealed memory.

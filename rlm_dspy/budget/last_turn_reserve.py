@@ -71,7 +71,7 @@ class Budget:
 
     @property
     def reason(self) -> str:
-        """Why there are no more turns, in words."""
+        """Why there are no more turns, as text."""
         return _REASONS[self.limit] if self.limit else "the conversation does not fit the model's window"
 
     @property

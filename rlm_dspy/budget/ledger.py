@@ -23,7 +23,7 @@ _CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens
 
 @dataclass(frozen=True)
 class Amount:
-    """What model calls use, or may use at most."""
+    """The usage of model calls, or an upper bound of it."""
 
     input_tokens: float = 0
     output_tokens: float = 0

@@ -292,7 +292,7 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], out: Path, predict
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What became of a new policy.
+    """The decision on a new policy.
 
     Attributes:
         written: Whether it was written.

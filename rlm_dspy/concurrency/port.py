@@ -90,7 +90,7 @@ class Awaiting:
         return await asyncio.wait_for(module.acall(**inputs), seconds)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
-        """Await a function in a thread of its own; see `await_in_thread`."""
+        """Await a function in its own thread; see `await_in_thread`."""
         return await await_in_thread(function, *args, stop=stop, patience=_STOP_SECONDS)
 
 

@@ -86,7 +86,7 @@ class WaitScope:
 
     @property
     def free_loop(self) -> Loop | None:
-        """The event loop to await something on; None if there is none, or it cannot go on."""
+        """The event loop to await something on; None if there is none, or it is blocked."""
         loop = self.loop
         return loop if loop is not None and loop not in self.blocked and loop.is_running() else None
 

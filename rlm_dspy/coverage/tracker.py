@@ -87,7 +87,7 @@ class Watch:
         return {name: len(source.text) for name, source in self._sources.items()}
 
     def read(self, code: str) -> tuple[Span, ...]:
-        """Return the parts of the inputs that a code block reads, as far as its source tells: an upper bound.
+        """Return the parts of the inputs that a code block reads, as far as its source shows: an upper bound.
 
         A slice or an item with constant bounds gives that part; `len`, `type` and `isinstance` give nothing; any
         other use of an input's name gives the whole input, whether or not that line is reached. What code reads

@@ -86,7 +86,7 @@ def embedded_lm(
     """
     settings = Settings(model=_name_or_path(model), n_ctx=n_ctx, threads=threads, slots=slots)
     if find_package("xllamacpp") is None:
-        raise ImportError(f"The embedded model needs the package xllamacpp: install {EXTRA}.")
+        raise ImportError(f"The embedded model needs the package xllamacpp; install {EXTRA}.")
     settings.file()
     lm = dspy.LM(
         f"embedded/{settings.name}",
@@ -277,7 +277,7 @@ def serve(
     threads: int | None = None,
     slots: int = 4,
 ) -> Iterator[str]:
-    """Serve a model over HTTP from a process of its own, and yield the base URL, which ends in `/v1`.
+    """Serve a model over HTTP from a separate process, and yield the base URL, which ends in `/v1`.
 
     `dspy.LM("openai/smollm2-135m-instruct", api_base=url, api_key="none")` uses it; so does any OpenAI client.
     Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.

@@ -73,7 +73,7 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """The model's name, by which DSPy's response cache tells models apart: two paths never share one."""
+        """The model's name in DSPy's response cache: two paths never share one."""
         if entry := find_model(self.model):
             return entry.lm_name
         return f"{Path(self.model).stem}-{zlib.crc32(self.model.encode()):08x}"

@@ -37,7 +37,10 @@ def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> t
     sent = {name.lower(): value for name, value in headers.items()}
     host = _host(f"//{sent.get('host', '')}")
     if not _is_own(host, names):
-        return 403, f"The request names the host {host!r}: use localhost or the address that is listened on."
+        return (
+            403,
+            f"The request names the host {host!r}: use localhost or the address that the server listens on.",
+        )
     origin = sent.get("origin")
     if sent.get("sec-fetch-site") == "cross-site" or (origin and not _is_own(_host(origin), names)):
         return 403, "The request comes from a page of another site."
@@ -90,7 +93,7 @@ class Gate(ThreadingHTTPServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def open(self, inner: str, key: str) -> None:
-        """Begin to serve what the server at the URL `inner` answers to whoever has its `key`."""
+        """Start to forward requests to the server at the URL `inner`, which requires `key`."""
         self.inner, self.key = urlsplit(inner).netloc, key
         threading.Thread(target=self.serve_forever, name="embedded-gate", daemon=True).start()
 

@@ -211,7 +211,7 @@ class RLM(AsTool, Limited, dspy.Module):
             return drive(self._run(Blocking(), **inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer, as `forward` does, on the running event loop; code runs in a thread of its own."""
+        """Answer as `forward` does, on the running event loop; code runs in its own thread."""
         return await self._run(Awaiting(), **inputs)
 
     async def _run(

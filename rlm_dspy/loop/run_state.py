@@ -280,7 +280,7 @@ class Run:
         return f"SUBMIT({', '.join(f'{name}=...' for name in self.signature.output_fields)})"
 
     def transcript(self, chars: float) -> str:
-        """Return the session as text of at most about so many characters: the environment, then the steps."""
+        """Return the session as text of about this many characters: the environment, then the steps."""
         most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
         environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
         steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]

@@ -15,7 +15,7 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 def predictor_states(state: Mapping[str, Any], predictors: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the state of each predictor that a saved state holds; log which are missing or left over.
+    """Return the state of each predictor in a saved state; log missing and unknown predictors.
 
     Args:
         state: What `dump_state` gave, or `save` wrote.

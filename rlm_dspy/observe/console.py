@@ -52,7 +52,7 @@ class Lines:
         self._file = file
 
     def head(self, question: str, about: str) -> None:
-        """Print what is asked."""
+        """Print the question, the inputs and the model."""
         self._print(f"{question}\n({about})")
 
     def busy(self, what: str) -> None:
@@ -88,7 +88,7 @@ class Terminal:
         )
 
     def head(self, question: str, about: str) -> None:
-        """Print what is asked."""
+        """Print the question, the inputs and the model."""
         self._console.print(Text(printable(question), style="bold"), Text(printable(about), style="dim"), sep="\n")
 
     def busy(self, what: str) -> None:

@@ -60,7 +60,7 @@ class Digest(BaseModel):
 
 
 class Record(BaseModel):
-    """A run: what was asked, what came of it, and every step."""
+    """A saved run: the task, the result, and every step."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,7 +105,7 @@ class Record(BaseModel):
         write_whole(self.as_json() + "\n", path)
 
     def as_json(self) -> str:
-        """Return the record as JSON, with `?` for lone surrogates, which UTF-8 cannot hold."""
+        """Return the record as JSON, with `?` for lone surrogates, which UTF-8 cannot encode."""
         return json.dumps(jsonable(self), ensure_ascii=False, indent=2)
 
     @classmethod

@@ -92,7 +92,7 @@ def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int 
         ValueError: If there is no pilot.
     """
     if not pilots:
-        raise ValueError("A forecast needs at least one pilot run.")
+        raise ValueError("A forecast needs at least one pilot run; pass pilots from `pilot`.")
     costs = [p.cost for p in pilots if p.cost is not None]
     return Forecast(
         runs,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TracedRun:
-    """A run as its trace shows it: every turn but the last with what came out, the last as it was written.
+    """A run reconstructed from its trace: every turn but the last with its output.
 
     Attributes:
         predictor: The `act` that wrote it.
@@ -45,7 +45,7 @@ class TracedRun:
 
     @property
     def all_steps(self) -> tuple[Step, ...]:
-        """The turns, with the last one, of which the trace does not tell what came of it."""
+        """All turns, with the last one, whose output the trace does not contain."""
         return (*self.steps, Step(reasoning=self.reasoning, code=self.code, kind="unknown"))
 
     @property

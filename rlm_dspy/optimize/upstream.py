@@ -173,7 +173,7 @@ class InferRules(_InferRules):
         return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
 
     def update_program_instructions(self, predictor: dspy.Predict, natural_language_rules: str) -> None:
-        """Put rules behind the instructions of a predictor, in a signature of its own."""
+        """Append rules to the instructions of a predictor, in its own signature."""
         if natural_language_rules:
             predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
             super().update_program_instructions(predictor, natural_language_rules)
@@ -222,7 +222,7 @@ class Ensemble(dspy.Ensemble):
     """`dspy.Ensemble` whose program saves and loads what its members learned."""
 
     def compile(self, programs: list[dspy.Module]) -> dspy.Module:
-        """Return a program that asks each of `programs` and reduces their answers."""
+        """Return a program that calls each of `programs` and reduces their answers."""
         members = [program.deepcopy() for program in programs]
         for member in members:
             thaw(member)

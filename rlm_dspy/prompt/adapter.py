@@ -24,7 +24,7 @@ _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy pu
 
 
 class ReplAdapter(dspy.Adapter):
-    """Writes a turn as a conversation with a REPL and reads any reply.
+    """Formats turns as a conversation with a REPL, and parses any reply.
 
     System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
@@ -66,7 +66,7 @@ class ReplAdapter(dspy.Adapter):
         return messages + _conversation(environment, _steps(inputs["trajectory"]))
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        """Return `reasoning` and `code`; code is empty if the reply holds none."""
+        """Return `reasoning` and `code`; `code` is empty if the reply contains none."""
         reply = read_reply(completion)
         return {"reasoning": reply.reasoning, "code": reply.code}
 
@@ -109,7 +109,7 @@ class ReplAdapter(dspy.Adapter):
 
 
 class Act(dspy.Predict):
-    """The predictor of a turn. It speaks through its own adapter; the rest of the program keeps the user's."""
+    """The predictor of a turn, with its own adapter; the other predictors of a program keep the user's."""
 
     _adapter = ReplAdapter()
 

@@ -32,7 +32,7 @@ def write_environment(
     runtime: str,
     calls: Sequence[str] = (),
 ) -> Environment:
-    """Return what `act` reads as its field `environment`.
+    """Return the `environment` input of `act`.
 
     Args:
         signature: The user's `dspy.Signature` class.
@@ -68,7 +68,7 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]
 
 
 def write_calls(subs: Sequence[dict[str, Any]], *, children: bool, awaits: bool) -> list[str]:
-    """Return the lines about functions that call models.
+    """Return the lines about the functions that call models.
 
     Args:
         subs: The declared subs, with `name`, `usage` and `doc` each.

@@ -28,7 +28,7 @@ _CONTAINERS = (list, dict, set, frozenset, tuple)
 
 
 def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, Any], list[str]]:
-    """Read the outputs of a signature from a reply that is in no adapter's form.
+    """Parse the outputs of a signature from a reply that follows no adapter's format.
 
     In this order: a JSON object with the fields; headings with their names (`**answer**: 42`, `## Answer`); and if
     one field alone is needed, the whole reply as its value. Code that calls `SUBMIT` is read as nothing else: the
@@ -59,7 +59,7 @@ def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tu
 
 
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
-    """Return the outputs from the last reply that holds them in a form of its own; empty if none does.
+    """Return the outputs from the last reply that has them in free form; empty if none does.
 
     Args:
         signature: Whose outputs they are.

@@ -45,7 +45,7 @@ class Prompt(str):
 
 
 class PromptAdapter(dspy.Adapter):
-    """Sends the prompt as it was written and takes the whole reply, as a direct call would."""
+    """Sends the prompt unchanged and takes the whole reply, as a direct call would."""
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]

@@ -172,7 +172,7 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
 
 
 class AsyncTools:
-    """Has the async tools of a tree of runs called like sync ones, and notes if one could not go on."""
+    """Lets code call the async tools of a tree of runs like sync ones, and records if one was blocked."""
 
     def __init__(self) -> None:
         self._error: EventLoopBlocked | None = None

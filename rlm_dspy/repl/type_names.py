@@ -58,7 +58,7 @@ _PHRASES = {
 
 
 def constraints_of(field: FieldInfo) -> str:
-    """Return what holds for the values of a field, as a model is told it: `greater than or equal to: 1`."""
+    """Return the constraints of a field's values, as the model sees them: `greater than or equal to: 1`."""
     found = ((name, getattr(part, name, None)) for part in field.metadata for name in _PHRASES)
     return ", ".join(f"{_PHRASES[name]}: {value}" for name, value in found if value is not None)
 
@@ -70,7 +70,7 @@ def type_name(annotation: TypeForm[Any]) -> str:
 
 
 def shown_default(value: Any) -> str:
-    """Return a default as a model is shown it: plain values without secrets; `...` for an object of the host."""
+    """Format a default for a model: plain values without secrets; `...` for an object of the host."""
     if isinstance(value, enum.Enum):
         return str(value)
     text = without_credentials(repr(value)) if _is_plain(value) else "..."
@@ -96,7 +96,7 @@ class _Shown:
 
 
 def shown_signature(signature: inspect.Signature) -> str:
-    """Return a signature as a model is shown it: `(query: str, k: int = 5) -> list[str]`."""
+    """Format a signature for a model: `(query: str, k: int = 5) -> list[str]`."""
     parameters = [
         part if part.default is part.empty else part.replace(default=_Shown(shown_default(part.default)))
         for part in signature.parameters.values()
@@ -105,7 +105,7 @@ def shown_signature(signature: inspect.Signature) -> str:
 
 
 def consists_of(annotations: Iterable[TypeForm[Any]], kind: str = "dict") -> str:
-    """Return of which fields and values the classes and enums in some types consist; each is told once.
+    """Describe the fields and values of the classes and enums in some types, each once.
 
     Args:
         annotations: The types.

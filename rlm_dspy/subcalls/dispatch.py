@@ -112,7 +112,7 @@ class SubCalls:
         return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
 
     def begin(self) -> None:
-        """Begin a turn: `taken` gives what is asked from now on."""
+        """Begin a turn: `taken` returns the calls made from now on."""
         with self._lock:
             self._log, self._batches = [], 0
 

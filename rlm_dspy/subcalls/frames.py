@@ -231,7 +231,7 @@ class CallFrame(_Frame):
 
     @property
     def called(self) -> str:
-        """What is called, as code writes it."""
+        """The callee, as code writes it."""
         to = self.to
         if isinstance(to, AdHocFrame):
             return f"dspy.{to.module}({to.signature.shown})"

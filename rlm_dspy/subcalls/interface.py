@@ -168,7 +168,7 @@ class Interface:
 
     @property
     def call(self) -> str:
-        """How it is called: `claims(passage: str, most: int = 3)`."""
+        """How code calls it: `claims(passage: str, most: int = 3)`."""
         parts = []
         for name, kind in self.inputs.items():
             typed = name if kind is Any else f"{name}: {name_of(kind)}"
@@ -178,7 +178,7 @@ class Interface:
 
     @property
     def gives(self) -> str:
-        """What it gives: `list[str]`, or the fields of a record."""
+        """The result's type: `list[str]`, or the fields of a record."""
         if self.outputs is None:
             return ""
         if len(self.outputs) == 1 and not self.whole:
@@ -188,7 +188,7 @@ class Interface:
 
     @property
     def types(self) -> str:
-        """What the pydantic models and enums in it consist of: code gives dicts for models, and gets records."""
+        """The fields of its pydantic models and enums: code passes dicts for models, and gets records."""
         return consists_of([*self.inputs.values(), *(self.outputs or {}).values()], "record")
 
     @functools.cached_property
@@ -198,7 +198,7 @@ class Interface:
 
     @functools.cached_property
     def schemas(self) -> list[dict[str, JsonValue] | str]:
-        """What its types and constraints are, down to the fields of classes, as JSON."""
+        """The JSON schemas of its types and constraints, down to the fields of classes."""
         kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
         return [_schema(kind) for kind in kinds]
 

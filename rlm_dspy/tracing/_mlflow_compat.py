@@ -80,7 +80,7 @@ def rename(span: LiveSpan, name: str) -> None:
 
 
 def exporter() -> Any:
-    """Return what stores traces, made if there is none."""
+    """Return the exporter that stores traces, created if there is none."""
     provider._get_tracer(__name__)  # noqa: SLF001
     return provider._get_trace_exporter()  # noqa: SLF001
 
@@ -91,7 +91,7 @@ def queue_of(exporter: SpanExporter) -> Any:
 
 
 def replace_queue(exporter: Any, queue: AsyncTraceExportQueue) -> None:
-    """Have an exporter put what it stores into another queue."""
+    """Replace the queue of an exporter."""
     exporter._async_queue = queue  # noqa: SLF001
 
 
@@ -106,7 +106,7 @@ def ends_a_trace(task: Task) -> bool:
 
 
 def force_flush(seconds: float) -> None:
-    """Have MLflow queue the spans that it has gathered."""
+    """Make MLflow queue the spans that it has collected."""
     processor: Any = provider._get_span_processor()  # noqa: SLF001
     if processor is not None:
         processor.force_flush(int(seconds * 1000))

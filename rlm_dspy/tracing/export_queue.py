@@ -71,7 +71,7 @@ class Outbox:
 
     @property
     def open(self) -> bool:
-        """Whether traces are taken. A server that did not answer is asked again after a while."""
+        """Whether traces are accepted. A server that did not answer is tried again after a while."""
         return time.monotonic() >= self._down_until
 
     @property
@@ -250,7 +250,7 @@ def has_ended(trace_id: str) -> bool:
 
 
 def hurry(seconds: float) -> None:
-    """Store the ends of traces first, in so many seconds at most, and wait for nothing when the process ends."""
+    """Store the ends of traces first, within so many seconds, and do not wait when the process ends."""
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:

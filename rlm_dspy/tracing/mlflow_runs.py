@@ -34,7 +34,7 @@ _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 
 @contextlib.contextmanager
 def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
-    """Have MLflow log datasets, states and LM settings through here in this scope.
+    """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope.
 
     Of its own it writes every context of a dataset whole, and the headers of an LM. It looks these functions up by
     their names whenever it logs, and offers no other way in.

@@ -78,7 +78,7 @@ class Payloads:
         return _Writer(self, chars).write(value, _DEPTH)
 
     def variable(self, name: str, value: Any) -> Any:
-        """Return what the model is told of an input: short values whole, of long ones the size and the ends."""
+        """Return an input as the model sees it: short values whole, long ones by size and ends."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
@@ -149,19 +149,19 @@ class Secrets:
         return max(map(len, self._values), default=0)
 
     def learn(self, values: Iterable[str]) -> None:
-        """Hide these from now on."""
+        """Redact these values from now on."""
         with self._lock:
             self._values = self._values | set(values)  # anew: other threads go through the old ones
 
     def learn_environment(self) -> None:
-        """Hide the values of environment variables whose name tells, like `OPENAI_API_KEY`."""
+        """Redact the values of environment variables with names like `OPENAI_API_KEY`."""
         present = hash(tuple(os.environ.items()))
         if present != self._environment:
             self._environment = present
             self.learn(secrets_of_environment())
 
     def learn_lm(self, lm: dspy.BaseLM) -> None:
-        """Hide the keys and headers that an LM was given."""
+        """Redact the keys and headers of an LM."""
         self.learn(secrets_of(lm))
 
     def hide(self, text: str) -> str:

@@ -40,7 +40,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG that is stretched to the place it is given, so it holds no text.
+    """An SVG that is stretched to its place, so it contains no text.
 
     Attributes:
         label: What it shows, in words.

@@ -81,7 +81,7 @@ class CallView:
 
 @dataclass(frozen=True)
 class ChildView:
-    """What a child run did; no turns if it is too deep inside."""
+    """The turns of a child run; none if the child is nested too deeply."""
 
     turns: tuple[TurnView, ...]
     count: str
