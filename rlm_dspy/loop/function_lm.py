@@ -64,7 +64,7 @@ class _Engine:
         answer = self.function(_prompt(request))
         if inspect.isawaitable(answer):
             raise TypeError(
-                "sub_lm is an async function, which needs `await rlm.acall(...)`; pass a plain function here."
+                "An async function as sub_lm answers under `await rlm.acall(...)`; give a plain one here."
             )
         return _response(request, answer)
 
@@ -91,9 +91,7 @@ def _prompt(request: Request) -> str:
     """Return the request as one text; the plain instructions of `llm_query` are left out."""
     system = request.system if isinstance(request.system, str) else "".join(p.text for p in request.system or [])
     if any(not isinstance(part, TextPart) for message in request.messages for part in message.parts):
-        raise ValueError(
-            "sub_lm is a function, which takes text only; for images, sounds and files pass a dspy.LM."
-        )
+        raise ValueError("A function as sub_lm takes text only; images, sounds and files need a dspy.LM.")
     texts = [message.text or "" for message in request.messages]
     plain = system.strip() in ("", signatures.Query.instructions.strip())
     return "\n\n".join(texts if plain else [system, *texts])

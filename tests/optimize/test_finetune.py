@@ -57,7 +57,7 @@ def test_the_calls_of_one_predictor_are_taken(tmp_path: Path) -> None:
     replies = [block("SUBMIT(answer=llm_query('p'))"), "a"]
     ((_, user, reply),), _ = exported(tmp_path / "c.jsonl", replies, predictor="query")
     assert (user["content"], reply["content"]) == ("p", "a")
-    with pytest.raises(ValueError, match=r"'nobody'; there are \['act', 'query'\]"):
+    with pytest.raises(ValueError, match=r"'nobody'; choose one of \['act', 'query'\]"):
         exported(tmp_path / "c.jsonl", [], predictor="nobody")
 
 
