@@ -329,7 +329,11 @@ def test_a_policy_file_sets_act(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{}", "no policy file"), ("[", "no policy file"), ('{"version": 9, "act": {}}', "version 9")],
+    [
+        ("{}", "Invalid policy .*mine.json"),
+        ("[", "Invalid policy .*mine.json"),
+        ('{"version": 9, "act": {}}', "its version is 9"),
+    ],
 )
 def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, content: str, told: str) -> None:
     """The message names the file and what this release reads."""
