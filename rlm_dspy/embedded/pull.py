@@ -172,9 +172,9 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
     environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
         try:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
                 _tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )  # noqa: S603 (pip, uv or this Python)
+            )
         except OSError as error:
             raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
         try:
