@@ -32,7 +32,7 @@ HOUSE = {
         )
         """Another."""
     ''',
-    "rlm_dspy/loop/__init__.py": "from rlm_dspy.loop.run_state import Loop",
+    "rlm_dspy/loop/__init__.py": "from rlm_dspy.loop.run import Loop",
     "rlm_dspy/loop/run.py": '''
         from typing import TYPE_CHECKING, Any
         from rlm_dspy.errors import Wrong
@@ -48,7 +48,7 @@ HOUSE = {
     "rlm_dspy/loop/turn.py": """
         class Turn:
             def take(self, process: int):
-                from rlm_dspy.loop.run_state import Loop
+                from rlm_dspy.loop.run import Loop
                 return Loop
     """,
     "interpreters/__init__.py": "from rlm_dspy.interpreters.host.process import Process",

@@ -280,7 +280,7 @@ def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: p
         """Find a word."""
         return word + token
 
-    with pytest.raises(RLMError, match=r"hold 1 of your keys: tok\.\.\. \(20 characters\)"):
+    with pytest.raises(RLMError, match=r"contain 1 of your keys: tok\.\.\. \(20 characters\)"):
         tracing.log_model(RLM(SIGNATURE, tools=[find]))
 
 
