@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from rlm_dspy.inputs import Variable
 from rlm_dspy.text import fitted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Output(BaseModel):
@@ -47,6 +50,11 @@ class Environment(BaseModel):
     """How many turns the run may take."""
     text: str = ""
     """The whole, if nothing but text is known; the other fields are empty then."""
+
+    @classmethod
+    def of(cls, value: Environment | Mapping[str, Any] | str) -> Environment:
+        """Return the environment of a demo or a call, also of one that is plain data, as loaded ones are."""
+        return value if isinstance(value, Environment) else cls.model_validate(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -102,8 +102,6 @@ class Budget:
         """Return the step of a turn that has ended, with the notice of what is left."""
         was_last = self.limit is not None
         self.turns += 1
-        if step.kind == "submitted":  # nothing more is asked, nor kept for it
-            return step
         self._failures = self._failures + 1 if step.failed else 0
         self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
         self._keep(turns=0 if was_last else 1)
@@ -188,6 +186,8 @@ class Budget:
 
     def _short_of(self) -> dict[str, bool]:
         """Return for each limit on tokens and cost whether one more turn would leave too little for the last."""
+        if not self.ledger.bounded:
+            return {}
         left, limits = self.ledger.left(), self.ledger.limits
         price = check_price(self._lm, limits)
         reply = min(_REPLY_TOKENS // 4, longest_reply(self._lm) or _REPLY_TOKENS)

@@ -168,12 +168,12 @@ class Ledger:
                     name,
                 )
 
-    def give_up(self, why: LimitExceeded) -> None:
+    def give_up(self) -> None:
         """Have the callers of the requests under way settle them: nobody waits for them any more."""
         with self._lock:
             under_way = list(self._open.values())
         for give_up in under_way:
-            give_up(why)
+            give_up(self.closed or LimitExceeded("The run has ended."))
 
     def give_back(self, key: Hashable, *, calls: int = 0) -> None:
         """Release the amount and the calls reserved for a request that was not sent."""

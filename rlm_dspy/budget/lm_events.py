@@ -11,10 +11,10 @@ import dspy
 from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import price_of
 from rlm_dspy.budget.metering import meters_in_force, reported, role
-from rlm_dspy.events import LMEvent, emit, here, listeners
+from rlm_dspy.events import LMEvent, emit, here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 
 class LMEvents(BaseCallback):
@@ -35,15 +35,13 @@ class LMEvents(BaseCallback):
             emit(answered(event, outputs, exception))
 
 
-@contextlib.contextmanager
-def lm_events() -> Iterator[None]:
-    """Emit the events of model calls in this scope, if anybody listens; nested scopes emit each event once."""
+def lm_events() -> contextlib.AbstractContextManager[object]:
+    """Emit the events of model calls in this scope; nested scopes emit each event once."""
     callbacks = dspy.settings.callbacks
-    if not listeners() or any(isinstance(callback, LMEvents) for callback in callbacks):
-        yield
-        return
-    with dspy.context(callbacks=[*callbacks, LMEvents()]):
-        yield
+    if any(isinstance(callback, LMEvents) for callback in callbacks):
+        return contextlib.nullcontext()
+    scope: contextlib.AbstractContextManager[object] = dspy.context(callbacks=[*callbacks, LMEvents()])
+    return scope
 
 
 def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int = 0) -> LMEvent:

@@ -30,7 +30,8 @@ _MAX_VALUES = 100
 _MAX_PLACES = 20
 _SCANNED_CHARS = 1_000_000_000
 _READ_NOTHING = {"len", "type", "isinstance", "id", "SHOW_VARS"}
-_SETTING = "rlm_dspy_coverage"
+WATCHED = "rlm_dspy_coverage"
+"""The setting of DSPy that is true in `watched()`."""
 
 
 @contextlib.contextmanager
@@ -39,13 +40,13 @@ def watched() -> Iterator[None]:
 
     It reaches the threads of DSPy, those of `dspy.Evaluate` too, as `dspy.context` does.
     """
-    with dspy.context(**{_SETTING: True}):
+    with dspy.context(**{WATCHED: True}):
         yield
 
 
 def watching() -> bool:
     """Whether `watched()` is in force."""
-    return bool(dspy.settings.get(_SETTING))
+    return bool(dspy.settings.get(WATCHED))
 
 
 class Occurrence(BaseModel):
@@ -146,15 +147,6 @@ def looked_into(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[s
         "left_out": watch.left_out,
         "occurrences": watch.occurrences(outputs),
     }
-
-
-def watch_over(inputs: Mapping[str, Any]) -> Watch:
-    """Return the watch of a run's inputs; outside of `watched()` it reports nothing and costs nothing.
-
-    Args:
-        inputs: The inputs by name.
-    """
-    return Watch(inputs if watching() else {})
 
 
 class _Reads(ast.NodeVisitor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 import uuid
@@ -54,7 +55,7 @@ class Event:
     began: float = 0.0
     seconds: float = 0.0
     error: BaseException | None = None
-    lm_calls: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
+    lm_calls: Iterator[int] = field(default_factory=functools.partial(itertools.count, 1), repr=False)
     """Numbers for the run's model calls."""
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -121,7 +122,7 @@ class RunEvent(Event):
     limits: Limits
     lm: dspy.BaseLM | None
     sub_lm: dspy.BaseLM | None
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_at: datetime = field(default_factory=functools.partial(datetime.now, UTC))
     outcome: Outcome = Outcome()
 
     def within(self, outer: Event | None) -> Self:

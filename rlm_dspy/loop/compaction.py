@@ -10,7 +10,7 @@ import dspy
 
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.loop.context_window import PART
+from rlm_dspy.loop.context_window import PART, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.text import clip, cut, fitted, one_line
 from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
@@ -56,7 +56,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
     Returns:
         Whether there was anything to fold.
     """
-    shown = run.trajectory.steps
+    shown = run.conversation.trajectory.steps
     old, new = shown[: len(shown) - keep], shown[len(shown) - keep :]
     if all(step.kind == "folded" for step in old):
         return False
@@ -81,7 +81,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
 async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     """Return the model's account of these turns; what they printed, if it gives none."""
     told = [_told(step) for step in steps]
-    room = int(min(_SESSION_CHARS, run.room.chars / 2))
+    room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
     for _ in range(_SESSION_TRIES):
         session = "\n\n".join(fitted(told, room))
         try:
@@ -121,29 +121,30 @@ async def make_room(port: Port, run: Run) -> bool:
     Returns:
         Whether anything was folded or shortened.
     """
-    before = run.message_chars()
-    if run.room.window is None:
+    shown = run.conversation
+    before = shown.chars()
+    if shown.window is None:
         for keep in (KEPT_TURNS, 1, 0):
             if await fold(port, run, keep):
                 return True
-        room = int(run.room.chars)
-        _shorten_turns(run, room - run.message_chars(Trajectory()))
-        _shorten_base(run, room - _chars(run.trajectory.steps))
+        room = int(shown.most_chars)
+        _shorten_turns(run, room - shown.chars(Trajectory()))
+        _shorten_base(run, room - chars_of(shown.trajectory.steps))
     else:
-        _shorten_base(run, int(_BASE_SHARE * run.room.chars))
-        if await _fit_turns(port, run, int(run.room.chars) - run.message_chars(Trajectory())):
+        _shorten_base(run, int(_BASE_SHARE * shown.most_chars))
+        if await _fit_turns(port, run, int(shown.most_chars) - shown.chars(Trajectory())):
             return True
-    return run.message_chars() < before
+    return shown.chars() < before
 
 
 async def _fit_turns(port: Port, run: Run, room: int) -> bool:
     """Make the turns fit into so many characters; return whether any were folded."""
-    steps = run.trajectory.steps
-    if _chars(steps) <= room:
+    steps = run.conversation.trajectory.steps
+    if chars_of(steps) <= room:
         return False
     account = min(ACCOUNT_CHARS, max(room, 0) // PART)
     for keep in (KEPT_TURNS, 1):
-        if account + _chars(steps[-keep:]) <= _AFTER * room and await fold(port, run, keep, account):
+        if account + chars_of(steps[-keep:]) <= _AFTER * room and await fold(port, run, keep, account):
             return True
     folded = await fold(port, run, 1 if room - account >= _LEAST_KEPT_CHARS else 0, account)
     _shorten_turns(run, room)
@@ -152,32 +153,24 @@ async def _fit_turns(port: Port, run: Run, room: int) -> bool:
 
 def _shorten_turns(run: Run, room: int) -> None:
     """Shorten the longest of what the turns said, ran and printed."""
-    steps = run.trajectory.steps
-    if _chars(steps) <= (room := max(room, _LEAST_TURNS_CHARS)):
+    steps = run.conversation.trajectory.steps
+    if chars_of(steps) <= (room := max(room, _LEAST_TURNS_CHARS)):
         return
-    parts = [text for step in steps for text in (step.reasoning, step.code, step.output)]
+    texts = ("reasoning", "code", "output")
     notices = sum(len(step.notice) for step in steps)
-    shorter = iter(fitted(parts, room - notices))
-    run.show(
-        [
-            step.model_copy(update={"reasoning": next(shorter), "code": next(shorter), "output": next(shorter)})
-            for step in steps
-        ]
-    )
+    shorter = iter(fitted([getattr(step, name) for step in steps for name in texts], room - notices))
+    run.show([step.model_copy(update={name: next(shorter) for name in texts}) for step in steps])
 
 
 def _shorten_base(run: Run, room: int) -> None:
     """Leave out demos, then shorten the longest parts of the environment."""
-    if run.message_chars(Trajectory()) <= room:
+    shown = run.conversation
+    if shown.chars(Trajectory()) <= room:
         return
-    run.leave_out_demos()
-    over = run.message_chars(Trajectory()) - room
+    shown.leave_out_demos()
+    over = shown.chars(Trajectory()) - room
     if over > 0:
-        chars = len(str(run.environment))
+        chars = len(str(shown.environment))
         least = min(chars, _LEAST_ENVIRONMENT_CHARS)
-        run.environment = run.environment.shortened(max(least, chars - over))
-        run.show(list(run.trajectory.steps))
-
-
-def _chars(steps: tuple[Step, ...]) -> int:
-    return sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in steps)
+        shown.environment = shown.environment.shortened(max(least, chars - over))
+        run.show(shown.trajectory.steps)

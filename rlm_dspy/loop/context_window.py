@@ -1,17 +1,25 @@
-"""Decides how long the messages of a run may be, from the limits and the model's context window."""
+"""Holds what the model is shown of a run, and decides how long that may be."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.budget.lm_info import context_window
+import dspy
+
+from rlm_dspy.budget.last_turn_reserve import TRANSCRIPT_CHARS
+from rlm_dspy.budget.lm_info import context_window, tokens_at_most
+from rlm_dspy.prompt.adapter import messages_of
+from rlm_dspy.text import fitted
+from rlm_dspy.trajectory import Trajectory, without_media_marks
 
 if TYPE_CHECKING:
-    import dspy
+    from collections.abc import Iterable
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.limits import Limits
+    from rlm_dspy.signatures import Environment
+    from rlm_dspy.trajectory import Step
 
 _CHARS_PER_TOKEN = 3
 _FULL = 0.8
@@ -23,42 +31,81 @@ PART = 4
 _LEAST_OUTPUT_CHARS = 500
 
 
-class Conversation(Protocol):
-    """The part of a run that a `Room` needs."""
-
-    limits: Limits
-    lm: dspy.BaseLM
-    ledger: Ledger
-
-    def context_tokens(self) -> float:
-        """Return about how many tokens the messages of the next turn have."""
-
-    def message_chars(self) -> int:
-        """Return how many characters the next turn's messages have."""
-
-
-class Room:
-    """Decides how long a run's messages may be: from its limits, the LM's facts, and context-window errors.
+class Conversation:
+    """The messages of a run's turns, and how long they may be.
 
     Args:
-        run: The run.
+        act: The predictor of the turns.
+        lm: The LM that takes them.
+        limits: The limits of the run.
+        ledger: Knows the context windows that errors have told.
+        environment: The first message.
+
+    Attributes:
+        trajectory: The turns as the model is shown them.
+        reported: The tokens that the messages of the last turn had, as reported, and the steps among them.
     """
 
-    def __init__(self, run: Conversation) -> None:
-        self._run = run
+    def __init__(
+        self, act: dspy.Predict, lm: dspy.BaseLM, limits: Limits, ledger: Ledger, environment: Environment
+    ) -> None:
+        self.act = act
+        self.lm = lm
+        self.environment = environment
+        self.trajectory = Trajectory()
+        self.reported = (0, 0)
+        self._limits = limits
+        self._ledger = ledger
+        self._demos: list[dict[str, Any]] | None = None
         self._most = math.inf
         self._chars_per_token: float = _CHARS_PER_TOKEN
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """The inputs of `act` in the next turn."""
+        given: dict[str, Any] = {} if self._demos is None else {"demos": self._demos}
+        if self.lm is not (self.act.lm or dspy.settings.lm):
+            given["lm"] = self.lm
+        return {"environment": self.environment, "trajectory": self.trajectory, **given}
+
+    def leave_out_demos(self) -> None:
+        """Show no demos from now on, to save room."""
+        self._demos = []
+
+    def show(self, steps: Iterable[Step]) -> None:
+        """Show the model these steps from now on, instead of those before."""
+        self.trajectory = Trajectory(steps=tuple(steps))
+        self.reported = (0, 0)
+
+    def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
+        return messages_of(self.act, self.environment, trajectory, self._demos)
+
+    def chars(self, trajectory: Trajectory | None = None) -> int:
+        """Return how many characters the messages of the next turn have, or would have after other turns."""
+        messages = self._messages(self.trajectory if trajectory is None else trajectory)
+        return sum(len(message["content"]) for message in messages)
+
+    def most_tokens(self) -> int:
+        """Return the most tokens that the messages of the next turn have."""
+        return tokens_at_most(None, self._messages(self.trajectory))
+
+    def tokens(self) -> float:
+        """Return about how many tokens these messages have, from those that were reported last."""
+        reported, steps = self.reported
+        if not reported:
+            return self.chars() / _CHARS_PER_TOKEN
+        return reported + chars_of(self.trajectory.steps[steps:]) / _CHARS_PER_TOKEN
+
+    @property
     def window(self) -> int | None:
         """The model's context window in tokens; None if it is not known."""
-        given = self._run.limits.max_context_tokens
-        known = given if given is not None else context_window(self._run.lm)
-        told = self._run.ledger.windows.get(getattr(self._run.lm, "model", ""))
+        given = self._limits.max_context_tokens
+        known = given if given is not None else context_window(self.lm)
+        told = self._ledger.windows.get(getattr(self.lm, "model", ""))
         return min((n for n in (known, told) if n is not None), default=None)
 
     @property
-    def chars(self) -> float:
+    def most_chars(self) -> float:
         """The most characters that the messages of a turn may have; infinite while nothing is known."""
         window = self.window
         fits = math.inf if window is None else _FULL * window * self._chars_per_token
@@ -67,20 +114,33 @@ class Room:
     @property
     def output_chars(self) -> int:
         """The most characters of one output that are shown."""
-        most = self._run.limits.max_output_chars
-        return most if math.isinf(self.chars) else min(most, max(_LEAST_OUTPUT_CHARS, int(self.chars / PART)))
+        most, room = self._limits.max_output_chars, self.most_chars
+        return most if math.isinf(room) else min(most, max(_LEAST_OUTPUT_CHARS, int(room / PART)))
 
     @property
     def is_full(self) -> bool:
         """Whether the messages of the next turn are close to the context window, as far as it is known."""
-        window, tokens = self.window, self._run.context_tokens()
-        if window is None or tokens <= _FULL * window:
+        window = self.window
+        if window is None or (tokens := self.tokens()) <= _FULL * window:
             return False
-        self._chars_per_token = min(self._chars_per_token, self._run.message_chars() / tokens)
+        self._chars_per_token = min(self._chars_per_token, self.chars() / tokens)
         return True
 
     def refused(self) -> None:
         """Record that the messages of the next turn were too long; the error's window is recorded by now."""
-        chars = self._run.message_chars()
-        if chars <= self.chars:
+        chars = self.chars()
+        if chars <= self.most_chars:
             self._most = _SHRINK * chars
+
+    def transcript(self, chars: float) -> str:
+        """Return the session as text of about this many characters: the environment, then the steps."""
+        most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
+        environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
+        steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
+        room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
+        return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
+
+
+def chars_of(steps: Iterable[Step]) -> int:
+    """Return how many characters of the messages are of these steps."""
+    return sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in steps)

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import signatures
-from rlm_dspy.budget.lm_events import lm_events
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
-from rlm_dspy.events import unit
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.function_lm import as_lm
-from rlm_dspy.loop.run_state import Run, run_event
+from rlm_dspy.loop.run_state import Run, observed
 from rlm_dspy.loop.states import predictor_states
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
@@ -222,10 +220,10 @@ class RLM(AsTool, Limited, dspy.Module):
         interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
         **inputs: Any,
     ) -> dspy.Prediction:
-        with unit(run_event(self, inputs)) as told, lm_events():
+        with observed(self, inputs) as told:
             outer = active_sub_call.get()
             parent = outer.run if outer and isinstance(outer.run, Run) else None
-            run = Run(self, inputs, check_factory(interpreter_factory), parent)
+            run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=told is not None)
             token = active_sub_call.set(None)
             try:
                 await port.run(run.open)
@@ -235,13 +233,13 @@ class RLM(AsTool, Limited, dspy.Module):
                 carry(error, run.as_dicts(), run.usage().model_dump())
                 raise
             finally:
-                told.end(outcome=run.outcome or run.outcome_so_far())
+                if told:
+                    told.end(outcome=run.outcome or run.outcome_so_far())
                 active_sub_call.reset(token)
                 if outer:
                     outer.steps = [*outer.steps, *run.steps]
                     outer.stop, outer.final_reasoning = run.stop, run.final_reasoning
-                run.budget.close()
-                await port.run(run.repl.close)
+                await port.run(run.close)
 
     def child(
         self,
@@ -288,7 +286,7 @@ class RLM(AsTool, Limited, dspy.Module):
 
     async def _take_turn(self, port: Port, run: Run) -> Step:
         """Take a turn; messages that are too long for the model are made shorter, more and more."""
-        if run.room.is_full:
+        if run.conversation.is_full:
             await make_room(port, run)
         refusals = 0
         while True:
@@ -299,7 +297,7 @@ class RLM(AsTool, Limited, dspy.Module):
                 if not is_too_long(error):
                     raise
                 refusals += 1
-                run.room.refused()
+                run.conversation.refused()
                 if refusals == _MOST_REFUSALS or not await make_room(port, run):
                     raise
             else:
@@ -307,9 +305,8 @@ class RLM(AsTool, Limited, dspy.Module):
 
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
         """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
-        _logger.warning(
-            "RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", len(run.trajectory)
-        )
+        turns = len(run.conversation.trajectory)
+        _logger.warning("RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", turns)
         values: dict[str, Any] = {}
         how, replies = "Read from the trajectory after the last turn.", list[Any]()
         try:
@@ -331,7 +328,7 @@ class RLM(AsTool, Limited, dspy.Module):
         """Return what `read_fields` makes of the model's reply; a transcript that is too long for it is halved."""
         extract = dspy.Predict(extract_signature(self.signature))
         extract.lm = run.lm
-        transcript = run.transcript(run.room.chars)
+        transcript = run.conversation.transcript(run.conversation.most_chars)
         while True:
             try:
                 with (
@@ -344,7 +341,7 @@ class RLM(AsTool, Limited, dspy.Module):
             except dspy.LMError as error:
                 if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
                     raise
-                transcript = run.transcript(len(transcript) // 2)
+                transcript = run.conversation.transcript(len(transcript) // 2)
             finally:
                 replies += meter.outputs
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.last_turn_reserve import TRANSCRIPT_CHARS, Budget
+from rlm_dspy.budget.last_turn_reserve import Budget
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.lm_info import check_price, tokens_at_most
+from rlm_dspy.budget.lm_events import lm_events
+from rlm_dspy.budget.lm_info import check_price
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
-from rlm_dspy.coverage.tracker import watch_over
+from rlm_dspy.coverage import WATCHED, Watch
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
+from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit, listeners, unit
 from rlm_dspy.interpreters import resolve_factory
-from rlm_dspy.loop.context_window import Room
+from rlm_dspy.loop.context_window import Conversation
 from rlm_dspy.loop.validation import check_inputs
-from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.repl.session import Repl, execution_instructions
@@ -29,108 +29,123 @@ from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.registry import Callees, for_repl
-from rlm_dspy.text import fitted
-from rlm_dspy.trajectory import Trajectory, without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rlm_dspy.budget.metering import Meter
     from rlm_dspy.signatures import Environment
-    from rlm_dspy.subcalls.interface import Program
+    from rlm_dspy.subcalls.interface import Factory, Program
     from rlm_dspy.trajectory import Step
     from rlm_dspy.usage import RunUsage
 
 HISTORY = "history"
 """The variable that holds the turns once the conversation was folded."""
-CHARS_PER_TOKEN = 3
 _MOMENT_SECONDS = 0.3
 """Between the end of the sub-calls and that of the code."""
 
 
 class Run:
-    """The state of one run: its inputs, its REPL, its ledger, and the steps so far.
+    """The state of one run: its inputs, its REPL, its ledger, what the model is shown, and the steps so far.
 
     Args:
         rlm: The module that is called.
         inputs: The inputs by name.
         interpreter_factory: The factory of this call, or None for the module's, the configured or the default.
-
         parent: The run whose sub-call this one is; None for a root. They share the ledger.
+        heard: Whether anybody listens to its events.
 
     Attributes:
         depth: How many runs are above this one.
+        watch: Finds the parts of the inputs that are read, shown and sent; None if coverage is not watched.
+        stopped: Why the code of this turn was stopped, if it was.
 
     Raises:
         InvalidInputs: If the inputs do not fit the signature.
     """
 
-    subcalls_type: type[SubCalls] = SubCalls
-    """What answers the sub-calls of the run's code."""
-
     def __init__(
         self,
         rlm: Program,
         inputs: Mapping[str, Any],
-        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None,
+        interpreter_factory: Factory | None,
         parent: Run | None = None,
+        *,
+        heard: bool = False,
     ) -> None:
-        self.depth: int = parent.depth + 1 if parent else 0
-        self.signature = rlm.signature
-        self.limits = rlm.limits
-        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits)
-        self.tree: Tree = parent.tree if parent else Tree(_cache_of(rlm.cache))
-        self.trajectory = Trajectory()
+        self._rlm = rlm
+        self.signature, self.limits = rlm.signature, rlm.limits
+        self.inputs = check_inputs(rlm.signature, inputs)
+        self.heard = heard
         self.steps: list[Step] = []
         self.stop = self.final_reasoning = ""
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
-        """Why the code of this turn was stopped, if it was."""
+        self.watch = Watch(self.inputs) if dspy.settings.get(WATCHED) else None
+        self._share(parent)
+        self._factory = interpreter_factory or rlm.interpreter_factory or resolve_factory(None)
+        declares_subs = any(isinstance(value, dspy.Module) for value in vars(rlm.subs).values())
+        self._subs = for_repl(rlm.subs) if declares_subs else []
+        self.repl = self._repl()
+        self.conversation = Conversation(
+            rlm.act, self.lm, rlm.limits, self.ledger, self._environment(self._factory)
+        )
+        tokens = self.conversation.most_tokens() if self.ledger.bounded else 0
+        self.budget = Budget(self.ledger, rlm.limits, self.lm, tokens, child=self.depth > 0)
+        if rlm.sub_lm is not None and rlm.limits.max_cost is not None:
+            check_price(rlm.sub_lm, rlm.limits)
+        if self.budget.limit:  # the first turn is the last, and must be told so
+            self._show_turns(1)
+
+    def _share(self, parent: Run | None) -> None:
+        """Take what the runs of a tree share from the parent, or make it for a root; choose the LM."""
+        rlm = self._rlm
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits)
+        self.tree: Tree = parent.tree if parent else Tree(rlm.cache)
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
-        inputs = check_inputs(rlm.signature, inputs)
-        self.watch = watch_over(inputs)
-        factory = resolve_factory(interpreter_factory or rlm.interpreter_factory)
-
-        def child(*args: Any, **options: Any) -> dspy.Module:
-            return rlm.child(factory, *args, **options)
-
-        in_threads = {name: self.async_tools.blocking(tool) for name, tool in rlm.tools.items()}
-        callees = Callees(rlm, self.depth, child, in_threads)
-        self.subcalls = self.subcalls_type(
-            self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), inputs, guard=Guard(inputs)
-        )
         self.tool_calls = ToolCalls(self.ledger.started)
-        tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
-        subs = for_repl(rlm.subs)
-        asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
-        known = {"inputs": list(inputs), "subs": subs, "tools": list(tools), "model": getattr(asked, "model", "")}
-        self.repl = Repl(
-            factory, {HOST_TOOL: self.subcalls.tool(), **tools}, inputs, rlm.signature, known, self.tree.media
-        )
-
-        def environment(of: Callable[[], dspy.CodeInterpreter] | dspy.CodeInterpreter) -> Environment:
-            awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
-            calls = write_calls(subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
-            runtime = execution_instructions(of)
-            return write_environment(rlm.signature, inputs, rlm.tools, rlm.limits, runtime, calls)
-
-        self._environment = environment
-        self.environment = environment(factory)
         self.act = rlm.act
         own = rlm.act.lm or dspy.settings.lm
         is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, and not an RLM of its own
         self.lm = rlm.sub_lm or own if is_child else own
         """Who takes the turns, folds them, and reads the answer from them."""
-        self.room = Room(self)
-        self._demos: list[dict[str, Any]] | None = None
-        self.context_used = (0, 0)
-        """The tokens that the last turn's messages had, as reported, and the steps that were among them."""
-        first = tokens_at_most(None, self._messages(Trajectory())) if self.ledger.bounded else 0
-        self.budget = Budget(self.ledger, rlm.limits, self.lm, first, child=self.depth > 0)
-        if rlm.sub_lm is not None:
-            check_price(rlm.sub_lm, rlm.limits)
-        if self.budget.limit:  # the first turn is the last, and must be told so
-            self.environment = self.environment.model_copy(update={"turns": 1})
+
+    def _repl(self) -> Repl:
+        rlm = self._rlm
+        tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
+        asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
+        model = getattr(asked, "model", "")
+        known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
+
+        def host(call: Any) -> dict[str, Any]:
+            return self.subcalls.answer(call)
+
+        tools = {HOST_TOOL: host, **tools}
+        return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media)
+
+    def _environment(self, of: Factory | dspy.CodeInterpreter | None) -> Environment:
+        """Return the first message, with what an interpreter, or what makes it, says of itself."""
+        rlm = self._rlm
+        awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
+        calls = write_calls(self._subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
+        runtime = execution_instructions(of)
+        return write_environment(rlm.signature, self.inputs, rlm.tools, rlm.limits, runtime, calls)
+
+    def _show_turns(self, turns: int) -> None:
+        self.conversation.environment = self.conversation.environment.model_copy(update={"turns": turns})
+
+    @functools.cached_property
+    def subcalls(self) -> SubCalls:
+        """Answers the sub-calls of the run's code; made when the first of it begins."""
+        return SubCalls(*self._for_subcalls())
+
+    def _for_subcalls(self) -> tuple[Any, ...]:
+        rlm = self._rlm
+        make_child = functools.partial(rlm.child, self._factory)
+        in_threads = {name: self.async_tools.blocking(tool) for name, tool in rlm.tools.items()}
+        callees = Callees(rlm, self.depth, make_child, in_threads)
+        return self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs)
 
     def open(self) -> None:
         """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.
@@ -140,38 +155,10 @@ class Run:
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
         self.repl.open()
-        if not self.environment.runtime:
-            told = self._environment(self.repl.interpreter)
-            self.environment = told.model_copy(update={"turns": self.environment.turns})
-
-    def context_tokens(self) -> float:
-        """Return about how many tokens the next turn's messages have, from those that were reported last."""
-        reported, steps = self.context_used
-        known = steps if reported else 0
-        new = self.trajectory.steps[known:]
-        chars = sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in new)
-        first = 0 if reported else self.message_chars(Trajectory())
-        return reported + (chars + first) / CHARS_PER_TOKEN
-
-    def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        return messages_of(self.act, self.environment, trajectory, self._demos)
-
-    def message_chars(self, trajectory: Trajectory | None = None) -> int:
-        """Return how many characters the messages of the next turn have, or would have after other turns."""
-        messages = self._messages(self.trajectory if trajectory is None else trajectory)
-        return sum(len(message["content"]) for message in messages)
-
-    @property
-    def turn_inputs(self) -> dict[str, Any]:
-        """The inputs of `act` in the next turn."""
-        given: dict[str, Any] = {} if self._demos is None else {"demos": self._demos}
-        if self.lm is not (self.act.lm or dspy.settings.lm):
-            given["lm"] = self.lm
-        return {"environment": self.environment, "trajectory": self.trajectory, **given}
-
-    def leave_out_demos(self) -> None:
-        """Show no demos from now on, to save room."""
-        self._demos = []
+        told = self.conversation.environment
+        if not told.runtime:
+            self.conversation.environment = self._environment(self.repl.interpreter)
+            self._show_turns(told.turns)
 
     def keep_history(self) -> str:
         """Put the turns so far into the REPL as a list of dicts; return the name of the variable."""
@@ -188,12 +175,11 @@ class Run:
         emit(StepEvent(step=account))
         self.show([account, *kept])
 
-    def show(self, steps: list[Step]) -> None:
+    def show(self, steps: Iterable[Step]) -> None:
         """Show the model these steps from now on, instead of those before."""
-        self.trajectory = Trajectory(steps=tuple(steps))
-        self.context_used = (0, 0)
+        self.conversation.show(steps)
         if self.ledger.bounded:
-            self.budget.next_tokens = tokens_at_most(None, self._messages(self.trajectory))
+            self.budget.next_tokens = self.conversation.most_tokens()
 
     def metered(self, role: str, **how: Any) -> contextlib.AbstractContextManager[Meter]:
         """Record the LM calls of this run in the ledger in a scope; see `metered_lm.metered`.
@@ -206,7 +192,7 @@ class Run:
     def usage(self) -> RunUsage:
         """Return what the tree has spent; a root gives up what is under way."""
         if not self.depth:
-            self.ledger.give_up(self.ledger.closed or LimitExceeded("The run has ended."))
+            self.ledger.give_up()
         return self.tree.counted_in(self.ledger.usage(self.budget.limit))
 
     @contextlib.contextmanager
@@ -251,10 +237,17 @@ class Run:
         if not self.budget.child:
             self.ledger.close(LimitExceeded("The run has ended."))
 
+    def close(self) -> None:
+        """Release what is reserved for the run, and shut its interpreter down."""
+        if self.ledger.bounded:
+            self.budget.close()
+        self.repl.close()
+
     def keep(self, step: Step) -> None:
-        """Record the step of a turn that has ended."""
+        """Record the step of a turn that has ended; the model is shown it, unless it ends the run."""
         self.steps.append(step)
-        self.trajectory = self.trajectory.add(step)
+        if step.answer is None:
+            self.conversation.trajectory = self.conversation.trajectory.add(step)
 
     def add(self, step: Step) -> None:
         """Record a step that no turn made."""
@@ -268,7 +261,10 @@ class Run:
 
     def calls_taken(self) -> dict[str, Any]:
         """Return the calls that the code of this turn has made so far, by the fields of `Step`."""
-        return {"calls": self.subcalls.taken(), **self.tool_calls.taken()}
+        calls: dict[str, Any] = {"calls": self.subcalls.taken()} if self.subcalls.log else {}
+        if (tools := self.tool_calls).calls:
+            calls |= {"tool_calls": tuple(tools.calls), "tool_calls_left_out": tools.left_out}
+        return calls
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return one dict for each step, as in `Prediction.trajectory`."""
@@ -278,14 +274,6 @@ class Run:
     def submit_call(self) -> str:
         """How SUBMIT is called in this run, for messages to the model."""
         return f"SUBMIT({', '.join(f'{name}=...' for name in self.signature.output_fields)})"
-
-    def transcript(self, chars: float) -> str:
-        """Return the session as text of about this many characters: the environment, then the steps."""
-        most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
-        environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
-        steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
-        room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
-        return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
 
     def outcome_so_far(self, outputs: dict[str, Any] | None = None) -> Outcome:
         """Return the outcome of the run for listeners, with its outputs if it has ended normally."""
@@ -312,9 +300,13 @@ class Run:
         return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
 
 
-def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
-    """Return the event of the start of a run."""
-    return RunEvent(
+@contextlib.contextmanager
+def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[unit[RunEvent] | None]:
+    """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
+    if not dspy.settings.callbacks or not listeners():
+        yield None
+        return
+    event = RunEvent(
         name=type(rlm).__name__,
         signature=rlm.signature,
         inputs=inputs,
@@ -322,6 +314,8 @@ def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
         lm=rlm.act.lm or dspy.settings.lm,
         sub_lm=rlm.sub_lm,
     )
+    with unit(event) as told, lm_events():
+        yield told
 
 
 def _sub_lm_of(rlm: Program) -> Any:
@@ -329,8 +323,3 @@ def _sub_lm_of(rlm: Program) -> Any:
     if rlm.sub_lm is not None or dspy.settings.lm is not None:
         return rlm.sub_lm
     return rlm.query.lm or rlm.act.lm
-
-
-def _cache_of(given: SubCallCache | bool) -> SubCallCache | None:
-    """Return the cache of a root run: the one that was given, or one of its own."""
-    return given if isinstance(given, SubCallCache) else SubCallCache() if given else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -51,9 +52,10 @@ class Turn(dspy.Module):
         return await self._take(Awaiting(), number)
 
     async def _take(self, port: Port, number: int) -> Step:
-        with unit(TurnEvent(turn=number)) as told:
+        with unit(TurnEvent(turn=number)) if self._run.heard else contextlib.nullcontext() as told:
             step = await self._step(port)
-            told.end(step=step)
+            if told:
+                told.end(step=step)
         if self._verbose:
             _logger.info("%s\n\n%s\n\n%s", step.reasoning, step.code, step.observation)
         return step
@@ -66,21 +68,24 @@ class Turn(dspy.Module):
             step = await self._run_code(port, reply.reasoning, reply.code)
         else:
             step = no_code(reply, run.submit_call)
-        output = clip(sendable(step.output), run.room.output_chars)
+        is_answer = step.kind == "submitted"  # then no model is shown the output, nor is anything kept for a turn
+        most = run.limits.max_output_chars if is_answer else run.conversation.output_chars
+        output = clip(sendable(step.output), most)
         if reply.code and reply.cut:
             output = f"{output}\n({reply.cut})"
-        told = {
+        told: dict[str, Any] = {
             "output": output,
-            "printed": clip(sendable(step.printed), run.room.output_chars),
+            "printed": clip(sendable(step.printed), most),
             "thinking": clip(reply.thinking, _THINKING_CHARS),
             "seconds": time.monotonic() - started,
             "spent": run.ledger.totals() - before,
             "started": started - run.ledger.started,
-            "read": run.watch.read(reply.code),
-            # No model is shown what the last code printed, and SUBMIT's echo would pass for it.
-            "shown": () if step.kind == "submitted" else run.watch.shown(output),
         }
-        return run.budget.ended(step.model_copy(update=told))
+        if run.watch:
+            # What SUBMIT echoes is no output: it would pass for the input that it repeats.
+            told |= {"read": run.watch.read(reply.code), "shown": () if is_answer else run.watch.shown(output)}
+        step = step.model_copy(update=told)
+        return step if is_answer else run.budget.ended(step)
 
     async def _write(self, port: Port) -> Reply:
         """Return the model's reply; of one that cannot be read, what there was of it."""
@@ -92,7 +97,7 @@ class Turn(dspy.Module):
                 action = await port.predict(
                     self._act,
                     budget.seconds_for_reply(),
-                    **run.turn_inputs,
+                    **run.conversation.inputs,
                 )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
@@ -105,7 +110,7 @@ class Turn(dspy.Module):
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
-                run.context_used = (meter.read, len(run.trajectory))
+                run.conversation.reported = (meter.read, len(run.conversation.trajectory))
         code = action.code or ""
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
@@ -125,10 +130,12 @@ class Turn(dspy.Module):
     def _execute(self, reasoning: str, code: str) -> Step:
         run = self._run
         run.begin_cell()
-        with unit(CellEvent(reasoning=reasoning, code=code)) as told:
+        with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as told:
             outcome = run.repl.execute(code)
-            run.async_tools.check()
-            told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
+            if run.async_tools.error is not None:
+                raise run.async_tools.error
+            if told:
+                told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
         output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
         if outcome.kind != "submitted":

@@ -6,6 +6,7 @@ So one sees whether a run can be repeated: on other inputs, in another interpret
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -198,8 +199,10 @@ class _Answers:
 class _ReplayedRun(Run):
     """A run whose sub-calls a record answers."""
 
-    subcalls_type = _RecordedCalls
-    subcalls: _RecordedCalls
+    @functools.cached_property
+    def subcalls(self) -> _RecordedCalls:
+        """Answers the sub-calls of the run's code from the record."""
+        return _RecordedCalls(*self._for_subcalls())
 
 
 def _key(name: str, inputs: dict[str, str]) -> str:

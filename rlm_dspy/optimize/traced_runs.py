@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.prompt.demo_renaming import environment_of
+from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     import dspy
     from pydantic import JsonValue
-
-    from rlm_dspy.signatures import Environment
 
     Call = tuple[dspy.Predict, Mapping[str, Any], dspy.Prediction]
     """A call in `dspy.settings.trace`: the predictor, its inputs and its outputs."""
@@ -83,7 +81,7 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
     for at, (predictor, inputs, outputs) in enumerate(trace):
         if not isinstance(predictor, Act) or "code" not in outputs:  # a captured failure has no fields
             continue
-        environment, steps = environment_of(inputs["environment"]), steps_of(inputs["trajectory"])
+        environment, steps = Environment.of(inputs["environment"]), steps_of(inputs["trajectory"])
         ongoing = [run for run in runs if run.continues_with(predictor, environment, steps)]
         call = (predictor, environment, steps, outputs)
         if steps and ongoing:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.inputs import Text
-from rlm_dspy.prompt.demo_renaming import environment_of, renamed, under
+from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.signatures import Environment
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rlm_dspy.signatures import Environment
 
 Message = dict[str, str]
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
@@ -50,9 +50,9 @@ class ReplAdapter(dspy.Adapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
     ) -> list[Message]:
         """Return the chat messages of one turn."""
-        here = environment_of(inputs["environment"])
+        here = Environment.of(inputs["environment"])
         shown = [renamed(demo, here) for demo in self._longest_of_each_run(demos)]
-        environments = [under(environment_of(demo["environment"]), here).parts for demo in shown]
+        environments = [under(Environment.of(demo["environment"]), here).parts for demo in shown]
         *before, ask = here.parts
         said_once = [part for part in before if environments and all(part in other for other in environments)]
         system = [signature.instructions.strip(), *said_once, self._labeled(demos)]
@@ -97,7 +97,7 @@ class ReplAdapter(dspy.Adapter):
             for demo in demos
             if demo.get("environment") and demo.get("code") and _is_trajectory(demo.get("trajectory", ""))
         ]
-        written = [(environment_of(demo["environment"]), _written(demo)) for demo in complete]
+        written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
         return [
             demo
             for demo, (environment, codes) in zip(complete, written, strict=True)

@@ -29,11 +29,6 @@ class _Names:
         return any(old != new for old, new in (self.inputs | self.outputs).items())
 
 
-def environment_of(value: Any) -> Environment:
-    """Return the environment of a demo or a call, also of one that is plain data, as loaded ones are."""
-    return value if isinstance(value, Environment) else Environment.model_validate(value)
-
-
 def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
     """Return a demo of `act` in the names of the task whose environment is given.
 
@@ -45,7 +40,7 @@ def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
         demo: `environment`, `trajectory`, `reasoning`, `code`.
         here: The environment of the run that the demo is shown in.
     """
-    environment = environment_of(demo["environment"])
+    environment = Environment.of(demo["environment"])
     names = _names(environment, here)
     if not names:
         return demo

@@ -6,6 +6,7 @@ All that the protocol needs stands here and not in the instructions, which an op
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +43,27 @@ def write_environment(
         runtime: What the interpreter says of itself; may be empty.
         calls: Lines about the functions that call models; see `write_calls`.
     """
-    fields = signature.input_fields
-    outputs = (
-        Output(name=name, type=type_name(field.annotation), note=_description(name, field))
-        for name, field in signature.output_fields.items()
-    )
+    notes, outputs = _fields_of(signature)  # type: ignore[arg-type]  # its metaclass has a hash
     environment = Environment(
         task=signature.instructions.strip(),
-        variables=tuple(describe(name, value, _description(name, fields[name])) for name, value in inputs.items()),
-        outputs=tuple(outputs),
+        variables=tuple(describe(name, value, notes[name]) for name, value in inputs.items()),
+        outputs=outputs,
         functions=_functions(tools, limits, calls),
         runtime=runtime,
         turns=limits.max_iters,
     )
     return Environment.model_validate(mended(environment.model_dump()))
+
+
+@functools.lru_cache(maxsize=256)
+def _fields_of(signature: type[dspy.Signature]) -> tuple[dict[str, str], tuple[Output, ...]]:
+    """Return the notes of the input fields by name, and the outputs."""
+    notes = {name: _description(name, field) for name, field in signature.input_fields.items()}
+    outputs = (
+        Output(name=name, type=type_name(field.annotation), note=_description(name, field))
+        for name, field in signature.output_fields.items()
+    )
+    return notes, tuple(outputs)
 
 
 def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]) -> str:

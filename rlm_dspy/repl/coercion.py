@@ -53,7 +53,7 @@ def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[s
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in submitted:
-            if nested_too_deep(submitted[name]):
+            if not isinstance(submitted[name], str) and nested_too_deep(submitted[name]):
                 problems.append(f"{name}: nested more than {MAX_DEPTH} levels deep; submit a flatter value")
                 continue
             try:

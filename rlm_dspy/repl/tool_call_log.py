@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.events import ToolEvent, unit
@@ -27,28 +28,25 @@ class Returned:
     value: Any = None
 
 
+@dataclass
 class ToolCalls:
     """The tool calls of a run's turns.
 
-    Args:
+    Attributes:
         began: When the root run began, by `time.monotonic`.
+        calls: Those of the turn so far.
+        left_out: How many more there were.
     """
 
-    def __init__(self, began: float) -> None:
-        self._began = began
-        self._calls: list[ToolCall] = []
-        self._left_out = 0
-        self._lock = threading.Lock()
+    began: float
+    calls: list[ToolCall] = field(default_factory=list)
+    left_out: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
-        """Begin a turn: `taken` gives what is called from now on."""
+        """Begin a turn: `calls` holds what is called from now on."""
         with self._lock:
-            self._calls, self._left_out = [], 0
-
-    def taken(self) -> dict[str, Any]:
-        """Return the turn's calls so far and how many were left out, by the fields of `Step`."""
-        with self._lock:
-            return {"tool_calls": tuple(self._calls), "tool_calls_left_out": self._left_out}
+            self.calls, self.left_out = [], 0
 
     @contextlib.contextmanager
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Returned]:
@@ -72,7 +70,7 @@ class ToolCalls:
                     arguments=_written(args, kwargs),
                     result="" if error_type else short(returned.value, _RESULT_CHARS),
                     error_type=error_type,
-                    started=started - self._began,
+                    started=started - self.began,
                     seconds=time.monotonic() - started,
                 )
                 self._add(call)
@@ -80,10 +78,10 @@ class ToolCalls:
 
     def _add(self, call: ToolCall) -> None:
         with self._lock:
-            if len(self._calls) < _MOST_CALLS:
-                self._calls.append(call)
+            if len(self.calls) < _MOST_CALLS:
+                self.calls.append(call)
             else:
-                self._left_out += 1
+                self.left_out += 1
 
 
 def _written(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import keyword
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -171,20 +172,16 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
     return read
 
 
+@dataclass
 class AsyncTools:
-    """Lets code call the async tools of a tree of runs like sync ones, and records if one was blocked."""
+    """Lets code call the async tools of a tree of runs like sync ones.
 
-    def __init__(self) -> None:
-        self._error: EventLoopBlocked | None = None
+    Attributes:
+        error: Says that a tool waited for an event loop that the run blocks, if one did. Code may have caught it,
+            but only the caller can do something about it.
+    """
 
-    def check(self) -> None:
-        """Check that no tool waited for an event loop that the run blocks.
-
-        Raises:
-            EventLoopBlocked: If one did. Code may have caught it, but only the caller can do something about it.
-        """
-        if self._error is not None:
-            raise self._error
+    error: EventLoopBlocked | None = None
 
     def blocking(self, tool: dspy.Tool) -> dspy.Tool:
         """Return a tool that blocks until what it returns was awaited, if it can be."""
@@ -194,7 +191,7 @@ class AsyncTools:
             try:
                 return LoopCall(returned, tool.name).result() if inspect.isawaitable(returned) else returned
             except EventLoopBlocked as error:
-                self._error = error
+                self.error = error
                 raise
 
         functools.update_wrapper(call, tool.func)

@@ -14,8 +14,8 @@ import functools
 import hashlib
 import math
 import threading
+from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
-from dataclasses import is_dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import PurePath
@@ -68,12 +68,12 @@ _MADE: dict[str, Callable[[Any], Any]] = {
 _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 
+@dataclass(eq=False)
 class Media:
     """The images, sounds and files of a tree of runs, by their names in its REPLs."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, dspy.Type] = {}
-        self._lock = threading.Lock()
+    _known: dict[str, dspy.Type] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def key(self, media: dspy.Type) -> str:
         """Return the name of an image, a sound or a file: the same for the same content."""

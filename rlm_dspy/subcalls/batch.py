@@ -82,14 +82,14 @@ class SubCallItem:
         seconds: How long it took.
         spent: Counts what it used.
         inside: What the RLMs that ran inside it did.
-        watch: Finds the parts of the run's inputs that were sent with it.
+        watch: Finds the parts of the run's inputs that were sent with it; None if nobody wants to know.
         meter: Meters the requests of its last attempt.
         release: Gives its slot to another sub-call.
     """
 
     inputs: dict[str, Any]
     shown: dict[str, str]
-    watch: Watch
+    watch: Watch | None
     key: str = ""
     number: int = 0
     id: str = ""
@@ -107,7 +107,7 @@ class SubCallItem:
     @functools.cached_property
     def sent(self) -> tuple[Span, ...]:
         """The parts of the run's inputs that the item contains."""
-        return self.watch.sent(self.inputs)
+        return self.watch.sent(self.inputs) if self.watch else ()
 
     def fail(self, error: BaseException) -> None:
         """Answer the item with an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,19 +40,24 @@ class Tree:
     """The state that the runs of one tree share, besides the ledger.
 
     Attributes:
-        cache: Where answers are kept; None to keep none.
+        given: The cache of answers; True for one of the tree's own, False for none.
         reused: How many sub-calls were answered by an earlier one.
         failed: How many sub-calls have failed.
         media: The images, sounds and files that REPLs know by name.
         ad_hoc: How often each module that was written in a REPL was called, by its signature.
     """
 
-    cache: SubCallCache | None = field(default_factory=SubCallCache)
+    given: SubCallCache | bool = True
     reused: int = 0
     failed: int = 0
     media: Media = field(default_factory=Media)
     ad_hoc: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @functools.cached_property
+    def cache(self) -> SubCallCache | None:
+        """Where answers are kept; None to keep none."""
+        return self.given if isinstance(self.given, SubCallCache) else SubCallCache() if self.given else None
 
     def counted_in(self, usage: RunUsage) -> RunUsage:
         """Return a usage with the sub-calls that were reused, that failed, and that were ad hoc."""
@@ -81,21 +87,17 @@ class SubCalls:
     lm: Any
     inputs: dict[str, Any]
     guard: Callable[[dict[str, Any], str], str]
-    _log: list[tuple[Callee, int, SubCallItem]] = field(default_factory=list)
+    log: list[tuple[Callee, int, SubCallItem]] = field(default_factory=list)
     _batches: int = 0
     _items: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def tool(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Return the one host function that the REPL calls."""
-
-        def call(call: JsonValue) -> dict[str, Any]:
-            try:
-                return self._answer(read_call(call))
-            except InvalidInputs as error:
-                return self._refused(error)
-
-        return call
+    def answer(self, call: JsonValue) -> dict[str, Any]:
+        """Answer a call of the REPL: what its host function returns."""
+        try:
+            return self._answer(read_call(call))
+        except InvalidInputs as error:
+            return self._refused(error)
 
     def _answer(self, call: CallFrame) -> dict[str, Any]:
         with unit(BatchEvent(name=call.called, items=[_shown(item, call.same) for item in call.items])) as batch:
@@ -114,12 +116,12 @@ class SubCalls:
     def begin(self) -> None:
         """Begin a turn: `taken` returns the calls made from now on."""
         with self._lock:
-            self._log, self._batches = [], 0
+            self.log, self._batches = [], 0
 
     def taken(self) -> tuple[SubCall, ...]:
         """Return the turn's sub-calls so far, in the order they were asked for; listeners know of all then."""
         with self._lock:
-            log = list(self._log)
+            log = list(self.log)
         for callee, batch, asked in log:
             asked.tell(callee, batch)
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
@@ -131,7 +133,7 @@ class SubCalls:
             for item in items:
                 self._items += 1
                 item.number = self._items
-            self._log += [(callee, self._batches, item) for item in items]
+            self.log += [(callee, self._batches, item) for item in items]
             return self._batches
 
     def call(self, call: CallFrame) -> list[Answer]:

@@ -109,7 +109,7 @@ class ActiveRun(Protocol):
     """The run that made a sub-call, as sub-calls see it; `Run` is one."""
 
     lm: dspy.BaseLM
-    watch: Watch
+    watch: Watch | None
     depth: int
 
 

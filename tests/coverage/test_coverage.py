@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.coverage.tracker import Watch, watch_over, watched
+from rlm_dspy.coverage.tracker import Watch, watched, watching
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.coverage_shares import coverage_of
 from rlm_dspy.observe.record import Record, recorded
@@ -68,12 +68,14 @@ def test_items_of_lists_and_dicts_are_parts_of_their_text(code: str, read: str) 
     assert "".join(texts[name][start:end] for name, start, end in watch.read(code)) == read
 
 
-def test_nothing_is_looked_at_unless_somebody_wants_to_know() -> None:
-    watch = watch_over({"context": TEXT})
-    assert (watch.sizes, watch.read("context"), watch.shown(TEXT), watch.sent({"p": TEXT})) == ({}, (), (), ())
+def test_nothing_is_looked_at_unless_somebody_wants_to_know(play: Play) -> None:
+    code = "print(context[:400])\nprint(llm_query(context[:400]))"
+    (call,) = (step := run(play, code, "reply", "SUBMIT(answer='x')")[0])["calls"]
+    assert (step["read"], step["shown"], call["sent"], watching()) == ((), (), (), False)
     with watched():
-        assert watch_over({"context": TEXT}).sizes == {"context": len(TEXT)}
-    assert watch_over({"context": TEXT}).sizes == {}
+        (call,) = (step := run(play, code, "reply", "SUBMIT(answer='x')")[0])["calls"]
+        assert (step["read"], call["sent"], watching()) == ((("context", 0, 400),), (("context", 0, 400),), True)
+        assert step["shown"] == (("context", 0, 400),)
 
 
 def test_what_a_sub_call_is_sent_is_found_in_all_its_fields() -> None:
@@ -116,9 +118,12 @@ def test_an_answer_that_repeats_the_input_does_not_count_as_shown(play: Play) ->
     assert (step["read"], step["shown"]) == ((("context", 0, 200),), ())
 
 
-def test_an_input_that_cannot_be_read_does_not_end_a_watched_run() -> None:
+def test_an_input_that_cannot_be_read_does_not_end_a_watched_run(play: Play) -> None:
+    rlm = RLM("context, question -> answer", interpreter_factory=LocalPythonInterpreter)
     with watched():
-        watch = watch_over({"context": object()})
+        played = play(rlm, ["```python\nSUBMIT(answer='x')\n```"], context=object(), question="?")
+    assert played.prediction.answer == "x"
+    watch = Watch({"context": object()})
     assert watch.left_out == {"context": "a object without text"}
 
 

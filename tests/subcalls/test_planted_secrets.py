@@ -223,7 +223,7 @@ def test_any_frame_is_answered_or_refused(plants: tuple[Planted, ScriptedLM], fr
     """The host raises nothing and shows no object of its own, whatever comes."""
     rlm = RLM("q -> a", tools=[search_for], subs={"claims": "text -> x: int"}, limits=Limits(max_iters=1))
     run = Run(rlm, {"q": "?"}, LocalPythonInterpreter)
-    answer = run.subcalls.tool()(frame)
+    answer = run.subcalls.answer(frame)
     assert answer.keys() & {"answers", "refused"}
     assert not plants[0].found_in(str(answer))
     assert " at 0x" not in str(answer)
