@@ -8,7 +8,7 @@ moves or renames is mended here; what it makes public leaves this file.
 | `ACTIVE_CALL_ID` | the call that is under way: DSPy tells its callbacks of a call, not of the call around it |
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
 | `CUSTOM_TYPE_MARK` | what stands for an image in a message; in a text it must not |
-| `HttpResponse`, `WireUsage` | where a server's usage is read |
+| `HttpResponse` | where a server's usage is read |
 | `KNN`, `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | mended by subclasses |
 | `adapter_message_call` | says that an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | reading a type as DSPy's adapters read it |
@@ -22,7 +22,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dspy._vendor.lm15.providers.base import HttpResponse
-from dspy._vendor.lm15.types import Usage as WireUsage
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
 from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
 from dspy.clients._deprecation import adapter_message_call
@@ -53,7 +52,6 @@ __all__ = [
     "InferRules",
     "Teleprompter",
     "UsageTracker",
-    "WireUsage",
     "adapter_message_call",
     "annotation_allows_none",
     "append_a_rule",

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
 
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 
 _ROLES = {"act", "query", "extract", "fold", "run", ""}
 """The roles that are not sub-calls of a signature or module."""

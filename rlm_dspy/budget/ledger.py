@@ -1,19 +1,23 @@
-"""Defines `Ledger`, which counts and limits what a run and its child runs spend."""
+"""Defines `Ledger`, which counts and limits what a run and its children spend, and `Meter`, one scope's share."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.concurrency.wait_scope import Cancellation, enter_slot, wait_scope
+from rlm_dspy.budget.lm_info import Price, price_of
+from rlm_dspy.concurrency.wait_scope import Cancellation
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    import dspy
 
     from rlm_dspy.limits import Limits
 
@@ -37,19 +41,13 @@ class Amount:
             self.cost + other.cost,
         )
 
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(
-            self.input_tokens - other.input_tokens,
-            self.output_tokens - other.output_tokens,
-            self.cost - other.cost,
-        )
-
 
 NOTHING = Amount()
 NOTHING_USED = Usage()
 
-
 _LOOK_SECONDS = 0.05
+_has_slot_of: ContextVar[Ledger | None] = ContextVar("has_slot_of", default=None)
+"""The ledger that counts this context as one of its sub-calls under way."""
 
 
 @dataclass
@@ -68,13 +66,16 @@ class Ledger:
     """Ends the requests of the tree's code when the ledger is closed."""
     _reserved: int = 0
     _spent: Amount = NOTHING
-    _held: dict[object, Amount] = field(default_factory=dict)
-    _open: dict[object, Callable[[LimitExceeded], object]] = field(default_factory=dict)
-    _kept: dict[object, Amount] = field(default_factory=dict)
+    _held: dict[Hashable, Amount] = field(default_factory=dict)
+    _open: dict[Hashable, Meter] = field(default_factory=dict)
+    _kept: dict[Hashable, Amount] = field(default_factory=dict)
     _met: str | None = None
-    _spared: object = None
+    _spared: Hashable = None
+    _settled: list[tuple[str, str, Usage]] = field(default_factory=list)
+    """Role, model and usage of calls that are not summed yet."""
     _by_role: dict[str, Usage] = field(default_factory=dict)
     _by_model: dict[str, Usage] = field(default_factory=dict)
+    _prices: dict[tuple[str, bool], Price | None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
 
@@ -91,11 +92,11 @@ class Ledger:
         Raises:
             LimitExceeded: If the ledger was closed meanwhile.
         """
-        if wait_scope().slot is self:
+        if _has_slot_of.get() is self:
             return lambda: None
         while not self._slots.acquire(timeout=_LOOK_SECONDS):
             self.check_open()
-        enter_slot(self)
+        _has_slot_of.set(self)
         ends = [self._slots.release]
         return lambda: ends.pop()() if ends else None
 
@@ -115,14 +116,15 @@ class Ledger:
         with self._lock:
             return self._reserved
 
+    def price(self, lm: dspy.BaseLM) -> Price | None:
+        """Return the price of an LM, looked up once; None if it is not known."""
+        key = (lm.model, isinstance(getattr(lm, "engine", None), str))
+        if key not in self._prices:
+            self._prices[key] = price_of(lm, self.limits.prices)
+        return self._prices[key]
+
     def hold(
-        self,
-        key: Hashable,
-        most: Amount,
-        *,
-        keeper: Hashable = None,
-        calls: int = 0,
-        give_up: Callable[[LimitExceeded], object] | None = None,
+        self, key: Hashable, most: Amount, *, keeper: Hashable = None, calls: int = 0, meter: Meter | None = None
     ) -> None:
         """Reserve the most that a request can use, until it is settled under `key`.
 
@@ -131,7 +133,7 @@ class Ledger:
             most: What it can use at most.
             keeper: Who may also use what was kept for it; others may not.
             calls: How many of the model calls that code may make it takes.
-            give_up: What has it settled if nobody waits for it any more; see `give_up`.
+            meter: Settles it if nobody waits for it any more; see `give_up`.
 
         Raises:
             LimitExceeded: If it does not fit what is left; nothing is held or taken then.
@@ -143,8 +145,8 @@ class Ledger:
                 self._check_amount(most, self._left(keeper))
                 self._held[key] = most
             self._reserved += calls
-            if give_up is not None:
-                self._open[key] = give_up
+            if meter is not None:
+                self._open[key] = meter
 
     def _check_calls(self, calls: int) -> None:
         left = self.limits.max_llm_calls - self._reserved
@@ -169,11 +171,11 @@ class Ledger:
                 )
 
     def give_up(self) -> None:
-        """Have the callers of the requests under way settle them: nobody waits for them any more."""
+        """Settle the requests under way as failed: nobody waits for them any more."""
         with self._lock:
-            under_way = list(self._open.values())
-        for give_up in under_way:
-            give_up(self.closed or LimitExceeded("The run has ended."))
+            meters = list(self._open.values())
+        for meter in meters:
+            meter.give_up(self.closed or LimitExceeded("The run has ended."))
 
     def give_back(self, key: Hashable, *, calls: int = 0) -> None:
         """Release the amount and the calls reserved for a request that was not sent."""
@@ -255,8 +257,15 @@ class Ledger:
             self._held.pop(key, None)
             self._open.pop(key, None)
             self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
+            self._settled.append((role, model, used))
+
+    def _sum(self) -> Usage:
+        """Add up what was settled since the last time; return the total."""
+        for role, model, used in self._settled:
             self._by_role[role] = self._by_role.get(role, NOTHING_USED) + used
             self._by_model[model] = self._by_model.get(model, NOTHING_USED) + used
+        self._settled.clear()
+        return sum(self._by_role.values(), NOTHING_USED)
 
     def usage(self, limit: str | None = None) -> RunUsage:
         """Return what has been spent: totals, `seconds`, and the same by role and by model.
@@ -266,9 +275,8 @@ class Ledger:
                 told.
         """
         with self._lock:
-            totals = sum(self._by_role.values(), NOTHING_USED)
             return RunUsage(
-                **dict(totals),
+                **dict(self._sum()),
                 seconds=self.seconds,
                 limit=limit or self._met,
                 by_role=self._by_role.copy(),
@@ -278,20 +286,82 @@ class Ledger:
     def totals(self) -> Usage:
         """Return what has been spent in all."""
         with self._lock:
-            return sum(self._by_role.values(), NOTHING_USED)
+            return self._sum()
 
 
-class Tally:
-    """Sums the usage of the model calls of one sub-call, across threads."""
+@dataclass(eq=False)
+class Meter:
+    """Records the LM calls of one scope, and reserves the most that a request can use before it is sent.
 
-    def __init__(self) -> None:
-        self.used = NOTHING_USED
-        self._lock = threading.Lock()
+    Attributes:
+        ledger: Where the calls are entered.
+        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
+        keeper: The run that may use what is kept for its last turn, or None; see `Ledger.hold`.
+        counted: Whether each request takes one of `max_llm_calls`.
+        mirrors: Lists to which what each call used is added too.
+        input_tokens: The most tokens that the request reads, if that is known and no other is under way: the reply
+            may then take half of what is left beyond them, else a fair part of it.
+        raw: Whether replies are returned as the LM gives them: with thinking, and also if they were cut short.
+        read_at_most: The most tokens that the last request had; 0 where nothing limits them.
+        read: The tokens that the last request had, as reported; 0 if nothing was.
+        outputs: What the LM returned for each request, unchanged; None for one that failed.
+        refusal: Why a request was refused; None if none was.
+    """
 
-    def add(self, used: Usage) -> None:
-        """Add what a model call used."""
-        with self._lock:
-            self.used += used
+    ledger: Ledger
+    role: str
+    keeper: Hashable = None
+    counted: bool = False
+    mirrors: tuple[list[Usage], ...] = ()
+    input_tokens: float | None = None
+    raw: bool = False
+    read_at_most: int = 0
+    read: int = 0
+    outputs: list[Any] = field(default_factory=list)
+    refusal: LimitExceeded | None = None
+    _under_way: dict[Hashable, str] = field(default_factory=dict)
+    """The model that each request was sent to."""
+    _why: LimitExceeded | None = None
+
+    def hold(self, request: Hashable, model: str, most: Amount) -> None:
+        """Reserve the most that a request to a model can use, until it is settled.
+
+        Raises:
+            LimitExceeded: If the limits do not allow it; nothing is held then.
+        """
+        self.read_at_most = int(most.input_tokens)
+        if self._why is not None:
+            raise self._why
+        self.ledger.hold(request, most, keeper=self.keeper, calls=int(self.counted), meter=self)
+        self._under_way[request] = model
+
+    def give_back(self, request: Hashable) -> None:
+        """Release the reservation of a request that another ledger rejected."""
+        if self._under_way.pop(request, None) is not None:
+            self.ledger.give_back(request, calls=int(self.counted))
+
+    def settle(self, request: Hashable, model: str, used: Usage) -> None:
+        """Record what a request used. A request that was given up is not counted again."""
+        self.read = used.input_tokens
+        if self._under_way.pop(request, None) is None:
+            used = used.model_copy(update={"calls": 0, "cached_calls": 0, "failures": 0})
+        self._enter(request, model, used)
+
+    def give_up(self, why: LimitExceeded | None = None) -> None:
+        """Record the requests under way as failed: nobody waits for them any more.
+
+        Args:
+            why: Why all later ones are refused; None if they are not.
+        """
+        self._why = why or self._why
+        for request, model in list(self._under_way.items()):
+            if self._under_way.pop(request, None) is not None:
+                self._enter(request, model, Usage(calls=1, failures=1))
+
+    def _enter(self, request: Hashable, model: str, used: Usage) -> None:
+        self.ledger.settle(self.role, model, used, key=request)
+        for mirror in self.mirrors:
+            mirror.append(used)
 
 
 def _written(name: str, value: float) -> str:

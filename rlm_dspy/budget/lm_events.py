@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback
-from rlm_dspy.budget.lm_info import price_of
-from rlm_dspy.budget.metering import meters_in_force, reported, role
+from rlm_dspy.budget.lm_info import Outputs, reported_cost, tokens_of
+from rlm_dspy.budget.metered_lm import latest_entry, meters_in_force, request_under_way, role
 from rlm_dspy.events import LMEvent, emit, here
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,9 +60,8 @@ def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int 
 
 def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> LMEvent:
     """Return the event of the end of a model call that has just ended here."""
-    used = reported(outputs)
-    limits = next((meter.ledger.limits for meter in meters_in_force()), None)
-    price = price_of(event.lm, limits.prices) if limits is not None and used.cost is None else None
+    used, meters = reported(outputs), meters_in_force()
+    price = meters[0].ledger.price(event.lm) if meters and used.cost is None else None
     return replace(
         event,
         phase="failed" if exception is not None else "ended",
@@ -69,5 +69,23 @@ def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> L
         outputs=outputs,
         usage=used.model_copy(update={"cached_calls": 0}),
         cached=bool(used.cached_calls),
-        price=None if price is None else price.of(used),
+        price=None if price is None else price.of(used.input_tokens, used.cached_input_tokens, used.output_tokens),
     )
+
+
+def reported(outputs: Outputs) -> Usage:
+    """Return the tokens and price of the LM call that has just ended, and whether the answer was cached.
+
+    Tokens are 0 and the price is None where nothing is reported, as of a call that failed.
+
+    Args:
+        outputs: What the call returned.
+    """
+    request, entry = request_under_way.get(), latest_entry.get()
+    if request is not None:
+        entry = request.entry(outputs)
+    elif entry.get("outputs") is not outputs:
+        entry = {}
+    if getattr(entry.get("response"), "cache_hit", False):
+        return Usage(cached_calls=1)
+    return Usage(cost=reported_cost(entry), **tokens_of(entry.get("usage") or {}))

@@ -1,4 +1,4 @@
-"""Looks up an LM's context window, longest reply and price, and estimates the tokens of a request."""
+"""Looks up an LM's context window, longest reply and price, and reads what its replies hold and what they cost."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import dspy
+from dspy.lm15 import Response
 
 from rlm_dspy._dspy_compat import is_routed, model_info, providers_of, rate, value
-from rlm_dspy.errors import UnknownPrice
+from rlm_dspy.errors import ReplyCut, UnknownPrice
+from rlm_dspy.replies.thinking import MAY_BE_THINKING, split_thinking
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    import dspy
     from pydantic import JsonValue
 
     from rlm_dspy.limits import Limits
-    from rlm_dspy.usage import Usage
+
+HistoryEntry = Mapping[str, Any]
+"""What DSPy keeps of a request in `lm.history`."""
+Outputs: TypeAlias = list[Any] | Response | None
+"""What an LM returns: a list of texts or dicts with `text`; for a `dspy.lm15.Request` the response."""
 
 _TOKENS_PER_MESSAGE = 16
 """What a chat template puts around a message, with room."""
@@ -27,6 +35,11 @@ _MOST_TOKENS = 10**12
 """Of one call; a larger number is no count."""
 _REPORTS_SEARCHED = 32
 _SMALL = re.compile(r"[a-z\s]+")
+_CUT = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"}
+    | {"model_context_window_exceeded", "content_filter"}
+)
+"""Why a reply may end before its end, as providers name it, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +60,10 @@ class Price:
     most_read: float
     most_written: float
 
-    def of(self, used: Usage) -> float:
-        """Return the cost of this usage."""
-        cached = min(used.cached_input_tokens, used.input_tokens)
-        fresh = used.input_tokens - cached
-        return fresh * self.read + cached * self.read_cached + used.output_tokens * self.written
+    def of(self, input_tokens: int, cached_input_tokens: int, output_tokens: int) -> float:
+        """Return the cost of a call, of whose `input_tokens` the provider had cached some."""
+        cached = min(cached_input_tokens, input_tokens)
+        return (input_tokens - cached) * self.read + cached * self.read_cached + output_tokens * self.written
 
     def at_most(self, input_tokens: float, output_tokens: float) -> float:
         """Return the most that a call can cost."""
@@ -84,7 +96,22 @@ def price_of(lm: dspy.BaseLM, prices: Mapping[str, tuple[float, float]]) -> Pric
     return None
 
 
-def reported_cost(entry: Mapping[str, Any]) -> float | None:
+def usage_of(usage: Mapping[str, Any], entry: HistoryEntry, price: Price | None) -> Usage:
+    """Return the tokens of a call and its cost: as reported, else by the price; None if neither is known.
+
+    Args:
+        usage: What the provider reports, in OpenAI's field names; empty if nothing.
+        entry: The call's entry in `lm.history`.
+        price: The price of the LM, if it is known.
+    """
+    tokens = tokens_of(usage)
+    cost = reported_cost(entry) if usage else None
+    if cost is None and usage and price is not None:
+        cost = price.of(**tokens)
+    return Usage(cost=cost, **tokens)
+
+
+def reported_cost(entry: HistoryEntry) -> float | None:
     """Return the cost of a call in USD: the provider's, else litellm's or DSPy's; None if none reports one.
 
     Args:
@@ -161,6 +188,38 @@ def text_of(outputs: Any) -> str:
     first = outputs[0] if isinstance(outputs, list) and outputs else None
     text = first.get("text") if isinstance(first, dict) else first
     return text if isinstance(text, str) else ""
+
+
+def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
+    """Return an LM's outputs without the thinking in their texts.
+
+    Args:
+        outputs: What the LM returned.
+        entry: The call's entry in `lm.history`.
+        lm: The LM.
+
+    Raises:
+        ReplyCut: If one of them was cut short.
+    """
+    if not isinstance(outputs, list):  # the response of an explicit request
+        return outputs
+    callers = dspy.settings.caller_modules  # tags with the names of the asking predictor's fields are no thinking
+    fields = callers[-1].signature.output_fields if callers and isinstance(callers[-1], dspy.Predict) else ()
+    outputs = [
+        {**each, "text": _answer(each.get("text"), fields)} if isinstance(each, dict) else _answer(each, fields)
+        for each in outputs
+    ]
+    if reason := next((reason for reason in finish_reasons(entry.get("response")) if reason in _CUT), None):
+        if reason == "content_filter":
+            raise ReplyCut("was cut by the provider's content filter", text_of(outputs))
+        tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
+        raise ReplyCut(f"was cut after {tokens:,} tokens" if tokens else "was cut", text_of(outputs))
+    return outputs
+
+
+def _answer(text: Any, fields: Collection[str]) -> Any:
+    is_plain = not isinstance(text, str) or MAY_BE_THINKING.search(text) is None
+    return text if is_plain else split_thinking(text, fields=fields)[1]
 
 
 def finish_reasons(response: Any) -> list[str]:

@@ -1,33 +1,85 @@
-"""Computes how many tokens a reply may have, from the remaining budget and the model's context window."""
+"""Caps the reply of a request by the remaining budget and the model's window, and bounds what it can use."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Request
 
-from rlm_dspy.budget.lm_info import REPLY_LIMITS, longest_reply, price_of
-from rlm_dspy.budget.window_errors import sizes_of
+from rlm_dspy.budget.ledger import Amount
+from rlm_dspy.budget.lm_info import REPLY_LIMITS, check_price, longest_reply, tokens_at_most
+from rlm_dspy.text import mended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import dspy
 
-    from rlm_dspy.budget.lm_call import LMCall
-    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.budget.ledger import Meter
+    from rlm_dspy.limits import Limits
 
 _SHORTEST_REPLY_TOKENS = 64
 """A request is not made with less room for its reply."""
+_LONGEST_REPLY_UNKNOWN = 32_768
 _WINDOW_SHARE = 4
 """A reply takes one part in so many of the window, where nothing else is known of the messages before it."""
-_LEAST_WINDOW_SHARE = 8
-"""With less room for the reply, the messages are too long."""
-_MARGIN = 16
 _ALONE = 2
 """A reply that alone is under way may take one part in so many of what is left."""
+
+
+@dataclass(frozen=True)
+class LMCall:
+    """The arguments of an LM call.
+
+    Attributes:
+        prompt: A text, or a whole request; None if there are messages.
+        messages: The messages that an adapter has made; None if there is a prompt.
+        options: The settings of this call, in place of those of the LM.
+    """
+
+    prompt: str | Request | None
+    messages: list[dict[str, Any]] | None
+    options: dict[str, Any]
+
+    def answers(self, lm: dspy.BaseLM) -> int:
+        """Return how many answers the call requests."""
+        number: int = self.options.get("n") or lm.kwargs.get("n") or 1
+        return number
+
+    def mended(self) -> LMCall:
+        """Return the call without lone surrogates.
+
+        The list of messages stays the same object, by which DSPy knows that an adapter made it.
+        """
+        if isinstance(self.messages, list):
+            self.messages[:] = mended(self.messages)
+        return LMCall(mended(self.prompt), self.messages, mended(self.options))
+
+    def within(self, room: float) -> LMCall:
+        """Return the call with its reply limited to `room` tokens."""
+        if math.isinf(room):
+            return self
+        if isinstance(self.prompt, Request):
+            most = int(min(self.prompt.config.max_tokens or room, room))
+            return replace(self, prompt=replace(self.prompt, config=replace(self.prompt.config, max_tokens=most)))
+        limits = {name: min(n, room) for name in REPLY_LIMITS if (n := self.options.get(name))}
+        return replace(self, options={**self.options, **limits})
+
+    def most(self, lm: dspy.BaseLM, limits: Limits) -> Amount:
+        """Return the most that the call can use.
+
+        Raises:
+            UnknownPrice: If the cost is limited and the price of the LM is not known.
+        """
+        reply_limits = {**lm.kwargs, **self.options}
+        told = next((reply_limits[name] for name in REPLY_LIMITS if reply_limits.get(name)), None)
+        told = self.prompt.config.max_tokens if isinstance(self.prompt, Request) else told
+        written = (told or longest_reply(lm) or _LONGEST_REPLY_UNKNOWN) * self.answers(lm)
+        read = tokens_at_most(self.prompt, self.messages) * self.answers(lm)
+        price = check_price(lm, limits)
+        return Amount(read, written, price.at_most(read, written) if price is not None else 0.0)
 
 
 def room_for_reply(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
@@ -43,7 +95,7 @@ def _affordable(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
     read = meters[0].input_tokens
     left = meter.ledger.left(meter.keeper)
     most = left.output_tokens
-    price = price_of(lm, meter.ledger.limits.prices)
+    price = meter.ledger.price(lm)
     if price is not None and price.most_written > 0:
         most = min(most, (left.cost - (read or 0) * price.most_read) / price.most_written)
     if math.isinf(most):
@@ -64,30 +116,9 @@ def _in_window(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
     return window // _WINDOW_SHARE if window is not None and wanted > window // 2 else math.inf
 
 
-def reply_limit(lm: dspy.BaseLM, room: int) -> dict[str, int]:
+def reply_limit(lm: dspy.BaseLM, room: float) -> dict[str, int]:
     """Return the setting that limits an LM's replies to the room; empty if they are shorter anyway."""
     usual = longest_reply(lm)
-    if usual is not None and usual <= room:
+    if math.isinf(room) or (usual is not None and usual <= room):
         return {}
-    return {next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1]): room}
-
-
-def shorter_reply(lm: dspy.BaseLM, call: LMCall, refusal: dspy.ContextWindowExceededError) -> LMCall | None:
-    """Return the call with a reply short enough to fit after its messages; None if none fits.
-
-    Many servers count the longest reply that a request allows as a part of it.
-
-    Args:
-        lm: The LM that refused.
-        call: What it was called with.
-        refusal: What tells the window.
-    """
-    sizes = sizes_of(refusal)
-    limits = ((name, {**lm.kwargs, **call.options}.get(name)) for name in REPLY_LIMITS)
-    name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))
-    if not name or sizes.window is None or isinstance(call.prompt, Request):
-        return None
-    guess = sizes.window // _WINDOW_SHARE
-    room = guess if sizes.read is None else sizes.window - sizes.read - _MARGIN
-    fits = min(wanted, sizes.window // _LEAST_WINDOW_SHARE) <= room < wanted
-    return replace(call, options={**call.options, name: room}) if fits else None
+    return {next((name for name in REPLY_LIMITS if name in lm.kwargs), REPLY_LIMITS[-1]): int(room)}

@@ -3,7 +3,7 @@
 DSPy has no hook that can refuse a call: it swallows what a callback raises. A proxy of the LM in force would miss
 the LMs of predictors, of adapters (`TwoStepAdapter`), of other LMs and of validators. So `metered` puts a door
 before `dspy.BaseLM.__call__` and `acall`, through which every call of every LM passes. Outside of a `metered`
-scope it lets them through as they are. Inside, a `MeteredLM` makes the call:
+scope it lets them through as they are. Inside, a `MeteredCall` makes the call:
 
 1. It lowers `max_tokens` to what the limits leave.
 2. It has each meter in force hold the most that the request can use, or raises `LimitExceeded`.
@@ -20,39 +20,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import math
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy import ContextWindowExceededError, LMError
+from dspy import LMError
+from dspy.lm15 import Request
 
-from rlm_dspy._dspy_compat import adapter_message_call
-from rlm_dspy.budget.lm_call import LMCall, readable
-from rlm_dspy.budget.lm_info import tokens_at_most
+from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
+from rlm_dspy.budget.ledger import NOTHING, Meter
+from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
-from rlm_dspy.budget.max_reply_tokens import reply_limit, room_for_reply, shorter_reply
-from rlm_dspy.budget.metering import (
-    METERS,
-    LMRequest,
-    Meter,
-    RequestUsage,
-    latest_entry,
-    meters_in_force,
-    request_under_way,
-)
-from rlm_dspy.budget.window_errors import as_window_error, sizes_of
-from rlm_dspy.concurrency.port import drive
+from rlm_dspy.budget.max_reply_tokens import LMCall, reply_limit, room_for_reply
+from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+    from collections.abc import Hashable, Iterator
 
-    from dspy.lm15 import Request
-
-    from rlm_dspy.budget.ledger import Ledger, Tally
-    from rlm_dspy.budget.metering import Outputs
+    from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.usage import Usage
 
 _LONGEST_PAUSE_SECONDS = 60
 _OK = 200
@@ -65,7 +56,7 @@ def metered(
     *,
     keeper: Hashable = None,
     counted: bool = False,
-    mirror: Tally | None = None,
+    mirror: list[Usage] | None = None,
     input_tokens: float | None = None,
     raw: bool = False,
 ) -> Iterator[Meter]:
@@ -78,7 +69,7 @@ def metered(
         role: Who asks.
         keeper: The run whose last turn this is.
         counted: Whether each request takes one of `max_llm_calls`.
-        mirror: Where what they use is added up too, with that of scopes inside that take this one's place.
+        mirror: A list to which what each uses is added, also in scopes inside that take this one's place.
         input_tokens: The most tokens that the request reads, if that is known and no other is under way.
         raw: Whether replies are returned as the LM gives them.
 
@@ -86,12 +77,15 @@ def metered(
         LimitExceeded: If the limits did not allow a call, also if what asked has gone on without it.
     """
     open_door()
-    outer = meters_in_force()
-    mirrors = [each for meter in outer if meter.ledger is ledger for each in meter.mirrors]
-    mirrors += [] if mirror is None else [mirror]
+    mirrors, others = [] if mirror is None else [mirror], []
+    for outer in meters_in_force():
+        if outer.ledger is ledger:
+            mirrors += outer.mirrors
+        else:
+            others.append(outer)
     meter = Meter(ledger, role, keeper, counted, tuple(mirrors), input_tokens, raw)
     try:
-        with dspy.context(**{METERS: (meter, *(each for each in outer if each.ledger is not ledger))}):
+        with dspy.context(**{METERS: (meter, *others)}):
             yield meter
     except (TimeoutError, LimitExceeded) as error:
         if isinstance(error.__cause__ or error, TimeoutError):
@@ -104,195 +98,225 @@ def metered(
         raise meter.refusal
 
 
-class _Way(Protocol):
-    """How a call waits: not at all, or on an event loop."""
-
-    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
-        """Send one request, as DSPy does."""
-
-    async def pause(self, seconds: float) -> None:
-        """Wait before the next one."""
+METERS = "rlm_dspy_meters"
+"""The key of `dspy.settings` that holds the meters in force: it reaches the threads that DSPy starts."""
 
 
-class MeteredLM:
-    """Sends the calls of an LM in a `metered` scope.
+def meters_in_force() -> tuple[Meter, ...]:
+    """Return the innermost meter in force of each ledger, the innermost scope first."""
+    return dspy.settings.get(METERS) or ()
+
+
+def role() -> str:
+    """Return the role of the innermost scope; empty outside of any."""
+    meters = meters_in_force()
+    return meters[0].role if meters else ""
+
+
+class RequestUsage(UsageTracker):
+    """Collects the usage of one request, and passes it on to the caller's tracker.
+
+    Args:
+        callers: The tracker in force; None if the caller has none.
+    """
+
+    def __init__(self, callers: UsageTracker | None = None) -> None:
+        super().__init__()
+        # An LM that asks another: each counts its own.
+        self.callers: UsageTracker | None = callers.callers if isinstance(callers, RequestUsage) else callers
+        self.is_reported = False
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """Add the usage that DSPy reports, without details that cannot be summed."""
+        self.is_reported = True
+        usage_entry = {
+            name: value
+            for name, value in self._flatten_usage_entry(usage_entry).items()
+            if not name.endswith(("_tokens", "_details")) or isinstance(value, dict) == name.endswith("_details")
+        }
+        super().add_usage("", usage_entry)
+        if self.callers is not None:
+            self.callers.add_usage(lm, usage_entry)
+
+
+request_under_way: ContextVar[MeteredCall | None] = ContextVar("request_under_way", default=None)
+latest_entry: ContextVar[HistoryEntry] = ContextVar("latest_entry", default={})  # noqa: B039 (never changed)
+"""What DSPy has entered into its history last in this context, outside of any `metered` scope."""
+
+
+class MeteredCall:
+    """One call of an LM in a `metered` scope, made in as many attempts as it takes. Each attempt is one request.
 
     Args:
         lm: The LM.
-        way: How it is asked.
         meters: The meters in force, that of the innermost scope first.
+        prompt: What the LM is called with, as in `dspy.BaseLM.__call__`.
+        messages: Likewise.
+        options: Likewise; `request` may be among them.
+
+    Attributes:
+        seconds: How long to wait before the next attempt; None once the LM has answered.
+        lm: The LM that the request is sent to: it repeats nothing, and its replies fit what the limits leave.
+        call: What that LM is asked.
+        entries: What DSPy has entered into its history meanwhile.
+        keeps_history: Whether DSPy keeps these entries in the history of the LM.
+        outputs: What the LM returned, unchanged; None until it has answered.
+        reply: What the caller gets.
     """
 
-    def __init__(self, lm: dspy.BaseLM, way: _Way, meters: tuple[Meter, ...]) -> None:
-        self._lm = lm
-        self._way = way
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        meters: tuple[Meter, ...],
+        prompt: str | Request | None,
+        messages: list[dict[str, Any]] | None,
+        options: dict[str, Any],
+    ) -> None:
+        if prompt is None and isinstance(options.get("request"), Request):
+            prompt = options.pop("request")
+        call, outer = LMCall(prompt, messages, options), request_under_way.get()
         self._meters = meters
-        outer = request_under_way.get()
-        self._raw = self._meters[0].raw or (outer is not None and outer.meter is self._meters[0])
-        self._is_bounded = any(meter.ledger.bounded for meter in self._meters)
-
-    async def ask(self, call: LMCall) -> Outputs:
-        """Return the LM's answer, after as many requests as it takes.
-
-        Raises:
-            LimitExceeded: If the limits do not allow a request.
-            ReplyCut: If a reply was cut short.
-            dspy.LMError: If a request failed, and repeating it does not help.
-        """
-        if not self._raw:
-            call = call.sendable()
-        repeats, failed, is_shorter = 0, None, False
-        while True:
-            try:
-                request = await self._request(call)
-            except LimitExceeded as refusal:
-                raise _after(refusal, failed) from failed
-            except ContextWindowExceededError as error:
-                self._note_window(error)
-                shorter = None if is_shorter else shorter_reply(self._lm, call, error)
-                if shorter is None:
-                    raise
-                call, is_shorter = shorter, True
-            except LMError as error:
-                await self._way.pause(self._seconds_before_repeat(error, repeats, call))
-                failed, repeats = error, repeats + 1
-            else:
-                return request.outputs if self._raw else readable(request)
-
-    async def _request(self, call: LMCall) -> LMRequest:
-        """Send one request, for no longer a reply than the limits leave."""
-        room = math.inf
-        if self._is_bounded or self._meters[0].ledger.windows:
-            room = room_for_reply(self._lm, self._meters)
-            call = call.within(room)
-        lm = self._lm_for(room, call)
-        request = self._bounds(lm, call)
-        messages = call.messages
-        as_adapter = contextlib.nullcontext() if messages is None else adapter_message_call(lm, messages)
-        with self._held(request), as_adapter:
-            try:
-                request.outputs = await self._way.ask(lm, call)
-            except Exception as error:  # whatever the client of a caller's own LM raises
-                refusal = as_window_error(error)
-                if refusal is error:
-                    raise
-                raise refusal from error
-        return request
+        self._raw = meters[0].raw or (outer is not None and outer._meters[0] is meters[0])  # noqa: SLF001 (its own)
+        self._own_lm = lm
+        self._own_call = call if self._raw or _is_unicode(call) else call.mended()
+        self._failed: LMError | None = None
+        self._repeats_made = 0
+        self._is_shorter = False
+        self.seconds: float | None = 0.0
+        self.keeps_history: bool = not dspy.settings.disable_history and (outer is None or outer.keeps_history)
+        self.entries: list[HistoryEntry] = []
+        self.outputs: Outputs = None
+        self.reply: Outputs = None
 
     @contextlib.contextmanager
-    def _held(self, request: LMRequest) -> Iterator[None]:
+    def attempt(self) -> Iterator[None]:
+        """Send one request in this scope, and set `outputs`. After an error that may pass, attempt it again.
+
+        Raises:
+            LimitExceeded: If the limits do not allow the request.
+            ReplyCut: If its reply was cut short.
+            dspy.LMError: If it failed, and repeating it does not help.
+        """
+        try:
+            self._cap()
+            with self._held():
+                yield
+        except LimitExceeded as refusal:
+            if self._failed is None:
+                raise
+            again = f"{refusal} It would have been repeated after {self._failed}"
+            raise LimitExceeded(again, refusal.limit) from self._failed
+        except Exception as error:  # noqa: BLE001  # whatever the client of a caller's own LM raises
+            self._recover(error)
+        else:
+            self.seconds = None
+            self.reply = self.outputs if self._raw else readable(self.outputs, self.entry(self.outputs), self.lm)
+
+    def entry(self, outputs: Outputs) -> HistoryEntry:
+        """Return the history entry of the LM's outputs; an empty one if there is none."""
+        for each in self.entries:
+            if outputs is each.get("outputs") or outputs is each.get("response"):
+                return each
+        return {}
+
+    def _cap(self) -> None:
+        """Choose the LM and the call, for no longer a reply than the limits leave."""
+        self.lm, self.call, changes = self._own_lm, self._own_call, {}
+        if any(meter.ledger.bounded for meter in self._meters) or self._meters[0].ledger.windows:
+            room = room_for_reply(self.lm, self._meters)
+            self.call, changes = self.call.within(room), reply_limit(self.lm, room)
+        if self._repeats():
+            changes["num_retries"] = 0
+        if changes:
+            self.lm = self.lm.copy(**changes)
+            self.lm.history = self._own_lm.history  # where the caller looks for it
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
         """Hold what a request can use at most, and enter what it used."""
         holding: list[Meter] = []
+        for meter in self._meters:
+            try:
+                limits = meter.ledger.limits if meter.ledger.bounded else None
+                meter.hold(self, self.lm.model, NOTHING if limits is None else self.call.most(self.lm, limits))
+            except LimitExceeded as refusal:
+                meter.refusal = refusal
+                for each in holding:
+                    each.give_back(self)
+                raise
+            holding.append(meter)
+        messages, usage, failed = self.call.messages, RequestUsage(dspy.settings.usage_tracker), True
+        token, self.outputs, self.entries = request_under_way.set(self), None, []
         try:
-            for meter in self._meters:
-                meter.hold(request)
-                holding.append(meter)
-        except LimitExceeded:
-            for meter in holding:
-                meter.give_back(request)
-            raise
-        token = request_under_way.set(request)
-        failed = True
-        try:
-            with dspy.context(usage_tracker=request.usage, disable_history=False):
+            with (
+                dspy.context(usage_tracker=usage, disable_history=False),
+                contextlib.nullcontext() if messages is None else adapter_message_call(self.lm, messages),
+            ):
                 yield
             failed = False
         finally:
             request_under_way.reset(token)
-            for meter in self._meters:
-                meter.settle(request, failed=failed)
+            self._settle(usage, failed=failed)
 
-    def _bounds(self, lm: dspy.BaseLM, call: LMCall) -> LMRequest:
-        """Return a request with the most tokens that it can have, where something limits them."""
-        read = written = 0
-        if self._is_bounded:
-            read = tokens_at_most(call.prompt, call.messages) * call.answers(lm)
-            written = call.most_written(lm) * call.answers(lm)
-        outer = request_under_way.get()
-        keeps_history = not dspy.settings.disable_history and (outer is None or outer.keeps_history)
-        usage = RequestUsage(dspy.settings.usage_tracker)
-        return LMRequest(lm, self._meters[0], read, written, usage, keeps_history)
+    def _settle(self, usage: RequestUsage, *, failed: bool) -> None:
+        told, entry = usage.get_total_tokens().get("", {}), self.entry(self.outputs)
+        counts = {"calls": 1, "failures": int(failed), "cached_calls": int(not failed and not usage.is_reported)}
+        for meter in self._meters:
+            used = usage_of(told, entry, meter.ledger.price(self._own_lm)).model_copy(update=counts)
+            meter.outputs.append(self.outputs)
+            meter.settle(self, self.lm.model, used)
 
-    def _lm_for(self, room: float, call: LMCall) -> dspy.BaseLM:
-        """Return the LM that is sent a request: its replies fit the room, and it repeats nothing."""
-        changes = {} if math.isinf(room) else reply_limit(self._lm, int(room))
-        if self._repeats(call):
-            changes["num_retries"] = 0
-        if not changes:
-            return self._lm
-        lm = self._lm.copy(**changes)
-        lm.history = self._lm.history  # where the caller looks for it
-        return lm
+    def _recover(self, error: Exception) -> None:
+        """Prepare another attempt after an error.
 
-    def _note_window(self, refusal: ContextWindowExceededError) -> None:
-        """Note the window that the refusal of a request tells of, for the rest of the run."""
-        window = sizes_of(refusal).window
-        if window is not None:
-            self._meters[0].ledger.windows[self._lm.model] = window
+        Raises:
+            Exception: The error, if another attempt does not help; `dspy.ContextWindowExceededError` if that is
+                what it says.
+        """
+        reason = as_window_error(error)
+        if isinstance(reason, dspy.ContextWindowExceededError):
+            sizes = sizes_of(reason)
+            if sizes.window is not None:  # for the rest of the run
+                self._meters[0].ledger.windows[self._own_lm.model] = sizes.window
+            shorter = None if self._is_shorter else shorter_reply(self._own_lm, self._own_call, sizes)
+            if shorter is None:
+                raise reason from (error if reason is not error else error.__cause__)
+            self._own_call, self._is_shorter, self.seconds = shorter, True, 0.0
+            return
+        may_pass = isinstance(error, LMError) and (dspy.is_retryable_lm_error(error) or _is_garbled(error))
+        if not may_pass or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
+            raise error
+        told = getattr(error, "retry_after", None)
+        if not isinstance(told, int | float) or not math.isfinite(told):
+            told = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
+        self.seconds = max(0.0, told)
+        self._failed, self._repeats_made = error, self._repeats_made + 1
 
-    def _repeats(self, call: LMCall) -> bool:
+    def _repeats(self) -> bool:
         """Whether failed requests are repeated here, each counted by itself, and not inside one call of DSPy's.
 
         Not where parts of the answer may have been shown or paid for already, and not those of an LM that asks in
         a way of its own.
         """
-        lm = self._lm
+        lm = self._own_lm
         if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
             return False
         as_made = type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
-        return as_made and dspy.settings.send_stream is None and call.answers(lm) == 1
+        return as_made and dspy.settings.send_stream is None and self._own_call.answers(lm) == 1
 
-    def _seconds_before_repeat(self, error: LMError, repeats: int, call: LMCall) -> float:
-        """Return how long to wait after an error, as DSPy does.
 
-        Raises:
-            dspy.LMError: The error, if the request is not repeated.
-        """
-        again = dspy.is_retryable_lm_error(error) or _is_garbled(error)
-        if not again or not self._repeats(call) or repeats >= self._lm.num_retries:
-            raise error
-        told = getattr(error, "retry_after", None)
-        if isinstance(told, int | float) and math.isfinite(told):
-            return max(0.0, told)
-        return float(min(2**repeats, _LONGEST_PAUSE_SECONDS))
+def _is_unicode(call: LMCall) -> bool:
+    """Whether no text of a call has a lone surrogate, which DSPy rejects."""
+    try:
+        json.dumps(vars(call), ensure_ascii=False, skipkeys=True, default=id).encode()
+    except ValueError:
+        return False
+    return True
 
 
 def _is_garbled(error: LMError) -> bool:
     """Whether a provider has answered, but in what is no JSON: a run must not end of it, nor an item be lost."""
     return type(error) is dspy.LMProviderError and getattr(error, "status", None) == _OK
-
-
-def _after(refusal: LimitExceeded, failed: LMError | None) -> LimitExceeded:
-    """Return a refusal that tells of the request before it, if there was one."""
-    if failed is None:
-        return refusal
-    return LimitExceeded(f"{refusal} It would have been repeated after {failed}", refusal.limit)
-
-
-class _Calling:
-    """Asks without an event loop, so that `drive` runs the call to its end."""
-
-    def __init__(self, call: Callable[..., Outputs]) -> None:
-        self._call = call
-
-    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
-        return self._call(lm, call.prompt, messages=call.messages, **call.options)
-
-    async def pause(self, seconds: float) -> None:
-        pause(seconds)
-
-
-class _Awaiting:
-    """Asks on the running event loop."""
-
-    def __init__(self, acall: Callable[..., Awaitable[Outputs]]) -> None:
-        self._acall = acall
-
-    async def ask(self, lm: dspy.BaseLM, call: LMCall) -> Outputs:
-        return await self._acall(lm, call.prompt, messages=call.messages, **call.options)
-
-    async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 _lock = threading.Lock()
@@ -307,12 +331,13 @@ def open_door() -> None:
     with _lock:
         if not _is_open:
             accept_any_usage()
-            _put_door(dspy.BaseLM)
+            _meter_calls(dspy.BaseLM)
+            _note_entries(dspy.BaseLM)
             _is_open = True
 
 
-def _put_door(kind: type[dspy.BaseLM]) -> None:
-    call, acall, update_history = kind.__call__, kind.acall, kind.update_history
+def _meter_calls(kind: type[dspy.BaseLM]) -> None:
+    call, acall = kind.__call__, kind.acall
 
     @functools.wraps(call)
     def called(
@@ -324,7 +349,14 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
     ) -> Any:
         if not (meters := meters_in_force()):
             return call(self, prompt, messages=messages, **options)
-        return drive(MeteredLM(self, _Calling(call), meters).ask(LMCall.of(prompt, messages, options)))
+        made = MeteredCall(self, meters, prompt, messages, options)
+        while (seconds := made.seconds) is not None:
+            if seconds:
+                pause(seconds)
+            with made.attempt():
+                asked = made.call
+                made.outputs = call(made.lm, asked.prompt, messages=asked.messages, **asked.options)
+        return made.reply
 
     @functools.wraps(acall)
     async def awaited(
@@ -336,10 +368,23 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
     ) -> Any:
         if not (meters := meters_in_force()):
             return await acall(self, prompt, messages=messages, **options)
-        return await MeteredLM(self, _Awaiting(acall), meters).ask(LMCall.of(prompt, messages, options))
+        made = MeteredCall(self, meters, prompt, messages, options)
+        while (seconds := made.seconds) is not None:
+            if seconds:
+                await asyncio.sleep(seconds)
+            with made.attempt():
+                asked = made.call
+                made.outputs = await acall(made.lm, asked.prompt, messages=asked.messages, **asked.options)
+        return made.reply
+
+    kind.__call__, kind.acall = called, awaited
+
+
+def _note_entries(kind: type[dspy.BaseLM]) -> None:
+    update_history = kind.update_history
 
     @functools.wraps(update_history)
-    def noted(self: dspy.BaseLM, entry: Mapping[str, Any]) -> None:
+    def noted(self: dspy.BaseLM, entry: HistoryEntry) -> None:
         request = request_under_way.get()
         if request is None:
             latest_entry.set(entry)
@@ -348,4 +393,4 @@ def _put_door(kind: type[dspy.BaseLM]) -> None:
         if request is None or request.keeps_history:
             update_history(self, entry)
 
-    kind.__call__, kind.acall, kind.update_history = called, awaited, noted
+    kind.update_history = noted

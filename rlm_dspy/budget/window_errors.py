@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import dspy
+from dspy.lm15 import Request
+
+from rlm_dspy.budget.lm_info import REPLY_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rlm_dspy.budget.max_reply_tokens import LMCall
 
 _N = r"([\d,]+)"
 _WORDINGS = (
@@ -113,6 +118,9 @@ _WORDLESS = re.compile(
     re.IGNORECASE,
 )
 _STATUS_TOO_LARGE = 413
+_LEAST_WINDOW_SHARE, _USUAL_WINDOW_SHARE = 8, 4
+"""With less than the first part of the window for its reply, messages are too long; the second is a guess."""
+_MARGIN_TOKENS = 16
 _REFUSED = (400, 413, 422)
 
 
@@ -160,6 +168,27 @@ def sizes_of(error: dspy.LMError) -> Sizes:
     text = error.message
     window = next((n for n in _numbers(_WINDOWS, text) if n >= _FEWEST_TOKENS), None)
     return Sizes(window, next(_numbers(_READ, text), None))
+
+
+def shorter_reply(lm: dspy.BaseLM, call: LMCall, sizes: Sizes) -> LMCall | None:
+    """Return a call with a reply short enough to fit after its messages; None if none fits.
+
+    Many servers count the longest reply that a request allows as a part of it.
+
+    Args:
+        lm: The LM that refused the call.
+        call: What it was called with.
+        sizes: What the refusal tells.
+    """
+    limits = ((name, {**lm.kwargs, **call.options}.get(name)) for name in REPLY_LIMITS)
+    name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))
+    if not name or sizes.window is None or isinstance(call.prompt, Request):
+        return None
+    room = sizes.window // _USUAL_WINDOW_SHARE
+    if sizes.read is not None:
+        room = sizes.window - sizes.read - _MARGIN_TOKENS
+    fits = min(wanted, sizes.window // _LEAST_WINDOW_SHARE) <= room < wanted
+    return replace(call, options={**call.options, name: room}) if fits else None
 
 
 def _words(error: Exception) -> str:

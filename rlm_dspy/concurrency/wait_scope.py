@@ -74,7 +74,6 @@ class WaitScope:
         stream: Where DSPy streams replies to from `loop`.
         blocked: The event loops that cannot go on until what runs here returns.
         cancellations: What can end it.
-        slot: Who counts this as one of its sub-calls under way; those made inside take no further slot there.
     """
 
     loop: Loop | None = None
@@ -82,7 +81,6 @@ class WaitScope:
     stream: Any = None
     blocked: frozenset[Loop] = frozenset()
     cancellations: tuple[Cancellation[Any], ...] = ()
-    slot: object = None
 
     @property
     def free_loop(self) -> Loop | None:
@@ -95,9 +93,8 @@ _NOBODY = WaitScope()
 _scope: ContextVar[WaitScope] = ContextVar("wait_scope", default=_NOBODY)
 
 
-def wait_scope() -> WaitScope:
-    """Return the scope in force."""
-    return _scope.get()
+wait_scope = _scope.get
+"""Returns the scope in force."""
 
 
 @contextlib.contextmanager
@@ -146,11 +143,6 @@ def cancelled_by(cancellation: Cancellation[Any]) -> Iterator[None]:
     others = _scope.get().cancellations
     with _changed(cancellations=others if cancellation in others else (*others, cancellation)):
         yield
-
-
-def enter_slot(of: object) -> None:
-    """Count the rest of this context as one of the concurrent sub-calls of `of`."""
-    _scope.set(replace(_scope.get(), slot=of))
 
 
 @contextlib.contextmanager

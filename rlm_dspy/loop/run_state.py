@@ -33,7 +33,7 @@ from rlm_dspy.subcalls.registry import Callees, for_repl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
     from rlm_dspy.trajectory import Step

@@ -21,7 +21,7 @@ from rlm_dspy.text import clip, logger, sendable
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
-    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.loop.run_state import Run
 
 _THINKING_CHARS = 4_000

@@ -76,6 +76,10 @@ _TITLED = re.compile(
 """Thinking without tags: of gpt-oss on a server that drops the tokens of its channels, and of Granite."""
 
 
+MAY_BE_THINKING = re.compile(r"[<◁]|\[/?THINK\]|\A(?:analysis|Here)", re.IGNORECASE)
+"""Finds something in every text that `split_thinking` changes; in few others."""
+
+
 _QUOTE = re.compile(r"[\"']|`+")
 
 

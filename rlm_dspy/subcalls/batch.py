@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import dspy
 
-from rlm_dspy.budget.ledger import Ledger, Tally
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.budget.window_errors import as_window_error, is_too_long, sizes_of
 from rlm_dspy.concurrency.async_forms import must_be_awaited
@@ -28,12 +27,13 @@ from rlm_dspy.repl.value_codec import sent, short
 from rlm_dspy.subcalls.target import ActiveSubCall, active_sub_call, retrying_after
 from rlm_dspy.text import clip, sendable
 from rlm_dspy.trajectory import SubCall
+from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from rlm_dspy.budget.metering import Meter
+    from rlm_dspy.budget.ledger import Ledger, Meter
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.coverage.tracker import Watch
     from rlm_dspy.events import Phase
@@ -80,7 +80,7 @@ class SubCallItem:
         cached: Whether the answer is that of an earlier call.
         started: Seconds since the root run began.
         seconds: How long it took.
-        spent: Counts what it used.
+        spent: What each of its model calls used.
         inside: What the RLMs that ran inside it did.
         watch: Finds the parts of the run's inputs that were sent with it; None if nobody wants to know.
         meter: Meters the requests of its last attempt.
@@ -99,7 +99,7 @@ class SubCallItem:
     cached: bool = False
     started: float = 0.0
     seconds: float = 0.0
-    spent: Tally = field(default_factory=Tally)
+    spent: list[Usage] = field(default_factory=list)
     inside: ActiveSubCall | None = None
     meter: Meter | None = None
     release: Callable[[], object] = lambda: None
@@ -147,7 +147,7 @@ class SubCallItem:
             attempts=self.attempts,
             started=self.started,
             seconds=self.seconds,
-            spent=self.spent.used,
+            spent=sum(self.spent, Usage()),
             sent=self.sent if self.attempts else (),
             stop=self.inside.stop if self.inside else "",
             steps=tuple(self.inside.steps) if self.inside else (),

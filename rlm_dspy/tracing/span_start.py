@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from mlflow.entities import SpanType
 
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 from rlm_dspy.events import BatchEvent, CellEvent, Event, LMEvent, RunEvent, ToolEvent, TurnEvent, here
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.turn import Turn
