@@ -92,21 +92,15 @@ SUBMIT("a cascade is only as good as the step in which the small model recognise
 ]
 
 
-class Script:
-    """Answers as a root model, its child and the model of sub-calls would; the fifth question it fails once."""
+class Trends:
+    """Names the trend of each article; at one of them it fails once."""
 
     def __init__(self) -> None:
         self.failed = False
 
     def __call__(self, messages: Messages) -> str:
-        """Return the reply to a conversation."""
+        """Return the reply to `llm_query`."""
         asked = messages[-1]["content"]
-        if "Which trend does this article describe?" in asked and len(messages) <= 2:
-            return self._trend(asked)
-        turns = TURNS if QUESTION in messages[1]["content"] else CHILD_TURNS
-        return turns[sum(message["role"] == "assistant" for message in messages)]
-
-    def _trend(self, asked: str) -> str:
         if "Dmitri Halvorsen" in asked and not self.failed:
             self.failed = True
             raise dspy.LMRateLimitError("429 Too Many Requests")
@@ -115,7 +109,7 @@ class Script:
 
 def play() -> Record:
     """Run, and return the record."""
-    lm = ScriptedLM(Script(), seconds=0.4)
+    lm = ScriptedLM(act=TURNS, child=CHILD_TURNS, query=Trends(), seconds=0.4)
     rlm = RLM("context, question -> answer: str, evidence: list[str]", limits=Limits(max_iters=8, prices=PRICES))
     with dspy.context(lm=lm), watched():
         record, error = recorded(rlm, {"context": Text.open(ARTICLES), "question": QUESTION})

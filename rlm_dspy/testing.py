@@ -53,6 +53,8 @@ class ScriptedEngine:
         by_role: The replies still to come in each role: `act`, `child.act`, `query`, `extract`, `fold`, the name
             of a sub, or `subs` for all other subs.
         calls: The messages of each call so far, as dicts with `role` and `content`.
+        roles: Who made each of them: `act`, `child.act`, `query`, `extract`, `fold`, a sub's name or `ad_hoc`;
+            empty outside of a run.
         seconds: How long each reply takes.
         most_at_once: The largest number of calls that were under way together.
     """
@@ -61,6 +63,7 @@ class ScriptedEngine:
     by_role: dict[str, Script] = field(default_factory=dict)
     seconds: float = 0.0
     calls: list[Messages] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)
     most_at_once: int = 0
     _under_way: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -98,6 +101,7 @@ class ScriptedEngine:
         messages += [{"role": message.role, "content": message.text or ""} for message in request.messages]
         with self._lock:
             self.calls.append(messages)
+            self.roles.append(role())
             self._under_way += 1
             self.most_at_once = max(self.most_at_once, self._under_way)
         return messages

@@ -89,9 +89,8 @@ def question_of(body: dict[str, Any]) -> str:
 
 def reply_to(body: dict[str, Any]) -> dict[str, Any]:
     """Return a reply as OpenAI gives it: to a turn of an RLM code that asks all questions, else an answer."""
-    question = question_of(body)
-    text = f"answer to {question}"
-    if "Write one ```python block" in question:
+    text = f"answer to {question_of(body)}"
+    if body.get("user") == "act":
         text = (
             "```python\nfound = llm_query_batched([f'question {n}' for n in order])\n"
             "SUBMIT(right=sum(str(a) == f'answer to question {n}' for n, a in zip(order, found)))\n```"
@@ -143,10 +142,11 @@ def run_all(cache: Path, url: str, log: Path, questions: list[str], key: str = "
 
     from rlm_dspy import RLM, Limits  # noqa: PLC0415
     from rlm_dspy.interpreters import LocalPythonInterpreter  # noqa: PLC0415
+    from tests.role_lm import RoleLM  # noqa: PLC0415
 
     order = random.Random(os.getpid()).sample(range(len(questions)), len(questions))
     secrets = {"api_key": key}
-    lm = dspy.LM("openai/m", api_base=url, **secrets, cache=False, num_retries=0)
+    lm = RoleLM("openai/m", api_base=url, **secrets, cache=False, num_retries=0)
     limits = Limits(max_llm_calls=len(questions), max_concurrency=THREADS)
     rlm = RLM("order: list[int] -> right: int", limits=limits, cache=SubCallCache(cache), policy=None)
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):

@@ -6,7 +6,7 @@ import datetime as dt
 import enum
 from collections import namedtuple
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import dspy
 import pytest
@@ -16,9 +16,6 @@ from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
-
-if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
 
 FACTORIES = [PythonInterpreter, LocalPythonInterpreter, dspy.LocalInterpreter]
 every_interpreter = pytest.mark.parametrize("factory", FACTORIES)
@@ -106,12 +103,9 @@ def run(
     factory: Any, code: str, inputs: dict[str, Any], *, tools: Any = (), lm: Any = None, **outputs: Any
 ) -> Any:
     """Return the prediction of a run of one block, which must submit."""
-
-    def reply(messages: Messages) -> str:
-        if "Write one ```python block" in str(messages[1]["content"]):
-            return block(code)
-        return fields(label="a label") if "label" in messages[0]["content"] else "an answer"
-
+    lm = lm or ScriptedLM(
+        act=lambda _: block(code), query=lambda _: "an answer", subs=lambda _: fields(label="a label")
+    )
     rlm = RLM(
         signature(inputs, **outputs),
         interpreter_factory=factory,
@@ -119,7 +113,7 @@ def run(
         subs={"see": See, "judge": Judge},
         max_iters=1,
     )
-    with dspy.context(lm=lm or ScriptedLM(reply)):
+    with dspy.context(lm=lm):
         prediction = rlm(**inputs)
     assert prediction.stop == "submitted", prediction.trajectory[0]["output"]
     return prediction

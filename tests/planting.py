@@ -322,16 +322,11 @@ class Search:
 
 def scripted() -> ScriptedLM:
     """Return an LM that runs the code it finds in the question of a root, and answers any other."""
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        said = messages[-1]["content"]
-        if "code_to_run" in said:
-            return "```python\nexec(code_to_run)\n```"
-        if "```python" in said or "```python" in messages[0]["content"]:
-            return "```python\nSUBMIT(x=1)\n```"
-        return REPLY
-
-    return ScriptedLM(reply)
+    return ScriptedLM(
+        lambda _: REPLY,
+        act=lambda _: "```python\nexec(code_to_run)\n```",
+        child=lambda _: "```python\nSUBMIT(x=1)\n```",
+    )
 
 
 def search(attempts: list[Attempt], plants: Planted, lm: ScriptedLM, factory: Any = PythonInterpreter) -> Search:

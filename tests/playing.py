@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dspy
 
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.signatures import Environment
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Replies = ScriptedLM | Iterable[Reply] | Callable[[Messages], Reply]
 
 FIELDS = "[[ ## {} ## ]]\n{}"
+ASKS_FOR_THE_FIRST_BLOCK = Environment().parts[-1].partition(".")[0]
+"""The first sentence of the last paragraph of every environment."""
 
 
 def block(code: str, reasoning: str = "Next.") -> str:
@@ -33,8 +36,13 @@ def begins(message: dict[str, str]) -> bool:
 
     One with DSPy's field markers may quote an environment: an optimizer asks about it.
     """
-    asks = "Write one ```python block" in message["content"] and "[[ ## " not in message["content"]
+    asks = ASKS_FOR_THE_FIRST_BLOCK in message["content"] and "[[ ## " not in message["content"]
     return message["role"] == "user" and asks
+
+
+def is_last_turn(messages: Messages) -> bool:
+    """Whether the newest message says that this is the last turn."""
+    return "last turn" in messages[-1]["content"]
 
 
 def told(messages: Messages) -> str:
@@ -65,6 +73,10 @@ class Played:
     def calls(self) -> list[Messages]:
         """The messages of each model call."""
         return self.lm.script.calls
+
+    def calls_as(self, role: str) -> list[Messages]:
+        """Return the messages of each model call that was made in a role."""
+        return [call for call, made_as in zip(self.calls, self.lm.script.roles, strict=True) if made_as == role]
 
     @property
     def outputs(self) -> list[str]:

@@ -38,24 +38,22 @@ class _Handler(BaseHTTPRequestHandler):
         seed, number = map(int, self.path.split("/")[1:3])
         fault = plan(seed, number).model.get(self.server.count(seed, number), "")
         try:
-            self._answer(fault, self._text(seed, number, body["messages"]))
+            self._answer(fault, self._text(seed, number, body))
         except OSError:
             self.close_connection = True  # whoever asked has gone
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
-    def _text(self, seed: int, number: int, messages: list[dict[str, Any]]) -> str:
-        asked = json.dumps(messages[-1])
-        if "[[ ## " in asked:
-            names = [name for name in ("account", "score", "answer", "a") if f"[[ ## {name} ## ]]" in asked]
-            return "\n\n".join(f"[[ ## {name} ## ]]\n7" for name in names) + "\n\n[[ ## completed ## ]]"
-        begins = [at for at, message in enumerate(messages) if "Write one ```python block" in json.dumps(message)]
-        if not begins:
-            return "an answer"
-        turn = sum(message["role"] == "assistant" for message in messages[begins[0] :])
-        if "SUBMIT(a=" in json.dumps(messages[begins[0]]):
+    def _text(self, seed: int, number: int, body: dict[str, Any]) -> str:
+        if body["user"] == "child.act":
             return "```python\nSUBMIT(a='of a child')\n```"
+        if body["user"] != "act":
+            asked = json.dumps(body["messages"][-1])
+            names = [name for name in ("account", "score", "answer", "a") if f"[[ ## {name} ## ]]" in asked]
+            written = "\n\n".join(f"[[ ## {name} ## ]]\n7" for name in names)
+            return f"{written}\n\n[[ ## completed ## ]]" if names else "an answer"
+        turn = sum(message["role"] == "assistant" for message in body["messages"])
         cells = plan(seed, number).cells
         code = cells[turn] if turn < len(cells) else "SUBMIT(answer=str(len(context)))"
         return f"Next.\n```python\n{code}\n```" if code else "I think."

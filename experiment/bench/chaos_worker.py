@@ -22,6 +22,7 @@ from chaos_faults import SECONDS, WARM, Plan, plan
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits, RLMError, SubCallCache
+from rlm_dspy.budget.metering import role
 from rlm_dspy.interpreters import CellLimits, LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.observe.event_log import RunLog
@@ -140,10 +141,22 @@ async def awaited(rlm: RLM, run: Plan) -> dspy.Prediction:
     return await task
 
 
+class RoleLM(dspy.LM):
+    """Sends the role of each request, such as `act`, as its `user`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for the run."""
+        return super().__call__(*args, user=role(), **kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask for the run, awaited."""
+        return await super().acall(*args, user=role(), **kwargs)
+
+
 def one(run: Plan, url: str, seed: int, full: Path | None) -> dict[str, Any]:
     """Do a run; return how it ended."""
     asked = f"{url}/{seed}/{run.number}/v1"
-    lm = dspy.LM("openai/chaos", api_base=asked, api_key="none", cache=False, num_retries=1, timeout=SECONDS)
+    lm = RoleLM("openai/chaos", api_base=asked, api_key="none", cache=False, num_retries=1, timeout=SECONDS)
     begun, found = time.monotonic(), []
     try:
         with around(run, full) as options, dspy.context(lm=lm), contextlib.ExitStack() as ending:

@@ -26,8 +26,10 @@ import dspy
 import typer
 
 from rlm_dspy import RLM
+from rlm_dspy.budget.metering import role
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot, compact
+from rlm_dspy.signatures import Environment
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ HEAD = """# What a compile over long contexts costs
 Made by `experiment/bench/compile.py`: scripted replies, code in this process, each row a process of its own.
 """
 COUNT, CHARS = 200, 1_000_000
+_ASKS = Environment().parts[-1].partition(".")[0]  # as the last paragraph of every environment does
 SIGNATURE = "context, question -> answer"
 LOOK = "at = context.find(question + ' is ')\nfound = context[at : at + 40]\nprint(found)"
 SUBMIT = "SUBMIT(answer=re.findall(r'is (\\w+)', found)[0])"
@@ -67,8 +70,7 @@ def reply(messages: Messages) -> str:
     asked = messages[-1]["content"]
     demanded = re.findall(r"\[\[ ## (\w+) ## \]\]", asked.rsplit("Respond with", maxsplit=1)[-1])
     upstream = "[[ ## code ## ]]" in messages[0]["content"]
-    is_turn = "Respond with" not in asked and any(_begins(message) for message in messages)
-    if upstream or is_turn:
+    if upstream or role() == "act":
         code = f"import re\n{SUBMIT}" if f"{LOOK[:9]}" in asked or _looked(messages) else LOOK
         if upstream:
             return f"[[ ## reasoning ## ]]\nNext.\n\n[[ ## code ## ]]\n{code}\n\n[[ ## completed ## ]]"
@@ -81,7 +83,7 @@ def reply(messages: Messages) -> str:
 
 def _begins(message: dict[str, str]) -> bool:
     """Whether a message begins a run of ours."""
-    return message["role"] == "user" and "Write one ```python block" in message["content"]
+    return message["role"] == "user" and _ASKS in message["content"]
 
 
 def _looked(messages: Messages) -> bool:

@@ -29,10 +29,8 @@ _LOOK_SECONDS = 0.5
 INTERPRETERS = {"python": PythonInterpreter, "local": LocalPythonInterpreter}
 
 
-def reply(messages: list[dict[str, str]], subcalls: int) -> str:
-    """Ask a batch, then submit; or answer a prompt."""
-    if "REPL" not in messages[0]["content"]:
-        return "a fact"
+def turn_of(messages: list[dict[str, str]], subcalls: int) -> str:
+    """Ask a batch, then submit."""
     turn = sum(message["role"] == "assistant" for message in messages)
     if turn == 0:
         return f"```python\nfacts = llm_query_batched([f'{{question}} {{i}}' for i in range({subcalls})])\n```"
@@ -68,7 +66,7 @@ def workers_kb() -> int:
 
 async def measure(runs: int, subcalls: int, seconds: float, interpreter: str) -> dict[str, Any]:
     """Run them together; look at the memory while all are under way."""
-    lm = ScriptedLM(lambda messages: reply(messages, subcalls), seconds=seconds)
+    lm = ScriptedLM(act=lambda said: turn_of(said, subcalls), query=lambda _: "a fact", seconds=seconds)
     limits = Limits(max_llm_calls=subcalls, max_concurrency=subcalls)
     rlm = RLM("question -> answer: int", limits=limits, interpreter_factory=INTERPRETERS[interpreter], policy=None)
     seen, over = {"host": 0, "workers": 0, "threads": 0}, threading.Event()

@@ -116,9 +116,8 @@ def reply(messages: Messages) -> str:
 
 
 def _before(messages: Messages) -> str:
-    """Return the turn that the last message answers; empty if that message begins a run."""
-    begins = "Variables:" in messages[-1]["content"]
-    return "" if begins or len(messages) < 2 else messages[-2]["content"]
+    """Return the turn that the last message answers; empty if that message begins a run: it shows the question."""
+    return "" if _question(messages[-1]["content"]) or len(messages) < 2 else messages[-2]["content"]
 
 
 def _question(text: str) -> str:

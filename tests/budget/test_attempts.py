@@ -17,6 +17,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
 from tests.playing import block
+from tests.role_lm import RoleLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ class LimitedServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                status, answer = outer.answer(str(body["messages"]))
+                status, answer = outer.answer(str(body["messages"]), body.get("user"))
                 data = json.dumps(answer).encode()
                 data = data[:20] if "error" in answer and status == 200 else data
                 self.send_response(status)
@@ -55,21 +56,21 @@ class LimitedServer:
         self.address = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._lock = threading.Lock()
 
-    def answer(self, messages: str) -> tuple[int, dict[str, Any]]:
+    def answer(self, messages: str, role: str | None) -> tuple[int, dict[str, Any]]:
         """Return the status and the body of an answer."""
         with self._lock:
             self.asked[messages] = number = self.asked.get(messages, 0) + 1
         if number <= self.refusals:
             return self.status, {"error": {"message": "not now", "type": "requests"}}
-        reply = self.code if "Write one ```python block" in messages else "[[ ## gist ## ]]\nsmall"
+        reply = self.code if role == "act" else "[[ ## gist ## ]]\nsmall"
         message = {"role": "assistant", "content": reply}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return 200, {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
 
-    def lm(self, retries: int) -> dspy.LM:
-        """Return an LM of this server."""
-        return dspy.LM("openai/m", api_base=self.address, api_key="none", cache=False, num_retries=retries)
+    def lm(self, retries: int, kind: type[dspy.LM] = dspy.LM) -> dspy.LM:
+        """Return an LM of this server; one that tells who asks gets the code for its turns."""
+        return kind("openai/m", api_base=self.address, api_key="none", cache=False, num_retries=retries)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -95,7 +96,7 @@ GISTS = block("print([str(g) for g in gist.map(['one', 'two'])])\nSUBMIT(answer=
 
 @pytest.mark.parametrize("status", [429, 200])
 def test_every_request_of_turns_and_sub_calls_is_entered(run: Any, status: int) -> None:
-    with LimitedServer(GISTS, refusals=2, status=status) as server, dspy.context(lm=server.lm(3)):
+    with LimitedServer(GISTS, refusals=2, status=status) as server, dspy.context(lm=server.lm(3, RoleLM)):
         prediction = run(RLM("question -> answer", subs={"gist": "text -> gist"}), question="?")
     assert (prediction.answer, prediction.stop) == ("done", "submitted")
     assert "['small', 'small']" in prediction.trajectory[0]["output"]
@@ -126,7 +127,7 @@ class Inside(dspy.Module):
 def test_every_request_of_an_lm_that_only_a_module_knows_is_entered(run: Any) -> None:
     with LimitedServer(GISTS, refusals=1) as server, LimitedServer("", refusals=1) as own:
         gist = Inside(own.lm(1))
-        with dspy.context(lm=server.lm(1)):
+        with dspy.context(lm=server.lm(1, RoleLM)):
             prediction = run(RLM("question -> answer", subs={"gist": gist}), question="?")
     assert "['small', 'small']" in prediction.trajectory[0]["output"]
     assert sum(own.asked.values()) == prediction.usage["by_role"]["gist"]["calls"] == 4
@@ -137,7 +138,7 @@ def test_no_request_is_repeated_beyond_the_limit_and_its_failure_is_told(run: An
     rlm = RLM("question -> answer", subs={"gist": "text -> gist"}, limits=Limits(max_llm_calls=2))
     with LimitedServer(code, refusals=1) as server, LimitedServer("", refusals=100) as own:
         rlm.subs.gist.lm = own.lm(100)
-        with dspy.context(lm=server.lm(1)):
+        with dspy.context(lm=server.lm(1, RoleLM)):
             prediction = run(rlm, question="?")
     assert sum(own.asked.values()) == 2
     assert prediction.usage["limit"] == "max_llm_calls"

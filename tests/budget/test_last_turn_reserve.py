@@ -11,11 +11,12 @@ import pytest
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Amount, Ledger
 from rlm_dspy.budget.metered_lm import metered
+from rlm_dspy.budget.metering import role
 from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Usage
-from tests.playing import block
+from tests.playing import block, is_last_turn
 from tests.playing import fields as reply_of
 
 if TYPE_CHECKING:
@@ -26,21 +27,11 @@ PRICES = {"scripted/lm": (1.0, 10.0)}
 """USD per million tokens of the scripted LM."""
 
 
-def is_act(messages: Messages) -> bool:
-    """Tell a turn from a sub-call and the extraction."""
-    return messages[0]["content"].startswith(RLM("q -> answer", policy=None).act.signature.instructions)
-
-
-def is_last(messages: Messages) -> bool:
-    """Tell whether the newest message says that this is the last turn."""
-    return "This is the last turn" in messages[-1]["content"]
-
-
 def asks_until_told(messages: Messages) -> str:
     """Make a sub-call a turn; submit on the turn that is said to be the last."""
-    if not is_act(messages):
+    if role() != "act":
         return "hi " * 100
-    return block("SUBMIT(answer='in time')" if is_last(messages) else "print(llm_query('hello ' * 200)[:5])")
+    return block("SUBMIT(answer='in time')" if is_last_turn(messages) else "print(llm_query('hello ' * 200)[:5])")
 
 
 # Convergence
@@ -65,7 +56,7 @@ def test_a_model_that_ignores_its_last_turn_is_followed_by_a_paid_extraction(pla
     """Something is kept for that too."""
 
     def never_submits(messages: Messages) -> str:
-        return block("print('x' * 50)") if is_act(messages) else reply_of(answer="read")
+        return block("print('x' * 50)") if role() == "act" else reply_of(answer="read")
 
     limits = Limits(max_iters=500, max_cost=0.03, prices=PRICES)
     prediction = play(RLM("q -> answer", limits=limits), never_submits, q="?").prediction
@@ -78,7 +69,7 @@ def test_a_budget_too_small_for_two_turns_makes_the_first_the_last(play: Play) -
     """And the first message says so."""
     limits = Limits(max_input_tokens=4_000)
     played = play(RLM("q -> answer", limits=limits), [block("SUBMIT(answer='at once')")], q="?")
-    assert "This is the last turn" in played.calls[0][-1]["content"]
+    assert is_last_turn(played.calls[0])
     assert (played.prediction.answer, played.prediction.usage["limit"]) == ("at once", "max_input_tokens")
 
 
@@ -93,7 +84,7 @@ def test_failures_in_a_row_make_the_next_turn_the_last(play: Play) -> None:
     """A turn that works starts the count anew."""
     replies = [block(code) for code in ("1/0", "print(1)", "1/0", "1/0", "SUBMIT(answer='a')")]
     played = play(RLM("q -> answer", limits=Limits(max_failures=2)), replies, q="?")
-    assert [is_last(messages) for messages in played.calls] == [False, False, False, False, True]
+    assert [is_last_turn(messages) for messages in played.calls] == [False, False, False, False, True]
     assert played.prediction.usage["limit"] == "max_failures"
 
 
@@ -117,8 +108,8 @@ def test_out_of_turns_is_a_limit_too(play: Play) -> None:
 def test_what_is_left_is_told_in_the_newest_message_and_messages_only_grow(play: Play) -> None:
     """Earlier messages stay as they were."""
     limits = Limits(max_cost=0.5, max_seconds=1_000, prices=PRICES)
-    replies = [block("print(1)"), block("print(llm_query('x'))"), "y", block("SUBMIT(answer='a')")]
-    calls = [call for call in play(RLM("q -> answer", limits=limits), replies, q="?").calls if is_act(call)]
+    turns = [block("print(1)"), block("print(llm_query('x'))"), block("SUBMIT(answer='a')")]
+    calls = play(RLM("q -> answer", limits=limits), ScriptedLM(act=turns, query=["y"]), q="?").calls_as("act")
     assert calls[2][: len(calls[1])] == calls[1]
     assert "Left: 19 turns, $0." in calls[1][-1]["content"]
     assert "Left: 18 turns, 49 model calls, $0." in calls[2][-1]["content"]
@@ -254,26 +245,23 @@ def test_a_reply_is_cut_to_what_may_be_spent_on_it() -> None:
 def test_an_item_that_does_not_fit_the_budget_fails_alone(play: Play) -> None:
     """The others of its batch are answered."""
     code = "got = llm_query_batched(['short', 'long ' * 20_000, 'brief'])\nSUBMIT(answer=[bool(g) for g in got])"
-
-    def reply(messages: Messages) -> str:
-        return block(code) if is_act(messages) else "yes"
-
+    lm = ScriptedLM(act=[block(code)], query=lambda _: "yes")
     rlm = RLM("q -> answer: list[bool]", limits=Limits(max_input_tokens=30_000))
-    prediction = play(rlm, reply, q="?").prediction
+    prediction = play(rlm, lm, q="?").prediction
     assert prediction.answer == [True, False, True]
     assert "max_input_tokens" in prediction.trajectory[0]["calls"][1]["error"]
 
 
 def test_a_child_spends_from_its_parents_budget_and_converges_within_it(play: Play) -> None:
     """It is told its last turn when the calls of the tree run out."""
-
-    def reply(messages: Messages) -> str:
-        if "count the words" in messages[1]["content"]:
-            return block("SUBMIT(response='child done')" if is_last(messages) else "print('still at it')")
-        return block("SUBMIT(answer=rlm_query('count the words', context='a b c'))")
-
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=rlm_query('count the words', context='a b c'))")],
+        child=lambda said: block(
+            "SUBMIT(response='child done')" if is_last_turn(said) else "print('still at it')"
+        ),
+    )
     rlm = RLM("q -> answer", limits=Limits(max_llm_calls=6, max_cost=1.0, prices=PRICES))
-    prediction = play(rlm, reply, q="?").prediction
+    prediction = play(rlm, lm, q="?").prediction
     assert prediction.answer == "child done"
     assert prediction.usage["by_role"]["child.act"]["calls"] <= 6
     assert prediction.usage["limit"] is None
@@ -281,19 +269,13 @@ def test_a_child_spends_from_its_parents_budget_and_converges_within_it(play: Pl
 
 def test_children_that_find_no_calls_left_ask_nothing(play: Play) -> None:
     """Not even for an answer from a trajectory that they do not have; the calls stay within the limit."""
-
-    def reply(messages: Messages) -> str:
-        text = messages[1]["content"]
-        if "Task: Root." in text and is_act(messages):
-            return block(
-                "got = rlm_query_batched(['go on'] * 3, ['a', 'b', 'c'])\n"
-                "got += rlm_query_batched(['more'], ['d'])\n"
-                "SUBMIT(answer=str(got))"
-            )
-        return block("print('still at it')")
-
-    signature = dspy.Signature("q -> answer", "Root.")
-    prediction = play(RLM(signature, limits=Limits(max_llm_calls=6, max_iters=10)), reply, q="?").prediction
+    code = (
+        "got = rlm_query_batched(['go on'] * 3, ['a', 'b', 'c'])\n"
+        "got += rlm_query_batched(['more'], ['d'])\n"
+        "SUBMIT(answer=str(got))"
+    )
+    lm = ScriptedLM(lambda _: block("print('still at it')"), act=[block(code)], child=lambda _: block("1"))
+    prediction = play(RLM("q -> answer", limits=Limits(max_llm_calls=6, max_iters=10)), lm, q="?").prediction
     roles = prediction.usage["by_role"]
     asked = sum(spent["calls"] for role, spent in roles.items() if role.startswith("child."))
     assert asked <= 6

@@ -22,8 +22,6 @@ from tests.playing import block, fields
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rlm_dspy.testing import Messages
-
 
 class Doc(BaseModel):
     title: str
@@ -65,27 +63,18 @@ CALLS = {
 }
 
 
-def answered(messages: Messages) -> str:
-    """Answer whatever is asked; a child submits half a pair."""
-    text = str(messages)
-    if "response=..." in text:
-        return block("SUBMIT(response='of a child ' + chr(0xD800))")
-    if "next_thought" in text:
-        return fields(next_thought="t", next_tool_name="finish", next_tool_args="{}")
-    return fields(reasoning="r", note="ok")
-
-
 @pytest.mark.parametrize("interpreter", [LocalPythonInterpreter, PythonInterpreter])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_sub_call_with_half_a_surrogate_pair_is_answered(interpreter: Any, call: str, tmp_path: Path) -> None:
     """Whatever it stands in; what is kept of the run can be stored."""
     code = f"bad = 'half ' + chr(0xD800)\nanswer = {CALLS[call]}\nSUBMIT(answer=[str(answer), bad])"
-
-    def reply(messages: Messages) -> str:
-        return block(code) if "answer=..." in str(messages) else answered(messages)
-
+    lm = ScriptedLM(
+        # Each module reads its fields of these.
+        lambda _: fields(next_thought="t", next_tool_name="finish", next_tool_args="{}", reasoning="r", note="ok"),
+        act=[block(code)],
+        child=lambda _: block("SUBMIT(response='of a child ' + chr(0xD800))"),
+    )
     rlm = RLM("context -> answer: list[str]", subs=SUBS, tools=[tool], limits=Limits(max_depth=1))
-    lm = ScriptedLM(reply)
     with dspy.context(lm=lm, interpreter_factory=interpreter), RunLog(tmp_path / "log"):
         prediction = rlm(context="half \udc80")
     assert prediction.stop == "submitted", prediction.trajectory

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 REACT = "SUBMIT(answer=dspy.ReAct('q -> a', tools=[ask])(q='?').a)"
 
 
-def react_replies(messages: list[dict[str, str]]) -> str:
-    """Call the tool, finish, extract; and write the code that has that done."""
-    text = messages[-1]["content"]
-    if "Write one ```python block" in text:
-        return block(REACT)
-    if "next_tool_name" not in text:
-        return fields(reasoning="", a=text.partition("observation_0 ## ]]")[2].split()[0])
-    done = "observation_0" in text
-    return fields(next_thought="", next_tool_name="finish" if done else "ask", next_tool_args="{}")
+def observed(messages: list[dict[str, str]]) -> str:
+    """Give the first observation of an agent as its answer."""
+    return fields(reasoning="", a=messages[-1]["content"].partition("observation_0 ## ]]")[2].split()[0])
+
+
+def react_lm(code: str = REACT) -> ScriptedLM:
+    """Return an LM whose run has an agent call its tool, finish, and give what it observed."""
+    steps = [fields(next_thought="", next_tool_name=name, next_tool_args="{}") for name in ("ask", "finish")]
+    return ScriptedLM([*steps, observed], act=[block(code)])
 
 
 def test_a_react_written_in_the_repl_calls_async_tools(play: Play) -> None:
@@ -40,7 +40,7 @@ def test_a_react_written_in_the_repl_calls_async_tools(play: Play) -> None:
         seen.append(asyncio.get_running_loop())
         return "observed"
 
-    played = play(RLM("question -> answer", tools=[ask]), react_replies, question="?")
+    played = play(RLM("question -> answer", tools=[ask]), react_lm(), question="?")
     assert played.prediction.answer == "observed"
     assert len(seen) == 1
 
@@ -55,7 +55,7 @@ async def test_a_react_in_an_awaited_run_calls_its_tools_on_the_callers_loop() -
     asyncio.get_running_loop().call_later(0.1, queue.put_nowait, "queued")
     rlm = RLM("question -> answer", tools=[ask], interpreter_factory=LocalPythonInterpreter)
     async with asyncio.timeout(SECONDS):
-        with dspy.context(lm=ScriptedLM(react_replies)):
+        with dspy.context(lm=react_lm()):
             assert (await rlm.acall(question="?")).answer == "queued"
 
 
@@ -66,12 +66,8 @@ def test_a_declared_react_with_async_tools_is_awaited(play: Play) -> None:
         await asyncio.sleep(0)
         return "observed"
 
-    def replies(messages: list[dict[str, str]]) -> str:
-        reply = react_replies(messages)
-        return block("SUBMIT(answer=look(q='?'))") if reply == block(REACT) else reply
-
     rlm = RLM("question -> answer", subs={"look": dspy.ReAct("q -> a", tools=[ask])})
-    assert play(rlm, replies, question="?").prediction.answer == "observed"
+    assert play(rlm, react_lm("SUBMIT(answer=look(q='?'))"), question="?").prediction.answer == "observed"
 
 
 class Later(dspy.Module):

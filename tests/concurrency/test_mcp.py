@@ -22,6 +22,8 @@ from tests.playing import block, fields, told
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from rlm_dspy.testing import Reply
+
 SECONDS = 60
 SERVER = StdioServerParameters(command=sys.executable, args=["-m", "tests.mcp_server"])
 FACTORIES = [LocalPythonInterpreter, PythonInterpreter, dspy.LocalInterpreter]
@@ -81,23 +83,15 @@ async def test_the_arguments_of_mcp_tools_are_told_and_checked() -> None:
 async def test_a_react_in_the_repl_calls_mcp_tools() -> None:
     """It runs in a thread, its tools on the event loop of the session."""
     page = "page 7 of chapter one"
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        text = messages[-1]["content"]
-        if "Write one ```python block" in text:
-            return block("SUBMIT(answer=dspy.ReAct('q -> a', tools=[fetch])(q='?').a)")
-        if "next_tool_name" not in text:
-            return fields(
-                reasoning="", a="page 7 of chapter one" if "page 7 of chapter one" in text else "nothing"
-            )
-        tool = "finish" if "observation_0" in text else "fetch"
-        return fields(
-            next_thought="", next_tool_name=tool, next_tool_args='{"page": 7}' if tool == "fetch" else "{}"
-        )
-
+    replies: list[Reply] = [
+        fields(next_thought="", next_tool_name="fetch", next_tool_args='{"page": 7}'),
+        fields(next_thought="", next_tool_name="finish", next_tool_args="{}"),
+        lambda said: fields(reasoning="", a=page if page in said[-1]["content"] else "nothing"),
+    ]
+    lm = ScriptedLM(replies, act=[block("SUBMIT(answer=dspy.ReAct('q -> a', tools=[fetch])(q='?').a)")])
     async with connected() as tools:
         rlm = RLM("question -> answer", tools=tools, interpreter_factory=LocalPythonInterpreter)
-        with dspy.context(lm=ScriptedLM(reply)):
+        with dspy.context(lm=lm):
             assert (await rlm.acall(question="?")).answer == page
 
 

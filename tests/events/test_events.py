@@ -35,7 +35,7 @@ from tests.playing import block, fields
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlm_dspy.testing import Messages, Reply
+    from rlm_dspy.testing import Reply
     from tests.playing import Play
 
 QUESTION = "question -> answer: int"
@@ -185,14 +185,12 @@ def test_a_listener_that_fails_is_told_of_once_and_ends_no_run(
 
 def test_children_and_the_items_of_a_batch_know_where_they_belong(play: Play) -> None:
     """In the threads of a batch, too."""
-
-    def reply(messages: Messages) -> str:
-        if "Give the answer as `response`" in str(messages[1]["content"]):
-            return block("SUBMIT(response='done')")
-        return block("rlm_query_batched(['one', 'two', 'three'])\nSUBMIT(answer=1)")
-
+    lm = ScriptedLM(
+        act=[block("rlm_query_batched(['one', 'two', 'three'])\nSUBMIT(answer=1)")],
+        child=lambda _: block("SUBMIT(response='done')"),
+    )
     with heard() as listener:
-        play(RLM(QUESTION, limits=Limits(max_concurrency=3)), reply, question="?")
+        play(RLM(QUESTION, limits=Limits(max_concurrency=3)), lm, question="?")
     starts = {event.id: event for event in listener.events if event.phase == "started"}
     root, *children = [event for event in starts.values() if isinstance(event, RunEvent)]
     assert len(children) == 3

@@ -19,7 +19,6 @@ from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 
@@ -90,22 +89,16 @@ def test_a_tool_answers_and_refuses_other_arguments(play: Play) -> None:
     assert played.prediction.answer == "as ever"
 
 
-def agent_reply(messages: Messages) -> str:
-    """Have an agent ask its tool, then finish; answer for the RLM in it."""
-    text = str(messages)
-    if "Write one ```python block" in text:
-        return block("SUBMIT(answer=context.upper())")
-    if "next_tool_name" not in text:
-        return fields(reasoning="r", found="FOUND")
-    asked = "observation_0" in str(messages[-1])
-    name, args = ("finish", "{}") if asked else ("ask", '{"context": "some text"}')
-    return fields(next_thought="t", next_tool_name=name, next_tool_args=args)
-
-
 def test_an_agent_has_an_rlm_as_a_tool(play: Play) -> None:
     """It is told what the tool takes, and is given the answer."""
     tool = dspy.Tool(RLM(dspy.Signature("context -> answer", "Shout.")), name="ask")
-    played = play(dspy.ReAct("question -> found", tools=[tool]), agent_reply, question="?")
+    replies = [
+        fields(next_thought="t", next_tool_name="ask", next_tool_args='{"context": "some text"}'),
+        fields(next_thought="t", next_tool_name="finish", next_tool_args="{}"),
+        fields(reasoning="r", found="FOUND"),
+    ]
+    lm = ScriptedLM(replies, act=[block("SUBMIT(answer=context.upper())")])
+    played = play(dspy.ReAct("question -> found", tools=[tool]), lm, question="?")
     assert played.prediction.found == "FOUND"
     assert played.prediction.trajectory["observation_0"].answer == "SOME TEXT"
     assert "{'context': {'type': 'string'}}" in str(played.calls[0][0]["content"])
@@ -113,14 +106,8 @@ def test_an_agent_has_an_rlm_as_a_tool(play: Play) -> None:
 
 def test_an_rlm_is_a_tool_of_another(play: Play) -> None:
     inner = dspy.Tool(RLM(dspy.Signature("context -> answer", "Shout.")), name="ask")
-
-    def reply(messages: Messages) -> str:
-        inside = "SUBMIT(answer=...)" in str(messages) and "Shout." in str(messages[1])
-        return (
-            block("SUBMIT(answer=context.upper())") if inside else block("SUBMIT(loud=ask(context='text').answer)")
-        )
-
-    played = play(RLM("question -> loud", tools=[inner]), reply, question="?")
+    replies = [block("SUBMIT(loud=ask(context='text').answer)"), block("SUBMIT(answer=context.upper())")]
+    played = play(RLM("question -> loud", tools=[inner]), replies, question="?")
     assert played.prediction.loud == "TEXT"
     assert "ask(*, context: str)" in str(played.calls[0])
 

@@ -113,15 +113,12 @@ def test_limits_set_afterwards_reach_children(play: Play) -> None:
     """A child takes no more turns than its parent may."""
     rlm = RLM("q -> answer")
     rlm.max_iters, rlm.max_output_chars = 2, 120
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        if "[[ ## " in messages[0]["content"]:
-            return fields(response="r")
-        if "response" in messages[1]["content"]:
-            return block("print('x' * 999)")
-        return block("SUBMIT(answer=rlm_query('Respond.'))")
-
-    (call,) = play(rlm, reply, q="?").prediction.trajectory[0]["calls"]
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=rlm_query('Respond.'))")],
+        child=lambda _: block("print('x' * 999)"),
+        extract=[fields(response="r")],
+    )
+    (call,) = play(rlm, lm, q="?").prediction.trajectory[0]["calls"]
     assert len(call["steps"]) == 2
     assert len(call["steps"][0]["output"]) < 200
 

@@ -9,6 +9,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.budget.metering import role
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Trajectory
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
     from tests.playing import Play
 
 TURNS = 12
-INSTRUCTIONS = RLM("q -> answer", policy=None).act.signature.instructions
 TOO_LONG = dspy.lm15.ContextLengthError("too long")
-
-
-def is_act(messages: Messages) -> bool:
-    """Tell a turn from the call that folds."""
-    return messages[0]["content"].startswith(INSTRUCTIONS)
 
 
 class Long:
@@ -36,7 +31,7 @@ class Long:
         self.turn = 0
 
     def __call__(self, messages: Messages) -> str:
-        if not is_act(messages):
+        if role() != "act":
             return reply_of(account="Found: the number is 7.")
         self.turn += 1
         if self.turn <= TURNS:
@@ -54,15 +49,15 @@ def test_a_long_conversation_is_folded_once_it_nears_the_window(play: Play) -> N
     assert "the number is 7" in folded[0]["output"]
     assert len(prediction.trajectory) == TURNS + 1 + len(folded)
     assert prediction.usage["by_role"]["fold"]["calls"] == len(folded)
-    assert max(sum(len(m["content"].split()) for m in call) for call in played.calls if is_act(call)) < 3_000
+    assert max(sum(len(m["content"].split()) for m in call) for call in played.calls_as("act")) < 3_000
 
 
 def test_between_foldings_messages_only_grow(play: Play) -> None:
     """A provider's cache is lost once a folding, not once a turn."""
-    calls = play(RLM("q -> answer", limits=Limits(max_context_tokens=3_000)), Long(), q="?").calls
-    acts = [call for call in calls if is_act(call)]
+    played = play(RLM("q -> answer", limits=Limits(max_context_tokens=3_000)), Long(), q="?")
+    acts = played.calls_as("act")
     breaks = sum(after[: len(before)] != before for before, after in itertools.pairwise(acts))
-    assert breaks == sum(not is_act(call) for call in calls) > 0
+    assert breaks == len(played.calls_as("fold")) > 0
     assert all(a["role"] != b["role"] for call in acts for a, b in itertools.pairwise(call[1:]))
 
 
@@ -94,7 +89,7 @@ def test_a_model_that_gives_no_account_does_not_end_the_run(play: Play, failure:
 
     class Fails(Long):
         def __call__(self, messages: Messages) -> str:
-            if is_act(messages):
+            if role() == "act":
                 return super().__call__(messages)
             if isinstance(failure, Exception):
                 raise failure

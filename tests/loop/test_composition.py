@@ -16,7 +16,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.testing import ScriptedLM
-from tests.playing import block, fields
+from tests.playing import begins, block, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,17 +279,15 @@ def test_refine_works_when_a_run_has_to_extract(capsys: pytest.CaptureFixture[st
 def test_bootstrapped_demos_are_conversations_in_the_prompt() -> None:
     """Each is a whole run: its environment, then what was written and what came out, to the SUBMIT."""
     seen = block("print(question)", "Look.")
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        return seen if "Variables:" in messages[-1]["content"] else block("SUBMIT(answer=question)", "Sure.")
-
+    submits = block("SUBMIT(answer=question)", "Sure.")
+    lm = ScriptedLM(act=lambda said: seen if begins(said[-1]) else submits)
     optimizer = dspy.BootstrapFewShot(metric=exact, max_bootstrapped_demos=2, max_labeled_demos=2)
-    with dspy.context(lm=ScriptedLM(reply)):
+    with dspy.context(lm=lm):
         compiled = optimizer.compile(RLM(ASK), trainset=questions(3))
     assert compiled.act.demos
     messages = run(compiled, ANSWER).lm.script.calls[0]
     first = [message for message in messages if message["role"] == "assistant"]
-    assert {message["content"] for message in first} <= {seen, block("SUBMIT(answer=question)", "Sure.")}
+    assert {message["content"] for message in first} <= {seen, submits}
     assert [message["role"] for message in messages[1:]] == ["user", "assistant"] * (len(messages) // 2 - 1) + [
         "user"
     ]
@@ -300,14 +298,9 @@ def test_bootstrapped_demos_are_conversations_in_the_prompt() -> None:
 
 def test_copro_rewrites_act_and_the_protocol_stays() -> None:
     """An optimizer owns the instructions; the environment is not among them."""
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        if "proposed_instruction" in str(messages):
-            return fields(proposed_instruction="New words.", proposed_prefix_for_output_field="Code:")
-        return ECHO
-
+    proposal = fields(proposed_instruction="New words.", proposed_prefix_for_output_field="Code:")
     optimizer = dspy.COPRO(metric=exact, breadth=2, depth=1)
-    with dspy.context(lm=ScriptedLM(reply)):
+    with dspy.context(lm=ScriptedLM(lambda _: proposal, act=lambda _: ECHO)):
         compiled = optimizer.compile(RLM(ASK), trainset=questions(2), eval_kwargs={"num_threads": 1})
     sent = run(compiled, ANSWER).lm.script.calls[0]
     assert "SUBMIT(answer=...)" in sent[1]["content"]

@@ -20,7 +20,6 @@ from rlm_dspy.testing import CutReply, ScriptedLM
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 DONE = block("SUBMIT(answer='done')")
@@ -89,23 +88,13 @@ SUBMIT(answer=shown)
 
 def test_a_cut_answer_of_a_sub_call_is_a_failure_that_keeps_the_text(play: Play) -> None:
     """Of `llm_query`, of one item of a batch, of a sub with types, and of a module written in the REPL."""
-    half = {
-        "one": "the answer be",
-        "two": "the answer be",
-        "three": fields(gist="small an").removesuffix("\n\n[[ ## completed ## ]]"),
-    }
-
-    def reply(messages: Messages) -> str:
-        asked = messages[-1]["content"]
-        if "Write one ```python block" in asked:
-            return block(SUBS)
-        if "whole" in asked:
-            return "whole"
-        return CutReply(
-            next((text for word, text in half.items() if word in asked), '[[ ## gists ## ]]\n["a", "b')
-        )
-
-    played = play(RLM("question -> answer: list", subs={"gist": "text -> gist"}), reply, question="?")
+    small = fields(gist="small an").removesuffix("\n\n[[ ## completed ## ]]")
+    lm = ScriptedLM(
+        act=[block(SUBS)],
+        query=lambda said: "whole" if said[-1]["content"] == "whole" else CutReply("the answer be"),
+        subs={"gist": [CutReply(small)], "ad_hoc": [CutReply('[[ ## gists ## ]]\n["a", "b')]},
+    )
+    played = play(RLM("question -> answer: list", subs={"gist": "text -> gist"}), lm, question="?")
     one, batch, three, four = played.prediction.answer
     assert "ReplyCut: The reply was cut after 3 tokens." in one[0]
     assert one[1] == "the answer be"
@@ -126,14 +115,11 @@ def test_a_cut_answer_is_not_kept_for_the_next_who_asks(play: Play) -> None:
 
 
 def test_an_account_of_turns_that_was_cut_is_not_used(play: Play) -> None:
-    turns = [block(f"print('line {number} ' * 200)") for number in range(12)]
-
-    def reply(messages: Messages) -> str:
-        if "account" in messages[-1]["content"]:
-            return CutReply("[[ ## account ## ]]\nIt is seven, unl")
-        return turns.pop(0) if turns else DONE
-
-    played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), reply, question="?")
+    lm = ScriptedLM(
+        act=[*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE],
+        fold=lambda _: CutReply("[[ ## account ## ]]\nIt is seven, unl"),
+    )
+    played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), lm, question="?")
     assert "folded" in played.kinds
     assert "It is seven, unl" not in str(played.calls)
 

@@ -256,13 +256,10 @@ def test_drive_refuses_a_coroutine_that_waits() -> None:
 def test_runs_in_parallel_threads_keep_their_own_ledger() -> None:
     """`max_llm_calls` is per run, also when one module serves many."""
     rlm = RLM("question -> answer", limits=Limits(max_llm_calls=2), interpreter_factory=LocalPythonInterpreter)
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        is_act = "REPL" in messages[0]["content"]
-        return block("SUBMIT(answer=str(llm_query_batched(['a', 'b'])))") if is_act else "yes"
-
+    code = "SUBMIT(answer=str(llm_query_batched(['a', 'b'])))"
+    lm = ScriptedLM(act=lambda _: block(code), query=lambda _: "yes")
     parallel = dspy.Parallel(num_threads=4, disable_progress_bar=True)
-    with dspy.context(lm=ScriptedLM(reply)):
+    with dspy.context(lm=lm):
         predictions = parallel([(rlm, {"question": str(n)}) for n in range(6)])
     assert [prediction.answer for prediction in predictions] == ["['yes', 'yes']"] * 6
     assert [prediction.usage["calls"] for prediction in predictions] == [3] * 6

@@ -11,9 +11,12 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rlm_dspy.testing import Messages
     from tests.playing import Play
 
@@ -169,15 +172,12 @@ def test_an_answer_of_a_sub_call_comes_without_the_thinking_before_it(play: Play
     """
     draft = fields(gist="13")
 
-    def reply(messages: Messages) -> str:
-        asked = messages[-1]["content"]
-        if "Write one ```python block" in asked:
-            return block(textwrap.dedent(code))
-        answer = fields(gist="4") if "gist" in asked else "4"
-        return f"<think>\nFirst I thought\n{draft}\n</think>\n\n{answer}"
+    def thought(answer: str) -> Callable[[Messages], str]:
+        return lambda _: f"<think>\nFirst I thought\n{draft}\n</think>\n\n{answer}"
 
+    lm = ScriptedLM(act=[block(textwrap.dedent(code))], query=thought("4"), subs=thought(fields(gist="4")))
     rlm = RLM("question -> answer: list", subs={"gist": "text -> gist: int"})
-    assert play(rlm, reply, question="?").prediction.answer == ["4", "4", "4", 4, 4]
+    assert play(rlm, lm, question="?").prediction.answer == ["4", "4", "4", 4, 4]
 
 
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
@@ -215,26 +215,18 @@ def test_a_fallback_to_json_reads_no_thinking_either(play: Play) -> None:
 
 def test_the_account_of_folded_turns_holds_no_thinking(play: Play) -> None:
     account = f"<think>\n{fields(account='draft')}\n</think>\n{fields(account='It printed a lot.')}"
-    turns = [block(f"print('line {number} ' * 200)") for number in range(12)]
-
-    def reply(messages: Messages) -> str:
-        if "account" in messages[-1]["content"]:
-            return account
-        return turns.pop(0) if turns else DONE
-
-    played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), reply, question="?")
+    turns = [*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE]
+    lm = ScriptedLM(act=turns, fold=lambda _: account)
+    played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), lm, question="?")
     assert "folded" in played.kinds
     assert "It printed a lot." in str(played.calls[-1])
     assert "draft" not in str(played.calls)
 
 
 def test_the_draft_of_a_child_is_not_run(play: Play) -> None:
-    def reply(messages: Messages) -> str:
-        if "Say hello" in str(messages):
-            return THOUGHT["with tags"].replace("answer=", "response=")
-        return block("SUBMIT(answer=rlm_query('Say hello'))")
-
-    assert play(RLM(ASK, limits=Limits(max_depth=1)), reply, question="?").prediction.answer == "done"
+    draft = THOUGHT["with tags"].replace("answer=", "response=")
+    lm = ScriptedLM(act=[block("SUBMIT(answer=rlm_query('Say hello'))")], child=[draft])
+    assert play(RLM(ASK, limits=Limits(max_depth=1)), lm, question="?").prediction.answer == "done"
 
 
 def test_what_the_lm_replied_is_kept_whole_in_its_history(play: Play) -> None:

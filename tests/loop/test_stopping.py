@@ -17,7 +17,8 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
-from tests.playing import block
+from tests.playing import block, is_last_turn
+from tests.role_lm import RoleLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ def test_the_wall_clock_stops_the_code_and_leaves_time_for_a_last_turn(factory: 
     """Which is told that it is the last."""
 
     def reply(messages: Messages) -> str:
-        return block("SUBMIT(answer='in time')" if "This is the last turn" in messages[-1]["content"] else LOOPS)
+        return block("SUBMIT(answer='in time')" if is_last_turn(messages) else LOOPS)
 
     rlm = RLM("question -> answer", limits=Limits(max_seconds=seconds), interpreter_factory=factory)
     with dspy.context(lm=ScriptedLM(reply)):
@@ -190,8 +191,7 @@ class HangingServer:
         """Answer one connection."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.split("content-length:")[1].split("\r\n")[0])
-        prompt = json.loads(await reader.readexactly(length))["messages"][-1]["content"]
-        if "Write one ```python block" not in str(prompt) or "Give the answer as `response`" in str(prompt):
+        if json.loads(await reader.readexactly(length))["user"] != "act":
             await self._count(asked=1)
             with contextlib.suppress(ConnectionError):
                 await reader.read()  # until the client hangs up
@@ -252,7 +252,7 @@ async def test_a_cancelled_run_hangs_up_on_its_sub_calls_and_makes_no_more(facto
     hanging = HangingServer(CALLS[calls])
     server = await asyncio.start_server(hanging.answer, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    lm = dspy.LM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
+    lm = RoleLM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
     limits = Limits(max_concurrency=4)
     rlm = RLM("question -> answer", subs={"gist": "item -> text"}, limits=limits, interpreter_factory=factory)
     with dspy.context(lm=lm):
@@ -275,7 +275,7 @@ async def test_a_blocking_run_whose_time_is_over_hangs_up_on_what_it_asked(calls
     hanging = HangingServer(CALLS[calls])
     server = await asyncio.start_server(hanging.answer, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    lm = dspy.LM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
+    lm = RoleLM("openai/m", api_base=address, api_key="none", cache=False, num_retries=0)
     rlm = RLM("question -> answer", subs={"gist": "item -> text"}, limits=Limits(max_seconds=4, max_concurrency=4))
     with dspy.context(lm=lm):
         prediction = await asyncio.to_thread(rlm, question="?")
@@ -288,11 +288,7 @@ async def test_a_blocking_run_whose_time_is_over_hangs_up_on_what_it_asked(calls
 def test_no_item_of_a_call_is_read_when_the_time_is_over() -> None:
     """Reading 100,000 of them would keep the host busy long after the run."""
     code = "call = {'to': {'kind': 'query'}, 'items': [[{}, {}]] * 100_000}\n_rlm_call(call=call)['refused']"
-    lm = ScriptedLM(
-        lambda said: (
-            f"```python\n{code}\n```" if "Write one ```python" in said[-1]["content"] else "[[ ## x ## ]]\n1"
-        )
-    )
+    lm = ScriptedLM(act=[block(code)], extract=["[[ ## x ## ]]\n1"])
     with dspy.context(lm=lm):
         RLM("q -> x", limits=Limits(max_iters=1, max_seconds=2), interpreter_factory=PythonInterpreter)(q="?")
     time.sleep(0.5)

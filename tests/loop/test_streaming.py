@@ -49,19 +49,13 @@ CELLS = {
 }
 
 
-def reply(messages: list[dict[str, str]]) -> str:
-    """Return the reply of whoever is asked."""
-    asked = messages[-1]["content"]
-    return block("SUBMIT(response='fine')") if "What is it?" in asked else ANSWER
-
-
 def streamed(cell: str, interpreter: Callable[[], Any], limits: Limits) -> RLM:
     """Return a module whose code is one cell."""
     return RLM(
         "context -> out: str",
         tools=[look_up],
         subs={"ask": "question -> answer", "twice": Sum()},
-        sub_lm=ScriptedLM(reply),
+        sub_lm=ScriptedLM(lambda _: ANSWER, child=lambda _: block("SUBMIT(response='fine')")),
         limits=limits,
         interpreter_factory=interpreter,
         policy=None,
@@ -76,11 +70,7 @@ async def test_every_kind_of_call_is_answered(
     cell: str, awaited: bool, interpreter: Callable[[], Any], limits: Limits
 ) -> None:
     code, calls = CELLS[cell]
-
-    def root(messages: list[dict[str, str]]) -> str:
-        return block(code) if "Write one ```python" in messages[-1]["content"] else reply(messages)
-
-    lm = ScriptedLM(root)
+    lm = ScriptedLM(lambda _: ANSWER, act=[block(code)])
     program = dspy.streamify(streamed(cell, interpreter, limits), is_async_program=awaited)
     with dspy.context(lm=lm):
         *chunks, prediction = [item async for item in program(context="x")]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WINDOW = 4_096
 TURNS, PRINTED = 10, 10_000
+ROOT = "The root task."
 TOO_LONG = dspy.lm15.ContextLengthError("too long")
 
 
@@ -224,11 +225,11 @@ def test_a_child_climbs_down_the_same_ladder() -> None:
 
     class Both(Model):
         def __call__(self, messages: Messages) -> str:
-            if "The root task." in str(messages[:2]):
+            if ROOT in str(messages[:2]):
                 return block("SUBMIT(answer=rlm_query('Respond with the number.'))")
             return super().__call__(messages).replace("SUBMIT(answer", "SUBMIT(response")
 
-    rlm = RLM(dspy.Signature("q -> answer", "The root task."), policy=None)
+    rlm = RLM(dspy.Signature("q -> answer", ROOT), policy=None)
     prediction = run(rlm, WindowServer(Both(), WINDOW, told))
     assert prediction.answer == "found"
     (call,) = prediction.trajectory[0]["calls"]

@@ -214,27 +214,22 @@ def test_a_run_inside_a_tool_is_a_child_of_the_run_that_called_it(play: Play, pa
     assert record.outputs == {"answer": 2}
 
 
-DEEP = {
-    "root": block("print(rlm_query_batched(['one', 'two']), llm_query('x'), llm_query('x'))\nSUBMIT(answer=1)"),
-    "child": block("print(claims.map(['a b', 'c', 5]))\nSUBMIT(response='done')"),
-}
-
-
-def deep(messages: Messages) -> str:
+def deep() -> ScriptedLM:
     """Play a root with two children, each with three items of a sub, and a call that is answered twice."""
-    asked = messages[1]["content"]
-    if "[[ ## passage ## ]]" in asked:
-        return fields(claims="['it is']")
-    if not asked.startswith("Task:"):
-        return "yes"
-    return DEEP["child" if "Give the answer as `response`" in asked else "root"]
+    root = "print(rlm_query_batched(['one', 'two']), llm_query('x'), llm_query('x'))\nSUBMIT(answer=1)"
+    return ScriptedLM(
+        act=[block(root)],
+        child=lambda _: block("print(claims.map(['a b', 'c', 5]))\nSUBMIT(response='done')"),
+        query=["yes"],
+        subs={"claims": lambda _: fields(claims="['it is']")},
+    )
 
 
 def test_children_and_sub_calls_are_read_as_the_trajectory_tells_them(play: Play, path: Path) -> None:
     """Each event of a child bears the id of its own run, and each of its steps is written once."""
     rlm = RLM(QUESTION, subs={"claims": "passage -> claims: list[str]"}, limits=Limits(max_concurrency=3))
     with RunLog(path):
-        prediction = play(rlm, deep, question="?").prediction
+        prediction = play(rlm, deep(), question="?").prediction
     (record,) = read_log(path)
     assert [step.model_dump() for step in record.trajectory] == prediction.trajectory
     assert record.usage.model_dump() == prediction.usage

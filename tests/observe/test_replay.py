@@ -49,28 +49,23 @@ class Claims(dspy.Signature):
 
 
 def scripted() -> ScriptedLM:
-    """Return an LM that plays `TURNS`, and answers each kind of sub-call by what it is asked."""
-    turns = list(TURNS)
+    """Return an LM that plays `TURNS`, and answers each kind of sub-call."""
 
-    def reply(messages: Messages) -> str:
-        asked = messages[-1]["content"]
-        first = messages[1]["content"]
-        if first.startswith("is: "):
-            if "falls" in first:
-                raise RuntimeError("no")
-            return "yes, it is" * 200
-        if "[[ ## passage ## ]]" in first:
-            return fields(claims="['rises']", certain="True")
-        if "[[ ## claim ## ]]" in first:
-            return fields(verdict="7")
-        if "[[ ## text ## ]]" in first:
-            return fields(tone="calm", n="3")
-        if "Say ok" in first:
-            return block("SUBMIT(response='ok')")
-        assert first.startswith("Task:"), asked
-        return turns.pop(0)
+    def query(messages: Messages) -> str:
+        if "falls" in messages[-1]["content"]:
+            raise RuntimeError("no")
+        return "yes, it is" * 200
 
-    return ScriptedLM(reply)
+    return ScriptedLM(
+        act=TURNS,
+        child=[block("SUBMIT(response='ok')")],
+        query=query,
+        subs={
+            "claims": lambda _: fields(claims="['rises']", certain="True"),
+            "judge": [fields(verdict="7")],
+            "ad_hoc": [fields(tone="calm", n="3")],
+        },
+    )
 
 
 def rlm() -> RLM:

@@ -24,13 +24,7 @@ INTERPRETERS = pytest.mark.parametrize("factory", [PythonInterpreter, LocalPytho
 
 def seen(code: str, factory: Any, answers: Any, **options: Any) -> str:
     """Return all that a run was told and tells: its steps, and what was sent to a model."""
-
-    def reply(messages: list[dict[str, str]]) -> Any:
-        if "```python" in messages[-1]["content"]:
-            return block(code)
-        return answers(messages) if callable(answers) else answers
-
-    lm = ScriptedLM(reply)
+    lm = ScriptedLM(answers if callable(answers) else lambda _: answers, act=[block(code)])
     lm.kwargs["api_key"] = KEY
     with dspy.context(lm=lm, interpreter_factory=factory):
         prediction = RLM("q -> a", max_iters=1, **options)(q="?")
@@ -109,16 +103,15 @@ def test_an_error_of_a_tool_tells_no_key(tool: Callable[..., Any], factory: Any)
 @pytest.mark.parametrize("tool", [fails, leaves])
 def test_a_tool_of_react_fails_without_traceback_and_key(tool: Callable[..., Any]) -> None:
     """DSPy would show the model five frames of the host; a tool that exits would end the caller's program."""
-
-    def answers(messages: list[dict[str, str]]) -> str:
-        if "next_tool_name" not in messages[0]["content"]:
-            return fields(reasoning="r", x="done")
-        name = tool.__name__ if "observation_0" not in messages[-1]["content"] else "finish"
-        args = '{"text": "t"}' if name == tool.__name__ else "{}"
-        return fields(next_thought="t", next_tool_name=name, next_tool_args=args)
-
+    replies = iter(
+        (
+            fields(next_thought="t", next_tool_name=tool.__name__, next_tool_args='{"text": "t"}'),
+            fields(next_thought="t", next_tool_name="finish", next_tool_args="{}"),
+            fields(reasoning="r", x="done"),
+        )
+    )
     code = f"SUBMIT(a=dspy.ReAct('text -> x', tools=[{tool.__name__}])(text='t').x)"
-    told = seen(code, LocalPythonInterpreter, answers, tools=[tool])
+    told = seen(code, LocalPythonInterpreter, lambda _: next(replies), tools=[tool])
     assert f"Execution error in {tool.__name__}: " in told
     assert "Traceback" not in told
     assert KEY not in told

@@ -13,7 +13,7 @@ from rlm_dspy.optimize import upstream
 from rlm_dspy.prompt.adapter import Act
 from tests.optimize.matrix_optimizers import OPTIMIZERS, Compiling
 from tests.optimize.matrix_programs import PROGRAMS, ScriptedActor, examples
-from tests.playing import begins, told
+from tests.playing import ASKS_FOR_THE_FIRST_BLOCK, begins, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def the_protocol_survives(it: Compiled) -> str:
     assert any("- question: str" in messages[-1]["content"] for messages in turns(calls))
     for messages in turns(calls):
         environment = told(messages)
-        for needed in ("SUBMIT(", "Variables:", "SHOW_VARS()", "```python block"):
+        for needed in ("SUBMIT(", ": str, ", "SHOW_VARS()", ASKS_FOR_THE_FIRST_BLOCK):
             assert needed in environment, (needed, messages)
     return f"in all of {len(turns(calls))} turns"
 

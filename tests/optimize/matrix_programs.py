@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import RLM, Limits, Text
+from rlm_dspy.budget.metering import role
 from rlm_dspy.optimize import compact
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import begins, block, fields, told
@@ -93,19 +94,18 @@ class ScriptedActor(ScriptedLM):
         super().__init__(self._reply)
 
     def _reply(self, messages: Messages) -> str:
-        if any(map(begins, messages)):
+        if role().endswith("act"):
             return self._turn(messages)
-        if "[[ ## " in str(messages) or "JSON" in messages[0]["content"]:
-            return _filled_in(messages)
-        return messages[-1]["content"].split()[-1].strip(".")
+        if role().endswith("query"):
+            return messages[-1]["content"].split()[-1].strip(".")
+        return _filled_in(messages)
 
     def _turn(self, messages: Messages) -> str:
         starts = [at for at, message in enumerate(messages) if begins(message)]
         environment, turns = told(messages), (len(messages) - starts[-1] - 1) // 2
         run = messages[starts[-1]]["content"]
-        optimized = (
-            len(starts) > 1 or ADVICE in messages[0]["content"] or "right outputs" in messages[0]["content"]
-        )
+        system = messages[0]["content"]
+        optimized = len(starts) > 1 or ADVICE in system or re.search(r"answer: v\d", system)  # a labeled example
         if not turns:
             self.runs[run] += 1
             keys = re.findall(r"key k(\d+)", environment)
@@ -122,8 +122,7 @@ class ScriptedActor(ScriptedLM):
 
 
 def _output(environment: str) -> str:
-    (name,) = re.findall(r"end with SUBMIT\((\w+)=", environment)
-    return str(name)
+    return str(re.findall(r"SUBMIT\((\w+)=", environment)[0])
 
 
 def _code(environment: str, *, done: bool) -> str:

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM
 from rlm_dspy.prompt.free_form_outputs import read_prose
-from rlm_dspy.testing import CutReply
+from rlm_dspy.testing import CutReply, ScriptedLM
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 
@@ -152,11 +151,8 @@ def test_a_sentence_answers_for_a_sub_that_gives_nothing_else(play: Play) -> Non
     """After it was asked for its form as often as ever; a number is not made up."""
     lines = ["gist = note(text='a')", "failed = count.map(['a'])[0]", "SUBMIT(answer=[gist, bool(failed)])"]
     code = block("\n".join(lines))
-
-    def reply(messages: Messages) -> str:
-        return code if "Write one ```python block" in messages[-1]["content"] else SENTENCE
-
+    lm = ScriptedLM(lambda _: SENTENCE, act=[code])
     rlm = RLM("question -> answer: list", subs={"note": "text -> gist", "count": "text -> n: int"})
-    prediction = play(rlm, reply, question="?").prediction
+    prediction = play(rlm, lm, question="?").prediction
     assert prediction.answer == [SENTENCE, False]
     assert [call["attempts"] for call in prediction.trajectory[0]["calls"]] == [3, 3]

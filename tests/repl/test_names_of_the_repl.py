@@ -16,7 +16,6 @@ from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
     from tests.playing import Play
 
 FACTORIES = [PythonInterpreter, LocalPythonInterpreter, dspy.LocalInterpreter]
@@ -30,15 +29,9 @@ def search(text: str) -> list[str]:
 
 def outputs(factory: Any, *blocks: str, signature: str = "context -> answer: list", **inputs: Any) -> list[str]:
     """Return what came out of each turn; the last must submit."""
-    turns = [block(code) for code in blocks]
-
-    def reply(messages: Messages) -> str:
-        if "Write one ```python block" in messages[1]["content"]:
-            return turns.pop(0)
-        return fields(gist="a gist") if "gist" in messages[0]["content"] else "an answer"
-
+    lm = ScriptedLM(act=map(block, blocks), query=lambda _: "an answer", subs=lambda _: fields(gist="a gist"))
     rlm = RLM(signature, interpreter_factory=factory, tools=[search], subs={"gist": "text -> gist"})
-    with dspy.context(lm=ScriptedLM(reply)):
+    with dspy.context(lm=lm):
         prediction = rlm(**(inputs or {"context": "the text"}))
     assert prediction.stop == "submitted"
     return [step["output"] for step in prediction.trajectory]

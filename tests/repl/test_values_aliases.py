@@ -57,9 +57,7 @@ SUBMIT(
 @pytest.mark.parametrize("factory", [PythonInterpreter, LocalPythonInterpreter])
 def test_a_model_with_aliases_can_be_submitted_and_asked_about(factory: Any) -> None:
     """Code has its fields by their names; JSON may have the aliases."""
-    lm = ScriptedLM(
-        lambda said: block(CODE) if "Write one ```python" in said[-1]["content"] else fields(label="one")
-    )
+    lm = ScriptedLM(lambda _: fields(label="one"), act=[block(CODE)])
     rlm = RLM(Hand, subs={"name": Name}, interpreter_factory=factory, max_iters=1)
     with dspy.context(lm=lm):
         prediction = rlm(x=RENAMED)

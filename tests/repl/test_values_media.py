@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 import pytest
@@ -14,9 +14,6 @@ from rlm_dspy.repl.value_codec import Media, taken
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import every_interpreter, run, signature
 from tests.playing import block
-
-if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
 
 PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
@@ -79,11 +76,7 @@ def test_two_images_of_one_size_are_two_questions() -> None:
     one, other = (dspy.Image(f"data:image/png;base64,{letter * 8}") for letter in "AB")
     assert repr(one) == repr(other)
     assert digest(one) != digest(other)
-    cache, answers = SubCallCache(), iter(["first", "second"])
-
-    def reply(messages: Messages) -> str:
-        return block("SUBMIT(answer=llm_query('?', x))") if "Write one" in str(messages[1]) else next(answers)
-
-    rlm = RLM(signature({"x": 1}), interpreter_factory=PythonInterpreter, cache=cache)
-    with dspy.context(lm=ScriptedLM(reply)):
+    lm = ScriptedLM(act=lambda _: block("SUBMIT(answer=llm_query('?', x))"), query=["first", "second"])
+    rlm = RLM(signature({"x": 1}), interpreter_factory=PythonInterpreter, cache=SubCallCache())
+    with dspy.context(lm=lm):
         assert [rlm(x=image).answer for image in (one, other, one)] == ["first", "second", "first"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 import pytest
@@ -14,9 +14,6 @@ from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import CLAIM, Claim, Color, Pair, Part, Point, every_interpreter, run
 from tests.playing import block
-
-if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
 
 MADE_IN_THE_REPL = """
 import dataclasses, datetime, decimal, enum, typing
@@ -167,17 +164,10 @@ def test_a_tool_returns_objects_with_attributes() -> None:
 
 def test_a_child_has_the_objects_of_its_parent() -> None:
     """A model that crosses two borders is still one."""
-
-    def reply(messages: Messages) -> str:
-        if "child" in messages[1]["content"]:
-            return block("SUBMIT(answer=[claim.text, claim.parts[0].number, pair.right])")
-        return block("SUBMIT(answer=dspy.RLM('claim, pair -> answer: list', 'child')(claim=x[0], pair=p).answer)")
-
     signature_of_child = "SUBMIT(answer=dspy.RLM(dspy.Signature('claim, pair -> answer: list', 'child'))"
-    code = f"{signature_of_child}(claim=x[0], pair=p).answer)"
-
-    def answering(messages: Messages) -> str:
-        return reply(messages) if "Task: child" in messages[1]["content"] else block(code)
-
-    prediction = run(PythonInterpreter, "", {"x": [CLAIM], "p": Pair("a", 2)}, lm=ScriptedLM(answering))
+    lm = ScriptedLM(
+        act=[block(f"{signature_of_child}(claim=x[0], pair=p).answer)")],
+        child=[block("SUBMIT(answer=[claim.text, claim.parts[0].number, pair.right])")],
+    )
+    prediction = run(PythonInterpreter, "", {"x": [CLAIM], "p": Pair("a", 2)}, lm=lm)
     assert prediction.answer == ["tides rise", 1, 2]

@@ -68,7 +68,7 @@ def test_calls_inside_a_call_do_not_wait_for_it() -> None:
 
         def forward(self, question: str) -> Any:
             code = f"SUBMIT(answer=llm_query('inner {question}'))"
-            with dspy.context(lm=ScriptedLM(lambda m: block(code) if "```" in m[-1]["content"] else "fine")):
+            with dspy.context(lm=ScriptedLM(act=[block(code)], query=["fine"])):
                 return self.inner(question=question)
 
     limits = Limits(max_concurrency=1, max_llm_calls=20)

@@ -146,12 +146,7 @@ def test_an_extracted_answer_that_breaks_a_constraint_is_no_answer(play: Play) -
 
 def run(code: str, answers: list[str], factory: Any, signature: str = "q -> a", **options: Any) -> Any:
     """Run a cell; sub-calls get the answers in order."""
-    waiting = iter(answers)
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        return block(code) if "SUBMIT(a=...)" in messages[-1]["content"] else next(waiting)
-
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    with dspy.context(lm=ScriptedLM(answers, act=[block(code)]), interpreter_factory=factory):
         prediction = RLM(signature, max_iters=1, **options)(q="?")
     assert prediction.stop == "submitted", prediction.trajectory[-1]["output"]
     return prediction
@@ -174,18 +169,10 @@ def test_a_sub_whose_answer_breaks_a_constraint_is_asked_again(factory: Any) -> 
 
 @INTERPRETERS
 def test_the_second_attempt_is_told_what_was_wrong(factory: Any) -> None:
-    asked: list[str] = []
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        said = messages[-1]["content"]
-        if "SUBMIT(a=...)" in said:
-            return block("SUBMIT(a=str(rate(text='t').score))")
-        asked.append(said)
-        return answer(score=str(10 - 5 * (len(asked) - 1)))
-
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    lm = ScriptedLM([answer(score="10"), answer(score="5")], act=[block("SUBMIT(a=str(rate(text='t').score))")])
+    with dspy.context(lm=lm, interpreter_factory=factory):
         assert RLM("q -> a", subs=[Rate], max_iters=1)(q="?").a == "5"
-    assert "score: Input should be less than or equal to 5" in asked[1]
+    assert "score: Input should be less than or equal to 5" in lm.script.calls[-1][-1]["content"]
 
 
 @INTERPRETERS
@@ -224,23 +211,16 @@ def test_what_goes_into_a_sub_fits_its_constraints_before_it_is_paid_for(factory
 
 @INTERPRETERS
 def test_what_goes_into_a_child_and_comes_out_of_it_fits(factory: Any) -> None:
-    inner = {"wrong": block("SUBMIT(n=9)"), "right": block("SUBMIT(n=5)")}
-    seen: list[str] = []
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        if "SUBMIT(n=...)" not in messages[1]["content"]:
-            return block(
-                "child = dspy.RLM('page: Annotated[int, Field(ge=1)] -> n: Annotated[int, Field(le=5)]')\n"
-                "bad = child.map([0])[0].error\nSUBMIT(a=f'{child(page=1).n} {bad}')"
-            )
-        seen.append(messages[-1]["content"])
-        return inner["right" if len(seen) > 1 else "wrong"]
-
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    code = (
+        "child = dspy.RLM('page: Annotated[int, Field(ge=1)] -> n: Annotated[int, Field(le=5)]')\n"
+        "bad = child.map([0])[0].error\nSUBMIT(a=f'{child(page=1).n} {bad}')"
+    )
+    lm = ScriptedLM(act=[block(code)], child=[block("SUBMIT(n=9)"), block("SUBMIT(n=5)")])
+    with dspy.context(lm=lm, interpreter_factory=factory):
         found = RLM("q -> a")(q="?").a
     assert found.startswith("5 ")
     assert "page: Input should be greater than or equal to 1" in found
-    assert "less than or equal to 5" in seen[1]
+    assert "less than or equal to 5" in lm.script.calls[-1][-1]["content"]
 
 
 @INTERPRETERS

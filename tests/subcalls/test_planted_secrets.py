@@ -22,7 +22,7 @@ from rlm_dspy.subcalls.frames import read_call
 from rlm_dspy.subcalls.registry import Callees
 from rlm_dspy.testing import ScriptedLM
 from tests.planting import ATTEMPTS, DOORS, FUNCTIONS, MARK, MODULE, MODULES, Attempt, planted, scripted, search
-from tests.playing import begins, block, fields
+from tests.playing import block, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -287,14 +287,11 @@ SUBMIT(texts=[f.text for f in found.facts], kind=found.facts[0].kind, title=foun
 '''
     fact = '{"text": "ab", "year": 1950, "source": {"title": "T", "years": [1]}}'
 
-    def reply(messages: list[dict[str, str]]) -> str:
-        if "```python" in messages[-1]["content"]:
-            return block(code)
-        said = messages[0]["content"]
-        assert "1900" in said
+    def answer(said: list[dict[str, str]]) -> str:
+        assert "1900" in said[0]["content"]
         return fields(facts=f"[{fact}]", score="2", by='{"a": {"title": "S"}}', best=fact, where="{}")
 
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    with dspy.context(lm=ScriptedLM(answer, act=[block(code)]), interpreter_factory=factory):
         found = RLM("q -> texts: list[str], kind, title, year: int", max_iters=1)(q="?")
     assert (found.texts, found.kind, found.title, found.year) == (["ab"], "news", "S", 1950), found.trajectory[0][
         "output"
@@ -318,7 +315,7 @@ files = [dspy.File("data:text/plain;base64,AAAA"), dspy.File("/etc/passwd")]
 file = dspy.Predict("file: dspy.File -> x").map(files)
 SUBMIT(a=str([first, [bool(each) for each in failed], [bool(each) for each in file]]))
 """
-    lm = ScriptedLM(lambda messages: block(code) if begins(messages[-1]) else fields(x="seen"))
+    lm = ScriptedLM(lambda _: fields(x="seen"), act=[block(code)])
     with dspy.context(lm=lm, interpreter_factory=factory):
         found = RLM("q -> a", max_iters=1)(q="?")
     assert found.a == "['seen', [False, False, False], [True, False]]", found.trajectory[0]["output"]

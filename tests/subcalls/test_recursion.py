@@ -16,7 +16,7 @@ from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
-from tests.subcalls.test_subs import Claims, acts, everywhere, listed, run
+from tests.subcalls.test_subs import Claims, everywhere, listed, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,18 +106,16 @@ def test_a_react_module_has_the_tools_of_the_run(factory: Any) -> None:
         seen.append(text)
         return "found it"
 
-    replies = iter(
-        [
-            fields(next_thought="t", next_tool_name="search", next_tool_args='{"text": "sea"}'),
-            fields(next_thought="t", next_tool_name="finish", next_tool_args="{}"),
-            fields(reasoning="r", a="yes"),
-        ]
-    )
+    replies = [
+        fields(next_thought="t", next_tool_name="search", next_tool_args='{"text": "sea"}'),
+        fields(next_thought="t", next_tool_name="finish", next_tool_args="{}"),
+        fields(reasoning="r", a="yes"),
+    ]
     code = (
         "try:\n    dspy.ReAct('q -> a', tools=[len])\nexcept TypeError as e:\n    print(e)\n"
         "print(dspy.ReAct('q -> a', tools=[search], max_iters=3)(q='?').a)"
     )
-    lm = acts(f"{code}\nfor _ in []: pass", lambda said: next(replies))
+    lm = ScriptedLM(replies, act=[block(code)], extract=[fields(a="yes")])
     with dspy.context(lm=lm, interpreter_factory=factory):
         pred = RLM("q -> a", tools=[search], max_iters=1)(q="?")
     assert seen == ["sea"]
@@ -166,13 +164,7 @@ def test_the_hosts_own_dspy_stays_what_it_is() -> None:
 
 def child_model(root: str, child: str) -> ScriptedLM:
     """Return a scripted model that writes `root` in a root, `child` in a child."""
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        system, said = messages[0]["content"], messages[1]["content"]
-        assert "Solve the task" in system
-        return block(child if "response" in said else root)
-
-    return ScriptedLM(reply)
+    return ScriptedLM(act=lambda _: block(root), child=lambda _: block(child))
 
 
 @everywhere
@@ -196,17 +188,11 @@ def test_a_child_works_in_a_repl_of_its_own_with_what_it_is_handed(factory: Any)
 @everywhere
 def test_a_typed_child_gives_a_record(factory: Any) -> None:
     """`dspy.RLM(signature)(...)`, as in any DSPy program."""
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        inner = "- n: int" in messages[1]["content"]
-        code = (
-            "SUBMIT(n=len(part), words=part.split())"
-            if inner
-            else "c = dspy.RLM('part -> n: int, words: list[str]', max_iters=3)(part='a b')\nSUBMIT(answer=c.words, n=c.n)"
-        )
-        return block(code)
-
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    lm = child_model(
+        "c = dspy.RLM('part -> n: int, words: list[str]', max_iters=3)(part='a b')\nSUBMIT(answer=c.words, n=c.n)",
+        "SUBMIT(n=len(part), words=part.split())",
+    )
+    with dspy.context(lm=lm, interpreter_factory=factory):
         pred = RLM("q -> answer: list[str], n: float")(q="?")
     assert (pred.answer, pred.n) == (["a", "b"], 3)
 
@@ -216,15 +202,12 @@ def test_children_of_a_batch_run_at_once_and_in_order(factory: Any) -> None:
     """Each with its own interpreter."""
     together = threading.Barrier(3)
 
-    def reply(messages: list[dict[str, str]]) -> str:
-        if "response" not in messages[1]["content"]:
-            return block(
-                "SUBMIT(answer=rlm_query_batched([('Say it.', 'x'), ('Say it.', 'y'), ('Say it.', 'z')]))"
-            )
+    def child(_: Any) -> str:
         together.wait(60)
         return block("SUBMIT(response=context)")
 
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=factory):
+    root = "SUBMIT(answer=rlm_query_batched([('Say it.', 'x'), ('Say it.', 'y'), ('Say it.', 'z')]))"
+    with dspy.context(lm=ScriptedLM(act=[block(root)], child=child), interpreter_factory=factory):
         assert RLM("q -> answer: list[str]")(q="?").answer == ["x", "y", "z"]
 
 
@@ -291,13 +274,10 @@ def test_a_childs_turns_are_limited_with_all_sub_calls() -> None:
 
 def test_an_rlm_may_be_a_declared_sub() -> None:
     """It has a signature and limits of its own, and shares the ledger."""
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        return block("SUBMIT(n=len(part))" if "- part" in messages[1]["content"] else "SUBMIT(answer=deep('abc'))")
-
+    lm = child_model("SUBMIT(answer=deep('abc'))", "SUBMIT(n=len(part))")
     rlm = RLM("q -> answer: int", subs={"deep": RLM("part -> n: int", max_iters=2)})
     assert "subs.deep.act" in dict(rlm.named_predictors())
-    with dspy.context(lm=ScriptedLM(reply), interpreter_factory=LocalPythonInterpreter):
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         pred = rlm(q="?")
     assert pred.answer == 3
     assert pred.usage["by_role"].keys() == {"act", "child.act"}
@@ -327,9 +307,9 @@ def test_gathered_sub_calls_are_under_way_together(factory: Any, how: str) -> No
     """Subs, prompts and modules written in the REPL have `acall`."""
     together = threading.Barrier(3)
 
-    def answer(said: str) -> str:
+    def answer(_: str) -> str:
         together.wait(60)
-        return fields(claims='["x"]', s="y") if "[[ ##" in said else "z"
+        return fields(claims='["x"]', s="y")
 
     pred, _ = run(RLM("q -> n: int, kinds: list[str]", subs=[Claims]), GATHERED.format(how), answer, factory)
     assert pred.n == 3
@@ -379,16 +359,12 @@ def test_what_the_caller_set_survives_every_thread_and_loop(factory: Any, way: s
         "child": "rlm_query('Respond.')",
         "ad_hoc": "dspy.Predict('passage -> claims: list[str]').map(['a', 'b'])",
     }[way]
-    spy = Spy()
-
-    def reply(messages: list[dict[str, str]]) -> str:
-        said = messages[-1]["content"]
-        if "Write one ```python block" not in said:
-            return listed(said)
-        return block("SUBMIT(response=claims('z')[0])" if "response" in said else f"{code}\nSUBMIT(a='')")
-
-    trace: list[Any] = []
-    lm = ScriptedLM(reply)
+    spy, trace = Spy(), list[Any]()
+    lm = ScriptedLM(
+        lambda said: listed(said[-1]["content"]),
+        act=[block(f"{code}\nSUBMIT(a='')")],
+        child=[block("SUBMIT(response=claims('z')[0])")],
+    )
     rlm = RLM("q -> a", subs=[Claims])
     with dspy.context(lm=lm, interpreter_factory=factory, trace=trace, track_usage=True, callbacks=[spy]):
         pred = asyncio.run(rlm.acall(q="?")) if awaiting else rlm(q="?")

@@ -24,12 +24,7 @@ SHOWN = block("print(result)\nSUBMIT(answer=repr(result))")
 
 def asks(code: str, **answers: Any) -> Any:
     """Return a model that writes `code` when it acts, and answers each prompt from `answers`."""
-
-    def reply(messages: list[dict[str, str]]) -> Any:
-        prompt = messages[-1]["content"]
-        return answers.get(prompt, "?") if "environment" not in prompt and len(prompt) < 50 else block(code)
-
-    return reply
+    return ScriptedLM(act=lambda _: block(code), query=lambda said: answers.get(said[-1]["content"], "?"))
 
 
 def test_llm_query_gives_the_answer_as_a_str(play: Play) -> None:

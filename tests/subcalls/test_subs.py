@@ -68,12 +68,7 @@ class Find(dspy.Signature):
 
 def acts(code: str, answer: Callable[[str], Any]) -> ScriptedLM:
     """Return a scripted model that writes `code` when it acts, and answers sub-calls by `answer(last message)`."""
-
-    def reply(messages: list[dict[str, str]]) -> Any:
-        said = messages[-1]["content"]
-        return block(code) if "Write one ```python block" in said else answer(said)
-
-    return ScriptedLM(reply)
+    return ScriptedLM(lambda said: answer(said[-1]["content"]), act=lambda _: block(code))
 
 
 def run(

@@ -15,7 +15,6 @@ from tests.playing import block, fields
 from tests.subcalls.test_subs import everywhere
 
 if TYPE_CHECKING:
-    from rlm_dspy.testing import Messages
     from tests.tracing.stores import Store
 
 ROOT = "the root's task"
@@ -60,13 +59,7 @@ def rlm_of(**options: Any) -> RLM:
 
 def model(code: str, child: str = "print('half')", extraction: Any = "<think>no answer") -> ScriptedLM:
     """Return a model that writes `code` in the root and `child` in a child, and answers extractions."""
-
-    def reply(messages: Messages) -> Any:
-        if "[[ ## " in messages[0]["content"]:
-            return extraction
-        return block(code if ROOT in messages[1]["content"] else child)
-
-    return ScriptedLM(reply)
+    return ScriptedLM(lambda _: extraction, act=[block(code)], child=lambda _: block(child))
 
 
 def play(rlm: RLM, lm: ScriptedLM, factory: Any = LocalPythonInterpreter, *, awaiting: bool = False) -> Any:
@@ -108,15 +101,8 @@ def test_in_a_batch_it_is_the_failed_item(door: str, awaiting: bool) -> None:
 def test_one_unanswered_child_leaves_the_answers_beside_it() -> None:
     """In order."""
     code = "found = deep.map(['p', 'q'])\nSUBMIT(answer=str([f.n if f else f for f in found]))"
-
-    def reply(messages: Messages) -> str:
-        if "[[ ## " in messages[0]["content"]:
-            return "no fields"
-        if ROOT in messages[1]["content"]:
-            return block(code)
-        return block("SUBMIT(n=7, why='w') if part == 'q' else print('half')")
-
-    assert play(rlm_of(), ScriptedLM(reply)).answer.endswith(", 7]")
+    lm = model(code, "SUBMIT(n=7, why='w') if part == 'q' else print('half')", "no fields")
+    assert play(rlm_of(), lm).answer.endswith(", 7]")
 
 
 def test_a_part_of_an_answer_is_no_answer() -> None:

@@ -11,7 +11,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
-from tests.playing import begins, block, fields
+from tests.playing import block, fields
 from tests.subcalls.test_subs import Claims
 
 if TYPE_CHECKING:
@@ -33,40 +33,30 @@ def search(query: str) -> str:
 
 
 class Heard:
-    """A model that answers all that a run asks, and remembers what it was asked as.
+    """A model that answers all that a run asks, and remembers what it was asked as."""
 
-    Attributes:
-        roles: `act`, `child`, `fold`, `extract`, `query`, `ad_hoc`, `sub`; in the order they came.
-    """
-
-    def __init__(self, code: str = EVERYTHING, name: str = "lm") -> None:
-        self.code, self.name, self.roles = code, name, list[str]()
-        self.lm = ScriptedLM(self)
-
-    def __call__(self, messages: Messages) -> str:
-        role = self.role(messages)
-        self.roles.append(role)
-        if role in ("act", "child"):
-            return block(self.code if role == "act" else f"SUBMIT(response={self.name!r})")
-        return (
-            self.name
-            if role == "query"
-            else fields(
-                **dict.fromkeys(("reasoning", "s", "account", "answer", "next_thought"), self.name),
-                next_tool_name="finish",
-                next_tool_args="{}",
-                claims=f'["{self.name}"]',
-            )
+    def __init__(self, code: str = EVERYTHING, name: str = "lm", child: str = "") -> None:
+        self.name = name
+        self.lm = ScriptedLM(
+            self.reply,
+            act=lambda _: block(code),
+            child=lambda _: block(child or f"SUBMIT(response={name!r})"),
+            query=lambda _: name,
         )
 
-    @staticmethod
-    def role(messages: Messages) -> str:
-        """Tell what is asked from its messages."""
-        if starts := [message["content"] for message in messages if begins(message)]:
-            return "act" if ROOT in starts[-1] else "child"
-        system = messages[0]["content"]
-        known = {"`account`": "fold", "`repl_session`": "extract", "`claims`": "sub", "`t`": "ad_hoc"}
-        return next((role for field, role in known.items() if field in system), "query")
+    @property
+    def roles(self) -> list[str]:
+        """What it was asked as, in the order of the calls."""
+        return self.lm.script.roles
+
+    def reply(self, _: Messages) -> str:
+        """Fill in every field that a module asks for."""
+        return fields(
+            **dict.fromkeys(("reasoning", "s", "account", "answer", "next_thought"), self.name),
+            next_tool_name="finish",
+            next_tool_args="{}",
+            claims=f'["{self.name}"]',
+        )
 
 
 def rlm_of(**options: Any) -> RLM:
@@ -86,7 +76,8 @@ def heard_by(rlm: RLM, in_force: Heard | None, *others: Heard) -> dict[str, set[
 
 
 ACTS = {"act", "extract", "fold"}
-ASKS = {"query", "ad_hoc", "sub"}
+CHILD = "child.act"
+ASKS = {"query", "ad_hoc", "claims"}
 
 
 @pytest.mark.parametrize("with_another", [False, True])
@@ -97,27 +88,27 @@ def test_set_lm_reaches_all_that_a_run_asks(with_another: bool) -> None:
     rlm.set_lm(mine.lm)
     assert rlm.get_lm() is mine.lm
     heard = heard_by(rlm, other if with_another else None, mine)
-    assert heard["mine"] == {*ACTS, *ASKS, "child"}
+    assert heard["mine"] == {*ACTS, *ASKS, CHILD}
     assert heard.get("other", set()) == set()
 
 
 def test_the_lm_in_force_answers_where_nobody_has_another() -> None:
     """As `dspy.context(lm=...)` has it."""
-    assert heard_by(rlm_of(), Heard(name="global"))["global"] == {*ACTS, *ASKS, "child"}
+    assert heard_by(rlm_of(), Heard(name="global"))["global"] == {*ACTS, *ASKS, CHILD}
 
 
 def test_acts_own_lm_takes_turns_folds_and_extracts() -> None:
     """Of children too; what code asks is the LM's in force."""
     mine, rlm = Heard(name="mine"), rlm_of()
     rlm.act.lm = mine.lm
-    assert heard_by(rlm, Heard(name="global"), mine) == {"mine": {*ACTS, "child"}, "global": ASKS}
+    assert heard_by(rlm, Heard(name="global"), mine) == {"mine": {*ACTS, CHILD}, "global": ASKS}
 
 
 def test_acts_own_lm_answers_all_if_there_is_no_other() -> None:
     """The run does not die of its first sub-call."""
     mine, rlm = Heard(name="mine"), rlm_of()
     rlm.act.lm = mine.lm
-    assert heard_by(rlm, None, mine)["mine"] == {*ACTS, *ASKS, "child"}
+    assert heard_by(rlm, None, mine)["mine"] == {*ACTS, *ASKS, CHILD}
 
 
 def test_querys_own_lm_answers_prompts_and_modules_written_in_the_repl() -> None:
@@ -125,7 +116,7 @@ def test_querys_own_lm_answers_prompts_and_modules_written_in_the_repl() -> None
     mine, rlm = Heard(name="mine"), rlm_of()
     rlm.query.lm = mine.lm
     heard = heard_by(rlm, Heard(name="global"), mine)
-    assert heard == {"mine": {"query", "ad_hoc"}, "global": {*ACTS, "child", "sub"}}
+    assert heard == {"mine": {"query", "ad_hoc"}, "global": {*ACTS, CHILD, "claims"}}
 
 
 @pytest.mark.parametrize("set_all", [False, True])
@@ -135,19 +126,23 @@ def test_a_sub_lm_answers_what_code_asks_and_takes_the_turns_of_children(set_all
     rlm = rlm_of(sub_lm=small.lm)
     if set_all:
         rlm.set_lm(large.lm)
-        assert heard_by(rlm, None, small, large) == {"large": ACTS, "small": ASKS | {"child"}}
+        assert heard_by(rlm, None, small, large) == {"large": ACTS, "small": ASKS | {CHILD}}
     else:
-        assert heard_by(rlm, large, small) == {"large": ACTS, "small": ASKS | {"child"}}
+        assert heard_by(rlm, large, small) == {"large": ACTS, "small": ASKS | {CHILD}}
 
 
 def test_an_rlm_among_the_subs_keeps_the_lm_of_its_own_act() -> None:
     """Its turns are its own; its `sub_lm` answers what its code asks."""
     deep_code = "SUBMIT(n=llm_query('prompt?'))"
-    own, small, root = Heard(deep_code, "own"), Heard(name="small"), Heard("print(deep('x'))", "root")
+    own, small, root = Heard(name="own", child=deep_code), Heard(name="small"), Heard("print(deep('x'))", "root")
     deep = RLM(dspy.Signature("part -> n", ROOT), sub_lm=small.lm, policy=None)
     deep.act.lm = own.lm
     rlm = RLM(dspy.Signature("q -> answer", ROOT), subs={"deep": deep}, max_iters=1, policy=None)
-    assert heard_by(rlm, root, own, small) == {"root": {"act", "extract"}, "own": {"act"}, "small": {"query"}}
+    assert heard_by(rlm, root, own, small) == {
+        "root": {"act", "extract"},
+        "own": {CHILD},
+        "small": {"child.query"},
+    }
 
 
 @pytest.mark.parametrize("way", [dspy.BestOfN, dspy.Refine])

@@ -123,15 +123,14 @@ topic = dspy.Predict("text -> topic")(text="three").topic
 found = rlm_query("Find the number.", context[:100])
 SUBMIT(answer=[*first[0], *first[1], topic, found])"""
 
-    def reply(messages: Messages) -> str:
-        asked = messages[-1]["content"]
-        if "[[ ## passage ## ]]" in asked:
-            return fields(claims=f'["{asked.split()[5]}!"]')
-        if "[[ ## text ## ]]" in asked:
-            return fields(topic="a topic")
-        return block("SUBMIT(str(len(context)))") if "Find the number." in asked else block(code)
+    def claims(messages: Messages) -> str:
+        return fields(claims=f'["{messages[-1]["content"].split()[5]}!"]')
 
-    return ScriptedLM(reply)
+    return ScriptedLM(
+        act=lambda _: block(code),
+        child=lambda _: block("SUBMIT(str(len(context)))"),
+        subs={"claims": claims, "ad_hoc": lambda _: fields(topic="a topic")},
+    )
 
 
 NESTED = """

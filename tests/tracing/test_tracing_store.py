@@ -317,7 +317,7 @@ def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
         "answer": "SUBMIT(answer=['\\ud83d'])",
         "prompt": "[failed] = llm_query_batched(['\\ud83d'])\nprint(failed)\nSUBMIT(answer=['x'])",
     }.get(where, "SUBMIT(answer=['x'])")
-    lm = ScriptedLM(lambda messages: block(code) if "SUBMIT" in str(messages) else half)
+    lm = ScriptedLM(act=[block(code)], query=lambda _: half)
     with tracing.tags(kind=given.pop("tag"), session=half):
         call(RLM(SIGNATURE), lm, "blocking", **given)
     (trace,) = store.traces()
@@ -346,17 +346,11 @@ with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
 
 def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
     """Twenty turns, four long sub-calls in each; what each turn wrote and printed is still told."""
-    turns = iter(range(1, 100))
-
-    def reply(messages: Messages) -> str:
-        if "SUBMIT" not in str(messages):
-            return "word " * 1_500
-        number = next(turns)
-        ask = "r = llm_query_batched([str(i) + context[:30_000] for i in range(4)])\nprint(context[:20_000], r)"
-        return block(f"print('this is turn {number}')\n{ask}" if number < 20 else "SUBMIT(answer=['x'])")
-
+    ask = "r = llm_query_batched([str(i) + context[:30_000] for i in range(4)])\nprint(context[:20_000], r)"
+    turns = [block(f"print('this is turn {number}')\n{ask}") for number in range(1, 20)]
+    lm = ScriptedLM(act=[*turns, block("SUBMIT(answer=['x'])")], query=lambda _: "word " * 1_500)
     rlm = RLM(SIGNATURE, limits=Limits(max_llm_calls=200), cache=False)
-    call(rlm, ScriptedLM(reply), "blocking", context="The moon is far away. " * 5_000, question="Which?")
+    call(rlm, lm, "blocking", context="The moon is far away. " * 5_000, question="Which?")
     (trace,) = store.traces()
     assert int(trace.info.trace_metadata["mlflow.trace.sizeBytes"]) < 1_000_000
     for number in range(1, 20):
