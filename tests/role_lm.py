@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 
 
 class RoleLM(dspy.LM):

@@ -22,7 +22,7 @@ from chaos_faults import SECONDS, WARM, Plan, plan
 from dspy.utils.callback import BaseCallback
 
 from rlm_dspy import RLM, Limits, RLMError, SubCallCache
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 from rlm_dspy.interpreters import CellLimits, LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.observe.event_log import RunLog

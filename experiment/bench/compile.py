@@ -26,7 +26,7 @@ import dspy
 import typer
 
 from rlm_dspy import RLM
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot, compact
 from rlm_dspy.signatures import Environment

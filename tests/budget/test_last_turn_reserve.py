@@ -10,8 +10,7 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Amount, Ledger
-from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import metered, role
 from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.testing import ScriptedLM

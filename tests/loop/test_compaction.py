@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Trajectory

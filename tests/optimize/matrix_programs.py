@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import RLM, Limits, Text
-from rlm_dspy.budget.metering import role
+from rlm_dspy.budget.metered_lm import role
 from rlm_dspy.optimize import compact
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import begins, block, fields, told
