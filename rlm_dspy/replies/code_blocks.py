@@ -15,10 +15,23 @@ if TYPE_CHECKING:
 PYTHON = {"python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
 
 
-_FENCE = re.compile(r"^[ \t]{0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+.-]*)[^`]*$")
+_FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}|'{3}(?=py|repl))[ \t]*\{?(?P<language>[\w+.-]*)[^`]*$")
+
+
+_INLINE = re.compile(
+    r"^(?P<before>.*?)(?P<fence>`{3,})(?P<language>[\w+.-]*)(?:[ \t]+|(?<=`))(?P<code>\S.*?)(?P=fence)(?P<after>[^`]*)$"
+)
+"""A block on one line."""
+
+
+_BEHIND_WORDS = re.compile(r"^(?P<before>.*\S[ \t]*)(?P<fence>`{3,})(?P<language>\w+)[ \t]*$")
 
 
 FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy's ChatAdapter
+
+
+_TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:</?[|\w]+>\s*)+$")
+"""Tokens behind a closing fence: ```` ```<end_code> ````, of smolagents' prompts, or the end of a turn."""
 
 
 _OUTPUT_TITLE = re.compile(
@@ -57,6 +70,35 @@ def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
         position, above = end + 1, ""
 
 
+def with_fences_on_lines(lines: list[str]) -> list[str]:
+    """Return the lines with a block that shares its line with words, or stands on one line, on lines of its own."""
+    lines, position = list(lines), 0
+    while position < len(lines):
+        line = lines[position]
+        if opening := _FENCE.match(line):
+            position = _end_of_block(lines, position + 1, opening["fence"])
+        elif (found := _INLINE.match(line)) and _is_code(found["language"], found["code"]):
+            fence = found["fence"]
+            parts = [found["before"], fence + found["language"], found["code"], fence, found["after"]]
+            lines[position : position + 1] = parts
+            position += 3
+        elif (found := _BEHIND_WORDS.match(line)) and found["language"].lower() in PYTHON:
+            lines[position : position + 1] = [found["before"], found["fence"] + found["language"]]
+        position += 1
+    return lines
+
+
+def _is_code(language: str, code: str) -> bool:
+    tree = parse(code)
+    return language.lower() in PYTHON if language else tree is not None and does_something(tree)
+
+
+def does_something(tree: ast.Module) -> bool:
+    """Whether text that was not marked as code is code: it calls, binds or imports something."""
+    acts = (ast.Call, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.For)
+    return any(isinstance(node, acts) for node in ast.walk(tree))
+
+
 def _end_of_block(lines: list[str], start: int, fence: str) -> int:
     """Return the line of the closing fence: the first, unless it stands in a string of the code.
 
@@ -74,7 +116,7 @@ def _end_of_block(lines: list[str], start: int, fence: str) -> int:
 
 
 def _closes(line: str, fence: str) -> bool:
-    line = line.strip()
+    line = _TOKEN_BEHIND.sub("", line).strip()
     return len(line) >= len(fence) and set(line) == {fence[0]}
 
 

@@ -5,15 +5,36 @@ Nothing a model writes is an error here. A reply without code gives empty code; 
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from dataclasses import dataclass, replace
 
-from rlm_dspy.replies.code_blocks import FIELD_MARK, PYTHON, CodeBlock, code_blocks, parse
+from rlm_dspy.replies.code_blocks import (
+    FIELD_MARK,
+    PYTHON,
+    CodeBlock,
+    code_blocks,
+    does_something,
+    parse,
+    with_fences_on_lines,
+)
+from rlm_dspy.replies.code_repair import repaired, without_prompts
 from rlm_dspy.replies.thinking import split_thinking
+from rlm_dspy.replies.tool_calls import code_of_object, split_tool_calls
 
 _MAX_UNFENCED_LINES = 200
+_HOLDS_CODE = {"json", "json5", "jsonc", ""}
+_WRAPS = {"markdown", "md", "text", "txt"}
+_LAST_TOKENS = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|return|endoftext|end_of_text|end_of_turn|eos)\|>|</s>|<eos>|<end_of_turn>))+\Z"
+)
+_TURN_TOKEN = re.compile(
+    r"<\|im_(?:start|end)\|>|<\|(?:start_header_id|eot_id|user|end_of_turn)\|>|<start_of_turn>|<end_of_turn>"
+)
+"""What a chat template writes between turns."""
+_HEADING = re.compile(r"\A(?:[ \t]*\n|#{2,6} .*\n)+")
+_SPEAKER = re.compile(r"^\s*(?:\*\*)?(?:User|Human|Observation)(?:\*\*)?:")
+_CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
 
 
 @dataclass(frozen=True)
@@ -47,15 +68,28 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
         text: The model's reply; None counts as empty.
         cut: Whether the reply ends before the model had ended it. Only blocks whose fence is closed are code then.
     """
-    thinking, text = split_thinking((text or "").replace("\r\n", "\n").strip(), in_turn=True)
-    return replace(_read(text.strip(), cut=cut), thinking=thinking)
+    text = (text or "").replace("\r\n", "\n").replace("\ufeff", "").strip()
+    thinking, text = split_thinking(text, in_turn=True)
+    reply = _read(_LAST_TOKENS.sub("", text).strip(), cut=cut)
+    return replace(reply, code=repaired(reply.code), thinking=thinking)
 
 
 def _read(text: str, *, cut: bool) -> Reply:
     if as_object := _read_object(text):
         return as_object
-    lines = text.split("\n")  # splitlines would also cut strings at a form feed or U+2028
+    lines = with_fences_on_lines(text.split("\n"))  # splitlines would also cut strings at a form feed or U+2028
+    lines = _until_invented_turn(lines)
     blocks = list(code_blocks(lines))
+    code, words = ("", "") if cut else split_tool_calls(_text_of_calls(lines, blocks))
+    if code:
+        inner = _read_blocks(code.split("\n"), cut=False)
+        return Reply(reasoning=_without_marks(words), code=inner.code or code)
+    return _read_blocks(lines, cut=cut)
+
+
+def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
+    """Parse a reply, or what a tool call carries, by its fences."""
+    blocks, text = list(code_blocks(lines)), "\n".join(lines)
     closed = [block for block in blocks if block.end < len(lines)]
     filled = [block for block in (closed if cut else blocks) if block.code.strip()]
     code = [block.code for block in filled if block.language in PYTHON]
@@ -63,11 +97,37 @@ def _read(text: str, *, cut: bool) -> Reply:
         unmarked = [block for block in filled if not block.language]
         code = [block.code for block in unmarked if block is unmarked[0] or not block.is_output]
     if code:
-        return Reply(reasoning=_without_marks(_without_blocks(lines, blocks)), code="\n".join(code))
+        return Reply(
+            reasoning=_without_marks("\n".join(_lines_outside(lines, blocks))), code="\n".join(map(repaired, code))
+        )
+    for block in filled:
+        if (inner := _read_object(block.code) if block.language in _HOLDS_CODE else None) and inner.code:
+            return inner
+        if block.language in _WRAPS and (inner := _read_blocks(block.code.split("\n"), cut=cut)).code:
+            return inner
+    if not filled and not cut and (unfenced := _read_unfenced("\n".join(_lines_outside(lines, blocks)))).code:
+        return unfenced
     if blocks or cut:
         others = (block.language for block in blocks if block.language and block.language not in PYTHON)
         return Reply(reasoning=_without_marks(text), code="", other_language=next(others, ""))
-    return _read_unfenced(text)
+    return Reply(reasoning=_without_marks(text), code="")
+
+
+def _until_invented_turn(lines: list[str]) -> list[str]:
+    """Leave out what the model wrote as the next turns of a chat, in the user's name."""
+    blocks = list(code_blocks(lines))
+    inside = {at for block in blocks for at in range(block.start, block.end + 1)}
+    first = next((block.end for block in blocks if block.code.strip()), len(lines))
+    for at, line in enumerate(lines):
+        if at not in inside and (_TURN_TOKEN.search(line) or (at > first and _SPEAKER.match(line))):
+            return [*lines[:at], _TURN_TOKEN.split(line)[0]] if _TURN_TOKEN.search(line) else lines[:at]
+    return lines
+
+
+def _text_of_calls(lines: list[str], blocks: list[CodeBlock]) -> str:
+    """Return the text in which tool calls are looked for: without the blocks of Python that parse."""
+    shown = [block for block in blocks if block.language in PYTHON and parse(block.code) is not None]
+    return "" if shown and not _CALL_AROUND_BLOCK.search(lines[shown[0].start - 1]) else "\n".join(lines)
 
 
 def _read_object(text: str) -> Reply | None:
@@ -78,14 +138,15 @@ def _read_object(text: str) -> Reply | None:
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("code"), str):
-        return None
+        code = code_of_object(value)
+        return Reply(reasoning="", code=code) if code else None
     inner = _read(value["code"], cut=False)
     return Reply(reasoning=str(value.get("reasoning") or ""), code=inner.code or value["code"])
 
 
-def _without_blocks(lines: list[str], blocks: list[CodeBlock]) -> str:
+def _lines_outside(lines: list[str], blocks: list[CodeBlock]) -> list[str]:
     inside = {at for block in blocks for at in range(block.start, block.end + 1)}
-    return "\n".join(line for at, line in enumerate(lines) if at not in inside)
+    return [line for at, line in enumerate(lines) if at not in inside]
 
 
 def _without_marks(text: str) -> str:
@@ -96,18 +157,14 @@ def _read_unfenced(text: str) -> Reply:
     if mark := re.search(r"^\[\[ ## code ## \]\][ \t]*$", text, re.MULTILINE):
         code = FIELD_MARK.split(text[mark.end() :], maxsplit=1)[0]
         return Reply(reasoning=_without_marks(text[: mark.start()]), code=code.strip("\n").rstrip())
+    if typed := without_prompts(text):
+        return Reply(reasoning="", code=typed)
     lines = _without_marks(text).split("\n")
     for start in range(min(len(lines), _MAX_UNFENCED_LINES)):
         code = "\n".join(lines[start:])
         tree = parse(code)
-        if tree is not None and _does_something(tree):
-            return Reply(reasoning="\n".join(lines[:start]).strip(), code=code)
+        if tree is not None and does_something(tree):
+            return Reply(reasoning="\n".join(lines[:start]).strip(), code=repaired(_HEADING.sub("", code)))
         if tree is not None:
             break  # no later line does more; a reply that repeats one word would be parsed 200 times
     return Reply(reasoning="\n".join(lines), code="")
-
-
-def _does_something(tree: ast.Module) -> bool:
-    """Whether text that was not marked as code is code: it calls, binds or imports something."""
-    acts = (ast.Call, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.For)
-    return any(isinstance(node, acts) for node in ast.walk(tree))

@@ -1,0 +1,78 @@
+"""Repairs code that is no Python only for how it was written down: prompts, indentation, characters of print.
+
+Nothing that parses is touched, and a repair counts only if what comes out parses.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+
+from rlm_dspy.replies.code_blocks import PYTHON, parse
+
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u2033", '"'),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2009\u202f\u3000", " "),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", None),
+        **dict.fromkeys("\u2010\u2011\u2212", "-"),
+    }
+)
+"""Typographic quotes, spaces and hyphens, and characters without a width."""
+_SPACES = {code: new for code, new in _CHARACTERS.items() if new in (" ", None)}
+_PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.{3,}:)(?: |$)")
+_ANNOTATED_PROMPT = re.compile(r"\s*In \[\d+\]:")
+_FIRST_PROMPT = re.compile(r"^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
+
+
+def repaired(code: str) -> str:
+    """Return code that parses in the place of code that does not, if its words need no change; else as it is."""
+    first, _, rest = code.lstrip("\n").partition("\n")
+    if first.strip().lower() in PYTHON and rest.strip():
+        code = rest  # the mark of the fence, on a line of its own
+    if _ANNOTATED_PROMPT.match(code):
+        code = without_prompts(code)  # `In [1]: x = 1` is Python: an annotated assignment
+    if parse(code) is not None:
+        return code
+    for step in (
+        _as_is,
+        _without_fence,
+        _without_prompts,
+        _with_plain_spaces,
+        _with_plain_characters,
+        html.unescape,
+    ):
+        candidate = textwrap.dedent(step(code)).strip("\n")
+        if candidate.strip() and parse(candidate) is not None:
+            return candidate
+    return code
+
+
+def without_prompts(text: str) -> str:
+    """Return what was typed at the prompts of a session; empty if the text holds no prompt."""
+    if not _FIRST_PROMPT.search(text):
+        return ""
+    typed = (line for line in text.split("\n") if _PROMPT.match(line))
+    return "\n".join(_PROMPT.sub("", line) for line in typed)
+
+
+def _as_is(text: str) -> str:
+    return text
+
+
+def _without_fence(text: str) -> str:
+    return text.rstrip().rstrip("`~")
+
+
+def _without_prompts(text: str) -> str:
+    return without_prompts(text) or text
+
+
+def _with_plain_spaces(text: str) -> str:
+    return text.translate(_SPACES)
+
+
+def _with_plain_characters(text: str) -> str:
+    return text.translate(_CHARACTERS)
