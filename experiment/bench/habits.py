@@ -3,10 +3,10 @@
     uv run --extra embedded python experiment/bench/habits.py --model qwen2.5-coder-1.5b --label before --count 60
     uv run --extra embedded python experiment/bench/habits.py --report
 
-The runs have no demos and at most six turns. Half of the tasks are fact questions on `articles.md` (every other one),
-half are generated (`families.py`, split `held_out`): the same for every engine and label. Every run goes to
-`results/habits.jsonl` with the model's replies, its code and what came out, as it ends; a second start goes on where
-the first one ended. The counts are made from these rows, in the same way for all engines, so they can be made anew.
+The runs have no demos and at most six turns. Half of the tasks are questions on `articles.md` (every other fact
+and count), half are generated (`families.py`, split `held_out`): the same for every engine and label. Every run
+goes to `results/habits.jsonl` as it ends, with the model's replies, its code and what came out. A second start
+goes on where the first one ended. The counts are made from these rows, in the same way for all engines.
 
 A turn is lost if, in this order:
 
@@ -63,6 +63,11 @@ GENERATED_CHARS = 20_000
 FIELD_CHARS = 6_000
 """Characters of a reply, of code and of an output that a row keeps."""
 LOSSES = ("no code", "syntax", "repetition", "haste", "overwritten")
+HEADINGS = (
+    *("model", "engine", "label", "runs", "raised", "turns a run", "lost"),
+    *LOSSES,
+    *("repeats to its end", "right", "95 %"),
+)
 ENDINGS = {"SUBMIT", "FINAL", "FINAL_VAR", "final_answer"}
 """The functions with which the engines end a run."""
 
@@ -95,20 +100,14 @@ def losses_of(turns: list[Turn]) -> list[str]:
         named = named or bool(names & set(INPUTS))
         again, ends = (code, step["output"]) in seen, bool(names & ENDINGS)
         seen.add((code, step["output"]))
-        hasty = ends and not named
-        losses.append(
-            "no code"
-            if not code
-            else "syntax"
-            if tree is None
-            else "repetition"
-            if again
-            else "haste"
-            if hasty
-            else "overwritten"
-            if bound_names(tree) & set(INPUTS)
-            else ""
-        )
+        kinds = {
+            "no code": not code,
+            "syntax": tree is None,
+            "repetition": again,
+            "haste": ends and not named,
+            "overwritten": tree is not None and bool(bound_names(tree) & set(INPUTS)),
+        }
+        losses.append(next((kind for kind, lost in kinds.items() if lost), ""))
     return losses
 
 
@@ -117,7 +116,9 @@ def parsed(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return compile(code, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            tree: ast.Module = compile(code, "cell", "exec", flags)
+            return tree
     except (SyntaxError, ValueError):
         return None
 
@@ -158,10 +159,10 @@ def upstream(task: Task, lm: dspy.LM) -> Ran:
 
 def rlms(task: Task, lm: dspy.LM) -> Ran:
     """Run `rlms`, which reaches the model through a server on this machine."""
-    from rlm import RLM as OtherRLM  # noqa: PLC0415  # an extra
-    from rlm.logger import RLMLogger  # noqa: PLC0415
+    import rlm
+    from rlm.logger import RLMLogger
 
-    class Kept(RLMLogger):  # type: ignore[misc]
+    class Kept(RLMLogger):
         """Keeps the iterations."""
 
         def __init__(self) -> None:
@@ -179,10 +180,10 @@ def rlms(task: Task, lm: dspy.LM) -> Ran:
     log = Kept()
     with Bridge(lm) as bridge:
         backend = {"model_name": lm.model, "base_url": bridge.base_url("1"), "api_key": bridge.key}
-        rlm = OtherRLM(
+        engine = rlm.RLM(
             backend="openai", backend_kwargs=backend, environment="local", max_iterations=TURNS, logger=log
         )
-        answer = str(rlm.completion(task.context, root_prompt=task.question).response)
+        answer = str(engine.completion(task.context, root_prompt=task.question).response)
     return answer, log.turns
 
 
@@ -231,11 +232,11 @@ def report(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Turns lost to the protocol",
         "",
-        "Made by `experiment/bench/habits.py` from `results/habits.jsonl`: no demos, at most six turns, greedy decoding.",
+        "Made by `experiment/bench/habits.py` from `results/habits.jsonl`: no demos, at most six turns, greedy.",
         "A turn is counted once, under the first of its losses. Intervals: 95 %, Wilson.",
         "",
-        f"| model | engine | label | runs | raised | turns a run | lost | {' | '.join(LOSSES)} | repeats to its end | right | 95 % |",
-        "|---" * (11 + len(LOSSES)) + "|",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
     ]
     groups = dict.fromkeys((row["model"], row["engine"], row["label"]) for row in rows)
     for model, engine, label in groups:

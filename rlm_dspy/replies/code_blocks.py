@@ -19,7 +19,8 @@ _FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}|'{3}(?=py|repl))[ \t]*\{?(?P<
 
 
 _INLINE = re.compile(
-    r"^(?P<before>.*?)(?P<fence>`{3,})(?P<language>[\w+.-]*)(?:[ \t]+|(?<=`))(?P<code>\S.*?)(?P=fence)(?P<after>[^`]*)$"
+    r"^(?P<before>.*?)(?P<fence>`{3,})(?P<language>[\w+.-]*)(?:[ \t]+|(?<=`))(?P<code>\S.*?)(?P=fence)"
+    r"(?P<after>[^`]*)$"
 )
 """A block on one line."""
 
@@ -71,7 +72,7 @@ def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
 
 
 def with_fences_on_lines(lines: list[str]) -> list[str]:
-    """Return the lines with a block that shares its line with words, or stands on one line, on lines of its own."""
+    """Return the lines, with blocks that share a line with words or code on lines of their own."""
     lines, position = list(lines), 0
     while position < len(lines):
         line = lines[position]

@@ -82,8 +82,7 @@ def _read(text: str, *, cut: bool) -> Reply:
     blocks = list(code_blocks(lines))
     code, words = ("", "") if cut else split_tool_calls(_text_of_calls(lines, blocks))
     if code:
-        inner = _read_blocks(code.split("\n"), cut=False)
-        return Reply(reasoning=_without_marks(words), code=inner.code or code)
+        return Reply(reasoning=_without_marks(words), code=_unfenced(code))
     return _read_blocks(lines, cut=cut)
 
 
@@ -140,8 +139,12 @@ def _read_object(text: str) -> Reply | None:
     if not isinstance(value, dict) or not isinstance(value.get("code"), str):
         code = code_of_object(value)
         return Reply(reasoning="", code=code) if code else None
-    inner = _read(value["code"], cut=False)
-    return Reply(reasoning=str(value.get("reasoning") or ""), code=inner.code or value["code"])
+    return Reply(reasoning=str(value.get("reasoning") or ""), code=_unfenced(value["code"]))
+
+
+def _unfenced(code: str) -> str:
+    """Return what a field or a tool call holds as code, without fences around it."""
+    return code if parse(code) is not None else _read_blocks(code.split("\n"), cut=False).code or code
 
 
 def _lines_outside(lines: list[str], blocks: list[CodeBlock]) -> list[str]:

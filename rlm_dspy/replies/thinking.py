@@ -127,7 +127,7 @@ def _first_thought(
         return titled.span()
     found = [tag for tag in tags.finditer(text) if (tag["name"] or "").lower() not in fields]
     ends, shown = _ends_of(found), _Shown(text, found)
-    last_end = max((tag.start() for tag in found if _closes_thought(tag)), default=-1)
+    last_end = next((tag.start() for tag in reversed(found) if _closes_thought(tag) and tag not in shown), -1)
     mentioned: Counter[str] = Counter()
     for tag in found:
         if tag in shown:

@@ -32,8 +32,8 @@ _GLM = re.compile(
 def code_of_call(name: str, arguments: JsonValue) -> str:
     """Return the code that a tool call stands for; empty if it stands for none.
 
-    An argument that holds code is the code. Any other call is one of a function of the REPL: `SUBMIT(...)` as it is,
-    the value of another is printed.
+    An argument that holds code is the code. Any other call is one of a function of the REPL; its value is printed,
+    but for `SUBMIT`.
 
     Args:
         name: The name of the tool, also with a namespace before it: `functions.python`.
@@ -127,27 +127,35 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
         ),
         (r"^<tool_call>(?P<name>[\w.-]+)\s*(?P<body><arg_key>.*?)(?:</tool_call>|\Z)", _of_pairs(_GLM)),
         (
-            r"^<(?P<tag>(?:\w+:)?(?:function_calls|tool_call))>\s*"
-            r'<(?:\w+:)?invoke name="(?P<name>[\w.-]+)">(?P<body>.*?)(?:</(?:\w+:)?invoke>\s*(?:</(?P=tag)>)?|\Z)',
+            (
+                r"^<(?P<tag>(?:\w+:)?(?:function_calls|tool_call))>\s*<(?:\w+:)?invoke name=\"(?P<name>[\w.-]+)\">"
+                r"(?P<body>.*?)(?:</(?:\w+:)?invoke>\s*(?:</(?P=tag)>)?|\Z)"
+            ),
             _of_pairs(_INVOKE),
         ),
         (
-            r"(?:<\|start\|>assistant)?<\|channel\|>(?:commentary|analysis) to=(?P<name>[\w.-]+)[^<]*"
-            rf"(?:<\|constrain\|>\w+)?<\|message\|>(?P<body>.*?){_END}",
+            (
+                r"(?:<\|start\|>assistant)?<\|channel\|>(?:commentary|analysis) to=(?P<name>[\w.-]+)[^<]*"
+                rf"(?:<\|constrain\|>\w+)?<\|message\|>(?P<body>.*?){_END}"
+            ),
             _of_named_json,
         ),
         (rf"<\|python_tag\|>(?P<body>.*?){_END}", _of_raw_code),
         (r"\[TOOL_CALLS\]\s*(?P<body>\[.*\])", _of_json),
         (r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\](?P<body>\{.*\})", _of_named_json),
         (
-            r"(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?(?P<name>[\w.-]+)"
-            r"(?:<｜tool▁sep｜>|\s*)(?:```json\n)?(?P<body>\{.*?\})\s*(?:```)?\s*"
-            r"(?:<｜tool▁call▁end｜>|\Z)(?:<｜tool▁calls▁end｜>)?",
+            (
+                r"(?:<\uff5ctool\u2581calls\u2581begin\uff5c>)?<\uff5ctool\u2581call\u2581begin\uff5c>(?:function<\uff5ctool\u2581sep\uff5c>)?(?P<name>[\w.-]+)"
+                r"(?:<\uff5ctool\u2581sep\uff5c>|\s*)(?:```json\n)?(?P<body>\{.*?\})\s*(?:```)?\s*"
+                r"(?:<\uff5ctool\u2581call\u2581end\uff5c>|\Z)(?:<\uff5ctool\u2581calls\u2581end\uff5c>)?"
+            ),
             _of_named_json,
         ),
         (
-            r"(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>(?P<name>[\w.:-]+)"
-            r"<\|tool_call_argument_begin\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)(?:<\|tool_calls_section_end\|>)?",
+            (
+                r"(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>(?P<name>[\w.:-]+)"
+                r"<\|tool_call_argument_begin\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)(?:<\|tool_calls_section_end\|>)?"
+            ),
             _of_named_json,
         ),
         (r"<\|tool_call\|>(?P<body>[\[{].*[\]}])(?:<\|/tool_call\|>)?", _of_json),

@@ -185,6 +185,7 @@ def test_a_field_with_the_name_of_a_tag_is_no_thinking() -> None:
         "\n".join
     )
 )
+@example("</THINK>\n<THINK>\n```\n◁THINK▷\n◁/THINK▷")
 def test_what_is_left_of_a_reply_holds_no_more_thinking(text: str) -> None:
     rest = split_thinking(text)[1]
     assert split_thinking(rest)[1] == rest
@@ -275,6 +276,7 @@ def test_replies_are_read_and_cells_run_in_many_threads() -> None:
                 assert repl.execute(f"[x for x in ({number}, 2)]\n{number}") == number
         return None
 
+    at_depth(1)  # what is imported on first use is parsed now: pytest's import hook does not parse again
     before = sys.getswitchinterval(), gc.get_threshold()
     pause = lambda *_: time.sleep(0)  # noqa: E731  # removed below
     sys.setswitchinterval(1e-5)
