@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import inspect
 import json
+import os
 import pickle
+import threading
+import time
 import uuid
+import weakref
+from contextvars import ContextVar
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import dspy
 from pydantic import BaseModel
 
-from rlm_dspy.cache.answer_store import AnswerStore, held, store_at
+from rlm_dspy.cache.answer_file import POLL_SECONDS, AnswerFile
 from rlm_dspy.inputs import Text
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
 
@@ -52,15 +57,38 @@ class SubCallCache:
         (('paid', False), ('paid', True))
     """
 
+    path: Path | None
+
+    def __new__(cls, path: str | os.PathLike[str] | None = None) -> Self:
+        """Return the cache of a file: there is one in a process, and who uses it waits for one another."""
+        with _shared_lock:
+            name = "" if path is None else os.path.realpath(path)
+            if (known := _shared.get(name)) is not None:
+                return known  # type: ignore[return-value]
+            cache = super().__new__(cls)
+            cache.path = None if path is None else Path(path).absolute()
+            cache._file = AnswerFile(cache.path)
+            cache._answers = {}
+            cache._asked = {}
+            cache._lock = threading.Lock()
+            _caches.add(cache)
+            if name:
+                _shared[name] = cache
+            return cache
+
+    _file: AnswerFile
+    _answers: dict[str, str]
+    """The answers that are not in the file."""
+    _asked: dict[str, threading.Event]
+    """The keys that this process asks for, or waits to ask for; set when it no longer does."""
+
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path).absolute() if path is not None else None
-        self._store: AnswerStore | None = store_at(self.path)
-        if self.path is not None:
-            self._store.open()
+        if path is not None:
+            self._file.open()
 
     def get(self, key: str) -> tuple[bool, Any]:
         """Return whether there is a cached answer, and the answer."""
-        known = self._opened().find(key)
+        known = self._find(key)
         return (False, None) if known is None else (True, json.loads(known))
 
     def once(self, key: str, ask: Callable[[], Any]) -> tuple[Any, bool]:
@@ -76,28 +104,34 @@ class SubCallCache:
         Raises:
             Exception: What `ask` raises. Nothing is kept then, and whoever waited for it asks itself.
         """
-        store, outer = self._opened(), held.get()
-        known = store.find(key)
-        if known is None and not store.take(key, outer):
-            return _ask(store, key, ask), False
+        outer = _held.get()
+        known = self._find(key)
+        if known is None and not self._take(key, outer):
+            return self._kept(key, ask()), False
         if known is not None:
             return json.loads(known), True
-        token = held.set((*outer, (store, key)))
+        token = _held.set((*outer, (self, key)))
         try:
-            known = store.find(key)  # who asked before may have kept it
-            return (json.loads(known), True) if known is not None else (_ask(store, key, ask), False)
+            known = self._find(key)  # who asked before may have kept it
+            return (json.loads(known), True) if known is not None else (self._kept(key, ask()), False)
         finally:
-            held.reset(token)
-            store.release(key)
+            _held.reset(token)
+            if self.path is not None:
+                self._file.unlock(key)
+            self._unclaim(key)
 
     def __len__(self) -> int:
-        return len(self._opened())
+        with self._lock:
+            return len(self._answers) + (len(self._file) if self.path is not None else 0)
 
     def close(self) -> None:
         """Close the file; a cache in memory is emptied. The next use opens it again."""
-        store, self._store = self._store, None
-        if store is not None:
-            store.close()
+        with self._lock:
+            if self.path is not None:
+                self._file.take(self._answers, at_once=True)
+            else:
+                self._answers.clear()
+            self._file.close(with_locks=not self._asked)
 
     def __enter__(self) -> Self:
         return self
@@ -105,32 +139,110 @@ class SubCallCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SubCallCache:
         """Stay the same object: optimizers copy modules, and the copies share what was paid for."""
         return self
 
-    def __getstate__(self) -> dict[str, Path | None]:
-        return {"path": self.path}
+    def __getnewargs__(self) -> tuple[Path | None]:
+        """Name the file when pickled: what was made again elsewhere opens it at its first use."""
+        return (self.path,)
 
-    def __setstate__(self, state: dict[str, Path | None]) -> None:
-        self.path = state["path"]
-        self._store = None
+    def __getstate__(self) -> None:
+        """Pickle nothing else."""
 
-    def _opened(self) -> AnswerStore:
-        store = self._store
-        if store is None:
-            store = self._store = store_at(self.path)
-        return store
+    def _find(self, key: str) -> str | None:
+        with self._lock:
+            if key in self._answers or self.path is None:
+                return self._answers.get(key)
+        return self._file.find(key)
 
-
-def _ask(store: AnswerStore, key: str, ask: Callable[[], Any]) -> Any:
-    answer = ask()
-    try:
-        written = json.dumps(answer)
-    except (TypeError, ValueError, RecursionError):  # it is paid for, and goes to who asked all the same
+    def _kept(self, key: str, answer: Any) -> Any:
+        try:
+            written = json.dumps(answer)
+        except (TypeError, ValueError, RecursionError):  # it is paid for, and goes to who asked all the same
+            return answer
+        with self._lock:
+            self._answers[key] = written
+            if self.path is not None:
+                self._file.take(self._answers)
         return answer
-    store.keep(key, written)
-    return answer
+
+    def _take(self, key: str, held: Held) -> bool:
+        """Wait until nobody computes a key, then claim it.
+
+        Threads of this process wait for an event, processes for a lock of the kernel, which ends with its process.
+
+        Args:
+            key: What to ask for.
+            held: What the caller has claimed already, and computes just now.
+
+        Returns:
+            False if the wait would never end: whoever asks for the key waits for one of `held`, or may do so in
+            another cache. Nothing is claimed then.
+        """
+        note, claimed = "", False
+        try:
+            while True:
+                with self._lock:
+                    if (other := None if claimed else self._asked.get(key)) is None:
+                        self._asked.setdefault(key, threading.Event())
+                        claimed = True
+                if other is None and (self.path is None or self._file.lock(key)):
+                    claimed = False  # the caller's from now on
+                    return True
+                if held and not note:
+                    own = all(cache is self for cache, _ in held)
+                    note = self._file.note_wait(key, [each for _, each in held]) if own else ""
+                    if not note:
+                        return False
+                if other is None:
+                    time.sleep(POLL_SECONDS)
+                else:
+                    other.wait()
+        finally:
+            if claimed:
+                self._unclaim(key)
+            if note:
+                self._file.forget_wait(note)
+
+    def _unclaim(self, key: str) -> None:
+        with self._lock:
+            claim = self._asked.pop(key, None)
+        if claim is not None:
+            claim.set()
+
+    def forked(self) -> None:
+        """Start anew in a forked process: threads and locks stay with its parent."""
+        self._lock, self._asked = threading.Lock(), {}
+        self._file.forked()
+
+
+Held: TypeAlias = tuple[tuple[SubCallCache, str], ...]
+_held: ContextVar[Held] = ContextVar("held", default=())
+"""What is computed in this context, from the outermost inwards: an RLM asks inside of a sub-call."""
+_caches: weakref.WeakSet[SubCallCache] = weakref.WeakSet()
+_shared: weakref.WeakValueDictionary[str, SubCallCache] = weakref.WeakValueDictionary()
+_shared_lock = threading.Lock()
+
+
+def _close_all() -> None:
+    for cache in list(_caches):
+        cache.close()
+
+
+def _forked() -> None:
+    global _shared_lock  # noqa: PLW0603  # another thread of the parent may have held it
+    _shared_lock = threading.Lock()
+    for cache in list(_caches):
+        cache.forked()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def digest(*parts: Any) -> str:

@@ -28,7 +28,7 @@ from rlm_dspy.repl.tool_call_log import ToolCalls
 from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
-from rlm_dspy.subcalls.registry import Callees, for_repl
+from rlm_dspy.subcalls.target import Callees, for_repl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

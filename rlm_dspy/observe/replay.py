@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rlm_dspy.observe.record import Record
-    from rlm_dspy.subcalls.batch import Answer, SubCallItem
     from rlm_dspy.subcalls.frames import CallFrame
+    from rlm_dspy.subcalls.item import Answer, SubCallItem
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import Step, SubCall
 

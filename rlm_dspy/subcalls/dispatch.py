@@ -15,18 +15,21 @@ from rlm_dspy.prompt.query import Prompt
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
 from rlm_dspy.repl.value_codec import Media, received, short, taken
-from rlm_dspy.subcalls.batch import Answer, Batch, SubCallItem, sub_call_scope
+from rlm_dspy.subcalls.batch import Batch
 from rlm_dspy.subcalls.frames import read_call
+from rlm_dspy.subcalls.item import SubCallItem, failed
 from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from pydantic import JsonValue
 
     from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.subcalls.active import ActiveRun
     from rlm_dspy.subcalls.frames import CallFrame, Part, Target
-    from rlm_dspy.subcalls.target import ActiveRun, Callee
+    from rlm_dspy.subcalls.item import Answer
+    from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import SubCall
     from rlm_dspy.usage import RunUsage
 
@@ -95,22 +98,24 @@ class SubCalls:
     def answer(self, call: JsonValue) -> dict[str, Any]:
         """Answer a call of the REPL: what its host function returns."""
         try:
-            return self._answer(read_call(call))
+            frame = read_call(call)
         except InvalidInputs as error:
             return self._refused(error)
+        if not self.run.heard:
+            return self._answered(frame)
+        items = [_shown(item, frame.same) for item in frame.items]
+        with unit(BatchEvent(name=frame.called, items=items)) as batch:
+            answered = self._answered(frame)
+            batch.end(answers=answered.get("answers", ()), refused=answered.get("refused", ""))
+            return answered
 
-    def _answer(self, call: CallFrame) -> dict[str, Any]:
-        with unit(BatchEvent(name=call.called, items=[_shown(item, call.same) for item in call.items])) as batch:
-            try:
-                answers = self.call(call)
-            except (RLMError, TypeError, ValueError) as error:
-                refused = self._refused(error)
-                batch.end(refused=refused["refused"])
-                return refused
-            batch.end(answers=answers)
-            return {"answers": answers}
+    def _answered(self, call: CallFrame) -> dict[str, Any]:
+        try:
+            return {"answers": self.call(call)}
+        except (RLMError, TypeError, ValueError) as error:
+            return self._refused(error)
 
-    def _refused(self, error: Exception) -> dict[str, str]:
+    def _refused(self, error: Exception) -> dict[str, Any]:
         return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
 
     def begin(self) -> None:
@@ -133,7 +138,7 @@ class SubCalls:
             for item in items:
                 self._items += 1
                 item.number = self._items
-            self.log += [(callee, self._batches, item) for item in items]
+                self.log.append((callee, self._batches, item))
             return self._batches
 
     def call(self, call: CallFrame) -> list[Answer]:
@@ -150,129 +155,134 @@ class SubCalls:
         callee = self.find(call.to)
         items = self._read(callee, call.items, call.same)
         number = self.enter(callee, items)
-        self._count_ad_hoc(callee, len(items))
-        leaders = self._known(callee, [item for item in items if not item.answer])
-        for item in leaders if callee.kind == "child" else ():
-            if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
-                item.answer = {"error": problem, "kind": "Refused"}
-        waiting = [item for item in leaders if not item.answer]
-        try:
-            self._check_budget(callee, len(waiting))
-        except LimitExceeded as error:
-            for item in items:
-                item.answer = item.answer or {"error": str(error), "kind": type(error).__name__, "refused": True}
-                item.tell(callee, number)
-            raise
-        if waiting:
-            batch = Batch(callee, waiting, self.tree.cache, self.ledger, number)
-            with sub_call_scope(self.run, self.lm):
-                batch.run()
-        self._spread(items)
+        if callee.kind == "ad_hoc" or callee.interface.whole:
+            with self.tree.lock:
+                self.tree.ad_hoc[callee.interface.name] += len(items)
+        leaders: dict[str, SubCallItem] = {}  # the first of those that ask the same
         for item in items:
-            item.tell(callee, number)
+            if not item.answer:
+                leaders.setdefault(item.key or str(item.number), item)
+        waiting = list(leaders.values())
+        if callee.kind == "child":
+            waiting = [item for item in waiting if not self._is_stopped(callee, item)]
+        refusal = self._too_many(callee, len(waiting))
+        if refusal is None and waiting:
+            Batch(self.run, callee, self.tree.cache, self.ledger, self.lm, number).answer(waiting)
+        for item in items:
+            if refusal is not None:
+                item.answer = item.answer or {"error": str(refusal), "kind": "LimitExceeded", "refused": True}
+            elif not item.answer:
+                item.answer = leaders[item.key].answer
+                item.cached = "value" in item.answer
+            if self.run.heard:
+                item.tell(callee, number)
+        if refusal is not None:
+            raise refusal
+        with self.tree.lock:
+            self.tree.reused += sum(item.cached for item in items)
+            self.tree.failed += sum("error" in item.answer for item in items)
         return [item.answer for item in items]
 
-    def _read(self, callee: Callee, items: list[Part], same: Part) -> list[SubCallItem]:
-        """Return the items, each with what is wrong with it as its answer; nothing is paid for these.
+    def _is_stopped(self, callee: Callee, item: SubCallItem) -> bool:
+        """Answer the item of a child that is not made; return whether it is one."""
+        if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
+            item.answer = {"error": problem, "kind": "Refused"}
+        return bool(problem)
+
+    def _read(self, callee: Callee, parts: list[Part], same: Part) -> list[SubCallItem]:
+        """Return the items, each with its answer if it has one already: what is wrong with it, or what is cached.
 
         Raises:
             LimitExceeded: If the run's time ends meanwhile.
         """
-        constants = self._inputs_of(same)
-        interface, keyed = callee.interface, self.tree.cache is not None
-        unknown = sorted(
-            {name for item in [same, *items] for part in item for name in part} - set(interface.inputs)
-        )
+        interface, cache, items = callee.interface, self.tree.cache, list[SubCallItem]()
+        unknown = sorted({name for part in [same, *parts] for of in part for name in of} - set(interface.inputs))
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such argument. Call it as {interface.call}.")
-        common, known = self._checked(callee, constants)
-        state = (
-            [callee.state(self.lm), {name: digest(constants[name]) for name in sorted(constants)}] if keyed else []
-        )
-        shown = {name: short(value, _INPUT_CHARS) for name, value in constants.items()}
-        read = []
-        for part in items:
-            self.ledger.check_open()  # reading many goes on when the code that asked has been stopped
-            given = self._inputs_of(part)
-            values, problems = self._checked(callee, given)
-            given_names = given.keys() | constants.keys() | interface.defaults.keys()
-            problems += [f"{name}: missing" for name in interface.inputs if name not in given_names]
-            asked = SubCallItem(
-                {**common, **values},
-                {**shown, **{name: short(value, _INPUT_CHARS) for name, value in given.items()}},
-                self.run.watch,
-                digest(*state, given) if keyed else "",
-            )
-            if problems := [*known, *problems]:
-                asked.fail(InvalidInputs(f"{interface.call}: {'; '.join(problems)}"))
-            read.append(asked)
-        return read
+        common = self._fields(callee, same)
+        if cache is not None:
+            state = callee.state(self.lm) if callee.reused else "", digest(common.given) if common.given else ""
+        for part in parts:
+            if items:
+                self.ledger.check_open()  # reading many goes on when the code that asked has been stopped
+            own = self._fields(callee, part)
+            item = SubCallItem(common.inputs | own.inputs, common.shown | own.shown, self.run.watch)
+            items.append(item)
+            problems = [*common.problems, *own.problems]
+            if (
+                missing := interface.inputs.keys()
+                - own.given.keys()
+                - common.given.keys()
+                - interface.defaults.keys()
+            ):
+                problems += [f"{name}: missing" for name in interface.inputs if name in missing]
+            if cache is not None:
+                item.key = digest(*state, own.given)
+            if problems:
+                item.answer = failed(InvalidInputs(f"{interface.call}: {'; '.join(problems)}"))
+            elif cache is not None and callee.reused:
+                item.cached, value = cache.get(item.key)
+                item.answer = {"value": value} if item.cached else {}
+        return items
 
-    def _inputs_of(self, part: Part) -> dict[str, Any]:
+    def _fields(self, callee: Callee, part: Part) -> _Fields:
+        """Return the fields of an item, or those that all items share.
+
+        Raises:
+            InvalidInputs: If the run has no such input.
+            ValueError: If a value cannot be read.
+        """
         values, handles = part
         if unknown := sorted(set(handles.values()) - self.inputs.keys()):
             raise InvalidInputs(
                 f"No input of the run is named {', '.join(unknown)}; there are: {', '.join(self.inputs)}."
             )
-        given = {name: taken(without_media_marks(value), self.tree.media) for name, value in values.items()}
-        return {**given, **{name: self.inputs[own] for name, own in handles.items()}}
-
-    def _checked(self, callee: Callee, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        values, problems = {}, []
-        for name, value in given.items():
+        fields, media = _Fields(), self.tree.media
+        for name, value in values.items():
+            fields.given[name] = taken(without_media_marks(value), media)
+        for name, own in handles.items():
+            fields.given[name] = self.inputs[own]
+        for name, value in fields.given.items():
+            fields.shown[name] = short(value, _INPUT_CHARS)
+            kind = callee.interface.inputs[name]
             try:
                 if callee.kind == "query" and isinstance(value, list):
-                    values[name] = Prompt(value, self.tree.media)
-                    continue
-                kind = callee.interface.inputs[name]
-                values[name] = value if callee.kind == "child" and bare(kind) == kind else received(value, kind)
+                    fields.inputs[name] = Prompt(value, media)
+                elif callee.kind == "child" and bare(kind) == kind:
+                    fields.inputs[name] = value
+                else:
+                    fields.inputs[name] = received(value, kind)
             except ValueError as error:
-                problems.append(f"{name}: {error}")
-        return values, problems
+                fields.problems.append(f"{name}: {error}")
+        return fields
 
-    def _known(self, callee: Callee, items: list[SubCallItem]) -> list[SubCallItem]:
-        """Answer what was answered before; return the first of each group of the others that ask the same."""
-        leaders: dict[str, SubCallItem] = {}
-        cache = self.tree.cache
-        for number, item in enumerate(items):
-            if cache is not None and callee.reused:
-                found, value = cache.get(item.key)
-                if found:
-                    item.answer, item.cached = {"value": value}, True
-                    continue
-            leaders.setdefault(item.key or str(number), item)
-        return list(leaders.values())
+    def _too_many(self, callee: Callee, needed: int) -> LimitExceeded | None:
+        """Return why a batch is refused whole: it is far beyond what is left; None if it is not."""
+        if needed <= 1 or needed <= _FAR_BEYOND * (left := self.ledger.calls_left):
+            return None
+        self.ledger.meet("max_llm_calls")
+        return LimitExceeded(
+            f"{needed} calls of {callee.interface.name} were asked for, {left} of "
+            f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "
+            "narrow down with code first, or put several pieces into one call."
+        )
 
-    def _check_budget(self, callee: Callee, needed: int) -> None:
-        """Refuse a batch that is far beyond what is left.
 
-        Raises:
-            LimitExceeded: If it is; nothing was asked.
-        """
-        if needed > 1 and needed > _FAR_BEYOND * (left := self.ledger.calls_left):
-            self.ledger.meet("max_llm_calls")
-            raise LimitExceeded(
-                f"{needed} calls of {callee.interface.name} were asked for, {left} of "
-                f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "
-                "narrow down with code first, or put several pieces into one call."
-            )
+@dataclass
+class _Fields:
+    """The fields of an item, or those that all items of a call share.
 
-    def _spread(self, items: list[SubCallItem]) -> None:
-        """Give the answer of each group's first to those that asked the same; count the reused and the failed."""
-        first: dict[str, SubCallItem] = {}
-        for item in items:
-            if not item.answer:
-                item.repeat(first[item.key])
-            elif item.key:
-                first.setdefault(item.key, item)
-        with self.tree.lock:
-            self.tree.reused += sum(item.cached for item in items)
-            self.tree.failed += sum("error" in item.answer for item in items)
+    Attributes:
+        given: The values as code has them, by field.
+        inputs: The values as the callee takes them.
+        shown: The values in short form, for the trajectory.
+        problems: Why values do not fit.
+    """
 
-    def _count_ad_hoc(self, callee: Callee, calls: int) -> None:
-        if callee.kind == "ad_hoc" or callee.interface.whole:
-            with self.tree.lock:
-                self.tree.ad_hoc[callee.interface.name] += calls
+    given: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def _shown(item: Part, same: Part) -> dict[str, Any]:

@@ -173,14 +173,24 @@ class QueryFrame(_Frame):
     kind: Literal["query", "rlm_query"]
 
 
-class SubFrame(_Frame):
+class _WrittenFrame(_Frame):
+    """A frame with texts that code wrote. DSPy makes nothing of half a surrogate pair."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cleaned(cls, frame: JsonValue) -> JsonValue:
+        cleaned: JsonValue = without_media_marks(mended(frame))
+        return cleaned
+
+
+class SubFrame(_WrittenFrame):
     """A declared sub."""
 
     kind: Literal["sub"]
     name: str
 
 
-class AdHocFrame(_Frame):
+class AdHocFrame(_WrittenFrame):
     """A module that was written in the REPL."""
 
     kind: Literal["ad_hoc"]
@@ -245,11 +255,9 @@ def read_call(frame: JsonValue) -> CallFrame:
         InvalidInputs: If it is none; the message names what is wrong with it.
     """
     try:
-        if isinstance(frame, dict) and "to" in frame:  # a signature's texts: DSPy makes none with half a pair
-            frame = {**frame, "to": without_media_marks(mended(frame["to"]))}
         return CallFrame.model_validate(frame)
     except ValidationError as error:
-        raise InvalidInputs(f"Invalid call: {problems(error)}") from None
+        raise InvalidInputs(without_media_marks(mended(f"Invalid call: {problems(error)}"))) from None
     except RecursionError:
         raise InvalidInputs("Invalid call: it is nested too deeply.") from None
 

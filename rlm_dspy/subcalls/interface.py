@@ -7,17 +7,16 @@ import inspect
 import keyword
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import dspy
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from rlm_dspy.concurrency.async_forms import has_forward
-from rlm_dspy.errors import Unanswered
-from rlm_dspy.repl.coercion import read_value, type_of
+from rlm_dspy.repl.coercion import type_of
 from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
-from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
+from rlm_dspy.repl.type_names import consists_of, name_of, shown_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     Given: TypeAlias = list[Sub] | dict[str, Sub] | None
     Factory: TypeAlias = Callable[[], dspy.CodeInterpreter]
 
-T = TypeVar("T")
 _INLINE = "StringSignature"  # what DSPy calls a signature that has no class of its own
 _REASONING = "reasoning"
 _MAX_DOC_CHARS = 300
@@ -202,47 +200,6 @@ class Interface:
         kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
         return [_schema(kind) for kind in kinds]
 
-    @functools.cached_property
-    def _constrained(self) -> dict[str, Any]:
-        """The types of the outputs that have constraints."""
-        return {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
-
-    def value_of(self, result: T | dspy.Prediction) -> T | Any:
-        """Return a module's result as code gets it: the one output, or a dict of several.
-
-        Raises:
-            Unanswered: If an output that cannot be None has no value.
-        """
-        if not isinstance(result, dspy.Prediction) and (result is not None or not self.outputs):
-            return result
-        fields = dict(result.items()) if result is not None else {}
-        if self.outputs is not None:
-            fields = {name: fields.get(name) for name in self.outputs}
-            empty = [name for name, value in fields.items() if value is None]
-            if missing := [name for name in empty if not _fits_none(self.outputs[name])]:
-                raise Unanswered(f"{self.name} gave no value for {', '.join(missing)}. Ask for less at a time.")
-        if len(fields) == 1 and not self.whole:
-            return next(iter(fields.values()))
-        return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
-
-    def constrained(self, result: T) -> T | dspy.Prediction:
-        """Return a module's result with the constraints of its outputs applied; DSPy looks at the types alone.
-
-        Raises:
-            ValueError: If a value does not fit; the message names the field and what is needed.
-        """
-        if not isinstance(result, dspy.Prediction) or not self._constrained:
-            return result
-        fields, problems = dict(result.items()), []
-        for name, kind in self._constrained.items():
-            try:
-                fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
-            except ValueError as error:
-                problems.append(f"{name}: {error}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return dspy.Prediction(fields)
-
 
 def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:
     """Return a module's inputs and outputs, from its signature or else its `forward`."""
@@ -278,14 +235,6 @@ def _output_type(of: FieldInfo) -> Any:
     """Return the type of an output field; with None if that is its default."""
     kind: Any = type_of(of)
     return kind if of.is_required() or of.default is not None else kind | None
-
-
-def _fits_none(kind: TypeForm[Any]) -> bool:
-    try:
-        read_value(None, kind)
-    except ValueError:
-        return False
-    return True
 
 
 def signature_of(module: dspy.Module) -> Any:

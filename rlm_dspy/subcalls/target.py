@@ -1,43 +1,51 @@
-"""Defines `Callee`, the module behind a sub-call, and the retry note after an answer that did not parse."""
+"""Finds what a sub-call calls: a query, a child RLM, a sub or an ad hoc module. Each is resolved once in a run."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from contextvars import ContextVar
+import functools
+import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.cache.sub_call_cache import digest
-from rlm_dspy.errors import Unanswered
+from rlm_dspy.concurrency.async_forms import must_be_awaited
+from rlm_dspy.errors import InvalidInputs, RLMError, Unanswered
 from rlm_dspy.redaction import without_secrets
-from rlm_dspy.subcalls.interface import signature_of
+from rlm_dspy.repl.coercion import read_value
+from rlm_dspy.repl.tools import GuardedTool
+from rlm_dspy.repl.type_names import bare
+from rlm_dspy.repl.value_codec import sent
+from rlm_dspy.subcalls.ad_hoc import module_from, signature_from, written
+from rlm_dspy.subcalls.child import QUERY, ChildQuery, check_depth
+from rlm_dspy.subcalls.interface import Interface, Subs, interface_of, signature_of
 from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable
 
-    from rlm_dspy.coverage.tracker import Watch
-    from rlm_dspy.subcalls.interface import Interface
-    from rlm_dspy.trajectory import CallKind, Step
+    from pydantic import JsonValue
+    from typing_extensions import TypeForm
 
-ATTEMPTS = 3
-"""How often a model is asked until its answer can be read into the types."""
+    from rlm_dspy.subcalls.frames import AdHocFrame, Target
+    from rlm_dspy.subcalls.interface import Program
+    from rlm_dspy.trajectory import CallKind
+
 _COMPLAINT_CHARS = 600
+_MOST_WRITTEN = 64
+"""So many modules that were written in the REPL are kept for their next call."""
 
 
 @dataclass(frozen=True)
 class Callee:
-    """The module that a sub-call calls, with its interface.
+    """The module that a sub-call calls, and all that calling it needs.
 
     Attributes:
         interface: Its name, and what it takes and gives.
         module: What runs on the host.
         kind: See `SubCall.kind`.
         role: Under which its model calls are entered into the ledger.
-        attempts: How often it is asked until its answer can be read.
         reserves: Whether each attempt takes one of the run's model calls. A child takes them turn by turn.
         reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
         options: What else the module is called with: `lm`, for a predictor that has none of its own.
@@ -47,7 +55,6 @@ class Callee:
     module: dspy.Module
     kind: CallKind
     role: str
-    attempts: int = ATTEMPTS
     reserves: bool = True
     reused: bool = True
     options: dict[str, Any] = field(default_factory=dict)
@@ -59,21 +66,62 @@ class Callee:
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
         return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
 
-    def read(self, result: dspy.Prediction) -> Any:
-        """Return what the module gave, with the constraints of its outputs applied; a child has applied its own.
+    @functools.cached_property
+    def must_be_awaited(self) -> bool:
+        """Whether the module has only an async form."""
+        return not isinstance(self.module, dspy.Predict) and must_be_awaited(self.module)
+
+    @functools.cached_property
+    def _constrained(self) -> dict[str, Any]:
+        """The outputs that have constraints, which DSPy does not look at. A child has applied its own."""
+        outputs = self.interface.outputs or {}
+        return {name: kind for name, kind in outputs.items() if self.kind != "child" and bare(kind) != kind}
+
+    def answer(self, result: object) -> JsonValue:
+        """Return what the module gave, as it is sent to the REPL.
 
         Raises:
             dspy.AdapterParseError: If a value does not fit, as if it could not be read: it is asked for again.
+            Unanswered: If an output that cannot be None has no value.
         """
-        if self.kind == "child":
-            return result
-        try:
-            return self.interface.constrained(result)
-        except ValueError as error:
+        if isinstance(result, dspy.Prediction) and self._constrained:
+            result = self._read(result)
+        return sent(self.value_of(result))
+
+    def _read(self, result: dspy.Prediction) -> dspy.Prediction:
+        """Return the result with the constraints of its outputs applied."""
+        fields, problems = dict(result.items()), []
+        for name, kind in self._constrained.items():
+            try:
+                fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
             adapter, said = type(dspy.settings.adapter or dspy.ChatAdapter()).__name__, repr(dict(result.items()))
             raise dspy.AdapterParseError(
-                adapter, signature_of(self.module), clip(said, _COMPLAINT_CHARS), str(error)
-            ) from None
+                adapter, signature_of(self.module), clip(said, _COMPLAINT_CHARS), "; ".join(problems)
+            )
+        return dspy.Prediction(fields)
+
+    def value_of(self, result: Any) -> Any:
+        """Return a result as code gets it: the one output, or a record of several.
+
+        Raises:
+            Unanswered: If an output that cannot be None has no value.
+        """
+        outputs = self.interface.outputs
+        if not isinstance(result, dspy.Prediction) and (result is not None or not outputs):
+            return result
+        fields = dict(result.items()) if result is not None else {}
+        if outputs is not None:
+            fields = {name: fields.get(name) for name in outputs}
+            empty = [name for name, value in fields.items() if value is None]
+            if missing := [name for name in empty if not _fits_none(outputs[name])]:
+                name = self.interface.name
+                raise Unanswered(f"{name} gave no value for {', '.join(missing)}. Ask for less at a time.")
+        if len(fields) == 1 and not self.interface.whole:
+            return next(iter(fields.values()))
+        return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
 
     def state(self, lm: dspy.BaseLM | None) -> str:
         """Return a digest of all that its answers depend on besides the inputs, if called with this LM.
@@ -83,15 +131,20 @@ class Callee:
         asked, adapter = lm or dspy.settings.lm, type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
         key = (id(asked), adapter)
         if key not in self._states:
-            self._states[key] = self._digest(asked, adapter)
+            learned = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
+            kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+            told = [self.interface.stub, self.interface.schemas]
+            own = getattr(self.module, "config", {})
+            self._states[key] = digest(kind, told, learned, own, adapter, _lm_state(asked))
         return self._states[key]
 
-    def _digest(self, lm: dspy.BaseLM | None, adapter: str) -> str:
-        predictors = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
-        kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
-        own = getattr(self.module, "config", {})
-        told = [self.interface.stub, self.interface.schemas]
-        return digest(kind, told, predictors, own, adapter, _lm_state(lm))
+
+def _fits_none(kind: TypeForm[Any]) -> bool:
+    try:
+        read_value(None, kind)
+    except ValueError:
+        return False
+    return True
 
 
 def _learned(predictor: dspy.Predict) -> list[Any]:
@@ -105,70 +158,101 @@ def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:
     return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
 
 
-class ActiveRun(Protocol):
-    """The run that made a sub-call, as sub-calls see it; `Run` is one."""
+class Callees:
+    """Finds the callees of one run's code by name.
 
-    lm: dspy.BaseLM
-    watch: Watch | None
-    depth: int
-
-
-@dataclass
-class ActiveSubCall:
-    """A sub-call under way, as an RLM that runs inside it finds it.
-
-    Attributes:
-        run: The run that made the sub-call: the parent of what runs inside.
-        steps: The steps of the runs inside that have ended.
-        stop: How the last run inside ended, as in `Prediction.stop`.
-        final_reasoning: Its last words; of one that ended unanswered, why it did.
+    Args:
+        rlm: The module that runs; only read.
+        depth: How many runs are above this one.
+        make_child: Makes a child RLM for a signature and, if it is given, a number of turns.
+        tools: The tools by name as a ReAct calls them, in threads; by default the module's own.
     """
 
-    run: ActiveRun
-    steps: list[Step] = field(default_factory=list)
-    stop: str = ""
-    final_reasoning: str = ""
+    def __init__(
+        self,
+        rlm: Program,
+        depth: int,
+        make_child: Callable[..., dspy.Module],
+        tools: dict[str, dspy.Tool] | None = None,
+    ) -> None:
+        self._rlm = rlm
+        self._depth = depth
+        self._tools = rlm.tools if tools is None else tools
+        self._prefix = "child." if depth else ""
+        self._make_child = make_child
+        self._lock = threading.Lock()
+        self._known = {"query": self._callee(interface_of("query", rlm.query), rlm.query, "query")}
+        for name in rlm.subs.names():
+            module = getattr(rlm.subs, name)
+            kind: CallKind = "child" if isinstance(module, type(rlm)) else "sub"
+            self._known[name] = self._callee(interface_of(name, module), module, kind)
+        self._written: dict[str, Callee] = {}
 
-    def check(self, result: dspy.Prediction, *, is_child: bool) -> None:
-        """Check that the sub-call did not end with a run inside that gave no answer.
+    def find(self, to: Target) -> Callee:
+        """Return the callee of a call.
 
         Args:
-            result: What the module gave.
-            is_child: Whether the module is an RLM. Another module may go on without the answer of a run inside
-                it; one that returns the prediction of that run did not.
+            to: What the REPL names; see `frames`.
 
         Raises:
-            Unanswered: If it did; the message says why the run ended and what to do.
+            RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
         """
-        handed_on = isinstance(result, dspy.Prediction) and result.get("stop") == "unanswered"
-        if self.stop == "unanswered" and (is_child or handed_on):
-            raise Unanswered(
-                f"The child ended without an answer. {self.final_reasoning} Give it a smaller part or a simpler "
-                "task, or go on with plain Python."
-            )
+        if to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM"):
+            check_depth(self._depth, self._rlm.limits.max_depth)
+        if to.kind == "rlm_query":
+            return self._callee(QUERY, ChildQuery(self._make_child), "child", role="rlm")
+        if to.kind == "ad_hoc":
+            return self._kept(to)
+        name = to.name if to.kind == "sub" else to.kind
+        if name not in self._known:
+            raise RLMError(f"No sub-call named {name!r}; there are: {', '.join(sorted(self._known))}.")
+        return self._known[name]
+
+    def _kept(self, to: AdHocFrame) -> Callee:
+        """Return the callee of a module that was written in the REPL; the last ones are kept."""
+        key = to.model_dump_json()
+        with self._lock:
+            if key not in self._written:
+                while len(self._written) >= _MOST_WRITTEN:
+                    del self._written[next(iter(self._written))]
+                self._written[key] = self._ad_hoc(to)
+            return self._written[key]
+
+    def _ad_hoc(self, to: AdHocFrame) -> Callee:
+        made_of, options = signature_from(to.signature), to.options()
+        name = f"{to.module}({written(made_of)!r})"
+        if unknown := [tool for tool in to.tools if tool not in self._tools]:
+            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._tools)}.")
+        if to.module == "RLM":
+            child = self._make_child(made_of, **options)
+            return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
+        made = module_from(to.module, made_of, options, [GuardedTool.of(self._tools[tool]) for tool in to.tools])
+        if self._rlm.sub_lm is None and self._rlm.query.lm is not None:
+            made.set_lm(self._rlm.query.lm)
+        interface = interface_of(name, made, whole=True)
+        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
+
+    def _callee(
+        self, interface: Interface, module: dspy.Module, kind: CallKind, *, role: str = "", reused: bool = True
+    ) -> Callee:
+        lm, act = self._rlm.sub_lm, self._rlm.act
+        plain = isinstance(module, dspy.Predict) and lm is not None and (module.lm is None or module.lm is act.lm)
+        return Callee(
+            interface=interface,
+            module=module,
+            kind=kind,
+            role=f"{self._prefix}{role or interface.name}",
+            reserves=kind != "child",
+            reused=reused and kind != "child",
+            options={"lm": lm} if plain else {},
+        )
 
 
-active_sub_call: ContextVar[ActiveSubCall | None] = ContextVar("active_sub_call", default=None)
-"""The sub-call that runs in this context; None outside of sub-calls, and in the tools of a run."""
-
-
-@contextlib.contextmanager
-def retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
-    """Add the error of the last answer to the messages that are sent in this scope."""
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    again = copy.copy(adapter)
-    complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
-    note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
-
-    def formatted(
-        signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = adapter.format(signature, demos, inputs)
-        last = messages[-1]
-        content = last["content"]
-        longer = [*content, {"type": "text", "text": note}] if isinstance(content, list) else f"{content}{note}"
-        return [*messages[:-1], {**last, "content": longer}]
-
-    again.format = formatted
-    with dspy.context(adapter=again):
-        yield
+def for_repl(subs: Subs) -> list[dict[str, Any]]:
+    """Return what the REPL must know of the subs to make functions of them."""
+    known = []
+    for name in subs.names():
+        interface = interface_of(name, getattr(subs, name))
+        doc = " ".join(filter(None, (interface.doc, interface.types)))
+        known.append({"name": name, "fields": list(interface.inputs), "usage": interface.stub, "doc": doc})
+    return known

@@ -19,7 +19,7 @@ from rlm_dspy.loop.run_state import Run
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.subcalls.frames import read_call
-from rlm_dspy.subcalls.registry import Callees
+from rlm_dspy.subcalls.target import Callees
 from rlm_dspy.testing import ScriptedLM
 from tests.planting import ATTEMPTS, DOORS, FUNCTIONS, MARK, MODULE, MODULES, Attempt, planted, scripted, search
 from tests.playing import block, fields

@@ -12,7 +12,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.errors import RLMError
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.subcalls.frames import SubFrame
-from rlm_dspy.subcalls.registry import Callees
+from rlm_dspy.subcalls.target import Callees
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
