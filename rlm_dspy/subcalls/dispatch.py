@@ -158,13 +158,8 @@ class SubCalls:
         if callee.kind == "ad_hoc" or callee.interface.whole:
             with self.tree.lock:
                 self.tree.ad_hoc[callee.interface.name] += len(items)
-        leaders: dict[str, SubCallItem] = {}  # the first of those that ask the same
-        for item in items:
-            if not item.answer:
-                leaders.setdefault(item.key or str(item.number), item)
-        waiting = list(leaders.values())
-        if callee.kind == "child":
-            waiting = [item for item in waiting if not self._is_stopped(callee, item)]
+        leaders = self._leaders(callee, items)
+        waiting = [item for item in leaders.values() if not item.answer]
         refusal = self._too_many(callee, len(waiting))
         if refusal is None and waiting:
             Batch(self.run, callee, self.tree.cache, self.ledger, self.lm, number).answer(waiting)
@@ -183,11 +178,16 @@ class SubCalls:
             self.tree.failed += sum("error" in item.answer for item in items)
         return [item.answer for item in items]
 
-    def _is_stopped(self, callee: Callee, item: SubCallItem) -> bool:
-        """Answer the item of a child that is not made; return whether it is one."""
-        if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
-            item.answer = {"error": problem, "kind": "Refused"}
-        return bool(problem)
+    def _leaders(self, callee: Callee, items: list[SubCallItem]) -> dict[str, SubCallItem]:
+        """Return the first of those that ask the same, by key; a child that must not be made is answered."""
+        leaders: dict[str, SubCallItem] = {}
+        for item in items:
+            if not item.answer:
+                leaders.setdefault(item.key or str(item.number), item)
+        for item in leaders.values() if callee.kind == "child" else ():
+            if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
+                item.answer = {"error": problem, "kind": "Refused"}
+        return leaders
 
     def _read(self, callee: Callee, parts: list[Part], same: Part) -> list[SubCallItem]:
         """Return the items, each with its answer if it has one already: what is wrong with it, or what is cached.

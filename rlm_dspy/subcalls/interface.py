@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from rlm_dspy.concurrency.async_forms import has_forward
 from rlm_dspy.repl.coercion import type_of
 from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
-from rlm_dspy.repl.type_names import consists_of, name_of, shown_default
+from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -199,6 +199,11 @@ class Interface:
         """The JSON schemas of its types and constraints, down to the fields of classes."""
         kinds = [*self.inputs.values(), *(self.outputs or {}).values()]
         return [_schema(kind) for kind in kinds]
+
+    @functools.cached_property
+    def constrained(self) -> dict[str, Any]:
+        """The types of the outputs that have constraints."""
+        return {name: kind for name, kind in (self.outputs or {}).items() if bare(kind) != kind}
 
 
 def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Interface:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from rlm_dspy.errors import InvalidInputs, RLMError, Unanswered
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.tools import GuardedTool
-from rlm_dspy.repl.type_names import bare
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.ad_hoc import module_from, signature_from, written
 from rlm_dspy.subcalls.child import QUERY, ChildQuery, check_depth
@@ -48,6 +46,7 @@ class Callee:
         role: Under which its model calls are entered into the ledger.
         reserves: Whether each attempt takes one of the run's model calls. A child takes them turn by turn.
         reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
+        must_be_awaited: Whether the module has only an async form.
         options: What else the module is called with: `lm`, for a predictor that has none of its own.
     """
 
@@ -57,6 +56,7 @@ class Callee:
     role: str
     reserves: bool = True
     reused: bool = True
+    must_be_awaited: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     _states: dict[tuple[int, str], str] = field(default_factory=dict, repr=False)
 
@@ -66,32 +66,21 @@ class Callee:
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
         return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
 
-    @functools.cached_property
-    def must_be_awaited(self) -> bool:
-        """Whether the module has only an async form."""
-        return not isinstance(self.module, dspy.Predict) and must_be_awaited(self.module)
-
-    @functools.cached_property
-    def _constrained(self) -> dict[str, Any]:
-        """The outputs that have constraints, which DSPy does not look at. A child has applied its own."""
-        outputs = self.interface.outputs or {}
-        return {name: kind for name, kind in outputs.items() if self.kind != "child" and bare(kind) != kind}
-
     def answer(self, result: object) -> JsonValue:
-        """Return what the module gave, as it is sent to the REPL.
+        """Return what the module gave, as it is sent to the REPL. A child has applied its constraints itself.
 
         Raises:
             dspy.AdapterParseError: If a value does not fit, as if it could not be read: it is asked for again.
             Unanswered: If an output that cannot be None has no value.
         """
-        if isinstance(result, dspy.Prediction) and self._constrained:
+        if isinstance(result, dspy.Prediction) and self.kind != "child" and self.interface.constrained:
             result = self._read(result)
         return sent(self.value_of(result))
 
     def _read(self, result: dspy.Prediction) -> dspy.Prediction:
-        """Return the result with the constraints of its outputs applied."""
+        """Return the result with the constraints of its outputs applied: DSPy looks at the types alone."""
         fields, problems = dict(result.items()), []
-        for name, kind in self._constrained.items():
+        for name, kind in self.interface.constrained.items():
             try:
                 fields[name] = None if fields.get(name) is None else read_value(fields[name], kind)
             except ValueError as error:
@@ -244,6 +233,7 @@ class Callees:
             role=f"{self._prefix}{role or interface.name}",
             reserves=kind != "child",
             reused=reused and kind != "child",
+            must_be_awaited=not isinstance(module, dspy.Predict) and must_be_awaited(module),
             options={"lm": lm} if plain else {},
         )
 
