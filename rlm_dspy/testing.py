@@ -10,15 +10,15 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import dspy
-from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from rlm_dspy.budget.metered_lm import role
+from rlm_dspy.loop.function_lm import PythonLM
 
 _ROLES = {"act", "query", "extract", "fold", "run", ""}
 """The roles that are not sub-calls of a signature or module."""
@@ -76,10 +76,6 @@ class ScriptedEngine:
             return self._answer(request, messages)
         finally:
             self._leave()
-
-    def stream(self, request: Request) -> Any:
-        """Return the next reply as the events of a stream, all at once."""
-        return response_to_events(self.complete(request))
 
     async def complete_async(self, request: Request) -> Response:
         """Return the next reply without holding up the event loop."""
@@ -146,22 +142,7 @@ def _script(replies: Replies) -> Script:
     return replies if callable(replies) else list(replies)
 
 
-class _AsyncEngine:
-    """The same script for `acall`."""
-
-    def __init__(self, engine: ScriptedEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: Request) -> Response:
-        return await self.engine.complete_async(request)
-
-    async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """Yield the next reply as the events of a stream, all at once."""
-        for event in response_to_events(await self.complete(request)):
-            yield event
-
-
-class ScriptedLM(dspy.LM):
+class ScriptedLM(PythonLM):
     r"""A `dspy.LM` that plays back replies. Nothing is cached; copies share the script.
 
     Args:
@@ -176,6 +157,7 @@ class ScriptedLM(dspy.LM):
         seconds: How long each reply takes.
 
     Example:
+        >>> import dspy
         >>> from rlm_dspy import RLM
         >>> lm = ScriptedLM(["```python\nSUBMIT(answer=6 * 7)\n```"])
         >>> with dspy.context(lm=lm):
@@ -205,14 +187,4 @@ class ScriptedLM(dspy.LM):
         given = {"act": act, "child.act": child, "query": query, "extract": extract, "fold": fold, **by_name}
         by_role = {role: _script(replies) for role, replies in given.items() if replies is not None}
         self.script = ScriptedEngine(_script(replies), by_role, seconds)
-        super().__init__(
-            "scripted/lm",
-            engine=self.script,
-            async_engine=_AsyncEngine(self.script),
-            cache=False,
-            num_retries=0,
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ScriptedLM:
-        """Stay the same object, as programs that hold it are copied."""
-        return self
+        super().__init__("scripted/lm", self.script.complete, self.script.complete_async)

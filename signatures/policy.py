@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from rlm_dspy.signatures.environment import Environment
 from rlm_dspy.text import write_whole
@@ -21,7 +23,29 @@ _SHIPPED = Path(__file__).parent / "policies"
 POLICY_VERSION = 1
 _LEARNED = ("signature", "demos", "traces", "train")
 """What a policy is. DSPy sets anything else that a state holds as an attribute of the predictor."""
-_TEXTS = ("reasoning", "code")
+
+
+class _Demo(BaseModel):
+    reasoning: str = ""
+    code: str = ""
+    environment: str | Environment = ""
+    trajectory: str | Trajectory = ""
+
+
+class _Signature(BaseModel):
+    instructions: str
+
+
+class _Act(BaseModel):
+    signature: _Signature
+    demos: list[_Demo]
+
+
+class _Policy(BaseModel):
+    """What of a policy file is looked at before the first turn."""
+
+    version: Literal[1]
+    act: _Act
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
@@ -45,44 +69,21 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such policy, or the file is none.
     """
-    path = _path_of(policy)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = content["version"], content["act"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"Invalid policy {str(policy)!r}: {error!r}. Name a policy file, or one of {shipped_policies()}."
-        ) from error
-    if version != POLICY_VERSION:
-        raise ValueError(
-            f"Invalid policy {str(policy)!r}: its version is {version}; this release reads version "
-            f"{POLICY_VERSION}."
-        )
-    if wrong := _wrong_with(content["act"]):
-        raise ValueError(
-            f"Invalid policy {str(policy)!r}: {wrong}. Name a policy file, or one of {shipped_policies()}."
-        )
+        content: dict[str, Any] = json.loads(_path_of(policy).read_text(encoding="utf-8"))
+        _Policy.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+        raise _invalid(policy, wrong) from error
+    except (OSError, ValueError) as error:
+        raise _invalid(policy, repr(error)) from error
     return content
 
 
-def _wrong_with(act: Any) -> str:
-    """Return what is wrong with the state of an `act`; nothing if it can be loaded and shown."""
-    signature = act.get("signature") if isinstance(act, dict) else None
-    if not isinstance(signature, dict) or not isinstance(signature.get("instructions"), str):
-        return "its act has no instructions"
-    demos = act.get("demos")
-    if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
-        return "the demos of its act are not a list of objects"
-    for number, demo in enumerate(demos):
-        if named := [name for name in _TEXTS if not isinstance(demo.get(name, ""), str)]:
-            return f"{named[0]} of demo {number} is not a text"
-        for name, kind in (("environment", Environment), ("trajectory", Trajectory)):
-            try:
-                if not isinstance(told := demo.get(name, ""), str):
-                    kind.model_validate(told)
-            except ValueError:
-                return f"the {name} of demo {number} cannot be read"
-    return ""
+def _invalid(policy: str | os.PathLike[str], why: str) -> ValueError:
+    return ValueError(
+        f"Invalid policy {str(policy)!r}: {why}. Name a policy file, or one of {shipped_policies()}."
+    )
 
 
 def write_policy(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import threading
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +33,19 @@ _Match = tuple[int, int, int]
 """Where a repeated part begins and ends in the text, and where it begins in the input."""
 
 
+@dataclass
 class Source:
     """An input as text: a list or dict is its strings in order, joined by line breaks.
 
-    Args:
+    Attributes:
         name: The input's name.
         text: What it says.
         items: Where each item of a list, or each value of a dict, begins and ends in `text`; None for a `str`.
     """
 
-    def __init__(self, name: str, text: str, items: dict[Any, tuple[int, int]] | None = None) -> None:
-        self.name = name
-        self.text = text
-        self.items = items
-        self._lock = threading.Lock()
-        self._index: dict[int, list[int]] | None = None
+    name: str
+    text: str
+    items: dict[Any, tuple[int, int]] | None = None
 
     @property
     def block(self) -> int:
@@ -69,20 +68,18 @@ class Source:
         spans = [(self.name, start, start + end - at) for at, end, start in matches]
         return merged([*spans, *self._pieces(list(_between(matches, text)))])
 
+    @functools.cached_property
     def _places(self) -> dict[int, list[int]]:
-        """Return where blocks begin, by their hash. Made once, by whichever thread asks first."""
-        with self._lock:
-            if self._index is None:
-                index: dict[int, list[int]] = {}
-                for start in range(0, len(self.text) - self.block + 1, self.block):
-                    places = index.setdefault(hash(self.text[start : start + self.block]), [])
-                    if len(places) < _PLACES_KEPT:
-                        places.append(start)
-                self._index = index
-            return self._index
+        """Where blocks begin, by their hash."""
+        index: dict[int, list[int]] = {}
+        for start in range(0, len(self.text) - self.block + 1, self.block):
+            places = index.setdefault(hash(self.text[start : start + self.block]), [])
+            if len(places) < _PLACES_KEPT:
+                places.append(start)
+        return index
 
     def _matches(self, text: str) -> list[_Match]:
-        places, block = self._places(), self.block
+        places, block = self._places, self.block
         found: list[_Match] = []
         at = misses = 0
         while at + block <= len(text) and misses < _MAX_MISSES:

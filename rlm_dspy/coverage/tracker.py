@@ -95,7 +95,7 @@ class Watch:
         of a copy it made counts where the copy was made.
         """
         try:
-            tree = tree_of(code) if self._sources else ast.Module([], [])
+            tree = tree_of(code)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return ()
         reads = _Reads(self._sources)
@@ -114,8 +114,6 @@ class Watch:
         Args:
             inputs: What the sub-call is given, whole, by field.
         """
-        if not self._sources:
-            return ()
         return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
 
     def occurrences(self, outputs: Mapping[str, Any]) -> dict[str, list[Occurrence]]:

@@ -39,7 +39,7 @@ from rlm_dspy.events.event_types import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.events.listener import Listener, emit, here, listeners, unit
+from rlm_dspy.events.listener import Listener, Unit, emit, here, listeners, unit
 
 __all__ = [
     "BatchEvent",
@@ -54,6 +54,7 @@ __all__ = [
     "SubCallEvent",
     "ToolEvent",
     "TurnEvent",
+    "Unit",
     "emit",
     "here",
     "listeners",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import CallKind, Step, StepKind, SubCall, ToolCall
 
 Phase = Literal["started", "ended", "failed"]
+_SHARED = ("run", "parent_run", "depth", "turn", "subcall", "began", "lm_calls")
+"""What a unit has of the unit around it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +69,8 @@ class Event:
         name = self.id or uuid.uuid4().hex
         if outer is None:
             return replace(self, id=name)
-        return replace(
-            self,
-            id=name,
-            parent=outer.id,
-            run=outer.run,
-            parent_run=outer.parent_run,
-            depth=outer.depth,
-            turn=outer.turn,
-            subcall=outer.subcall,
-            began=outer.began,
-            seconds=time.monotonic() - outer.began,
-            lm_calls=outer.lm_calls,
-        )
+        shared: dict[str, Any] = {name: getattr(outer, name) for name in _SHARED}
+        return replace(self, id=name, parent=outer.id, seconds=time.monotonic() - outer.began, **shared)
 
 
 @dataclass(frozen=True)

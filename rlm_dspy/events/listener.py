@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import dspy
@@ -14,11 +14,9 @@ from rlm_dspy._dspy_compat import BaseCallback, call_scope
 from rlm_dspy.events.event_types import Event, RunEvent
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Iterator
 
     from rlm_dspy.events.event_types import Phase
-
 
 _SETTING = "rlm_dspy_event"
 """The setting of DSPy that holds the innermost unit: DSPy hands its settings on to its threads."""
@@ -37,7 +35,23 @@ class Listener(BaseCallback):
 E = TypeVar("E", bound=Event)
 
 
-class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
+@dataclass
+class Unit(Generic[E]):
+    """A unit under way.
+
+    Attributes:
+        event: The event of its start, with what is known of its end.
+    """
+
+    event: E
+
+    def end(self, **known: Any) -> None:
+        """Note what the event of the end says, by the names of its fields."""
+        self.event = replace(self.event, **known)
+
+
+@contextlib.contextmanager
+def unit(event: E, *, ends: bool = True) -> Iterator[Unit[E]]:
     """Emit the start of a unit on entry to this scope, and its end or failure on exit.
 
     Without a listener, and outside of runs for all but a run, it does nothing.
@@ -46,35 +60,23 @@ class unit(Generic[E]):  # noqa: N801 (a scope, used like a function)
         event: The event of the start.
         ends: Whether the end is emitted here; else by `emit`.
     """
-
-    def __init__(self, event: E, *, ends: bool = True) -> None:
-        self.event = event
-        self._ends = ends
-        self._scope: contextlib.ExitStack | None = None
-
-    def __enter__(self) -> Self:
-        if listeners() and ((outer := here()) is not None or isinstance(self.event, RunEvent)):
-            self.event = self.event.within(outer)
-            _send(self.event)
-            self._scope = contextlib.ExitStack()
-            self._scope.enter_context(dspy.context(**{_SETTING: self.event}))
-            self._scope.enter_context(call_scope(self.event.id))
-        return self
-
-    def end(self, **known: Any) -> None:
-        """Note what the event of the end says, by the names of its fields."""
-        self.event = replace(self.event, **known)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._scope is None:
-            return
-        self._scope.close()
-        if self._ends:
-            seconds = time.monotonic() - self.event.began
-            phase: Phase = "failed" if error is not None else "ended"
-            _send(replace(self.event, phase=phase, seconds=seconds, error=error))
+    told, outer, error = Unit(event), here(), None
+    if not listeners() or (outer is None and not isinstance(event, RunEvent)):
+        yield told
+        return
+    told.event = event.within(outer)
+    _send(told.event)
+    try:
+        with dspy.context(**{_SETTING: told.event}), call_scope(told.event.id):
+            yield told
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if ends:
+            phase: Phase = "ended" if error is None else "failed"
+            seconds = time.monotonic() - told.event.began
+            _send(replace(told.event, phase=phase, seconds=seconds, error=error))
 
 
 def emit(event: Event) -> None:

@@ -11,6 +11,8 @@ from pydantic import Field, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from typing_extensions import TypeAliasType
 
+from rlm_dspy.repl.type_names import description_of
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -71,7 +73,5 @@ def _described(name: str, of: FieldInfo) -> Any:
         TypeAdapter(kind).json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError):
         kind = Any
-    told = (of.json_schema_extra or {}).get("desc") if isinstance(of.json_schema_extra, dict) else None
-    if not told or told == f"${{{name}}}":  # what DSPy writes for a field without a description
-        return kind
-    return TypeAliasType(name, Annotated[kind, Field(description=str(told))])
+    told = description_of(name, of)
+    return TypeAliasType(name, Annotated[kind, Field(description=told)]) if told else kind

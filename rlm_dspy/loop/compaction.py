@@ -10,7 +10,7 @@ import dspy
 
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.loop.context_window import PART, chars_of
+from rlm_dspy.loop.context_window import PART, as_session, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.text import clip, cut, fitted, one_line
 from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
@@ -80,7 +80,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
 
 async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     """Return the model's account of these turns; what they printed, if it gives none."""
-    told = [_told(step) for step in steps]
+    told = [step.output if step.kind == "folded" else as_session(step) for step in steps]
     room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
     for _ in range(_SESSION_TRIES):
         session = "\n\n".join(fitted(told, room))
@@ -102,10 +102,6 @@ async def _ask(port: Port, run: Run, session: str) -> str:
         told = without_media_marks({"task": task, "session": session})
         found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
     return str(found.account or "").strip()
-
-
-def _told(step: Step) -> str:
-    return step.output if step.kind == "folded" else f"{step.reasoning}\n>>> {step.code}\n{step.output}"
 
 
 async def make_room(port: Port, run: Run) -> bool:

@@ -136,9 +136,14 @@ class Conversation:
         """Return the session as text of about this many characters: the environment, then the steps."""
         most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
         environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
-        steps = [f"{step.reasoning}\n>>> {step.code}\n{step.output}" for step in self.trajectory.steps]
+        steps = list(map(as_session, self.trajectory.steps))
         room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
         return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
+
+
+def as_session(step: Step) -> str:
+    """Return a step as text, as a session in a REPL shows it."""
+    return f"{step.reasoning}\n>>> {step.code}\n{step.output}"
 
 
 def chars_of(steps: Iterable[Step]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
@@ -12,7 +12,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_e
 from rlm_dspy import signatures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
@@ -31,7 +31,49 @@ def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
     return FunctionLM(given)
 
 
-class FunctionLM(dspy.LM):
+class PythonLM(dspy.LM):
+    """An LM whose replies are made in this process. Nothing is cached; a copy is the same object.
+
+    Args:
+        model: Its name.
+        complete: Answers a request.
+        complete_async: Answers a request that is awaited.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        complete: Callable[[Request], Response],
+        complete_async: Callable[[Request], Awaitable[Response]],
+    ) -> None:
+        engine, async_engine = _Engine(complete), _AsyncEngine(complete_async)
+        super().__init__(model, engine=engine, async_engine=async_engine, cache=False, num_retries=0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Stay the same object, as programs that hold it are copied."""
+        return self
+
+
+class _Engine:
+    def __init__(self, complete: Callable[[Request], Response]) -> None:
+        self.complete = complete
+
+    def stream(self, request: Request) -> Any:
+        """Return the answer as the events of a stream, all at once."""
+        return response_to_events(self.complete(request))
+
+
+class _AsyncEngine:
+    def __init__(self, complete: Callable[[Request], Awaitable[Response]]) -> None:
+        self.complete = complete
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:
+        """Yield the answer as the events of a stream, all at once."""
+        for event in response_to_events(await self.complete(request)):
+            yield event
+
+
+class FunctionLM(PythonLM):
     """An LM that calls a function with the prompt (a str), as `dspy.RLM` calls a `sub_lm`.
 
     `llm_query(prompt)` calls it with just the prompt; a request of several messages calls it with their texts,
@@ -46,21 +88,9 @@ class FunctionLM(dspy.LM):
     def __init__(self, function: Callable[[str], Any]) -> None:
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
-        engine = _Engine(function)
-        super().__init__(
-            f"function/{name}", engine=engine, async_engine=_AsyncEngine(engine), cache=False, num_retries=0
-        )
+        super().__init__(f"function/{name}", self._complete, self._complete_async)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionLM:
-        """Stay the same object, as programs that hold it are copied."""
-        return self
-
-
-class _Engine:
-    def __init__(self, function: Callable[[str], Any]) -> None:
-        self.function = function
-
-    def complete(self, request: Request) -> Response:
+    def _complete(self, request: Request) -> Response:
         answer = self.function(_prompt(request))
         if inspect.isawaitable(answer):
             raise TypeError(
@@ -68,23 +98,9 @@ class _Engine:
             )
         return _response(request, answer)
 
-    def stream(self, request: Request) -> Any:
-        """Return the answer as the events of a stream, all at once."""
-        return response_to_events(self.complete(request))
-
-
-class _AsyncEngine:
-    def __init__(self, engine: _Engine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: Request) -> Response:
-        answer = await asyncio.to_thread(self.engine.function, _prompt(request))
+    async def _complete_async(self, request: Request) -> Response:
+        answer = await asyncio.to_thread(self.function, _prompt(request))
         return _response(request, await answer if inspect.isawaitable(answer) else answer)
-
-    async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """Yield the answer as the events of a stream, all at once."""
-        for event in response_to_events(await self.complete(request)):
-            yield event
 
 
 def _prompt(request: Request) -> str:

@@ -19,14 +19,13 @@ from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.run_state import Run, observed
-from rlm_dspy.loop.states import predictor_states
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
-from rlm_dspy.repl.tools import check_signature, check_tools, normalize_tools
+from rlm_dspy.repl.tools import check_signature, normalize_tools
 from rlm_dspy.subcalls.active import active_sub_call
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.text import clip
@@ -127,7 +126,7 @@ class RLM(AsTool, Limited, dspy.Module):
         self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
         self.verbose = verbose
         self.sub_lm = sub_lm
-        self.tools = normalize_tools(tools)
+        self.tools = tools
         self.interpreter_factory = interpreter_factory
         self.act = Act(signatures.Act)
         self.query = Query(signatures.Query)
@@ -149,11 +148,6 @@ class RLM(AsTool, Limited, dspy.Module):
         super().__setattr__(name, value)
         if name == "signature":
             self.__dict__["__doc__"] = value.instructions  # what it is for, to `dspy.Tool`
-
-    def __getattr__(self, name: str) -> Any:
-        """Say what stands for a predictor of `dspy.RLM`."""
-        why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
-        raise AttributeError(why, name=name, obj=self)
 
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Load a file that `save` wrote, as `dspy.Module.load` does.
@@ -179,7 +173,16 @@ class RLM(AsTool, Limited, dspy.Module):
         Raises:
             ValueError: If it is the state of something else, `dspy.RLM` for example; nothing is changed then.
         """
-        parts = predictor_states(state, [name for name, _ in self.named_parameters()])
+        names = [name for name, _ in self.named_parameters()]
+        parts = {name: {"lm": None, **part} for name, part in state.items() if name in names}
+        if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
+            raise ValueError(
+                f"Invalid state: it has {', '.join(map(repr, state)) or 'nothing'}, but the predictors of this "
+                f"RLM are {', '.join(map(repr, names))}, each with its signature and demos. Load the state of an "
+                "RLM; that of one predictor with rlm.act.load_state(...), a policy with RLM(policy=...)."
+            )
+        if differing := (state.keys() - {"metadata"}) ^ set(names):
+            _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
         for module in (self.deepcopy(), self):  # on a copy first: one that fails changes nothing
             for name, predictor in module.named_parameters():
                 if name in parts:
@@ -346,15 +349,10 @@ class RLM(AsTool, Limited, dspy.Module):
                 replies += meter.outputs
 
 
-_UPSTREAM_PREDICTORS = {
-    "generate_action": "; the predictor of its turns is `act`",
-    "extract": "; the predictor that reads an answer from a trajectory is made for each call, with `act`'s LM",
-}
-"""What is said of the predictors that `dspy.RLM` has."""
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "signature": check_signature,
     "limits": check_limits,
-    "tools": check_tools,
+    "tools": normalize_tools,
     "sub_lm": as_lm,
     "interpreter_factory": check_factory,
     "cache": check_cache,

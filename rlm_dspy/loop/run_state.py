@@ -23,7 +23,7 @@ from rlm_dspy.loop.context_window import Conversation
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
-from rlm_dspy.repl.session import Repl, execution_instructions
+from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tool_call_log import ToolCalls
 from rlm_dspy.repl.tools import AsyncTools, host_function
 from rlm_dspy.subcalls.child import Guard
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rlm_dspy.budget.ledger import Meter
+    from rlm_dspy.events import Unit
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
     from rlm_dspy.trajectory import Step
@@ -129,7 +130,7 @@ class Run:
         rlm = self._rlm
         awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
         calls = write_calls(self._subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
-        runtime = execution_instructions(of)
+        runtime = str(getattr(of, "execution_instructions", None) or "")
         return write_environment(rlm.signature, self.inputs, rlm.tools, rlm.limits, runtime, calls)
 
     def _show_turns(self, turns: int) -> None:
@@ -296,12 +297,12 @@ class Run:
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }
-        others = {name: value for name, value in report.items() if name not in outputs}
-        return dspy.Prediction(outputs | others)  # by keyword, an output named `base` would be lost
+        # By keyword, an output named `base` would be lost. An output of the name of a report takes its place.
+        return dspy.Prediction({**outputs, **report, **outputs})
 
 
 @contextlib.contextmanager
-def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[unit[RunEvent] | None]:
+def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[Unit[RunEvent] | None]:
     """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
     if not dspy.settings.callbacks or not listeners():
         yield None

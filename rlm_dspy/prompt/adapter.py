@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
+from rlm_dspy.prompt.query import WithOwnAdapter, callers_adapter
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 
 Message = dict[str, str]
+_DEMO_OUTPUT_CHARS = 600
+"""Of each output that a demo shows."""
+_DEMO_ENVIRONMENT_CHARS = 800
+_LABEL_CHARS = 160
+"""Of each field of a labeled example."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
 
 
@@ -31,20 +35,7 @@ class ReplAdapter(dspy.Adapter):
     (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
     prompt cache hits. A demo of a task with other names for its fields is told in this one's (`renamed`). A demo
     that is a labeled example (the task's inputs and right outputs, no turns) is a line behind the instructions.
-
-    Args:
-        demo_output_chars: Characters of each output that a demo shows.
-        demo_environment_chars: Characters of the environment that a demo shows.
-        label_chars: Characters of each field that a labeled example shows.
     """
-
-    def __init__(
-        self, *, demo_output_chars: int = 600, demo_environment_chars: int = 800, label_chars: int = 160
-    ) -> None:
-        super().__init__()
-        self.demo_output_chars = demo_output_chars
-        self.demo_environment_chars = demo_environment_chars
-        self.label_chars = label_chars
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
@@ -80,14 +71,14 @@ class ReplAdapter(dspy.Adapter):
         return "\n".join(["Inputs and right outputs of other runs:", *lines]) if lines else ""
 
     def _label(self, value: Any) -> str:
-        return cut(repr(value) if isinstance(value, Text) else str(value), self.label_chars).replace("\n", " ")
+        return cut(repr(value) if isinstance(value, Text) else str(value), _LABEL_CHARS).replace("\n", " ")
 
     def _conversation(self, environment: str, trajectory: Trajectory | Mapping[str, Any]) -> list[Message]:
         steps = [
-            step.model_copy(update={"output": clip(step.output, self.demo_output_chars)})
+            step.model_copy(update={"output": clip(step.output, _DEMO_OUTPUT_CHARS)})
             for step in _steps(trajectory)
         ]
-        return _conversation(clip(environment, self.demo_environment_chars), steps)
+        return _conversation(clip(environment, _DEMO_ENVIRONMENT_CHARS), steps)
 
     @staticmethod
     def _longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,7 +86,8 @@ class ReplAdapter(dspy.Adapter):
         complete = [
             demo
             for demo in demos
-            if demo.get("environment") and demo.get("code") and _is_trajectory(demo.get("trajectory", ""))
+            # An optimizer (SIMBA) may have cut a long trajectory to a piece of text.
+            if demo.get("environment") and demo.get("code") and not isinstance(demo.get("trajectory", ""), str)
         ]
         written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
         return [
@@ -108,27 +100,16 @@ class ReplAdapter(dspy.Adapter):
         ]
 
 
-class Act(dspy.Predict):
-    """The predictor of a turn, with its own adapter; the other predictors of a program keep the user's."""
+class Act(WithOwnAdapter):
+    """The predictor of a turn."""
 
-    _adapter = ReplAdapter()
-
-    def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Predict `reasoning` and `code` of the next block."""
-        with _speaking(self._adapter):
-            return super().forward(**inputs)
-
-    async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Predict `reasoning` and `code` of the next block."""
-        with _speaking(self._adapter):
-            return await super().aforward(**inputs)
+    adapter = ReplAdapter()
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
         state: dict[str, Any] = super().dump_state(json_mode)
-        labels = self._adapter.label_chars
         for demo in filter(_is_labeled, state["demos"]):
-            demo.update({name: cut(value, labels) for name, value in demo.items() if isinstance(value, str)})
+            demo.update({name: cut(value, _LABEL_CHARS) for name, value in demo.items() if isinstance(value, str)})
         return state
 
 
@@ -140,23 +121,7 @@ def messages_of(
     A predictor that has taken the place of `Act` may write them in another form, of about the same length.
     """
     inputs = {"environment": environment, "trajectory": trajectory}
-    adapter = ReplAdapter()
-    written: list[Message] = adapter.format(act.signature, act.demos if demos is None else demos, inputs)
-    return written
-
-
-_callers_adapter: ContextVar[Any] = ContextVar("_callers_adapter", default=None)
-
-
-@contextlib.contextmanager
-def _speaking(adapter: dspy.Adapter) -> Iterator[None]:
-    """Use an adapter in this scope, and remember the one that was in force."""
-    token = _callers_adapter.set(dspy.settings.adapter)
-    try:
-        with dspy.context(adapter=adapter):
-            yield
-    finally:
-        _callers_adapter.reset(token)
+    return ReplAdapter().format(act.signature, act.demos if demos is None else demos, inputs)
 
 
 def _advice_of_refine(signature: type[dspy.Signature]) -> str:
@@ -165,7 +130,7 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
     Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
     adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
     """
-    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    call = getattr(type(callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
     names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
     held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
     if not {"advice", "signature2name"} <= held.keys():
@@ -210,11 +175,6 @@ def _without(said_once: list[str], parts: list[str]) -> str:
 def _is_labeled(demo: Mapping[str, Any]) -> bool:
     """Whether a demo is an example of the task and not of a turn."""
     return "environment" not in demo and "trajectory" not in demo
-
-
-def _is_trajectory(value: Trajectory | Mapping[str, Any] | str) -> bool:
-    """Whether a demo's trajectory can be read; an optimizer (SIMBA) may have cut a long one to a piece of text."""
-    return not isinstance(value, str)
 
 
 def _written(demo: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.inputs import describe
-from rlm_dspy.repl.type_names import constraints_of, shown_signature, type_name
+from rlm_dspy.repl.type_names import constraints_of, description_of, shown_signature, type_name
 from rlm_dspy.signatures import Environment, Output
 from rlm_dspy.text import mended
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import dspy
+    from pydantic.fields import FieldInfo
 
     from rlm_dspy.limits import Limits
 
@@ -58,12 +59,16 @@ def write_environment(
 @functools.lru_cache(maxsize=256)
 def _fields_of(signature: type[dspy.Signature]) -> tuple[dict[str, str], tuple[Output, ...]]:
     """Return the notes of the input fields by name, and the outputs."""
-    notes = {name: _description(name, field) for name, field in signature.input_fields.items()}
+    notes = {name: _note(name, field) for name, field in signature.input_fields.items()}
     outputs = (
-        Output(name=name, type=type_name(field.annotation), note=_description(name, field))
+        Output(name=name, type=type_name(field.annotation), note=_note(name, field))
         for name, field in signature.output_fields.items()
     )
     return notes, tuple(outputs)
+
+
+def _note(name: str, field: FieldInfo) -> str:
+    return "; ".join(filter(None, (description_of(name, field), constraints_of(field))))
 
 
 def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]) -> str:
@@ -111,10 +116,3 @@ def _stub(tool: dspy.Tool) -> str:
         with contextlib.suppress(Exception):  # an annotation in quotes may name, or do, anything
             return shown_signature(inspect.signature(tool.func, eval_str=unquoted))
     return f"({', '.join(tool.args or {})})"
-
-
-def _description(name: str, field: Any) -> str:
-    """Return the user's `desc` of a field; DSPy fills in `${name}` where there is none."""
-    extra = field.json_schema_extra or {}
-    desc = extra.get("desc") or ""
-    return "; ".join(part for part in ("" if desc == f"${{{name}}}" else desc, constraints_of(field)) if part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -42,43 +42,31 @@ class Outcome:
     submitted: Any = None
 
 
+@dataclass
 class Repl:
     """The interpreter of one run.
 
-    Args:
+    Attributes:
         factory: Makes a fresh interpreter; called again if one dies.
         tools: Host functions by the name that code calls them by.
         inputs: The run's inputs by name; bound once, so what the code changes stays changed.
         signature: The user's signature; gives SUBMIT its fields.
         known: What the functions of the REPL know of this run; see `_rlm_given` in `in_repl/functions.py`.
         media: Where images, sounds and files are kept that the REPL has by name.
+        interpreter: What runs the code now; None before `open` and after `close`.
     """
 
-    def __init__(
-        self,
-        factory: Callable[[], dspy.CodeInterpreter],
-        tools: dict[str, Callable[..., Any]],
-        inputs: Mapping[str, Any],
-        signature: type[dspy.Signature],
-        known: Mapping[str, Any],
-        media: Media,
-    ) -> None:
-        self._known = known
-        self._media = media
-        self._factory = factory
-        self._tools = tools
-        self._inputs = inputs
-        self._signature = signature
-        self._interpreter: dspy.CodeInterpreter | None = None
-        self._closed = False
-        self._running = False
-        self._lock = threading.Lock()
-        self._kept: dict[str, Any] = {}
-
-    @property
-    def interpreter(self) -> dspy.CodeInterpreter | None:
-        """The interpreter that runs the code now; None before `open` and after `close`."""
-        return self._interpreter
+    factory: Callable[[], dspy.CodeInterpreter]
+    tools: dict[str, Callable[..., Any]]
+    inputs: Mapping[str, Any]
+    signature: type[dspy.Signature]
+    known: Mapping[str, Any]
+    media: Media
+    interpreter: dspy.CodeInterpreter | None = None
+    _closed: bool = False
+    _running: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _kept: dict[str, Any] = field(default_factory=dict)
 
     def open(self) -> None:
         """Start an interpreter and bind inputs and functions. A concurrent `close` shuts it down again.
@@ -87,18 +75,18 @@ class Repl:
             dspy.CodeInterpreterError: If it cannot be started.
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
-        interpreter = self._factory()
+        interpreter = self.factory()
         if not isinstance(interpreter, dspy.CodeInterpreter):
             raise TypeError(
                 f"interpreter_factory returned a {type(interpreter).__name__}; it must return a new "
                 "dspy.CodeInterpreter: an object with tools, start, execute and shutdown."
             )
-        self._interpreter = interpreter
+        self.interpreter = interpreter
         interpreter.tools.update(self._across(interpreter))
         if isinstance(interpreter, PythonInterpreter):
             interpreter.stand_in = self._stand_in
         if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
-            interpreter.output_fields = output_fields(self._signature)
+            interpreter.output_fields = output_fields(self.signature)
         try:
             interpreter.start()
             for code, variables in self._furnishing(interpreter):
@@ -113,27 +101,27 @@ class Repl:
         """Return how the REPL makes what stands there for an object of the host's own classes."""
         if isinstance(value, Text):
             return ("_rlm_restore", str(value))
-        found = described(value, self._media)
+        found = described(value, self.media)
         return found and (MAKE, *found)
 
     def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:
         """Return the tools as this interpreter calls them."""
         if getattr(interpreter, "in_host", False):
-            return self._tools
+            return self.tools
         plain = not isinstance(interpreter, TakesObjects)
-        own = {name: tool for name, tool in self._tools.items() if not name.startswith("_")}
-        return {**self._tools, **{name: across(tool, self._media, plain=plain) for name, tool in own.items()}}
+        own = {name: tool for name, tool in self.tools.items() if not name.startswith("_")}
+        return {**self.tools, **{name: across(tool, self.media, plain=plain) for name, tool in own.items()}}
 
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
         """Return what is executed before the first turn: functions, DSPy's own input types, other inputs."""
         takes_objects = isinstance(interpreter, TakesObjects)
         serialized, variables = [], {}
-        for name, value in self._inputs.items():
+        for name, value in self.inputs.items():
             if isinstance(value, dspy.SandboxSerializable):
                 serialized.append(_sandbox_code(name, value))
             else:
                 variables[name] = self._bound(name, value, interpreter)
-        known = {**self._known, "marked": not takes_objects}
+        known = {**self.known, "marked": not takes_objects}
         functions = {"_rlm_functions": bootstrap.functions(), "_rlm_given": known}
         steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
@@ -147,13 +135,18 @@ class Repl:
         if isinstance(interpreter, TakesObjects):
             return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
         try:
-            return sent(plain(value), self._media, strict=True)
+            return sent(plain(value), self.media, strict=True)
         except (TypeError, RecursionError) as error:
             raise TypeError(
                 f"Input {name!r} is a {type(value).__name__}, which {type(interpreter).__name__} cannot take: "
                 f"{error}. Pass a str, numbers, lists, dicts or a pydantic model, or use an interpreter of "
                 "rlm_dspy.interpreters."
             ) from error
+
+    @property
+    def _started(self) -> dspy.CodeInterpreter:
+        assert self.interpreter is not None, "open() comes first"
+        return self.interpreter
 
     def interrupt(self) -> None:
         """Stop the running cell, from any thread: it ends with an error. Without a cell, do nothing.
@@ -162,7 +155,7 @@ class Repl:
         """
         if not self._running:
             return
-        stop = getattr(self._interpreter, "interrupt", None)  # not in DSPy's protocol
+        stop = getattr(self.interpreter, "interrupt", None)  # not in DSPy's protocol
         if callable(stop):
             stop()
         else:
@@ -174,11 +167,10 @@ class Repl:
 
         It is another name if an input or a function has that one.
         """
-        while name in self._inputs or name in self._tools:
+        while name in self.inputs or name in self.tools:
             name += "_"
         self._kept[name] = value
-        assert self._interpreter is not None, "open() comes first"
-        self._interpreter.execute(f"{SETUP}pass", variables={name: value})
+        self._started.execute(f"{SETUP}pass", variables={name: value})
         return name
 
     def give_up(self) -> None:
@@ -192,7 +184,7 @@ class Repl:
 
     def _shut_down(self) -> None:
         with self._lock:
-            interpreter, self._interpreter = self._interpreter, None
+            interpreter, self.interpreter = self.interpreter, None
         if interpreter is not None:
             interpreter.shutdown()
 
@@ -205,9 +197,8 @@ class Repl:
         Raises:
             dspy.CodeInterpreterError: If the interpreter died and no other can be started.
         """
-        assert self._interpreter is not None, "open() comes first"
         outcome = self._execute(code)
-        if outcome.kind == "interpreter_lost" or getattr(self._interpreter, "calls_hook", False):
+        if outcome.kind == "interpreter_lost" or getattr(self.interpreter, "calls_hook", False):
             return outcome
         notes = self._notes()
         return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
@@ -215,13 +206,12 @@ class Repl:
     def _notes(self) -> str:
         """Have the functions of the REPL bound again; return what to tell of names that the cell has changed."""
         with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone by now; the next cell will tell
-            if self._interpreter is not None:
-                return str(self._interpreter.execute(SETUP + bootstrap.SHOW_NOTES, variables={}) or "")
+            if self.interpreter is not None:
+                return str(self.interpreter.execute(SETUP + bootstrap.SHOW_NOTES, variables={}) or "")
         return ""
 
     def _execute(self, code: str) -> Outcome:
-        interpreter = self._interpreter
-        assert interpreter is not None, "open() comes first"
+        interpreter = self._started
         self._running = True
         try:
             result = interpreter.execute(code, variables={})
@@ -241,10 +231,10 @@ class Repl:
         return Outcome("output", text)
 
     def _submitted(self, printed: str, values: Mapping[str, Any]) -> Outcome:
-        if getattr(self._interpreter, "in_host", False):
+        if getattr(self.interpreter, "in_host", False):
             return Outcome("submitted", printed, values)
         try:
-            return Outcome("submitted", printed, taken(values, self._media))
+            return Outcome("submitted", printed, taken(values, self.media))
         except ValueError as error:
             return Outcome("error", f"{printed}SUBMIT was given {error}.")
 
@@ -262,11 +252,8 @@ class Repl:
 
 def output_fields(signature: type[dspy.Signature]) -> list[dict[str, str]]:
     """Return the output fields as interpreters take them: names, and the types that are simple."""
-    fields = []
-    for name, field in signature.output_fields.items():
-        simple = {"type": field.annotation.__name__} if field.annotation in _SIMPLE_TYPES else {}
-        fields.append({"name": name, **simple})
-    return fields
+    kinds = {name: of.annotation for name, of in signature.output_fields.items()}
+    return [{"name": name} | ({"type": of.__name__} if of in _SIMPLE_TYPES else {}) for name, of in kinds.items()]
 
 
 def _sandbox_code(name: str, value: dspy.SandboxSerializable) -> tuple[str, dict[str, Any]]:
@@ -281,8 +268,3 @@ def _sandbox_code(name: str, value: dspy.SandboxSerializable) -> tuple[str, dict
             payload = base64.b64encode(payload).decode("ascii")
             lines.insert(0, f"import base64\n{raw} = base64.b64decode({raw})")
     return "\n".join(line for line in lines if line), {raw: str(payload)}
-
-
-def execution_instructions(of: dspy.CodeInterpreter | Callable[[], dspy.CodeInterpreter] | None) -> str:
-    """Return what an interpreter, or what makes it, says of itself to the model; optional in DSPy's protocol."""
-    return str(getattr(of, "execution_instructions", None) or "")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlm_dspy.events import ToolEvent, unit
 from rlm_dspy.repl.value_codec import short
@@ -14,18 +13,13 @@ from rlm_dspy.text import clip
 from rlm_dspy.trajectory import ToolCall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
+T = TypeVar("T")
 _MOST_CALLS = 100
 """Of one turn; further ones are only counted."""
 _ARGUMENT_CHARS = 300
 _RESULT_CHARS = 600
-
-
-class Returned:
-    """Holds a tool's result for the record of its call."""
-
-    value: Any = None
 
 
 @dataclass
@@ -48,19 +42,21 @@ class ToolCalls:
         with self._lock:
             self.calls, self.left_out = [], 0
 
-    @contextlib.contextmanager
-    def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Returned]:
-        """Note a call that is made in this scope: what it is given, what it returns or raises.
+    def record(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], function: Callable[[], T]
+    ) -> T | None:
+        """Make a call and record what it is given, and what it returns or raises.
 
         Args:
             name: The tool.
             args: Its arguments without a name.
             kwargs: Its other arguments.
+            function: Makes the call.
         """
-        returned, started, error_type = Returned(), time.monotonic(), ""
+        result, started, error_type = None, time.monotonic(), ""
         with unit(ToolEvent(name=name, arguments={**({"args": list(args)} if args else {}), **kwargs})) as told:
             try:
-                yield returned
+                result = function()
             except BaseException as error:
                 error_type = type(error).__name__
                 raise
@@ -68,13 +64,14 @@ class ToolCalls:
                 call = ToolCall(
                     name=name,
                     arguments=_written(args, kwargs),
-                    result="" if error_type else short(returned.value, _RESULT_CHARS),
+                    result="" if error_type else short(result, _RESULT_CHARS),
                     error_type=error_type,
                     started=started - self.began,
                     seconds=time.monotonic() - started,
                 )
                 self._add(call)
-                told.end(result=returned.value, call=call)
+                told.end(result=result, call=call)
+        return result
 
     def _add(self, call: ToolCall) -> None:
         with self._lock:

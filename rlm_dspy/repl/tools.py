@@ -57,11 +57,16 @@ _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
     """Validate the tools and return them by name.
 
+    Args:
+        tools: A list, or what this function has returned.
+
     Raises:
-        TypeError: If it is a dict, or holds something that cannot be called.
+        TypeError: If it is another dict, or holds something that cannot be called.
         ValueError: If two have one name, or a name is no identifier or taken.
     """
     if isinstance(tools, dict):
+        if all(isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()):
+            return normalize_tools(list(tools.values()))
         raise TypeError(
             "tools must be a list, not a dict: tools=[function], or [dspy.Tool(function, name='other_name')]."
         )
@@ -81,20 +86,6 @@ def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool
             raise ValueError(f"Duplicate tool name {tool.name!r}; pass dspy.Tool(function, name='other_name').")
         named[tool.name] = tool
     return named
-
-
-def check_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool] | None) -> dict[str, dspy.Tool]:
-    """Validate tools, given as `normalize_tools` takes or returns them, and return them by name.
-
-    Raises:
-        TypeError: As `normalize_tools`.
-        ValueError: As `normalize_tools`.
-    """
-    if isinstance(tools, dict) and all(
-        isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()
-    ):
-        tools = list(tools.values())
-    return normalize_tools(tools)
 
 
 def _tool(given: Callable[..., Any]) -> dspy.Tool:
@@ -218,12 +209,12 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
         return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
 
     def invoke(*args: Any, **kwargs: Any) -> Any:
-        with calls.call(tool.name, args, kwargs) as returned, _told_safely(tool.name):
-            if by_position:  # dspy.Tool hands arguments over by name only
-                returned.value = blocking.func(*args, **kwargs)
-            else:
-                returned.value = blocking(**by_name(args, kwargs))
-            return returned.value
+        def call() -> Any:
+            with _told_safely(tool.name):
+                # dspy.Tool hands arguments over by name only
+                return blocking.func(*args, **kwargs) if by_position else blocking(**by_name(args, kwargs))
+
+        return calls.record(tool.name, args, kwargs, call)
 
     functools.update_wrapper(invoke, tool.func)
     invoke.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads

@@ -57,6 +57,13 @@ _PHRASES = {
 """What holds for values, in DSPy's words."""
 
 
+def description_of(name: str, field: FieldInfo) -> str:
+    """Return the user's `desc` of a field; empty for what DSPy fills in where there is none."""
+    extra = field.json_schema_extra
+    desc = str(extra.get("desc") or "") if isinstance(extra, dict) else ""
+    return "" if desc == f"${{{name}}}" else desc
+
+
 def constraints_of(field: FieldInfo) -> str:
     """Return the constraints of a field's values, as the model sees them: `greater than or equal to: 1`."""
     found = ((name, getattr(part, name, None)) for part in field.metadata for name in _PHRASES)

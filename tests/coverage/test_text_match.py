@@ -112,7 +112,7 @@ def test_a_text_of_millions_has_an_index_of_bounded_size() -> None:
     source = Source("context", own)
     assert source.block > 32
     assert source.repeated_in(f"...{own[7_000_000:7_001_000]}...") == [("context", 7_000_000, 7_001_000)]
-    assert len(source._places()) <= 200_001
+    assert len(source._places) <= 200_001
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integers(0, 50)), max_size=30))

@@ -34,7 +34,7 @@ def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
     dspy.RLM(ASK).save(tmp_path / "theirs.json")
     rlm = learned()
     before = json.dumps(rlm.dump_state())
-    with pytest.raises(ValueError, match=r"Invalid state: it is that of a dspy\.RLM.* Compile this RLM"):
+    with pytest.raises(ValueError, match="Invalid state: it has 'generate_action', 'extract'"):
         rlm.load(tmp_path / "theirs.json")
     assert json.dumps(rlm.dump_state()) == before
 
@@ -42,20 +42,20 @@ def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "told"),
     [
-        (dspy.Predict("q -> a"), "it is that of one predictor"),
-        (dspy.ChainOfThought("q -> a"), "it is that of another program, with 'predict'"),
-        (dspy.ReAct("q -> a", tools=[]), "it is that of another program"),
+        (dspy.Predict("q -> a"), "of one predictor with rlm.act.load_state"),
+        (dspy.ChainOfThought("q -> a"), "Invalid state: it has 'predict'"),
+        (dspy.ReAct("q -> a", tools=[]), "Invalid state: it has 'react', 'extract.predict'"),
     ],
 )
 def test_a_state_of_another_program_is_refused_by_name(program: dspy.Module, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
         RLM(ASK).load_state(program.dump_state())
-    assert "The predictors of this RLM are 'act', 'query'" in str(caught.value)
+    assert "the predictors of this RLM are 'act', 'query'" in str(caught.value)
 
 
-@pytest.mark.parametrize("state", [{}, {"metadata": {}}])
-def test_an_empty_state_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Invalid state: it is empty"):
+@pytest.mark.parametrize(("state", "told"), [({}, "nothing"), ({"metadata": {}}, "'metadata'")])
+def test_an_empty_state_is_refused(state: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"Invalid state: it has {told}"):
         RLM(ASK).load_state(state)
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_save_did_not_write_is_refused(tmp_path: Path) -> None:
 def test_half_of_a_predictors_state_is_refused_and_changes_nothing() -> None:
     rlm, state = RLM(ASK, policy=None), learned().dump_state()
     before = instructions_of(rlm)
-    with pytest.raises(ValueError, match="the predictor 'query' lacks 'demos', 'signature'"):
+    with pytest.raises(ValueError, match="each with its signature and demos"):
         rlm.load_state({**state, "query": {"lm": None}})
     assert instructions_of(rlm) == before
 
@@ -85,8 +85,7 @@ def test_a_predictor_that_the_state_lacks_stays_as_it_is(caplog: pytest.LogCaptu
     after = instructions_of(rlm)
     assert after.pop("act") == "Learned."
     assert after == {name: before[name] for name in ("query", "subs.gist")}
-    assert "The state lacks the predictors 'query', 'subs.gist'" in caplog.text
-    assert "The state also has 'subs.gone'" in caplog.text
+    assert "so left as they are: ['query', 'subs.gist', 'subs.gone']" in caplog.text
 
 
 def test_a_state_of_before_dspy_saved_lms_is_loaded() -> None:
@@ -96,12 +95,3 @@ def test_a_state_of_before_dspy_saved_lms_is_loaded() -> None:
     rlm = RLM(ASK, policy=None)
     rlm.load_state(state)
     assert set(instructions_of(rlm).values()) == {"Learned."}
-
-
-@pytest.mark.parametrize(("name", "instead"), [("generate_action", "`act`"), ("extract", "made for each call")])
-def test_a_predictor_of_dspys_rlm_is_missing_with_a_hint(name: str, instead: str) -> None:
-    rlm = RLM(ASK)
-    with pytest.raises(AttributeError, match=f"has no attribute '{name}'.*{instead}"):
-        getattr(rlm, name)
-    assert not hasattr(rlm, name)
-    assert not hasattr(rlm, "anything_else")

@@ -203,11 +203,18 @@ def test_an_interval_of_differences_has_a_middle_and_stays_in_range(differences:
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        ([], "its act has no instructions"),
-        ({"signature": {"instructions": "Go."}}, "not a list of objects"),
-        ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "not a list of objects"),
-        ({"signature": {"instructions": "Go."}, "demos": [{"code": 1}]}, "code of demo 0 is not a text"),
-        ({"signature": {"instructions": "Go."}, "demos": [{"trajectory": {"steps": 1}}]}, "cannot be read"),
+        ([], "act: Input should be"),
+        ({"signature": {}, "demos": []}, "act.signature.instructions: Field required"),
+        ({"signature": {"instructions": "Go."}}, "act.demos: Field required"),
+        ({"signature": {"instructions": "Go."}, "demos": ["x"]}, "act.demos.0: Input should be"),
+        (
+            {"signature": {"instructions": "Go."}, "demos": [{"code": 1}]},
+            "act.demos.0.code: Input should be a valid string",
+        ),
+        (
+            {"signature": {"instructions": "Go."}, "demos": [{"trajectory": {"steps": 1}}]},
+            "act.demos.0.trajectory",
+        ),
     ],
 )
 def test_a_file_that_is_no_policy_is_told_so_when_it_is_loaded(act: Any, said: str, tmp_path: Path) -> None:
