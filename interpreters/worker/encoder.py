@@ -1,12 +1,11 @@
-"""Encodes the values that a worker sends to the host as JSON, and simplifies other types.
+"""Encodes the values that code sends to the host as JSON, and simplifies other types.
 
-The standard library only.
+The standard library only: a worker imports this, and its source is run in other REPLs too (`repl/in_repl`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import decimal
 import enum
 import fractions
@@ -14,13 +13,8 @@ import json
 import pathlib
 import uuid
 from collections import deque
-from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
 from typing import Any
-
-_AS_TEXT = (
-    *(dt.date, dt.time, decimal.Decimal, fractions.Fraction),
-    *(pathlib.PurePath, uuid.UUID),
-)
 
 
 def encoded(frame: Mapping[str, object]) -> bytes:
@@ -40,36 +34,38 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: If there is none.
     """
-    if isinstance(value, set | frozenset):
-        return _sorted(value)
-    if isinstance(value, _AS_TEXT):
-        return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    for kinds, convert in _CONVERT:
+        if isinstance(value, kinds):
+            return convert(value)
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if type(value).__module__.partition(".")[0] in ("numpy", "pandas"):
-        return _of_table(value)
-    if isinstance(value, KeysView | ValuesView | ItemsView | range | deque):
-        return list(value)
+    of_a_table = type(value).__module__.partition(".")[0] in ("numpy", "pandas")
+    if of_a_table and hasattr(value, "columns"):
+        return value.to_dict(orient="records")
+    own = getattr(value, "isoformat", None) or getattr(value, "tolist", None)
+    if own is not None and not isinstance(value, type):
+        return own()
+    if of_a_table:  # what stands for a missing value
+        return None
     raise TypeError(
         f"a value of type {type(value).__name__} cannot leave the REPL; "
         "pass str, numbers, lists and dicts, for example str(...), list(...) or vars(...) of it"
     )
 
 
-def _sorted(values: set[Any] | frozenset[Any]) -> list[Any]:
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """Return values sorted, or by their `repr` if they cannot be compared."""
     try:
         return sorted(values)
     except TypeError:
-        return list(values)
+        return sorted(values, key=repr)
 
 
-def _of_table(value: Any) -> Any:
-    if hasattr(value, "columns"):
-        return value.to_dict(orient="records")
-    convert = getattr(value, "isoformat", None) or getattr(value, "tolist", None)
-    return convert() if convert else None
-
-
+_CONVERT: tuple[tuple[tuple[type, ...], Callable[[Any], Any]], ...] = (
+    ((set, frozenset), in_order),
+    ((KeysView, ValuesView, ItemsView, range, deque), list),
+    ((decimal.Decimal, fractions.Fraction, pathlib.PurePath, uuid.UUID, complex), str),
+)
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=plain).encode

@@ -6,11 +6,17 @@ import marshal
 from functools import cache
 from pathlib import Path
 
+from rlm_dspy.interpreters.worker import encoder
+
 HOST_TOOL = "_rlm_call"
 """The one host function that it reaches the host by."""
 _FILE = "<functions>"
-_SOURCES = ("value_codec.py", "functions.py", "dspy_facade.py", "names.py")
-SOURCE = "\n\n".join((Path(__file__).parent / "in_repl" / name).read_text(encoding="utf-8") for name in _SOURCES)
+_HERE = Path(__file__).parent / "in_repl"
+_SOURCES = (
+    Path(encoder.__file__),
+    *(_HERE / f"{name}.py" for name in ("value_codec", "functions", "dspy_facade", "names")),
+)
+SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
 RUN = f"""
 def _rlm_run(source, compiled, given):

@@ -12,18 +12,14 @@ import sys as _rlm_sys
 import types as _rlm_types
 import typing as _rlm_typing
 
-_RLM_NAMED = {
-    kind: kind.__name__ for kind in (str, int, float, bool, bytes, list, dict, tuple, set, frozenset, object)
-}
-_RLM_ORIGINS = {
-    **{kind: kind.__name__ for kind in (list, dict, tuple, set, frozenset)},
-    _rlm_abc.Sequence: "Sequence",
-    _rlm_abc.Mapping: "Mapping",
-}
+_RLM_CONTAINERS = (list, dict, tuple, set, frozenset)
+_RLM_NAMED = (str, int, float, bool, bytes, object, *_RLM_CONTAINERS)
+_RLM_ORIGINS = (*_RLM_CONTAINERS, _rlm_abc.Sequence, _rlm_abc.Mapping)
 _RLM_LIBRARIES = ("datetime", "decimal")
-_RLM_BOUNDS = ("gt", "ge", "lt", "le")
-_RLM_SAID = ("multiple_of", "min_length", "max_length", "pattern", "max_digits", "decimal_places")
-_RLM_CONSTRAINTS = (*_RLM_BOUNDS, *_RLM_SAID, "allow_inf_nan", "strict")
+_RLM_CONSTRAINTS = (
+    *("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern"),
+    *("max_digits", "decimal_places", "allow_inf_nan", "strict"),
+)
 
 
 class _RlmTypes:
@@ -34,7 +30,7 @@ class _RlmTypes:
 
     def text(self, kind):
         """Return a type as text."""
-        if kind is None or kind is type(None):
+        if kind in (None, type(None)):
             return "None"
         if kind is _rlm_typing.Any:
             return "Any"
@@ -49,7 +45,7 @@ class _RlmTypes:
             return self._annotated(args[0], args[1:])
         if origin in _RLM_ORIGINS:
             inside = ", ".join("..." if arg is ... else self.text(arg) for arg in args)
-            return "%s[%s]" % (_RLM_ORIGINS[origin], inside or "()")
+            return "%s[%s]" % (origin.__name__, inside or "()")
         if origin is None and hasattr(kind, "__supertype__"):  # NewType
             return self.text(kind.__supertype__)
         if isinstance(kind, type):
@@ -80,9 +76,7 @@ class _RlmTypes:
             raise TypeError("two types in one signature are named %s; give one another name" % name)
 
     def _class(self, kind):
-        if kind in _RLM_NAMED:
-            return _RLM_NAMED[kind]
-        if kind.__module__ in _RLM_LIBRARIES or issubclass(kind, _RlmMediaType):
+        if kind in _RLM_NAMED or kind.__module__ in _RLM_LIBRARIES or issubclass(kind, _RlmMediaType):
             return kind.__name__
         name = kind.__name__.lstrip("_") or "Class"
         self._claim(name, kind)
@@ -110,16 +104,18 @@ class _RlmTypes:
         return told
 
     def _of_annotations(self, kind):
-        own = {field.name: field for field in _rlm_dataclasses.fields(kind)} if _rlm_is_dataclass(kind) else {}
-        optional = getattr(kind, "__optional_keys__", ())
+        optional, missing = getattr(kind, "__optional_keys__", ()), _rlm_dataclasses.MISSING
         defaults = {**getattr(kind, "_field_defaults", {})}
-        for name, field in own.items():
-            if field.default is not _rlm_dataclasses.MISSING:
-                defaults[name] = field.default
-            elif field.default_factory is not _rlm_dataclasses.MISSING:
-                defaults[name] = field.default_factory()
+        for field in _rlm_dataclasses.fields(kind) if _rlm_dataclasses.is_dataclass(kind) else ():
+            default = field.default if field.default_factory is missing else field.default_factory()
+            if default is not missing:
+                defaults[field.name] = default
+        try:
+            hints = _rlm_typing.get_type_hints(kind, {**vars(_rlm_typing), **globals()}, include_extras=True)
+        except NameError as error:
+            raise TypeError("%s: %s" % (kind.__name__, error)) from None
         fields = {}
-        for name, hint in _rlm_hints(kind).items():
+        for name, hint in hints.items():
             fields[name] = {"type": self.text(hint)}
             if name in defaults:
                 fields[name].update(required=False, default=_rlm_plain(defaults[name]))
@@ -134,17 +130,6 @@ def _rlm_no_type(kind):
         "a signature in the REPL cannot have the type %s; use str, numbers, lists, dicts, or a class with "
         "annotated fields" % name
     )
-
-
-def _rlm_is_dataclass(kind):
-    return _rlm_dataclasses.is_dataclass(kind)
-
-
-def _rlm_hints(kind):
-    try:
-        return _rlm_typing.get_type_hints(kind, {**vars(_rlm_typing), **globals()}, include_extras=True)
-    except NameError as error:
-        raise TypeError("%s: %s" % (kind.__name__, error)) from None
 
 
 def _rlm_constraints(told):
@@ -178,14 +163,6 @@ class _RlmMediaType:
 class _RlmField:
     def __init__(self, way, options):
         self.way, self.options = way, options
-
-
-def _rlm_input_field(**options):
-    return _RlmField("in", options)
-
-
-def _rlm_output_field(**options):
-    return _RlmField("out", options)
 
 
 class _RlmInline:
@@ -300,13 +277,8 @@ class _RlmProgram:
         return self.forward(*args, **kwargs)
 
     async def acall(self, *args, **kwargs):
-        if hasattr(self, "aforward"):
-            return await self.aforward(*args, **kwargs)
-        return await _rlm_await(self, *args, **kwargs)
-
-
-def _rlm_prediction(**fields):
-    return _rlm_made("prediction", "Prediction", fields)
+        run = getattr(self, "aforward", None) or _rlm_functools.partial(_rlm_await, self)
+        return await run(*args, **kwargs)
 
 
 def _rlm_missing(name):
@@ -322,8 +294,10 @@ def _rlm_make_dspy():
     module = _rlm_types.ModuleType("dspy", "Modules written in the REPL; their model calls run on the host.")
     for kind in ("Predict", "ChainOfThought", "ReAct", "RLM"):
         setattr(module, kind, type(kind, (_RlmModule,), {"_rlm_kind": kind, "__module__": "dspy"}))
-    module.Signature, module.Module, module.Prediction = _RlmSignature, _RlmProgram, _rlm_prediction
-    module.InputField, module.OutputField = _rlm_input_field, _rlm_output_field
+    module.Signature, module.Module = _RlmSignature, _RlmProgram
+    module.Prediction = lambda **fields: _rlm_made("prediction", "Prediction", fields)
+    module.InputField = lambda **options: _RlmField("in", options)
+    module.OutputField = lambda **options: _RlmField("out", options)
     for kind in ("Image", "Audio", "File"):
         setattr(module, kind, type(kind, (_RlmMediaType,), {"__module__": "dspy"}))
     module.__getattr__ = _rlm_missing

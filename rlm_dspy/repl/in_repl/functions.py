@@ -120,8 +120,7 @@ class _RlmCallable:
         """
         return _rlm_many(self._to, self._items(items, same), same)
 
-    def batch(self, items, **same):
-        return self.map(items, **same)
+    batch = map
 
     async def acall(self, *args, **kwargs):
         return await _rlm_await(self, *args, **kwargs)
@@ -249,15 +248,8 @@ def rlm_query_batched(prompts, contexts=None):
     return _rlm_many({"kind": "rlm_query"}, items)
 
 
-def _rlm_twin(function):
-    async def acall(*args, **kwargs):
-        return await _rlm_await(function, *args, **kwargs)
-
-    function.acall = acall
-
-
-for _rlm_name in (llm_query, llm_query_batched, rlm_query, rlm_query_batched):
-    _rlm_twin(_rlm_name)
+for _rlm_query in (llm_query, llm_query_batched, rlm_query, rlm_query_batched):
+    _rlm_query.acall = _rlm_functools.partial(_rlm_await, _rlm_query)
 
 
 def SHOW_VARS():

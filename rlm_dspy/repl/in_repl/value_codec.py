@@ -1,6 +1,7 @@
 """Encodes and decodes values on the REPL's side: values that JSON does not know carry a mark.
 
-Not imported: its source runs before `functions.py`, in the same namespace. Host side: `repl/value_codec.py`.
+Not imported: its source runs in one namespace with that of `interpreters/worker/encoder.py` before it, which has
+`plain` and `in_order`, and `functions.py` behind it. Host side: `repl/value_codec.py`.
 
     {"__record__": name, "kind": kind, "fields": {...}}    an object of a class of that name: see `_rlm_made`
     {"__type__": name, "value": ...}                       a value of one of Python's own types: see `_RLM_TYPES`
@@ -19,22 +20,14 @@ import pathlib as _rlm_pathlib
 import sys as _rlm_sys
 import uuid as _rlm_uuid
 
+_RLM_TIMES = (_rlm_datetime.datetime, _rlm_datetime.date, _rlm_datetime.time)
+_RLM_FROM_TEXT = (_rlm_decimal.Decimal, _rlm_fractions.Fraction, _rlm_uuid.UUID, complex, float)
 _RLM_TYPES = {
+    **{kind.__name__: kind for kind in (*_RLM_FROM_TEXT, set, frozenset, tuple, dict)},
+    **{kind.__name__: kind.fromisoformat for kind in _RLM_TIMES},
     "bytes": _rlm_base64.b64decode,
-    "date": _rlm_datetime.date.fromisoformat,
-    "datetime": _rlm_datetime.datetime.fromisoformat,
-    "time": _rlm_datetime.time.fromisoformat,
     "timedelta": lambda parts: _rlm_datetime.timedelta(*parts),
-    "Decimal": _rlm_decimal.Decimal,
-    "Fraction": _rlm_fractions.Fraction,
-    "UUID": _rlm_uuid.UUID,
     "Path": _rlm_pathlib.PurePath,
-    "float": float,
-    "complex": complex,
-    "set": set,
-    "frozenset": frozenset,
-    "tuple": tuple,
-    "dict": dict,
 }
 _RLM_MARKS = ("__record__", "__type__")
 _RLM_SIMPLE = {str, int, bool, type(None)}
@@ -185,33 +178,21 @@ _RLM_CLASSES = {"enum": _rlm_enum_class, "namedtuple": _rlm_tuple_class}
 def _rlm_restore(value):
     """Return a value from the host with what was marked in it made again."""
     if isinstance(value, list):
-        restored = []
-        for item in value:
-            restored.append(_rlm_restore(item))
-        return restored
+        return [*map(_rlm_restore, value)]  # not a comprehension: it takes one more level of the stack
     if not isinstance(value, dict):
         return value
     if "__type__" in value:
         return _RLM_TYPES[value["__type__"]](_rlm_restore(value["value"]))
-    fields = {}
-    for name, item in (value["fields"] if "__record__" in value else value).items():
-        fields[name] = _rlm_restore(item)
+    fields = value["fields"] if "__record__" in value else value
+    fields = dict(zip(fields, map(_rlm_restore, fields.values())))
     return _rlm_made(value["kind"], value["__record__"], fields) if "__record__" in value else fields
 
 
 def _rlm_unwrapped(value):
     """Return a value with plain dicts in the place of records."""
     if isinstance(value, dict):
-        unwrapped = {}
-        for name, item in dict.items(value):
-            unwrapped[name] = _rlm_unwrapped(item)
-        return unwrapped
-    if type(value) in (list, tuple, set):
-        items = []
-        for item in value:
-            items.append(_rlm_unwrapped(item))
-        return type(value)(items)
-    return value
+        return dict(zip(dict.keys(value), map(_rlm_unwrapped, dict.values(value))))
+    return type(value)(map(_rlm_unwrapped, value)) if type(value) in (list, tuple, set) else value
 
 
 def _rlm_packed(value):
@@ -222,17 +203,20 @@ def _rlm_packed(value):
         return {"__record__": value.kind, "kind": "media", "fields": {"key": value.key}}
     if isinstance(value, (dict, list, tuple)):
         return _rlm_packed_container(value)
+    if isinstance(value, (set, frozenset)):
+        return _rlm_packed_container(in_order(value))
     fields = None if isinstance(value, (str, int, float, _rlm_enum.Enum)) else _rlm_fields(value)
     if fields is not None:
         return _rlm_packed_record(*fields)
-    if isinstance(value, (set, frozenset)):
-        return _rlm_packed_container(_rlm_sorted(value))
-    for kind, written in _rlm_written(value):
-        return {"__type__": kind, "value": written}
-    if _rlm_in_host and isinstance(value, _rlm_sys.modules["dspy"].Type):
-        return value  # the image itself
-    plain = _rlm_simplified(value)
-    return plain if type(plain) in _RLM_SIMPLE or type(plain) is float else _rlm_packed(plain)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"__type__": "bytes", "value": _rlm_base64.b64encode(value).decode()}
+    if isinstance(value, float) and not _rlm_math.isfinite(value):
+        return {"__type__": "float", "value": str(float(value))}
+    if type(value) is _rlm_datetime.timedelta:
+        return {"__type__": "timedelta", "value": [value.days, value.seconds, value.microseconds]}
+    if type(value) in _RLM_TIMES:
+        return {"__type__": type(value).__name__, "value": value.isoformat()}
+    return value if _rlm_is_media(value) else _rlm_packed(_rlm_simplified(value))
 
 
 def _rlm_packed_container(value):
@@ -241,13 +225,8 @@ def _rlm_packed_container(value):
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _rlm_packed_record("namedtuple", type(value).__name__, dict(zip(value._fields, value)))
     if not isinstance(value, dict):
-        items = []
-        for item in value:
-            items.append(item if type(item) in _RLM_SIMPLE else _rlm_packed(item))
-        return items
-    packed, pairs = {}, []
-    for name, item in dict.items(value):
-        packed[name] = item if type(item) in _RLM_SIMPLE else _rlm_packed(item)
+        return [*map(_rlm_packed, value)]
+    packed, pairs = dict(zip(dict.keys(value), map(_rlm_packed, dict.values(value)))), []
     if all(type(name) is str and name not in _RLM_MARKS for name in packed):
         return packed
     for name, item in packed.items():
@@ -257,10 +236,11 @@ def _rlm_packed_container(value):
 
 
 def _rlm_packed_record(kind, name, fields):
-    packed = {}
-    for field, item in fields.items():
-        packed[str(field)] = _rlm_packed(item)
-    return {"__record__": name, "kind": kind, "fields": packed}
+    return {
+        "__record__": name,
+        "kind": kind,
+        "fields": dict(zip(map(str, fields), map(_rlm_packed, fields.values()))),
+    }
 
 
 def _rlm_fields(value):
@@ -286,83 +266,32 @@ def _rlm_is_media(value):
     return _rlm_in_host and isinstance(value, _rlm_sys.modules["dspy"].Type)
 
 
-def _rlm_sorted(values):
-    try:
-        return sorted(values)
-    except TypeError:
-        return sorted(values, key=repr)
-
-
-def _rlm_written(value):
-    """Yield how a value of one of Python's own types is written, if it is one."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        yield "bytes", _rlm_base64.b64encode(value).decode()
-    elif isinstance(value, float) and not _rlm_math.isfinite(value):
-        yield "float", str(float(value))
-    elif type(value) is _rlm_datetime.timedelta:
-        yield "timedelta", [value.days, value.seconds, value.microseconds]
-    elif type(value) in (_rlm_datetime.datetime, _rlm_datetime.date, _rlm_datetime.time):
-        yield type(value).__name__, value.isoformat()
-
-
 def _rlm_simplified(value):
-    """Return a form of a value that is closer to JSON; an enum's value, an array's list, a table's records."""
+    """Return a form of a value that is closer to JSON, as `plain` gives it; a time of pandas as one of Python."""
     for kind in (str, int, float):
         if isinstance(value, kind) and not isinstance(value, _rlm_enum.Enum):
             return kind.__str__(value) if kind is str else kind(value)
-    if isinstance(value, _rlm_enum.Enum):
-        return value.value
     if isinstance(value, FailedCall):
         raise TypeError("a FailedCall was passed on as a value; leave failed ones out: [a for a in answers if a]")
-    if type(value).__module__.partition(".")[0] in ("numpy", "pandas"):
-        return _rlm_of_table(value)
-    views = (type({}.keys()), type({}.values()), type({}.items()), range, _rlm_collections.deque)
-    if isinstance(value, views):
-        return list(value)
-    as_text = _rlm_decimal.Decimal, complex, _rlm_fractions.Fraction, _rlm_uuid.UUID, _rlm_pathlib.PurePath
-    if isinstance(value, as_text):
-        return str(value)
-    for convert in ("isoformat", "tolist"):
-        if hasattr(value, convert) and not isinstance(value, type):
-            return getattr(value, convert)()
-    raise TypeError(
-        "a value of type %s cannot leave the REPL; pass str, numbers, lists and dicts, for example "
-        "str(...), list(...) or vars(...) of it" % type(value).__name__
-    )
-
-
-def _rlm_of_table(value):
-    if hasattr(value, "columns"):
-        return value.to_dict(orient="records")
-    if hasattr(value, "to_pydatetime"):
+    if hasattr(value, "to_pydatetime") and not hasattr(value, "columns"):
         return value.to_pydatetime() if value == value else None  # not a time
-    return value.tolist() if hasattr(value, "tolist") else None
+    return plain(value)
 
 
 def _rlm_plain(value):
     """Return a value as JSON-like data without marks."""
-    if value is None or isinstance(value, (bool, int, float)) and not isinstance(value, _rlm_enum.Enum):
-        return value
-    if isinstance(value, _rlm_enum.Enum):
-        return _rlm_plain(value.value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    packed = _rlm_packed(value)
-    return _rlm_unmarked(packed)
+    return _rlm_unmarked(_rlm_packed(value))
 
 
 def _rlm_unmarked(value):
     if isinstance(value, list):
-        plain = []
-        for item in value:
-            plain.append(_rlm_unmarked(item))
-        return plain
+        return [*map(_rlm_unmarked, value)]
     if not isinstance(value, dict):
         return value
-    if "__type__" in value:
-        inner = value["value"]
-        return {str(key): _rlm_unmarked(item) for key, item in inner} if value["__type__"] == "dict" else inner
-    plain = {}
-    for name, item in (value["fields"] if "__record__" in value else value).items():
-        plain[name] = _rlm_unmarked(item)
-    return plain
+    kind, inner = value.get("__type__"), value.get("value")
+    if kind == "dict":
+        return {str(key): _rlm_unmarked(item) for key, item in inner}
+    if kind is not None:
+        return float(inner) if kind == "float" else inner
+    fields = value["fields"] if "__record__" in value else value
+    return dict(zip(fields, map(_rlm_unmarked, fields.values())))
