@@ -7,7 +7,7 @@ import functools
 import inspect
 import keyword
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import dspy
@@ -30,6 +30,7 @@ Method = TypeVar("Method", bound="Callable[..., Any]")
 SETUP = "# Set-up of the REPL, no step of the run.\n"
 """How code begins that a module runs to set a REPL up, so that a `ScriptedInterpreter` does not count it."""
 
+_LOOK_SECONDS, _STOP_AGAIN_SECONDS = 0.5, 0.1
 _RESERVED = {"SUBMIT", "__builtins__"}
 
 
@@ -90,9 +91,20 @@ def observed(method: Method) -> Method:
     return cast("Method", with_callbacks(method))
 
 
-def outside_loop(function: Callable[[], T]) -> T:
-    """Call `function` where no event loop runs: here, else in another thread, and wait for it."""
-    return in_thread(function, name="rlm-cell").result() if running_loop() is not None else function()
+def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda: None) -> T:
+    """Call `function` where no event loop runs: here, else in another thread, which Ctrl-C has `stop` end."""
+    if running_loop() is None:
+        return function()
+    done = in_thread(function, name="rlm-cell")
+    try:
+        while not done.done():
+            wait([done], _LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
+    except KeyboardInterrupt:
+        while not done.done():  # a second Ctrl-C leaves code that waits in the system
+            stop()
+            wait([done], _STOP_AGAIN_SECONDS)
+        raise
+    return done.result()
 
 
 class Interpreter:
@@ -266,10 +278,10 @@ class Interpreter:
     def _function(self, name: str, tool: Callable[..., Any], context: contextvars.Context) -> Callable[..., Any]:
         source = tool.func if isinstance(tool, dspy.Tool) else tool
 
-        invoke = functools.partial(self._invoke, context, name)
+        invoke, awaitable = functools.partial(self._invoke, context, name), is_async(tool)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if is_async(tool) and (loop := running_loop()) is not None:
+            if awaitable and (loop := running_loop()) is not None:
                 return loop.run_in_executor(None, lambda: invoke(*args, **kwargs))
             return invoke(*args, **kwargs)
 

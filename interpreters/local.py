@@ -15,23 +15,13 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
-from rlm_dspy.concurrency.wait_scope import running_loop
-from rlm_dspy.interpreters.base import Interpreter, TakesObjects
-from rlm_dspy.interpreters.host import tool_threads as calls
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
 from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import ModuleType
-    from typing import TextIO
-
-T = TypeVar("T")
-
-_INTERRUPT_AGAIN_SECONDS = 0.1
-_LOOK_SECONDS = 0.5
 
 
 class CellStopped(BaseException):
@@ -117,26 +107,10 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
                 self._session.cells.namespace[name] = self._passed[name] = value
         output = self._session.output = Capped(self.max_output_chars)
         context, functions = contextvars.copy_context(), self._functions()
-        outcome = self._outside_loop(lambda: context.run(self._run, code, output, functions))
+        outcome = outside_loop(lambda: context.run(self._run, code, output, functions), self.interrupt)
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
         return self._given(outcome, output.text())
-
-    def _outside_loop(self, run: Callable[[], Outcome]) -> Outcome:
-        """Run the cell here, or where an event loop runs in a thread of its own, which Ctrl-C then stops."""
-        if running_loop() is None:
-            return run()
-        done: Future[Outcome] = Future()
-        try:
-            calls.run_in_crew(run, done)
-            while not done.done():
-                wait([done], timeout=_LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
-            return done.result()
-        except KeyboardInterrupt:
-            while not (done.cancel() or done.done()):  # a second Ctrl-C leaves code that waits in the system
-                self.interrupt()
-                wait([done], timeout=_INTERRUPT_AGAIN_SECONDS)
-            raise
 
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         _session.set(self._session)
@@ -204,7 +178,10 @@ _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("rlm_
 class _StandIn:
     """Stands for a stream of the process or for `__main__`: in a cell it is the session's own."""
 
-    def __init__(self, here: Callable[[], object]) -> None:
+    def __init__(self, found: object, own: Callable[[_Session], object]) -> None:
+        def here() -> object:
+            return found if (session := _session.get()) is None else own(session)
+
         object.__setattr__(self, "here", here)
 
     def __getattribute__(self, name: str) -> Any:
@@ -217,31 +194,26 @@ class _StandIn:
         return dir(object.__getattribute__(self, "here")())
 
 
-def _stand_in(found: T, own: Callable[[_Session], object]) -> T:
-    return cast("T", _StandIn(lambda: found if (session := _session.get()) is None else own(session)))
-
-
 class _Globals(NamedTuple):
     """What a process has only one of."""
 
-    stdout: TextIO
-    stderr: TextIO
-    main: ModuleType
-    start_thread: Callable[[threading.Thread], None]
+    stdout: Any
+    stderr: Any
+    main: Any
+    start_thread: Any
 
     def stand_ins(self) -> _Globals:
         """Return what takes their place while cells run."""
         return _Globals(
-            _stand_in(self.stdout, lambda session: session.output),
-            _stand_in(self.stderr, lambda session: session.output),
-            _stand_in(self.main, lambda session: session.cells.module),
+            _StandIn(self.stdout, lambda session: session.output),
+            _StandIn(self.stderr, lambda session: session.output),
+            _StandIn(self.main, lambda session: session.cells.module),
             _inheriting(self.start_thread),
         )
 
     def put(self) -> None:
         """Put them in place."""
-        sys.stdout, sys.stderr, sys.modules["__main__"] = self.stdout, self.stderr, self.main
-        threading.Thread.start = self.start_thread  # type: ignore[method-assign, assignment]
+        sys.stdout, sys.stderr, sys.modules["__main__"], threading.Thread.start = self  # type: ignore[method-assign]
 
 
 def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

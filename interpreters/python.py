@@ -7,9 +7,9 @@ import importlib.util
 import os
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from zipfile import ZipFile
 
 import dspy
@@ -18,7 +18,7 @@ from rlm_dspy.concurrency.timeouts import await_in_thread
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
-from rlm_dspy.interpreters.host import tool_threads
+from rlm_dspy.interpreters.host.checkpoints import Mode
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
-    from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.input_transfer import StandIn
 
 _DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
@@ -94,7 +93,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         checkpoint: Mode = "auto",
     ) -> None:
         super().__init__(tools, output_fields, callbacks=callbacks)
-        if checkpoint not in ("auto", "always", "off"):
+        if checkpoint not in get_args(Mode):
             raise ValueError(f"checkpoint must be 'auto', 'always' or 'off', not {checkpoint!r}.")
         self.worker_limits = worker_limits or WorkerLimits()
         self.cell_limits = cell_limits or CellLimits()
@@ -103,10 +102,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self.stand_in: StandIn | None = None
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._named_preload = preload is not None
-        chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
-        self._recipe = Recipe(
-            chosen, tuple(os.path.realpath(path) for path in paths), confinement or ConfinementPolicy()
-        )
+        self._recipe = _recipe(preload, confinement, paths)
         self._session: Session | None = None
         self._owner = os.getpid()
         self._closing: weakref.finalize[Any, Any] | None = None
@@ -119,7 +115,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     @property
     def layers(self) -> list[str]:
         """The confinement layers that its worker has applied; empty before it starts."""
-        return [] if self._session is None else list(self._session.group.layers)
+        return [] if self._session is None else sorted(self._session.group.server.layers)
 
     def put(self, **variables: Any) -> None:
         """Bind variables now, as `execute` does before a cell.
@@ -181,18 +177,15 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def _begun(self, server: ForkServer) -> Session:
         packages = server.packages | _bundled(self._recipe)
-        settings = Settings(self.cell_limits, self.max_output_chars, self.checkpoint, packages, self.stand_in)
-        group = Group(server, self.worker_limits, server.new_scratch())
-        try:
+        settings = Settings(self.cell_limits, self.checkpoint, packages, self.stand_in)
+        with ExitStack() as undo:
+            group = Group(server, self.worker_limits, server.new_scratch())
+            undo.callback(group.leave)
             process = group.spawn(self.max_output_chars)
-            try:
-                return Session(group, process, settings)
-            except BaseException:
-                process.close()
-                raise
-        except BaseException:
-            group.leave()
-            raise
+            undo.callback(process.close)
+            session = Session(group, process, settings)
+            undo.pop_all()
+        return session
 
     def _adopt(self, session: Session) -> None:
         self._session = session
@@ -229,9 +222,14 @@ class PythonInterpreter(Interpreter, TakesObjects):
             self._running.release()
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
-        caller = tool_threads.Caller(self.invoke_tool, contextvars.copy_context())
-        cell = Cell(code, variables, dict(self.tools), self.output_fields, caller)
-        return self._given(*self._live().execute(cell))
+        context = contextvars.copy_context()
+
+        def call(name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+            return context.copy().run(self.invoke_tool, name, args, kwargs)
+
+        return self._given(
+            *self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, call))
+        )
 
     def _shutdown(self) -> None:
         if self._closing is not None:
@@ -245,8 +243,14 @@ def _close(session: Session, owner: int) -> None:
         session.let_go()
 
 
-def _installed(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if importlib.util.find_spec(name) is not None)
+def _recipe(
+    preload: Sequence[str] | None,
+    confinement: ConfinementPolicy | None,
+    paths: Sequence[str | os.PathLike[str]] = (),
+) -> Recipe:
+    if preload is None:
+        preload = [name for name in _DEFAULT_PRELOAD if importlib.util.find_spec(name) is not None]
+    return Recipe(tuple(preload), tuple(map(os.path.realpath, paths)), confinement or ConfinementPolicy())
 
 
 def _bundled(recipe: Recipe) -> frozenset[str]:
@@ -260,5 +264,4 @@ def _bundled(recipe: Recipe) -> frozenset[str]:
 
 def warm(preload: Sequence[str] | None = None, confinement: ConfinementPolicy | None = None) -> ForkServer:
     """Start the fork server now, so that the first interpreter does not wait for it."""
-    chosen = _installed(_DEFAULT_PRELOAD) if preload is None else tuple(preload)
-    return server_for(Recipe(chosen, (), confinement or ConfinementPolicy()))
+    return server_for(_recipe(preload, confinement))

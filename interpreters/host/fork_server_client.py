@@ -7,20 +7,16 @@ starts its own.
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
-import select
 import subprocess
 import sys
 import sysconfig
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import dspy
 
 from rlm_dspy.interpreters.confinement import namespaces
 from rlm_dspy.interpreters.confinement_policy import (
@@ -68,15 +64,6 @@ class Recipe:
     confinement: ConfinementPolicy
 
 
-@dataclass
-class Watched:
-    """A process of a session: a handle that stays right if its number is used again."""
-
-    handle: int
-    pid: int
-    """Its number where the fork server lives."""
-
-
 class ForkServer:
     """A running fork server.
 
@@ -104,18 +91,14 @@ class ForkServer:
         self._home = scratch.Folder(self.uid)
         self._folder = self._home.path
         self._count = self._orders = 0
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._home.close)
             self._control, self._process = self._started(recipe)
-        except BaseException:
-            self._home.close()
-            raise
-        self.watch = Watch(self._process.pid)
-        """Looks at what its workers take."""
-        try:
+            self.watch = Watch(self._process.pid)
+            """Looks at what its workers take."""
+            undo.callback(self.close)
             self._await_ready()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def _started(self, recipe: Recipe) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         base, scratches = Path(self._folder, "root"), Path(self._folder, "scratch")
@@ -124,21 +107,19 @@ class ForkServer:
         ours, theirs = wire.pair()
         config = _config(recipe, sorted(self.layers), str(base), str(scratches), self.uid)
         program = str(Path(__file__).parents[1] / "worker" / "fork_server.py")
-        try:
-            with theirs:
-                wire.send(ours, wire.encoded(config))  # arguments are seen by others
-                process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
-                    [sys.executable, "-PsS", "-Xutf8", program, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    env=_ENVIRONMENT,
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-        except BaseException:
-            ours.close()
-            raise
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
+            wire.send(ours, wire.encoded(config))  # arguments are seen by others
+            process = subprocess.Popen(  # noqa: S603 (this Python, and a file of this package)
+                [sys.executable, "-PsS", "-Xutf8", program, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            undo.pop_all()
         return ours, process
 
     def _await_ready(self) -> None:
@@ -170,8 +151,8 @@ class ForkServer:
 
     def ask(
         self, frame: ToForkServer, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
-    ) -> Watched | None:
-        """Send an order and return the process it is about.
+    ) -> tuple[FromForkServer, list[int]]:
+        """Send an order and return the answer; with that to `spawn` and `watch` comes a pidfd of the process.
 
         Raises:
             TimeoutError: If it does not answer within `seconds`. If it had 30, it is killed.
@@ -188,17 +169,16 @@ class ForkServer:
             self._lock.release()
         if answer["t"] == "failed":
             raise OSError(answer["error"])
-        return Watched(handles[0], answer["pid"]) if handles else None
+        return answer, handles
 
     def _answer(self, deadline: Deadline) -> tuple[FromForkServer, list[int]]:
         """Wait for the answer to the last order; that of an order whose wait was interrupted is dropped."""
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        while poll.poll(max(0, deadline.left()) * 1000):
-            packet, fds = wire.receive_trusted(self._control)
-            if not packet:
-                raise OSError("the fork server ended")
-            frame: FromForkServer = json.loads(packet[wire.HEADER_BYTES :])
+        frame: FromForkServer
+        while wire.arrives(self._control.fileno(), deadline.left()):
+            try:
+                frame, fds = wire.receive_trusted(self._control)
+            except EOFError:
+                raise OSError("the fork server ended") from None
             if frame.get("id", self._orders) == self._orders:
                 return frame, fds
             for fd in fds:
@@ -335,14 +315,3 @@ def _let_go() -> None:
 atexit.register(close_all)
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_let_go)
-
-
-def check(answer: Watched | None) -> Watched:
-    """Return what a fork server answered with.
-
-    Raises:
-        dspy.CodeInterpreterError: If it gave no process.
-    """
-    if answer is None:
-        raise dspy.CodeInterpreterError("the fork server gave no worker")
-    return answer

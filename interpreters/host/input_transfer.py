@@ -154,14 +154,12 @@ def form_of(value: Any, modules: frozenset[str], stand_in: StandIn | None = None
         OSError: If its file cannot be read, or memory is full.
     """
     if value is None or type(value) in (bool, int, float):
-        return Form({"how": "json", "value": value})
+        return Form({"json": value})
     if isinstance(value, FileText) and not isinstance(value, type):
-        if value.path is None:
-            return form_of(str(value), modules)
-        return _of_file(Path(value.path))
+        return form_of(str(value), modules) if value.path is None else _of_file(Path(value.path))
     if isinstance(value, str) and not isinstance(value, enum.Enum):
         exact = str.__str__(value)
-        return _attachable(exact) if len(exact) >= _SHARED_FROM else Form({"how": "json", "value": exact})
+        return _attachable(exact) if len(exact) >= _SHARED_FROM else Form({"json": exact})
     if type(value) is bytes and len(value) >= _SHARED_FROM:
         return _attachable(value)
     return _pickled(value, modules, stand_in)
@@ -172,7 +170,7 @@ def _attachable(value: str | bytes) -> Form:
 
 
 def _of_shared(shared: Shared) -> Form:
-    return Form(shared.layout.as_json(), [shared.fd], shared.layout.size, shared=shared)
+    return Form({"layout": shared.layout}, [shared.fd], shared.layout.size, shared=shared)
 
 
 def _of_file(path: Path) -> Form:
@@ -189,16 +187,12 @@ def published_file(path: Path) -> tuple[int, memory.Layout]:
         OSError: If it cannot be read.
     """
     kind, ascii_ = _width(path)
-    fd, length = memory.create(), 0
-    try:
+    length = 0
+    with memory.created() as fd:
         for text in _texts(path):
             length += len(text)
             memory.write(fd, [text.encode(memory.ENCODINGS[kind])])
         memory.write(fd, [bytes(kind)])
-        memory.seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd, memory.Layout("str", length, kind, ascii_)
 
 
@@ -283,22 +277,17 @@ def _pickled(value: Any, modules: frozenset[str], stand_in: StandIn | None) -> F
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CannotCross(f"a {type(value).__name__} cannot enter the worker: {error}") from error
     if not buffers and stream.tell() < _SHARED_FROM:
-        return Form({"how": "pickle", "inline": base64.b64encode(stream.getvalue()).decode()})
+        return Form({"pickle": base64.b64encode(stream.getvalue()).decode()})
     return _in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])
 
 
 def _in_memory(parts: list[memoryview]) -> Form:
     """Write the pickle and its buffers one after the other, each where an array may begin."""
-    fd, spans, at = memory.create(), [], 0
-    try:
+    spans, at = [], 0
+    with memory.created() as fd:
         for part in parts:
-            memory.write(fd, [part])
+            padding = bytes(-part.nbytes % _ALIGNMENT)
+            memory.write(fd, [part, padding])
             spans.append((at, at + part.nbytes))
-            padding = -part.nbytes % _ALIGNMENT
-            memory.write(fd, [bytes(padding)])
-            at += part.nbytes + padding
-        memory.seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return Form({"how": "buffers", "size": at, "spans": spans}, [fd], mapped=at, private=at)
+            at += part.nbytes + len(padding)
+    return Form({"spans": spans}, [fd], mapped=at, private=at)

@@ -85,9 +85,7 @@ class Process:
             try:
                 self._sock.sendmsg(packet, rights, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._sock, select.POLLOUT)
-                poll.poll(_slice(left) * 1000)
+                wire.arrives(self._sock.fileno(), _slice(left), select.POLLOUT)
                 _check(left)
             else:
                 return
@@ -135,18 +133,12 @@ class Process:
 
     def readable(self, seconds: float) -> bool:
         """Wait until something has arrived, or it is gone; false if `seconds` pass first."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(max(0, seconds * 1000)))
+        return wire.arrives(self._sock.fileno(), seconds)
 
     @property
     def ended(self) -> bool:
         """Whether the process has ended or is about to; also of a copy that never woke."""
-        if self._killed or self.handle < 0:
-            return True
-        poll = select.poll()
-        poll.register(self.handle, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._killed or self.handle < 0 or wire.arrives(self.handle, 0)
 
     def check_alive(self) -> None:
         """Raises EOFError if it has ended and all that it sent is read."""
@@ -184,10 +176,7 @@ class Process:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # also wakes a thread of ours that is sending
         with self._sending:
-            self._sock.close()
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
+            self.detach()
 
     def detach(self) -> None:
         """Close this process's descriptors only; other owners keep theirs."""

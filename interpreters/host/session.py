@@ -14,9 +14,9 @@ import dspy
 
 from rlm_dspy.interpreters.base import SETUP, CellError
 from rlm_dspy.interpreters.host import tool_threads
+from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.input_transfer import CannotCross, Form, StandIn, form_of
-from rlm_dspy.interpreters.host.lineage import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
 from rlm_dspy.interpreters.worker import wire
 from rlm_dspy.interpreters.worker.cell import Kind, Outcome
@@ -45,16 +45,8 @@ class Cell:
     variables: Mapping[str, Any]
     tools: dict[str, Callable[..., Any]]
     fields: list[dict[str, Any]] | None
-    caller: tool_threads.Caller
-
-
-@dataclass(frozen=True)
-class Result:
-    """The end of a cell as its worker reports it: its output, and whether its threads may run on."""
-
-    outcome: Outcome
-    output: str
-    threads: bool
+    call: Callable[[str, list[Any], dict[str, Any]], Any]
+    """Runs a tool by its name, positional and named arguments."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,6 @@ class Settings:
     """The settings of a session."""
 
     limits: CellLimits
-    max_output_chars: int
     checkpoint: Mode
     """When the worker is copied."""
     modules: frozenset[str]
@@ -93,8 +84,6 @@ class Session(Lineage):
         super().__init__(group, process, settings.checkpoint, cell, bound or {})
         self._settings = settings
         self._stop: str | BaseException | None = None
-        self._poll = select.poll()
-        self._polled: Process | None = None
         self._look_again = Deadline(_LOOK_SECONDS)
 
     # What a user may do
@@ -122,7 +111,7 @@ class Session(Lineage):
             forms = self._forms(fresh, clock.left())
             try:
                 self._send_cell(cell, fresh, forms, clock)
-                result = self._result(cell, clock)
+                outcome, output, threads = self._result(cell, clock)
             except (CellError, dspy.CodeInterpreterError):
                 raise
             except BaseException:
@@ -132,13 +121,12 @@ class Session(Lineage):
                 clock.ends()
                 self._checkpoints.ran(clock.calls)
             self._checkpoints.forget_older()
-            outcome = result.outcome
-            if outcome.kind != "submitted" and not result.threads:
+            if outcome.kind != "submitted" and not threads:
                 self._order_copy()  # while the model thinks
             if outcome.kind == "raised" and clock.asked:
                 why = f"\nIt was interrupted because it {clock.reason}. Variables are kept."
                 outcome = replace(outcome, error=outcome.error + why)
-            return outcome, result.output
+            return outcome, output
 
     def bind(self, variables: Mapping[str, Any]) -> None:
         """Bind variables now.
@@ -245,14 +233,15 @@ class Session(Lineage):
         except OSError as error:
             self._lose(f"The worker cannot take values ({error})")
 
-    def _result(self, cell: Cell, clock: Clock) -> Result:
+    def _result(self, cell: Cell, clock: Clock) -> tuple[Outcome, str, bool]:
+        """Wait for the end of a cell: return how it ended, what it printed, and whether its threads may run on."""
         while True:
             try:
                 arrived = self._next(clock)
                 if arrived is None:
                     self._process.check_alive()
                 elif arrived.frame.get("t") == "call":
-                    self._call(arrived, cell.caller, clock)
+                    self._call(arrived, cell, clock)
                 elif arrived.frame.get("t") == "copied":
                     self._checkpoints.told(arrived.frame)
                 elif arrived.frame.get("t") != "bound":  # that answers an order which nobody waits for any more
@@ -270,14 +259,13 @@ class Session(Lineage):
 
     def _wait(self, clock: Clock) -> None:
         """Wait for a packet or the end of the process. What bounds the cell is looked at first, each time."""
-        if self._polled is not self._process:
-            self._poll, self._polled = select.poll(), self._process
-            for fd in (self._process.fileno(), self._process.handle, self._wake):
-                self._poll.register(fd, select.POLLIN)
+        poll = select.poll()
+        for fd in (self._process.handle, self._wake):
+            poll.register(fd, select.POLLIN)
         while True:
             self._look(clock)
-            self._poll.modify(self._process.fileno(), 0 if clock.full else select.POLLIN)
-            ready = dict(self._poll.poll(min(max(0, clock.left()), _LOOK_SECONDS) * 1000))
+            poll.register(self._process, 0 if clock.full else select.POLLIN)
+            ready = dict(poll.poll(min(max(0, clock.left()), _LOOK_SECONDS) * 1000))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             elif ready:
@@ -310,18 +298,16 @@ class Session(Lineage):
         clock.ask()
         self._process.signal(signal.SIGINT)
 
-    def _call(self, arrived: Arrived, caller: tool_threads.Caller, clock: Clock) -> None:
+    def _call(self, arrived: Arrived, cell: Cell, clock: Clock) -> None:
         frame, size = arrived
         number, name = frame.get("id"), text_of(frame, "name")
         args, kwargs = frame.get("args"), frame.get("kwargs")
         if type(number) is not int or not 0 <= number < 1 << 32:
             raise wire.Violation("a call without a number")
-        if (
-            not isinstance(args, list)
-            or not isinstance(kwargs, dict)
-            or clock.unanswered >= self.group.limits.max_processes
-        ):
-            raise wire.Violation("a call without arguments, or more calls at once than it has threads")
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise wire.Violation("a call without arguments")
+        if clock.unanswered >= self.group.limits.max_processes:
+            raise wire.Violation("more calls at once than it has threads")
         process = self._process
         clock.call_starts(size)
 
@@ -335,7 +321,7 @@ class Session(Lineage):
                 if was_full:
                     self._awake()
 
-        caller.start(name, args, kwargs, answer)
+        tool_threads.run_in_crew(lambda: cell.call(name, args, kwargs), answer)
 
     def _answer(self, process: Process, number: int, outcome: Future[Any], clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""
@@ -357,7 +343,7 @@ class Session(Lineage):
         if form:
             form.close()
 
-    def _checked_result(self, frame: wire.Frame) -> Result:
+    def _checked_result(self, frame: wire.Frame) -> tuple[Outcome, str, bool]:
         """Read the result of this cell.
 
         Raises:
@@ -371,7 +357,7 @@ class Session(Lineage):
         outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"))
         if frame.get("taken") is not True:
             self._bound, self._told = {}, None
-        return Result(outcome, text_of(frame, "output"), threads=frame.get("threads") is not False)
+        return outcome, text_of(frame, "output"), frame.get("threads") is not False
 
     def _abandon(self, clock: Clock) -> None:
         """The host itself wants to stop: end the cell, and keep the session if that is possible."""

@@ -1,4 +1,4 @@
-"""Runs the host functions that code calls, each in a thread with a copy of the context of its `execute`."""
+"""Runs the host functions that code calls, each in a thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlm_dspy.concurrency.async_forms import is_async
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Callable, Mapping
 
     from rlm_dspy.interpreters.worker.frames import Tool
-    from rlm_dspy.interpreters.worker.wire import JSON
 
 T = TypeVar("T")
 
@@ -55,49 +53,23 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_new_crew)
 
 
-def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
-    """Run a function in a thread unless `done` is cancelled first; set its result or error on `done`.
-
-    Raises:
-        RuntimeError: If no thread can be started.
-    """
+def run_in_crew(function: Callable[[], T], answer: Callable[[Future[T]], None]) -> None:
+    """Run a function in a thread; `answer` gets its result or error there, or why no thread can be started."""
+    done: Future[T] = Future()
+    done.add_done_callback(answer)
 
     def job() -> None:
-        if done.set_running_or_notify_cancel():
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
-                done.set_exception(error)
-            else:
-                done.set_result(result)
-
-    _crew.run(job)
-
-
-class Caller:
-    """Runs the calls of one execute.
-
-    Args:
-        invoke: Runs a tool by its name, positional and named arguments.
-        context: The context of the execute; each call gets a copy.
-    """
-
-    def __init__(
-        self, invoke: Callable[[str, list[Any], dict[str, Any]], Any], context: contextvars.Context
-    ) -> None:
-        self._invoke = invoke
-        self._context = context
-
-    def start(
-        self, name: str, args: list[JSON], kwargs: dict[str, JSON], answer: Callable[[Future[Any]], None]
-    ) -> None:
-        """Run a tool in a thread; `answer` gets what it returned or raised."""
-        done: Future[Any] = Future()
-        done.add_done_callback(answer)
         try:
-            run_in_crew(lambda: self._context.copy().run(self._invoke, name, args, kwargs), done)
-        except RuntimeError as error:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
             done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    try:
+        _crew.run(job)
+    except RuntimeError as error:
+        done.set_exception(error)
 
 
 def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.fork_server_client import check
 from rlm_dspy.interpreters.host.memory_monitor import group_of, memory_of, tree_of
 from rlm_dspy.interpreters.host.process import Process
 
@@ -46,7 +45,6 @@ class Group:
     limits: WorkerLimits
     scratch: str
     pid: int = 0
-    layers: list[str] = field(default_factory=list)
     _name: str = field(default_factory=lambda: f"{os.getpid()}.{next(_numbers)}")
     _host_group: int = 0
     _users: int = 1
@@ -74,8 +72,8 @@ class Group:
         }
         try:
             with theirs:
-                watched = check(self.server.ask(order, (theirs.fileno(),)))
-            process.handle, process.pid, self.pid = watched.handle, watched.pid, watched.pid
+                answer, (process.handle,) = self.server.ask(order, (theirs.fileno(),))
+            process.pid = self.pid = answer["pid"]
             ready = process.expect("ready", Deadline(_START_SECONDS))
         except BaseException as error:
             process.close()
@@ -85,7 +83,6 @@ class Group:
         if ready["t"] == "failed":
             process.close()
             raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
-        self.layers = sorted(self.server.layers)
         self._host_group = process.host_pid()
         self._carriers.add(process)
         self.server.watch.add(self)
@@ -104,8 +101,8 @@ class Group:
         Raises:
             OSError: If `pid` is no process of this group.
         """
-        watched = check(self.server.ask({**self._order("watch"), "pid": pid}))
-        process.handle, process.pid = watched.handle, watched.pid
+        _, (process.handle,) = self.server.ask({**self._order("watch"), "pid": pid})
+        process.pid = pid
         self._carriers.add(process)
 
     def make_room(self, process: Process, forms: list[Form], seconds: float = math.inf) -> None:

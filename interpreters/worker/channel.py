@@ -5,7 +5,6 @@ Threads that wait take turns at reading. The standard library only.
 
 from __future__ import annotations
 
-import json
 import select
 import signal
 import threading
@@ -73,8 +72,6 @@ class Channel:
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._parts: list[bytes] = []
-        self._fds: list[int] = []
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
@@ -136,15 +133,7 @@ class Channel:
                         self._turn.notify_all()
 
     def _take(self) -> None:
-        packet, fds = wire.receive_trusted(self._sock)
-        if not packet:
-            raise EOFError
-        self._fds += fds
-        self._parts.append(packet[wire.HEADER_BYTES :])
-        if not packet[0]:
-            return
-        frame, fds = json.loads(b"".join(self._parts)), self._fds
-        self._parts, self._fds = [], []
+        frame, fds = wire.receive_trusted(self._sock)
         if frame["t"] == "answer":
             self._answers[frame["id"]] = (frame, fds)
         else:

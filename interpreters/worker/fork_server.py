@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 import gc
 import importlib
-import json
 import os
 import random
 import select
@@ -121,12 +120,9 @@ class Zygote:
             if self._host in events:
                 self._end()
             try:
-                packet, fds = wire.receive_trusted(self._control)
-            except OSError:
+                frame, fds = wire.receive_trusted(self._control)
+            except (OSError, EOFError):
                 self._end()
-            if not packet:
-                self._end()
-            frame: ToForkServer = json.loads(packet[wire.HEADER_BYTES :])
             self._order = frame["id"]
             orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watch, "room": self._make_room}
             orders[frame["t"]](frame, fds)
@@ -280,8 +276,8 @@ def main() -> None:
     """Run the fork server that the host has started with a socket and a config."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    packet, _ = wire.receive_trusted(control)
-    config: Config = json.loads(packet[wire.HEADER_BYTES :])
+    config: Config
+    config, _ = wire.receive_trusted(control)
     try:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host"]:

@@ -12,38 +12,16 @@ if TYPE_CHECKING:
     from .wire import JSON
 
 
-class InJson(TypedDict):
-    """A value that rides in the frame."""
+class Value(TypedDict, total=False):
+    """A value: in the frame, or in the shared memory of its next descriptor. It has one of these parts."""
 
-    how: Literal["json"]
-    value: JSON
-
-
-class Pickled(TypedDict):
-    """A value as a pickle in base64."""
-
-    how: Literal["pickle"]
-    inline: str
-
-
-class PickledInMemory(TypedDict):
-    """A value as a pickle and its buffers, which lie in the spans of shared memory."""
-
-    how: Literal["buffers"]
-    size: int
+    json: JSON
+    pickle: str
+    """In base64."""
+    layout: tuple[str, int, int, bool]
+    """A `memory.Layout`: a `str` or `bytes` in shared memory."""
     spans: list[tuple[int, int]]
-
-
-class Attached(TypedDict):
-    """A `memory.Layout`."""
-
-    how: Literal["str", "bytes"]
-    length: int
-    kind: int
-    ascii: bool
-
-
-Value = InJson | Pickled | PickledInMemory | Attached
+    """Where in shared memory a pickle and its buffers lie."""
 
 
 class Tool(TypedDict):
@@ -86,7 +64,6 @@ class Copy(TypedDict):
 class Answer(TypedDict):
     """The result of a worker's call: a value, or an error's type and message."""
 
-    t: Literal["answer"]
     id: int
     value: NotRequired[Value]
     type: NotRequired[str]

@@ -12,14 +12,12 @@ import mmap
 import os
 import struct
 import sys
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from .frames import Attached
+    from collections.abc import Iterable, Iterator
 
 ENCODINGS = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}
 """How characters of 1, 2 and 4 bytes lie in a str."""
@@ -38,11 +36,11 @@ _MAP_FAILED = (1 << 64) - 1
 _FULL = "the value cannot be mapped: the worker's address space is full"
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The contents of a piece of shared memory."""
 
-    how: Literal["str", "bytes"]
+    how: str
+    """`str` or `bytes`."""
     length: int
     """Characters or bytes."""
     kind: int = 1
@@ -54,16 +52,27 @@ class Layout:
         """Bytes in all, with the null that ends it."""
         return (self.length + 1) * self.kind
 
-    def as_json(self) -> Attached:
-        """Return it in a form that `Layout(**form)` reads."""
-        return {"how": self.how, "length": self.length, "kind": self.kind, "ascii": self.ascii}
 
-
-def create(name: str = "rlm") -> int:
+def create() -> int:
     """Return a descriptor of new shared memory."""
     if sys.platform != "linux":
         raise OSError("shared memory of this kind is on Linux only")
-    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return os.memfd_create("rlm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+@contextmanager
+def created() -> Iterator[int]:
+    """Give a descriptor of new shared memory to write to; afterwards nobody can change it or its size again."""
+    fd = create()
+    try:
+        yield fd
+        if sys.platform == "linux":
+            import fcntl
+
+            fcntl.fcntl(fd, _ADD_SEALS, _ALL_SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def write(fd: int, parts: Iterable[bytes | memoryview]) -> None:
@@ -74,24 +83,11 @@ def write(fd: int, parts: Iterable[bytes | memoryview]) -> None:
             done += os.write(fd, view[done : done + _WRITE_AT_ONCE])
 
 
-def seal(fd: int) -> None:
-    """Let nobody change the memory or its size again."""
-    if sys.platform == "linux":
-        import fcntl
-
-        fcntl.fcntl(fd, _ADD_SEALS, _ALL_SEALS)
-
-
 def published(value: str | bytes) -> tuple[int, Layout]:
     """Write a value to new sealed memory; return its descriptor and what is in it."""
     layout, raw = _raw(value)
-    fd = create()
-    try:
+    with created() as fd:
         write(fd, [raw])
-        seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd, layout
 
 

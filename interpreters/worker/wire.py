@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
 import struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     Rights = list[tuple[int, int, array.array[int]]]
 
@@ -27,7 +28,6 @@ MAX_DESCRIPTORS = 64
 """Descriptors in one frame."""
 
 _HEADER = struct.Struct("<BI")
-HEADER_BYTES = _HEADER.size
 _LARGE = 1 << 20
 _NODE_BYTES = 80
 
@@ -161,20 +161,33 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> bytes:
     return packet
 
 
-def receive_trusted(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next packet from the host and the descriptors with it; no bytes if the host is gone."""
-    packet, ancillary, _, _ = sock.recvmsg(
-        PACKET + _HEADER.size, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-    )
-    return packet, list(_descriptors(ancillary))
+def receive_trusted(sock: socket.socket) -> tuple[Any, list[int]]:
+    """Return the next frame from the host or the fork server, which are trusted, and the descriptors with it.
 
-
-def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> Iterable[int]:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds = array.array("i")
+    Raises:
+        EOFError: If the other side is closed.
+    """
+    pieces: list[bytes] = []
+    fds = array.array("i")
+    last = 0
+    while not last:
+        packet, ancillary, _, _ = sock.recvmsg(
+            PACKET + _HEADER.size, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        )
+        if not packet:
+            raise EOFError
+        last = packet[0]
+        pieces.append(packet[_HEADER.size :])
+        for _level, _kind, data in ancillary:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            yield from fds
+    return json.loads(b"".join(pieces)), list(fds)
+
+
+def arrives(fd: int, seconds: float, event: int = 0) -> bool:
+    """Wait for an event of `select.poll`, by default for something to read; false if `seconds` pass first."""
+    poll = select.poll()
+    poll.register(fd, event or select.POLLIN)
+    return bool(poll.poll(max(0, seconds) * 1000))
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -140,15 +140,15 @@ class Worker:
             self._tools = {tool["name"]: self._stub(**tool) for tool in frame["tools"]}
 
     def _value(self, form: frames.Value, fds: Iterator[int]) -> Any:
-        if form["how"] == "json":
-            return form["value"]
-        if form["how"] == "pickle":
-            return pickle.loads(base64.b64decode(form["inline"]))  # noqa: S301 (only the host sends pickles)
+        if "json" in form:
+            return form["json"]
+        if "pickle" in form:
+            return pickle.loads(base64.b64decode(form["pickle"]))  # noqa: S301 (only the host sends pickles)
         fd = next(fds)
         try:
-            if form["how"] != "buffers":
-                return memory.attached(fd, memory.Layout(**form), copy=not self._zero_copy)
-            whole = memoryview(mmap.mmap(fd, form["size"], access=mmap.ACCESS_COPY))
+            if "layout" in form:
+                return memory.attached(fd, memory.Layout(*form["layout"]), copy=not self._zero_copy)
+            whole = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY))
         finally:
             os.close(fd)
         stream, *buffers = (whole[start:end] for start, end in form["spans"])

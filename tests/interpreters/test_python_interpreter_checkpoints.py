@@ -12,8 +12,7 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.interpreters.base import SETUP
-from rlm_dspy.interpreters.host.checkpoints import Checkpoints
-from rlm_dspy.interpreters.host.lineage import CellUndone
+from rlm_dspy.interpreters.host.checkpoints import CellUndone, Checkpoints
 from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM

@@ -12,8 +12,8 @@ import pytest
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+from rlm_dspy.interpreters.host.checkpoints import CellUndone
 from rlm_dspy.interpreters.host.deadlines import CellLimits
-from rlm_dspy.interpreters.host.lineage import CellUndone
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.waiting import comes_true, unhurried
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import json
 import os
 import random
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, ConfinementPolicy
-from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.memory_monitor import Watch
 from rlm_dspy.interpreters.host.process import Process
@@ -87,7 +85,7 @@ def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
     process.handle = os.pidfd_open(child.pid)
     server: Any = NoServer()
     session = Session(
-        Group(server, WorkerLimits(), ""), process, Settings(CellLimits(1.0, None, 0.1), 1_000, "off", frozenset())
+        Group(server, WorkerLimits(), ""), process, Settings(CellLimits(1.0, None, 0.1), "off", frozenset())
     )
     ran: list[str] = []
 
@@ -97,13 +95,12 @@ def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
         ran.append(name)
         return "answer"
 
-    caller = tool_threads.Caller(invoke, contextvars.copy_context())
     try:
         with theirs:
             for packet in packets:
                 theirs.send(packet)
             theirs.shutdown(1)
-            return session.execute(Cell("1", {}, {}, None, caller)), ran
+            return session.execute(Cell("1", {}, {}, None, invoke)), ran
     except (dspy.CodeInterpreterError, CellError) as error:
         return error, ran
     finally:
