@@ -6,10 +6,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import dspy
-
 from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import CannotConfine, ConfinementPolicy
@@ -20,9 +16,6 @@ from rlm_dspy.interpreters.host.input_transfer import CannotCross
 from rlm_dspy.interpreters.local import LocalPythonInterpreter
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.scripted import ScriptedInterpreter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = [
     "CannotConfine",
@@ -41,13 +34,4 @@ __all__ = [
     "doctor",
     "probe",
     "render",
-    "resolve_factory",
 ]
-
-
-def resolve_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Callable[[], dspy.CodeInterpreter]:
-    """Return the interpreter factory: the given one, else that of `dspy.settings`, else the default."""
-    chosen: Callable[[], dspy.CodeInterpreter] = (
-        factory or dspy.settings.get("interpreter_factory") or PythonInterpreter
-    )
-    return chosen

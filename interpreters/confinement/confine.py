@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from . import kernel, landlock, limits, namespaces, seccomp, syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 _DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")
 """Not `/dev/zero`: a shared map of it is memory that nobody counts."""
@@ -34,7 +34,7 @@ class Confinement:
         uid: Whom root becomes; None for an ordinary user.
     """
 
-    layers: frozenset[str]
+    layers: Collection[str]
     readable: list[str]
     hidden: list[str]
     base: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from enum import IntFlag
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,36 +17,21 @@ from . import kernel
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_RIGHTS = [
-    "EXECUTE",
-    "WRITE_FILE",
-    "READ_FILE",
-    "READ_DIR",
-    "REMOVE_DIR",
-    "REMOVE_FILE",
-    "MAKE_CHAR",
-    "MAKE_DIR",
-    "MAKE_REG",
-    "MAKE_SOCK",
-    "MAKE_FIFO",
-    "MAKE_BLOCK",
-    "MAKE_SYM",
-    "REFER",
-    "TRUNCATE",
-    "IOCTL_DEV",
-]
-_BIT = {name: 1 << place for place, name in enumerate(_RIGHTS)}
-
-
-def _bits(names: str) -> int:
-    return sum(_BIT[name] for name in names.split())
-
-
-_OF_FILES = _bits("EXECUTE WRITE_FILE READ_FILE TRUNCATE IOCTL_DEV")
-READ = _bits("EXECUTE READ_FILE READ_DIR")
+_Right = IntFlag(
+    "_Right",
+    "EXECUTE WRITE_FILE READ_FILE READ_DIR REMOVE_DIR REMOVE_FILE MAKE_CHAR MAKE_DIR MAKE_REG MAKE_SOCK MAKE_FIFO "
+    "MAKE_BLOCK MAKE_SYM REFER TRUNCATE IOCTL_DEV",
+)
+"""The kernel's, in the order of their bits."""
+_FIRST = (1 << 13) - 1
+"""Those of the first version."""
+_OF_FILES = _Right.EXECUTE | _Right.WRITE_FILE | _Right.READ_FILE | _Right.TRUNCATE | _Right.IOCTL_DEV
+_REMOVE = _Right.REMOVE_DIR | _Right.REMOVE_FILE
+_MAKE = _Right.MAKE_DIR | _Right.MAKE_REG | _Right.MAKE_SYM
+READ = _Right.EXECUTE | _Right.READ_FILE | _Right.READ_DIR
 """Reading; EXECUTE also covers mapping a shared library."""
-WRITE = READ | _bits("WRITE_FILE REMOVE_DIR REMOVE_FILE MAKE_DIR MAKE_REG MAKE_SYM REFER TRUNCATE")
-DEVICE = READ | _bits("WRITE_FILE")
+DEVICE = READ | _Right.WRITE_FILE
+WRITE = DEVICE | _REMOVE | _MAKE | _Right.REFER | _Right.TRUNCATE
 
 _KNOWS_TCP = 4
 SCOPES_SIGNALS = 6
@@ -69,8 +55,8 @@ class Rules:
 
     def __init__(self) -> None:
         abi = version()
-        newer = ((2, "REFER"), (3, "TRUNCATE"), (5, "IOCTL_DEV"))
-        self._handled = (1 << 13) - 1 | sum(_BIT[name] for since, name in newer if abi >= since)
+        newer = ((2, _Right.REFER), (3, _Right.TRUNCATE), (5, _Right.IOCTL_DEV))
+        self._handled = _FIRST | sum(right for since, right in newer if abi >= since)
         parts = [self._handled, *([3] if abi >= _KNOWS_TCP else []), *([3] if abi >= SCOPES_SIGNALS else [])]
         attributes = struct.pack(f"<{len(parts)}Q", *parts)
         self._fd = kernel.call("landlock_create_ruleset", ctypes.c_char_p(attributes), len(attributes), 0)

@@ -6,6 +6,10 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MOST_CALLS = 1_000_000
 """Calls to the host in one cell: each costs the host some 0.1 ms."""
@@ -130,7 +134,10 @@ class Clock:
         """Return the seconds until the cell is due: 0 or less if it is, infinite if nothing bounds it."""
         if self._next is not None:
             return self._next - time.monotonic()
-        return min(self._left_of_time(), self._left_of_work(), self._left_of_calls())
+        left, reason = min(self._bounds())
+        if left <= 0:
+            self.reason = reason
+        return left
 
     def left_for_answer(self) -> float:
         """Return the seconds that an answer may wait for the worker to read it.
@@ -139,33 +146,23 @@ class Clock:
         """
         return math.inf if self._ended is None else self._ended.left()
 
-    def _left_of_time(self) -> float:
-        if self._limits.seconds is None:
-            return math.inf
-        return self._due(self._limits.seconds - self.elapsed, f"ran longer than {self._limits.seconds:g} s")
-
-    def _left_of_work(self) -> float:
-        if self._limits.busy_seconds is None:
-            return math.inf
-        with self._lock:
-            waiting = self._waiting > 0
-            busy = self._busy if waiting else self._busy + time.monotonic() - self._resumed
-        left = self._limits.busy_seconds - max(busy, self._worked)
-        if waiting and left > 0:
-            return math.inf  # it stands still
-        return self._due(left, f"computed for longer than {self._limits.busy_seconds:g} s")
-
-    def _left_of_calls(self) -> float:
+    def _bounds(self) -> Iterator[tuple[float, str]]:
+        """Yield the seconds that each bound leaves, and what the cell did when they are over."""
+        yield math.inf, ""
+        seconds, busy_seconds = self._limits.seconds, self._limits.busy_seconds
+        if seconds is not None:
+            yield seconds - self.elapsed, f"ran longer than {seconds:g} s"
+        if busy_seconds is not None:
+            with self._lock:
+                waiting = self._waiting > 0
+                busy = self._busy if waiting else self._busy + time.monotonic() - self._resumed
+            left = busy_seconds - max(busy, self._worked)
+            if left <= 0 or not waiting:  # else it stands still
+                yield left, f"computed for longer than {busy_seconds:g} s"
         if self.calls > MOST_CALLS:
-            return self._due(0, f"called functions more than {MOST_CALLS:,} times")
+            yield 0, f"called functions more than {MOST_CALLS:,} times"
         if self._bytes > MOST_BYTES:
-            return self._due(0, f"passed more than {MOST_BYTES >> 30} GB to functions")
-        return math.inf
-
-    def _due(self, left: float, reason: str) -> float:
-        if left <= 0:
-            self.reason = reason
-        return left
+            yield 0, f"passed more than {MOST_BYTES >> 30} GB to functions"
 
     def ask(self, reason: str = "") -> None:
         """Count an interrupt; the next is due after half of the grace."""

@@ -105,7 +105,9 @@ class ForkServer:
         base.mkdir(mode=0o700)
         scratches.mkdir(mode=0o711)
         ours, theirs = wire.pair()
-        config = _config(recipe, sorted(self.layers), str(base), str(scratches), self.uid)
+        config = _config(recipe)
+        own = {"layers": sorted(self.layers), "base": str(base), "scratches": str(scratches), "uid": self.uid}
+        config["confinement"] |= own
         program = str(Path(__file__).parents[1] / "worker" / "fork_server.py")
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
@@ -202,7 +204,7 @@ class ForkServer:
         self._home.close()
 
 
-def _config(recipe: Recipe, layers: list[str], base: str, scratches: str, uid: int | None) -> Config:
+def _config(recipe: Recipe) -> Config:
     standard = _standard_library()
     search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
     search = [path for path in search if path not in standard]
@@ -217,13 +219,11 @@ def _config(recipe: Recipe, layers: list[str], base: str, scratches: str, uid: i
         "installed": [path for path in search if Path(path).name in _INSTALLED],
         "modules": modules,
         "standard": standard,
-        "readable": [path for path in wanted if Path(path).exists()],
-        "hidden": [path for path in hidden if any(path.startswith(f"{folder}/") for folder in wanted)],
         "host": os.getpid(),
-        "layers": layers,
-        "base": base,
-        "scratches": scratches,
-        "uid": uid,
+        "confinement": {
+            "readable": [path for path in wanted if Path(path).exists()],
+            "hidden": [path for path in hidden if any(path.startswith(f"{folder}/") for folder in wanted)],
+        },
     }
 
 

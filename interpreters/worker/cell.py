@@ -324,15 +324,12 @@ class Cells:
 
 
 def _parsed(code: str, filename: str, flags: int) -> ast.Module:
+    flags |= ast.PyCF_ONLY_AST
     for _ in range(_PARSES):
         with contextlib.suppress(SystemError):
-            return _compiled_tree(code, filename, flags)
-    return _compiled_tree(code, filename, flags)
-
-
-def _compiled_tree(code: str, filename: str, flags: int) -> ast.Module:
-    tree: ast.Module = compile(code, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-    return tree
+            tree: ast.Module = compile(code, filename, "exec", flags, dont_inherit=True)
+            return tree
+    raise SystemError("Python could not parse this code.")
 
 
 def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any], Any]) -> Callable[..., NoReturn]:

@@ -63,14 +63,7 @@ class Zygote:
     def __init__(self, control: socket.socket, host: int, config: Config) -> None:
         self._control = control
         self._host = host
-        self._confinement = confine.Confinement(
-            frozenset(config["layers"]),
-            config["readable"],
-            config["hidden"],
-            config["base"],
-            config["scratches"],
-            config["uid"],
-        )
+        self._confinement = confine.Confinement(**config["confinement"])
         self._zero_copy = False
         self._importable: list[str] = []
         self._groups: dict[int, str] = {}

@@ -6,7 +6,7 @@ What the host and the fork server send is trusted. What a worker sends may be an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from .wire import JSON
@@ -87,13 +87,8 @@ class Config(TypedDict):
     """The file of each module that can be imported, by dotted name."""
     standard: list[str]
     """The folders of the standard library."""
-    layers: list[str]
-    """As `confine.Confinement` takes it, like the rest."""
-    readable: list[str]
-    hidden: list[str]
-    base: str
-    scratches: str
-    uid: int | None
+    confinement: dict[str, Any]
+    """The arguments of `confine.Confinement`."""
 
 
 Order = Cell | Bind | Copy

@@ -18,7 +18,7 @@ from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage import WATCHED, Watch
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit, listeners, unit
-from rlm_dspy.interpreters import resolve_factory
+from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
@@ -84,7 +84,8 @@ class Run:
         self.stopped: LimitExceeded | None = None
         self.watch = Watch(self.inputs) if dspy.settings.get(WATCHED) else None
         self._share(parent)
-        self._factory = interpreter_factory or rlm.interpreter_factory or resolve_factory(None)
+        chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
+        self._factory: Callable[[], dspy.CodeInterpreter] = chosen or PythonInterpreter
         declares_subs = any(isinstance(value, dspy.Module) for value in vars(rlm.subs).values())
         self._subs = for_repl(rlm.subs) if declares_subs else []
         self.repl = self._repl()
