@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -52,31 +51,6 @@ class FileText(Protocol):
 
     path: Path | None
     encoding: str
-
-
-@dataclass
-class Form:
-    """A value as part of a frame.
-
-    Attributes:
-        frame: What the worker reads.
-        fds: Its descriptors. Close the form when the frame is sent.
-        mapped: Bytes the worker maps.
-        private: Those of them that it may change, in copies of its own.
-        shared: The shared memory it uses, to be given back when the session ends.
-    """
-
-    frame: Value
-    fds: list[int] = field(default_factory=list)
-    mapped: int = 0
-    private: int = 0
-    shared: Shared | None = None
-
-    def close(self) -> None:
-        """Close the descriptors that belong to this form alone."""
-        if self.shared is None:
-            for fd in self.fds:
-                os.close(fd)
 
 
 Key = int | tuple[str, int, int, int, int]
@@ -141,42 +115,97 @@ StandIn = Callable[[Any], "tuple[Any, ...] | None"]
 it there; None to leave the value as it is."""
 
 
-def form_of(value: Any, modules: frozenset[str], stand_in: StandIn | None = None) -> Form:
-    """Return `value` in the form in which it crosses.
+class Forms:
+    """Values in the form in which they cross to a worker. Close it when they are sent.
 
     Args:
-        value: Any value.
         modules: Names of the packages, beside the standard library, that the worker can import.
         stand_in: What to make of values whose package the worker does not have.
 
-    Raises:
-        CannotCross: If the worker could not have it.
-        OSError: If its file cannot be read, or memory is full.
+    Attributes:
+        frames: What the worker reads, by name.
+        fds: Its descriptors, in order.
+        mapped: Bytes the worker maps.
+        private: Those of them that it may change, in copies of its own.
+        shared: The shared memory in use that nobody has taken over yet.
     """
-    if value is None or type(value) in (bool, int, float):
-        return Form({"json": value})
-    if isinstance(value, FileText) and not isinstance(value, type):
-        return form_of(str(value), modules) if value.path is None else _of_file(Path(value.path))
-    if isinstance(value, str) and not isinstance(value, enum.Enum):
-        exact = str.__str__(value)
-        return _attachable(exact) if len(exact) >= _SHARED_FROM else Form({"json": exact})
-    if type(value) is bytes and len(value) >= _SHARED_FROM:
-        return _attachable(value)
-    return _pickled(value, modules, stand_in)
+
+    def __init__(self, modules: frozenset[str], stand_in: StandIn | None = None) -> None:
+        self.frames: dict[str, Value] = {}
+        self.fds: list[int] = []
+        self.mapped = self.private = 0
+        self.shared: list[Shared] = []
+        self._own: list[int] = []
+        self._modules = modules
+        self._stand_in = stand_in
+
+    def add(self, name: str, value: Any) -> None:
+        """Take a value in.
+
+        Raises:
+            CannotCross: If the worker could not have it.
+            OSError: If its file cannot be read, or memory is full.
+        """
+        self.frames[name] = self._form(value)
+
+    def close(self) -> None:
+        """Close the descriptors that are of these values alone, and give back what nobody has taken over."""
+        while self._own:
+            os.close(self._own.pop())
+        while self.shared:
+            self.shared.pop().release()
+
+    def _form(self, value: Any) -> Value:
+        if value is None or type(value) in (bool, int, float):
+            return {"json": value}
+        if isinstance(value, FileText) and not isinstance(value, type):
+            return self._form(str(value)) if value.path is None else self._in_shared(_of_file(Path(value.path)))
+        if isinstance(value, str) and not isinstance(value, enum.Enum):
+            value = str.__str__(value)
+            if len(value) < _SHARED_FROM:
+                return {"json": value}
+        elif type(value) is not bytes or len(value) < _SHARED_FROM:
+            return self._pickled(value)
+        return self._in_shared(_share(id(value), value, lambda: memory.published(value)))
+
+    def _in_shared(self, shared: Shared) -> Value:
+        self.shared.append(shared)
+        self.fds.append(shared.fd)
+        self.mapped += shared.layout.size
+        return {"layout": shared.layout}
+
+    def _pickled(self, value: Any) -> Value:
+        stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+        try:
+            _Pickler(stream, self._modules, buffers, self._stand_in).dump(value)
+        except CannotCross:
+            raise
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise CannotCross(f"a {type(value).__name__} cannot enter the worker: {error}") from error
+        if not buffers and stream.tell() < _SHARED_FROM:
+            return {"pickle": base64.b64encode(stream.getvalue()).decode()}
+        return self._in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])
+
+    def _in_memory(self, parts: list[memoryview]) -> Value:
+        """Write a pickle and its buffers one after the other, each where an array may begin."""
+        spans, at = [], 0
+        with memory.created() as fd:
+            for part in parts:
+                padding = bytes(-part.nbytes % _ALIGNMENT)
+                memory.write(fd, [part, padding])
+                spans.append((at, at + part.nbytes))
+                at += part.nbytes + len(padding)
+        self.fds.append(fd)
+        self._own.append(fd)
+        self.mapped += at
+        self.private += at
+        return {"spans": spans}
 
 
-def _attachable(value: str | bytes) -> Form:
-    return _of_shared(_share(id(value), value, lambda: memory.published(value)))
-
-
-def _of_shared(shared: Shared) -> Form:
-    return Form({"layout": shared.layout}, [shared.fd], shared.layout.size, shared=shared)
-
-
-def _of_file(path: Path) -> Form:
+def _of_file(path: Path) -> Shared:
     status = path.stat()
     key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return _of_shared(_share(key, None, lambda: published_file(path)))
+    return _share(key, None, lambda: published_file(path))
 
 
 def published_file(path: Path) -> tuple[int, memory.Layout]:
@@ -266,28 +295,3 @@ _MAIN = object()
 def _replaced_by(plain: T) -> tuple[Callable[..., T], tuple[tuple[T], int]]:
     """Return what makes the worker rebuild `plain` in a value's place."""
     return operator.getitem, ((plain,), 0)
-
-
-def _pickled(value: Any, modules: frozenset[str], stand_in: StandIn | None) -> Form:
-    stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    try:
-        _Pickler(stream, modules, buffers, stand_in).dump(value)
-    except CannotCross:
-        raise
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise CannotCross(f"a {type(value).__name__} cannot enter the worker: {error}") from error
-    if not buffers and stream.tell() < _SHARED_FROM:
-        return Form({"pickle": base64.b64encode(stream.getvalue()).decode()})
-    return _in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])
-
-
-def _in_memory(parts: list[memoryview]) -> Form:
-    """Write the pickle and its buffers one after the other, each where an array may begin."""
-    spans, at = [], 0
-    with memory.created() as fd:
-        for part in parts:
-            padding = bytes(-part.nbytes % _ALIGNMENT)
-            memory.write(fd, [part, padding])
-            spans.append((at, at + part.nbytes))
-            at += part.nbytes + len(padding)
-    return Form({"spans": spans}, [fd], mapped=at, private=at)

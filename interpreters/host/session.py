@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,19 +16,17 @@ from rlm_dspy.interpreters.base import SETUP, CellError
 from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
-from rlm_dspy.interpreters.host.input_transfer import CannotCross, Form, StandIn, form_of
+from rlm_dspy.interpreters.host.input_transfer import CannotCross, Forms, StandIn
 from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
-from rlm_dspy.interpreters.worker import wire
+from rlm_dspy.interpreters.worker import frames, wire
 from rlm_dspy.interpreters.worker.cell import Kind, Outcome
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.worker_group import Group
-    from rlm_dspy.interpreters.worker import frames
 
 _LOOK_SECONDS = 0.5
 """How often the memory and the CPU time of a cell's processes are looked at."""
@@ -110,7 +108,8 @@ class Session(Lineage):
             }
             forms = self._forms(fresh, clock.left())
             try:
-                self._send_cell(cell, fresh, forms, clock)
+                with closing(forms):
+                    self._send_cell(cell, fresh, forms, clock)
                 outcome, output, threads = self._result(cell, clock)
             except (CellError, dspy.CodeInterpreterError):
                 raise
@@ -136,11 +135,8 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If the session is lost.
         """
         with self._used():
-            forms = self._forms(variables, WAKE_SECONDS)
-            try:
-                self._order({"t": "bind", "values": _frames(forms)}, _descriptors(forms.values()), "bound")
-            finally:
-                _close(forms.values())
+            with closing(self._forms(variables, WAKE_SECONDS)) as forms:
+                self._order({"t": "bind", "values": forms.frames}, forms.fds, "bound")
             self._bound.update(variables)
             self._checkpoints.changed = True
 
@@ -157,67 +153,54 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If they cannot be made.
         """
         with self._used():
-            made: list[tuple[Process, socket.socket]] = []
+            made: list[Process] = []
             try:
-                made += (Process.new() for _ in range(count))
-                self._order({"t": "copy"}, [theirs.fileno() for _, theirs in made], "copied")
-                self._wake_all([process for process, _ in made])
+                with ExitStack() as theirs:
+                    fds = []
+                    for _ in range(count):
+                        process, end = Process.new()
+                        made.append(process)
+                        fds.append(theirs.enter_context(end).fileno())
+                    self._order({"t": "copy"}, fds, "copied")
+                deadline = Deadline(WAKE_SECONDS)
+                for process in made:
+                    self._wake_up(process, deadline)
             except BaseException as error:
-                for process, _ in made:
+                for process in made:
                     process.close()
-                if isinstance(error, OSError):
+                if isinstance(error, OSError | EOFError | ValueError):
                     raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
                 raise
-            finally:
-                for _, theirs in made:
-                    theirs.close()
             for _ in made:
                 self.group.join()
-            return [Session(self.group, process, self._settings, self._cell, self._bound) for process, _ in made]
-
-    def _wake_all(self, copies: list[Process]) -> None:
-        deadline = Deadline(WAKE_SECONDS)
-        for process in copies:
-            try:
-                self._wake_up(process, deadline)
-            except (OSError, EOFError, ValueError) as error:
-                raise dspy.CodeInterpreterError(f"A branch could not be made: {error}") from error
+            return [Session(self.group, process, self._settings, self._cell, self._bound) for process in made]
 
     # One cell
 
-    def _send_cell(self, cell: Cell, fresh: Mapping[str, Any], forms: dict[str, Form], clock: Clock) -> None:
+    def _send_cell(self, cell: Cell, fresh: Mapping[str, Any], forms: Forms, clock: Clock) -> None:
         self._order_copy()
-        fds = _descriptors(forms.values())
-        frame: frames.Cell = {
-            "t": "cell",
-            "id": self._cell + 1,
-            "code": cell.code,
-            "values": _frames(forms),
-            "fields": cell.fields,
-        }
+        number, values = self._cell + 1, forms.frames
+        frame = frames.Cell(t="cell", id=number, code=cell.code, values=values, fields=cell.fields)
         if cell.tools != self._told:
             frame["tools"] = tool_threads.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)
         try:
-            self._process.send(frame, lambda: min(patience.left(), clock.left()), fds)
+            self._process.send(frame, lambda: min(patience.left(), clock.left()), forms.fds)
         except OSError as error:
             self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
-        finally:
-            _close(forms.values())
         self._cell += 1
         self._blocks += not cell.code.startswith(SETUP)
         self._bound.update(fresh)
         self._told = cell.tools
 
-    def _forms(self, variables: Mapping[str, Any], seconds: float) -> dict[str, Form]:
-        forms: dict[str, Form] = {}
-        name = ""
+    def _forms(self, variables: Mapping[str, Any], seconds: float) -> Forms:
+        forms, name = Forms(self._settings.modules, self._settings.stand_in), ""
         try:
             for name, value in variables.items():
-                forms[name] = form_of(value, self._settings.modules, self._settings.stand_in)
-            self._make_room(list(forms.values()), seconds)
+                forms.add(name, value)
+            self._make_room(forms, seconds)
         except BaseException as error:
-            _close(forms.values())
+            forms.close()
             if isinstance(error, CannotCross):
                 raise CannotCross(f"Variable {name!r}: {error}") from error
             if isinstance(error, OSError):
@@ -225,7 +208,7 @@ class Session(Lineage):
             raise
         return forms
 
-    def _make_room(self, forms: list[Form], seconds: float) -> None:
+    def _make_room(self, forms: Forms, seconds: float) -> None:
         try:
             self.group.make_room(self._process, forms, seconds)
         except TimeoutError as error:
@@ -330,18 +313,15 @@ class Session(Lineage):
             if not clock.over:
                 self.interrupt(raised)
             return
-        form: Form | None = None
-        try:
-            form = form_of(outcome.result(), self._settings.modules, self._settings.stand_in)
-            self.group.make_room(process, [form])
-            answer: Mapping[str, object] = {"value": form.frame}
-        except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
-            answer = {"type": type(error).__name__, "error": tool_threads.message(error)}
-        with suppress(OSError):
-            fds = form.fds if form else []
+        with closing(Forms(self._settings.modules, self._settings.stand_in)) as forms, suppress(OSError):
+            answer: Mapping[str, object] = forms.frames
+            try:
+                forms.add("value", outcome.result())
+                self.group.make_room(process, forms)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
+                answer = {"type": type(error).__name__, "error": tool_threads.message(error)}
+            fds = forms.fds if answer is forms.frames else []
             process.send({"t": "answer", "id": number, **answer}, clock.left_for_answer, fds, number)
-        if form:
-            form.close()
 
     def _checked_result(self, frame: wire.Frame) -> tuple[Outcome, str, bool]:
         """Read the result of this cell.
@@ -373,16 +353,3 @@ class Session(Lineage):
         except BaseException:  # a second Ctrl-C: the next cell finds the process dead, and recovers
             self._process.kill()
             raise
-
-
-def _frames(forms: dict[str, Form]) -> dict[str, frames.Value]:
-    return {name: form.frame for name, form in forms.items()}
-
-
-def _descriptors(forms: Iterable[Form]) -> list[int]:
-    return [fd for form in forms for fd in form.fds]
-
-
-def _close(forms: Iterable[Form]) -> None:
-    for form in forms:
-        form.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
-    from rlm_dspy.interpreters.host.input_transfer import Form, Shared
+    from rlm_dspy.interpreters.host.input_transfer import Forms, Shared
     from rlm_dspy.interpreters.worker.frames import ToForkServer
 
 _START_SECONDS = 30
@@ -105,17 +105,18 @@ class Group:
         process.pid = pid
         self._carriers.add(process)
 
-    def make_room(self, process: Process, forms: list[Form], seconds: float = math.inf) -> None:
+    def make_room(self, process: Process, forms: Forms, seconds: float = math.inf) -> None:
         """Let a process map these values, and keep what they share until the group ends.
 
         Raises:
             TimeoutError: If the fork server does not do it within `seconds`.
             OSError: If it cannot be done.
         """
-        self._shared += [form.shared for form in forms if form.shared is not None]
-        if any(form.mapped for form in forms):
-            self._mapped += sum(form.mapped for form in forms)
-            self._private += sum(form.private for form in forms)
+        self._shared += forms.shared
+        forms.shared = []
+        if forms.mapped:
+            self._mapped += forms.mapped
+            self._private += forms.private
             order = self._order("room")
             order |= {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
             self.server.ask({**order, "pid": process.pid}, seconds=seconds)
