@@ -8,6 +8,7 @@ import inspect
 import keyword
 import threading
 from concurrent.futures import CancelledError, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import dspy
@@ -19,7 +20,7 @@ from rlm_dspy.concurrency.timeouts import in_thread
 from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from rlm_dspy.interpreters.worker.cell import Outcome
@@ -185,27 +186,37 @@ class Interpreter:
             CellError: If it raised; the session goes on.
             dspy.CodeInterpreterError: If the session was shut down, another cell runs, or a name is invalid.
         """
+        with self._alone():
+            try:
+                self.shown = ""
+                self._check_cell(code, variables or {})
+                if not self._started:
+                    self.start()
+                self._cell = Cancellation[Exception]()
+                with blocking(), cancelled_by(self._cell):
+                    result = self._execute(code, dict(variables or {}))
+            except BaseException:
+                self._cancel_tools()
+                raise
+            else:
+                self.shown = self.shown or shown(result)
+                return result
+            finally:
+                interrupt, self._interrupt = self._interrupt, None
+                if interrupt is not None:
+                    raise interrupt
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of a running cell; refuse instead of waiting."""
         if not self._running.acquire(blocking=False):
-            raise dspy.CodeInterpreterError(f"{type(self).__name__} runs a cell already; it runs one at a time.")
+            raise dspy.CodeInterpreterError(
+                f"This {type(self).__name__} is running a cell; wait until it ends, or interrupt it."
+            )
         try:
-            self.shown = ""
-            self._check_cell(code, variables or {})
-            if not self._started:
-                self.start()
-            self._cell = Cancellation[Exception]()
-            with blocking(), cancelled_by(self._cell):
-                result = self._execute(code, dict(variables or {}))
-        except BaseException:
-            self._cancel_tools()
-            raise
-        else:
-            self.shown = self.shown or shown(result)
-            return result
+            yield
         finally:
-            interrupt, self._interrupt = self._interrupt, None
             self._running.release()
-            if interrupt is not None:
-                raise interrupt
 
     @observed
     def invoke_tool(self, tool_name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:

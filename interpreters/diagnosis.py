@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-
-import dspy
 
 from rlm_dspy.interpreters.confinement import landlock
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
@@ -92,19 +91,12 @@ def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
 def _try(layers: frozenset[str]) -> tuple[bool, str]:
     """Start a worker with these layers; whether it attaches without a copy, and why it failed."""
     try:
-        server = ForkServer(Recipe((), (), ConfinementPolicy()), layers)
+        with closing(ForkServer(Recipe((), (), ConfinementPolicy()), layers)) as server, ExitStack() as left:
+            group = Group(server, WorkerLimits(), server.new_scratch())
+            left.callback(group.leave)
+            group.spawn(1_000).close()
     except OSError as error:
         return False, str(error)
-    try:
-        group = Group(server, WorkerLimits(), server.new_scratch())
-        try:
-            group.spawn(1_000).close()
-        finally:
-            group.leave()
-    except (OSError, dspy.CodeInterpreterError) as error:
-        return False, str(error)
-    finally:
-        server.close()
     return server.zero_copy, ""
 
 

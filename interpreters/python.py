@@ -7,7 +7,7 @@ import importlib.util
 import os
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from zipfile import ZipFile
@@ -25,7 +25,7 @@ from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
     from rlm_dspy.interpreters.host.input_transfer import StandIn
@@ -124,7 +124,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             CannotCross: If one of them cannot enter the worker.
             dspy.CodeInterpreterError: If a cell runs, a name is invalid, or the session is lost.
         """
-        with self._between_cells():
+        with self._alone():
             self._check_cell("", variables)
             self._live().bind(variables)
 
@@ -143,7 +143,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         Raises:
             dspy.CodeInterpreterError: If there is no checkpoint, a cell runs, or the session is lost.
         """
-        with self._between_cells():
+        with self._alone():
             return self._live().roll_back()
 
     def fork(self, count: int = 1) -> list[Self]:
@@ -154,7 +154,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         Raises:
             dspy.CodeInterpreterError: If a cell runs, or the copies cannot be made.
         """
-        with self._between_cells():
+        with self._alone():
             return [self._branch(session) for session in self._live().branches(count)]
 
     async def aexecute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
@@ -210,16 +210,6 @@ class PythonInterpreter(Interpreter, TakesObjects):
         if self._session is None or self._session.ended:
             raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
         return self._session
-
-    @contextmanager
-    def _between_cells(self) -> Iterator[None]:
-        """Hold the lock that a running cell holds; refuse instead of waiting."""
-        if not self._running.acquire(blocking=False):
-            raise dspy.CodeInterpreterError("A cell is running; wait until it ends, or interrupt it.")
-        try:
-            yield
-        finally:
-            self._running.release()
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         context = contextvars.copy_context()

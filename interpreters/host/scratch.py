@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PREFIX = "rlm-repl-"
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -54,12 +58,8 @@ def remove_stale() -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    with suppress(OSError):
-        folder = os.open(path, os.O_RDONLY | _FOLDER)
-        try:
-            return not _lock(folder)
-        finally:
-            os.close(folder)
+    with suppress(OSError), _closing(os.open(path, os.O_RDONLY | _FOLDER)) as folder:
+        return not _lock(folder)
     return False
 
 
@@ -83,17 +83,18 @@ def remove_tree(root: Path, owner: int | None = None) -> None:
         root: The folder. A link is left alone.
         owner: Whose it has to be; None for anybody's.
     """
-    with suppress(OSError):
-        parent = os.open(root.parent, os.O_PATH | os.O_CLOEXEC)
-        try:
-            held = _opened(root.name, parent, owner)
-            try:
-                _empty(held)
-            finally:
-                os.close(held)
-            os.rmdir(root.name, dir_fd=parent)
-        finally:
-            os.close(parent)
+    with suppress(OSError), _closing(os.open(root.parent, os.O_PATH | os.O_CLOEXEC)) as parent:
+        with _closing(_opened(root.name, parent, owner)) as held:
+            _empty(held)
+        os.rmdir(root.name, dir_fd=parent)
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _opened(name: str, parent: int, owner: int | None = None) -> int:
@@ -102,15 +103,12 @@ def _opened(name: str, parent: int, owner: int | None = None) -> int:
     Raises:
         OSError: If it is a link or no folder, or not the owner's.
     """
-    path = os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)
-    try:
+    with _closing(os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)) as path:
         if owner is not None and os.fstat(path).st_uid != owner:
             raise PermissionError(f"{name} belongs to another user")
         with suppress(OSError):
             os.chmod(f"/proc/self/fd/{path}", 0o700)  # noqa: PTH101 (of the folder that is open, not of a path)
         return os.open(".", os.O_RDONLY | _FOLDER, dir_fd=path)
-    finally:
-        os.close(path)
 
 
 def _empty(root: int) -> None:
@@ -119,11 +117,8 @@ def _empty(root: int) -> None:
     while waiting:
         name = waiting.pop()
         with suppress(OSError):
-            folder = _opened(name, root)
-            try:
+            with _closing(_opened(name, root)) as folder:
                 waiting += _emptied(folder, root)
-            finally:
-                os.close(folder)
             os.rmdir(name, dir_fd=root)
 
 

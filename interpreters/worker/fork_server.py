@@ -27,6 +27,7 @@ import select
 import signal
 import socket
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from ..confinement import confine, kernel, limits
@@ -34,7 +35,7 @@ from . import importing, memory, wire
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .frames import Config, ToForkServer
 
@@ -67,7 +68,6 @@ class Zygote:
         self._zero_copy = False
         self._importable: list[str] = []
         self._groups: dict[int, str] = {}
-        self._order = 0
 
     def run(self, config: Config) -> NoReturn:
         """Load modules, confine the process, report to the host, and serve until the host is gone."""
@@ -105,37 +105,43 @@ class Zygote:
             os._exit(0)
 
     def _serve(self) -> NoReturn:
+        orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watched, "room": self._make_room}
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._host, select.POLLIN)
         while True:
-            events = dict(poll.poll())
-            if self._host in events:
+            if self._host in dict(poll.poll()):
                 self._end()
             try:
                 frame, fds = wire.receive_trusted(self._control)
             except (OSError, EOFError):
                 self._end()
-            self._order = frame["id"]
-            orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watch, "room": self._make_room}
-            orders[frame["t"]](frame, fds)
+            handles = []
+            try:
+                pid = orders[frame["t"]](frame, fds)
+                handles += [os.pidfd_open(pid)] if pid else []
+            except OSError as error:
+                self._reply({"t": "failed", "id": frame["id"], "error": str(error)})
+            else:
+                self._reply({"t": "done", "id": frame["id"], "pid": pid}, handles)
+            for fd in (*fds, *handles):
+                os.close(fd)
 
     def _end(self) -> NoReturn:
         for group in self._groups:
-            _signal_group(group, signal.SIGKILL)
+            _kill_group(group)
         os._exit(0)
 
-    def _reply(self, frame: Mapping[str, object], fds: tuple[int, ...] = ()) -> None:
-        wire.send(self._control, wire.encoded({**frame, "id": self._order}), 0, fds)
+    def _reply(self, frame: Mapping[str, object], handles: Sequence[int] = ()) -> None:
+        wire.send(self._control, wire.encoded(frame), 0, handles)
 
-    def _spawn(self, frame: ToForkServer, fds: list[int]) -> None:
+    def _spawn(self, frame: ToForkServer, fds: list[int]) -> int:
+        """Fork a worker."""
         pid = os.fork()
         if pid == 0:
             self._become_worker(frame, fds[0])
-        for fd in fds:
-            os.close(fd)
         self._groups[pid] = frame["session"]
-        self._watch_pid(pid)
+        return pid
 
     def _become_worker(self, frame: ToForkServer, fd: int) -> NoReturn:
         sock = socket.socket(fileno=fd)
@@ -168,49 +174,30 @@ class Zygote:
         group = frame["group"]
         if self._groups.get(group) == frame["session"]:
             del self._groups[group]
-            _signal_group(group, signal.SIGKILL)
-        self._reply({"t": "killed"})
+            _kill_group(group)
 
-    def _watch(self, frame: ToForkServer, _fds: list[int]) -> None:
-        """Give the host a handle on a copy."""
-        if self._is_of_session(frame):
-            self._watch_pid(frame["pid"])
-        else:
-            self._reply({"t": "failed", "error": "no such process of this session"})
+    def _watched(self, frame: ToForkServer, _fds: list[int]) -> int:
+        """Return the number of a copy, if it is one of the session."""
+        if not self._is_of_session(frame):
+            raise OSError("no such process of this session")
+        return frame["pid"]
 
     def _make_room(self, frame: ToForkServer, _fds: list[int]) -> None:
         """Let a process map more of the host's values; it cannot raise its own limits."""
-        try:
-            if "limits" in self._confinement.layers and self._is_of_session(frame):
-                bounds = limits.WorkerLimits(**frame["limits"])
-                limits.make_room(frame["pid"], bounds, mapped=frame["mapped"], private=frame["private"])
-        except OSError as error:
-            self._reply({"t": "failed", "error": f"no room for the values: {error}"})
-        else:
-            self._reply({"t": "room"})
+        if "limits" in self._confinement.layers and self._is_of_session(frame):
+            bounds = limits.WorkerLimits(**frame["limits"])
+            limits.make_room(frame["pid"], bounds, mapped=frame["mapped"], private=frame["private"])
 
     def _is_of_session(self, frame: ToForkServer) -> bool:
-        try:
+        with suppress(OSError):
             group = os.getpgid(frame["pid"])
-        except OSError:
-            return False
-        return bool(group == frame["group"] and self._groups.get(group) == frame["session"])
-
-    def _watch_pid(self, pid: int) -> None:
-        try:
-            handle = os.pidfd_open(pid)
-        except OSError as error:
-            self._reply({"t": "failed", "error": f"the worker ended at once ({error})"})
-            return
-        self._reply({"t": "watched", "pid": pid}, (handle,))
-        os.close(handle)
+            return group == frame["group"] and self._groups.get(group) == frame["session"]
+        return False
 
 
-def _signal_group(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except OSError:
-        return
+def _kill_group(group: int) -> None:
+    with suppress(OSError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _settle(scratch: str) -> None:

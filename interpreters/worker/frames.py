@@ -113,7 +113,7 @@ class ToForkServer(TypedDict):
 class FromForkServer(TypedDict):
     """A message of the fork server: `ready` once, then an answer to each order."""
 
-    t: Literal["ready", "failed", "killed", "watched", "room"]
+    t: Literal["ready", "failed", "done"]
     id: NotRequired[int]
     error: NotRequired[str]
     pid: NotRequired[int]
