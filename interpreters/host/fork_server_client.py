@@ -33,8 +33,10 @@ from rlm_dspy.interpreters.worker import importing, wire
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping, Sequence
 
-    from rlm_dspy.interpreters.worker.frames import Config, FromForkServer, ToForkServer
+    from rlm_dspy.interpreters.worker.frames import Config, FromForkServer
+    from rlm_dspy.interpreters.worker.wire import JSON
 
 _log = logging.getLogger(__name__)
 
@@ -152,9 +154,11 @@ class ForkServer:
             scratch.remove_tree(Path(path))
 
     def ask(
-        self, frame: ToForkServer, fds: tuple[int, ...] = (), seconds: float = _ANSWER_SECONDS
+        self, order: str, arguments: Mapping[str, JSON], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS
     ) -> tuple[FromForkServer, list[int]]:
-        """Send an order and return the answer; with that to `spawn` and `watch` comes a pidfd of the process.
+        """Send an order, named as a method of `worker.fork_server.Zygote` is, and return the answer.
+
+        With that to `spawn` and `watch` comes a pidfd of the process.
 
         Raises:
             TimeoutError: If it does not answer within `seconds`. If it had 30, it is killed.
@@ -165,7 +169,8 @@ class ForkServer:
             raise TimeoutError(f"the fork server was busy for {deadline.seconds:g} seconds")
         try:
             self._orders += 1
-            wire.send(self._control, wire.encoded({**frame, "id": self._orders}), 0, fds)
+            frame = {"t": order, "id": self._orders, "arguments": arguments}
+            wire.send(self._control, wire.encoded(frame), 0, fds)
             answer, handles = self._answer(deadline)
         finally:
             self._lock.release()

@@ -7,10 +7,10 @@ import math
 import os
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.memory_monitor import group_of, memory_of, tree_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
     from rlm_dspy.interpreters.host.input_transfer import Forms, Shared
-    from rlm_dspy.interpreters.worker.frames import ToForkServer
+    from rlm_dspy.interpreters.worker.wire import JSON
 
 _START_SECONDS = 30
 _KILL_SECONDS = 5
@@ -62,27 +62,20 @@ class Group:
             OSError: If it cannot be started or confined.
         """
         process, theirs = Process.new()
-        order: ToForkServer = {
-            "t": "spawn",
-            "session": self._name,
-            "scratch": self.scratch,
-            "limits": asdict(self.limits),
-            "processes": self._counted_processes(),
-            "max_output_chars": max_output_chars,
-        }
-        try:
+        order: dict[str, JSON] = {"session": self._name, "scratch": self.scratch, "limits": asdict(self.limits)}
+        order |= {"processes": self._counted_processes(), "max_output_chars": max_output_chars}
+        with ExitStack() as undo:
+            undo.callback(process.close)
             with theirs:
-                answer, (process.handle,) = self.server.ask(order, (theirs.fileno(),))
+                answer, (process.handle,) = self.server.ask("spawn", order, (theirs.fileno(),))
             process.pid = self.pid = answer["pid"]
-            ready = process.expect("ready", Deadline(_START_SECONDS))
-        except BaseException as error:
-            process.close()
-            if isinstance(error, EOFError):
+            try:
+                ready = process.expect("ready", Deadline(_START_SECONDS))
+            except EOFError:
                 raise OSError("the worker ended at its start") from None
-            raise
-        if ready["t"] == "failed":
-            process.close()
-            raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
+            if ready["t"] == "failed":
+                raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
+            undo.pop_all()
         self._host_group = process.host_pid()
         self._carriers.add(process)
         self.server.watch.add(self)
@@ -101,7 +94,7 @@ class Group:
         Raises:
             OSError: If `pid` is no process of this group.
         """
-        _, (process.handle,) = self.server.ask({**self._order("watch"), "pid": pid})
+        _, (process.handle,) = self.server.ask("watch", {**self._named(), "pid": pid})
         process.pid = pid
         self._carriers.add(process)
 
@@ -117,12 +110,11 @@ class Group:
         if forms.mapped:
             self._mapped += forms.mapped
             self._private += forms.private
-            order = self._order("room")
-            order |= {"limits": asdict(self.limits), "mapped": self._mapped, "private": self._private}
-            self.server.ask({**order, "pid": process.pid}, seconds=seconds)
+            order = {**self._named(), "pid": process.pid, "limits": asdict(self.limits)}
+            self.server.ask("room", {**order, "mapped": self._mapped, "private": self._private}, seconds=seconds)
 
-    def _order(self, kind: Literal["kill", "watch", "room"]) -> ToForkServer:
-        return {"t": kind, "session": self._name, "group": self.pid}
+    def _named(self) -> dict[str, JSON]:
+        return {"session": self._name, "group": self.pid}
 
     def join(self) -> None:
         """Count one more session."""
@@ -138,7 +130,7 @@ class Group:
         self.server.watch.remove(self)
         if self.pid:
             with suppress(OSError):
-                self.server.ask(self._order("kill"), seconds=_KILL_SECONDS)
+                self.server.ask("kill", self._named(), seconds=_KILL_SECONDS)
         self.server.drop_scratch(self.scratch)
         for shared in self._shared:
             shared.release()

@@ -28,16 +28,17 @@ import signal
 import socket
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from ..confinement import confine, kernel, limits
+from ..confinement import confine, kernel
+from ..confinement.limits import WorkerLimits, make_room
 from . import importing, memory, wire
 from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .frames import Config, ToForkServer
+    from .frames import Config
 
 # fmt: off
 _COMMON = [
@@ -105,6 +106,7 @@ class Zygote:
             os._exit(0)
 
     def _serve(self) -> NoReturn:
+        orders: dict[str, Callable[..., int | None]]
         orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watched, "room": self._make_room}
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
@@ -118,7 +120,7 @@ class Zygote:
                 self._end()
             handles = []
             try:
-                pid = orders[frame["t"]](frame, fds)
+                pid = orders[frame["t"]](*fds, **frame["arguments"])
                 handles += [os.pidfd_open(pid)] if pid else []
             except OSError as error:
                 self._reply({"t": "failed", "id": frame["id"], "error": str(error)})
@@ -135,63 +137,59 @@ class Zygote:
     def _reply(self, frame: Mapping[str, object], handles: Sequence[int] = ()) -> None:
         wire.send(self._control, wire.encoded(frame), 0, handles)
 
-    def _spawn(self, frame: ToForkServer, fds: list[int]) -> int:
+    def _spawn(self, fd: int, session: str, **options: Any) -> int:
         """Fork a worker."""
         pid = os.fork()
         if pid == 0:
-            self._become_worker(frame, fds[0])
-        self._groups[pid] = frame["session"]
+            self._become_worker(socket.socket(fileno=fd), **options)
+        self._groups[pid] = session
         return pid
 
-    def _become_worker(self, frame: ToForkServer, fd: int) -> NoReturn:
-        sock = socket.socket(fileno=fd)
+    def _become_worker(
+        self,
+        sock: socket.socket,
+        *,
+        scratch: str,
+        limits: dict[str, int],
+        processes: int | None,
+        max_output_chars: int,
+    ) -> NoReturn:
         try:
             os.setsid()
             if "namespaces" not in self._confinement.layers:
                 kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             self._control.close()
             os.close(self._host)
-            scratch = frame["scratch"]
-            bounds = limits.WorkerLimits(**frame["limits"])
-            self._confinement.close_worker(scratch, bounds, processes=frame["processes"])
+            self._confinement.close_worker(scratch, WorkerLimits(**limits), processes=processes)
             _settle(scratch)
         except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
             _tell_failure(sock, error)
             os._exit(1)
         try:
-            worker = Worker(
-                sock,
-                max_output_chars=frame["max_output_chars"],
-                zero_copy=self._zero_copy,
-                importable=self._importable,
-            )
-            worker.serve()
+            Worker(sock, max_output_chars, self._importable, zero_copy=self._zero_copy).serve()
         finally:
             os._exit(70)
 
-    def _kill(self, frame: ToForkServer, _fds: list[int]) -> None:
+    def _kill(self, session: str, group: int) -> None:
         """End a session: all processes that ever came from its first one."""
-        group = frame["group"]
-        if self._groups.get(group) == frame["session"]:
+        if self._groups.get(group) == session:
             del self._groups[group]
             _kill_group(group)
 
-    def _watched(self, frame: ToForkServer, _fds: list[int]) -> int:
+    def _watched(self, session: str, group: int, pid: int) -> int:
         """Return the number of a copy, if it is one of the session."""
-        if not self._is_of_session(frame):
+        if not self._is_of_session(session, group, pid):
             raise OSError("no such process of this session")
-        return frame["pid"]
+        return pid
 
-    def _make_room(self, frame: ToForkServer, _fds: list[int]) -> None:
+    def _make_room(self, session: str, group: int, pid: int, limits: dict[str, int], **bytes_: int) -> None:
         """Let a process map more of the host's values; it cannot raise its own limits."""
-        if "limits" in self._confinement.layers and self._is_of_session(frame):
-            bounds = limits.WorkerLimits(**frame["limits"])
-            limits.make_room(frame["pid"], bounds, mapped=frame["mapped"], private=frame["private"])
+        if "limits" in self._confinement.layers and self._is_of_session(session, group, pid):
+            make_room(pid, WorkerLimits(**limits), **bytes_)
 
-    def _is_of_session(self, frame: ToForkServer) -> bool:
+    def _is_of_session(self, session: str, group: int, pid: int) -> bool:
         with suppress(OSError):
-            group = os.getpgid(frame["pid"])
-            return group == frame["group"] and self._groups.get(group) == frame["session"]
+            return os.getpgid(pid) == group and self._groups.get(group) == session
         return False
 
 

@@ -94,22 +94,6 @@ class Config(TypedDict):
 Order = Cell | Bind | Copy
 
 
-class ToForkServer(TypedDict):
-    """An order of the host to the fork server; which parts there are depends on `t`."""
-
-    t: Literal["spawn", "kill", "watch", "room"]
-    id: NotRequired[int]
-    session: str
-    group: NotRequired[int]
-    pid: NotRequired[int]
-    limits: NotRequired[dict[str, int]]
-    scratch: NotRequired[str]
-    processes: NotRequired[int | None]
-    max_output_chars: NotRequired[int]
-    mapped: NotRequired[int]
-    private: NotRequired[int]
-
-
 class FromForkServer(TypedDict):
     """A message of the fork server: `ready` once, then an answer to each order."""
 

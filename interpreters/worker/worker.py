@@ -43,12 +43,12 @@ class Worker:
     Args:
         sock: To the host.
         max_output_chars: What is kept of the output of a cell.
-        zero_copy: Whether values can be attached without a copy.
         importable: Names of the packages that code can import beside the standard library.
+        zero_copy: Whether values can be attached without a copy.
     """
 
     def __init__(
-        self, sock: socket.socket, *, max_output_chars: int, zero_copy: bool, importable: Sequence[str]
+        self, sock: socket.socket, max_output_chars: int, importable: Sequence[str], *, zero_copy: bool
     ) -> None:
         self._max_output_chars = max_output_chars
         self._zero_copy = zero_copy

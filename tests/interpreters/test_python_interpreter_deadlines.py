@@ -349,11 +349,12 @@ def test_an_order_to_the_fork_server_is_not_given_the_answer_of_another() -> Non
     try:
         server._process.send_signal(signal.SIGSTOP)
         with pytest.raises(KeyboardInterrupt), interrupted_after(0.2):
-            server.ask({"t": "watch", "session": "none", "group": 1, "pid": 1})
+            server.ask("watch", {"session": "none", "group": 1, "pid": 1})
         with pytest.raises(TimeoutError), within(SLACK):
-            server.ask({"t": "kill", "session": "none", "group": 1}, seconds=0.2)
+            server.ask("kill", {"session": "none", "group": 1}, seconds=0.2)
         server._process.send_signal(signal.SIGCONT)
-        assert server.ask({"t": "kill", "session": "none", "group": 1}) is None
+        answer, handles = server.ask("kill", {"session": "none", "group": 1})
+        assert (answer["t"], handles) == ("done", [])
         assert server.alive
     finally:
         server._process.send_signal(signal.SIGCONT)

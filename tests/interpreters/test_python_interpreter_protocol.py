@@ -74,7 +74,7 @@ class NoServer:
     def drop_scratch(self, _path: str) -> None:
         """There is none."""
 
-    def ask(self, _frame: wire.Frame) -> None:
+    def ask(self, _order: str, _arguments: wire.Frame) -> None:
         raise OSError("no fork server")
 
 
