@@ -7,6 +7,7 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import dspy
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
 from rlm_dspy.embedded.engine import embedded_lm
-from rlm_dspy.embedded.llama_server import EXTRA, find_package
+from rlm_dspy.embedded.llama_server import EXTRA
 from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull
 from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
 from rlm_dspy.embedded.pull import pull_model
@@ -162,7 +163,7 @@ def _of_a_provider(model: str) -> dspy.LM:
 def _downloaded(entry: CatalogueModel | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
     """Return the LM of a model of the catalogue; None is the best that was downloaded."""
     entry = entry or best_cached() or DEFAULT
-    if cached_file(entry) is None and find_package("xllamacpp") is not None:
+    if cached_file(entry) is None and find_spec("xllamacpp") is not None:
         if not pull:
             raise ModelNotPulled(entry)
         pull_model(entry, announce=announce)

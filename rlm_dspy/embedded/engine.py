@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import dataclasses
+import importlib.util
+import json
 import secrets
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import dspy
 import typer
@@ -31,7 +31,6 @@ from rlm_dspy.embedded.llama_server import (
     EmbeddedServer,
     ModelUnavailable,
     Settings,
-    find_package,
     loaded,
     start,
 )
@@ -40,15 +39,18 @@ from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
 from rlm_dspy.embedded.request_filter import Gate
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Iterator, Mapping
 
 __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedded_lm", "serve"]
 
-_START_SECONDS = 120
-_STOP_SECONDS = 30
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _REFUSED = ("reasoning", "service_tier", "user_id", "store", "probabilities")
 _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "repeat_penalty", "typical_p"})
+_WIRE = lm15.OpenAIChatLM(
+    api_key="none", compat=lm15.OpenAIChatCompat(max_tokens_field="max_tokens", cache_control="none")
+)
+"""Writes requests as llama.cpp's server reads them."""
 
 
 def embedded_lm(
@@ -84,8 +86,8 @@ def embedded_lm(
         ModelUnavailable: If the model was not downloaded, or is no GGUF file (a FileNotFoundError).
         ValueError: If a number is out of its range.
     """
-    settings = Settings(model=_name_or_path(model), n_ctx=n_ctx, threads=threads, slots=slots)
-    if find_package("xllamacpp") is None:
+    settings = Settings(_name_or_path(model), n_ctx, threads, slots)
+    if importlib.util.find_spec("xllamacpp") is None:
         raise ImportError(f"The embedded model needs the package xllamacpp; install {EXTRA}.")
     settings.file()
     lm = dspy.LM(
@@ -131,7 +133,7 @@ class _Engine:
 
     def dump_state(self) -> dict[str, Any]:
         """Return what `load_state` takes, as DSPy saves it with a program."""
-        return {name: getattr(self.settings, name) for name in ("model", "n_ctx", "threads", "slots")}
+        return dataclasses.asdict(self.settings)
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> _Engine:
@@ -202,40 +204,16 @@ def _check_waited_for() -> None:
 def _body(request: lm15.Request) -> Chat:
     """Return a request as the body that llama.cpp's server reads."""
     config = request.config
-    extensions = config.extensions or {}
-    refused = [f"config.{name}" for name in _REFUSED if getattr(config, name) is not None]
-    refused += [f"config.extensions[{name!r}]" for name in extensions if name not in _EXTENSIONS]
-    if request.tools or refused:
-        raise _unsupported(refused[0] if refused else "tools")
-    body: Chat = {"messages": _messages(request), **extensions}
-    body.update({name: value for name in _SETTINGS if (value := getattr(config, name)) is not None})
-    body.setdefault("temperature", 0.0)
-    if config.stop:
-        body["stop"] = list(config.stop)
-    if config.logprobs is not None:
-        body.update(logprobs=True, top_logprobs=config.logprobs)
-    if config.response_format is not None:
-        schema = dict(config.response_format)
-        body["response_format"] = {"type": schema.pop("type"), "json_schema": schema}
-    return body
-
-
-def _messages(request: lm15.Request) -> list[dict[str, str]]:
-    messages = []
-    if request.system is not None:
-        parts = (lm15.TextPart(request.system),) if isinstance(request.system, str) else request.system
-        messages.append({"role": "system", "content": _text(parts, "system")})
-    for index, message in enumerate(request.messages):
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": _text(message.parts, f"messages[{index}]")})
-    return messages
-
-
-def _text(parts: Any, where: str) -> str:
-    for part in parts:
-        if not isinstance(part, lm15.TextPart):
-            raise _unsupported(f"{where}: {part.type}")
-    return "\n".join(part.text for part in parts)
+    refused = ["tools"] if request.tools else []
+    refused += [f"config.{name}" for name in _REFUSED if getattr(config, name) is not None]
+    refused += [f"config.extensions[{name!r}]" for name in config.extensions or {} if name not in _EXTENSIONS]
+    refused += [part.type for message in request.messages for part in message.parts if part.type == "image"]
+    if refused:
+        raise _unsupported(refused[0])
+    body: Chat = json.loads(_WIRE.build_request(request, stream=True).body)
+    if config.top_k is not None:  # OpenAI has none
+        body["top_k"] = config.top_k
+    return {"temperature": 0.0, **body}
 
 
 def _unsupported(feature: str) -> lm15.UnsupportedFeatureError:
@@ -277,7 +255,7 @@ def serve(
     threads: int | None = None,
     slots: int = 4,
 ) -> Iterator[str]:
-    """Serve a model over HTTP from a separate process, and yield the base URL, which ends in `/v1`.
+    """Serve a model over HTTP from this process, and yield the base URL, which ends in `/v1`.
 
     `dspy.LM("openai/smollm2-135m-instruct", api_base=url, api_key="none")` uses it; so does any OpenAI client.
     Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.
@@ -291,44 +269,23 @@ def serve(
         slots: Replies decoded together.
 
     Raises:
-        RuntimeError: If the server does not start; the message is what it wrote.
+        RuntimeError: If the server does not start.
     """
-    options = {"model": model, "host": host, "port": port, "n-ctx": n_ctx, "threads": threads, "slots": slots}
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    search = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(  # noqa: S603 (this interpreter, arguments as a list)
-        [sys.executable, "-m", "rlm_dspy.embedded", *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": search},
-    )
-    with process:
-        try:
-            yield f"{_first_line(process)}/v1"
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _first_line(process: subprocess.Popen[str]) -> str:
-    """Return the line that says the server is ready."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    patience = threading.Timer(_START_SECONDS, process.kill)
-    patience.start()
+    key = secrets.token_urlsafe()
     try:
-        line = process.stdout.readline()
-    finally:
-        patience.cancel()
-        patience.join()
-    if not line:
-        reason = process.stderr.read().strip() or f"not ready after {_START_SECONDS} seconds"
-        raise RuntimeError(f"The embedded server did not start: {reason}")
-    return line.strip()
+        gate = Gate(host, port)
+    except OSError as error:
+        raise RuntimeError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+    with gate:
+        try:
+            server = start(Settings(_name_or_path(model), n_ctx, threads, slots), key)
+        except (ImportError, ModelUnavailable, ValueError) as error:
+            raise RuntimeError(str(error)) from error
+        gate.open(server.listening_address, key)
+        try:
+            yield f"{gate.address}/v1"
+        finally:
+            gate.shutdown()
 
 
 def main(
@@ -352,19 +309,10 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        gate, key = Gate(host, port), secrets.token_urlsafe()
-        settings = Settings(model=_name_or_path(model), n_ctx=n_ctx, threads=threads, slots=slots)
-        server = start(settings, api_key=key)
-    except (ImportError, ModelUnavailable, ValueError) as error:
-        _give_up(str(error))
-    except OSError as error:
-        _give_up(f"Cannot listen on {host}:{port}: {error.strerror}.")
-    gate.open(server.listening_address, key)
-    typer.echo(gate.address)
-    while not stop.wait(1):  # a wait without end cannot be interrupted on Windows
-        pass
-
-
-def _give_up(reason: str) -> NoReturn:
-    typer.echo(reason, err=True)
-    raise typer.Exit(1)
+        with serve(model, host=host, port=port, n_ctx=n_ctx, threads=threads, slots=slots) as url:
+            typer.echo(url.removesuffix("/v1"))
+            while not stop.wait(1):  # a wait without end cannot be interrupted on Windows
+                pass
+    except RuntimeError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import http.client
-import importlib.util
 import json
 import os
 import secrets
@@ -42,7 +41,7 @@ class ModelUnavailable(lm15.ConfigurationError, FileNotFoundError):  # noqa: N81
     """The model file is missing, is not a GGUF file, or cannot be run with these settings."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
     """Which model to run and how; equal settings share one loaded model.
 
@@ -99,50 +98,30 @@ class Settings:
         return path
 
 
-def find_package(name: str) -> Any:
-    """Return the spec of a package, without importing it; None if it is not installed."""
-    try:
-        return importlib.util.find_spec(name)
-    except ValueError:  # sys.modules holds None or a module without a spec
-        return None
-
-
-def import_xllamacpp() -> Any:
-    """Import the llama.cpp runtime.
-
-    Raises:
-        ImportError: If it is not installed, or a system library that it needs is missing (Linux: libgomp).
-    """
-    try:
-        import xllamacpp  # noqa: PLC0415 (100 MB of library, for those who run a model)
-    except ImportError as error:
-        raise ImportError(f"The embedded model needs the package xllamacpp ({error}): install {EXTRA}.") from error
-    return xllamacpp
-
-
-def start(settings: Settings, *, host: str = "127.0.0.1", port: int = 0, api_key: str | None = None) -> Any:
+def start(settings: Settings, key: str) -> Any:
     """Start llama.cpp's server, silent, with its HTTP endpoint, and return it; it stops when it is garbage.
 
     Loading holds the interpreter's lock: for half a second or so no other thread runs.
 
     Args:
         settings: What to load.
-        host: The address to listen on.
-        port: 0 picks a free one; see `listening_address` of what is returned.
-        api_key: What HTTP clients must send as a bearer token; None lets all in that reach the port.
+        key: What HTTP clients must send as a bearer token, as any process of this machine can reach the port.
 
     Raises:
-        ImportError: If the extra is not installed.
+        ImportError: If the runtime is not installed, or a system library is missing (Linux: libgomp).
         ModelUnavailable: If the model cannot be loaded.
     """
     path = settings.file()
-    xllamacpp = import_xllamacpp()
+    try:
+        import xllamacpp  # noqa: PLC0415 (100 MB of library, for those who run a model)
+    except ImportError as error:
+        raise ImportError(f"The embedded model needs the package xllamacpp ({error}): install {EXTRA}.") from error
     params = xllamacpp.CommonParams()
     params.verbosity = 0
     params.model.path = str(path)
     params.model_alias = {settings.name}
-    params.hostnames, params.port, params.ui, params.cors_origins = [host], port, False, ""
-    params.api_keys = [api_key] if api_key else []
+    params.hostnames, params.port, params.ui, params.cors_origins = ["127.0.0.1"], 0, False, ""
+    params.api_keys = [key]
     params.cpuparams.n_threads = settings.threads or max(1, _cores() // 2)
     params.prefill_assistant = False  # a reply at the end is answered, as OpenAI does, and not gone on with
     params.n_parallel = settings.slots
@@ -156,7 +135,7 @@ def start(settings: Settings, *, host: str = "127.0.0.1", port: int = 0, api_key
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(xllamacpp.Server, params).result()
     except (RuntimeError, ValueError) as error:
-        raise ModelUnavailable(f"llama.cpp cannot run {path} at {host}:{port}: {error}") from error
+        raise ModelUnavailable(f"llama.cpp cannot run {path}: {error}") from error
 
 
 def _cores() -> int:
@@ -181,8 +160,8 @@ class EmbeddedServer:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._key = secrets.token_urlsafe()  # the port is open to everybody on this machine
-        self._server = start(settings, api_key=self._key)
+        self._key = secrets.token_urlsafe()
+        self._server = start(settings, self._key)
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
         window = self._http("GET", "/props")["default_generation_settings"]["n_ctx"]
         if window < settings.n_ctx:
@@ -191,7 +170,7 @@ class EmbeddedServer:
             )
 
     def begin(self, body: Chat) -> Call:
-        """Queue a chat completion (the body of an OpenAI request) and return at once."""
+        """Queue a chat completion (the body of an OpenAI request with `stream`) and return at once."""
         abandoned = threading.Event()
         return Call(self._pool.submit(self._complete, body, abandoned), abandoned)
 
@@ -210,10 +189,9 @@ class EmbeddedServer:
             chunks.append(chunk)
             return abandoned.is_set()
 
-        streaming = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
         try:
             if not abandoned.is_set():
-                self._server.handle_chat_completions({**body, **streaming}, collect)
+                self._server.handle_chat_completions({**body, "return_progress": True}, collect)
         except (RuntimeError, ValueError) as error:
             return {"error": {"code": 400, "message": str(error)}}
         return _join(chunks)
@@ -254,13 +232,14 @@ class _Registry:
     def __init__(self) -> None:
         self._servers: dict[Settings, EmbeddedServer] = {}
         self._lock = threading.Lock()
-        self._watched = False
+        atexit.register(self._servers.clear)  # later there is no interpreter for its threads to end in
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._abandon)
 
     def get(self, settings: Settings) -> EmbeddedServer:
         with self._lock:
             if settings not in self._servers:
                 self._servers[settings] = EmbeddedServer(settings)
-                self._watch()
             return self._servers[settings]
 
     def peek(self, settings: Settings) -> EmbeddedServer | None:
@@ -269,13 +248,6 @@ class _Registry:
     def release(self, settings: Settings) -> None:
         with self._lock:
             self._servers.pop(settings, None)
-
-    def _watch(self) -> None:
-        if not self._watched:
-            self._watched = True
-            atexit.register(self._servers.clear)  # later there is no interpreter for its threads to end in
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self._abandon)
 
     def _abandon(self) -> None:
         for server in self._servers.values():

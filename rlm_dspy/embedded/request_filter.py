@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import json
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,12 +17,12 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 (compared with, not bound to)
+_ANY = "0.0.0.0"  # noqa: S104 (compared with, not bound to)
 _LOOPBACK = frozenset({"localhost"})
 _MOST_BYTES = 64 << 20
 _PIECE = 1 << 16
 _IDLE_SECONDS = 60
-_HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
+_OF_THE_CONNECTION = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
 def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> tuple[int, str] | None:
@@ -32,39 +31,32 @@ def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> t
     Args:
         method: Of HTTP.
         headers: Their names in any case.
-        names: The names of this host: with `localhost` its loopback addresses count, with `0.0.0.0` or `::` all.
+        names: The names of this host: with `localhost` its loopback addresses count, with `0.0.0.0` all.
     """
     sent = {name.lower(): value for name, value in headers.items()}
-    host = _host(f"//{sent.get('host', '')}")
-    if not _is_own(host, names):
-        return (
-            403,
-            f"The request names the host {host!r}: use localhost or the address that the server listens on.",
-        )
+    if not _is_own(f"//{sent.get('host', '')}", names):
+        return 403, "The request names another host: use localhost or the address that the server listens on."
     origin = sent.get("origin")
-    if sent.get("sec-fetch-site") == "cross-site" or (origin and not _is_own(_host(origin), names)):
+    if sent.get("sec-fetch-site") == "cross-site" or (origin and not _is_own(origin, names)):
         return 403, "The request comes from a page of another site."
     if method == "POST" and sent.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return 415, "Send the body as application/json."
+    length = sent.get("content-length", "0")
+    if "transfer-encoding" in sent or not length.isdigit() or int(length) > _MOST_BYTES:
+        return 411, "Send the length of the body, of 64 MiB at most."
     return None
 
 
-def _host(url: str) -> str:
+def _is_own(url: str, names: frozenset[str]) -> bool:
+    """Return whether a URL names this host. An address cannot have been resolved to another."""
     try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-
-
-def _is_own(host: str, names: frozenset[str]) -> bool:
-    """Return whether this host is meant. An address cannot have been resolved to another."""
-    if host in names:
-        return True
-    try:
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        if host in names:
+            return True
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    return bool(names & _ANY) or ("localhost" in names and address.is_loopback)
+    return _ANY in names or ("localhost" in names and address.is_loopback)
 
 
 class Gate(ThreadingHTTPServer):
@@ -82,15 +74,15 @@ class Gate(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__((host, port), _Request)
-        own = {host.lower()}
-        self.names = frozenset(own | {"localhost"} if host in _ANY or _is_own(host, _LOOPBACK) else own)
+        own = frozenset({host.lower()})
+        self.names = own | _LOOPBACK if host == _ANY or _is_own(f"//{host}", _LOOPBACK) else own
         self.inner, self.key = "", ""
 
     @property
     def address(self) -> str:
         """The URL that it listens on."""
-        host, port = str(self.server_address[0]), self.server_address[1]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def open(self, inner: str, key: str) -> None:
         """Start to forward requests to the server at the URL `inner`, which requires `key`."""
@@ -99,63 +91,38 @@ class Gate(ThreadingHTTPServer):
 
 
 class _Request(BaseHTTPRequestHandler):
+    """Answers one request as HTTP/1.0 does: the end of the connection is the end of the body, also of a stream."""
+
     server: Gate
     timeout = _IDLE_SECONDS
-    protocol_version = "HTTP/1.1"
+    error_content_type = "application/json"
+    error_message_format = (
+        '{"error": {"message": "%(explain)s", "type": "invalid_request_error", "code": %(code)d}}'
+    )
 
     def do_GET(self) -> None:
-        self._pass_on("GET")
+        self._pass_on(None)
 
     def do_POST(self) -> None:
-        self._pass_on("POST")
+        self._pass_on(self.headers.get("Content-Length", "0"))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
 
-    def _pass_on(self, method: str) -> None:
-        length = self.headers.get("Content-Length", "0")
-        refused = refusal(method, dict(self.headers), self.server.names)
-        whole = "Transfer-Encoding" not in self.headers and length.isdigit() and int(length) <= _MOST_BYTES
-        if refused is None and not whole:
-            refused = 411, "Send the length of the body, of 64 MiB at most."
-        if refused is not None:
-            self.close_connection = True  # its body is not read
-            self._refuse(*refused)
+    def _pass_on(self, length: str | None) -> None:
+        if refused := refusal(self.command, dict(self.headers), self.server.names):
+            status, reason = refused
+            self.send_error(status, explain=reason)
             return
-        body = self.rfile.read(int(length))
-        with suppress(ConnectionError):
-            self._answer(method, body)
-
-    def _refuse(self, status: int, reason: str) -> None:
-        body = json.dumps({"error": {"message": reason, "type": "invalid_request_error", "code": status}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _answer(self, method: str, body: bytes) -> None:
-        connection = http.client.HTTPConnection(self.server.inner)
-        try:
+        body = None if length is None else self.rfile.read(int(length))
+        with suppress(ConnectionError), closing(http.client.HTTPConnection(self.server.inner)) as connection:
             headers = {"Authorization": f"Bearer {self.server.key}", "Content-Type": "application/json"}
-            connection.request(method, self.path, body if method == "POST" else None, headers)
+            connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("access-control-"):
+                if name.lower() not in _OF_THE_CONNECTION and not name.lower().startswith("access-control-"):
                     self.send_header(name, value)
-            self._send_body(answer)
-        finally:
-            connection.close()
-
-    def _send_body(self, answer: http.client.HTTPResponse) -> None:
-        """Send the body on as it comes: in chunks if its length is not known."""
-        chunked = answer.length is None
-        if chunked:
-            self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        while piece := answer.read1(_PIECE):
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-        if chunked:
-            self.wfile.write(b"0\r\n\r\n")
+            self.end_headers()
+            while piece := answer.read1(_PIECE):
+                self.wfile.write(piece)
