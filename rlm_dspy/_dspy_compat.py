@@ -9,7 +9,7 @@ moves or renames is mended here; what it makes public leaves this file.
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
 | `CUSTOM_TYPE_MARK` | what stands for an image in a message; in a text it must not |
 | `HttpResponse` | where a server's usage is read |
-| `KNN`, `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | mended by subclasses |
+| `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | mended by subclasses |
 | `adapter_message_call` | says that an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | reading a type as DSPy's adapters read it |
 | `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
@@ -29,7 +29,6 @@ from dspy.clients.backend_selection import select_backend
 from dspy.clients.capabilities import resolve
 from dspy.clients.legacy_outputs import value
 from dspy.clients.model_metadata import model_info, rate
-from dspy.predict.knn import KNN
 from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune
 from dspy.teleprompt.infer_rules import InferRules
 from dspy.teleprompt.simba import append_a_rule
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVE_CALL_ID",
     "CUSTOM_TYPE_MARK",
-    "KNN",
     "BaseCallback",
     "BootstrapFinetune",
     "HttpResponse",

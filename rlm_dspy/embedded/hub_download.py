@@ -7,6 +7,7 @@ seconds, it gives up. The settings of `huggingface_hub` apply: `HF_ENDPOINT`, `H
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 
@@ -30,7 +31,7 @@ def main(repository: str, file: str, folder: str) -> None:
 def _give_up() -> None:
     """End the process at once: nothing else ends the look-up of a host's name."""
     os.write(sys.stderr.fileno(), f"no answer within {ANSWER_SECONDS} seconds".encode())
-    os._exit(1)
+    signal.raise_signal(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import dspy
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID, BaseCallback, input_names
 from rlm_dspy.inputs import Text
-from rlm_dspy.optimize.rollouts import that_succeed
+from rlm_dspy.optimize.rollouts import run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.text import write_whole
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.optimize.statistics import Metric
 
+    Chat = list[dict[str, Any]]
+    """The messages of a call, then the reply."""
     Outputs = Sequence[str | Mapping[str, str | None] | None] | None
     """The replies of an LM, as DSPy tells its callbacks."""
 
@@ -41,15 +43,13 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
             they are, for metrics.
         min_chars: A `str` of at least this many characters becomes a `Text`.
     """
-    return [_wrapped(example, min_chars) for example in examples]
-
-
-def _wrapped(example: dspy.Example, min_chars: int) -> dspy.Example:
-    fields = example.inputs() if input_names(example) is not None else example
-    long = {
-        name: Text(value) for name, value in fields.items() if isinstance(value, str) and len(value) >= min_chars
-    }
-    return example.copy(**long) if long else example
+    wrapped = []
+    for example in examples:
+        fields = example if input_names(example) is None else example.inputs()
+        texts = {name: value for name, value in fields.items() if isinstance(value, str)}
+        long = {name: Text(text) for name, text in texts.items() if len(text) >= min_chars}
+        wrapped.append(example.copy(**long) if long else example)
+    return wrapped
 
 
 def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[dspy.Example]:
@@ -103,64 +103,47 @@ Each = Literal["call", "run"]
 
 
 @dataclass
-class Chat:
-    """One model call.
-
-    Attributes:
-        predictor: The predictor that made it, as an object.
-        messages: What was sent, then the reply.
-        call_id: DSPy's name of the predictor's call that it is part of.
-    """
-
-    predictor: dspy.Predict | None
-    messages: list[dict[str, Any]]
-    call_id: str = ""
-
-
-@dataclass
 class ChatRecorder(BaseCallback):
-    """Records the messages and replies of model calls, with the predictor that made each call.
+    """Records the messages and replies of one predictor's calls.
 
     Put it among the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
 
     Attributes:
-        chats: The calls that were answered, in the order of their answers. Of a predictor's call that asked again,
+        predictor: The predictor, as an object.
+        chats: What was sent, then the reply, of each call, in the order of their ends. Of a call that asked again,
             since a reply could not be read, only the last; none of one that failed, or of a turn without code.
     """
 
+    predictor: dspy.Predict
     chats: list[Chat] = field(default_factory=list)
-    _predictors: dict[str, dspy.Predict] = field(default_factory=dict, repr=False)
-    _sent: dict[str, Chat] = field(default_factory=dict, repr=False)
+    _calls: dict[str, Chat] = field(default_factory=dict, repr=False)
+    _sent: dict[str, tuple[str, Chat]] = field(default_factory=dict, repr=False)
 
     def on_module_start(self, call_id: str, instance: dspy.Module, inputs: Mapping[str, Any]) -> None:
-        """Remember which predictor a call is of."""
-        if isinstance(instance, dspy.Predict):
-            self._predictors[call_id] = instance
+        """Begin a call, if it is one of the predictor."""
+        if instance is self.predictor:
+            self._calls[call_id] = []
 
     def on_module_end(
         self, call_id: str, outputs: dspy.Prediction | None, exception: BaseException | None = None
     ) -> None:
-        """Forget the predictor, and the replies that it could not use."""
-        predictor = self._predictors.pop(call_id, None)
-        mine = [chat for chat in self.chats if chat.call_id == call_id]
-        no_code = isinstance(predictor, Act) and exception is None and not getattr(outputs, "code", "")
-        useless = mine if exception is not None or no_code else mine[:-1]
-        self.chats = [chat for chat in self.chats if not any(chat is other for other in useless)]
+        """Keep the call's last chat, if its reply could be used."""
+        chat = self._calls.pop(call_id, None)
+        no_code = isinstance(self.predictor, Act) and not getattr(outputs, "code", "")
+        if chat and exception is None and not no_code:
+            self.chats.append(chat)
 
     def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
-        """Record the messages."""
+        """Note the messages."""
         messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt") or ""}]
-        asking = ACTIVE_CALL_ID.get() or ""
-        chat = Chat(self._predictors.get(asking), [dict(message) for message in messages], asking)
-        self._sent[call_id] = chat
+        self._sent[call_id] = (ACTIVE_CALL_ID.get() or "", [dict(message) for message in messages])
 
     def on_lm_end(self, call_id: str, outputs: Outputs, exception: BaseException | None = None) -> None:
-        """Append the reply; drop a call that failed."""
-        chat = self._sent.pop(call_id)
+        """Make the call's chat of the messages and the reply."""
+        asking, messages = self._sent.pop(call_id)
         reply = _text(outputs)
-        if exception is None and reply:
-            chat.messages.append({"role": "assistant", "content": reply})
-            self.chats.append(chat)
+        if exception is None and reply and asking in self._calls:
+            self._calls[asking] = [*messages, {"role": "assistant", "content": reply}]
 
 
 def _text(outputs: Outputs) -> str:
@@ -206,30 +189,25 @@ def export_chats(
     predictors = dict(program.named_predictors())
     if predictor not in predictors:
         raise ValueError(f"Unknown predictor {predictor!r}; choose one of {sorted(predictors)}.")
-    asked = predictors[predictor]
-    chats: list[list[dict[str, Any]]] = []
+    chats: list[Chat] = []
+
+    def collect(example: dspy.Example) -> None:
+        recorder = ChatRecorder(predictors[predictor])
+        with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[]):
+            prediction = program(**example.inputs())
+            score = score_of(metric(example, prediction, list(dspy.settings.trace)))
+        if score >= min_score:
+            chats.extend(_longest(recorder.chats) if each == "run" else recorder.chats)
+
     try:
-        for of_it in that_succeed(lambda one: _chats_of(program, one, asked, metric, min_score), dataset):
-            chats += _longest(of_it) if each == "run" else of_it
+        run_each(collect, dataset)
     finally:
         lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
         write_whole(lines, path)
     return len(chats)
 
 
-def _chats_of(
-    program: dspy.Module, example: dspy.Example, predictor: dspy.Predict, metric: Metric, min_score: float
-) -> list[list[dict[str, Any]]]:
-    """Run a program once; return the calls of a predictor, none if the run scored too little."""
-    recorder = ChatRecorder()
-    with dspy.context(callbacks=[*dspy.settings.callbacks, recorder], trace=[]):
-        prediction = program(**example.inputs())
-        score = score_of(metric(example, prediction, list(dspy.settings.trace)))
-    found = [chat.messages for chat in recorder.chats if chat.predictor is predictor]
-    return found if score >= min_score else []
-
-
-def _longest(chats: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+def _longest(chats: list[Chat]) -> list[Chat]:
     """Return the chats that no other one goes on from."""
     sent = [chat[:-1] for chat in chats]
     return [

@@ -85,7 +85,10 @@ def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
         max_demos: How many to take.
         max_chars: How long they may be together.
     """
-    ranked = sorted(_distinct(demos), key=lambda demo: (-demo.score, demo.chars))
+    distinct: dict[str, Demo] = {}
+    for demo in demos:
+        distinct.setdefault(str(sorted((name, str(value)) for name, value in demo.example.items())), demo)
+    ranked = sorted(distinct.values(), key=lambda demo: (-demo.score, demo.chars))
     kinds: list[Callable[[Demo], bool]] = [lambda _: True, lambda demo: demo.recovered, lambda demo: demo.nested]
     leading = [next((demo for demo in ranked if wanted(demo)), None) for wanted in kinds]
     chosen: list[Demo] = []
@@ -131,30 +134,15 @@ def _short(step: Step, left_out: int, output_chars: int) -> Step:
 
 
 def _short_input(value: Any, chars: int) -> Any:
+    """Return an input with its long texts cut; of a long container the first few items, in one of its type."""
     if isinstance(value, Text):
         return repr(value)
     if isinstance(value, str):
         return cut(value, chars)
-    if isinstance(value, list | tuple | dict) and len(str(value)) > chars:
-        return _short_container(value, chars)
-    return value
-
-
-def _short_container(value: list[Any] | tuple[Any, ...] | dict[Any, Any], chars: int) -> Any:
-    """Return a container of the same type with its first few items, each of them short."""
+    if not isinstance(value, list | tuple | dict) or len(str(value)) <= chars:
+        return value
     share = max(chars // _ITEMS, 1)
     if isinstance(value, dict):
         return {name: _short_input(item, share) for name, item in list(value.items())[:_ITEMS]}
     kept = [_short_input(item, share) for item in value[:_ITEMS]]
     return tuple(kept) if isinstance(value, tuple) else kept
-
-
-def _distinct(demos: list[Demo]) -> list[Demo]:
-    seen: set[str] = set()
-    distinct = []
-    for demo in demos:
-        written = str(sorted((name, str(value)) for name, value in demo.example.items()))
-        if written not in seen:
-            seen.add(written)
-            distinct.append(demo)
-    return distinct

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -13,7 +13,7 @@ from rlm_dspy.coverage.text_match import merged
 from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
-from rlm_dspy.text import cut
+from rlm_dspy.text import counted, cut
 from rlm_dspy.trajectory import Step
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rlm_dspy.optimize.statistics import Metric
     from rlm_dspy.optimize.traced_runs import Trace
 
-T = TypeVar("T")
 Coverage = Callable[[dspy.Example, dspy.Prediction], str]
 """`coverage(example, prediction)`: a sentence on what of the input was never read; empty if it was all."""
 
@@ -41,6 +40,10 @@ _STOPS = {
     ),
     "unanswered": "The run ended without an answer: no SUBMIT. On the last turn SUBMIT the best guess there is.",
 }
+_ENDS = {
+    "submitted": "it called SUBMIT, and no turn followed.",
+    "unknown": "no turn followed.",
+}
 _LINE_CHARS = 240
 _LITTLE = 0.05
 
@@ -50,15 +53,15 @@ def unread(example: dspy.Example, prediction: dspy.Prediction) -> str:
 
     Known only of runs inside `rlm_dspy.coverage.watched()`.
     """
-    steps = steps_in(prediction)
+    steps = _steps_in(_prediction(prediction))
     sent = [span for step in steps for call in step.calls for span in call.sent]
     spans = merged([*sent, *(span for step in steps for span in (*step.read, *step.shown))], most=None)
     said = []
     for name, value in example.inputs().items() if spans else ():
         if isinstance(value, str | Text) and len(value):
             share = 1 - sum(end - start for of, start, end in spans if of == name) / len(value)
-            said.append(f"{share:.0%} of {name} was never read." if share > _LITTLE else "")
-    return " ".join(part for part in said if part)
+            said += [f"{share:.0%} of {name} was never read."] if share > _LITTLE else []
+    return " ".join(said)
 
 
 def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int = 2_000) -> Callable[..., Any]:
@@ -86,36 +89,36 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
     ) -> dspy.Prediction:
         judged = metric(gold, pred, trace)
         score = score_of(judged)
-        said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score)]
-        name = str(pred_name or "act").rsplit(".", maxsplit=1)[-1] if pred_name else None
-        if name in (None, "act"):
-            said += [*on_turns(pred, trace, pred_trace), coverage(gold, pred)]
+        pred = _prediction(pred)
+        name = (pred_name or "act").rpartition(".")[2]
+        if name == "act":
+            said = [*_on_turns(pred, trace, pred_trace), coverage(gold, pred)]
         else:
-            said += on_calls(name or "", pred, trace, pred_trace)
-        return dspy.Prediction(score=score, feedback=cut("\n".join(part for part in said if part), max_chars))
+            said = _on_calls(name, pred, trace, pred_trace)
+        said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score), *said]
+        return dspy.Prediction(score=score, feedback=cut("\n".join(filter(None, said)), max_chars))
 
     return judge
 
 
-def on_turns(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
+def _on_turns(pred: dspy.Prediction, trace: Trace, pred_trace: Trace) -> list[str]:
     """Return feedback on the turns of a run: failures first, then how it ended."""
-    steps = steps_in(pred, trace, pred_trace)
+    steps = _steps_in(pred, trace, pred_trace)
     broken = [call for step in steps for call in step.calls if call.error]
+    limit = _limit_of(pred)
     return [
         *_failures(steps),
         *_of_this_turn(steps, pred_trace),
         *(f"A sub-call to {call.name} failed: {_last_line(call.error)}" for call in broken[:3]),
-        _STOPS.get(_report(pred, "stop", ""), ""),
-        f"The run hit its limit {limit} and had to stop early: do the same with less."
-        if (limit := _limit_of(pred))
-        else "",
-        f"It took {len(steps)} turn{'s' if len(steps) > 1 else ''}." if steps else "",
+        _STOPS.get(pred.get("stop", ""), ""),
+        f"The run hit its limit {limit} and had to stop early: do the same with less." if limit else "",
+        f"It took {counted(len(steps), 'turn')}." if steps else "",
     ]
 
 
-def on_calls(name: str, pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[str]:
+def _on_calls(name: str, pred: dspy.Prediction, trace: Trace, pred_trace: Trace) -> list[str]:
     """Return feedback on the sub-calls of one predictor: failures, repetitions and their number."""
-    calls = [call for step in steps_in(pred, trace) for call in step.calls if call.name == name]
+    calls = [call for step in _steps_in(pred, trace) for call in step.calls if call.name == name]
     failed = [call for call in calls if call.error]
     asked = Counter(str(sorted(call.inputs.items())) for call in calls)
     if not calls:
@@ -129,7 +132,7 @@ def on_calls(name: str, pred: dspy.Prediction, trace: Trace = None, pred_trace: 
     ]
 
 
-def steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[Step]:
+def _steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[Step]:
     """Return the steps of a run: from an RLM's prediction, else from the runs in the trace.
 
     Args:
@@ -137,10 +140,8 @@ def steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = Non
         trace: The trace of the whole call.
         pred_trace: The call of the predictor that is looked at; only that predictor's runs are taken then.
     """
-    kept: list[JsonValue] | None = _report(pred, "trajectory", None)
-    if isinstance(kept, list) and all(
-        isinstance(step, dict) and "code" in step and "kind" in step for step in kept
-    ):
+    kept: list[JsonValue] | None = pred.get("trajectory")
+    if isinstance(kept, list) and all(isinstance(s, dict) and {"code", "kind"} <= s.keys() for s in kept):
         return [Step.model_validate(step) for step in kept]
     of = _predictor_of(trace, pred_trace)
     runs = [run for run in traced_runs(trace or []) if of in (None, id(run.predictor))]
@@ -153,21 +154,16 @@ def _predictor_of(trace: Trace, pred_trace: Trace) -> int | None:
     return next((id(p) for p, inputs, _ in trace or [] if id(inputs) in looked_at), None)
 
 
-def _report(pred: dspy.Prediction, name: str, default: T) -> T:
-    kept: T = pred.get(name, default) if isinstance(pred, dspy.Prediction) else default
-    return kept
-
-
 def _answered(gold: dspy.Example, pred: dspy.Prediction, score: float) -> str:
     """Return what was expected and given, field by field, of an answer that did not get the full score."""
-    if score >= 1 or not isinstance(gold, dspy.Example) or not isinstance(pred, dspy.Prediction):
+    if score >= 1:
         return ""
-    labels = [name for name in gold.labels() if name in pred]
-    pairs = (
+    pairs = [
         f"{name} is {cut(repr(gold[name]), _LINE_CHARS)}, the program gave {cut(repr(pred[name]), _LINE_CHARS)}"
-        for name in labels
-    )
-    return f"Expected: {'; '.join(pairs)}." if labels else ""
+        for name in gold.labels()
+        if name in pred
+    ]
+    return f"Expected: {'; '.join(pairs)}." if pairs else ""
 
 
 def _failures(steps: list[Step]) -> Iterator[str]:
@@ -185,10 +181,8 @@ def _failures(steps: list[Step]) -> Iterator[str]:
 
 
 def _told(step: Step) -> str:
-    what = _WHAT_WENT_WRONG[step.kind]
-    if step.kind == "no_code":
-        return f"{what}."
-    return f"{what}: {cut(step.problem, _LINE_CHARS)}{'.' if step.refusals else ''}"
+    problem = "" if step.kind == "no_code" else f": {cut(step.problem, _LINE_CHARS)}"
+    return f"{_WHAT_WENT_WRONG[step.kind]}{problem}{'.' if step.refusals or not problem else ''}"
 
 
 def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
@@ -196,27 +190,23 @@ def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
     for _, inputs, outputs in pred_trace or []:
         code = (getattr(outputs, "code", "") or "").strip()
         at = len(getattr(inputs.get("trajectory"), "steps", ()))
-        if at < len(steps) and steps[at].code.strip() == code:
-            yield f"The turn shown here is number {at + 1} of {len(steps)}: {_ended(steps[at])}"
+        if at < len(steps) and (step := steps[at]).code.strip() == code:
+            end = _told(step) if step.failed else _ENDS.get(step.kind, "its code ran without an error.")
+            yield f"The turn shown here is number {at + 1} of {len(steps)}: {end}"
 
 
-def _ended(step: Step) -> str:
-    if step.failed:
-        return _told(step)
-    return {
-        "submitted": "it called SUBMIT, and no turn followed.",
-        "unknown": "no turn followed.",
-    }.get(step.kind, "its code ran without an error.")
+def _prediction(returned: dspy.Prediction | None) -> dspy.Prediction:
+    """Return what a program returned; an empty prediction if that is none: optimizers score failed runs too."""
+    return returned if isinstance(returned, dspy.Prediction) else dspy.Prediction()
 
 
 def _limit_of(pred: dspy.Prediction) -> str:
-    usage: dict[str, JsonValue] | None = _report(pred, "usage", None)
+    usage: dict[str, JsonValue] | None = pred.get("usage")
     return str(usage.get("limit") or "") if isinstance(usage, dict) else ""
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return cut(lines[-1], _LINE_CHARS) if lines else "(nothing was said)"
+    return cut(text.strip().rpartition("\n")[2], _LINE_CHARS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,20 +240,21 @@ def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Cal
 
     def reward(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
         score = score_of(metric(example, prediction, trace))
-        return score if score <= 0 else max(0.0, score - min(rates.most, penalty(prediction, trace, rates)))
+        return score if score <= 0 else max(0.0, score - min(rates.most, _penalty(prediction, trace, rates)))
 
     return reward
 
 
-def penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> float:
+def _penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> float:
     """Return the penalty of a run at these `rates`, without the cap."""
-    steps = steps_in(prediction, trace)
+    prediction = _prediction(prediction)
+    steps = _steps_in(prediction, trace)
     calls = [call for step in steps for call in step.calls]
     asked = {(call.name, str(sorted(call.inputs.items()))) for call in calls}
     return (
         rates.failed_turn * sum(step.failed for step in steps)
         + rates.failed_call * sum(bool(call.error) for call in calls)
         + rates.repeated_call * (len(calls) - len(asked))
-        + rates.no_submit * (_report(prediction, "stop", "") in _STOPS)
+        + rates.no_submit * (prediction.get("stop", "") in _STOPS)
         + rates.limit * bool(_limit_of(prediction))
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.limits import Limits
-from rlm_dspy.optimize.rollouts import that_succeed
+from rlm_dspy.optimize.rollouts import run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.text import price, seconds
 
@@ -64,7 +64,7 @@ def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric
     Raises:
         Exception: What the last one raised, if all did.
     """
-    return list(that_succeed(lambda example: _one(program, example, metric), examples))
+    return run_each(lambda example: _one(program, example, metric), examples)
 
 
 def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:

@@ -1,4 +1,4 @@
-"""Saves the demos of finished examples to disk, so that an interrupted compile can resume."""
+"""Runs a program on examples, and saves the demos of finished ones, so that an interrupted compile can resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import inspect
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +23,7 @@ from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 FILE = "rollouts.jsonl"
 Found = dict[str, list[Demo]]
@@ -48,20 +50,16 @@ class Rollouts:
             self._file = JsonLines(Path(folder) / FILE)
             self._known = self._read(self._file.path)
 
-    def get(self, example: dspy.Example, run: Callable[[], Found | None]) -> Found:
-        """Return the result of an example, from the store or by running it; empty if it failed."""
+    def get(self, example: dspy.Example, run: Callable[[], Found]) -> Found:
+        """Return the result of an example, from the store or by running it."""
         if self._file is None:
-            return run() or {}
+            return run()
         name = digest(self._key, example)
         if name in self._known:
             return self._known[name]
         found = run()
-        if found is None:
-            return {}
-        line = json.dumps(
-            {"example": name, "demos": {n: [_dumped(d) for d in demos] for n, demos in found.items()}}
-        )
-        self._file.append(line)
+        demos = {n: [_dumped(demo) for demo in of_name] for n, of_name in found.items()}
+        self._file.append(json.dumps({"example": name, "demos": demos}))
         return found
 
     @staticmethod
@@ -74,24 +72,48 @@ class Rollouts:
         return known
 
 
-def that_succeed(run: Callable[[dspy.Example], T], examples: Sequence[dspy.Example]) -> Iterator[T]:
-    """Yield what `run` returns for each example; one that raises is left out, with a warning, as optimizers do.
+def run_each(
+    run: Callable[[dspy.Example], T],
+    examples: Sequence[dspy.Example],
+    *,
+    threads: int = 1,
+    max_errors: int | None = None,
+) -> list[T]:
+    """Return what `run` returns for each example, in order; those that raise are left out, with a warning.
+
+    Args:
+        run: Called in a copy of the caller's context.
+        examples: Any examples.
+        threads: Examples at once.
+        max_errors: How many may raise; the next error is raised, and no more examples are begun. None for all
+            but one.
 
     Raises:
-        Exception: What the last example raised, if all did.
+        Exception: What an example raised.
     """
-    succeeded, failure = not examples, None
-    for example in examples:
+    failed: list[Exception] = []
+
+    def attempt(example: dspy.Example) -> list[T]:
         try:
-            result = run(example)
-        except Exception as error:  # noqa: BLE001  # the runs before it are paid for
+            return [run(example)]
+        except Exception as error:
+            failed.append(error)
+            if len(failed) > (len(examples) - 1 if max_errors is None else max_errors):
+                raise
             _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
-            failure = error
-        else:
-            succeeded = True
-            yield result
-    if failure is not None and not succeeded:
-        raise failure
+            return []
+
+    if threads == 1:
+        return [result for example in examples for result in attempt(example)]
+    with ThreadPoolExecutor(threads, thread_name_prefix="rlm-compile") as pool:
+        waiting = [pool.submit(copy_context().run, attempt, example) for example in examples]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [result for future in waiting for result in future.result()]
 
 
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
@@ -115,11 +137,10 @@ def _made_of(module: dspy.Module) -> Any:
 
 def _source(function: Callable[..., Any]) -> tuple[str, str]:
     """Return the name and the source of a function; of an object without any, the name of its type."""
-    function = inspect.unwrap(function)
-    try:
-        return getattr(function, "__qualname__", ""), inspect.getsource(function)
-    except (OSError, TypeError):
-        return getattr(function, "__qualname__", type(function).__qualname__), ""
+    function, source = inspect.unwrap(function), ""
+    with contextlib.suppress(OSError, TypeError):
+        source = inspect.getsource(function)
+    return getattr(function, "__qualname__", type(function).__qualname__), source
 
 
 def _dumped(demo: Demo) -> dict[str, Any]:

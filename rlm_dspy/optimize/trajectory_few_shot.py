@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import contextvars
-import logging
 import random
-import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy._dspy_compat import Teleprompter
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
-from rlm_dspy.optimize.rollouts import Rollouts, key_of
+from rlm_dspy.optimize.rollouts import Found, Rollouts, key_of, run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rlm_dspy.optimize.statistics import Metric
-
-T = TypeVar("T")
-U = TypeVar("U")
-_logger = logging.getLogger("dspy.rlm_dspy")
 
 
 @dataclass
@@ -95,15 +87,15 @@ class TrajectoryFewShot(Teleprompter):
                 below 1.
             Exception: What an example raised, when more than `max_errors` did.
         """
-        compiled = student.deepcopy()
-        teacher_lm = teacher if isinstance(teacher, dspy.BaseLM) else None
-        program = student.deepcopy() if teacher is None or teacher_lm is not None else teacher
-        if teacher_lm is not None:
-            program.set_lm(teacher_lm)
-        check_names(compiled, program)
         if self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
-        found = self._gather(program, self._ordered(trainset), teacher_lm)
+        compiled = student.deepcopy()
+        lm = teacher if isinstance(teacher, dspy.BaseLM) else None
+        program = teacher if isinstance(teacher, dspy.Module) else student.deepcopy()
+        if lm is not None:
+            program.set_lm(lm)
+        check_names(compiled, program)
+        found = self._gather(program, self._ordered(trainset), lm)
         for name, predictor in compiled.named_predictors():
             chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=self.max_chars)
             predictor.demos = [demo.example for demo in chosen] or predictor.demos
@@ -116,30 +108,26 @@ class TrajectoryFewShot(Teleprompter):
         random.Random(self.seed).shuffle(ordered)  # noqa: S311  # an order, no secret
         return ordered[: self.max_runs]
 
-    def _gather(
-        self, program: dspy.Module, examples: list[dspy.Example], lm: dspy.BaseLM | None
-    ) -> dict[str, list[Demo]]:
+    def _gather(self, program: dspy.Module, examples: list[dspy.Example], lm: dspy.BaseLM | None) -> Found:
         """Return the demos by predictor name, in the order of the examples."""
         names = {id(predictor): name for name, predictor in program.named_predictors()}
         made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
         rollouts = Rollouts(self.log_dir, key_of(program, lm or dspy.settings.lm, self.metric, *made_with))
-        failures = Failures(dspy.settings.max_errors if self.max_errors is None else self.max_errors)
         settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}
+        allowed = dspy.settings.max_errors if self.max_errors is None else self.max_errors
 
-        def attempt(example: dspy.Example) -> dict[str, list[Demo]]:
-            return rollouts.get(
-                example, lambda: failures.watch(lambda: self._demos(program, names, example, settings))
-            )
+        def attempt(example: dspy.Example) -> Found:
+            return rollouts.get(example, lambda: self._demos(program, names, example, settings))
 
-        found: dict[str, list[Demo]] = {}
-        for demos in in_threads(attempt, examples, self.num_threads):
+        found: Found = defaultdict(list)
+        for demos in run_each(attempt, examples, threads=self.num_threads, max_errors=allowed):
             for name, of_name in demos.items():
-                found.setdefault(name, []).extend(of_name)
+                found[name] += of_name
         return found
 
     def _demos(
         self, program: dspy.Module, names: dict[int, str], example: dspy.Example, settings: Mapping[str, Any]
-    ) -> dict[str, list[Demo]]:
+    ) -> Found:
         """Run one example and return its demos by predictor name; none if it scored too little."""
         with dspy.context(**settings, trace=[]):
             prediction = program(**example.inputs())
@@ -147,17 +135,15 @@ class TrajectoryFewShot(Teleprompter):
         score = score_of(self.metric(example, prediction, trace))
         if score <= 0 if self.metric_threshold is None else score < self.metric_threshold:
             return {}
-        demos: dict[str, list[Demo]] = {}
+        demos: dict[str, list[Demo]] = defaultdict(list)
         for run in traced_runs(trace):
             if name := names.get(id(run.predictor)):
-                demo = from_run(
-                    run, score, output_chars=self.output_chars, environment_chars=self.environment_chars
-                )
-                demos.setdefault(name, []).append(demo)
+                chars = {"output_chars": self.output_chars, "environment_chars": self.environment_chars}
+                demos[name].append(from_run(run, score, **chars))
         for predictor, inputs, outputs in trace:
             name = names.get(id(predictor))
             if name and not isinstance(predictor, Act):
-                demos.setdefault(name, []).append(from_call(inputs, outputs, score, input_chars=self.output_chars))
+                demos[name].append(from_call(inputs, outputs, score, input_chars=self.output_chars))
         return {name: [d for d in of_name if d.chars <= self.max_demo_chars] for name, of_name in demos.items()}
 
 
@@ -172,43 +158,3 @@ def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
         raise ValueError(
             f"Teacher and student must have predictors of the same names; these differ: {sorted(mine ^ its)}."
         )
-
-
-class Failures:
-    """Tolerates a number of failed examples.
-
-    Args:
-        allowed: How many errors are logged; the next one is raised.
-    """
-
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def watch(self, run: Callable[[], dict[str, list[Demo]]]) -> dict[str, list[Demo]] | None:
-        """Return the result of `run`; None if it failed."""
-        try:
-            return run()
-        except Exception as error:
-            with self._lock:
-                self.count += 1
-                if self.count > self.allowed:
-                    raise
-            _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
-            return None
-
-
-def in_threads(function: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
-    """Return the results in order, each computed in a copy of the caller's context; an error begins no others."""
-    if threads == 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads, thread_name_prefix="rlm-compile") as pool:
-        waiting = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
-        try:
-            for future in as_completed(waiting):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        return [future.result() for future in waiting]

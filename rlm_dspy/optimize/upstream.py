@@ -6,7 +6,7 @@
 | `GEPA` | every predictor gets its turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
 | `SIMBA` | shows trajectories as `<non-serializable>`, and inputs and predictions whole | hands it short plain data |
 | `InferRules` | shows raw training examples, in which `act` has no field: its rules come from nothing | shows each predictor the demos it was given |
-| `InferRules` | writes instructions into the signature class, which the original program and every other copy share | gives each predictor a class of its own |
+| `InferRules` | writes instructions into the signature class, which the original program and every other copy share | gives the candidate's predictor a class of its own |
 | `BootstrapFinetune` | writes every predictor's calls in the form of one adapter, and with `multitask=False` picks calls by their place in the trace | each predictor's own form, picked by predictor |
 | `Ensemble` | members that were compiled are frozen: none of what they learned is saved | thaws copies of them |
 | `KNNFewShot` | hands whole inputs to the embedder | hands it the beginning and the end of each |
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import dspy
 
-from rlm_dspy._dspy_compat import KNN, append_a_rule, thaw
 from rlm_dspy._dspy_compat import BootstrapFinetune as _BootstrapFinetune
 from rlm_dspy._dspy_compat import InferRules as _InferRules
+from rlm_dspy._dspy_compat import append_a_rule, thaw
 from rlm_dspy.inputs import Text
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
@@ -95,14 +95,8 @@ class GEPA(dspy.GEPA):
     Takes what `dspy.GEPA` takes; `rlm_dspy.optimize.with_feedback` makes its metric.
     """
 
-    def __init__(
-        self,
-        metric: Callable[..., Any],
-        *,
-        component_selector: str | Callable[..., list[str]] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(metric, component_selector=component_selector or CalledPredictors(), **options)
+    def __init__(self, metric: Callable[..., Any], **options: Any) -> None:
+        super().__init__(metric, **{"component_selector": CalledPredictors(), **options})
 
     def compile(self, student: dspy.Module, **data: Any) -> dspy.Module:
         """Return the best candidate; `student` is not changed."""
@@ -115,15 +109,12 @@ class SIMBA(dspy.SIMBA):
     def __init__(self, *, metric: Callable[..., Any], **options: Any) -> None:
         super().__init__(metric=metric, **options)
         given: list[Any] = list(vars(self)["strategies"])
-        self.strategies = [_shown_shortly(each) if each is append_a_rule else each for each in given]
+        self.strategies = [_append_a_rule if each is append_a_rule else each for each in given]
 
 
-def _shown_shortly(strategy: Callable[..., bool]) -> Callable[..., bool]:
-    @functools.wraps(strategy)
-    def wrapped(bucket: list[dict[str, Any]], system: dspy.Module, **options: Any) -> bool:
-        return strategy([_short_run(run) for run in bucket], system, **options)
-
-    return wrapped
+@functools.wraps(append_a_rule)
+def _append_a_rule(bucket: list[dict[str, Any]], system: dspy.Module, **options: Any) -> bool:
+    return bool(append_a_rule([_short_run(run) for run in bucket], system, **options))
 
 
 def _short_run(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,13 +152,6 @@ def shown(value: Any, depth: int = _SHOWN_DEPTH) -> Any:
 class InferRules(_InferRules):
     """`dspy.InferRules` that induces a predictor's rules from its own demos. Takes what that takes."""
 
-    def compile(self, student: dspy.Module, **data: Any) -> dspy.Module:
-        """Return the best candidate; `student` is not changed."""
-        own = student.deepcopy()
-        for _, predictor in own.named_predictors():
-            predictor.signature = predictor.signature.with_instructions(predictor.signature.instructions)
-        return super().compile(own, **data)
-
     def induce_natural_language_rules(self, predictor: dspy.Predict, trainset: list[dspy.Example]) -> str:
         """Return rules for one predictor; none if it was never called in a run that went well."""
         return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
@@ -189,19 +173,6 @@ def _bootstrapped(predictor: dspy.Predict) -> list[dspy.Example]:
     return [demo for demo in predictor.demos if demo.get("augmented")]
 
 
-class _ShortKNN(KNN):
-    """Finds neighbours by what inputs look like in short; returns them as they are."""
-
-    def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder) -> None:
-        super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer)
-        self.trainset = trainset
-
-    def __call__(self, **inputs: Any) -> list[dspy.Example]:
-        """Return the examples nearest to these inputs."""
-        nearest: list[dspy.Example] = super().__call__(**shown(inputs))
-        return nearest
-
-
 def _short_inputs(example: dspy.Example) -> dspy.Example:
     inputs = example.inputs()
     return dspy.Example(**{name: shown(value) for name, value in inputs.items()}).with_inputs(*inputs.keys())
@@ -214,8 +185,10 @@ class KNNFewShot(dspy.KNNFewShot):
     """
 
     def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder, **bootstrap: Any) -> None:
-        self.KNN = _ShortKNN(k, trainset, vectorizer)  # all that the constructor there does
-        self.few_shot_bootstrap_args = bootstrap
+        super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer, **bootstrap)
+        neighbours: Any = vars(self)["KNN"]
+        neighbours.trainset = trainset  # what is found is returned as it was given
+        self.KNN = lambda **inputs: neighbours(**shown(inputs))
 
 
 class Ensemble(dspy.Ensemble):
@@ -258,21 +231,19 @@ class BootstrapFinetune(_BootstrapFinetune):
     With `multitask=False` there is one job a predictor, with that predictor's calls.
     """
 
-    def __init__(
-        self, metric: Callable[..., Any] | None = None, *, adapter: dspy.Adapter | None = None, **options: Any
-    ) -> None:
-        super().__init__(metric=metric, adapter=adapter or EachItsOwn(), **options)
+    def __init__(self, metric: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init__(metric, **{"adapter": EachItsOwn(), **options})
 
     def _prepare_finetune_data(
         self, trace_data: list[dict[str, Any]], lm: dspy.LM, pred_ind: int | None = None
     ) -> tuple[list[dict[str, Any]], Any]:
         if pred_ind is not None:
-            trace_data = [{**run, "trace": self._calls_of(run["trace"], pred_ind)} for run in trace_data]
+            trace_data = [
+                {**run, "trace": [call for call in run["trace"] if self._names[id(call[0])] == pred_ind]}
+                for run in trace_data
+            ]
         data: tuple[list[dict[str, Any]], Any] = super()._prepare_finetune_data(trace_data, lm, None)
         return data
-
-    def _calls_of(self, trace: list[Call], pred_ind: int) -> list[Call]:
-        return [call for call in trace if self._names[id(call[0])] == pred_ind]
 
     def compile(self, student: dspy.Module, trainset: list[dspy.Example], teacher: Teacher = None) -> dspy.Module:
         """Return the student with the fine-tuned LMs."""
