@@ -155,12 +155,12 @@ class EmbeddedEngine(_Engine):
         _check_waited_for()  # DSPy asks again after an error, even one that is raised here
         call = loaded.get(self.settings).begin(_body(request))
         try:
-            with if_cancelled(lambda _: call.abandoned.set()):
+            with if_cancelled(lambda _: call.abandon()):
                 reply = call.reply.result()
             _check_waited_for()
             return _response(reply, request)
         finally:
-            call.abandoned.set()
+            call.abandon()
 
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
         """Yield the events of a reply, after the reply is complete."""
@@ -180,7 +180,7 @@ class AsyncEmbeddedEngine(_Engine):
         try:
             return _response(await asyncio.wrap_future(call.reply), request)
         finally:
-            call.abandoned.set()
+            call.abandon()
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
         """Yield the events of a reply, after the reply is complete."""
@@ -210,7 +210,7 @@ def _body(request: lm15.Request) -> Chat:
     refused += [part.type for message in request.messages for part in message.parts if part.type == "image"]
     if refused:
         raise _unsupported(refused[0])
-    body: Chat = json.loads(_WIRE.build_request(request, stream=True).body)
+    body: Chat = json.loads(_WIRE.build_request(request, stream=False).body)
     if config.top_k is not None:  # OpenAI has none
         body["top_k"] = config.top_k
     return {"temperature": 0.0, **body}

@@ -11,11 +11,13 @@ import http.client
 import json
 import os
 import secrets
+import socket
 import sys
 import threading
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +34,6 @@ EXTRA = (
 _PAD_TOKENS = 256
 _BATCH_TOKENS = 256
 _SAVED_PROMPTS_MIB = 1_024
-_LOCAL_SECONDS = 60
 
 Chat = dict[str, Any]
 
@@ -147,8 +148,12 @@ class Call:
     """A running chat completion."""
 
     reply: Future[Chat]
-    abandoned: threading.Event = field(default_factory=threading.Event)
-    """Set when nobody waits any more: generation ends at the next token, or the next batch of the prompt."""
+    connection: socket.socket
+
+    def abandon(self) -> None:
+        """Let nobody wait for it any more: generation ends within a second."""
+        with suppress(OSError):  # it has ended
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 class EmbeddedServer:
@@ -163,67 +168,41 @@ class EmbeddedServer:
         self._key = secrets.token_urlsafe()
         self._server = start(settings, self._key)
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
-        window = self._http("GET", "/props")["default_generation_settings"]["n_ctx"]
+        window = self._ask(self._connected(), "/props")["default_generation_settings"]["n_ctx"]
         if window < settings.n_ctx:
             raise ModelUnavailable(
                 f"{settings.file()} has a context window of {window} tokens, less than n_ctx={settings.n_ctx}."
             )
 
     def begin(self, body: Chat) -> Call:
-        """Queue a chat completion (the body of an OpenAI request with `stream`) and return at once."""
-        abandoned = threading.Event()
-        return Call(self._pool.submit(self._complete, body, abandoned), abandoned)
+        """Queue a chat completion (the body of an OpenAI request) and return at once."""
+        connection = self._connected()
+        reply = self._pool.submit(self._ask, connection, "/v1/chat/completions", body)
+        return Call(reply, connection.sock)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens a text is, without the few that a chat template adds to each message."""
-        return len(self._http("POST", "/tokenize", {"content": text})["tokens"])
+        return len(self._ask(self._connected(), "/tokenize", {"content": text})["tokens"])
 
     def keep_forever(self) -> None:
         """Never release it: after a fork its threads are gone, and releasing it would wait for them."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
-    def _complete(self, body: Chat, abandoned: threading.Event) -> Chat:
-        chunks: list[Chat] = []
+    def _connected(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
+        connection.connect()
+        return connection
 
-        def collect(chunk: Chat) -> bool:
-            chunks.append(chunk)
-            return abandoned.is_set()
-
-        try:
-            if not abandoned.is_set():
-                self._server.handle_chat_completions({**body, "return_progress": True}, collect)
-        except (RuntimeError, ValueError) as error:
-            return {"error": {"code": 400, "message": str(error)}}
-        return _join(chunks)
-
-    def _http(self, method: str, path: str, body: Chat | None = None) -> Any:
-        address = urlsplit(self._server.listening_address).netloc
-        connection = http.client.HTTPConnection(address, timeout=_LOCAL_SECONDS)
-        try:
+    def _ask(self, connection: http.client.HTTPConnection, path: str, body: Chat | None = None) -> Chat:
+        """Return the reply to one request; an `error` if the connection was shut meanwhile."""
+        with closing(connection):
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            return json.load(connection.getresponse())
-        finally:
-            connection.close()
-
-
-def _join(chunks: list[Chat]) -> Chat:
-    """Return the body of a chat completion whose parts came one by one; an `error` if one came among them."""
-    joined: Chat = {}
-    message: dict[str, str] = {"role": "assistant", "content": ""}
-    choice: Chat = {"index": 0, "message": message, "finish_reason": None}
-    for chunk in chunks:
-        if "error" in chunk:
-            return chunk
-        joined.update({key: chunk[key] for key in ("id", "usage", "timings") if key in chunk})
-        for part in chunk.get("choices", ()):
-            for key in ("content", "reasoning_content"):
-                if text := part["delta"].get(key):
-                    message[key] = message.get(key, "") + text
-            choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
-            if logprobs := part.get("logprobs"):
-                choice.setdefault("logprobs", {"content": []})["content"] += logprobs["content"]
-    return {**joined, "choices": [choice]}
+            try:
+                connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+                reply: Chat = json.load(connection.getresponse())
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                return {"error": {"message": f"the request failed: {error!r}"}}
+            return reply
 
 
 class _Registry:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _CANDIDATES = 6
 _DEMOS = 4
+_OF_RUNS = {"max_bootstrapped_demos": _DEMOS, "max_labeled_demos": 0}
+"""Demos of runs alone: labeled examples are used by `labeled`, and tell less."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Job:
         lm: The model, also for what an optimizer asks itself.
         threads: Runs at once.
         seed: The seed, where an optimizer takes one.
-        log_dir: Where optimizers that can go on after a kill keep their state.
+        log_dir: Where optimizers that can go on after a kill keep their state; the others' paid replies are in
+            DSPy's cache.
     """
 
     program: dspy.Module
@@ -59,13 +62,11 @@ class Named:
     Attributes:
         compile: Returns the optimized program.
         runs: At most how many runs of the program that takes.
-        resumes: What is not done again after a kill.
         tells_jobs_apart: Whether what it keeps of one job is never taken for another's.
     """
 
     compile: Callable[[Job], dspy.Module]
     runs: Callable[[Job], int]
-    resumes: str = "replies in DSPy's cache are not paid again; the code runs again"
     tells_jobs_apart: bool = False
 
 
@@ -81,17 +82,13 @@ def _labeled(job: Job) -> dspy.Module:
 
 
 def _bootstrap(job: Job) -> dspy.Module:
-    optimizer = dspy.BootstrapFewShot(metric=job.metric, max_bootstrapped_demos=_DEMOS, max_labeled_demos=0)
+    optimizer = dspy.BootstrapFewShot(metric=job.metric, **_OF_RUNS)
     return optimizer.compile(job.program, trainset=job.train)
 
 
 def _random_search(job: Job) -> dspy.Module:
     optimizer = dspy.BootstrapFewShotWithRandomSearch(
-        job.metric,
-        max_bootstrapped_demos=_DEMOS,
-        max_labeled_demos=0,
-        num_candidate_programs=_CANDIDATES,
-        num_threads=job.threads,
+        job.metric, **_OF_RUNS, num_candidate_programs=_CANDIDATES, num_threads=job.threads
     )
     return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
 
@@ -101,11 +98,10 @@ def _mipro(job: Job, demos: int = _DEMOS) -> dspy.Module:
         job.metric,
         prompt_model=job.lm,
         task_model=job.lm,
-        max_bootstrapped_demos=demos,
-        max_labeled_demos=0,
+        **{**_OF_RUNS, "max_bootstrapped_demos": demos},
         num_threads=job.threads,
         seed=job.seed or 9,
-        log_dir=None if job.log_dir is None else str(job.log_dir),
+        log_dir=job.log_dir and str(job.log_dir),
     )
     return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
 
@@ -126,7 +122,7 @@ def _gepa(job: Job) -> dspy.Module:
         reflection_lm=job.lm,
         num_threads=job.threads,
         seed=job.seed,
-        log_dir=None if job.log_dir is None else str(job.log_dir),
+        log_dir=job.log_dir and str(job.log_dir),
     )
     return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
 
@@ -162,19 +158,13 @@ def _copro(job: Job) -> dspy.Module:
 
 def _infer_rules(job: Job) -> dspy.Module:
     optimizer = upstream.InferRules(
-        metric=job.metric,
-        num_candidates=_CANDIDATES,
-        num_threads=job.threads,
-        max_bootstrapped_demos=_DEMOS,
-        max_labeled_demos=0,
+        metric=job.metric, **_OF_RUNS, num_candidates=_CANDIDATES, num_threads=job.threads
     )
     return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
 
 
 OPTIMIZERS: dict[str, Named] = {
-    "trajectories": Named(
-        _trajectories, lambda job: len(job.train), "finished runs are not made again", tells_jobs_apart=True
-    ),
+    "trajectories": Named(_trajectories, lambda job: len(job.train), tells_jobs_apart=True),
     "labeled": Named(_labeled, lambda _: 0),
     "bootstrap": Named(_bootstrap, lambda job: len(job.train)),
     "random-search": Named(
@@ -182,9 +172,9 @@ OPTIMIZERS: dict[str, Named] = {
     ),
     "mipro": Named(_mipro, _mipro_runs),
     "mipro-zero-shot": Named(lambda job: _mipro(job, 0), lambda job: _mipro_runs(job, 0)),
-    "gepa": Named(_gepa, _gepa_runs, "it goes on from its last candidate"),
+    "gepa": Named(_gepa, _gepa_runs),
     "simba": Named(_simba, _simba_runs),
     "copro": Named(_copro, lambda job: 3 * _CANDIDATES * job.predictors * len(job.dev)),
     "infer-rules": Named(_infer_rules, lambda job: len(job.train) + _CANDIDATES * len(job.dev)),
 }
-"""By name. Labeled examples are used by `labeled` alone: a demo of a run tells more."""
+"""By name."""

@@ -118,7 +118,26 @@ def compare(
     Raises:
         ValueError: If the metric failed on all that the candidate answered, or gave what is not between 0 and 1.
     """
-    judge = _Judge(metric)
+    scored: list[float] = []
+    failed: list[Exception] = []
+
+    def judge(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
+        try:
+            score = score_of(metric(example, prediction, trace))
+        except Exception as error:
+            failed.append(error)
+            raise
+        scored.append(score)
+        return score
+
+    def scores_of(program: dspy.Module) -> tuple[float, ...]:
+        results = evaluate(program).results
+        if failed and not scored:
+            raise ValueError(f"The metric failed on every example: {failed[-1]!r}.") from failed[-1]
+        if outside := [score for score in scored if not 0 <= score <= 1]:
+            raise ValueError(f"The metric returned {outside[0]:g}; to compare, return scores between 0 and 1.")
+        return tuple(float(score) for _, _, score in results)
+
     evaluate = dspy.Evaluate(
         devset=list(evalset),
         metric=judge,
@@ -127,36 +146,7 @@ def compare(
         display_progress=False,
         failure_score=0.0,
     )
-    mine = judge.checked(evaluate(candidate))
-    its = judge.checked(evaluate(incumbent))
-    return Comparison(mine, its, max_loss)
-
-
-class _Judge:
-    """A metric that remembers whether it ever gave a score, and why not."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-        self._failure: Exception | None = None
-        self._scored = 0
-
-    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
-        try:
-            score = score_of(self._metric(example, prediction, trace))
-        except Exception as error:
-            self._failure = error
-            raise
-        self._scored += 1
-        return score
-
-    def checked(self, evaluated: dspy.Prediction) -> tuple[float, ...]:
-        """Return the scores of an evaluation, one an example."""
-        if self._failure is not None and not self._scored:
-            raise ValueError(f"The metric failed on every example: {self._failure!r}.") from self._failure
-        scores = tuple(float(score) for _, _, score in evaluated.results)
-        if outside := [score for score in scores if not 0 <= score <= 1]:
-            raise ValueError(f"The metric returned {outside[0]:g}; to compare, return scores between 0 and 1.")
-        return scores
+    return Comparison(scores_of(candidate), scores_of(incumbent), max_loss)
 
 
 def promote(

@@ -1,75 +1,51 @@
-"""Runs a program on examples, and saves the demos of finished ones, so that an interrupted compile can resume."""
+"""Runs a program on examples, and keeps the demos of finished ones, so that an interrupted compile can resume."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.cache import digest
-from rlm_dspy.json_values import JsonLines, json_objects, jsonable
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
 from rlm_dspy.signatures import Environment
 from rlm_dspy.text import one_line
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
 
-FILE = "rollouts.jsonl"
+    from rlm_dspy.cache import SubCallCache
+
 Found = dict[str, list[Demo]]
 T = TypeVar("T")
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
-class Rollouts:
-    """Stores the result of each finished example; on disk if a folder is given.
-
-    An example that failed is not kept: it is run again.
+def found_once(cache: SubCallCache | None, key: str, example: dspy.Example, run: Callable[[], Found]) -> Found:
+    """Return the demos of an example from the cache, or by running it. An example that fails is run again.
 
     Args:
-        folder: Where the file `rollouts.jsonl` is; None keeps nothing.
-        key: What the runs depend on beside the example; see `key_of`.
+        cache: Where finished examples are kept; None keeps nothing.
+        key: What the demos depend on beside the example; see `key_of`.
+        example: The example.
+        run: Runs it.
     """
+    if cache is None:
+        return run()
+    kept, _ = cache.once(digest(key, example), lambda: _mapped(_dumped, run()))
+    return _mapped(_loaded, kept)
 
-    def __init__(self, folder: str | os.PathLike[str] | None, key: str) -> None:
-        self._key = key
-        self._file: JsonLines | None = None
-        self._known: dict[str, Found] = {}
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._file = JsonLines(Path(folder) / FILE)
-            self._known = self._read(self._file.path)
 
-    def get(self, example: dspy.Example, run: Callable[[], Found]) -> Found:
-        """Return the result of an example, from the store or by running it."""
-        if self._file is None:
-            return run()
-        name = digest(self._key, example)
-        if name in self._known:
-            return self._known[name]
-        found = run()
-        demos = {n: [_dumped(demo) for demo in of_name] for n, of_name in found.items()}
-        self._file.append(json.dumps({"example": name, "demos": demos}))
-        return found
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Found]:
-        """Return the rollouts of a file; lines that are none are skipped."""
-        known = {}
-        for kept in json_objects(path):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                known[kept["example"]] = {n: [_loaded(d) for d in demos] for n, demos in kept["demos"].items()}
-        return known
+def _mapped(function: Callable[[Any], T], found: Mapping[str, list[Any]]) -> dict[str, list[T]]:
+    return {name: [function(demo) for demo in demos] for name, demos in found.items()}
 
 
 def run_each(

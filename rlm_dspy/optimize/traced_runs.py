@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,22 +53,12 @@ class TracedRun:
         mended = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
         return mended[0] if mended else None
 
-
-@dataclass
-class _Open:
-    """A run of which more turns may follow in the trace."""
-
-    last: tuple[Act, Environment, tuple[Step, ...], dspy.Prediction]
-    first_at: int
-    last_at: int
-
-    def continues_with(self, predictor: Act, environment: Environment, steps: tuple[Step, ...]) -> bool:
-        """Whether a call is a later turn of this run: it was shown what this run's last call wrote."""
-        mine, task, before, wrote = self.last
-        if predictor is not mine or environment != task or len(steps) <= len(before):
+    def goes_on_from(self, earlier: TracedRun) -> bool:
+        """Whether this is a later state of the same run: the model was shown what it wrote last in `earlier`."""
+        if self.predictor is not earlier.predictor or self.environment != earlier.environment:
             return False
-        written = (wrote.code or "").strip()
-        return any((step.code or "").strip() == written for step in steps[len(before) :])
+        written = earlier.code.strip()
+        return any(step.code.strip() == written for step in self.steps[len(earlier.steps) :])
 
 
 def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
@@ -77,18 +67,21 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
     Args:
         trace: `dspy.settings.trace` of a call: predictor, inputs and outputs of each predictor call.
     """
-    runs: list[_Open] = []
+    runs: list[tuple[TracedRun, int, int]] = []  # with the places of its first and its last call in the trace
     for at, (predictor, inputs, outputs) in enumerate(trace):
         if not isinstance(predictor, Act) or "code" not in outputs:  # a captured failure has no fields
             continue
         environment, steps = Environment.of(inputs["environment"]), steps_of(inputs["trajectory"])
-        ongoing = [run for run in runs if run.continues_with(predictor, environment, steps)]
-        call = (predictor, environment, steps, outputs)
-        if steps and ongoing:
-            ongoing[-1].last, ongoing[-1].last_at = call, at
+        run = TracedRun(predictor, environment, steps, outputs.reasoning or "", outputs.code or "")
+        earlier = [number for number, (other, _, _) in enumerate(runs) if run.goes_on_from(other)]
+        if earlier:
+            runs[earlier[-1]] = (run, runs[earlier[-1]][1], at)
         else:
-            runs.append(_Open(call, at, at))
-    return [_closed(run, runs) for run in runs]
+            runs.append((run, at, at))
+    calls = [(first, last) for _, first, last in runs]
+    return [
+        replace(run, nested=any(begin < first < last < end for begin, end in calls)) for run, first, last in runs
+    ]
 
 
 def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ...]:
@@ -99,9 +92,3 @@ def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ..
         return Trajectory.model_validate(trajectory or {}).steps
     except ValueError:
         return ()
-
-
-def _closed(run: _Open, runs: list[_Open]) -> TracedRun:
-    predictor, environment, steps, wrote = run.last
-    nested = any(other.first_at < run.first_at < run.last_at < other.last_at for other in runs)
-    return TracedRun(predictor, environment, steps, wrote.reasoning or "", wrote.code or "", nested)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy._dspy_compat import Teleprompter
+from rlm_dspy.cache import SubCallCache
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
-from rlm_dspy.optimize.rollouts import Found, Rollouts, key_of, run_each
+from rlm_dspy.optimize.rollouts import Found, found_once, key_of, run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.prompt.adapter import Act
@@ -112,12 +115,14 @@ class TrajectoryFewShot(Teleprompter):
         """Return the demos by predictor name, in the order of the examples."""
         names = {id(predictor): name for name, predictor in program.named_predictors()}
         made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
-        rollouts = Rollouts(self.log_dir, key_of(program, lm or dspy.settings.lm, self.metric, *made_with))
+        key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with)
+        cache = SubCallCache(Path(self.log_dir) / "rollouts.sqlite") if self.log_dir else None
         settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}
         allowed = dspy.settings.max_errors if self.max_errors is None else self.max_errors
 
         def attempt(example: dspy.Example) -> Found:
-            return rollouts.get(example, lambda: self._demos(program, names, example, settings))
+            run = partial(self._demos, program, names, example, settings)
+            return found_once(cache, key, example, run)
 
         found: Found = defaultdict(list)
         for demos in run_each(attempt, examples, threads=self.num_threads, max_errors=allowed):

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from rlm_dspy import RLM, Text
+from rlm_dspy import RLM, SubCallCache, Text
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import compact
@@ -177,11 +177,12 @@ class Killed(ScriptedActor):
 def test_a_killed_compile_goes_on(tmp_path: Path) -> None:
     """Finished runs are not made again."""
     assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=Killed(at=9)).exit_code == 130
-    finished = len(Path("log/rollouts.jsonl").read_text().splitlines())
-    assert finished >= 1
+    with SubCallCache("log/rollouts.sqlite") as finished:
+        assert len(finished) >= 1
     lm = ScriptedActor()
     assert optimize("--yes", "--pilots", "1", "--log-dir", "log", lm=lm).exit_code == 0
-    assert len(Path("log/rollouts.jsonl").read_text().splitlines()) == 4
+    with SubCallCache("log/rollouts.sqlite") as finished:
+        assert len(finished) == 4
 
 
 @pytest.mark.parametrize(

@@ -182,13 +182,11 @@ def test_the_same_seed_gives_the_same_demos_whatever_the_threads() -> None:
 
 
 def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path) -> None:
-    """What was finished is read from disk; what failed is run again; a line that was cut short is left out."""
+    """What was finished is read from disk; what failed is run again."""
     train = [example(question=f"q{n}") for n in range(3)]
     ok = block("SUBMIT(answer='yes')")
     with pytest.raises(KeyboardInterrupt):
         compiled([ok, ok, KeyboardInterrupt()], train, log_dir=tmp_path)
-    with (tmp_path / "rollouts.jsonl").open("a") as file:
-        file.write('{"other": "json"}\n[]\n{"example": "cut sh')
     resumed, lm = compiled([ok], train, log_dir=tmp_path)
     assert len(lm.script.calls) == 1
     assert compiled([], train, log_dir=tmp_path)[1].script.calls == [], "what was resumed is kept too"
