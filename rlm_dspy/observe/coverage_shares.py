@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rlm_dspy.coverage.text_match import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rlm_dspy.observe.record import Record
     from rlm_dspy.trajectory import Span, Step
@@ -20,12 +20,9 @@ def coverage_of(record: Record) -> dict[str, dict[str, float]]:
         Three shares from 0 to 1 by input; no input if coverage was not watched. What a child run did with the
         text it was handed counts as `sent` alone.
     """
-    parts = covered(record).items()
-    return {
-        name: {use: sum(end - start for of, start, end in spans if of == name) / chars for use, spans in parts}
-        for name, chars in record.input_chars.items()
-        if chars
-    }
+    parts = covered(record.trajectory).items()
+    sizes = record.input_chars.items()
+    return {name: {use: chars_of(spans, name) / chars for use, spans in parts} for name, chars in sizes if chars}
 
 
 def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float | None:
@@ -34,16 +31,17 @@ def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float |
     None if coverage was not watched, or nothing of the inputs can be.
     """
     chars = sum(input_chars.values())
-    spans = merged((span for part in _covered(steps).values() for span in part), most=None)
+    spans = merged((span for part in covered(steps).values() for span in part), most=None)
     return sum(end - start for _, start, end in spans) / chars if chars else None
 
 
-def covered(record: Record) -> dict[str, list[Span]]:
-    """Return the parts of the inputs that were `read`, `shown` and `sent` in the whole run, each merged."""
-    return _covered(record.trajectory)
+def chars_of(spans: Iterable[Span], name: str) -> int:
+    """Return how many characters of an input some spans hold."""
+    return sum(end - start for of, start, end in spans if of == name)
 
 
-def _covered(steps: Sequence[Step]) -> dict[str, list[Span]]:
+def covered(steps: Sequence[Step]) -> dict[str, list[Span]]:
+    """Return the parts of the inputs that were `read`, `shown` and `sent` in all steps, each merged."""
     return {
         "read": merged((span for step in steps for span in step.read), most=None),
         "shown": merged((span for step in steps for span in step.shown), most=None),

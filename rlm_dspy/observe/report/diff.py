@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from rlm_dspy.observe.formatting import all_calls
-from rlm_dspy.observe.report.page import answer
 from rlm_dspy.observe.report.rendering import highlighted, template
-from rlm_dspy.text import counted, one_line, price, seconds
+from rlm_dspy.text import one_line, price, seconds
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rlm_dspy.observe.record import Record
-    from rlm_dspy.observe.report.page import AnswerView
-    from rlm_dspy.trajectory import Mark, Step
+    from rlm_dspy.trajectory import Step
 
 _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -31,44 +28,8 @@ Pair = tuple[int | None, int | None]
 """The indices of two similar turns; None where a run has no such turn."""
 Difference = tuple[str, str, str]
 """A name, and its value in each of the two runs."""
-
-
-@dataclass(frozen=True)
-class RunView:
-    """The head of one of the two runs."""
-
-    name: str
-    model: str
-    answer: AnswerView
-
-
-@dataclass(frozen=True)
-class SideView:
-    """A turn of one run; the lines of its code that the other run lacks are marked."""
-
-    step: Step
-    number: int
-    mark: Mark
-    about: str
-    code: Markup
-
-
-@dataclass(frozen=True)
-class PairView:
-    """Turns that stand side by side; None on the side that has no turn like the other."""
-
-    same: bool
-    sides: tuple[SideView | None, SideView | None]
-
-
-@dataclass(frozen=True)
-class DiffView:
-    """All data that the page of two runs shows."""
-
-    runs: tuple[RunView, ...]
-    asked: list[Difference]
-    used: list[Difference]
-    pairs: tuple[PairView, ...]
+Side = tuple["Step", int, Markup] | None
+"""A turn of one run, its number and its highlighted code; None where the run has no such turn."""
 
 
 def settings(a: Record, b: Record) -> list[Difference]:
@@ -182,43 +143,35 @@ def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
         b: The other.
         names: Their names.
     """
-    view = DiffView(
-        runs=tuple(RunView(name, run.model, answer(run)) for name, run in zip(names, (a, b), strict=True)),
+    pairs = aligned(a.trajectory, b.trajectory)
+    return template("diff.html").render(
+        runs=list(zip(names, (a, b), strict=True)),
         asked=settings(a, b),
         used=usages(a, b),
-        pairs=tuple(_pair(a.trajectory, b.trajectory, pair) for pair in aligned(a.trajectory, b.trajectory)),
+        pairs=[_beside(a.trajectory, b.trajectory, *pair) for pair in pairs],
     )
-    return template("diff.html").render(view=view)
 
 
-def _pair(a: Sequence[Step], b: Sequence[Step], pair: Pair) -> PairView:
-    i, j = pair
-    one, other = (a[i] if i is not None else None), (b[j] if j is not None else None)
-    code = _coded(one.code if one else None, other.code if other else None)
-    same = one is not None and other is not None and not _differing(one, other)
-    return PairView(same, (_side(one, i, code[0]), _side(other, j, code[1])))
+def _beside(a: Sequence[Step], b: Sequence[Step], i: int | None, j: int | None) -> tuple[bool, list[Side]]:
+    """Return whether two turns are identical, and both of them."""
+    if i is None or j is None:
+        return False, [_alone(a, i), _alone(b, j)]
+    code = _marked(highlighted(a[i].code).split("\n"), highlighted(b[j].code).split("\n"))
+    return not _differing(a[i], b[j]), [(a[i], i + 1, code[0]), (b[j], j + 1, code[1])]
 
 
-def _side(step: Step | None, number: int | None, code: Markup) -> SideView | None:
-    if step is None or number is None:
-        return None
-    about = f"took {seconds(step.seconds)}"
-    if step.calls:
-        failed = sum(bool(call.error) for call in step.calls)
-        about += f" · {counted(len(step.calls), 'sub-call')}" + (f", {failed:,} failed" if failed else "")
-    return SideView(step, number + 1, KINDS[step.kind], about, code)
+def _alone(steps: Sequence[Step], i: int | None) -> Side:
+    return None if i is None else (steps[i], i + 1, highlighted(steps[i].code))
 
 
-def _coded(one: str | None, other: str | None) -> tuple[Markup, Markup]:
-    """Highlight two blocks of code; if both exist, mark the lines that only one has."""
-    first, second = (highlighted(code or "").split("\n") for code in (one, other))
+def _marked(first: list[Markup], second: list[Markup]) -> list[Markup]:
+    """Return two blocks of code; the lines that only one has are marked."""
     mine, theirs = list(first), list(second)
-    if one is not None and other is not None:
-        for kind, i, i_end, j, j_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
-            if kind != "equal":
-                mine[i:i_end] = [Markup("<del>{}</del>").format(line) for line in mine[i:i_end]]
-                theirs[j:j_end] = [Markup("<ins>{}</ins>").format(line) for line in theirs[j:j_end]]
-    return Markup("\n").join(mine), Markup("\n").join(theirs)
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        if kind != "equal":
+            mine[i:i_end] = [Markup("<del>{}</del>").format(line) for line in mine[i:i_end]]
+            theirs[j:j_end] = [Markup("<ins>{}</ins>").format(line) for line in theirs[j:j_end]]
+    return [Markup("\n").join(lines) for lines in (mine, theirs)]
 
 
 def _written(outputs: Mapping[str, Any], name: str) -> str:

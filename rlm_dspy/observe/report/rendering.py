@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -11,8 +13,20 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
-from rlm_dspy.observe.formatting import tokens
-from rlm_dspy.text import clip, counted, one_line, price, printable, seconds
+from rlm_dspy.observe.formatting import all_calls, duration, spent_on, tokens, used
+from rlm_dspy.observe.record import STOPS, describe_stop
+from rlm_dspy.observe.report.charts import plots, timeline_bars
+from rlm_dspy.observe.report.coverage_section import seen_in, strips
+from rlm_dspy.observe.report.turns_section import about, grouped, lasted
+from rlm_dspy.text import clip, counted, one_line, price, printable, seconds, share
+from rlm_dspy.trajectory import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pydantic import JsonValue
+
+    from rlm_dspy.trajectory import SubCall
 
 _MAX_HIGHLIGHTED_CHARS = 20_000
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
@@ -56,19 +70,23 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters |= {
-        "clip": clip,
-        "counted": counted,
-        "highlighted": highlighted,
-        "one_line": one_line,
-        "number": "{:,}".format,
-        "price": price,
-        "seconds": seconds,
-        "svg": svg_number,
-        "tokens": tokens,
-    }
-    environment.globals |= {"highlight_style": highlight_style}
+    functions: list[Callable[..., Any]] = [about, all_calls, clip, counted, describe_stop, duration, grouped]
+    functions += [highlighted, lasted, one_line, plots, price, seconds, seen_in, share, spent_on, strips]
+    functions += [svg_number, timeline_bars, tokens, used]
+    environment.filters |= {function.__name__: function for function in functions}
+    environment.filters |= {"number": "{:,}".format, "numbered": _numbered, "to_json": _to_json}
+    environment.globals |= {"KINDS": KINDS, "STOPS": STOPS, "highlight_style": highlight_style}
     return environment
+
+
+def _numbered(items: Iterable[SubCall]) -> list[tuple[int, SubCall]]:
+    """Return items with their numbers; the first is 1."""
+    return list(enumerate(items, 1))
+
+
+def _to_json(value: JsonValue) -> str:
+    """Return a text as it is, and any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def svg_number(value: float) -> str:
