@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
+from rich import progress
 from rich.console import Console, Group
-from rich.live import Live
-from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -81,11 +79,19 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._busy = _Busy()
+        spinner = progress.SpinnerColumn(style="cyan")
+        what = progress.TextColumn("{task.description}", style="dim", markup=False)
         # Not redirecting: code that runs in this process has the streams replaced already.
-        self._live = Live(
-            self._busy, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        self._live = progress.Progress(
+            spinner,
+            what,
+            progress.TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
+        self._task = self._live.add_task("")
 
     def head(self, question: str, about: str) -> None:
         """Print the question, the inputs and the model."""
@@ -93,7 +99,8 @@ class Terminal:
 
     def busy(self, what: str) -> None:
         """Show the current activity in the live line."""
-        self._busy.show(what)
+        if (what := printable(what)) != self._live.tasks[0].description:
+            self._live.reset(self._task, description=what)
         self._live.start()
 
     def step(self, number: int, step: Step, spent: str) -> None:
@@ -129,26 +136,6 @@ class Terminal:
         line = Text.assemble(("── ", style), (title, f"bold {style}"), ("  ", ""), (printable(note), "dim"), " ")
         line.append("─" * max(2, self._console.width - line.cell_len - 1), style=style)
         self._console.print(Group(Text(), line), no_wrap=True, overflow="ellipsis")
-
-
-class _Busy:
-    """The living line: a spinner, what goes on, and for how long."""
-
-    def __init__(self) -> None:
-        self._spinner = Spinner("dots", style="cyan")
-        self._what = ""
-        self._since = time.monotonic()
-
-    def show(self, what: str) -> None:
-        if what != self._what:
-            self._what, self._since = what, time.monotonic()
-
-    def __rich__(self) -> Any:
-        seconds = time.monotonic() - self._since
-        self._spinner.update(
-            text=Text(printable(f"{self._what}  {seconds:.0f} s") if self._what else "", style="dim")
-        )
-        return self._spinner if self._what else Text()
 
 
 class Progress(Listener):

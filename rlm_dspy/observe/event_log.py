@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -76,19 +75,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _logger = logging.getLogger("dspy.rlm_dspy")
-
-
-@dataclass
-class _Open:
-    """A run that has not ended.
-
-    Attributes:
-        is_inner: Whether it is inside of another run of this log.
-        inside: The runs that have ended inside of its sub-calls, by the sub-call.
-    """
-
-    is_inner: bool
-    inside: dict[str, list[str]] = field(default_factory=dict)
 
 
 class RunLog(Listener):
@@ -124,7 +110,8 @@ class RunLog(Listener):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = JsonLines(path)
         self.path = self._file.path
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, dict[str, list[str]]] = {}
+        """By each run that has not ended: the runs that have ended inside of its sub-calls, by the sub-call."""
         self._secrets = secrets_of_environment()
         self._said = False
         self._scope: Any = None
@@ -148,15 +135,16 @@ class RunLog(Listener):
 
     def _write_run(self, event: RunEvent) -> None:
         if event.phase == "started":
-            self._open[event.run] = _Open(is_inner=event.parent_run in self._open)
+            self._open[event.run] = {}
             self._learn(event.lm, event.sub_lm, dspy.settings.lm)
             self._write(event, "run_started", **asked(event))
-        elif (run := self._open.pop(event.run, None)) is not None:
-            if event.subcall and (outer := self._open.get(event.parent_run or "")):
-                outer.inside.setdefault(event.subcall, []).append(event.run)
-            self._write(event, "run_ended", **ended(event), **({} if run.is_inner else looked_at(event)))
+        elif self._open.pop(event.run, None) is not None:
+            outer = self._open.get(event.parent_run or "")
+            if event.subcall and outer is not None:
+                outer.setdefault(event.subcall, []).append(event.run)
+            self._write(event, "run_ended", **ended(event), **(looked_at(event) if outer is None else {}))
 
-    def _write_part(self, event: Event, run: _Open) -> None:
+    def _write_part(self, event: Event, inside: dict[str, list[str]]) -> None:
         begins = event.phase == "started"
         match event:
             case TurnEvent(step=None):
@@ -172,7 +160,7 @@ class RunLog(Listener):
                 self._write(event, "tool_ended", tool=tool.model_dump(mode="json"))
             case SubCallEvent(call=SubCall() as call):
                 plain = call.model_dump(mode="json", exclude={"steps", "number"})
-                children = run.inside.pop(event.id, [])
+                children = inside.pop(event.id, [])
                 known = {"children": children} if children else {}
                 self._write(event, "subcall_ended", number=call.number, subcall=plain, **known)
             case LMEvent():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.lm_info import count_of
 from rlm_dspy.json_values import json_objects
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.event_log import VERSION
@@ -51,33 +50,6 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
 
 
 @dataclass
-class _Turn:
-    """The events of a turn that has not ended."""
-
-    began: float
-    reasoning: str = ""
-    code: str = ""
-    ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
-    children: list[_Run] = field(default_factory=list)
-    calls: list[SubCall] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-    def step(self, ended: float) -> Step:
-        """Return what is known of the turn."""
-        return Step(
-            reasoning=self.reasoning,
-            code=self.code,
-            output=_CUT_OFF,
-            kind="killed",
-            seconds=ended - self.began,
-            spent=self.ledger.totals(),
-            started=self.began,
-            calls=(*self.calls, *(child.call() for child in self.children)),
-            tool_calls=tuple(self.tool_calls),
-        )
-
-
-@dataclass
 class _Run:
     """What the events tell of a run so far.
 
@@ -85,7 +57,8 @@ class _Run:
         started: The event that began it.
         is_root: Whether it is a child of no run of the log.
         steps: The steps that have ended.
-        turn: The turn that has not.
+        turn: What is known of the turn that has not: fields of its `Step`.
+        children: The runs inside the turn whose sub-calls have not ended.
         calls: The sub-calls that have ended, by number.
         ended: The event that ended it.
         last: The time of its last event.
@@ -95,15 +68,26 @@ class _Run:
     started: dict[str, Any]
     is_root: bool
     steps: list[Step] = field(default_factory=list)
-    turn: _Turn | None = None
+    turn: dict[str, Any] | None = None
+    children: list[_Run] = field(default_factory=list)
     calls: dict[int, SubCall] = field(default_factory=dict)
     ended: dict[str, Any] | None = None
     last: float = 0.0
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
 
+    def spend(self, event: Mapping[str, Any], used: Usage) -> None:
+        """Enter what a model call used, of the run or of a child."""
+        self.ledger.settle(str(event.get("role", "")), str(event.get("model", "")), used)
+        if self.turn:
+            self.turn["spent"] += used
+
     def all_steps(self) -> list[Step]:
         """Return the steps, and what is known of the turn that went on when the log ended."""
-        return [*self.steps, self.turn.step(self.last)] if self.turn and not self.ended else self.steps
+        if self.ended or self.turn is None:
+            return self.steps
+        calls = (*self.turn["calls"], *(child.call() for child in self.children))
+        known = {**self.turn, "calls": calls, "seconds": self.last - self.turn["started"]}
+        return [*self.steps, Step(output=_CUT_OFF, kind="killed", **known)]
 
     def record(self) -> Record | None:
         """Return the run; None if its events lack what a run has."""
@@ -154,35 +138,43 @@ def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
         if event["event"] == "run_started":
             runs[name] = _Run(event, is_root=parent not in runs)
             above[name] = parent
-            if parent in runs and (turn := runs[parent].turn):
-                turn.children.append(runs[name])
+            if parent in runs:
+                runs[parent].children.append(runs[name])
         if name in runs:
             with contextlib.suppress(ValidationError, KeyError, TypeError):
                 _enter(event, runs[name], runs)
         if event["event"] == "lm_ended":
-            while name in runs:
-                _settle(event, runs[name])
-                name = above[name]
+            with contextlib.suppress(ValidationError):
+                used = _usage(event)
+                while name in runs:
+                    runs[name].spend(event, used)
+                    name = above[name]
     return runs
+
+
+def _usage(event: Mapping[str, Any]) -> Usage:
+    failed, cached = event.get("error") is not None, bool(event.get("cached"))
+    return Usage.model_validate({**event, "calls": 1, "failures": failed, "cached_calls": cached})
 
 
 def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
     run.last = event["t"]
     match event["event"]:
         case "turn_started":
-            run.turn = _Turn(event["t"])
+            run.turn = {"started": event["t"], "spent": Usage(), "calls": (), "tool_calls": ()}
+            run.children = []
         case "cell_started" if run.turn:
-            run.turn.reasoning, run.turn.code = event["reasoning"], event["code"]
+            run.turn |= {name: event[name] for name in ("reasoning", "code")}
         case "tool_ended" if run.turn:
-            run.turn.tool_calls.append(ToolCall.model_validate(event["tool"]))
+            run.turn["tool_calls"] += (ToolCall.model_validate(event["tool"]),)
         case "subcall_ended":
             inside = [runs[name] for name in event.get("children", ()) if name in runs]
             steps = [step for child in inside for step in child.steps]
             call = SubCall.model_validate({**event["subcall"], "number": event["number"], "steps": steps})
             run.calls[event["number"]] = call
             if run.turn:
-                run.turn.calls.append(call)
-                run.turn.children = [child for child in run.turn.children if child not in inside]
+                run.turn["calls"] += (call,)
+                run.children = [child for child in run.children if child not in inside]
         case "turn_ended" | "step_added":
             run.turn = None
             if "step" in event:
@@ -190,23 +182,3 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
                 run.steps.append(Step.model_validate({**event["step"], "calls": calls}))
         case "run_ended":
             run.ended = event
-
-
-def _settle(event: Mapping[str, Any], run: _Run) -> None:
-    """Enter a model call into the ledgers of a run and of its turn."""
-    used = Usage(
-        calls=1,
-        failures=event.get("error") is not None,
-        cached_calls=bool(event.get("cached")),
-        input_tokens=count_of(event.get("input_tokens")) or 0,
-        cached_input_tokens=count_of(event.get("cached_input_tokens")) or 0,
-        output_tokens=count_of(event.get("output_tokens")) or 0,
-        cost=_number(event.get("cost")),
-    )
-    for ledger in (run.ledger, *([run.turn.ledger] if run.turn else [])):
-        ledger.settle(str(event.get("role", "")), str(event.get("model", "")), used)
-
-
-def _number(value: Any) -> Any:
-    """Return the value if it is a number, else None."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,8 @@ import mlflow
 from mlflow.entities import SpanEvent, SpanStatus, SpanStatusCode
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
-from rlm_dspy.budget.lm_events import answered, asked
-from rlm_dspy.events import Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, here
+from rlm_dspy.budget.lm_events import asked
+from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
 from rlm_dspy.observe.record import cut_short
 from rlm_dspy.tracing import span_end, span_start
 from rlm_dspy.tracing._mlflow_compat import (
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     from rlm_dspy.tracing.span_spec import Told
     from rlm_dspy.trajectory import SubCall
 
-    Start = Callable[[Payloads, Any], Told | None]
-    """Tells of what begins, below what called it."""
-    End = Callable[[Payloads, Any, Any], Told]
-    """Tells what came of it: the same, and what it returned."""
-
 _ERROR_CHARS = 4_000
 _SCORED_AFTER_SECONDS = 10.0
 
@@ -52,42 +47,34 @@ class Call:
     """A unit of a run or a DSPy call that has started and not ended.
 
     Attributes:
-        what: The unit's event, or the module, LM, interpreter or tool that was called; or what stands for it.
-        above: What it was called by, in the same way.
         payloads: Writes values for the spans of the trace.
-        span: Its span, or that of what is around it if it is not shown.
-        token: What takes its span out of the context again; None if it is not shown.
         evaluated: Whether `dspy.Evaluate` scores it; on a trace that is not stored yet, scores are lost.
         silent: Whether nothing of it is traced, as the store does not answer.
+        event: The event that started it; None for a call that is no unit. A call that is not shown has the event
+            and the span of what is around it.
+        above: The event that started what is around it.
+        span: Its span.
+        token: What takes its span out of the context again; None if it is not shown.
         root: Whether its span is the first of a trace.
     """
 
-    what: Any
-    above: Any
     payloads: Payloads
+    evaluated: bool
+    silent: bool
+    event: Event | None = None
+    above: Event | None = None
     span: Any = None
     token: Any = None
-    evaluated: bool = False
-    silent: bool = False
     root: bool = False
 
 
-def _start(tell: Callable[[Payloads, Any, dict[str, Any], Any], Told | None]) -> Callable[..., None]:
-    """Return a hook of DSPy for what begins."""
+def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told | None]) -> Callable[..., None]:
+    """Return a hook of DSPy for a call that is no unit of a run."""
 
-    def on_start(self: SpanCallback, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._begin(call_id, instance, lambda payloads, above: tell(payloads, instance, inputs, above))
+    def on_start(self: SpanCallback, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
+        self._begin(call_id, None, lambda call: tell(call.payloads, call.event, instance, inputs))
 
     return on_start
-
-
-def _end(tell: End) -> Callable[..., None]:
-    """Return a hook of DSPy for what ends."""
-
-    def on_end(self: SpanCallback, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        self._finish(call_id, outputs, exception, tell)
-
-    return on_end
 
 
 class SpanCallback(MlflowCallback, Listener):
@@ -118,39 +105,44 @@ class SpanCallback(MlflowCallback, Listener):
         if event.phase == "started":
             if isinstance(event, LMEvent):
                 self.secrets.learn_lm(event.lm)
-            self._begin(event.id, event, lambda payloads, _: span_start.of_event(payloads, event, self._sent))
+            tell = span_start.of_event
+            self._begin(event.id, event, lambda call: tell(call.payloads, call.event, event, self._sent))
             return
         if isinstance(event, SubCallEvent) and event.call is not None and event.call.cached:
             self._note_reuse(event.call)
-        self._finish(event.id, None, event.error, lambda payloads, *_: span_end.of_event(payloads, event))
+        self._finish(event.id, event.error, lambda call: span_end.of_event(call.payloads, event))
         if isinstance(event, RunEvent):
             self._sent.forget(event.run)
 
     # DSPy's calls
 
-    on_module_start, on_module_end = _start(span_start.module), _end(span_end.module_ended)
+    on_module_start, on_tool_start = _start(span_start.module), _start(span_start.tool)
     on_adapter_format_start = _start(partial(span_start.adapter, "format"))
     on_adapter_parse_start = _start(partial(span_start.adapter, "parse"))
-    on_adapter_format_end = on_adapter_parse_end = _end(span_end.ended)
-    on_tool_start, on_tool_end = _start(span_start.tool), _end(span_end.ended)
-    on_interpreter_startup_start, on_interpreter_startup_end = _start(span_start.startup), _end(span_end.ended)
-    on_interpreter_execute_start = _start(span_start.execution)
-    on_interpreter_execute_end = _end(span_end.execution_ended)
-    on_interpreter_tool_call_start = _start(span_start.host_call)
-    on_interpreter_tool_call_end = _end(span_end.ended)
+    on_interpreter_startup_start = _start(span_start.startup)
 
     def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
         """Open the span of a model call outside of runs."""
         if here() is None:
-            self.secrets.learn_lm(instance)
-            event = asked(call_id, instance, span_start.arguments(inputs))
-            self._begin(call_id, event, lambda payloads, _: span_start.model(payloads, event, event.messages))
+            self.on_event(asked(call_id, instance, span_start.arguments(inputs)))
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Close it, with tokens and price."""
-        if here() is None and (call := self._calls.get(call_id)) is not None:
-            event = answered(call.what, outputs, exception)
-            self._finish(call_id, outputs, exception, lambda payloads, *_: span_end.model_ended(payloads, event))
+    def on_interpreter_execute_start(self, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
+        """Open the span of code that another module runs."""
+        self.on_event(CellEvent(id=call_id, reasoning="", code=str(inputs.get("code", ""))))
+
+    def on_interpreter_tool_call_start(self, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
+        """Open the span of a call that such code makes."""
+        given = {"args": inputs.get("args"), "kwargs": inputs.get("kwargs") or {}}
+        self.on_event(ToolEvent(id=call_id, name=inputs["tool_name"], arguments=span_start.arguments(given)))
+
+    def _on_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        def tell(call: Call) -> Told:
+            return span_end.returned(call.payloads, call.event, call.above, outputs, exception)
+
+        self._finish(call_id, exception, tell)
+
+    on_module_end = on_lm_end = on_tool_end = on_adapter_format_end = on_adapter_parse_end = _on_end
+    on_interpreter_startup_end = on_interpreter_execute_end = on_interpreter_tool_call_end = _on_end
 
     def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
         """Remember that what follows is scored."""
@@ -177,60 +169,41 @@ class SpanCallback(MlflowCallback, Listener):
         """Return the innermost call that is under way here, also in a thread of `dspy.Parallel`."""
         return self._calls.get(ACTIVE_CALL_ID.get() or "")
 
-    def _begin(self, call_id: str, what: Any, tell: Start) -> None:
+    def _begin(self, call_id: str, event: Event | None, tell: Callable[[Call], Told | None]) -> None:
         if not logs_traces():
             return
         parent = self._parent()
-        if parent is None:
-            call = self._outermost(what)
-        else:
-            call = Call(what, parent.what, parent.payloads, evaluated=parent.evaluated, silent=parent.silent)
-        self._calls[call_id] = call
-        if call.silent:
+        call = self._calls[call_id] = self._outermost() if parent is None else replace(parent, token=None)
+        if call.silent or (shown := tell(call)) is None:
             return
-        if (shown := tell(call.payloads, call.above)) is None:
-            if parent is not None:
-                call.what, call.span = parent.what, parent.span
-            return
-        call.what = shown.stands_for or what
-        above = mlflow.get_current_active_span() or (parent.span if parent else None)
-        if above is not None and has_ended(above.trace_id):  # nobody waits for who begins this
+        around = mlflow.get_current_active_span() or call.span
+        if around is not None and has_ended(around.trace_id):  # nobody waits for who begins this
             call.silent = True
             return
-        self._open_span(call, shown, above)
+        call.event, call.above, call.root = event, call.event, around is None
+        told_of_trace = {"tags": scope_tags(), "metadata": scope_metadata()} if call.root else {}
+        of_span = (shown.name, shown.span_type, around, shown.inputs, shown.attributes)
+        call.span = start_span_no_context(*of_span, **told_of_trace)
+        call.token = set_span_in_context(call.span)
+        if call.root:
+            _preview(call.span, "request", shown.inputs)
+        if isinstance(event, RunEvent) and call.span.trace_id not in self._announced:
+            self._announced.add(call.span.trace_id)
+            announce(call.span.trace_id)
 
-    def _outermost(self, what: Any) -> Call:
+    def _outermost(self) -> Call:
         """Return the first call of a trace."""
         self.secrets.learn_environment()
         queue, evaluated = outbox(), ACTIVE_CALL_ID.get() in self._evaluations
         silent = queue is not None and not queue.open
-        return Call(what, None, Payloads(self.secrets, one_trace=True), evaluated=evaluated, silent=silent)
+        return Call(Payloads(self.secrets, one_trace=True), evaluated, silent)
 
-    def _open_span(self, call: Call, shown: Told, above: LiveSpan | None) -> None:
-        call.root = above is None
-        call.span = start_span_no_context(
-            name=shown.name,
-            span_type=shown.span_type,
-            parent_span=above,
-            inputs=shown.inputs,
-            attributes=shown.attributes,
-            tags=scope_tags() if call.root else None,
-            metadata=scope_metadata() if call.root else None,
-        )
-        call.token = set_span_in_context(call.span)
-        if call.root:
-            _preview(call.span, request=preview(shown.inputs))
-        if isinstance(call.what, RunEvent) and call.span.trace_id not in self._announced:
-            self._announced.add(call.span.trace_id)
-            announce(call.span.trace_id)
-
-    def _finish(self, call_id: str, outputs: Any, exception: BaseException | None, tell: End) -> None:
+    def _finish(self, call_id: str, exception: BaseException | None, tell: Callable[[Call], Told]) -> None:
         call = self._calls.pop(call_id, None)
         if call is None or call.token is None:
             return
         try:
-            by_itself = exception is None or isinstance(call.what, Event)
-            self._fill(call, tell(call.payloads, call.above, outputs) if by_itself else None, exception)
+            self._fill(call, tell(call), exception)
         finally:
             if call.root:
                 self._announced.discard(call.span.trace_id)
@@ -255,42 +228,33 @@ class SpanCallback(MlflowCallback, Listener):
                 call.span.set_status(SpanStatus(SpanStatusCode.ERROR, "The run ended before it was answered."))
                 call.span.end()
 
-    def _fill(self, call: Call, ended: Told | None, exception: BaseException | None) -> None:
-        span, failed = call.span, ""
-        if ended is not None:
-            failed = ended.failed
-            self._fill_in(span, ended)
-        if exception is not None:
-            span.add_event(_exception(call.payloads, exception))
-        if exception is not None or failed:
-            why = call.payloads.text(failed or _why(exception), _ERROR_CHARS)
-            span.set_status(SpanStatus(SpanStatusCode.ERROR, why))
-            if call.root and exception is not None:
-                _preview(span, response=preview(why))
-        outputs = ended.outputs if ended is not None else None
-        if call.root and outputs is not None:
-            self._keep_files(call, outputs)
-        if call.root and exception is None:
-            _preview(span, response=preview(_answer(outputs)))
-
-    def _fill_in(self, span: LiveSpan, ended: Told) -> None:
-        if ended.name:
-            rename(span, ended.name)
-        if ended.inputs is not None:
-            span.set_inputs(ended.inputs)
-        if ended.outputs is not None:
-            span.set_outputs(ended.outputs)
-        span.set_attributes(ended.attributes)
-        for name, attributes in ended.events:
+    def _fill(self, call: Call, told: Told, exception: BaseException | None) -> None:
+        span, failed = call.span, told.failed
+        if told.name:
+            rename(span, told.name)
+        if told.inputs is not None:
+            span.set_inputs(told.inputs)
+        if told.outputs is not None:
+            span.set_outputs(told.outputs)
+        span.set_attributes(told.attributes)
+        for name, attributes in told.events:
             span.add_event(SpanEvent(name=name, attributes=attributes))
+        if exception is not None:
+            failed = call.payloads.text(failed or _why(exception), _ERROR_CHARS)
+            span.add_event(_exception(call.payloads, exception))
+        if failed:
+            span.set_status(SpanStatus(SpanStatusCode.ERROR, failed))
+        if call.root:
+            _preview(span, "response", told.outputs if exception is None else failed)
+            if isinstance(call.event, RunEvent) and not call.evaluated and not self.optimizer_stack_level:
+                self._keep_files(span.trace_id, told.outputs)
 
-    def _keep_files(self, call: Call, outputs: Mapping[str, Any]) -> None:
-        """Keep the files of a run in the run of MLflow that it was made in; not of evaluations."""
-        with open_trace(call.span.trace_id) as trace:
+    def _keep_files(self, trace_id: str, outputs: Mapping[str, Any]) -> None:
+        """Keep the files of a run in the run of MLflow that it was made in, if there is one."""
+        with open_trace(trace_id) as trace:
             run_id = trace and trace.info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
-        is_run = isinstance(call.what, RunEvent)
-        if run_id and is_run and not call.evaluated and not self.optimizer_stack_level:
-            later(span_end.keep_in_run, run_id, call.span.trace_id, outputs)
+        if run_id:
+            later(span_end.keep_in_run, run_id, trace_id, outputs)
 
 
 def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
@@ -299,27 +263,19 @@ def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
     return SpanEvent(name=event.name, attributes=told_of)
 
 
-def _why(exception: BaseException | None) -> str:
+def _why(exception: BaseException) -> str:
     """Return what ended a call that raised."""
-    if exception is None or cut_short(exception)["stop"] == "interrupted":
-        return "interrupted"
-    return str(exception) or type(exception).__name__
-
-
-def _answer(outputs: Any) -> Any:
-    if not isinstance(outputs, dict):
-        return outputs
-    return {name: value for name, value in outputs.items() if name != span_end.HOW_IT_ENDED}
+    stopped = cut_short(exception)["stop"] == "interrupted"
+    return "interrupted" if stopped else str(exception) or type(exception).__name__
 
 
 def _fresh() -> SpanCallback:
     return SpanCallback(Secrets())
 
 
-def _preview(span: LiveSpan, **previews: str | None) -> None:
-    """Set what the list of traces shows."""
+def _preview(span: LiveSpan, which: str, values: Any) -> None:
+    """Set what the list of traces shows of a trace's `request` or `response`."""
+    shown = preview(values)
     with open_trace(span.trace_id) as trace:
-        if trace is not None:
-            for which, preview in previews.items():
-                if preview:
-                    setattr(trace.info, f"{which}_preview", preview)
+        if trace is not None and shown:
+            setattr(trace.info, f"{which}_preview", shown)

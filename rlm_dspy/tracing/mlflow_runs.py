@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -17,15 +18,10 @@ from rlm_dspy.tracing._mlflow_compat import replaced
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rlm_dspy.optimize.forecast import Forecast
     from rlm_dspy.optimize.promotion import Comparison
-
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from rlm_dspy.tracing.payloads import Payloads, Secrets
 
 _CELL_CHARS = 500
@@ -41,9 +37,7 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
     """
 
     def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
-        rows = [payloads.value(example, _CELL_CHARS) for example in dataset]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        mlflow.log_table({name: [row.get(name) for row in rows] for name in names}, file_name)
+        mlflow.log_table(_columns([payloads.value(example, _CELL_CHARS) for example in dataset]), file_name)
 
     def save_state(program: dspy.Module, file_name: str = "model.json") -> None:
         for _, predictor in program.named_predictors():
@@ -63,7 +57,11 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
 
 def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
     """Return the columns of an evaluation: the score, and what went in and came out, in short forms."""
-    rows = [_row(payloads, *result) for result in results]
+    return _columns([_row(payloads, *result) for result in results])
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return rows as columns; None where a row has no such cell."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -91,9 +89,6 @@ def _harmless(log: Callable[..., None]) -> Any:
     return attempt
 
 
-_PROMPT_FILE = "prompts/{}.json"
-
-
 def log_compile(
     about: Mapping[str, Any],
     *,
@@ -116,33 +111,22 @@ def log_compile(
     if about:
         mlflow.log_params(dict(about))
     if cast is not None:
-        pairs = {"tokens": cast.tokens, "seconds": cast.seconds, **({"cost": cast.cost} if cast.cost else {})}
-        found = {
-            f"forecast_{name}_{which}": pair[at] for name, pair in pairs.items() for at, which in _PERCENTILES
-        }
-        mlflow.log_metrics({"forecast_runs": cast.runs, **found})
+        mlflow.log_metric("forecast_runs", cast.runs)
+        for name, pair in {"tokens": cast.tokens, "seconds": cast.seconds, "cost": cast.cost or ()}.items():
+            mlflow.log_metrics({f"forecast_{name}_p{p}": value for p, value in zip((50, 95), pair, strict=False)})
     for name, state in (prompts or {}).items():
-        mlflow.log_text(json.dumps(state, indent=1, ensure_ascii=False, default=str), _PROMPT_FILE.format(name))
+        mlflow.log_text(json.dumps(state, indent=1, ensure_ascii=False, default=str), f"prompts/{name}.json")
     if compared is not None:
         _log_comparison(compared)
     if policy is not None:
         mlflow.log_artifact(str(policy))
 
 
-_PERCENTILES = ((0, "p50"), (1, "p95"))
-
-
 def _log_comparison(compared: Comparison) -> None:
-    low, high = compared.interval
     for at, (mine, its) in enumerate(zip(compared.candidate, compared.incumbent, strict=True)):
         mlflow.log_metrics({"score_after_each": mine, "score_before_each": its}, step=at)
-    mlflow.log_metrics(
-        {
-            "score_after": sum(compared.candidate) / len(compared.candidate),
-            "score_before": sum(compared.incumbent) / len(compared.incumbent),
-            "difference": compared.difference,
-            "difference_low": low,
-            "difference_high": high,
-        }
-    )
+    low, high = compared.interval
+    found = {"difference": compared.difference, "difference_low": low, "difference_high": high}
+    found |= {"score_after": fmean(compared.candidate), "score_before": fmean(compared.incumbent)}
+    mlflow.log_metrics(found)
     mlflow.set_tags({"decision": compared.reason, "not_worse": str(compared.not_worse).lower()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -75,7 +76,28 @@ class Payloads:
             value: Any value.
             chars: Characters that each text in it may have.
         """
-        return _Writer(self, chars).write(value, _DEPTH)
+        left = _BUDGET_CHARS
+
+        def write(value: Any, depth: int) -> Any:
+            nonlocal left
+            match _plain(value):
+                case str(text) if not isinstance(text, Text):
+                    if text.startswith("data:") and ";base64," in text[:200]:  # MLflow keeps it as a file
+                        return text
+                    written = self.text(text, chars if left > 0 else _BEYOND_BUDGET_CHARS)
+                    left -= len(written)
+                    return written
+                case Mapping() as mapping if depth:
+                    more = {"...": f"{len(mapping) - _ITEMS:,} more"} if len(mapping) > _ITEMS else {}
+                    shown = islice(mapping.items(), _ITEMS)
+                    return {sendable(str(name)): write(item, depth - 1) for name, item in shown} | more
+                case list() | tuple() | set() | frozenset() as items if depth:
+                    rest = [f"... {len(items) - _ITEMS:,} more"] if len(items) > _ITEMS else []
+                    return [write(item, depth - 1) for item in islice(items, _ITEMS)] + rest
+                case other:
+                    return self.variable("value", other)
+
+        return write(value, _DEPTH)
 
     def variable(self, name: str, value: Any) -> Any:
         """Return an input as the model sees it: short values whole, long ones by size and ends."""
@@ -86,43 +108,6 @@ class Payloads:
         told = describe(name, value)
         text = self.text(f"{told.type}, {told.value}", 1_000)
         return Preview(text) if isinstance(value, str | Text) else text
-
-
-class _Writer:
-    """Writes one value; what it may still spend in all shrinks as it goes."""
-
-    def __init__(self, payloads: Payloads, chars: int) -> None:
-        self._payloads = payloads
-        self._chars = chars
-        self._left = _BUDGET_CHARS
-
-    def write(self, value: Any, depth: int) -> Any:
-        value = _plain(value)
-        if isinstance(value, str) and not isinstance(value, Text):
-            return self._text(value)
-        if isinstance(value, Mapping) and depth:
-            return self._mapping(value, depth)
-        if isinstance(value, list | tuple | set | frozenset) and depth:
-            return self._items(list(value), depth)
-        return self._payloads.variable("value", value)
-
-    def _text(self, text: str) -> str:
-        if text.startswith("data:") and ";base64," in text[:200]:  # MLflow keeps it as a file and shows it
-            return text
-        written = self._payloads.text(text, self._chars if self._left > 0 else _BEYOND_BUDGET_CHARS)
-        self._left -= len(written)
-        return written
-
-    def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-        shown = list(mapping.items())[:_ITEMS]
-        written = {sendable(str(name)): self.write(item, depth - 1) for name, item in shown}
-        if len(mapping) > len(shown):
-            written["..."] = f"{len(mapping) - len(shown):,} more"
-        return written
-
-    def _items(self, items: list[Any], depth: int) -> list[Any]:
-        written = [self.write(item, depth - 1) for item in items[:_ITEMS]]
-        return [*written, f"... {len(items) - _ITEMS:,} more"] if len(items) > _ITEMS else written
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from mlflow.genai.scorers import scorer
 
 from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.coverage.tracker import Watch, watching
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.observe.coverage_shares import share_covered
-from rlm_dspy.tracing.span_end import HOW_IT_ENDED
+from rlm_dspy.tracing.span_spec import HOW_IT_ENDED
 from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage
 
@@ -107,16 +108,12 @@ def facts_of_trace(trace: Trace) -> Facts:
         return Facts()
     turns = [span for span in spans if span.parent_id == run.span_id and span.get_attribute("kind")]
     kinds = [str(span.get_attribute("kind")) for span in turns]
-    printed = [
-        str((span.outputs or {}).get("output", ""))
-        for span, kind in zip(turns, kinds, strict=True)
-        if kind == "output"
-    ]
+    outputs = [(span.outputs or {}).get("output", "") for span in turns]
+    printed = [str(output) for output, kind in zip(outputs, kinds, strict=True) if kind == "output"]
     inputs = [text if isinstance(text, str) else json.dumps(text) for text in (run.inputs or {}).values()]
     answers = {name: value for name, value in (run.outputs or {}).items() if name not in ATTACHED}
     usage = RunUsage.model_validate(run.get_attribute("rlm.usage") or {})
-    coverage = run.get_attribute("rlm.coverage")
-    return Facts(kinds, usage, answers, [*inputs, *printed], coverage)
+    return Facts(kinds, usage, answers, [*inputs, *printed], run.get_attribute("rlm.coverage"))
 
 
 def _coverage(example: dspy.Example | None, steps: list[Any]) -> float | None:
@@ -131,10 +128,6 @@ def _count(*kinds: str) -> Callable[[Facts], float]:
     return lambda facts: float(sum(kind in kinds for kind in facts.kinds))
 
 
-def _cost(facts: Facts) -> float | None:
-    return facts.usage.cost
-
-
 def _sub_calls(facts: Facts) -> float | None:
     if facts.usage == RunUsage():
         return None
@@ -145,19 +138,16 @@ def _sub_calls(facts: Facts) -> float | None:
 def _grounded(facts: Facts) -> float | None:
     """Return the share of the answer's texts and numbers that occur in what the run has read."""
     texts = [_normal(text) for text in facts.texts]
-    parts = [_normal(part) for part in _parts(facts.answers) if len(part.strip()) >= _SHORTEST_ANSWER]
+    parts = [_normal(part) for part in _parts(jsonable(facts.answers)) if len(part.strip()) >= _SHORTEST_ANSWER]
     if not parts:
         return None
     return sum(any(part in text for text in texts) for part in parts) / len(parts)
 
 
 def _parts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [part for item in value.values() for part in _parts(item)]
-    if isinstance(value, list | tuple | set):
-        return [part for item in value for part in _parts(item)]
-    if hasattr(value, "model_dump"):
-        return _parts(value.model_dump())
+    """Return the texts and numbers in JSON-like data."""
+    if isinstance(value, dict | list):
+        return [part for item in (value.values() if isinstance(value, dict) else value) for part in _parts(item)]
     return [] if value is None or isinstance(value, bool) else [str(value)]
 
 
@@ -172,7 +162,7 @@ turns = RunScorer("turns", lambda facts: float(len(facts.kinds)))
 code_errors = RunScorer("code_errors", _count("error", "no_code", "interpreter_lost"))
 refused_submits = RunScorer("refused_submits", _count("refused"))
 sub_calls = RunScorer("sub_calls", _sub_calls)
-cost = RunScorer("cost", _cost)
+cost = RunScorer("cost", lambda facts: facts.usage.cost)
 grounded = RunScorer("grounded", _grounded)
 coverage = RunScorer("coverage", lambda facts: facts.coverage)
 """Share of the inputs that code read, the model was shown or sub-models were sent; inside `watched()` only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import dspy
 import mlflow
 from mlflow.entities import SpanType
 
-from rlm_dspy.events import BatchEvent, CellEvent, Event, LMEvent, RunEvent, ToolEvent, TurnEvent
+from rlm_dspy.budget.lm_events import answered
+from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent
 from rlm_dspy.observe.coverage_shares import share_covered
 from rlm_dspy.observe.formatting import all_calls, used
 from rlm_dspy.observe.record import Record, describe_stop, record_of
@@ -18,55 +20,82 @@ from rlm_dspy.observe.report.page import report_html
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.text import counted
 from rlm_dspy.tracing._mlflow_compat import Attachment, SpanAttributeKey
-from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, Told, failure, fenced
+from rlm_dspy.tracing.span_spec import (
+    HOW_IT_ENDED,
+    MESSAGE_CHARS,
+    REPEATED_CHARS,
+    TEXT_CHARS,
+    Told,
+    failure,
+    fenced,
+)
 from rlm_dspy.trajectory import KINDS, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from rlm_dspy.events import Event
     from rlm_dspy.tracing.payloads import Payloads
     from rlm_dspy.trajectory import SubCall
 
-HOW_IT_ENDED = "how it ended"
-"""What stands beside the output fields in the outputs of a run's span, beside its files."""
-
 
 def of_event(payloads: Payloads, event: Event) -> Told:
-    """Describe the result of a unit of a run."""
+    """Describe the result of a unit of a run; of one that failed nothing, but of a run what it had done."""
     told = Told()
     match event:
         case RunEvent():
             told = _run_ended(payloads, event)
+        case _ if event.error is not None:
+            pass
         case TurnEvent(step=Step() as step):
             told = _turn_ended(payloads, event.turn or 0, step)
         case CellEvent():
             told = _cell_ended(payloads, event)
-        case ToolEvent(error=None):
+        case ToolEvent():
             told = Told(outputs=payloads.value(event.result))
         case BatchEvent():
             told = _batch_ended(payloads, event)
         case LMEvent():
-            told = model_ended(payloads, event)
+            told = _model_ended(payloads, event)
     return told
 
 
-def ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
-    """Describe the result of any other call."""
+def returned(
+    payloads: Payloads, event: Event | None, above: Event | None, outputs: Any, error: BaseException | None
+) -> Told:
+    """Describe the result of a DSPy call.
+
+    Args:
+        payloads: Writes the values.
+        event: The event that the call was started as, if it is like a unit of a run.
+        above: The unit that made it, if one did.
+        outputs: What it returned.
+        error: What it raised.
+    """
+    match event:
+        case LMEvent():
+            return of_event(payloads, answered(event, outputs, error))
+        case ToolEvent():
+            return of_event(payloads, replace(event, result=outputs, error=error))
+        case CellEvent():
+            return of_event(payloads, replace(event, error=error, **_of_code(outputs)))
+    if error is not None:
+        return Told()
+    if isinstance(above, TurnEvent) and isinstance(outputs, dspy.Prediction):  # of `act`
+        outputs = {"reasoning": outputs.reasoning or "", "code": fenced(outputs.code or "")}
+        return Told(outputs=payloads.value(outputs, REPEATED_CHARS))
     return Told(outputs=payloads.value(outputs))
 
 
-def module_ended(payloads: Payloads, above: Any, outputs: Any) -> Told:
-    """Describe a module's result; `above` is its caller."""
-    if not isinstance(above, TurnEvent) or not isinstance(outputs, dspy.Prediction):
-        return ended(payloads, above, outputs)
-    code = fenced(payloads.text(outputs.code or "", REPEATED_CHARS))
-    return Told(outputs={"reasoning": payloads.text(outputs.reasoning or "", REPEATED_CHARS), "code": code})
+def _of_code(outputs: Any) -> dict[str, Any]:
+    """Return what the event of code that has ended says of what an interpreter returned."""
+    if isinstance(outputs, dspy.FinalOutput):
+        return {"kind": "submitted", "submitted": outputs.output}
+    return {"output": "\n".join(map(str, outputs)) if isinstance(outputs, list) else str(outputs or "")}
 
 
-def model_ended(payloads: Payloads, event: LMEvent) -> Told:
+def _model_ended(payloads: Payloads, event: LMEvent) -> Told:
     """Describe a model's answer and its usage. A call that DSPy's cache answered used nothing."""
-    if event.error is not None:
-        return Told()
     usage, shown = event.usage, payloads.value(event.outputs, MESSAGE_CHARS)
     total = usage.input_tokens + usage.output_tokens
     if event.cached or (event.lm.cache and not total):
@@ -82,25 +111,13 @@ def model_ended(payloads: Payloads, event: LMEvent) -> Told:
     return Told(outputs=shown, attributes=spent)
 
 
-def execution_ended(payloads: Payloads, _above: Any, outputs: Any) -> Told:
-    """Describe the output or submission of code that is not a unit of a run."""
-    if isinstance(outputs, dspy.FinalOutput):
-        return Told(outputs={"SUBMIT": payloads.value(outputs.output, REPEATED_CHARS)})
-    printed = "\n".join(map(str, outputs)) if isinstance(outputs, list) else outputs
-    return Told(outputs={"output": _printed(payloads, "" if printed is None else str(printed))})
-
-
-def _printed(payloads: Payloads, text: str) -> str:
-    return fenced(payloads.text(text, REPEATED_CHARS), "text") if text else "(no output)"
-
-
 def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
     if event.kind == "submitted":
         return Told(outputs={"SUBMIT": payloads.value(event.submitted, REPEATED_CHARS)})
+    output = payloads.text(event.output, REPEATED_CHARS)
     if event.kind == "output":
-        return Told(outputs={"output": _printed(payloads, event.output)})
-    what = payloads.text(event.output, REPEATED_CHARS)
-    return Told(events=(failure(event.kind, what),), failed=what)
+        return Told(outputs={"output": fenced(output, "text") or "(no output)"})
+    return Told(events=(failure(event.kind, output),), failed=output)
 
 
 def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
@@ -111,74 +128,72 @@ def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
     answers = event.answers
     failures = [str(answer["error"]) for answer in answers if "error" in answer]
     shown = [f"failed: {answer['error']}" if "error" in answer else answer["value"] for answer in answers]
-    told = payloads.text("\n".join(failures), REPEATED_CHARS)
     failed = f"{len(failures)} of {len(answers)} failed" if failures else ""
+    why = payloads.text("\n".join(failures), REPEATED_CHARS)
     return Told(
         outputs=payloads.value(shown if len(shown) != 1 else shown[0], REPEATED_CHARS),
         attributes={"calls": len(answers), "failures": len(failures)},
-        events=(failure(failed, told),) if failures else (),
+        events=(failure(failed, why),) if failures else (),
         failed=failed,
     )
 
 
 def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
-    record, steps = record_of(event), event.outcome.steps
-    summary, by_itself = _summary(record), event.error is None
-    attributes = {"rlm.stop": record.stop, "rlm.turns": len(steps), "rlm.usage": payloads.value(record.usage)}
-    fields = {}
-    if by_itself:
-        fields = {name: payloads.value(value, TEXT_CHARS) for name, value in event.outcome.outputs.items()}
-        attributes["rlm.failed_turns"] = sum(step.failed for step in steps)
-        if (share := share_covered(record.input_chars, record.trajectory)) is not None:
-            attributes["rlm.coverage"] = round(share, 4)
-        if record.usage.limit:
-            attributes["rlm.limit"] = record.usage.limit
-    files = {} if event.depth else attachments(payloads, record)
+    record = record_of(event)
+    failed_turns, share = sum(step.failed for step in record.trajectory), None
+    attributes = {
+        "rlm.stop": record.stop,
+        "rlm.turns": len(record.trajectory),
+        "rlm.failed_turns": failed_turns,
+        "rlm.usage": payloads.value(record.usage),
+    }
+    if (share := share_covered(record.input_chars, record.trajectory)) is not None:
+        attributes["rlm.coverage"] = round(share, 4)
+    if record.usage.limit:
+        attributes["rlm.limit"] = record.usage.limit
+    fields = {} if event.error else event.outcome.outputs
+    shown = {name: payloads.value(value, TEXT_CHARS) for name, value in fields.items()}
+    shown[HOW_IT_ENDED] = summary = _summary(record, failed_turns)
+    # The parent of an unanswered child is told of an error.
     is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
-    failed = summary if is_failure else ""  # the parent of an unanswered child is told of an error
-    return Told(outputs={**fields, HOW_IT_ENDED: summary, **files}, attributes=attributes, failed=failed)
+    files = {} if event.depth else attachments(payloads, record)
+    return Told(outputs={**shown, **files}, attributes=attributes, failed=summary if is_failure else "")
 
 
-def _summary(record: Record) -> str:
+def _summary(record: Record, failed: int) -> str:
     """Return in words why a run ended and what it took."""
-    usage, failed = record.usage, sum(step.failed for step in record.trajectory)
-    calls = sum(1 for _ in all_calls(record.trajectory))
-    took = [f"{counted(failed, 'turn')} failed"] if failed else []
-    took += [counted(calls, "sub-call")] if calls else []
-    if usage.seconds:
-        took += [counted(usage.calls, "model call"), used(usage, usage.seconds)]
-    took += [f"ended by {usage.limit}"] if usage.limit else []
-    return "; ".join([describe_stop(record), ", ".join(part for part in took if part)])
+    usage, calls = record.usage, sum(1 for _ in all_calls(record.trajectory))
+    took = [
+        f"{counted(failed, 'turn')} failed" if failed else "",
+        counted(calls, "sub-call") if calls else "",
+        f"{counted(usage.calls, 'model call')}, {used(usage, usage.seconds)}" if usage.seconds else "",
+        f"ended by {usage.limit}" if usage.limit else "",
+    ]
+    return "; ".join([describe_stop(record), ", ".join(filter(None, took))])
 
 
 def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
-    shown = {"reasoning": payloads.text(step.reasoning, TEXT_CHARS)} if step.reasoning else {}
+    inputs = {"reasoning": payloads.text(step.reasoning, TEXT_CHARS)} if step.reasoning else {}
     if step.code:
-        shown["code"] = fenced(payloads.text(step.code, TEXT_CHARS))
-    output = payloads.text(step.output, TEXT_CHARS)
-    came_out: dict[str, Any] = {"output": fenced(output, "text")}
+        inputs["code"] = fenced(payloads.text(step.code, TEXT_CHARS))
+    printed = payloads.text(step.output if step.answer is None else step.printed, TEXT_CHARS)
+    outputs: dict[str, Any] = {"output": fenced(printed, "text")} if printed or step.answer is None else {}
     if step.answer is not None:
-        printed = payloads.text(step.printed, TEXT_CHARS)
-        came_out = {"output": fenced(printed, "text")} if printed else {}
-        came_out["SUBMIT"] = payloads.value(step.answer, TEXT_CHARS)
+        outputs["SUBMIT"] = payloads.value(step.answer, TEXT_CHARS)
     if step.notice:
-        came_out["told the model"] = step.notice
-    failed = payloads.text(step.problem, REPEATED_CHARS) if step.failed else ""
+        outputs["told the model"] = step.notice
+    failed, label = payloads.text(step.problem, REPEATED_CHARS) if step.failed else "", KINDS[step.kind].label
+    what = "error in the code" if step.kind == "error" else label
+    code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
     return Told(
-        name=f"turn {number}" if step.kind == "output" else f"turn {number}: {KINDS[step.kind].label}",
+        name=f"turn {number}" if step.kind == "output" else f"turn {number}: {label}",
         span_type=SpanType.CHAIN,
-        inputs=shown,
-        outputs=came_out,
+        inputs=inputs,
+        outputs=outputs,
         attributes={"kind": step.kind, "spent": payloads.value(step.spent)},
-        events=(_turn_failure(payloads, step, output),) if failed else (),
+        events=(failure(what, printed, **code),) if failed else (),
         failed=failed,
     )
-
-
-def _turn_failure(payloads: Payloads, step: Step, output: str) -> tuple[str, dict[str, Any]]:
-    what = "error in the code" if step.kind == "error" else KINDS[step.kind].label
-    code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
-    return failure(what, output, **code)
 
 
 def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:

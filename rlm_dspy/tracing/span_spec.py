@@ -26,7 +26,9 @@ MESSAGE_CHARS = 6_000
 _PREVIEW_CHARS = 1_000
 _SHORT_CHARS = 400
 """A longer text is shown in the list of traces only where there is no other."""
-_REPORT = {"stop", "usage", "trajectory", "final_reasoning"}
+HOW_IT_ENDED = "how it ended"
+"""What stands beside the output fields in the outputs of a run's span, beside its files."""
+_REPORT = {HOW_IT_ENDED, "stop", "usage", "trajectory", "final_reasoning"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class Told:
 
     Attributes:
         failed: Why it failed; empty if it did not.
-        stands_for: What the spans below find above them, if that is not the instance that was called.
     """
 
     name: str = ""
@@ -45,7 +46,6 @@ class Told:
     attributes: dict[str, Any] = field(default_factory=dict)
     events: tuple[tuple[str, dict[str, Any]], ...] = ()
     failed: str = ""
-    stands_for: Any = None
 
 
 class Preview(str):
@@ -58,9 +58,10 @@ def preview(values: Any) -> str | None:
     """Return what the list of traces shows of inputs or outputs: the short texts among them."""
     if not isinstance(values, dict):
         return None if values is None else str(values)[:_PREVIEW_CHARS]
-    values = {name: value for name, value in values.items() if not isinstance(value, Attachment)}
-    if {"usage", "trajectory"} <= values.keys():  # what a program passes on that an RLM gave
-        values = {name: value for name, value in values.items() if name not in _REPORT}
+    hidden = _REPORT if {"usage", "trajectory"} <= values.keys() else {HOW_IT_ENDED}  # a program passes on a run's
+    values = {
+        name: value for name, value in values.items() if name not in hidden and not isinstance(value, Attachment)
+    }
     shown = {name: value for name, value in values.items() if not _is_long(value)} or values
     if len(shown) == 1:
         return str(next(iter(shown.values())))[:_PREVIEW_CHARS]

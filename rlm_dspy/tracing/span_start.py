@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import dspy
 from mlflow.entities import SpanType
 
 from rlm_dspy.budget.metered_lm import role
-from rlm_dspy.events import BatchEvent, CellEvent, Event, LMEvent, RunEvent, ToolEvent, TurnEvent, here
+from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent, here
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.ad_hoc import written
@@ -19,6 +20,7 @@ from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rlm_dspy.events import Event
     from rlm_dspy.tracing.payloads import Payloads
 
 _LM_SETTINGS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "n", "reasoning_effort")
@@ -27,9 +29,11 @@ _TOLD_BY_EVENTS = (RLM, Turn, ChildQuery)
 Messages = tuple["Mapping[str, Any]", ...]
 
 
-def of_event(payloads: Payloads, event: Event, known: SentMessages) -> Told | None:
-    """Describe a unit of a run that starts."""
+def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentMessages) -> Told | None:
+    """Describe a unit of a run, or a call like one outside of runs, that starts below the unit `above`."""
     told: Told | None = None  # of a sub-call: its batch shows it, and the module that it calls
+    if not event.run and above is not None and above.run:
+        return None  # code or a call of it that is a unit of the run already
     match event:
         case RunEvent():
             told = _run(payloads, event)
@@ -56,20 +60,24 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**by_position, **named, **inputs.get("kwargs", {})}
 
 
-def module(payloads: Payloads, instance: dspy.Module, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Describe a module call; `above` is its caller: a unit of a run, or another module."""
+def module(
+    payloads: Payloads, above: Event | None, instance: dspy.Module, inputs: Mapping[str, Any]
+) -> Told | None:
+    """Describe a module call; `above` is the unit that made it, if one did."""
     if isinstance(instance, _TOLD_BY_EVENTS):
         return None
     name, given = type(instance).__name__, arguments(inputs)
-    if here() is None:
-        return _plain(payloads, instance, f"{name}.forward", given)  # as MLflow names it
     if isinstance(above, TurnEvent):
         return Told("act", SpanType.LLM, _act_inputs(payloads, given))
-    if isinstance(above, BatchEvent) and above.name.isidentifier():
+    if here() is None:
+        name = f"{name}.forward"  # as MLflow names it
+    elif isinstance(above, BatchEvent) and above.name.isidentifier():
         name = "query" if above.name == "llm_query" else above.name
     elif isinstance(above, RunEvent):
         name = role().removeprefix("child.")  # `extract`, `fold`
-    return _plain(payloads, instance, name, given)
+    signature = getattr(getattr(instance, "signature", None), "signature", None)
+    attributes = {} if signature is None else {"signature": signature}
+    return Told(name, _type_of(instance), payloads.value(given), attributes=attributes)
 
 
 def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> Told:
@@ -95,7 +103,7 @@ def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, An
 
 
 def adapter(
-    what: str, payloads: Payloads, instance: dspy.Adapter, inputs: Mapping[str, Any], _: Any
+    what: str, payloads: Payloads, _above: Event | None, instance: dspy.Adapter, inputs: Mapping[str, Any]
 ) -> Told | None:
     """Tell of an adapter that does `what`: `format` or `parse`; not in a run, where other spans show it."""
     if here() is not None:
@@ -103,8 +111,8 @@ def adapter(
     return Told(f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS))
 
 
-def tool(payloads: Payloads, instance: dspy.Tool, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Describe a tool call, unless the run's code makes it."""
+def tool(payloads: Payloads, above: Event | None, instance: dspy.Tool, inputs: Mapping[str, Any]) -> Told | None:
+    """Describe a tool call, unless code makes it."""
     if isinstance(above, ToolEvent) and above.name == instance.name:
         return None
     attributes = {"name": instance.name, "description": instance.desc, "args": instance.args}
@@ -112,35 +120,9 @@ def tool(payloads: Payloads, instance: dspy.Tool, inputs: Mapping[str, Any], abo
     return Told(name, SpanType.TOOL, payloads.value(arguments(inputs)), attributes=payloads.value(attributes))
 
 
-def startup(_: Payloads, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any], _above: Any) -> Told:
+def startup(_: Payloads, _above: Event | None, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any]) -> Told:
     """Describe the start of an interpreter."""
     return Told(f"start {type(instance).__name__}", SpanType.TASK)
-
-
-def execution(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Describe the execution of code, unless it is a unit of a run or sets up its REPL."""
-    if isinstance(above, Event):
-        return None
-    shown: dict[str, Any] = {"code": fenced(payloads.text(str(inputs.get("code", "")), TEXT_CHARS))}
-    if inputs.get("variables"):
-        shown["variables"] = {name: payloads.variable(name, value) for name, value in inputs["variables"].items()}
-    return Told("code", SpanType.TOOL, shown)
-
-
-def host_call(payloads: Payloads, _: Any, inputs: Mapping[str, Any], above: Any) -> Told | None:
-    """Describe a call from code to the host, unless it is a unit of a run."""
-    if isinstance(above, Event):
-        return None
-    name, args = inputs["tool_name"], inputs.get("args") or []
-    given = {**({"args": args} if args else {}), **(inputs.get("kwargs") or {})}
-    stands_for = ToolEvent(name=name, arguments=given)
-    return Told(name, SpanType.TOOL, payloads.value(given), stands_for=stands_for)
-
-
-def _plain(payloads: Payloads, instance: dspy.Module, name: str, inputs: Mapping[str, Any]) -> Told:
-    signature = getattr(getattr(instance, "signature", None), "signature", None)
-    attributes = {} if signature is None else {"signature": signature}
-    return Told(name, _type_of(instance), payloads.value(inputs), attributes=attributes)
 
 
 def _run(payloads: Payloads, event: RunEvent) -> Told:
@@ -178,9 +160,7 @@ class SentMessages:
         messages, turn = tuple(event.messages), event.turn or 0
         sent, sent_in = self._sent.get(event.run, ((), 0))
         self._sent[event.run] = (messages, turn)
-        known = 0
-        while known < min(len(messages), len(sent)) and messages[known] == sent[known]:
-            known += 1
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(messages, sent, strict=False)))
         if not known:
             return messages
         size = sum(len(str(message.get("content", ""))) for message in messages[:known])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from functools import cache
 from html import escape
-from typing import TYPE_CHECKING, Any
+from inspect import isfunction
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -13,16 +14,15 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
-from rlm_dspy.observe.formatting import all_calls, duration, spent_on, tokens, used
+from rlm_dspy import text
+from rlm_dspy.observe import formatting
 from rlm_dspy.observe.record import STOPS, describe_stop
-from rlm_dspy.observe.report.charts import plots, timeline_bars
-from rlm_dspy.observe.report.coverage_section import seen_in, strips
-from rlm_dspy.observe.report.turns_section import about, grouped, lasted
-from rlm_dspy.text import clip, counted, one_line, price, printable, seconds, share
+from rlm_dspy.observe.report import charts, coverage_section, turns_section
+from rlm_dspy.text import printable
 from rlm_dspy.trajectory import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from pydantic import JsonValue
 
@@ -70,11 +70,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    functions: list[Callable[..., Any]] = [about, all_calls, clip, counted, describe_stop, duration, grouped]
-    functions += [highlighted, lasted, one_line, plots, price, seconds, seen_in, share, spent_on, strips]
-    functions += [svg_number, timeline_bars, tokens, used]
-    environment.filters |= {function.__name__: function for function in functions}
-    environment.filters |= {"number": "{:,}".format, "numbered": _numbered, "to_json": _to_json}
+    for module in (charts, coverage_section, formatting, text, turns_section):
+        environment.filters |= {name: found for name, found in vars(module).items() if isfunction(found)}
+    environment.filters |= {"describe_stop": describe_stop, "highlighted": highlighted, "number": "{:,}".format}
+    environment.filters |= {"numbered": _numbered, "svg_number": svg_number, "to_json": _to_json}
     environment.globals |= {"KINDS": KINDS, "STOPS": STOPS, "highlight_style": highlight_style}
     return environment
 
