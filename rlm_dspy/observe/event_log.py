@@ -63,7 +63,7 @@ from rlm_dspy.events import (
     TurnEvent,
 )
 from rlm_dspy.json_values import JsonLines, jsonable
-from rlm_dspy.observe.record import asked, ended, in_one_line, looked_at
+from rlm_dspy.observe.record import asked, ended, in_one_line
 from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 
@@ -142,7 +142,7 @@ class RunLog(Listener):
             outer = self._open.get(event.parent_run or "")
             if event.subcall and outer is not None:
                 outer.setdefault(event.subcall, []).append(event.run)
-            self._write(event, "run_ended", **ended(event), **(looked_at(event) if outer is None else {}))
+            self._write(event, "run_ended", **ended(event, coverage=outer is None))
 
     def _write_part(self, event: Event, inside: dict[str, list[str]]) -> None:
         begins = event.phase == "started"

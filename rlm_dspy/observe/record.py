@@ -175,8 +175,7 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
 def record_of(run: RunEvent) -> Record:
     """Return the record of a run that has just ended in this context."""
     steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is among the outputs
-    told = {**asked(run), **ended(run), **looked_at(run)}
-    return Record(**told, trajectory=steps, started_at=run.started_at)
+    return Record(**asked(run), **ended(run), trajectory=steps, started_at=run.started_at)
 
 
 def asked(run: RunEvent) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def asked(run: RunEvent) -> dict[str, Any]:
     return {
         "signature": sendable(written(run.signature)),
         "instructions": sendable(run.signature.instructions),
-        "inputs": {name: in_short(value, most) for name, value in inputs.items()},
+        "inputs": {name: sendable(clip(_as_text(value), most)) for name, value in inputs.items()},
         "digests": {name: digest_of(value, most) for name, value in inputs.items()},
         "output_types": types_of(run.signature.output_fields),
         "model": str(getattr(run.lm, "model", "")),
@@ -196,35 +195,26 @@ def asked(run: RunEvent) -> dict[str, Any]:
     }
 
 
-def ended(run: RunEvent) -> dict[str, Any]:
-    """Return the fields of a record that describe a run's end, except its steps."""
-    outcome = run.outcome
-    report = {"outputs": jsonable(dict(outcome.outputs)), "usage": outcome.usage}
-    if run.error is not None:
-        return {**report, "outputs": {}, **cut_short(run.error)}
-    return {**report, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
+def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
+    """Return the fields of a record that describe a run's end, except its steps.
 
-
-def looked_at(run: RunEvent) -> dict[str, Any]:
-    """Return the coverage fields of a record, if this run's coverage was watched."""
-    outputs = {} if run.error is not None else jsonable(dict(run.outcome.outputs))
-    return looked_into(dict(run.inputs), outputs)
+    Args:
+        run: The event of the end.
+        coverage: Include coverage, if it was watched.
+    """
+    outcome, error = run.outcome, run.error
+    outputs = {} if error is not None else jsonable(dict(outcome.outputs))
+    looked_at = looked_into(dict(run.inputs), outputs) if coverage else {}
+    known = {"outputs": outputs, "usage": outcome.usage, **looked_at}
+    if error is not None:
+        return {**known, **cut_short(error)}
+    return {**known, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
 
 
 def cut_short(error: BaseException) -> dict[str, Any]:
     """Return the fields of a record that describe the end of a run by an error."""
     stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
     return {"stop": "interrupted", "error": None} if stopped else {"stop": "failed", "error": in_one_line(error)}
-
-
-def in_short(value: Any, max_chars: int) -> str:
-    """Return an input in the short form that a record holds.
-
-    Args:
-        value: The input.
-        max_chars: `Limits.max_output_chars` of the run.
-    """
-    return sendable(clip(value if isinstance(value, str) else repr(value), max_chars))
 
 
 def digest_of(value: Any, max_chars: int) -> Digest:
@@ -237,10 +227,14 @@ def digest_of(value: Any, max_chars: int) -> Digest:
     if isinstance(value, Text):
         size, sha256 = value.digest()
         return Digest(size=size, sha256=sha256, whole=False)
-    text = value if isinstance(value, str) else repr(value)
+    text = _as_text(value)
     content = text.encode("utf-8", "surrogatepass")
     sha256 = hashlib.sha256(content).hexdigest()
     return Digest(size=len(content), sha256=sha256, whole=len(text) <= max_chars)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def in_one_line(error: BaseException) -> str:

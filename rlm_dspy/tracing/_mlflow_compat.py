@@ -9,14 +9,14 @@ renames is mended here; what it makes public leaves this file.
 | `start_span_no_context`, `set_span_in_context`, `detach_span_from_context` | spans across callbacks |
 | `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | what MLflow's page reads |
 | `open_trace`, `rename` | a trace and a span before they are stored |
-| `Task`, `TracingClient`, `exporter`, `queue_of`, `force_flush`, ... | the queue of what is to be stored |
+| `Task`, `TracingClient`, `export_queue`, `client`, `force_flush`, ... | the queue of what is to be stored |
 | `replaced` | MLflow writes contexts and headers whole, and has no hook |
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mlflow.dspy.callback
 import mlflow.dspy.util
@@ -25,7 +25,7 @@ from mlflow.tracing import provider
 from mlflow.tracing.attachments import Attachment
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
-from mlflow.tracing.export.async_export_queue import Task
+from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue, Task
 from mlflow.tracing.fluent import start_span_no_context
 from mlflow.tracing.provider import detach_span_from_context, set_span_in_context
 from mlflow.tracing.trace_manager import InMemoryTraceManager
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mlflow.entities import LiveSpan
-    from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 __all__ = [
     "Attachment",
@@ -46,21 +44,21 @@ __all__ = [
     "Task",
     "TraceMetadataKey",
     "TracingClient",
-    "client_of",
+    "client",
     "detach_span_from_context",
     "ends_a_trace",
-    "exporter",
+    "export_queue",
     "force_flush",
     "logs_traces",
     "open_trace",
-    "queue_of",
     "rename",
-    "replace_queue",
     "replaced",
     "revert_patches",
     "set_span_in_context",
     "start_span_no_context",
 ]
+
+Q = TypeVar("Q")
 
 
 def logs_traces() -> bool:
@@ -79,25 +77,23 @@ def rename(span: LiveSpan, name: str) -> None:
     span._span.update_name(name)  # noqa: SLF001  # OpenTelemetry's; MLflow's span hides it
 
 
-def exporter() -> Any:
-    """Return the exporter that stores traces, created if there is none."""
-    provider._get_tracer(__name__)  # noqa: SLF001
+def export_queue(make: Callable[[str], Q]) -> Q | None:
+    """Return the queue of what is to be stored, which `make` makes for a tracking URI; None if there is none."""
+    exporter = _exporter()
+    queue = getattr(exporter, "_async_queue", None)
+    if isinstance(queue, AsyncTraceExportQueue):
+        queue = exporter._async_queue = make(exporter._client.tracking_uri)  # noqa: SLF001
+    return cast("Q | None", queue)
+
+
+def client() -> Any:
+    """Return the client that stores traces; None if there is none."""
+    return getattr(_exporter(), "_client", None)
+
+
+def _exporter() -> Any:
+    provider._get_tracer(__name__)  # noqa: SLF001  # made if there is none
     return provider._get_trace_exporter()  # noqa: SLF001
-
-
-def queue_of(exporter: SpanExporter) -> Any:
-    """Return the queue of an exporter; None if it stores at once."""
-    return getattr(exporter, "_async_queue", None)
-
-
-def replace_queue(exporter: Any, queue: AsyncTraceExportQueue) -> None:
-    """Replace the queue of an exporter."""
-    exporter._async_queue = queue  # noqa: SLF001
-
-
-def client_of(exporter: SpanExporter) -> Any:
-    """Return the client of an exporter; None if it has none."""
-    return getattr(exporter, "_client", None)
 
 
 def ends_a_trace(task: Task) -> bool:

@@ -27,7 +27,7 @@ from rlm_dspy.tracing._mlflow_compat import (
 from rlm_dspy.tracing.export_queue import announce, flush, has_ended, later, outbox
 from rlm_dspy.tracing.mlflow_runs import result_table
 from rlm_dspy.tracing.payloads import Payloads, Secrets
-from rlm_dspy.tracing.span_spec import preview, scope_metadata, scope_tags
+from rlm_dspy.tracing.span_spec import preview, told_of_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -181,9 +181,8 @@ class SpanCallback(MlflowCallback, Listener):
             call.silent = True
             return
         call.event, call.above, call.root = event, call.event, around is None
-        told_of_trace = {"tags": scope_tags(), "metadata": scope_metadata()} if call.root else {}
         of_span = (shown.name, shown.span_type, around, shown.inputs, shown.attributes)
-        call.span = start_span_no_context(*of_span, **told_of_trace)
+        call.span = start_span_no_context(*of_span, **(told_of_trace() if call.root else {}))
         call.token = set_span_in_context(call.span)
         if call.root:
             _preview(call.span, "request", shown.inputs)

@@ -18,13 +18,11 @@ import mlflow
 from rlm_dspy.text import logger
 from rlm_dspy.tracing._mlflow_compat import (
     Task,
-    client_of,
+    client,
     ends_a_trace,
-    exporter,
+    export_queue,
     force_flush,
     open_trace,
-    queue_of,
-    replace_queue,
 )
 
 if TYPE_CHECKING:
@@ -127,10 +125,10 @@ class Outbox:
     def _store(self, task: Task) -> None:
         began = time.monotonic()
         task.handle()
-        if _quiet.heard:
+        if _heard:
             self._alive_until = 0.0
-            self._say(f"A trace was not stored whole: {_quiet.heard[0][:300]}")
-            _quiet.heard.clear()
+            self._say(f"A trace was not stored whole: {_heard[0][:300]}")
+            _heard.clear()
         elif time.monotonic() - began < _PROBE_AFTER_SECONDS:
             self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
 
@@ -161,22 +159,15 @@ class Outbox:
             _logger.warning("%s", message)
 
 
-class _Quiet(logging.Filter):
-    """Keeps what MLflow and its HTTP client say in the outbox's thread; the outbox says it once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.threadName != _THREAD:
-            return True
-        if record.levelno >= logging.WARNING:
-            self.heard.append(record.getMessage())
-        return False
+_heard: list[str] = []
+"""What MLflow and its HTTP client have said in the outbox's thread, which says it once."""
 
 
-_quiet = _Quiet()
+def _quiet(record: logging.LogRecord) -> bool:
+    """Keep what is said in the outbox's thread: a logging filter."""
+    if record.threadName == _THREAD and record.levelno >= logging.WARNING:
+        _heard.append(record.getMessage())
+    return record.threadName != _THREAD
 
 
 def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
@@ -201,16 +192,14 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 def outbox() -> Outbox | None:
     """Return the outbox of MLflow's exporter, installed if necessary; None if MLflow stores at once."""
-    stores = exporter()
-    queue = queue_of(stores)
-    if queue is None:
-        return None
-    if not isinstance(queue, Outbox):
-        queue = Outbox(client_of(stores).tracking_uri)
-        replace_queue(stores, queue)
-        for name in _LOUD:
-            logging.getLogger(name).addFilter(_quiet)
-        atexit.register(_at_exit, queue)
+    return export_queue(_made)
+
+
+def _made(uri: str) -> Outbox:
+    queue = Outbox(uri)
+    for name in _LOUD:
+        logging.getLogger(name).addFilter(_quiet)
+    atexit.register(_at_exit, queue)
     return queue
 
 
@@ -226,21 +215,21 @@ def flush(seconds: float = 60.0) -> None:
 
 def announce(trace_id: str) -> None:
     """Store that a trace has begun, with its spans so far: it is found also if this process is killed."""
-    client = client_of(exporter())
+    stores = client()
     with open_trace(trace_id) as trace:
-        if trace is None or client is None:
+        if trace is None or stores is None:
             return
         info, spans = copy.copy(trace.info), list(trace.span_dict.values())
         info.tags, info.trace_metadata = dict(info.tags), dict(info.trace_metadata)
-    later(_store_beginning, client, info, spans)
+    later(_store_beginning, stores, info, spans)
 
 
-def _store_beginning(client: TracingClient, info: TraceInfo, spans: list[Any]) -> None:
+def _store_beginning(stores: TracingClient, info: TraceInfo, spans: list[Any]) -> None:
     if has_ended(info.trace_id):
         return
     with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end
-        client.log_spans(info.experiment_id, spans)
-    client.start_trace(info)  # last, as a span without an end would pass for one that is all right
+        stores.log_spans(info.experiment_id, spans)
+    stores.start_trace(info)  # last, as a span without an end would pass for one that is all right
 
 
 def has_ended(trace_id: str) -> bool:

@@ -81,7 +81,7 @@ class Payloads:
         def write(value: Any, depth: int) -> Any:
             nonlocal left
             match _plain(value):
-                case str(text) if not isinstance(text, Text):
+                case str() as text:
                     if text.startswith("data:") and ";base64," in text[:200]:  # MLflow keeps it as a file
                         return text
                     written = self.text(text, chars if left > 0 else _BEYOND_BUDGET_CHARS)
@@ -103,7 +103,7 @@ class Payloads:
         """Return an input as the model sees it: short values whole, long ones by size and ends."""
         if value is None or isinstance(value, bool | int | float):
             return value
-        if isinstance(value, str) and not isinstance(value, Text) and len(value) <= _BEYOND_BUDGET_CHARS:
+        if isinstance(value, str) and len(value) <= _BEYOND_BUDGET_CHARS:
             return self._secrets.hide(sendable(value))
         told = describe(name, value)
         text = self.text(f"{told.type}, {told.value}", 1_000)

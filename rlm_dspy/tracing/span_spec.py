@@ -104,18 +104,11 @@ def tags(*, session: str | None = None, user: str | None = None, **others: Any) 
         yield
 
 
-def scope_tags() -> dict[str, str]:
-    """Return the tags in force."""
-    return {
-        name: sendable(str(value))
-        for name, value in _in_force().items()
-        if name not in _METADATA and value is not None
-    }
-
-
-def scope_metadata() -> dict[str, str]:
-    """Return session and user, by the names under which MLflow keeps them."""
-    return {key: sendable(str(_in_force()[name])) for name, key in _METADATA.items() if name in _in_force()}
+def told_of_trace() -> dict[str, dict[str, str]]:
+    """Return the `tags` in force, and as `metadata` session and user by the names that MLflow has for them."""
+    given = {name: sendable(str(value)) for name, value in _in_force().items() if value is not None}
+    metadata = {key: given.pop(name) for name, key in _METADATA.items() if name in given}
+    return {"tags": given, "metadata": metadata}
 
 
 def _in_force() -> dict[str, Any]:

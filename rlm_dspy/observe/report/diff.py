@@ -12,18 +12,16 @@ from markupsafe import Markup
 
 from rlm_dspy.observe.formatting import all_calls
 from rlm_dspy.observe.report.rendering import highlighted, template
-from rlm_dspy.text import one_line, price, seconds
-from rlm_dspy.trajectory import KINDS
+from rlm_dspy.text import price, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rlm_dspy.observe.record import Record
     from rlm_dspy.trajectory import Step
 
 _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_VALUE_CHARS = 300
 Pair = tuple[int | None, int | None]
 """The indices of two similar turns; None where a run has no such turn."""
 Difference = tuple[str, str, str]
@@ -106,33 +104,7 @@ def diff_text(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
         b: The other.
         names: Their names.
     """
-    lines = [f"a: {names[0]}", f"b: {names[1]}"]
-    for title, told in (("asked", settings(a, b)), ("answered", answers(a, b))):
-        lines += ["", f"{title}:" if told else f"{title}: the same"]
-        lines += [line for name, first, second in told for line in (f"  {name}", *_two_lines(first, second))]
-    lines += ["", "used:"]
-    lines += [f"  {name}: {x}" + ("" if x == y else f" -> {y}") for name, x, y in usages(a, b)]
-    return "\n".join([*lines, "", "turns:", *_turn_lines(a.trajectory, b.trajectory)])
-
-
-def _two_lines(first: str, second: str) -> list[str]:
-    told = (one_line(text, _VALUE_CHARS) for text in (first, second))
-    return [f"    {mark} {text}" for mark, text in zip("ab", told, strict=True)]
-
-
-def _turn_lines(a: Sequence[Step], b: Sequence[Step]) -> Iterator[str]:
-    for i, j in aligned(a, b):
-        if i is not None and j is not None:
-            told = " and ".join(_differing(a[i], b[j]))
-            yield f"  a {i + 1} = b {j + 1}: {f'different {told}' if told else 'the same'}"
-        elif i is not None:
-            yield f"  a {i + 1} only: {KINDS[a[i].kind].label}"
-        elif j is not None:
-            yield f"  b {j + 1} only: {KINDS[b[j].kind].label}"
-
-
-def _differing(one: Step, other: Step) -> list[str]:
-    return [name for name in ("code", "output") if getattr(one, name) != getattr(other, name)]
+    return _rendered("diff.txt", a, b, names).rstrip("\n")
 
 
 def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
@@ -143,21 +115,26 @@ def diff_html(a: Record, b: Record, names: tuple[str, str] = ("a", "b")) -> str:
         b: The other.
         names: Their names.
     """
-    pairs = aligned(a.trajectory, b.trajectory)
-    return template("diff.html").render(
+    return _rendered("diff.html", a, b, names)
+
+
+def _rendered(name: str, a: Record, b: Record, names: tuple[str, str]) -> str:
+    return template(name).render(
         runs=list(zip(names, (a, b), strict=True)),
         asked=settings(a, b),
+        answered=answers(a, b),
         used=usages(a, b),
-        pairs=[_beside(a.trajectory, b.trajectory, *pair) for pair in pairs],
+        pairs=[_beside(a.trajectory, b.trajectory, *pair) for pair in aligned(a.trajectory, b.trajectory)],
     )
 
 
-def _beside(a: Sequence[Step], b: Sequence[Step], i: int | None, j: int | None) -> tuple[bool, list[Side]]:
-    """Return whether two turns are identical, and both of them."""
+def _beside(a: Sequence[Step], b: Sequence[Step], i: int | None, j: int | None) -> tuple[list[str], list[Side]]:
+    """Return what differs in two turns, and both of them."""
     if i is None or j is None:
-        return False, [_alone(a, i), _alone(b, j)]
+        return [], [_alone(a, i), _alone(b, j)]
     code = _marked(highlighted(a[i].code).split("\n"), highlighted(b[j].code).split("\n"))
-    return not _differing(a[i], b[j]), [(a[i], i + 1, code[0]), (b[j], j + 1, code[1])]
+    differing = [name for name in ("code", "output") if getattr(a[i], name) != getattr(b[j], name)]
+    return differing, [(a[i], i + 1, code[0]), (b[j], j + 1, code[1])]
 
 
 def _alone(steps: Sequence[Step], i: int | None) -> Side:

@@ -8,7 +8,7 @@ from html import escape
 from inspect import isfunction
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -34,7 +34,7 @@ _FORMATTER = HtmlFormatter(nowrap=True, classprefix="p-")
 
 
 def template(name: str) -> Template:
-    """Return a template of this package, e.g. `report.html`.
+    """Return a template of this package, e.g. `report.html`; values in HTML are escaped.
 
     Raises:
         jinja2.TemplateNotFound: If there is no such template.
@@ -63,7 +63,7 @@ def _finalize(value: str | float) -> str | float:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__),
-        autoescape=True,
+        autoescape=select_autoescape(),
         undefined=StrictUndefined,
         finalize=_finalize,
         trim_blocks=True,
