@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,9 @@ class Ledger:
     """Role, model and usage of calls that are not summed yet."""
     _by_role: dict[str, Usage] = field(default_factory=dict)
     _by_model: dict[str, Usage] = field(default_factory=dict)
+    _reused: int = 0
+    _failed: int = 0
+    _ad_hoc: Counter[str] = field(default_factory=Counter)
     _prices: dict[tuple[str, bool], Price | None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
@@ -281,7 +285,21 @@ class Ledger:
                 limit=limit or self._met,
                 by_role=self._by_role.copy(),
                 by_model=self._by_model.copy(),
+                reused=self._reused,
+                failed=self._failed,
+                ad_hoc=dict(self._ad_hoc),
             )
+
+    def count_answers(self, *, reused: int, failed: int) -> None:
+        """Count sub-calls that an earlier equal one answered, and those that failed."""
+        with self._lock:
+            self._reused += reused
+            self._failed += failed
+
+    def count_ad_hoc(self, name: str, calls: int) -> None:
+        """Count calls of a module that was written in a REPL, by its signature."""
+        with self._lock:
+            self._ad_hoc[name] += calls
 
     def totals(self) -> Usage:
         """Return what has been spent in all."""

@@ -76,7 +76,7 @@ async def await_in_thread(
         until = time.monotonic() + patience
 
         def keep_stopping() -> None:
-            while stop is not None and not future.done() and time.monotonic() < until:
+            while stop is not None and not future.done():
                 stop()
                 wait([future], _AGAIN_SECONDS)
 

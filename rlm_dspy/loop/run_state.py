@@ -31,7 +31,7 @@ from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.events import Unit
@@ -195,44 +195,39 @@ class Run:
         """Return what the tree has spent; a root gives up what is under way."""
         if not self.depth:
             self.ledger.give_up()
-        return self.tree.counted_in(self.ledger.usage(self.budget.limit))
+        return self.ledger.usage(self.budget.limit)
 
     @contextlib.contextmanager
-    def stopping(self) -> Iterator[Callable[[], None]]:
-        """Stop the code in this scope when its time is over, or when the yielded function is called.
+    def in_time(self) -> Iterator[None]:
+        """Stop the code in this scope when its time is over; that of a child also with that of its parent.
 
         First nothing more is asked and sub-calls under way count as failed, so that the code can keep what it has;
-        a moment later the code itself is interrupted. A child's code is also stopped with that of its parent.
+        a moment later the code itself is interrupted.
         """
-        ledger, budget = self.ledger, self.budget
-
-        self.stopped = None
-
-        def warn() -> None:
-            self.stopped = budget.out_of_time()
-            if not budget.child:
-                ledger.close(self.stopped, budget)
-
-        def stop() -> None:
-            self.end()
-            self.repl.give_up()
-            watchdog.trigger()
-
-        watchdog = Watchdog(
-            budget.seconds_for_code(),
-            warn,
-            self.repl.interrupt,
-            moment=min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1),
-        )
-        with_parent = ledger.cancellation.telling(lambda _: watchdog.trigger())
-        with (
-            watchdog,
-            with_parent if budget.child else contextlib.nullcontext(),
-            cancelled_by(ledger.cancellation),
-        ):
-            yield stop
+        self.stopped, budget, ledger = None, self.budget, self.ledger
+        seconds = budget.seconds_for_code()
+        with cancelled_by(ledger.cancellation):
+            if seconds is None and not budget.child:
+                yield
+                return
+            moment = min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1)
+            watchdog = Watchdog(seconds, self._warn, self.repl.interrupt, moment=moment)
+            with_parent = ledger.cancellation.telling(lambda _: watchdog.trigger())
+            with watchdog, with_parent if budget.child else contextlib.nullcontext():
+                yield
         if watchdog.expired and not budget.child and budget.seconds_for_reply() != 0.0:
             ledger.reopen()
+
+    def _warn(self) -> None:
+        self.stopped = self.budget.out_of_time()
+        if not self.budget.child:
+            self.ledger.close(self.stopped, self.budget)
+
+    def stop_code(self) -> None:
+        """Stop the code for good. Whoever cancels the run calls it until the code has ended."""
+        self.end()
+        self.repl.give_up()
+        self.repl.interrupt()
 
     def end(self) -> None:
         """Make no more calls."""

@@ -120,8 +120,8 @@ class Turn(dspy.Module):
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
         run = self._run
         try:
-            with run.stopping() as stop:
-                return await port.run(self._execute, reasoning, code, stop=stop)
+            with run.in_time():
+                return await port.run(self._execute, reasoning, code, stop=run.stop_code)
         except BaseException as error:
             why = "The run was cut short while this code ran" + (f": {error}" if str(error) else ".")
             run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", **run.calls_taken()))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
-from rlm_dspy.prompt.query import WithOwnAdapter, callers_adapter
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 Message = dict[str, str]
@@ -100,10 +101,18 @@ class ReplAdapter(dspy.Adapter):
         ]
 
 
-class Act(WithOwnAdapter):
-    """The predictor of a turn."""
+class Act(dspy.Predict):
+    """The predictor of a turn, with its own adapter; the other predictors of a program keep the user's."""
 
-    adapter = ReplAdapter()
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking():
+            return super().forward(**inputs)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Predict `reasoning` and `code` of the next block."""
+        with _speaking():
+            return await super().aforward(**inputs)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
@@ -121,7 +130,22 @@ def messages_of(
     A predictor that has taken the place of `Act` may write them in another form, of about the same length.
     """
     inputs = {"environment": environment, "trajectory": trajectory}
-    return ReplAdapter().format(act.signature, act.demos if demos is None else demos, inputs)
+    return _ADAPTER.format(act.signature, act.demos if demos is None else demos, inputs)
+
+
+_ADAPTER = ReplAdapter()
+_callers_adapter: ContextVar[dspy.Adapter | None] = ContextVar("_callers_adapter", default=None)
+
+
+@contextlib.contextmanager
+def _speaking() -> Iterator[None]:
+    """Use the adapter of turns in this scope, and remember the one that was in force."""
+    token = _callers_adapter.set(dspy.settings.adapter)
+    try:
+        with dspy.context(adapter=_ADAPTER):
+            yield
+    finally:
+        _callers_adapter.reset(token)
 
 
 def _advice_of_refine(signature: type[dspy.Signature]) -> str:
@@ -130,7 +154,7 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
     Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
     adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
     """
-    call = getattr(type(callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
+    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
     names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
     held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
     if not {"advice", "signature2name"} <= held.keys():

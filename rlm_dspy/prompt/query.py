@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
 from rlm_dspy.inputs import MEDIA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from rlm_dspy.repl.value_codec import Media
 
@@ -68,36 +66,18 @@ class PromptAdapter(dspy.Adapter):
         return {"response": completion.strip()}
 
 
-callers_adapter: ContextVar[dspy.Adapter | None] = ContextVar("callers_adapter", default=None)
-"""The adapter that was in force where a predictor with one of its own was called."""
+_PROMPT_ADAPTER = PromptAdapter()
 
 
-class WithOwnAdapter(dspy.Predict):
-    """A predictor with its own adapter; the other predictors of a program keep the user's."""
-
-    adapter: ClassVar[dspy.Adapter]
+class Query(dspy.Predict):
+    """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Predict, with the adapter in force."""
-        with self._speaking():
+        """Answer one prompt."""
+        with dspy.context(adapter=_PROMPT_ADAPTER):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Predict, with the adapter in force."""
-        with self._speaking():
+        """Answer one prompt."""
+        with dspy.context(adapter=_PROMPT_ADAPTER):
             return await super().aforward(**inputs)
-
-    @contextlib.contextmanager
-    def _speaking(self) -> Iterator[None]:
-        token = callers_adapter.set(dspy.settings.adapter)
-        try:
-            with dspy.context(adapter=self.adapter):
-                yield
-        finally:
-            callers_adapter.reset(token)
-
-
-class Query(WithOwnAdapter):
-    """The predictor behind `llm_query`: `prompt -> response`, without a format of its own."""
-
-    adapter = PromptAdapter()

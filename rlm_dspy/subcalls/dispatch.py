@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.item import Answer
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import SubCall
-    from rlm_dspy.usage import RunUsage
 
 _INPUT_CHARS = 500
 _FAR_BEYOND = 2
@@ -44,29 +42,16 @@ class Tree:
 
     Attributes:
         given: The cache of answers; True for one of the tree's own, False for none.
-        reused: How many sub-calls were answered by an earlier one.
-        failed: How many sub-calls have failed.
         media: The images, sounds and files that REPLs know by name.
-        ad_hoc: How often each module that was written in a REPL was called, by its signature.
     """
 
     given: SubCallCache | bool = True
-    reused: int = 0
-    failed: int = 0
     media: Media = field(default_factory=Media)
-    ad_hoc: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @functools.cached_property
     def cache(self) -> SubCallCache | None:
         """Where answers are kept; None to keep none."""
         return self.given if isinstance(self.given, SubCallCache) else SubCallCache() if self.given else None
-
-    def counted_in(self, usage: RunUsage) -> RunUsage:
-        """Return a usage with the sub-calls that were reused, that failed, and that were ad hoc."""
-        with self.lock:
-            counts = {"reused": self.reused, "failed": self.failed, "ad_hoc": dict(self.ad_hoc)}
-        return usage.model_copy(update=counts)
 
 
 @dataclass
@@ -156,8 +141,7 @@ class SubCalls:
         items = self._read(callee, call.items, call.same)
         number = self.enter(callee, items)
         if callee.kind == "ad_hoc" or callee.interface.whole:
-            with self.tree.lock:
-                self.tree.ad_hoc[callee.interface.name] += len(items)
+            self.ledger.count_ad_hoc(callee.interface.name, len(items))
         leaders = self._leaders(callee, items)
         waiting = [item for item in leaders.values() if not item.answer]
         refusal = self._too_many(callee, len(waiting))
@@ -173,9 +157,9 @@ class SubCalls:
                 item.tell(callee, number)
         if refusal is not None:
             raise refusal
-        with self.tree.lock:
-            self.tree.reused += sum(item.cached for item in items)
-            self.tree.failed += sum("error" in item.answer for item in items)
+        self.ledger.count_answers(
+            reused=sum(item.cached for item in items), failed=sum("error" in item.answer for item in items)
+        )
         return [item.answer for item in items]
 
     def _leaders(self, callee: Callee, items: list[SubCallItem]) -> dict[str, SubCallItem]:
