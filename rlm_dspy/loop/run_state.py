@@ -85,7 +85,7 @@ class Run:
         self.watch = Watch(self.inputs) if dspy.settings.get(WATCHED) else None
         self._share(parent)
         chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
-        self._factory: Callable[[], dspy.CodeInterpreter] = chosen or PythonInterpreter
+        self._factory: Factory = chosen or PythonInterpreter
         declares_subs = any(isinstance(value, dspy.Module) for value in vars(rlm.subs).values())
         self._subs = for_repl(rlm.subs) if declares_subs else []
         self.repl = self._repl()
