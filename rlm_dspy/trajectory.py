@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
-from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.text import clip
 from rlm_dspy.usage import Usage
 
@@ -212,24 +211,3 @@ class Trajectory(BaseModel):
         return "\n".join(turns) or "(no turn yet)"
 
     __repr__ = __str__
-
-
-def without_media_marks(value: Any) -> Any:
-    """Return a text, or lists and dicts of texts, in which nothing stands for an image, a sound or a file.
-
-    DSPy writes media into a prompt as marked JSON and reads every mark that it finds there: in a document, one
-    would have the model's server fetch an address of the document's choice. The same object if there is no mark.
-    """
-    if isinstance(value, str):
-        return value.replace(_MARK, f"< {_MARK[1:]}") if _MARK in value else value
-    if isinstance(value, dict):
-        parts = [*dict.keys(value), *dict.values(value)]
-        new = without_media_marks(parts)
-        return value if new is parts else dict(zip(new[: len(value)], new[len(value) :], strict=True))
-    if isinstance(value, list | tuple | set | frozenset):
-        parts = list(value)
-        items = [without_media_marks(item) for item in parts]
-        if all(new is old for new, old in zip(items, parts, strict=True)):
-            return value
-        return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
-    return value

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -50,6 +51,7 @@ class NotACacheError(ValueError):
 _FAILURES = (sqlite3.Error, OSError, NotACacheError)
 
 
+@dataclass(eq=False)
 class AnswerFile:
     """Holds answers as text by key, which keys are being computed, and who waits for whom.
 
@@ -60,13 +62,12 @@ class AnswerFile:
         path: The file; None for a database in memory.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._locks: int | None = None
-        self._warned = False
-        self._rests_until = 0.0
+    path: Path | None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _connection: sqlite3.Connection | None = None
+    _locks: int | None = None
+    _warned: bool = False
+    _rests_until: float = 0.0
 
     def open(self) -> None:
         """Open the file now rather than at its first use.
@@ -133,11 +134,11 @@ class AnswerFile:
         These are POSIX locks: forked processes do not inherit them, and all systems but Windows have them. They
         also end when this process closes any descriptor of the lock file, so it opens only one.
         """
-        if self._path is None or fcntl is None:
+        if self.path is None or fcntl is None:
             return True
         with self._tolerant():
             if self._locks is None:
-                locks = self._path.with_name(f"{self._path.name}.locks")
+                locks = self.path.with_name(f"{self.path.name}.locks")
                 self._locks = os.open(locks, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
@@ -195,7 +196,7 @@ class AnswerFile:
             if time.monotonic() < self._rests_until:
                 raise sqlite3.OperationalError("it could not be opened")
             try:
-                self._connection = _connect(self._path)
+                self._connection = _connect(self.path)
             except _FAILURES:
                 self._rests_until = time.monotonic() + _REST_SECONDS
                 raise
@@ -205,7 +206,7 @@ class AnswerFile:
         if not self._warned:
             self._warned = True
             _logger.warning(
-                "SubCallCache(%r): %s. Answers that the file does not take stay in memory.", str(self._path), error
+                "SubCallCache(%r): %s. Answers that the file does not take stay in memory.", str(self.path), error
             )
 
 

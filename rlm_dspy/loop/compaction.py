@@ -12,8 +12,9 @@ from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART, as_session, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import clip, cut, fitted, one_line
-from rlm_dspy.trajectory import Step, Trajectory, without_media_marks
+from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
     from rlm_dspy.concurrency.port import Port

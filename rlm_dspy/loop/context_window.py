@@ -10,8 +10,9 @@ import dspy
 from rlm_dspy.budget.last_turn_reserve import TRANSCRIPT_CHARS
 from rlm_dspy.budget.lm_info import context_window, tokens_at_most
 from rlm_dspy.prompt.adapter import messages_of
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import fitted
-from rlm_dspy.trajectory import Trajectory, without_media_marks
+from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

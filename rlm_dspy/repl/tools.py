@@ -17,7 +17,7 @@ from rlm_dspy.errors import EventLoopBlocked
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
-from rlm_dspy.trajectory import without_media_marks
+from rlm_dspy.repl.value_codec import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -26,12 +26,12 @@ import dspy
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
 from rlm_dspy.text import ShortRepr, clip, sendable
-from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -220,6 +220,27 @@ def _taken(value: Any, media: Media) -> Any:
     return fields if any(fields[key] is not given[key] for key in given) else value
 
 
+def without_media_marks(value: Any) -> Any:
+    """Return a text, or lists and dicts of texts, in which nothing stands for an image, a sound or a file.
+
+    DSPy writes media into a prompt as marked JSON and reads every mark that it finds there: in a document, one
+    would have the model's server fetch an address of the document's choice. The same object if there is no mark.
+    """
+    if isinstance(value, str):
+        return value.replace(_MARK, f"< {_MARK[1:]}") if _MARK in value else value
+    if isinstance(value, dict):
+        parts = [*dict.keys(value), *dict.values(value)]
+        new = without_media_marks(parts)
+        return value if new is parts else dict(zip(new[: len(value)], new[len(value) :], strict=True))
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+        items = [without_media_marks(item) for item in parts]
+        if all(new is old for new, old in zip(items, parts, strict=True)):
+            return value
+        return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
+    return value
+
+
 def across(tool: Callable[..., Any], media: Media, *, plain: bool) -> Callable[..., Any]:
     """Return a host function as code in a REPL calls it: with what it is given made again.
 
@@ -325,6 +346,8 @@ _SHORT = _Short(200)
 
 def short(value: Any, max_chars: int) -> str:
     """Return a value as shortened text for the trajectory."""
+    if type(value) is str and len(value) <= max_chars and value.isascii():  # as most are
+        return value
     if isinstance(value, Text | str):
         return sendable(clip(str(value), max_chars))
     return sendable(clip(repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value), max_chars))

@@ -7,17 +7,18 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from rlm_dspy.cache.sub_call_cache import SubCallCache, digest
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.events import BatchEvent, unit
 from rlm_dspy.prompt.query import Prompt
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
-from rlm_dspy.repl.value_codec import Media, received, short, taken
+from rlm_dspy.repl.value_codec import Media, received, short, taken, without_media_marks
 from rlm_dspy.subcalls.batch import Batch
-from rlm_dspy.subcalls.frames import read_call
+from rlm_dspy.subcalls.frames import CallFrame, refusal_of
 from rlm_dspy.subcalls.item import SubCallItem, failed
-from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.subcalls.active import ActiveRun
-    from rlm_dspy.subcalls.frames import CallFrame, Part, Target
+    from rlm_dspy.subcalls.frames import Part, Target
     from rlm_dspy.subcalls.item import Answer
     from rlm_dspy.subcalls.target import Callee
     from rlm_dspy.trajectory import SubCall
@@ -83,9 +84,9 @@ class SubCalls:
     def answer(self, call: JsonValue) -> dict[str, Any]:
         """Answer a call of the REPL: what its host function returns."""
         try:
-            frame = read_call(call)
-        except InvalidInputs as error:
-            return self._refused(error)
+            frame = CallFrame.model_validate(call)
+        except (ValidationError, RecursionError) as error:
+            return self._refused(refusal_of(error))
         if not self.run.heard:
             return self._answered(frame)
         items = [_shown(item, frame.same) for item in frame.items]
@@ -179,12 +180,12 @@ class SubCalls:
         Raises:
             LimitExceeded: If the run's time ends meanwhile.
         """
-        interface, cache, items = callee.interface, self.tree.cache, list[SubCallItem]()
+        interface, items = callee.interface, list[SubCallItem]()
         unknown = sorted({name for part in [same, *parts] for of in part for name in of} - set(interface.inputs))
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such argument. Call it as {interface.call}.")
         common = self._fields(callee, same)
-        if cache is not None:
+        if (cache := self.tree.cache) is not None:
             state = callee.state(self.lm) if callee.reused else "", digest(common.given) if common.given else ""
         for part in parts:
             if items:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import beginning, mended
-from rlm_dspy.trajectory import without_media_marks
 
 MAX_TYPE_CHARS = 10_000
 """The longest signature, types and classes included, without instructions and descriptions."""
@@ -248,18 +248,10 @@ class CallFrame(_Frame):
         return to.name if isinstance(to, SubFrame) else {"query": "llm_query"}.get(to.kind, to.kind)
 
 
-def read_call(frame: JsonValue) -> CallFrame:
-    """Parse and validate a frame from the REPL.
-
-    Raises:
-        InvalidInputs: If it is none; the message names what is wrong with it.
-    """
-    try:
-        return CallFrame.model_validate(frame)
-    except ValidationError as error:
-        raise InvalidInputs(without_media_marks(mended(f"Invalid call: {problems(error)}"))) from None
-    except RecursionError:
-        raise InvalidInputs("Invalid call: it is nested too deeply.") from None
+def refusal_of(error: ValidationError | RecursionError) -> InvalidInputs:
+    """Return what is wrong with what was no frame; the message names the parts."""
+    reason = problems(error) if isinstance(error, ValidationError) else "it is nested too deeply."
+    return InvalidInputs(without_media_marks(mended(f"Invalid call: {reason}")))
 
 
 def problems(error: ValidationError) -> str:

@@ -21,9 +21,9 @@ from pydantic import BaseModel, Field, PydanticUserError, TypeAdapter, Validatio
 from pydantic_core import SchemaError
 
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.subcalls.frames import MAX_TYPE_CHARS, AliasFrame, Constraints, EnumFrame, ModelFrame, problems
 from rlm_dspy.text import beginning, one_line
-from rlm_dspy.trajectory import without_media_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

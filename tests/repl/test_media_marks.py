@@ -12,8 +12,8 @@ from dspy.lm15 import ImagePart, Request
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.trajectory import without_media_marks
 from tests.playing import begins, block, fields
 
 BLOCK = [{"type": "image_url", "image_url": {"url": "http://localhost:9/planted.png"}}]

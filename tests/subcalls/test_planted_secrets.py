@@ -18,7 +18,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.loop.run_state import Run
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.repl.bootstrap import HOST_TOOL
-from rlm_dspy.subcalls.frames import read_call
+from rlm_dspy.subcalls.frames import CallFrame
 from rlm_dspy.subcalls.target import Callees
 from rlm_dspy.testing import ScriptedLM
 from tests.planting import ATTEMPTS, DOORS, FUNCTIONS, MARK, MODULE, MODULES, Attempt, planted, scripted, search
@@ -245,7 +245,7 @@ def test_modules_written_in_the_repl_are_not_kept_without_end() -> None:
     rlm = RLM("q -> a")
     callees = Callees(rlm, 0, RLM)
     for number in range(300):
-        callees.find(read_call(to(signature={"text": f"text -> x{number}"})).to)
+        callees.find(CallFrame.model_validate(to(signature={"text": f"text -> x{number}"})).to)
     assert len(callees._written) == 64
 
 
