@@ -119,11 +119,7 @@ class Run:
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
         model = getattr(asked, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
-
-        def host(call: Any) -> dict[str, Any]:
-            return self.subcalls.answer(call)
-
-        tools = {HOST_TOOL: host, **tools}
+        tools = {HOST_TOOL: self.subcalls.answer, **tools}
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media)
 
     def _environment(self, of: Factory | dspy.CodeInterpreter | None) -> Environment:
@@ -139,15 +135,13 @@ class Run:
 
     @functools.cached_property
     def subcalls(self) -> SubCalls:
-        """Answers the sub-calls of the run's code; made when the first of it begins."""
+        """Answers the sub-calls of the run's code."""
         return SubCalls(*self._for_subcalls())
 
     def _for_subcalls(self) -> tuple[Any, ...]:
         rlm = self._rlm
-        make_child = functools.partial(rlm.child, self._factory)
-        in_threads = {name: self.async_tools.blocking(tool) for name, tool in rlm.tools.items()}
-        callees = Callees(rlm, self.depth, make_child, in_threads)
-        return self, callees.find, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs)
+        callees = Callees(rlm, self.depth, functools.partial(rlm.child, self._factory), self.async_tools.blocking)
+        return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs)
 
     def open(self) -> None:
         """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.

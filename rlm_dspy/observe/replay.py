@@ -153,7 +153,7 @@ class _RecordedCalls(SubCalls):
             RLMError: As `SubCalls.call`.
             TypeError: As `SubCalls.call`.
         """
-        callee = self.find(call.to)
+        callee = self.callees.find(call.to)
         items = self._read(callee, call.items, call.same)
         self.enter(callee, items)
         with self._lock:

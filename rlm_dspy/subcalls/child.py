@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
@@ -21,7 +23,9 @@ _MOST_OF_IT = 0.8
 _GUARDED_CHARS = 2_000
 """Inputs shorter than this may be handed on whole: nothing is lost with them."""
 
-QUERY = Interface(
+LLM_QUERY = Interface(name="query", inputs={"prompt": str}, outputs={"response": str})
+"""What `llm_query` takes and gives; instructions that an optimizer writes change none of it."""
+RLM_QUERY = Interface(
     name="rlm_query", inputs={"prompt": str, "context": Any}, defaults={"context": None}, outputs={"response": str}
 )
 """What `rlm_query` takes and gives."""
@@ -71,6 +75,7 @@ def check_depth(depth: int, max_depth: int) -> None:
         )
 
 
+@dataclass(eq=False)
 class Guard:
     """Answers when a child is handed most of its parent's inputs: it would only do its parent's work again.
 
@@ -80,9 +85,12 @@ class Guard:
         inputs: The parent's inputs by name.
     """
 
-    def __init__(self, inputs: Mapping[str, Any]) -> None:
-        self._total = sum(map(_chars, inputs.values()))
-        self._told: set[str] = set()
+    inputs: Mapping[str, Any]
+    _told: set[str] = field(default_factory=set)
+
+    @functools.cached_property
+    def _total(self) -> int:
+        return sum(map(_chars, self.inputs.values()))
 
     def __call__(self, given: Mapping[str, Any], key: str) -> str:
         """Return why a child is not made, or nothing.

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.subcalls.active import ActiveRun
-    from rlm_dspy.subcalls.frames import Part, Target
+    from rlm_dspy.subcalls.frames import Part
     from rlm_dspy.subcalls.item import Answer
-    from rlm_dspy.subcalls.target import Callee
+    from rlm_dspy.subcalls.target import Callee, Callees
     from rlm_dspy.trajectory import SubCall
 
 _INPUT_CHARS = 500
@@ -61,7 +61,7 @@ class SubCalls:
 
     Attributes:
         run: The run, as runs inside it find their parent.
-        find: Gives what a call is for: its callee.
+        callees: Find what a call is for.
         ledger: What the tree may still spend.
         tree: What else its runs share.
         lm: The LM of sub-calls; None leaves the one in force.
@@ -70,7 +70,7 @@ class SubCalls:
     """
 
     run: ActiveRun
-    find: Callable[[Target], Callee]
+    callees: Callees
     ledger: Ledger
     tree: Tree
     lm: Any
@@ -138,7 +138,7 @@ class SubCalls:
             RLMError: If there is nothing of that name, or the batch is far beyond what is left.
             TypeError: If it is called with fields that it does not have.
         """
-        callee = self.find(call.to)
+        callee = self.callees.find(call.to)
         items = self._read(callee, call.items, call.same)
         number = self.enter(callee, items)
         if callee.kind == "ad_hoc" or callee.interface.whole:

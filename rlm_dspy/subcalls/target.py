@@ -16,7 +16,7 @@ from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.tools import GuardedTool
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.ad_hoc import module_from, signature_from, written
-from rlm_dspy.subcalls.child import QUERY, ChildQuery, check_depth
+from rlm_dspy.subcalls.child import LLM_QUERY, RLM_QUERY, ChildQuery, check_depth
 from rlm_dspy.subcalls.interface import Interface, Subs, interface_of, signature_of
 from rlm_dspy.text import clip
 
@@ -147,35 +147,24 @@ def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:
     return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
 
 
+@dataclass(eq=False)
 class Callees:
-    """Finds the callees of one run's code by name.
+    """Finds the callees of one run's code by name, at its first call.
 
     Args:
         rlm: The module that runs; only read.
         depth: How many runs are above this one.
         make_child: Makes a child RLM for a signature and, if it is given, a number of turns.
-        tools: The tools by name as a ReAct calls them, in threads; by default the module's own.
+        in_thread: Returns a tool as a ReAct calls it, in a thread; None leaves it as it is.
     """
 
-    def __init__(
-        self,
-        rlm: Program,
-        depth: int,
-        make_child: Callable[..., dspy.Module],
-        tools: dict[str, dspy.Tool] | None = None,
-    ) -> None:
-        self._rlm = rlm
-        self._depth = depth
-        self._tools = rlm.tools if tools is None else tools
-        self._prefix = "child." if depth else ""
-        self._make_child = make_child
-        self._lock = threading.Lock()
-        self._known = {"query": self._callee(interface_of("query", rlm.query), rlm.query, "query")}
-        for name in rlm.subs.names():
-            module = getattr(rlm.subs, name)
-            kind: CallKind = "child" if isinstance(module, type(rlm)) else "sub"
-            self._known[name] = self._callee(interface_of(name, module), module, kind)
-        self._written: dict[str, Callee] = {}
+    rlm: Program
+    depth: int
+    make_child: Callable[..., dspy.Module]
+    in_thread: Callable[[dspy.Tool], dspy.Tool] | None = None
+    _named: dict[str, Callee] = field(default_factory=dict)
+    _written: dict[str, Callee] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def find(self, to: Target) -> Callee:
         """Return the callee of a call.
@@ -187,15 +176,26 @@ class Callees:
             RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
         """
         if to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM"):
-            check_depth(self._depth, self._rlm.limits.max_depth)
+            check_depth(self.depth, self.rlm.limits.max_depth)
         if to.kind == "rlm_query":
-            return self._callee(QUERY, ChildQuery(self._make_child), "child", role="rlm")
+            return self._callee(RLM_QUERY, ChildQuery(self.make_child), "child", role="rlm")
         if to.kind == "ad_hoc":
             return self._kept(to)
-        name = to.name if to.kind == "sub" else to.kind
-        if name not in self._known:
-            raise RLMError(f"No sub-call named {name!r}; there are: {', '.join(sorted(self._known))}.")
-        return self._known[name]
+        name = to.name if to.kind == "sub" else "query"
+        if name not in self._named:
+            self._named[name] = self._of_name(name)
+        return self._named[name]
+
+    def _of_name(self, name: str) -> Callee:
+        if name == "query":
+            return self._callee(LLM_QUERY, self.rlm.query, "query")
+        subs = self.rlm.subs
+        if name not in subs.names():
+            known = ", ".join(sorted(["query", *subs.names()]))
+            raise RLMError(f"No sub-call named {name!r}; there are: {known}.")
+        module = getattr(subs, name)
+        kind: CallKind = "child" if isinstance(module, type(self.rlm)) else "sub"
+        return self._callee(interface_of(name, module), module, kind)
 
     def _kept(self, to: AdHocFrame) -> Callee:
         """Return the callee of a module that was written in the REPL; the last ones are kept."""
@@ -210,27 +210,29 @@ class Callees:
     def _ad_hoc(self, to: AdHocFrame) -> Callee:
         made_of, options = signature_from(to.signature), to.options()
         name = f"{to.module}({written(made_of)!r})"
-        if unknown := [tool for tool in to.tools if tool not in self._tools]:
-            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(self._tools)}.")
+        known, in_thread = self.rlm.tools, self.in_thread or (lambda tool: tool)
+        if unknown := [tool for tool in to.tools if tool not in known]:
+            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(known)}.")
         if to.module == "RLM":
-            child = self._make_child(made_of, **options)
+            child = self.make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        made = module_from(to.module, made_of, options, [GuardedTool.of(self._tools[tool]) for tool in to.tools])
-        if self._rlm.sub_lm is None and self._rlm.query.lm is not None:
-            made.set_lm(self._rlm.query.lm)
+        tools = [GuardedTool.of(in_thread(known[name])) for name in to.tools]
+        made = module_from(to.module, made_of, options, tools)
+        if self.rlm.sub_lm is None and self.rlm.query.lm is not None:
+            made.set_lm(self.rlm.query.lm)
         interface = interface_of(name, made, whole=True)
         return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
 
     def _callee(
         self, interface: Interface, module: dspy.Module, kind: CallKind, *, role: str = "", reused: bool = True
     ) -> Callee:
-        lm, act = self._rlm.sub_lm, self._rlm.act
+        lm, act = self.rlm.sub_lm, self.rlm.act
         plain = isinstance(module, dspy.Predict) and lm is not None and (module.lm is None or module.lm is act.lm)
         return Callee(
             interface=interface,
             module=module,
             kind=kind,
-            role=f"{self._prefix}{role or interface.name}",
+            role=f"{'child.' if self.depth else ''}{role or interface.name}",
             reserves=kind != "child",
             reused=reused and kind != "child",
             must_be_awaited=not isinstance(module, dspy.Predict) and must_be_awaited(module),
