@@ -26,8 +26,8 @@ from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, normalize_tools
-from rlm_dspy.subcalls.active import active_sub_call
 from rlm_dspy.subcalls.interface import Subs, make_subs
+from rlm_dspy.subcalls.item import active_sub_call
 from rlm_dspy.text import clip
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dspy
 
@@ -15,9 +15,7 @@ from rlm_dspy.subcalls.type_grammar import TypeReader, check_name, check_usable,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pydantic import JsonValue
     from pydantic.fields import FieldInfo
-    from typing_extensions import TypeForm
 
     from rlm_dspy.subcalls.frames import SignatureField, SignatureFrame
 
@@ -32,57 +30,60 @@ def signature_from(frame: SignatureFrame) -> Any:
     """
     types = TypeReader(frame.classes)
     try:
-        told = list(_inline(frame.text, types) if frame.text is not None else _fields(frame.fields or [], types))
-        fields = _checked(told)
+        fields = _checked(_inline(frame.text, types) if frame.text is not None else _fields(frame.fields, types))
         check_name(frame.name, "a signature")
     except InvalidInputs as error:
         raise InvalidInputs(f"Invalid signature {frame.shown}: {error}. {_EXAMPLE}") from None
-    made = {name: (kind, _WAYS[way](**options)) for name, (way, kind, options) in fields.items()}
+    made = {name: (field.kind, _WAYS[field.way](**field.options)) for name, field in fields.items()}
     signature = dspy.Signature(made, signature_name=frame.name)
     return signature.with_instructions(frame.instructions) if frame.instructions else signature
 
 
-_Way = Literal["in", "out"]
-_Field = tuple[_Way, Any, dict[str, Any]]
-"""Way, type, and what else `InputField` or `OutputField` takes."""
-_WAYS: dict[_Way, Callable[..., Any]] = {"in": dspy.InputField, "out": dspy.OutputField}
+class _Field(NamedTuple):
+    way: Literal["in", "out"]
+    kind: Any
+    options: dict[str, Any]
+    """What else `InputField` or `OutputField` takes."""
+
+
+_WAYS: dict[str, Callable[..., Any]] = {"in": dspy.InputField, "out": dspy.OutputField}
 
 
 def _inline(text: str, types: TypeReader) -> Iterator[tuple[str, _Field]]:
-    ways: tuple[_Way, _Way] = ("in", "out")
-    for way, parts in zip(ways, signature_parts(text), strict=True):
-        for name, annotation in parts:
-            yield name, (way, str if annotation is None else types.of(annotation), {})
+    inputs, outputs = signature_parts(text)
+    for name, annotation in inputs:
+        yield name, _Field("in", types.of(annotation), {})
+    for name, annotation in outputs:
+        yield name, _Field("out", types.of(annotation), {})
 
 
-def _fields(told: list[SignatureField], types: TypeReader) -> Iterator[tuple[str, _Field]]:
-    for field in told:
-        kind, _ = types.field(field)
+def _fields(told: list[SignatureField] | None, types: TypeReader) -> Iterator[tuple[str, _Field]]:
+    for field in told or ():
         options = {"desc": field.desc} if field.desc else {}
-        yield field.name, (field.way, kind, options if field.required else {**options, "default": field.default})
+        default = {} if field.required else {"default": field.default}
+        yield field.name, _Field(field.way, types.field(field)[0], options | default)
 
 
-def _checked(told: list[tuple[str, _Field]]) -> dict[str, _Field]:
-    if not any(way == "out" for _, (way, _, _) in told):
-        raise InvalidInputs("it has no output")
+def _checked(told: Iterator[tuple[str, _Field]]) -> dict[str, _Field]:
     fields: dict[str, _Field] = {}
-    for name, (way, kind, options) in told:
-        _check_field(name, way, kind)
+    for name, field in told:
         if name in fields:
             raise InvalidInputs(f"two fields are named {name}")
-        fields[name] = way, kind, options
+        _check_field(name, field)
+        fields[name] = field
+    if not any(field.way == "out" for field in fields.values()):
+        raise InvalidInputs("it has no output")
     return fields
 
 
-def _check_field(name: str, way: _Way, kind: TypeForm[Any]) -> None:
-    what = "an input" if way == "in" else "an output"
-    check_name(name, what, taken=dspy.Signature)
-    if way == "in" and name in SETTINGS:
+def _check_field(name: str, field: _Field) -> None:
+    check_name(name, "an input" if field.way == "in" else "an output", taken=dspy.Signature)
+    if field.way == "in" and name in SETTINGS:
         raise InvalidInputs(
             f"Invalid name of an input: {name!r} is a setting of a module; use another, e.g. {name}_"
         )
     try:
-        check_usable(kind)
+        check_usable(field.kind)
     except InvalidInputs as error:
         raise InvalidInputs(f"{name}: {error}") from None
 
@@ -99,25 +100,3 @@ def written(signature: type[dspy.Signature]) -> str:
 def types_of(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
     """Return the types of fields by name, as DSPy reads them from a string."""
     return {name: name_of(type_of(field)) for name, field in fields.items()}
-
-
-def module_from(
-    kind: Literal["Predict", "ChainOfThought", "ReAct"],
-    signature: type[dspy.Signature],
-    options: Mapping[str, JsonValue],
-    tools: list[dspy.Tool],
-) -> dspy.Module:
-    """Build the module that the REPL described.
-
-    Args:
-        kind: Its class.
-        signature: What goes in and what comes out.
-        options: What the code set; already checked.
-        tools: What a ReAct may call.
-    """
-    if kind == "ReAct":
-        return dspy.ReAct(signature, tools=tools, **options)
-    made: dspy.Module = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}[kind](
-        signature, **options
-    )
-    return made

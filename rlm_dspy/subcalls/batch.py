@@ -21,8 +21,7 @@ from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.events import SubCallEvent, unit
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words
 from rlm_dspy.repl.value_codec import sent
-from rlm_dspy.subcalls.active import ActiveSubCall, active_sub_call
-from rlm_dspy.subcalls.item import SubCallItem, failed, failed_request
+from rlm_dspy.subcalls.item import ActiveSubCall, active_sub_call, failed, failed_request
 from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.cache.sub_call_cache import SubCallCache
-    from rlm_dspy.subcalls.active import ActiveRun
-    from rlm_dspy.subcalls.item import Answer
+    from rlm_dspy.subcalls.item import ActiveRun, Answer, SubCallItem
     from rlm_dspy.subcalls.target import Callee
 
 ATTEMPTS = 3
@@ -140,7 +138,7 @@ class Batch:
         item.inside = ActiveSubCall(self.run)
         active_sub_call.set(item.inside)
         try:
-            if self.callee.reserves:
+            if self.callee.kind != "child":  # which takes them turn by turn
                 # Taken before it waits for an equal question: an asker in a slot may wait for this one.
                 item.release = self.ledger.slot()
             if self.cache is not None and item.key and self.callee.reused:
@@ -160,7 +158,7 @@ class Batch:
         unread: dspy.AdapterParseError | None = None
         while True:
             try:
-                entered = metered(self.ledger, callee.role, counted=callee.reserves, mirror=item.spent)
+                entered = metered(self.ledger, callee.role, counted=callee.kind != "child", mirror=item.spent)
                 with entered as item.meter, _retrying_after(unread) if unread else contextlib.nullcontext():
                     if item.answer:  # given up: nobody waits for it
                         raise LimitExceeded(item.answer.get("error", "It has been answered."))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
-from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.inputs import Text
 from rlm_dspy.subcalls.interface import Interface
 from rlm_dspy.text import sendable
@@ -60,19 +59,6 @@ class ChildQuery(dspy.Module):
             task = "Do what the variable `prompt` says. Give the answer as `response`."
         fields = {name: (Any, dspy.InputField()) for name in inputs} | {"response": (str, dspy.OutputField())}
         return self._make(dspy.Signature(fields, sendable(task))), inputs
-
-
-def check_depth(depth: int, max_depth: int) -> None:
-    """Check that a run at this depth may have children.
-
-    Raises:
-        LimitExceeded: If not; the message says what to do instead.
-    """
-    if depth >= max_depth:
-        raise LimitExceeded(
-            f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a piece"
-            ", or go on with plain Python."
-        )
 
 
 @dataclass(eq=False)

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from rlm_dspy.budget.ledger import Ledger
-    from rlm_dspy.subcalls.active import ActiveRun
     from rlm_dspy.subcalls.frames import Part
-    from rlm_dspy.subcalls.item import Answer
+    from rlm_dspy.subcalls.item import ActiveRun, Answer
     from rlm_dspy.subcalls.target import Callee, Callees
     from rlm_dspy.trajectory import SubCall
 

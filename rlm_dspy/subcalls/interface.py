@@ -17,6 +17,7 @@ from rlm_dspy.concurrency.async_forms import has_forward
 from rlm_dspy.repl.coercion import type_of
 from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
 from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
+from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -84,16 +85,9 @@ def _named(given: Given) -> list[tuple[str, Sub]]:
 
 
 def _name_of(value: Sub) -> str:
-    if isinstance(value, type) and issubclass(value, dspy.Signature):
-        name = value.__name__
-    elif isinstance(value, dspy.Predict):
-        name = value.signature.__name__
-    elif isinstance(value, dspy.Module):
-        name = _INLINE if isinstance(value, dspy.ChainOfThought) else type(value).__name__
-    elif isinstance(value, str):
-        name = _INLINE
-    else:
-        raise TypeError(f"Invalid sub {value!r}: it must be a dspy.Signature class or a dspy.Module.")
+    own = value.signature if isinstance(value, dspy.Predict) else value
+    kind = own if isinstance(own, type) else type(own)
+    name = _INLINE if isinstance(value, str | dspy.ChainOfThought) else kind.__name__
     if name == _INLINE:
         raise ValueError(f"Invalid sub {value!r}: it has no name. Pass a dict: subs={{'name': ...}}.")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
@@ -224,7 +218,7 @@ def _of_signature(name: str, signature: type[dspy.Signature], *, plain: bool, wh
         inputs={key: type_of(of) for key, of in inputs.items()},
         defaults={key: of.default for key, of in inputs.items() if of.default is not PydanticUndefined},
         outputs={key: kind for key, kind in outputs.items() if not (plain and key == _REASONING)},
-        doc=one_line(signature.instructions),
+        doc=one_line(signature.instructions, _MAX_DOC_CHARS),
         whole=whole,
     )
 
@@ -249,11 +243,6 @@ def signature_of(module: dspy.Module) -> Any:
     return signature if isinstance(signature, type) and issubclass(signature, dspy.Signature) else None
 
 
-def one_line(text: str | None) -> str:
-    """Return a text on one line, cut."""
-    return " ".join((text or "").split())[:_MAX_DOC_CHARS]
-
-
 def _of_forward(name: str, module: dspy.Module) -> Interface:
     method = "forward" if has_forward(module) else "aforward"
     forward: Callable[..., Any] = object.__getattribute__(module, method)  # DSPy warns of looking at it
@@ -265,7 +254,9 @@ def _of_forward(name: str, module: dspy.Module) -> Interface:
     inputs = {p.name: Any if _untyped(p.annotation) else p.annotation for p in named}
     defaults = {p.name: p.default for p in named if p.default is not p.empty}
     doc = type(module).__doc__ if type(module).__doc__ != dspy.Module.__doc__ else ""
-    return Interface(name=name, inputs=inputs, defaults=defaults, outputs=None, doc=one_line(doc))
+    return Interface(
+        name=name, inputs=inputs, defaults=defaults, outputs=None, doc=one_line(doc or "", _MAX_DOC_CHARS)
+    )
 
 
 def _untyped(annotation: TypeForm[Any]) -> bool:

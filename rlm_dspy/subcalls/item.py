@@ -1,16 +1,17 @@
-"""Defines `SubCallItem`, one item of a call from request to answer, and how an error becomes an answer."""
+"""Defines a sub-call: as an item of a call, as the runs inside it find it, and how an error becomes its answer."""
 
 from __future__ import annotations
 
 import functools
 import json
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import dspy
 
 from rlm_dspy.budget.window_errors import as_window_error, is_too_long, sizes_of
-from rlm_dspy.errors import ReplyCut
+from rlm_dspy.errors import ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, emit, listeners
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.value_codec import short
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.coverage.tracker import Watch
-    from rlm_dspy.subcalls.active import ActiveSubCall
     from rlm_dspy.subcalls.target import Callee
-    from rlm_dspy.trajectory import Span
+    from rlm_dspy.trajectory import Span, Step
 
 _ERROR_CHARS = 1_000
 _OUTPUT_CHARS = 1_000
@@ -48,6 +48,55 @@ class Answer(TypedDict, total=False):
 
 
 _UNFINISHED: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
+
+
+class ActiveRun(Protocol):
+    """The run that made a sub-call, as sub-calls see it; `Run` is one."""
+
+    lm: dspy.BaseLM
+    watch: Watch | None
+    depth: int
+    heard: bool
+    """Whether anybody listens to its events."""
+
+
+@dataclass
+class ActiveSubCall:
+    """A sub-call under way, as an RLM that runs inside it finds it.
+
+    Attributes:
+        run: The run that made the sub-call: the parent of what runs inside.
+        steps: The steps of the runs inside that have ended.
+        stop: How the last run inside ended, as in `Prediction.stop`; empty if there was none.
+        final_reasoning: Its last words; of one that ended unanswered, why it did.
+    """
+
+    run: ActiveRun
+    steps: list[Step] = field(default_factory=list)
+    stop: str = ""
+    final_reasoning: str = ""
+
+    def check(self, result: dspy.Prediction, *, is_child: bool) -> None:
+        """Check that the sub-call did not end with a run inside that gave no answer.
+
+        Args:
+            result: What the module gave.
+            is_child: Whether the module is an RLM. Another module may go on without the answer of a run inside
+                it; one that returns the prediction of that run did not.
+
+        Raises:
+            Unanswered: If it did; the message says why the run ended and what to do.
+        """
+        handed_on = isinstance(result, dspy.Prediction) and result.get("stop") == "unanswered"
+        if self.stop == "unanswered" and (is_child or handed_on):
+            raise Unanswered(
+                f"The child ended without an answer. {self.final_reasoning} Give it a smaller part or a simpler "
+                "task, or go on with plain Python."
+            )
+
+
+active_sub_call: ContextVar[ActiveSubCall | None] = ContextVar("active_sub_call", default=None)
+"""The sub-call that runs in this context; None outside of sub-calls, and in the tools of a run."""
 
 
 @dataclass

@@ -10,13 +10,13 @@ import dspy
 
 from rlm_dspy.cache.sub_call_cache import digest
 from rlm_dspy.concurrency.async_forms import must_be_awaited
-from rlm_dspy.errors import InvalidInputs, RLMError, Unanswered
+from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError, Unanswered
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.tools import GuardedTool
 from rlm_dspy.repl.value_codec import sent
-from rlm_dspy.subcalls.ad_hoc import module_from, signature_from, written
-from rlm_dspy.subcalls.child import LLM_QUERY, RLM_QUERY, ChildQuery, check_depth
+from rlm_dspy.subcalls.ad_hoc import signature_from, written
+from rlm_dspy.subcalls.child import LLM_QUERY, RLM_QUERY, ChildQuery
 from rlm_dspy.subcalls.interface import Interface, Subs, interface_of, signature_of
 from rlm_dspy.text import clip
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 _COMPLAINT_CHARS = 600
 _MOST_WRITTEN = 64
 """So many modules that were written in the REPL are kept for their next call."""
+_MODULES: dict[str, Callable[..., dspy.Module]] = {
+    "Predict": dspy.Predict,
+    "ChainOfThought": dspy.ChainOfThought,
+    "ReAct": dspy.ReAct,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,6 @@ class Callee:
         module: What runs on the host.
         kind: See `SubCall.kind`.
         role: Under which its model calls are entered into the ledger.
-        reserves: Whether each attempt takes one of the run's model calls. A child takes them turn by turn.
         reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
         must_be_awaited: Whether the module has only an async form.
         options: What else the module is called with: `lm`, for a predictor that has none of its own.
@@ -54,7 +58,6 @@ class Callee:
     module: dspy.Module
     kind: CallKind
     role: str
-    reserves: bool = True
     reused: bool = True
     must_be_awaited: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -175,8 +178,12 @@ class Callees:
         Raises:
             RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
         """
-        if to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM"):
-            check_depth(self.depth, self.rlm.limits.max_depth)
+        max_depth = self.rlm.limits.max_depth
+        if self.depth >= max_depth and (to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM")):
+            raise LimitExceeded(
+                f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a "
+                "piece, or go on with plain Python."
+            )
         if to.kind == "rlm_query":
             return self._callee(RLM_QUERY, ChildQuery(self.make_child), "child", role="rlm")
         if to.kind == "ad_hoc":
@@ -216,8 +223,9 @@ class Callees:
         if to.module == "RLM":
             child = self.make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        tools = [GuardedTool.of(in_thread(known[name])) for name in to.tools]
-        made = module_from(to.module, made_of, options, tools)
+        if to.module == "ReAct":
+            options["tools"] = [GuardedTool.of(in_thread(known[name])) for name in to.tools]
+        made: dspy.Module = _MODULES[to.module](made_of, **options)
         if self.rlm.sub_lm is None and self.rlm.query.lm is not None:
             made.set_lm(self.rlm.query.lm)
         interface = interface_of(name, made, whole=True)
@@ -233,7 +241,6 @@ class Callees:
             module=module,
             kind=kind,
             role=f"{'child.' if self.depth else ''}{role or interface.name}",
-            reserves=kind != "child",
             reused=reused and kind != "child",
             must_be_awaited=not isinstance(module, dspy.Predict) and must_be_awaited(module),
             options={"lm": lm} if plain else {},

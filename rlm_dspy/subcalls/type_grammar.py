@@ -64,13 +64,6 @@ _GENERIC: dict[str, tuple[Any, int | None]] = {
 """What takes types in brackets, and how many; None for any number."""
 _TYPING = {"List": "list", "Set": "set", "FrozenSet": "frozenset", "Dict": "dict", "Tuple": "tuple"}
 _MODULES = ("typing", "datetime", "decimal", "dspy", "pydantic")
-_WORDS: dict[type[ast.expr], str] = {
-    ast.Call: "a call",
-    ast.Subscript: "a subscript",
-    ast.Constant: "a value",
-    ast.JoinedStr: "an f-string",
-    ast.Lambda: "a lambda",
-}
 _NUMBERS = (int, float, decimal.Decimal)
 _TIMES = (dt.date, dt.datetime, dt.time, dt.timedelta)
 _SIZED = (str, bytes, list, set, frozenset, dict, tuple)
@@ -184,7 +177,7 @@ class TypeReader:
         if name not in _GENERIC:
             raise InvalidInputs(f"{beginning(name)!r} takes no types in brackets")
         generic, wanted = _GENERIC[name]
-        variadic = name == "tuple" and [_is_ellipsis(argument) for argument in arguments] == [False, True]
+        variadic = name == "tuple" and [getattr(part, "value", None) is ... for part in arguments] == [False, True]
         kinds = [self.of(argument, depth) for argument in (arguments[:1] if variadic else arguments)]
         if wanted is not None and len(kinds) != wanted:
             raise InvalidInputs(f"{name}[...] takes {wanted} type(s), not {len(kinds)}")
@@ -246,8 +239,8 @@ class TypeReader:
         return kind, Field(default, description=frame.desc or None, validate_default=True)
 
 
-Parts = list[tuple[str, ast.expr | None]]
-"""Names, each with its annotation; None where there is none."""
+Parts = list[tuple[str, ast.expr]]
+"""Names, each with its annotation: `str` where there is none."""
 
 
 def signature_parts(text: str) -> tuple[Parts, Parts]:
@@ -267,16 +260,17 @@ def _fields(text: str) -> Parts:
     try:
         body = ast.parse(f"def _({text}): pass").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields") from None
-    match body:
-        case [
-            ast.FunctionDef(
-                args=ast.arguments(posonlyargs=[], args=args, vararg=None, kwonlyargs=[], kwarg=None, defaults=[]),
-                body=[ast.Pass()],
-                returns=None,
-            )
-        ]:
-            return [(argument.arg, argument.annotation) for argument in args]
+        body = []
+    if (
+        len(body) == 1
+        and isinstance(function := body[0], ast.FunctionDef)
+        and isinstance(function.body[0], ast.Pass)
+    ):
+        args = function.args
+        if not (
+            args.posonlyargs or args.vararg or args.kwonlyargs or args.kwarg or args.defaults or function.returns
+        ):
+            return [(argument.arg, argument.annotation or ast.Name("str")) for argument in args.args]
     raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields")
 
 
@@ -313,15 +307,11 @@ def check_usable(kind: TypeForm[Any]) -> None:
 
 def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
     """Return a bound in the type that it bounds."""
+    kind: Any = Union[tuple(parts)]  # noqa: UP007  # its parts are known only now
     try:
-        return _adapter(parts).validate_python(value)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError:
         raise InvalidInputs(f"{name}={beginning(str(value))} is no value of this type") from None
-
-
-def _adapter(parts: list[Any]) -> TypeAdapter[Any]:
-    union: Any = Union[tuple(parts)]  # noqa: UP007  # its parts are known only now
-    return TypeAdapter(union)
 
 
 def _members(kind: TypeForm[Any]) -> list[Any]:
@@ -388,12 +378,8 @@ def _name_of(node: ast.expr) -> str:
         parts.insert(0, node.attr)
         node = node.value
     if not isinstance(node, ast.Name):
-        raise InvalidInputs(f"{_WORDS.get(type(node), 'such an expression')} is no type")
+        raise InvalidInputs(f"an expression ({type(node).__name__}) is no type")
     return parts[0] if len(parts) == 1 and node.id in _MODULES else ".".join([node.id, *parts])
-
-
-def _is_ellipsis(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is ...
 
 
 def _check_length(text: str) -> None:
