@@ -157,9 +157,9 @@ class SubCalls:
                 item.tell(callee, number)
         if refusal is not None:
             raise refusal
-        self.ledger.count_answers(
-            reused=sum(item.cached for item in items), failed=sum("error" in item.answer for item in items)
-        )
+        reused, failures = sum(item.cached for item in items), sum("error" in item.answer for item in items)
+        if reused or failures:
+            self.ledger.count_answers(reused=reused, failed=failures)
         return [item.answer for item in items]
 
     def _leaders(self, callee: Callee, items: list[SubCallItem]) -> dict[str, SubCallItem]:
