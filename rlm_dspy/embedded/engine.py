@@ -209,20 +209,16 @@ def _body(request: lm15.Request) -> Chat:
     refused += [f"config.extensions[{name!r}]" for name in config.extensions or {} if name not in _EXTENSIONS]
     refused += [part.type for message in request.messages for part in message.parts if part.type == "image"]
     if refused:
-        raise _unsupported(refused[0])
+        settings, extensions = (", ".join(sorted(names)) for names in (_Engine.supported_params, _EXTENSIONS))
+        raise lm15.UnsupportedFeatureError(
+            f"The embedded model does not take {refused[0]}. It takes text and the settings {settings}; in "
+            f"Config.extensions also {extensions}.",
+            feature=refused[0],
+        )
     body: Chat = json.loads(_WIRE.build_request(request, stream=False).body)
     if config.top_k is not None:  # OpenAI has none
         body["top_k"] = config.top_k
     return {"temperature": 0.0, **body}
-
-
-def _unsupported(feature: str) -> lm15.UnsupportedFeatureError:
-    settings, extensions = (", ".join(sorted(names)) for names in (_Engine.supported_params, _EXTENSIONS))
-    return lm15.UnsupportedFeatureError(
-        f"The embedded model does not take {feature}. It takes text and the settings {settings}; in "
-        f"Config.extensions also {extensions}.",
-        feature=feature,
-    )
 
 
 def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
