@@ -83,10 +83,10 @@ class CalledPredictors:
         called = {_mark(predictor) for run in trajectories for predictor, _, _ in run["trace"]}
         names = state.list_of_named_predictors
         upcoming = state.named_predictor_id_to_update_next_for_program_candidate
-        order = [(upcoming[candidate_idx] + step) % len(names) for step in range(len(names))]
-        at = next((at for at in order if names[at] in called), order[0])
-        upcoming[candidate_idx] = (at + 1) % len(names)
-        return [names[at]]
+        order = [*names[upcoming[candidate_idx] :], *names[: upcoming[candidate_idx]]]
+        chosen = next((name for name in order if name in called), order[0])
+        upcoming[candidate_idx] = (names.index(chosen) + 1) % len(names)
+        return [chosen]
 
 
 class GEPA(dspy.GEPA):
@@ -121,11 +121,9 @@ def _short_run(run: Mapping[str, Any]) -> dict[str, Any]:
     example, prediction = run["example"], run["prediction"]
     return {
         **run,
-        "example": example.copy(**{name: shown(value) for name, value in example.items()}),
-        "prediction": None if prediction is None else {n: shown(v) for n, v in dict(prediction).items()},
-        "trace": [
-            (p, shown(inputs), {n: shown(v) for n, v in outputs.items()}) for p, inputs, outputs in run["trace"]
-        ],
+        "example": example.copy(**shown(dict(example.items()))),
+        "prediction": None if prediction is None else shown(dict(prediction)),
+        "trace": [(p, shown(inputs), shown(dict(outputs.items()))) for p, inputs, outputs in run["trace"]],
     }
 
 
@@ -164,9 +162,8 @@ class InferRules(_InferRules):
 
     def get_predictor_demos(self, trainset: list[dspy.Example], predictor: dspy.Predict) -> list[dict[str, str]]:
         """Return what a predictor was given and wrote, cut short."""
-        return [
-            {name: cut(str(value), _SHOWN_CHARS) for name, value in d.items()} for d in _bootstrapped(predictor)
-        ]
+        demos = _bootstrapped(predictor)
+        return [{name: cut(str(value), _SHOWN_CHARS) for name, value in demo.items()} for demo in demos]
 
 
 def _bootstrapped(predictor: dspy.Predict) -> list[dspy.Example]:
@@ -174,8 +171,8 @@ def _bootstrapped(predictor: dspy.Predict) -> list[dspy.Example]:
 
 
 def _short_inputs(example: dspy.Example) -> dspy.Example:
-    inputs = example.inputs()
-    return dspy.Example(**{name: shown(value) for name, value in inputs.items()}).with_inputs(*inputs.keys())
+    inputs = shown(dict(example.inputs().items()))
+    return dspy.Example(**inputs).with_inputs(*inputs)
 
 
 class KNNFewShot(dspy.KNNFewShot):
