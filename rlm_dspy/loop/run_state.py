@@ -24,8 +24,7 @@ from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
 from rlm_dspy.repl.session import Repl
-from rlm_dspy.repl.tool_call_log import ToolCalls
-from rlm_dspy.repl.tools import AsyncTools, host_function
+from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl

@@ -136,17 +136,17 @@ class Turn(dspy.Module):
                 raise run.async_tools.error
             if told:
                 told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
-        output = f"{outcome.output}\n{self._run.stopped}" if self._run.stopped else outcome.output
+        output = f"{outcome.output}\n{run.stopped}" if run.stopped else outcome.output
+        if outcome.kind != "submitted":
+            output = output or "(no output; use print to see values)"
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
         if outcome.kind != "submitted":
-            return (
-                step if step.output else step.model_copy(update={"output": "(no output; use print to see values)"})
-            )
-        values, problems = read_answer(self._run.signature, outcome.submitted)
+            return step
+        values, problems = read_answer(run.signature, outcome.submitted)
         printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-            echo = f"{refusal}\nCorrect this and call {self._run.submit_call} again."
+            echo = f"{refusal}\nCorrect this and call {run.submit_call} again."
             step = step.model_copy(update={"kind": "refused", "refusals": tuple(problems)})
         else:
             echo = f"SUBMIT: {values!r}"

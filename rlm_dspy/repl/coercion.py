@@ -83,7 +83,9 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
         ValueError: If it does not fit; the message says what is needed and what was given.
     """
     if get_origin(annotation) is Annotated:
-        return _read_constrained(value, annotation)
+        with contextlib.suppress(ValueError):  # as it is, for validators that come before the type
+            return _checked(value, annotation)
+        return _checked(read_value(value, get_args(annotation)[0]), annotation)
     if annotation is str:
         return _read_str(value)
     attempts: list[Callable[[], Any]] = [
@@ -108,14 +110,6 @@ def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
     if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
         return TypeAdapter(annotation).validate_json(value)
     return parse_value(value, annotation)
-
-
-def _read_constrained(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Read a value as it is, for validators that come before the type; then leniently into the type alone."""
-    bare = get_args(annotation)[0]
-    with contextlib.suppress(ValueError):
-        return _checked(value, annotation)
-    return _checked(read_value(value, bare), annotation)
 
 
 def _checked(value: Any, annotation: TypeForm[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Validates the user's tools, and wraps each as a host function that code in the REPL can call."""
+"""Validates tools, and makes each a host function that code in the REPL can call and whose calls are recorded."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import contextlib
 import functools
 import inspect
 import keyword
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
 from rlm_dspy.concurrency.async_forms import is_async
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.errors import EventLoopBlocked
+from rlm_dspy.events import ToolEvent, unit
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import bare, shown_default, shown_signature
-from rlm_dspy.repl.value_codec import without_media_marks
+from rlm_dspy.repl.value_codec import short, without_media_marks
+from rlm_dspy.text import clip
+from rlm_dspy.trajectory import ToolCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
-
-    from rlm_dspy.repl.tool_call_log import ToolCalls
 
 
 RESERVED = frozenset(
@@ -44,7 +47,11 @@ SETTINGS = frozenset(
 )
 """What modules take by keyword beside their inputs. Code in the REPL gives inputs only: none has such a name."""
 
-
+T = TypeVar("T")
+_MOST_CALLS = 100
+"""Of one turn; further ones are only counted."""
+_ARGUMENT_CHARS = 300
+_RESULT_CHARS = 600
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -187,6 +194,76 @@ class AsyncTools:
 
         functools.update_wrapper(call, tool.func)
         return tool.model_copy(update={"func": call})
+
+
+@dataclass
+class ToolCalls:
+    """The tool calls of a run's turns.
+
+    Attributes:
+        began: When the root run began, by `time.monotonic`.
+        calls: Those of the turn so far.
+        left_out: How many more there were.
+    """
+
+    began: float
+    calls: list[ToolCall] = field(default_factory=list)
+    left_out: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def begin(self) -> None:
+        """Begin a turn: `calls` holds what is called from now on."""
+        with self._lock:
+            self.calls, self.left_out = [], 0
+
+    def record(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], function: Callable[[], T]
+    ) -> T | None:
+        """Make a call and record what it is given, and what it returns or raises.
+
+        Args:
+            name: The tool.
+            args: Its arguments without a name.
+            kwargs: Its other arguments.
+            function: Makes the call.
+        """
+        result, started, error_type = None, time.monotonic(), ""
+        with unit(ToolEvent(name=name, arguments={**({"args": list(args)} if args else {}), **kwargs})) as told:
+            try:
+                result = function()
+            except BaseException as error:
+                error_type = type(error).__name__
+                raise
+            finally:
+                call = ToolCall(
+                    name=name,
+                    arguments=_written(args, kwargs),
+                    result="" if error_type else short(result, _RESULT_CHARS),
+                    error_type=error_type,
+                    started=started - self.began,
+                    seconds=time.monotonic() - started,
+                )
+                self._add(call)
+                told.end(result=result, call=call)
+        return result
+
+    def _add(self, call: ToolCall) -> None:
+        with self._lock:
+            if len(self.calls) < _MOST_CALLS:
+                self.calls.append(call)
+            else:
+                self.left_out += 1
+
+
+def _written(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return arguments as code writes them, cut."""
+    parts = [*map(_argument, args), *(f"{name}={_argument(value)}" for name, value in kwargs.items())]
+    return clip(", ".join(parts), 2 * _ARGUMENT_CHARS)
+
+
+def _argument(value: Any) -> str:
+    text = short(value, _ARGUMENT_CHARS)
+    return repr(text) if isinstance(value, str) else text
 
 
 def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) -> Callable[..., Any]:

@@ -92,14 +92,11 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (str, bool, int, float)
 
 
-class _Shown:
+class _Shown(str):
     """Stands in a signature for a default."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def shown_signature(signature: inspect.Signature) -> str:
@@ -145,14 +142,16 @@ def _fields_of(kind: TypeForm[Any]) -> dict[str, TypeForm[Any]]:
 
 def holds_media(annotation: TypeForm[Any]) -> bool:
     """Whether values of a type may be, or contain, images, sounds or files."""
-    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
-    return any(_names_media(part) for part in (annotation, *inner))
+    return any(map(_names_media, _with_fields(annotation)))
 
 
 def alternatives(annotation: TypeForm[Any]) -> int:
     """Return of how many types the unions in a type consist, together; 0 if it has none."""
-    inner = [field for part in _parts_of(annotation, set()) for field in _fields_of(part).values()]
-    return sum(map(_alternatives, (annotation, *inner)))
+    return sum(map(_alternatives, _with_fields(annotation)))
+
+
+def _with_fields(annotation: TypeForm[Any]) -> list[TypeForm[Any]]:
+    return [annotation, *(kind for part in _parts_of(annotation, set()) for kind in _fields_of(part).values())]
 
 
 def _alternatives(annotation: TypeForm[Any]) -> int:
