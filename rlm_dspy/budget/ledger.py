@@ -62,6 +62,8 @@ class Ledger:
     limits: Limits
     windows: dict[str, int] = field(default_factory=dict)
     """The tokens that LMs can hold, by `lm.model`, as refusals of requests that were too long have told."""
+    without_system_role: set[str] = field(default_factory=set)
+    """The LMs, by `lm.model`, that have refused a system message."""
     started: float = field(default_factory=time.monotonic)
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
     """Ends the requests of the tree's code when the ledger is closed."""

@@ -10,6 +10,7 @@ from dspy.lm15 import Request
 
 from rlm_dspy.budget.ledger import Amount
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, check_price, longest_reply, tokens_at_most
+from rlm_dspy.budget.system_role import without_system_role
 from rlm_dspy.text import mended
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class LMCall:
         if isinstance(self.messages, list):
             self.messages[:] = mended(self.messages)
         return LMCall(mended(self.prompt), self.messages, mended(self.options))
+
+    def without_system_role(self) -> LMCall:
+        """Return the call with what its system messages say in those of the user."""
+        return self if self.messages is None else replace(self, messages=without_system_role(self.messages))
 
     def within(self, room: float) -> LMCall:
         """Return the call with its reply limited to `room` tokens."""

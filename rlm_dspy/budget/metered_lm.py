@@ -35,6 +35,7 @@ from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
 from rlm_dspy.budget.max_reply_tokens import LMCall, reply_limit, room_for_reply
+from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded
@@ -221,8 +222,11 @@ class MeteredCall:
 
     def _cap(self) -> None:
         """Choose the LM and the call, for no longer a reply than the limits leave."""
+        ledger = self._meters[0].ledger
+        if self._own_lm.model in ledger.without_system_role:
+            self._own_call = self._own_call.without_system_role()
         self.lm, self.call, changes = self._own_lm, self._own_call, {}
-        if any(meter.ledger.bounded for meter in self._meters) or self._meters[0].ledger.windows:
+        if any(meter.ledger.bounded for meter in self._meters) or ledger.windows:
             room = room_for_reply(self.lm, self._meters)
             self.call, changes = self.call.within(room), reply_limit(self.lm, room)
         if self._repeats():
@@ -273,6 +277,10 @@ class MeteredCall:
             Exception: The error, if another attempt does not help; `dspy.ContextWindowExceededError` if that is
                 what it says.
         """
+        if rejects_system_role(error, self._own_call.messages):
+            self._meters[0].ledger.without_system_role.add(self._own_lm.model)  # for the rest of the run
+            self.seconds = 0.0
+            return
         reason = as_window_error(error)
         if isinstance(reason, dspy.ContextWindowExceededError):
             sizes = sizes_of(reason)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from pydantic import BaseModel
 
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
@@ -17,6 +18,7 @@ from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
+from rlm_dspy.replies.tool_calls import code_of_object
 from rlm_dspy.text import clip, logger, sendable
 from rlm_dspy.trajectory import Step
 
@@ -101,7 +103,8 @@ class Turn(dspy.Module):
                 )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
-            return Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
+            said = Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
+            return _reply_apart(meter) or said
         except ReplyCut as error:
             reply = read_reply(sendable(error.partial), cut=True)
             done = "Its whole blocks were run" if reply.code else "It has no whole block, so nothing was run"
@@ -111,10 +114,11 @@ class Turn(dspy.Module):
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
                 run.conversation.reported = (meter.read, len(run.conversation.trajectory))
-        code = action.code or ""
+        code = action.get("code") or ""  # a reply without choices is a prediction without fields
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
-        return Reply(sendable(action.reasoning or ""), sendable(code), thinking=_thinking(meter))
+        said = Reply(sendable(action.get("reasoning") or ""), sendable(code), thinking=_thinking(meter))
+        return said if code else _reply_apart(meter) or said
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
@@ -155,11 +159,34 @@ class Turn(dspy.Module):
         return step.model_copy(update={"output": text, "printed": printed})
 
 
+def _reply_apart(meter: Meter | None) -> Reply | None:
+    """Return the reply of a model whose text holds no code, if the code stands in another field of its output.
+
+    That is a native tool call, or a whole reply that a server took for thinking: it is empty but for that, was not
+    cut, and ends with a block of code. A draft is followed by more thinking.
+    """
+    output = _output(meter)
+    calls = output.get("tool_calls") or []
+    code = code_of_object([call.model_dump() if isinstance(call, BaseModel) else call for call in calls])
+    if code:
+        return Reply(sendable(output.get("text") or ""), sendable(code), thinking=_thinking(meter))
+    thinking = (output.get("reasoning_content") or "").strip()
+    if output.get("text") or not thinking.endswith(("```", "~~~")):
+        return None
+    reply = read_reply(sendable(thinking))
+    return reply if reply.code else None
+
+
+def _output(meter: Meter | None) -> dict[str, Any]:
+    """Return the LM's last output by its fields, as DSPy tells them; empty if it is text alone."""
+    outputs = meter.outputs[-1] if meter is not None and meter.outputs else None
+    return outputs[0] if outputs and isinstance(outputs[0], dict) else {}
+
+
 def _thinking(meter: Meter | None) -> str:
     """Return what the model thought before its last reply, told apart by its provider or in its text."""
-    outputs = meter.outputs[-1] if meter is not None and meter.outputs else None
-    apart = outputs[0].get("reasoning_content") if outputs and isinstance(outputs[0], dict) else ""
-    in_text, _ = split_thinking(text_of(outputs), in_turn=True)
+    apart = _output(meter).get("reasoning_content")
+    in_text, _ = split_thinking(text_of(meter.outputs[-1] if meter and meter.outputs else None), in_turn=True)
     return sendable("\n".join(part for part in (apart, in_text) if part))
 
 

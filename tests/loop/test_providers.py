@@ -1,0 +1,63 @@
+"""Runs over servers that speak as providers do, with the quirks of their replies: each ends with the answer."""
+
+from __future__ import annotations
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, Limits
+from tests.provider_quirks import QUIRKS
+from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
+
+ASK = "I ask a model.\n```python\nanimal = llm_query('Which animal? ' + context)\nprint('It said', animal)\n```"
+SUBMIT = "That is it.\n```python\nSUBMIT(answer=animal)\n```"
+WITHOUT_A_FIELD_FOR_THINKING = {"OpenAI", "Azure", "Mistral"}
+
+
+def say(texts: list[str]) -> Said:
+    """Answer as a model that asks a sub-call, then submits; each request counts 100 tokens and 20."""
+    if not any("SUBMIT" in text for text in texts):
+        return Said("fox", "a thought of the sub-call")
+    if any("It said fox" in text for text in texts):
+        return Said(SUBMIT, "a second thought")
+    return Said(ASK, "a first thought")
+
+
+def run(provider: str, server: ProviderServer) -> dspy.Prediction:
+    lm = PROVIDERS[provider].lm(server.base, num_retries=2)
+    with dspy.context(lm=lm):
+        rlm = RLM("context, question -> answer", limits=Limits(max_iters=4))
+        prediction: dspy.Prediction = rlm(context="The fox jumps.", question="Which animal jumps?")
+    return prediction
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_run_over_a_provider_answers_counts_and_keeps_the_thinking(provider: str) -> None:
+    write = PROVIDERS[provider].write
+    with serving(ProviderServer(say, lambda said, body: (200, write(said, body)))) as server:
+        prediction = run(provider, server)
+    assert (prediction.answer, prediction.stop) == ("fox", "submitted")
+    usage = prediction.usage
+    assert (usage["calls"], usage["input_tokens"], usage["output_tokens"]) == (3, 300, 60)
+    thinking = [step.get("thinking", "") for step in prediction.trajectory]
+    apart = provider not in WITHOUT_A_FIELD_FOR_THINKING
+    assert thinking == (["a first thought", "a second thought"] if apart else ["", ""])
+    sent = [text for _, body in server.requests for text in [str(body)]]
+    assert not any("thought" in text for text in sent)  # thinking is not sent again
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [(provider, name) for name, quirk in QUIRKS.items() for provider in quirk.providers],
+)
+def test_a_run_over_a_server_with_a_quirk_answers(provider: str, name: str) -> None:
+    quirk, write = QUIRKS[name], PROVIDERS[provider].write
+    server = ProviderServer(
+        say, lambda said, body: quirk.change(write(said, body), body, len(server.requests) - 1)
+    )
+    with serving(server):
+        prediction = run(provider, server)
+    assert (prediction.answer, prediction.stop) == ("fox", "submitted")
+    assert tuple(step.get("kind", "output") for step in prediction.trajectory) == quirk.kinds
+    assert quirk.usage.items() <= prediction.usage.items()
+    assert prediction.usage["failures"] == int(quirk.retried or name.startswith("no system role"))

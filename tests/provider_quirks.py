@@ -1,0 +1,192 @@
+"""What servers send in place of what OpenAI's chat completions specify, each with its source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Reply = dict[str, Any]
+Sent = tuple[int, Reply | str]
+Change = Callable[[Reply, Reply, int], Sent]
+"""Makes what is sent of a whole reply, the body of the request and its number; the first is 0."""
+
+OPENAI_LIKE = ("LM Studio", "vLLM", "llama.cpp", "OpenRouter")
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """A quirk of a server.
+
+    Attributes:
+        change: What it makes of a reply.
+        source: Where it is documented or was reported.
+        providers: Which servers are known for it.
+        kinds: How the turns of a run over it end.
+        usage: What `prediction.usage` holds then, as far as it is tested.
+        retried: Whether the client repeats the request.
+    """
+
+    change: Change
+    source: str
+    providers: tuple[str, ...] = OPENAI_LIKE
+    kinds: tuple[str, ...] = ("output", "submitted")
+    usage: dict[str, Any] = field(default_factory=dict)
+    retried: bool = False
+
+
+def message_of(reply: Reply) -> Reply:
+    """Return the message of a reply."""
+    message: Reply = reply["choices"][0]["message"]
+    return message
+
+
+def _usage(**usage: Any) -> Change:
+    return lambda reply, _body, _number: (200, {**reply, "usage": {**reply["usage"], **usage}})
+
+
+def _without_usage(reply: Reply, _body: Reply, _number: int) -> Sent:
+    return 200, {name: value for name, value in reply.items() if name != "usage"}
+
+
+def _first(sent: Callable[[Reply], Sent]) -> Change:
+    """Change the first reply only."""
+    return lambda reply, _body, number: sent(reply) if number == 0 else (200, reply)
+
+
+def _finish(reason: str | None) -> Change:
+    def change(reply: Reply, _body: Reply, _number: int) -> Sent:
+        reply["choices"][0]["finish_reason"] = reason
+        return 200, reply
+
+    return change
+
+
+def _message(**fields: Any) -> Callable[[Reply], Sent]:
+    def change(reply: Reply) -> Sent:
+        message_of(reply).update(fields)
+        return 200, reply
+
+    return change
+
+
+def _as_tool_call(reply: Reply, _body: Reply, _number: int) -> Sent:
+    _, fence, rest = message_of(reply)["content"].partition("```python\n")
+    if fence:
+        arguments = json.dumps({"code": rest.removesuffix("\n```")})
+        call = {"id": "c1", "type": "function", "function": {"name": "python", "arguments": arguments}}
+        message_of(reply).update(content=None, tool_calls=[call])
+        reply["choices"][0]["finish_reason"] = "tool_calls"
+    return 200, reply
+
+
+def _taken_for_thinking(reply: Reply, _body: Reply, number: int) -> Sent:
+    if "```" in message_of(reply)["content"]:
+        message_of(reply).update(content="", reasoning_content=message_of(reply)["content"])
+    return 200, reply
+
+
+def _no_system_role(error: str | Reply) -> Change:
+    def change(reply: Reply, body: Reply, _number: int) -> Sent:
+        if any(message["role"] == "system" for message in body["messages"]):
+            return 400, {"error": error}
+        return 200, reply
+
+    return change
+
+
+def _in_parts(reply: Reply, _body: Reply, _number: int) -> Sent:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "a thought"}]}
+    message_of(reply)["content"] = [thought, {"type": "text", "text": message_of(reply)["content"]}]
+    return 200, reply
+
+
+QUIRKS = {
+    "no usage": Quirk(
+        _without_usage, "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/547", usage={"input_tokens": 0}
+    ),
+    "usage is null": Quirk(
+        _usage(prompt_tokens=None, completion_tokens=None, total_tokens=None),
+        "https://github.com/ollama/ollama/issues/2068",
+        usage={"input_tokens": 0},
+    ),
+    "usage is 0": Quirk(
+        _usage(prompt_tokens=0, completion_tokens=0, total_tokens=0),
+        "https://github.com/ollama/ollama/issues/3427",
+        usage={"input_tokens": 0, "calls": 3},
+    ),
+    "cost in the reply": Quirk(
+        _usage(cost=0.5), "https://openrouter.ai/docs/use-cases/usage-accounting", usage={"cost": 1.5}
+    ),
+    "cached tokens": Quirk(
+        _usage(prompt_tokens_details={"cached_tokens": 60}),
+        "https://openrouter.ai/docs/use-cases/usage-accounting",
+        usage={"input_tokens": 300, "cached_input_tokens": 180},
+    ),
+    "finish reason eos": Quirk(_finish("eos"), "https://github.com/vibrantlabsai/ragas/issues/1548"),
+    "finish reason eos_token": Quirk(
+        _finish("eos_token"), "https://github.com/huggingface/text-generation-inference/pull/2344"
+    ),
+    "finish reason is empty": Quirk(_finish(""), "https://github.com/dstackai/dstack/pull/2229"),
+    "finish reason is null": Quirk(_finish(None), "https://github.com/openai/openai-openapi/pull/100"),
+    "content is empty, the thinking is not": Quirk(
+        _first(_message(content="", reasoning_content="a long thought")),
+        "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/1602",
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "the whole reply taken for thinking": Quirk(
+        _taken_for_thinking, "https://github.com/vllm-project/vllm/issues/17357, sgl-project/sglang/issues/37645"
+    ),
+    "a tool call in place of a block": Quirk(
+        _as_tool_call, "https://github.com/BerriAI/litellm/issues/21242 (gpt-oss calls tools nobody offered)"
+    ),
+    "choices is empty": Quirk(
+        _first(lambda reply: (200, {**reply, "choices": []})),
+        "https://github.com/keephq/keep/pull/6705 (Azure's content filter)",
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "200 with an error inside": Quirk(
+        _first(lambda _reply: (200, {"error": {"code": 429, "message": "Rate limited upstream"}})),
+        "https://github.com/xyOz-dev/Saturn/pull/43",
+        providers=("OpenRouter", "LM Studio"),
+        retried=True,
+    ),
+    "an error inside the choice": Quirk(
+        _first(lambda reply: (_finish("error")(reply, {}, 0), _message(content="")(reply))[1]),
+        "https://github.com/pydantic/pydantic-ai/issues/2844",
+        providers=("OpenRouter",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "the model is still loading": Quirk(
+        _first(lambda _reply: (503, {"error": {"message": "Loading model", "type": "unavailable_error"}})),
+        "llama.cpp, tools/server/README.md, GET /health",
+        providers=("llama.cpp", "LM Studio"),
+        retried=True,
+    ),
+    "empty lines before the reply": Quirk(
+        lambda reply, _body, _number: (200, "\n\n\n" + json.dumps(reply)),
+        "https://api-docs.deepseek.com/quick_start/rate_limit",
+        providers=("DeepSeek",),
+    ),
+    "content in parts": Quirk(
+        _in_parts,
+        "https://github.com/spring-projects/spring-ai/pull/5020",
+        providers=("Mistral",),
+    ),
+    "no system role, vLLM": Quirk(
+        _no_system_role({"message": "System role not supported", "type": "BadRequestError", "code": 400}),
+        "https://github.com/vllm-project/vllm/pull/2964",
+        providers=("vLLM", "OpenRouter"),
+    ),
+    "no system role, LM Studio": Quirk(
+        _no_system_role('Error rendering prompt with jinja template: "System role not supported".'),
+        "https://github.com/nomic-ai/gpt4all/issues/3282 (the template of Gemma 2)",
+        providers=("LM Studio",),
+    ),
+    "no system role, roles must alternate": Quirk(
+        _no_system_role({"message": "Conversation roles must alternate user/assistant/user/assistant/..."}),
+        "https://github.com/microsoft/autogen/issues/1037",
+        providers=("vLLM", "llama.cpp"),
+    ),
+}
