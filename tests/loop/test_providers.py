@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+from typing import TYPE_CHECKING
+
 import dspy
 import pytest
 
@@ -9,9 +13,21 @@ from rlm_dspy import RLM, Limits
 from tests.provider_quirks import QUIRKS
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ASK = "I ask a model.\n```python\nanimal = llm_query('Which animal? ' + context)\nprint('It said', animal)\n```"
 SUBMIT = "That is it.\n```python\nSUBMIT(answer=animal)\n```"
 WITHOUT_A_FIELD_FOR_THINKING = {"OpenAI", "Azure", "Mistral"}
+
+
+@pytest.fixture(autouse=True)
+def _loops_that_litellm_leaves_open() -> Iterator[None]:
+    """Collect them here: LiteLLM opens an event loop for LM Studio and never closes it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def say(texts: list[str]) -> Said:
