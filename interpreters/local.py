@@ -28,7 +28,7 @@ class CellStopped(BaseException):
     """Raised inside code that was interrupted."""
 
     def __init__(self) -> None:
-        super().__init__("It was stopped by the host. Variables are kept.")
+        super().__init__("The host stopped the cell. Variables are kept.")
 
 
 def _stop(thread: int) -> None:
@@ -77,7 +77,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     """
 
     execution_instructions: ClassVar[str] = (
-        "CPython. The value of a last expression is shown; `await` works at the top level."
+        "CPython. The value of the last expression is shown; `await` works at the top level."
     )
     supports_await = True
     calls_hook = True

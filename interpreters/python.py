@@ -71,7 +71,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     """
 
     execution_instructions: ClassVar[str] = (
-        "Confined CPython: no network, no other programs, files only in the current folder. The value of a last "
+        "Confined CPython: no network, no other programs, files only in the current folder. The value of the last "
         "expression is shown; `await` works at the top level."
     )
     supports_await = True

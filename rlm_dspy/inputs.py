@@ -195,8 +195,8 @@ class Variable(BaseModel):
     """The field's description and constraints."""
 
     def __str__(self) -> str:
-        use = f"; give it to sub-calls, llm_query(prompt, {self.name}), SUBMIT" if self.media else ""
-        hides = f"hides Python's {self.name}; builtins.{self.name} has it" if hasattr(builtins, self.name) else ""
+        use = f"; pass it to sub-calls, llm_query(prompt, {self.name}), SUBMIT" if self.media else ""
+        hides = f"shadows Python's {self.name}; use builtins.{self.name}" if hasattr(builtins, self.name) else ""
         note = "; ".join(filter(None, (self.note, hides)))
         return f"{self.name}: {self.type}, {self.value}{use}{f'  # {note}' if note else ''}"
 

@@ -9,18 +9,18 @@ from rlm_dspy.trajectory import Trajectory
 
 
 class Act(dspy.Signature):
-    """Solve the task by writing Python for a REPL, one block a turn.
+    """Solve the task by writing Python for a REPL, one code block per turn.
 
-    The inputs are variables there; they may be far too long to print. First look: print sizes, structure and
-    small samples. Then narrow down with code: search, split, count, compute. Where meaning matters and code
-    cannot decide, ask a model about small pieces. Print only what you need to see. State is kept from turn to
-    turn. Check what you found against the data before you submit it.
+    The inputs are variables in the REPL and may be too long to print. First print sizes, structure and small
+    samples. Then use code to search, split, count and compute. If code cannot decide because meaning matters,
+    ask a model about small pieces. Print only what you need. Variables persist between turns. Check the answer
+    against the data before you submit it.
     """
 
     environment: Environment = dspy.InputField(desc="the task, the variables and the functions of this REPL")
-    trajectory: Trajectory = dspy.InputField(desc="the turns so far: what was run and what came out")
-    reasoning: str = dspy.OutputField(desc="one or two sentences: what is known, what this block does")
-    code: str = dspy.OutputField(desc="Python to run now")
+    trajectory: Trajectory = dspy.InputField(desc="the turns so far: code and output")
+    reasoning: str = dspy.OutputField(desc="one or two sentences: what you know, what this code does")
+    code: str = dspy.OutputField(desc="Python code to run next")
 
 
 class Query(dspy.Signature):

@@ -78,16 +78,16 @@ class Environment(BaseModel):
         if self.text:
             return [self.text]
         submit = ", ".join(f"{output.name}=..." for output in self.outputs)
-        turns = f"There are {self.turns} turns." if self.turns > 1 else "This is the last turn: call SUBMIT in it."
+        turns = f"You have {self.turns} turns." if self.turns > 1 else "This is the last turn: call SUBMIT now."
         paragraphs = [
             *f"Task: {self.task}".split("\n\n"),
             "\n".join(["Variables:", *(f"- {variable}" for variable in self.variables)]),
             "\n".join(
-                [f"When you know the answer, end with SUBMIT({submit}):", *(f"- {each}" for each in self.outputs)]
+                [f"When you know the answer, call SUBMIT({submit}):", *(f"- {each}" for each in self.outputs)]
             ),
             f"Functions:\n{self.functions}" if self.functions else "",
             f"Runtime: {self.runtime}" if self.runtime else "",
-            f"Write one ```python block a turn. {turns}",
+            f"Write one ```python block per turn. {turns}",
         ]
         return [paragraph for paragraph in paragraphs if paragraph]
 

@@ -32,9 +32,7 @@ WAKE_SECONDS = 10
 _LEFT_PACKETS = 64
 _COPY_SECONDS = 0.1
 """How long a worker may leave an order to copy itself unread."""
-_STAYS_DONE = (
-    "Calls made to functions, and files written, stay done; threads and processes left running have ended."
-)
+_STAYS_DONE = "Function calls and written files are not undone; running threads and processes have ended."
 _CHEAP_SECONDS, _CHEAP_SHARE = 0.020, 0.05
 
 
@@ -302,7 +300,7 @@ class Lineage:
 
     def _lose(self, reason: str) -> NoReturn:
         self.close()
-        raise dspy.CodeInterpreterError(f"{reason}; the session is lost, with all its variables.")
+        raise dspy.CodeInterpreterError(f"{reason}; the session and all its variables are lost.")
 
     def _woken(self, before: int | None = None) -> Checkpoint | None:
         """End the process and let the newest checkpoint that wakes take its place; None if none does.
@@ -350,14 +348,13 @@ class Lineage:
             self._process.send({**frame, "id": self._orders}, deadline.left, fds)
             self._process.expect(answer, deadline, self._orders, self._aside)
         except (OSError, EOFError, ValueError) as error:
-            self._recover(f"The worker ended or takes no orders ({error})", "The order was not carried out.")
+            self._recover(f"The worker ended or accepts no requests ({error})", "The request was not carried out.")
 
 
 def _undone(blocks: int, *, this_included: bool) -> str:
     if blocks == 0:
         return "Variables are as the last cell left them."
     if blocks == 1:
-        which = "this cell: what it did to them" if this_included else "the last cell: what it did to them"
-        return f"Variables are as they were before {which} is undone."
-    included = ", this one included," if this_included else ""
-    return f"Variables are as they were {blocks} cells ago: what the last {blocks} cells{included} did is undone."
+        return f"Variables are restored to their state before {'this' if this_included else 'the last'} cell."
+    included = ", this one included" if this_included else ""
+    return f"Variables are restored to their state before the last {blocks} cells{included}."

@@ -123,7 +123,7 @@ class Session(Lineage):
             if outcome.kind != "submitted" and not threads:
                 self._order_copy()  # while the model thinks
             if outcome.kind == "raised" and clock.asked:
-                why = f"\nIt was interrupted because it {clock.reason}. Variables are kept."
+                why = f"\nThe cell was interrupted because it {clock.reason}. Variables are kept."
                 outcome = replace(outcome, error=outcome.error + why)
             return outcome, output
 
@@ -187,7 +187,7 @@ class Session(Lineage):
         try:
             self._process.send(frame, lambda: min(patience.left(), clock.left()), forms.fds)
         except OSError as error:
-            self._recover(f"The worker takes no cells any more ({error})", "This cell did not run.")
+            self._recover(f"The worker no longer accepts cells ({error})", "This cell did not run.")
         self._cell += 1
         self._blocks += not cell.code.startswith(SETUP)
         self._bound.update(fresh)
@@ -212,9 +212,9 @@ class Session(Lineage):
         try:
             self.group.make_room(self._process, forms, seconds)
         except TimeoutError as error:
-            raise CellError(f"The variables could not be taken in: {error}. This cell did not run.") from error
+            raise CellError(f"The variables could not be loaded: {error}. This cell did not run.") from error
         except OSError as error:
-            self._lose(f"The worker cannot take values ({error})")
+            self._lose(f"The worker does not accept values ({error})")
 
     def _result(self, cell: Cell, clock: Clock) -> tuple[Outcome, str, bool]:
         """Wait for the end of a cell: return how it ended, what it printed, and whether its threads may run on."""
@@ -232,7 +232,7 @@ class Session(Lineage):
             except EOFError:
                 self._recover("The worker's process ended")
             except wire.Violation as error:
-                self._recover(f"The worker sent what no cell can send: {error}")
+                self._recover(f"The worker sent an invalid message: {error}")
 
     def _next(self, clock: Clock) -> Arrived | None:
         if self._early and not clock.full:
@@ -272,12 +272,12 @@ class Session(Lineage):
         clock.worked(self._process.cpu_seconds() + time.thread_time())
         if taken := self.group.memory_over(self._process):
             self._recover(
-                f"The cell's processes took {taken >> 20} MB together, more than they may, and were ended"
+                f"The cell's processes took {taken >> 20} MB together, more than allowed, and were killed"
             )
 
     def _ask_to_stop(self, clock: Clock) -> None:
         if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
-            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts, and was killed")
+            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts and was killed")
         clock.ask()
         self._process.signal(signal.SIGINT)
 

@@ -152,7 +152,7 @@ _PARSES = 10
 
 
 def _nobody(*_: object, **__: object) -> NoReturn:
-    raise EOFError("There is nobody to answer here: use the variables and functions of this REPL, and print.")
+    raise EOFError("There is no user to answer input() here. Use the variables and functions of this REPL.")
 
 
 def _cell_builtins() -> dict[str, Any]:
@@ -294,7 +294,7 @@ class Cells:
             if isinstance(error, SyntaxError) and error.text is None:
                 error.text = self._line(error.filename or "", error.lineno or 0) or None
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
-                error.add_note("The session goes on, with its variables. SUBMIT(...) ends the run.")
+                error.add_note("The session and its variables are kept. SUBMIT(...) ends the run.")
             if isinstance(error, ModuleNotFoundError) and self._importable is not None:
                 packages = ", ".join(("the standard library", *self._importable))
                 error.add_note(f"This REPL can import only these: {packages}.")
@@ -304,7 +304,7 @@ class Cells:
             capped.write("".join(told.format() if told.stack else told.format_exception_only()))
             return capped.text().rstrip("\n")
         except BaseException:  # noqa: BLE001 (the error's own methods are model code; memory may be short)
-            return f"{type(error).__name__}: (its traceback cannot be shown)"
+            return f"{type(error).__name__}: (no traceback available)"
 
     def _keep_cells(self, told: traceback.TracebackException) -> None:
         frames = [self._quoted(frame) for frame in told.stack if frame.filename in self._sources]

@@ -129,7 +129,7 @@ class Worker:
         try:
             return encoder.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
-            told = f"{type(error).__name__}: SUBMIT was given what cannot leave the REPL: {error}"
+            told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
         return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
 
     def _furnish(self, frame: frames.Furnishing, fds: list[int]) -> None:
@@ -225,7 +225,7 @@ class Worker:
 
     def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         if os.getpid() != self._pid:
-            raise RuntimeError("tools cannot be called from a child process; use threads")
+            raise RuntimeError("functions of the REPL cannot be called from a child process; use threads")
         if not name.startswith("_"):
             args, kwargs = self._cells.packed(args), self._cells.packed(kwargs)
         try:
@@ -239,10 +239,8 @@ class Worker:
 
 def _no_room(error: Exception) -> str:
     if isinstance(error, StopIteration):
-        return (
-            "OSError: the variables could not be taken in, as too many descriptors are open; this cell did not run"
-        )
-    return f"{type(error).__name__}: the variables could not be taken in ({error}); this cell did not run"
+        return "OSError: the variables could not be loaded: too many open files; this cell did not run"
+    return f"{type(error).__name__}: the variables could not be loaded ({error}); this cell did not run"
 
 
 def _error(kind: str, message: str) -> Exception:

@@ -72,7 +72,7 @@ class Budget:
     @property
     def reason(self) -> str:
         """Why there are no more turns, as text."""
-        return _REASONS[self.limit] if self.limit else "the conversation does not fit the model's window"
+        return _REASONS[self.limit] if self.limit else "the conversation does not fit the context window"
 
     @property
     def keeper(self) -> Budget | None:
@@ -83,7 +83,7 @@ class Budget:
         """Return the message for code that `max_seconds` or `max_cell_seconds` stops."""
         limits = self.ledger.limits
         if limits.max_cell_seconds is None or self._seconds_left() <= _NO_SECONDS:
-            return LimitExceeded(f"max_seconds={limits.max_seconds or 0:g} are nearly over.", "max_seconds")
+            return LimitExceeded(f"max_seconds={limits.max_seconds or 0:g} is almost reached.", "max_seconds")
         return LimitExceeded(
             f"The code ran longer than max_cell_seconds={limits.max_cell_seconds:g}.", "max_cell_seconds"
         )
@@ -200,9 +200,9 @@ class Budget:
     def _notice(self) -> str:
         turns = self._limits.max_iters - self.turns
         if self.limit == "max_iters":
-            return "This is the last turn. Call SUBMIT now with the best answer you have."
+            return "This is the last turn. Call SUBMIT now with your best answer."
         if self.limit:
-            return f"This is the last turn: {_REASONS[self.limit]}. Call SUBMIT now with the best answer you have."
+            return f"This is the last turn: {_REASONS[self.limit]}. Call SUBMIT now with your best answer."
         left = self._left()
         if left:
             return f"Left: {', '.join([counted(turns, 'turn'), *left])}."
@@ -215,9 +215,9 @@ class Budget:
         if self.ledger.calls_made or self.child:
             told.append(counted(self.ledger.calls_left, "model call"))
         if limits.max_input_tokens is not None:
-            told.append(f"{max(0, left.input_tokens):,} tokens to read")
+            told.append(f"{max(0, left.input_tokens):,} input tokens")
         if limits.max_output_tokens is not None:
-            told.append(f"{max(0, left.output_tokens):,} tokens to write")
+            told.append(f"{max(0, left.output_tokens):,} output tokens")
         if limits.max_cost is not None:
             told.append(f"${max(0.0, left.cost):.2g}")
         if limits.max_seconds is not None:
@@ -226,11 +226,11 @@ class Budget:
 
 
 _REASONS = {
-    "max_iters": "there are no more turns",
+    "max_iters": "no turns are left",
     "max_failures": "too many turns failed in a row",
-    "max_seconds": "the time is nearly over",
-    "max_llm_calls": "there are no more model calls",
-    "max_input_tokens": "the tokens that may be read are nearly used up",
-    "max_output_tokens": "the tokens that may be written are nearly used up",
-    "max_cost": "the money is nearly spent",
+    "max_seconds": "time is almost up",
+    "max_llm_calls": "no model calls are left",
+    "max_input_tokens": "the input tokens are almost used up",
+    "max_output_tokens": "the output tokens are almost used up",
+    "max_cost": "the cost limit is almost reached",
 }

@@ -159,8 +159,8 @@ class Ledger:
         if calls > left:
             self.meet("max_llm_calls")
             raise LimitExceeded(
-                f"{left} of {self.limits.max_llm_calls} sub-model calls are left, {calls} were asked for. "
-                "Go on with plain Python, or SUBMIT what you have.",
+                f"{left} of {self.limits.max_llm_calls} model calls are left, but this needs {calls}. "
+                "Continue with plain Python, or SUBMIT what you have.",
                 "max_llm_calls",
             )
 
@@ -171,8 +171,8 @@ class Ledger:
                 self.meet(name)
                 raise LimitExceeded(
                     f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
-                    f"{_written(name, wanted)}, and {_written(name, max(0, there))} are left for calls. "
-                    "Ask about smaller pieces, go on with plain Python, or SUBMIT what you have.",
+                    f"{_written(name, wanted)}, but only {_written(name, max(0, there))} are left. "
+                    "Ask about smaller pieces, continue with plain Python, or SUBMIT what you have.",
                     name,
                 )
 

@@ -211,9 +211,9 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
     ]
     if reason := next((reason for reason in finish_reasons(entry.get("response")) if reason in _CUT), None):
         if reason == "content_filter":
-            raise ReplyCut("was cut by the provider's content filter", text_of(outputs))
+            raise ReplyCut("was cut off by the provider's content filter", text_of(outputs))
         tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
-        raise ReplyCut(f"was cut after {tokens:,} tokens" if tokens else "was cut", text_of(outputs))
+        raise ReplyCut(f"was cut off after {tokens:,} tokens" if tokens else "was cut off", text_of(outputs))
     return outputs
 
 

@@ -205,7 +205,7 @@ class MeteredCall:
         except LimitExceeded as refusal:
             if self._failed is None:
                 raise
-            again = f"{refusal} It would have been repeated after {self._failed}"
+            again = f"{refusal} It would have been retried after {self._failed}"
             raise LimitExceeded(again, refusal.limit) from self._failed
         except Exception as error:  # noqa: BLE001  # whatever the client of a caller's own LM raises
             self._recover(error)

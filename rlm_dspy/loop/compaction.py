@@ -26,10 +26,10 @@ ACCOUNT_CHARS = 4_000
 _SESSION_CHARS = 24_000
 _SESSION_TRIES = 3
 """A session that is too long for the model is halved so often, less one."""
-_INSTRUCTIONS = """Give a short account of these turns of a session in a Python REPL, for whoever goes on with it.
+_INSTRUCTIONS = """Summarize these turns of a Python REPL session for whoever continues it.
 
-Say what was found out, with the numbers and names that matter, which variables hold what, what was tried in vain,
-and what is left to do. Leave out how it was done."""
+State the findings with their numbers and names, what each variable holds, what failed, and what is left to do.
+Leave out how it was done."""
 _logger = logging.getLogger("dspy.rlm_dspy")
 _BASE_SHARE = 0.5
 """The part of the room that all but the turns may fill: instructions, demos, environment."""
@@ -65,8 +65,8 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
     name = await port.run(run.keep_history)
     account = clip(await _account(port, run, old), account_chars)
     text = (
-        f"The first {run.budget.turns - len(new)} turns, in short (in full in the list `{name}`, of dicts with "
-        f"turn, reasoning, code, output):\n{account}"
+        f"Summary of the first {run.budget.turns - len(new)} turns (the list `{name}` has them in full, as dicts "
+        f"with turn, reasoning, code, output):\n{account}"
     )
     step = Step(
         output=text,
@@ -88,7 +88,7 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
         try:
             return await _ask(port, run, session) or session
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-            _logger.warning("RLM: the model gave no account of its turns: %s", one_line(str(error), 200))
+            _logger.warning("RLM: the model did not summarize its turns: %s", one_line(str(error), 200))
             if not isinstance(error, dspy.LMError) or not is_too_long(error):
                 return session
         room //= 2
@@ -96,13 +96,13 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
 
 
 async def _ask(port: Port, run: Run, session: str) -> str:
-    tell = dspy.Predict(dspy.Signature("task: str, session: str -> account: str", _INSTRUCTIONS))
+    tell = dspy.Predict(dspy.Signature("task: str, session: str -> summary: str", _INSTRUCTIONS))
     tell.lm = run.lm
     task = cut(run.signature.instructions, len(session) or 1)
     with run.metered("fold"), dspy.context(trace=None), run.budget.in_time():
         told = without_media_marks({"task": task, "session": session})
         found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
-    return str(found.account or "").strip()
+    return str(found.summary or "").strip()
 
 
 async def make_room(port: Port, run: Run) -> bool:

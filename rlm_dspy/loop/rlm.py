@@ -363,9 +363,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 def extract_signature(signature: type[dspy.Signature]) -> Any:
     """Return the signature that reads a user's outputs from the transcript of a session."""
     instructions = (
-        f"{signature.instructions}\n\nThe session in a Python REPL that worked on this is over. "
-        "Give the outputs from what it found; where it found nothing certain, the best guess it allows."
+        f"{signature.instructions}\n\nA Python REPL session worked on this and has ended. "
+        "Give the outputs from what it found. If it found nothing certain, give your best guess."
     )
     outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
-    transcript = dspy.InputField(desc="the task, then what was run and what came out")
+    transcript = dspy.InputField(desc="the task, then the code and its output")
     return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)

@@ -107,8 +107,8 @@ class Turn(dspy.Module):
             return _reply_apart(meter) or said
         except ReplyCut as error:
             reply = read_reply(sendable(error.partial), cut=True)
-            done = "Its whole blocks were run" if reply.code else "It has no whole block, so nothing was run"
-            told = f"Your reply {error.why}. {done}. Write less at once, then go on."
+            done = "Only complete blocks were run" if reply.code else "It has no complete block; nothing was run"
+            told = f"Your reply {error.why}. {done}. Write a shorter reply, then continue."
             return replace(reply, thinking=_thinking(meter), cut=told)
         finally:
             if meter is not None:
@@ -127,7 +127,7 @@ class Turn(dspy.Module):
             with run.in_time():
                 return await port.run(self._execute, reasoning, code, stop=run.stop_code)
         except BaseException as error:
-            why = "The run was cut short while this code ran" + (f": {error}" if str(error) else ".")
+            why = "The run was interrupted while this code ran" + (f": {error}" if str(error) else ".")
             run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", **run.calls_taken()))
             raise
 
@@ -150,7 +150,7 @@ class Turn(dspy.Module):
         printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-            echo = f"{refusal}\nCorrect this and call {run.submit_call} again."
+            echo = f"{refusal}\nFix this and call {run.submit_call} again."
             step = step.model_copy(update={"kind": "refused", "refusals": tuple(problems)})
         else:
             echo = f"SUBMIT: {values!r}"
@@ -198,9 +198,9 @@ def no_code(reply: Reply, submit_call: str) -> Step:
     elif language:
         problem = f"The block is marked {language!r}; only Python runs here."
     elif reply.reasoning:
-        problem = "No code was found in your reply."
+        problem = "Your reply contains no code."
     elif reply.thinking:
-        problem = "Your reply was empty but for your thinking, in which no code is run. Think less, then reply."
+        problem = "Your reply contains only thinking; code in it is not run. Think less, then reply."
     else:
         problem = "Your reply was empty."
     text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."

@@ -54,7 +54,7 @@ class ReplAdapter(dspy.Adapter):
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
         environment = _without(said_once, [*before, ask])
         if hint := _advice_of_refine(signature):
-            environment = f"{environment}\n\nA hint from an earlier attempt: {hint}"
+            environment = f"{environment}\n\nHint from an earlier attempt: {hint}"
         return messages + _conversation(environment, _steps(inputs["trajectory"]))
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class ReplAdapter(dspy.Adapter):
             if _is_labeled(demo):
                 fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
                 lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
-        return "\n".join(["Inputs and right outputs of other runs:", *lines]) if lines else ""
+        return "\n".join(["Inputs and correct outputs of other runs:", *lines]) if lines else ""
 
     def _label(self, value: Any) -> str:
         return cut(repr(value) if isinstance(value, Text) else str(value), _LABEL_CHARS).replace("\n", " ")

@@ -72,11 +72,11 @@ def _note(name: str, field: FieldInfo) -> str:
 
 
 def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]) -> str:
-    lines = [*calls, f"  ({limits.max_llm_calls} model calls in all)"] if limits.max_llm_calls else []
+    lines = [*calls, f"  ({limits.max_llm_calls} model calls in total)"] if limits.max_llm_calls else []
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
-    lines.append("- INPUTS[name]  # the variable of that name as it was given")
+    lines.append("- INPUTS[name]  # the original value of an input")
     return "\n".join(lines)
 
 
@@ -90,20 +90,21 @@ def write_calls(subs: Sequence[dict[str, Any]], *, children: bool, awaits: bool)
     """
     lines = [f"- {sub['usage']}{_noted(sub['doc'])}" for sub in subs]
     if subs:
+        others = "".join(f", {name}=..." for name in subs[0]["fields"][1:2])
         lines.append(
-            f"  {subs[0]['name']}.map(items, same=for_all): many at once, in order; a failed one is false"
+            f"  {subs[0]['name']}.map(items{others}): runs concurrently, in order; a failed item is falsy"
         )
     lines += [
         "- llm_query(prompt: str) -> str  # asks a model about a small piece of text",
-        "- llm_query_batched(prompts: list[str]) -> list[str]  # many at once; a failed one is false",
+        "- llm_query_batched(prompts: list[str]) -> list[str]  # runs concurrently; a failed item is falsy",
         '- dspy.Predict("text, topic -> score: int")(text=..., topic=...).score  # typed; .map; ChainOfThought',
     ]
     if children:
         lines.append(
-            "- rlm_query(prompt: str, context) -> str  # a child with a REPL of its own, for a large part; "
+            "- rlm_query(prompt: str, context) -> str  # a child with its own REPL works on a large part; "
             "rlm_query_batched([(prompt, context), ...]); typed: dspy.RLM(signature)(...)"
         )
-    return [*lines, "  (each also as `await name.acall(...)`)"] if awaits else lines
+    return [*lines, "  (async: `await name.acall(...)`)"] if awaits else lines
 
 
 def _noted(text: str) -> str:

@@ -49,7 +49,7 @@ def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[s
     fields = signature.output_fields
     if not isinstance(submitted, dict) or (len(fields) == 1 and not set(submitted) & set(fields)):
         submitted = {next(iter(fields)): submitted} if len(fields) == 1 else {}
-    problems = [f"{name}: there is no such output field" for name in submitted if name not in fields]
+    problems = [f"{name}: no such output field" for name in submitted if name not in fields]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in submitted:
@@ -155,7 +155,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  # an object of the REPL's own classes
-        text = "(it cannot be shown)"
+        text = "(no repr)"
     return f"{type(value).__name__} {beginning(text, _SHOWN_CHARS)}"
 
 
@@ -170,7 +170,7 @@ def _details(error: Exception) -> str:
 def _reasons(error: ValidationError, parts: list[ErrorDetails] | None = None) -> list[str]:
     """Return what pydantic says of the first parts of a value that do not fit."""
     if error.error_count() > _TOLD_PROBLEMS:
-        return [f"{error.error_count():,} parts do not fit"]
+        return [f"{error.error_count():,} values are invalid"]
     return [
         f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]
         for part in (error.errors() if parts is None else parts)[:_SHOWN_REASONS]

@@ -245,8 +245,8 @@ class Repl:
         self.open()
         return Outcome(
             "interpreter_lost",
-            f"The interpreter died: {error}\nA fresh one was started. The inputs and functions are there again; "
-            "variables, imports and functions that you made are lost.",
+            f"The interpreter died: {error}\nA new one was started, with the inputs and functions. Your own "
+            "variables, imports and functions are lost.",
         )
 
 

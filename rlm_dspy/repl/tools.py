@@ -282,7 +282,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
     def by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):
             usage = f"{tool.name}{shown_signature(own)}"
-            raise TypeError(f"{usage} takes {len(names)} positional arguments, {len(args)} were given.")
+            raise TypeError(f"{usage} takes {len(names)} positional arguments, not {len(args)}.")
         return _constrained(tool, {**dict(zip(names, args, strict=False)), **kwargs})
 
     def invoke(*args: Any, **kwargs: Any) -> Any:

@@ -91,7 +91,7 @@ class Media:
         """
         with self._lock:
             if key not in self._known:
-                raise ValueError("there is no such image, sound or file among those that this REPL was given")
+                raise ValueError("this REPL was not given such an image, sound or file")
             return self._known[key]
 
 
@@ -286,7 +286,7 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
         known = {id(media) for media in _media_in(value)}
         if any(id(media) not in known and _is_address(media) for media in _media_in(found)):
             raise ValueError(
-                "code may name no address: pass an image or a file that is an input of this run, or the data "
+                "code may not pass a URL: pass an image or a file that is an input of this run, or the data "
                 "itself ('data:image/png;base64,...')"
             )
     return found

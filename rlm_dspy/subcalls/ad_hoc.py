@@ -72,7 +72,7 @@ def _checked(told: Iterator[tuple[str, _Field]]) -> dict[str, _Field]:
         _check_field(name, field)
         fields[name] = field
     if not any(field.way == "out" for field in fields.values()):
-        raise InvalidInputs("it has no output")
+        raise InvalidInputs("it has no output field")
     return fields
 
 

@@ -195,7 +195,7 @@ def _retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)
-    note = f"\n\nYour last answer could not be read: {complaint}\nAnswer again, in exactly the form asked for."
+    note = f"\n\nYour last answer could not be parsed: {complaint}\nAnswer again in exactly the requested format."
 
     def formatted(
         signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]

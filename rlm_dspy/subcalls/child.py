@@ -56,7 +56,7 @@ class ChildQuery(dspy.Module):
         task = f"{prompt}\n\nGive the answer as `response`."
         if len(prompt) > _MAX_TASK_CHARS:
             inputs["prompt"] = prompt
-            task = "Do what the variable `prompt` says. Give the answer as `response`."
+            task = "Follow the instructions in `prompt`. Give the answer as `response`."
         fields = {name: (Any, dspy.InputField()) for name in inputs} | {"response": (str, dspy.OutputField())}
         return self._make(dspy.Signature(fields, sendable(task))), inputs
 
@@ -90,9 +90,8 @@ class Guard:
             return ""
         self._told.add(key)
         return (
-            f"This would hand {handed:,} characters to a child, of {self._total:,} that you have yourself: it "
-            "would do your work again. Nothing was spent. Split the input with code and hand on slices, or "
-            "narrow it down first. If the child must have all of it, make the same call again."
+            f"This child would receive almost the whole input ({handed:,} of {self._total:,} characters). No call "
+            "was made. Split the input with code and pass slices. To pass all of it anyway, repeat the call."
         )
 
 

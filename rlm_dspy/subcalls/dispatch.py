@@ -182,7 +182,7 @@ class SubCalls:
         interface, items = callee.interface, list[SubCallItem]()
         unknown = sorted({name for part in [same, *parts] for of in part for name in of} - set(interface.inputs))
         if unknown:
-            raise TypeError(f"{', '.join(unknown)}: no such argument. Call it as {interface.call}.")
+            raise TypeError(f"Unknown argument {', '.join(unknown)}. Call it as {interface.call}.")
         common = self._fields(callee, same)
         if (cache := self.tree.cache) is not None:
             state = callee.state(self.lm) if callee.reused else "", digest(common.given) if common.given else ""
@@ -218,9 +218,7 @@ class SubCalls:
         """
         values, handles = part
         if unknown := sorted(set(handles.values()) - self.inputs.keys()):
-            raise InvalidInputs(
-                f"No input of the run is named {', '.join(unknown)}; there are: {', '.join(self.inputs)}."
-            )
+            raise InvalidInputs(f"Unknown input {', '.join(unknown)}; the inputs are: {', '.join(self.inputs)}.")
         fields, media = _Fields(), self.tree.media
         for name, value in values.items():
             fields.given[name] = taken(without_media_marks(value), media)
@@ -246,7 +244,7 @@ class SubCalls:
             return None
         self.ledger.meet("max_llm_calls")
         return LimitExceeded(
-            f"{needed} calls of {callee.interface.name} were asked for, {left} of "
+            f"This needs {needed} calls of {callee.interface.name}, but only {left} of "
             f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "
             "narrow down with code first, or put several pieces into one call."
         )

@@ -136,7 +136,7 @@ class SignatureFrame(_Frame):
         if (self.text is None) == (self.fields is None):
             raise ValueError("a signature has either text or fields")
         if self.chars > MAX_TYPE_CHARS:
-            raise ValueError(f"it has {self.chars:,} characters; {MAX_TYPE_CHARS:,} are allowed")
+            raise ValueError(f"it has {self.chars:,} characters; at most {MAX_TYPE_CHARS:,} are allowed")
         return self
 
     @property
@@ -257,7 +257,7 @@ def refusal_of(error: ValidationError | RecursionError) -> InvalidInputs:
 def problems(error: ValidationError) -> str:
     """Format pydantic's errors: the field and the reason, never a value."""
     if (count := error.error_count()) > _TOLD_PROBLEMS:
-        return f"{count:,} parts do not fit"
+        return f"{count:,} values are invalid"
     found = error.errors(include_url=False, include_input=False, include_context=False)
     parts = [
         f"{'.'.join(map(str, part['loc']))}: {part['msg']}" if part["loc"] else part["msg"]

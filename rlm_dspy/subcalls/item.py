@@ -47,7 +47,7 @@ class Answer(TypedDict, total=False):
     """Whether the call was refused as a whole: code gets an exception in place of answers."""
 
 
-_UNFINISHED: Answer = {"error": "The turn ended before it was answered.", "kind": "Unfinished"}
+_UNFINISHED: Answer = {"error": "The turn ended before the answer came.", "kind": "Unfinished"}
 
 
 class ActiveRun(Protocol):
@@ -91,7 +91,7 @@ class ActiveSubCall:
         if self.stop == "unanswered" and (is_child or handed_on):
             raise Unanswered(
                 f"The child ended without an answer. {self.final_reasoning} Give it a smaller part or a simpler "
-                "task, or go on with plain Python."
+                "task, or continue with plain Python."
             )
 
 
@@ -200,7 +200,7 @@ def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:
     kind = type(error).__name__
     answer: Answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
     if isinstance(error, ReplyCut):
-        hint = "`partial` holds what there is of it. Ask for less at once."
+        hint = "`partial` holds the received part. Ask for less at a time."
         answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}
     return answer
 
@@ -216,7 +216,7 @@ def failed_request(error: Exception, callee: Callee, item: SubCallItem, *lms: ds
         told = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window else ""
         sure = "is" if isinstance(error, dspy.ContextWindowExceededError) else "may be"
         answer["error"] += (
-            f"\nThe request {sure} too long for the model's window{told}. Its inputs have {chars:,} characters: "
-            "pass less at a time, split the text or narrow it down with code."
+            f"\nThe request {sure} too long for the model's context window{told}. Its inputs have {chars:,} "
+            "characters: split the text or narrow it down with code."
         )
     return answer

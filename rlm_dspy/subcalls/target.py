@@ -110,7 +110,7 @@ class Callee:
             empty = [name for name, value in fields.items() if value is None]
             if missing := [name for name in empty if not _fits_none(outputs[name])]:
                 name = self.interface.name
-                raise Unanswered(f"{name} gave no value for {', '.join(missing)}. Ask for less at a time.")
+                raise Unanswered(f"{name} returned no value for {', '.join(missing)}. Ask for less at a time.")
         if len(fields) == 1 and not self.interface.whole:
             return next(iter(fields.values()))
         return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
@@ -181,8 +181,8 @@ class Callees:
         max_depth = self.rlm.limits.max_depth
         if self.depth >= max_depth and (to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM")):
             raise LimitExceeded(
-                f"No child RLM can be made here: max_depth={max_depth} is reached. Ask llm_query(prompt) about a "
-                "piece, or go on with plain Python."
+                f"Cannot create a child RLM: max_depth={max_depth} is reached. Use llm_query(prompt) on a piece, "
+                "or continue with plain Python."
             )
         if to.kind == "rlm_query":
             return self._callee(RLM_QUERY, ChildQuery(self.make_child), "child", role="rlm")
@@ -199,7 +199,7 @@ class Callees:
         subs = self.rlm.subs
         if name not in subs.names():
             known = ", ".join(sorted(["query", *subs.names()]))
-            raise RLMError(f"No sub-call named {name!r}; there are: {known}.")
+            raise RLMError(f"Unknown sub-call {name!r}; the sub-calls are: {known}.")
         module = getattr(subs, name)
         kind: CallKind = "child" if isinstance(module, type(self.rlm)) else "sub"
         return self._callee(interface_of(name, module), module, kind)
@@ -219,7 +219,7 @@ class Callees:
         name = f"{to.module}({written(made_of)!r})"
         known, in_thread = self.rlm.tools, self.in_thread or (lambda tool: tool)
         if unknown := [tool for tool in to.tools if tool not in known]:
-            raise InvalidInputs(f"No tool named {', '.join(unknown)}; there are: {', '.join(known)}.")
+            raise InvalidInputs(f"Unknown tool {', '.join(unknown)}; the tools are: {', '.join(known)}.")
         if to.module == "RLM":
             child = self.make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")

@@ -95,9 +95,7 @@ def check_name(name: str, what: str, *, taken: type | None = None) -> str:
             f"Invalid name of {what}: {beginning(name)!r}; use a Python identifier without a leading underscore"
         )
     if taken is not None and hasattr(taken, name):
-        raise InvalidInputs(
-            f"Invalid name of {what}: {name!r} has a meaning of its own; use another, e.g. {name}_."
-        )
+        raise InvalidInputs(f"Invalid name of {what}: {name!r} is reserved; use another, e.g. {name}_.")
     return name
 
 
@@ -124,7 +122,7 @@ class TypeReader:
         try:
             node = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InvalidInputs(f"{beginning(text)!r} is no type") from None
+            raise InvalidInputs(f"{beginning(text)!r} is not a type") from None
         return self.of(node, depth)
 
     def of(self, node: ast.expr, depth: int = 0) -> Any:
@@ -135,7 +133,7 @@ class TypeReader:
         """
         self._count(1)
         if depth > MAX_DEPTH:
-            raise InvalidInputs(f"types may be nested {MAX_DEPTH} deep")
+            raise InvalidInputs(f"types may be nested at most {MAX_DEPTH} levels deep")
         match node:
             case ast.Constant(value=None):
                 return None
@@ -194,14 +192,12 @@ class TypeReader:
     def _constrained(self, kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
         self._patterns += constraints.pattern is not None
         if self._patterns > MAX_PATTERNS:
-            raise InvalidInputs(f"a signature may have {MAX_PATTERNS} patterns")
+            raise InvalidInputs(f"a signature may have at most {MAX_PATTERNS} patterns")
         return constrained(kind, constraints)
 
     def _class(self, name: str, depth: int) -> Any:
         if name in self._open:
-            raise InvalidInputs(
-                f"the class {beginning(name)!r} contains itself; use dict or list[dict] in its place"
-            )
+            raise InvalidInputs(f"the class {beginning(name)!r} contains itself; use dict or list[dict] instead")
         if name in self._built:
             self._count(self._built[name][1])
             return self._built[name][0]
@@ -271,7 +267,7 @@ def _fields(text: str) -> Parts:
             args.posonlyargs or args.vararg or args.kwonlyargs or args.kwarg or args.defaults or function.returns
         ):
             return [(argument.arg, argument.annotation or ast.Name("str")) for argument in args.args]
-    raise InvalidInputs(f"{beginning(text.strip())!r} is no list of fields")
+    raise InvalidInputs(f"{beginning(text.strip())!r} is not a list of fields")
 
 
 def constrained(kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
@@ -285,7 +281,7 @@ def constrained(kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
     for name, value in given.items():
         suited = _SUITED.get(name)
         if suited and not all((typing.get_origin(part) or part) in suited for part in parts):
-            raise InvalidInputs(f"{name}={beginning(str(value))} cannot hold for this type")
+            raise InvalidInputs(f"{name}={beginning(str(value))} does not apply to this type")
         if name in ("gt", "ge", "lt", "le"):
             given[name] = _bound(name, value, parts)
     return cast("TypeForm[Any]", Annotated[kind, Field(**given)]) if given else kind
@@ -302,7 +298,7 @@ def check_usable(kind: TypeForm[Any]) -> None:
     except SchemaError as error:  # of a pattern, which it shows, or of a number
         raise InvalidInputs(one_line(str(error), _REASON_CHARS)) from None
     except (TypeError, ValueError, RecursionError, PydanticUserError):
-        raise InvalidInputs("pydantic cannot read values into this type") from None
+        raise InvalidInputs("pydantic cannot validate values of this type") from None
 
 
 def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
@@ -311,7 +307,7 @@ def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        raise InvalidInputs(f"{name}={beginning(str(value))} is no value of this type") from None
+        raise InvalidInputs(f"{name}={beginning(str(value))} is not a value of this type") from None
 
 
 def _members(kind: TypeForm[Any]) -> list[Any]:
@@ -349,7 +345,7 @@ def _literal(node: ast.expr) -> str | int | float | bool | None:
             value, bool
         ):
             return -value
-    raise InvalidInputs("only plain strings, numbers, True, False and None can stand there")
+    raise InvalidInputs("only plain strings, numbers, True, False and None are allowed")
 
 
 def _choice(node: ast.expr) -> Any:
@@ -378,10 +374,10 @@ def _name_of(node: ast.expr) -> str:
         parts.insert(0, node.attr)
         node = node.value
     if not isinstance(node, ast.Name):
-        raise InvalidInputs(f"an expression ({type(node).__name__}) is no type")
+        raise InvalidInputs(f"an expression ({type(node).__name__}) is not a type")
     return parts[0] if len(parts) == 1 and node.id in _MODULES else ".".join([node.id, *parts])
 
 
 def _check_length(text: str) -> None:
     if len(text) > MAX_TYPE_CHARS:
-        raise InvalidInputs(f"it has {len(text):,} characters; {MAX_TYPE_CHARS:,} are allowed")
+        raise InvalidInputs(f"it has {len(text):,} characters; at most {MAX_TYPE_CHARS:,} are allowed")

@@ -142,7 +142,7 @@ def test_no_request_is_repeated_beyond_the_limit_and_its_failure_is_told(run: An
             prediction = run(rlm, question="?")
     assert sum(own.asked.values()) == 2
     assert prediction.usage["limit"] == "max_llm_calls"
-    assert "0 of 2 sub-model calls are left" in prediction.trajectory[0]["output"]
+    assert "0 of 2 model calls are left" in prediction.trajectory[0]["output"]
     assert "not now" in prediction.trajectory[0]["output"]
 
 

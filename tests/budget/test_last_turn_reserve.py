@@ -165,7 +165,7 @@ def test_a_request_that_could_overspend_is_refused_and_holds_nothing() -> None:
     ledger = Ledger(Limits(max_output_tokens=100))
     ledger.hold("a", Amount(output_tokens=70))
     with pytest.raises(
-        LimitExceeded, match=r"max_output_tokens=100.*up to 40 tokens, and 30 tokens are left"
+        LimitExceeded, match=r"max_output_tokens=100.*up to 40 tokens, but only 30 tokens are left"
     ) as e:
         ledger.hold("b", Amount(output_tokens=40))
     assert e.value.limit == "max_output_tokens"

@@ -52,7 +52,7 @@ def test_a_reservation_beyond_what_is_left_takes_nothing() -> None:
     """All of it or none."""
     spent = ledger(max_llm_calls=3)
     spent.hold("two", NOTHING, calls=2)
-    with pytest.raises(LimitExceeded, match="1 of 3 sub-model calls are left, 2 were asked for"):
+    with pytest.raises(LimitExceeded, match="1 of 3 model calls are left, but this needs 2"):
         spent.hold("two more", NOTHING, calls=2)
     assert spent.calls_left == 1
     spent.hold("one", NOTHING, calls=1)

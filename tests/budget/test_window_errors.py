@@ -136,7 +136,7 @@ class Printing:
 
     def __call__(self, messages: Messages) -> str:
         if not any(map(begins, messages)):
-            return fields(account="Found: 7.", answer="extracted")
+            return fields(summary="Found: 7.", answer="extracted")
         self.turn += 1
         return block(f"print('x' * {self.chars})" if self.turn <= self.turns else "SUBMIT(answer='found')")
 

@@ -151,7 +151,7 @@ def test_max_iters_and_max_llm_calls_reach_the_run() -> None:
     code = "```python\nprint(llm_query('a'))\n```"
     result = ask("?", "notes.txt", "--max-iters", "1", "--max-llm-calls", "0", replies=[code, *["?"] * 3])
     assert "up to 1 turn)" in result.stderr
-    assert "0 of 0 sub-model calls are left" in result.stderr
+    assert "0 of 0 model calls are left" in result.stderr
 
 
 # How it ends

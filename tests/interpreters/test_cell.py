@@ -161,7 +161,7 @@ def test_an_outcome_has_the_exception_itself() -> None:
 def test_an_interrupt_is_an_outcome_too() -> None:
     """The worker shows it to the model; the host may raise it."""
     outcome, _ = run(Cells(), "raise KeyboardInterrupt")
-    assert "KeyboardInterrupt\nThe session goes on" in outcome.error
+    assert "KeyboardInterrupt\nThe session and its variables are kept" in outcome.error
     assert isinstance(outcome.exception, KeyboardInterrupt)
 
 

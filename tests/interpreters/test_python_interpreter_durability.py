@@ -135,9 +135,9 @@ def test_a_cell_that_ends_its_worker_is_undone(repl: PythonInterpreter, case: st
         with unhurried(repl), pytest.raises(dspy.CodeInterpreterError):
             repl.execute(f"state.append('gone')\n{CRASHES[case]}")
         return
-    with unhurried(repl), pytest.raises(CellUndone, match="as they were before this cell") as caught:
+    with unhurried(repl), pytest.raises(CellUndone, match="restored to their state before this cell") as caught:
         repl.execute(f"state.append('gone')\n{CRASHES[case]}")
-    assert "stay done" in str(caught.value)
+    assert "are not undone" in str(caught.value)
     survives(repl)
 
 
@@ -174,7 +174,9 @@ def test_without_a_checkpoint_the_loss_is_told() -> None:
     """As the error that ends a session; a new cell does not start another in silence."""
     with PythonInterpreter(preload=(), checkpoint="off") as repl:
         repl.execute("x = 1")
-        with pytest.raises(dspy.CodeInterpreterError, match="the session is lost") as caught:
+        with pytest.raises(
+            dspy.CodeInterpreterError, match="the session and all its variables are lost"
+        ) as caught:
             repl.execute("import os; os._exit(1)")
         assert not isinstance(caught.value, dspy.CodeExecutionError)
         with pytest.raises(dspy.CodeInterpreterError, match="lost"):

@@ -32,7 +32,7 @@ class Long:
 
     def __call__(self, messages: Messages) -> str:
         if role() != "act":
-            return reply_of(account="Found: the number is 7.")
+            return reply_of(summary="Found: the number is 7.")
         self.turn += 1
         if self.turn <= TURNS:
             return block(f"print('line {self.turn} ' * 200)")
@@ -69,7 +69,7 @@ def test_a_window_that_is_not_known_folds_nothing(play: Play) -> None:
 
 def test_an_error_of_the_window_folds_and_goes_on(play: Play) -> None:
     """The turn is taken again with fewer messages."""
-    replies = [block("print('seen')"), block("2"), block("3"), TOO_LONG, reply_of(account="We saw it.")]
+    replies = [block("print('seen')"), block("2"), block("3"), TOO_LONG, reply_of(summary="We saw it.")]
     played = play(RLM("q -> answer"), [*replies, block("SUBMIT(answer=history[0]['output'])")], q="?")
     assert (played.prediction.answer, played.prediction.stop) == ("seen", "submitted")
     assert "We saw it." in played.calls[-1][1]["content"]
@@ -78,7 +78,7 @@ def test_an_error_of_the_window_folds_and_goes_on(play: Play) -> None:
 
 def test_foldings_are_bounded(play: Play) -> None:
     """If even the shortest form is too long, the answer is read from the trajectory."""
-    replies = [block("1"), block("2"), block("3"), *[TOO_LONG, reply_of(account="a")] * 3, TOO_LONG]
+    replies = [block("1"), block("2"), block("3"), *[TOO_LONG, reply_of(summary="a")] * 3, TOO_LONG]
     played = play(RLM("q -> answer"), [*replies, reply_of(answer="read")], q="?")
     assert (played.prediction.answer, played.prediction.stop) == ("read", "extracted")
 
@@ -120,7 +120,7 @@ def test_history_does_not_hide_an_input_of_that_name_and_outlives_the_worker() -
         block("2"),
         block("3"),
         TOO_LONG,
-        reply_of(account="a"),
+        reply_of(summary="a"),
         block("import os\nos._exit(1)"),
     ]
     last = block("SUBMIT(answer=history + str(len(history_)))")

@@ -263,7 +263,7 @@ def test_the_advice_of_refine_reaches_the_predictor_it_is_meant_for() -> None:
         dspy.Refine(RLM(ASK), N=2, reward_fn=length, threshold=5)(question="?")
     first, _, second = lm.script.calls
     assert "write more words" not in first[-1]["content"]
-    assert second[-1]["content"].endswith("A hint from an earlier attempt: write more words")
+    assert second[-1]["content"].endswith("Hint from an earlier attempt: write more words")
 
 
 def test_refine_works_when_a_run_has_to_extract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_half_a_reply_is_not_run_and_the_model_is_told_why(play: Play, case: str
     text = HALF[case]
     played = play(RLM(ASK), [CutReply(text), DONE], question="?")
     assert (played.kinds, played.prediction.answer) == (["no_code", "submitted"], "done")
-    assert f"Your reply was cut after {len(text.split())} tokens" in played.outputs[0]
+    assert f"Your reply was cut off after {len(text.split())} tokens" in played.outputs[0]
     assert "nothing was run" in played.outputs[0]
     assert "SyntaxError" not in played.outputs[0]
     assert played.outputs[0] in played.calls[1][-1]["content"]
@@ -53,7 +53,7 @@ def test_whole_blocks_before_the_cut_are_run(play: Play) -> None:
     played = play(RLM(ASK), [CutReply(first), block("SUBMIT(answer=str(x + 1))")], question="?")
     assert (played.kinds, played.prediction.answer) == (["output", "submitted"], "21")
     assert played.outputs[0].startswith("ran\n")
-    assert "Its whole blocks were run" in played.outputs[0]
+    assert "Only complete blocks were run" in played.outputs[0]
     assert played.prediction.trajectory[0]["code"] == "x = 20\nprint('ran')"
 
 
@@ -61,7 +61,7 @@ def test_thinking_that_was_cut_is_told_as_cut(play: Play) -> None:
     draft = "<think>\nMaybe\n```python\nSUBMIT(answer='draft')\n```\nor"
     played = play(RLM(ASK), [CutReply(draft), CutReply(""), DONE], question="?")
     assert (played.kinds, played.prediction.answer) == (["no_code", "no_code", "submitted"], "done")
-    assert all("Your reply was cut" in output for output in played.outputs[:2])
+    assert all("Your reply was cut off" in output for output in played.outputs[:2])
     assert "draft" in played.prediction.trajectory[0]["thinking"]
 
 
@@ -96,12 +96,12 @@ def test_a_cut_answer_of_a_sub_call_is_a_failure_that_keeps_the_text(play: Play)
     )
     played = play(RLM("question -> answer: list", subs={"gist": "text -> gist"}), lm, question="?")
     one, batch, three, four = played.prediction.answer
-    assert "ReplyCut: The reply was cut after 3 tokens." in one[0]
+    assert "ReplyCut: The reply was cut off after 3 tokens." in one[0]
     assert one[1] == "the answer be"
     assert (batch[1], batch[2], batch[3]) == ("the answer be", False, "whole")
     assert three[1].endswith("small an")
     assert four[1].endswith('["a", "b')
-    assert all("was cut after" in told[0] for told in (one, batch, three, four))
+    assert all("was cut off after" in told[0] for told in (one, batch, three, four))
     calls = played.prediction.trajectory[0]["calls"]
     assert [bool(call["error"]) for call in calls] == [True, True, False, True, True]
     assert calls[0]["output"] == "the answer be"
@@ -117,7 +117,7 @@ def test_a_cut_answer_is_not_kept_for_the_next_who_asks(play: Play) -> None:
 def test_an_account_of_turns_that_was_cut_is_not_used(play: Play) -> None:
     lm = ScriptedLM(
         act=[*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE],
-        fold=lambda _: CutReply("[[ ## account ## ]]\nIt is seven, unl"),
+        fold=lambda _: CutReply("[[ ## summary ## ]]\nIt is seven, unl"),
     )
     played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), lm, question="?")
     assert "folded" in played.kinds
@@ -187,7 +187,7 @@ def test_providers_name_a_cut_in_different_words(engine: str, reason: str) -> No
         asked(server.lm(engine=engine))
     assert caught.value.partial == "half"
     told = "by the provider's content filter" if reason == "content_filter" else "after 7 tokens"
-    assert caught.value.why == f"was cut {told}"
+    assert caught.value.why == f"was cut off {told}"
 
 
 @pytest.mark.parametrize("engine", ["lm15", "litellm"])
@@ -227,7 +227,7 @@ class Custom(dspy.BaseLM):
 @pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
 def test_the_cut_reply_of_an_lm_of_ones_own_is_seen() -> None:
     """Without a count of tokens its limit is named."""
-    with pytest.raises(ReplyCut, match="The reply was cut after 9 tokens"):
+    with pytest.raises(ReplyCut, match="The reply was cut off after 9 tokens"):
         asked(Custom(model="custom", max_tokens=9))
 
 

@@ -66,7 +66,7 @@ def test_an_answer_that_cannot_be_extracted_leaves_the_trajectory(play: Play) ->
 def test_a_full_context_window_ends_in_extraction(play: Play) -> None:
     """A limit of the model never throws a trajectory away."""
     too_long = dspy.lm15.ContextLengthError("too long")
-    replies = [block("print('seen')"), too_long, fields(account="We saw it."), too_long, fields(answer="seen")]
+    replies = [block("print('seen')"), too_long, fields(summary="We saw it."), too_long, fields(answer="seen")]
     played = play(RLM(ASK), replies, question="?")
     assert (played.prediction.answer, played.prediction.stop) == ("seen", "extracted")
 
@@ -91,5 +91,5 @@ def test_an_interrupt_carries_the_trajectory_and_closes_the_interpreter(play: Pl
     with pytest.raises(KeyboardInterrupt) as caught:
         play(RLM(ASK, interpreter_factory=lambda: repl), [block("1"), block("2")], question="?")
     assert [step["code"] for step in steps_of(caught)] == ["1", "2"]
-    assert "cut short" in steps_of(caught)[1]["output"]
+    assert "interrupted" in steps_of(caught)[1]["output"]
     assert repl.closed

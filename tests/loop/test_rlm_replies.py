@@ -25,15 +25,15 @@ ASK = "question -> answer"
 
 
 NO_CODE: dict[str, tuple[str | None, str]] = {
-    "prose": ("I think the answer is forty-two.", "No code was found"),
+    "prose": ("I think the answer is forty-two.", "Your reply contains no code"),
     "empty": ("", "Your reply was empty"),
     "none": (None, "Your reply was empty"),
-    "white space": (" \n\t\n", "No code was found in your reply|Your reply was empty"),
+    "white space": (" \n\t\n", "Your reply contains no code|Your reply was empty"),
     "another language": ("```bash\nls -la\n```", "'bash'"),
-    "an empty block": ("Done.\n```python\n```", "No code was found"),
-    "json without code": ('{"thought": "hm"}', "No code was found"),
-    "deep json": ('{"a":' + "[" * 50_000, "No code was found"),
-    "a null character": ("\0", "No code was found"),
+    "an empty block": ("Done.\n```python\n```", "Your reply contains no code"),
+    "json without code": ('{"thought": "hm"}', "Your reply contains no code"),
+    "deep json": ('{"a":' + "[" * 50_000, "Your reply contains no code"),
+    "a null character": ("\0", "Your reply contains no code"),
 }
 
 
@@ -75,7 +75,7 @@ def test_a_reply_of_thoughts_alone_is_an_empty_reply() -> None:
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         first, last = RLM(ASK)(question="?").trajectory
     assert (first["reasoning"], first["kind"], last["kind"]) == ("", "no_code", "submitted")
-    assert "Your reply was empty" in first["output"]
+    assert "Your reply contains only thinking" in first["output"]
 
 
 CODE = {
@@ -154,7 +154,7 @@ def test_thinking_that_never_ends_is_told_as_such(play: Play) -> None:
     """Nothing of it is run, and the step says why."""
     played = play(RLM(ASK), [f"<think>\nMaybe\n{DRAFT}\nor", DONE], question="?")
     assert played.kinds == ["no_code", "submitted"]
-    assert "but for your thinking" in played.outputs[0]
+    assert "contains only thinking" in played.outputs[0]
     assert played.prediction.trajectory[0]["thinking"] == f"Maybe\n{DRAFT}\nor"
     assert "draft" not in str(played.calls)
 
@@ -214,7 +214,7 @@ def test_a_fallback_to_json_reads_no_thinking_either(play: Play) -> None:
 
 
 def test_the_account_of_folded_turns_holds_no_thinking(play: Play) -> None:
-    account = f"<think>\n{fields(account='draft')}\n</think>\n{fields(account='It printed a lot.')}"
+    account = f"<think>\n{fields(summary='draft')}\n</think>\n{fields(summary='It printed a lot.')}"
     turns = [*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE]
     lm = ScriptedLM(act=turns, fold=lambda _: account)
     played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), lm, question="?")

@@ -57,7 +57,7 @@ class Model:
 
     def __call__(self, messages: Messages) -> str:
         if not any(map(begins, messages)):
-            return fields(account="Found: the number is 7.", answer="extracted")
+            return fields(summary="Found: the number is 7.", answer="extracted")
         self.turn += 1
         return block(self.code if self.turn <= TURNS or not self.submits else "SUBMIT(answer='found')")
 
@@ -120,7 +120,7 @@ def test_after_one_turn_the_folding_goes_on_to_its_last_step(play: Play) -> None
 
     def reply(messages: Messages) -> Any:
         if not any(map(begins, messages)):
-            return fields(account="The number is 7.", answer="read")
+            return fields(summary="The number is 7.", answer="read")
         seen.append(sum(len(message["content"]) for message in messages))
         return block("print('x' * 9000)") if len(seen) == 1 else TOO_LONG
 
@@ -201,7 +201,7 @@ def test_a_sub_call_that_is_too_long_tells_the_model_to_pass_less(
     answer = run(RLM("q -> answer", policy=None), WindowServer(reply, WINDOW, refuse)).answer
     assert answer.startswith("ContextWindowExceededError")
     assert "30,000 characters" in answer
-    assert "pass less" in answer
+    assert "split the text" in answer
     assert ("4,096 tokens" in answer) is (refuse is told)
     assert answer.endswith("|ok")
 
@@ -263,7 +263,7 @@ def test_a_scripted_window_error_after_two_turns_folds_and_goes_on(play: Play) -
         block("print('a')"),
         block("print('b')"),
         TOO_LONG,
-        fields(account="a, b"),
+        fields(summary="a, b"),
         block("SUBMIT(answer='c')"),
     ]
     played = play(RLM("q -> answer", policy=None), ScriptedLM(replies), q="?")

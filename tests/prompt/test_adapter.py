@@ -110,11 +110,11 @@ def test_a_demo_is_a_short_worked_conversation() -> None:
 
 def test_what_the_run_and_all_demos_say_alike_stands_once_in_the_system_message() -> None:
     """A demo looks like the run that follows it; the last paragraph, which asks for a block, stays with each."""
-    functions, ask = "Functions:\n- SHOW_VARS()", "Write one ```python block a turn. There are 2 turns."
+    functions, ask = "Functions:\n- SHOW_VARS()", "Write one ```python block per turn. You have 2 turns."
     here = Environment(task="now.\n\nAs ever.", functions="- SHOW_VARS()", turns=2)
     demos = [demo(1, environment=here.model_copy(update={"task": f"{n}.\n\nAs ever."})) for n in range(2)]
     system, *rest = ReplAdapter().format(signatures.Act, demos, {"environment": here, "trajectory": Trajectory()})
-    alike = "As ever.\n\nVariables:\n\nWhen you know the answer, end with SUBMIT():"
+    alike = "As ever.\n\nVariables:\n\nWhen you know the answer, call SUBMIT():"
     assert system["content"] == f"{signatures.Act.instructions}\n\n{alike}\n\n{functions}"
     assert rest[0]["content"] == f"Task: 0.\n\n{ask}"
     assert rest[-1]["content"] == f"Task: now.\n\n{ask}"
@@ -155,7 +155,7 @@ def test_a_labeled_example_is_a_line_behind_the_instructions() -> None:
     (system, *rest), (plain, *same) = conversation([labeled]), conversation([])
     assert rest == same
     assert system["content"].startswith(
-        plain["content"] + "\n\nInputs and right outputs of other runs:\n- context: "
+        plain["content"] + "\n\nInputs and correct outputs of other runs:\n- context: "
     )
     assert ", answer: a" in system["content"]
     assert "augmented" not in system["content"]

@@ -154,5 +154,5 @@ def test_a_shortened_environment_keeps_every_name_and_type() -> None:
 def test_a_variable_that_hides_a_name_of_python_says_so_under_its_own_name() -> None:
     """Also after a demo was renamed."""
     hiding = describe("list", [1])
-    assert str(hiding).endswith("# hides Python's list; builtins.list has it")
+    assert str(hiding).endswith("# shadows Python's list; use builtins.list")
     assert "hides" not in str(hiding.model_copy(update={"name": "rows"}))

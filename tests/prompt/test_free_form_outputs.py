@@ -144,7 +144,7 @@ def test_what_there_is_of_a_cut_answer_is_given_and_told_as_cut(play: Play) -> N
         RLM("question -> answer", max_iters=1), [block("1"), CutReply(half)], question="?"
     ).prediction
     assert (prediction.answer, prediction.stop) == ("There are 42 of", "extracted")
-    assert "The reply was cut after" in prediction.final_reasoning
+    assert "The reply was cut off after" in prediction.final_reasoning
 
 
 def test_a_sentence_answers_for_a_sub_that_gives_nothing_else(play: Play) -> None:

@@ -254,7 +254,7 @@ def test_a_refused_submit_is_told_field_by_field_and_the_run_goes_on(play: Play)
     assert told[1] == "SUBMIT was refused:"
     assert told[2].startswith("- title: expected str, got list")
     assert told[3].startswith("- claims: expected list[Claim]")
-    assert told[4] == "Correct this and call SUBMIT(title=..., claims=..., mood=..., pages=...) again."
+    assert told[4] == "Fix this and call SUBMIT(title=..., claims=..., mood=..., pages=...) again."
     assert played.prediction.claims == [Claim(text="c", year=2025)]
     assert played.prediction.mood is Mood.CALM
 
@@ -334,7 +334,7 @@ def test_of_very_many_problems_only_the_number_is_told() -> None:
     """Pydantic would list each, in 1 KB."""
     kinds: tuple[Any, ...] = (list[int], Annotated[list[int], Field(min_length=1)])
     for kind in kinds:
-        with pytest.raises(ValueError, match=r"expected|2,000 parts do not fit") as caught:
+        with pytest.raises(ValueError, match=r"expected|2,000 values are invalid") as caught:
             read_value(["x"] * 2_000, kind)
         assert "valid integer" not in str(caught.value)
         with pytest.raises(ValueError, match="valid integer"):

@@ -44,7 +44,7 @@ def test_code_names_no_address(kind: str) -> None:
         prediction = RLM("q -> answer", subs=[See])(q="?")
     assert prediction.answer == "over"
     assert prediction.usage["calls"] == 2
-    assert "code may name no address" in prediction.trajectory[0]["output"]
+    assert "code may not pass a URL" in prediction.trajectory[0]["output"]
 
 
 def test_an_image_of_the_caller_may_have_an_address_and_code_may_make_one_of_data() -> None:

@@ -71,7 +71,7 @@ def test_a_print_that_is_no_function_any_more_prints_again(factory: Any) -> None
 def test_what_code_bound_to_the_name_of_a_function_is_kept_under_another(factory: Any) -> None:
     """It may be the answers of paid calls; the same turn says where they are."""
     told, answer = outputs(factory, "gist = gist.map(['a', 'b'])", "SUBMIT(answer=[gist_, gist('c')])")
-    assert "gist is a function of this REPL again" in told
+    assert "gist is a function of this REPL and was restored" in told
     assert "gist_" in told
     assert "[['a gist', 'a gist'], 'a gist']" in answer
 
@@ -99,7 +99,7 @@ def test_an_input_that_loses_its_name_is_told_of_once_and_can_be_had_again(
 ) -> None:
     """In the turn that did it; the program may have meant it, so the name is left alone."""
     told, silent, answer = outputs(factory, harm, "x = 1", "SUBMIT(answer=[INPUTS['context']])")
-    assert f"{said}; INPUTS['context'] has the input." in told
+    assert f"{said}; INPUTS['context'] holds the input." in told
     assert "INPUTS" not in silent
     assert "['the text']" in answer
 
@@ -175,7 +175,7 @@ def test_code_may_shadow_and_delete_what_it_likes(factory: Any) -> None:
 def test_an_input_that_hides_a_builtin_is_told_so(play: Play) -> None:
     """The model may want the builtin."""
     played = play(RLM("list -> answer"), [block("import builtins\nSUBMIT(answer=builtins.str(list))")], list="x")
-    assert "builtins.list has it" in played.calls[0][-1]["content"]
+    assert "use builtins.list" in played.calls[0][-1]["content"]
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))

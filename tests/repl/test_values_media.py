@@ -67,7 +67,7 @@ def test_typed_sub_calls_and_submit_take_images(factory: Any) -> None:
 
 def test_code_cannot_make_an_image_that_it_was_not_given() -> None:
     """A name that nobody has told is refused, and says nothing."""
-    with pytest.raises(ValueError, match="no such image"):
+    with pytest.raises(ValueError, match="not given such an image"):
         taken({"__record__": "Image", "kind": "media", "fields": {"key": "0" * 12}}, Media())
 
 

@@ -88,5 +88,5 @@ def test_model_may_name_the_model_that_is_asked_and_no_other(factory: Any, call:
     with dspy.context(lm=lm):
         prediction = RLM("x -> answer: list", interpreter_factory=factory, cache=False)(x="1")
     assert "scripted/lm" in prediction.trajectory[0]["output"]
-    assert "leave model= out" in prediction.trajectory[0]["output"]
+    assert "omit model=" in prediction.trajectory[0]["output"]
     assert prediction.answer == ["x", "x", "x"]

@@ -120,7 +120,7 @@ def test_calls_beyond_the_limit_fail_one_by_one_and_cost_nothing(play: Play) -> 
     played = play(RLM("q -> n: int", max_llm_calls=3), lm, q="?")
     assert played.prediction.n == 3
     assert "LimitExceeded" in played.outputs[0]
-    assert "0 of 3 sub-model calls are left" in played.outputs[0]
+    assert "0 of 3 model calls are left" in played.outputs[0]
     assert len(lm.script.calls) == 1 + 3
 
 

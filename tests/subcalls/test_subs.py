@@ -192,8 +192,8 @@ def test_what_cannot_be_read_is_asked_for_again_with_the_reason() -> None:
     with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
         pred, lm = run(RLM("q -> score: float, kind", subs=[Judge]), code, lambda said: next(replies))
     assert (pred.score, pred.kind) == (1.0, "AdapterParseError")
-    assert "could not be read" not in lm.script.calls[1][-1]["content"]
-    assert "could not be read" in lm.script.calls[2][-1]["content"]
+    assert "could not be parsed" not in lm.script.calls[1][-1]["content"]
+    assert "could not be parsed" in lm.script.calls[2][-1]["content"]
     calls = pred.trajectory[0]["calls"]
     assert [call["attempts"] for call in calls] == [3, 3]
     assert len(lm.script.calls) == 1 + 3 + 3
@@ -340,12 +340,12 @@ def test_the_environment_shows_a_typed_stub() -> None:
     [
         ("claims()", "passage: missing"),
         ("claims('a', 'b')", "claims(passage: str) -> list[str]"),
-        ("claims(text='a')", "text: no such argument"),
-        ("claims('a', passage='b')", "given twice"),
+        ("claims(text='a')", "Unknown argument text"),
+        ("claims('a', passage='b')", "passage twice"),
         ("claims.map('abc')", "list of items"),
         ("judge.map(['a'])", "topic: missing"),
         ("claims(claims)", "cannot leave the REPL"),
-        ("claims.map(['a'], passages='b')", "no such argument"),
+        ("claims.map(['a'], passages='b')", "Unknown argument"),
     ],
 )
 def test_a_wrong_call_says_how_to_call(play: Play, call: str, told: str) -> None:
@@ -362,7 +362,9 @@ def test_a_batch_far_beyond_the_budget_is_refused_before_it_is_paid_for(play: Pl
         "try:\n    claims.map([str(i) for i in range(9)])\nexcept Exception as e:\n    SUBMIT(a=str(e))", listed
     )
     played = play(RLM("q -> a", subs=[Claims], max_llm_calls=4), lm, q="?")
-    assert "9 calls of claims were asked for, 4 of 4 model calls are left; none was made" in played.prediction.a
+    assert (
+        "This needs 9 calls of claims, but only 4 of 4 model calls are left; none was made" in played.prediction.a
+    )
     assert len(lm.script.calls) == 1
 
 

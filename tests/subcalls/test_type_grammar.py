@@ -159,7 +159,7 @@ def test_deep_text_is_refused(text: str) -> None:
 
 def test_depth_and_length_have_limits() -> None:
     assert read("list[" * (MAX_DEPTH - 1) + "int" + "]" * (MAX_DEPTH - 1))
-    with pytest.raises(InvalidInputs, match="20 deep"):
+    with pytest.raises(InvalidInputs, match="20 levels deep"):
         read("list[" * (MAX_DEPTH + 1) + "int" + "]" * (MAX_DEPTH + 1))
     with pytest.raises(InvalidInputs, match="10,000 are allowed"):
         read(f"Literal[{'1' * 10_000}]")

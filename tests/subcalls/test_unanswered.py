@@ -77,7 +77,7 @@ def test_a_child_that_ends_unanswered_raises_in_the_cell(factory: Any, door: str
     code = f"try:\n    answer = repr({single})\n{caught}\nSUBMIT(answer=answer)"
     pred = play(rlm_of(limits=Limits(max_llm_calls=30)), model(code), factory)
     assert pred.answer.startswith("raised: Unanswered: The child ended without an answer.")
-    assert "there are no more turns" in pred.answer
+    assert "no turns are left" in pred.answer
     assert "smaller part" in pred.answer
     (call,) = pred.trajectory[0]["calls"]
     assert (call["stop"], call["output"], call["answer"]) == ("unanswered", "", "")
@@ -141,11 +141,11 @@ class Careless(dspy.Module):
 @pytest.mark.parametrize(
     ("module", "told"),
     [
-        (Careless("part -> n: int", other=1), "gave no value for n"),
-        (Careless("part -> n: int, why", n=1), "gave no value for why"),
-        (Careless("part -> n: int", n=None), "gave no value for n"),
-        (Careless("part -> n: list[str]", n=None), "gave no value for n"),
-        (Careless("part -> n: int"), "gave no value for n"),
+        (Careless("part -> n: int", other=1), "returned no value for n"),
+        (Careless("part -> n: int, why", n=1), "returned no value for why"),
+        (Careless("part -> n: int", n=None), "returned no value for n"),
+        (Careless("part -> n: list[str]", n=None), "returned no value for n"),
+        (Careless("part -> n: int"), "returned no value for n"),
         (Careless("part -> n: int | None", n=None), "None"),
         (Careless("part -> n: int | None", other=1), "None"),
         (Careless("part -> n: Any", n=None), "None"),
@@ -206,4 +206,4 @@ def test_the_root_itself_returns_what_it_has() -> None:
     """Its caller reads `stop` and why in `final_reasoning`; nothing is raised."""
     pred = play(rlm_of(max_iters=1), model("print('half')"))
     assert (pred.answer, pred.stop) == (None, "unanswered")
-    assert "there are no more turns" in pred.final_reasoning
+    assert "no turns are left" in pred.final_reasoning

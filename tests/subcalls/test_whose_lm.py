@@ -52,7 +52,7 @@ class Heard:
     def reply(self, _: Messages) -> str:
         """Fill in every field that a module asks for."""
         return fields(
-            **dict.fromkeys(("reasoning", "s", "account", "answer", "next_thought"), self.name),
+            **dict.fromkeys(("reasoning", "s", "summary", "answer", "next_thought"), self.name),
             next_tool_name="finish",
             next_tool_args="{}",
             claims=f'["{self.name}"]',

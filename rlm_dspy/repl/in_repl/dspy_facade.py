@@ -56,7 +56,7 @@ class _RlmTypes:
         try:
             kind = eval(text, {**vars(_rlm_typing), **globals()})
         except Exception:
-            raise TypeError("%r is no type of this REPL" % text) from None
+            raise TypeError("%r is not a type in this REPL" % text) from None
         return self.text(kind)
 
     def _annotated(self, kind, told):
@@ -73,7 +73,7 @@ class _RlmTypes:
 
     def _claim(self, name, kind):
         if self._kinds.setdefault(name, kind) is not kind:
-            raise TypeError("two types in one signature are named %s; give one another name" % name)
+            raise TypeError("two types in one signature are named %s; rename one" % name)
 
     def _class(self, kind):
         if kind in _RLM_NAMED or kind.__module__ in _RLM_LIBRARIES or issubclass(kind, _RlmMediaType):
@@ -198,7 +198,7 @@ def _rlm_signature(signature):
                 types.named(word, globals()[word])
         return {"text": signature.text, "instructions": signature.instructions, "classes": types.classes}
     if not (isinstance(signature, type) and issubclass(signature, _RlmSignature)):
-        raise TypeError("a signature is a string like 'text -> label: str', or a class on dspy.Signature")
+        raise TypeError("a signature is a string like 'text -> label: str', or a subclass of dspy.Signature")
     fields = []
     for owner in reversed(signature.__mro__):
         for name, kind in _rlm_annotations(owner).items():

@@ -114,9 +114,9 @@ class _RlmCallable:
         return _rlm_one(self._to, self._by_name(args, kwargs))
 
     def map(self, items, **same):
-        """Many at once: values, tuples or dicts; answers in order, a FailedCall (which is false) for a failed one.
+        """Call it on many items (values, tuples or dicts) concurrently; answers keep the order.
 
-        Keyword arguments hold for every item.
+        A failed item gives a FailedCall, which is falsy. Keyword arguments apply to every item.
         """
         return _rlm_many(self._to, self._items(items, same), same)
 
@@ -135,11 +135,11 @@ class _RlmCallable:
         if args and not self._positional:
             raise TypeError("Call it with keyword arguments: " + self._usage)
         if len(args) > len(self._fields):
-            raise TypeError("%d arguments were given. Call it as %s" % (len(args), self._usage))
+            raise TypeError("got %d arguments. Call it as %s" % (len(args), self._usage))
         fields = dict(zip(self._fields, args))
         twice = [name for name in kwargs if name in fields]
         if twice:
-            raise TypeError("%s was given twice. Call it as %s" % (", ".join(twice), self._usage))
+            raise TypeError("got %s twice. Call it as %s" % (", ".join(twice), self._usage))
         return {**fields, **kwargs}
 
     def _items(self, items, same):
@@ -161,7 +161,9 @@ class _RlmCallable:
             isinstance(item, _RlmRecord) or not isinstance(item, (tuple, list, dict))
         ):  # as in a call with one argument
             return {free[0]: item}
-        raise TypeError("item %d is no dict or tuple of (%s). Usage: %s" % (number, ", ".join(free), self._usage))
+        raise TypeError(
+            "item %d is not a dict or tuple of (%s). Call it as %s" % (number, ", ".join(free), self._usage)
+        )
 
 
 def _rlm_prompts(prompts, name, single):
@@ -198,7 +200,7 @@ def _rlm_prompt(prompt, media=()):
             break
     if not any(isinstance(part, str) for part in split):
         raise TypeError(
-            "llm_query takes one non-empty prompt (a str, with images behind it if there are any); for many use "
+            "llm_query takes one non-empty prompt (a str, optionally followed by images); for many prompts use "
             "llm_query_batched(list)."
         )
     return split if len(split) > 1 or not isinstance(prompt, str) else str.__str__(prompt)
@@ -209,7 +211,7 @@ def _rlm_query_of(model):
     known = _rlm_given.get("model", "")
     if model is not None and model not in (known, known.rpartition("/")[2]):
         raise ValueError(
-            "llm_query asks %s; leave model= out. (Who runs this can declare a sub with another model.)"
+            "llm_query asks %s; omit model=. (The user can declare a sub with another model.)"
             % (known or "the model of this run")
         )
     return {"kind": "query"}
@@ -221,26 +223,28 @@ def llm_query(prompt, *media, model=None):
 
 
 def llm_query_batched(prompts, model=None):
-    """Ask a model many questions at once; answers in order, a FailedCall (which is false) for each failed one."""
+    """Ask a model many questions concurrently; answers in order. A failed one is a FailedCall, which is falsy."""
     prompts = _rlm_prompts(prompts, "llm_query_batched", "llm_query(prompt)")
     _rlm_check_prompts(prompts, "llm_query_batched", (str, list, tuple))
     return _rlm_many(_rlm_query_of(model), [{"prompt": _rlm_prompt(prompt)} for prompt in prompts])
 
 
 def rlm_query(prompt, context=None):
-    """Have a child RLM, with a REPL of its own, answer a prompt about a context."""
+    """Have a child RLM with its own REPL answer a prompt about a context."""
     if not isinstance(prompt, str) or not prompt.strip():
-        raise TypeError("rlm_query takes a non-empty prompt (a str), and the context it is about.")
+        raise TypeError("rlm_query takes a non-empty prompt (a str) and its context.")
     return _rlm_one({"kind": "rlm_query"}, {"prompt": prompt, **({} if context is None else {"context": context})})
 
 
 def rlm_query_batched(prompts, contexts=None):
-    """Many `rlm_query` at once: prompts, or (prompt, context) pairs, or prompts and as many contexts."""
+    """Run `rlm_query` concurrently on prompts, on (prompt, context) pairs, or on prompts and as many contexts."""
     prompts = _rlm_prompts(prompts, "rlm_query_batched", "rlm_query(prompt, context)")
     if contexts is not None:
         contexts = list(contexts)
         if len(contexts) != len(prompts):
-            raise TypeError("%d prompts and %d contexts were given." % (len(prompts), len(contexts)))
+            raise TypeError(
+                "got %d prompts and %d contexts; pass as many contexts as prompts." % (len(prompts), len(contexts))
+            )
         prompts = list(zip(prompts, contexts))
     pairs = [tuple(p) if isinstance(p, (tuple, list)) and len(p) == 2 else (p, None) for p in prompts]
     _rlm_check_prompts([prompt for prompt, _ in pairs], "rlm_query_batched")
@@ -253,7 +257,7 @@ for _rlm_query in (llm_query, llm_query_batched, rlm_query, rlm_query_batched):
 
 
 def SHOW_VARS():
-    """Names, types and sizes of the variables."""
+    """List the names, types and sizes of the variables."""
     lines = []
     for name, value in sorted(globals().items()):
         if (

@@ -76,7 +76,7 @@ def _rlm_after_cell(bound=None):
     for name, function in _rlm_own.items():
         if names.get(name) is not function:
             notes.append(
-                _rlm_put_away(name, names[name]) if name in names else "%s was deleted; it is back." % name
+                _rlm_put_away(name, names[name]) if name in names else "%s was deleted and is restored." % name
             )
             names[name] = function
     for name, function in (_rlm_from_host if bound is None else bound).items():
@@ -91,7 +91,7 @@ def _rlm_after_cell(bound=None):
         elif name not in _rlm_told:
             _rlm_told.add(name)
             now = "is now %s" % type(names[name]).__name__ if name in names else "was deleted"
-            notes.append("%s %s; INPUTS[%r] has the input." % (name, now, name))
+            notes.append("%s %s; INPUTS[%r] holds the input." % (name, now, name))
     return "\n".join("[%s]" % note for note in notes)
 
 
@@ -101,7 +101,7 @@ def _rlm_put_away(name, value):
     while other in _rlm_own or other in _rlm_from_host or other in _rlm_inputs:
         other += "_"
     names[other] = value
-    return "%s is a function of this REPL again; what you bound to that name is in %s." % (name, other)
+    return "%s is a function of this REPL and was restored; your value is in %s." % (name, other)
 
 
 def _rlm_show_notes():

@@ -64,7 +64,7 @@ class _RlmRecord(dict):
         return dict.__getattribute__(self, name)
 
     def __getattr__(self, name):
-        raise AttributeError("there is no field %r; there are: %s" % (name, ", ".join(dict.keys(self))))
+        raise AttributeError("no field %r; the fields are: %s" % (name, ", ".join(dict.keys(self))))
 
     def __setattr__(self, name, value):
         self[name] = value
@@ -95,7 +95,7 @@ class _RlmRecord(dict):
 
 
 class _RlmMedia:
-    """An image, a sound or a file. The host has it; give it to sub-calls, llm_query(prompt, it), SUBMIT."""
+    """An image, a sound or a file on the host; pass it to sub-calls, llm_query(prompt, it), SUBMIT."""
 
     def __init__(self, kind, key, about):
         self.kind, self.key, self.about = kind, key, about
@@ -272,7 +272,7 @@ def _rlm_simplified(value):
         if isinstance(value, kind) and not isinstance(value, _rlm_enum.Enum):
             return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, FailedCall):
-        raise TypeError("a FailedCall was passed on as a value; leave failed ones out: [a for a in answers if a]")
+        raise TypeError("a FailedCall is not a value; leave out failed items: [a for a in answers if a]")
     if hasattr(value, "to_pydatetime") and not hasattr(value, "columns"):
         return value.to_pydatetime() if value == value else None  # not a time
     return plain(value)
