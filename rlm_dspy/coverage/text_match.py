@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from dataclasses import dataclass
@@ -210,11 +211,5 @@ def _agreement(equal: Callable[[int, int], bool], limit: int) -> int:
     low, size = 0, _FIRST_COMPARED
     while low < limit and equal(low, min(low + size, limit)):
         low, size = min(low + size, limit), size * 2
-    high = min(low + size, limit)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if equal(low, middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    ends = range(low + 1, min(low + size, limit))
+    return low + bisect.bisect_left(ends, True, key=lambda end: not equal(low, end)) if low < limit else low

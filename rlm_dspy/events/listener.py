@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,6 +11,7 @@ import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback, call_scope
 from rlm_dspy.events.event_types import Event, RunEvent
+from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SETTING = "rlm_dspy_event"
 """The setting of DSPy that holds the innermost unit: DSPy hands its settings on to its threads."""
-_logger = logging.getLogger("dspy.rlm_dspy")
+_logger = logger()
 _failed: set[int] = set()
 """Listeners that have raised."""
 

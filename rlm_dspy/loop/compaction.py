@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART, as_session, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.value_codec import without_media_marks
-from rlm_dspy.text import clip, cut, fitted, one_line
+from rlm_dspy.text import clip, cut, fitted, logger, one_line
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _INSTRUCTIONS = """Summarize these turns of a Python REPL session for whoever co
 
 State the findings with their numbers and names, what each variable holds, what failed, and what is left to do.
 Leave out how it was done."""
-_logger = logging.getLogger("dspy.rlm_dspy")
+_logger = logger()
 _BASE_SHARE = 0.5
 """The part of the room that all but the turns may fill: instructions, demos, environment."""
 _AFTER = 0.6

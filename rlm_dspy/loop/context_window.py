@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -32,34 +33,30 @@ PART = 4
 _LEAST_OUTPUT_CHARS = 500
 
 
+@dataclass(eq=False)
 class Conversation:
     """The messages of a run's turns, and how long they may be.
 
-    Args:
+    Attributes:
         act: The predictor of the turns.
         lm: The LM that takes them.
         limits: The limits of the run.
         ledger: Knows the context windows that errors have told.
         environment: The first message.
-
-    Attributes:
         trajectory: The turns as the model is shown them.
         reported: The tokens that the messages of the last turn had, as reported, and the steps among them.
     """
 
-    def __init__(
-        self, act: dspy.Predict, lm: dspy.BaseLM, limits: Limits, ledger: Ledger, environment: Environment
-    ) -> None:
-        self.act = act
-        self.lm = lm
-        self.environment = environment
-        self.trajectory = Trajectory()
-        self.reported = (0, 0)
-        self._limits = limits
-        self._ledger = ledger
-        self._demos: list[dict[str, Any]] | None = None
-        self._most = math.inf
-        self._chars_per_token: float = _CHARS_PER_TOKEN
+    act: dspy.Predict
+    lm: dspy.BaseLM
+    limits: Limits
+    ledger: Ledger
+    environment: Environment
+    trajectory: Trajectory = Trajectory()  # noqa: RUF009 (frozen)
+    reported: tuple[int, int] = (0, 0)
+    _demos: list[dict[str, Any]] | None = None
+    _most: float = math.inf
+    _chars_per_token: float = _CHARS_PER_TOKEN
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -100,9 +97,9 @@ class Conversation:
     @property
     def window(self) -> int | None:
         """The model's context window in tokens; None if it is not known."""
-        given = self._limits.max_context_tokens
+        given = self.limits.max_context_tokens
         known = given if given is not None else context_window(self.lm)
-        told = self._ledger.windows.get(getattr(self.lm, "model", ""))
+        told = self.ledger.windows.get(getattr(self.lm, "model", ""))
         return min((n for n in (known, told) if n is not None), default=None)
 
     @property
@@ -115,7 +112,7 @@ class Conversation:
     @property
     def output_chars(self) -> int:
         """The most characters of one output that are shown."""
-        most, room = self._limits.max_output_chars, self.most_chars
+        most, room = self.limits.max_output_chars, self.most_chars
         return most if math.isinf(room) else min(most, max(_LEAST_OUTPUT_CHARS, int(room / PART)))
 
     @property

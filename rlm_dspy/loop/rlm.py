@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, normalize_tools
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.subcalls.item import active_sub_call
-from rlm_dspy.text import clip
+from rlm_dspy.text import clip, logger
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +42,7 @@ _WHY_CHARS = 200
 _MOST_REFUSALS = 12
 """Of one turn's messages."""
 _LEAST_TRANSCRIPT_CHARS = 400
-_logger = logging.getLogger("dspy.rlm_dspy")
+_logger = logger()
 
 
 class RLM(AsTool, Limited, dspy.Module):
