@@ -96,7 +96,7 @@ def replay(
     """
     steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
     run = _ReplayedRun(_module(record, list(tools)), inputs, interpreter_factory)
-    run.subcalls.keep([call for step in steps for call in step.calls])
+    run.subcalls.recorded = _Answers([call for step in steps for call in step.calls])
     run.open()
     try:
         return [_again(run, number, step, record) for number, step in enumerate(steps, 1)]
@@ -105,7 +105,7 @@ def replay(
 
 
 def _again(run: _ReplayedRun, number: int, step: Step, record: Record) -> ReplayedStep:
-    run.subcalls.turn_to(step.calls)
+    run.subcalls.of_turn, run.subcalls.missing = _Answers(step.calls), []
     now = Turn(_Recorded(step), run)(number=number)
     run.keep(now)
     is_end = record.stop == "submitted" and number == len(record.trajectory)
@@ -130,20 +130,14 @@ class _RecordedCalls(SubCalls):
     """Answers the sub-calls of a run from a record.
 
     Attributes:
-        missing: The sub-calls of the turn that could not be answered.
+        recorded: All sub-calls of the record.
+        of_turn: Those of the turn that is under way.
+        missing: The sub-calls of that turn that could not be answered.
     """
 
+    recorded: _Answers = field(default_factory=lambda: _Answers([]))
+    of_turn: _Answers = field(default_factory=lambda: _Answers([]))
     missing: list[str] = field(default_factory=list)
-    _all: _Answers = field(default_factory=lambda: _Answers([]))
-    _of_turn: _Answers = field(default_factory=lambda: _Answers([]))
-
-    def keep(self, calls: list[SubCall]) -> None:
-        """Take the answers of a record."""
-        self._all = _Answers(calls)
-
-    def turn_to(self, calls: tuple[SubCall, ...]) -> None:
-        """Begin a turn whose sub-calls were these."""
-        self._of_turn, self.missing = _Answers(calls), []
 
     def call(self, call: CallFrame) -> list[Answer]:
         """Answer the items of one call from the record.
@@ -165,19 +159,16 @@ class _RecordedCalls(SubCalls):
 
     def _recorded(self, callee: Callee, asked: SubCallItem) -> Answer:
         name = callee.interface.name
-        found = self._of_turn.find(name, asked.shown) or self._all.find(name, asked.shown)
+        found = self.of_turn.find(name, asked.shown) or self.recorded.find(name, asked.shown)
         whole = _answer_of(found) if found else None
         if whole is not None:
             return whole
         why = "its answer was too long to be kept" if found else "it was not made then"
-        told = (
-            f"{name}({', '.join(f'{key}={one_line(value, _TOLD_CHARS)!r}' for key, value in asked.shown.items())})"
-        )
+        given = ", ".join(f"{key}={one_line(value, _TOLD_CHARS)!r}" for key, value in asked.shown.items())
+        told = f"{name}({given})"
         self.missing.append(f"{told}: {why}")
-        return {
-            "error": f"{_NOT_IN_RECORD}: {told} cannot be answered from the record: {why}.",
-            "kind": _NOT_IN_RECORD,
-        }
+        message = f"{_NOT_IN_RECORD}: {told} cannot be answered from the record: {why}."
+        return {"error": message, "kind": _NOT_IN_RECORD}
 
 
 class _Answers:
@@ -251,15 +242,7 @@ def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
     for call in calls:
         if call.kind in ("sub", "child") and call.name.isidentifier() and call.name != "rlm_query":
             given.setdefault(call.name, []).append(call.inputs)
-    return {name: _StandIn(_stand_in(inputs)) for name, inputs in given.items()}
-
-
-class _StandIn(dspy.Module):
-    """Has the signature of a sub; it is never called."""
-
-    def __init__(self, signature: type[dspy.Signature]) -> None:
-        super().__init__()
-        self.signature = signature
+    return {name: dspy.Predict(_stand_in(inputs)) for name, inputs in given.items()}
 
 
 def _stand_in(given: list[dict[str, str]]) -> Any:

@@ -13,17 +13,7 @@ from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
 from rlm_dspy.budget.lm_events import asked
 from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
 from rlm_dspy.observe.record import cut_short
-from rlm_dspy.tracing import span_end, span_start
-from rlm_dspy.tracing._mlflow_compat import (
-    MlflowCallback,
-    TraceMetadataKey,
-    detach_span_from_context,
-    logs_traces,
-    open_trace,
-    rename,
-    set_span_in_context,
-    start_span_no_context,
-)
+from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
 from rlm_dspy.tracing.export_queue import announce, flush, has_ended, later, outbox
 from rlm_dspy.tracing.mlflow_runs import result_table
 from rlm_dspy.tracing.payloads import Payloads, Secrets
@@ -77,7 +67,7 @@ def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told
     return on_start
 
 
-class SpanCallback(MlflowCallback, Listener):
+class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     """MLflow's callback for DSPy, with its own names, nesting and contents of spans.
 
     It is what `mlflow.dspy.autolog` looks for, so that one takes the place of MLflow's own; runs of optimizers and
@@ -170,7 +160,7 @@ class SpanCallback(MlflowCallback, Listener):
         return self._calls.get(ACTIVE_CALL_ID.get() or "")
 
     def _begin(self, call_id: str, event: Event | None, tell: Callable[[Call], Told | None]) -> None:
-        if not logs_traces():
+        if not _mlflow_compat.logs_traces():
             return
         parent = self._parent()
         call = self._calls[call_id] = self._outermost() if parent is None else replace(parent, token=None)
@@ -182,8 +172,8 @@ class SpanCallback(MlflowCallback, Listener):
             return
         call.event, call.above, call.root = event, call.event, around is None
         of_span = (shown.name, shown.span_type, around, shown.inputs, shown.attributes)
-        call.span = start_span_no_context(*of_span, **(told_of_trace() if call.root else {}))
-        call.token = set_span_in_context(call.span)
+        call.span = _mlflow_compat.start_span_no_context(*of_span, **(told_of_trace() if call.root else {}))
+        call.token = _mlflow_compat.set_span_in_context(call.span)
         if call.root:
             _preview(call.span, "request", shown.inputs)
         if isinstance(event, RunEvent) and call.span.trace_id not in self._announced:
@@ -208,7 +198,7 @@ class SpanCallback(MlflowCallback, Listener):
                 self._announced.discard(call.span.trace_id)
                 self._end_what_is_open(call.span.trace_id)
             call.span.end()
-            detach_span_from_context(call.token)
+            _mlflow_compat.detach_span_from_context(call.token)
         if call.root and call.evaluated:
             flush(_SCORED_AFTER_SECONDS)
 
@@ -230,7 +220,7 @@ class SpanCallback(MlflowCallback, Listener):
     def _fill(self, call: Call, told: Told, exception: BaseException | None) -> None:
         span, failed = call.span, told.failed
         if told.name:
-            rename(span, told.name)
+            _mlflow_compat.rename(span, told.name)
         if told.inputs is not None:
             span.set_inputs(told.inputs)
         if told.outputs is not None:
@@ -250,8 +240,8 @@ class SpanCallback(MlflowCallback, Listener):
 
     def _keep_files(self, trace_id: str, outputs: Mapping[str, Any]) -> None:
         """Keep the files of a run in the run of MLflow that it was made in, if there is one."""
-        with open_trace(trace_id) as trace:
-            run_id = trace and trace.info.trace_metadata.get(TraceMetadataKey.SOURCE_RUN)
+        with _mlflow_compat.open_trace(trace_id) as trace:
+            run_id = trace and trace.info.trace_metadata.get(_mlflow_compat.TraceMetadataKey.SOURCE_RUN)
         if run_id:
             later(span_end.keep_in_run, run_id, trace_id, outputs)
 
@@ -275,6 +265,6 @@ def _fresh() -> SpanCallback:
 def _preview(span: LiveSpan, which: str, values: Any) -> None:
     """Set what the list of traces shows of a trace's `request` or `response`."""
     shown = preview(values)
-    with open_trace(span.trace_id) as trace:
+    with _mlflow_compat.open_trace(span.trace_id) as trace:
         if trace is not None and shown:
             setattr(trace.info, f"{which}_preview", shown)

@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from rlm_dspy.text import logger
-from rlm_dspy.tracing._mlflow_compat import (
-    Task,
-    client,
-    ends_a_trace,
-    export_queue,
-    force_flush,
-    open_trace,
-)
+from rlm_dspy.tracing import _mlflow_compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +52,7 @@ class Outbox:
         """Tasks that were dropped since the server was last seen."""
         self.hurried = False
         """Whether somebody waits for the end of the process."""
-        self._tasks: deque[Task] = deque()
+        self._tasks: deque[_mlflow_compat.Task] = deque()
         self._changed = threading.Condition()
         self._busy = False
         self._alive_until = self._down_until = 0.0
@@ -82,7 +75,7 @@ class Outbox:
         self._then = then
         self._drop(0)
 
-    def put(self, task: Task) -> None:
+    def put(self, task: _mlflow_compat.Task) -> None:
         """Queue a task, for MLflow's exporter; it is dropped if the store does not keep up."""
         if not self.open or len(self._tasks) >= _MOST_TASKS:
             self.lost += 1
@@ -105,7 +98,7 @@ class Outbox:
         """Store the ends of traces first, and what else is queued for so many seconds; then wait for nothing."""
         self.hurried = True
         with self._changed:
-            self._tasks = deque(sorted(self._tasks, key=lambda task: not ends_a_trace(task)))
+            self._tasks = deque(sorted(self._tasks, key=lambda task: not _mlflow_compat.ends_a_trace(task)))
         self.flush(seconds=seconds)
 
     # The thread
@@ -122,7 +115,7 @@ class Outbox:
             else:
                 self._drop(1)
 
-    def _store(self, task: Task) -> None:
+    def _store(self, task: _mlflow_compat.Task) -> None:
         began = time.monotonic()
         task.handle()
         if _heard:
@@ -183,7 +176,7 @@ def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
 
 def later(function: Callable[..., Any], *args: Any) -> None:
     """Call a function behind what is queued; where MLflow stores at once, now."""
-    task, queue = Task(function, args, "Not logged to MLflow."), outbox()
+    task, queue = _mlflow_compat.Task(function, args, "Not logged to MLflow."), outbox()
     if queue is None:
         task.handle()
     else:
@@ -192,7 +185,7 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 def outbox() -> Outbox | None:
     """Return the outbox of MLflow's exporter, installed if necessary; None if MLflow stores at once."""
-    return export_queue(_made)
+    return _mlflow_compat.export_queue(_made)
 
 
 def _made(uri: str) -> Outbox:
@@ -215,8 +208,8 @@ def flush(seconds: float = 60.0) -> None:
 
 def announce(trace_id: str) -> None:
     """Store that a trace has begun, with its spans so far: it is found also if this process is killed."""
-    stores = client()
-    with open_trace(trace_id) as trace:
+    stores = _mlflow_compat.client()
+    with _mlflow_compat.open_trace(trace_id) as trace:
         if trace is None or stores is None:
             return
         info, spans = copy.copy(trace.info), list(trace.span_dict.values())
@@ -234,7 +227,7 @@ def _store_beginning(stores: TracingClient, info: TraceInfo, spans: list[Any]) -
 
 def has_ended(trace_id: str) -> bool:
     """Return whether a trace has ended."""
-    with open_trace(trace_id) as trace:
+    with _mlflow_compat.open_trace(trace_id) as trace:
         return trace is None
 
 
@@ -248,7 +241,7 @@ def hurry(seconds: float) -> None:
 
 def _hand_over(seconds: float) -> None:
     """Have MLflow queue the spans that it has gathered; in a thread, as an interrupt would lose what it holds."""
-    flushing = threading.Thread(target=force_flush, args=(seconds,), daemon=True)
+    flushing = threading.Thread(target=_mlflow_compat.force_flush, args=(seconds,), daemon=True)
     flushing.start()
     flushing.join(seconds)
 
