@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping
 
-_ASKED = ("signature", "instructions", "inputs", "digests", "output_types", "model", "sub_model", "limits")
-_ENDED = ("outputs", "stop", "error", "usage", "final_reasoning", "input_chars", "left_out", "occurrences")
 _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
 
 
@@ -92,12 +90,11 @@ class _Run:
     def record(self) -> Record | None:
         """Return the run; None if its events lack what a run has."""
         killed = {"stop": "killed", "usage": self.ledger.usage().model_copy(update={"seconds": self.last})}
-        asked = {**_only(self.started, _ASKED), "trajectory": self.all_steps()}
-        at = self.started.get("at")
-        for ended in (self.ended, killed):
-            for date in (at, None):
-                with contextlib.suppress(ValidationError, TypeError):
-                    return Record(**asked, **_only(ended or killed, _ENDED), started_at=date)
+        for ended in (self.ended or killed, killed):
+            for date in (self.started.get("at"), None):
+                with contextlib.suppress(ValidationError):
+                    known = {"trajectory": self.all_steps(), "started_at": date}
+                    return Record.model_validate({**self.started, **ended, **known})  # the rest is ignored
         return None
 
     def call(self) -> SubCall:
@@ -114,10 +111,6 @@ class _Run:
             stop=(self.ended or {}).get("stop", "killed"),
             steps=tuple(self.all_steps()),
         )
-
-
-def _only(event: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: event[name] for name in names if name in event}
 
 
 def _events(path: str | os.PathLike[str], others: list[Any]) -> Iterator[dict[str, Any]]:
