@@ -148,12 +148,15 @@ class Call:
     """A running chat completion."""
 
     reply: Future[Chat]
-    connection: socket.socket
+    connection: http.client.HTTPConnection
+    abandoned: threading.Event
 
     def abandon(self) -> None:
-        """Let nobody wait for it any more: generation ends within a second."""
-        with suppress(OSError):  # it has ended
-            self.connection.shutdown(socket.SHUT_RDWR)
+        """Let nobody wait for it any more: it is not begun, or its generation ends within a second."""
+        self.abandoned.set()
+        if (sock := self.connection.sock) is not None:
+            with suppress(OSError):  # it has ended
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 class EmbeddedServer:
@@ -168,7 +171,7 @@ class EmbeddedServer:
         self._key = secrets.token_urlsafe()
         self._server = start(settings, self._key)
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
-        window = self._ask(self._connected(), "/props")["default_generation_settings"]["n_ctx"]
+        window = self._ask(self._connection(), "/props")["default_generation_settings"]["n_ctx"]
         if window < settings.n_ctx:
             raise ModelUnavailable(
                 f"{settings.file()} has a context window of {window} tokens, less than n_ctx={settings.n_ctx}."
@@ -176,32 +179,34 @@ class EmbeddedServer:
 
     def begin(self, body: Chat) -> Call:
         """Queue a chat completion (the body of an OpenAI request) and return at once."""
-        connection = self._connected()
-        reply = self._pool.submit(self._ask, connection, "/v1/chat/completions", body)
-        return Call(reply, connection.sock)
+        connection, abandoned = self._connection(), threading.Event()
+        return Call(self._pool.submit(self._complete, body, connection, abandoned), connection, abandoned)
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens a text is, without the few that a chat template adds to each message."""
-        return len(self._ask(self._connected(), "/tokenize", {"content": text})["tokens"])
+        return len(self._ask(self._connection(), "/tokenize", {"content": text})["tokens"])
 
     def keep_forever(self) -> None:
         """Never release it: after a fork its threads are gone, and releasing it would wait for them."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
-    def _connected(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
-        connection.connect()
-        return connection
+    def _complete(self, body: Chat, connection: http.client.HTTPConnection, abandoned: threading.Event) -> Chat:
+        try:
+            connection.connect()  # not before: the server waits a few seconds for a request
+            if not abandoned.is_set():
+                return self._ask(connection, "/v1/chat/completions", body)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # also if it was shut meanwhile
+            return {"error": {"message": repr(error)}}
+        return {"error": {"message": "nobody waits for the reply"}}
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
 
     def _ask(self, connection: http.client.HTTPConnection, path: str, body: Chat | None = None) -> Chat:
-        """Return the reply to one request; an `error` if the connection was shut meanwhile."""
         with closing(connection):
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            try:
-                connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
-                reply: Chat = json.load(connection.getresponse())
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                return {"error": {"message": f"the request failed: {error!r}"}}
+            connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+            reply: Chat = json.load(connection.getresponse())
             return reply
 
 

@@ -15,9 +15,7 @@ from pydantic import BaseModel
 from rlm_dspy.cache import digest
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
-from rlm_dspy.signatures import Environment
 from rlm_dspy.text import one_line
-from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,8 +123,5 @@ def _dumped(demo: Demo) -> dict[str, Any]:
 
 
 def _loaded(kept: Mapping[str, Any]) -> Demo:
-    fields = dict(kept["example"])
-    if "trajectory" in fields:
-        fields["environment"] = Environment.model_validate(fields["environment"])
-        fields["trajectory"] = Trajectory.model_validate(fields["trajectory"])
-    return Demo(**{**kept, "example": dspy.Example(**fields)})
+    """Return a demo; its environment and trajectory stay plain data, as those of a program that was loaded."""
+    return Demo(**{**kept, "example": dspy.Example(**kept["example"])})
