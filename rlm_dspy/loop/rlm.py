@@ -259,13 +259,10 @@ class RLM(AsTool, Limited, dspy.Module):
         child = copy.copy(self)
         child.signature = signature
         child.interpreter_factory = interpreter_factory
-        child.limits = replace(
-            self.limits, max_iters=min(max_iters or self.limits.max_iters, self.limits.max_iters)
-        )
+        turns = min(max_iters or self.limits.max_iters, self.limits.max_iters)
+        child.limits = replace(self.limits, max_iters=turns)
         child.history = []
-        child.__dict__.pop(
-            "forward", None
-        )  # an optimizer that records traces binds one to this module for a while
+        child.__dict__.pop("forward", None)  # an optimizer that records traces binds one for a while
         return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:

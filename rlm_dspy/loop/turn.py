@@ -96,11 +96,7 @@ class Turn(dspy.Module):
         try:
             scope = run.metered("act", keeper=budget.keeper, input_tokens=budget.next_tokens)
             with scope as meter, budget.in_time():
-                action = await port.predict(
-                    self._act,
-                    budget.seconds_for_reply(),
-                    **run.conversation.inputs,
-                )
+                action = await port.predict(self._act, budget.seconds_for_reply(), **run.conversation.inputs)
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
             said = Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))

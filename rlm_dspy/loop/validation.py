@@ -37,15 +37,9 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
         ValueError: If they do; the message lists the names.
     """
     inputs = set(signature.input_fields)
-    for clash, what in (
-        (
-            {name for name in inputs if _is_reserved(name)} | inputs & {"interpreter_factory"},
-            "names of the REPL",
-        ),
-        (inputs & tools.keys(), "tools"),
-        (inputs & set(subs), "subs"),
-    ):
-        if clash:
+    reserved = {name for name in inputs if _is_reserved(name) or name == "interpreter_factory"}
+    for what, names in {"names of the REPL": reserved, "tools": set(tools), "subs": set(subs)}.items():
+        if clash := inputs & names:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
     if clash := set(signature.output_fields) & RESULT_NAMES:
         raise ValueError(
@@ -62,11 +56,9 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
     fields = signature.input_fields
     given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
     given |= inputs
-    unknown, missing = sorted(set(given) - set(fields)), sorted(set(fields) - set(given))
-    if unknown or missing:
-        wrong = [f"unknown: {unknown}"] if unknown else []
-        wrong += [f"missing: {missing}"] if missing else []
-        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {', '.join(wrong)}.")
+    wrong = {"unknown": given.keys() - fields.keys(), "missing": fields.keys() - given.keys()}
+    if told := ", ".join(f"{what}: {sorted(names)}" for what, names in wrong.items() if names):
+        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {told}.")
     return {name: given[name] for name in fields}
 
 
