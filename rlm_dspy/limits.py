@@ -14,7 +14,13 @@ _WHOLE = {
     "max_concurrency": 1,
     "max_depth": 0,
 }
-_WHOLE_OR_NONE = {"max_input_tokens": 1, "max_output_tokens": 1, "max_failures": 1, "max_context_tokens": 1_000}
+_WHOLE_OR_NONE = {
+    "max_input_tokens": 1,
+    "max_output_tokens": 1,
+    "max_failures": 1,
+    "max_repetitions": 1,
+    "max_context_tokens": 1_000,
+}
 _POSITIVE_OR_NONE = ("max_cost", "max_seconds", "max_cell_seconds")
 
 
@@ -61,6 +67,8 @@ class Limits:
     """Wall-clock seconds of one turn's code, sub-calls included; None leaves it to the interpreter."""
     max_failures: int | None = None
     """Turns in a row that may fail: code that raised, no code, a refused SUBMIT, a dead interpreter."""
+    max_repetitions: int | None = 2
+    """Turns in a row that may repeat earlier code with the same outcome; the model is told of each."""
     max_context_tokens: int | None = None
     """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has.
 
@@ -114,6 +122,7 @@ class Limited:
     max_seconds = _attribute("max_seconds")
     max_cell_seconds = _attribute("max_cell_seconds")
     max_failures = _attribute("max_failures")
+    max_repetitions = _attribute("max_repetitions")
     max_context_tokens = _attribute("max_context_tokens")
     prices = _attribute("prices")
 

@@ -140,6 +140,8 @@ class Step(BaseModel):
     """What the code printed before it called SUBMIT; empty if it did not, as `output` is what it printed then."""
     refusals: tuple[str, ...] = ()
     """Why SUBMIT was refused, field by field."""
+    repeats: int = 0
+    """The number of the earlier turn, from 1, that ran the same code with the same outcome; 0 if none did."""
     notice: str = ""
     """What the run told the model along with the output: turns left, the last turn."""
     seconds: float = 0.0

@@ -64,7 +64,7 @@ class Budget:
         self.extraction_tokens = tokens + TRANSCRIPT_CHARS // 2
         self._lm = lm
         self.turns = 0
-        self._failures = 0
+        self._failures = self._repetitions = 0
         self._longest_reply_seconds = 0.0
         self._keep()
         self._decide()
@@ -98,17 +98,23 @@ class Budget:
         self.next_tokens = max(self.next_tokens, read_tokens)
         self._longest_reply_seconds = max(self._longest_reply_seconds, seconds)
 
-    def ended(self, step: Step) -> Step:
-        """Return the step of a turn that has ended, with the notice of what is left."""
+    def ended(self, step: Step, advice: str = "") -> Step:
+        """Return the step of a turn that has ended, with the notice of what is left.
+
+        Args:
+            step: The turn.
+            advice: What else the model is told, unless this was the last turn.
+        """
         was_last = self.limit is not None
         self.turns += 1
         self._failures = self._failures + 1 if step.failed else 0
+        self._repetitions = self._repetitions + 1 if step.repeats else 0
         self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
         self._keep(turns=0 if was_last else 1)
         if was_last:
             return step
         self._decide()
-        return step.model_copy(update={"notice": self._notice()})
+        return step.model_copy(update={"notice": "\n".join(filter(None, [advice, self._notice()]))})
 
     def close(self) -> None:
         """Release what is reserved."""
@@ -178,6 +184,7 @@ class Budget:
         reached = {
             "max_iters": self.turns + 1 >= self._limits.max_iters,
             "max_failures": self._failures >= (self._limits.max_failures or math.inf),
+            "max_repetitions": self._repetitions >= (self._limits.max_repetitions or math.inf),
             "max_seconds": self._seconds_left() <= 0,
             "max_llm_calls": self.child and self.ledger.calls_left <= _CALLS_KEPT,
             **self._short_of(),
@@ -228,6 +235,7 @@ class Budget:
 _REASONS = {
     "max_iters": "no turns are left",
     "max_failures": "too many turns failed in a row",
+    "max_repetitions": "the same code was run again and again",
     "max_seconds": "time is almost up",
     "max_llm_calls": "no model calls are left",
     "max_input_tokens": "the input tokens are almost used up",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.replies.code_blocks import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from rlm_dspy.trajectory import Step
 
@@ -62,6 +62,35 @@ _HINTS: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
         "`await` works at the top level of a cell; no event loop is needed.",
     ),
 )
+
+
+def advice_for(step: Step, submit_call: str) -> str:
+    """Return what to tell the model of a turn that did not end the run; empty if there is nothing to say."""
+    if not step.repeats:
+        return hint_for(step, submit_call)
+    return (
+        f"Turn {step.repeats} had this same code and this same outcome: to run it again changes nothing. Look at "
+        f"another part, ask a model about one, or call {submit_call} with what you know."
+    )
+
+
+def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
+    """Return the number of the earlier turn with the same code and the same outcome; 0 if there is none."""
+    turns = (turn for turn in earlier if turn.kind != "folded")
+    same = (n for n, turn in enumerate(turns, 1) if _outcome(turn) == _outcome(step))
+    return next(same, 0) if step.code.strip() else 0
+
+
+def _outcome(step: Step) -> tuple[str, str, str]:
+    return step.code.strip(), step.kind, step.output
+
+
+def names_any(code: str, names: Collection[str]) -> bool:
+    """Whether code reads a variable of one of these names; also if it is no Python and only mentions one."""
+    tree = parse(code)
+    if tree is None:
+        return any(name in code for name in names)
+    return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(tree))
 
 
 def hint_for(step: Step, submit_call: str) -> str:

@@ -79,6 +79,8 @@ class RLM(AsTool, Limited, dspy.Module):
             `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
         cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
             with a `SubCallCache` also across runs; with False never.
+        refuse_blind_submit: Send a SUBMIT back once, with the reason, that comes before any code named an input,
+            if there is an input that the model was not shown whole.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
@@ -114,6 +116,7 @@ class RLM(AsTool, Limited, dspy.Module):
         policy: str | os.PathLike[str] | None = "auto",
         subs: Given = None,
         cache: SubCallCache | bool = True,
+        refuse_blind_submit: bool = False,
     ) -> None:
         super().__init__()
         short: dict[str, Any] = {
@@ -131,6 +134,7 @@ class RLM(AsTool, Limited, dspy.Module):
         self.query = Query(signatures.Query)
         self.subs = subs
         self.cache = cache
+        self.refuse_blind_submit = refuse_blind_submit
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
 

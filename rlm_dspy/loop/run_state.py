@@ -20,6 +20,7 @@ from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit, listeners, unit
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
+from rlm_dspy.loop.hints import names_any
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL
@@ -81,6 +82,7 @@ class Run:
         self.stop = self.final_reasoning = ""
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
+        self._sent_back = False
         self.watch = Watch(self.inputs) if dspy.settings.get(WATCHED) else None
         self._share(parent)
         chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
@@ -248,6 +250,22 @@ class Run:
         """Start the code of a turn: its calls belong to that turn from now on."""
         self.subcalls.begin()
         self.tool_calls.begin()
+
+    def blind_submit(self, code: str) -> list[str]:
+        """Return why a SUBMIT is sent back that comes before any code named an input, once; nothing if it is not.
+
+        Only if the module wants that, and an input is longer than what the model was shown of it.
+        """
+        unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
+        codes = [code, *(step.code for step in self.steps)]
+        if not self._rlm.refuse_blind_submit or self._sent_back or not unseen:
+            return []
+        if any(names_any(each, self.inputs) for each in codes):
+            return []
+        self._sent_back = True
+        return [
+            f"No code has looked at {', '.join(unseen)} yet. Print a part or search it first, then answer from it."
+        ]
 
     def calls_taken(self) -> dict[str, Any]:
         """Return the calls that the code of this turn has made so far, by the fields of `Step`."""

@@ -14,6 +14,7 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.events import CellEvent, TurnEvent, unit
+from rlm_dspy.loop.hints import advice_for, repeated_turn
 from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.reply_parser import Reply, read_reply
@@ -87,7 +88,10 @@ class Turn(dspy.Module):
             # What SUBMIT echoes is no output: it would pass for the input that it repeats.
             told |= {"read": run.watch.read(reply.code), "shown": () if is_answer else run.watch.shown(output)}
         step = step.model_copy(update=told)
-        return step if is_answer else run.budget.ended(step)
+        if is_answer:
+            return step
+        step = step.model_copy(update={"repeats": repeated_turn(step, run.steps)})
+        return run.budget.ended(step, advice_for(step, run.submit_call))
 
     async def _write(self, port: Port) -> Reply:
         """Return the model's reply; of one that cannot be read, what there was of it."""
@@ -143,6 +147,7 @@ class Turn(dspy.Module):
         if outcome.kind != "submitted":
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
+        problems = problems or run.blind_submit(code)
         printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])

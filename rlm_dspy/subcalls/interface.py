@@ -131,6 +131,7 @@ class Program(Protocol):
     sub_lm: dspy.BaseLM | None
     cache: SubCallCache | bool
     interpreter_factory: Factory | None
+    refuse_blind_submit: bool
 
     def child(
         self, interpreter_factory: Factory, signature: str | type[dspy.Signature], max_iters: int | None = None

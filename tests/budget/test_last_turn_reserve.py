@@ -43,7 +43,8 @@ def test_a_run_that_nears_its_budget_is_told_its_last_turn_and_ends_within_it(
     play: Play, name: str, value: float
 ) -> None:
     """The turn is paid from what was kept for it, and `usage` names the limit."""
-    limits = Limits(max_iters=500, max_llm_calls=500, prices=PRICES, **{name: value})  # type: ignore[arg-type]
+    most: dict[str, Any] = {name: value, "max_iters": 500, "max_llm_calls": 500, "max_repetitions": None}
+    limits = Limits(prices=PRICES, **most)
     prediction = play(RLM("q -> answer", limits=limits), asks_until_told, q="?").prediction
     assert (prediction.stop, prediction.answer) == ("submitted", "in time")
     assert prediction.usage["limit"] == name
@@ -57,7 +58,7 @@ def test_a_model_that_ignores_its_last_turn_is_followed_by_a_paid_extraction(pla
     def never_submits(messages: Messages) -> str:
         return block("print('x' * 50)") if role() == "act" else reply_of(answer="read")
 
-    limits = Limits(max_iters=500, max_cost=0.03, prices=PRICES)
+    limits = Limits(max_iters=500, max_cost=0.03, max_repetitions=None, prices=PRICES)
     prediction = play(RLM("q -> answer", limits=limits), never_submits, q="?").prediction
     assert (prediction.stop, prediction.answer, prediction.usage["limit"]) == ("extracted", "read", "max_cost")
     assert prediction.usage["by_role"]["extract"]["calls"] == 1
@@ -85,6 +86,26 @@ def test_failures_in_a_row_make_the_next_turn_the_last(play: Play) -> None:
     played = play(RLM("q -> answer", limits=Limits(max_failures=2)), replies, q="?")
     assert [is_last_turn(messages) for messages in played.calls] == [False, False, False, False, True]
     assert played.prediction.usage["limit"] == "max_failures"
+
+
+def test_code_that_is_run_again_and_again_makes_the_next_turn_the_last(play: Play) -> None:
+    """The model is told each time, by the number of the turn; other code starts the count anew."""
+    codes = ["print(1)", "print(1)", "print(2)", "print(1)", "print(2)", "SUBMIT(answer='a')"]
+    played = play(RLM("q -> answer"), [block(code) for code in codes], q="?")
+    assert [is_last_turn(messages) for messages in played.calls] == [False] * 5 + [True]
+    steps = played.prediction.trajectory
+    assert [step["repeats"] for step in steps] == [0, 1, 0, 1, 3, 0]
+    assert "Turn 1 had this same code" in steps[1]["notice"]
+    assert "SUBMIT(answer=...)" in steps[1]["notice"]
+    assert "again and again" in steps[4]["notice"]
+    assert played.prediction.usage["limit"] == "max_repetitions"
+
+
+def test_the_same_code_with_another_outcome_is_no_repetition(play: Play) -> None:
+    """A counter, or a poll of something that changes."""
+    codes = ["n = 0", *["n += 1\nprint(n)"] * 4, "SUBMIT(answer=str(n))"]
+    played = play(RLM("q -> answer"), [block(code) for code in codes], q="?")
+    assert (played.prediction.answer, played.prediction.usage["limit"]) == ("4", None)
 
 
 def test_a_run_that_needed_no_limit_names_none(play: Play) -> None:

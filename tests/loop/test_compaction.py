@@ -63,7 +63,7 @@ def test_between_foldings_messages_only_grow(play: Play) -> None:
 
 def test_a_window_that_is_not_known_folds_nothing(play: Play) -> None:
     """No call is made that nobody asked for."""
-    replies = [*[block("print('long ' * 1000)")] * 5, block("SUBMIT(answer='a')")]
+    replies = [*(block(f"print('long {n} ' * 1000)") for n in range(5)), block("SUBMIT(answer='a')")]
     assert play(RLM("q -> answer"), replies, q="?").prediction.usage["by_role"].keys() == {"act"}
 
 

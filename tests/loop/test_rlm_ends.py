@@ -20,7 +20,7 @@ ASK = "question -> answer"
 
 def test_the_last_turns_are_counted_down(play: Play) -> None:
     """Three and two turns before the end the model reads how many are left; on the last, that it is the last."""
-    played = play(RLM(ASK, max_iters=5), [block("1")] * 4 + [DONE], question="?")
+    played = play(RLM(ASK, max_iters=5), [*(block(str(n)) for n in range(4)), DONE], question="?")
     last_messages = [messages[-1]["content"] for messages in played.calls]
     assert "turns are left" not in last_messages[1]
     assert "3 turns are left" in last_messages[2]

@@ -59,7 +59,8 @@ class Model:
         if not any(map(begins, messages)):
             return fields(summary="Found: the number is 7.", answer="extracted")
         self.turn += 1
-        return block(self.code if self.turn <= TURNS or not self.submits else "SUBMIT(answer='found')")
+        goes_on = self.turn <= TURNS or not self.submits
+        return block(f"{self.code}  # turn {self.turn}" if goes_on else "SUBMIT(answer='found')")
 
 
 def run(rlm: RLM, server: WindowServer, lm: dict[str, Any] | None = None, **inputs: Any) -> dspy.Prediction:
