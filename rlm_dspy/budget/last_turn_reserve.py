@@ -109,7 +109,8 @@ class Budget:
         self.turns += 1
         self._failures = self._failures + 1 if step.failed else 0
         self._repetitions = self._repetitions + 1 if step.repeats else 0
-        self.next_tokens += tokens_at_most(None, [{"told": step.reasoning + step.code}, {"told": step.output}])
+        told = [{"told": step.reasoning + step.code}, {"told": step.output + advice}]
+        self.next_tokens += tokens_at_most(None, told)
         self._keep(turns=0 if was_last else 1)
         if was_last:
             return step
