@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import importlib.util
 import os
 import threading
@@ -192,8 +193,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self._closing = weakref.finalize(self, _close, session, os.getpid())
 
     def _branch(self, session: Session) -> Self:
-        made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
+        made = copy.copy(self)
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
         made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001 (its own class)

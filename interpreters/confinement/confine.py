@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import kernel, landlock, limits, namespaces, seccomp, syscalls
+from . import landlock, limits, namespaces, seccomp, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -96,9 +96,7 @@ class Confinement:
         if self.layers:
             namespaces.drop_capabilities(self._kept)
         if "landlock" in self.layers:
-            rules = self._rules or _rules(self.readable, scratch)
-            rules.apply()
-            rules.close()
+            (self._rules or _rules(self.readable, scratch)).apply()
         if "limits" in self.layers:
             limits.bind(bounds, processes=processes)
         if "seccomp" in self.layers:
@@ -135,9 +133,7 @@ class Confinement:
             return
         hidden = {os.path.realpath(path) for path in self.hidden}
         shown = [inner for path in self.readable for inner in _beside(os.path.realpath(path), hidden)]
-        common = _rules(shown, self.scratches)
-        common.apply()
-        common.close()
+        _rules(shown, self.scratches).apply()
 
 
 def _rules(readable: Iterable[str], writable: str) -> landlock.Rules:
@@ -166,12 +162,3 @@ def _closed(paths: list[str]) -> str:
         except OSError:
             return path
     return ""
-
-
-def adopt_orphans() -> None:
-    """Become the parent of the children of ended workers, where we have no process 1 of our own.
-
-    Raises:
-        OSError: If the kernel refuses.
-    """
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

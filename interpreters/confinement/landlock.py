@@ -73,14 +73,11 @@ class Rules:
             os.close(fd)
 
     def apply(self) -> None:
-        """Confine the calling thread and its children by these rules, for good.
+        """Confine the calling thread and its children by these rules, for good, and close them here.
 
         Raises:
             OSError: If the kernel refuses.
         """
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.call("landlock_restrict_self", self._fd, 0)
-
-    def close(self) -> None:
-        """Give the rules' descriptor back; what was applied stays."""
         os.close(self._fd)

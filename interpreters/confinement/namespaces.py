@@ -19,7 +19,7 @@ from . import kernel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x02000000, 0x04000000, 0x08000000
+NEWNS, NEWUTS, NEWIPC = 0x20000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 _SHARED = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET
 
@@ -105,11 +105,8 @@ def _unshare_as_itself(flags: int, processes: int) -> None:
     uid, gid = os.geteuid(), os.getegid()  # afterwards they are not mapped, and so read as nobody's
     kernel.unshare(NEWUSER | flags)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        fd = os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=processes)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        with open(os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=processes), "w") as file:  # noqa: PTH123
+            file.write(text)
 
 
 def keep_reading() -> int:

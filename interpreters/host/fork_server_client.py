@@ -312,9 +312,7 @@ def _let_go() -> None:
     """In a forked child of the host: the parent's fork servers are not the child's."""
     global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
     _starting = threading.Lock()
-    for server in _servers.values():
-        server.close()
-    _servers.clear()
+    close_all()
 
 
 atexit.register(close_all)

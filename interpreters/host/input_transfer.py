@@ -135,9 +135,8 @@ class Forms:
         self.fds: list[int] = []
         self.mapped = self.private = 0
         self.shared: list[Shared] = []
+        self.modules, self.stand_in = modules, stand_in
         self._own: list[int] = []
-        self._modules = modules
-        self._stand_in = stand_in
 
     def add(self, name: str, value: Any) -> None:
         """Take a value in.
@@ -177,7 +176,7 @@ class Forms:
     def _pickled(self, value: Any) -> Value:
         stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
         try:
-            _Pickler(stream, self._modules, buffers, self._stand_in).dump(value)
+            _Pickler(stream, buffers, self).dump(value)
         except CannotCross:
             raise
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -247,16 +246,9 @@ def _width(path: Path) -> tuple[int, bool]:
 class _Pickler(pickle.Pickler):
     """Pickles what the worker can rebuild; models and dataclasses of the host's own become dicts."""
 
-    def __init__(
-        self,
-        file: io.BytesIO,
-        modules: frozenset[str],
-        buffers: list[pickle.PickleBuffer],
-        stand_in: StandIn | None,
-    ) -> None:
+    def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], forms: Forms) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
-        self._modules = modules
-        self._stand_in = stand_in
+        self._modules, self._stand_in = forms.modules, forms.stand_in
 
     def reducer_override(self, value: Any) -> Any:
         made = None if self._stand_in is None or self._is_known(type(value)) else self._stand_in(value)

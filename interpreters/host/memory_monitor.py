@@ -15,6 +15,8 @@ from typing import Protocol
 _LOOK_SECONDS = 0.5
 _FRESH_SECONDS = 0.2
 _LARGEST_TREE = 10_000
+_GROUP, USER_TICKS, SYSTEM_TICKS, THREADS = 1, 10, 11, 16
+"""Places in what `stat_of` returns."""
 
 
 class Watched(Protocol):
@@ -98,10 +100,20 @@ def memory_of(pids: list[int], limit: int) -> int:
     return total if total > limit else 0
 
 
+def all_pids() -> list[int]:
+    """Return the processes of the host."""
+    return [int(name) for name in _names("/proc") if name.isdigit()]
+
+
+def stat_of(pid: int) -> list[int]:
+    """Return the numbers behind name and state in `/proc/PID/stat`: the parent first; none if it is gone."""
+    return [int(word) for word in _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1:]]
+
+
 def group_of(pid: int) -> int:
     """Return the process group of a process; 0 if it is gone."""
-    after_name = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(after_name[2]) if after_name else 0
+    counts = stat_of(pid)
+    return counts[_GROUP] if counts else 0
 
 
 def _by_group(root: int) -> dict[int, list[int]]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import re
 from importlib import metadata
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlm_dspy.interpreters.worker.importing import outer_packages
+from rlm_dspy.interpreters.worker.importing import SUFFIXES, outer_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODULE = re.compile(r"(\w+/)*\w+\.[^/]+")
 _EDITABLE = "__editable__"
@@ -93,13 +91,13 @@ def _paths(distribution: metadata.Distribution) -> list[str]:
     if record is not None:
         return [row[0] for row in csv.reader(record.splitlines()) if row]
     tops = (distribution.read_text("top_level.txt") or distribution.metadata["Name"].replace("-", "_")).split()
-    places = (f"{top}{inner}{suffix}" for top in tops for inner in ("/__init__", "") for suffix in _SUFFIXES)
+    places = (f"{top}{inner}{suffix}" for top in tops for inner in ("/__init__", "") for suffix in SUFFIXES)
     return [place for place in places if Path(str(distribution.locate_file(place))).is_file()]
 
 
 def _is_module(path: str) -> bool:
     """Return whether a file can be imported from its place; an editable install's own finder is left out."""
-    return path.endswith(_SUFFIXES) and bool(_MODULE.fullmatch(path)) and not path.startswith(_EDITABLE)
+    return path.endswith(SUFFIXES) and bool(_MODULE.fullmatch(path)) and not path.startswith(_EDITABLE)
 
 
 def _dotted(path: str) -> str:

@@ -8,13 +8,13 @@ import signal
 import socket
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rlm_dspy.interpreters.host.memory_monitor import SYSTEM_TICKS, USER_TICKS, stat_of
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from rlm_dspy.interpreters.host.deadlines import Deadline
 
@@ -59,7 +59,7 @@ class Process:
         return self._sock.fileno()
 
     def send(
-        self, frame: Mapping[str, object], left: Callable[[], float], fds: list[int] | None = None, number: int = 0
+        self, frame: Mapping[str, object], left: Callable[[], float], fds: Sequence[int] = (), number: int = 0
     ) -> None:
         """Send a frame while `left()`, in seconds, is more than 0.
 
@@ -73,17 +73,17 @@ class Process:
         try:
             if self._torn:
                 raise BrokenPipeError("a frame to it was cut off")
-            for packet in wire.packets(payload, number):
-                self._send_packet(packet, wire.rights(fds), left)
-                self._torn, fds = True, None
+            for packet in wire.packets(payload, number, fds):
+                self._send_packet(packet, left)
+                self._torn = True
             self._torn = False
         finally:
             self._sending.release()
 
-    def _send_packet(self, packet: list[bytes], rights: wire.Rights, left: Callable[[], float]) -> None:
+    def _send_packet(self, packet: wire.Packet, left: Callable[[], float]) -> None:
         while True:
             try:
-                self._sock.sendmsg(packet, rights, socket.MSG_DONTWAIT)
+                self._sock.sendmsg(*packet, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 wire.arrives(self._sock.fileno(), _slice(left), select.POLLOUT)
                 _check(left)
@@ -166,10 +166,8 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that its threads have used; 0 if it is gone."""
-        with suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{self.host_pid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / _TICKS
-        return 0.0
+        counts = stat_of(self.host_pid())
+        return (counts[USER_TICKS] + counts[SYSTEM_TICKS]) / _TICKS if counts else 0.0
 
     def close(self) -> None:
         """Release the process: a sleeping copy then ends by itself."""

@@ -8,7 +8,7 @@ import signal
 import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import dspy
 
@@ -32,7 +32,6 @@ _LOOK_SECONDS = 0.5
 """How often the memory and the CPU time of a cell's processes are looked at."""
 _TAKE_SECONDS = 10
 """How long a worker may take to read a cell."""
-_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 
 
 @dataclass(frozen=True)
@@ -263,23 +262,17 @@ class Session(Lineage):
             clock.ask(self._stop)
             self._process.signal(signal.SIGINT)
         if clock.left() <= 0:
-            self._ask_to_stop(clock)
+            if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
+                self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts and was killed")
+            clock.ask()
+            self._process.signal(signal.SIGINT)
         if self._look_again.left() <= 0:
             self._look_again = Deadline(_LOOK_SECONDS)
-            self._look_at_its_use(clock)
-
-    def _look_at_its_use(self, clock: Clock) -> None:
-        clock.worked(self._process.cpu_seconds() + time.thread_time())
-        if taken := self.group.memory_over(self._process):
-            self._recover(
-                f"The cell's processes took {taken >> 20} MB together, more than allowed, and were killed"
-            )
-
-    def _ask_to_stop(self, clock: Clock) -> None:
-        if clock.asked >= 2:  # noqa: PLR2004 (interrupts before the kill)
-            self._recover(f"The cell {clock.reason}, ignored {clock.asked} interrupts and was killed")
-        clock.ask()
-        self._process.signal(signal.SIGINT)
+            clock.worked(self._process.cpu_seconds() + time.thread_time())
+            if taken := self.group.memory_over(self._process):
+                self._recover(
+                    f"The cell's processes took {taken >> 20} MB together, more than allowed, and were killed"
+                )
 
     def _call(self, arrived: Arrived, cell: Cell, clock: Clock) -> None:
         frame, size = arrived
@@ -329,8 +322,8 @@ class Session(Lineage):
         Raises:
             wire.Violation: If it is anything else.
         """
-        kind, values = _KINDS.get(text_of(frame, "kind")), frame.get("values")
-        if frame.get("t") != "done" or frame.get("id") != self._cell or kind is None:
+        kind, values = cast("Kind", frame.get("kind")), frame.get("values")
+        if frame.get("t") != "done" or frame.get("id") != self._cell or kind not in get_args(Kind):
             raise wire.Violation("a frame that is no result of this cell")
         if not isinstance(values, dict):
             raise wire.Violation("a result without values")

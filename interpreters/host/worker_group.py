@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.memory_monitor import group_of, memory_of, tree_of
+from rlm_dspy.interpreters.host.memory_monitor import THREADS, all_pids, group_of, memory_of, stat_of, tree_of
 from rlm_dspy.interpreters.host.process import Process
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class Group:
         """Return the limit where the kernel counts all processes of the user, not the worker's alone."""
         if "namespaces" in self.server.layers:
             return None
-        uid = self.server.uid or os.getuid()
-        return self.limits.max_processes + sum(_threads_of(uid))
+        return self.limits.max_processes + _threads_of(self.server.uid or os.getuid())
 
     def watch(self, process: Process, pid: int) -> None:
         """Get a handle on a copy that has woken.
@@ -173,16 +172,11 @@ class Group:
         if self._users > 1 or not self._host_group:
             return
         for _ in range(3):
-            left = [pid for pid in _in_group(self._host_group) if pid != kept.host_pid()]
+            left = [pid for pid in all_pids() if group_of(pid) == self._host_group and pid != kept.host_pid()]
             for pid in left:
                 _kill_if_in(pid, self._host_group)
             if not left:
                 return
-
-
-def _in_group(group: int) -> list[int]:
-    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [pid for pid in pids if group_of(pid) == group]
 
 
 def _kill_if_in(pid: int, group: int) -> None:
@@ -195,12 +189,10 @@ def _kill_if_in(pid: int, group: int) -> None:
             os.close(handle)
 
 
-def _threads_of(uid: int) -> list[int]:
-    """Return how many threads each process of a user has."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with suppress(OSError, ValueError):
-                if path.stat().st_uid == uid:
-                    found.append(int((path / "stat").read_text().rpartition(")")[2].split()[17]))
-    return found
+def _threads_of(uid: int) -> int:
+    """Return how many threads the processes of a user have."""
+    threads = 0
+    for pid in all_pids():
+        with suppress(OSError, IndexError):
+            threads += stat_of(pid)[THREADS] if Path(f"/proc/{pid}").stat().st_uid == uid else 0
+    return threads

@@ -151,6 +151,10 @@ class Outcome:
 _PARSES = 10
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def _nobody(*_: object, **__: object) -> NoReturn:
     raise EOFError("There is no user to answer input() here. Use the variables and functions of this REPL.")
 
@@ -178,6 +182,8 @@ class Cells:
         self.namespace["__builtins__"] = _cell_builtins()
         self._functions: dict[str, Callable[..., Any]] = {}
         self._hook: Callable[[Mapping[str, Any]], str] | None = None
+        self.packed: Callable[[Any], Any] = _as_it_is
+        """Returns a value as it leaves the session."""
         self._sources: dict[str, tuple[int, None, list[str], str]] = {}
         self._submissions: list[Submit] = []
         """Of the cell that runs. The `SUBMIT` of an earlier cell adds to it too: code may have kept it."""
@@ -218,11 +224,6 @@ class Cells:
         self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
-    def packed(self, value: Any) -> Any:
-        """Return a value as it leaves the session."""
-        pack = getattr(self._hook, "packed", None)
-        return value if pack is None else pack(value)
-
     def close(self) -> None:
         """Take this session's sources out of `linecache`."""
         for filename, entry in self._sources.items():
@@ -233,6 +234,7 @@ class Cells:
         """Call the hook if an earlier cell left one, or take the one that this cell left."""
         if HOOK in self.namespace:
             self._hook = self.namespace.pop(HOOK)
+            self.packed = getattr(self._hook, "packed", _as_it_is)
             return
         with contextlib.suppress(BaseException):  # an interrupt of the cell may come late
             if self._hook is not None and (note := self._hook(self._functions)):

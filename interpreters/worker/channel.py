@@ -17,7 +17,6 @@ from . import encoder, wire
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import FrameType
 
     from .frames import Answer, Order
 
@@ -33,7 +32,7 @@ class Interrupts:
         self._pending = False
         signal.signal(signal.SIGINT, self._arrived)
 
-    def _arrived(self, _number: int, _frame: FrameType | None) -> None:
+    def _arrived(self, *_: object) -> None:
         if self._held:
             self._pending = True
         elif self.in_cell:
@@ -52,8 +51,7 @@ class Interrupts:
             self._held -= 1
         if self._pending and not self._held:
             self._pending = False
-            if self.in_cell:
-                raise KeyboardInterrupt("the cell was interrupted")
+            self._arrived()
 
     def forget(self) -> None:
         """Drop an interrupt that came for a cell that has ended."""

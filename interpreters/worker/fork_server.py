@@ -26,7 +26,6 @@ import random
 import select
 import signal
 import socket
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -54,9 +53,8 @@ _COMMON = [
 
 
 def _tell_failure(sock: socket.socket, error: BaseException) -> None:
-    """Tell the host, from inside an `except`, why this process ends."""
-    told = {"t": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    wire.send(sock, wire.encoded(told))
+    """Tell the host why this process ends."""
+    wire.send(sock, wire.encoded({"t": "failed", "error": f"{type(error).__name__}: {error}"}))
 
 
 class Zygote:
@@ -76,7 +74,7 @@ class Zygote:
         if inside:
             self._go_on_as_process_1()
         else:
-            confine.adopt_orphans()
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # the children of ended workers become ours
         missing = _load(config["preload"], config["search"])
         found = importing.loaded(config["preload"], config["search"], config["installed"])
         self._confinement.readable = sorted({*self._confinement.readable, *found})

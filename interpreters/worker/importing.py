@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
 
-_SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 
 
 class Finder(MetaPathFinder):
@@ -55,7 +55,7 @@ class Finder(MetaPathFinder):
             f"{folder}/{name}{inner}{suffix}"
             for folder in self._standard
             for inner in ("", "/__init__")
-            for suffix in _SUFFIXES
+            for suffix in SUFFIXES
         )
         return next(filter(os.path.isfile, places), None)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    Rights = list[tuple[int, int, array.array[int]]]
+    Packet = tuple[list[bytes], list[tuple[int, int, array.array[int]]]]
 
 PACKET = 120 * 1024
 """Bytes of JSON in one packet at most."""
@@ -87,16 +87,12 @@ def size_of(payload: bytes) -> int:
     return len(payload) + _NODE_BYTES * _nodes(payload)
 
 
-def packets(payload: bytes, number: int = 0) -> Iterator[list[bytes]]:
-    """Yield the packets of an encoded frame, each as its header and its piece."""
+def packets(payload: bytes, number: int = 0, fds: Sequence[int] = ()) -> Iterator[Packet]:
+    """Yield the packets of an encoded frame: header and piece, and with the first what carries the descriptors."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     for start in range(0, len(payload) or 1, PACKET):
         last = start + PACKET >= len(payload)
-        yield [_HEADER.pack(last, number), payload if start == 0 and last else payload[start : start + PACKET]]
-
-
-def rights(fds: Sequence[int] | None) -> Rights:
-    """Return what makes a packet carry descriptors."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        yield [_HEADER.pack(last, number), payload[start : start + PACKET]], rights if start == 0 else []
 
 
 def send(sock: socket.socket, payload: bytes, number: int = 0, fds: Sequence[int] = ()) -> None:
@@ -105,10 +101,8 @@ def send(sock: socket.socket, payload: bytes, number: int = 0, fds: Sequence[int
     Raises:
         OSError: If nobody reads any more.
     """
-    carried = rights(fds)
-    for packet in packets(payload, number):
-        sock.sendmsg(packet, carried)
-        carried = []
+    for packet in packets(payload, number, fds):
+        sock.sendmsg(*packet)
 
 
 class Assembler:

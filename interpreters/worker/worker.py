@@ -91,12 +91,8 @@ class Worker:
         output = Capped(self._max_output_chars)
         try:
             self._furnish(frame, fds)
-        except (StopIteration, OSError, MemoryError) as error:
-            outcome = Outcome("raised", error=_no_room(error))
         except Exception as error:  # noqa: BLE001 (what a class does when it is rebuilt is its own affair)
-            outcome = Outcome(
-                "raised", error=f"A variable cannot be rebuilt here: {type(error).__name__}: {error}"
-            )
+            outcome = Outcome("raised", error=_not_taken(error))
         else:
             taken = True
             sys.stdout = sys.stderr = output
@@ -116,12 +112,11 @@ class Worker:
     def _run(self, frame: frames.Cell, output: Capped) -> Outcome:
         try:
             self._interrupts.in_cell = True
-            outcome = self._cells.run(frame["code"], output, self._tools, frame["fields"])
+            return self._cells.run(frame["code"], output, self._tools, frame["fields"])
         except KeyboardInterrupt:
-            outcome = Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
+            return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:
             self._interrupts.in_cell = False
-        return outcome
 
     @staticmethod
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
@@ -237,10 +232,12 @@ class Worker:
         return self._value(answer["value"], iter(fds))
 
 
-def _no_room(error: Exception) -> str:
+def _not_taken(error: Exception) -> str:
     if isinstance(error, StopIteration):
-        return "OSError: the variables could not be loaded: too many open files; this cell did not run"
-    return f"{type(error).__name__}: the variables could not be loaded ({error}); this cell did not run"
+        error = OSError("too many open files")
+    if isinstance(error, OSError | MemoryError):
+        return f"{type(error).__name__}: the variables could not be loaded ({error}); this cell did not run"
+    return f"A variable cannot be rebuilt here: {type(error).__name__}: {error}"
 
 
 def _error(kind: str, message: str) -> Exception:

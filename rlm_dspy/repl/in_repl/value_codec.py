@@ -55,9 +55,6 @@ class _RlmRecord(dict):
     _rlm_kind, _rlm_name = "prediction", "Prediction"
     __dict__ = property(lambda self: dict(dict.items(self)))
 
-    def __init__(self, /, **fields):
-        super().__init__(fields)
-
     def __getattribute__(self, name):
         if not name.startswith("_") and dict.__contains__(self, name):  # also one that a dict has: items, keys
             return dict.__getitem__(self, name)
@@ -75,11 +72,10 @@ class _RlmRecord(dict):
     def __reduce__(self):
         return _rlm_made, (self._rlm_kind, self._rlm_name, dict(dict.items(self)))
 
-    def _asdict(self):
-        return _rlm_unwrapped(self)
-
     def toDict(self):
         return _rlm_unwrapped(self)
+
+    _asdict = toDict
 
     def model_dump(self, *, mode="python", **_):
         return _rlm_plain(self) if mode == "json" else _rlm_unwrapped(self)
@@ -133,15 +129,10 @@ def _rlm_made(kind, name, fields):
     return made(*fields.values()) if kind == "namedtuple" else made(**fields)
 
 
-def _rlm_pairs(self):
-    """Iterate over a model's record as over the model."""
-    return iter([_RlmFieldName(name, value) for name, value in dict.items(self)])
-
-
 def _rlm_record_class(kind, name, fields):
     names = {"_rlm_kind": kind, "_rlm_name": name, "__module__": "__main__"}
     if kind == "model":
-        names["__iter__"] = _rlm_pairs
+        names["__iter__"] = lambda self: iter([_RlmFieldName(*item) for item in dict.items(self)])
     if kind == "dataclass":
         like = _rlm_dataclasses.make_dataclass(name, list(fields))
         names.update(__dataclass_fields__=like.__dataclass_fields__, __match_args__=like.__match_args__)
