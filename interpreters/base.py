@@ -7,7 +7,7 @@ import functools
 import inspect
 import keyword
 import threading
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -16,8 +16,8 @@ from dspy.utils.callback import with_callbacks
 
 from rlm_dspy.concurrency.async_forms import is_async
 from rlm_dspy.concurrency.event_loops import LoopCall
-from rlm_dspy.concurrency.timeouts import in_thread
 from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
+from rlm_dspy.interpreters.host.tool_threads import run_in_crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,12 +96,13 @@ def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda:
     """Call `function` where no event loop runs: here, else in another thread, which Ctrl-C has `stop` end."""
     if running_loop() is None:
         return function()
-    done = in_thread(function, name="rlm-cell")
+    done, context = Future[T](), contextvars.copy_context()
     try:
+        run_in_crew(lambda: context.run(function), done)
         while not done.done():
             wait([done], _LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
     except KeyboardInterrupt:
-        while not done.done():  # a second Ctrl-C leaves code that waits in the system
+        while not (done.cancel() or done.done()):  # a second Ctrl-C leaves code that waits in the system
             stop()
             wait([done], _STOP_AGAIN_SECONDS)
         raise

@@ -20,9 +20,9 @@ from rlm_dspy.interpreters.confinement_policy import (
     missing,
     unsupported,
 )
-from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe
+from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
 from rlm_dspy.interpreters.host.worker_group import Group
-from rlm_dspy.interpreters.python import warm
+from rlm_dspy.interpreters.python import recipe
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
         rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers)))
     usable = [rung for rung in rungs if not rung.failure and not missing(required, frozenset(rung.layers))]
     version = 0 if reason else landlock.version()
-    readable = tuple(warm(confinement=required).readable) if usable else ()
+    readable = tuple(server_for(recipe(confinement=required)).readable) if usable else ()
     return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version, readable)
 
 
@@ -112,26 +112,19 @@ def _system() -> dict[str, str]:
 
 def render(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as text for a terminal."""
+    landlock_version = f"version {diagnosis.landlock}" if diagnosis.landlock else "missing"
     lines = [f"{name}: {value}" for name, value in diagnosis.system.items()]
-    lines += [
-        f"landlock: {f'version {diagnosis.landlock}' if diagnosis.landlock else 'missing'}",
-        "",
-        "Layers:",
-    ]
+    lines += [f"landlock: {landlock_version}", "", "Layers:"]
     for rung in diagnosis.rungs:
         mark = "used" if rung.name == diagnosis.chosen else "no" if rung.failure else "works"
         lines.append(f"  {mark:5} {rung.name}: {' + '.join(rung.layers) or 'none'}")
-        if rung.failure:
-            lines.append(f"        {rung.failure}")
+        lines += [f"        {rung.failure}"] if rung.failure else []
     lines += ["", "Guarantees:"]
     for name, layers in diagnosis.guarantees.items():
-        lines.append(
-            f"  {'holds' if layers else 'NO':5} {name.replace('_', ' ')}{f' ({layers})' if layers else ''}"
-        )
-    lines += [
-        "",
-        f"Values are {'attached without a copy' if diagnosis.zero_copy else 'copied once into each worker'}.",
-    ]
+        mark, by = ("holds", f" ({layers})") if layers else ("NO", "")
+        lines.append(f"  {mark:5} {name.replace('_', ' ')}{by}")
+    how = "attached without a copy" if diagnosis.zero_copy else "copied once into each worker"
+    lines += ["", f"Values are {how}."]
     if diagnosis.readable:
         lines += ["", "Code can read, beside its own scratch folder:"]
     by_folder = groupby(sorted(map(os.path.split, diagnosis.readable)), key=itemgetter(0))

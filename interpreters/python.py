@@ -103,9 +103,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self.stand_in: StandIn | None = None
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._named_preload = preload is not None
-        self._recipe = _recipe(preload, confinement, paths)
+        self._recipe = recipe(preload, confinement, paths)
         self._session: Session | None = None
-        self._owner = os.getpid()
         self._closing: weakref.finalize[Any, Any] | None = None
 
     @property
@@ -190,7 +189,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def _adopt(self, session: Session) -> None:
         self._session = session
-        self._closing = weakref.finalize(self, _close, session, os.getpid())
+        self._closing = weakref.finalize(self, session.close)
 
     def _branch(self, session: Session) -> Self:
         made = copy.copy(self)
@@ -203,12 +202,12 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _live(self) -> Session:
         if not self._started:
             self.start()
-        if self._owner != os.getpid():
+        if self._session is None or self._session.ended:
+            raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
+        if self._session.owner != os.getpid():
             raise dspy.CodeInterpreterError(
                 "This session belongs to the parent process; make a new PythonInterpreter in the forked one."
             )
-        if self._session is None or self._session.ended:
-            raise dspy.CodeInterpreterError("The session was lost; make a new PythonInterpreter.")
         return self._session
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
@@ -226,18 +225,12 @@ class PythonInterpreter(Interpreter, TakesObjects):
             self._closing()
 
 
-def _close(session: Session, owner: int) -> None:
-    if owner == os.getpid():
-        session.close()
-    else:
-        session.let_go()
-
-
-def _recipe(
-    preload: Sequence[str] | None,
-    confinement: ConfinementPolicy | None,
+def recipe(
+    preload: Sequence[str] | None = None,
+    confinement: ConfinementPolicy | None = None,
     paths: Sequence[str | os.PathLike[str]] = (),
 ) -> Recipe:
+    """Return what the fork server of an interpreter with these arguments is made from."""
     if preload is None:
         preload = [name for name in _DEFAULT_PRELOAD if importlib.util.find_spec(name) is not None]
     return Recipe(tuple(preload), tuple(map(os.path.realpath, paths)), confinement or ConfinementPolicy())
@@ -250,8 +243,3 @@ def _bundled(recipe: Recipe) -> frozenset[str]:
         names = [inner.name for inner in Path(path).iterdir()] if Path(path).is_dir() else ZipFile(path).namelist()
         found |= {name.partition("/")[0].partition(".")[0] for name in names}
     return frozenset(found)
-
-
-def warm(preload: Sequence[str] | None = None, confinement: ConfinementPolicy | None = None) -> ForkServer:
-    """Start the fork server now, so that the first interpreter does not wait for it."""
-    return server_for(_recipe(preload, confinement))

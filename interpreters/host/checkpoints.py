@@ -167,6 +167,7 @@ class Lineage:
 
     def __init__(self, group: Group, process: Process, mode: Mode, cell: int, bound: Mapping[str, Any]) -> None:
         self.group = group
+        self.owner = os.getpid()
         self.ended = False
         self._process = process
         self._checkpoints = Checkpoints(mode)
@@ -199,7 +200,15 @@ class Lineage:
             return checkpoint.cell + 1
 
     def close(self) -> None:
-        """End the worker, its copies and what it left running, from any thread, also while a cell runs."""
+        """End the worker, its copies and what it left running, from any thread, also while a cell runs.
+
+        In a forked child of the host: close what it inherited and disturb nothing.
+        """
+        if self.owner != os.getpid():
+            self.ended = True
+            self._process.detach()
+            self._checkpoints.detach()
+            return
         with self._lock:
             if self.ended:
                 return
@@ -245,12 +254,6 @@ class Lineage:
             if not self._released:
                 with suppress(BlockingIOError):
                     os.eventfd_write(self._wake, 1)
-
-    def let_go(self) -> None:
-        """In a forked child of the host: close what it inherited and disturb nothing."""
-        self.ended = True
-        self._process.detach()
-        self._checkpoints.detach()
 
     def _order_copy(self) -> None:
         """Have the worker copy itself, if that is worth it. It says so when it is done; nobody waits for that."""

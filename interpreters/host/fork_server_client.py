@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_INSTALLED = ("site-packages", "dist-packages")
 _STANDARD = ("stdlib", "platstdlib")
 _DATA = ("/usr/lib/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _START_SECONDS = 60
@@ -221,7 +220,6 @@ def _config(recipe: Recipe) -> Config:
         "preload": list(recipe.preload),
         "paths": list(recipe.paths),
         "search": search,
-        "installed": [path for path in search if Path(path).name in _INSTALLED],
         "modules": modules,
         "standard": standard,
         "host": os.getpid(),
@@ -253,8 +251,8 @@ def _shared_libraries() -> list[str]:
 
 def _installed_below(standard: list[str]) -> list[str]:
     """Return the folders of installed packages that may lie within the standard library or the system's."""
-    system = [str(path) for name in _INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
-    return [*system, *(f"{folder}/{name}" for folder in standard for name in _INSTALLED)]
+    system = [str(path) for name in importing.INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
+    return [*system, *(f"{folder}/{name}" for folder in standard for name in importing.INSTALLED)]
 
 
 _servers: dict[Recipe, ForkServer] = {}

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -23,7 +24,6 @@ from rlm_dspy.interpreters.worker.cell import Kind, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
     from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.worker_group import Group
@@ -297,7 +297,9 @@ class Session(Lineage):
                 if was_full:
                     self._awake()
 
-        tool_threads.run_in_crew(lambda: cell.call(name, args, kwargs), answer)
+        done: Future[Any] = Future()
+        done.add_done_callback(answer)
+        tool_threads.run_in_crew(lambda: cell.call(name, args, kwargs), done)
 
     def _answer(self, process: Process, number: int, outcome: Future[Any], clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""

@@ -6,13 +6,13 @@ import os
 import queue
 import sys
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlm_dspy.concurrency.async_forms import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
 
     from rlm_dspy.interpreters.worker.frames import Tool
 
@@ -53,18 +53,20 @@ if sys.platform != "win32":
     os.register_at_fork(after_in_child=_new_crew)
 
 
-def run_in_crew(function: Callable[[], T], answer: Callable[[Future[T]], None]) -> None:
-    """Run a function in a thread; `answer` gets its result or error there, or why no thread can be started."""
-    done: Future[T] = Future()
-    done.add_done_callback(answer)
+def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
+    """Run a function in a thread unless `done` is cancelled first; its result or error is set on `done`.
+
+    So is the RuntimeError if no thread can be started.
+    """
 
     def job() -> None:
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
-            done.set_exception(error)
-        else:
-            done.set_result(result)
+        if done.set_running_or_notify_cancel():
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
+                done.set_exception(error)
+            else:
+                done.set_result(result)
 
     try:
         _crew.run(job)

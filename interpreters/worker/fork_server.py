@@ -76,7 +76,7 @@ class Zygote:
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # the children of ended workers become ours
         missing = _load(config["preload"], config["search"])
-        found = importing.loaded(config["preload"], config["search"], config["installed"])
+        found = importing.loaded(config["preload"], config["search"])
         self._confinement.readable = sorted({*self._confinement.readable, *found})
         sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
         self._importable = importing.tops(set(config["preload"]) - missing.keys(), config["paths"])

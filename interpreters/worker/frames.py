@@ -81,8 +81,6 @@ class Config(TypedDict):
     """Folders and wheels with further modules."""
     search: list[str]
     """The folders where modules are looked for."""
-    installed: list[str]
-    """Those of them that hold nothing but installed packages."""
     modules: dict[str, str]
     """The file of each module that can be imported, by dotted name."""
     standard: list[str]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
 
+INSTALLED = ("site-packages", "dist-packages")
+"""Names of folders that hold nothing but installed packages."""
 SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 
 
@@ -60,7 +62,7 @@ class Finder(MetaPathFinder):
         return next(filter(os.path.isfile, places), None)
 
 
-def loaded(named: Iterable[str], search: Sequence[str], installed: Sequence[str]) -> list[str]:
+def loaded(named: Iterable[str], search: Sequence[str]) -> list[str]:
     """Return the folders and files of the loaded modules that are not of the standard library.
 
     Of a package the whole folder, if it was asked for by name or is installed; else only its loaded files, as it
@@ -69,11 +71,10 @@ def loaded(named: Iterable[str], search: Sequence[str], installed: Sequence[str]
     Args:
         named: The modules that were asked for.
         search: The folders where modules were looked for.
-        installed: Those of them that hold nothing but installed packages.
     """
     tops = {name.partition(".")[0] for name in named}
     standard = sys.stdlib_module_names | {"__main__", __name__.partition(".")[0]}
-    inside = tuple(f"{folder}/" for folder in installed)
+    installed = tuple(f"{folder}/" for folder in search if Path(folder).name in INSTALLED)
     found: dict[str, None] = {}
     for name in list(sys.modules):
         if name.partition(".")[0] in standard:
@@ -82,7 +83,7 @@ def loaded(named: Iterable[str], search: Sequence[str], installed: Sequence[str]
             file = getattr(sys.modules.get(outer), "__file__", None)
             if not file:
                 continue
-            whole = outer.partition(".")[0] in tops or file.startswith(inside)
+            whole = outer.partition(".")[0] in tops or file.startswith(installed)
             place = place_of(file, search) if whole else file
             found[place] = None
             if place != file:
