@@ -41,34 +41,6 @@ if TYPE_CHECKING:
 
     import dspy
 
-__all__ = [
-    "ACTIVE_CALL_ID",
-    "CUSTOM_TYPE_MARK",
-    "BaseCallback",
-    "BootstrapFinetune",
-    "HttpResponse",
-    "InferRules",
-    "Teleprompter",
-    "UsageTracker",
-    "adapter_message_call",
-    "annotation_allows_none",
-    "append_a_rule",
-    "call_scope",
-    "get_annotation_name",
-    "has_async_engine",
-    "input_names",
-    "is_routed",
-    "model_info",
-    "parse_value",
-    "providers_of",
-    "rate",
-    "resolve",
-    "select_backend",
-    "thaw",
-    "value",
-    "with_callbacks",
-]
-
 
 @contextlib.contextmanager
 def call_scope(call_id: str) -> Iterator[None]:

@@ -18,58 +18,23 @@ if TYPE_CHECKING:
 
 _N = r"([\d,]+)"
 _WORDINGS = (
-    # Codes and types.
-    r"context[_ ](?:length|window)[_ ]exceeded",  # OpenAI, Azure, Groq, z.ai
-    r"contextwindowexceeded",  # LiteLLM's proxy
-    r"exceed_context_size_error",  # llama.cpp
-    r"max_prompt_tokens_exceeded",  # GitHub Copilot
-    r"request_too_large",  # Anthropic
-    # Sentences.
-    r"maximum context (?:length|limit)",  # OpenAI, vLLM, SGLang, Mistral, DeepSeek, OpenRouter, Ollama
-    r"exceed\w* (?:the )?(?:model'?s )?max(?:imum)? context",  # Ollama, MLX servers
-    r"context length (?:is|of) only",  # vLLM 0.16, LM Studio
-    r"longer than the (?:model'?s )?(?:maximum )?(?:context|model) length",  # vLLM, SGLang, Together, Ollama
-    r"(?:greater than|exceeds) the (?:maximum )?context length",  # LM Studio, Ollama
-    r"reached context length of",  # LM Studio
-    r"truncate prompt with n_keep",  # LM Studio
-    r"trying to keep the first [\d,]+ tokens",  # LM Studio
-    r"exceeds? the available context size",  # llama.cpp
-    r"larger than the max context size",  # llama.cpp
-    r"context size has been exceeded",  # llama.cpp, LM Studio
-    r"(?:exceeds?|exceeded|surpass\w*) (?:the )?(?:llm |max(?:imum)? )?context window",  # OpenAI, oMLX, Snowflake
-    r"context window exceeds limit",  # MiniMax
-    r"prompt (?:is )?too long",  # Anthropic, Fireworks, Ollama
-    r"prompt exceeds (?:the )?(?:max(?:imum)? )?length",  # z.ai
-    r"exceed context limit",  # Anthropic
-    r"messages\[\d+\]\.content': string too long",  # OpenAI
+    r"context[_ ]?(?:length|window|size|limit)",  # most, in a sentence or as a code
+    r"(?:prompt|input|request)[_ ](?:is )?too[_ ](?:long|large)",  # Anthropic, Bedrock, Fireworks, Ollama
+    r"too many (?:input )?tokens",  # Bedrock, Cohere
+    r"(?:prompt|input|tokens?|length)\b[\w ,()]{0,30} exceed",  # Gemini, SiliconFlow, watsonx, TensorRT-LLM
+    r"exceed\w* (?:the )?(?:model token limit|max(?:imum)? context)",  # Moonshot, Ollama, MLX servers
     r"request exceeds the maximum (?:size|allowed number of bytes)",  # Anthropic
-    r"input is too long for requested model",  # Bedrock
-    r"number of input tokens exceeds maximum length",  # Bedrock
-    r"too many input tokens",  # Bedrock
-    r"too many tokens: ",  # Cohere
-    r"input token count.{0,40}exceeds the maximum number of",  # Gemini
-    r"maximum prompt length is",  # xAI
-    r"reduce the length of (?:the |your )?(?:messages|prompt|input)",  # Groq
-    r"prompt token count of [\d,]+ exceeds the limit",  # GitHub Copilot
-    r"exceeded model token limit",  # Moonshot
+    r"(?:longer|greater) than the (?:model'?s )?(?:maximum )?model length",  # vLLM
+    r"maximum prompt length is|prompt exceeds (?:the )?(?:max(?:imum)? )?length",  # xAI, z.ai
+    r"reduce the length of (?:the |your )?(?:messages|prompt|input)",  # Groq, vLLM, Azure
+    r"messages\[\d+\]\.content': string too long",  # OpenAI
+    r"max_(?:seq|model)_len|max_prompt_tokens|n_ctx|n_keep",  # TabbyAPI, vLLM, GitHub Copilot, LM Studio
+    r"`inputs` (?:tokens \+ `max_new_tokens` must be|must have less than)",  # TGI
     r"range of input length should be",  # DashScope
-    r"input tokens exceed the configured limit",  # Azure
-    r"`inputs` tokens \+ `max_new_tokens` must be",  # TGI
-    r"`inputs` must have less than",  # TGI
-    r"input tokens \([\d,]+\) has exceeded",  # SiliconFlow
-    r"input tokens [\d,]+ cannot exceed",  # watsonx
-    r"input length \(?[\d,]+(?: tokens)?\)? exceeds",  # SGLang, Volcengine, Poolside
-    r"prompt length \([\d,]+\) exceeds maximum (?:input|sequence) length",  # TensorRT-LLM
-    r"request length [\d,]+.{0,20} is greater than max_seq_len",  # TabbyAPI
-    r"the configured context size is",  # ds4
-    r"context limit is [\d,]+ tokens",  # gateways
-    r"current length is [\d,]+ while limit is",  # Cerebras
-    r"tokens \(?[\d,]+\)? exceed\w* context window",  # llama-cpp-python
     r"max_tokens must be at least 1, got -",  # vLLM: the prompt alone is longer than the window
-    r"cannot be greater than max_model_len",  # vLLM
     r"超长|超过最大长度|超出最大长度",  # Zhipu, Qwen
 )
-"""How servers tell it, each with whose words these are."""
+"""How servers tell it, each with some whose words these are."""
 _TOO_LONG = re.compile("|".join(_WORDINGS), re.IGNORECASE)
 _OTHERS = re.compile(
     r"rate[ _-]?limit|code: 429|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl"

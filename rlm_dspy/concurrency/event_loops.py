@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import copy
+import functools
 import inspect
 import itertools
 import logging
@@ -54,11 +55,12 @@ class LoopCall(Generic[T]):
     def __init__(self, awaitable: Awaitable[T], name: str = "") -> None:
         self._awaitable = awaitable
         self._name = name
-        self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._future: concurrent.futures.Future[Callable[[], T]] = concurrent.futures.Future()
         self._claim = threading.Lock()
         """Held by the loop that runs the awaitable, or by `_cancel` if none ever will."""
-        self._claimed = threading.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._begun = threading.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self._is_over = False
         self._why: Exception | None = None
         self._scope = wait_scope()
 
@@ -79,46 +81,41 @@ class LoopCall(Generic[T]):
             self._scope = wait_scope()
             try:
                 self._start(loop or self._scope.free_loop)
-                return result_within(self._future, seconds)
+                outcome = result_within(self._future, seconds)
             except concurrent.futures.CancelledError:
                 cancelled = concurrent.futures.CancelledError(f"The call of {self._name!r} was cancelled.")
                 raise copy.copy(self._why) or cancelled from None
             finally:
                 self._cancel()
+        return outcome()
 
     def _start(self, loop: Loop | None) -> None:
-        if loop is not None:
-            loop.call_soon_threadsafe(self._begin, loop)
-            return
+        """Begin the call on this loop, else on the first background loop that is not held up by another call."""
         for number in itertools.count():
-            background = background_loop("rlm-tools", number)
-            if background not in self._scope.blocked:
-                background.call_soon_threadsafe(self._begin, background)
-                if self._claimed.wait(_BEGIN_SECONDS):
+            chosen = loop or background_loop("rlm-tools", number)
+            if loop is not None or chosen not in self._scope.blocked:
+                self._future = asyncio.run_coroutine_threadsafe(self._run(chosen), chosen)
+                if self._is_over:  # cancelled meanwhile
+                    self._future.cancel()
+                if loop is not None or self._is_over or self._begun.wait(_BEGIN_SECONDS):
                     return
 
     def _cancel(self, why: Exception | None = None) -> None:
         self._why = self._why or why
-        if not self._future.cancel():  # it has ended
-            return
-        if self._claim.acquire(blocking=False):
-            self._claimed.set()
-            self._close()
-        elif (task := self._task) is not None:
+        self._is_over = True
+        if self._task is not None and not self._future.done():  # before the caller goes on
             with contextlib.suppress(RuntimeError):  # its loop was closed meanwhile
-                task.get_loop().call_soon_threadsafe(task.cancel)
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        self._future.cancel()
+        if self._claim.acquire(blocking=False) and inspect.iscoroutine(self._awaitable):
+            self._awaitable.close()
 
-    def _begin(self, loop: Loop) -> None:
-        """Begin it on this loop, which calls this, unless another loop has or it was cancelled."""
+    async def _run(self, loop: Loop) -> Callable[[], T]:
+        """Return what returns the result or raises the error, unless another loop runs it or it was cancelled."""
         if not self._claim.acquire(blocking=False):
-            return
-        self._task = loop.create_task(self._run(loop))
-        self._claimed.set()
-        if self._future.cancelled():  # before there was a task to cancel
-            self._task.cancel()
-            self._close()
-
-    async def _run(self, loop: Loop) -> None:
+            raise asyncio.CancelledError
+        self._task = asyncio.current_task()
+        self._begun.set()
         stream = self._scope.stream
         streaming = stream is not None and loop is self._scope.loop
         listeners = loop.listeners if isinstance(loop, BackgroundLoop) and self._name else set()
@@ -127,22 +124,13 @@ class LoopCall(Generic[T]):
             with dspy.context(send_stream=stream) if streaming else contextlib.nullcontext():
                 value = await self._awaitable
         except asyncio.CancelledError:
-            self._future.cancel()
             raise
         except BaseException as error:  # noqa: BLE001  # also an exit, which would end the loop for everybody
-            self._settle(self._future.set_exception, self._explained(error))
+            return functools.partial(_raise, self._explained(error))
         else:
-            self._settle(self._future.set_result, value)
+            return lambda: value
         finally:
             listeners.discard(self._stalled)
-
-    def _settle(self, how: Callable[[Any], None], outcome: Any) -> None:
-        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled meanwhile
-            how(outcome)
-
-    def _close(self) -> None:
-        if inspect.iscoroutine(self._awaitable):
-            self._awaitable.close()
 
     def _explained(self, error: BaseException) -> BaseException:
         """Return the error; asyncio's own, about an object of another loop, with the fix."""
@@ -168,6 +156,10 @@ class LoopCall(Generic[T]):
                 "event loop, run there: asyncio.run_coroutine_threadsafe(rlm.acall(...), that_loop).",
                 self._name,
             )
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
 
 
 def result_within(future: concurrent.futures.Future[T], seconds: float | None) -> T:

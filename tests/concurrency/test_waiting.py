@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import multiprocessing
 import signal
@@ -108,7 +107,7 @@ def test_ctrl_c_cancels_the_call_that_the_main_thread_waits_for() -> None:
 
     def interrupt() -> None:
         work.begun.wait(SECONDS)
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     try:
