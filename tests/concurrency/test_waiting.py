@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import multiprocessing
 import signal
@@ -107,8 +108,7 @@ def test_ctrl_c_cancels_the_call_that_the_main_thread_waits_for() -> None:
 
     def interrupt() -> None:
         work.begun.wait(SECONDS)
-        time.sleep(0.2)  # until it waits: CPython 3.11 may lose a signal that arrives while a thread takes the GIL
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        _thread.interrupt_main()
 
     threading.Thread(target=interrupt).start()
     try:
