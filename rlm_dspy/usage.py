@@ -30,15 +30,10 @@ class Usage(BaseModel):
         return self._with(other, -1, None if self.cost is None else self.cost - (other.cost or 0.0))
 
     def _with(self, other: Usage, sign: int, cost: float | None) -> Usage:
-        return Usage(
-            calls=self.calls + sign * other.calls,
-            failures=self.failures + sign * other.failures,
-            cached_calls=self.cached_calls + sign * other.cached_calls,
-            input_tokens=self.input_tokens + sign * other.input_tokens,
-            cached_input_tokens=self.cached_input_tokens + sign * other.cached_input_tokens,
-            output_tokens=self.output_tokens + sign * other.output_tokens,
-            cost=cost,
-        )
+        return Usage(cost=cost, **{name: getattr(self, name) + sign * getattr(other, name) for name in _COUNTS})
+
+
+_COUNTS = [name for name in Usage.model_fields if name != "cost"]
 
 
 class RunUsage(Usage):

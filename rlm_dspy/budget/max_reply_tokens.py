@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dspy.lm15 import Request
 
@@ -29,6 +29,9 @@ _WINDOW_SHARE = 4
 _ALONE = 2
 """A reply that alone is under way may take one part in so many of what is left."""
 
+Prompt: TypeAlias = str | Request | None
+Messages: TypeAlias = list[dict[str, Any]] | None
+
 
 @dataclass(frozen=True)
 class LMCall:
@@ -40,9 +43,14 @@ class LMCall:
         options: The settings of this call, in place of those of the LM.
     """
 
-    prompt: str | Request | None
-    messages: list[dict[str, Any]] | None
+    prompt: Prompt
+    messages: Messages
     options: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `dspy.BaseLM.__call__`."""
+        return {"prompt": self.prompt, "messages": self.messages, **self.options}
 
     def answers(self, lm: dspy.BaseLM) -> int:
         """Return how many answers the call requests."""

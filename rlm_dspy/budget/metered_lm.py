@@ -34,7 +34,7 @@ from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
 from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
-from rlm_dspy.budget.max_reply_tokens import LMCall, reply_limit, room_for_reply
+from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
 from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
@@ -151,31 +151,22 @@ class MeteredCall:
     Args:
         lm: The LM.
         meters: The meters in force, that of the innermost scope first.
-        prompt: What the LM is called with, as in `dspy.BaseLM.__call__`.
-        messages: Likewise.
-        options: Likewise; `request` may be among them.
+        call: What the LM is called with.
 
     Attributes:
         seconds: How long to wait before the next attempt; None once the LM has answered.
         lm: The LM that the request is sent to: it repeats nothing, and its replies fit what the limits leave.
-        call: What that LM is asked.
+        asked: What that LM is asked.
         entries: What DSPy has entered into its history meanwhile.
         keeps_history: Whether DSPy keeps these entries in the history of the LM.
         outputs: What the LM returned, unchanged; None until it has answered.
         reply: What the caller gets.
     """
 
-    def __init__(
-        self,
-        lm: dspy.BaseLM,
-        meters: tuple[Meter, ...],
-        prompt: str | Request | None,
-        messages: list[dict[str, Any]] | None,
-        options: dict[str, Any],
-    ) -> None:
-        if prompt is None and isinstance(options.get("request"), Request):
-            prompt = options.pop("request")
-        call, outer = LMCall(prompt, messages, options), request_under_way.get()
+    def __init__(self, lm: dspy.BaseLM, meters: tuple[Meter, ...], call: LMCall) -> None:
+        if call.prompt is None and isinstance(call.options.get("request"), Request):
+            call = LMCall(call.options.pop("request"), call.messages, call.options)
+        outer = request_under_way.get()
         self._meters = meters
         self._raw = meters[0].raw or (outer is not None and outer._meters[0] is meters[0])  # noqa: SLF001 (its own)
         self._own_lm = lm
@@ -225,10 +216,10 @@ class MeteredCall:
         ledger = self._meters[0].ledger
         if self._own_lm.model in ledger.without_system_role:
             self._own_call = self._own_call.without_system_role()
-        self.lm, self.call, changes = self._own_lm, self._own_call, {}
+        self.lm, self.asked, changes = self._own_lm, self._own_call, {}
         if any(meter.ledger.bounded for meter in self._meters) or ledger.windows:
             room = room_for_reply(self.lm, self._meters)
-            self.call, changes = self.call.within(room), reply_limit(self.lm, room)
+            self.asked, changes = self.asked.within(room), reply_limit(self.lm, room)
         if self._repeats():
             changes["num_retries"] = 0
         if changes:
@@ -242,14 +233,14 @@ class MeteredCall:
         for meter in self._meters:
             try:
                 limits = meter.ledger.limits if meter.ledger.bounded else None
-                meter.hold(self, self.lm.model, NOTHING if limits is None else self.call.most(self.lm, limits))
+                meter.hold(self, self.lm.model, NOTHING if limits is None else self.asked.most(self.lm, limits))
             except LimitExceeded as refusal:
                 meter.refusal = refusal
                 for each in holding:
                     each.give_back(self)
                 raise
             holding.append(meter)
-        messages, usage, failed = self.call.messages, RequestUsage(dspy.settings.usage_tracker), True
+        messages, usage, failed = self.asked.messages, RequestUsage(dspy.settings.usage_tracker), True
         token, self.outputs, self.entries = request_under_way.set(self), None, []
         try:
             with (
@@ -348,41 +339,29 @@ def _meter_calls(kind: type[dspy.BaseLM]) -> None:
     call, acall = kind.__call__, kind.acall
 
     @functools.wraps(call)
-    def called(
-        self: dspy.BaseLM,
-        prompt: str | Request | None = None,
-        *,
-        messages: list[dict[str, Any]] | None = None,
-        **options: Any,
-    ) -> Any:
+    def called(self: dspy.BaseLM, prompt: Prompt = None, *, messages: Messages = None, **options: Any) -> Any:
         if not (meters := meters_in_force()):
             return call(self, prompt, messages=messages, **options)
-        made = MeteredCall(self, meters, prompt, messages, options)
+        made = MeteredCall(self, meters, LMCall(prompt, messages, options))
         while (seconds := made.seconds) is not None:
             if seconds:
                 pause(seconds)
             with made.attempt():
-                asked = made.call
-                made.outputs = call(made.lm, asked.prompt, messages=asked.messages, **asked.options)
+                made.outputs = call(made.lm, **made.asked.arguments)
         return made.reply
 
     @functools.wraps(acall)
     async def awaited(
-        self: dspy.BaseLM,
-        prompt: str | Request | None = None,
-        *,
-        messages: list[dict[str, Any]] | None = None,
-        **options: Any,
+        self: dspy.BaseLM, prompt: Prompt = None, *, messages: Messages = None, **options: Any
     ) -> Any:
         if not (meters := meters_in_force()):
             return await acall(self, prompt, messages=messages, **options)
-        made = MeteredCall(self, meters, prompt, messages, options)
+        made = MeteredCall(self, meters, LMCall(prompt, messages, options))
         while (seconds := made.seconds) is not None:
             if seconds:
                 await asyncio.sleep(seconds)
             with made.attempt():
-                asked = made.call
-                made.outputs = await acall(made.lm, asked.prompt, messages=asked.messages, **asked.options)
+                made.outputs = await acall(made.lm, **made.asked.arguments)
         return made.reply
 
     kind.__call__, kind.acall = called, awaited
