@@ -1,17 +1,17 @@
-"""DSPy's inner modules and private attributes, as far as this package needs them (dspy 3.4.1).
+"""Collects the inner modules and private attributes of DSPy that this package needs (dspy 3.4.1).
 
 No other module imports from inside DSPy or touches a private attribute of its objects. What a release below 3.5
-moves or renames is mended here; what it makes public leaves this file.
+moves or renames is adapted here; what it makes public leaves this file.
 
-| name | why the public ones do not do |
+| name | why the public API does not suffice |
 |---|---|
-| `ACTIVE_CALL_ID` | the call that is under way: DSPy tells its callbacks of a call, not of the call around it |
+| `ACTIVE_CALL_ID` | the running call: callbacks get the id of a call, not of its parent |
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
-| `CUSTOM_TYPE_MARK` | what stands for an image in a message; in a text it must not |
+| `CUSTOM_TYPE_MARK` | marks an image in a message; texts must not contain it |
 | `HttpResponse` | where a server's usage is read |
-| `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | mended by subclasses |
-| `adapter_message_call` | says that an adapter made the messages of a call |
-| `annotation_allows_none`, `get_annotation_name`, `parse_value` | reading a type as DSPy's adapters read it |
+| `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | fixed by subclasses |
+| `adapter_message_call` | tells whether an adapter made the messages of a call |
+| `annotation_allows_none`, `get_annotation_name`, `parse_value` | parse types as DSPy's adapters do |
 | `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
 """
 
@@ -54,12 +54,12 @@ def call_scope(call_id: str) -> Iterator[None]:
 
 
 def providers_of(lm: dspy.BaseLM) -> tuple[Any, ...]:
-    """Return the providers that an LM was given; empty for those that DSPy knows."""
+    """Return the custom providers of an LM; empty if it has none."""
     return tuple(getattr(lm, "_providers", ()))
 
 
 def is_routed(model: str, model_type: str, providers: tuple[Any, ...]) -> bool:
-    """Return whether DSPy knows whose model this is, without asking it."""
+    """Return whether DSPy knows the provider of this model, without a request."""
     try:
         resolve(SimpleNamespace(model=model, model_type=model_type, _providers=providers))
     except Exception:  # noqa: BLE001 (DSPy and its providers raise many kinds)
@@ -73,7 +73,7 @@ def has_async_engine(lm: dspy.BaseLM) -> bool:
 
 
 def input_names(example: dspy.Example) -> set[str] | None:
-    """Return the names of an example's inputs; None if it does not say which they are."""
+    """Return the names of an example's inputs; None if they are not set."""
     found: set[str] | None = getattr(example, "_input_keys", None)
     return found
 

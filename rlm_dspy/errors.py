@@ -1,26 +1,26 @@
 """Defines the exceptions of this package, and says who should handle each.
 
-RLMError                     base of ours
+RLMError                     base class of this package's errors
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
 │   └── UnknownPrice         the caller: the cost is limited, but not known
-├── Unanswered               the model (inside the REPL): a sub-call gave no answer; ask about less
-├── ReplyCut                 the model: its reply was cut short; `partial` is what there is of it
-├── InvalidInputs            the caller: an input is missing, unknown, or of no use
+├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
+├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
+├── InvalidInputs            the caller: an input is missing, unknown or invalid
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
-│   └── ModelNotPulled       the operator: the model is one that can be downloaded, and was not (`models`)
+│   └── ModelNotPulled       the operator: the model must be downloaded first (`models`)
 ├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
-├── ModelUnreachable         the operator: the model's server does not answer as it should (`models`)
+├── ModelUnreachable         the operator: the model's server does not respond correctly (`models`)
 └── UsageError               the caller of the command line (`task`)
 
-From DSPy, with the meaning they have there:
+From DSPy, with DSPy's meaning:
 
 SyntaxError                  the model: its code does not parse
 dspy.CodeExecutionError      the model: its code raised
 dspy.CodeInterpreterError    the run: the interpreter is gone; a caller sees it only if none can be started
 dspy.LMError                 the caller: no answer from the model after its retries
 
-Whatever reaches the caller out of a run carries the steps taken so far (see `carry`).
+Every error that leaves a run carries the steps taken so far (see `carry`).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class ReplyCut(RLMError):  # noqa: N818
     """A reply was truncated: it reached `max_tokens`, or the provider stopped it.
 
     Attributes:
-        why: What happened to the reply, e.g. "was cut after 512 tokens".
-        partial: What there is of it, without the thinking before it.
+        why: What happened to the reply, e.g. "was cut off after 512 tokens".
+        partial: The received part of the reply, without the thinking before it.
     """
 
     def __init__(self, why: str, partial: str) -> None:
@@ -82,8 +82,8 @@ def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[st
     """Attach the trajectory and usage so far to an error that leaves a run: `error.trajectory`, `error.usage`.
 
     Args:
-        error: The error on its way to the caller. Its type stays what it is.
-        trajectory: One dict a step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
+        error: The error that leaves the run. Its type is unchanged.
+        trajectory: One dict per step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
         usage: What was spent, as in `Prediction.usage`.
     """
     error.trajectory = trajectory  # type: ignore[attr-defined]

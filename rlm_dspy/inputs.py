@@ -30,15 +30,15 @@ _SHORT = ShortRepr(_HEAD_CHARS)
 class Text:
     """A long text that stays short wherever it is shown: in reprs, saved examples, logs and prompts.
 
-    In the REPL it is a plain `str`. It is accepted by any input field, annotated `str` or `Text`.
+    In the REPL it is a plain `str`. Any input field annotated `str` or `Text` accepts it.
 
     Attributes:
         path: The file it stands for, or None if it was given as a `str`.
         encoding: How the file is read; `utf-8`.
 
     Raises:
-        FileNotFoundError: By `Text.open`, if there is no such file.
-        UnicodeDecodeError: By `str(text)`, if the file is not UTF-8.
+        FileNotFoundError: From `Text.open`, if the file does not exist.
+        UnicodeDecodeError: From `str(text)`, if the file is not UTF-8.
     """
 
     encoding = "utf-8"
@@ -91,7 +91,7 @@ class Text:
         return hash(str(self))
 
     def __repr__(self) -> str:
-        """Return a line that names the text and its size, never the text. A large file is not read for it."""
+        """Return one line with the name and size of the text, never the whole text. A large file is not read."""
         if self._value is None and self.path and (size := self.path.stat().st_size) > _READ_WHOLE_BYTES:
             with self.path.open("rb") as file:
                 head = file.read(_HEAD_CHARS).decode(errors="ignore")
@@ -115,11 +115,11 @@ class Text:
 
 
 class Record(dict[str, Any]):
-    """The fields of an object of the REPL, or of one that stood there for an object of the host's.
+    """The fields of an object from the REPL, or of the REPL's stand-in for a host object.
 
     Attributes:
         name: The name of its class.
-        kind: What it is: `model`, `dataclass` or `prediction`.
+        kind: `model`, `dataclass` or `prediction`.
     """
 
     def __init__(self, kind: str, name: str, fields: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Record(dict[str, Any]):
 
 
 class Row(tuple[Any, ...]):  # noqa: SLOT001 (it has a name and fields)
-    """The values of a namedtuple of the REPL, in order.
+    """The values of a namedtuple from the REPL, in order.
 
     Attributes:
         name: The name of its class.
@@ -162,7 +162,7 @@ def plain(value: Any, *, depth: int = 4) -> Any:
 
     Args:
         value: The input.
-        depth: How many lists and dicts inside one another are looked into.
+        depth: How many levels of lists and dicts are searched.
     """
     if isinstance(value, Text):
         return str(value)
@@ -188,9 +188,9 @@ class Variable(BaseModel):
     value: str
     """The value if it is short; else its size, its beginning and its end."""
     long: bool = False
-    """Whether it is a text of which only the ends are shown."""
+    """Whether only the beginning and end of the text are shown."""
     media: bool = False
-    """Whether the REPL has only the name of it."""
+    """Whether the REPL holds only a handle of it."""
     note: str = ""
     """The field's description and constraints."""
 
@@ -204,12 +204,12 @@ class Variable(BaseModel):
 def describe(name: str, value: Any, note: str = "") -> Variable:
     """Describe a variable to the model.
 
-    Short values are shown whole; of long ones the type, the size, the beginning and the end.
+    Short values are shown whole; long ones as type, size, beginning and end.
 
     Args:
         name: The variable's name in the REPL.
         value: Its value.
-        note: What else to say of it.
+        note: A further note on it.
     """
     if isinstance(value, Text) and value.path and value.path.stat().st_size > _READ_WHOLE_BYTES:
         return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
@@ -229,7 +229,7 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
 
 
 def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
-    """Return one line on an image, a sound or a file: its type and size, or where it is."""
+    """Describe an image, a sound or a file in one line: its type and size, or its address."""
     if isinstance(media, dspy.Image):
         data, told = media.url, ""
     elif isinstance(media, dspy.Audio):
@@ -242,7 +242,7 @@ def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
 
 
 def _large_file(path: Path) -> str:
-    """Return size, beginning and end of a file that is not read whole for this."""
+    """Return size, beginning and end of a file without reading all of it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_HEAD_CHARS * 4).decode(errors="ignore")[:_HEAD_CHARS]
@@ -258,10 +258,10 @@ def _sized(text: str) -> str:
 
 
 def _readable(value: Any) -> str:
-    """Return a repr that is short however much the value holds."""
+    """Return a repr that is short for any size of value."""
     try:
         return repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value)
-    except ValueError as error:  # an int of more digits than Python writes out
+    except ValueError as error:  # an int with more digits than Python prints
         return f"({error})"
 
 
@@ -277,4 +277,4 @@ def _shorten(text: str, head: int, tail: int) -> str:
 
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
-"""What a REPL has only the name of: the model that is asked about it gets the thing itself."""
+"""Types that the REPL holds as handles; a model that is asked about one gets the content."""

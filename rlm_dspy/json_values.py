@@ -1,6 +1,6 @@
 """Converts values to JSON at any depth, and reads and appends JSON Lines files.
 
-Pydantic writes values down to about 250 levels; JSON and its readers take more.
+Pydantic serializes about 250 levels; JSON and its parsers take more.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_DEPTH = 450
-"""How deep an answer may be nested. From 490 levels on the confined worker, JSON and `repr` give up."""
+"""How deep an answer may be nested. The confined worker, JSON and `repr` fail from 490 levels on."""
 _LEFT_OUT = "..."
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value in a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
+    """Convert a value to a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
 
-    What lies more than `MAX_DEPTH` levels deep, or inside itself, becomes `"..."`.
+    Values more than `MAX_DEPTH` levels deep, or inside themselves, become `"..."`.
     """
     try:
         plain = to_jsonable_python(value, fallback=repr)
@@ -38,11 +38,11 @@ def jsonable(value: Any) -> Any:
 
 
 def _level_by_level(value: Any, above: set[int]) -> Any:
-    """Return a value as JSON-like data, with one Python call for each level.
+    """Return a value as JSON-like data, recursing once per level.
 
     Args:
         value: Any value.
-        above: The ids of the values that it lies in.
+        above: The ids of the values that contain it.
     """
     parts = parts_of(value)
     if not isinstance(value, _CONTAINERS):
@@ -68,7 +68,7 @@ def _level_by_level(value: Any, above: set[int]) -> Any:
 
 
 def nested_too_deep(value: Any) -> bool:
-    """Return whether a value is nested more than `MAX_DEPTH` levels deep, as one that contains itself is."""
+    """Return whether a value is nested more than `MAX_DEPTH` levels deep, or contains itself."""
     level = {id(value): value}
     for _ in range(MAX_DEPTH):
         below = {}
@@ -100,7 +100,7 @@ def parts_of(value: Any) -> dict[Any, Any] | list[Any] | None:
 class JsonLines:
     """A file with one JSON value on each line; threads and processes may append concurrently.
 
-    A line that a killed process left unfinished is ended before the next one is written; `json_objects` skips it.
+    An unfinished line of a killed process is terminated before the next one is written; `json_objects` skips it.
 
     Args:
         path: The file; it is created if it is missing.
@@ -133,7 +133,7 @@ class JsonLines:
 
 
 def json_objects(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file that are each on one line; skip all other lines.
+    """Yield the JSON objects of a file, one per line; skip all other lines.
 
     Raises:
         OSError: If the file cannot be read.

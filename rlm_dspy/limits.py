@@ -28,8 +28,8 @@ _POSITIVE_OR_NONE = ("max_cost", "max_seconds", "max_cell_seconds")
 class Limits:
     """The limits on what one run and its children may spend. None means no limit.
 
-    A limit that is reached never throws away what was found; the run converges: what is left pays for one last
-    turn, and for reading the answer from the trajectory if there is no SUBMIT in it. `max_cost`,
+    A reached limit never discards findings; the run converges: the rest of the budget pays for one last
+    turn, and for the extraction of the answer from the trajectory if that turn does not SUBMIT. `max_cost`,
     `max_input_tokens` and `max_output_tokens` are never overspent: a request is made only if the most that it can
     use still fits.
 
@@ -38,31 +38,31 @@ class Limits:
     """
 
     max_iters: int = 20
-    """Turns of the root model; at least 1. On the last one the model is told so."""
+    """Turns of the root model; at least 1. The model is told which turn is the last."""
     max_llm_calls: int = 50
     """Model calls made from inside the REPL, failed ones and retries included; 0 allows none.
 
-    Of a `dspy.LM` each request counts, also those that it repeats by itself (its `num_retries`); an LM whose class
-    has a `forward` of its own is counted call by call.
+    Each request of a `dspy.LM` counts, its own retries (`num_retries`) included; an LM whose class
+    overrides `forward` is counted per call.
     """
     max_output_chars: int = 10_000
     """Characters of one turn's output that the model is shown and the trajectory keeps; at least 100."""
     max_concurrency: int = 16
-    """Sub-calls of a run and its children that are under way at once, and children of one batch; at least 1."""
+    """Concurrent sub-calls of a run and its children, and concurrent children of one batch; at least 1."""
     max_depth: int = 1
     """How deep children may be nested: 1 allows children of the root, 0 none."""
     max_input_tokens: int | None = None
-    """Tokens that all model calls together may read, the turns' own included."""
+    """Input tokens of all model calls together, turns included."""
     max_output_tokens: int | None = None
-    """Tokens that all model calls together may write."""
+    """Output tokens of all model calls together."""
     max_cost: float | None = None
-    """USD for all model calls together. Every model must have a price: one that is known, or one in `prices`.
+    """USD for all model calls together. Every model needs a price: a known one, or one in `prices`.
 
-    A model whose replies tell what they cost (OpenRouter, LiteLLM's proxy) needs none once it was called: the
-    most that a request can cost is then reckoned from what its last calls did cost.
+    A model whose replies report their cost (OpenRouter, LiteLLM's proxy) needs none after its first call: the
+    maximum cost of a request is then estimated from its last calls.
     """
     max_seconds: float | None = None
-    """Wall-clock seconds. When they are nearly over, code and sub-calls under way are interrupted."""
+    """Wall-clock seconds. Shortly before the end, running code and sub-calls are interrupted."""
     max_cell_seconds: float | None = None
     """Wall-clock seconds of one turn's code, sub-calls included; None leaves it to the interpreter."""
     max_failures: int | None = None
@@ -72,10 +72,10 @@ class Limits:
     max_context_tokens: int | None = None
     """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has.
 
-    The window is that of the model, as far as it is known, or as a server tells when it refuses a longer request.
+    The window is the model's known one, or the one that a server names when it rejects a longer request.
     """
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
-    """USD per million tokens, read and written, by the LM's `model`; for models whose price is not known."""
+    """USD per million input and output tokens, by the LM's `model`; for models without a known price."""
 
     def __post_init__(self) -> None:
         for name, least in {**_WHOLE, **_WHOLE_OR_NONE}.items():
@@ -96,7 +96,7 @@ class Limits:
 
 
 def _attribute(name: str) -> Any:
-    """Return a property that stands for a field of `self.limits`."""
+    """Return a property that reads and sets a field of `self.limits`."""
 
     def read(self: Limited) -> Any:
         return getattr(self.limits, name)

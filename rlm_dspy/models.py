@@ -36,16 +36,16 @@ _LM_STUDIO = "lm_studio/"
 _LM_STUDIO_BASE = "http://localhost:1234/v1"
 _REQUEST_SECONDS = 5
 _WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max_context_length")
-"""How servers call a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
+"""The names of a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
 
 _EMBEDDED_REPLY_TOKENS = 450
-"""A block of code is shorter; a small model that has lost the thread goes on to the limit."""
+"""A code block is shorter; a small model that loses the thread writes up to the limit."""
 _CHARS_PER_TOKEN = 3
 _TOKENS_PER_TURN = 2_048
 
 
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
-    """The model's server does not answer as it should; the operator starts or repairs it."""
+    """The model's server does not respond correctly; the operator starts or repairs it."""
 
 
 class ModelNotPulled(UnknownModel):
@@ -78,13 +78,13 @@ def choose_model(
             that `rlm-dspy models` lists, the path of a `.gguf` file, or `"embedded"` for the best downloaded one.
         pull: Download a model of the catalogue that was not downloaded yet. Where none is named and none was
             downloaded, that is SmolLM2-135M (98 MB).
-        announce: Called with one line if the model was not named but found, and with each step of a download.
+        announce: Called with one line when a default model is chosen, and with each step of a download.
 
     Raises:
-        UnknownModel: If no such model can be had; the message names the fix. A `ModelNotPulled` if it could be
+        UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
-        PullFailed: If it was to be downloaded, and could not.
-        ModelUnreachable: If LM Studio was to be asked and does not answer.
+        PullFailed: If the download failed.
+        ModelUnreachable: If LM Studio does not respond.
     """
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
@@ -111,13 +111,15 @@ def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
 
     Args:
         lm: Any DSPy LM.
-        given: Fields of `Limits` that are decided already; None leaves one open.
+        given: Fields of `Limits` that are already set; None leaves one open.
     """
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
     name = str(getattr(lm, "model", ""))
     if name == f"{EMBEDDED}/{DEFAULT.lm_name}":
-        usual = replace(usual, max_llm_calls=0)  # measured: naming sub-calls to so small a model leads it astray
+        usual = replace(
+            usual, max_llm_calls=0
+        )  # measured: such a small model does worse if it is told of sub-calls
     if name.startswith(f"{EMBEDDED}/") and "max_cost" in chosen:
         chosen = {"prices": {name: (0.0, 0.0)}, **chosen}  # it runs here
     if window is None:
@@ -146,7 +148,10 @@ def _of_a_provider(model: str) -> dspy.LM:
     if not select_backend(lm).native:
         import litellm  # noqa: PLC0415 (takes seconds, and most models do without it)
 
-        talks, litellm.suppress_debug_info = litellm.suppress_debug_info, True  # else it prints an advertisement
+        talks, litellm.suppress_debug_info = (
+            litellm.suppress_debug_info,
+            True,
+        )  # otherwise it prints an advertisement
         try:
             litellm.get_llm_provider(model)
         except litellm.BadRequestError as error:
@@ -161,7 +166,7 @@ def _of_a_provider(model: str) -> dspy.LM:
 
 
 def _downloaded(entry: CatalogueModel | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
-    """Return the LM of a model of the catalogue; None is the best that was downloaded."""
+    """Return the LM of a catalogue model; None is the best downloaded one."""
     entry = entry or best_cached() or DEFAULT
     if cached_file(entry) is None and find_spec("xllamacpp") is not None:
         if not pull:
@@ -183,9 +188,9 @@ def _embedded(model: str | Path) -> dspy.LM:
 
 
 def _lm_studio(name: str | None, base: str) -> dspy.LM:
-    """Return the LM of an OpenAI-compatible server, which must answer now, not after the first retries."""
+    """Return the LM of an OpenAI-compatible server; fail now if it does not respond, not after retries."""
     base = base.rstrip("/")
-    key = os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # it asks for one only if told to
+    key = os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # it requires a key only if configured
     models = {entry["id"]: entry for entry in _models_at(base, key)}
     chat = [model for model in models if "embed" not in model.lower()]
     name = name or next(iter(chat), None)
@@ -227,6 +232,6 @@ def _models_at(base: str, key: str) -> list[dict[str, Any]]:
 
 
 def _window(entry: Mapping[str, Any]) -> int | None:
-    """Return the window that a server's list of models tells, if it tells one."""
+    """Return the window that a server's list of models names, if any."""
     told = [entry.get(key) for key in _WINDOW_KEYS] + [(entry.get("meta") or {}).get("n_ctx_train")]
     return next((value for value in told if isinstance(value, int) and value > 0), None)

@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlm_dspy.text import LEFT_OUT
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -25,12 +23,12 @@ _CREDENTIALS = re.compile(
     r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)",
     re.IGNORECASE,
 )
-"""What looks like a key wherever it stands: behind `Bearer`, with the prefix of a provider, in an address."""
+"""What looks like a key anywhere: after `Bearer`, with a provider's prefix, in an address."""
 _MIN_CHARS = 10
-"""Shorter ones are stand-ins for a key that no server asks for, and words of the text as well."""
+"""Shorter values are placeholders for keys that no server requires, and may be ordinary words."""
 _MIN_LEFT = 6
-"""Of a secret that was cut through, fewer characters are left to see."""
-_LEFT_OUT = re.compile(rf"{LEFT_OUT.pattern}|['\"]? ?\.\.\. ?['\"]?")
+"""Fewer characters of a truncated secret may stay visible."""
+_LEFT_OUT = re.compile(r"['\"]?\s?\.\.\.\s?['\"]?")
 
 
 def names_secret(name: str) -> bool:
@@ -62,14 +60,14 @@ def safe_message(error: BaseException, *lms: Any) -> str:
     """Return an error's message for code that must not know the host's secrets.
 
     Args:
-        error: What was raised: by a model's server or by a tool, which may quote a request with its headers.
-        lms: The LMs whose secrets are known.
+        error: The error of a model's server or of a tool; it may quote a request with its headers.
+        lms: The LMs whose secrets to redact.
     """
     return without_credentials(str(error), *lms)
 
 
 def without_credentials(text: str, *lms: Any) -> str:
-    """Redact the secrets of the environment and of some LMs, and what looks like a key, in a text."""
+    """Redact in a text the secrets of the environment and of some LMs, and what looks like a key."""
     secrets = secrets_of_environment().union(*map(secrets_of, lms))
     return _CREDENTIALS.sub(HIDDEN, hidden(text, secrets))
 
@@ -99,14 +97,14 @@ def in_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
-    """Replace each secret in a text, also one that was cut through, by `***`."""
+    """Replace each secret in a text, also a truncated one, by `***`."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return without_cut(text, secrets) if "..." in text else text
 
 
 def without_cut(text: str, secrets: Iterable[str]) -> str:
-    """Return a text with `***` for what is left of a secret that was cut through: where something was left out."""
+    """Replace the rest of a truncated secret by `***`, wherever `...` marks an omission."""
     edges = [(match.start(), match.end()) for match in _LEFT_OUT.finditer(text)]
     edges = [(0, 0), *edges, (len(text), len(text))]
     pieces = [text[end:start] for (_, end), (start, _) in itertools.pairwise(edges)]
@@ -117,7 +115,7 @@ def without_cut(text: str, secrets: Iterable[str]) -> str:
 
 
 def _without_ends(piece: str, secrets: list[str]) -> str:
-    """Return a piece of a text that begins with the end of no secret, and ends with the beginning of none."""
+    """Remove the end of a secret at the start of a piece, and the beginning of one at its end."""
     begun = max((_shared(piece, secret, -1) for secret in secrets), default=0)
     ended = max((_shared(piece, secret, 1) for secret in secrets), default=0)
     piece = HIDDEN + piece[begun:] if begun else piece
@@ -125,7 +123,7 @@ def _without_ends(piece: str, secrets: list[str]) -> str:
 
 
 def _shared(piece: str, secret: str, way: int) -> int:
-    """Return how much of a secret's end (way -1) a piece begins with, or of its beginning (1) it ends with."""
+    """Return how many characters of a secret's end (way -1) start a piece, or of its beginning (1) end it."""
     for length in range(min(len(secret) - 1, len(piece)), _MIN_LEFT - 1, -1):
         if piece.startswith(secret[-length:]) if way < 0 else piece.endswith(secret[:length]):
             return length
@@ -133,13 +131,13 @@ def _shared(piece: str, secret: str, way: int) -> int:
 
 
 def _parts(secret: str) -> list[str]:
-    """Return a secret, and what is left of it without a scheme as in `Bearer ...`, in all their forms."""
+    """Return a secret with and without a scheme such as `Bearer`, in all forms."""
     parts = [part for part in (secret, *secret.split()[1:]) if len(part) >= _MIN_CHARS]
     return list(dict.fromkeys(form for part in parts for form in _forms(part)))
 
 
 def _forms(secret: str) -> tuple[str, ...]:
-    """Return a secret as texts hold it: as it is, in JSON, in Python's notation, in HTML."""
+    """Return a secret as it may appear in texts: unchanged, in JSON, as a Python literal, in HTML."""
     in_json = json.dumps(secret, ensure_ascii=False)[1:-1], json.dumps(secret)[1:-1]
     return secret, *in_json, repr(secret)[1:-1], html.escape(secret), html.escape(in_json[0])
 

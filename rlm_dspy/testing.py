@@ -1,6 +1,6 @@
 """Provides `ScriptedLM`, a fake LM that plays back replies, for tests of programs that contain an RLM.
 
-For the other side of a run see `rlm_dspy.interpreters.ScriptedInterpreter`.
+`rlm_dspy.interpreters.ScriptedInterpreter` is the fake interpreter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROLES = {"act", "query", "extract", "fold", "run", ""}
 
 
 class CutReply(str):
-    """The text of a reply that `max_tokens` truncates: its finish reason is `length`."""
+    """The text of a reply that `max_tokens` truncates; its finish reason is `length`."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ Script = list[Reply] | Callable[[Messages], Reply]
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    """Return the threads in which functions make replies that are awaited."""
+    """Return the threads in which functions make awaited replies."""
     return ThreadPoolExecutor(256, thread_name_prefix="scripted-lm")
 
 
@@ -49,14 +49,14 @@ class ScriptedEngine:
     """Plays back replies in order, from any number of threads.
 
     Attributes:
-        replies: The replies still to come, for calls in a role without a script of its own.
-        by_role: The replies still to come in each role: `act`, `child.act`, `query`, `extract`, `fold`, the name
+        replies: The remaining replies, for calls in a role without its own script.
+        by_role: The remaining replies of each role: `act`, `child.act`, `query`, `extract`, `fold`, the name
             of a sub, or `subs` for all other subs.
         calls: The messages of each call so far, as dicts with `role` and `content`.
         roles: Who made each of them: `act`, `child.act`, `query`, `extract`, `fold`, a sub's name or `ad_hoc`;
             empty outside of a run.
         seconds: How long each reply takes.
-        most_at_once: The largest number of calls that were under way together.
+        most_at_once: The largest number of concurrent calls.
     """
 
     replies: Script
@@ -78,7 +78,7 @@ class ScriptedEngine:
             self._leave()
 
     async def complete_async(self, request: Request) -> Response:
-        """Return the next reply without holding up the event loop."""
+        """Return the next reply without blocking the event loop."""
         messages = self._enter(request)
         try:
             await asyncio.sleep(self.seconds)
@@ -132,7 +132,7 @@ class ScriptedEngine:
             return script.pop(0)
 
     def _script(self, asks: str) -> Script:
-        """Return the replies of a role: its own, else those of its kind, else those of all others."""
+        """Return the replies for a role: its own, else those of its kind, else the common ones."""
         name = asks.removeprefix("child.")
         kinds = () if name in _ROLES else ("subs",)
         return next((self.by_role[key] for key in (asks, name, *kinds) if key in self.by_role), self.replies)
@@ -143,17 +143,17 @@ def _script(replies: Replies) -> Script:
 
 
 class ScriptedLM(PythonLM):
-    r"""A `dspy.LM` that plays back replies. Nothing is cached; copies share the script.
+    r"""A `dspy.LM` that plays back replies. It caches nothing; copies share the script.
 
     Args:
         replies: The replies in order, or one function of the messages that answers every call. They serve every
-            call in a role that is given no replies of its own.
+            role without its own replies.
         act: The replies of turns.
-        child: The replies of the turns of child RLMs; None: they take those of `act`.
+        child: The replies for turns of child RLMs; by default those of `act`.
         query: The replies to `llm_query`.
         subs: The replies to all other sub-calls, or a dict of them by the name of the sub.
         extract: The replies to the extraction, which reads an answer from the trajectory.
-        fold: The replies to the folding of older turns.
+        fold: The replies to the summary of older turns.
         seconds: How long each reply takes.
 
     Example:

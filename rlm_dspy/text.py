@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import Any
 
 _CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and newline: they start a terminal's commands
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls other than tab and newline: they start terminal commands
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u206a-\u206f"  # change the direction of text
-    "\u2028\u2029\ufff9-\ufffb\U000e0000-\U000e007f]"  # other line ends, annotations and tags, which are invisible
+    "\u2028\u2029\ufff9-\ufffb\U000e0000-\U000e007f]"  # other line ends, and invisible annotations and tags
 )
 
 
 def printable(text: str) -> str:
-    """Escape the characters that could control a terminal, or disguise what a text says."""
+    """Escape characters that could control a terminal or disguise a text."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def print_to_stderr(line: str) -> None:
-    """Print a line where it does not mix with a program's output."""
+    """Print a line to standard error."""
     print(line, file=sys.stderr)  # noqa: T201 (this is what it is for)
 
 
 def logger(name: str = "dspy.rlm_dspy") -> logging.Logger:
-    """Return a child of DSPy's logger, whose handler shows INFO, for messages that quote models and data."""
+    """Return a child of DSPy's logger, which shows INFO, for messages that quote models and data."""
     found = logging.getLogger(name)
     found.addFilter(print_safely)
     return found
@@ -59,21 +59,21 @@ def seconds(value: float) -> str:
 
 
 def price(value: float | None) -> str:
-    """Return USD, of less than a cent with five decimals; `unknown` for None."""
+    """Format USD, with five decimals below a cent; `unknown` for None."""
     if value is None:
         return "unknown"
     return f"${value:.2f}" if value >= 0.01 or value == 0 else f"${value:.5f}"  # noqa: PLR2004  # a cent
 
 
 def share(value: float) -> str:
-    """Return percent; a share that is neither nothing nor all is never rounded to that."""
+    """Format a share as percent; only 0 and 1 are shown as 0 % and 100 %."""
     if 0 < value < 0.001:  # noqa: PLR2004  # would be 0.0 %
         return "< 0.1 %"
     percent = value * 100
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
 
 
-_NOTE_CHARS = 60  # room for the note that `clip` puts between head and tail
+_NOTE_CHARS = 60  # room for the note between head and tail
 
 
 def sendable(text: str) -> str:
@@ -125,17 +125,13 @@ def clip(text: str, max_chars: int) -> str:
     return with_note(text[:head], len(text) - head - tail, text[len(text) - tail :])
 
 
-LEFT_OUT = re.compile(r"\n?\.\.\. \[[\d,]+ characters left out\] \.\.\.\n?")
-"""The note of `with_note`, and that of an interpreter."""
-
-
 def with_note(head: str, left_out: int, tail: str) -> str:
     """Return the two ends of a text with a note of how many characters between them are left out."""
     return f"{head}\n... [{left_out:,} characters left out] ...\n{tail}"
 
 
 def fitted(texts: list[str], chars: int) -> list[str]:
-    """Cut the longest of some texts, so that all together have about `chars` characters."""
+    """Cut the longest texts so that all together have about `chars` characters."""
     left = chars
     for rank, length in enumerate(sorted(map(len, texts))):
         each = max(0, left // (len(texts) - rank))
@@ -165,15 +161,15 @@ _DEVICES = Path("/dev")
 def write_whole(text: str, path: str | os.PathLike[str]) -> None:
     """Write a UTF-8 file atomically; lone surrogates become `?`.
 
-    Of a symlink, the target is written. A pipe or a device, such as `/dev/stdout`, is written to directly.
+    The target of a symlink is written. A pipe or a device, such as `/dev/stdout`, is written directly.
 
     Args:
         text: The content.
         path: The file; an existing one is replaced.
 
     Raises:
-        OSError: If the file cannot be written, or is a link that another user put into a folder that everybody may
-            write to. An existing file is unchanged then.
+        OSError: If the file cannot be written, or is a link that another user made in a world-writable
+            folder. An existing file is unchanged then.
     """
     data, target = text.encode("utf-8", "replace"), Path(path)
     if target.exists() and (not target.is_file() or _DEVICES in target.absolute().parents):

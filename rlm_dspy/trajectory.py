@@ -18,24 +18,24 @@ StepKind = Literal[
 - `error`: the code raised, or did not parse.
 - `submitted`: SUBMIT was called and its values fit the signature.
 - `refused`: SUBMIT was called and its values do not fit.
-- `no_code`: the reply held no code, or no reply could be read.
-- `interpreter_lost`: the interpreter died; a fresh one took its place.
-- `killed`: the process died during the turn. Only a run that was read from a log has such a step.
-- `unknown`: nothing tells what came of the turn. Only the last turn of a run that was read from a trace has it.
-- `folded`: no turn, but the account that took the place of those before it in what the model is shown.
+- `no_code`: the reply contained no code, or could not be parsed.
+- `interpreter_lost`: the interpreter died; a new one replaced it.
+- `killed`: the process died during the turn. Only runs read from a log have such a step.
+- `unknown`: the result of the turn is not known. Only the last turn of a run read from a trace has it.
+- `folded`: not a turn, but the summary that replaces the turns before it in the prompt.
 """
 
 Tone = Literal["", "good", "warn", "bad"]
-"""How something is coloured, wherever it is shown."""
+"""The colour in which something is shown."""
 
 
 class Mark(NamedTuple):
-    """How to show a kind of step, or an end of a run.
+    """How a kind of step, or the end of a run, is shown.
 
     Attributes:
         label: A word or two.
         tone: Its colour.
-        failed: Whether the next turn has something to mend.
+        failed: Whether the next turn must fix something.
     """
 
     label: str
@@ -57,48 +57,48 @@ KINDS: dict[StepKind, Mark] = {
 """How each kind of step is shown."""
 
 Span = tuple[str, int, int]
-"""A part of an input: its name, where it begins and where it ends, in characters."""
+"""A part of an input: the input's name, start and end offset in characters."""
 
 CallKind = Literal["query", "sub", "ad_hoc", "child"]
 """What was called: `llm_query`, a declared sub, a module written in the REPL, or a child RLM."""
 
 
 class SubCall(BaseModel):
-    """One sub-call that the code of a turn made, with what it was given and what it answered, in short forms."""
+    """One sub-call of a turn's code, with its inputs and its answer in short form."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    """`query`, the name of a sub, `rlm`, or of an ad-hoc call its class and signature."""
+    """`query`, the name of a sub, `rlm`, or the class and signature of an ad-hoc call."""
     kind: CallKind
     number: int = 0
-    """Its number in the run, in the order that sub-calls were asked for; the first is 1."""
+    """Its number in the run, in the order of the calls; the first is 1."""
     batch: int = 1
-    """Calls of one turn that were asked together have the same number; the first is 1."""
+    """The number of its batch in the turn; the first is 1."""
     inputs: dict[str, str] = Field(default_factory=dict)
     output: str = ""
-    """Empty if it failed, but for what there is of a reply that was cut."""
+    """Empty if it failed; of a truncated reply, the received part."""
     answer: str = ""
-    """The whole answer as JSON, as code got it, if `output` does not tell it exactly; empty if it is very long."""
+    """The whole answer as JSON, if `output` is not exact; empty if it is very long."""
     truncated: bool = False
-    """Whether `output` is a short form and the whole answer, too long to be kept, is not in `answer`."""
+    """Whether `output` is a short form and `answer` does not hold the whole, because it is too long."""
     error: str = ""
     """Why it failed; empty if it did not."""
     error_type: str = ""
     """The class of the error; empty if it did not fail."""
     refused: bool = False
-    """Whether the call that it belongs to was refused as a whole: code got an exception in place of answers."""
+    """Whether its whole batch was refused: code got an exception instead of answers."""
     cached: bool = False
-    """Whether an earlier sub-call had answered the same: nothing was asked."""
+    """Whether the answer came from an earlier identical sub-call."""
     attempts: int = 1
-    """How often a model was asked until its answer fitted the types."""
+    """How many requests it took until the answer fit the types."""
     started: float = 0.0
     """Seconds since the root run began."""
     seconds: float = 0.0
     spent: Usage = Usage()
     """What it used."""
     sent: tuple[Span, ...] = ()
-    """The parts of the run's inputs that it was handed; empty unless coverage is watched."""
+    """The parts of the run's inputs that it received; empty unless coverage is watched."""
     stop: str = ""
     """Why a child ended."""
     steps: tuple[Step, ...] = ()
@@ -106,17 +106,17 @@ class SubCall(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """One call of a tool that the code of a turn made, in short form."""
+    """One tool call of a turn's code, in short form."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     arguments: str = ""
-    """As code would write them, cut."""
+    """As written in code, truncated."""
     result: str = ""
-    """What the tool returned, cut; empty if it raised."""
+    """What the tool returned, truncated; empty if it raised."""
     error_type: str = ""
-    """The class of what it raised; empty if it returned."""
+    """The class of its exception; empty if it returned."""
     started: float = 0.0
     """Seconds since the root run began."""
     seconds: float = 0.0
@@ -130,20 +130,20 @@ class Step(BaseModel):
     reasoning: str = ""
     """The model's words around its code."""
     thinking: str = ""
-    """What the model thought before it replied, if that is known, cut; no model is shown it."""
+    """What the model thought before the reply, if known, truncated; not shown to any model."""
     code: str = ""
-    """The Python that was run; empty if the reply held none."""
+    """The Python that was run; empty if the reply contained none."""
     output: str = ""
-    """What the model is shown, cut to `Limits.max_output_chars`."""
+    """What the model is shown, truncated to `Limits.max_output_chars`."""
     kind: StepKind = "output"
     printed: str = ""
-    """What the code printed before it called SUBMIT; empty if it did not, as `output` is what it printed then."""
+    """What the code printed before SUBMIT; empty without SUBMIT, because `output` holds it then."""
     refusals: tuple[str, ...] = ()
-    """Why SUBMIT was refused, field by field."""
+    """Why SUBMIT was refused, one reason per field."""
     repeats: int = 0
     """The number of the earlier turn, from 1, that ran the same code with the same outcome; 0 if none did."""
     notice: str = ""
-    """What the run told the model along with the output: turns left, the last turn."""
+    """The notice that follows the output: turns left, the last turn."""
     seconds: float = 0.0
     """Wall-clock time of the turn: the model's call, the code, its sub-calls."""
     spent: Usage = Usage()
@@ -151,21 +151,21 @@ class Step(BaseModel):
     started: float = 0.0
     """Seconds since the root run began."""
     calls: tuple[SubCall, ...] = ()
-    """The sub-calls that the code made, in the order they were asked for."""
+    """The sub-calls of the code, in call order."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """The calls of tools that the code made, in the order of their ends; the first 100."""
+    """The tool calls of the code, in the order in which they ended; the first 100."""
     tool_calls_left_out: int = 0
-    """How many more there were."""
+    """How many further tool calls there were."""
     read: tuple[Span, ...] = ()
-    """The parts of the inputs that the code read, as far as it tells; empty unless coverage is watched."""
+    """The parts of the inputs that the code read, as far as known; empty unless coverage is watched."""
     shown: tuple[Span, ...] = ()
     """The parts of the inputs that the output shows; empty unless coverage is watched."""
     answer: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
-    """The typed values of an accepted SUBMIT; they stand on the prediction, so no dump holds them again."""
+    """The typed values of an accepted SUBMIT; not dumped, because the prediction holds them."""
 
     @property
     def failed(self) -> bool:
-        """Whether the next turn has something to mend."""
+        """Whether the next turn must fix something."""
         return KINDS[self.kind].failed
 
     @property
@@ -186,7 +186,7 @@ _SHOWN = ("reasoning", "code", "output", "kind", "refusals", "notice")
 
 
 class Trajectory(BaseModel):
-    """The steps of a run so far, as `act` is given them. It does not change; `add` returns a longer one."""
+    """The steps of a run so far: an input of `act`. Immutable; `add` returns a longer one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -197,7 +197,7 @@ class Trajectory(BaseModel):
         return [step.model_dump(mode="json", exclude_defaults=True) for step in steps]
 
     def add(self, step: Step) -> Trajectory:
-        """Return this trajectory with `step` behind it, without what the model is not shown of it."""
+        """Return this trajectory with `step` appended, reduced to what the model is shown."""
         shown = Step.model_construct(**{name: getattr(step, name) for name in _SHOWN})
         return Trajectory.model_construct(steps=(*self.steps, shown))
 
@@ -205,7 +205,7 @@ class Trajectory(BaseModel):
         return len(self.steps)
 
     def __str__(self) -> str:
-        """Return the turns as text, each output cut: what optimizers paste into the prompts of their models."""
+        """Return the turns as text with short outputs, for the prompts of optimizers."""
         turns = (
             f"[turn {number}] {step.reasoning}\n```python\n{step.code}\n```\n{clip(step.observation, _STR_CHARS)}"
             for number, step in enumerate(self.steps, start=1)

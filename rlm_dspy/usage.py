@@ -37,18 +37,18 @@ _COUNTS = [name for name in Usage.model_fields if name != "cost"]
 
 
 class RunUsage(Usage):
-    """The usage of a run and its children, in all and by part. `Prediction.usage` is its `model_dump()`."""
+    """The usage of a run and its children, in total and by role. `Prediction.usage` is its `model_dump()`."""
 
     seconds: float = 0.0
     """Wall-clock seconds since the run began."""
     limit: str | None = None
-    """The limit because of which the run ended early, or else the first that refused a call; None if none did."""
+    """The limit that ended the run early, else the first that refused a call; None if none did."""
     by_role: dict[str, Usage] = {}
-    """The same by who asked: `act`, `query`, `extract`, the name of a sub; of children with `child.` before it."""
+    """The same by role: `act`, `query`, `extract`, the name of a sub; for children with the prefix `child.`."""
     by_model: dict[str, Usage] = {}
     reused: int = 0
-    """Sub-calls that an earlier equal one answered."""
+    """Sub-calls answered by an earlier identical one."""
     failed: int = 0
     """Sub-calls that failed."""
     ad_hoc: dict[str, int] = {}
-    """How often each module that was written in a REPL was called, by its signature."""
+    """Number of calls of each module written in the REPL, by class and signature."""

@@ -13,8 +13,8 @@ from rlm_dspy.cli import errors as exits
 from rlm_dspy.observe.console import Lines
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.page import report_html
+from rlm_dspy.redaction import hidden
 from rlm_dspy.text import (
-    LEFT_OUT,
     beginning,
     counted,
     logger,
@@ -130,7 +130,7 @@ def test_numbers_and_lines_are_told_as_people_read_them(written: str, told: str)
     assert written == told
 
 
-def test_the_note_of_a_cut_is_found_again() -> None:
-    """By what hides the two ends of a secret that was cut through."""
-    head, tail = LEFT_OUT.split(with_note("head", 12_345, "tail"))
-    assert (head, tail) == ("head", "tail")
+def test_the_ends_of_a_secret_are_hidden_around_the_note_of_a_cut() -> None:
+    """Whatever the note says between its dots."""
+    text = with_note("key: planted-secr", 12_345, "cret-value end")
+    assert hidden(text, {"planted-secret-value"}) == with_note("key: ***", 12_345, "*** end")

@@ -1,4 +1,4 @@
-"""Defines `AnswerFile`: the SQLite file in which processes share answers, and learn what others compute."""
+"""Defines `AnswerFile`: the SQLite file in which processes share answers and see what others compute."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ WITH RECURSIVE reached (key) AS (VALUES (?) UNION SELECT wanted FROM waits JOIN 
 SELECT key FROM reached
 """
 _BUSY_SECONDS = 5.0
-"""How long to wait for another process that writes."""
+"""Seconds to wait for another process that writes."""
 _REST_SECONDS = 30.0
-"""How long a file that failed is left alone before it is tried again."""
+"""Seconds before a failed file is tried again."""
 POLL_SECONDS = 0.02
 _NEEDS_TO_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
@@ -55,8 +55,8 @@ _FAILURES = (sqlite3.Error, OSError, NotACacheError)
 class AnswerFile:
     """Holds answers as text by key, which keys are being computed, and who waits for whom.
 
-    Nothing but `open` raises because of the file (the disk is full, it is read-only, locked, or corrupt): one
-    warning tells of it, and there is no answer in it then.
+    Only `open` raises if the file fails (full disk, read-only, locked or corrupt): elsewhere one
+    warning is logged, and the file counts as empty.
 
     Args:
         path: The file; None for a database in memory.
@@ -70,10 +70,10 @@ class AnswerFile:
     _rests_until: float = 0.0
 
     def open(self) -> None:
-        """Open the file now rather than at its first use.
+        """Open the file now instead of at its first use.
 
         Raises:
-            NotACacheError: If it is something else. It was not changed.
+            NotACacheError: If it is something else. It is not changed.
         """
         try:
             with self._lock:
@@ -93,11 +93,11 @@ class AnswerFile:
         return rows[0][0] if rows else 0
 
     def take(self, answers: dict[str, str], *, at_once: bool = False) -> None:
-        """Move answers to the file. One that has just failed is left alone for a while.
+        """Move answers to the file, unless it failed recently.
 
         Args:
-            answers: The answers by key; those that the file does not take stay in it.
-            at_once: Whether to try in any case.
+            answers: The answers by key; those that are not stored stay in it.
+            at_once: Whether to try even after a recent failure.
         """
         if answers and (at_once or time.monotonic() >= self._rests_until):
             with self._tolerant():
@@ -110,7 +110,7 @@ class AnswerFile:
         """Close the file; the next use opens it again.
 
         Args:
-            with_locks: Whether to close the file of locks too: this process computes nothing.
+            with_locks: Whether to close the lock file too: this process computes nothing.
         """
         with self._lock:
             if self._connection is not None:
@@ -126,10 +126,10 @@ class AnswerFile:
         _of_the_parent.append(self._connection)  # SQLite forbids even to close it here
         self._connection, self._lock = None, threading.Lock()
 
-    # Keys that are computed
+    # Keys being computed
 
     def lock(self, key: str) -> bool:
-        """Lock a key among processes; return False if another has it. Where that cannot be done, none waits.
+        """Lock a key across processes; return False if another holds it. Where locks do not work, none waits.
 
         These are POSIX locks: forked processes do not inherit them, and all systems but Windows have them. They
         also end when this process closes any descriptor of the lock file, so it opens only one.
@@ -144,7 +144,7 @@ class AnswerFile:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
             except (BlockingIOError, PermissionError):
                 return False
-        # Whoever asked for it before may have been killed while it waited.
+        # An earlier waiter may have been killed.
         if self._rows("SELECT 1 FROM waits WHERE asking = ? LIMIT 1", key):
             self._rows("DELETE FROM waits WHERE asking = ?", key)
         return True
@@ -156,10 +156,10 @@ class AnswerFile:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _offset(key))
 
     def note_wait(self, key: str, held: list[str]) -> str:
-        """Note that whoever computes `held` waits for a key.
+        """Record that the process that computes `held` waits for a key.
 
         Returns:
-            The name of the note; nothing if the wait would never end, and nothing was noted.
+            The name of the record; empty if it would be a deadlock, and nothing was recorded.
         """
         waiter = uuid.uuid4().hex
         with self._tolerant(), self._connected() as connection:
@@ -172,7 +172,7 @@ class AnswerFile:
         return ""
 
     def forget_wait(self, note: str) -> None:
-        """Forget a wait that has ended."""
+        """Delete the record of a wait that has ended."""
         self._rows("DELETE FROM waits WHERE waiter = ?", note)
 
     # The connection
@@ -184,7 +184,7 @@ class AnswerFile:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Let one thread use the file in this scope; go on behind it when the file fails, with one warning."""
+        """Let one thread use the file in this scope; if the file fails, leave the scope with one warning."""
         try:
             with self._lock:
                 yield
@@ -214,7 +214,7 @@ _of_the_parent: list[sqlite3.Connection | None] = []
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
-    """Return a connection to a file, which is made if it is not there.
+    """Return a connection to a file; create the file if it does not exist.
 
     Raises:
         NotACacheError: If it is something else.
@@ -226,7 +226,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     if path.is_dir():
         raise NotACacheError(f"SubCallCache({str(path)!r}): the path is a directory; name a file in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # not opened then: closing it would end SQLite's own locks
+    with contextlib.suppress(FileExistsError):  # not opened: closing it would release SQLite's own locks
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     until = time.monotonic() + _BUSY_SECONDS
     while True:
@@ -235,7 +235,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             if _kind(error) in _NEEDS_TO_WRITE and not os.access(path.parent, os.W_OK):
                 return _prepared(f"{path.as_uri()}?immutable=1", path)  # a WAL needs files beside it
-            # SQLite does not wait by itself while another process makes the file a WAL
+            # SQLite itself does not wait while another process switches the file to WAL
             if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(POLL_SECONDS)
@@ -267,7 +267,7 @@ def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:
 
 
 def _made_by(connection: sqlite3.Connection) -> int | None:
-    """Return the number of the application that made a file; None if it is empty."""
+    """Return the application id of a file; None if it is empty."""
     try:
         ((number,),) = connection.execute("PRAGMA application_id")
         ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
@@ -283,5 +283,5 @@ def _kind(error: sqlite3.Error) -> int:
 
 
 def _offset(key: str) -> int:
-    """Return the byte of the lock file that stands for a key. The file has no bytes, nor needs any."""
+    """Return the offset in the lock file that stands for a key. The file is empty and need not be longer."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])

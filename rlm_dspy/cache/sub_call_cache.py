@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 class SubCallCache:
-    """Keeps the answers of sub-calls that succeeded; failures are never kept.
+    """Caches the answers of successful sub-calls; failures are never cached.
 
-    Each run has one for itself and its children. `RLM(..., cache=SubCallCache())` serves all runs of a module,
-    with its copies: retries, optimizer rollouts, other threads. With a path it outlives the process, and processes
-    share it while they run: an answer that one has is there for the others at once.
+    Each run has one for itself and its children. `RLM(..., cache=SubCallCache())` serves all runs of a module
+    and its copies: retries, optimizer rollouts, other threads. With a path it outlives the process, and processes
+    share it while they run: an answer of one is available to the others at once.
 
-    Of those who ask the same at the same time one asks, and the others wait for its answer. If it fails or is
-    killed, the next one asks. On Windows, and where the file system has no locks, processes do not wait for each
+    Of concurrent identical calls, one is made and the others wait for its answer. If it fails or is
+    killed, the next one is made. On Windows, and on file systems without locks, processes do not wait for each
     other; threads always do.
 
-    An answer is found again by the state of the predictor (signature, instructions, demos), the model with its
-    options (temperature and `rollout_id` among them, but not keys and headers), and the inputs. The Python code of
-    a module of yours is not looked at: delete the file when it changes. `RLM(..., cache=False)` asks anew every
-    time, also for equal items of one batch.
+    The key consists of the state of the predictor (signature, instructions, demos), the model with its
+    options (including temperature and `rollout_id`, but not keys and headers), and the inputs. The Python code of
+    your own modules is not part of it: delete the file when the code changes. `RLM(..., cache=False)` makes every
+    call, also for equal items of one batch.
 
     Args:
         path: An SQLite file, made with its folder if it is not there, and readable by its owner only;
@@ -49,7 +49,7 @@ class SubCallCache:
             is full, it is read-only, locked, or corrupt), answers stay in memory, which one warning tells.
 
     Raises:
-        ValueError: If there is a file that is no such cache. It is not changed.
+        ValueError: If the file is not such a cache. It is not changed.
 
     Example:
         >>> with SubCallCache() as cache:
@@ -60,7 +60,7 @@ class SubCallCache:
     path: Path | None
 
     def __new__(cls, path: str | os.PathLike[str] | None = None) -> Self:
-        """Return the cache of a file: there is one in a process, and who uses it waits for one another."""
+        """Return the cache of a file: one per process, so that its users wait for one another."""
         with _shared_lock:
             name = "" if path is None else os.path.realpath(path)
             if (known := _shared.get(name)) is not None:
@@ -78,9 +78,9 @@ class SubCallCache:
 
     _file: AnswerFile
     _answers: dict[str, str]
-    """The answers that are not in the file."""
+    """The answers that are not stored in the file."""
     _asked: dict[str, threading.Event]
-    """The keys that this process asks for, or waits to ask for; set when it no longer does."""
+    """The keys that this process computes or waits for, each with an event that is set at the end."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         if path is not None:
@@ -94,15 +94,15 @@ class SubCallCache:
     def once(self, key: str, ask: Callable[[], Any]) -> tuple[Any, bool]:
         """Return the answer and whether it was cached; compute it unless another caller already does.
 
-        It blocks while another asks. What is asked inside of `ask` never waits for something that waits for it: it
-        is asked a second time instead.
+        It blocks while another caller computes. A call inside `ask` never waits for one that waits for it: it
+        is made a second time instead.
 
         Args:
-            key: What is asked, as `digest` gives it.
-            ask: Returns the answer, as JSON has it; anything else is returned, but not kept.
+            key: The key of the call, from `digest`.
+            ask: Returns the answer as JSON-like data; other values are returned but not cached.
 
         Raises:
-            Exception: What `ask` raises. Nothing is kept then, and whoever waited for it asks itself.
+            Exception: What `ask` raises. Nothing is cached, and a waiting caller computes it itself.
         """
         outer = _held.get()
         known = self._find(key)
@@ -112,7 +112,7 @@ class SubCallCache:
             return json.loads(known), True
         token = _held.set((*outer, (self, key)))
         try:
-            known = self._find(key)  # who asked before may have kept it
+            known = self._find(key)  # an earlier caller may have stored it
             return (json.loads(known), True) if known is not None else (self._kept(key, ask()), False)
         finally:
             _held.reset(token)
@@ -143,11 +143,11 @@ class SubCallCache:
         self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SubCallCache:
-        """Stay the same object: optimizers copy modules, and the copies share what was paid for."""
+        """Return the same object: optimizers copy modules, and the copies share paid answers."""
         return self
 
     def __getnewargs__(self) -> tuple[Path | None]:
-        """Name the file when pickled: what was made again elsewhere opens it at its first use."""
+        """Pickle the path of the file; the unpickled cache opens it at its first use."""
         return (self.path,)
 
     def __getstate__(self) -> None:
@@ -162,7 +162,7 @@ class SubCallCache:
     def _kept(self, key: str, answer: Any) -> Any:
         try:
             written = json.dumps(answer)
-        except (TypeError, ValueError, RecursionError):  # it is paid for, and goes to who asked all the same
+        except (TypeError, ValueError, RecursionError):  # it is paid for, so the caller gets it anyway
             return answer
         with self._lock:
             self._answers[key] = written
@@ -171,16 +171,16 @@ class SubCallCache:
         return answer
 
     def _take(self, key: str, held: Held) -> bool:
-        """Wait until nobody computes a key, then claim it.
+        """Wait until no other caller computes a key, then claim it.
 
-        Threads of this process wait for an event, processes for a lock of the kernel, which ends with its process.
+        Threads of this process wait for an event, processes for a kernel lock, which ends with its process.
 
         Args:
             key: What to ask for.
-            held: What the caller has claimed already, and computes just now.
+            held: The keys that the caller computes now.
 
         Returns:
-            False if the wait would never end: whoever asks for the key waits for one of `held`, or may do so in
+            False if it would be a deadlock: the holder of the key waits for one of `held`, or may do so in
             another cache. Nothing is claimed then.
         """
         note, claimed = "", False
@@ -191,7 +191,7 @@ class SubCallCache:
                         self._asked.setdefault(key, threading.Event())
                         claimed = True
                 if other is None and (self.path is None or self._file.lock(key)):
-                    claimed = False  # the caller's from now on
+                    claimed = False  # owned by the caller from now on
                     return True
                 if held and not note:
                     own = all(cache is self for cache, _ in held)
@@ -222,7 +222,7 @@ class SubCallCache:
 
 Held: TypeAlias = tuple[tuple[SubCallCache, str], ...]
 _held: ContextVar[Held] = ContextVar("held", default=())
-"""What is computed in this context, from the outermost inwards: an RLM asks inside of a sub-call."""
+"""The keys computed in this context, outermost first: an RLM makes calls inside a sub-call."""
 _caches: weakref.WeakSet[SubCallCache] = weakref.WeakSet()
 _shared: weakref.WeakValueDictionary[str, SubCallCache] = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
@@ -234,7 +234,7 @@ def _close_all() -> None:
 
 
 def _forked() -> None:
-    global _shared_lock  # noqa: PLW0603  # another thread of the parent may have held it
+    global _shared_lock  # noqa: PLW0603  # another thread of the parent may have held the old one
     _shared_lock = threading.Lock()
     for cache in list(_caches):
         cache.forked()
@@ -249,13 +249,13 @@ def digest(*parts: Any) -> str:
     """Return the cache key of these parts: equal parts have the same key in every process."""
     try:
         text = json.dumps(_told(parts), ensure_ascii=False)
-    except RecursionError:  # nested too deeply to be compared: it is found by nobody
+    except RecursionError:  # nested too deeply to compare: never found again
         text = uuid.uuid4().hex
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _told(value: Any) -> Any:
-    """Return all that a value holds, as JSON, in an order that does not depend on the process."""
+    """Return the content of a value as JSON, in an order that is the same in every process."""
     told: Any
     if value is None or type(value) in (str, int, float, bool):
         return value

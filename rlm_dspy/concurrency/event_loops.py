@@ -1,8 +1,8 @@
 """Runs awaitables on an event loop in another thread, and blocks the caller until they finish.
 
-The session, client or lock of an async tool often belongs to the event loop of the program, and hangs on any
+The session, client or lock of an async tool often belongs to the event loop of the program and hangs on any
 other. A run that is awaited leaves that loop free, so what its code awaits runs there. A blocking run has no such
-loop, or blocks it until it ends: what it awaits runs on a `background_loop`, which this process keeps in a thread.
+loop, or blocks it: what it awaits runs on a `background_loop`, which this process keeps in a thread.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _BEGIN_SECONDS = 2.0
-"""How long a call waits for a background loop to begin it: an async tool that never awaits may block the loop."""
+"""Seconds until a background loop must start a call: an async tool that never awaits may block the loop."""
 _STALLED_SECONDS = 5.0
-"""How long a background loop may have nothing to wake it but another thread before its calls are told."""
+"""Seconds that a background loop may have nothing to wake it but other threads before its calls are notified."""
 _AWAIT_INSTEAD = "Await the run instead: `await rlm.acall(...)`."
 _logger = logging.getLogger("dspy.rlm_dspy")
 
@@ -44,12 +44,12 @@ class LoopCall(Generic[T]):
 
         LoopCall(session.fetch(page), "fetch").result()
 
-    It is cancelled when nobody waits for it any more: at the end of its time, by Ctrl-C, or by a `Cancellation` of
+    It is cancelled when nobody waits for it any more: at its time-out, by Ctrl-C, or by a `Cancellation` of
     the scope.
 
     Args:
         awaitable: What to await, once.
-        name: The name of the async tool, to say so if it stalls.
+        name: The name of the async tool, for messages.
     """
 
     def __init__(self, awaitable: Awaitable[T], name: str = "") -> None:
@@ -57,7 +57,7 @@ class LoopCall(Generic[T]):
         self._name = name
         self._future: concurrent.futures.Future[Callable[[], T]] = concurrent.futures.Future()
         self._claim = threading.Lock()
-        """Held by the loop that runs the awaitable, or by `_cancel` if none ever will."""
+        """Acquired by the loop that runs the awaitable, or by `_cancel` if none will."""
         self._begun = threading.Event()
         self._task: asyncio.Task[Any] | None = None
         self._is_over = False
@@ -65,14 +65,14 @@ class LoopCall(Generic[T]):
         self._scope = wait_scope()
 
     def result(self, loop: Loop | None = None, seconds: float | None = None) -> T:
-        """Start the call, block until it has ended, and return its result.
+        """Start the call, block until it ends, and return its result.
 
         Args:
-            loop: Where to run it; by default on the free loop of the scope, else on a background loop.
-            seconds: How long to wait; None for ever.
+            loop: Where to run it; default: the free loop of the scope, else a background loop.
+            seconds: The time-out; None for none.
 
         Raises:
-            TimeoutError: If it has not ended by then.
+            TimeoutError: If it does not end in time.
             EventLoopBlocked: If it waits for an event loop that this call blocks.
             concurrent.futures.CancelledError: If the loop cancelled it.
             BaseException: What it raises, or why it was cancelled.
@@ -104,7 +104,7 @@ class LoopCall(Generic[T]):
         self._why = self._why or why
         self._is_over = True
         if self._task is not None and not self._future.done():  # before the caller goes on
-            with contextlib.suppress(RuntimeError):  # its loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # its loop was closed
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         self._future.cancel()
         if self._claim.acquire(blocking=False) and inspect.iscoroutine(self._awaitable):
@@ -125,7 +125,7 @@ class LoopCall(Generic[T]):
                 value = await self._awaitable
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # also an exit, which would end the loop for everybody
+        except BaseException as error:  # noqa: BLE001  # also SystemExit, which would end the loop for everybody
             return functools.partial(_raise, self._explained(error))
         else:
             return lambda: value
@@ -133,7 +133,7 @@ class LoopCall(Generic[T]):
             listeners.discard(self._stalled)
 
     def _explained(self, error: BaseException) -> BaseException:
-        """Return the error; asyncio's own, about an object of another loop, with the fix."""
+        """Return the error; add the fix to asyncio's error about an object of another loop."""
         if type(error) is not RuntimeError or not self._scope.blocked:
             return error
         explained = RuntimeError(
@@ -142,7 +142,7 @@ class LoopCall(Generic[T]):
         return explained.with_traceback(error.__traceback__)
 
     def _stalled(self) -> None:
-        """Say that only another thread can let this call go on. Called on the loop that it runs on."""
+        """Cancel or warn: only another thread can let this call continue. Called on the loop that it runs on."""
         if self._scope.blocked:
             tool = f"The async tool {self._name!r}"
             self._cancel(
@@ -163,16 +163,16 @@ def _raise(error: BaseException) -> Any:
 
 
 def result_within(future: concurrent.futures.Future[T], seconds: float | None) -> T:
-    """Return the result of a future, within a time.
+    """Return the result of a future, with a time-out.
 
     Raises:
-        TimeoutError: If there is none within so many seconds.
-        BaseException: What the future holds.
+        TimeoutError: If there is none in time.
+        BaseException: The exception of the future.
     """
     try:
         return future.result(seconds)
     except TimeoutError:
-        if future.done():  # it is the future's own
+        if future.done():  # the future's own error
             raise
         raise TimeoutError(f"There was no reply within {seconds:.3g} seconds.") from None
 
@@ -180,14 +180,14 @@ def result_within(future: concurrent.futures.Future[T], seconds: float | None) -
 class BackgroundLoop(asyncio.SelectorEventLoop):
     """An event loop in its own daemon thread, which detects when it is blocked.
 
-    A loop has stalled that no timer, no file and no thread it gave work to can wake: only another thread can.
+    A loop has stalled if no timer, no file and none of its worker threads can wake it: only another thread can.
 
     Args:
         name: The name of the thread.
 
     Attributes:
-        listeners: Called when the loop has stalled, each once.
-        workers: How many threads work for it.
+        listeners: Called once each when the loop has stalled.
+        workers: The number of its worker threads.
     """
 
     def __init__(self, name: str) -> None:
@@ -199,7 +199,7 @@ class BackgroundLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: concurrent.futures.Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        """Run a function in a thread of the executor, as `asyncio.to_thread` does."""
+        """Run a function in a thread of the executor, like `asyncio.to_thread`."""
 
         def left(_: object) -> None:
             self.workers -= 1
@@ -230,7 +230,7 @@ _making = threading.Lock()
 
 
 def background_loop(use: str, number: int = 0) -> BackgroundLoop:
-    """Return this process's event loop for a use: the first one, or another while that one is blocked."""
+    """Return the event loop of this process for a purpose: the first one, or another while that is blocked."""
     with _making:
         key = (os.getpid(), use, number)  # a forked process has no threads for the loops of its parent
         if key not in _background:

@@ -13,9 +13,9 @@ or not. `Awaiting` suspends until the work is done elsewhere, so that its event 
     await answer(Awaiting())  # in aforward
 
 A blocking run stays in its caller's thread rather than on an event loop behind it: Ctrl-C lands in the code that
-runs, tools keep the thread that their connections belong to, a fork finds no thread of ours, and a sub-call costs
-no hop between threads. What may have to be cut short leaves that thread: for an event loop where the LM has an
-async form (`LoopCall`), as the request can be cancelled there; else for a thread (`call_with_timeout`), which can
+runs, tools keep the thread that their connections belong to, a fork finds no thread of ours, and a sub-call needs
+no switch of threads. What may have to be interrupted leaves that thread: for an event loop if the LM has an
+async form (`LoopCall`), where the request can be cancelled; else for a thread (`call_with_timeout`), which can
 only be abandoned.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STOP_SECONDS = 3.0
-"""How long a cancelled run waits for its code to stop."""
+"""Seconds that a cancelled run waits for its code to stop."""
 
 
 class Port(Protocol):
@@ -48,19 +48,19 @@ class Port(Protocol):
 
         Args:
             module: What to call.
-            seconds: How long to wait for it; None for ever.
+            seconds: The time-out; None for none.
             **inputs: Its inputs.
 
         Raises:
-            TimeoutError: If it took longer. It was cancelled if its LMs have an async form, else abandoned.
+            TimeoutError: If it takes longer. It is cancelled if its LMs have an async form, else abandoned.
         """
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
-        """Call a function that may take long, such as running the model's code or starting an interpreter.
+        """Call a slow function, such as running the model's code or starting an interpreter.
 
         Args:
             function: What to call.
-            *args: With what.
+            *args: Its arguments.
             stop: Makes the function return early. Called from another thread when the run is cancelled.
         """
 
@@ -100,8 +100,8 @@ def loop_for(module: dspy.Module, lm: dspy.BaseLM | None = None, *, timed: bool)
     Args:
         module: The module.
         lm: The LM passed to the call, if one is.
-        timed: Whether the call may have to be cut short. In a blocking run nothing else is worth a loop: a hop to
-            one costs a quarter of what a predictor itself does.
+        timed: Whether the call has a time-out. In a blocking run nothing else is worth a loop: switching to
+            one costs a quarter of a predictor's own time.
     """
     scope = wait_scope()
     if scope.requests and (loop := scope.free_loop) is not None:

@@ -23,19 +23,19 @@ T = TypeVar("T")
 
 _LOOK_SECONDS = 0.01
 _AGAIN_SECONDS = 0.25
-"""Between two attempts to stop code."""
+"""Seconds between two attempts to stop code."""
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
     """Run a function in its own thread, in a copy of the current context.
 
-    Not in a pool: 200 runs may be inside their code at once, and a thread that never ends (code that hangs in this
+    Not in a pool: 200 runs may run code at once, and a thread that never ends (code that hangs in this
     process) must not keep the program from exiting.
 
     Args:
         function: What to call.
-        *args: With what.
+        *args: Its arguments.
         name: The name of the thread.
     """
     future: Future[T] = Future()
@@ -44,11 +44,11 @@ def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
     def work() -> None:
         try:
             future.set_result(function(*args))
-        except StopIteration as error:  # which no event loop takes from a future
+        except StopIteration as error:  # event loops do not accept it from a future
             future.set_exception(
                 RuntimeError(f"{function} raised StopIteration").with_traceback(error.__traceback__)
             )
-        except BaseException as error:  # noqa: BLE001  # whatever it is belongs to whoever waits
+        except BaseException as error:  # noqa: BLE001  # any exception belongs to the waiting caller
             future.set_exception(error)
 
     threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True).start()
@@ -60,13 +60,13 @@ async def await_in_thread(
 ) -> T:
     """Run a function in its own thread and await its result. Its async tools run on this event loop.
 
-    If the awaiting task is cancelled, the function is stopped and waited for, also if the task is cancelled again.
+    If the awaiting task is cancelled, the function is stopped and awaited, even if the task is cancelled again.
 
     Args:
         function: What to call.
-        *args: With what.
-        stop: Makes the function return early. Called in another thread, again and again until it has.
-        patience: For how many seconds a cancelled task waits for the function; then its result is dropped.
+        *args: Its arguments.
+        stop: Makes the function return early. Called repeatedly in another thread until it has returned.
+        patience: Seconds that a cancelled task waits for the function; then its result is discarded.
     """
     with awaited_on(asyncio.get_running_loop()):
         future = in_thread(function, *args, name="rlm-execution")
@@ -90,15 +90,15 @@ async def await_in_thread(
 def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
     """Call a function with a time-out and return its result.
 
-    It runs in a thread of its own. One that is late runs to its end there, unless it asks `abandoned()`, and its
-    result is dropped.
+    It runs in its own thread. After the time-out it runs to its end there, unless it checks `abandoned()`, and its
+    result is discarded.
 
     Args:
         function: What to call.
-        seconds: How long to wait for it.
+        seconds: The time-out.
 
     Raises:
-        TimeoutError: If it has not returned by then.
+        TimeoutError: If it does not return in time.
         BaseException: What the function raises.
     """
     late = Cancellation[TimeoutError]()
@@ -111,20 +111,20 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
 
 
 class Watchdog:
-    """Stops the code in its scope when its time is over, or when `trigger` is called.
+    """Stops the code in its scope after a time-out, or when `trigger` is called.
 
         with Watchdog(60, warn=close_ledger, stop=interpreter.interrupt, moment=0.3) as watchdog:
             interpreter.execute(code)
         print("stopped" if watchdog.expired else "in time")
 
     Args:
-        seconds: How long the scope may take; None for any time.
-        warn: Called when these are over.
+        seconds: The time-out of the scope; None for none.
+        warn: Called at the time-out.
         stop: Called `moment` seconds after `warn`, and again until the scope ends.
-        moment: How many seconds are left after the warning.
+        moment: Seconds between `warn` and `stop`.
 
     Attributes:
-        expired: Whether the time was over.
+        expired: Whether the time-out was reached.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._warning:  # a scope that ended in time hears no warning
+        with self._warning:  # no warning for a scope that ended in time
             self._over.set()
         self._triggered.set()
 
@@ -171,5 +171,5 @@ class Watchdog:
             self.expired = True
             try:
                 self._warn()
-            except Exception:  # the code must be stopped all the same
+            except Exception:  # the code must be stopped anyway
                 _logger.exception("RLM: the warning before the end of the time failed.")

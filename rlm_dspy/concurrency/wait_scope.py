@@ -1,6 +1,6 @@
 """Tracks which caller waits for the work in a context, and cancels the work when nobody waits any more.
 
-Work often leaves the thread of its caller: a cell runs in a thread of its own, a tool in another, a request on an
+Work often leaves the thread of its caller: a cell runs in its own thread, a tool in another, a request on an
 event loop. How it may wait there depends on who waits for it, and `WaitScope` says so. Scopes are entered by
 `with`, and inherited by whatever copies the context, as all threads of this package do.
 """
@@ -25,10 +25,10 @@ Why = TypeVar("Why", bound=Exception)
 
 
 class Cancellation(Generic[Why]):
-    """Cancels the work that runs under it: a run's when its time is over, a cell's when it is interrupted.
+    """Cancels the work that runs under it: of a run at its time-out, of a cell when it is interrupted.
 
     Attributes:
-        why: Raised where somebody waits; None while nothing is cancelled.
+        why: Raised in waiting callers; None while nothing is cancelled.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Cancellation(Generic[Why]):
         self._lock = threading.Lock()
 
     def cancel(self, why: Why) -> None:
-        """Notify all that wait now or begin to wait later, from any thread."""
+        """Notify all current and later waiters, from any thread."""
         with self._lock:
             self.why = why
             told = list(self._told.values())
@@ -45,13 +45,13 @@ class Cancellation(Generic[Why]):
             tell(why)
 
     def take_back(self) -> None:
-        """Do not cancel what begins to wait from now on."""
+        """Do not cancel what starts to wait from now on."""
         with self._lock:
             self.why = None
 
     @contextlib.contextmanager
     def telling(self, tell: Callable[[Why], object]) -> Iterator[None]:
-        """Call `tell`, from any thread, if this is cancelled in this scope or was before."""
+        """Call `tell`, from any thread, if this is or was cancelled in this scope."""
         key = object()
         with self._lock:
             self._told[key], why = tell, self.why
@@ -70,10 +70,10 @@ class WaitScope:
 
     Attributes:
         loop: The event loop that waits for this thread and serves others meanwhile; async tools run there.
-        requests: Whether requests to models run on `loop` too: it awaits the run, or streams its replies.
-        stream: Where DSPy streams replies to from `loop`.
-        blocked: The event loops that cannot go on until what runs here returns.
-        cancellations: What can end it.
+        requests: Whether model requests run on `loop` too: it awaits the run or streams its replies.
+        stream: Where DSPy streams replies from `loop` to.
+        blocked: The event loops that are blocked until the work here returns.
+        cancellations: What can cancel it.
     """
 
     loop: Loop | None = None
@@ -94,7 +94,7 @@ _scope: ContextVar[WaitScope] = ContextVar("wait_scope", default=_NOBODY)
 
 
 wait_scope = _scope.get
-"""Returns the scope in force."""
+"""Return the active scope."""
 
 
 @contextlib.contextmanager
@@ -115,9 +115,9 @@ def awaited_on(loop: Loop) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocking() -> Iterator[None]:
-    """Enter the scope of a call that returns when its work is done: an event loop that runs here is blocked.
+    """Enter the scope of a blocking call: an event loop that runs here is blocked.
 
-    One behind anyio, which has made this thread for `dspy.asyncify` or FastAPI, is not.
+    A loop of anyio, which made this thread for `dspy.asyncify` or FastAPI, is not blocked.
     """
     scope = _scope.get()
     changes: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def handing_over_stream() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cancelled_by(cancellation: Cancellation[Any]) -> Iterator[None]:
-    """Cancel the work of this scope with `cancellation`, besides those of the scopes around it."""
+    """Cancel the work of this scope also by `cancellation`, in addition to those of outer scopes."""
     others = _scope.get().cancellations
     with _changed(cancellations=others if cancellation in others else (*others, cancellation)):
         yield
@@ -147,7 +147,7 @@ def cancelled_by(cancellation: Cancellation[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_cancelled(tell: Callable[[Exception], object]) -> Iterator[None]:
-    """Call `tell`, from any thread, with the reason when nobody waits any more for the work in this scope."""
+    """Call `tell` with the reason, from any thread, when nobody waits any more for the work in this scope."""
     with contextlib.ExitStack() as stack:
         for each in _scope.get().cancellations:
             stack.enter_context(each.telling(tell))
@@ -177,9 +177,9 @@ def running_loop() -> Loop | None:
 def _loop_behind_anyio() -> Loop | None:
     if "anyio" not in sys.modules:
         return None
-    import anyio.from_thread  # noqa: PLC0415  # whoever has such a thread has loaded it
+    import anyio.from_thread  # noqa: PLC0415  # a program with such a thread has imported it
 
     try:
         return anyio.from_thread.run_sync(asyncio.get_running_loop)
-    except RuntimeError:  # a thread that somebody else made
+    except RuntimeError:  # a thread made elsewhere
         return None

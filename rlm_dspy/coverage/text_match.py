@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Span
 
 MAX_CHARS = 200_000_000
-"""Inputs above this are not looked into."""
+"""Longer inputs are not watched."""
 
 _BLOCK_CHARS = 32
 _MAX_BLOCKS = 200_000
@@ -31,17 +31,17 @@ _MAX_SPANS = 200
 _MAX_DEPTH = 4
 _BETWEEN_PIECES = re.compile(r"""[\n\r\t"'|]|\\n""")
 _Match = tuple[int, int, int]
-"""Where a repeated part begins and ends in the text, and where it begins in the input."""
+"""Start and end of a repeated part in the text, and its start in the input."""
 
 
 @dataclass
 class Source:
-    """An input as text: a list or dict is its strings in order, joined by line breaks.
+    """An input as text; a list or dict as its strings in order, joined by line breaks.
 
     Attributes:
         name: The input's name.
-        text: What it says.
-        items: Where each item of a list, or each value of a dict, begins and ends in `text`; None for a `str`.
+        text: Its text.
+        items: Start and end in `text` of each item of a list or value of a dict; None for a `str`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Source:
 
     @property
     def block(self) -> int:
-        """Characters that a repeated part has at least to be found by the index: 32, more above 6.4 million."""
+        """Minimum length of a repeated part that the index finds: 32, more above 6.4 million characters."""
         return max(_BLOCK_CHARS, -(-len(self.text) // _MAX_BLOCKS))
 
     def whole(self) -> list[Span]:
@@ -61,7 +61,7 @@ class Source:
         """Return the parts of this input that `text` repeats, in the order of the input, merged.
 
         Parts of twice `block` characters are always found; shorter ones if they stand alone between line
-        breaks, quotes, tabs or bars. Where the input says the same in several places, one of them is taken.
+        breaks, quotes, tabs or bars. If the input contains a part several times, one place is returned.
         """
         if len(self.text) < 2 * _BLOCK_CHARS and _says_something(self.text) and self.text in text:
             return self.whole()
@@ -71,7 +71,7 @@ class Source:
 
     @functools.cached_property
     def _places(self) -> dict[int, list[int]]:
-        """Where blocks begin, by their hash."""
+        """Start of each block, by its hash."""
         index: dict[int, list[int]] = {}
         for start in range(0, len(self.text) - self.block + 1, self.block):
             places = index.setdefault(hash(self.text[start : start + self.block]), [])
@@ -87,17 +87,17 @@ class Source:
             starts = places.get(hash(text[at : at + block]), ())
             at_most = [self._extended(text, at, start) for start in starts]
             match = max(at_most, key=lambda match: match[1] - match[0], default=(at, at, 0))
-            if match[1] - match[0] < block:  # nothing there, or another text with the same hash
+            if match[1] - match[0] < block:  # no match, or another text with the same hash
                 at, misses = at + 1, misses + 1
                 continue
             while found and found[-1][0] >= match[0]:
-                found.pop()  # a shorter part of this, taken for one from elsewhere
+                found.pop()  # a shorter part of this match, found at another place
             found.append(match)
             at = match[1]
         return [match for match in found if _says_something(text[match[0] : match[1]])]
 
     def _extended(self, text: str, at: int, start: int) -> _Match:
-        """Return how far text and input agree around `at` and `start`."""
+        """Extend a match of text and input around `at` and `start`."""
         own = self.text
         after = _agreement(
             lambda low, high: text[at + low : at + high] == own[start + low : start + high],
@@ -109,7 +109,7 @@ class Source:
         return at - before, at + after, start - before
 
     def _pieces(self, texts: Iterable[str]) -> Iterator[Span]:
-        """Yield where lines and quoted parts stand, as long as looking for them is cheap."""
+        """Yield the positions of lines and quoted parts, as long as the search is cheap."""
         left, after = _SCANNED_CHARS, 0
         pieces = (piece.strip() for text in texts for piece in _BETWEEN_PIECES.split(text))
         long_ones = (piece for piece in pieces if len(piece) >= _PIECE_CHARS and _says_something(piece))
@@ -126,9 +126,9 @@ class Source:
 
 
 def sources_of(inputs: Mapping[str, Any]) -> tuple[dict[str, Source], dict[str, str]]:
-    """Return the inputs that are or contain texts, and why the others are left out.
+    """Return the inputs that are or contain texts, and the reasons to leave out the others.
 
-    Files are read for it.
+    Reads the files.
 
     Args:
         inputs: The inputs by name.
@@ -186,14 +186,14 @@ def _joined(name: str, value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> S
 
 
 def _size(value: Any) -> int:
-    """Return about how many characters a value holds; bytes of a file, which is not opened for this."""
+    """Return the approximate number of characters of a value; bytes of a file, without opening it."""
     if isinstance(value, Text) and value.path:
         return value.path.stat().st_size
     return sum(map(len, strings_in(value)))
 
 
 def _between(matches: list[_Match], text: str) -> Iterator[str]:
-    """Yield what of the text is in no match."""
+    """Yield the parts of the text outside all matches."""
     at = 0
     for start, end, _ in matches:
         yield text[at:start]
@@ -202,12 +202,12 @@ def _between(matches: list[_Match], text: str) -> Iterator[str]:
 
 
 def _says_something(text: str) -> bool:
-    """Return whether it is more than blanks and rules, which stand everywhere."""
+    """Return whether a text is more than white space and rules, which occur everywhere."""
     return any(map(str.isalnum, text))
 
 
 def _agreement(equal: Callable[[int, int], bool], limit: int) -> int:
-    """Return up to which offset two texts agree, at most `limit`, by comparing parts that double in size."""
+    """Return the length of the common prefix of two texts, at most `limit`, by comparing doubling parts."""
     low, size = 0, _FIRST_COMPARED
     while low < limit and equal(low, min(low + size, limit)):
         low, size = min(low + size, limit), size * 2

@@ -1,6 +1,6 @@
 """Records which parts of the inputs the code read, the model was shown and sub-models were sent.
 
-Nothing is looked at unless `watched()` is in force, so that a run pays for it only if somebody wants to know.
+It does nothing outside `watched()`, so a run pays for it only if asked to.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _MAX_PLACES = 20
 _SCANNED_CHARS = 1_000_000_000
 _READ_NOTHING = {"len", "type", "isinstance", "id", "SHOW_VARS"}
 WATCHED = "rlm_dspy_coverage"
-"""The setting of DSPy that is true in `watched()`."""
+"""The DSPy setting that `watched()` sets."""
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
     """Record the coverage of the inputs of every run, and its children, that starts inside this scope.
 
-    It reaches the threads of DSPy, those of `dspy.Evaluate` too, as `dspy.context` does.
+    Like `dspy.context` it applies in DSPy's threads, including those of `dspy.Evaluate`.
     """
     with dspy.context(**{WATCHED: True}):
         yield
 
 
 def watching() -> bool:
-    """Whether `watched()` is in force."""
+    """Whether `watched()` is active."""
     return bool(dspy.settings.get(WATCHED))
 
 
@@ -55,28 +55,28 @@ class Occurrence(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     value: str
-    """What was looked for and stands there."""
+    """The string that was found."""
     input: str
     start: int
-    """In characters, as `Span`s are."""
+    """Offset in characters, as in `Span`."""
     end: int
     before: str = ""
-    """Up to 60 characters that stand before it."""
+    """Up to 60 characters before it."""
     after: str = ""
-    """Up to 60 characters that stand behind it."""
+    """Up to 60 characters after it."""
 
 
 class Watch:
     """Finds the parts of one run's inputs that code reads, the model is shown, and sub-models are sent.
 
-    Inputs that are texts are watched, and lists and dicts with strings in them: those are taken as their strings
+    Texts are watched, and lists and dicts that contain strings: these as their strings
     in order, joined by line breaks. Others are left out, and so are inputs above `spans.MAX_CHARS`.
 
     Args:
         inputs: The inputs by name.
 
     Attributes:
-        left_out: Why each of the inputs that are not watched is not.
+        left_out: The reasons why inputs are not watched, by name.
     """
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
@@ -84,15 +84,15 @@ class Watch:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The characters of each input that is watched."""
+        """The number of characters of each watched input."""
         return {name: len(source.text) for name, source in self._sources.items()}
 
     def read(self, code: str) -> tuple[Span, ...]:
-        """Return the parts of the inputs that a code block reads, as far as its source shows: an upper bound.
+        """Return the parts of the inputs that a code block reads, judged by its source: an upper bound.
 
         A slice or an item with constant bounds gives that part; `len`, `type` and `isinstance` give nothing; any
-        other use of an input's name gives the whole input, whether or not that line is reached. What code reads
-        of a copy it made counts where the copy was made.
+        other use of an input's name gives the whole input, even if the line is not reached. A read
+        from a copy counts where the copy was made.
         """
         try:
             tree = tree_of(code)
@@ -112,15 +112,15 @@ class Watch:
         """Return the parts of the inputs that a sub-call receives.
 
         Args:
-            inputs: What the sub-call is given, whole, by field.
+            inputs: The whole inputs of the sub-call by field.
         """
         return tuple(merged(span for text in strings_in(inputs) for span in self.shown(text)))
 
     def occurrences(self, outputs: Mapping[str, Any]) -> dict[str, list[Occurrence]]:
         """Return where the strings of an answer appear in the inputs, verbatim and as whole words.
 
-        A string that stands nowhere as a whole is looked for in parts, as `shown` finds them. Strings of fewer
-        than three characters are left out; at most 20 places of each of 100 strings are told.
+        A string that does not occur as a whole is searched in parts, as in `shown`. Strings of fewer
+        than three characters are skipped; at most 20 places of each of 100 strings are returned.
 
         Args:
             outputs: The output fields; lists, dicts and models in JSON's types.
@@ -176,7 +176,7 @@ class _Reads(ast.NodeVisitor):
 
 
 def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
-    """Return the part of an input that a constant subscript takes; None if it is not constant or there is none."""
+    """Return the part of an input that a constant subscript selects; None if it is not constant or empty."""
     try:
         if isinstance(subscript, ast.Slice):
             bounds = (subscript.lower, subscript.upper, subscript.step)
@@ -193,7 +193,7 @@ def _part(source: Source, subscript: ast.expr) -> tuple[int, int] | None:
     if not chosen:
         return 0, 0
     if source.items is None:
-        return min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1  # a range: min() would walk all of it
+        return min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1  # a range: min() would iterate over it
     return min(start for start, _ in chosen), max(end for _, end in chosen)
 
 
@@ -214,7 +214,7 @@ def _of_field(value: JsonValue, sources: dict[str, Source]) -> list[Occurrence]:
 
 
 def _places(text: str, source: Source) -> Iterator[tuple[int, int]]:
-    """Yield where the text stands by itself, not as a part of a longer word or number."""
+    """Yield the positions where the text occurs as a whole word or number."""
     own = source.text
     start = own.find(text)  # a regular expression takes a hundred times as long
     while start >= 0:

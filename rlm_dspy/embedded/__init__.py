@@ -1,6 +1,6 @@
 """A local GGUF model as a `dspy.LM` in this process, or behind an OpenAI-compatible server.
 
-What runs a model is imported on first use: to list and download models, DSPy is not needed.
+The engine is imported on first use: listing and downloading models does not need DSPy.
 """
 
 import importlib

@@ -4,7 +4,7 @@
     python -m rlm_dspy.embedded --port 8080             # the best downloaded model, as an OpenAI-compatible server
     with serve() as base_url: ...                       # that server for the length of a block
 
-It needs no key, but the extra `embedded`, and a model: `rlm-dspy models pull smollm2-135m` downloads one.
+It needs no key, but the extra `embedded` and a model: `rlm-dspy models pull smollm2-135m` downloads one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "
 _WIRE = lm15.OpenAIChatLM(
     api_key="none", compat=lm15.OpenAIChatCompat(max_tokens_field="max_tokens", cache_control="none")
 )
-"""Writes requests as llama.cpp's server reads them."""
+"""Writes requests in the dialect of llama.cpp's server."""
 
 
 def embedded_lm(
@@ -65,25 +65,25 @@ def embedded_lm(
 ) -> dspy.LM:
     """Return an LM that runs in this process. The first call loads it; all LMs of the process share it.
 
-    At temperature 0 decoding is greedy and repeats itself. Usage counts the prompt tokens that were cached: a
-    conversation that only grows is read once, also if many take turns.
+    At temperature 0 decoding is greedy and reproducible. Usage counts cached prompt tokens: a
+    conversation that only grows is read once, also if several alternate.
 
     Args:
         model: A name of the catalogue (`rlm-dspy models` lists them), or a GGUF file with a chat template; None is
-            the best model that was downloaded. A file that was changed in place still has its old answers in
+            the best downloaded model. A file that was changed in place still has its old answers in
             DSPy's cache: give it another name, or `cache=False`.
         n_ctx: Tokens of prompt and reply together, for each slot; a multiple of 256.
-        threads: Threads that compute; None is half the cores, which stays fast when other processes want some. As
-            many threads as cores are up to twice as fast on two idle cores, and several times slower on busy ones.
-        slots: Replies decoded together. Each takes memory for a window, 180 MB with SmolLM2-135M.
-        max_tokens: Tokens of a reply, at most; a reply that is cut there has finish_reason "length".
+        threads: Threads that compute; None is half the cores, which stays fast beside other processes. As
+            many threads as cores are up to twice as fast on two idle cores and several times slower on busy ones.
+        slots: Replies decoded together. Each needs memory for one window: 180 MB with SmolLM2-135M.
+        max_tokens: Maximum tokens of a reply; a truncated reply has finish_reason "length".
         temperature: 0 to 2.
         kwargs: As for `dspy.LM`: `cache`, `num_retries`, `callbacks`, `stop`, `seed`, `top_p`, `top_k`,
-            `response_format`, ... A setting that llama.cpp cannot honour fails the call.
+            `response_format`, ... A setting that llama.cpp does not support fails the call.
 
     Raises:
         ImportError: If the extra `embedded` is not installed.
-        ModelUnavailable: If the model was not downloaded, or is no GGUF file (a FileNotFoundError).
+        ModelUnavailable: If the model was not downloaded, or is not a GGUF file (a FileNotFoundError).
         ValueError: If a number is out of its range.
     """
     settings = Settings(_name_or_path(model), n_ctx, threads, slots)
@@ -112,7 +112,7 @@ def _name_or_path(model: str | os.PathLike[str] | None) -> str:
 
 
 class _Engine:
-    """What both engines are: settings, which can be pickled, of a model that the process shares."""
+    """Base of both engines: picklable settings of a model that the process shares."""
 
     supports_function_calling = False
     supports_reasoning = False
@@ -128,16 +128,16 @@ class _Engine:
         return self.settings.n_ctx
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens a text is; a chat template adds about five for each message."""
+        """Return the number of tokens of a text; a chat template adds about five per message."""
         return loaded.get(self.settings).count_tokens(text)
 
     def dump_state(self) -> dict[str, Any]:
-        """Return what `load_state` takes, as DSPy saves it with a program."""
+        """Return the state that DSPy saves with a program, for `load_state`."""
         return dataclasses.asdict(self.settings)
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> _Engine:
-        """Return the engine that was saved; a missing model file shows at the first call."""
+        """Return the saved engine; a missing model file raises at the first call."""
         return cls(Settings(**state))
 
 
@@ -145,14 +145,14 @@ class EmbeddedEngine(_Engine):
     """The engine of an embedded LM, for `dspy.LM(engine=...)`."""
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        """Return the reply to one request; other threads run meanwhile.
+        """Return the reply to one request; other threads can run meanwhile.
 
         Raises:
             lm15.ContextLengthError: If the prompt does not fit the window.
-            lm15.UnsupportedFeatureError: If the request holds more than text, or a setting that is not known.
+            lm15.UnsupportedFeatureError: If the request contains more than text, or an unknown setting.
             ModelUnavailable: If the model cannot be loaded.
         """
-        _check_waited_for()  # DSPy asks again after an error, even one that is raised here
+        _check_waited_for()  # DSPy retries after an error, even one that is raised here
         call = loaded.get(self.settings).begin(_body(request))
         try:
             with if_cancelled(lambda _: call.abandon()):
@@ -167,15 +167,15 @@ class EmbeddedEngine(_Engine):
         yield from lm15.response_to_events(self.complete(request))
 
     def close(self) -> None:
-        """Release the model for all that share it; the next call loads it again."""
+        """Release the model for all users; the next call loads it again."""
         loaded.release(self.settings)
 
 
 class AsyncEmbeddedEngine(_Engine):
-    """The same engine for `async_engine`: it blocks the event loop only while it loads the model."""
+    """The same engine for `async_engine`; it blocks the event loop only while the model loads."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        """Return the reply to one request, as `EmbeddedEngine.complete`; cancelling ends the generation."""
+        """Return the reply to one request, as `EmbeddedEngine.complete` does; cancelling stops the generation."""
         call = (await self._server()).begin(_body(request))
         try:
             return _response(await asyncio.wrap_future(call.reply), request)
@@ -188,7 +188,7 @@ class AsyncEmbeddedEngine(_Engine):
             yield event
 
     async def aclose(self) -> None:
-        """Release the model for all that share it; the next call loads it again."""
+        """Release the model for all users; the next call loads it again."""
         loaded.release(self.settings)
 
     async def _server(self) -> EmbeddedServer:
@@ -202,7 +202,7 @@ def _check_waited_for() -> None:
 
 
 def _body(request: lm15.Request) -> Chat:
-    """Return a request as the body that llama.cpp's server reads."""
+    """Convert a request to the body that llama.cpp's server expects."""
     config = request.config
     refused = ["tools"] if request.tools else []
     refused += [f"config.{name}" for name in _REFUSED if getattr(config, name) is not None]
@@ -222,11 +222,11 @@ def _body(request: lm15.Request) -> Chat:
 
 
 def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
-    """Return a chat completion as DSPy wants it.
+    """Convert a chat completion to DSPy's response.
 
     Raises:
         lm15.ContextLengthError: If the prompt does not fit the window.
-        lm15.InvalidRequestError: If llama.cpp refused the request.
+        lm15.InvalidRequestError: If llama.cpp rejected the request.
         lm15.ServerError: If llama.cpp failed.
     """
     if error := reply.get("error"):
@@ -254,10 +254,10 @@ def serve(
     """Serve a model over HTTP from this process, and yield the base URL, which ends in `/v1`.
 
     `dspy.LM("openai/smollm2-135m-instruct", api_base=url, api_key="none")` uses it; so does any OpenAI client.
-    Whoever can reach the port may use it, but no web page. The arguments are those of `embedded_lm`.
+    Any program that can reach the port may use it, but no web page.
 
     Args:
-        model: A name of the catalogue, or a GGUF file; None is the best model that was downloaded.
+        model: A name of the catalogue, or a GGUF file; None is the best downloaded model.
         host: The address to listen on.
         port: 0 picks a free one.
         n_ctx: Tokens of prompt and reply together, for each slot.
@@ -307,7 +307,7 @@ def main(
     try:
         with serve(model, host=host, port=port, n_ctx=n_ctx, threads=threads, slots=slots) as url:
             typer.echo(url.removesuffix("/v1"))
-            while not stop.wait(1):  # a wait without end cannot be interrupted on Windows
+            while not stop.wait(1):  # an endless wait cannot be interrupted on Windows
                 pass
     except RuntimeError as error:
         typer.echo(error, err=True)

@@ -1,6 +1,6 @@
 """A script that downloads a file from the hub: `python hub_download.py REPOSITORY FILE FOLDER`.
 
-It runs in a process of its own, so that its caller can end it at any moment. If the hub has not answered after ten
+It runs in its own process, so that its caller can stop it at any time. If the hub does not answer within ten
 seconds, it gives up. The settings of `huggingface_hub` apply: `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`, ...
 """
 
@@ -18,7 +18,7 @@ ANSWER_SECONDS = 10
 
 
 def main(repository: str, file: str, folder: str) -> None:
-    """Download a file of a repository into a folder; end the process if there is no answer."""
+    """Download a file of a repository into a folder; end the process if the hub does not answer."""
     patience = threading.Timer(ANSWER_SECONDS, _give_up)
     patience.start()
     try:
@@ -29,7 +29,7 @@ def main(repository: str, file: str, folder: str) -> None:
 
 
 def _give_up() -> None:
-    """End the process at once: nothing else ends the look-up of a host's name."""
+    """End the process at once: nothing else stops the lookup of a host name."""
     os.write(sys.stderr.fileno(), f"no answer within {ANSWER_SECONDS} seconds".encode())
     signal.raise_signal(signal.SIGTERM)
 
@@ -39,5 +39,5 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     except OfflineModeIsEnabled:
         sys.exit("HF_HUB_OFFLINE is set")
-    except Exception as error:  # noqa: BLE001 (whatever it is, the caller tells it and asks elsewhere)
+    except Exception as error:  # noqa: BLE001 (the caller reports any error and tries the next source)
         sys.exit(f"{type(error).__name__}: {error}")

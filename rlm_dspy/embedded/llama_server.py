@@ -57,12 +57,12 @@ class Settings:
     threads: int | None = None
     """Threads that compute; None is half the cores, at least one.
 
-    Threads wait for the slowest of them hundreds of times a token, and spin meanwhile. So with every core taken
-    and one of them wanted by another process all gets several times slower; on idle cores it is not even twice
+    Threads wait for the slowest one hundreds of times per token, and spin meanwhile. So with every core in use
+    and one needed by another process, decoding gets several times slower; on idle cores it is less than twice
     as fast.
     """
     slots: int = 4
-    """Replies decoded together; each takes memory for a window. More conversations than slots stay cached."""
+    """Replies decoded together; each needs memory for one window. More conversations than slots stay cached."""
 
     def __post_init__(self) -> None:
         if self.n_ctx < _PAD_TOKENS or self.n_ctx % _PAD_TOKENS:
@@ -73,7 +73,7 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """The model's name in DSPy's response cache: two paths never share one."""
+        """The model's name in DSPy's response cache; two paths never share one."""
         if entry := find_model(self.model):
             return entry.lm_name
         return f"{Path(self.model).stem}-{zlib.crc32(self.model.encode()):08x}"
@@ -82,7 +82,7 @@ class Settings:
         """Return the path of the GGUF file.
 
         Raises:
-            ModelUnavailable: If the model was not downloaded, or there is no such file, or it is no GGUF.
+            ModelUnavailable: If the model was not downloaded, or the file does not exist or is not GGUF.
         """
         entry = find_model(self.model)
         path = cached_file(entry) if entry else Path(self.model)
@@ -100,13 +100,13 @@ class Settings:
 
 
 def start(settings: Settings, key: str) -> Any:
-    """Start llama.cpp's server, silent, with its HTTP endpoint, and return it; it stops when it is garbage.
+    """Start llama.cpp's server with its HTTP endpoint and without logs; it stops when it is garbage-collected.
 
-    Loading holds the interpreter's lock: for half a second or so no other thread runs.
+    Loading holds the GIL: no other thread runs for about half a second.
 
     Args:
         settings: What to load.
-        key: What HTTP clients must send as a bearer token, as any process of this machine can reach the port.
+        key: The bearer token of HTTP clients; any process on this machine can reach the port.
 
     Raises:
         ImportError: If the runtime is not installed, or a system library is missing (Linux: libgomp).
@@ -114,7 +114,7 @@ def start(settings: Settings, key: str) -> Any:
     """
     path = settings.file()
     try:
-        import xllamacpp  # noqa: PLC0415 (100 MB of library, for those who run a model)
+        import xllamacpp  # noqa: PLC0415 (a library of 100 MB, needed only to run a model)
     except ImportError as error:
         raise ImportError(f"The embedded model needs the package xllamacpp ({error}): install {EXTRA}.") from error
     params = xllamacpp.CommonParams()
@@ -124,15 +124,15 @@ def start(settings: Settings, key: str) -> Any:
     params.hostnames, params.port, params.ui, params.cors_origins = ["127.0.0.1"], 0, False, ""
     params.api_keys = [key]
     params.cpuparams.n_threads = settings.threads or max(1, _cores() // 2)
-    params.prefill_assistant = False  # a reply at the end is answered, as OpenAI does, and not gone on with
+    params.prefill_assistant = False  # as OpenAI does: an assistant message at the end is answered, not continued
     params.n_parallel = settings.slots
-    params.n_ctx = settings.n_ctx * settings.slots  # divided among the slots: each has the whole window
+    params.n_ctx = settings.n_ctx * settings.slots  # divided among the slots, so that each has the whole window
     params.kv_unified = False
-    params.ctx_shift = False  # a reply ends at the window's end; nothing is dropped from the prompt
-    params.n_batch = params.n_ubatch = _BATCH_TOKENS  # a call is given up between two batches
-    params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot come back from here
+    params.ctx_shift = False  # a reply ends at the end of the window; nothing is dropped from the prompt
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS  # calls are cancelled between two batches
+    params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot are restored from here
     try:
-        # In a thread of its own: an interrupt inside the constructor would leave its threads waiting for ever.
+        # In its own thread: an interrupt inside the constructor would leave its threads waiting for ever.
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(xllamacpp.Server, params).result()
     except (RuntimeError, ValueError) as error:
@@ -160,11 +160,11 @@ class Call:
 
 
 class EmbeddedServer:
-    """One loaded model. Calls may come from any thread; llama.cpp decodes those of all slots together.
+    """One loaded model. Any thread may call it; llama.cpp decodes the slots together.
 
     Raises:
         ImportError: If the extra is not installed.
-        ModelUnavailable: If the model cannot be loaded, or its window is smaller than asked for.
+        ModelUnavailable: If the model cannot be loaded, or its window is smaller than `n_ctx`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -183,11 +183,11 @@ class EmbeddedServer:
         return Call(self._pool.submit(self._complete, body, connection, abandoned), connection, abandoned)
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens a text is, without the few that a chat template adds to each message."""
+        """Return the number of tokens of a text, without those that a chat template adds per message."""
         return len(self._ask(self._connection(), "/tokenize", {"content": text})["tokens"])
 
     def keep_forever(self) -> None:
-        """Never release it: after a fork its threads are gone, and releasing it would wait for them."""
+        """Never release it: after a fork its threads are gone, and a release would wait for them."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def _complete(self, body: Chat, connection: http.client.HTTPConnection, abandoned: threading.Event) -> Chat:
@@ -216,7 +216,7 @@ class _Registry:
     def __init__(self) -> None:
         self._servers: dict[Settings, EmbeddedServer] = {}
         self._lock = threading.Lock()
-        atexit.register(self._servers.clear)  # later there is no interpreter for its threads to end in
+        atexit.register(self._servers.clear)  # later the interpreter is gone, and its threads cannot end
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._abandon)
 

@@ -27,7 +27,7 @@ def models_folder() -> Path:
 
 
 def cached_file(model: CatalogueModel) -> Path | None:
-    """Return the file of a model if it was downloaded, else None. Its checksum was checked when it was."""
+    """Return the file of a model if it was downloaded, else None. The download verified its checksum."""
     path = models_folder() / model.file
     return path if path.is_file() and path.stat().st_size == model.size else None
 

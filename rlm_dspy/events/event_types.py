@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 Phase = Literal["started", "ended", "failed"]
 _SHARED = ("run", "parent_run", "depth", "turn", "subcall", "began", "lm_calls")
-"""What a unit has of the unit around it."""
+"""What a unit takes from its parent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """A unit of a run started, ended or failed.
 
-    What is known only at the end (an output, what was used) has its default in the event of the start.
+    Fields known only at the end (output, usage) have their defaults in the event of the start.
 
     Attributes:
-        phase: Which of the three.
-        id: Names the unit: the same at start and end.
-        parent: The unit around it; None for a run that is called from outside.
-        run: The run that it belongs to, by the id of its `RunEvent`; a run belongs to itself.
-        parent_run: The run that the run is inside of; None for a root.
-        depth: How many runs the run is inside of.
-        turn: The number of the turn that it belongs to, from 1; None outside of turns.
-        subcall: The innermost sub-call that it is part of, of the run or of those around it.
+        phase: `started`, `ended` or `failed`.
+        id: Identifies the unit: the same at start and end.
+        parent: The enclosing unit; None for a root run.
+        run: The id of the `RunEvent` that it belongs to; a run belongs to itself.
+        parent_run: The parent of the run; None for a root.
+        depth: The number of runs around the run.
+        turn: The number of its turn, from 1; None outside turns.
+        subcall: The innermost sub-call around it, of this run or an outer one.
         began: When the root run began, by `time.monotonic`.
         seconds: When this happened, in seconds since then.
-        error: What has left the unit, if it failed.
+        error: The exception that left the unit, if it failed.
     """
 
     phase: Phase = "started"
@@ -61,11 +61,11 @@ class Event:
     """Numbers for the run's model calls."""
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Be nothing elsewhere: DSPy's settings may be pickled while a run goes on."""
+        """Pickle nothing: DSPy's settings may be pickled during a run."""
         return type(None), ()
 
     def within(self, outer: Event | None) -> Self:
-        """Return this unit as part of another."""
+        """Return this event as a child of another unit."""
         name = self.id or uuid.uuid4().hex
         if outer is None:
             return replace(self, id=name)
@@ -80,9 +80,9 @@ class Outcome:
     Attributes:
         stop: As in `Prediction.stop`; empty if an error ended it.
         outputs: The output fields by name.
-        usage: What it and its children used.
+        usage: The usage of the run and its children.
         final_reasoning: The model's last words.
-        steps: What it did.
+        steps: Its steps.
     """
 
     stop: str = ""
@@ -99,12 +99,12 @@ class RunEvent(Event):
     Attributes:
         name: Its class.
         signature: Its signature.
-        inputs: What it was called with, by name; not checked yet.
-        limits: What it may spend.
-        lm: Who takes its turns.
-        sub_lm: Who answers what its code asks, if that is another.
+        inputs: Its arguments by name; not validated yet.
+        limits: Its limits.
+        lm: The LM of its turns.
+        sub_lm: The LM of its sub-calls, if it is another.
         started_at: The time of day, UTC.
-        outcome: What came of it; also if it failed, unless it could not begin.
+        outcome: Its result; also if it failed, unless it could not start.
     """
 
     name: str
@@ -117,7 +117,7 @@ class RunEvent(Event):
     outcome: Outcome = Outcome()
 
     def within(self, outer: Event | None) -> Self:
-        """Return this run as part of another's unit."""
+        """Return this run as a child of another run's unit."""
         placed = super().within(outer)
         return replace(
             placed,
@@ -157,11 +157,11 @@ class CellEvent(Event):
     """The execution of a turn's code.
 
     Attributes:
-        reasoning: What the model wrote around it.
+        reasoning: The model's text around the code.
         code: The code.
         kind: How it ended; `submitted` also if the values do not fit.
-        output: What it printed, or what went wrong.
-        submitted: What SUBMIT was called with, if it was.
+        output: Its output, or the error.
+        submitted: The arguments of SUBMIT, if it was called.
     """
 
     reasoning: str
@@ -173,11 +173,11 @@ class CellEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ToolEvent(Event):
-    """A call of a user's tool. It also ends if the tool raises: see `call.error_type`.
+    """A call of a user's tool. It also ends normally if the tool raises: see `call.error_type`.
 
     Attributes:
         name: Its name.
-        arguments: What it was called with: by name, and those without one under `args`.
+        arguments: Its arguments by name; positional ones under `args`.
         result: What it returned.
         call: The call in short form, as `Step.tool_calls` has it.
     """
@@ -193,10 +193,10 @@ class BatchEvent(Event):
     """One sub-call, or many made together.
 
     Attributes:
-        name: What it calls, in its words: `llm_query`, `dspy.Predict('text -> topic')`, the name of a sub.
+        name: The callee as written in code: `llm_query`, `dspy.Predict('text -> topic')`, the name of a sub.
         items: The inputs of each, by name.
         answers: The answer of each: `value`, or `error` and its `kind`.
-        refused: Why nothing was asked, if the whole call was refused.
+        refused: Why the whole call was refused, if it was.
     """
 
     name: str
@@ -207,10 +207,10 @@ class BatchEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SubCallEvent(Event):
-    """One item of a batch. An item that was cached or rejected has an end and no start.
+    """One item of a batch. A cached or rejected item has an end event but no start event.
 
     Attributes:
-        name: What is called, as in `SubCall.name`.
+        name: The callee, as in `SubCall.name`.
         kind: As in `SubCall.kind`.
         call: The sub-call as the trajectory has it.
     """
@@ -231,14 +231,14 @@ class LMEvent(Event):
 
     Attributes:
         number: Its number in the run; the first is 1.
-        lm: Who is asked. Its settings may hold keys.
-        role: As in `usage["by_role"]`; empty for a model that a tool asks by itself.
-        prompt: What is sent, if it is one text.
-        messages: What is sent.
-        outputs: What it answered.
-        usage: What it reported of the call: tokens and cost.
+        lm: The LM. Its settings may contain keys.
+        role: As in `usage["by_role"]`; empty for a model call inside a tool.
+        prompt: The prompt, if it is one text.
+        messages: The messages.
+        outputs: Its outputs.
+        usage: The reported usage: tokens and cost.
         cached: Whether DSPy's cache answered.
-        price: What the call cost by the known price of the model, if it does not say itself; USD.
+        price: The cost by the known price of the model, if it reports none; USD.
     """
 
     number: int

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlm_dspy.events.event_types import Phase
 
 _SETTING = "rlm_dspy_event"
-"""The setting of DSPy that holds the innermost unit: DSPy hands its settings on to its threads."""
+"""The DSPy setting that holds the innermost unit: DSPy passes its settings to its threads."""
 _logger = logger()
 _failed: set[int] = set()
 """Listeners that have raised."""
@@ -37,16 +37,16 @@ E = TypeVar("E", bound=Event)
 
 @dataclass
 class Unit(Generic[E]):
-    """A unit under way.
+    """A running unit.
 
     Attributes:
-        event: The event of its start, with what is known of its end.
+        event: The event of its start, with the known fields of its end.
     """
 
     event: E
 
     def end(self, **known: Any) -> None:
-        """Note what the event of the end says, by the names of its fields."""
+        """Set fields of the end event by name."""
         self.event = replace(self.event, **known)
 
 
@@ -54,11 +54,11 @@ class Unit(Generic[E]):
 def unit(event: E, *, ends: bool = True) -> Iterator[Unit[E]]:
     """Emit the start of a unit on entry to this scope, and its end or failure on exit.
 
-    Without a listener, and outside of runs for all but a run, it does nothing.
+    It does nothing without a listener, nor outside runs for any unit but a run.
 
     Args:
         event: The event of the start.
-        ends: Whether the end is emitted here; else by `emit`.
+        ends: Whether the scope emits the end; else `emit` does.
     """
     told, outer, error = Unit(event), here(), None
     if not listeners() or (outer is None and not isinstance(event, RunEvent)):
@@ -86,13 +86,13 @@ def emit(event: Event) -> None:
 
 
 def here() -> Event | None:
-    """Return the innermost unit under way; None outside of runs, or if nobody listened when the run started."""
+    """Return the innermost running unit; None outside runs, or if the run started without a listener."""
     found: Event | None = dspy.settings.get(_SETTING)
     return found
 
 
 def listeners() -> list[Listener]:
-    """Return the listeners in force."""
+    """Return the active listeners."""
     return [callback for callback in dspy.settings.callbacks if isinstance(callback, Listener)]
 
 
@@ -100,7 +100,7 @@ def _send(event: Event) -> None:
     for listener in listeners():
         try:
             listener.on_event(event)
-        except Exception as error:  # noqa: BLE001 (a listener ends no run)
+        except Exception as error:  # noqa: BLE001 (a listener must not end a run)
             if id(listener) not in _failed:
                 _failed.add(id(listener))
                 _logger.warning("%s failed on an event: %s: %s", listener, type(error).__name__, error)

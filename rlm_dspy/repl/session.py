@@ -216,8 +216,8 @@ class Repl:
         try:
             result = interpreter.execute(code, variables={})
         except SyntaxError as error:
-            message = str(error)
-            return Outcome("error", message if "SyntaxError" in message else f"SyntaxError: {message}")
+            ours = isinstance(interpreter, Interpreter)  # its message is the whole traceback
+            return Outcome("error", str(error) if ours else f"SyntaxError: {error}")
         except dspy.CodeExecutionError as error:
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:

@@ -203,7 +203,7 @@ class ToolCalls:
     Attributes:
         began: When the root run began, by `time.monotonic`.
         calls: Those of the turn so far.
-        left_out: How many more there were.
+        left_out: How many further tool calls there were.
     """
 
     began: float

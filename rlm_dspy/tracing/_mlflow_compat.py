@@ -3,7 +3,7 @@
 No other module imports from inside MLflow or touches a private attribute of its objects. What a release moves or
 renames is mended here; what it makes public leaves this file.
 
-| name | why the public ones do not do |
+| name | why the public API does not suffice |
 |---|---|
 | `MlflowCallback`, `revert_patches`, `logs_traces` | MLflow's logging of DSPy, which ours replaces |
 | `start_span_no_context`, `set_span_in_context`, `detach_span_from_context` | spans across callbacks |
