@@ -7,10 +7,12 @@ import io
 import json
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 import rlm_dspy
 from rlm_dspy.cli.errors import (
@@ -18,15 +20,14 @@ from rlm_dspy.cli.errors import (
     FAILED,
     INTERRUPTED,
     UNANSWERED,
-    check_distinct,
-    check_writable,
+    check_outputs,
     done,
     errors_as_lines,
     quiet_dspy,
     say,
     tell,
 )
-from rlm_dspy.cli.options import InterpreterName, Traced, factory_of, traced
+from rlm_dspy.cli.options import Debug, Files, Interpreter, Model, Trace, Traced, command, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
 from rlm_dspy.embedded.model_catalog import megabytes
 from rlm_dspy.text import counted
@@ -51,57 +52,34 @@ _INTERRUPTED_FILE = "interrupted.rlm.json"
 _UNPRINTED_FILE = "unprinted.rlm.json"
 
 
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False),
-    ] = None,
-    signature: Annotated[
-        str | None, typer.Option(help='The fields; default "context, question -> answer: str".')
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, or the path of a .gguf "
-            "file. By default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else the best "
-            "downloaded model."
-        ),
-    ] = None,
-    sub_model: Annotated[str | None, typer.Option(help="Model for sub-calls; default: the same model.")] = None,
-    pull: Annotated[
-        bool, typer.Option("--pull", help="Download the model if it is one of `rlm-dspy models`; do not ask.")
-    ] = False,
-    policy: Annotated[
-        str, typer.Option(help="Name or path of a policy, none, or auto: the one shipped for the model.")
-    ] = "auto",
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """What `rlm-dspy ask` is given."""
+
+    question: Annotated[str, Argument(help="The question.", show_default=False)]
+    files: Files = None
+    signature: Annotated[str | None, Option(help='The fields; default "context, question -> answer: str".')] = None
+    model: Model = None
+    sub_model: Annotated[str | None, Option(help="Model for sub-calls; default: the same model.")] = None
+    pull: Annotated[bool, Option("--pull", help="Download a model of `rlm-dspy models` without asking.")] = False
+    policy: Annotated[str, Option(help="Name or path of a policy, none, or auto: the one of the model.")] = "auto"
     max_iters: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of turns; default: as the window allows, up to 20."),
-    ] = None,
-    max_llm_calls: Annotated[
-        int | None, typer.Option(min=0, help="Maximum number of sub-calls; default 50.")
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Maximum cost of all model calls in US dollars; default: no limit.")
-    ] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Time limit in seconds; default: no limit.")] = None,
-    interpreter: Annotated[
-        InterpreterName | None,
-        typer.Option(
-            help="Where code runs: python (confined worker; the default), deno (WASM), process (a separate one), "
-            "local (this process). `process` and `local` do not protect your files from the model's code.",
-        ),
-    ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Log the run to MLflow.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Write the run to this file as JSON.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the run to this file as an HTML page.")] = None,
-    log: Annotated[
-        Path | None, typer.Option(help="Append events to this file during the run, one JSON object per line.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-) -> None:
+        int | None, Option(min=1, help="Maximum turns; default: up to 20, as the window allows.")
+    ] = None
+    max_llm_calls: Annotated[int | None, Option(min=0, help="Maximum number of sub-calls; default 50.")] = None
+    max_cost: Annotated[float | None, Option(help="Maximum cost of all model calls in US dollars.")] = None
+    max_seconds: Annotated[float | None, Option(help="Time limit in seconds.")] = None
+    interpreter: Interpreter = None
+    trace: Trace = False
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object and nothing else.")] = False
+    save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
+    report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
+    log: Annotated[Path | None, Option(help="Append events to this file during the run, as JSON Lines.")] = None
+    debug: Debug = False
+
+
+@command
+def ask(options: AskOptions) -> None:
     """Answer a question about texts of any length.
 
     The answer is printed to standard output, the steps to standard error during the run.
@@ -123,47 +101,45 @@ def ask(
       143  terminated by SIGTERM; otherwise as 130
     """  # noqa: D301 (\b keeps the line breaks)
     interrupted = ["Interrupted before the first turn."]
-    with errors_as_lines(debug=debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
+    with errors_as_lines(debug=options.debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
         import dspy
 
-        from rlm_dspy.coverage import watched
-        from rlm_dspy.models import limits_for
         from rlm_dspy.observe.console import Lines, view_on
-        from rlm_dspy.observe.event_log import RunLog
 
-        written = {"--save": save, "--report": report, "--log": log}
-        for option, path in written.items():
-            check_writable(path, option)
-        check_distinct(written, [Path(name).expanduser() for name in files or [] if name != STDIN])
-        task = read_task(question, files or [], signature, _stdin(files or []))
-        lm = _chosen(model, pull=pull)
-        with dspy.context(lm=lm):  # policy="auto" looks at it
-            rlm = rlm_dspy.RLM(
-                task.signature,
-                limits=limits_for(
-                    lm,
-                    max_iters=max_iters,
-                    max_llm_calls=max_llm_calls,
-                    max_cost=max_cost,
-                    max_seconds=max_seconds,
-                ),
-                sub_lm=_chosen(sub_model, pull=pull) if sub_model else None,
-                interpreter_factory=factory_of(interpreter) if interpreter else None,
-                policy=None if policy == "none" else policy,
-            )
-        view = Lines(io.StringIO()) if as_json else view_on(sys.stderr)
-        with traced(question) if trace else contextlib.nullcontext(Traced()) as logged, dspy.context(lm=lm):
-            with (
-                RunLog(log) if log else contextlib.nullcontext(),
-                watched() if save or report or log or as_json or trace else contextlib.nullcontext(),
-            ):
-                record, error = _run(rlm, task, view)
+        task, lm, rlm = _prepared(options)
+        view = Lines(io.StringIO()) if options.as_json else view_on(sys.stderr)
+        tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
+        with tracing as logged, dspy.context(lm=lm):
+            record, error = _run(rlm, task, view, options)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
-            if error is not None and debug:
+            if error is not None and options.debug:
                 tell("".join(traceback.format_exception(error)))
-            kept = _give(record, save, report, as_json=as_json)  # before the wait for MLflow
+            kept = _give(record, options)  # before the wait for MLflow
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
+
+
+def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM]:
+    """Check all options; return the task, the LM and the module."""
+    import dspy
+
+    from rlm_dspy.models import limits_for
+
+    files = options.files or []
+    written = {"--save": options.save, "--report": options.report, "--log": options.log}
+    check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
+    task = read_task(options.question, files, options.signature, _stdin(files))
+    lm = _chosen(options.model, pull=options.pull)
+    given = {name: getattr(options, name) for name in ("max_iters", "max_llm_calls", "max_cost", "max_seconds")}
+    with dspy.context(lm=lm):  # policy="auto" looks at it
+        rlm = rlm_dspy.RLM(
+            task.signature,
+            limits=limits_for(lm, **given),
+            sub_lm=_chosen(options.sub_model, pull=options.pull) if options.sub_model else None,
+            interpreter_factory=factory_of(options.interpreter) if options.interpreter else None,
+            policy=None if options.policy == "none" else options.policy,
+        )
+    return task, lm, rlm
 
 
 def _chosen(model: str | None, *, pull: bool) -> dspy.LM:
@@ -187,15 +163,22 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
     return sys.stdin.buffer if wanted else None
 
 
-def _run(rlm: rlm_dspy.RLM, task: Task, view: View) -> tuple[Record, BaseException | None]:
+def _run(rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions) -> tuple[Record, BaseException | None]:
     """Run the task and show its progress; return the record, and the error that ended the run, if any."""
     import dspy
 
+    from rlm_dspy.coverage import watched
     from rlm_dspy.observe.console import Progress
+    from rlm_dspy.observe.event_log import RunLog
     from rlm_dspy.observe.record import recorded
 
     view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
-    with dspy.context(callbacks=[*dspy.settings.callbacks, Progress(view, rlm.limits.max_iters)]):
+    kept = options.save or options.report or options.log or options.as_json or options.trace
+    with (
+        RunLog(options.log) if options.log else contextlib.nullcontext(),
+        watched() if kept else contextlib.nullcontext(),
+        dspy.context(callbacks=[*dspy.settings.callbacks, Progress(view, rlm.limits.max_iters)]),
+    ):
         record, error = recorded(rlm, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted"):
@@ -222,7 +205,7 @@ def _summary(record: Record) -> str:
     return f"{describe_stop(record)}: {used(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
-def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bool) -> bool:
+def _give(record: Record, options: AskOptions) -> bool:
     """Print the answer; save the record and the report.
 
     Without --save, the record is saved only if it would be lost: after an interrupt, or if printing failed.
@@ -234,27 +217,14 @@ def _give(record: Record, save: Path | None, report: Path | None, *, as_json: bo
 
     if record.error:
         tell(f"Error: {record.error}")
-    printed = _print(record, as_json=as_json)
+    text = record.as_json() if options.as_json else _answer(record.outputs) if record.answered else None
+    printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
     lost = _INTERRUPTED_FILE if record.stop == "interrupted" else "" if printed else _UNPRINTED_FILE
-    path = save or (Path(lost) if lost else None)
+    path, report = options.save or (Path(lost) if lost else None), options.report
     interrupted = "Interrupted. " if record.stop == "interrupted" else ""
     saved = path is None or done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
     reported = report is None or done(lambda: write_report(record, report), f"The report is in {report}.")
     return printed and saved and reported
-
-
-def _print(record: Record, *, as_json: bool) -> bool:
-    """Print the record or its answer, if it has one. Report a failure and return False."""
-    if not (as_json or record.answered):
-        return True
-    try:
-        say(record.as_json() if as_json else _answer(record.outputs))
-    except OSError as error:
-        from rlm_dspy.observe.record import in_one_line
-
-        tell(f"Error: the answer could not be printed: {in_one_line(error)}")
-        return False
-    return True
 
 
 def _answer(outputs: Mapping[str, JsonValue]) -> str:
@@ -263,6 +233,4 @@ def _answer(outputs: Mapping[str, JsonValue]) -> str:
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in outputs.items()
     }
-    if len(told) == 1:
-        return next(iter(told.values()))
-    return "\n".join(f"{name}: {value}" for name, value in told.items())
+    return "\n".join(told.values() if len(told) == 1 else [f"{name}: {value}" for name, value in told.items()])

@@ -15,7 +15,7 @@ from rlm_dspy.errors import UsageError
 from rlm_dspy.text import print_safely, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -56,11 +56,18 @@ def quiet_dspy() -> Iterator[None]:
     """Import DSPy and log only its errors in this scope: the view shows the warnings."""
     import dspy  # noqa: F401  # the import configures its logger
 
-    logger = logging.getLogger("dspy")
-    for handler in logger.handlers:
+    for handler in logging.getLogger("dspy").handlers:
         handler.addFilter(print_safely)
+    with logging_at("dspy", logging.ERROR):
+        yield
+
+
+@contextlib.contextmanager
+def logging_at(name: str, level: int) -> Iterator[None]:
+    """Set the level of a logger in this scope."""
+    logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level)
     try:
         yield
     finally:
@@ -73,16 +80,23 @@ def tell(line: str) -> None:
         typer.echo(printable(line), err=True)
 
 
-def done(write: Callable[[], object], told: str) -> bool:
-    """Write a file and report success or the error; return whether it was written."""
+def done(write: Callable[[], object], told: str = "", problem: str = "") -> bool:
+    """Write something; return whether it was written.
+
+    Args:
+        write: Writes it.
+        told: The line that reports success, or nothing.
+        problem: What the line that reports an error begins with.
+    """
     try:
         write()
     except Exception as error:  # noqa: BLE001 (a failed write must not lose the answer)
         from rlm_dspy.observe.record import in_one_line
 
-        tell(f"Error: {in_one_line(error)}")
+        tell(f"Error: {problem}{in_one_line(error)}")
         return False
-    tell(told)
+    if told:
+        tell(told)
     return True
 
 
@@ -102,36 +116,25 @@ def say(text: str) -> None:
         raise
 
 
-def check_writable(path: Path | None, option: str) -> None:
-    """Check that a file can be written, before any model call.
-
-    Args:
-        path: The file, or None.
-        option: The option that names it, for the message.
-
-    Raises:
-        UsageError: If the path is a directory, or its directory does not exist.
-    """
-    if path is not None and path.is_dir():
-        raise UsageError(f"{option} {path}: the path is a directory; name a file in it.")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: directory {path.parent} does not exist.")
-
-
-def check_distinct(written: dict[str, Path | None], read: Iterable[Path]) -> None:
-    """Check that no file is written twice, and that no input file is overwritten.
+def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
+    """Check, before any model call, that files can be written, none twice, and that no input file is overwritten.
 
     Args:
         written: The files to write, by option, or None. Devices and pipes may repeat.
         read: The files that are read.
 
     Raises:
-        UsageError: If two paths are the same file.
+        UsageError: If a path is a directory, its directory does not exist, or two paths are the same file.
     """
     taken = {path.resolve(): "an input file" for path in read}
     for option, path in written.items():
-        if path is None or (path.exists() and not path.is_file()):
+        if path is None:
             continue
+        if path.is_dir():
+            raise UsageError(f"{option} {path}: the path is a directory; name a file in it.")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: directory {path.parent} does not exist.")
         if path.resolve() in taken:
             raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}; name another file to write.")
-        taken[path.resolve()] = f"also the file of {option}"
+        if path.is_file() or not path.exists():
+            taken[path.resolve()] = f"also the file of {option}"

@@ -1,14 +1,18 @@
-"""Options shared by several commands: `--interpreter` and `--trace`."""
+"""Arguments and options shared by several commands, and commands whose options are a dataclass."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 
 import typer
+from typer import Argument, Option
 
 from rlm_dspy.cli.errors import INTERRUPTED, tell
 
@@ -17,8 +21,8 @@ if TYPE_CHECKING:
 
     import dspy
 
+Group = TypeVar("Group")
 _RUN_NAME_CHARS = 80
-_DEFAULT_STORE = "sqlite:///mlflow.db"
 _HURRY_SECONDS = 5
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 """The status of an MLflow run, by `Record.stop`."""
@@ -31,6 +35,44 @@ class InterpreterName(StrEnum):
     local = "local"
     process = "process"
     deno = "deno"
+
+
+Files = Annotated[
+    list[str] | None, Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False)
+]
+Run = Annotated[Path, Argument(metavar="RUN", help="A file written by ask --save or --log.", show_default=False)]
+RunNumber = Annotated[int | None, Option(min=1, help="Number of the run in a file with several; the first is 1.")]
+Model = Annotated[
+    str | None,
+    Option(
+        help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, or the path of a .gguf file. By "
+        "default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else the best downloaded model."
+    ),
+]
+Interpreter = Annotated[
+    InterpreterName | None,
+    Option(
+        help="Where code runs: python (confined worker; the default), deno (WASM), process (a separate one), "
+        "local (this process). `process` and `local` do not protect your files from the model's code."
+    ),
+]
+Trace = Annotated[bool, Option("--trace", help="Log to MLflow.")]
+Debug = Annotated[bool, Option("--debug", help="Show tracebacks of errors.")]
+
+
+def command(run: Callable[[Group], None]) -> Callable[..., None]:
+    """Return a Typer command whose arguments and options are the fields of the dataclass that a function takes."""
+    group, _ = get_type_hints(run).values()
+    hints = get_type_hints(group, include_extras=True)
+
+    @functools.wraps(run)
+    def call(**given: object) -> None:
+        run(group(**given))
+
+    fields = inspect.signature(group).parameters.values()
+    signature = inspect.Signature([field.replace(annotation=hints[field.name]) for field in fields])
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 def factory_of(name: InterpreterName) -> Callable[[], dspy.CodeInterpreter]:
@@ -71,10 +113,10 @@ def traced(name: str) -> Iterator[Traced]:
     Raises:
         typer.Exit: If the wait for the store was interrupted.
     """
-    tell(f"Opening MLflow at {_store()} ...")
+    tell(f"Opening MLflow at {tracking_store()} ...")
     from rlm_dspy import tracing
 
-    tracing.autolog(store=_store(), experiment="rlm-dspy")
+    tracing.autolog(store=tracking_store(), experiment="rlm-dspy")
     what = Traced()
     with tracing.logged_run(name[:_RUN_NAME_CHARS], lambda: _STATUS.get(what.stop, "FINISHED")):
         try:
@@ -85,17 +127,18 @@ def traced(name: str) -> Iterator[Traced]:
         raise typer.Exit(INTERRUPTED)
 
 
-def _store() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_STORE
+def tracking_store() -> str:
+    """Return the store that runs are logged to: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 def _stored() -> bool:
     """Wait until the traces are stored and report it; return False after an interrupt."""
     from rlm_dspy import tracing
 
-    look = f"View it: {_store() if _store().startswith('http') else 'rlm-dspy ui'}"
+    look = f"View it: {tracking_store() if tracking_store().startswith('http') else 'rlm-dspy ui'}"
     try:
-        tell(f"Storing the trace in {_store()} ...")
+        tell(f"Storing the trace in {tracking_store()} ...")
         tracing.flush()
     except KeyboardInterrupt:
         tell(

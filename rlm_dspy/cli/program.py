@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rlm_dspy
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
 
     import dspy
@@ -66,32 +66,22 @@ def load_metric(module: ModuleType, name: str | None) -> Metric:
     """Return the metric of a program's file; without one, compare all labels.
 
     Raises:
-        UsageError: If the function does not exist or takes other arguments.
+        UsageError: If the function does not exist, or does not accept the arguments that optimizers pass.
     """
-    found = getattr(module, name or "metric", None)
-    if callable(found):
-        check_metric(found)
-        return found  # type: ignore[no-any-return]
-    if name:
-        raise UsageError(f"No function {name!r} in the program's file.")
-    return labels_equal
-
-
-def check_metric(metric: Callable[..., Any]) -> None:
-    """Check that a metric accepts the arguments that optimizers pass.
-
-    Raises:
-        UsageError: If it does not; the message names the arguments.
-    """
+    metric: Metric | None = getattr(module, name or "metric", None)
+    if not callable(metric):
+        if name:
+            raise UsageError(f"No function {name!r} in the program's file.")
+        return labels_equal
     try:
-        inspect.signature(metric).bind(None, None, None)
+        with contextlib.suppress(ValueError):  # builtins without a readable signature
+            inspect.signature(metric).bind(None, None, None)
     except TypeError as error:
         raise UsageError(
             f"The metric cannot be called as metric(example, prediction, trace): {error}. Give its other "
             "parameters defaults."
         ) from error
-    except ValueError:
-        return  # builtins without a readable signature
+    return metric
 
 
 def labels_equal(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> bool:  # noqa: ARG001

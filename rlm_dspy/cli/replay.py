@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path  # noqa: TC003 (typer reads it)
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 import rlm_dspy
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
-from rlm_dspy.cli.options import InterpreterName, factory_of
+from rlm_dspy.cli.options import Debug, Files, Interpreter, InterpreterName, Run, RunNumber, factory_of
 from rlm_dspy.cli.task import read_task
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted, printable
@@ -25,20 +24,11 @@ SAME, DIFFERENT = 0, 1
 
 
 def replay(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A file written by ask --save or --log.", show_default=False)
-    ],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE", help="The input files of the run.", show_default=False),
-    ] = None,
-    run: Annotated[
-        int | None, typer.Option(min=1, help="Number of the run, if the file has several; the first is 1.")
-    ] = None,
-    interpreter: Annotated[
-        InterpreterName, typer.Option(help="Where code runs, as for ask.")
-    ] = InterpreterName.python,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    path: Run,
+    files: Files = None,
+    run: RunNumber = None,
+    interpreter: Interpreter = None,
+    debug: Debug = False,
 ) -> None:
     """Run the code of a recorded run again without a model, and compare outputs and answers.
 
@@ -64,7 +54,7 @@ def replay(
         inputs = _inputs(record, files or [])
         for name in _others(record, inputs):
             tell(f"Warning: the input {name!r} is not the one that was recorded.")
-        steps = replayed(record, inputs, factory_of(interpreter))
+        steps = replayed(record, inputs, factory_of(interpreter or InterpreterName.python))
         if any(step.kind == "killed" for step in record.trajectory):
             tell("The last turn was cut short when the process was killed; it is left out.")
         if not steps:

@@ -7,25 +7,16 @@ from typing import Annotated
 
 import typer
 
-from rlm_dspy.cli.errors import check_distinct, check_writable, errors_as_lines, quiet_dspy
+from rlm_dspy.cli.errors import check_outputs, errors_as_lines, quiet_dspy
+from rlm_dspy.cli.options import Debug, Run, RunNumber
 from rlm_dspy.text import printable, write_whole
 
-_Run = Annotated[Path, typer.Argument(help="A file written by ask --save or --log.", show_default=False)]
 _Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="The HTML file to write.", show_default=False)
 ]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
-def report(
-    run: _Run,
-    output: _Output = None,
-    number: Annotated[
-        int | None,
-        typer.Option("--run", min=1, help="Number of the run, if the file has several; the first is 1."),
-    ] = None,
-    debug: _Debug = False,
-) -> None:
+def report(path: Run, output: _Output = None, run: RunNumber = None, debug: Debug = False) -> None:
     """Write a saved run as one HTML page: answer, turns, sub-calls, time, cost, coverage of the input.
 
     The page is self-contained: it needs no network and runs no script. The command prints its path; by default
@@ -37,23 +28,19 @@ def report(
         from rlm_dspy.observe.load import load_record
         from rlm_dspy.observe.report.page import write_report
 
-        target = output or run.with_suffix(".html")
-        check_writable(target, "--output")
-        check_distinct({"--output": target}, [run])
-        write_report(load_record(run, number), target)
+        target = output or path.with_suffix(".html")
+        check_outputs({"--output": target}, [path])
+        write_report(load_record(path, run), target)
     typer.echo(target)
 
 
 def diff(
-    first: _Run,
-    second: _Run,
+    first: Run,
+    second: Run,
     output: _Output = None,
-    run_a: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of the run in the first file, if it has several; the first is 1."),
-    ] = None,
-    run_b: Annotated[int | None, typer.Option(min=1, help="Number of the run in the second file.")] = None,
-    debug: _Debug = False,
+    run_a: RunNumber = None,
+    run_b: RunNumber = None,
+    debug: Debug = False,
 ) -> None:
     """Compare two saved runs: settings, answers, usage, turn by turn.
 
@@ -65,8 +52,7 @@ def diff(
         from rlm_dspy.observe.load import load_record
         from rlm_dspy.observe.report.diff import diff_html, diff_text
 
-        check_writable(output, "--output")
-        check_distinct({"--output": output}, [first, second])
+        check_outputs({"--output": output}, [first, second])
         a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")
         names = (_named(first, run_a), _named(second, run_b))
         if output is not None:

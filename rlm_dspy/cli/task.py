@@ -86,61 +86,44 @@ def _parse(signature: str) -> Any:
 
 
 def _read(files: list[str], stdin: IO[bytes] | None) -> rlm_dspy.Text | None:
-    if not files:
-        piped = _piped(stdin)
-        return None if _is_blank(piped) else rlm_dspy.Text(piped)
-    if len(files) == 1:
-        return _read_one(files[0], stdin)
-    return rlm_dspy.Text("\n\n".join(f"=== {_title(name)} ===\n{_read_one(name, stdin)}" for name in files))
+    """Return the text of files, or of standard input if none is named; None if that has none."""
+    texts = [_read_one(name, stdin) for name in files or [STDIN]]
+    for name, text in zip(files or [STDIN], texts, strict=True):
+        if _is_blank(str(text)):
+            if not files:
+                return None
+            raise UsageError(f"{_title(name, 'Standard input')} is empty.")
+    if len(texts) == 1:
+        return texts[0]
+    parts = (f"=== {_title(name)} ===\n{text}" for name, text in zip(files, texts, strict=True))
+    return rlm_dspy.Text("\n\n".join(parts))
 
 
-def _title(name: str) -> str:
-    return "standard input" if name == STDIN else name
+def _title(name: str, of_stdin: str = "standard input") -> str:
+    return of_stdin if name == STDIN else name
 
 
 def _read_one(name: str, stdin: IO[bytes] | None) -> rlm_dspy.Text:
-    if name != STDIN:
-        return _open(name)
-    piped = _piped(stdin)
-    if _is_blank(piped):
-        raise UsageError("Standard input is empty.")
-    return rlm_dspy.Text(piped)
-
-
-def _open(name: str) -> rlm_dspy.Text:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name != STDIN and path.is_dir():
         raise UsageError(f"{name} is a directory. Name files in it, e.g. {name.rstrip('/')}/*.md.")
     try:
-        text = (
-            rlm_dspy.Text.open(path)
-            if path.is_file() or not path.exists()
-            else rlm_dspy.Text(path.read_text(encoding="utf-8"))
-        )
-        if _is_blank(str(text)):
-            raise UsageError(f"{name} is empty.")
+        if name == STDIN:
+            return rlm_dspy.Text(stdin.read().decode("utf-8") if stdin is not None else "")
+        is_pipe = path.exists() and not path.is_file()
+        text = rlm_dspy.Text(path.read_text(encoding="utf-8")) if is_pipe else rlm_dspy.Text.open(path)
+        str(text)  # decodes it
     except FileNotFoundError as error:
         raise UsageError(f"File not found: {name}.") from error
     except UnicodeDecodeError as error:
-        raise _not_utf8(name, error) from error
+        raise UsageError(
+            f"{_title(name, 'Standard input')} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at "
+            f"{error.start:,}). Convert it first, e.g. with iconv."
+        ) from error
     except OSError as error:
         raise UsageError(f"Cannot read {name}: {error.strerror or error}.") from error
     return text
 
 
-def _piped(stdin: IO[bytes] | None) -> str:
-    try:
-        return stdin.read().decode("utf-8") if stdin is not None else ""
-    except UnicodeDecodeError as error:
-        raise _not_utf8("Standard input", error) from error
-
-
 def _is_blank(text: str) -> bool:
     return not text or text.isspace()
-
-
-def _not_utf8(name: str, error: UnicodeDecodeError) -> UsageError:
-    byte = error.object[error.start]
-    return UsageError(
-        f"{name} is not UTF-8 text (byte 0x{byte:02x} at {error.start:,}). Convert it first, e.g. with iconv."
-    )

@@ -11,22 +11,18 @@ from typing import Annotated
 import typer
 
 from rlm_dspy.cli.errors import FAILED, tell
-
-_STORE = "sqlite:///mlflow.db"
+from rlm_dspy.cli.options import tracking_store
 
 
 def ui(
-    store: Annotated[
-        str | None,
-        typer.Option(help=f"The MLflow store; default: MLFLOW_TRACKING_URI, else {_STORE}."),
-    ] = None,
+    store: Annotated[str | None, typer.Option(help="The MLflow store; default: that of `ask --trace`.")] = None,
     port: Annotated[int, typer.Option(help="The port of the server.", min=1, max=65535)] = 5000,
 ) -> None:
     """Serve the runs that were logged to MLflow (`ask --trace`) for a browser, until Ctrl-C.
 
     Exit codes: 0 after Ctrl-C, 3 if the server could not be started.
     """
-    served = store or os.environ.get("MLFLOW_TRACKING_URI") or _STORE
+    served = store or tracking_store()
     if served.startswith("http"):
         tell(f"The store is a server: open {served} in a browser.")
         return
@@ -53,14 +49,6 @@ def _taken(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-OFFLINE = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
-"""Without these the server waits for the network; jobs are not used here."""
-
-
 def server_command(store: str, port: int, host: str = "127.0.0.1") -> list[str]:
     """Return the command that serves a store.
 
@@ -74,5 +62,5 @@ def server_command(store: str, port: int, host: str = "127.0.0.1") -> list[str]:
 
 
 def server_environment() -> dict[str, str]:
-    """Return this process's environment with the defaults of `OFFLINE`."""
-    return {**OFFLINE, **os.environ}
+    """Return this process's environment, without the jobs of the server, which are not used here."""
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
