@@ -25,9 +25,16 @@ settings.register_profile("any machine", deadline=None)  # a busy machine fails 
 settings.load_profile("any machine")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of tests that take more than ten seconds; `-m "not long"` leaves them out."""
-    config.addinivalue_line("markers", "long: takes more than ten seconds")
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in several processes, one more than there are processors: tests also wait.
+
+    All tests of a file run in one process, so its fixtures are made once. Named files run in this process.
+    """
+    named = config.args_source is config.ArgsSource.ARGS or hasattr(config, "workerinput")
+    options = config.option
+    if config.pluginmanager.hasplugin("xdist") and options.numprocesses is None and not (named or options.usepdb):
+        options.numprocesses, options.dist = min(8, 1 + (os.cpu_count() or 1)), "loadfile"
 
 
 @pytest.fixture(scope="session", autouse=True)

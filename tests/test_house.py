@@ -286,7 +286,11 @@ def test_a_wheel_holds_every_module_and_the_data(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {f"rlm_dspy/{name.replace('.', '/')}.py" for name in MODULES}
-    data = {"signatures/policies": "*.json", "rlm_dspy/observe/report/templates": "*"}
+    data = {
+        "signatures/policies": "*.json",
+        "rlm_dspy/embedded": "*.json",
+        "rlm_dspy/observe/report/templates": "*",
+    }
     files = {path.relative_to(ROOT) for folder, names in data.items() for path in (ROOT / folder).glob(names)}
     held_data = {f"rlm_dspy/{path.as_posix().removeprefix('rlm_dspy/')}" for path in files}
     assert held == modules | held_data | {"rlm_dspy/py.typed"}

@@ -203,7 +203,7 @@ def test_trace_logs_the_run_to_mlflow_and_says_how_to_look_at_it() -> None:
     opening, question, *_, storing, hint = done.stderr.splitlines()
     assert (opening, question) == ("Opening MLflow at sqlite:///mlflow.db ...", "How much?")
     assert storing == "Storing the trace in sqlite:///mlflow.db ..."
-    assert hint == "Logged to MLflow. Look at it: rlm-dspy ui"
+    assert hint == "Logged to MLflow. View it: rlm-dspy ui"
     assert (done.returncode, done.stdout) == (0, "42\n")
     assert logged_spans(Path("mlflow.db")).count("act") == 2
 

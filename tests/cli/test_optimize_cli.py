@@ -84,6 +84,7 @@ program = RLM("context, question -> answer", limits=Limits(max_iters=4, max_llm_
 """
 
 
+@pytest.mark.long
 def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
     """In one run, which a person finds by the policy's name. In a process of its own: MLflow's settings stay."""
     Path("scripted.py").write_text(SCRIPTED_PROGRAM)

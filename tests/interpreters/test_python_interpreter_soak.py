@@ -99,7 +99,7 @@ def test_sixty_sessions_leave_nothing() -> None:
     soak(60, 16)
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.timeout(3_000)
 def test_two_thousand_sessions_leave_nothing() -> None:
     """Sixteen at a time; takes minutes."""

@@ -80,7 +80,9 @@ SERVERS = [
 
 
 @pytest.mark.parametrize("submits", [True, False])
-@pytest.mark.parametrize(("refuse", "options", "max_tokens"), SERVERS, ids=str)
+@pytest.mark.parametrize(
+    ("refuse", "options", "max_tokens"), SERVERS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_ten_turns_that_print_10_000_characters_each_end_with_an_answer(
     refuse: Callable[[Request, int], tuple[int, str]], options: dict[str, Any], max_tokens: int, submits: bool
 ) -> None:

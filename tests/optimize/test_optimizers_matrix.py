@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 once = functools.cache(compiled)
+QUICK = ("root and query", "two RLMs")
+"""The programs that are not left for the long tests."""
+every_program = pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in PROGRAMS]
+)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@every_program
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("check", CHECKS)
 def test_an_optimized_program(check: str, optimizer: str, program: str) -> None:
@@ -26,14 +31,14 @@ def test_an_optimized_program(check: str, optimizer: str, program: str) -> None:
     assert CHECKS[check](it)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@every_program
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "KNNFewShot"])
 def test_a_saved_state_gives_the_same_prompts(optimizer: str, program: str, tmp_path: Path) -> None:
     """In a new program of the same form. What KNNFewShot makes has no state: it compiles at each call."""
     assert it_is_saved_and_loaded(once(optimizer, program), tmp_path)
 
 
-@pytest.mark.parametrize("as_text", [True, False], ids=["Text", "str"])
+@pytest.mark.parametrize("as_text", [True, pytest.param(False, marks=pytest.mark.long)], ids=["Text", "str"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_no_prompt_holds_a_context_of_ten_megabytes(optimizer: str, as_text: bool) -> None:
     """Given as `Text`, or as `str` in a dataset that `compact` wrapped."""

@@ -64,6 +64,7 @@ SEEN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.browser
 @pytest.mark.parametrize("page", SEEN)
 def test_a_person_can_read_on_the_page_what_the_run_did(seen: Path, page: str) -> None:
