@@ -113,14 +113,12 @@ class Ledger:
     @property
     def calls_left(self) -> int:
         """Model calls that the code may still make."""
-        with self._lock:
-            return self.limits.max_llm_calls - self._reserved
+        return self.limits.max_llm_calls - self._reserved
 
     @property
     def calls_made(self) -> int:
         """Model calls that the code has made."""
-        with self._lock:
-            return self._reserved
+        return self._reserved
 
     def price(self, lm: dspy.BaseLM) -> Price | None:
         """Return the price of an LM, looked up once; None if it is not known."""

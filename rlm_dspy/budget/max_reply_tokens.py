@@ -47,11 +47,6 @@ class LMCall:
     messages: Messages
     options: dict[str, Any]
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `dspy.BaseLM.__call__`."""
-        return {"prompt": self.prompt, "messages": self.messages, **self.options}
-
     def answers(self, lm: dspy.BaseLM) -> int:
         """Return how many answers the call requests."""
         number: int = self.options.get("n") or lm.kwargs.get("n") or 1

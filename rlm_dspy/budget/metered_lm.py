@@ -157,6 +157,7 @@ class MeteredCall:
         seconds: How long to wait before the next attempt; None once the LM has answered.
         lm: The LM that the request is sent to: it repeats nothing, and its replies fit what the limits leave.
         asked: What that LM is asked.
+        arguments: The same as arguments of `dspy.BaseLM.__call__`.
         entries: What DSPy has entered into its history meanwhile.
         keeps_history: Whether DSPy keeps these entries in the history of the LM.
         outputs: What the LM returned, unchanged; None until it has answered.
@@ -225,6 +226,7 @@ class MeteredCall:
         if changes:
             self.lm = self.lm.copy(**changes)
             self.lm.history = self._own_lm.history  # where the caller looks for it
+        self.arguments = {"prompt": self.asked.prompt, "messages": self.asked.messages, **self.asked.options}
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -347,7 +349,7 @@ def _meter_calls(kind: type[dspy.BaseLM]) -> None:
             if seconds:
                 pause(seconds)
             with made.attempt():
-                made.outputs = call(made.lm, **made.asked.arguments)
+                made.outputs = call(made.lm, **made.arguments)
         return made.reply
 
     @functools.wraps(acall)
@@ -361,7 +363,7 @@ def _meter_calls(kind: type[dspy.BaseLM]) -> None:
             if seconds:
                 await asyncio.sleep(seconds)
             with made.attempt():
-                made.outputs = await acall(made.lm, **made.asked.arguments)
+                made.outputs = await acall(made.lm, **made.arguments)
         return made.reply
 
     kind.__call__, kind.acall = called, awaited
