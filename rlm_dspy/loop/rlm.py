@@ -152,6 +152,11 @@ class RLM(AsTool, Limited, dspy.Module):
         if name == "signature":
             self.__dict__["__doc__"] = value.instructions  # what it is for, to `dspy.Tool`
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what stands for a predictor of `dspy.RLM`."""
+        why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
+        raise AttributeError(why, name=name, obj=self)
+
     def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Load a file that `save` wrote, as `dspy.Module.load` does.
 
@@ -182,7 +187,8 @@ class RLM(AsTool, Limited, dspy.Module):
             raise ValueError(
                 f"Invalid state: it has {', '.join(map(repr, state)) or 'nothing'}, but the predictors of this "
                 f"RLM are {', '.join(map(repr, names))}, each with its signature and demos. Load the state of an "
-                "RLM; that of one predictor with rlm.act.load_state(...), a policy with RLM(policy=...)."
+                "RLM; that of one predictor with rlm.act.load_state(...), a policy with RLM(policy=...). "
+                "Compile this RLM instead of loading the state of another class, such as dspy.RLM."
             )
         if differing := (state.keys() - {"metadata"}) ^ set(names):
             _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
@@ -349,6 +355,11 @@ class RLM(AsTool, Limited, dspy.Module):
                 replies += meter.outputs
 
 
+_UPSTREAM_PREDICTORS = {
+    "generate_action": "; the predictor of the turns is `act`",
+    "extract": "; the predictor that reads an answer from a trajectory is made for each call, with `act`'s LM",
+}
+"""What to say of the predictors that `dspy.RLM` has."""
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "signature": check_signature,
     "limits": check_limits,

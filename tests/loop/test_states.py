@@ -34,7 +34,7 @@ def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
     dspy.RLM(ASK).save(tmp_path / "theirs.json")
     rlm = learned()
     before = json.dumps(rlm.dump_state())
-    with pytest.raises(ValueError, match="Invalid state: it has 'generate_action', 'extract'"):
+    with pytest.raises(ValueError, match=r"Invalid state: it has 'generate_action', 'extract'.* Compile this RLM"):
         rlm.load(tmp_path / "theirs.json")
     assert json.dumps(rlm.dump_state()) == before
 
@@ -95,3 +95,12 @@ def test_a_state_of_before_dspy_saved_lms_is_loaded() -> None:
     rlm = RLM(ASK, policy=None)
     rlm.load_state(state)
     assert set(instructions_of(rlm).values()) == {"Learned."}
+
+
+@pytest.mark.parametrize(("name", "instead"), [("generate_action", "`act`"), ("extract", "made for each call")])
+def test_a_predictor_of_dspys_rlm_is_missing_with_a_hint(name: str, instead: str) -> None:
+    rlm = RLM(ASK)
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'.*{instead}"):
+        getattr(rlm, name)
+    assert not hasattr(rlm, name)
+    assert not hasattr(rlm, "anything_else")
