@@ -269,10 +269,9 @@ _process = _Process()
 
 
 def _directory() -> str | None:
-    try:
+    with contextlib.suppress(OSError):
         return os.getcwd()  # noqa: PTH109 (a path object says nothing more)
-    except OSError:
-        return None
+    return None
 
 
 def _change_directory(path: str | None) -> None:

@@ -9,9 +9,7 @@ import os
 import threading
 import weakref
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
-from zipfile import ZipFile
 
 import dspy
 
@@ -176,8 +174,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             raise dspy.CodeInterpreterError(f"PythonInterpreter cannot start a worker: {error}") from error
 
     def _begun(self, server: ForkServer) -> Session:
-        packages = server.packages | _bundled(self._recipe)
-        settings = Settings(self.cell_limits, self.checkpoint, packages, self.stand_in)
+        settings = Settings(self.cell_limits, self.checkpoint, server.packages, self.stand_in)
         with ExitStack() as undo:
             group = Group(server, self.worker_limits, server.new_scratch())
             undo.callback(group.leave)
@@ -234,12 +231,3 @@ def recipe(
     if preload is None:
         preload = [name for name in _DEFAULT_PRELOAD if importlib.util.find_spec(name) is not None]
     return Recipe(tuple(preload), tuple(map(os.path.realpath, paths)), confinement or ConfinementPolicy())
-
-
-def _bundled(recipe: Recipe) -> frozenset[str]:
-    """Return the modules that `recipe.paths` hold at their top."""
-    found = set()
-    for path in recipe.paths:
-        names = [inner.name for inner in Path(path).iterdir()] if Path(path).is_dir() else ZipFile(path).namelist()
-        found |= {name.partition("/")[0].partition(".")[0] for name in names}
-    return frozenset(found)

@@ -44,15 +44,17 @@ def leave(processes: int) -> None:
     Raises:
         OSError: If this system does not allow it.
     """
-    if os.geteuid() == 0 and _maps_other_ids():
+    if os.geteuid() == 0 and _ids()[1] > 1:
         kernel.unshare(_SHARED)
     else:
         _unshare_as_itself(_SHARED, processes)
     socket.sethostname("worker")
 
 
-def _maps_other_ids() -> bool:
-    return int(Path("/proc/self/uid_map").read_text().split()[2]) > 1
+def _ids() -> tuple[int, int]:
+    """Return the first of the user ids that this process can have, and how many there are."""
+    first, _, count = Path("/proc/self/uid_map").read_text().split()[:3]
+    return int(first), int(count)
 
 
 def unused_uid() -> int | None:
@@ -60,10 +62,8 @@ def unused_uid() -> int | None:
 
     Another each time: the kernel counts the processes of a user together.
     """
-    if os.geteuid() != 0:
-        return None
-    first, _, count = (int(word) for word in Path("/proc/self/uid_map").read_text().split()[:3])
-    if count == 1:
+    first, count = _ids()
+    if os.geteuid() != 0 or count == 1:
         return None
     last = min(first + count, 0x7FFF0000) - 2
     return last - random.SystemRandom().randrange(min(60_000, max(1, count // 2)))

@@ -81,7 +81,7 @@ class ForkServer:
         self.missing: dict[str, str] = {}
         """What of `preload` could not be imported, and why."""
         self.packages: frozenset[str] = frozenset()
-        """What is loaded beside the standard library."""
+        """What workers can import beside the standard library."""
         self.readable: list[str] = []
         """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False

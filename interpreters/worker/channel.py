@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import encoder, wire
+from . import wire
 
 if TYPE_CHECKING:
     import socket
@@ -105,7 +105,7 @@ class Channel:
             self._calls += 1
             number = self._calls
         frame = {"t": "call", "id": number, "name": name, "args": args, "kwargs": kwargs}
-        self.send(encoder.encoded(frame), number)
+        self.send(wire.encoded(frame), number)
         return self._received(lambda: self._answers.pop(number, None))
 
     def _received(self, taken: Callable[[], T | None]) -> T:

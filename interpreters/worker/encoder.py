@@ -1,4 +1,4 @@
-"""Encodes the values that code sends to the host as JSON, and simplifies other types.
+"""Simplifies the values that code sends to the host to what JSON knows.
 
 The standard library only: a worker imports this, and its source is run in other REPLs too (`repl/in_repl`).
 """
@@ -9,23 +9,11 @@ import dataclasses
 import decimal
 import enum
 import fractions
-import json
 import pathlib
 import uuid
 from collections import deque
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from typing import Any
-
-
-def encoded(frame: Mapping[str, object]) -> bytes:
-    """Return the JSON of a frame, with sets as lists, dates as ISO text, arrays and frames as lists.
-
-    Raises:
-        TypeError: If a value has no such form; the message names its type.
-        ValueError: If it refers to itself.
-        RecursionError: If it is nested too deeply.
-    """
-    return _encode(frame).encode("utf-8", "surrogatepass")
 
 
 def plain(value: Any) -> Any:
@@ -68,4 +56,3 @@ _CONVERT: tuple[tuple[tuple[type, ...], Callable[[Any], Any]], ...] = (
     ((KeysView, ValuesView, ItemsView, range, deque), list),
     ((decimal.Decimal, fractions.Fraction, pathlib.PurePath, uuid.UUID, complex), str),
 )
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=plain).encode

@@ -80,9 +80,7 @@ class Zygote:
         self._confinement.readable = sorted({*self._confinement.readable, *found})
         sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
         self._importable = importing.tops(set(config["preload"]) - missing.keys(), config["paths"])
-        packages = sorted(
-            {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {_PACKAGE, "__main__"}
-        )
+        packages = {name.partition(".")[0] for name in sys.modules} | set(self._importable)
         sys.path += config["paths"]
         self._zero_copy = _child_says(memory.can_attach)
         self._confinement.close_server()
@@ -92,7 +90,8 @@ class Zygote:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
         gc.collect()
         gc.freeze()
-        told = {"missing": missing, "packages": packages, "readable": self._confinement.readable}
+        packages -= sys.stdlib_module_names | {_PACKAGE, "__main__"}
+        told = {"missing": missing, "packages": sorted(packages), "readable": self._confinement.readable}
         self._reply({"t": "ready", **told, "zero_copy": self._zero_copy})
         self._serve()
 

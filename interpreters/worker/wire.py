@@ -13,6 +13,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .encoder import plain
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,7 +33,7 @@ _HEADER = struct.Struct("<BI")
 _LARGE = 1 << 20
 _NODE_BYTES = 80
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=plain).encode
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Frame = dict[str, JSON]
@@ -43,11 +45,12 @@ class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
 
 
 def encoded(frame: Mapping[str, object]) -> bytes:
-    """Return the JSON of a frame.
+    """Return the JSON of a frame, with sets as lists, dates as ISO text, arrays and tables as lists.
 
     Raises:
-        TypeError: If it holds what JSON does not know.
+        TypeError: If a value has no such form; the message names its type.
         ValueError: If it refers to itself.
+        RecursionError: If it is nested too deeply.
     """
     return _encode(frame).encode("utf-8", "surrogatepass")
 

@@ -25,7 +25,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from . import encoder, memory, wire
+from . import memory, wire
 from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
 
@@ -122,7 +122,7 @@ class Worker:
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
         values = {name: value for name, value in outcome.values.items() if isinstance(name, str)}
         try:
-            return encoder.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
+            return wire.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
         return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
