@@ -93,10 +93,14 @@ def observed(method: Method) -> Method:
 
 
 def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda: None) -> T:
-    """Call `function` where no event loop runs: here, else in another thread, which Ctrl-C has `stop` end."""
+    """Call `function` in a copy of the context where no event loop runs: here, else in another thread.
+
+    Ctrl-C has `stop` end that.
+    """
+    context = contextvars.copy_context()
     if running_loop() is None:
-        return function()
-    done, context = Future[T](), contextvars.copy_context()
+        return context.run(function)
+    done = Future[T]()
     try:
         run_in_crew(lambda: context.run(function), done)
         while not done.done():

@@ -106,8 +106,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             if name not in self._passed or self._passed[name] is not value:
                 self._session.cells.namespace[name] = self._passed[name] = value
         output = self._session.output = Capped(self.max_output_chars)
-        context, functions = contextvars.copy_context(), self._functions()
-        outcome = outside_loop(lambda: context.run(self._run, code, output, functions), self.interrupt)
+        functions = self._functions()
+        outcome = outside_loop(lambda: self._run(code, output, functions), self.interrupt)
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
         return self._given(outcome, output.text())

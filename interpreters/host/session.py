@@ -179,7 +179,7 @@ class Session(Lineage):
     def _send_cell(self, cell: Cell, fresh: Mapping[str, Any], forms: Forms, clock: Clock) -> None:
         self._order_copy()
         number, values = self._cell + 1, forms.frames
-        frame = frames.Cell(t="cell", id=number, code=cell.code, values=values, fields=cell.fields)
+        frame = frames.Order(t="cell", id=number, code=cell.code, values=values, fields=cell.fields)
         if cell.tools != self._told:
             frame["tools"] = tool_threads.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)

@@ -32,33 +32,17 @@ class Tool(TypedDict):
     is_async: bool
 
 
-class Furnishing(TypedDict):
-    """Values to bind, and the tools if they have changed."""
+class Order(TypedDict):
+    """An order of the host: run a cell, bind values between cells, or make a sleeping copy for each descriptor."""
 
+    t: Literal["cell", "bind", "copy"]
     id: int
-    values: dict[str, Value]
+    values: NotRequired[dict[str, Value]]
+    """What to bind first."""
     tools: NotRequired[list[Tool]]
-
-
-class Cell(Furnishing):
-    """A cell to run."""
-
-    t: Literal["cell"]
-    code: str
-    fields: list[dict[str, JSON]] | None
-
-
-class Bind(Furnishing):
-    """Values to bind between cells."""
-
-    t: Literal["bind"]
-
-
-class Copy(TypedDict):
-    """The order to make sleeping copies, one for each descriptor."""
-
-    t: Literal["copy"]
-    id: int
+    """The tools, if they have changed."""
+    code: NotRequired[str]
+    fields: NotRequired[list[dict[str, JSON]] | None]
 
 
 class Answer(TypedDict):
@@ -87,9 +71,6 @@ class Config(TypedDict):
     """The folders of the standard library."""
     confinement: dict[str, Any]
     """The arguments of `confine.Confinement`."""
-
-
-Order = Cell | Bind | Copy
 
 
 class FromForkServer(TypedDict):

@@ -85,7 +85,7 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(0)
 
-    def _cell(self, frame: frames.Cell, fds: list[int]) -> None:
+    def _cell(self, frame: frames.Order, fds: list[int]) -> None:
         self._reap()
         taken = False
         output = Capped(self._max_output_chars)
@@ -109,7 +109,7 @@ class Worker:
             del outcome
             gc.collect()
 
-    def _run(self, frame: frames.Cell, output: Capped) -> Outcome:
+    def _run(self, frame: frames.Order, output: Capped) -> Outcome:
         try:
             self._interrupts.in_cell = True
             return self._cells.run(frame["code"], output, self._tools, frame["fields"])
@@ -127,7 +127,7 @@ class Worker:
             told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
         return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
 
-    def _furnish(self, frame: frames.Furnishing, fds: list[int]) -> None:
+    def _furnish(self, frame: frames.Order, fds: list[int]) -> None:
         taken = iter(fds)
         for name, form in frame["values"].items():
             self._cells.namespace[name] = self._value(form, taken)
