@@ -94,7 +94,7 @@ def write_policy(
     Args:
         path: The file; its folder is made.
         act: The state of the predictor, from `Act.dump_state`.
-        name: What the policy is called.
+        name: The name of the policy.
         model: The model that it was found for.
         provenance: How, on what, with which result it was found; anything JSON can hold.
     """

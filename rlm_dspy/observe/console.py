@@ -1,4 +1,4 @@
-"""Shows a run while it goes on, step by step, as plain text or on a terminal."""
+"""Shows a run step by step as it happens, as plain text or on a terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class View(Protocol):
         """Show a turn that has ended."""
 
     def end(self, summary: str, *, answered: bool) -> None:
-        """Show why the run ended and what it spent."""
+        """Show why the run ended and what it used."""
 
     def close(self) -> None:
         """Restore the stream."""
@@ -54,10 +54,10 @@ class Lines:
         self._print(f"{question}\n({about})")
 
     def busy(self, what: str) -> None:
-        """Print nothing: the current activity matters only to someone who watches."""
+        """Print nothing: only a live view shows the current activity."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
-        """Print a turn: the code with a prompt in front, the output as it is."""
+        """Print a turn: the code with a prompt, the output unchanged."""
         code = "".join(f">>> {line}\n" for line in step.code.splitlines())
         reasoning = f"{step.reasoning}\n" if step.reasoning else ""
         head = f"--- turn {number}: {KINDS[step.kind].label} ({spent})"
@@ -68,7 +68,7 @@ class Lines:
         self._print(f"\n--- {summary}")
 
     def close(self) -> None:
-        """Do nothing: each line was written at once."""
+        """Do nothing: each line is written at once."""
 
     def _print(self, text: str) -> None:
         print(printable(text), file=self._file, flush=True)
@@ -81,7 +81,7 @@ class Terminal:
         self._console = console
         spinner = progress.SpinnerColumn(style="cyan")
         what = progress.TextColumn("{task.description}", style="dim", markup=False)
-        # Not redirecting: code that runs in this process has the streams replaced already.
+        # Not redirecting: code in this process has already replaced the streams.
         self._live = progress.Progress(
             spinner,
             what,
@@ -139,11 +139,11 @@ class Terminal:
 
 
 class Progress(Listener):
-    """Reports the events of a run to a view. Turns of child runs count for the turn that made them.
+    """Reports the events of a run to a view. Turns of children count towards their parent's turn.
 
     Args:
-        view: Where to show it.
-        turns: How many turns the run may take.
+        view: The view.
+        turns: The maximum number of turns.
     """
 
     def __init__(self, view: View, turns: int) -> None:

@@ -17,8 +17,8 @@ def coverage_of(record: Record) -> dict[str, dict[str, float]]:
     """Return which share of each input was `read` by code, `shown` to the model, and `sent` to sub-models.
 
     Returns:
-        Three shares from 0 to 1 by input; no input if coverage was not watched. What a child run did with the
-        text it was handed counts as `sent` alone.
+        Three shares from 0 to 1 by input; empty if coverage was not watched. The text that a child
+        received counts only as `sent`.
     """
     parts = covered(record.trajectory).items()
     sizes = record.input_chars.items()
@@ -28,7 +28,7 @@ def coverage_of(record: Record) -> dict[str, dict[str, float]]:
 def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float | None:
     """Return which share of all inputs' characters code read, the model was shown or sub-models were sent.
 
-    None if coverage was not watched, or nothing of the inputs can be.
+    None if coverage was not watched, or no input can be watched.
     """
     chars = sum(input_chars.values())
     spans = merged((span for part in covered(steps).values() for span in part), most=None)
@@ -36,7 +36,7 @@ def share_covered(input_chars: dict[str, int], steps: Sequence[Step]) -> float |
 
 
 def chars_of(spans: Iterable[Span], name: str) -> int:
-    """Return how many characters of an input some spans hold."""
+    """Return the number of characters in some spans."""
     return sum(end - start for of, start, end in spans if of == name)
 
 

@@ -1,10 +1,10 @@
 r"""Writes the events of runs to a JSON Lines file as they happen.
 
-The process may die at any moment; what it had done by then can be read (`observe.event_reader.read_log`). One
-file may hold many runs, one after another or at the same time; the lines of different runs then stand mixed.
+The process may die at any moment; its events up to then can be read (`observe.event_reader.read_log`). One
+file may hold many runs, consecutive or concurrent; lines of concurrent runs are interleaved.
 
-Format, version 1. UTF-8, lines end in `\n`. A reader leaves out events and fields that it does not know, and
-lines that are no JSON: the last one of a process that was killed. Fields that an event does not have are left out.
+Format, version 1. UTF-8, lines end in `\n`. A reader ignores unknown events and fields, and
+lines that are not JSON, such as the last one of a killed process. Fields without a value are omitted.
 
 Every event has
 
@@ -12,10 +12,10 @@ Every event has
 |---|---|
 | `v` | the version of the format: 1 |
 | `event` | what happened; see below |
-| `run` | the run it belongs to: an id, unique in the file and beyond |
-| `parent` | the run that made this one; only of child runs |
-| `turn` | the number of the turn it belongs to, from 1; of what belongs to one |
-| `t` | seconds since the root run began, as `Step.started` counts them |
+| `run` | the id of its run, globally unique |
+| `parent` | the parent run; only of children |
+| `turn` | the number of its turn, from 1; only inside turns |
+| `t` | seconds since the root run began, as in `Step.started` |
 | `at` | the time of day: UTC, ISO 8601, milliseconds |
 
 and by `event`
@@ -27,19 +27,19 @@ and by `event`
 | `turn_started` | |
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error` |
-| `cell_started` | `reasoning`, `code`: what the model wrote and is now run |
+| `cell_started` | `reasoning`, `code`: the model's reply, whose code runs now |
 | `tool_ended` | `tool`: a `ToolCall` |
-| `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside it |
-| `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if one left the turn |
-| `step_added` | the same, of a step that no turn gave: an account of turns, what is left of one cut short |
+| `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside |
+| `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if the turn raised |
+| `step_added` | the same for a step that no turn produced: a summary, or an interrupted turn |
 | `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
 
-`run_ended` of a run without parent also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
+`run_ended` of a root run also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
 coverage was watched (`rlm_dspy.coverage.watched`).
 
-`cost` is in USD; it and `sub_model` and `error` are null where there is none. An LM is named by its model and by
-nothing else: its other settings, where keys are, are never written, and where one of its secrets stands in another
-text (an error, say), `***` stands in its place.
+`cost` is in USD; `cost`, `sub_model` and `error` may be null. An LM is identified only by its model:
+its other settings, which may contain keys, are never written, and a secret of an LM inside another
+text, such as an error, is replaced by `***`.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 class RunLog(Listener):
-    r"""Appends the events of every run to a file, as they happen. This module's docstring has the format.
+    r"""Appends the events of every run to a file as they happen. The docstring of this module defines the format.
 
-    It listens to DSPy: give it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use it
-    as a context manager, which adds it to the callbacks in force there: in the threads of DSPy and of a run, not
-    in those that you start, which know only what was configured. Any number of runs, threads and processes may
+    It is a DSPy callback: pass it to `dspy.configure(callbacks=[...])` or `dspy.context(callbacks=[...])`, or use
+    it as a context manager, which adds it to the active callbacks: in threads of DSPy and of runs, but not
+    in threads that you start, which see only `dspy.configure`. Any number of runs, threads and processes may
     write to one file.
 
-    A line that cannot be written is dropped: the first time, an error on the logger `dspy.rlm_dspy` says so.
-    Nothing is held open between lines.
+    A line that cannot be written is dropped; the first time, this is logged on `dspy.rlm_dspy`.
+    The file is not kept open between lines.
 
     Args:
         path: The file; it is created if it is missing.
@@ -111,7 +111,7 @@ class RunLog(Listener):
         self._file = JsonLines(path)
         self.path = self._file.path
         self._open: dict[str, dict[str, list[str]]] = {}
-        """By each run that has not ended: the runs that have ended inside of its sub-calls, by the sub-call."""
+        """For each running run: the ended runs inside its sub-calls, by sub-call."""
         self._secrets = secrets_of_environment()
         self._said = False
         self._scope: Any = None
@@ -169,8 +169,10 @@ class RunLog(Listener):
                 self._write(event, "lm_started" if begins else "lm_ended", **_of_call(event))
 
     def _learn(self, *lms: dspy.BaseLM | None) -> None:
-        """Hide what is secret in the settings of LMs from now on."""
-        self._secrets = self._secrets.union(*map(secrets_of, lms))  # anew: other threads go through the old ones
+        """Redact the secrets in the settings of LMs from now on."""
+        self._secrets = self._secrets.union(
+            *map(secrets_of, lms)
+        )  # a new set: other threads iterate over the old one
 
     def _write(self, event: Event, name: str, **own: Any) -> None:
         known_parent = event.parent_run in self._open
@@ -186,11 +188,11 @@ class RunLog(Listener):
         }
         try:
             self._file.append(self._written(line))
-        except Exception as error:  # noqa: BLE001 (a log never breaks a run)
+        except Exception as error:  # noqa: BLE001 (a log must not break a run)
             if not self._said:
                 self._said = True
                 why = in_one_line(error)
-                _logger.error("An event of a run could not be logged to %s: %s", self.path, why)  # noqa: TRY400 (a line)
+                _logger.error("An event of a run could not be logged to %s: %s", self.path, why)  # noqa: TRY400 (one line without a traceback)
 
     def _written(self, line: Mapping[str, Any]) -> str:
         """Return the line as JSON, without secrets."""
@@ -201,13 +203,13 @@ class RunLog(Listener):
 
 
 def _plain(step: Step) -> dict[str, Any]:
-    """Return a step as its event has it: of its sub-calls, which have events of their own, the numbers."""
+    """Return a step as in its event: with the numbers of its sub-calls, which have their own events."""
     plain = step.model_dump(mode="json", exclude={"calls"})
     return {"step": plain, "calls": [call.number for call in step.calls]}
 
 
 def _of_call(event: LMEvent) -> dict[str, Any]:
-    """Return what an event says of a model call."""
+    """Return the fields of a model call's event."""
     role = {"role": event.role} if event.role else {}
     known = {"call": event.number, "model": event.lm.model, **role}
     if event.phase == "started":

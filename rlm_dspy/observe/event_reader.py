@@ -24,18 +24,18 @@ _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the runs of a log that `RunLog` wrote, in the order they began.
+    """Return the runs of a `RunLog` file, in the order in which they started.
 
-    Child runs are where the calls are that made them, not in the list. A run without an end has the stop `killed`;
-    its last step, of the kind `killed`, holds what is known of the turn that went on: the code that ran and the
-    sub-calls that had ended.
+    Children are part of the calls that made them, not of the list. A run without an end has the stop `killed`;
+    its last step, of the kind `killed`, holds what is known of the unfinished turn: its code and the
+    ended sub-calls.
 
-    Lines that are no events, or are of another version, are passed over, a torn last one among them. A run whose
+    Lines that are not events of this version are skipped, also a truncated last one. A run whose
     end cannot be read is `killed`.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it holds no run that can be read: no line begins one, or only in other versions.
+        ValueError: If it contains no readable run: none starts one, or only in other versions.
     """
     others: list[Any] = []
     runs = _runs(_events(path, others))
@@ -49,18 +49,18 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
 
 @dataclass
 class _Run:
-    """What the events tell of a run so far.
+    """The state of a run, from its events so far.
 
     Attributes:
-        started: The event that began it.
-        is_root: Whether it is a child of no run of the log.
+        started: The event of its start.
+        is_root: Whether it has no parent in the log.
         steps: The steps that have ended.
-        turn: What is known of the turn that has not: fields of its `Step`.
-        children: The runs inside the turn whose sub-calls have not ended.
+        turn: The known fields of the unfinished turn's `Step`.
+        children: The runs inside unfinished sub-calls of the turn.
         calls: The sub-calls that have ended, by number.
-        ended: The event that ended it.
+        ended: The event of its end.
         last: The time of its last event.
-        ledger: Its model calls, and those of its children.
+        ledger: The model calls of the run and its children.
     """
 
     started: dict[str, Any]
@@ -74,13 +74,13 @@ class _Run:
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
 
     def spend(self, event: Mapping[str, Any], used: Usage) -> None:
-        """Enter what a model call used, of the run or of a child."""
+        """Add the usage of a model call of the run or a child."""
         self.ledger.settle(str(event.get("role", "")), str(event.get("model", "")), used)
         if self.turn:
             self.turn["spent"] += used
 
     def all_steps(self) -> list[Step]:
-        """Return the steps, and what is known of the turn that went on when the log ended."""
+        """Return the steps, and the unfinished turn at the end of the log."""
         if self.ended or self.turn is None:
             return self.steps
         calls = (*self.turn["calls"], *(child.call() for child in self.children))
@@ -88,7 +88,7 @@ class _Run:
         return [*self.steps, Step(output=_CUT_OFF, kind="killed", **known)]
 
     def record(self) -> Record | None:
-        """Return the run; None if its events lack what a run has."""
+        """Return the run; None if its events are incomplete."""
         killed = {"stop": "killed", "usage": self.ledger.usage().model_copy(update={"seconds": self.last})}
         for ended in (self.ended or killed, killed):
             for date in (self.started.get("at"), None):
@@ -98,7 +98,7 @@ class _Run:
         return None
 
     def call(self) -> SubCall:
-        """Return the run as the sub-call that it is in, which had not ended."""
+        """Return the run as the unfinished sub-call that contains it."""
         began = self.started["t"]
         return SubCall(
             name="rlm",
@@ -114,7 +114,7 @@ class _Run:
 
 
 def _events(path: str | os.PathLike[str], others: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file, in order; of events of other versions, put the version into `others`."""
+    """Yield the events of a file in order; add the versions of events in other versions to `others`."""
     for event in json_objects(path):
         if isinstance(event.get("event"), str):
             if event.get("v") == VERSION:

@@ -23,7 +23,7 @@ def tokens(spent: Usage) -> str:
 
 
 def used(usage: Usage, took: float | None = None) -> str:
-    """Format time, tokens and cost, without those that are unknown."""
+    """Format time, tokens and cost; skip unknown ones."""
     told = ["" if took is None else seconds(took), tokens(usage), "" if usage.cost is None else price(usage.cost)]
     return ", ".join(part for part in told if part)
 
@@ -42,6 +42,6 @@ def all_calls(steps: Iterable[Step]) -> Iterator[SubCall]:
 
 
 def duration(steps: Iterable[Step], usage: RunUsage) -> float:
-    """Return how many seconds a run took: from its usage, and at least until its last step ends."""
+    """Return the seconds of a run: those of its usage, at least the end of its last step."""
     ends = [step.started + step.seconds for step in steps]
     return max([usage.seconds, *ends])

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def load_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the runs in a file, in order. Its content tells the format, not its name.
+    """Return the runs in a file, in order. The format is detected from the content, not from the name.
 
-    It may be a record (`Record.save`, `ask --save`) or an event log (`RunLog`, `ask --log`), also that of a killed
+    It may be a record (`Record.save`, `ask --save`) or an event log (`RunLog`, `ask --log`), also of a killed
     process.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it is neither, or of another version.
     """
-    first = next((found for found in json_objects(path) if found), {})  # none if one value is on many lines
+    first = next((found for found in json_objects(path) if found), {})  # none if a value spans several lines
     if "event" in first:
         return read_log(path)
     try:
@@ -42,12 +42,12 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
     """Return one run of a file.
 
     Args:
-        path: What `load_records` takes.
+        path: A file for `load_records`.
         number: Number of the run, if the file has several; the first is 1.
-        option: What chooses it on the command line, for the message.
+        option: The command-line option that selects the run, for messages.
 
     Raises:
-        UsageError: If the file cannot be read, holds no run, not that one, or several and none was chosen.
+        UsageError: If the file cannot be read, lacks that run, or has several and none was selected.
     """
     try:
         records = load_records(path)

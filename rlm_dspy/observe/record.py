@@ -1,4 +1,4 @@
-"""Defines `Record`, the saved form of a run: all that is needed to read it later, without its long inputs."""
+"""Defines `Record`, the saved form of a run: everything but its long inputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STOPS: dict[Stop, Mark] = {
     "failed": Mark("failed", "bad"),
     "killed": Mark("killed", "bad"),
 }
-"""How each end of a run is shown."""
+"""How each stop reason is shown."""
 
 
 class Digest(BaseModel):
@@ -52,11 +52,11 @@ class Digest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     size: int
-    """Bytes of its UTF-8; of what is no text, of its repr."""
+    """Bytes of the text in UTF-8, or of the repr of another value."""
     sha256: str
-    """In hexadecimal, of these bytes."""
+    """SHA-256 of these bytes in hexadecimal."""
     whole: bool
-    """Whether a record's `inputs` has all of it."""
+    """Whether the record's `inputs` contains the whole input."""
 
 
 class Record(BaseModel):
@@ -70,30 +70,30 @@ class Record(BaseModel):
     inputs: dict[str, str]
     """The inputs by name; long texts in their short form."""
     digests: dict[str, Digest] = {}
-    """By which an input is known again, by name."""
+    """The digests of the inputs, by name."""
     output_types: dict[str, str] = {}
-    """The types of the output fields by name, as the signature has them."""
+    """The types of the output fields by name, as in the signature."""
     model: str
     sub_model: str | None = None
-    """The LM of sub-calls if it is another."""
+    """The LM of sub-calls, if it is another."""
     limits: dict[str, Any] = {}
-    """What the run might spend: the fields of `Limits`."""
+    """The limits of the run: the fields of `Limits`."""
     outputs: dict[str, Any] = {}
     """The output fields as JSON; empty if the run did not end."""
     stop: Stop
     error: str | None = None
-    """What went wrong, in one line."""
+    """The error in one line."""
     usage: RunUsage = RunUsage()
     trajectory: list[Step] = []
     final_reasoning: str = ""
     started_at: datetime | None = None
     """When the run began, in UTC."""
     input_chars: dict[str, int] = {}
-    """The characters of each input whose coverage was watched; empty if none was."""
+    """The number of characters of each watched input; empty without coverage."""
     left_out: dict[str, str] = {}
-    """Why the coverage of other inputs was not watched."""
+    """The reasons why other inputs were not watched."""
     occurrences: dict[str, list[Occurrence]] = {}
-    """Where the inputs say what the outputs say, by output field; empty unless coverage was watched."""
+    """Where parts of the outputs occur in the inputs, by output field; empty without coverage."""
 
     @property
     def answered(self) -> bool:
@@ -113,7 +113,7 @@ class Record(BaseModel):
         """Read a record that `save` wrote.
 
         Raises:
-            ValueError: If the file holds none, or one of another version.
+            ValueError: If the file is not a record of this version.
         """
         return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
 
@@ -144,7 +144,7 @@ class Recorder(Listener):
         self._run = ""
 
     def on_event(self, event: Event) -> None:
-        """Note which run it is, and make its record when it ends."""
+        """Remember the run, and make its record when it ends."""
         if isinstance(event, RunEvent):
             self._run = self._run or event.run
             if event.run == self._run and event.phase != "started":
@@ -152,7 +152,7 @@ class Recorder(Listener):
 
 
 def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
-    """Run a module with the LM of `dspy.settings`, and return its record however it ended.
+    """Run a module with the LM of `dspy.settings`, and return its record, also after an error.
 
     Args:
         rlm: The module.
@@ -165,7 +165,7 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
     try:
         with dspy.context(callbacks=[*dspy.settings.callbacks, recorder]):
             rlm(**inputs)
-    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (what was paid for is kept)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (keep what was paid for)
         ended = error
     if recorder.record is None:
         raise ended or RuntimeError(f"{type(rlm).__name__} started no run.")
@@ -174,7 +174,7 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
 
 def record_of(run: RunEvent) -> Record:
     """Return the record of a run that has just ended in this context."""
-    steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is among the outputs
+    steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is an output field
     return Record(**asked(run), **ended(run), trajectory=steps, started_at=run.started_at)
 
 
@@ -200,7 +200,7 @@ def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
 
     Args:
         run: The event of the end.
-        coverage: Include coverage, if it was watched.
+        coverage: Whether to include coverage, if watched.
     """
     outcome, error = run.outcome, run.error
     outputs = {} if error is not None else jsonable(dict(outcome.outputs))

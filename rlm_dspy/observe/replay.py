@@ -1,6 +1,6 @@
 """Runs the code of a recorded run again without a model: model answers come from the record.
 
-So one sees whether a run can be repeated: on other inputs, in another interpreter, after a change of the package.
+This shows whether a run is reproducible: on other inputs, in another interpreter, after a change of this package.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _NOT_IN_RECORD = "NotInRecord"
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A recorded step, and the result of running its code again.
+    """A recorded step and the result of running its code again.
 
     Attributes:
         number: Its number; the first is 1.
-        recorded: The step as it was.
-        replayed: The step as it is now.
-        missing: The sub-calls that the code made now and that the record cannot answer, each with the reason.
-        answered_otherwise: Whether the values that it submitted differ from the outputs in the record.
+        recorded: The recorded step.
+        replayed: The step of the replay.
+        missing: The sub-calls of the replay that the record cannot answer, each with the reason.
+        answered_otherwise: Whether the submitted values differ from the recorded outputs.
     """
 
     number: int
@@ -59,13 +59,13 @@ class ReplayedStep:
 
     @property
     def same(self) -> bool:
-        """Whether the code did the same: the same kind of step, the same output, the same answer."""
+        """Whether kind, output and answer of the step are the same."""
         then, now = self.recorded, self.replayed
         same = (then.kind, then.output.rstrip()) == (now.kind, now.output.rstrip())
         return same and not self.missing and not self.answered_otherwise
 
     def difference(self) -> str:
-        """Return how the output differs, as a unified diff; empty if it does not."""
+        """Return the difference of the outputs as a unified diff; empty if they are equal."""
         then, now = (f"[{step.kind}]\n{step.output}".splitlines() for step in (self.recorded, self.replayed))
         return "\n".join(difflib.unified_diff(then, now, "recorded", "replayed", lineterm=""))
 
@@ -79,19 +79,19 @@ def replay(
 ) -> list[ReplayedStep]:
     """Run the code of a record's steps in a fresh interpreter, in order, and compare the results.
 
-    Sub-calls are answered from the record: by name and inputs, each answer once, those of the same turn first. One
-    that is not there fails with a message that says so; so does one whose answer was too long to be kept. Children
-    are not run: their answers are in the record. A step that the log of a killed run ends with is left out.
+    Sub-calls are answered from the record by name and inputs, each answer once, those of the same turn first. One
+    that is not recorded fails with a message, and so does one whose answer was too long to record. Children
+    are not run: the record has their answers. The unfinished last step of a killed run is left out.
 
     Args:
         record: The run.
-        inputs: Its inputs by name; a record holds long ones in short form only.
-        interpreter_factory: Makes the interpreter; by default as for an `RLM`.
+        inputs: Its inputs by name; a record holds only the short form of long ones.
+        interpreter_factory: Returns the interpreter; default as for an `RLM`.
         tools: The tools of the run, which are called for real.
 
     Raises:
-        InvalidInputs: If the inputs are not those of the record's signature.
-        ValueError: If a tool has a name that is taken.
+        InvalidInputs: If the inputs do not fit the record's signature.
+        ValueError: If the name of a tool is taken.
         dspy.CodeInterpreterError: If no interpreter can be started.
     """
     steps = [step for step in record.trajectory if step.kind not in ("killed", "folded")]
@@ -114,7 +114,7 @@ def _again(run: _ReplayedRun, number: int, step: Step, record: Record) -> Replay
 
 
 class _Recorded(dspy.Module):
-    """Writes what the model wrote in a step, in place of `act`."""
+    """Replaces `act` by the recorded reply of each step."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _RecordedCalls(SubCalls):
 
     Attributes:
         recorded: All sub-calls of the record.
-        of_turn: Those of the turn that is under way.
+        of_turn: Those of the current turn.
         missing: The sub-calls of that turn that could not be answered.
     """
 
@@ -143,7 +143,7 @@ class _RecordedCalls(SubCalls):
         """Answer the items of one call from the record.
 
         Raises:
-            LimitExceeded: If the call was refused whole when it was recorded.
+            LimitExceeded: If the whole call was refused in the recorded run.
             RLMError: As `SubCalls.call`.
             TypeError: As `SubCalls.call`.
         """
@@ -172,7 +172,7 @@ class _RecordedCalls(SubCalls):
 
 
 class _Answers:
-    """Recorded sub-calls, found by name and inputs; each once, and the last again when all were given."""
+    """Recorded sub-calls by name and inputs; each is returned once, and the last one again after that."""
 
     def __init__(self, calls: Sequence[SubCall]) -> None:
         self._waiting: dict[str, list[SubCall]] = {}
@@ -188,7 +188,7 @@ class _Answers:
 
 
 class _ReplayedRun(Run):
-    """A run whose sub-calls a record answers."""
+    """A run whose sub-calls are answered from a record."""
 
     @functools.cached_property
     def subcalls(self) -> _RecordedCalls:
@@ -201,7 +201,7 @@ def _key(name: str, inputs: dict[str, str]) -> str:
 
 
 def _answer_of(call: SubCall) -> Answer | None:
-    """Return what the REPL was sent; None if that was too long to be kept."""
+    """Return the answer as sent to the REPL; None if it was too long to record."""
     given = json.loads(call.answer) if call.answer else call.output
     if call.error:
         answer: Answer = {"error": call.error, "kind": call.error_type}
@@ -214,7 +214,7 @@ def _answer_of(call: SubCall) -> Answer | None:
 
 
 def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:
-    """Return a module whose runs have what the record's code found in its REPL."""
+    """Return a module whose REPL has the same names as in the record."""
     limits = {name: record.limits[name] for name in _KEPT_LIMITS if name in record.limits}
     return RLM(
         signature_of(record),
@@ -227,17 +227,17 @@ def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:
 
 
 def signature_of(record: Record) -> Any:
-    """Return the signature of a record; fields are untyped if one has a type that only its program knew."""
+    """Return the signature of a record; untyped if a type exists only in the original program."""
     try:
         return signature_from(SignatureFrame(text=record.signature, instructions=record.instructions))
-    except (InvalidInputs, ValidationError):  # a log is a file like any other: nothing in it is looked up
+    except (InvalidInputs, ValidationError):  # the file is not trusted: no name in it is resolved
         inputs = {name: (Any, dspy.InputField()) for name in record.inputs}
     outputs = {name: (Any, dspy.OutputField()) for name in record.output_types}
     return dspy.Signature(inputs | outputs, record.instructions)
 
 
 def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
-    """Return stand-ins for the declared subs that were called: the functions of the REPL have their fields."""
+    """Return stand-ins for the called subs, with the fields of the REPL's functions."""
     given: dict[str, list[dict[str, str]]] = {}
     for call in calls:
         if call.kind in ("sub", "child") and call.name.isidentifier() and call.name != "rlm_query":
@@ -246,7 +246,7 @@ def _subs(calls: Iterable[SubCall]) -> dict[str, Any]:
 
 
 def _stand_in(given: list[dict[str, str]]) -> Any:
-    """Return a signature with the fields that were given; those that were not always given may be left out."""
+    """Return a signature with the recorded fields; those not always given are optional."""
     names = list(dict.fromkeys(name for inputs in given for name in inputs))
     always = [name for name in names if all(name in inputs for inputs in given)]
     fields = {name: (Any, dspy.InputField(**({} if name in always else {"default": None}))) for name in names}

@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     Chat = list[dict[str, Any]]
     """The messages of a call, then the reply."""
     Outputs = Sequence[str | Mapping[str, str | None] | None] | None
-    """The replies of an LM, as DSPy tells its callbacks."""
+    """The outputs of an LM, as passed to DSPy's callbacks."""
 
 
 def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list[dspy.Example]:
     """Return examples whose long texts are `Text`s, short in reprs, saved states and prompts.
 
-    Optimizers show examples to models and save them (`MIPROv2` its summary of the dataset, `SIMBA` the inputs of
-    a run, a bootstrapped program its demos). A `Text` is shown there as one line; an RLM binds it as the plain
-    `str`. An input that goes to another predictor of yours is shown short there too: give such a one a lower
-    `min_chars` only if it need not be read.
+    Optimizers show examples to models and save them (`MIPROv2` in its dataset summary, `SIMBA` the inputs of
+    a run, a bootstrapped program in its demos). A `Text` is shown there as one line; an RLM binds it as a plain
+    `str`. Other predictors of yours also get the short form: pass a lower
+    `min_chars` only if they need not read the text.
 
     Args:
-        examples: Any examples. They are not changed. The labels of those that say which fields are inputs stay as
-            they are, for metrics.
+        examples: Any examples; they are not changed. Labels of examples with inputs set are kept
+            unchanged, for metrics.
         min_chars: A `str` of at least this many characters becomes a `Text`.
     """
     wrapped = []
@@ -53,7 +53,7 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
 
 
 def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[dspy.Example]:
-    """Return the examples of a JSON Lines file: one object on each line, one key for each field.
+    """Return the examples of a JSON Lines file: one object per line, one key per field.
 
     A value `{"file": "articles.md"}` stands for a UTF-8 file, relative to the dataset's folder.
 
@@ -62,8 +62,8 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
         inputs: The names of the input fields; the other keys are labels.
 
     Raises:
-        ValueError: If there is no such file, or it holds no line; if a line is no JSON object, lacks an input, or
-            names a file that is not there: the message names the line. If the file is not UTF-8.
+        ValueError: If the file does not exist or is empty; if a line is not a JSON object, lacks an input, or
+            names a missing file (the message names the line); if the file is not UTF-8.
     """
     source = Path(path)
     if not source.is_file():
@@ -87,7 +87,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
 def _read(line: str, inputs: Sequence[str], folder: Path) -> dspy.Example:
     fields = json.loads(line)
     if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")  # noqa: TRY004  # of the file's content
+        raise ValueError(f"expected a JSON object, got {type(fields).__name__}")  # noqa: TRY004  # an error in the file
     if missing := [name for name in inputs if name not in fields]:
         raise ValueError(f"the input {missing[0]!r} is missing; the fields are {sorted(fields)}")
     return dspy.Example(**{name: _value(value, folder) for name, value in fields.items()}).with_inputs(*inputs)
@@ -106,12 +106,12 @@ Each = Literal["call", "run"]
 class ChatRecorder(BaseCallback):
     """Records the messages and replies of one predictor's calls.
 
-    Put it among the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
+    Add it to the callbacks: `with dspy.context(callbacks=[*dspy.settings.callbacks, recorder])`.
 
     Attributes:
-        predictor: The predictor, as an object.
-        chats: What was sent, then the reply, of each call, in the order of their ends. Of a call that asked again,
-            since a reply could not be read, only the last; none of one that failed, or of a turn without code.
+        predictor: The predictor object.
+        chats: The messages and reply of each call, in the order of their ends. Of a call with retries,
+            only the last request; none of a failed call or a turn without code.
     """
 
     predictor: dspy.Predict
@@ -120,26 +120,26 @@ class ChatRecorder(BaseCallback):
     _sent: dict[str, tuple[str, Chat]] = field(default_factory=dict, repr=False)
 
     def on_module_start(self, call_id: str, instance: dspy.Module, inputs: Mapping[str, Any]) -> None:
-        """Begin a call, if it is one of the predictor."""
+        """Start a call of the predictor."""
         if instance is self.predictor:
             self._calls[call_id] = []
 
     def on_module_end(
         self, call_id: str, outputs: dspy.Prediction | None, exception: BaseException | None = None
     ) -> None:
-        """Keep the call's last chat, if its reply could be used."""
+        """Keep the last chat of the call, if its reply was usable."""
         chat = self._calls.pop(call_id, None)
         no_code = isinstance(self.predictor, Act) and not getattr(outputs, "code", "")
         if chat and exception is None and not no_code:
             self.chats.append(chat)
 
     def on_lm_start(self, call_id: str, instance: dspy.BaseLM, inputs: Mapping[str, Any]) -> None:
-        """Note the messages."""
+        """Remember the messages."""
         messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt") or ""}]
         self._sent[call_id] = (ACTIVE_CALL_ID.get() or "", [dict(message) for message in messages])
 
     def on_lm_end(self, call_id: str, outputs: Outputs, exception: BaseException | None = None) -> None:
-        """Make the call's chat of the messages and the reply."""
+        """Build the chat of the call from the messages and the reply."""
         asking, messages = self._sent.pop(call_id)
         reply = _text(outputs)
         if exception is None and reply and asking in self._calls:
@@ -161,28 +161,28 @@ def export_chats(
     min_score: float = 1.0,
     each: Each = "call",
 ) -> int:
-    """Run a program on a dataset, and write the calls of one predictor in runs that scored enough as chat JSONL.
+    """Run a program on a dataset, and write the calls of one predictor in high-scoring runs as chat JSONL.
 
-    A line is `{"messages": [...]}`: what was sent, to the letter, then the reply as the model wrote it.
+    A line is `{"messages": [...]}`: the exact messages, then the exact reply of the model.
 
     Args:
         program: The program.
         dataset: The examples.
-        path: The file. It is written when all runs have ended, or one is interrupted. An example that raises is
+        path: The file. It is written when all runs have ended or one is interrupted. An example that raises is
             left out, with a warning.
         metric: `metric(example, prediction, trace=None)`.
-        predictor: The name of the predictor, as `named_predictors` has it: `act`, `query`, `subs.claims`,
-            `find.act`. A child's calls of it are among them.
-        min_score: The least score of a run that is kept.
-        each: `"call"` for a line a call; `"run"` for the longest call of each conversation alone, which holds
-            the turns before it (as they are shown to the model, not as it wrote them).
+        predictor: The name of the predictor in `named_predictors`: `act`, `query`, `subs.claims`,
+            `find.act`. Calls in children are included.
+        min_score: The minimum score of a run.
+        each: `"call"` for one line per call; `"run"` for only the longest call of each conversation, with
+            the turns before it (as shown to the model, not as written).
 
     Returns:
-        How many lines were written.
+        The number of lines written.
 
     Raises:
-        ValueError: If there is no such predictor, or no such `each`.
-        Exception: What the last example raised, if all did.
+        ValueError: If the predictor or `each` is unknown.
+        Exception: The error of the last example, if all raised.
     """
     if each not in get_args(Each):
         raise ValueError(f"each must be one of {get_args(Each)}, not {each!r}.")
@@ -208,7 +208,7 @@ def export_chats(
 
 
 def _longest(chats: list[Chat]) -> list[Chat]:
-    """Return the chats that no other one goes on from."""
+    """Return the chats that no other chat continues."""
     sent = [chat[:-1] for chat in chats]
     return [
         chat

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _REASONING_CHARS = 400
 _COMPARED_CHARS = 2_000
 _ITEMS = 4
-"""Items of a long list or dict that a demo shows."""
+"""Number of items of a long list or dict that a demo shows."""
 _ALIKE = 0.9
-"""Two demos whose code is the same to this share (`difflib`) show one way of solving."""
+"""Two demos with at least this `difflib` ratio of code show the same solution."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Demo:
     """A candidate demo.
 
     Attributes:
-        example: The fields, as a predictor's `demos` take them.
-        score: What the metric gave the whole call that it comes from.
-        chars: How long it is.
-        recovered: Whether it shows a failure and how it was mended.
-        nested: Whether it is of a child.
+        example: The fields, as in a predictor's `demos`.
+        score: The metric's score of the whole call.
+        chars: Its length.
+        recovered: Whether it shows a failure and its repair.
+        nested: Whether it comes from a child.
     """
 
     example: dspy.Example
@@ -76,14 +76,14 @@ def from_call(
 def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     """Choose the demos to show, in the order in which they were found.
 
-    The best score first, then the shortest; but of equal scores one whose code is much like that of a demo already
-    taken only when no other is left, so that kinds of tasks with longer solutions are shown too. The first of all,
-    one that recovered and one of a child are taken before others.
+    The best score first, then the shortest; among equal scores one whose code resembles a demo already
+    taken comes last, so that tasks with longer solutions are shown too. The very first,
+    one with a recovery and one of a child take precedence.
 
     Args:
-        demos: What there is.
-        max_demos: How many to take.
-        max_chars: How long they may be together.
+        demos: The candidates.
+        max_demos: The maximum number.
+        max_chars: Their maximum total length.
     """
     distinct: dict[str, Demo] = {}
     for demo in demos:
@@ -115,7 +115,7 @@ def _alike(one: Demo, other: Demo) -> bool:
 
 
 def _code(demo: Demo) -> str:
-    """Return the code of a demo of `act`, as far as it is compared; nothing of an ordinary demo."""
+    """Return the part of an `act` demo's code to compare; empty for an ordinary demo."""
     if "trajectory" not in demo.example:
         return ""
     steps = Trajectory.model_validate(demo.example.trajectory).steps
@@ -134,7 +134,7 @@ def _short(step: Step, left_out: int, output_chars: int) -> Step:
 
 
 def _short_input(value: Any, chars: int) -> Any:
-    """Return an input with its long texts cut; of a long container the first few items, in one of its type."""
+    """Return an input with truncated texts, and long containers reduced to their first items."""
     if isinstance(value, Text):
         return repr(value)
     if isinstance(value, str):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlm_dspy.optimize.traced_runs import Trace
 
 Coverage = Callable[[dspy.Example, dspy.Prediction], str]
-"""`coverage(example, prediction)`: a sentence on what of the input was never read; empty if it was all."""
+"""`coverage(example, prediction)`: a sentence on unread parts of the input; empty if there are none."""
 
 _WHAT_WENT_WRONG = {
     "error": "its code failed",
@@ -51,7 +51,7 @@ _LITTLE = 0.05
 def unread(example: dspy.Example, prediction: dspy.Prediction) -> str:
     """Return the share of each text that code never read, showed or sent to a sub-call; empty if small.
 
-    Known only of runs inside `rlm_dspy.coverage.watched()`.
+    Known only for runs inside `rlm_dspy.coverage.watched()`.
     """
     steps = _steps_in(_prediction(prediction))
     sent = [span for step in steps for call in step.calls for span in call.sent]
@@ -68,16 +68,16 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
     """Return a metric for `dspy.GEPA`: the score of `metric`, with text on what each predictor did wrong.
 
     It takes `(gold, pred, trace=None, pred_name=None, pred_trace=None)` and returns
-    `dspy.Prediction(score, feedback)`. For `act` the feedback tells of failed turns (the last line of an error,
-    why SUBMIT was refused), how the run ended, the limit it hit, what of the input it never read, and what became
-    of the very turn that is looked at; for a sub-call's predictor of calls that failed or asked the same twice. It
-    is read from the prediction's own trajectory; of an RLM inside a larger program from the trace.
+    `dspy.Prediction(score, feedback)`. For `act` the feedback reports failed turns (the last line of an error,
+    why SUBMIT was refused), how the run ended, the limit it hit, unread parts of the input, and the result
+    of the reviewed turn; for a sub-call's predictor it reports failed and repeated calls. It
+    comes from the prediction's trajectory, or for an RLM inside a larger program from the trace.
 
     Args:
         metric: `metric(example, prediction, trace)`: a bool, a number, or a `dspy.Prediction` with `score` and
-            perhaps `feedback`, which is kept.
-        coverage: Says what of the input was never read: `coverage(example, prediction)`.
-        max_chars: The longest feedback.
+            optionally `feedback`, which is kept.
+        coverage: Returns a sentence on unread parts of the input: `coverage(example, prediction)`.
+        max_chars: The maximum length of the feedback.
     """
 
     def judge(
@@ -138,7 +138,7 @@ def _steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = No
     Args:
         pred: What the program returned.
         trace: The trace of the whole call.
-        pred_trace: The call of the predictor that is looked at; only that predictor's runs are taken then.
+        pred_trace: The call of the reviewed predictor; restricts the result to its runs.
     """
     kept: list[JsonValue] | None = pred.get("trajectory")
     if isinstance(kept, list) and all(isinstance(s, dict) and {"code", "kind"} <= s.keys() for s in kept):
@@ -149,13 +149,13 @@ def _steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = No
 
 
 def _predictor_of(trace: Trace, pred_trace: Trace) -> int | None:
-    """Return the id, in the trace, of the predictor that is looked at. GEPA hands over another copy of it."""
+    """Return the id in the trace of the reviewed predictor; GEPA passes another copy of it."""
     looked_at = {id(inputs) for _, inputs, _ in pred_trace or []}
     return next((id(p) for p, inputs, _ in trace or [] if id(inputs) in looked_at), None)
 
 
 def _answered(gold: dspy.Example, pred: dspy.Prediction, score: float) -> str:
-    """Return what was expected and given, field by field, of an answer that did not get the full score."""
+    """Return expected and actual values, field by field, of an answer below the full score."""
     if score >= 1:
         return ""
     pairs = [
@@ -167,7 +167,7 @@ def _answered(gold: dspy.Example, pred: dspy.Prediction, score: float) -> str:
 
 
 def _failures(steps: list[Step]) -> Iterator[str]:
-    """Yield what went wrong first, then how often each kind of failure came."""
+    """Yield the first failure, then the count of each kind."""
     failed = [(number, step) for number, step in enumerate(steps, start=1) if step.failed]
     for number, step in failed[:1]:
         yield f"The first thing that went wrong: in turn {number} {_told(step)}"
@@ -186,7 +186,7 @@ def _told(step: Step) -> str:
 
 
 def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
-    """Yield what became of the turn that GEPA looks at."""
+    """Yield the result of the turn that GEPA reviews."""
     for _, inputs, outputs in pred_trace or []:
         code = (getattr(outputs, "code", "") or "").strip()
         at = len(getattr(inputs.get("trajectory"), "steps", ()))
@@ -196,7 +196,7 @@ def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
 
 
 def _prediction(returned: dspy.Prediction | None) -> dspy.Prediction:
-    """Return what a program returned; an empty prediction if that is none: optimizers score failed runs too."""
+    """Return a program's prediction; an empty one if there is none: optimizers score failed runs too."""
     return returned if isinstance(returned, dspy.Prediction) else dspy.Prediction()
 
 
@@ -211,30 +211,30 @@ def _last_line(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """The penalties on a score for how a run went. Their sum is at most `most`.
+    """Penalties on the score of a run. Their sum is at most `most`.
 
-    The defaults are small: with scores of 0 and 1 a right answer by a bad run beats a wrong one by a good run.
+    The defaults are small: with scores of 0 and 1, a right answer of a bad run beats a wrong one of a good run.
     """
 
     failed_turn: float = 0.02
-    """For each turn whose code failed, whose SUBMIT was refused, or that held no code."""
+    """For each turn that failed, whose SUBMIT was refused, or that has no code."""
     failed_call: float = 0.01
     """For each sub-call that failed."""
     repeated_call: float = 0.01
-    """For each sub-call that asked what had been asked before."""
+    """For each repeated sub-call."""
     no_submit: float = 0.1
     """If the answer had to be extracted."""
     limit: float = 0.05
     """If the run hit one of its limits."""
     most: float = 0.2
-    """The most that is taken off."""
+    """The maximum of the sum."""
 
 
 def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Callable[..., float]:
-    """Return a metric that gives the score of `metric` minus small penalties for how the run went.
+    """Return a metric that subtracts small penalties for the run from the score of `metric`.
 
     For optimizers that compare runs of one example (SIMBA, GRPO): of two right runs the cleaner one wins. A plain
-    metric otherwise: `(example, prediction, trace=None) -> float`. A score of 0 or less is left as it is.
+    metric otherwise: `(example, prediction, trace=None) -> float`. A score of 0 or less is unchanged.
     """
     rates = penalties or Penalties()
 

@@ -30,9 +30,9 @@ class Pilot:
 
     Attributes:
         seconds: Wall-clock time.
-        tokens: In and out, sub-calls included.
+        tokens: Input and output tokens, including sub-calls.
         cost: USD; None if no call reported a price.
-        score: What the metric gave.
+        score: The metric's score.
     """
 
     seconds: float
@@ -46,10 +46,10 @@ class Forecast:
     """The estimated cost of a number of runs: each pair is the median and the 95th percentile.
 
     Attributes:
-        runs: How many.
-        tokens: In and out.
+        runs: The number of runs.
+        tokens: Input and output tokens.
         cost: USD; None if no pilot reported a price.
-        seconds: Wall-clock time, with the threads given.
+        seconds: Wall-clock time with the given threads.
     """
 
     runs: int
@@ -59,10 +59,10 @@ class Forecast:
 
 
 def pilot(program: dspy.Module, examples: Sequence[dspy.Example], metric: Metric) -> list[Pilot]:
-    """Run a program on some examples, one after the other. Examples that raise are left out.
+    """Run a program on some examples in order. Examples that raise are left out.
 
     Raises:
-        Exception: What the last one raised, if all did.
+        Exception: The error of the last one, if all raised.
     """
     return run_each(lambda example: _one(program, example, metric), examples)
 
@@ -79,14 +79,14 @@ def _one(program: dspy.Module, example: dspy.Example, metric: Metric) -> Pilot:
 def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int = 0) -> Forecast:
     """Estimate the cost of `runs` runs from the pilots.
 
-    The percentiles are those of the total over many draws of the pilots with replacement: with few pilots, or
-    uneven ones, they lie far apart. What an optimizer asks its own model is not counted.
+    The percentiles are those of the total over many bootstrap samples of the pilots: with few or
+    uneven pilots they are far apart. The optimizer's own model calls are not counted.
 
     Args:
-        pilots: At least one.
-        runs: How many runs there will be.
-        threads: Runs at once.
-        seed: Of the draws.
+        pilots: The pilots; at least one.
+        runs: The number of runs to expect.
+        threads: Concurrent runs.
+        seed: The seed of the samples.
 
     Raises:
         ValueError: If there is no pilot.
@@ -103,7 +103,7 @@ def forecast(pilots: Sequence[Pilot], runs: int, *, threads: int = 1, seed: int 
 
 
 def _percentiles(values: Sequence[float], times: float, seed: int) -> tuple[float, float]:
-    rng = random.Random(seed)  # noqa: S311  # draws, no secret
+    rng = random.Random(seed)  # noqa: S311  # sampling, not a secret
     means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(_DRAWS))
     return means[_DRAWS // 2] * times, means[int(_DRAWS * 0.95)] * times
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CANDIDATES = 6
 _DEMOS = 4
 _OF_RUNS = {"max_bootstrapped_demos": _DEMOS, "max_labeled_demos": 0}
-"""Demos of runs alone: labeled examples are used by `labeled`, and tell less."""
+"""Only demos of runs: labeled examples are used by `labeled`, and help less."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Job:
     Attributes:
         program: The program; it is not changed.
         train: The training examples.
-        dev: The examples that candidates are judged on; those of `train` if there are no others.
+        dev: The examples to score candidates on; default `train`.
         metric: `metric(example, prediction, trace=None)`.
-        lm: The model, also for what an optimizer asks itself.
-        threads: Runs at once.
-        seed: The seed, where an optimizer takes one.
-        log_dir: Where optimizers that can go on after a kill keep their state; the others' paid replies are in
+        lm: The model, also of the optimizer's own calls.
+        threads: Concurrent runs.
+        seed: The seed, if the optimizer takes one.
+        log_dir: The state folder of optimizers that can resume after a kill; paid replies of the others are in
             DSPy's cache.
     """
 
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def predictors(self) -> int:
-        """How many predictors the program has."""
+        """The number of predictors in the program."""
         return len(self.program.predictors())
 
 
@@ -61,8 +61,8 @@ class Named:
 
     Attributes:
         compile: Returns the optimized program.
-        runs: At most how many runs of the program that takes.
-        tells_jobs_apart: Whether what it keeps of one job is never taken for another's.
+        runs: The maximum number of runs of the program.
+        tells_jobs_apart: Whether its state of one job is never used for another.
     """
 
     compile: Callable[[Job], dspy.Module]
@@ -107,7 +107,7 @@ def _mipro(job: Job, demos: int = _DEMOS) -> dspy.Module:
 
 
 def _mipro_runs(job: Job, demos: int = _DEMOS) -> int:
-    """Count as MIPROv2's light setting does."""
+    """Count the runs of MIPROv2's light setting."""
     variables = job.predictors * (2 if demos else 1)
     trials = int(max(2 * variables * math.log2(_CANDIDATES), 1.5 * _CANDIDATES))
     dev = min(len(job.dev), 100)
@@ -132,7 +132,7 @@ def _gepa_budget(job: Job) -> int:
 
 
 def _gepa_runs(job: Job) -> int:
-    """Count its budget, and the iteration in which that ends: two minibatches of three, and all of dev."""
+    """Count its budget plus the last iteration: two minibatches of three, and all of dev."""
     return _gepa_budget(job) + 6 + len(job.dev)
 
 

@@ -29,20 +29,20 @@ def save_policy(
     scores: Mapping[str, Sequence[float]] | None = None,
     **more: Any,
 ) -> None:
-    """Write what `act` has learned in a program to a file that `RLM(..., policy=path)` takes, on any signature.
+    """Save what `act` has learned in a program as a file for `RLM(..., policy=path)`, on any signature.
 
     Args:
         program: An RLM, or a program with one inside.
         path: The file.
-        name: What the policy is called.
-        model: The model that it was found for; by default the one configured now.
+        name: The name of the policy.
+        model: The model it was found for; default: the configured one.
         predictor: The name of the `act` to save, if the program has several.
-        optimizer: What found it.
-        data: What it was found on, so that somebody could find it again.
+        optimizer: The optimizer that found it.
+        data: The training data, described so that others can reproduce it.
         seeds: The seeds of the optimizer and the data.
-        scores: Scores by what they were taken on, e.g. `{"held out": [1.0, 0.0, ...]}`; kept as mean, number and,
+        scores: Scores by dataset, e.g. `{"held out": [1.0, 0.0, ...]}`; stored as mean, number and,
             if they are between 0 and 1, 95 % interval.
-        **more: Anything else to keep about its origin; JSON values.
+        **more: Further provenance; JSON values.
 
     Raises:
         ValueError: If the program has no `act`, or several and none is named.
@@ -56,7 +56,7 @@ def save_policy(
         **more,
     }
     act = act_of(program, predictor)
-    state = {**act.dump_state(), "lm": None}  # a policy carries no model, and no key
+    state = {**act.dump_state(), "lm": None}  # a policy contains no model and no key
     signatures.write_policy(
         path, state, name=name, model=model or str(getattr(dspy.settings.lm, "model", "")), provenance=provenance
     )

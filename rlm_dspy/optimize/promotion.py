@@ -27,9 +27,9 @@ class Comparison:
     """The scores of two programs on the same examples.
 
     Attributes:
-        candidate: The candidate's scores, one an example.
+        candidate: The candidate's scores, one per example.
         incumbent: The incumbent's.
-        max_loss: What the candidate may at most be worse by, at the lower end of the interval.
+        max_loss: The maximum loss at the lower end of the interval.
     """
 
     candidate: tuple[float, ...]
@@ -65,7 +65,7 @@ class Comparison:
     def not_worse(self) -> bool:
         """Whether the candidate scored no less, and the interval excludes a loss of `max_loss`.
 
-        A candidate that scored nothing at all has shown nothing, and is not let through.
+        A candidate with a total score of 0 is rejected.
         """
         return any(self.candidate) and self.difference >= 0 and self.interval[0] > -self.max_loss
 
@@ -116,7 +116,7 @@ def compare(
     """Run two programs on the same examples. An example that raises scores 0.
 
     Raises:
-        ValueError: If the metric failed on all that the candidate answered, or gave what is not between 0 and 1.
+        ValueError: If the metric raised on every answer of the candidate, or returned a value outside 0 to 1.
     """
     scored: list[float] = []
     failed: list[Exception] = []
@@ -163,7 +163,7 @@ def promote(
     num_threads: int = 1,
     **provenance: Any,
 ) -> Comparison:
-    """Write the candidate's policy to `path` if it is not worse than the incumbent; else leave the file alone.
+    """Write the candidate's policy to `path` if it is not worse than the incumbent; else leave the file unchanged.
 
     Both run on every example of `evalset`, and the comparison is kept in the policy's provenance. The candidate is
     promoted if its mean score is no less, and the lower end of the 95 % interval of the paired difference lies
@@ -176,17 +176,17 @@ def promote(
         metric: `metric(example, prediction, trace=None)`, between 0 and 1.
         path: The policy's file.
         name: The policy's name.
-        seen: Examples that the candidate was found on; none of them may be in `evalset`.
-        max_loss: How much worse it may be with 97.5 % confidence.
-        min_examples: The least number of examples.
-        num_threads: Examples at once.
-        **provenance: What `save_policy` takes beside: `model`, `predictor`, `optimizer`, `data`, `seeds`, ...
+        seen: Examples used to find the candidate; `evalset` must not contain them.
+        max_loss: The maximum loss, with 97.5 % confidence.
+        min_examples: The minimum number of examples.
+        num_threads: Concurrent examples.
+        **provenance: Further arguments of `save_policy`: `model`, `predictor`, `optimizer`, `data`, `seeds`, ...
 
     Returns:
         The comparison; `not_worse` says whether the policy was written, `reason` why.
 
     Raises:
-        ValueError: If there are too few examples, or some were seen; if the metric is of no use; see `compare`. If
+        ValueError: If there are too few examples, or some were seen; if the metric is unusable (see `compare`); if
             there are several `act` predictors and none is named, before anything is run.
     """
     check_held_out(evalset, seen, min_examples=min_examples)
@@ -205,11 +205,11 @@ def check_held_out(
 
     Args:
         evalset: The examples.
-        seen: Examples that must not be among them.
-        min_examples: The least number.
+        seen: Examples that must not be in `evalset`.
+        min_examples: The minimum number.
 
     Raises:
-        ValueError: If they are too few, some are repeated, or some were seen.
+        ValueError: If there are too few, or some are repeated or were seen.
     """
     if len(evalset) < min_examples:
         raise ValueError(f"{len(evalset)} examples are too few to compare policies; pass at least {min_examples}.")

@@ -31,8 +31,8 @@ def found_once(cache: SubCallCache | None, key: str, example: dspy.Example, run:
     """Return the demos of an example from the cache, or by running it. An example that fails is run again.
 
     Args:
-        cache: Where finished examples are kept; None keeps nothing.
-        key: What the demos depend on beside the example; see `key_of`.
+        cache: The cache of finished examples; None for no cache.
+        key: What the demos depend on besides the example; see `key_of`.
         example: The example.
         run: Runs it.
     """
@@ -56,10 +56,10 @@ def run_each(
     """Return what `run` returns for each example, in order; those that raise are left out, with a warning.
 
     Args:
-        run: Called in a copy of the caller's context.
+        run: The function; called in a copy of the caller's context.
         examples: Any examples.
-        threads: Examples at once.
-        max_errors: How many may raise; the next error is raised, and no more examples are begun. None for all
+        threads: Concurrent examples.
+        max_errors: How many may raise; the next error is raised, and no more examples start. None for all
             but one.
 
     Raises:
@@ -93,7 +93,7 @@ def run_each(
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
     """Return the key of a compile's runs: the program and its parts, the model, the settings.
 
-    Functions among the settings and the tools are known by their source, where there is one.
+    Functions in settings and tools are identified by their source, if available.
     """
     learned = [(name, p.signature.dump_state(), p.demos) for name, p in program.named_predictors()]
     parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
@@ -102,7 +102,7 @@ def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
 
 
 def _made_of(module: dspy.Module) -> Any:
-    """Return what a module was made with, beside what its predictors have learned."""
+    """Return the settings of a module without what its predictors have learned."""
     signature, tools = getattr(module, "signature", None), getattr(module, "tools", None) or {}
     functions = tools.items() if isinstance(tools, dict) else enumerate(tools)
     sources = [(name, _source(tool.func if isinstance(tool, dspy.Tool) else tool)) for name, tool in functions]
@@ -110,7 +110,7 @@ def _made_of(module: dspy.Module) -> Any:
 
 
 def _source(function: Callable[..., Any]) -> tuple[str, str]:
-    """Return the name and the source of a function; of an object without any, the name of its type."""
+    """Return the name and source of a function, or the type name of another object."""
     function, source = inspect.unwrap(function), ""
     with contextlib.suppress(OSError, TypeError):
         source = inspect.getsource(function)

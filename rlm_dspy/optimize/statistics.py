@@ -1,4 +1,4 @@
-"""Computes 95 % intervals and an exact test for the few dozen runs that one can afford."""
+"""Computes 95 % intervals and an exact test for small samples of runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def wilson(right: float, count: int) -> Interval:
     """Return the 95 % interval of a proportion (Wilson, 1927).
 
     Args:
-        right: How many were right; with scores between 0 and 1 their sum, which makes the interval a little wide.
-        count: Of how many.
+        right: The number of successes; for scores between 0 and 1 their sum (a slightly wide interval).
+        count: The number of trials.
     """
     if not count:
         return 0.0, 1.0
@@ -34,7 +34,7 @@ def paired(differences: Sequence[float]) -> Interval:
     """Return the 95 % interval of the mean of paired differences of scores between 0 and 1.
 
     With scores of 0 and 1 it is Agresti and Min's (2005) for matched pairs: half a win, half a loss and one tie
-    are added, so that equal results on a few examples do not look certain.
+    are added, so that equal results on few examples do not look certain.
     """
     count = len(differences) + 2
     mean = sum(differences) / count
@@ -44,14 +44,14 @@ def paired(differences: Sequence[float]) -> Interval:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Return the two-sided p-value of wins and losses being equally likely; exact (McNemar's for 0 and 1)."""
+    """Return the exact two-sided p-value of equally likely wins and losses (McNemar's test for 0 and 1)."""
     count, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(count, k) for k in range(fewer + 1))
     return float(min(1.0, 2 * tail / 2**count))
 
 
 Judgement: TypeAlias = bool | int | float | dspy.Prediction
-"""What a metric returns: a bool, a number, or a `dspy.Prediction` with `score`, and perhaps `feedback`."""
+"""The result of a metric: a bool, a number, or a `dspy.Prediction` with `score` and optional `feedback`."""
 Metric = Callable[..., Judgement]
 """`metric(example, prediction, trace=None)`, as DSPy's optimizers call it."""
 

@@ -26,12 +26,12 @@ class TracedRun:
     """A run reconstructed from its trace: every turn but the last with its output.
 
     Attributes:
-        predictor: The `act` that wrote it.
+        predictor: Its `act` predictor.
         environment: The first message of the run.
         steps: The turns before the last.
-        reasoning: The words of the last turn.
+        reasoning: The reasoning of the last turn.
         code: The code of the last turn.
-        nested: Whether it ran inside a turn of another run: a child.
+        nested: Whether it is a child: it ran inside a turn of another run.
     """
 
     predictor: Act
@@ -43,7 +43,7 @@ class TracedRun:
 
     @property
     def all_steps(self) -> tuple[Step, ...]:
-        """All turns, with the last one, whose output the trace does not contain."""
+        """All turns, including the last one, whose output the trace does not contain."""
         return (*self.steps, Step(reasoning=self.reasoning, code=self.code, kind="unknown"))
 
     @property
@@ -54,7 +54,7 @@ class TracedRun:
         return mended[0] if mended else None
 
     def goes_on_from(self, earlier: TracedRun) -> bool:
-        """Whether this is a later state of the same run: the model was shown what it wrote last in `earlier`."""
+        """Whether this is a later state of the same run: it shows the last reply of `earlier`."""
         if self.predictor is not earlier.predictor or self.environment != earlier.environment:
             return False
         written = earlier.code.strip()
@@ -85,7 +85,7 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
 
 
 def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ...]:
-    """Return the steps of a trajectory, also of one that is plain data; none if it is neither."""
+    """Return the steps of a trajectory or of its plain data; empty for anything else."""
     if isinstance(trajectory, Trajectory):
         return trajectory.steps
     try:

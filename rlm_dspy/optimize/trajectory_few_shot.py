@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrajectoryFewShot(Teleprompter):
-    """Gives every predictor of a program demos from successful runs.
+    """Adds demos from successful runs to every predictor of a program.
 
-    The program (or a teacher) runs on each training example. Of each run of an RLM that scored enough, root or
-    child, one demo of `act` is made: a short conversation of the first turn, a turn that failed and the one that
-    mended it, the turn before the last, and the last. Outputs and environment are cut, so no long input is kept.
+    The program (or a teacher) runs on each training example. Each high-scoring run of an RLM, root or
+    child, gives one demo of `act`: a short conversation of the first turn, a failed turn and the one that
+    repaired it, the turn before the last, and the last. Outputs and environment are cut, so no long input is kept.
     The other predictors (`query`, `subs.*`, those around the RLM) get ordinary demos. The best are chosen: by
-    score, then the shortest; among those of `act` one that recovered from a failure and one of a child, if any.
+    score, then the shortest; for `act` including one with a recovery and one of a child, if any.
 
-    Labeled examples are not used: what a turn is given and writes is in no dataset.
+    Labeled examples are not used: no dataset contains the inputs and outputs of a turn.
 
     Attributes:
         metric: `metric(example, prediction, trace)`, a bool, a number, or a `dspy.Prediction` with `score`.
-        metric_threshold: The least score of a run that demos are taken from; None for any above 0.
+        metric_threshold: The minimum score of a run for demos; None for any above 0.
         max_demos: Demos per predictor.
-        max_demo_chars: A longer demo is not taken.
+        max_demo_chars: The maximum length of a demo; longer ones are not used.
         max_chars: Characters of all demos of one predictor.
-        output_chars: Characters of each output, and of each input of an ordinary demo, that are kept.
-        environment_chars: Characters of the environment that are kept; shown is only what runs do not share.
+        output_chars: Characters kept of each output, and of each input of an ordinary demo.
+        environment_chars: Characters kept of the environment; only the parts that runs do not share are shown.
         max_runs: Examples to run; None for all of them.
-        num_threads: Examples at once.
-        max_errors: Examples that may raise before their error is raised; None for `dspy.settings.max_errors`.
-        teacher_settings: Settings of DSPy in force while the teacher runs, as `BootstrapFewShot` has them.
-        seed: Orders the examples, and so decides between equally good demos.
-        log_dir: A folder where finished runs are kept, so that the same compile goes on after a kill.
+        num_threads: Concurrent examples.
+        max_errors: How many examples may raise; None for `dspy.settings.max_errors`.
+        teacher_settings: DSPy settings while the teacher runs, as in `BootstrapFewShot`.
+        seed: The seed of the example order, which decides between equally good demos.
+        log_dir: A folder for finished runs, so that the same compile can resume after a kill.
     """
 
     metric: Metric
@@ -81,14 +81,14 @@ class TrajectoryFewShot(Teleprompter):
         Args:
             student: The program. It is not changed.
             trainset: Examples with inputs set.
-            teacher: What makes the runs: a program whose predictors have the same names, or an LM that `student`
-                runs with; by default `student` itself.
-            valset: Not used; other optimizers' callers hand it over.
+            teacher: The teacher: a program whose predictors have the same names, or an LM that `student`
+                runs with; default: `student` itself.
+            valset: Not used; accepted because callers of other optimizers pass it.
 
         Raises:
             ValueError: If the trainset is empty, the teacher's predictors have other names, or `num_threads` is
                 below 1.
-            Exception: What an example raised, when more than `max_errors` did.
+            Exception: The error of an example, after more than `max_errors`.
         """
         if self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
@@ -108,7 +108,7 @@ class TrajectoryFewShot(Teleprompter):
         if not trainset:
             raise ValueError("The trainset is empty; give at least one example.")
         ordered = list(trainset)
-        random.Random(self.seed).shuffle(ordered)  # noqa: S311  # an order, no secret
+        random.Random(self.seed).shuffle(ordered)  # noqa: S311  # shuffling, not a secret
         return ordered[: self.max_runs]
 
     def _gather(self, program: dspy.Module, examples: list[dspy.Example], lm: dspy.BaseLM | None) -> Found:
@@ -156,7 +156,7 @@ def check_names(student: dspy.Module, teacher: dspy.Module) -> None:
     """Check that both programs have predictors of the same names.
 
     Raises:
-        ValueError: Which names differ.
+        ValueError: If not; the message lists the different names.
     """
     mine, its = (dict(program.named_predictors()).keys() for program in (student, teacher))
     if mine != its:

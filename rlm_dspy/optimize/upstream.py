@@ -1,17 +1,17 @@
 """Subclasses DSPy's optimizers (3.4.1) to fix what fails when a program contains an RLM.
 
-| optimizer | what is wrong there | what is done here |
+| optimizer | defect | fix |
 |---|---|---|
-| `GEPA` | finds the calls of a predictor by comparing signatures: two RLMs have equal ones, and each is shown the other's turns | `tell_apart` marks them |
-| `GEPA` | every predictor gets its turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
-| `SIMBA` | shows trajectories as `<non-serializable>`, and inputs and predictions whole | hands it short plain data |
-| `InferRules` | shows raw training examples, in which `act` has no field: its rules come from nothing | shows each predictor the demos it was given |
-| `InferRules` | writes instructions into the signature class, which the original program and every other copy share | gives the candidate's predictor a class of its own |
-| `BootstrapFinetune` | writes every predictor's calls in the form of one adapter, and with `multitask=False` picks calls by their place in the trace | each predictor's own form, picked by predictor |
-| `Ensemble` | members that were compiled are frozen: none of what they learned is saved | thaws copies of them |
-| `KNNFewShot` | hands whole inputs to the embedder | hands it the beginning and the end of each |
+| `GEPA` | finds the calls of a predictor by its signature: two RLMs have equal ones, so each is shown the other's turns | `tell_apart` marks them |
+| `GEPA` | takes every predictor in turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
+| `SIMBA` | shows trajectories as `<non-serializable>`, and whole inputs and predictions | passes short plain data |
+| `InferRules` | shows raw training examples, which lack the fields of `act`: its rules are baseless | shows each predictor its own demos |
+| `InferRules` | changes the signature class, which the original program and all copies share | gives the candidate's predictor its own class |
+| `BootstrapFinetune` | formats all calls with one adapter, and with `multitask=False` selects calls by position in the trace | uses each predictor's adapter, and selects by predictor |
+| `Ensemble` | compiled members are frozen, so their state is not saved | unfreezes copies of them |
+| `KNNFewShot` | passes whole inputs to the embedder | passes the beginning and end of each |
 
-The other optimizers work as they are. `dspy.Refine` is met in `adapter.py`.
+The other optimizers work unchanged. `adapter.py` supports `dspy.Refine`.
 """  # noqa: E501  # a table
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHOWN_DEPTH = 20
 
 
 def tell_apart(program: dspy.Module) -> dspy.Module:
-    """Mark the predictors of a program, in place, so that no two signatures are equal. Prompts do not change."""
+    """Mark the predictors of a program in place, so that no two signatures are equal. Prompts do not change."""
     for name, predictor in program.named_predictors():
         first = next(iter(predictor.signature.fields))
         predictor.signature = predictor.signature.with_updated_fields(first, predictor=name)
@@ -59,16 +59,16 @@ def _mark(predictor: dspy.Predict) -> str | None:
 
 
 class Turns(Protocol):
-    """The part of GEPA's state that says whose turn it is."""
+    """The part of GEPA's state that selects the next predictor."""
 
     list_of_named_predictors: list[str]
     named_predictor_id_to_update_next_for_program_candidate: list[int]
 
 
 class CalledPredictors:
-    """Chooses the predictor that GEPA reflects on: in turn, among those that the sampled runs called.
+    """Chooses the predictor that GEPA reflects on: round-robin among those that the sampled runs called.
 
-    It knows them by the marks of `tell_apart`.
+    It identifies them by the marks of `tell_apart`.
     """
 
     def __call__(
@@ -92,7 +92,7 @@ class CalledPredictors:
 class GEPA(dspy.GEPA):
     """`dspy.GEPA` that distinguishes the turns of two RLMs and reflects only on predictors that were called.
 
-    Takes what `dspy.GEPA` takes; `rlm_dspy.optimize.with_feedback` makes its metric.
+    Takes the arguments of `dspy.GEPA`; `rlm_dspy.optimize.with_feedback` makes its metric.
     """
 
     def __init__(self, metric: Callable[..., Any], **options: Any) -> None:
@@ -128,11 +128,11 @@ def _short_run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any, depth: int = _SHOWN_DEPTH) -> Any:
-    """Return a value as short plain data, as a model that reflects on a run may be shown it.
+    """Return a value as short plain data for a model that reflects on a run.
 
     Args:
         value: Any value.
-        depth: How many levels of it are shown; what lies below is cut from its `repr`.
+        depth: The number of levels to show; deeper values become a short `repr`.
     """
     if isinstance(value, str) or not depth:
         return cut(value if isinstance(value, str) else repr(value), _SHOWN_CHARS)
@@ -148,10 +148,10 @@ def shown(value: Any, depth: int = _SHOWN_DEPTH) -> Any:
 
 
 class InferRules(_InferRules):
-    """`dspy.InferRules` that induces a predictor's rules from its own demos. Takes what that takes."""
+    """`dspy.InferRules` that induces a predictor's rules from its own demos. Takes the same arguments."""
 
     def induce_natural_language_rules(self, predictor: dspy.Predict, trainset: list[dspy.Example]) -> str:
-        """Return rules for one predictor; none if it was never called in a run that went well."""
+        """Return rules for one predictor; empty if no successful run called it."""
         return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
 
     def update_program_instructions(self, predictor: dspy.Predict, natural_language_rules: str) -> None:
@@ -161,7 +161,7 @@ class InferRules(_InferRules):
             super().update_program_instructions(predictor, natural_language_rules)
 
     def get_predictor_demos(self, trainset: list[dspy.Example], predictor: dspy.Predict) -> list[dict[str, str]]:
-        """Return what a predictor was given and wrote, cut short."""
+        """Return the truncated inputs and outputs of a predictor."""
         demos = _bootstrapped(predictor)
         return [{name: cut(str(value), _SHOWN_CHARS) for name, value in demo.items()} for demo in demos]
 
@@ -178,18 +178,18 @@ def _short_inputs(example: dspy.Example) -> dspy.Example:
 class KNNFewShot(dspy.KNNFewShot):
     """`dspy.KNNFewShot` that embeds short texts. Takes the arguments of `dspy.KNNFewShot`.
 
-    What it makes compiles itself anew at each call, and so has no state to save.
+    Its program recompiles at each call, and so has no state to save.
     """
 
     def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder, **bootstrap: Any) -> None:
         super().__init__(k, [_short_inputs(example) for example in trainset], vectorizer, **bootstrap)
         neighbours: Any = vars(self)["KNN"]
-        neighbours.trainset = trainset  # what is found is returned as it was given
+        neighbours.trainset = trainset  # the examples are returned unchanged
         self.KNN = lambda **inputs: neighbours(**shown(inputs))
 
 
 class Ensemble(dspy.Ensemble):
-    """`dspy.Ensemble` whose program saves and loads what its members learned."""
+    """`dspy.Ensemble` whose program saves and loads the state of its members."""
 
     def compile(self, programs: list[dspy.Module]) -> dspy.Module:
         """Return a program that calls each of `programs` and reduces their answers."""
@@ -200,7 +200,7 @@ class Ensemble(dspy.Ensemble):
 
 
 class EachItsOwn(dspy.ChatAdapter):
-    """Writes the call of a predictor as that predictor's own adapter does; other predictors' as `ChatAdapter`."""
+    """Formats the calls of a predictor with its own adapter, others with `ChatAdapter`."""
 
     def format_finetune_data(
         self,
@@ -209,7 +209,7 @@ class EachItsOwn(dspy.ChatAdapter):
         inputs: Mapping[str, Any],
         outputs: dspy.Prediction,
     ) -> dict[str, list[Any]]:
-        """Return `{"messages": [...]}`: what the model was sent, then what it wrote."""
+        """Return `{"messages": [...]}`: the messages, then the reply."""
         own: dspy.Adapter
         if "environment" in signature.input_fields and "code" in signature.output_fields:
             own, reply = ReplAdapter(), written_reply(outputs.reasoning or "", outputs.code or "")
@@ -223,9 +223,9 @@ class EachItsOwn(dspy.ChatAdapter):
 
 
 class BootstrapFinetune(_BootstrapFinetune):
-    """`dspy.BootstrapFinetune` with the messages that each predictor really sends. Takes what that takes.
+    """`dspy.BootstrapFinetune` with the messages that each predictor really sends. Takes the same arguments.
 
-    With `multitask=False` there is one job a predictor, with that predictor's calls.
+    With `multitask=False` there is one job per predictor, with its calls.
     """
 
     def __init__(self, metric: Callable[..., Any] | None = None, **options: Any) -> None:

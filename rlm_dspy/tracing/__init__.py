@@ -1,7 +1,7 @@
 """Traces runs to MLflow: spans for the run, its turns, code and sub-calls, with usage and stop reason.
 
-The only package of this project that imports MLflow. Without network, litellm and MLflow wait for it when they are
-imported, and for each other for ever; so their look-ups are turned off here unless the environment says otherwise.
+The only package of this project that imports MLflow. Without a network, litellm and MLflow wait for it on
+import; so their lookups are disabled here unless the environment says otherwise.
 """
 
 import os

@@ -1,16 +1,16 @@
-"""MLflow's inner modules and private attributes, as far as tracing needs them (mlflow 3.17).
+"""Collects the inner modules and private attributes of MLflow that tracing needs (mlflow 3.17).
 
 No other module imports from inside MLflow or touches a private attribute of its objects. What a release moves or
-renames is mended here; what it makes public leaves this file.
+renames is adapted here; what it makes public leaves this file.
 
 | name | why the public API does not suffice |
 |---|---|
-| `MlflowCallback`, `revert_patches`, `logs_traces` | MLflow's logging of DSPy, which ours replaces |
+| `MlflowCallback`, `revert_patches`, `logs_traces` | MLflow's logging of DSPy, which this package replaces |
 | `start_span_no_context`, `set_span_in_context`, `detach_span_from_context` | spans across callbacks |
-| `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | what MLflow's page reads |
+| `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | read by MLflow's UI |
 | `open_trace`, `rename` | a trace and a span before they are stored |
-| `Task`, `TracingClient`, `export_queue`, `client`, `force_flush`, ... | the queue of what is to be stored |
-| `replaced` | MLflow writes contexts and headers whole, and has no hook |
+| `Task`, `TracingClient`, `export_queue`, `client`, `force_flush`, ... | the export queue |
+| `replaced` | MLflow writes whole contexts and headers, and has no hook |
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ Q = TypeVar("Q")
 
 
 def logs_traces() -> bool:
-    """Return whether MLflow logs calls of DSPy as traces now."""
+    """Return whether MLflow currently traces calls of DSPy."""
     return bool(get_autologging_config("dspy", "log_traces"))
 
 
 def open_trace(trace_id: str) -> AbstractContextManager[Any]:
-    """Return a scope that gives a trace that has not ended; None if it has."""
+    """Return a scope that yields an open trace; None if it has ended."""
     found: AbstractContextManager[Any] = InMemoryTraceManager.get_instance().get_trace(trace_id)
     return found
 
 
 def rename(span: LiveSpan, name: str) -> None:
-    """Give a span that has not ended another name."""
-    span._span.update_name(name)  # noqa: SLF001  # OpenTelemetry's; MLflow's span hides it
+    """Rename an open span."""
+    span._span.update_name(name)  # noqa: SLF001  # the OpenTelemetry span, which MLflow hides
 
 
 def export_queue(make: Callable[[str], Q]) -> Q | None:
-    """Return the queue of what is to be stored, which `make` makes for a tracking URI; None if there is none."""
+    """Return the export queue that `make` builds for a tracking URI; None if there is none."""
     exporter = _exporter()
     queue = getattr(exporter, "_async_queue", None)
     if isinstance(queue, AsyncTraceExportQueue):
@@ -92,17 +92,17 @@ def client() -> Any:
 
 
 def _exporter() -> Any:
-    provider._get_tracer(__name__)  # noqa: SLF001  # made if there is none
+    provider._get_tracer(__name__)  # noqa: SLF001  # created if missing
     return provider._get_trace_exporter()  # noqa: SLF001
 
 
 def ends_a_trace(task: Task) -> bool:
-    """Return whether a task stores the end of a trace."""
+    """Return whether an export task stores the end of a trace."""
     return getattr(task.handler, "__name__", "") == "_log_trace"
 
 
 def force_flush(seconds: float) -> None:
-    """Make MLflow queue the spans that it has collected."""
+    """Make MLflow queue its collected spans."""
     processor: Any = provider._get_span_processor()  # noqa: SLF001
     if processor is not None:
         processor.force_flush(int(seconds * 1000))
@@ -110,9 +110,9 @@ def force_flush(seconds: float) -> None:
 
 @contextlib.contextmanager
 def replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in the place of one by which MLflow logs DSPy, wherever it is looked up.
+    """Replace a function by which MLflow logs DSPy, in every module that refers to it.
 
-    At the end that is put back, unless another has taken the place.
+    On exit the original is restored, unless it was replaced again.
     """
     modules = [module for module in (mlflow.dspy.util, mlflow.dspy.callback) if hasattr(module, name)]
     before = [getattr(module, name) for module in modules]

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _DEFAULTS = {
     "MLFLOW_TRACE_BUFFER_TTL_SECONDS": str(7 * 24 * 3600),  # traces that take longer are dropped
-    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "100",  # spans that are stored together
-    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # how old they get until then
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "100",  # spans stored per batch
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # maximum age of a batch
 }
-"""What MLflow's own settings are, unless the environment says otherwise."""
+"""MLflow settings, unless the environment says otherwise."""
 _in_force = contextlib.ExitStack()
-"""Puts back what the last `autolog` has changed."""
+"""Restores what the last `autolog` changed."""
 known_secrets = Secrets()
-"""What no span, parameter or model may hold."""
+"""Secrets that no span, parameter or model may contain."""
 
 
 def autolog(
@@ -43,18 +43,18 @@ def autolog(
     disable: bool = False,
     **others: Any,
 ) -> None:
-    """Log every run from here on to MLflow; takes the place of `mlflow.dspy.autolog()`.
+    """Log every later run to MLflow; replaces `mlflow.dspy.autolog()`.
 
-    May be called again, also after `dspy.configure(callbacks=[...])`, which takes MLflow out of DSPy's callbacks
-    without a word. Callbacks of others stay.
+    May be called again, also after `dspy.configure(callbacks=[...])`, which silently removes MLflow's callback.
+    Callbacks of others stay.
 
     Args:
         log_traces: Log calls as traces.
-        log_compiles: Log what optimizers do as runs of MLflow.
-        log_evals: Log what `dspy.Evaluate` does as runs of MLflow.
-        store: The tracking URI: `sqlite:///mlflow.db`, `http://...`; by default MLflow's own.
+        log_compiles: Log optimizer runs as MLflow runs.
+        log_evals: Log evaluations by `dspy.Evaluate` as MLflow runs.
+        store: The tracking URI: `sqlite:///mlflow.db`, `http://...`; default: MLflow's own.
         experiment: The experiment to log to, unless `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names one.
-        disable: End the logging, MLflow's own of DSPy too, and put back all that was changed for it.
+        disable: Stop logging, including MLflow's own of DSPy, and restore everything that was changed.
         **others: Further arguments of `mlflow.dspy.autolog`.
     """
     callbacks = dspy.settings.callbacks
@@ -64,9 +64,9 @@ def autolog(
     if disable:
         dspy.configure(callbacks=rest)
         mlflow.dspy.autolog(disable=True, **others)
-        revert_patches(mlflow.dspy.autolog.integration_name)  # MLflow puts its patches on also when it is disabled
+        revert_patches(mlflow.dspy.autolog.integration_name)  # MLflow patches even when it is disabled
         return
-    open_door()  # so that it is known what LMs report outside of runs, too
+    open_door()  # to know the reported usage of LMs outside runs too
     own = own or SpanCallback(known_secrets)
     dspy.configure(callbacks=[*rest, own])
     _in_force.enter_context(_settings())
@@ -81,31 +81,31 @@ def autolog(
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Have MLflow, DSPy and alembic set as logging needs it in this scope."""
+    """Configure MLflow, DSPy and alembic for logging in this scope."""
     new = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
     alembic, tracked = logging.getLogger("alembic"), dspy.settings.track_usage
     level = alembic.level
     os.environ.update(new)
-    alembic.setLevel(logging.WARNING)  # it tells the making of a store in fifty lines
+    alembic.setLevel(logging.WARNING)  # it logs fifty lines when a store is created
     try:
         yield
     finally:
         for name in new:
             os.environ.pop(name, None)
         alembic.setLevel(level)
-        dspy.configure(track_usage=tracked)  # MLflow turns it on
+        dspy.configure(track_usage=tracked)  # MLflow enables it
 
 
 @contextlib.contextmanager
 def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Iterator[None]:
-    """Open a run of MLflow in this scope: its page shows the traces made in it, and the reports on them.
+    """Open an MLflow run in this scope: its page shows the traces made in it and their reports.
 
-    Without one, reports are files of their traces, which MLflow's page offers for download. If the store is a
-    server that does not answer, none is opened.
+    Without one, reports are attachments of their traces, which MLflow's UI offers for download. If the store is a
+    server that does not respond, none is opened.
 
     Args:
-        name: What the run is called.
-        status: Returns how it ended: `FINISHED`, `FAILED` or `KILLED`. It is `KILLED` if it is interrupted, and
+        name: The name of the run.
+        status: Returns its status: `FINISHED`, `FAILED` or `KILLED`. It is `KILLED` after an interrupt, and
             `FAILED` if another error leaves the scope.
     """
     uri = mlflow.get_tracking_uri()
@@ -122,7 +122,7 @@ def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Ite
 
 
 def _set_experiment(name: str) -> None:
-    """Log to an experiment; if the store is a server that does not answer, from when it does."""
+    """Log to an experiment; if the store is a server that does not respond, as soon as it does."""
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("http") or answers(uri):
         mlflow.set_experiment(name)

@@ -34,18 +34,18 @@ _SCORED_AFTER_SECONDS = 10.0
 
 @dataclass
 class Call:
-    """A unit of a run or a DSPy call that has started and not ended.
+    """A running unit of a run, or a running DSPy call.
 
     Attributes:
-        payloads: Writes values for the spans of the trace.
-        evaluated: Whether `dspy.Evaluate` scores it; on a trace that is not stored yet, scores are lost.
-        silent: Whether nothing of it is traced, as the store does not answer.
-        event: The event that started it; None for a call that is no unit. A call that is not shown has the event
-            and the span of what is around it.
-        above: The event that started what is around it.
+        payloads: Formats values for the spans of the trace.
+        evaluated: Whether `dspy.Evaluate` scores it; scores of traces that are not stored yet are lost.
+        silent: Whether it is not traced because the store does not respond.
+        event: The event of its start; None for a call that is not a unit. A call without a span has the event
+            and the span of its parent.
+        above: The start event of its parent.
         span: Its span.
-        token: What takes its span out of the context again; None if it is not shown.
-        root: Whether its span is the first of a trace.
+        token: Detaches its span from the context; None if it has no span.
+        root: Whether its span is the root of a trace.
     """
 
     payloads: Payloads
@@ -59,7 +59,7 @@ class Call:
 
 
 def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told | None]) -> Callable[..., None]:
-    """Return a hook of DSPy for a call that is no unit of a run."""
+    """Return a DSPy hook for calls that are not units of a run."""
 
     def on_start(self: SpanCallback, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
         self._begin(call_id, None, lambda call: tell(call.payloads, call.event, instance, inputs))
@@ -70,8 +70,8 @@ def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told
 class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     """MLflow's callback for DSPy, with its own names, nesting and contents of spans.
 
-    It is what `mlflow.dspy.autolog` looks for, so that one takes the place of MLflow's own; runs of optimizers and
-    of `Evaluate` are logged as MLflow does it.
+    `mlflow.dspy.autolog` recognizes it, so that it replaces MLflow's own callback; runs of optimizers and
+    of `Evaluate` are logged by MLflow.
     """
 
     def __init__(self, secrets: Secrets) -> None:
@@ -81,11 +81,11 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         self._calls: dict[str, Call] = {}
         self._evaluations: set[str] = set()
         self._announced: set[str] = set()
-        """Traces with a run that have not ended."""
+        """Open traces that contain a run."""
         self._sent = span_start.SentMessages()
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        """Become a fresh one where a model is loaded that was logged with it in DSPy's settings."""
+        """Unpickle as a new instance: a logged model may hold it in DSPy's settings."""
         return _fresh, ()
 
     def on_event(self, event: Event) -> None:
@@ -135,7 +135,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     on_interpreter_startup_end = on_interpreter_execute_end = on_interpreter_tool_call_end = _on_end
 
     def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
-        """Remember that what follows is scored."""
+        """Remember that the calls in this scope are scored."""
         queue = outbox()
         if queue is None or queue.open:
             self._evaluations.add(call_id)
@@ -156,7 +156,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     # Spans
 
     def _parent(self) -> Call | None:
-        """Return the innermost call that is under way here, also in a thread of `dspy.Parallel`."""
+        """Return the innermost running call, also in a thread of `dspy.Parallel`."""
         return self._calls.get(ACTIVE_CALL_ID.get() or "")
 
     def _begin(self, call_id: str, event: Event | None, tell: Callable[[Call], Told | None]) -> None:
@@ -167,7 +167,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         if call.silent or (shown := tell(call)) is None:
             return
         around = mlflow.get_current_active_span() or call.span
-        if around is not None and has_ended(around.trace_id):  # nobody waits for who begins this
+        if around is not None and has_ended(around.trace_id):  # its caller no longer waits
             call.silent = True
             return
         call.event, call.above, call.root = event, call.event, around is None
@@ -181,7 +181,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             announce(call.span.trace_id)
 
     def _outermost(self) -> Call:
-        """Return the first call of a trace."""
+        """Return the root call of a trace."""
         self.secrets.learn_environment()
         queue, evaluated = outbox(), ACTIVE_CALL_ID.get() in self._evaluations
         silent = queue is not None and not queue.open
@@ -203,14 +203,14 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             flush(_SCORED_AFTER_SECONDS)
 
     def _note_reuse(self, call: SubCall) -> None:
-        """Note a sub-call that was answered before, and so has no span, on the span of its batch."""
+        """Record a cached sub-call, which has no span, on the span of its batch."""
         parent = self._parent()
         if parent is not None and parent.span is not None:
             name, attributes = span_end.reused(parent.payloads, call)
             parent.span.add_event(SpanEvent(name=name, attributes=attributes))
 
     def _end_what_is_open(self, trace_id: str) -> None:
-        """End the spans of calls that nobody waits for: MLflow keeps a trace back until all of them have ended."""
+        """End the spans of abandoned calls: MLflow holds back a trace until all its spans have ended."""
         for call_id, call in list(self._calls.items()):
             inside = call.token is not None and not call.root and call.span.trace_id == trace_id
             if inside and self._calls.pop(call_id, None) is not None:
@@ -239,7 +239,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
                 self._keep_files(span.trace_id, told.outputs)
 
     def _keep_files(self, trace_id: str, outputs: Mapping[str, Any]) -> None:
-        """Keep the files of a run in the run of MLflow that it was made in, if there is one."""
+        """Log the files of a run to the active MLflow run, if there is one."""
         with _mlflow_compat.open_trace(trace_id) as trace:
             run_id = trace and trace.info.trace_metadata.get(_mlflow_compat.TraceMetadataKey.SOURCE_RUN)
         if run_id:
@@ -253,7 +253,7 @@ def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
 
 
 def _why(exception: BaseException) -> str:
-    """Return what ended a call that raised."""
+    """Return the exception that ended a call."""
     stopped = cut_short(exception)["stop"] == "interrupted"
     return "interrupted" if stopped else str(exception) or type(exception).__name__
 
@@ -263,7 +263,7 @@ def _fresh() -> SpanCallback:
 
 
 def _preview(span: LiveSpan, which: str, values: Any) -> None:
-    """Set what the list of traces shows of a trace's `request` or `response`."""
+    """Set the preview of a trace's `request` or `response` in the list of traces."""
     shown = preview(values)
     with _mlflow_compat.open_trace(span.trace_id) as trace:
         if trace is not None and shown:

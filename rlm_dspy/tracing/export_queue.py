@@ -32,15 +32,15 @@ _PROBE_SECONDS = 3.0
 _PROBE_AFTER_SECONDS = 5.0
 _AGAIN_AFTER_SECONDS = 30.0
 _AT_EXIT_SECONDS = 60.0
-"""How long the end of a process waits for a store that takes what it is given."""
+"""Seconds that the end of a process waits for a responding store."""
 _LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
 
 
 class Outbox:
     """Replaces the queue of MLflow's exporter: one daemon thread stores traces in order.
 
-    A server is asked for a sign of life before it is given anything, if the last one is some seconds old. Without
-    one, what is queued is dropped, which is said once, and nothing is taken until it answers again.
+    A server is probed before an export, unless it responded a few seconds ago. Without
+    a response, the queue is dropped, which is logged once, and nothing is accepted until it responds again.
 
     Args:
         uri: The tracking URI. Only servers (http, https) are probed.
@@ -49,9 +49,9 @@ class Outbox:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.lost = 0
-        """Tasks that were dropped since the server was last seen."""
+        """Tasks dropped since the last response of the server."""
         self.hurried = False
-        """Whether somebody waits for the end of the process."""
+        """Whether the process is ending."""
         self._tasks: deque[_mlflow_compat.Task] = deque()
         self._changed = threading.Condition()
         self._busy = False
@@ -62,21 +62,21 @@ class Outbox:
 
     @property
     def open(self) -> bool:
-        """Whether traces are accepted. A server that did not answer is tried again after a while."""
+        """Whether traces are accepted. A server that did not respond is probed again after a while."""
         return time.monotonic() >= self._down_until
 
     @property
     def waiting(self) -> int:
-        """How many parts of traces are neither stored nor dropped."""
+        """The number of pending export tasks."""
         return len(self._tasks) + self._busy
 
     def close(self, then: Callable[[], object]) -> None:
-        """Take nothing for a while; call `then` when the server answers, before anything else."""
+        """Accept nothing for a while; when the server responds, call `then` first."""
         self._then = then
         self._drop(0)
 
     def put(self, task: _mlflow_compat.Task) -> None:
-        """Queue a task, for MLflow's exporter; it is dropped if the store does not keep up."""
+        """Queue a task for MLflow's exporter; drop it if the store does not keep up."""
         if not self.open or len(self._tasks) >= _MOST_TASKS:
             self.lost += 1
             if self.open:
@@ -90,12 +90,12 @@ class Outbox:
                 self._thread.start()
 
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
-        """Wait until what is queued is stored or dropped, or for so many seconds."""
+        """Wait until the queue is stored or dropped, at most for some seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not self.waiting, timeout=seconds)
 
     def hurry(self, seconds: float) -> None:
-        """Store the ends of traces first, and what else is queued for so many seconds; then wait for nothing."""
+        """Store the ends of traces first, then the rest for some seconds; then stop waiting."""
         self.hurried = True
         with self._changed:
             self._tasks = deque(sorted(self._tasks, key=lambda task: not _mlflow_compat.ends_a_trace(task)))
@@ -153,18 +153,18 @@ class Outbox:
 
 
 _heard: list[str] = []
-"""What MLflow and its HTTP client have said in the outbox's thread, which says it once."""
+"""Messages of MLflow and its HTTP client in the export thread, which are logged once."""
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Keep what is said in the outbox's thread: a logging filter."""
+    """Keep the messages of the export thread: a logging filter."""
     if record.threadName == _THREAD and record.levelno >= logging.WARNING:
         _heard.append(record.getMessage())
     return record.threadName != _THREAD
 
 
 def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
-    """Return whether a server answers within this time."""
+    """Return whether a server responds in time."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds):  # noqa: S310 (a tracking URI)
             return True
@@ -175,7 +175,7 @@ def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
 
 
 def later(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function behind what is queued; where MLflow stores at once, now."""
+    """Call a function after the queued tasks; at once if MLflow exports synchronously."""
     task, queue = _mlflow_compat.Task(function, args, "Not logged to MLflow."), outbox()
     if queue is None:
         task.handle()
@@ -184,7 +184,7 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 
 def outbox() -> Outbox | None:
-    """Return the outbox of MLflow's exporter, installed if necessary; None if MLflow stores at once."""
+    """Return the queue of MLflow's exporter, installed if necessary; None if MLflow exports synchronously."""
     return _mlflow_compat.export_queue(_made)
 
 
@@ -197,7 +197,7 @@ def _made(uri: str) -> Outbox:
 
 
 def flush(seconds: float = 60.0) -> None:
-    """Wait until the traces so far are stored, or for at most so many seconds."""
+    """Wait until the traces so far are stored, at most for some seconds."""
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:
@@ -207,7 +207,7 @@ def flush(seconds: float = 60.0) -> None:
 
 
 def announce(trace_id: str) -> None:
-    """Store that a trace has begun, with its spans so far: it is found also if this process is killed."""
+    """Store an open trace with its spans so far, so that it exists even if this process is killed."""
     stores = _mlflow_compat.client()
     with _mlflow_compat.open_trace(trace_id) as trace:
         if trace is None or stores is None:
@@ -220,9 +220,9 @@ def announce(trace_id: str) -> None:
 def _store_beginning(stores: TracingClient, info: TraceInfo, spans: list[Any]) -> None:
     if has_ended(info.trace_id):
         return
-    with contextlib.suppress(NotImplementedError):  # a store that takes spans only as a file, in the end
+    with contextlib.suppress(NotImplementedError):  # a store that accepts spans only as a file at the end
         stores.log_spans(info.experiment_id, spans)
-    stores.start_trace(info)  # last, as a span without an end would pass for one that is all right
+    stores.start_trace(info)  # last, because an open span would look successful
 
 
 def has_ended(trace_id: str) -> bool:
@@ -232,7 +232,7 @@ def has_ended(trace_id: str) -> bool:
 
 
 def hurry(seconds: float) -> None:
-    """Store the ends of traces first, within so many seconds, and do not wait when the process ends."""
+    """Store the ends of traces first, within some seconds, and do not wait at the end of the process."""
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:
@@ -240,7 +240,7 @@ def hurry(seconds: float) -> None:
 
 
 def _hand_over(seconds: float) -> None:
-    """Have MLflow queue the spans that it has gathered; in a thread, as an interrupt would lose what it holds."""
+    """Make MLflow queue its collected spans, in a thread: an interrupt would lose them."""
     flushing = threading.Thread(target=_mlflow_compat.force_flush, args=(seconds,), daemon=True)
     flushing.start()
     flushing.join(seconds)

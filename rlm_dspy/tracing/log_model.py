@@ -28,20 +28,20 @@ _REQUIRED = ("dspy", "litellm", "mlflow", "pydantic")
 def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
     """Log a program as an MLflow model, with `dspy.settings` (including its LM) but without keys.
 
-    The model takes keys where it runs: from the environment variables that its provider reads, such as
+    The model reads keys where it runs, from the environment variables of its provider, such as
     `OPENAI_API_KEY`. It is a pickle: `MLFLOW_ALLOW_PICKLE_DESERIALIZATION=true` must be set where it is loaded or
-    served, and this package be installed there.
+    served, and this package must be installed there.
 
     Args:
-        program: An `RLM`, or a module with one in it; optimized or not.
+        program: An `RLM`, or a module that contains one.
         name: The name of the model.
         **options: Further arguments of `mlflow.dspy.log_model`.
 
     Returns:
-        MLflow's `ModelInfo`; `model_uri` is what loads it.
+        MLflow's `ModelInfo`; load the model by its `model_uri`.
 
     Raises:
-        RLMError: If a known key would be in the model all the same, e.g. in a variable of a tool. Nothing is
+        RLMError: If the model would still contain a known key, e.g. in a variable of a tool. Nothing is
             logged then.
     """
     options.setdefault("pip_requirements", [f"{each}=={importlib.metadata.version(each)}" for each in _REQUIRED])
@@ -67,7 +67,7 @@ def _column(annotation: Any) -> Any:
 
 @contextlib.contextmanager
 def _keyless(program: dspy.Module) -> Iterator[dspy.Module]:
-    """Give a copy of a program, and settings in force, whose LMs have no keys and no history."""
+    """Yield a copy of a program, and set DSPy's settings, with LMs without keys and history."""
     bare = program.deepcopy()
     for _, module in [("self", bare), *bare.named_sub_modules(dspy.Module)]:
         for attribute, value in list(vars(module).items()):

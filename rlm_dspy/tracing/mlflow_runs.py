@@ -32,8 +32,8 @@ _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
     """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope.
 
-    Of its own it writes every context of a dataset whole, and the headers of an LM. It looks these functions up by
-    their names whenever it logs, and offers no other way in.
+    MLflow itself writes whole contexts of a dataset and the headers of an LM. It resolves these functions by
+    name at each call, and has no other hook.
     """
 
     def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
@@ -56,12 +56,12 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
 
 
 def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
-    """Return the columns of an evaluation: the score, and what went in and came out, in short forms."""
+    """Return the columns of an evaluation: the score, and the inputs and outputs in short form."""
     return _columns([_row(payloads, *result) for result in results])
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return rows as columns; None where a row has no such cell."""
+    """Convert rows to columns; None for a missing cell."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -78,12 +78,12 @@ def _row(
 
 
 def _harmless(log: Callable[..., None]) -> Any:
-    """Return a function that does the same and never raises, as MLflow's own."""
+    """Wrap a function so that it never raises, like MLflow's own."""
 
     def attempt(*args: Any, **kwargs: Any) -> None:
         try:
             log(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 (what cannot be logged ends no evaluation)
+        except Exception as error:  # noqa: BLE001 (a logging error must not end an evaluation)
             _logger.warning("Not logged to MLflow: %s", error)
 
     return attempt
@@ -97,13 +97,13 @@ def log_compile(
     compared: Comparison | None = None,
     policy: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Log to the run that is open; without one, nothing.
+    """Log to the active MLflow run; do nothing without one.
 
     Args:
-        about: What was compiled, how and on what; logged as parameters.
-        cast: What it was told to cost, as metrics `forecast_*` (p50 and p95; USD, seconds).
-        prompts: States of predictors by name, before and after; each is a file below `prompts/`.
-        compared: Scores of candidate and incumbent, as metrics, an example a step.
+        about: The program, optimizer and data; logged as parameters.
+        cast: The forecast, as metrics `forecast_*` (p50 and p95; USD, seconds).
+        prompts: States of predictors by name, before and after; each a file in `prompts/`.
+        compared: Scores of candidate and incumbent, as metrics with one step per example.
         policy: The policy file that was written.
     """
     if mlflow.active_run() is None:

@@ -25,18 +25,18 @@ _DEPTH = 6
 _BUDGET_CHARS = 30_000
 _BEYOND_BUDGET_CHARS = 200
 _ONCE = ((600_000, 1_500),)
-"""Characters that a trace has, and then a text of a turn at most: what stands nowhere else."""
+"""Character budgets of a trace, and of a turn's text in it: for texts that appear nowhere else."""
 _AGAIN = ((300_000, 200), (200_000, 600), (100_000, 2_000))
-"""The same of all other texts; the whole is in the artifact."""
+"""The same for all other texts; the artifact has the whole."""
 
 
 class Payloads:
     """Formats values for spans and tables.
 
     Args:
-        secrets: What they must not hold.
-        one_trace: Whether all that is written is of one trace: the more it has, the shorter is what is told more
-            than once.
+        secrets: The secrets to redact.
+        one_trace: Whether all values belong to one trace: the larger it is, the shorter are repeated
+            texts.
     """
 
     def __init__(self, secrets: Secrets, *, one_trace: bool = False) -> None:
@@ -51,13 +51,13 @@ class Payloads:
         if len(text) <= chars:
             return self._secrets.hide(text)
         head, tail = chars - chars // 3, chars // 3
-        margin = self._secrets.longest  # a secret that is cut through is not recognized: look beyond the cut
+        margin = self._secrets.longest  # a truncated secret is not recognized: look beyond the cut
         begin = self._secrets.hide_in_part(text[: head + 2 * margin])[:head]
         end = self._secrets.hide_in_part(text[len(text) - tail - 2 * margin :])[-tail:]
         return with_note(begin, len(text) - head - tail, end)
 
     def _at_most(self, chars: int) -> int:
-        """Return how long a text may be that may have so many characters in a small trace."""
+        """Return the length of a text, given its length in a small trace."""
         if not self._one_trace:
             return chars
         once = chars >= TEXT_CHARS
@@ -74,7 +74,7 @@ class Payloads:
 
         Args:
             value: Any value.
-            chars: Characters that each text in it may have.
+            chars: The maximum length of each text in it.
         """
         left = _BUDGET_CHARS
 
@@ -82,7 +82,7 @@ class Payloads:
             nonlocal left
             match _plain(value):
                 case str() as text:
-                    if text.startswith("data:") and ";base64," in text[:200]:  # MLflow keeps it as a file
+                    if text.startswith("data:") and ";base64," in text[:200]:  # MLflow stores it as a file
                         return text
                     written = self.text(text, chars if left > 0 else _BEYOND_BUDGET_CHARS)
                     left -= len(written)
@@ -100,7 +100,7 @@ class Payloads:
         return write(value, _DEPTH)
 
     def variable(self, name: str, value: Any) -> Any:
-        """Return an input as the model sees it: short values whole, long ones by size and ends."""
+        """Return an input as the model sees it: short values whole, long ones as size and ends."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str) and len(value) <= _BEYOND_BUDGET_CHARS:
@@ -111,9 +111,9 @@ class Payloads:
 
 
 def _plain(value: Any) -> Any:
-    """Return a record's fields as a dict, a signature as its text, anything else as it is."""
+    """Return a record's fields as a dict, a signature as text, anything else unchanged."""
     if isinstance(value, type) and issubclass(value, dspy.Signature):
-        text: str = getattr(value, "signature")  # noqa: B009  # made by DSPy's metaclass
+        text: str = getattr(value, "signature")  # noqa: B009  # defined by DSPy's metaclass
         return text
     if isinstance(value, BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
@@ -121,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 
 class Secrets:
-    """Holds values that are known to be secret, and redacts them in text."""
+    """Holds known secrets, and redacts them in texts."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()
@@ -130,13 +130,13 @@ class Secrets:
 
     @property
     def longest(self) -> int:
-        """Characters of the longest of them."""
+        """The length of the longest one."""
         return max(map(len, self._values), default=0)
 
     def learn(self, values: Iterable[str]) -> None:
         """Redact these values from now on."""
         with self._lock:
-            self._values = self._values | set(values)  # anew: other threads go through the old ones
+            self._values = self._values | set(values)  # a new set: other threads iterate over the old one
 
     def learn_environment(self) -> None:
         """Redact the values of environment variables with names like `OPENAI_API_KEY`."""
@@ -150,13 +150,13 @@ class Secrets:
         self.learn(secrets_of(lm))
 
     def hide(self, text: str) -> str:
-        """Return the text with `***` in place of each of them."""
+        """Return the text with each secret replaced by `***`."""
         return hidden(text, self._values)
 
     def hide_in_part(self, text: str) -> str:
-        """Return a part of a text with `***` in place of each of them, and of those that its ends cut through."""
+        """Return a part of a text with secrets replaced by `***`, also those truncated at its ends."""
         return without_cut(self.hide(text), self._values)
 
     def found_in(self, content: bytes) -> list[str]:
-        """Return those that occur in `content`."""
+        """Return the secrets that occur in `content`."""
         return [value for value in self._values if value.encode() in content]

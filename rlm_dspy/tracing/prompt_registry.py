@@ -23,14 +23,14 @@ def register_policy(policy: str | os.PathLike[str], name: str | None = None, *, 
 
     Args:
         policy: The path of a policy file, or the name of a shipped policy.
-        name: The name in the registry; by default the file's.
-        message: What is new in it.
+        name: The name in the registry; default: the name of the file.
+        message: A description of the change.
 
     Returns:
         Its address, `prompts:/<name>/<version>`.
 
     Raises:
-        ValueError: If it is no policy, or longer than the registry takes.
+        ValueError: If it is not a policy, or too long for the registry.
     """
     content = signatures.read_policy(policy)
     text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -44,14 +44,14 @@ def register_policy(policy: str | os.PathLike[str], name: str | None = None, *, 
 
 
 def fetch_policy(address: str, path: str | os.PathLike[str]) -> Path:
-    """Write a policy of the prompt registry to a file, which `RLM(policy=...)` takes.
+    """Write a policy of the prompt registry to a file for `RLM(policy=...)`.
 
     Args:
         address: `prompts:/<name>/<version>`, `prompts:/<name>@<alias>`, or a name for its newest version.
         path: The file to write.
 
     Raises:
-        ValueError: If the prompt holds no policy; nothing is written then.
+        ValueError: If the prompt is not a policy; nothing is written.
     """
     found = mlflow.genai.load_prompt(address if address.startswith("prompts:") else f"prompts:/{address}@latest")
     text, target = f"{found.template}\n", Path(path)

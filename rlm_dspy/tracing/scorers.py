@@ -35,10 +35,10 @@ class Facts:
 
     Attributes:
         kinds: How each turn ended, as in `Step.kind`.
-        usage: What the run used, as in `Prediction.usage`.
+        usage: The usage of the run, as in `Prediction.usage`.
         answers: The output fields by name.
-        coverage: Which share of the inputs was looked at, from 0 to 1; None if that was not watched.
-        texts: Where an answer may come from: inputs, and what code printed. A trace holds the ends of long ones.
+        coverage: The share of the inputs that was covered, from 0 to 1; None if not watched.
+        texts: The sources of an answer: inputs and printed output. A trace has only the ends of long ones.
     """
 
     kinds: list[str] = field(default_factory=list)
@@ -50,11 +50,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class RunScorer:
-    """A score of one run. It is a metric of DSPy; `for_mlflow` makes a scorer of it.
+    """A score of one run. It is a DSPy metric; `for_mlflow` returns it as an MLflow scorer.
 
     Attributes:
-        name: The name that scores are logged under.
-        measure: Returns the score, or None if nothing is known.
+        name: The name of the score.
+        measure: Returns the score, or None if unknown.
     """
 
     name: str
@@ -62,13 +62,13 @@ class RunScorer:
 
     @property
     def __name__(self) -> str:
-        """The name, where MLflow looks for it."""
+        """The name, for MLflow."""
         return self.name
 
     def __call__(
         self, example: dspy.Example, prediction: dspy.Prediction, trace: Calls = None, *_: Any, **__: Any
     ) -> float:
-        """Return the score of a prediction of an RLM; nan if nothing is known."""
+        """Return the score of a prediction of an RLM; nan if unknown."""
         measured = self.measure(facts_of(prediction, example))
         return math.nan if measured is None else measured
 
@@ -87,7 +87,7 @@ def for_mlflow() -> list[Any]:
 
 
 def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -> Facts:
-    """Return the facts of a prediction of an RLM, or of a program that passes one on."""
+    """Return the facts of a prediction of an RLM, or of a program that returns one."""
     steps = prediction.get("trajectory") or []
     reserved = {"trajectory", "usage", "stop", "final_reasoning"}
     inputs = example.inputs().values() if example is not None and input_names(example) else []
@@ -117,7 +117,7 @@ def facts_of_trace(trace: Trace) -> Facts:
 
 
 def _coverage(example: dspy.Example | None, steps: list[Any]) -> float | None:
-    """Return which share of an example's texts a run looked at, if it was watched."""
+    """Return the share of an example's texts that a run covered, if watched."""
     if example is None or not input_names(example) or not watching():
         return None
     sizes = Watch(dict(example.inputs().items())).sizes
@@ -136,7 +136,7 @@ def _sub_calls(facts: Facts) -> float | None:
 
 
 def _grounded(facts: Facts) -> float | None:
-    """Return the share of the answer's texts and numbers that occur in what the run has read."""
+    """Return the share of the answer's texts and numbers that occur in what the run read."""
     texts = [_normal(text) for text in facts.texts]
     parts = [_normal(part) for part in _parts(jsonable(facts.answers)) if len(part.strip()) >= _SHORTEST_ANSWER]
     if not parts:
@@ -156,7 +156,7 @@ def _normal(text: str) -> str:
 
 
 ATTACHED = (HOW_IT_ENDED, "trajectory.json", "report.html")
-"""What stands beside the output fields in the outputs of a run's span."""
+"""The fields besides the output fields in the outputs of a run's span."""
 
 turns = RunScorer("turns", lambda facts: float(len(facts.kinds)))
 code_errors = RunScorer("code_errors", _count("error", "no_code", "interpreter_lost"))
@@ -165,6 +165,6 @@ sub_calls = RunScorer("sub_calls", _sub_calls)
 cost = RunScorer("cost", lambda facts: facts.usage.cost)
 grounded = RunScorer("grounded", _grounded)
 coverage = RunScorer("coverage", lambda facts: facts.coverage)
-"""Share of the inputs that code read, the model was shown or sub-models were sent; inside `watched()` only."""
+"""Share of the inputs that was read by code, shown to the model or sent to sub-models; only inside `watched()`."""
 ALL = (turns, code_errors, refused_submits, sub_calls, cost, grounded, coverage)
 """Every scorer."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def of_event(payloads: Payloads, event: Event) -> Told:
-    """Describe the result of a unit of a run; of one that failed nothing, but of a run what it had done."""
+    """Describe the result of a unit of a run; nothing for a failed one, except the steps of a failed run."""
     told = Told()
     match event:
         case RunEvent():
@@ -67,10 +67,10 @@ def returned(
 
     Args:
         payloads: Writes the values.
-        event: The event that the call was started as, if it is like a unit of a run.
-        above: The unit that made it, if one did.
+        event: The event of its start, if it is like a unit of a run.
+        above: The unit that made it, if any.
         outputs: What it returned.
-        error: What it raised.
+        error: Its exception.
     """
     match event:
         case LMEvent():
@@ -88,14 +88,14 @@ def returned(
 
 
 def _of_code(outputs: Any) -> dict[str, Any]:
-    """Return what the event of code that has ended says of what an interpreter returned."""
+    """Return the fields of a cell's end event from an interpreter's result."""
     if isinstance(outputs, dspy.FinalOutput):
         return {"kind": "submitted", "submitted": outputs.output}
     return {"output": "\n".join(map(str, outputs)) if isinstance(outputs, list) else str(outputs or "")}
 
 
 def _model_ended(payloads: Payloads, event: LMEvent) -> Told:
-    """Describe a model's answer and its usage. A call that DSPy's cache answered used nothing."""
+    """Describe a model's outputs and usage. A call answered by DSPy's cache used nothing."""
     usage, shown = event.usage, payloads.value(event.outputs, MESSAGE_CHARS)
     total = usage.input_tokens + usage.output_tokens
     if event.cached or (event.lm.cache and not total):
@@ -106,7 +106,7 @@ def _model_ended(payloads: Payloads, event: LMEvent) -> Told:
         tokens["cache_read_input_tokens"] = usage.cached_input_tokens
     spent: dict[str, Any] = {SpanAttributeKey.CHAT_USAGE: tokens} if total else {}
     cost = event.price if usage.cost is None else usage.cost
-    if cost is not None:  # left out, MLflow looks a price up by the model's name
+    if cost is not None:  # without it, MLflow looks up a price by the model's name
         spent[SpanAttributeKey.LLM_COST] = {"total_cost": cost}
     return Told(outputs=shown, attributes=spent)
 
@@ -121,7 +121,7 @@ def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
 
 
 def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
-    """Tell what sub-calls were answered: each answer, or why it failed."""
+    """Describe the results of sub-calls: each answer, or its error."""
     if event.refused:
         why = payloads.text(event.refused, REPEATED_CHARS)
         return Told(outputs={"refused": why}, events=(failure("refused", why),), failed=why)
@@ -154,14 +154,14 @@ def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
     fields = {} if event.error else event.outcome.outputs
     shown = {name: payloads.value(value, TEXT_CHARS) for name, value in fields.items()}
     shown[HOW_IT_ENDED] = summary = _summary(record, failed_turns)
-    # The parent of an unanswered child is told of an error.
+    # The parent of an unanswered child gets an error.
     is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
     files = {} if event.depth else attachments(payloads, record)
     return Told(outputs={**shown, **files}, attributes=attributes, failed=summary if is_failure else "")
 
 
 def _summary(record: Record, failed: int) -> str:
-    """Return in words why a run ended and what it took."""
+    """Return as text why a run ended and what it used."""
     usage, calls = record.usage, sum(1 for _ in all_calls(record.trajectory))
     took = [
         f"{counted(failed, 'turn')} failed" if failed else "",
@@ -197,7 +197,7 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
 
 
 def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
-    """Return the event of a sub-call that was not made, as it had been answered before."""
+    """Return the event of a cached sub-call, which was not made."""
     return f"{call.name} answered before", {
         **{name: payloads.text(value, REPEATED_CHARS) for name, value in call.inputs.items()},
         "answer": payloads.text(call.output, REPEATED_CHARS),
@@ -205,7 +205,7 @@ def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
 
 
 def attachments(payloads: Payloads, record: Record) -> dict[str, Made]:
-    """Return the files of a run by their names: its record as JSON, and the report on it as a page."""
+    """Return the files of a run by name: its record as JSON and its report as HTML."""
     return {
         "trajectory.json": Made("application/json", lambda: _hidden(payloads, record).as_json()),
         "report.html": Made("text/html", lambda: report_html(_hidden(payloads, record))),
@@ -213,12 +213,12 @@ def attachments(payloads: Payloads, record: Record) -> dict[str, Made]:
 
 
 def _hidden(payloads: Payloads, record: Record) -> Record:
-    """Return a record without secrets: looked for in its strings, before JSON or HTML write them otherwise."""
+    """Return a record with redacted strings, before they are escaped in JSON or HTML."""
     return Record.model_validate(in_strings(json.loads(record.as_json()), payloads.hidden))
 
 
 def keep_in_run(run_id: str, trace_id: str, outputs: Mapping[str, Any]) -> None:
-    """Keep the files among a run's outputs as artifacts of a run of MLflow, whose page shows them."""
+    """Log the files in a run's outputs as artifacts of an MLflow run, whose page shows them."""
     for name, file in outputs.items():
         if isinstance(file, Made):
             text = file.content_bytes.decode("utf-8")
@@ -226,11 +226,11 @@ def keep_in_run(run_id: str, trace_id: str, outputs: Mapping[str, Any]) -> None:
 
 
 class Made(Attachment):
-    """A file of a trace that is made when it is stored, so not in the run's own time.
+    """A file of a trace that is built when it is stored, not during the run.
 
     Args:
         content_type: Its media type.
-        make: Makes its text.
+        make: Returns its text.
     """
 
     def __init__(self, content_type: str, make: Callable[[], str]) -> None:

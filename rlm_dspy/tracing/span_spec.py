@@ -1,4 +1,4 @@
-"""Defines `Told`, the description of a span, and the text forms that MLflow's UI shows."""
+"""Defines `Told`, the description of a span, and the text formats for MLflow's UI."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 TEXT_CHARS = 12_000
-"""Characters of a text that a span shows where it is told once: code and output of a turn, an answer."""
+"""Characters of a text that only this span shows: code and output of a turn, an answer."""
 REPEATED_CHARS = 2_000
-"""The same where another span shows it too."""
+"""The same for a text that another span shows too."""
 MESSAGE_CHARS = 6_000
-"""The same of a message to a model."""
+"""The same for a message to a model."""
 _PREVIEW_CHARS = 1_000
 _SHORT_CHARS = 400
-"""A longer text is shown in the list of traces only where there is no other."""
+"""A longer text appears in the list of traces only if there is no other."""
 HOW_IT_ENDED = "how it ended"
-"""What stands beside the output fields in the outputs of a run's span, beside its files."""
+"""The fields besides the output fields and files in the outputs of a run's span."""
 _REPORT = {HOW_IT_ENDED, "stop", "usage", "trajectory", "final_reasoning"}
 
 
@@ -49,16 +49,18 @@ class Told:
 
 
 class Preview(str):
-    """A span's short form of a longer text: its type, its size, its ends."""
+    """The short form of a longer text in a span: type, size and ends."""
 
     __slots__ = ()
 
 
 def preview(values: Any) -> str | None:
-    """Return what the list of traces shows of inputs or outputs: the short texts among them."""
+    """Return the preview of inputs or outputs for the list of traces: their short texts."""
     if not isinstance(values, dict):
         return None if values is None else str(values)[:_PREVIEW_CHARS]
-    hidden = _REPORT if {"usage", "trajectory"} <= values.keys() else {HOW_IT_ENDED}  # a program passes on a run's
+    hidden = (
+        _REPORT if {"usage", "trajectory"} <= values.keys() else {HOW_IT_ENDED}
+    )  # a program returns a run's fields
     values = {
         name: value for name, value in values.items() if name not in hidden and not isinstance(value, Attachment)
     }
@@ -73,14 +75,14 @@ def _is_long(value: Any) -> bool:
 
 
 def fenced(text: str, language: str = "python") -> str:
-    """Return text as a block of Markdown; without the fence MLflow's page shows it in one line."""
+    """Return text as a Markdown block; without the fence MLflow's UI shows it in one line."""
     longest = max((len(ticks) for ticks in re.findall("`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{text}\n{fence}" if text.strip() else text
 
 
 def failure(what: str, message: str, **more: str) -> tuple[str, dict[str, Any]]:
-    """Return an event by which MLflow's page marks a span red; it does so for events of this name alone."""
+    """Return an event by which MLflow's UI marks a span red; it requires this event name."""
     return "exception", {"exception.type": what, "exception.message": message, **more}
 
 
@@ -92,12 +94,12 @@ _METADATA = {"session": TraceMetadataKey.TRACE_SESSION, "user": TraceMetadataKey
 
 @contextlib.contextmanager
 def tags(*, session: str | None = None, user: str | None = None, **others: Any) -> Iterator[None]:
-    """Tag every trace that begins in this scope, as `dspy.context` sets settings: in the threads of DSPy too.
+    """Tag every trace that starts in this scope; like `dspy.context`, also in DSPy's threads.
 
     Args:
         session: Traces of one session are shown together, e.g. the turns of a chat.
-        user: Who asked.
-        **others: Tags of your own; values are written as text. None takes an outer scope's tag away.
+        user: The user.
+        **others: Custom tags; values are converted to text. None removes a tag of an outer scope.
     """
     given = {name: value for name, value in (("session", session), ("user", user)) if value is not None}
     with dspy.context(**{_SETTING: {**_in_force(), **given, **others}}):
@@ -105,7 +107,7 @@ def tags(*, session: str | None = None, user: str | None = None, **others: Any) 
 
 
 def told_of_trace() -> dict[str, dict[str, str]]:
-    """Return the `tags` in force, and as `metadata` session and user by the names that MLflow has for them."""
+    """Return the active `tags`, and session and user as `metadata` under MLflow's names."""
     given = {name: sendable(str(value)) for name, value in _in_force().items() if value is not None}
     metadata = {key: given.pop(name) for name, key in _METADATA.items() if name in given}
     return {"tags": given, "metadata": metadata}

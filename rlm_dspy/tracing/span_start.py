@@ -1,4 +1,4 @@
-"""Builds the name, type and inputs of a span; returns None for what gets no span."""
+"""Builds the name, type and inputs of a span; returns None for calls without a span."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Messages = tuple["Mapping[str, Any]", ...]
 
 
 def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentMessages) -> Told | None:
-    """Describe a unit of a run, or a call like one outside of runs, that starts below the unit `above`."""
-    told: Told | None = None  # of a sub-call: its batch shows it, and the module that it calls
+    """Describe a starting unit of a run, or a similar call outside runs, below the unit `above`."""
+    told: Told | None = None  # of a sub-call: its batch and its module show it
     if not event.run and above is not None and above.run:
-        return None  # code or a call of it that is a unit of the run already
+        return None  # code, or its call, that already is a unit of the run
     match event:
         case RunEvent():
             told = _run(payloads, event)
@@ -54,7 +54,7 @@ def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentM
 
 
 def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name, as DSPy's events hold them."""
+    """Return the arguments of a call by name, as in DSPy's events."""
     named = {name: value for name, value in inputs.items() if name not in ("args", "kwargs")}
     by_position = {"args": inputs["args"]} if inputs.get("args") else {}
     return {**by_position, **named, **inputs.get("kwargs", {})}
@@ -63,7 +63,7 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def module(
     payloads: Payloads, above: Event | None, instance: dspy.Module, inputs: Mapping[str, Any]
 ) -> Told | None:
-    """Describe a module call; `above` is the unit that made it, if one did."""
+    """Describe a module call; `above` is the unit that made it, if any."""
     if isinstance(instance, _TOLD_BY_EVENTS):
         return None
     name, given = type(instance).__name__, arguments(inputs)
@@ -81,7 +81,7 @@ def module(
 
 
 def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> Told:
-    """Describe a model call, with these of its messages."""
+    """Describe a model call with some of its messages."""
     lm, in_run, shown = event.lm, bool(event.run), dict[str, Any]()
     if messages:
         shown["messages"] = payloads.value(list(messages), MESSAGE_CHARS)
@@ -105,14 +105,14 @@ def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, An
 def adapter(
     what: str, payloads: Payloads, _above: Event | None, instance: dspy.Adapter, inputs: Mapping[str, Any]
 ) -> Told | None:
-    """Tell of an adapter that does `what`: `format` or `parse`; not in a run, where other spans show it."""
+    """Describe an adapter call (`what`: `format` or `parse`), except in runs, where other spans show it."""
     if here() is not None:
         return None
     return Told(f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS))
 
 
 def tool(payloads: Payloads, above: Event | None, instance: dspy.Tool, inputs: Mapping[str, Any]) -> Told | None:
-    """Describe a tool call, unless code makes it."""
+    """Describe a tool call, unless a run's code makes it."""
     if isinstance(above, ToolEvent) and above.name == instance.name:
         return None
     attributes = {"name": instance.name, "description": instance.desc, "args": instance.args}
@@ -146,17 +146,17 @@ def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]
 
 
 class SentMessages:
-    """Remembers the messages that the last `act` call of each run sent."""
+    """Remembers the messages of the last `act` call of each run."""
 
     def __init__(self) -> None:
         self._sent: dict[str, tuple[Messages, int]] = {}
 
     def forget(self, run: str) -> None:
-        """Forget a run that has ended."""
+        """Forget an ended run."""
         self._sent.pop(run, None)
 
     def new(self, event: LMEvent) -> Sequence[Mapping[str, Any]]:
-        """Return the messages behind those that the last call had sent, and a note in the place of these."""
+        """Return the messages after those of the last call, which a note replaces."""
         messages, turn = tuple(event.messages), event.turn or 0
         sent, sent_in = self._sent.get(event.run, ((), 0))
         self._sent[event.run] = (messages, turn)

@@ -21,7 +21,7 @@ _COLUMN_WIDTH, _COLUMN_HEIGHT = 10, 100
 
 
 class Bar(NamedTuple):
-    """A rectangle of a picture, in units of the picture."""
+    """A rectangle in the units of the picture."""
 
     class_: str
     x: float
@@ -48,12 +48,12 @@ class Plot(NamedTuple):
 
 
 def timeline_bars(step: Step, number: int, length: float) -> list[Bar]:
-    """Return when a turn ran, and below it, in lanes, when its sub-calls ran.
+    """Return the bar of a turn and, below it in lanes, the bars of its sub-calls.
 
     Args:
         step: The turn.
         number: Its number; the first is 1.
-        length: Seconds that the whole width stands for.
+        length: Seconds of the whole width.
     """
 
     def bar(class_: str, part: Step | SubCall, y: float, height: float, title: str) -> Bar:
@@ -70,21 +70,21 @@ def timeline_bars(step: Step, number: int, length: float) -> list[Bar]:
 
 
 def _class_of(call: SubCall) -> str:
-    """Return the class that gives a sub-call its colour."""
+    """Return the CSS class for the colour of a sub-call."""
     if call.error:
         return "failed-bar"
     return "cached" if call.cached else "child" if call.kind == "child" else "query"
 
 
 def _sampled(calls: Sequence[SubCall]) -> list[SubCall]:
-    """Return the calls by their start; of very many an even sample, and all that failed."""
+    """Return the calls by start; if there are too many, an even sample and all failures."""
     step = -(-len(calls) // _MAX_BARS) or 1
     chosen = [call for n, call in enumerate(calls) if n % step == 0 or call.error]
     return sorted(chosen, key=lambda call: call.started)
 
 
 def _lane(lanes: list[float], call: SubCall) -> int:
-    """Return the first lane that is free when the call starts, and take it; the last one if none is."""
+    """Return and occupy the first lane that is free at the start of the call, else the last one."""
     free = (number for number, free_from in enumerate(lanes) if free_from <= call.started)
     if (lane := next(free, len(lanes))) == _MAX_LANES:
         return _MAX_LANES - 1
@@ -112,7 +112,7 @@ def _by_whom(step: Step, name: str) -> dict[str, float]:
 
 
 def _plot(title: str, turns: list[dict[str, float]], written: Callable[[float], str]) -> Plot:
-    """Return the plot of what each turn used, by the class that gives each part its colour."""
+    """Return the usage plot of the turns, with the CSS class of each part."""
     sums = [sum(parts.values()) for parts in turns]
     most, bars = max(sums) or 1.0, list[Bar]()
     for number, parts in enumerate(turns):

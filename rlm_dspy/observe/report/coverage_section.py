@@ -21,7 +21,7 @@ _MIN_WIDTH = 3
 
 
 def strips(record: Record, name: str) -> list[tuple[str, str, str, str]]:
-    """Return for each use of an input its class, a word, its share of the input, and its parts as an SVG path."""
+    """Return for each use of an input its CSS class, label, share of the input, and SVG path."""
     spans, shares, chars = covered(record.trajectory), coverage_of(record)[name], record.input_chars[name]
     return [
         (use, word, share(shares[use]), _path(spans[use], name, chars, row * _STRIP + _TOP))
@@ -30,7 +30,7 @@ def strips(record: Record, name: str) -> list[tuple[str, str, str, str]]:
 
 
 def _path(spans: Iterable[Span], name: str, chars: int, y: int) -> str:
-    """Return an SVG path with a rectangle for each span of an input; spans that touch at this scale are one."""
+    """Return an SVG path with a rectangle for each span of an input; spans that touch at this scale are merged."""
     drawn: list[list[int]] = []
     for start, end in ((start, end) for of, start, end in spans if of == name):
         left = start * WIDTH // chars
@@ -43,7 +43,7 @@ def _path(spans: Iterable[Span], name: str, chars: int, y: int) -> str:
 
 
 def seen_in(record: Record, one: Occurrence) -> str:
-    """Return in which turns a place was printed, and in which it was sent to a sub-model."""
+    """Return the turns in which a place was printed, and those in which it was sent to a sub-model."""
 
     def holds(spans: Iterable[Span]) -> bool:
         return any(name == one.input and start <= one.start and one.end <= end for name, start, end in spans)

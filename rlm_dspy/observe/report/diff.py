@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _ALIKE = 0.5
 _WORDS = re.compile(r"\w+|[^\w\s]")
 Pair = tuple[int | None, int | None]
-"""The indices of two similar turns; None where a run has no such turn."""
+"""The indices of two similar turns; None if a run has no counterpart."""
 Difference = tuple[str, str, str]
 """A name, and its value in each of the two runs."""
 Side = tuple["Step", int, Markup] | None
-"""A turn of one run, its number and its highlighted code; None where the run has no such turn."""
+"""A turn, its number and its highlighted code; None if the run has no counterpart."""
 
 
 def settings(a: Record, b: Record) -> list[Difference]:
@@ -47,7 +47,7 @@ def answers(a: Record, b: Record) -> list[Difference]:
 
 
 def usages(a: Record, b: Record) -> list[Difference]:
-    """Return the usage of both runs, equal figures included."""
+    """Return the usage of both runs, including equal figures."""
     first, second = _used(a), _used(b)
     return [(name, first[name], second[name]) for name in first]
 
@@ -70,10 +70,10 @@ def _used(record: Record) -> dict[str, str]:
 
 
 def aligned(a: Sequence[Step], b: Sequence[Step]) -> list[Pair]:
-    """Return the turns of two runs in order, those with similar code as pairs.
+    """Return the turns of two runs in order, paired by similar code.
 
-    The pairs share at least half of their words. Of all ways to pair the turns in order, it is the one with the
-    largest sum of these shares.
+    Pairs share at least half of their words. Of all ordered pairings, this is the one with the
+    largest sum of shares.
     """
     words = [[Counter(_WORDS.findall(step.code or step.reasoning)) for step in steps] for steps in (a, b)]
     best = [[0.0] * (len(b) + 1) for _ in range(len(a) + 1)]
@@ -142,7 +142,7 @@ def _alone(steps: Sequence[Step], i: int | None) -> Side:
 
 
 def _marked(first: list[Markup], second: list[Markup]) -> list[Markup]:
-    """Return two blocks of code; the lines that only one has are marked."""
+    """Return two blocks of code with marks on lines that only one has."""
     mine, theirs = list(first), list(second)
     for kind, i, i_end, j, j_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
         if kind != "equal":
@@ -159,7 +159,7 @@ def _written(outputs: Mapping[str, Any], name: str) -> str:
 
 
 def _alike(one: Counter[str], other: Counter[str]) -> float:
-    """Return the share of words that two texts have in common; 0 if it is below one half."""
+    """Return the share of common words of two texts; 0 below one half."""
     both = one.total() + other.total()
     found = 2 * (one & other).total() / both if both else 1.0
     return found if found >= _ALIKE else 0.0

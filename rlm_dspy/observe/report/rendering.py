@@ -55,7 +55,7 @@ def clean(text: str) -> str:
 
 
 def _finalize(value: str | float) -> str | float:
-    """Clean what a template is about to write; markup was cleaned when it was made."""
+    """Clean a value of a template; markup is already clean."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -84,7 +84,7 @@ def _numbered(items: Iterable[SubCall]) -> list[tuple[int, SubCall]]:
 
 
 def _to_json(value: JsonValue) -> str:
-    """Return a text as it is, and any other value as JSON."""
+    """Return a text unchanged, and any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
