@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step
 
 TRANSCRIPT_CHARS = 12_000
-"""Of a session, as the call that reads the answer from it is shown."""
+"""Maximum length of a session in the extraction call."""
 _REPLY_TOKENS = 1_024
-"""Kept for each of the two last replies, if the limits allow it."""
+"""Tokens reserved for each of the last two replies, if the limits allow it."""
 _SHARE = 8
-"""At most one part in so many of what is limited is kept for one reply."""
+"""At most 1/_SHARE of a limit is reserved for one reply."""
 _TURNS_COUNTED_DOWN = 3
 _NO_SECONDS = 0.1
 _CALLS_KEPT = 2
-"""Of a child: for its last turn, and for reading the answer."""
+"""Calls reserved for a child: its last turn and the extraction."""
 _LEAST_SECONDS_SHARE, _MOST_SECONDS_SHARE = 0.1, 0.5
 
 
 class Budget:
-    """Tracks what one run may still do. Each child has its own, over the same ledger.
+    """Tracks what one run may still do. Each child has its own, with the same ledger.
 
     Attributes:
-        limit: The limit because of which the next turn is the last; None while there may be more.
-        turns: How many turns have ended.
-        next_tokens: The most that the messages of the next turn have.
-        extraction_tokens: The most that the messages have that ask for the answer from the trajectory.
+        limit: The limit that makes the next turn the last; None while there may be more.
+        turns: The number of ended turns.
+        next_tokens: An upper bound of the tokens of the next turn's messages.
+        extraction_tokens: An upper bound of the tokens of the extraction's messages.
 
     Args:
         ledger: What is spent.
-        limits: How many turns the run may take and fail; all else is bounded by the limits of the ledger.
+        limits: The limits of the run's turns and failures; the ledger bounds everything else.
         lm: The LM of the turns.
-        tokens: The most that the messages of the first turn have.
-        child: Whether the run is a child's, whose turns are model calls of its parent's code.
+        tokens: An upper bound of the tokens of the first turn's messages.
+        child: Whether the run is a child, whose turns are model calls of its parent's code.
 
     Raises:
         UnknownPrice: If the cost is limited and the price of the LM is not known.
@@ -76,7 +76,7 @@ class Budget:
 
     @property
     def keeper(self) -> Budget | None:
-        """Who may use the budget reserved for the last turn: this run, if the next turn is the last."""
+        """The run that may use the reserve for the last turn: this one, if the next turn is the last."""
         return self if self.limit else None
 
     def out_of_time(self) -> LimitExceeded:
@@ -89,21 +89,21 @@ class Budget:
         )
 
     def replied(self, read_tokens: int, seconds: float) -> None:
-        """Record what the model's reply of a turn took.
+        """Record the tokens and time of a turn's reply.
 
         Args:
-            read_tokens: The most that its messages had.
+            read_tokens: An upper bound of the tokens of its messages.
             seconds: Wall-clock time until the reply.
         """
         self.next_tokens = max(self.next_tokens, read_tokens)
         self._longest_reply_seconds = max(self._longest_reply_seconds, seconds)
 
     def ended(self, step: Step, advice: str = "") -> Step:
-        """Return the step of a turn that has ended, with the notice of what is left.
+        """Return the step of an ended turn, with the notice of what is left.
 
         Args:
             step: The turn.
-            advice: What else the model is told, unless this was the last turn.
+            advice: Further advice to the model, unless this was the last turn.
         """
         was_last = self.limit is not None
         self.turns += 1
@@ -118,7 +118,7 @@ class Budget:
         return step.model_copy(update={"notice": "\n".join(filter(None, [advice, self._notice()]))})
 
     def close(self) -> None:
-        """Release what is reserved."""
+        """Release the reservations."""
         self.ledger.release(self)
 
     @property
@@ -129,12 +129,12 @@ class Budget:
         return min(wanted, _MOST_SECONDS_SHARE * most)
 
     def seconds_for_code(self) -> float | None:
-        """Return how long the code of this turn may run; None without a limit."""
+        """Return the seconds that the code of this turn may run; None without a limit."""
         most = min(self._seconds_left(), self.ledger.limits.max_cell_seconds or math.inf)
         return None if math.isinf(most) else max(0.0, most)
 
     def seconds_for_reply(self) -> float | None:
-        """Return how long the model may take to reply in this turn; None without a limit."""
+        """Return the seconds that the reply of this turn may take; None without a limit."""
         left = self._seconds_left()
         return None if math.isinf(left) else max(0.0, left)
 
@@ -154,7 +154,7 @@ class Budget:
             raise self.out_of_time() from error
 
     def _seconds_left(self) -> float:
-        """Return the seconds without those kept for what comes after this turn; infinite if there is no limit."""
+        """Return the remaining seconds without the reserve for later turns; infinite without a limit."""
         most = self.ledger.limits.max_seconds
         if most is None:
             return math.inf
@@ -162,7 +162,7 @@ class Budget:
         return left / 2 if self.limit else left - self.seconds_kept
 
     def _keep(self, turns: int = 1) -> None:
-        """Keep what the last turn needs, unless it is over, and what reading the answer needs."""
+        """Reserve what the last turn, unless it is over, and the extraction need."""
         if not self.ledger.bounded:
             return
         limits, lm = self.ledger.limits, self._lm
@@ -181,7 +181,7 @@ class Budget:
         self.ledger.keep(self, last_turn + amount(self.extraction_tokens))
 
     def _decide(self) -> None:
-        """Find out whether a limit makes the next turn the last."""
+        """Determine whether a limit makes the next turn the last."""
         reached = {
             "max_iters": self.turns + 1 >= self._limits.max_iters,
             "max_failures": self._failures >= (self._limits.max_failures or math.inf),
@@ -193,7 +193,7 @@ class Budget:
         self.limit = self.limit or next((name for name, is_reached in reached.items() if is_reached), None)
 
     def _short_of(self) -> dict[str, bool]:
-        """Return for each limit on tokens and cost whether one more turn would leave too little for the last."""
+        """Return for each limit on tokens and cost whether another turn leaves too little for the last one."""
         if not self.ledger.bounded:
             return {}
         left, limits = self.ledger.left(), self.ledger.limits
@@ -217,7 +217,7 @@ class Budget:
         return f"{turns} turns are left." if turns <= _TURNS_COUNTED_DOWN else ""
 
     def _left(self) -> list[str]:
-        """Return in words what is left of the limits that are set, and of sub-calls once there were some."""
+        """Return as text what is left of the set limits, and of sub-calls after the first one."""
         limits, left = self.ledger.limits, self.ledger.left()
         told = []
         if self.ledger.calls_made or self.child:

@@ -48,22 +48,22 @@ NOTHING_USED = Usage()
 
 _LOOK_SECONDS = 0.05
 _has_slot_of: ContextVar[Ledger | None] = ContextVar("has_slot_of", default=None)
-"""The ledger that counts this context as one of its sub-calls under way."""
+"""The ledger that counts this context as one of its running sub-calls."""
 
 
 @dataclass
 class Ledger:
-    """Counts what a run and its children spend, across threads.
+    """Counts the usage of a run and its children, across threads.
 
-    What a request can use at most is held before it is made, and given back when what it used is entered. So the
-    limits on tokens and cost hold at every moment, however many requests are under way.
+    The maximum usage of a request is held before it is sent, and released when the actual usage is entered. So the
+    limits on tokens and cost hold at any time, for any number of concurrent requests.
     """
 
     limits: Limits
     windows: dict[str, int] = field(default_factory=dict)
-    """The tokens that LMs can hold, by `lm.model`, as refusals of requests that were too long have told."""
+    """The context windows of LMs by `lm.model`, as known from rejected requests."""
     without_system_role: set[str] = field(default_factory=set)
-    """The LMs, by `lm.model`, that have refused a system message."""
+    """The LMs, by `lm.model`, that rejected a system message."""
     started: float = field(default_factory=time.monotonic)
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
     """Ends the requests of the tree's code when the ledger is closed."""
@@ -75,7 +75,7 @@ class Ledger:
     _met: str | None = None
     _spared: Hashable = None
     _settled: list[tuple[str, str, Usage]] = field(default_factory=list)
-    """Role, model and usage of calls that are not summed yet."""
+    """Role, model and usage of calls not summed yet."""
     _by_role: dict[str, Usage] = field(default_factory=dict)
     _by_model: dict[str, Usage] = field(default_factory=dict)
     _reused: int = 0
@@ -91,9 +91,9 @@ class Ledger:
         self._slots = threading.Semaphore(self.limits.max_concurrency)
 
     def slot(self) -> Callable[[], None]:
-        """Wait until one more of `max_concurrency` sub-calls may be under way; return what ends it, once.
+        """Wait for one of `max_concurrency` slots; return the function that releases it, once.
 
-        A sub-call that is asked for inside another is part of that one: it would wait for whom it holds up.
+        A sub-call inside another shares its slot: otherwise it would wait for its own caller.
 
         Raises:
             LimitExceeded: If the ledger was closed meanwhile.
@@ -107,7 +107,7 @@ class Ledger:
         return lambda: ends.pop()() if ends else None
 
     def meet(self, limit: str | None) -> None:
-        """Record that a limit rejected something; `usage` reports the first one."""
+        """Record that a limit refused a call; `usage` reports the first one."""
         self._met = self._met or limit
 
     @property
@@ -130,17 +130,17 @@ class Ledger:
     def hold(
         self, key: Hashable, most: Amount, *, keeper: Hashable = None, calls: int = 0, meter: Meter | None = None
     ) -> None:
-        """Reserve the most that a request can use, until it is settled under `key`.
+        """Reserve the maximum usage of a request, until it is settled under `key`.
 
         Args:
-            key: Names the request.
-            most: What it can use at most.
-            keeper: Who may also use what was kept for it; others may not.
-            calls: How many of the model calls that code may make it takes.
-            meter: Settles it if nobody waits for it any more; see `give_up`.
+            key: Identifies the request.
+            most: Its maximum usage.
+            keeper: The run that may also use its own reserve.
+            calls: The number of model calls it takes.
+            meter: Settles an abandoned request; see `give_up`.
 
         Raises:
-            LimitExceeded: If it does not fit what is left; nothing is held or taken then.
+            LimitExceeded: If it does not fit what is left; nothing is held or taken.
         """
         with self._lock:
             self.check_open(keeper)
@@ -175,7 +175,7 @@ class Ledger:
                 )
 
     def give_up(self) -> None:
-        """Settle the requests under way as failed: nobody waits for them any more."""
+        """Settle the running requests as failed: nobody waits for them any more."""
         with self._lock:
             meters = list(self._open.values())
         for meter in meters:
@@ -194,14 +194,14 @@ class Ledger:
             self._kept[keeper] = amount
 
     def release(self, keeper: Hashable) -> None:
-        """Release what is reserved for a run that has ended."""
+        """Release the reserve of an ended run."""
         with self._lock:
             self._kept.pop(keeper, None)
 
     def left(self, keeper: Hashable = None) -> Amount:
-        """Return what is left for requests, without the amounts reserved for requests and for runs but `keeper`.
+        """Return what is left, minus the amounts held for requests and reserved for runs other than `keeper`.
 
-        Of what is not limited, infinitely much is left.
+        Infinite for what is not limited.
         """
         with self._lock:
             return self._left(keeper)
@@ -214,13 +214,13 @@ class Ledger:
         return Amount(**left)
 
     def close(self, why: LimitExceeded, spared: Hashable = None) -> None:
-        """Reject all further requests, and cancel those that somebody waits for (see `cancellation`).
+        """Refuse all further requests, and cancel running ones (see `cancellation`).
 
         Args:
-            why: What the refused are told.
-            spared: The keeper whose own requests are not refused: the run that converges.
+            why: The error of refused requests.
+            spared: The keeper whose requests are not refused: the converging run.
         """
-        self._spared = spared  # first, as `closed` is read without a lock
+        self._spared = spared  # first, because `closed` is read without a lock
         self.cancellation.cancel(why)
 
     def reopen(self) -> None:
@@ -254,8 +254,8 @@ class Ledger:
         Args:
             role: Who asked: `act`, `query`, `extract`, or a sub's name.
             model: The model that was asked.
-            used: What it used; without `calls` what a call used that was given up and entered before.
-            key: Under which it was held, if it was.
+            used: Its usage; without `calls` for an abandoned call that was counted before.
+            key: The key it was held under, if any.
         """
         with self._lock:
             self._held.pop(key, None)
@@ -264,7 +264,7 @@ class Ledger:
             self._settled.append((role, model, used))
 
     def _sum(self) -> Usage:
-        """Add up what was settled since the last time; return the total."""
+        """Add the usage settled since the last call; return the total."""
         for role, model, used in self._settled:
             self._by_role[role] = self._by_role.get(role, NOTHING_USED) + used
             self._by_model[model] = self._by_model.get(model, NOTHING_USED) + used
@@ -272,11 +272,10 @@ class Ledger:
         return sum(self._by_role.values(), NOTHING_USED)
 
     def usage(self, limit: str | None = None) -> RunUsage:
-        """Return what has been spent: totals, `seconds`, and the same by role and by model.
+        """Return the usage: totals, `seconds`, and the same by role and by model.
 
         Args:
-            limit: The limit because of which the run converged, if one did; else the first that refused a call is
-                told.
+            limit: The limit that ended the run; default: the first that refused a call.
         """
         with self._lock:
             return RunUsage(
@@ -291,38 +290,38 @@ class Ledger:
             )
 
     def count_answers(self, *, reused: int, failed: int) -> None:
-        """Count sub-calls that an earlier equal one answered, and those that failed."""
+        """Count sub-calls answered by earlier identical ones, and failed ones."""
         with self._lock:
             self._reused += reused
             self._failed += failed
 
     def count_ad_hoc(self, name: str, calls: int) -> None:
-        """Count calls of a module that was written in a REPL, by its signature."""
+        """Count calls of a module written in the REPL, by its signature."""
         with self._lock:
             self._ad_hoc[name] += calls
 
     def totals(self) -> Usage:
-        """Return what has been spent in all."""
+        """Return the total usage."""
         with self._lock:
             return self._sum()
 
 
 @dataclass(eq=False)
 class Meter:
-    """Records the LM calls of one scope, and reserves the most that a request can use before it is sent.
+    """Records the LM calls of one scope, and reserves the maximum usage of a request before it is sent.
 
     Attributes:
-        ledger: Where the calls are entered.
-        role: Who asks: `act`, `query`, a sub's name, `ad_hoc`, `extract`, `fold`; of a child `child.` and these.
-        keeper: The run that may use what is kept for its last turn, or None; see `Ledger.hold`.
+        ledger: The ledger of the calls.
+        role: `act`, `query`, a sub's name, `ad_hoc`, `extract` or `fold`; for a child with the prefix `child.`.
+        keeper: The run that may use the reserve for its last turn, or None; see `Ledger.hold`.
         counted: Whether each request takes one of `max_llm_calls`.
-        mirrors: Lists to which what each call used is added too.
-        input_tokens: The most tokens that the request reads, if that is known and no other is under way: the reply
-            may then take half of what is left beyond them, else a fair part of it.
-        raw: Whether replies are returned as the LM gives them: with thinking, and also if they were cut short.
-        read_at_most: The most tokens that the last request had; 0 where nothing limits them.
-        read: The tokens that the last request had, as reported; 0 if nothing was.
-        outputs: What the LM returned for each request, unchanged; None for one that failed.
+        mirrors: Lists that also receive the usage of each call.
+        input_tokens: An upper bound of the request's input tokens, if known and no other request runs: its reply
+            may then take half of the rest, else a fair share.
+        raw: Whether to return replies unchanged: with thinking, and also if truncated.
+        read_at_most: An upper bound of the last request's input tokens; 0 without a limit.
+        read: The reported input tokens of the last request; 0 if not reported.
+        outputs: The unchanged outputs for each request; None for a failed one.
         refusal: Why a request was refused; None if none was.
     """
 
@@ -338,14 +337,14 @@ class Meter:
     outputs: list[Any] = field(default_factory=list)
     refusal: LimitExceeded | None = None
     _under_way: dict[Hashable, str] = field(default_factory=dict)
-    """The model that each request was sent to."""
+    """The model of each request."""
     _why: LimitExceeded | None = None
 
     def hold(self, request: Hashable, model: str, most: Amount) -> None:
-        """Reserve the most that a request to a model can use, until it is settled.
+        """Reserve the maximum usage of a request to a model, until it is settled.
 
         Raises:
-            LimitExceeded: If the limits do not allow it; nothing is held then.
+            LimitExceeded: If the limits do not allow it; nothing is held.
         """
         self.read_at_most = int(most.input_tokens)
         if self._why is not None:
@@ -359,17 +358,17 @@ class Meter:
             self.ledger.give_back(request, calls=int(self.counted))
 
     def settle(self, request: Hashable, model: str, used: Usage) -> None:
-        """Record what a request used. A request that was given up is not counted again."""
+        """Record the usage of a request. An abandoned request is not counted again."""
         self.read = used.input_tokens
         if self._under_way.pop(request, None) is None:
             used = used.model_copy(update={"calls": 0, "cached_calls": 0, "failures": 0})
         self._enter(request, model, used)
 
     def give_up(self, why: LimitExceeded | None = None) -> None:
-        """Record the requests under way as failed: nobody waits for them any more.
+        """Record the running requests as failed: nobody waits for them any more.
 
         Args:
-            why: Why all later ones are refused; None if they are not.
+            why: The error of all later requests; None to allow them.
         """
         self._why = why or self._why
         for request, model in list(self._under_way.items()):

@@ -31,7 +31,7 @@ class LMEvents(BaseCallback):
             emit(event)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Emit its end, with what the model reported of it."""
+        """Emit its end, with the reported usage."""
         if (event := self._under_way.pop(call_id, None)) is not None:
             emit(answered(event, outputs, exception))
 
@@ -46,20 +46,20 @@ def lm_events() -> contextlib.AbstractContextManager[object]:
 
 
 def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int = 0) -> LMEvent:
-    """Return the event of the start of a model call that begins here.
+    """Return the start event of a model call.
 
     Args:
         call_id: DSPy's id of the call.
-        lm: Who is asked.
-        inputs: The arguments of the call, as DSPy tells them.
-        number: Its number in the run; 0 outside of runs.
+        lm: The LM.
+        inputs: The arguments of the call, as in DSPy's callbacks.
+        number: Its number in the run; 0 outside runs.
     """
     messages = tuple(inputs.get("messages") or ())
     return LMEvent(id=call_id, number=number, lm=lm, role=role(), prompt=inputs.get("prompt"), messages=messages)
 
 
 def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> LMEvent:
-    """Return the event of the end of a model call that has just ended here."""
+    """Return the end event of a model call that has just ended."""
     used, meters = reported(outputs), meters_in_force()
     price = meters[0].ledger.price(event.lm) if meters and used.cost is None else None
     return replace(
@@ -74,12 +74,12 @@ def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> L
 
 
 def reported(outputs: Outputs) -> Usage:
-    """Return the tokens and price of the LM call that has just ended, and whether the answer was cached.
+    """Return the tokens and price of the LM call that has just ended, and whether it was cached.
 
-    Tokens are 0 and the price is None where nothing is reported, as of a call that failed.
+    Tokens are 0 and the price is None if not reported, as for a failed call.
 
     Args:
-        outputs: What the call returned.
+        outputs: The outputs of the call.
     """
     request, entry = request_under_way.get(), latest_entry.get()
     if request is not None:

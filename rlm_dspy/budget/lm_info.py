@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from rlm_dspy.limits import Limits
 
 HistoryEntry = Mapping[str, Any]
-"""What DSPy keeps of a request in `lm.history`."""
+"""A request's entry in `lm.history`."""
 Outputs: TypeAlias = list[Any] | Response | None
-"""What an LM returns: a list of texts or dicts with `text`; for a `dspy.lm15.Request` the response."""
+"""The outputs of an LM: a list of texts or dicts with `text`; for a `dspy.lm15.Request` the response."""
 
 _TOKENS_PER_MESSAGE = 16
-"""What a chat template puts around a message, with room."""
+"""Tokens of a chat template per message, rounded up."""
 _MOST_TOKENS = 10**12
-"""Of one call; a larger number is no count."""
+"""Maximum of one call; a larger number is not a token count."""
 _REPORTS_SEARCHED = 32
 _SMALL = re.compile(r"[a-z\s]+")
 _CUT = frozenset(
     {"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"}
     | {"model_context_window_exceeded", "content_filter"}
 )
-"""Why a reply may end before its end, as providers name it, in lower case."""
+"""Finish reasons of truncated replies, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Price:
     """USD per token.
 
     Attributes:
-        read: Of a token that is read.
-        read_cached: Of one that the provider had cached.
-        written: Of a token that is written.
-        most_read: The most that a token which is read can cost, in long requests and while it enters a cache.
-        most_written: Likewise of one that is written.
+        read: Per input token.
+        read_cached: Per cached input token.
+        written: Per output token.
+        most_read: The maximum per input token, in long requests and when writing to a cache.
+        most_written: The maximum per output token.
     """
 
     read: float
@@ -61,23 +61,23 @@ class Price:
     most_written: float
 
     def of(self, input_tokens: int, cached_input_tokens: int, output_tokens: int) -> float:
-        """Return the cost of a call, of whose `input_tokens` the provider had cached some."""
+        """Return the cost of a call, with some `input_tokens` cached by the provider."""
         cached = min(cached_input_tokens, input_tokens)
         return (input_tokens - cached) * self.read + cached * self.read_cached + output_tokens * self.written
 
     def at_most(self, input_tokens: float, output_tokens: float) -> float:
-        """Return the most that a call can cost."""
+        """Return the maximum cost of a call."""
         return input_tokens * self.most_read + output_tokens * self.most_written
 
 
 def price_of(lm: dspy.BaseLM, prices: Mapping[str, tuple[float, float]]) -> Price | None:
     """Return the price of an LM: the known one, else the given one; None if there is neither.
 
-    Known prices are those of litellm's table, which DSPy carries along and prices its calls by.
+    Known prices are those of litellm's table, which DSPy uses too.
 
     Args:
         lm: Any DSPy LM.
-        prices: USD per million tokens, read and written, by `lm.model`.
+        prices: USD per million input and output tokens, by `lm.model`.
     """
     info = _info(lm)
     read, written = rate(info, "input_cost_per_token"), rate(info, "output_cost_per_token")
@@ -100,7 +100,7 @@ def usage_of(usage: Mapping[str, Any], entry: HistoryEntry, price: Price | None)
     """Return the tokens of a call and its cost: as reported, else by the price; None if neither is known.
 
     Args:
-        usage: What the provider reports, in OpenAI's field names; empty if nothing.
+        usage: The usage from the provider, in OpenAI's field names; may be empty.
         entry: The call's entry in `lm.history`.
         price: The price of the LM, if it is known.
     """
@@ -119,20 +119,20 @@ def reported_cost(entry: HistoryEntry) -> float | None:
     """
     usage = entry.get("usage") or {}
     data = getattr(entry.get("response"), "provider_data", None)
-    raw = data.get("usage") if isinstance(data, Mapping) else None  # as it came; DSPy's own engine keeps no more
+    raw = data.get("usage") if isinstance(data, Mapping) else None  # unchanged; DSPy's own engine keeps no more
     told = next((each for each in (usage, raw) if isinstance(each, Mapping) and "cost" in each), {})
     cost = _dollars(told.get("cost"))
     if cost is None:
         return _dollars(entry.get("cost"))
     details = told.get("cost_details")
     upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
-    return cost + (upstream or 0.0) if told.get("is_byok") else cost  # OpenRouter with a key of one's own
+    return cost + (upstream or 0.0) if told.get("is_byok") else cost  # OpenRouter with the user's own provider key
 
 
 def reported_price(lm: dspy.BaseLM) -> Price | None:
     """Return an upper bound of an LM's price, from the costs its calls reported; None if none did.
 
-    Of a call's cost no more than all was for what it read, and no more than all for what it wrote.
+    At most the whole cost of a call was for its input, and at most the whole for its output.
     """
     known = []
     for entry in list(getattr(lm, "history", None) or ())[-_REPORTS_SEARCHED:]:
@@ -150,7 +150,7 @@ def reported_price(lm: dspy.BaseLM) -> Price | None:
 def check_price(lm: dspy.BaseLM, limits: Limits) -> Price | None:
     """Return the price of an LM; None if it is unknown and not needed.
 
-    If the cost is limited, that of a model whose price is not known is bounded by what its calls so far have cost.
+    With a cost limit, the price of an unknown model is bounded by the costs of its calls so far.
 
     Raises:
         UnknownPrice: If the cost is limited and the price is not known.
@@ -169,7 +169,7 @@ def check_price(lm: dspy.BaseLM, limits: Limits) -> Price | None:
 
 
 def _dollars(value: JsonValue) -> float | None:
-    """Return a cost that is one: text, a negative number and NaN are none."""
+    """Return a valid cost; None for text, negative numbers and NaN."""
     if isinstance(value, Mapping):
         value = value.get("total_cost")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -194,16 +194,16 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
     """Return an LM's outputs without the thinking in their texts.
 
     Args:
-        outputs: What the LM returned.
+        outputs: The outputs of the LM.
         entry: The call's entry in `lm.history`.
         lm: The LM.
 
     Raises:
-        ReplyCut: If one of them was cut short.
+        ReplyCut: If one of them was truncated.
     """
     if not isinstance(outputs, list):  # the response of an explicit request
         return outputs
-    callers = dspy.settings.caller_modules  # tags with the names of the asking predictor's fields are no thinking
+    callers = dspy.settings.caller_modules  # tags named like the predictor's fields are not thinking
     fields = callers[-1].signature.output_fields if callers and isinstance(callers[-1], dspy.Predict) else ()
     outputs = [
         {**each, "text": _answer(each.get("text"), fields)} if isinstance(each, dict) else _answer(each, fields)
@@ -223,7 +223,7 @@ def _answer(text: Any, fields: Collection[str]) -> Any:
 
 
 def finish_reasons(response: Any) -> list[str]:
-    """Return why a provider's replies end, in lower case, as it names that and as DSPy does.
+    """Return the finish reasons of a provider's replies in lower case, in its own and in DSPy's terms.
 
     Args:
         response: What DSPy keeps of a request in the history of an LM: a `Response`, several, or what OpenAI's
@@ -235,13 +235,13 @@ def finish_reasons(response: Any) -> list[str]:
     choices = value(response, "choices") or ()
     of_choices = [value(choice, "finish_reason") for choice in choices]
     of_choices += [value(value(choice, "provider_specific_fields"), "native_finish_reason") for choice in choices]
-    as_sent = value(response, "provider_data")  # names that DSPy does not know stand only there
+    as_sent = value(response, "provider_data")  # names unknown to DSPy are only there
     found = [str(reason).lower() for reason in (*of_whole, *of_choices) if reason]
     return found + (finish_reasons(as_sent) if as_sent else [])
 
 
 def longest_reply(lm: dspy.BaseLM) -> int | None:
-    """Return how many tokens an LM may write in one reply, as set or known; None if neither."""
+    """Return the maximum tokens of an LM's reply, as set or known; None if neither."""
     kwargs = getattr(lm, "kwargs", {})  # a replayed run has no LM
     told = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
     known: int | None = told or _info(lm).get("max_output_tokens") or getattr(lm, "context_window", None)
@@ -249,20 +249,20 @@ def longest_reply(lm: dspy.BaseLM) -> int | None:
 
 
 REPLY_LIMITS = ("max_completion_tokens", "max_tokens")
-"""How DSPy's LMs call the limit of a reply; the first is that of OpenAI's reasoning models."""
+"""The settings for the maximum reply of DSPy's LMs; the first is that of OpenAI's reasoning models."""
 
 
 def tokens_at_most(prompt: str | None, messages: Iterable[dict[str, Any]] | None) -> int:
-    """Return an upper estimate of a request's tokens: about twice the real number for English."""
+    """Estimate a request's tokens from above: about twice the real number for English."""
     parts: list[Any] = list(messages or []) or [prompt]
     return sum(tokens_in(part) + _TOKENS_PER_MESSAGE for part in parts)
 
 
 def tokens_in(value: Any) -> int:
-    """Return an upper estimate of the tokens of the text in a value.
+    """Estimate the tokens of the text in a value from above.
 
-    Tokenizers put several small letters into one token, but at worst a digit, a capital or a sign is one, and each
-    byte of what is not ASCII.
+    Tokenizers join several lower-case letters in one token, but in the worst case a digit, a capital, a sign or
+    a non-ASCII byte is one token.
     """
     if isinstance(value, dict):
         return sum(map(tokens_in, value.values()))
@@ -276,7 +276,7 @@ def tokens_in(value: Any) -> int:
 def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
     """Return the tokens of a provider's usage (OpenAI's field names), by the fields of `Usage`.
 
-    Servers report all sorts of things; what is no number of tokens counts as not reported.
+    Servers report all sorts of values; what is not a number of tokens counts as not reported.
     """
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", None)
@@ -288,20 +288,20 @@ def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
 
 
 def count_of(value: JsonValue) -> int | None:
-    """Return a number of tokens; None for text, NaN, a negative number and the like."""
+    """Return a valid number of tokens; None for text, NaN or negative numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value < _MOST_TOKENS else None
 
 
 def _info(lm: dspy.BaseLM) -> dict[str, Any]:
-    """Return what the table says of an LM.
+    """Return the table's entry of an LM.
 
-    The table is not looked at for models that cannot be in it, as DSPy loads it over the network the first time
+    The table is not used for models that cannot be in it, because DSPy downloads it at the first use
     unless `LITELLM_LOCAL_MODEL_COST_MAP=True`.
     """
     model = str(getattr(lm, "model", ""))
-    if not isinstance(getattr(lm, "engine", None), str):  # an engine of the caller's own
+    if not isinstance(getattr(lm, "engine", None), str):  # a custom engine of the caller
         providers = providers_of(lm)
         known = _is_routed if not providers else is_routed
         if not known(model, getattr(lm, "model_type", "chat"), providers):
@@ -320,7 +320,7 @@ def _table(model: str) -> dict[str, Any]:
 
 
 def _rates(info: Mapping[str, Any], names: tuple[str, ...]) -> list[float]:
-    """Return the prices whose names begin so, but for tiers that must be asked for."""
+    """Return the prices with this name prefix, except tiers that must be requested."""
     asked_for = ("_priority", "_flex", "_batches")
     chosen = (key for key in info if key.startswith(names) and not key.endswith(asked_for))
     return [found for key in chosen if (found := rate(info, key)) is not None]

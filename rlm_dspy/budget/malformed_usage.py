@@ -1,4 +1,4 @@
-"""Patches DSPy 3.4 to accept malformed usage from a server: DSPy raises, and a paid answer is lost."""
+"""Patches DSPy 3.4 to accept malformed usage from a server: DSPy raises, which loses a paid answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlm_dspy.budget.lm_info import count_of
 
 @functools.cache
 def accept_any_usage() -> None:
-    """Patch DSPy's clients to accept any usage: what is not a number of tokens counts as not reported.
+    """Patch DSPy's clients to accept any usage: values that are not token counts are ignored.
 
-    It holds for the whole process from the first model call of a run on, and changes no reply that DSPy reads
-    without it.
+    It applies to the whole process from the first model call of a run on, and does not change replies that DSPy
+    accepts.
     """
     read_json = HttpResponse.json
 
@@ -31,7 +31,7 @@ def accept_any_usage() -> None:
 
 
 def _without_odd_parts(usage: Any) -> dict[str, Any]:
-    """Return a usage in which tokens are numbers, and details have the form that DSPy looks into."""
+    """Return a usage with numeric tokens, and details in the form that DSPy expects."""
     if not isinstance(usage, dict):
         return {}
     parts = {name: part for name, part in usage.items() if isinstance(part, dict) or not name.endswith("_details")}

@@ -1,4 +1,4 @@
-"""Caps the reply of a request by the remaining budget and the model's window, and bounds what it can use."""
+"""Caps the reply of a request by the remaining budget and the model's window, and bounds its usage."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from rlm_dspy.limits import Limits
 
 _SHORTEST_REPLY_TOKENS = 64
-"""A request is not made with less room for its reply."""
+"""Minimum room for a reply; a request with less is not sent."""
 _LONGEST_REPLY_UNKNOWN = 32_768
 _WINDOW_SHARE = 4
-"""A reply takes one part in so many of the window, where nothing else is known of the messages before it."""
+"""Share of the window for a reply (1/n), if the length of the messages is unknown."""
 _ALONE = 2
-"""A reply that alone is under way may take one part in so many of what is left."""
+"""Share of the rest (1/n) for the only running reply."""
 
 Prompt: TypeAlias = str | Request | None
 Messages: TypeAlias = list[dict[str, Any]] | None
@@ -38,9 +38,9 @@ class LMCall:
     """The arguments of an LM call.
 
     Attributes:
-        prompt: A text, or a whole request; None if there are messages.
-        messages: The messages that an adapter has made; None if there is a prompt.
-        options: The settings of this call, in place of those of the LM.
+        prompt: A text or a whole request; None with `messages`.
+        messages: The messages from an adapter; None with `prompt`.
+        options: The settings of this call, which override those of the LM.
     """
 
     prompt: Prompt
@@ -48,21 +48,21 @@ class LMCall:
     options: dict[str, Any]
 
     def answers(self, lm: dspy.BaseLM) -> int:
-        """Return how many answers the call requests."""
+        """Return the number of requested answers."""
         number: int = self.options.get("n") or lm.kwargs.get("n") or 1
         return number
 
     def mended(self) -> LMCall:
         """Return the call without lone surrogates.
 
-        The list of messages stays the same object, by which DSPy knows that an adapter made it.
+        The list of messages stays the same object, by which DSPy recognizes an adapter's messages.
         """
         if isinstance(self.messages, list):
             self.messages[:] = mended(self.messages)
         return LMCall(mended(self.prompt), self.messages, mended(self.options))
 
     def without_system_role(self) -> LMCall:
-        """Return the call with what its system messages say in those of the user."""
+        """Return the call with its system messages moved into user messages."""
         return self if self.messages is None else replace(self, messages=without_system_role(self.messages))
 
     def within(self, room: float) -> LMCall:
@@ -76,7 +76,7 @@ class LMCall:
         return replace(self, options={**self.options, **limits})
 
     def most(self, lm: dspy.BaseLM, limits: Limits) -> Amount:
-        """Return the most that the call can use.
+        """Return the maximum usage of the call.
 
         Raises:
             UnknownPrice: If the cost is limited and the price of the LM is not known.
@@ -91,12 +91,12 @@ class LMCall:
 
 
 def room_for_reply(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
-    """Return the most tokens that a reply may have; infinite without a limit."""
+    """Return the maximum tokens of a reply; infinite without a limit."""
     return min(_affordable(lm, meters), _in_window(lm, meters))
 
 
 def _affordable(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
-    """Return the tokens of a reply that the limits of the run leave; infinite if they limit none."""
+    """Return the tokens that the run's limits leave for a reply; infinite without a limit."""
     meter = next((meter for meter in meters if meter.ledger.bounded), None)
     if meter is None:
         return math.inf
@@ -113,19 +113,19 @@ def _affordable(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
 
 
 def _power_of_two_below(number: float) -> int:
-    """Return a round number, so that the requests of like runs are alike, and found in DSPy's cache."""
+    """Round the number, so that similar runs send equal requests, which DSPy's cache finds."""
     return 1 << (int(number).bit_length() - 1) if number >= 1 else 0
 
 
 def _in_window(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:
-    """Return the tokens of a reply that leave messages some room in a window that is known from refusals."""
+    """Return the reply tokens that leave room for messages in a window known from refusals."""
     window = meters[0].ledger.windows.get(lm.model)
     wanted = max((lm.kwargs.get(name) or 0 for name in REPLY_LIMITS), default=0)
     return window // _WINDOW_SHARE if window is not None and wanted > window // 2 else math.inf
 
 
 def reply_limit(lm: dspy.BaseLM, room: float) -> dict[str, int]:
-    """Return the setting that limits an LM's replies to the room; empty if they are shorter anyway."""
+    """Return the setting that limits an LM's replies to `room`; empty if they are shorter anyway."""
     usual = longest_reply(lm)
     if math.isinf(room) or (usual is not None and usual <= room):
         return {}

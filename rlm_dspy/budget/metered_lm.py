@@ -1,18 +1,18 @@
 """Intercepts every LM call of a run: reserves budget, sends the request, records usage, retries and rejects.
 
-DSPy has no hook that can refuse a call: it swallows what a callback raises. A proxy of the LM in force would miss
-the LMs of predictors, of adapters (`TwoStepAdapter`), of other LMs and of validators. So `metered` puts a door
-before `dspy.BaseLM.__call__` and `acall`, through which every call of every LM passes. Outside of a `metered`
-scope it lets them through as they are. Inside, a `MeteredCall` makes the call:
+DSPy has no hook that can refuse a call: it swallows exceptions of callbacks. A proxy of the configured LM misses
+the LMs of predictors, adapters (`TwoStepAdapter`), other LMs and validators. So `metered` wraps
+`dspy.BaseLM.__call__` and `acall`, which every call of every LM passes. Outside a `metered` scope, calls are
+unchanged. Inside, a `MeteredCall` makes the call:
 
-1. It lowers `max_tokens` to what the limits leave.
-2. It has each meter in force hold the most that the request can use, or raises `LimitExceeded`.
-3. It sends one request. DSPy's callbacks, history and usage tracker are told of it as of any other.
-4. It enters what the request used.
-5. After an error that may pass it does the same again, up to `lm.num_retries` times: DSPy itself would repeat the
-   request inside one call, unseen.
+1. It lowers `max_tokens` to what the limits allow.
+2. Each active meter holds the maximum usage of the request, or it raises `LimitExceeded`.
+3. It sends one request, with DSPy's callbacks, history and usage tracker as usual.
+4. It enters the usage of the request.
+5. After a transient error it repeats this, up to `lm.num_retries` times: DSPy itself would retry inside one call,
+   unseen.
 
-Outputs come back without the model's thinking, and a reply that was cut short is a `ReplyCut`.
+Outputs are returned without the model's thinking, and a truncated reply raises `ReplyCut`.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ def metered(
 ) -> Iterator[Meter]:
     """Record every LM call of this scope in `ledger` under `role`, and reject what its limits do not allow.
 
-    A scope inside another of the same ledger takes its place: no call is entered twice.
+    An inner scope of the same ledger replaces the outer one: no call is entered twice.
 
     Args:
         ledger: See `Meter`, as for the next three, and the last two.
-        role: Who asks.
+        role: The role of the calls.
         keeper: The run whose last turn this is.
         counted: Whether each request takes one of `max_llm_calls`.
-        mirror: A list to which what each uses is added, also in scopes inside that take this one's place.
+        mirror: A list that receives the usage of each call, also in inner scopes that replace this one.
         input_tokens: The most tokens that the request reads, if that is known and no other is under way.
         raw: Whether replies are returned as the LM gives them.
 
     Raises:
-        LimitExceeded: If the limits did not allow a call, also if what asked has gone on without it.
+        LimitExceeded: If the limits refused a call, even if its caller continued without it.
     """
     open_door()
     mirrors, others = [] if mirror is None else [mirror], []
@@ -100,11 +100,11 @@ def metered(
 
 
 METERS = "rlm_dspy_meters"
-"""The key of `dspy.settings` that holds the meters in force: it reaches the threads that DSPy starts."""
+"""The key of `dspy.settings` that holds the active meters: it reaches threads of DSPy."""
 
 
 def meters_in_force() -> tuple[Meter, ...]:
-    """Return the innermost meter in force of each ledger, the innermost scope first."""
+    """Return the innermost active meter of each ledger, innermost scope first."""
     return dspy.settings.get(METERS) or ()
 
 
@@ -115,15 +115,15 @@ def role() -> str:
 
 
 class RequestUsage(UsageTracker):
-    """Collects the usage of one request, and passes it on to the caller's tracker.
+    """Collects the usage of one request, and forwards it to the caller's tracker.
 
     Args:
-        callers: The tracker in force; None if the caller has none.
+        callers: The caller's tracker, or None.
     """
 
     def __init__(self, callers: UsageTracker | None = None) -> None:
         super().__init__()
-        # An LM that asks another: each counts its own.
+        # An LM that calls another: each counts its own.
         self.callers: UsageTracker | None = callers.callers if isinstance(callers, RequestUsage) else callers
         self.is_reported = False
 
@@ -142,26 +142,26 @@ class RequestUsage(UsageTracker):
 
 request_under_way: ContextVar[MeteredCall | None] = ContextVar("request_under_way", default=None)
 latest_entry: ContextVar[HistoryEntry] = ContextVar("latest_entry", default={})  # noqa: B039 (never changed)
-"""What DSPy has entered into its history last in this context, outside of any `metered` scope."""
+"""The last history entry of DSPy in this context, outside any `metered` scope."""
 
 
 class MeteredCall:
-    """One call of an LM in a `metered` scope, made in as many attempts as it takes. Each attempt is one request.
+    """One call of an LM in a `metered` scope, with retries. Each attempt is one request.
 
     Args:
         lm: The LM.
-        meters: The meters in force, that of the innermost scope first.
-        call: What the LM is called with.
+        meters: The active meters, innermost scope first.
+        call: The arguments of the call.
 
     Attributes:
-        seconds: How long to wait before the next attempt; None once the LM has answered.
-        lm: The LM that the request is sent to: it repeats nothing, and its replies fit what the limits leave.
-        asked: What that LM is asked.
+        seconds: The pause before the next attempt; None after the answer.
+        lm: The LM of the request: without retries, with replies that fit the limits.
+        asked: The call of that LM.
         arguments: The same as arguments of `dspy.BaseLM.__call__`.
-        entries: What DSPy has entered into its history meanwhile.
+        entries: The history entries of DSPy during the call.
         keeps_history: Whether DSPy keeps these entries in the history of the LM.
-        outputs: What the LM returned, unchanged; None until it has answered.
-        reply: What the caller gets.
+        outputs: The unchanged outputs of the LM; None before the answer.
+        reply: The result for the caller.
     """
 
     def __init__(self, lm: dspy.BaseLM, meters: tuple[Meter, ...], call: LMCall) -> None:
@@ -183,12 +183,12 @@ class MeteredCall:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
-        """Send one request in this scope, and set `outputs`. After an error that may pass, attempt it again.
+        """Send one request in this scope and set `outputs`; prepare a retry after a transient error.
 
         Raises:
             LimitExceeded: If the limits do not allow the request.
-            ReplyCut: If its reply was cut short.
-            dspy.LMError: If it failed, and repeating it does not help.
+            ReplyCut: If its reply was truncated.
+            dspy.LMError: If it failed, and a retry does not help.
         """
         try:
             self._cap()
@@ -199,7 +199,7 @@ class MeteredCall:
                 raise
             again = f"{refusal} It would have been retried after {self._failed}"
             raise LimitExceeded(again, refusal.limit) from self._failed
-        except Exception as error:  # noqa: BLE001  # whatever the client of a caller's own LM raises
+        except Exception as error:  # noqa: BLE001  # the client of a custom LM may raise anything
             self._recover(error)
         else:
             self.seconds = None
@@ -213,7 +213,7 @@ class MeteredCall:
         return {}
 
     def _cap(self) -> None:
-        """Choose the LM and the call, for no longer a reply than the limits leave."""
+        """Choose the LM and the call, with a reply that fits the limits."""
         ledger = self._meters[0].ledger
         if self._own_lm.model in ledger.without_system_role:
             self._own_call = self._own_call.without_system_role()
@@ -225,12 +225,12 @@ class MeteredCall:
             changes["num_retries"] = 0
         if changes:
             self.lm = self.lm.copy(**changes)
-            self.lm.history = self._own_lm.history  # where the caller looks for it
+            self.lm.history = self._own_lm.history  # where the caller expects it
         self.arguments = {"prompt": self.asked.prompt, "messages": self.asked.messages, **self.asked.options}
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold what a request can use at most, and enter what it used."""
+        """Hold the maximum usage of a request, and enter its actual usage."""
         holding: list[Meter] = []
         for meter in self._meters:
             try:
@@ -267,8 +267,7 @@ class MeteredCall:
         """Prepare another attempt after an error.
 
         Raises:
-            Exception: The error, if another attempt does not help; `dspy.ContextWindowExceededError` if that is
-                what it says.
+            Exception: The error, if a retry does not help; as `dspy.ContextWindowExceededError` if it is one.
         """
         if rejects_system_role(error, self._own_call.messages):
             self._meters[0].ledger.without_system_role.add(self._own_lm.model)  # for the rest of the run
@@ -294,10 +293,9 @@ class MeteredCall:
         self._failed, self._repeats_made = error, self._repeats_made + 1
 
     def _repeats(self) -> bool:
-        """Whether failed requests are repeated here, each counted by itself, and not inside one call of DSPy's.
+        """Whether failed requests are retried here, each counted, and not inside one DSPy call.
 
-        Not where parts of the answer may have been shown or paid for already, and not those of an LM that asks in
-        a way of its own.
+        Not if parts of the answer may have been streamed or paid for, and not for an LM with its own `forward`.
         """
         lm = self._own_lm
         if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
@@ -316,7 +314,7 @@ def _is_unicode(call: LMCall) -> bool:
 
 
 def _is_garbled(error: LMError) -> bool:
-    """Whether a provider has answered, but in what is no JSON: a run must not end of it, nor an item be lost."""
+    """Whether a provider answered with invalid JSON: a run must not end, nor an item be lost, because of it."""
     return type(error) is dspy.LMProviderError and getattr(error, "status", None) == _OK
 
 

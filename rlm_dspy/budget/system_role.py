@@ -1,4 +1,4 @@
-"""Recognizes models without a system role, and moves system messages into the messages of the user."""
+"""Recognizes models without a system role, and moves system messages into user messages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Message = dict[str, Any]
 
 
 def rejects_system_role(error: BaseException, messages: list[Message] | None) -> bool:
-    """Whether an error says that a model takes no system message, and the messages hold one."""
+    """Whether an error means that the model does not accept the system message in the call."""
     has_one = any(message.get("role") in _SYSTEM for message in messages or ())
     return has_one and bool(_NO_SYSTEM_ROLE.search(str(error)))
 
 
 def without_system_role(messages: list[Message]) -> list[Message]:
-    """Return messages with the text of each system message at the head of the message behind it, as the user's."""
+    """Move the text of each system message to the start of the next message, as the user's."""
     moved: list[Message] = []
     for given in messages:
         message = {**given, "role": "user"} if given.get("role") in _SYSTEM else given

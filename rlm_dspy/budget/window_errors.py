@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _N = r"([\d,]+)"
 _WORDINGS = (
-    r"context[_ ]?(?:length|window|size|limit)",  # most, in a sentence or as a code
+    r"context[_ ]?(?:length|window|size|limit)",  # most servers, in a sentence or as a code
     r"(?:prompt|input|request)[_ ](?:is )?too[_ ](?:long|large)",  # Anthropic, Bedrock, Fireworks, Ollama
     r"too many (?:input )?tokens",  # Bedrock, Cohere
     r"(?:prompt|input|tokens?|length)\b[\w ,()]{0,30} exceed",  # Gemini, SiliconFlow, watsonx, TensorRT-LLM
@@ -34,16 +34,16 @@ _WORDINGS = (
     r"max_tokens must be at least 1, got -",  # vLLM: the prompt alone is longer than the window
     r"超长|超过最大长度|超出最大长度",  # Zhipu, Qwen
 )
-"""How servers tell it, each with some whose words these are."""
+"""Error messages, each with some of the servers that use them."""
 _TOO_LONG = re.compile("|".join(_WORDINGS), re.IGNORECASE)
 _OTHERS = re.compile(
     r"rate[ _-]?limit|code: 429|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl"
     r"|overloaded|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens",
     re.IGNORECASE,
 )
-"""What mentions lengths or tokens, but another cure helps."""
+"""Errors that mention lengths or tokens, but need another remedy."""
 _BEYOND_A_RATE = re.compile(rf"request too large.*?limit:? {_N}.*?requested:? {_N}", re.IGNORECASE | re.DOTALL)
-"""One request that is larger than all that a rate limit allows in its time (Groq, OpenAI): waiting never helps."""
+"""A request larger than the whole rate limit (Groq, OpenAI): waiting never helps."""
 _WINDOWS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -76,7 +76,7 @@ _READ = tuple(
     )
 )
 _FEWEST_TOKENS = 256
-"""A smaller number in a refusal is no window."""
+"""A smaller number in an error is not a window."""
 _WORDLESS = re.compile(
     r"(?:litellm\.\w+: )*(?:\w+Exception -\s*)?"
     r"(?:provider returned error|bad request|http \d+|error code: \d+)?\W*(?:\d+)?\W*",
@@ -94,8 +94,8 @@ class Sizes:
     """The sizes that a context-window error states, in tokens; None for those it does not.
 
     Attributes:
-        window: What the model can hold.
-        read: What the messages have.
+        window: The context window of the model.
+        read: The size of the messages.
     """
 
     window: int | None = None
@@ -106,8 +106,8 @@ def as_window_error(error: Exception) -> Exception:
     """Return an LM's error, as DSPy's context-window error if the request is too long.
 
     Args:
-        error: What an LM raised: an error of DSPy's, or whatever the client of a caller's own LM raises.
-            Servers tell it in some fifty ways, most of them without a code.
+        error: The exception of an LM: an error of DSPy, or of a custom LM's client. Servers word it in some fifty
+            ways, most of them without a code.
     """
     if isinstance(error, dspy.ContextWindowExceededError) or not _says_so(error):
         return error
@@ -118,10 +118,10 @@ def as_window_error(error: Exception) -> Exception:
 
 
 def is_too_long(error: dspy.LMError) -> bool:
-    """Whether an LM's error in a `metered` scope says, or may say, that the request is too long.
+    """Whether an LM's error in a `metered` scope means, or may mean, that the request is too long.
 
-    It may be if the server gave no reason: some refuse long requests so, and of a body without an `error` DSPy
-    keeps no words.
+    It may be if the server gave no reason: some reject long requests this way, and DSPy drops a body without an
+    `error`.
     """
     if isinstance(error, dspy.ContextWindowExceededError):
         return True
@@ -138,12 +138,12 @@ def sizes_of(error: dspy.LMError) -> Sizes:
 def shorter_reply(lm: dspy.BaseLM, call: LMCall, sizes: Sizes) -> LMCall | None:
     """Return a call with a reply short enough to fit after its messages; None if none fits.
 
-    Many servers count the longest reply that a request allows as a part of it.
+    Many servers count the maximum reply of a request as part of its length.
 
     Args:
-        lm: The LM that refused the call.
-        call: What it was called with.
-        sizes: What the refusal tells.
+        lm: The LM that rejected the call.
+        call: The rejected call.
+        sizes: The sizes in the error.
     """
     limits = ((name, {**lm.kwargs, **call.options}.get(name)) for name in REPLY_LIMITS)
     name, wanted = next(((name, limit) for name, limit in limits if limit), ("", 0))

@@ -1,4 +1,4 @@
-"""Gives an RLM the call signature that `inspect` and `dspy.Tool` read, from the inputs of its DSPy signature."""
+"""Gives an RLM the call signature for `inspect` and `dspy.Tool`, from the inputs of its DSPy signature."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def _of_call(module: AsTool) -> inspect.Signature:
 
 
 def _described(name: str, of: FieldInfo) -> Any:
-    """Return the type of a field, with its description where it has one; `Any` for one without a JSON schema.
+    """Return the type of a field with its description, if any; `Any` for a type without a JSON schema.
 
-    `typing.get_type_hints` takes the metadata out of `Annotated`, but leaves an alias alone.
+    `typing.get_type_hints` strips `Annotated`, but not an alias.
     """
     kind: Any = of.annotation
     try:

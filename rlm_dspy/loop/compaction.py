@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from rlm_dspy.loop.run_state import Run
 
 KEPT_TURNS = 2
-"""The newest turns stay as they are."""
+"""Number of newest turns that are not summarized."""
 ACCOUNT_CHARS = 4_000
 _SESSION_CHARS = 24_000
 _SESSION_TRIES = 3
-"""A session that is too long for the model is halved so often, less one."""
+"""Number of attempts; a session that is too long for the model is halved between them."""
 _INSTRUCTIONS = """Summarize these turns of a Python REPL session for whoever continues it.
 
 State the findings with their numbers and names, what each variable holds, what failed, and what is left to do.
 Leave out how it was done."""
 _logger = logger()
 _BASE_SHARE = 0.5
-"""The part of the room that all but the turns may fill: instructions, demos, environment."""
+"""Maximum share of the room for everything but turns: instructions, demos, environment."""
 _AFTER = 0.6
-"""The part of the room that turns fill once some were folded, if so few can stay: more are to come."""
+"""Share of the room that turns should fill after a summary: more turns will follow."""
 _LEAST_KEPT_CHARS = 600
-"""A newest turn that would be shorter gives way to the account."""
+"""A newest turn that would be shorter is summarized too."""
 _LEAST_TURNS_CHARS = 1_000
 _LEAST_ENVIRONMENT_CHARS = 2_000
-"""What has fewer characters is not shortened: it would tell too little."""
+"""Shorter parts are not shortened further: they would say too little."""
 
 
 async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int = ACCOUNT_CHARS) -> bool:
     """Replace the older turns by a summary; the turns stay in the REPL as `history`.
 
-    The account is the model's own. If it gives none, or the limits allow no call for it, it is what the turns
-    printed, shortened.
+    The model writes the summary. If it does not, or the limits do not allow the call, the summary is the
+    shortened output of the turns.
 
     Args:
-        port: How the model is reached.
+        port: The port to the model.
         run: The run.
-        keep: How many of the newest turns stay as they are.
-        account_chars: The most characters of the account.
+        keep: The number of newest turns to keep unchanged.
+        account_chars: The maximum length of the summary.
 
     Returns:
-        Whether there was anything to fold.
+        Whether any turns were summarized.
     """
     shown = run.conversation.trajectory.steps
     old, new = shown[: len(shown) - keep], shown[len(shown) - keep :]
@@ -79,7 +79,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
 
 
 async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
-    """Return the model's account of these turns; what they printed, if it gives none."""
+    """Return the model's summary of these turns, else their output."""
     told = [step.output if step.kind == "folded" else as_session(step) for step in steps]
     room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
     for _ in range(_SESSION_TRIES):
@@ -107,11 +107,11 @@ async def _ask(port: Port, run: Run, session: str) -> str:
 async def make_room(port: Port, run: Run) -> bool:
     """Shorten the messages of the next turn to fit the window, or by one step if the window is not known.
 
-    Older turns are folded first (see `fold`), more and more of them; then the newest outputs are shortened; then
-    demos are left out, and the longest parts of the environment shortened.
+    First older turns are summarized (see `fold`), then more of them; then the newest outputs are shortened; then
+    demos are left out and the longest parts of the environment shortened.
 
     Args:
-        port: How the model is reached.
+        port: The port to the model.
         run: The run.
 
     Returns:
@@ -134,7 +134,7 @@ async def make_room(port: Port, run: Run) -> bool:
 
 
 async def _fit_turns(port: Port, run: Run, room: int) -> bool:
-    """Make the turns fit into so many characters; return whether any were folded."""
+    """Make the turns fit into `room` characters; return whether any were summarized."""
     steps = run.conversation.trajectory.steps
     if chars_of(steps) <= room:
         return False
@@ -148,7 +148,7 @@ async def _fit_turns(port: Port, run: Run, room: int) -> bool:
 
 
 def _shorten_turns(run: Run, room: int) -> None:
-    """Shorten the longest of what the turns said, ran and printed."""
+    """Shorten the longest texts, code blocks and outputs of the turns."""
     steps = run.conversation.trajectory.steps
     if chars_of(steps) <= (room := max(room, _LEAST_TURNS_CHARS)):
         return

@@ -1,4 +1,4 @@
-"""Holds what the model is shown of a run, and decides how long that may be."""
+"""Holds the conversation of a run, and decides how long it may be."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 _CHARS_PER_TOKEN = 3
 _FULL = 0.8
-"""The part of the window that messages may fill; the reply needs room too."""
+"""Maximum share of the window for messages; the reply needs room too."""
 _SHRINK = 0.6
-"""Messages that were refused without a number are made so much shorter."""
+"""Factor by which messages are shortened after a refusal without a number."""
 PART = 4
-"""One output fills at most one part in so many of the room, as does the account of older turns."""
+"""One output, or the summary, fills at most 1/PART of the room."""
 _LEAST_OUTPUT_CHARS = 500
 
 
 @dataclass(eq=False)
 class Conversation:
-    """The messages of a run's turns, and how long they may be.
+    """The messages of a run's turns and their maximum length.
 
     Attributes:
         act: The predictor of the turns.
-        lm: The LM that takes them.
+        lm: The LM of the turns.
         limits: The limits of the run.
-        ledger: Knows the context windows that errors have told.
+        ledger: Holds the context windows known from errors.
         environment: The first message.
-        trajectory: The turns as the model is shown them.
-        reported: The tokens that the messages of the last turn had, as reported, and the steps among them.
+        trajectory: The turns as shown to the model.
+        reported: The reported tokens of the last turn's messages, and the number of steps in them.
     """
 
     act: dspy.Predict
@@ -67,11 +67,11 @@ class Conversation:
         return {"environment": self.environment, "trajectory": self.trajectory, **given}
 
     def leave_out_demos(self) -> None:
-        """Show no demos from now on, to save room."""
+        """Drop the demos from now on, to save room."""
         self._demos = []
 
     def show(self, steps: Iterable[Step]) -> None:
-        """Show the model these steps from now on, instead of those before."""
+        """Replace the steps that the model is shown."""
         self.trajectory = Trajectory(steps=tuple(steps))
         self.reported = (0, 0)
 
@@ -79,16 +79,16 @@ class Conversation:
         return messages_of(self.act, self.environment, trajectory, self._demos)
 
     def chars(self, trajectory: Trajectory | None = None) -> int:
-        """Return how many characters the messages of the next turn have, or would have after other turns."""
+        """Return the number of characters of the next turn's messages, optionally after another trajectory."""
         messages = self._messages(self.trajectory if trajectory is None else trajectory)
         return sum(len(message["content"]) for message in messages)
 
     def most_tokens(self) -> int:
-        """Return the most tokens that the messages of the next turn have."""
+        """Return an upper bound of the tokens of the next turn's messages."""
         return tokens_at_most(None, self._messages(self.trajectory))
 
     def tokens(self) -> float:
-        """Return about how many tokens these messages have, from those that were reported last."""
+        """Estimate the tokens of these messages from those reported last."""
         reported, steps = self.reported
         if not reported:
             return self.chars() / _CHARS_PER_TOKEN
@@ -104,20 +104,20 @@ class Conversation:
 
     @property
     def most_chars(self) -> float:
-        """The most characters that the messages of a turn may have; infinite while nothing is known."""
+        """Maximum characters of a turn's messages; infinite while unknown."""
         window = self.window
         fits = math.inf if window is None else _FULL * window * self._chars_per_token
         return min(fits, self._most)
 
     @property
     def output_chars(self) -> int:
-        """The most characters of one output that are shown."""
+        """Maximum characters of one output."""
         most, room = self.limits.max_output_chars, self.most_chars
         return most if math.isinf(room) else min(most, max(_LEAST_OUTPUT_CHARS, int(room / PART)))
 
     @property
     def is_full(self) -> bool:
-        """Whether the messages of the next turn are close to the context window, as far as it is known."""
+        """Whether the messages of the next turn are close to the context window, if it is known."""
         window = self.window
         if window is None or (tokens := self.tokens()) <= _FULL * window:
             return False
@@ -125,13 +125,13 @@ class Conversation:
         return True
 
     def refused(self) -> None:
-        """Record that the messages of the next turn were too long; the error's window is recorded by now."""
+        """Record that the messages of the next turn were too long; the window of the error is recorded already."""
         chars = self.chars()
         if chars <= self.most_chars:
             self._most = _SHRINK * chars
 
     def transcript(self, chars: float) -> str:
-        """Return the session as text of about this many characters: the environment, then the steps."""
+        """Return the session as text of about `chars` characters: the environment, then the steps."""
         most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
         environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
         steps = list(map(as_session, self.trajectory.steps))
@@ -140,10 +140,10 @@ class Conversation:
 
 
 def as_session(step: Step) -> str:
-    """Return a step as text, as a session in a REPL shows it."""
+    """Format a step like a REPL session."""
     return f"{step.reasoning}\n>>> {step.code}\n{step.output}"
 
 
 def chars_of(steps: Iterable[Step]) -> int:
-    """Return how many characters of the messages are of these steps."""
+    """Return the number of characters of these steps in the messages."""
     return sum(len(step.reasoning) + len(step.code) + len(step.observation) for step in steps)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
-    """Return an LM; wrap a function from prompt to answer in one.
+    """Return the LM, or wrap a function from prompt to answer as one.
 
     Raises:
         TypeError: If it is neither.
@@ -32,12 +32,12 @@ def as_lm(given: dspy.BaseLM | Callable[[str], Any] | None) -> Any:
 
 
 class PythonLM(dspy.LM):
-    """An LM whose replies are made in this process. Nothing is cached; a copy is the same object.
+    """An LM whose replies are made in this process. It caches nothing; a copy is the same object.
 
     Args:
         model: Its name.
         complete: Answers a request.
-        complete_async: Answers a request that is awaited.
+        complete_async: Answers an awaited request.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PythonLM(dspy.LM):
         super().__init__(model, engine=engine, async_engine=async_engine, cache=False, num_retries=0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Stay the same object, as programs that hold it are copied."""
+        """Return the same object: programs that hold it are copied."""
         return self
 
 
@@ -74,14 +74,14 @@ class _AsyncEngine:
 
 
 class FunctionLM(PythonLM):
-    """An LM that calls a function with the prompt (a str), as `dspy.RLM` calls a `sub_lm`.
+    """An LM that calls a function with the prompt (a str), as `dspy.RLM` does with a `sub_lm`.
 
     `llm_query(prompt)` calls it with just the prompt; a request of several messages calls it with their texts,
-    parted by blank lines. Its calls count like those of any LM. It reports no tokens, unless it returns a
-    `dspy.lm15.Response` that does, and no price.
+    separated by blank lines. Its calls count like those of any LM. It reports no price, and no tokens unless it
+    returns a `dspy.lm15.Response` with usage.
 
     Args:
-        function: Gives the answer, sync or async: a str, a list of which the first is taken (a str, or a dict with
+        function: Returns the answer, sync or async: a str, a list whose first item counts (a str, or a dict with
             `text`), or a `dspy.lm15.Response`.
     """
 
@@ -104,7 +104,7 @@ class FunctionLM(PythonLM):
 
 
 def _prompt(request: Request) -> str:
-    """Return the request as one text; the plain instructions of `llm_query` are left out."""
+    """Return the request as one text, without the default instructions of `llm_query`."""
     system = request.system if isinstance(request.system, str) else "".join(p.text for p in request.system or [])
     if any(not isinstance(part, TextPart) for message in request.messages for part in message.parts):
         raise ValueError("A function as sub_lm takes text only; images, sounds and files need a dspy.LM.")

@@ -1,7 +1,6 @@
-"""Finds habits of other engines and notebooks in a cell, and says what to do here in their place.
+"""Finds habits of other engines and notebooks in a cell, and tells the model what to do instead.
 
-What is looked at is the code as Python reads it, never the text of an error: a foreign interpreter words it in its
-own way.
+It inspects the syntax tree of the code, never the text of an error, which depends on the interpreter.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step
 
 _ENDINGS = {"FINAL", "FINAL_VAR", "final_answer", "submit", "Submit", "FINISH", "finish"}
-"""The functions with which other engines end a run: rlms, smolagents and others."""
+"""Functions that end a run in other engines: rlms, smolagents and others."""
 _READY = "ready"
-"""The key by which minrlm's `answer` ends a run."""
+"""The key of minrlm's `answer` that ends a run."""
 _MAGIC = re.compile(r"^[ \t]*(?:!|%%?)[ \t]*[A-Za-z]", re.MULTILINE)
 _NO_SHELL = "Only Python runs here: no `!ls` and no `%time`. Use os.listdir, time.perf_counter and the like."
 
@@ -32,7 +31,7 @@ class _Cell:
 
     Attributes:
         step: Its turn.
-        calls: The last names of the functions that it calls: `join` of `", ".join(...)`.
+        calls: The names of the called functions, without their owners: `join` for `", ".join(...)`.
         imports: The modules that it imports.
     """
 
@@ -44,18 +43,18 @@ class _Cell:
 _HINTS: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
         lambda cell: "join" in cell.calls and any(call.error for call in cell.step.calls),
-        "A sub-call failed, so one item is no text. Leave such items out: [reply for reply in replies if reply].",
+        "A sub-call failed, so one item is not a str. Leave it out: [reply for reply in replies if reply].",
     ),
     (
         lambda cell: "input" in cell.calls,
-        "Nobody answers input(). Work with the variables and functions that were listed at the start.",
+        "No user answers input(). Use the variables and functions listed in the first message.",
     ),
     (
         lambda cell: (
             cell.calls & {"ProcessPoolExecutor", "Popen", "system"}
             or cell.imports & {"multiprocessing", "subprocess"}
         ),
-        "No other process can be started here. Use threads, or a batch of sub-calls.",
+        "Processes cannot be started here. Use threads or a batch of sub-calls.",
     ),
     (
         lambda cell: cell.calls & {"get_event_loop", "run_until_complete"},
@@ -65,17 +64,17 @@ _HINTS: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
 
 
 def advice_for(step: Step, submit_call: str) -> str:
-    """Return what to tell the model of a turn that did not end the run; empty if there is nothing to say."""
+    """Return advice to the model after a turn that did not end the run; empty if there is none."""
     if not step.repeats:
         return hint_for(step, submit_call)
     return (
-        f"Turn {step.repeats} had this same code and this same outcome: to run it again changes nothing. Look at "
+        f"Turn {step.repeats} had the same code and outcome; repeating it changes nothing. Look at "
         f"another part, ask a model about one, or call {submit_call} with what you know."
     )
 
 
 def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of the earlier turn with the same code and the same outcome; 0 if there is none."""
+    """Return the number of an earlier turn with the same code and outcome; 0 if there is none."""
     turns = (turn for turn in earlier if turn.kind != "folded")
     same = (n for n, turn in enumerate(turns, 1) if _outcome(turn) == _outcome(step))
     return next(same, 0) if step.code.strip() else 0
@@ -86,7 +85,7 @@ def _outcome(step: Step) -> tuple[str, str, str]:
 
 
 def names_any(code: str, names: Collection[str]) -> bool:
-    """Whether code reads a variable of one of these names; also if it is no Python and only mentions one."""
+    """Whether code uses a variable with one of these names, or mentions one without being valid Python."""
     tree = parse(code)
     if tree is None:
         return any(name in code for name in names)
@@ -94,7 +93,7 @@ def names_any(code: str, names: Collection[str]) -> bool:
 
 
 def hint_for(step: Step, submit_call: str) -> str:
-    """Return what to tell the model of a cell that did not end the run: a line; empty if there is nothing to say.
+    """Return a line of advice after a cell that did not end the run; empty if there is none.
 
     Args:
         step: The turn: its code, how it ended, and its sub-calls.
@@ -110,7 +109,7 @@ def hint_for(step: Step, submit_call: str) -> str:
 
 
 def _ends_otherwise(tree: ast.Module, calls: set[str], *, failed: bool) -> bool:
-    """Whether a cell tries to end the run in another way than by SUBMIT."""
+    """Whether a cell tries to end the run without SUBMIT."""
     if "SUBMIT" in calls:
         return False
     defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -131,7 +130,7 @@ def _sets_ready(node: ast.AST) -> bool:
 
 
 def _called(tree: ast.Module) -> Iterator[str]:
-    """Yield the last name of every function that is called: `join` of `", ".join(...)`."""
+    """Yield the names of all called functions, without their owners: `join` for `", ".join(...)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name):

@@ -46,7 +46,7 @@ _logger = logger()
 
 
 class RLM(AsTool, Limited, dspy.Module):
-    r"""A Recursive Language Model over a typed signature; takes the place of `dspy.RLM`.
+    r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
     prints, asks models about pieces, and ends with `SUBMIT(...)` (Zhang, Kraska, Khattab: Recursive Language
@@ -54,37 +54,37 @@ class RLM(AsTool, Limited, dspy.Module):
 
     Predictors that optimizers see: `act` (every turn), `query` (`llm_query`) and `subs.<name>` (declared subs).
     The LM of `act` also folds long conversations and reads the answer from a trajectory without one; the LM of
-    `query` also answers the modules that are written in the REPL. Where a predictor has none, that is the one in
-    force at the call.
+    `query` also answers the modules that are written in the REPL. A predictor without an LM uses the one
+    configured at the call.
 
-    The arguments are attributes too, to read and to set: what is set is checked, and holds from the next call on.
+    The arguments are also attributes, to read and to set: a new value is validated and applies from the next call.
     So are the fields of `limits`: `rlm.max_iters = 5`.
 
     Args:
-        signature: What goes in and what comes out, e.g. `"context, question -> answer: str"`.
+        signature: The inputs and outputs, e.g. `"context, question -> answer: str"`.
         max_iters: Short for `limits=Limits(max_iters=...)`; so are the next two.
         max_llm_calls: See `Limits`.
         max_output_chars: See `Limits`.
         verbose: Log every step at INFO on the logger `dspy.rlm_dspy`.
         tools: Functions or `dspy.Tool`s that code may call by name.
-        sub_lm: The LM of all that code asks: `llm_query`, subs, modules written in the REPL, the turns of child
-            RLMs. By default the one in force at the call. A predictor that has an LM of its own keeps it. It may
+        sub_lm: The LM of all sub-calls: `llm_query`, subs, modules written in the REPL, the turns of child
+            RLMs. Default: the one configured at the call. A predictor with its own LM keeps it. It may
             also be a function from prompt to answer (see `rlm_dspy.function_lm.FunctionLM`).
-        interpreter_factory: Makes the interpreter of each run. By default the one of `dspy.settings`, else
+        interpreter_factory: Returns the interpreter of each run. Default: the one of `dspy.settings`, else
             `rlm_dspy.interpreters.PythonInterpreter`.
-        limits: What a run may spend.
-        policy: What `act` starts from: the name or path of a saved policy; None for plain instructions;
-            `"auto"` for the policy shipped for the LM that is configured now, if there is one.
+        limits: The limits of a run.
+        policy: The start state of `act`: the name or path of a saved policy; None for plain instructions;
+            `"auto"` for the policy shipped for the LM configured now, if there is one.
         subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
             `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
-        cache: Whether a sub-call that succeeded stands for the same asked again: within a run and its children;
+        cache: Whether a successful sub-call answers identical later ones: within a run and its children;
             with a `SubCallCache` also across runs; with False never.
-        refuse_blind_submit: Send a SUBMIT back once, with the reason, that comes before any code named an input,
-            if there is an input that the model was not shown whole.
+        refuse_blind_submit: Refuse a SUBMIT once if no code has used an input yet and the model was not shown an
+            input whole.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
-        ValueError: If names clash, a limit is out of range, or there is no such policy.
+        ValueError: If names clash, a limit is out of range, or the policy does not exist.
 
     Example:
         >>> from rlm_dspy.testing import ScriptedLM
@@ -139,7 +139,7 @@ class RLM(AsTool, Limited, dspy.Module):
             self.act.load_state(signatures.load_policy(chosen))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, as the constructor does: it is checked, and holds from the next call on."""
+        """Set an attribute; it is validated like an argument, and applies from the next call on."""
         if name == "subs" and not isinstance(value, Subs):
             value = make_subs(value, self.signature.input_fields, self.tools)
         elif check := _CHECKS.get(name):
@@ -150,7 +150,7 @@ class RLM(AsTool, Limited, dspy.Module):
             check_names(settled["signature"], settled["tools"], subs)
         super().__setattr__(name, value)
         if name == "signature":
-            self.__dict__["__doc__"] = value.instructions  # what it is for, to `dspy.Tool`
+            self.__dict__["__doc__"] = value.instructions  # its description as a `dspy.Tool`
 
     def __getattr__(self, name: str) -> Any:
         """Say what stands for a predictor of `dspy.RLM`."""
@@ -161,7 +161,7 @@ class RLM(AsTool, Limited, dspy.Module):
         """Load a file that `save` wrote, as `dspy.Module.load` does.
 
         Raises:
-            ValueError: If it is the file of something else.
+            ValueError: If it is not the file of an RLM.
         """
         try:
             super().load(path, *args, **kwargs)
@@ -175,11 +175,11 @@ class RLM(AsTool, Limited, dspy.Module):
         """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
 
         Args:
-            state: What `dump_state` gave, or `save` wrote.
+            state: The state from `dump_state` or `save`.
             allow_unsafe_lm_state: As in `dspy.Module.load`.
 
         Raises:
-            ValueError: If it is the state of something else, `dspy.RLM` for example; nothing is changed then.
+            ValueError: If it is the state of another class, e.g. `dspy.RLM`; nothing is changed.
         """
         names = [name for name, _ in self.named_parameters()]
         parts = {name: {"lm": None, **part} for name, part in state.items() if name in names}
@@ -192,36 +192,36 @@ class RLM(AsTool, Limited, dspy.Module):
             )
         if differing := (state.keys() - {"metadata"}) ^ set(names):
             _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
-        for module in (self.deepcopy(), self):  # on a copy first: one that fails changes nothing
+        for module in (self.deepcopy(), self):  # on a copy first, so that a failure changes nothing
             for name, predictor in module.named_parameters():
                 if name in parts:
                     predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer. Takes the signature's inputs, and `interpreter_factory=` for this call alone.
+        """Run the module on the signature's inputs; `interpreter_factory=` applies to this call only.
 
         Returns:
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
-            other fields of `Step`), `final_reasoning`, `stop` and `usage`. An output field of yours that is named
-            `stop` or `usage` takes that name over.
+            other fields of `Step`), `final_reasoning`, `stop` and `usage`. An output field of yours named
+            `stop` or `usage` takes precedence.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
-            the trajectory; or `"unanswered"` if that failed too: output fields that nobody gave are None then.
+            the trajectory; or `"unanswered"` if that failed too: missing output fields are None then.
 
         Raises:
             InvalidInputs: If inputs are missing or unknown.
             dspy.CodeInterpreterError: If no interpreter can be started.
-            dspy.LMError: If the model gives no reply; `dspy.ContextWindowExceededError` if not even the shortest
-                first message fits its window.
+            dspy.LMError: If the model does not reply; `dspy.ContextWindowExceededError` if even the shortest first
+                message does not fit its window.
 
-            Whatever ends a run that has begun carries the steps so far as `error.trajectory`, and what they cost
-            as `error.usage`.
+            Every error of a started run carries the steps so far as `error.trajectory`, and the usage as
+            `error.usage`.
         """
         with blocking():
             return drive(self._run(Blocking(), **inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer as `forward` does, on the running event loop; code runs in its own thread."""
+        """Run like `forward`, on the running event loop; code runs in its own thread."""
         return await self._run(Awaiting(), **inputs)
 
     async def _run(
@@ -262,9 +262,9 @@ class RLM(AsTool, Limited, dspy.Module):
         """Return an RLM for a sub-call: a copy of this one with another signature and the given settings.
 
         Args:
-            interpreter_factory: Makes its interpreters.
-            signature: What goes in and what comes out.
-            max_iters: Turns, if they are to be fewer than this one's.
+            interpreter_factory: Returns its interpreters.
+            signature: The inputs and outputs.
+            max_iters: The maximum number of turns, if lower than this one's.
         """
         child = copy.copy(self)
         child.signature = signature
@@ -272,7 +272,7 @@ class RLM(AsTool, Limited, dspy.Module):
         turns = min(max_iters or self.limits.max_iters, self.limits.max_iters)
         child.limits = replace(self.limits, max_iters=turns)
         child.history = []
-        child.__dict__.pop("forward", None)  # an optimizer that records traces binds one for a while
+        child.__dict__.pop("forward", None)  # an optimizer that records traces binds one temporarily
         return child
 
     async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
@@ -286,7 +286,7 @@ class RLM(AsTool, Limited, dspy.Module):
                     return run.finish("submitted", step.answer, step.reasoning)
         except LimitExceeded as error:
             if run.depth and not run.steps:
-                raise  # a child that could not begin has nothing that an answer could be read from
+                raise  # a child that could not start has no trajectory to read an answer from
             run.budget.limit = run.budget.limit or error.limit
         except dspy.LMError as error:
             if not is_too_long(error) or not run.steps:
@@ -294,7 +294,7 @@ class RLM(AsTool, Limited, dspy.Module):
         return await self._extract(port, run)
 
     async def _take_turn(self, port: Port, run: Run) -> Step:
-        """Take a turn; messages that are too long for the model are made shorter, more and more."""
+        """Take a turn; if messages are too long for the model, shorten them and retry."""
         if run.conversation.is_full:
             await make_room(port, run)
         refusals = 0
@@ -313,7 +313,7 @@ class RLM(AsTool, Limited, dspy.Module):
                 return step
 
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
-        """Read the answer from the trajectory, with a predictor made for this call that optimizers do not see."""
+        """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
         turns = len(run.conversation.trajectory)
         _logger.warning("RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", turns)
         values: dict[str, Any] = {}
@@ -334,7 +334,7 @@ class RLM(AsTool, Limited, dspy.Module):
         return run.finish("extracted", values, how)
 
     async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return what `read_fields` makes of the model's reply; a transcript that is too long for it is halved."""
+        """Return the result of `read_fields` for the model's reply; halve a transcript that is too long."""
         extract = dspy.Predict(extract_signature(self.signature))
         extract.lm = run.lm
         transcript = run.conversation.transcript(run.conversation.most_chars)
@@ -368,7 +368,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "interpreter_factory": check_factory,
     "cache": check_cache,
 }
-"""What is done with the value of an attribute when it is set."""
+"""Validators of attributes."""
 
 
 def extract_signature(signature: type[dspy.Signature]) -> Any:

@@ -41,24 +41,24 @@ if TYPE_CHECKING:
     from rlm_dspy.usage import RunUsage
 
 HISTORY = "history"
-"""The variable that holds the turns once the conversation was folded."""
+"""The variable that holds the turns after a summary."""
 _MOMENT_SECONDS = 0.3
-"""Between the end of the sub-calls and that of the code."""
+"""Seconds between the end of the sub-calls and the end of the code."""
 
 
 class Run:
-    """The state of one run: its inputs, its REPL, its ledger, what the model is shown, and the steps so far.
+    """The state of one run: inputs, REPL, ledger, conversation, and the steps so far.
 
     Args:
-        rlm: The module that is called.
+        rlm: The called module.
         inputs: The inputs by name.
-        interpreter_factory: The factory of this call, or None for the module's, the configured or the default.
+        interpreter_factory: The factory of this call; None for the module's, the configured or the default one.
         parent: The run whose sub-call this one is; None for a root. They share the ledger.
-        heard: Whether anybody listens to its events.
+        heard: Whether there is a listener to its events.
 
     Attributes:
-        depth: How many runs are above this one.
-        watch: Finds the parts of the inputs that are read, shown and sent; None if coverage is not watched.
+        depth: The number of runs above this one.
+        watch: Tracks the parts of the inputs that are read, shown and sent; None if coverage is not watched.
         stopped: Why the code of this turn was stopped, if it was.
 
     Raises:
@@ -97,11 +97,11 @@ class Run:
         self.budget = Budget(self.ledger, rlm.limits, self.lm, tokens, child=self.depth > 0)
         if rlm.sub_lm is not None and rlm.limits.max_cost is not None:
             check_price(rlm.sub_lm, rlm.limits)
-        if self.budget.limit:  # the first turn is the last, and must be told so
+        if self.budget.limit:  # the first turn is the last, so tell the model
             self._show_turns(1)
 
     def _share(self, parent: Run | None) -> None:
-        """Take what the runs of a tree share from the parent, or make it for a root; choose the LM."""
+        """Take the shared state of the tree from the parent, or make it for a root; choose the LM."""
         rlm = self._rlm
         self.depth: int = parent.depth + 1 if parent else 0
         self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits)
@@ -110,9 +110,9 @@ class Run:
         self.tool_calls = ToolCalls(self.ledger.started)
         self.act = rlm.act
         own = rlm.act.lm or dspy.settings.lm
-        is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, and not an RLM of its own
+        is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, not a separate RLM
         self.lm = rlm.sub_lm or own if is_child else own
-        """Who takes the turns, folds them, and reads the answer from them."""
+        """The LM of turns, summaries and the extraction."""
 
     def _repl(self) -> Repl:
         rlm = self._rlm
@@ -124,7 +124,7 @@ class Run:
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media)
 
     def _environment(self, of: Factory | dspy.CodeInterpreter | None) -> Environment:
-        """Return the first message, with what an interpreter, or what makes it, says of itself."""
+        """Return the first message, with the description from an interpreter or its factory."""
         rlm = self._rlm
         awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
         calls = write_calls(self._subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
@@ -145,7 +145,7 @@ class Run:
         return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs)
 
     def open(self) -> None:
-        """Open the REPL. What only its interpreter says of itself, and not what makes it, is told as well.
+        """Open the REPL. If only the interpreter, not its factory, has a description, add it to the first message.
 
         Raises:
             dspy.CodeInterpreterError: If no interpreter can be started.
@@ -173,30 +173,30 @@ class Run:
         self.show([account, *kept])
 
     def show(self, steps: Iterable[Step]) -> None:
-        """Show the model these steps from now on, instead of those before."""
+        """Replace the steps that the model is shown."""
         self.conversation.show(steps)
         if self.ledger.bounded:
             self.budget.next_tokens = self.conversation.most_tokens()
 
     def metered(self, role: str, **how: Any) -> contextlib.AbstractContextManager[Meter]:
-        """Record the LM calls of this run in the ledger in a scope; see `metered_lm.metered`.
+        """Return a scope that records the LM calls of this run in the ledger; see `metered_lm.metered`.
 
-        A root's turns are limited by their number; those of a child are taken from the sub-calls of the tree.
+        The turns of a root are limited by number; those of a child count as sub-calls of the tree.
         """
         role = f"child.{role}" if self.depth else role
         return metered(self.ledger, role, counted=self.depth > 0, **how)
 
     def usage(self) -> RunUsage:
-        """Return what the tree has spent; a root gives up what is under way."""
+        """Return the usage of the tree; a root settles running requests as failed."""
         if not self.depth:
             self.ledger.give_up()
         return self.ledger.usage(self.budget.limit)
 
     @contextlib.contextmanager
     def in_time(self) -> Iterator[None]:
-        """Stop the code in this scope when its time is over; that of a child also with that of its parent.
+        """Stop the code in this scope at its time-out; that of a child also together with its parent's.
 
-        First nothing more is asked and sub-calls under way count as failed, so that the code can keep what it has;
+        First new sub-calls are refused and running ones fail, so that the code can keep its results;
         a moment later the code itself is interrupted.
         """
         self.stopped, budget, ledger = None, self.budget, self.ledger
@@ -219,42 +219,42 @@ class Run:
             self.ledger.close(self.stopped, self.budget)
 
     def stop_code(self) -> None:
-        """Stop the code for good. Whoever cancels the run calls it until the code has ended."""
+        """Stop the code for good. A cancelled run calls it until the code has ended."""
         self.end()
         self.repl.give_up()
         self.repl.interrupt()
 
     def end(self) -> None:
-        """Make no more calls."""
+        """Refuse further calls."""
         if not self.budget.child:
             self.ledger.close(LimitExceeded("The run has ended."))
 
     def close(self) -> None:
-        """Release what is reserved for the run, and shut its interpreter down."""
+        """Release the reservations of the run, and shut its interpreter down."""
         if self.ledger.bounded:
             self.budget.close()
         self.repl.close()
 
     def keep(self, step: Step) -> None:
-        """Record the step of a turn that has ended; the model is shown it, unless it ends the run."""
+        """Record the step of an ended turn; the model is shown it, unless it ends the run."""
         self.steps.append(step)
         if step.answer is None:
             self.conversation.trajectory = self.conversation.trajectory.add(step)
 
     def add(self, step: Step) -> None:
-        """Record a step that no turn made."""
+        """Record a step that no turn produced."""
         self.keep(step)
         emit(StepEvent(step=step))
 
     def begin_cell(self) -> None:
-        """Start the code of a turn: its calls belong to that turn from now on."""
+        """Start the code of a turn; calls belong to that turn from now on."""
         self.subcalls.begin()
         self.tool_calls.begin()
 
     def blind_submit(self, code: str) -> list[str]:
-        """Return why a SUBMIT is sent back that comes before any code named an input, once; nothing if it is not.
+        """Return, once, why a SUBMIT is refused before any code used an input; empty otherwise.
 
-        Only if the module wants that, and an input is longer than what the model was shown of it.
+        Only if the module requests it, and the model was not shown an input whole.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
         codes = [code, *(step.code for step in self.steps)]
@@ -268,19 +268,19 @@ class Run:
         ]
 
     def calls_taken(self) -> dict[str, Any]:
-        """Return the calls that the code of this turn has made so far, by the fields of `Step`."""
+        """Return the calls of this turn's code so far, by fields of `Step`."""
         calls: dict[str, Any] = {"calls": self.subcalls.taken()} if self.subcalls.log else {}
         if (tools := self.tool_calls).calls:
             calls |= {"tool_calls": tuple(tools.calls), "tool_calls_left_out": tools.left_out}
         return calls
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict for each step, as in `Prediction.trajectory`."""
+        """Return one dict per step, as in `Prediction.trajectory`."""
         return [step.model_dump() for step in self.steps]
 
     @property
     def submit_call(self) -> str:
-        """How SUBMIT is called in this run, for messages to the model."""
+        """The call of SUBMIT in this run, for messages to the model."""
         return f"SUBMIT({', '.join(f'{name}=...' for name in self.signature.output_fields)})"
 
     def outcome_so_far(self, outputs: dict[str, Any] | None = None) -> Outcome:
@@ -288,11 +288,11 @@ class Run:
         return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, tuple(self.steps))
 
     def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> dspy.Prediction:
-        """Return the prediction of a run that has ended.
+        """Return the prediction of an ended run.
 
         Args:
             stop: Why it ended.
-            answer: The output fields' values by name; one that is left out is None.
+            answer: The values of the output fields by name; missing ones are None.
             final_reasoning: The model's last words.
         """
         self.stop, self.final_reasoning = stop, final_reasoning
@@ -304,7 +304,7 @@ class Run:
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
         }
-        # By keyword, an output named `base` would be lost. An output of the name of a report takes its place.
+        # Not by keyword: an output named `base` would be lost. Outputs take precedence over the other fields.
         return dspy.Prediction({**outputs, **report, **outputs})
 
 
@@ -327,7 +327,7 @@ def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[Unit[RunEvent]
 
 
 def _sub_lm_of(rlm: Program) -> Any:
-    """Return the LM of what code asks that has none of its own; None for the one in force, if there is one."""
+    """Return the LM of sub-calls without their own; None for the configured one, if any."""
     if rlm.sub_lm is not None or dspy.settings.lm is not None:
         return rlm.sub_lm
     return rlm.query.lm or rlm.act.lm

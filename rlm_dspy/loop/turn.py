@@ -71,7 +71,9 @@ class Turn(dspy.Module):
             step = await self._run_code(port, reply.reasoning, reply.code)
         else:
             step = no_code(reply, run.submit_call)
-        is_answer = step.kind == "submitted"  # then no model is shown the output, nor is anything kept for a turn
+        is_answer = (
+            step.kind == "submitted"
+        )  # the run ends: no model is shown the output, and nothing is reserved for a turn
         most = run.limits.max_output_chars if is_answer else run.conversation.output_chars
         output = clip(sendable(step.output), most)
         if reply.code and reply.cut:
@@ -85,7 +87,7 @@ class Turn(dspy.Module):
             "started": started - run.ledger.started,
         }
         if run.watch:
-            # What SUBMIT echoes is no output: it would pass for the input that it repeats.
+            # The echo of SUBMIT is not output: it would count as the input that it repeats.
             told |= {"read": run.watch.read(reply.code), "shown": () if is_answer else run.watch.shown(output)}
         step = step.model_copy(update=told)
         if is_answer:
@@ -94,7 +96,7 @@ class Turn(dspy.Module):
         return run.budget.ended(step, advice_for(step, run.submit_call))
 
     async def _write(self, port: Port) -> Reply:
-        """Return the model's reply; of one that cannot be read, what there was of it."""
+        """Return the model's reply; if it cannot be parsed, the received part."""
         run, started, budget = self._run, time.monotonic(), self._run.budget
         meter = None
         try:
@@ -102,7 +104,7 @@ class Turn(dspy.Module):
             with scope as meter, budget.in_time():
                 action = await port.predict(self._act, budget.seconds_for_reply(), **run.conversation.inputs)
         except dspy.AdapterParseError as error:
-            empty = error.adapter_name == ReplAdapter.__name__  # it reads any text; DSPy refuses one that has none
+            empty = error.adapter_name == ReplAdapter.__name__  # it parses any text; DSPy rejects an empty one
             said = Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
             return _reply_apart(meter) or said
         except ReplyCut as error:

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 _DEMO_OUTPUT_CHARS = 600
-"""Of each output that a demo shows."""
+"""Maximum characters of each output in a demo."""
 _DEMO_ENVIRONMENT_CHARS = 800
 _LABEL_CHARS = 160
-"""Of each field of a labeled example."""
-_NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # what DSPy puts beside an example's fields
+"""Maximum characters of each field in a labeled example."""
+_NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
 class ReplAdapter(dspy.Adapter):
     """Formats turns as a conversation with a REPL, and parses any reply.
 
-    System: the instructions, and what the environments of the run and of all demos say alike. Then each demo as a
+    System: the instructions, and the parts that the environments of run and demos share. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
-    (assistant) and what came out (user). Nothing that was sent is ever changed later, so a provider's
-    prompt cache hits. A demo of a task with other names for its fields is told in this one's (`renamed`). A demo
-    that is a labeled example (the task's inputs and right outputs, no turns) is a line behind the instructions.
+    (assistant) and its output (user). Sent messages never change later, so a provider's
+    prompt cache hits. A demo of a task with other field names is renamed to this task's (`renamed`). A demo
+    that is a labeled example (inputs and correct outputs of the task, no turns) is a line after the instructions.
     """
 
     def format(
@@ -63,7 +63,7 @@ class ReplAdapter(dspy.Adapter):
         return {"reasoning": reply.reasoning, "code": reply.code}
 
     def _labeled(self, demos: list[dict[str, Any]]) -> str:
-        """Return the labeled examples among the demos, a line each; empty if there are none."""
+        """Return the labeled examples among the demos, one line each; empty if there are none."""
         lines = []
         for demo in demos:
             if _is_labeled(demo):
@@ -87,7 +87,7 @@ class ReplAdapter(dspy.Adapter):
         complete = [
             demo
             for demo in demos
-            # An optimizer (SIMBA) may have cut a long trajectory to a piece of text.
+            # An optimizer (SIMBA) may have truncated a long trajectory to text.
             if demo.get("environment") and demo.get("code") and not isinstance(demo.get("trajectory", ""), str)
         ]
         written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
@@ -115,7 +115,7 @@ class Act(dspy.Predict):
             return await super().aforward(**inputs)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """Return the state; of labeled examples as much as is shown, not the long texts they may hold."""
+        """Return the state; labeled examples only as far as they are shown, without long texts."""
         state: dict[str, Any] = super().dump_state(json_mode)
         for demo in filter(_is_labeled, state["demos"]):
             demo.update({name: cut(value, _LABEL_CHARS) for name, value in demo.items() if isinstance(value, str)})
@@ -127,7 +127,7 @@ def messages_of(
 ) -> list[Message]:
     """Return the messages of a turn, with the predictor's own demos or with others.
 
-    A predictor that has taken the place of `Act` may write them in another form, of about the same length.
+    A predictor that replaces `Act` may format them differently, in about the same length.
     """
     inputs = {"environment": environment, "trajectory": trajectory}
     return _ADAPTER.format(act.signature, act.demos if demos is None else demos, inputs)
@@ -139,7 +139,7 @@ _callers_adapter: ContextVar[dspy.Adapter | None] = ContextVar("_callers_adapter
 
 @contextlib.contextmanager
 def _speaking() -> Iterator[None]:
-    """Use the adapter of turns in this scope, and remember the one that was in force."""
+    """Use the adapter of turns in this scope, and remember the previous one."""
     token = _callers_adapter.set(dspy.settings.adapter)
     try:
         with dspy.context(adapter=_ADAPTER):
@@ -149,10 +149,10 @@ def _speaking() -> Iterator[None]:
 
 
 def _advice_of_refine(signature: type[dspy.Signature]) -> str:
-    """Return what `dspy.Refine` advises the predictor of a signature, or nothing.
+    """Return the advice of `dspy.Refine` to the predictor of a signature; empty without one.
 
-    Refine hands its advice over in an adapter of its own, made for each attempt, which a predictor with an
-    adapter of its own never calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
+    Refine passes its advice in an adapter made for each attempt, which a predictor with its own adapter never
+    calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
     """
     call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
     names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
@@ -166,7 +166,7 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
 def _conversation(environment: str, steps: list[Step]) -> list[Message]:
     messages = [{"role": "user", "content": environment}]
     for step in steps:
-        if step.kind == "folded":  # what was before it is in its account
+        if step.kind == "folded":  # its summary covers the turns before it
             messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
             continue
         messages.append(_assistant(step.reasoning, step.code))
@@ -179,25 +179,25 @@ def _assistant(reasoning: str, code: str) -> Message:
 
 
 def written_reply(reasoning: str, code: str) -> str:
-    """Return a turn as the model writes it: its words, then one fenced block."""
+    """Format a turn like a reply of the model: its text, then one fenced block."""
     block = f"```python\n{code}\n```" if code else ""
     return "\n".join(part for part in (reasoning, block) if part) or "(nothing)"
 
 
 def _steps(trajectory: Trajectory | Mapping[str, Any]) -> list[Step]:
-    """Return the steps of a trajectory, also of one that was saved and loaded and so is plain data."""
+    """Return the steps of a trajectory or of its plain data from a saved program."""
     if not isinstance(trajectory, Trajectory):
         trajectory = Trajectory.model_validate(trajectory or {})
     return list(trajectory.steps)
 
 
 def _without(said_once: list[str], parts: list[str]) -> str:
-    """Return the parts of an environment that are not said elsewhere, as text."""
+    """Return the parts of an environment that are not shown elsewhere, as text."""
     return "\n\n".join(part for part in parts if part not in said_once)
 
 
 def _is_labeled(demo: Mapping[str, Any]) -> bool:
-    """Whether a demo is an example of the task and not of a turn."""
+    """Whether a demo is an example of the task, not of a turn."""
     return "environment" not in demo and "trajectory" not in demo
 
 

@@ -20,7 +20,7 @@ _QUOTED_NAME = re.compile(r"(?<=`)\w+(?=`)")
 
 @dataclass(frozen=True)
 class _Names:
-    """New names by old ones: of inputs, which are variables, and of outputs, which `SUBMIT` takes."""
+    """New names by old ones: of inputs (variables) and of outputs (arguments of `SUBMIT`)."""
 
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -30,15 +30,15 @@ class _Names:
 
 
 def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
-    """Return a demo of `act` in the names of the task whose environment is given.
+    """Rename the fields of an `act` demo to those of another environment.
 
     Its inputs are matched by name, else by type, long texts with long ones if there are, in order; its outputs
-    likewise. Where a field finds no match, or its new name means something else in the demo's code, the demo stays
-    as it was.
+    likewise. If a field has no match, or its new name has another meaning in the demo's code, the demo is
+    unchanged.
 
     Args:
         demo: `environment`, `trajectory`, `reasoning`, `code`.
-        here: The environment of the run that the demo is shown in.
+        here: The environment of the run.
     """
     environment = Environment.of(demo["environment"])
     names = _names(environment, here)
@@ -50,16 +50,16 @@ def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
             step.model_copy(update={"code": _code_renamed(step.code, names)}) for step in trajectory.steps
         )
         code = _code_renamed(str(demo.get("code") or ""), names)
-    except (ValueError, SyntaxError, tokenize.TokenError):  # no Python, or a name that is taken
+    except (ValueError, SyntaxError, tokenize.TokenError):  # not Python, or a name that is taken
         return demo
     told = _environment_renamed(environment, names)
     return {**demo, "environment": told, "trajectory": Trajectory(steps=steps), "code": code}
 
 
 def under(environment: Environment, here: Environment) -> Environment:
-    """Return a demo's environment with the functions and the runtime of the run that it is shown in.
+    """Return a demo's environment with the functions and the runtime of the run.
 
-    They are what the demo would be told there, and stand once in the system message then, as what all share.
+    So these parts are equal in all demos and appear only once, in the system message.
 
     Args:
         environment: Of the demo.
@@ -77,7 +77,7 @@ def _names(demo: Environment, run: Environment) -> _Names:
 
 
 def _matched(old: dict[str, _Kind], new: dict[str, _Kind]) -> dict[str, str]:
-    """Return the new name of each old one; nothing if one has none. Long texts take long ones if there are."""
+    """Return the new name of each old one; empty if one has no match. Long texts match long texts first."""
     names = {name: name for name in old if name in new}
     for name, kind in old.items():
         if name not in names:
@@ -106,8 +106,8 @@ def _code_renamed(code: str, names: _Names) -> str:
     """Return code with the variables and the arguments of `SUBMIT` renamed, in f-strings too.
 
     Raises:
-        ValueError: If a new name means something else in the code.
-        SyntaxError, tokenize.TokenError: If it is no Python.
+        ValueError: If a new name has another meaning in the code.
+        SyntaxError, tokenize.TokenError: If it is not Python.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
     taken = {token.string for token in tokens if token.type == tokenize.NAME}
@@ -117,7 +117,7 @@ def _code_renamed(code: str, names: _Names) -> str:
     if own := parameters & names.inputs.keys():
         raise ValueError(f"{', '.join(own)}: parameters of functions of the code's own")
     lines = code.splitlines(keepends=True)
-    calls: list[str] = []  # what each open bracket belongs to
+    calls: list[str] = []  # the owner of each open bracket
     edits: list[tuple[tuple[int, int], tuple[int, int], str]] = []
     for at, token in enumerate(tokens):
         before = tokens[at - 1].string if at else ""

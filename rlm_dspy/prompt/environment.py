@@ -1,6 +1,6 @@
 """Writes the first message of a run: task, variables, functions and how to answer.
 
-All that the protocol needs stands here and not in the instructions, which an optimizer may rewrite.
+The whole protocol is here and not in the instructions, which an optimizer may rewrite.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_environment(
         inputs: The input values by name; long ones are described, not shown.
         tools: The user's tools by name.
         limits: What the run may spend.
-        runtime: What the interpreter says of itself; may be empty.
+        runtime: The description from the interpreter; may be empty.
         calls: Lines about the functions that call models; see `write_calls`.
     """
     notes, outputs = _fields_of(signature)  # type: ignore[arg-type]  # its metaclass has a hash

@@ -28,14 +28,14 @@ _CONTAINERS = (list, dict, set, frozenset, tuple)
 
 
 def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, Any], list[str]]:
-    """Parse the outputs of a signature from a reply that follows no adapter's format.
+    """Parse the outputs of a signature from a reply without an adapter's format.
 
     In this order: a JSON object with the fields; headings with their names (`**answer**: 42`, `## Answer`); and if
-    one field alone is needed, the whole reply as its value. Code that calls `SUBMIT` is read as nothing else: the
-    values that it submits, if they are written out (`SUBMIT(answer="42")`).
+    only one field is required, the whole reply as its value. Code that calls `SUBMIT` counts only for its
+    literal arguments (`SUBMIT(answer="42")`).
 
     Returns:
-        The values by field name, and what is wrong: empty if all is there, as `read_answer` gives them.
+        The values by field name, and the problems, as from `read_answer`; empty if there are none.
     """
     if fenced := _FENCED.fullmatch(text):
         text = fenced["inside"]
@@ -48,10 +48,10 @@ def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, An
 
 
 def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what `read_answer` makes of the fields that an adapter found.
+    """Return the result of `read_answer` for the fields that an adapter parsed.
 
-    A model that was asked for fields may go on in the REPL: code in a field that calls `SUBMIT` stands for all
-    fields, and is never taken for the answer.
+    A model may continue as in the REPL: code in a field that calls `SUBMIT` gives all fields, and is never
+    the answer itself.
     """
     calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
     call = next(filter(None, calls), None)
@@ -59,11 +59,11 @@ def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tu
 
 
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
-    """Return the outputs from the last reply that has them in free form; empty if none does.
+    """Return the outputs of the last reply that has them in free form; empty if none has.
 
     Args:
-        signature: Whose outputs they are.
-        replies: What an LM returned for each request, whole.
+        signature: The signature of the outputs.
+        replies: The whole outputs of the LM for each request.
     """
     for outputs in reversed(replies):
         text = split_thinking(text_of(outputs), fields=signature.output_fields)[1]
@@ -93,7 +93,7 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
 
 
 def _submit_in(text: str) -> ast.Call | None:
-    """Return the first call of `SUBMIT` in the code of a reply, if it has one."""
+    """Return the first call of `SUBMIT` in the code of a reply, if any."""
     with contextlib.suppress(SyntaxError, ValueError, *TOO_DEEP):
         for node in ast.walk(tree_of(read_reply(text).code)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SUBMIT":
@@ -102,7 +102,7 @@ def _submit_in(text: str) -> ast.Call | None:
 
 
 def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
-    """Return what a call of `SUBMIT` gives, by output field; nothing if that is more than literals."""
+    """Return the arguments of a `SUBMIT` call by output field; empty if they are not all literals."""
     with contextlib.suppress(ValueError, TypeError, *TOO_DEEP):
         args = tuple(ast.literal_eval(value) for value in call.args)
         kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
@@ -112,7 +112,7 @@ def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
 
 
 def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:
-    """Return what stands behind each heading that names a field; of two with one name, behind the first."""
+    """Return the text after each heading that names a field; the first one if repeated."""
     names = "|".join("[ _-]".join(map(re.escape, name.split())) for name in by_name)
     with_colon = rf"(?:[>#*_`-][>#*_` \t-]*)?(?P<name>{names})[*_`]*[ \t]*[:=]"
     alone = rf"(?:#+[ \t]*[*_]*|\*\*|__)(?P<title>{names})[*_]*[ \t]*$"

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Prompt(str):
-    """A prompt with images, sounds or files in it. As a str it has their names in their places.
+    """A prompt with images, sounds or files. As a str it contains their names instead.
 
     Attributes:
         parts: The texts, and the images, sounds and files, in order.
 
     Raises:
-        ValueError: If a part is something else.
+        ValueError: If a part has another type.
     """
 
     __slots__ = ("parts",)
     parts: list[Any]
 
     def __new__(cls, parts: list[Any], media: Media) -> Self:
-        """Put the parts together."""
+        """Join the parts."""
         if other := [type(part).__name__ for part in parts if not isinstance(part, (str, *MEDIA))]:
             raise ValueError(f"a prompt consists of texts, images, sounds and files, not {', '.join(other)}")
         shown = [part if isinstance(part, str) else f"<{type(part).__name__} {media.key(part)}>" for part in parts]

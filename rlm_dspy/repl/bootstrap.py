@@ -9,7 +9,7 @@ from pathlib import Path
 from rlm_dspy.interpreters.worker import encoder
 
 HOST_TOOL = "_rlm_call"
-"""The one host function that it reaches the host by."""
+"""The name of the only host function that it calls."""
 _FILE = "<functions>"
 _HERE = Path(__file__).parent / "in_repl"
 _SOURCES = (
@@ -35,7 +35,7 @@ del _rlm_run, _rlm_functions, _rlm_given
 """
 """Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out."""
 BEGIN = "_rlm_begin()"
-"""Run once the inputs are bound."""
+"""Run after the inputs are bound."""
 SHOW_NOTES = "_rlm_show_notes()"
 """Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.worker.cell.HOOK`."""
 

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 TOO_DEEP = (ValueError, RecursionError, MemoryError)
-"""What the parsers that DSPy reads a value with raise for thousands of open brackets, beside their own errors."""
+"""What DSPy's parsers raise for thousands of open brackets, besides their own errors."""
 _MOST_REPAIRED_CHARS = 4_000
 """A longer text must be valid JSON."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 _TOLD_PROBLEMS = 1_000
-"""With more problems in one value, none is told: pydantic lists all or none, each in 1 KB."""
+"""With more problems in one value, none is listed: pydantic lists all or none, 1 KB each."""
 
 
 def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[str, Any], list[str]]:
     """Convert submitted values to the output fields of a signature.
 
     A field may be left out if it has a default or allows None. Strings are read leniently into other types
-    (`"42"` as int, `"2025-03-14"` as date, a JSON list as list); objects of the REPL's own classes by their
-    fields.
+    (`"42"` as int, `"2025-03-14"` as date, a JSON list as list), and objects of the REPL's own classes by
+    their fields.
 
     Args:
         signature: The user's `dspy.Signature` class.
-        submitted: The values by field name; if there is one output field, also the bare value.
+        submitted: The values by field name; for a single output field also the bare value.
 
     Returns:
-        The values by field name, and what is wrong: one sentence a field, empty if all fit.
+        The values by field name, and the problems: one sentence per field, empty if all fit.
     """
     fields = signature.output_fields
     if not isinstance(submitted, dict) or (len(fields) == 1 and not set(submitted) & set(fields)):
@@ -80,10 +80,10 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
     """Convert one value to a type, with the constraints and validators of an `Annotated` one.
 
     Raises:
-        ValueError: If it does not fit; the message says what is needed and what was given.
+        ValueError: If it does not fit; the message names the expected type and the value.
     """
     if get_origin(annotation) is Annotated:
-        with contextlib.suppress(ValueError):  # as it is, for validators that come before the type
+        with contextlib.suppress(ValueError):  # unchanged, for validators that run before the type
             return _checked(value, annotation)
         return _checked(read_value(value, get_args(annotation)[0]), annotation)
     if annotation is str:
@@ -106,7 +106,7 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
 
 
 def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Read a value as DSPy does: it repairs broken JSON, in a time that grows with the square of its length."""
+    """Parse a value as DSPy does, which repairs broken JSON in quadratic time."""
     if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
         return TypeAdapter(annotation).validate_json(value)
     return parse_value(value, annotation)
@@ -117,13 +117,13 @@ def _checked(value: Any, annotation: TypeForm[Any]) -> Any:
         return TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True)
     except ValidationError as error:
         reasons = "; ".join(_reasons(error))
-    except Exception as error:  # noqa: BLE001 (a validator is the caller's: what fails in it refuses the value)
+    except Exception as error:  # noqa: BLE001 (the caller's validator: any error refuses the value)
         reasons = f"{type(error).__name__}: {error}"
     raise ValueError(f"{reasons}; got {_shown(value)}")
 
 
 def _read_str(value: Any) -> str:
-    """Take a str, or a number's text. A container is no answer in words, and None is none at all."""
+    """Return a str, or a number as text; refuse containers and None."""
     if isinstance(value, enum.Enum) and isinstance(value.value, str):
         return value.value
     if isinstance(value, str):
@@ -135,7 +135,7 @@ def _read_str(value: Any) -> str:
 
 def _as_plain(value: Any) -> Any:
     """Return the value as JSON-like data: models, dataclasses and arrays of the REPL's own classes by fields."""
-    if hasattr(value, "tolist"):  # numpy and pandas, which are not imported for this
+    if hasattr(value, "tolist"):  # numpy and pandas, without importing them
         return value.tolist()
     if hasattr(value, "to_dict"):
         return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
@@ -143,7 +143,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def _by_names(value: Any) -> Any:
-    """Return lists and dicts with dicts in the place of the namedtuples in them."""
+    """Replace namedtuples in lists and dicts by dicts."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -160,7 +160,7 @@ def _shown(value: Any) -> str:
 
 
 def _details(error: Exception) -> str:
-    """Return what pydantic says of the parts, one by one, and which members an enum has."""
+    """Return pydantic's messages for the parts, and the members of an enum."""
     if not isinstance(error, ValidationError) or error.error_count() > _TOLD_PROBLEMS:
         return ""
     parts = _reasons(error, [part for part in error.errors() if part["loc"] or part["type"] == "enum"])
@@ -168,7 +168,7 @@ def _details(error: Exception) -> str:
 
 
 def _reasons(error: ValidationError, parts: list[ErrorDetails] | None = None) -> list[str]:
-    """Return what pydantic says of the first parts of a value that do not fit."""
+    """Return pydantic's messages for the first invalid parts of a value."""
     if error.error_count() > _TOLD_PROBLEMS:
         return [f"{error.error_count():,} values are invalid"]
     return [

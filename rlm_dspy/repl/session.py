@@ -32,8 +32,8 @@ class Outcome:
     """The result of a code block.
 
     Attributes:
-        kind: `output`, `error`, `submitted` (not yet read into types) or `interpreter_lost`.
-        output: What was printed and shown, or what went wrong.
+        kind: `output`, `error`, `submitted` (values not converted yet) or `interpreter_lost`.
+        output: The printed and shown output, or the error.
         submitted: The values of SUBMIT, if it was called.
     """
 
@@ -47,13 +47,13 @@ class Repl:
     """The interpreter of one run.
 
     Attributes:
-        factory: Makes a fresh interpreter; called again if one dies.
-        tools: Host functions by the name that code calls them by.
-        inputs: The run's inputs by name; bound once, so what the code changes stays changed.
-        signature: The user's signature; gives SUBMIT its fields.
-        known: What the functions of the REPL know of this run; see `_rlm_given` in `in_repl/functions.py`.
-        media: Where images, sounds and files are kept that the REPL has by name.
-        interpreter: What runs the code now; None before `open` and after `close`.
+        factory: Returns a new interpreter; called again if one dies.
+        tools: Host functions by their name in code.
+        inputs: The run's inputs by name; bound once, so changes by the code persist.
+        signature: The user's signature, for the fields of SUBMIT.
+        known: The facts for the functions of the REPL; see `_rlm_given` in `in_repl/functions.py`.
+        media: The images, sounds and files that the REPL has by name.
+        interpreter: The current interpreter; None before `open` and after `close`.
     """
 
     factory: Callable[[], dspy.CodeInterpreter]
@@ -85,7 +85,7 @@ class Repl:
         interpreter.tools.update(self._across(interpreter))
         if isinstance(interpreter, PythonInterpreter):
             interpreter.stand_in = self._stand_in
-        if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; RLM upstream asks the same
+        if hasattr(interpreter, "output_fields"):  # optional in DSPy's protocol; `dspy.RLM` checks it too
             interpreter.output_fields = output_fields(self.signature)
         try:
             interpreter.start()
@@ -94,18 +94,18 @@ class Repl:
             if self._kept:
                 interpreter.execute(f"{SETUP}pass", variables=self._kept)
         finally:
-            if self._closed:  # a cancelled run closes while another thread still opens
+            if self._closed:  # a cancelled run may close it while another thread opens it
                 interpreter.shutdown()
 
     def _stand_in(self, value: Any) -> tuple[Any, ...] | None:
-        """Return how the REPL makes what stands there for an object of the host's own classes."""
+        """Return how the REPL builds the stand-in for an object of the host's classes."""
         if isinstance(value, Text):
             return ("_rlm_restore", str(value))
         found = described(value, self.media)
         return found and (MAKE, *found)
 
     def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:
-        """Return the tools as this interpreter calls them."""
+        """Wrap the tools for this interpreter."""
         if getattr(interpreter, "in_host", False):
             return self.tools
         plain = not isinstance(interpreter, TakesObjects)
@@ -113,7 +113,7 @@ class Repl:
         return {**self.tools, **{name: across(tool, self.media, plain=plain) for name, tool in own.items()}}
 
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
-        """Return what is executed before the first turn: functions, DSPy's own input types, other inputs."""
+        """Return the code that runs before the first turn: functions, DSPy's input types, other inputs."""
         takes_objects = isinstance(interpreter, TakesObjects)
         serialized, variables = [], {}
         for name, value in self.inputs.items():
@@ -127,10 +127,10 @@ class Repl:
         return [(SETUP + code, values) for code, values in steps]
 
     def _bound(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
-        """Return an input as an interpreter takes it: one of others as JSON-like data, with marks.
+        """Convert an input for the interpreter; for foreign ones to JSON-like data with marks.
 
         Raises:
-            TypeError: If it has no such form. Raised before any model call was paid.
+            TypeError: If that is not possible. Raised before any paid model call.
         """
         if isinstance(interpreter, TakesObjects):
             return value if isinstance(value, Text) and value.path and interpreter.takes_text else plain(value)
@@ -149,9 +149,9 @@ class Repl:
         return self.interpreter
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread: it ends with an error. Without a cell, do nothing.
+        """Stop the running cell, from any thread; it ends with an error. Do nothing without a cell.
 
-        An interpreter that cannot stop a cell is shut down; a fresh one takes its place.
+        An interpreter that cannot stop a cell is shut down and replaced.
         """
         if not self._running:
             return
@@ -159,13 +159,13 @@ class Repl:
         if callable(stop):
             stop()
         else:
-            with contextlib.suppress(Exception):  # its other thread may be writing to the worker that is shut down
+            with contextlib.suppress(Exception):  # its other thread may be writing to the worker
                 self._shut_down()
 
     def keep(self, name: str, value: Any) -> str:
         """Bind a variable now and in every replacement of this interpreter; return its name.
 
-        It is another name if an input or a function has that one.
+        The name differs if an input or a function already has it.
         """
         while name in self.inputs or name in self.tools:
             name += "_"
@@ -191,11 +191,11 @@ class Repl:
     def execute(self, code: str) -> Outcome:
         """Run a block of the model's code.
 
-        What the model can repair is an outcome, not an error. So is the death of the interpreter: a fresh one
-        takes its place.
+        What the model can fix is an outcome, not an exception. So is the death of the interpreter, which is
+        replaced.
 
         Raises:
-            dspy.CodeInterpreterError: If the interpreter died and no other can be started.
+            dspy.CodeInterpreterError: If the interpreter died and cannot be replaced.
         """
         outcome = self._execute(code)
         if outcome.kind == "interpreter_lost" or getattr(self.interpreter, "calls_hook", False):
@@ -204,8 +204,8 @@ class Repl:
         return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
 
     def _notes(self) -> str:
-        """Have the functions of the REPL bound again; return what to tell of names that the cell has changed."""
-        with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone by now; the next cell will tell
+        """Rebind the functions of the REPL; return notes on names that the cell changed."""
+        with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone; the next cell will report it
             if self.interpreter is not None:
                 return str(self.interpreter.execute(SETUP + bootstrap.SHOW_NOTES, variables={}) or "")
         return ""
@@ -221,7 +221,7 @@ class Repl:
         except dspy.CodeExecutionError as error:
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:
-            self._running = False  # the fresh one is not what `interrupt` is for
+            self._running = False  # `interrupt` must not stop the new one
             return self._replace(error)
         finally:
             self._running = False

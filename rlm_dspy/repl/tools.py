@@ -36,7 +36,7 @@ RESERVED = frozenset(
         *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
     }
 )
-"""Names in the REPL that no input and no tool may take."""
+"""Reserved names in the REPL, for inputs and tools."""
 
 
 SETTINGS = frozenset(
@@ -45,11 +45,11 @@ SETTINGS = frozenset(
         *("max_iters", "interpreter_factory", "self", "instance"),
     }
 )
-"""What modules take by keyword beside their inputs. Code in the REPL gives inputs only: none has such a name."""
+"""Keyword settings of modules besides inputs. No input may have such a name, as code gives only inputs."""
 
 T = TypeVar("T")
 _MOST_CALLS = 100
-"""Of one turn; further ones are only counted."""
+"""Recorded per turn; further ones are only counted."""
 _ARGUMENT_CHARS = 300
 _RESULT_CHARS = 600
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -65,11 +65,11 @@ def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool
     """Validate the tools and return them by name.
 
     Args:
-        tools: A list, or what this function has returned.
+        tools: A list, or a result of this function.
 
     Raises:
-        TypeError: If it is another dict, or holds something that cannot be called.
-        ValueError: If two have one name, or a name is no identifier or taken.
+        TypeError: If it is another dict, or contains something that is not callable.
+        ValueError: If a name is duplicate, not an identifier, or reserved.
     """
     if isinstance(tools, dict):
         if all(isinstance(tool, dspy.Tool) and tool.name == name for name, tool in tools.items()):
@@ -99,7 +99,7 @@ def _tool(given: Callable[..., Any]) -> dspy.Tool:
     """Return a tool.
 
     Raises:
-        ValueError: If it does not say what arguments it takes, as some built-in functions do not.
+        ValueError: If its signature cannot be inspected, as of some built-in functions.
     """
     try:
         tool = given if isinstance(given, dspy.Tool) else dspy.Tool(given)
@@ -112,7 +112,7 @@ def _tool(given: Callable[..., Any]) -> dspy.Tool:
 
 
 def _with_named_arguments(tool: dspy.Tool) -> dspy.Tool:
-    """Return the tool, with `tool.args` as the arguments of a function that names none, as MCP's tools do."""
+    """Return the tool; a function without named parameters (as of MCP tools) gets those of `tool.args`."""
     own = inspect.signature(tool.func)
     names_some = {parameter.kind for parameter in own.parameters.values()} - _GENERIC
     described = tool.has_kwargs and not own.parameters.keys() & tool.args.keys()
@@ -132,7 +132,7 @@ def _with_named_arguments(tool: dspy.Tool) -> dspy.Tool:
 
 
 def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
-    """Return the parameters that `tool.args` describes: behind one that may be left out, all are keyword-only."""
+    """Return the parameters in `tool.args`; after an optional one, all are keyword-only."""
     optional, parameters = False, []
     for name, schema in tool.args.items():
         kind = inspect.Parameter.KEYWORD_ONLY if optional else inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -147,7 +147,7 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If it cannot be read, or has no output.
+        ValueError: If it cannot be parsed, or has no output.
     """
     if not isinstance(signature, str) and not (
         isinstance(signature, type) and issubclass(signature, dspy.Signature)
@@ -175,14 +175,14 @@ class AsyncTools:
     """Lets code call the async tools of a tree of runs like sync ones.
 
     Attributes:
-        error: Says that a tool waited for an event loop that the run blocks, if one did. Code may have caught it,
-            but only the caller can do something about it.
+        error: Set if a tool waited for an event loop that the run blocks. Code may have caught it, but only the
+            caller can fix it.
     """
 
     error: EventLoopBlocked | None = None
 
     def blocking(self, tool: dspy.Tool) -> dspy.Tool:
-        """Return a tool that blocks until what it returns was awaited, if it can be."""
+        """Return a tool that blocks until its awaitable result is available."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             returned = tool.func(*args, **kwargs)
@@ -202,7 +202,7 @@ class ToolCalls:
 
     Attributes:
         began: When the root run began, by `time.monotonic`.
-        calls: Those of the turn so far.
+        calls: The calls of the turn so far.
         left_out: How many further tool calls there were.
     """
 
@@ -212,19 +212,19 @@ class ToolCalls:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
-        """Begin a turn: `calls` holds what is called from now on."""
+        """Begin a turn with empty `calls`."""
         with self._lock:
             self.calls, self.left_out = [], 0
 
     def record(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], function: Callable[[], T]
     ) -> T | None:
-        """Make a call and record what it is given, and what it returns or raises.
+        """Make a call and record its arguments and its result or error.
 
         Args:
             name: The tool.
-            args: Its arguments without a name.
-            kwargs: Its other arguments.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
             function: Makes the call.
         """
         result, started, error_type = None, time.monotonic(), ""
@@ -256,7 +256,7 @@ class ToolCalls:
 
 
 def _written(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return arguments as code writes them, cut."""
+    """Format arguments as in code, truncated."""
     parts = [*map(_argument, args), *(f"{name}={_argument(value)}" for name, value in kwargs.items())]
     return clip(", ".join(parts), 2 * _ARGUMENT_CHARS)
 
@@ -272,7 +272,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
     Args:
         tool: The tool.
         async_tools: Awaits it if it is async.
-        calls: Notes its calls.
+        calls: Records its calls.
     """
     own = inspect.signature(tool.func)
     names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
@@ -288,7 +288,7 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
     def invoke(*args: Any, **kwargs: Any) -> Any:
         def call() -> Any:
             with _told_safely(tool.name):
-                # dspy.Tool hands arguments over by name only
+                # dspy.Tool passes arguments by name only
                 return blocking.func(*args, **kwargs) if by_position else blocking(**by_name(args, kwargs))
 
         return calls.record(tool.name, args, kwargs, call)
@@ -300,10 +300,10 @@ def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) ->
 
 
 def _constrained(tool: dspy.Tool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with the constraints of an `Annotated[int, Field(ge=1)]` applied; DSPy drops these.
+    """Apply the constraints of an `Annotated[int, Field(ge=1)]` to arguments; DSPy ignores them.
 
     Raises:
-        ValueError: If one does not fit; the message names it and what is needed.
+        ValueError: If one does not fit; the message names it and the constraint.
     """
     try:
         parameters = inspect.signature(tool.func, eval_str=True).parameters
@@ -321,10 +321,10 @@ def _constrained(tool: dspy.Tool, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _told_safely(name: str) -> Iterator[None]:
-    """Let what a tool raises reach the code without secrets of the host."""
+    """Redact the host's secrets in an exception that a tool raises."""
     try:
         yield
-    except SystemExit as error:  # of a tool made from a command line; it must not end the caller's program
+    except SystemExit as error:  # raised by a command-line tool; it must not end the caller's program
         raise RuntimeError(f"{name} exited with {error.code!r}") from error
     except Exception as error:
         if (safe := safe_error(error, dspy.settings.lm)) is error:
@@ -333,11 +333,11 @@ def _told_safely(name: str) -> Iterator[None]:
 
 
 class GuardedTool(dspy.Tool):
-    """A tool as ReAct gets it: what it raises comes back as type and message, without traceback and secrets."""
+    """A tool for ReAct: it returns an error as type and message, without traceback and secrets."""
 
     @classmethod
     def of(cls, tool: dspy.Tool) -> GuardedTool:
-        """Return a tool, guarded; its defaults are shown without secrets, too."""
+        """Return the guarded tool; its defaults are shown without secrets."""
         args = {name: _shown_schema(schema) for name, schema in (tool.args or {}).items()}
         return cls(tool.func, tool.name, tool.desc, args, tool.arg_types, tool.arg_desc)
 
@@ -345,7 +345,7 @@ class GuardedTool(dspy.Tool):
         """Call it."""
         try:
             return without_media_marks(super().__call__(**_constrained(self, kwargs)))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would tell of it with its traceback)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would show the traceback)
             return self._told(error)
 
     async def acall(self, **kwargs: Any) -> Any:
@@ -360,7 +360,7 @@ class GuardedTool(dspy.Tool):
 
 
 def _shown_schema(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the JSON schema of an argument without a default that no model may be shown."""
+    """Return the JSON schema of an argument without a secret default."""
     shown = shown_default(schema.get("default"))
     return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else dict(schema)
 

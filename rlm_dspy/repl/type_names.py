@@ -54,11 +54,11 @@ _PHRASES = {
     "pattern": "pattern",
     "allow_inf_nan": "allow 'inf', '-inf', 'nan' values",
 }
-"""What holds for values, in DSPy's words."""
+"""Constraints in DSPy's words."""
 
 
 def description_of(name: str, field: FieldInfo) -> str:
-    """Return the user's `desc` of a field; empty for what DSPy fills in where there is none."""
+    """Return the user's `desc` of a field; empty for DSPy's placeholder."""
     extra = field.json_schema_extra
     desc = str(extra.get("desc") or "") if isinstance(extra, dict) else ""
     return "" if desc == f"${{{name}}}" else desc
@@ -71,13 +71,13 @@ def constraints_of(field: FieldInfo) -> str:
 
 
 def type_name(annotation: TypeForm[Any]) -> str:
-    """Return a type's name; of a class with fields or an enum also what it consists of."""
+    """Return a type's name; for enums and classes with fields also their members or fields."""
     name, parts = name_of(annotation), consists_of([annotation])
     return f"{name} ({parts})" if parts else name
 
 
 def shown_default(value: Any) -> str:
-    """Format a default for a model: plain values without secrets; `...` for an object of the host."""
+    """Format a default for a model: plain values without secrets; `...` for a host object."""
     if isinstance(value, enum.Enum):
         return str(value)
     text = without_credentials(repr(value)) if _is_plain(value) else "..."
@@ -93,7 +93,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Shown(str):
-    """Stands in a signature for a default."""
+    """Represents a default in a signature."""
 
     __slots__ = ()
     __repr__ = str.__str__
@@ -113,7 +113,7 @@ def consists_of(annotations: Iterable[TypeForm[Any]], kind: str = "dict") -> str
 
     Args:
         annotations: The types.
-        kind: What code has, or gives, in place of an instance.
+        kind: What code uses instead of an instance.
     """
     seen: set[type] = set()
     return "; ".join(_told(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
@@ -136,7 +136,7 @@ def _fields_of(kind: TypeForm[Any]) -> dict[str, TypeForm[Any]]:
         return {}
     try:
         return get_type_hints(kind)
-    except (NameError, TypeError):  # an annotation in quotes that names nothing
+    except (NameError, TypeError):  # a quoted annotation with an unknown name
         return {}
 
 
@@ -146,7 +146,7 @@ def holds_media(annotation: TypeForm[Any]) -> bool:
 
 
 def alternatives(annotation: TypeForm[Any]) -> int:
-    """Return of how many types the unions in a type consist, together; 0 if it has none."""
+    """Return the total number of types in the unions of a type; 0 if it has none."""
     return sum(map(_alternatives, _with_fields(annotation)))
 
 
@@ -165,7 +165,7 @@ def _names_media(annotation: TypeForm[Any]) -> bool:
 
 
 def _parts_of(annotation: TypeForm[Any], seen: set[type]) -> list[type]:
-    """Return the classes with fields and the enums that a type is made of, the outermost first."""
+    """Return the classes with fields and the enums in a type, outermost first."""
     found: list[type] = []
     fields = _fields_of(annotation)
     if isinstance(annotation, type) and (fields or hasattr(annotation, "__members__")) and annotation not in seen:

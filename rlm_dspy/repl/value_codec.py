@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 RECORD, TYPE = "__record__", "__type__"
 _FEW_TYPES = 8
 _MOST_READINGS = 500_000
-"""Of the parts of a value, each as every type of a union; it takes some 280 bytes."""
+"""Maximum number of (part, union type) pairs; each takes about 280 bytes."""
 _SIMPLE = (str, int, bool, type(None))
 _WRITTEN: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
@@ -70,13 +70,13 @@ _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 @dataclass(eq=False)
 class Media:
-    """The images, sounds and files of a tree of runs, by their names in its REPLs."""
+    """The images, sounds and files of a tree of runs, by their name in the REPLs."""
 
     _known: dict[str, dspy.Type] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def key(self, media: dspy.Type) -> str:
-        """Return the name of an image, a sound or a file: the same for the same content."""
+        """Return the name of an image, a sound or a file; equal for equal content."""
         content = media.model_dump_json().encode("utf-8", "surrogatepass")
         key = hashlib.sha256(content).hexdigest()[:12]
         with self._lock:
@@ -84,10 +84,10 @@ class Media:
         return key
 
     def __getitem__(self, key: str) -> dspy.Type:
-        """Return the thing itself.
+        """Return the image, sound or file of a name.
 
         Raises:
-            ValueError: If nothing of that name was handed to a REPL of this tree.
+            ValueError: If no REPL of this tree has this name.
         """
         with self._lock:
             if key not in self._known:
@@ -96,7 +96,7 @@ class Media:
 
 
 def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[str, Any]] | None:
-    """Return kind, class name and fields of an object that a REPL has a stand-in for; None of any other value."""
+    """Return kind, class name and fields of an object with a stand-in in the REPL; None for other values."""
     if isinstance(value, type):
         return None
     name = type(value).__name__
@@ -114,7 +114,7 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
 
 def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:
     members = type(value).__members__
-    if value.name not in members:  # flags that are set together
+    if value.name not in members:  # combined flags
         return None
     base = next((kind.__name__ for kind in _MIXED_IN if isinstance(value, kind)), "")
     values = {key: member.value for key, member in members.items()}
@@ -134,15 +134,15 @@ def _kind_and_fields(value: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def sent(value: Any, media: Media | None = None, *, strict: bool = False) -> JsonValue:
-    """Encode a value for a REPL: JSON-like data with marks; one Python call for each level.
+    """Encode a value for a REPL as JSON-like data with marks, recursing once per level.
 
     Args:
         value: Any value.
-        media: Where images, sounds and files are kept, which are sent by name; None to send what they hold.
-        strict: Whether to refuse what has no form, rather than to send its `repr`.
+        media: Stores images, sounds and files, which are sent by name; None to send their content.
+        strict: Whether to reject values that cannot be encoded, instead of sending their `repr`.
 
     Raises:
-        TypeError: If it has no form and `strict` is set.
+        TypeError: If it cannot be encoded and `strict` is set.
     """
     if type(value) in _SIMPLE or isinstance(value, Text):
         return str(value) if isinstance(value, Text) else value
@@ -188,7 +188,7 @@ def taken(value: Any, media: Media) -> Any:
     """Decode the marks in a value from a REPL; return the same object if there are none.
 
     Raises:
-        ValueError: If a mark makes no value; also if it is nested too deeply.
+        ValueError: If a mark is invalid, or the value is nested too deeply.
     """
     try:
         return _taken(value, media)
@@ -242,12 +242,12 @@ def without_media_marks(value: Any) -> Any:
 
 
 def across(tool: Callable[..., Any], media: Media, *, plain: bool) -> Callable[..., Any]:
-    """Return a host function as code in a REPL calls it: with what it is given made again.
+    """Wrap a host function for code in a REPL: decode its arguments and encode its result.
 
     Args:
         tool: The function.
-        media: Where images, sounds and files are kept.
-        plain: Whether its result must be JSON-like, for interpreters of others.
+        media: Stores images, sounds and files.
+        plain: Whether its result must be JSON-like, for foreign interpreters.
     """
 
     @functools.wraps(tool)
@@ -259,7 +259,7 @@ def across(tool: Callable[..., Any], media: Media, *, plain: bool) -> Callable[.
 
 
 def _without_marks(value: Any) -> Any:
-    """Return a tool's result as JSON-like data; what has no such form as it is, which the interpreter refuses."""
+    """Return a tool's result as JSON-like data; unchanged if impossible, so that the interpreter rejects it."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         value = dict(zip(value._fields, value, strict=False))
     try:
@@ -269,10 +269,10 @@ def _without_marks(value: Any) -> Any:
 
 
 def received(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Convert a value of the REPL, or an input of the run, to the type of an input field.
+    """Convert a value from the REPL, or an input of the run, to the type of an input field.
 
     Raises:
-        ValueError: If it does not fit; the message says what is needed and what was given. Also if code names an
+        ValueError: If it does not fit; the message names the expected type and the value. Also if code names an
             image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
     if type(value) is not str:
@@ -293,7 +293,7 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
 
 
 def _check_size(value: Any, annotation: TypeForm[Any]) -> None:
-    """Check that a value takes no gigabytes to read: pydantic keeps why each part is no type of a union."""
+    """Check that validation does not take gigabytes: pydantic keeps an error for each part and union type."""
     types = alternatives(annotation)
     if types > _FEW_TYPES and _count_parts(value, _MOST_READINGS // types) > _MOST_READINGS // types:
         raise ValueError(
@@ -302,7 +302,7 @@ def _check_size(value: Any, annotation: TypeForm[Any]) -> None:
 
 
 def _count_parts(value: Any, most: int) -> int:
-    """Return how many values a value consists of; a bit more than `most` if there are more."""
+    """Return the number of values in a value; stop soon above `most`."""
     count, waiting = 0, [value]
     while waiting and count <= most:
         parts = parts_of(waiting.pop()) or ()
@@ -322,14 +322,14 @@ def _media_in(value: Any) -> Iterator[dspy.Type]:
 
 
 def _is_address(media: dspy.Type) -> bool:
-    """Whether an image or a file is not there itself, but is to be fetched."""
+    """Whether an image or a file is only an address to fetch."""
     if isinstance(media, dspy.Image):
         return not str(media.url).startswith("data:")
     return isinstance(media, dspy.File) and bool(media.file_id)
 
 
 class _Short(ShortRepr):
-    """Writes values shortened, and what is marked as code in the REPL sees it."""
+    """Writes a short `repr`, with marks decoded as in the REPL."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         """Return a dict, or what a mark stands for, as text."""

@@ -32,7 +32,7 @@ FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy
 
 
 _TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:</?[|\w]+>\s*)+$")
-"""Tokens behind a closing fence: ```` ```<end_code> ````, of smolagents' prompts, or the end of a turn."""
+"""Tokens after a closing fence: ```` ```<end_code> ````, of smolagents' prompts, or the end of a turn."""
 
 
 _OUTPUT_TITLE = re.compile(
@@ -47,7 +47,7 @@ _MAX_CLOSINGS_TRIED = 50
 
 
 class CodeBlock(NamedTuple):
-    """A fenced block: its language in lower case, its code, and the numbers of its first line and of its end."""
+    """A fenced block: its language in lower case, its code, and its first and end line."""
 
     language: str
     code: str
@@ -57,7 +57,7 @@ class CodeBlock(NamedTuple):
 
 
 def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
-    """Yield the fenced blocks. One that is never closed ends with the lines, or at the next field mark."""
+    """Yield the fenced blocks. An unclosed one ends at the next field mark or at the last line."""
     position, above = 0, ""
     while position < len(lines):
         opening = _FENCE.match(lines[position])
@@ -72,7 +72,7 @@ def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
 
 
 def with_fences_on_lines(lines: list[str]) -> list[str]:
-    """Return the lines, with blocks that share a line with words or code on lines of their own."""
+    """Return the lines, with inline blocks moved to their own lines."""
     lines, position = list(lines), 0
     while position < len(lines):
         line = lines[position]
@@ -95,15 +95,15 @@ def _is_code(language: str, code: str) -> bool:
 
 
 def does_something(tree: ast.Module) -> bool:
-    """Whether text that was not marked as code is code: it calls, binds or imports something."""
+    """Whether unmarked text is code: it calls, binds or imports something."""
     acts = (ast.Call, ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.For)
     return any(isinstance(node, acts) for node in ast.walk(tree))
 
 
 def _end_of_block(lines: list[str], start: int, fence: str) -> int:
-    """Return the line of the closing fence: the first, unless it stands in a string of the code.
+    """Return the line of the closing fence: the first one outside strings of the code.
 
-    A block that is never closed ends at the next field mark, or with the reply.
+    An unclosed block ends at the next field mark, or with the reply.
     """
     closing = islice((at for at in range(start, len(lines)) if _closes(lines[at], fence)), _MAX_CLOSINGS_TRIED)
     first = next(closing, None)
@@ -122,11 +122,11 @@ def _closes(line: str, fence: str) -> bool:
 
 
 def tree_of(code: str) -> ast.Module:
-    """Return the tree of code; parse again if CPython 3.11 mixed up two threads that parse at once (gh-106905).
+    """Return the syntax tree of code; retry if CPython 3.11 confused two parsing threads (gh-106905).
 
     Raises:
-        SyntaxError: If it is no Python.
-        ValueError: If it holds what no Python can, e.g. a null character.
+        SyntaxError: If it is not Python.
+        ValueError: If it contains invalid characters, e.g. a null character.
     """
     for _ in range(_PARSE_ATTEMPTS - 1):
         with contextlib.suppress(SystemError):
@@ -135,7 +135,7 @@ def tree_of(code: str) -> ast.Module:
 
 
 def parse(code: str) -> ast.Module | None:
-    """Return the tree of code; None if it is not Python."""
+    """Return the syntax tree of code; None if it is not Python."""
     try:
         return tree_of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,6 +1,6 @@
-"""Repairs code that is no Python only for how it was written down: prompts, indentation, characters of print.
+"""Repairs code that fails to parse only because of its form: prompts, indentation, typographic characters.
 
-Nothing that parses is touched, and a repair counts only if what comes out parses.
+Code that parses is unchanged, and a repair counts only if the result parses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u2010\u2011\u2212", "-"),
     }
 )
-"""Typographic quotes, spaces and hyphens, and characters without a width."""
+"""Typographic quotes, spaces and hyphens, and zero-width characters."""
 _SPACES = {code: new for code, new in _CHARACTERS.items() if new in (" ", None)}
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.{3,}:)(?: |$)")
 _ANNOTATED_PROMPT = re.compile(r"\s*In \[\d+\]:")
@@ -28,7 +28,7 @@ _FIRST_PROMPT = re.compile(r"^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
 
 
 def repaired(code: str) -> str:
-    """Return code that parses in the place of code that does not, if its words need no change; else as it is."""
+    """Repair code that does not parse, without changing its words; return it unchanged if impossible."""
     first, _, rest = code.lstrip("\n").partition("\n")
     if first.strip().lower() in PYTHON and rest.strip():
         code = rest  # the mark of the fence, on a line of its own
@@ -51,7 +51,7 @@ def repaired(code: str) -> str:
 
 
 def without_prompts(text: str) -> str:
-    """Return what was typed at the prompts of a session; empty if the text holds no prompt."""
+    """Return the input at the prompts of a session; empty without prompts."""
     if not _FIRST_PROMPT.search(text):
         return ""
     typed = (line for line in text.split("\n") if _PROMPT.match(line))

@@ -1,6 +1,6 @@
 """Splits a model's reply into Python to run, prose and thinking.
 
-Nothing a model writes is an error here. A reply without code gives empty code; the loop tells the model.
+No reply is an error. A reply without code gives empty code; the loop tells the model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LAST_TOKENS = re.compile(
 _TURN_TOKEN = re.compile(
     r"<\|im_(?:start|end)\|>|<\|(?:start_header_id|eot_id|user|end_of_turn)\|>|<start_of_turn>|<end_of_turn>"
 )
-"""What a chat template writes between turns."""
+"""Turn markers of chat templates."""
 _HEADING = re.compile(r"\A(?:[ \t]*\n|#{2,6} .*\n)+")
 _SPEAKER = re.compile(r"^\s*(?:\*\*)?(?:User|Human|Observation)(?:\*\*)?:")
 _CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
@@ -42,11 +42,11 @@ class Reply:
     """A parsed reply.
 
     Attributes:
-        reasoning: The words around the code.
+        reasoning: The text around the code.
         code: The Python of all its blocks, in order; empty if there is none.
-        other_language: The language of a fence that is not Python, if that is all the reply had.
-        thinking: What the model thought before it replied, if its reply holds that.
-        cut: What the model is told if its reply was cut short; empty if it was not.
+        other_language: The language of a non-Python block, if the reply has nothing else.
+        thinking: The thinking in the reply, if any.
+        cut: The message to the model if its reply was truncated, else empty.
     """
 
     reasoning: str
@@ -59,14 +59,14 @@ class Reply:
 def read_reply(text: str | None, *, cut: bool = False) -> Reply:
     """Parse a reply of any shape.
 
-    Taken as code, outside of thinking (see `split_thinking`): fenced blocks marked as Python or as `repl` (several
-    are run as one); if there are none, blocks without a mark, but for those that a line calls an output; a block
-    whose fence is never closed; a JSON object with a `code` field; without any fence, what stands in DSPy's field
-    `code`, else the longest end of the reply that parses as Python and does something.
+    Code, outside thinking (see `split_thinking`), is: fenced blocks marked as Python or `repl` (several are
+    joined); without those, unmarked blocks, except those that a line calls an output; an unclosed block; a JSON
+    object with a `code` field; without any fence, the content of DSPy's field `code`, else the longest end of the
+    reply that parses as Python and does something.
 
     Args:
         text: The model's reply; None counts as empty.
-        cut: Whether the reply ends before the model had ended it. Only blocks whose fence is closed are code then.
+        cut: Whether the reply is truncated. Only closed blocks are code then.
     """
     text = (text or "").replace("\r\n", "\n").replace("\ufeff", "").strip()
     thinking, text = split_thinking(text, in_turn=True)
@@ -87,7 +87,7 @@ def _read(text: str, *, cut: bool) -> Reply:
 
 
 def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
-    """Parse a reply, or what a tool call carries, by its fences."""
+    """Parse a reply or the content of a tool call by its fences."""
     blocks, text = list(code_blocks(lines)), "\n".join(lines)
     closed = [block for block in blocks if block.end < len(lines)]
     filled = [block for block in (closed if cut else blocks) if block.code.strip()]
@@ -113,7 +113,7 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
 
 
 def _until_invented_turn(lines: list[str]) -> list[str]:
-    """Leave out what the model wrote as the next turns of a chat, in the user's name."""
+    """Remove next turns that the model wrote in the user's name."""
     blocks = list(code_blocks(lines))
     inside = {at for block in blocks for at in range(block.start, block.end + 1)}
     first = next((block.end for block in blocks if block.code.strip()), len(lines))
@@ -124,7 +124,7 @@ def _until_invented_turn(lines: list[str]) -> list[str]:
 
 
 def _text_of_calls(lines: list[str], blocks: list[CodeBlock]) -> str:
-    """Return the text in which tool calls are looked for: without the blocks of Python that parse."""
+    """Return the text to search for tool calls: without valid Python blocks."""
     shown = [block for block in blocks if block.language in PYTHON and parse(block.code) is not None]
     return "" if shown and not _CALL_AROUND_BLOCK.search(lines[shown[0].start - 1]) else "\n".join(lines)
 
@@ -143,7 +143,7 @@ def _read_object(text: str) -> Reply | None:
 
 
 def _unfenced(code: str) -> str:
-    """Return what a field or a tool call holds as code, without fences around it."""
+    """Return the code in a field or a tool call, without fences."""
     return code if parse(code) is not None else _read_blocks(code.split("\n"), cut=False).code or code
 
 
@@ -169,5 +169,5 @@ def _read_unfenced(text: str) -> Reply:
         if tree is not None and does_something(tree):
             return Reply(reasoning="\n".join(lines[:start]).strip(), code=repaired(_HEADING.sub("", code)))
         if tree is not None:
-            break  # no later line does more; a reply that repeats one word would be parsed 200 times
+            break  # no later line does more; a repetitive reply would be parsed 200 times
     return Reply(reasoning="\n".join(lines), code="")

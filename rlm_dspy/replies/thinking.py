@@ -38,11 +38,11 @@ _TOKENS = {
     "<|channel>thought": "<channel|>",
     "<unused94>": "<unused95>",
 }
-"""The tokens of Magistral, Kimi, Cohere, OpenThoughts, Apertus, Gemma and MedGemma around thinking."""
+"""The thinking tokens of Magistral, Kimi, Cohere, OpenThoughts, Apertus, Gemma and MedGemma."""
 
 
 def _tags(names: str) -> re.Pattern[str]:
-    """Return a pattern of the tags around thinking: `<name>`, and the tokens that models have for it."""
+    """Return a pattern of the tags around thinking: `<name>`, and the tokens of models."""
     begins, ends = ("|".join(map(re.escape, tokens)) for tokens in (_TOKENS, _TOKENS.values()))
     return re.compile(
         rf"<\s?(?P<slash>/?)\s?(?P<name>(?:\w+:)?(?:{names}))(?:\s[^<>]*)?>|(?P<begins>{begins})|(?P<ends>{ends})"
@@ -73,7 +73,7 @@ _TITLED = re.compile(
     r"\A(?:analysis.*?assistantfinal|Here(?: is|'s) my thought process:.*?Here(?: is|'s) my response:)",
     re.IGNORECASE | re.DOTALL,
 )
-"""Thinking without tags: of gpt-oss on a server that drops the tokens of its channels, and of Granite."""
+"""Thinking without tags: of gpt-oss on a server that drops its channel tokens, and of Granite."""
 
 
 MAY_BE_THINKING = re.compile(r"[<◁]|\[/?THINK\]|\A(?:analysis|Here)", re.IGNORECASE)
@@ -89,22 +89,21 @@ _SENTENCE_GOES_ON = re.compile(r"[,.;:)?!]|[ \t]+[a-z(]")
 def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] = ()) -> tuple[str, str]:
     """Split a reply into the model's thinking and the rest.
 
-    Thinking stands between tags or tokens that models have for it: `<think>`, `[THINK]`, `<|channel|>analysis`.
-    It goes on to the end of the text if it is never closed. If it is never opened, it begins with the text: a chat
-    template has written the opening tag. A tag in Python that parses, in quotes, or in the middle of a sentence
-    opens and closes nothing.
+    Thinking is marked by tags or tokens: `<think>`, `[THINK]`, `<|channel|>analysis`. Unclosed thinking
+    extends to the end of the text. Without an opening tag it starts with the text: a chat template wrote the tag. A
+    tag in valid Python, in quotes, or in the middle of a sentence does not count.
 
     Args:
         text: What the model wrote.
-        in_turn: Whether it is the reply of a turn, in which `<reasoning>`, `<analysis>` and the like are thinking
-            too. In another answer they may be what was asked for.
-        fields: Tags with these names are not looked at: an answer's own fields, as `dspy.XMLAdapter` writes them.
+        in_turn: Whether it is the reply of a turn, where `<reasoning>`, `<analysis>` and the like are thinking
+            too. In other answers they may be requested content.
+        fields: Names of tags to ignore: the answer's own fields, as in `dspy.XMLAdapter`.
     """
     tags = _TAGS_IN_TURNS if in_turn else _TAGS
     names = {name.lower() for name in fields}
     thoughts: list[str] = []
     while span := _first_thought(text, tags, names, begun=bool(thoughts)):
-        if len(thoughts) == _MAX_THOUGHTS:  # a model that repeats itself
+        if len(thoughts) == _MAX_THOUGHTS:  # a repetitive model
             span = (0, max(tag.end() for tag in tags.finditer(text)))
         before, after = text[: span[0]].rstrip(), text[span[1] :].lstrip()
         thoughts.append(_WRAPPED.sub("", tags.sub("", text[span[0] : span[1]])).strip())
@@ -115,13 +114,13 @@ def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] 
 def _first_thought(
     text: str, tags: re.Pattern[str], fields: Collection[str], *, begun: bool
 ) -> tuple[int, int] | None:
-    """Return where the first thinking begins and where it is over; None if there is none.
+    """Return start and end of the first thinking; None if there is none.
 
     Args:
-        text: What the model wrote, without the thinking that was found before.
-        tags: What stands around thinking.
-        fields: Names of tags that are no thinking.
-        begun: Whether there was thinking before.
+        text: The reply, without thinking that was already found.
+        tags: The tags around thinking.
+        fields: Names of tags that are not thinking.
+        begun: Whether thinking was found before.
     """
     if titled := _TITLED.match(text):
         return titled.span()
@@ -136,7 +135,7 @@ def _first_thought(
         if not _closes_thought(tag):
             inner = not end and tag.start() < last_end and (begun or text[: tag.start()].strip())
             if not in_sentence and inner:
-                continue  # in thinking of another kind, whose opening tag is missing
+                continue  # in another kind of thinking, whose opening tag is missing
             if not in_sentence:
                 return tag.start(), end.end() if end else len(text)
             if end and "\n" in text[tag.end() : end.start()] and end not in shown:
@@ -150,7 +149,7 @@ def _first_thought(
 
 
 def _kind(tag: re.Match[str]) -> str:
-    """Return what a closing tag must share with the opening one."""
+    """Return the part that opening and closing tag must share."""
     return str(_ENDS.get((tag["begins"] or "").lower()) or tag["name"] or tag["ends"] or "channel").lower()
 
 
@@ -159,7 +158,7 @@ def _closes_thought(tag: re.Match[str]) -> bool:
 
 
 def _ends_of(found: list[re.Match[str]]) -> dict[int, re.Match[str]]:
-    """Return the tag that closes it for each opening one, by where that stands."""
+    """Return the closing tag of each opening one, by position."""
     ends, nearest = {}, {}
     for tag in reversed(found):
         if _closes_thought(tag):
@@ -170,13 +169,13 @@ def _ends_of(found: list[re.Match[str]]) -> dict[int, re.Match[str]]:
 
 
 def _line_around(text: str, tag: re.Match[str]) -> tuple[str, str]:
-    """Return what stands on a tag's line before and behind it, of a long line not all."""
+    """Return the text before and after a tag on its line, truncated."""
     before = text[max(0, tag.start() - _MAX_LINE_CHARS) : tag.start()].rpartition("\n")[2]
     return before, text[tag.end() : tag.end() + _MAX_LINE_CHARS].partition("\n")[0]
 
 
 def _is_in_sentence(text: str, tag: re.Match[str]) -> bool:
-    """Whether a tag stands between words of its line, and a closing one in the middle of a sentence."""
+    """Whether a tag is between words of its line, or a closing one inside a sentence."""
     before, behind = _line_around(text, tag)
     if not tag["name"] or not before.strip() or not behind.strip():
         return False
@@ -190,7 +189,7 @@ def _is_quoted(text: str, tag: re.Match[str]) -> bool:
 
 
 class _Shown:
-    """The tags that a text shows: in quotes, in a string of Python, or in a block that closes what it opens."""
+    """Finds quoted tags: in quotes, in a Python string, or in a block that closes what it opens."""
 
     def __init__(self, text: str, tags: list[re.Match[str]]) -> None:
         self._text = text
@@ -208,7 +207,7 @@ class _Shown:
         if nearest >= 0 and tag.start() < self._ends[nearest]:
             return True
         before, behind = _line_around(self._text, tag)
-        tree = parse(f"{before}?{behind}".strip())  # a question mark is Python in strings and comments only
+        tree = parse(f"{before}?{behind}".strip())  # in Python a question mark occurs only in strings and comments
         return _is_quoted(self._text, tag) or (tree is not None and bool(tree.body))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -221,7 +220,7 @@ class _Shown:
                 yield start, end
 
     def _is_whole(self, block: CodeBlock, tags: list[re.Match[str]]) -> bool:
-        """Whether a block that is no Python closes what it opens."""
+        """Whether a non-Python block closes the tags that it opens."""
         opened: Counter[str] = Counter()
         for tag in tags:
             if not _is_quoted(self._text, tag):

@@ -1,7 +1,7 @@
-"""Reads the code that a model wrote as a tool call, in the text forms that chat templates have for it.
+"""Parses code that a model wrote as a tool call, in the text formats of chat templates.
 
-A served model may be trained to call a Python tool, and do so in place of writing a block: the server passes the
-call on as text if it does not know the tool. Sources of the forms: the chat templates and model cards of Hermes 2
+A model may be trained to call a Python tool, and do so instead of writing a block: the server returns the call as
+text if it does not know the tool. Sources of the formats: the chat templates and model cards of Hermes 2
 Pro, Qwen2.5 and Qwen3-Coder, GLM-4.5, gpt-oss (harmony), Llama 3.1, Mistral, DeepSeek-V3, Kimi K2, Granite 3,
 Command R7B, LFM2, MiniMax-M2, Claude; CodeAct and OpenHands; ReAct.
 """
@@ -30,14 +30,14 @@ _GLM = re.compile(
 
 
 def code_of_call(name: str, arguments: JsonValue) -> str:
-    """Return the code that a tool call stands for; empty if it stands for none.
+    """Return the code of a tool call; empty if it has none.
 
-    An argument that holds code is the code. Any other call is one of a function of the REPL; its value is printed,
-    but for `SUBMIT`.
+    An argument with code is the code. Any other call is a call of a REPL function, whose value is printed, except
+    for `SUBMIT`.
 
     Args:
         name: The name of the tool, also with a namespace before it: `functions.python`.
-        arguments: Its arguments, as an object or as the JSON text of one; for a tool that runs code also the code.
+        arguments: Its arguments, as an object or its JSON text; for a code tool also the code.
     """
     name = name.rpartition(".")[2].partition(":")[0].strip()
     if isinstance(arguments, str):
@@ -58,7 +58,7 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
 
 
 def code_of_object(value: JsonValue) -> str:
-    """Return the code of a JSON value that is a tool call, or a list of them; empty if it is neither."""
+    """Return the code of a JSON tool call or list of them; empty for anything else."""
     if isinstance(value, list):
         codes = [code_of_object(item) for item in value]
         return "\n".join(codes) if all(codes) else ""
@@ -174,10 +174,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
 
 
 def split_tool_calls(text: str) -> tuple[str, str]:
-    """Split a reply into the code of its tool calls, in their order, and the words around them.
+    """Split a reply into the code of its tool calls, in order, and the text around them.
 
     Returns:
-        The code and the rest; an empty code and the text as it is if it holds no tool call.
+        The code and the rest; empty code and the unchanged text without a tool call.
     """
     for pattern, read in _FORMS:
         found = [(match, code) for match in pattern.finditer(text) if (code := read(match).strip("\n"))]

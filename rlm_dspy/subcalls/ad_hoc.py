@@ -23,10 +23,10 @@ _EXAMPLE = "Write e.g. 'text, topic -> score: int'."
 
 
 def signature_from(frame: SignatureFrame) -> Any:
-    """Return the signature that the REPL described: an inline one, or the fields of a class.
+    """Build the signature that the REPL described: an inline one, or the fields of a class.
 
     Raises:
-        InvalidInputs: If it is none.
+        InvalidInputs: If it is invalid.
     """
     types = TypeReader(frame.classes)
     try:
@@ -43,7 +43,7 @@ class _Field(NamedTuple):
     way: Literal["in", "out"]
     kind: Any
     options: dict[str, Any]
-    """What else `InputField` or `OutputField` takes."""
+    """Further arguments of `InputField` or `OutputField`."""
 
 
 _WAYS: dict[str, Callable[..., Any]] = {"in": dspy.InputField, "out": dspy.OutputField}
@@ -89,7 +89,7 @@ def _check_field(name: str, field: _Field) -> None:
 
 
 def written(signature: type[dspy.Signature]) -> str:
-    """Return a signature as DSPy reads it from a string, with its types."""
+    """Format a signature as a DSPy signature string with types."""
 
     def fields(of: Mapping[str, FieldInfo]) -> str:
         return ", ".join(f"{name}: {kind}" for name, kind in types_of(of).items())
@@ -98,5 +98,5 @@ def written(signature: type[dspy.Signature]) -> str:
 
 
 def types_of(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
-    """Return the types of fields by name, as DSPy reads them from a string."""
+    """Return the types of fields by name, as in a DSPy signature string."""
     return {name: name_of(type_of(field)) for name, field in fields.items()}

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.target import Callee
 
 ATTEMPTS = 3
-"""How often a model is asked until its answer can be read into the types."""
+"""Maximum number of attempts until an answer can be parsed into the types."""
 _COMPLAINT_CHARS = 600
 _CHAT = dspy.ChatAdapter()
-"""What DSPy uses where no adapter is set; it writes the JSON schemas of a signature, which are slow, only once."""
+"""DSPy's default adapter; one instance, because its JSON schemas of a signature are slow to build."""
 _CHAT.format_field_structure = functools.lru_cache(maxsize=64)(_CHAT.format_field_structure)
 
 
@@ -48,11 +48,11 @@ class Batch:
     """The items of one call.
 
     Args:
-        run: The run that asks.
-        callee: What is called.
-        cache: Where answers are kept; None to keep none.
-        ledger: What the tree may still spend.
-        lm: The LM of sub-calls; None leaves the one in force.
+        run: The calling run.
+        callee: The callee.
+        cache: The cache of answers; None for none.
+        ledger: The ledger of the tree.
+        lm: The LM of sub-calls; None for the configured one.
         number: Its number in the turn.
     """
 
@@ -67,9 +67,9 @@ class Batch:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, items: list[SubCallItem]) -> None:
-        """Answer every item, at most `max_concurrency` at once, each in a copy of the present context.
+        """Answer every item, at most `max_concurrency` at once, each in a copy of the current context.
 
-        If the ledger is closed meanwhile, what is not answered by then has failed: nobody waits for it.
+        If the ledger is closed meanwhile, unanswered items fail: nobody waits for them.
         """
         adapter = dspy.settings.adapter or _CHAT
         with dspy.context(adapter=adapter, **({"lm": self.lm} if self.lm else {})):
@@ -87,7 +87,7 @@ class Batch:
                     return
                 try:
                     present.copy().run(self._answer, item)
-                except BaseException as error:  # noqa: BLE001 (no Exception: it is the caller's)
+                except BaseException as error:  # noqa: BLE001 (not an Exception: it belongs to the caller)
                     raised.append(error)
                 if raised or self._done == len(items):
                     changed.set()
@@ -139,13 +139,13 @@ class Batch:
         active_sub_call.set(item.inside)
         try:
             if self.callee.kind != "child":  # which takes them turn by turn
-                # Taken before it waits for an equal question: an asker in a slot may wait for this one.
+                # Acquired before it waits for an identical call, whose caller may be waiting for this one.
                 item.release = self.ledger.slot()
             if self.cache is not None and item.key and self.callee.reused:
                 value, item.cached = self.cache.once(item.key, functools.partial(self._ask, item))
             else:
                 value = self._ask(item)
-        except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones beside it
+        except Exception as error:  # noqa: BLE001  # one failed item must not lose the paid ones
             return failed_request(error, self.callee, item, self.run.lm)
         else:
             return {"value": value}
@@ -153,14 +153,14 @@ class Batch:
             item.release()
 
     def _ask(self, item: SubCallItem) -> JsonValue:
-        """Return the answer as it is sent; one that cannot be read into the types is asked for again."""
+        """Return the encoded answer; retry if it cannot be parsed into the types."""
         callee = self.callee
         unread: dspy.AdapterParseError | None = None
         while True:
             try:
                 entered = metered(self.ledger, callee.role, counted=callee.kind != "child", mirror=item.spent)
                 with entered as item.meter, _retrying_after(unread) if unread else contextlib.nullcontext():
-                    if item.answer:  # given up: nobody waits for it
+                    if item.answer:  # abandoned: nobody waits for it
                         raise LimitExceeded(item.answer.get("error", "It has been answered."))
                     item.attempts += 1
                     result = self._call(item)
@@ -176,7 +176,7 @@ class Batch:
                     raise
 
     def _in_words(self, item: SubCallItem) -> dict[str, Any]:
-        """Return the outputs of a predictor whose last replies hold them in a form of their own; empty if not."""
+        """Return the outputs from free-form replies of a predictor; empty if there are none."""
         module, replies = self.callee.module, item.meter.outputs if item.meter is not None else []
         return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
 
@@ -191,7 +191,7 @@ class Batch:
 
 @contextlib.contextmanager
 def _retrying_after(error: dspy.AdapterParseError) -> Iterator[None]:
-    """Add the error of the last answer to the messages that are sent in this scope."""
+    """Append the parse error of the last answer to the messages in this scope."""
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     again = copy.copy(adapter)
     complaint = clip(str(error.message if hasattr(error, "message") else error), _COMPLAINT_CHARS)

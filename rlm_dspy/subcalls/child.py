@@ -20,21 +20,21 @@ T = TypeVar("T")
 _MAX_TASK_CHARS = 2_000
 _MOST_OF_IT = 0.8
 _GUARDED_CHARS = 2_000
-"""Inputs shorter than this may be handed on whole: nothing is lost with them."""
+"""Shorter inputs may be passed whole: that costs little."""
 
 LLM_QUERY = Interface(name="query", inputs={"prompt": str}, outputs={"response": str})
-"""What `llm_query` takes and gives; instructions that an optimizer writes change none of it."""
+"""The interface of `llm_query`; instructions by an optimizer do not change it."""
 RLM_QUERY = Interface(
     name="rlm_query", inputs={"prompt": str, "context": Any}, defaults={"context": None}, outputs={"response": str}
 )
-"""What `rlm_query` takes and gives."""
+"""The interface of `rlm_query`."""
 
 
 class ChildQuery(dspy.Module):
-    """What is behind `rlm_query`: a child RLM whose task is the prompt.
+    """The module behind `rlm_query`: a child RLM whose task is the prompt.
 
     Args:
-        make: Makes a child for a signature.
+        make: Returns a child for a signature.
     """
 
     def __init__(self, make: Callable[[type[dspy.Signature]], dspy.Module]) -> None:
@@ -63,9 +63,9 @@ class ChildQuery(dspy.Module):
 
 @dataclass(eq=False)
 class Guard:
-    """Answers when a child is handed most of its parent's inputs: it would only do its parent's work again.
+    """Refuses a child that would receive most of its parent's inputs and repeat its parent's work.
 
-    The same call goes through when it is made a second time.
+    A repeated call is accepted.
 
     Args:
         inputs: The parent's inputs by name.
@@ -79,11 +79,11 @@ class Guard:
         return sum(map(_chars, self.inputs.values()))
 
     def __call__(self, given: Mapping[str, Any], key: str) -> str:
-        """Return why a child is not made, or nothing.
+        """Return why a child is refused; empty if it is not.
 
         Args:
             given: The child's inputs by name.
-            key: Names the call.
+            key: Identifies the call.
         """
         handed = sum(_chars(value) for value in given.values())
         if self._total < _GUARDED_CHARS or handed < _MOST_OF_IT * self._total or key in self._told:

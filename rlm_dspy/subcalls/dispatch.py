@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _INPUT_CHARS = 500
 _FAR_BEYOND = 2
-"""A batch that needs more than this times the calls that are left is refused whole."""
+"""A batch that needs more than this multiple of the remaining calls is refused whole."""
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Tree:
     """The state that the runs of one tree share, besides the ledger.
 
     Attributes:
-        given: The cache of answers; True for one of the tree's own, False for none.
-        media: The images, sounds and files that REPLs know by name.
+        given: The cache of answers; True for the tree's own, False for none.
+        media: The images, sounds and files that REPLs have by name.
     """
 
     given: SubCallCache | bool = True
@@ -50,7 +50,7 @@ class Tree:
 
     @functools.cached_property
     def cache(self) -> SubCallCache | None:
-        """Where answers are kept; None to keep none."""
+        """The cache of answers; None for none."""
         return self.given if isinstance(self.given, SubCallCache) else SubCallCache() if self.given else None
 
 
@@ -59,13 +59,13 @@ class SubCalls:
     """Handles the sub-calls of one run.
 
     Attributes:
-        run: The run, as runs inside it find their parent.
-        callees: Find what a call is for.
-        ledger: What the tree may still spend.
-        tree: What else its runs share.
-        lm: The LM of sub-calls; None leaves the one in force.
-        inputs: The run's inputs, which the REPL names instead of sending them.
-        guard: Says why not to make a child, or nothing.
+        run: The run, as the parent of runs inside.
+        callees: Finds the callee of a call.
+        ledger: The ledger of the tree.
+        tree: The other shared state of its runs.
+        lm: The LM of sub-calls; None for the configured one.
+        inputs: The run's inputs, which the REPL sends by name.
+        guard: Returns why a child is refused, or an empty text.
     """
 
     run: ActiveRun
@@ -81,7 +81,7 @@ class SubCalls:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, call: JsonValue) -> dict[str, Any]:
-        """Answer a call of the REPL: what its host function returns."""
+        """Answer a call of the REPL's host function."""
         try:
             frame = CallFrame.model_validate(call)
         except (ValidationError, RecursionError) as error:
@@ -109,7 +109,7 @@ class SubCalls:
             self.log, self._batches = [], 0
 
     def taken(self) -> tuple[SubCall, ...]:
-        """Return the turn's sub-calls so far, in the order they were asked for; listeners know of all then."""
+        """Return the turn's sub-calls so far in call order; emit missing end events."""
         with self._lock:
             log = list(self.log)
         for callee, batch, asked in log:
@@ -117,7 +117,7 @@ class SubCalls:
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
 
     def enter(self, callee: Callee, items: list[SubCallItem]) -> int:
-        """Number the items of a call and note them for the turn; return the number of the batch in the turn."""
+        """Number the items of a call and record them for the turn; return the batch number in the turn."""
         with self._lock:
             self._batches += 1
             for item in items:
@@ -130,12 +130,12 @@ class SubCalls:
         """Answer the items of one call.
 
         Returns:
-            One answer an item, in order. An item that does not fit, that fails, or that the limits no longer
-            allow, is an `error` answer; the others are kept.
+            One answer per item, in order. An item that is invalid, fails, or exceeds the limits gives an `error`
+            answer; the others are kept.
 
         Raises:
-            RLMError: If there is nothing of that name, or the batch is far beyond what is left.
-            TypeError: If it is called with fields that it does not have.
+            RLMError: If the callee is unknown, or the batch is far beyond what is left.
+            TypeError: If it is called with unknown fields.
         """
         callee = self.callees.find(call.to)
         items = self._read(callee, call.items, call.same)
@@ -163,7 +163,7 @@ class SubCalls:
         return [item.answer for item in items]
 
     def _leaders(self, callee: Callee, items: list[SubCallItem]) -> dict[str, SubCallItem]:
-        """Return the first of those that ask the same, by key; a child that must not be made is answered."""
+        """Return the first of identical items, by key; answer refused children."""
         leaders: dict[str, SubCallItem] = {}
         for item in items:
             if not item.answer:
@@ -174,10 +174,10 @@ class SubCalls:
         return leaders
 
     def _read(self, callee: Callee, parts: list[Part], same: Part) -> list[SubCallItem]:
-        """Return the items, each with its answer if it has one already: what is wrong with it, or what is cached.
+        """Return the items, with answers for invalid and cached ones.
 
         Raises:
-            LimitExceeded: If the run's time ends meanwhile.
+            LimitExceeded: If the run's time limit is reached meanwhile.
         """
         interface, items = callee.interface, list[SubCallItem]()
         unknown = sorted({name for part in [same, *parts] for of in part for name in of} - set(interface.inputs))
@@ -188,7 +188,7 @@ class SubCalls:
             state = callee.state(self.lm) if callee.reused else "", digest(common.given) if common.given else ""
         for part in parts:
             if items:
-                self.ledger.check_open()  # reading many goes on when the code that asked has been stopped
+                self.ledger.check_open()  # validating many items continues after the calling code was stopped
             own = self._fields(callee, part)
             item = SubCallItem(common.inputs | own.inputs, common.shown | own.shown, self.run.watch)
             items.append(item)
@@ -213,8 +213,8 @@ class SubCalls:
         """Return the fields of an item, or those that all items share.
 
         Raises:
-            InvalidInputs: If the run has no such input.
-            ValueError: If a value cannot be read.
+            InvalidInputs: If the run has no input of that name.
+            ValueError: If a value cannot be decoded.
         """
         values, handles = part
         if unknown := sorted(set(handles.values()) - self.inputs.keys()):
@@ -239,7 +239,7 @@ class SubCalls:
         return fields
 
     def _too_many(self, callee: Callee, needed: int) -> LimitExceeded | None:
-        """Return why a batch is refused whole: it is far beyond what is left; None if it is not."""
+        """Return an error if a batch is far beyond what is left, else None."""
         if needed <= 1 or needed <= _FAR_BEYOND * (left := self.ledger.calls_left):
             return None
         self.ledger.meet("max_llm_calls")
@@ -255,10 +255,10 @@ class _Fields:
     """The fields of an item, or those that all items of a call share.
 
     Attributes:
-        given: The values as code has them, by field.
-        inputs: The values as the callee takes them.
+        given: The values from code, by field.
+        inputs: The values for the callee.
         shown: The values in short form, for the trajectory.
-        problems: Why values do not fit.
+        problems: The reasons why values do not fit.
     """
 
     given: dict[str, Any] = field(default_factory=dict)
@@ -268,7 +268,7 @@ class _Fields:
 
 
 def _shown(item: Part, same: Part) -> dict[str, Any]:
-    """Return the inputs of an item, those that all of its batch share too; inputs of the run by their name."""
+    """Return the inputs of an item with those shared by its batch; inputs of the run by name."""
     shown: dict[str, Any] = {}
     for values, handles in (same, item):
         shown |= values

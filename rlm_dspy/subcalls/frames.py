@@ -1,7 +1,7 @@
 """Defines the schema of the requests from the REPL: every frame is validated before anything else reads it.
 
-The code in a REPL is written by a model and can send any JSON, whatever the helpers in `in_repl` do. What does not
-fit is refused with a message that names the part. Nothing in a frame is looked up among the host's names.
+Model code in a REPL can send any JSON, whatever the helpers in `in_repl` do. An invalid frame is rejected with a
+message that names the part. Nothing in a frame is resolved as a name of the host.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import beginning, mended
 
 MAX_TYPE_CHARS = 10_000
-"""The longest signature, types and classes included, without instructions and descriptions."""
+"""Maximum characters of a signature with types and classes, without instructions and descriptions."""
 _MAX_TEXT_CHARS = 100_000
 _MAX_TURNS = 100
 _MAX_SIZE = 2**31 - 1
 _MAX_BOUND = 10**300
 _SHOWN_PROBLEMS = 3
 _TOLD_PROBLEMS = 1_000
-"""With more problems in one frame, only their number is told: pydantic lists all or none, each in 1 KB."""
+"""With more problems in one frame, only their number is reported: pydantic lists all or none, 1 KB each."""
 _SHOWN_CHARS = 120
 
 
@@ -38,7 +38,7 @@ Scalar = str | bool | Number | None
 
 
 class Constraints(_Frame):
-    """What pydantic's `Field` may say about a value, in plain numbers and strings; a str bounds a date."""
+    """The constraints of pydantic's `Field`, as plain numbers and strings; a str bounds a date."""
 
     gt: Number | str | None = None
     ge: Number | str | None = None
@@ -70,9 +70,9 @@ class FieldFrame(_Frame):
     Attributes:
         type: Its type, as text.
         required: Whether it must be given.
-        default: Its value if it is not given.
-        desc: What it is for.
-        constraints: What else holds for it.
+        default: Its default value.
+        desc: Its description.
+        constraints: Its constraints.
     """
 
     type: str
@@ -105,7 +105,7 @@ class EnumFrame(_Frame):
 
 
 class AliasFrame(_Frame):
-    """A name that code gave to a type."""
+    """A type alias defined by code."""
 
     kind: Literal["alias"]
     type: str
@@ -121,8 +121,8 @@ class SignatureFrame(_Frame):
         text: `"text, topic -> score: int"`.
         fields: The fields, in order.
         name: The name of the class.
-        instructions: The task; None for DSPy's own words.
-        classes: The classes of the REPL that it names.
+        instructions: The task; None for DSPy's default.
+        classes: The classes of the REPL that it uses.
     """
 
     text: str | None = None
@@ -141,17 +141,17 @@ class SignatureFrame(_Frame):
 
     @property
     def chars(self) -> int:
-        """The characters of all but what describes."""
+        """The number of characters without descriptions."""
         return _chars(self)
 
     @property
     def shown(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return repr(beginning(self.text if self.text is not None else self.name, _SHOWN_CHARS))
 
 
 class ModelOptions(_Frame):
-    """What code may set for the model calls of a module; not who answers them, nor where."""
+    """Options of a module's model calls that code may set; not the model or address."""
 
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -162,7 +162,7 @@ class ModelOptions(_Frame):
 
 
 class TurnOptions(_Frame):
-    """What code may set for a module that takes turns."""
+    """Options that code may set for a module with turns."""
 
     max_iters: Annotated[int, Field(ge=1, le=_MAX_TURNS)] | None = None
 
@@ -174,7 +174,7 @@ class QueryFrame(_Frame):
 
 
 class _WrittenFrame(_Frame):
-    """A frame with texts that code wrote. DSPy makes nothing of half a surrogate pair."""
+    """A frame with texts from code, without lone surrogates, which DSPy rejects."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,7 +191,7 @@ class SubFrame(_WrittenFrame):
 
 
 class AdHocFrame(_WrittenFrame):
-    """A module that was written in the REPL."""
+    """A module written in the REPL."""
 
     kind: Literal["ad_hoc"]
     module: ModuleKind
@@ -200,10 +200,10 @@ class AdHocFrame(_WrittenFrame):
     tools: list[str] = []
 
     def options(self) -> dict[str, Any]:
-        """Return what the module is made with.
+        """Return the options of the module.
 
         Raises:
-            InvalidInputs: If code may not set it, or not to this value.
+            InvalidInputs: If code may not set an option, or its value is invalid.
         """
         kind: type[_Frame] = ModelOptions if self.module in ("Predict", "ChainOfThought") else TurnOptions
         known = list(kind.model_fields)
@@ -221,17 +221,17 @@ class AdHocFrame(_WrittenFrame):
 
 Target = Annotated[QueryFrame | SubFrame | AdHocFrame, Field(discriminator="kind")]
 Part = Annotated[tuple[dict[str, Any], dict[str, str]], Field(strict=False)]
-"""Values by field, and inputs of the run by field."""
+"""Values by field, and names of inputs of the run by field."""
 
 
 class CallFrame(_Frame):
-    """One call: of what, with which items.
+    """One call: its callee and its items.
 
     Attributes:
-        to: What is called.
-        items: One for each answer.
-        same: What holds for every item.
-        many: Whether a list is awaited.
+        to: The callee.
+        items: One per answer.
+        same: Values shared by all items.
+        many: Whether the result is a list.
     """
 
     to: Target
@@ -249,7 +249,7 @@ class CallFrame(_Frame):
 
 
 def refusal_of(error: ValidationError | RecursionError) -> InvalidInputs:
-    """Return what is wrong with what was no frame; the message names the parts."""
+    """Return the error of an invalid frame; the message names the parts."""
     reason = problems(error) if isinstance(error, ValidationError) else "it is nested too deeply."
     return InvalidInputs(without_media_marks(mended(f"Invalid call: {reason}")))
 

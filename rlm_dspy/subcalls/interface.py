@@ -1,4 +1,4 @@
-"""Declares subs (signatures and modules that code calls by name), and describes what a callee takes and gives."""
+"""Declares subs (signatures and modules that code calls by name), and describes the interface of a callee."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Given: TypeAlias = list[Sub] | dict[str, Sub] | None
     Factory: TypeAlias = Callable[[], dspy.CodeInterpreter]
 
-_INLINE = "StringSignature"  # what DSPy calls a signature that has no class of its own
+_INLINE = "StringSignature"  # DSPy's name for a signature without its own class
 _REASONING = "reasoning"
 _MAX_DOC_CHARS = 300
 
@@ -42,7 +42,7 @@ class Subs(dspy.Module):
     """Holds the declared subs as attributes, so that their predictors are named `subs.<name>`."""
 
     def names(self) -> list[str]:
-        """Return the names of the subs, in the order they were declared."""
+        """Return the names of the subs, in declaration order."""
         return [name for name, value in vars(self).items() if isinstance(value, dspy.Module)]
 
 
@@ -52,7 +52,7 @@ def make_subs(given: Given, inputs: Collection[str], tools: Collection[str]) -> 
     Args:
         given: A list of signature classes and modules, or a dict of names to these or to inline signatures;
             None for no subs.
-        inputs: The input fields of the RLM, whose names are taken.
+        inputs: The input fields of the RLM, whose names are reserved.
         tools: The tools, likewise.
 
     Raises:
@@ -109,7 +109,7 @@ def _check_name(name: str, subs: Subs, inputs: Collection[str], tools: Collectio
 
 
 def _check_fields(name: str, module: dspy.Module) -> None:
-    """Check that no input is taken for a setting: code in the REPL gives them, and could choose an LM."""
+    """Check that no input is also a setting: code in the REPL could choose an LM."""
     signature = signature_of(module)
     known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct)
     if known and (clash := sorted(SETTINGS & set(signature.input_fields))):
@@ -136,7 +136,7 @@ class Program(Protocol):
     def child(
         self, interpreter_factory: Factory, signature: str | type[dspy.Signature], max_iters: int | None = None
     ) -> dspy.Module:
-        """Return the module of a sub-call: the same but for what is given here."""
+        """Return the module of a sub-call: the same with these changes."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ class Interface:
 
     Attributes:
         name: How code calls it.
-        inputs: The type of each input field; `Any` where it is not known.
-        defaults: The defaults of those that may be left out.
-        outputs: The type of each output field; None if it is not known before the call.
-        doc: What it is for, on one line.
-        whole: Whether the answer is always a record, also if it has one field.
+        inputs: The type of each input field; `Any` if unknown.
+        defaults: The defaults of optional ones.
+        outputs: The type of each output field; None if unknown before the call.
+        doc: Its description in one line.
+        whole: Whether the answer is always a record, even with one field.
     """
 
     name: str
@@ -186,7 +186,7 @@ class Interface:
 
     @functools.cached_property
     def stub(self) -> str:
-        """Call and type."""
+        """Its call and result type."""
         return f"{self.call} -> {self.gives}" if self.gives else self.call
 
     @functools.cached_property
@@ -206,7 +206,7 @@ def interface_of(name: str, module: dspy.Module, *, whole: bool = False) -> Inte
     signature = signature_of(module)
     if signature is None:
         return _of_forward(name, module)
-    plain = isinstance(module, dspy.ChainOfThought) and not whole  # its reasoning is no output that was asked for
+    plain = isinstance(module, dspy.ChainOfThought) and not whole  # its reasoning is not a requested output
     return _of_signature(name, signature, plain=plain, whole=whole)
 
 
@@ -227,12 +227,12 @@ def _of_signature(name: str, signature: type[dspy.Signature], *, plain: bool, wh
 def _schema(kind: TypeForm[Any]) -> dict[str, JsonValue] | str:
     try:
         return TypeAdapter(kind).json_schema()
-    except (PydanticUserError, TypeError, ValueError):  # a type that only its program knows
+    except (PydanticUserError, TypeError, ValueError):  # a type that exists only in its program
         return name_of(kind)
 
 
 def _output_type(of: FieldInfo) -> Any:
-    """Return the type of an output field; with None if that is its default."""
+    """Return the type of an output field; with None if its default is None."""
     kind: Any = type_of(of)
     return kind if of.is_required() or of.default is not None else kind | None
 
@@ -246,7 +246,7 @@ def signature_of(module: dspy.Module) -> Any:
 
 def _of_forward(name: str, module: dspy.Module) -> Interface:
     method = "forward" if has_forward(module) else "aforward"
-    forward: Callable[..., Any] = object.__getattribute__(module, method)  # DSPy warns of looking at it
+    forward: Callable[..., Any] = object.__getattribute__(module, method)  # DSPy warns on access
     try:
         own = inspect.signature(forward, eval_str=True)
     except (NameError, TypeError, AttributeError, SyntaxError):

@@ -1,4 +1,4 @@
-"""Defines a sub-call: as an item of a call, as the runs inside it find it, and how an error becomes its answer."""
+"""Defines a sub-call: the item of a call, the active sub-call of runs inside, and the error answer."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ class Answer(TypedDict, total=False):
 
     value: Any
     error: str
-    """What went wrong."""
+    """The error message."""
     kind: str
     """The class of the error."""
     partial: str
-    """What there is of a reply that was cut short."""
+    """The received part of a truncated reply."""
     refused: bool
-    """Whether the call was refused as a whole: code gets an exception in place of answers."""
+    """Whether the whole call was refused: code gets an exception instead of answers."""
 
 
 _UNFINISHED: Answer = {"error": "The turn ended before the answer came.", "kind": "Unfinished"}
 
 
 class ActiveRun(Protocol):
-    """The run that made a sub-call, as sub-calls see it; `Run` is one."""
+    """Interface of a run that makes sub-calls; `Run` implements it."""
 
     lm: dspy.BaseLM
     watch: Watch | None
     depth: int
     heard: bool
-    """Whether anybody listens to its events."""
+    """Whether there is a listener to its events."""
 
 
 @dataclass
 class ActiveSubCall:
-    """A sub-call under way, as an RLM that runs inside it finds it.
+    """A running sub-call, as seen by an RLM inside it.
 
     Attributes:
-        run: The run that made the sub-call: the parent of what runs inside.
-        steps: The steps of the runs inside that have ended.
+        run: The run that made the sub-call: the parent of runs inside.
+        steps: The steps of ended runs inside.
         stop: How the last run inside ended, as in `Prediction.stop`; empty if there was none.
-        final_reasoning: Its last words; of one that ended unanswered, why it did.
+        final_reasoning: Its final reasoning; if unanswered, the reason.
     """
 
     run: ActiveRun
@@ -77,12 +77,12 @@ class ActiveSubCall:
     final_reasoning: str = ""
 
     def check(self, result: dspy.Prediction, *, is_child: bool) -> None:
-        """Check that the sub-call did not end with a run inside that gave no answer.
+        """Check that the sub-call did not end with an unanswered run inside.
 
         Args:
-            result: What the module gave.
-            is_child: Whether the module is an RLM. Another module may go on without the answer of a run inside
-                it; one that returns the prediction of that run did not.
+            result: The module's result.
+            is_child: Whether the module is an RLM. Another module may continue without the answer of a run inside,
+                unless it returns that run's prediction.
 
         Raises:
             Unanswered: If it did; the message says why the run ended and what to do.
@@ -96,7 +96,7 @@ class ActiveSubCall:
 
 
 active_sub_call: ContextVar[ActiveSubCall | None] = ContextVar("active_sub_call", default=None)
-"""The sub-call that runs in this context; None outside of sub-calls, and in the tools of a run."""
+"""The sub-call of this context; None outside sub-calls, and in the tools of a run."""
 
 
 @dataclass
@@ -106,20 +106,20 @@ class SubCallItem:
     Attributes:
         inputs: The values of the input fields.
         shown: Their short forms, for the trajectory.
-        watch: Finds the parts of the run's inputs that were sent with it; None if nobody wants to know.
-        key: Under which the cache keeps its answer; empty if it has none.
+        watch: Finds the parts of the run's inputs that were sent with it; None if not watched.
+        key: Its cache key; empty if it is not cached.
         number: Its number in the run.
-        id: Names it to listeners; empty until it is asked.
-        told: Whether listeners were told of its end.
+        id: Its id for listeners; empty before the call.
+        told: Whether its end event was emitted.
         answer: The answer; empty until there is one.
-        attempts: How often its target was called.
-        cached: Whether the answer is that of an earlier call.
+        attempts: The number of calls of its module.
+        cached: Whether the answer comes from an earlier call.
         started: Seconds since the root run began.
-        seconds: How long it took.
-        spent: What each of its model calls used.
-        inside: What the RLMs that ran inside it did.
-        meter: Meters the requests of its last attempt.
-        release: Gives its slot to another sub-call.
+        seconds: Its duration.
+        spent: The usage of each of its model calls.
+        inside: The runs inside it.
+        meter: The meter of its last attempt.
+        release: Frees its concurrency slot.
     """
 
     inputs: dict[str, Any]
@@ -160,7 +160,7 @@ class SubCallItem:
             )
 
     def entry(self, callee: Callee, batch: int) -> SubCall:
-        """Return the item's entry in the trajectory."""
+        """Return the item as an entry of the trajectory."""
         answer = self.answer or _UNFINISHED
         given = answer.get("value", answer.get("partial", ""))
         whole = _whole(given)
@@ -188,7 +188,7 @@ class SubCallItem:
 
 
 def _whole(value: Any) -> str | None:
-    """Return an answer as JSON: empty of a text that its short form tells whole, None if it is very long."""
+    """Return an answer as JSON: empty for a text whose short form is complete, None if it is very long."""
     if isinstance(value, str) and len(value) <= _OUTPUT_CHARS:
         return ""
     text = sendable(json.dumps(value, ensure_ascii=False))
@@ -196,7 +196,7 @@ def _whole(value: Any) -> str | None:
 
 
 def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:
-    """Return an error as an answer, without the secrets of these LMs and of the environment."""
+    """Return an error as an answer, without secrets of these LMs and of the environment."""
     kind = type(error).__name__
     answer: Answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
     if isinstance(error, ReplyCut):
@@ -206,12 +206,12 @@ def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:
 
 
 def failed_request(error: Exception, callee: Callee, item: SubCallItem, *lms: dspy.BaseLM | None) -> Answer:
-    """Return the error of a call as an answer, with what to do if the request is, or may be, too long."""
+    """Return the error of a call as an answer, with advice if the request is, or may be, too long."""
     if not isinstance(error, dspy.LMError):
         return failed(error, *callee.lms, *lms)
     error = as_window_error(error)
     answer = failed(error, *callee.lms, *lms)
-    if callee.kind != "child" and is_too_long(error):  # a child's inputs are no part of its messages
+    if callee.kind != "child" and is_too_long(error):  # a child's inputs are not part of its messages
         chars, window = sum(map(len, map(str, item.inputs.values()))), sizes_of(error).window
         told = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window else ""
         sure = "is" if isinstance(error, dspy.ContextWindowExceededError) else "may be"

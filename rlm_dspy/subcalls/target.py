@@ -1,4 +1,4 @@
-"""Finds what a sub-call calls: a query, a child RLM, a sub or an ad hoc module. Each is resolved once in a run."""
+"""Resolves the callee of a sub-call, once per run: a query, a child RLM, a sub or an ad hoc module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _COMPLAINT_CHARS = 600
 _MOST_WRITTEN = 64
-"""So many modules that were written in the REPL are kept for their next call."""
+"""Number of modules written in the REPL that are kept for their next call."""
 _MODULES: dict[str, Callable[..., dspy.Module]] = {
     "Predict": dspy.Predict,
     "ChainOfThought": dspy.ChainOfThought,
@@ -42,16 +42,16 @@ _MODULES: dict[str, Callable[..., dspy.Module]] = {
 
 @dataclass(frozen=True)
 class Callee:
-    """The module that a sub-call calls, and all that calling it needs.
+    """The module of a sub-call, and everything needed to call it.
 
     Attributes:
-        interface: Its name, and what it takes and gives.
-        module: What runs on the host.
+        interface: Its name, inputs and outputs.
+        module: The module that runs on the host.
         kind: See `SubCall.kind`.
-        role: Under which its model calls are entered into the ledger.
-        reused: Whether an earlier answer may stand for it: not where tools may act or a child would run.
+        role: The role of its model calls in the ledger.
+        reused: Whether an earlier answer may be reused: not with tools or children.
         must_be_awaited: Whether the module has only an async form.
-        options: What else the module is called with: `lm`, for a predictor that has none of its own.
+        options: Further arguments of the module: `lm`, for a predictor without its own.
     """
 
     interface: Interface
@@ -65,15 +65,15 @@ class Callee:
 
     @property
     def lms(self) -> list[Any]:
-        """The LMs that may be asked: that of this scope, one of the call's own, those of the predictors."""
+        """The LMs that may be called: of this scope, of the call, of the predictors."""
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
         return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
 
     def answer(self, result: object) -> JsonValue:
-        """Return what the module gave, as it is sent to the REPL. A child has applied its constraints itself.
+        """Return the module's result, encoded for the REPL. A child has applied its constraints itself.
 
         Raises:
-            dspy.AdapterParseError: If a value does not fit, as if it could not be read: it is asked for again.
+            dspy.AdapterParseError: If a value does not fit, so that the call is retried.
             Unanswered: If an output that cannot be None has no value.
         """
         if isinstance(result, dspy.Prediction) and self.kind != "child" and self.interface.constrained:
@@ -81,7 +81,7 @@ class Callee:
         return sent(self.value_of(result))
 
     def _read(self, result: dspy.Prediction) -> dspy.Prediction:
-        """Return the result with the constraints of its outputs applied: DSPy looks at the types alone."""
+        """Apply the constraints of the outputs to the result: DSPy checks only types."""
         fields, problems = dict(result.items()), []
         for name, kind in self.interface.constrained.items():
             try:
@@ -96,7 +96,7 @@ class Callee:
         return dspy.Prediction(fields)
 
     def value_of(self, result: Any) -> Any:
-        """Return a result as code gets it: the one output, or a record of several.
+        """Return a result for code: the single output, or a record of several.
 
         Raises:
             Unanswered: If an output that cannot be None has no value.
@@ -116,9 +116,9 @@ class Callee:
         return dspy.Prediction(fields)  # by keyword, a field named `base` would be taken for a record to copy
 
     def state(self, lm: dspy.BaseLM | None) -> str:
-        """Return a digest of all that its answers depend on besides the inputs, if called with this LM.
+        """Return a digest of everything but the inputs that its answers depend on, if called with this LM.
 
-        It is made once for each LM: a run does not change what it calls.
+        It is computed once per LM: a run does not change its callees.
         """
         asked, adapter = lm or dspy.settings.lm, type(dspy.settings.adapter or dspy.ChatAdapter()).__name__
         key = (id(asked), adapter)
@@ -145,20 +145,20 @@ def _learned(predictor: dspy.Predict) -> list[Any]:
 
 
 def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:
-    """Return what an LM's answers depend on: its name and its options, but for keys and headers."""
+    """Return what an LM's answers depend on: its name and options, without keys and headers."""
     kwargs = getattr(lm, "kwargs", None)
     return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
 
 
 @dataclass(eq=False)
 class Callees:
-    """Finds the callees of one run's code by name, at its first call.
+    """Finds the callees of one run's code by name, at their first call.
 
     Args:
-        rlm: The module that runs; only read.
-        depth: How many runs are above this one.
-        make_child: Makes a child RLM for a signature and, if it is given, a number of turns.
-        in_thread: Returns a tool as a ReAct calls it, in a thread; None leaves it as it is.
+        rlm: The running module; only read.
+        depth: The number of runs above this one.
+        make_child: Returns a child RLM for a signature and an optional number of turns.
+        in_thread: Wraps a tool for a ReAct in a thread; None leaves it unchanged.
     """
 
     rlm: Program
@@ -173,10 +173,10 @@ class Callees:
         """Return the callee of a call.
 
         Args:
-            to: What the REPL names; see `frames`.
+            to: The callee in the frame; see `frames`.
 
         Raises:
-            RLMError: If there is nothing of that name, no child may be made, or a signature cannot be read.
+            RLMError: If the name is unknown, no child may be created, or a signature is invalid.
         """
         max_depth = self.rlm.limits.max_depth
         if self.depth >= max_depth and (to.kind == "rlm_query" or (to.kind == "ad_hoc" and to.module == "RLM")):
@@ -205,7 +205,7 @@ class Callees:
         return self._callee(interface_of(name, module), module, kind)
 
     def _kept(self, to: AdHocFrame) -> Callee:
-        """Return the callee of a module that was written in the REPL; the last ones are kept."""
+        """Return the callee of a module written in the REPL; recent ones are kept."""
         key = to.model_dump_json()
         with self._lock:
             if key not in self._written:
@@ -248,7 +248,7 @@ class Callees:
 
 
 def for_repl(subs: Subs) -> list[dict[str, Any]]:
-    """Return what the REPL must know of the subs to make functions of them."""
+    """Return the facts from which the REPL makes functions of the subs."""
     known = []
     for name in subs.names():
         interface = interface_of(name, getattr(subs, name))

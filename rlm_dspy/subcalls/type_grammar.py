@@ -1,6 +1,6 @@
-"""Parses the types that code in a REPL names, by a closed grammar: only listed names of the host are known.
+"""Parses the types that code in a REPL uses, by a closed grammar: only listed names are known.
 
-The text is parsed, never evaluated: nothing is imported, no attribute is looked up, nothing is called.
+The text is parsed, never evaluated: nothing is imported, resolved or called.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.frames import ClassFrame, FieldFrame
 
 MAX_DEPTH = 20
-"""How deep types and classes may be nested."""
+"""Maximum nesting depth of types and classes."""
 MAX_PARTS = 5_000
-"""How many types a signature may have, with those inside others, and each time what a name stands for."""
+"""Maximum number of types in a signature, nested ones and expanded names included."""
 MAX_PATTERNS = 16
-"""How many patterns a signature may have: compiled, one takes up to 10 MB, as long as the signature is kept."""
+"""Maximum number of patterns in a signature: a compiled one takes up to 10 MB as long as the signature is kept."""
 _REASON_CHARS = 300
 
 _PLAIN: dict[str, Any] = {
@@ -61,7 +61,7 @@ _GENERIC: dict[str, tuple[Any, int | None]] = {
     "Union": (Union, None),
     "Optional": (Optional, 1),
 }
-"""What takes types in brackets, and how many; None for any number."""
+"""Generic types with their number of arguments; None for any number."""
 _TYPING = {"List": "list", "Set": "set", "FrozenSet": "frozenset", "Dict": "dict", "Tuple": "tuple"}
 _MODULES = ("typing", "datetime", "decimal", "dspy", "pydantic")
 _NUMBERS = (int, float, decimal.Decimal)
@@ -75,19 +75,19 @@ _SUITED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("max_digits", "decimal_places"), (decimal.Decimal,)),
     "allow_inf_nan": (float, decimal.Decimal),
 }
-"""The types that each constraint can hold for; one that is not listed holds for all."""
+"""The types that each constraint applies to; an unlisted one applies to all."""
 
 
 def check_name(name: str, what: str, *, taken: type | None = None) -> str:
-    """Return a name that the host may give to a field, a member or a class.
+    """Check and return a name for a field, a member or a class.
 
     Args:
         name: The name.
-        what: What has it, for the message.
-        taken: A class whose attributes no field may shadow.
+        what: What it names, for the message.
+        taken: A class whose attributes must not be shadowed.
 
     Raises:
-        InvalidInputs: If it is no plain identifier, or something that this class would take for a setting.
+        InvalidInputs: If it is not a plain identifier, or is reserved by this class.
     """
     plain = name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
     if not plain or name.startswith("_"):
@@ -103,12 +103,12 @@ class TypeReader:
     """Reads types.
 
     Args:
-        classes: The classes of the REPL by name; each is built once, when a type names it.
+        classes: The classes of the REPL by name; each is built once, when first used.
     """
 
     def __init__(self, classes: Mapping[str, ClassFrame]) -> None:
         self._classes = classes
-        self._built: dict[str, tuple[Any, int]] = {}  # each class with the number of its parts
+        self._built: dict[str, tuple[Any, int]] = {}  # each class with its number of parts
         self._open: list[str] = []
         self._patterns = self._parts = 0
 
@@ -116,7 +116,7 @@ class TypeReader:
         """Return the type that a text names.
 
         Raises:
-            InvalidInputs: If it is not in the grammar; the message shows the text alone.
+            InvalidInputs: If it is not in the grammar; the message shows only the text.
         """
         _check_length(text)
         try:
@@ -206,7 +206,7 @@ class TypeReader:
         before = self._parts
         built = self._build(name, self._classes[name], depth + 1)
         self._open.pop()
-        if not isinstance(self._classes[name], AliasFrame):  # what a name stands for counts wherever it stands
+        if not isinstance(self._classes[name], AliasFrame):  # an expanded name counts at each use
             self._built[name] = built, self._parts - before
         return built
 
@@ -225,7 +225,7 @@ class TypeReader:
         return self.read(frame.type, depth)
 
     def field(self, frame: FieldFrame, depth: int = 0) -> tuple[Any, Any]:
-        """Return type and `Field` of a field of a class.
+        """Return the type and `Field` of a class field.
 
         Raises:
             InvalidInputs: If they are not in the grammar.
@@ -236,14 +236,14 @@ class TypeReader:
 
 
 Parts = list[tuple[str, ast.expr]]
-"""Names, each with its annotation: `str` where there is none."""
+"""Names with their annotations: `str` if there is none."""
 
 
 def signature_parts(text: str) -> tuple[Parts, Parts]:
     """Return inputs and outputs of an inline signature.
 
     Raises:
-        InvalidInputs: If it is no `inputs -> outputs`.
+        InvalidInputs: If it is not of the form `inputs -> outputs`.
     """
     _check_length(text)
     inputs, arrow, outputs = text.partition("->")
@@ -274,7 +274,7 @@ def constrained(kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
     """Return a type with constraints.
 
     Raises:
-        InvalidInputs: If they cannot hold for it.
+        InvalidInputs: If they do not apply to it.
     """
     given: dict[str, Any] = constraints.model_dump(exclude_none=True)
     parts = [part for part in _members(kind) if part is not None and part is not type(None)] or [Any]
@@ -288,21 +288,21 @@ def constrained(kind: TypeForm[Any], constraints: Constraints) -> TypeForm[Any]:
 
 
 def check_usable(kind: TypeForm[Any]) -> None:
-    """Check that values can be read into a type, and that a model can be told of it.
+    """Check that pydantic can validate a type and describe it to a model.
 
     Raises:
-        InvalidInputs: If not: a pattern does not compile, for example.
+        InvalidInputs: If not, e.g. because a pattern does not compile.
     """
     try:
         TypeAdapter(kind).json_schema()
-    except SchemaError as error:  # of a pattern, which it shows, or of a number
+    except SchemaError as error:  # an invalid pattern, which it quotes, or number
         raise InvalidInputs(one_line(str(error), _REASON_CHARS)) from None
     except (TypeError, ValueError, RecursionError, PydanticUserError):
         raise InvalidInputs("pydantic cannot validate values of this type") from None
 
 
 def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
-    """Return a bound in the type that it bounds."""
+    """Convert a bound to the type that it bounds."""
     kind: Any = Union[tuple(parts)]  # noqa: UP007  # its parts are known only now
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -311,7 +311,7 @@ def _bound(name: str, value: JsonValue, parts: list[Any]) -> Any:
 
 
 def _members(kind: TypeForm[Any]) -> list[Any]:
-    """Return the types of a union without their constraints; of another type itself."""
+    """Return the types of a union without constraints; for another type the type itself."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return _members(typing.get_args(kind)[0])
@@ -321,10 +321,10 @@ def _members(kind: TypeForm[Any]) -> list[Any]:
 
 
 def _field_call(node: ast.expr) -> Constraints:
-    """Return what `Field(ge=1)` says.
+    """Return the constraints in `Field(ge=1)`.
 
     Raises:
-        InvalidInputs: If it is something else, or says something else.
+        InvalidInputs: If it is not such a call.
     """
     match node:
         case ast.Call(func=func, args=[], keywords=keywords) if _name_of(func) == "Field":
@@ -339,7 +339,7 @@ def _field_call(node: ast.expr) -> Constraints:
 def _literal(node: ast.expr) -> str | int | float | bool | None:
     match node:
         case ast.Constant(value=None | str() | bool() | int() | float() as value):
-            told: str | int | float | bool | None = without_media_marks(value)  # escapes may have hidden a mark
+            told: str | int | float | bool | None = without_media_marks(value)  # escapes may hide a mark
             return told
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(
             value, bool
@@ -364,10 +364,10 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 
 
 def _name_of(node: ast.expr) -> str:
-    """Return a name as it is written, without the module that it may come from: `date` of `datetime.date`.
+    """Return a name without its module: `date` for `datetime.date`.
 
     Raises:
-        InvalidInputs: If it is something else.
+        InvalidInputs: If it is not a name.
     """
     parts: list[str] = []
     while isinstance(node, ast.Attribute):

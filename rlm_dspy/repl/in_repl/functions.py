@@ -7,9 +7,8 @@ It reaches the host through one tool, `_rlm_call(call=...)`, with JSON-like data
     answer  {"answers": [{"value": ...} or {"error": why, "kind": type}, ...]}, in order; or {"refused": why,
              "kind": type} if nothing was done
 
-`_rlm_given` is what the host says of this run: names of its inputs, its subs, its tools. `globals()` gives the
-variables of the REPL. The names here have a namespace of their own, in which `list` is `list`, whatever code
-calls so.
+`_rlm_given` describes the run: names of its inputs, subs and tools. `globals()` returns the variables of the REPL.
+The code here has its own namespace, in which `list` is `list`, whatever model code assigns to that name.
 """
 
 import asyncio as _rlm_asyncio
