@@ -90,8 +90,8 @@ def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] 
     """Split a reply into the model's thinking and the rest.
 
     Thinking is marked by tags or tokens: `<think>`, `[THINK]`, `<|channel|>analysis`. Unclosed thinking
-    extends to the end of the text. Without an opening tag it starts with the text: a chat template wrote the tag. A
-    tag in valid Python, in quotes, or in the middle of a sentence does not count.
+    extends to the end of the text. Without an opening tag it starts with the text: a chat template wrote the tag.
+    A tag in valid Python, in quotes, or in the middle of a sentence does not count.
 
     Args:
         text: What the model wrote.
