@@ -94,7 +94,7 @@ def _try(layers: frozenset[str]) -> tuple[bool, str]:
         with closing(ForkServer(Recipe((), (), ConfinementPolicy()), layers)) as server, ExitStack() as left:
             group = Group(server, WorkerLimits(), server.new_scratch())
             left.callback(group.leave)
-            group.spawn(1_000).close()
+            group.start_worker(1_000).close()
     except OSError as error:
         return False, str(error)
     return server.zero_copy, ""

@@ -178,7 +178,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         with ExitStack() as undo:
             group = Group(server, self.worker_limits, server.new_scratch())
             undo.callback(group.leave)
-            process = group.spawn(self.max_output_chars)
+            process = group.start_worker(self.max_output_chars)
             undo.callback(process.close)
             session = Session(group, process, settings)
             undo.pop_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dspy
 
-from rlm_dspy.signatures.environment import Environment
+from rlm_dspy.signatures.first_message import Environment
 from rlm_dspy.trajectory import Trajectory
 
 

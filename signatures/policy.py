@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from rlm_dspy.signatures.environment import Environment
+from rlm_dspy.signatures.first_message import Environment
 from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Trajectory
 

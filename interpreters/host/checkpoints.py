@@ -17,7 +17,7 @@ import dspy
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.process import Arrived, Process
+from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Checkpoint:
         made: Whether the worker has said that it exists.
     """
 
-    process: Process
+    process: WorkerConnection
     order: int
     cell: int
     blocks: int
@@ -93,7 +93,9 @@ class Checkpoints:
         self.changed = True
         self._calls += calls
 
-    def ordered(self, process: Process, order: int, cell: int, blocks: int, bound: Mapping[str, Any]) -> None:
+    def ordered(
+        self, process: WorkerConnection, order: int, cell: int, blocks: int, bound: Mapping[str, Any]
+    ) -> None:
         """Record that a checkpoint of the current state was ordered."""
         self._kept.append(Checkpoint(process, order, cell, blocks, dict(bound), self._calls, self._since))
         self.changed, self._calls, self._since = False, 0, time.monotonic()
@@ -165,7 +167,9 @@ class Lineage:
         bound: The variables that it has from the host, if it is a branch.
     """
 
-    def __init__(self, group: Group, process: Process, mode: Mode, cell: int, bound: Mapping[str, Any]) -> None:
+    def __init__(
+        self, group: Group, process: WorkerConnection, mode: Mode, cell: int, bound: Mapping[str, Any]
+    ) -> None:
         self.group = group
         self.owner = os.getpid()
         self.ended = False
@@ -260,7 +264,7 @@ class Lineage:
         if not self._checkpoints.worth_one():
             return
         try:
-            copy, theirs = Process.new()
+            copy, theirs = WorkerConnection.new()
         except OSError:  # no descriptors are left
             return
         self._orders += 1
@@ -334,7 +338,7 @@ class Lineage:
                 if arrived is not None and arrived.frame.get("t") == "copied":
                     self._checkpoints.told(arrived.frame)
 
-    def _wake_up(self, process: Process, deadline: Deadline) -> None:
+    def _wake_up(self, process: WorkerConnection, deadline: Deadline) -> None:
         process.send({"t": "wake"}, deadline.left)
         awake = process.expect("awake", deadline)
         pid = awake.get("pid")

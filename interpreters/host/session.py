@@ -18,7 +18,7 @@ from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, CellUndone, Lineage
 from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.input_transfer import CannotCross, Forms, StandIn
-from rlm_dspy.interpreters.host.process import Arrived, Process, text_of
+from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, text_of
 from rlm_dspy.interpreters.worker import frames, wire
 from rlm_dspy.interpreters.worker.cell import Kind, Outcome
 
@@ -73,7 +73,7 @@ class Session(Lineage):
     def __init__(
         self,
         group: Group,
-        process: Process,
+        process: WorkerConnection,
         settings: Settings,
         cell: int = 0,
         bound: dict[str, Any] | None = None,
@@ -152,12 +152,12 @@ class Session(Lineage):
             dspy.CodeInterpreterError: If they cannot be made.
         """
         with self._used():
-            made: list[Process] = []
+            made: list[WorkerConnection] = []
             try:
                 with ExitStack() as theirs:
                     fds = []
                     for _ in range(count):
-                        process, end = Process.new()
+                        process, end = WorkerConnection.new()
                         made.append(process)
                         fds.append(theirs.enter_context(end).fileno())
                     self._order({"t": "copy"}, fds, "copied")
@@ -245,7 +245,7 @@ class Session(Lineage):
         for fd in (self._process.handle, self._wake):
             poll.register(fd, select.POLLIN)
         while True:
-            self._look(clock)
+            self._enforce_limits(clock)
             poll.register(self._process, 0 if clock.full else select.POLLIN)
             ready = dict(poll.poll(min(max(0, clock.left()), _LOOK_SECONDS) * 1000))
             if self._wake in ready:
@@ -253,7 +253,7 @@ class Session(Lineage):
             elif ready:
                 return
 
-    def _look(self, clock: Clock) -> None:
+    def _enforce_limits(self, clock: Clock) -> None:
         if self.ended:
             self._recover("The session was shut down")
         if isinstance(self._stop, BaseException):
@@ -301,7 +301,7 @@ class Session(Lineage):
         done.add_done_callback(answer)
         tool_threads.run_in_crew(lambda: cell.call(name, args, kwargs), done)
 
-    def _answer(self, process: Process, number: int, outcome: Future[Any], clock: Clock) -> None:
+    def _answer(self, process: WorkerConnection, number: int, outcome: Future[Any], clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""
         raised = outcome.exception()
         if raised is not None and not isinstance(raised, Exception):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.memory_monitor import THREADS, all_pids, group_of, memory_of, stat_of, tree_of
-from rlm_dspy.interpreters.host.process import Process
+from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,17 +51,17 @@ class Group:
     _mapped: int = 0
     _private: int = 0
     _shared: list[Shared] = field(default_factory=list)
-    _carriers: set[Process] = field(default_factory=set)
+    _carriers: set[WorkerConnection] = field(default_factory=set)
     _busy: set[object] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def spawn(self, max_output_chars: int) -> Process:
+    def start_worker(self, max_output_chars: int) -> WorkerConnection:
         """Start the first process.
 
         Raises:
             OSError: If it cannot be started or confined.
         """
-        process, theirs = Process.new()
+        process, theirs = WorkerConnection.new()
         order: dict[str, JSON] = {"session": self._name, "scratch": self.scratch, "limits": asdict(self.limits)}
         order |= {"processes": self._counted_processes(), "max_output_chars": max_output_chars}
         with ExitStack() as undo:
@@ -87,7 +87,7 @@ class Group:
             return None
         return self.limits.max_processes + _threads_of(self.server.uid or os.getuid())
 
-    def watch(self, process: Process, pid: int) -> None:
+    def watch(self, process: WorkerConnection, pid: int) -> None:
         """Get a handle on a copy that has woken.
 
         Raises:
@@ -97,7 +97,7 @@ class Group:
         process.pid = pid
         self._carriers.add(process)
 
-    def make_room(self, process: Process, forms: Forms, seconds: float = math.inf) -> None:
+    def make_room(self, process: WorkerConnection, forms: Forms, seconds: float = math.inf) -> None:
         """Let a process map these values, and keep what they share until the group ends.
 
         Raises:
@@ -134,7 +134,7 @@ class Group:
         for shared in self._shared:
             shared.release()
 
-    def memory_over(self, process: Process) -> int:
+    def memory_over(self, process: WorkerConnection) -> int:
         """Return the bytes that a session's processes take together, if that is over the limit; else 0.
 
         Processes whose parents have ended count as well, for each session that has branches in this group.
@@ -162,12 +162,12 @@ class Group:
             for pid in set(pids) - sessions:
                 _kill_if_in(pid, self._host_group)
 
-    def _sessions(self) -> set[Process]:
+    def _sessions(self) -> set[WorkerConnection]:
         """Return the processes that carry a session of this group now."""
         self._carriers = {process for process in self._carriers if process.handle >= 0}
         return self._carriers
 
-    def sweep(self, kept: Process) -> None:
+    def sweep(self, kept: WorkerConnection) -> None:
         """Kill what a process that was ended has left running, unless branches live in the group too."""
         if self._users > 1 or not self._host_group:
             return

@@ -104,7 +104,7 @@ class Zygote:
 
     def _serve(self) -> NoReturn:
         orders: dict[str, Callable[..., int | None]]
-        orders = {"spawn": self._spawn, "kill": self._kill, "watch": self._watched, "room": self._make_room}
+        orders = {"spawn": self._fork_worker, "kill": self._kill, "watch": self._watched, "room": self._make_room}
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._host, select.POLLIN)
@@ -134,7 +134,7 @@ class Zygote:
     def _reply(self, frame: Mapping[str, object], handles: Sequence[int] = ()) -> None:
         wire.send(self._control, wire.encoded(frame), 0, handles)
 
-    def _spawn(self, fd: int, session: str, **options: Any) -> int:
+    def _fork_worker(self, fd: int, session: str, **options: Any) -> int:
         """Fork a worker."""
         pid = os.fork()
         if pid == 0:

@@ -213,7 +213,7 @@ def _give(record: Record, options: AskOptions) -> bool:
     Returns:
         Whether everything was written. Each failure is reported on standard error.
     """
-    from rlm_dspy.observe.report.page import write_report
+    from rlm_dspy.observe.report.write_report import write_report
 
     if record.error:
         tell(f"Error: {record.error}")

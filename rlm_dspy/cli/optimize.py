@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _OPTIMIZERS = (
     "trajectories, labeled, bootstrap, random-search, mipro, mipro-zero-shot, gepa, simba, copro, infer-rules"
 )
-"""The names of `optimize.catalog`, which takes seconds to import."""
+"""The names of `optimize.optimizer_catalog`, which takes seconds to import."""
 _SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -250,7 +250,7 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
     If a policy exists at `--out`, that is the program with this policy: no policy is replaced by a worse one.
     """
     from rlm_dspy.optimize import with_policy
-    from rlm_dspy.optimize.policies import act_of
+    from rlm_dspy.optimize.policy_provenance import act_of
     from rlm_dspy.optimize.promotion import check_held_out
 
     if options.log_dir:

@@ -32,7 +32,7 @@ def load_program(where: str) -> tuple[ModuleType, dspy.Module]:
     """
     import dspy
 
-    from rlm_dspy.optimize.policies import acts_in
+    from rlm_dspy.optimize.policy_provenance import acts_in
 
     path, name = program_file(where), where.partition(".py:")[2]
     if not path.is_file():

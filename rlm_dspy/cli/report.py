@@ -26,7 +26,7 @@ def report(path: Run, output: _Output = None, run: RunNumber = None, debug: Debu
     """
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record
-        from rlm_dspy.observe.report.page import write_report
+        from rlm_dspy.observe.report.write_report import write_report
 
         target = output or path.with_suffix(".html")
         check_outputs({"--output": target}, [path])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Pieces = tuple[Piece, ...]
     Command = Callable[[Pieces, Path], list[str]]
 
-_HUB_SCRIPT = Path(__file__).with_name("hub_download.py")
+_HUB_SCRIPT = Path(__file__).with_name("hub_client_script.py")
 _WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:")
 
 

@@ -5,7 +5,7 @@ Every DSPy optimizer works on a program with an RLM inside; this package improve
 
 from rlm_dspy.optimize.datasets import compact, export_chats, read_examples
 from rlm_dspy.optimize.feedback import Penalties, trajectory_reward, with_feedback
-from rlm_dspy.optimize.policies import save_policy, with_policy
+from rlm_dspy.optimize.policy_provenance import save_policy, with_policy
 from rlm_dspy.optimize.promotion import Comparison, compare, promote
 from rlm_dspy.optimize.trajectory_few_shot import TrajectoryFewShot
 from rlm_dspy.signatures import load_policy

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.cache import digest
-from rlm_dspy.optimize.policies import act_of, save_policy, summary
+from rlm_dspy.optimize.policy_provenance import act_of, save_policy, summary
 from rlm_dspy.optimize.statistics import paired, score_of, sign_test
 
 if TYPE_CHECKING:

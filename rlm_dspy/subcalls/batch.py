@@ -1,4 +1,4 @@
-"""Runs the items of a sub-call concurrently and keeps their order; a failed item becomes an error answer."""
+"""Runs the items of a sub-call, one or many, concurrently and in order; a failed item becomes an error answer."""
 
 from __future__ import annotations
 

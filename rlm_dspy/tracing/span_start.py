@@ -1,4 +1,7 @@
-"""Builds the name, type and inputs of a span; returns None for calls without a span."""
+"""Builds the name, type and inputs of a span; returns None for calls without a span.
+
+What a turn, a cell or a run came to is known at its end: see `span_end`.
+"""
 
 from __future__ import annotations
 

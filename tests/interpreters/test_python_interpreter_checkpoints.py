@@ -13,7 +13,7 @@ import pytest
 from rlm_dspy import RLM
 from rlm_dspy.interpreters.base import SETUP
 from rlm_dspy.interpreters.host.checkpoints import CellUndone, Checkpoints
-from rlm_dspy.interpreters.host.process import Process
+from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.interpreters.waiting import descriptors
@@ -175,7 +175,7 @@ class TestWorth:
         return self.opened[-1]
 
     def order(self, kept: Checkpoints, number: int, **told: Any) -> None:
-        process, theirs = Process.new()
+        process, theirs = WorkerConnection.new()
         theirs.close()
         kept.ordered(process, number, number, number, {})
         if told:

@@ -18,7 +18,7 @@ from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client as forkserver
 from rlm_dspy.interpreters.host.deadlines import MOST_BYTES_AT_ONCE, CellLimits, Clock, Deadline
-from rlm_dspy.interpreters.host.process import Process
+from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
 from tests.interpreters.waiting import computes, sends, unhurried
@@ -408,7 +408,7 @@ def test_a_second_interrupt_does_not_leave_a_cell_running() -> None:
 
 def test_a_payload_that_is_torn_ends_its_process() -> None:
     """What follows would be read as its rest."""
-    process, theirs = Process.new()
+    process, theirs = WorkerConnection.new()
     with theirs:
         with pytest.raises(TimeoutError), within(SLACK):
             process.send({"t": "x" * 5_000_000}, Deadline(0.3).left)

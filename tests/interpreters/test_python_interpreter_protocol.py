@@ -25,8 +25,8 @@ from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, ConfinementPolicy
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.memory_monitor import Watch
-from rlm_dspy.interpreters.host.process import Process
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
+from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
@@ -80,7 +80,7 @@ class NoServer:
 
 def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
     """Play a worker that sends `packets` on a cell; what execute gives or raises, and the tools that ran."""
-    process, theirs = Process.new()
+    process, theirs = WorkerConnection.new()
     child = subprocess.Popen(["sleep", "60"])
     process.handle = os.pidfd_open(child.pid)
     server: Any = NoServer()

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from rlm_dspy.coverage.tracker import Occurrence
 from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.page import report_html, write_report
 from rlm_dspy.observe.report.rendering import highlighted
+from rlm_dspy.observe.report.write_report import report_html, write_report
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
 

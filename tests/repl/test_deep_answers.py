@@ -17,7 +17,7 @@ from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.observe.load import load_record
 from rlm_dspy.observe.record import Record, recorded
-from rlm_dspy.observe.report.page import report_html
+from rlm_dspy.observe.report.write_report import report_html
 from rlm_dspy.optimize.upstream import shown
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.testing import ScriptedLM

@@ -17,7 +17,7 @@ from pygments.lexers.python import PythonLexer
 from rlm_dspy import text
 from rlm_dspy.observe import formatting
 from rlm_dspy.observe.record import STOPS, describe_stop
-from rlm_dspy.observe.report import charts, coverage_section, turns_section
+from rlm_dspy.observe.report import charts, coverage_data, turns_data
 from rlm_dspy.text import printable
 from rlm_dspy.trajectory import KINDS
 
@@ -70,7 +70,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    for module in (charts, coverage_section, formatting, text, turns_section):
+    for module in (charts, coverage_data, formatting, text, turns_data):
         environment.filters |= {name: found for name, found in vars(module).items() if isfunction(found)}
     environment.filters |= {"describe_stop": describe_stop, "highlighted": highlighted, "number": "{:,}".format}
     environment.filters |= {"numbered": _numbered, "svg_number": svg_number, "to_json": _to_json}

@@ -9,6 +9,7 @@ It reaches the host through one tool, `_rlm_call(call=...)`, with JSON-like data
 
 `_rlm_given` describes the run: names of its inputs, subs and tools. `globals()` returns the variables of the REPL.
 The code here has its own namespace, in which `list` is `list`, whatever model code assigns to that name.
+The interpreter binds `SUBMIT` (`interpreters/worker/cell.py`).
 """
 
 import asyncio as _rlm_asyncio

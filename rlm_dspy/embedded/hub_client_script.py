@@ -1,4 +1,4 @@
-"""A script that downloads a file from the hub: `python hub_download.py REPOSITORY FILE FOLDER`.
+"""A script that downloads a file from the hub: `python hub_client_script.py REPOSITORY FILE FOLDER`.
 
 It runs in its own process, so that its caller can stop it at any time. If the hub does not answer within ten
 seconds, it gives up. The settings of `huggingface_hub` apply: `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`, ...

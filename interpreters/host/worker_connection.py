@@ -31,7 +31,7 @@ class Arrived(NamedTuple):
     """Bytes that it takes on the host, about."""
 
 
-class Process:
+class WorkerConnection:
     """A process that runs cells, or a sleeping copy of one.
 
     Args:
@@ -49,7 +49,7 @@ class Process:
         self._torn = self._killed = False
 
     @classmethod
-    def new(cls) -> tuple[Process, socket.socket]:
+    def new(cls) -> tuple[WorkerConnection, socket.socket]:
         """Return one that is yet to be made, and the end that it is to be given."""
         ours, theirs = wire.pair()
         return cls(ours), theirs
