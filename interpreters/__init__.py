@@ -1,7 +1,7 @@
 """Interpreters, which run the model's code.
 
 `PythonInterpreter`, the default, runs it in a confined process; `LocalPythonInterpreter` in this one, unprotected;
-`ScriptedInterpreter` nowhere. `doctor` says what this system can hold.
+`ScriptedInterpreter` does not run it. `doctor` reports what this system can enforce.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ T = TypeVar("T")
 Method = TypeVar("Method", bound="Callable[..., Any]")
 
 SETUP = "# Set-up of the REPL, no step of the run.\n"
-"""How code begins that a module runs to set a REPL up, so that a `ScriptedInterpreter` does not count it."""
+"""The first line of set-up code of a module, which a `ScriptedInterpreter` does not count."""
 
 _LOOK_SECONDS, _STOP_AGAIN_SECONDS = 0.5, 0.1
 _RESERVED = {"SUBMIT", "__builtins__"}
@@ -38,11 +38,11 @@ _RESERVED = {"SUBMIT", "__builtins__"}
 class CellError(dspy.CodeExecutionError):
     """The model's code raised an error; the session continues.
 
-    `str(error)` is what a model should read: the output printed before the error, then a traceback of the
-    model's own lines. Modules that know only DSPy's protocol show just that.
+    `str(error)` is the text for the model: the output before the error, then a traceback of the model's own
+    lines. Modules that know only DSPy's protocol show just that.
 
     Attributes:
-        output: What the cell printed before it raised; empty if nothing.
+        output: The output of the cell before the error; may be empty.
         traceback: The traceback, the model's own lines only, ending in `Type: message`.
     """
 
@@ -57,7 +57,7 @@ class Submission(dspy.FinalOutput):
 
     Attributes:
         output: The submitted values by field name.
-        printed: What the cell printed before `SUBMIT`; empty if nothing.
+        printed: The output of the cell before `SUBMIT`; may be empty.
     """
 
     def __init__(self, output: dict[str, Any], printed: str = "") -> None:
@@ -69,9 +69,9 @@ class TakesObjects:
     """Marks an interpreter that binds Python objects as variables, not only JSON-like data.
 
     Attributes:
-        takes_text: Whether it also takes an `rlm_dspy.Text` as it is (and binds a `str`), so that a file need
-            not be read by the host.
-        in_host: Whether code has the very objects of the host, and gives it its own.
+        takes_text: Whether it accepts an `rlm_dspy.Text` unchanged (and binds a `str`), so that the host need not
+            read a file.
+        in_host: Whether code and host share their objects.
         calls_hook: Whether it calls the function that a cell bound as `worker.cell.HOOK` after each further cell.
     """
 
@@ -81,21 +81,21 @@ class TakesObjects:
 
 
 def shown(result: Any) -> str:
-    """Return the text that a model should read of the result of `execute`."""
+    """Return the result of `execute` as text for the model."""
     if isinstance(result, dspy.FinalOutput):
         return result.printed if isinstance(result, Submission) else ""
     return "\n".join(map(str, result)) if isinstance(result, list) else "" if result is None else str(result)
 
 
 def observed(method: Method) -> Method:
-    """Let DSPy's callbacks see a call of `start`, `execute`, `invoke_tool` or `shutdown`."""
+    """Report a call of `start`, `execute`, `invoke_tool` or `shutdown` to DSPy's callbacks."""
     return cast("Method", with_callbacks(method))
 
 
 def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda: None) -> T:
-    """Call `function` in a copy of the context where no event loop runs: here, else in another thread.
+    """Call `function` in a copy of the context without a running event loop: here, else in another thread.
 
-    Ctrl-C has `stop` end that.
+    Ctrl-C ends it by `stop`.
     """
     context = contextvars.copy_context()
     if running_loop() is None:
@@ -106,7 +106,7 @@ def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda:
         while not done.done():
             wait([done], _LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
     except KeyboardInterrupt:
-        while not (done.cancel() or done.done()):  # a second Ctrl-C leaves code that waits in the system
+        while not (done.cancel() or done.done()):  # a second Ctrl-C abandons code that waits in a system call
             stop()
             wait([done], _STOP_AGAIN_SECONDS)
         raise
@@ -117,27 +117,26 @@ class Interpreter:
     """Base class for DSPy's `CodeInterpreter` protocol; a subclass implements `_execute`.
 
     Args:
-        tools: Host functions, sync or async, by the name that code calls them by.
-        output_fields: What `SUBMIT` takes: a `name` each.
-        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+        tools: Host functions, sync or async, by their name in code.
+        output_fields: The fields of `SUBMIT`, each with a `name`.
+        callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
 
     Attributes:
-        tools: May be changed between cells; the next cell has them.
+        tools: May be changed between cells.
         output_fields: Likewise.
         callbacks: Likewise.
-        shown: What the last cell printed, then the value of its last expression as Python shows it; empty if it
-            raised.
+        shown: The output of the last cell, then the `repr` of its last expression; empty if it raised.
 
     Raises:
-        ValueError: If a name is no identifier or is taken.
+        ValueError: If a name is not an identifier or is reserved.
     """
 
     execution_instructions: ClassVar[str] = ""
-    """What the model is told of this interpreter."""
+    """The description of this interpreter for the model."""
     supports_await: ClassVar[bool] = False
-    """Whether code may use `await` at the top level; the model is told of the awaitable functions then."""
+    """Whether code may use `await` at the top level; if so, the model is told of awaitable functions."""
     _stop_signal: ClassVar[type[BaseException] | tuple[()]] = ()
-    """What ends a running cell from outside; not for the caller, also if it is raised while a tool runs."""
+    """The exceptions that end a running cell from outside; the caller does not see them."""
 
     def __init__(
         self,
@@ -178,8 +177,8 @@ class Interpreter:
 
         Args:
             code: Python source.
-            variables: Bound before it. An object that was passed last time is not bound again: what the code made
-                of it stays.
+            variables: Bound before the cell. An object passed last time is not bound again, so changes by the code
+                persist.
 
         Returns:
             A `Submission` if the code called SUBMIT; the value of a last expression, if JSON can carry it, as
@@ -188,7 +187,7 @@ class Interpreter:
 
         Raises:
             SyntaxError: If the code does not parse.
-            CellError: If it raised; the session goes on.
+            CellError: If it raised; the session continues.
             dspy.CodeInterpreterError: If the session was shut down, another cell runs, or a name is invalid.
         """
         with self._alone():
@@ -213,7 +212,7 @@ class Interpreter:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of a running cell; refuse instead of waiting."""
+        """Hold the lock of a running cell; raise instead of waiting."""
         if not self._running.acquire(blocking=False):
             raise dspy.CodeInterpreterError(
                 f"This {type(self).__name__} is running a cell; wait until it ends, or interrupt it."
@@ -225,10 +224,10 @@ class Interpreter:
 
     @observed
     def invoke_tool(self, tool_name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Call a tool, and wait if it is async; it runs on the event loop that waits for this call, if one does.
+        """Call a tool, and wait if it is async; it runs on the event loop that waits for this call, if any.
 
         Raises:
-            dspy.CodeInterpreterError: If there is none of this name, or the session was shut down.
+            dspy.CodeInterpreterError: If the tool is unknown, or the session was shut down.
         """
         self._check_open()
         if tool_name not in self.tools:
@@ -239,7 +238,7 @@ class Interpreter:
         return LoopCall(result, tool_name).result() if inspect.isawaitable(result) else result
 
     def _cancel_tools(self) -> None:
-        """Cancel what the code of the cell awaits."""
+        """Cancel the awaited calls of the cell."""
         self._cell.cancel(CancelledError("The cell has ended."))
 
     @observed
@@ -262,16 +261,16 @@ class Interpreter:
         return self.execute(code, variables)
 
     def _start(self) -> None:
-        """Get what the session needs."""
+        """Acquire the resources of the session."""
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         raise NotImplementedError
 
     def _shutdown(self) -> None:
-        """Let go of it."""
+        """Release them."""
 
     def _given(self, outcome: Outcome, printed: str) -> Any:
-        """Return what `execute` gives for the outcome of a cell that printed this.
+        """Return the result of `execute` for the outcome of a cell.
 
         Raises:
             SyntaxError: If the source was invalid.
@@ -287,7 +286,7 @@ class Interpreter:
         return (self.shown or None) if outcome.value is None else outcome.value
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
-        """Return the tools as code calls them: on the host, each call in its own copy of the present context."""
+        """Wrap the tools for code: they run on the host, each call in its own copy of the current context."""
         context = contextvars.copy_context()
         return {name: self._function(name, tool, context) for name, tool in self.tools.items()}
 
@@ -313,7 +312,7 @@ class Interpreter:
         except self._stop_signal:
             raise
         except BaseException as interrupt:
-            self._interrupt = interrupt  # for the caller of `execute`, also if the code catches it
+            self._interrupt = interrupt  # for the caller of `execute`, even if the code catches it
             raise
 
     def _check_open(self) -> None:

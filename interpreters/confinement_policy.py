@@ -22,7 +22,7 @@ RUNGS: Mapping[str, frozenset[str]] = {
     "landlock": frozenset({"uid", "landlock", "seccomp", "limits"}),
     "namespaces": frozenset({"uid", "namespaces", "seccomp", "limits"}),
 }
-"""The ladder: sets of layers by name, the best first. What none of them fits is refused."""
+"""The ladder: sets of layers by name, best first. If none is sufficient, the interpreter refuses to run."""
 
 
 class CannotConfine(dspy.CodeInterpreterError):
@@ -33,15 +33,15 @@ class CannotConfine(dspy.CodeInterpreterError):
 class ConfinementPolicy:
     """The guarantees for the model's code. True: required; the interpreter refuses to start without it.
 
-    False does not switch anything off: the best set of layers that this system has is always used.
+    False does not disable anything: the best available set of layers is always used.
     """
 
     no_network: bool = True
-    """No TCP, UDP, raw or other sockets, nor sockets that have a path or an abstract name."""
+    """No TCP, UDP, raw or other sockets, and no sockets with a path or an abstract name."""
     only_given_files: bool = True
-    """It reads Python, its libraries and what was named, and writes to its scratch folder only."""
+    """It can read only Python, its libraries and the named paths, and write only to its scratch folder."""
     hidden_paths: bool = False
-    """Not even the names, sizes and owners of other files can be seen."""
+    """It cannot even see names, sizes and owners of other files."""
     clean_environment: bool = True
     """It never shared memory, variables or descriptors with the host process."""
     no_exec: bool = True
@@ -53,16 +53,16 @@ class ConfinementPolicy:
     process_cap: bool = True
     """The number of processes and threads is limited."""
     scratch_cap: bool = False
-    """What its scratch folder holds is limited, in bytes and in files."""
+    """The bytes and files in its scratch folder are limited."""
     layers: frozenset[str] | None = None
-    """Which layers may be used; None: all that this system has. To measure and test what each one stops."""
+    """The layers to use; None for all available ones. For tests of what each layer stops."""
 
     def required(self) -> tuple[str, ...]:
-        """Return the names of what is required."""
+        """Return the names of the required guarantees."""
         return tuple(item.name for item in fields(self) if item.name != "layers" and getattr(self, item.name))
 
     def rungs(self) -> dict[str, frozenset[str]]:
-        """Return the sets of layers to try, the best first."""
+        """Return the sets of layers to try, best first."""
         return dict(RUNGS) if self.layers is None else {"chosen": self.layers}
 
 
@@ -97,7 +97,7 @@ def missing(policy: ConfinementPolicy, layers: frozenset[str]) -> list[str]:
 
 
 def unsupported() -> str:
-    """Return why this system cannot run a confined worker at all; empty if it may."""
+    """Return why this system cannot run a confined worker at all; empty if it can."""
     if sys.platform != "linux":
         return f"a confined worker needs Linux, and this is {sys.platform}"
     if sys.implementation.name != "cpython":

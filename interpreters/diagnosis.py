@@ -32,9 +32,9 @@ class Rung:
     name: str
     layers: tuple[str, ...]
     failure: str
-    """Why it cannot be used here; empty if it can."""
+    """Why it cannot be used here; empty if it works."""
     holds: dict[str, str] = field(default_factory=dict)
-    """What it guarantees, and which layers hold it."""
+    """Its guarantees, with the layers that enforce them."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Diagnosis:
     """The result of `doctor`.
 
     Attributes:
-        system: Kernel, machine, Python and user, in words.
-        rungs: What was tried, the best first.
+        system: Kernel, machine, Python and user, as text.
+        rungs: The sets of layers that were tried, best first.
         chosen: Name of the rung that `PythonInterpreter()` uses; empty if it refuses to run.
         zero_copy: Whether values are attached without a copy.
-        landlock: The kernel's version of it; 0 without.
-        readable: The files and folders that code can read there; in those of Python, no installed packages.
+        landlock: The kernel's Landlock version; 0 without.
+        readable: The files and folders that code can read there; in Python's folders without installed packages.
     """
 
     system: dict[str, str]
@@ -68,7 +68,7 @@ def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
     """Try to run a worker on every set of layers, and return the results.
 
     Args:
-        confinement: What is required; the default `ConfinementPolicy` if None.
+        confinement: The required guarantees; None for the default `ConfinementPolicy`.
     """
     required = confinement or ConfinementPolicy()
     reason = unsupported()
@@ -89,7 +89,7 @@ def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
 
 
 def _try(layers: frozenset[str]) -> tuple[bool, str]:
-    """Start a worker with these layers; whether it attaches without a copy, and why it failed."""
+    """Start a worker with these layers; return whether it attaches without a copy, and why it failed."""
     try:
         with closing(ForkServer(Recipe((), (), ConfinementPolicy()), layers)) as server, ExitStack() as left:
             group = Group(server, WorkerLimits(), server.new_scratch())

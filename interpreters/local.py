@@ -32,15 +32,15 @@ class CellStopped(BaseException):
 
 
 def _stop(thread: int) -> None:
-    """Raise `CellStopped` in a thread at its next step, in place of one that was not raised yet."""
+    """Raise `CellStopped` in a thread at its next step; it replaces a pending one."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(CellStopped))
 
 
 def _be_stopped() -> NoReturn:
-    """Have this thread raise what may still wait to be raised in it.
+    """Raise a pending `CellStopped` of this thread now.
 
-    It could be taken back (`PyThreadState_SetAsyncExc(thread, NULL)`), but after that a thread that is profiled or
-    traced never takes another step in CPython 3.11.
+    It could be cancelled (`PyThreadState_SetAsyncExc(thread, NULL)`), but then a profiled or traced thread hangs
+    in CPython 3.11.
     """
     _stop(threading.get_ident())
     while True:
@@ -51,8 +51,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     """Runs code in the current process, in the thread that calls `execute`, without any protection.
 
     The code can do whatever this process can: read its secrets and memory, change or end it, run for ever. Use it
-    for code you trust, in notebooks, and to debug. It has no time limit, as nothing can stop code in its own
-    process, and no way to survive a crash.
+    for trusted code, in notebooks, and for debugging. It has no time limit, because nothing can stop code in its
+    own process, and it does not survive a crash.
 
     What it does keep apart: each session has its own `__main__`; what a cell prints, also from threads it
     started, is captured for it alone, with other cells running in other threads; `sys.exit()` ends nothing; and
@@ -64,16 +64,15 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     The working directory belongs to the process: a cell that changes it changes it for all until it ends. Its
     session has it back in the next cell.
 
-    Variables, tools' arguments and results, and submitted values are the objects themselves. If the caller's
+    Variables, arguments and results of tools, and submitted values are shared objects. If the caller's
     thread runs an event loop, the cell gets a thread of its own, so that `await` and `asyncio.run` work in it.
-    Ctrl-C stops the cell and reaches the caller, as does a `KeyboardInterrupt` that the code raises: the two look
-    the same.
+    Ctrl-C stops the cell and reaches the caller, as does a `KeyboardInterrupt` of the code, which looks the same.
 
     Args:
-        tools: Host functions, sync or async, by the name that code calls them by.
-        output_fields: What `SUBMIT` takes: a `name` each.
-        callbacks: Told of this instance's events, besides those of `dspy.settings`.
-        max_output_chars: How much of a cell's output is kept, half of it from each end.
+        tools: Host functions, sync or async, by their name in code.
+        output_fields: The fields of `SUBMIT`, each with a `name`.
+        callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
+        max_output_chars: Characters of a cell's output to keep, half from each end.
     """
 
     execution_instructions: ClassVar[str] = (
@@ -138,18 +137,17 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
                     pass
 
     def _let_go(self) -> None:
-        """Have what was sent to this thread raised now, as it must reach no code behind the cell."""
-        with self._interrupting:  # whoever is sending has sent
+        """Raise a pending exception of this thread now: it must not reach code after the cell."""
+        with self._interrupting:  # the sender has finished
             pass
         if self._stopped:
             self._stopped = False
             _be_stopped()
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread; it ends with a `CellError`. Without a cell, do nothing.
+        """Stop the running cell, from any thread; it ends with a `CellError`. Do nothing without a cell.
 
-        Code is stopped between two steps of Python's interpreter: not while it waits in the system, or in a tool
-        that is not async.
+        Code is stopped between two bytecode instructions: not during a system call or a sync tool.
         """
         with self._interrupting:
             if self._thread is not None:
@@ -162,17 +160,17 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
 
 
 class _Session:
-    """What the stand-ins ask a session for."""
+    """The interface of a session for the stand-ins."""
 
     def __init__(self, output: Capped) -> None:
         self.cells = Cells()
         self.output = output
         self.directory: str | None = None
-        """Where its last cell left the process, if that is not where the process was."""
+        """The working directory after its last cell, if changed."""
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("rlm_dspy_session", default=None)
-"""Whose cell is running here: set in the context of the cell, and so in its tasks and threads."""
+"""The session whose cell runs in this context, its tasks and threads."""
 
 
 class _StandIn:
@@ -195,7 +193,7 @@ class _StandIn:
 
 
 class _Globals(NamedTuple):
-    """What a process has only one of."""
+    """Process-wide state."""
 
     stdout: Any
     stderr: Any
@@ -203,7 +201,7 @@ class _Globals(NamedTuple):
     start_thread: Any
 
     def stand_ins(self) -> _Globals:
-        """Return what takes their place while cells run."""
+        """Return the stand-ins for running cells."""
         return _Globals(
             _StandIn(self.stdout, lambda session: session.output),
             _StandIn(self.stderr, lambda session: session.output),
@@ -212,7 +210,7 @@ class _Globals(NamedTuple):
         )
 
     def put(self) -> None:
-        """Put them in place."""
+        """Install it."""
         sys.stdout, sys.stderr, sys.modules["__main__"], threading.Thread.start = self  # type: ignore[method-assign]
 
 
@@ -235,7 +233,7 @@ def _run_in(context: contextvars.Context, run: Callable[[], None]) -> None:
 
 
 class _Process:
-    """This process, as running cells share it."""
+    """The process state that running cells share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -243,14 +241,14 @@ class _Process:
 
     @contextlib.contextmanager
     def shared_with(self, session: _Session) -> Iterator[None]:
-        """Put the stand-ins in place for a cell of `session`, and back what was there when it is the last."""
+        """Install the stand-ins for a cell of `session`; the last cell restores the originals."""
         with self._lock:
             if not self._cells:
                 self._found = _Globals(sys.stdout, sys.stderr, sys.modules["__main__"], threading.Thread.start)
                 self._stand_ins = self._found.stand_ins()
                 self._directory = _directory()
             self._cells += 1
-            self._stand_ins.put()  # a cell around this one may have put a stream of its own there
+            self._stand_ins.put()  # an outer cell may have replaced the stream
             found = _directory()
             _change_directory(session.directory)
         try:

@@ -37,36 +37,36 @@ class PythonInterpreter(Interpreter, TakesObjects):
     """Runs code in its own confined CPython worker: the default on Linux.
 
     The worker is forked from a server that was started with an empty environment and has confined itself, so it
-    starts in milliseconds and never held a secret of this process. What holds is named by `confinement`; where the
-    system cannot hold it, `start` refuses and says why.
+    starts in milliseconds and never held a secret of this process. `confinement` names the guarantees; if the
+    system cannot enforce them, `start` raises and says why.
 
-    Variables enter as they are: `str` and `bytes` of any size through shared memory without a copy, text files
+    Variables enter unchanged: `str` and `bytes` of any size through shared memory without a copy, text files
     likewise (`Text.open`), arrays and DataFrames with their buffers shared and changes kept private, everything
-    else that pickle knows. Pydantic models and dataclasses of the host's own become dicts. Out of it come JSON
-    values only: sets become lists, dates ISO text, arrays lists, DataFrames lists of records.
+    else that pickle supports. Pydantic models and dataclasses of the host become dicts. Only JSON values leave
+    it: sets become lists, dates ISO text, arrays lists, DataFrames lists of records.
 
-    Tools run in this process, at once if the code's threads call them at once, each in a copy of the context of
-    its `execute`. A cell that takes too long is interrupted, and killed if it ignores that; a cell that crashes
-    the worker ends it. A checkpoint (a sleeping copy, forked after the cell before, while the host goes on) then
-    takes over, `CellUndone` says what was undone, and the session goes on. What tools did is not undone.
+    Tools run in this process, concurrently if the code's threads call them concurrently, each in a copy of the
+    context of its `execute`. A cell that takes too long is interrupted, and killed if it ignores that; a cell that
+    crashes the worker ends it. A checkpoint (a sleeping copy, forked after the previous cell while the host
+    continues) then takes over, `CellUndone` says what was undone, and the session continues. Effects of tools are
+    not undone.
 
     Args:
-        tools: Host functions, sync or async, by the name that code calls them by.
-        output_fields: What `SUBMIT` takes: a `name` each.
-        confinement: What must hold for the code; None for the default `ConfinementPolicy`.
-        worker_limits: What a worker may use of the machine; None for the default `WorkerLimits`.
-        cell_limits: How long a cell may take; None for the default `CellLimits`.
-        callbacks: Told of this instance's events, besides those of `dspy.settings`.
-        max_output_chars: How much of a cell's output is kept, half of it from each end.
+        tools: Host functions, sync or async, by their name in code.
+        output_fields: The fields of `SUBMIT`, each with a `name`.
+        confinement: The required guarantees; None for the default `ConfinementPolicy`.
+        worker_limits: The resource limits of a worker; None for the default `WorkerLimits`.
+        cell_limits: The time limits of a cell; None for the default `CellLimits`.
+        callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
+        max_output_chars: Characters of a cell's output to keep, half from each end.
         preload: Packages of this process's Python that the code can import beside the standard library; None:
-            pydantic, and numpy and pandas if they are installed. Name also what they need, unless importing them
-            loads it.
+            pydantic, and numpy and pandas if installed. Also name packages that they import later.
         paths: Folders and wheels with further modules, made importable and readable.
         checkpoint: `auto`: after each cell that called a tool, and after others while copies are cheap beside the
             time since the last (large private data makes them dear); `always`: after each cell; `off`.
 
     Raises:
-        ValueError: If a name is no identifier or is taken, or a limit is too small.
+        ValueError: If a name is not an identifier or is reserved, or a limit is too small.
     """
 
     execution_instructions: ClassVar[str] = (
@@ -112,14 +112,14 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     @property
     def layers(self) -> list[str]:
-        """The confinement layers that its worker has applied; empty before it starts."""
+        """The confinement layers of its worker; empty before it starts."""
         return [] if self._session is None else sorted(self._session.group.server.layers)
 
     def put(self, **variables: Any) -> None:
         """Bind variables now, as `execute` does before a cell.
 
         Raises:
-            CannotCross: If one of them cannot enter the worker.
+            CannotCross: If one cannot enter the worker.
             dspy.CodeInterpreterError: If a cell runs, a name is invalid, or the session is lost.
         """
         with self._alone():
@@ -127,7 +127,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             self._live().bind(variables)
 
     def interrupt(self) -> None:
-        """Stop the running cell, from any thread; it ends with a `CellError`. Without a cell, do nothing."""
+        """Stop the running cell, from any thread; it ends with a `CellError`. Do nothing without a cell."""
         if self._session is not None and self._running.locked():
             self._session.interrupt("was stopped by the host")
 
@@ -156,7 +156,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
             return [self._branch(session) for session in self._live().branches(count)]
 
     async def aexecute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
-        """Do what `execute` does without blocking the event loop; cancelling it stops the cell.
+        """Run `execute` without blocking the event loop; cancelling it stops the cell.
 
         Async tools run on this loop.
         """

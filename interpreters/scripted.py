@@ -19,9 +19,9 @@ class Call:
     """One `execute` call that the script answered."""
 
     code: str
-    """The source it was given."""
+    """The source."""
     variables: Mapping[str, Any]
-    """The variables it was given; empty if none."""
+    """The variables; may be empty."""
 
 
 class ScriptedInterpreter(Interpreter, TakesObjects):
@@ -37,18 +37,18 @@ class ScriptedInterpreter(Interpreter, TakesObjects):
     functions) is answered with None and counts for nothing.
 
     Args:
-        results: What to play back, in order.
+        results: The results, in order.
         tools: Host functions by name, for functions among the results.
-        output_fields: Kept, as modules set and read them.
-        callbacks: Told of this instance's events, besides those of `dspy.settings`.
+        output_fields: Stored, because modules set and read them.
+        callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
 
     Attributes:
-        calls: What was executed so far, a `Call` each.
+        calls: The calls so far.
         started: Whether it was started.
         closed: Whether it was shut down.
 
     Raises:
-        dspy.CodeInterpreterError: By `execute`, if the results are used up.
+        dspy.CodeInterpreterError: From `execute`, if the results are used up.
     """
 
     execution_instructions: ClassVar[str] = "Code is not run: the results were written in advance."

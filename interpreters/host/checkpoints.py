@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "always", "off"]
 
 WAKE_SECONDS = 10
-"""How long a copy may take to wake, and a worker to carry out an order between cells."""
+"""Seconds that a copy may take to wake, and a worker to execute an order between cells."""
 _LEFT_PACKETS = 64
 _COPY_SECONDS = 0.1
-"""How long a worker may leave an order to copy itself unread."""
+"""Seconds that a worker may leave an order to copy itself unread."""
 _STAYS_DONE = "Function calls and written files are not undone; running threads and processes have ended."
 _CHEAP_SECONDS, _CHEAP_SHARE = 0.020, 0.05
 
@@ -81,7 +81,7 @@ class Checkpoints:
         """Return whether a checkpoint is worth its cost now.
 
         A call to the host may have been paid for, so each is worth a copy. Otherwise a copy may take 20 ms, or 5 %
-        of the time since the last: that is what the session would lose, with what the model thought meanwhile.
+        of the time since the last one, which the session would lose otherwise.
         """
         if self._mode != "auto" or not self.changed:
             return self._mode == "always" and self.changed
@@ -101,7 +101,7 @@ class Checkpoints:
         self.changed, self._calls, self._since = False, 0, time.monotonic()
 
     def told(self, frame: wire.Frame) -> None:
-        """Note what the worker says of a copy that was ordered; anything else is ignored."""
+        """Record the worker's report on an ordered copy; ignore anything else."""
         order, seconds = frame.get("id"), frame.get("seconds")
         for checkpoint in self._kept:
             if checkpoint.order == order and not checkpoint.made:
@@ -112,7 +112,7 @@ class Checkpoints:
                 return
 
     def _drop(self, checkpoint: Checkpoint) -> None:
-        """Let go of a copy that was not made: what it would have kept is at risk as before."""
+        """Drop a copy that was not made: its state is at risk as before."""
         self._kept.remove(checkpoint)
         checkpoint.process.close()
         self.changed, self._calls, self._since = True, self._calls + checkpoint.calls, checkpoint.since

@@ -23,7 +23,7 @@ class Watched(Protocol):
     """A group of processes that is monitored while none of its cells runs."""
 
     def end_hogs(self) -> None:
-        """End the processes that take more memory than they may."""
+        """Kill the processes that exceed the memory limit."""
 
 
 class Watch:
@@ -43,7 +43,7 @@ class Watch:
         self._closed = threading.Event()
 
     def add(self, group: Watched) -> None:
-        """Look at a group twice a second from now on, until it is gone or this is closed."""
+        """Check a group twice a second from now on, until it is gone or this is closed."""
         with self._lock:
             self._watched.add(group)
             if not self._looking:
@@ -51,12 +51,12 @@ class Watch:
                 threading.Thread(target=self._look, name="rlm-watch", daemon=True).start()
 
     def remove(self, group: Watched) -> None:
-        """Look at a group no more."""
+        """Stop checking a group."""
         with self._lock:
             self._watched.discard(group)
 
     def close(self) -> None:
-        """Look at nothing more."""
+        """Stop checking."""
         self._closed.set()
 
     def of_group(self, group: int) -> list[int]:

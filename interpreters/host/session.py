@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.worker_group import Group
 
 _LOOK_SECONDS = 0.5
-"""How often the memory and the CPU time of a cell's processes are looked at."""
+"""Seconds between two checks of the memory and CPU time of a cell's processes."""
 _TAKE_SECONDS = 10
-"""How long a worker may take to read a cell."""
+"""Seconds that a worker may take to read a cell."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Session(Lineage):
         """Bind variables now.
 
         Raises:
-            CannotCross: If one of them cannot enter the worker.
+            CannotCross: If one cannot enter the worker.
             dspy.CodeInterpreterError: If the session is lost.
         """
         with self._used():
@@ -313,7 +313,7 @@ class Session(Lineage):
             try:
                 forms.add("value", outcome.result())
                 self.group.make_room(process, forms)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the model answers it)
+            except Exception as error:  # noqa: BLE001 (the model handles any error)
                 answer = {"type": type(error).__name__, "error": tool_threads.message(error)}
             fds = forms.fds if answer is forms.frames else []
             process.send({"t": "answer", "id": number, **answer}, clock.left_for_answer, fds, number)

@@ -30,7 +30,7 @@ class Crew:
         self._idle = threading.Semaphore(0)
 
     def run(self, job: Callable[[], None]) -> None:
-        """Have `job` run. It must not raise."""
+        """Run `job`, which must not raise."""
         if not self._idle.acquire(blocking=False):
             threading.Thread(target=self._work, name="rlm-call", daemon=True).start()
         self._jobs.put(job)
@@ -63,7 +63,7 @@ def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
         if done.set_running_or_notify_cancel():
             try:
                 result = function()
-            except BaseException as error:  # noqa: BLE001 (who waits for it decides what to do with it)
+            except BaseException as error:  # noqa: BLE001 (the waiting caller handles it)
                 done.set_exception(error)
             else:
                 done.set_result(result)
@@ -75,7 +75,7 @@ def run_in_crew(function: Callable[[], T], done: Future[T]) -> None:
 
 
 def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:
-    """Describe tools to a worker, which builds stand-ins for them."""
+    """Describe tools to a worker, which builds proxies for them."""
     return [
         {"name": name, "doc": getattr(tool, "__doc__", None) or "", "is_async": is_async(tool)}
         for name, tool in tools.items()
@@ -83,7 +83,7 @@ def described(tools: Mapping[str, Callable[..., Any]]) -> list[Tool]:
 
 
 def message(error: Exception) -> str:
-    """Return what an error says; of a KeyError the key itself."""
+    """Return the message of an error; for a KeyError the key itself."""
     if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
         return error.args[0]
     return str(error)

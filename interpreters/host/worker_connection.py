@@ -141,17 +141,17 @@ class WorkerConnection:
         return self._killed or self.handle < 0 or wire.arrives(self.handle, 0)
 
     def check_alive(self) -> None:
-        """Raises EOFError if it has ended and all that it sent is read."""
+        """Raise EOFError if it has ended and all its data was read."""
         if self.ended and not self.readable(0):
             raise EOFError
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self._killed = True
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it still lives."""
+        """Send a signal, if it is alive."""
         if self.handle >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self.handle, number)

@@ -155,7 +155,7 @@ class Group:
             self._busy.discard(token)
 
     def end_hogs(self) -> None:
-        """Between cells: end what they have left running, if all processes take more together than they may."""
+        """Between cells: kill remaining processes if all together exceed the memory limit."""
         sessions = {process.host_pid() for process in self._sessions()}
         pids = self.server.watch.of_group(self._host_group)
         if not self._busy and memory_of(pids, self.limits.memory_bytes * max(1, len(sessions))):
@@ -168,7 +168,7 @@ class Group:
         return self._carriers
 
     def sweep(self, kept: WorkerConnection) -> None:
-        """Kill what a process that was ended has left running, unless branches live in the group too."""
+        """Kill the children of a killed process, unless the group has live branches."""
         if self._users > 1 or not self._host_group:
             return
         for _ in range(3):

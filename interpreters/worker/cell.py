@@ -56,7 +56,7 @@ class Capped(io.TextIOBase):
         self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
-        """Take `text` in; always all of it."""
+        """Accept all of `text`."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if text:
@@ -90,15 +90,15 @@ class Capped(io.TextIOBase):
             return f"{head}\n... [{left_out} characters left out] ...\n{tail}" if left_out else head + tail
 
     def end_line(self) -> None:
-        """Start a new line unless nothing was written or one has just started."""
+        """End the current line, if it is not empty."""
         if not self._ends_line:
             self.write("\n")
 
     def close(self) -> None:
-        """Do nothing: the cell's output is still wanted."""
+        """Do nothing: the cell's output is still needed."""
 
     def reconfigure(self, **_: object) -> None:
-        """Do nothing; real streams have it, and code calls it to ask for UTF-8."""
+        """Do nothing; code calls it on real streams to request UTF-8."""
 
 
 class Submit(BaseException):
@@ -137,15 +137,15 @@ class Outcome:
     """How a cell ended. Its output is in the `Capped` it was given."""
 
     kind: Kind
-    """`invalid`: the source does not parse or compile, and nothing of it ran."""
+    """`invalid`: the source does not compile, and did not run."""
     values: dict[str, Any] = field(default_factory=dict)
-    """What was submitted, by output field."""
+    """The submitted values by output field."""
     value: JSON = None
-    """The value of a last expression as `carried` gives it."""
+    """The value of the last expression, from `carried`."""
     error: str = ""
-    """What was raised, as a model should read it: its own lines, then `Type: message`."""
+    """The error as text for the model: its own lines, then `Type: message`."""
     exception: BaseException | None = None
-    """What was raised. It holds the frames of the cell: let go of it soon."""
+    """The exception. It holds the frames of the cell: release it soon."""
 
 
 _PARSES = 10
@@ -160,7 +160,7 @@ def _nobody(*_: object, **__: object) -> NoReturn:
 
 
 def _cell_builtins() -> dict[str, Any]:
-    """Return Python's builtins and JSON's constants, with nothing among them that waits for a person."""
+    """Return Python's builtins and JSON's constants, with none that waits for a user."""
     ours = {"input": _nobody, "breakpoint": _nobody, "exit": sys.exit, "quit": sys.exit}
     return vars(builtins) | {"true": True, "false": False, "null": None} | ours
 
@@ -225,7 +225,7 @@ class Cells:
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
     def close(self) -> None:
-        """Take this session's sources out of `linecache`."""
+        """Remove this session's sources from `linecache`."""
         for filename, entry in self._sources.items():
             if linecache.cache.get(filename) is entry:  # not another session's of the same name
                 linecache.cache.pop(filename, None)  # a thread that ends another session may come first
@@ -256,7 +256,7 @@ class Cells:
         return filename
 
     def _compile(self, code: str, filename: str) -> list[types.CodeType]:
-        """Return the statements and, if the last is an expression, that as a part of its own."""
+        """Compile the statements, and the last expression separately."""
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         for name in __future__.all_feature_names:
             feature = getattr(__future__, name)
@@ -345,9 +345,9 @@ def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any],
 
 
 def carried(value: Any) -> JSON:
-    """Return `value` as JSON carries it: lists for tuples, keys as text.
+    """Return `value` in JSON form: lists for tuples, keys as text.
 
-    None if it is no such data, or more of it than a caller wants: 1,000,000 characters of JSON, 50 levels.
+    None if impossible, or above 1,000,000 characters of JSON or 50 levels.
     """
     if value is None or type(value) is bool:
         return value

@@ -40,7 +40,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep an interrupt back until the block is done. Other threads than the main one get none anyway."""
+        """Defer an interrupt until the end of the block. Only the main thread gets interrupts."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,7 +54,7 @@ class Interrupts:
             self._arrived()
 
     def forget(self) -> None:
-        """Drop an interrupt that came for a cell that has ended."""
+        """Drop an interrupt for an ended cell."""
         self._held, self._pending = 0, False
 
 

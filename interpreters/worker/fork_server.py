@@ -53,12 +53,12 @@ _COMMON = [
 
 
 def _tell_failure(sock: socket.socket, error: BaseException) -> None:
-    """Tell the host why this process ends."""
+    """Report to the host why this process ends."""
     wire.send(sock, wire.encoded({"t": "failed", "error": f"{type(error).__name__}: {error}"}))
 
 
 class Zygote:
-    """The fork server's life after it has loaded and confined itself."""
+    """The main loop of the fork server, after loading and confinement."""
 
     def __init__(self, control: socket.socket, host: int, config: Config) -> None:
         self._control = control
@@ -159,7 +159,7 @@ class Zygote:
             os.close(self._host)
             self._confinement.close_worker(scratch, WorkerLimits(**limits), processes=processes)
             _settle(scratch)
-        except BaseException as error:  # noqa: BLE001 (whatever it is, no code may run)
+        except BaseException as error:  # noqa: BLE001 (after any error, no code may run)
             _tell_failure(sock, error)
             os._exit(1)
         try:

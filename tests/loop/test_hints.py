@@ -41,7 +41,7 @@ def test_an_answer_that_is_only_marked_as_ready_is_told_how_to_end(code: str) ->
 def test_a_join_over_failed_items_is_told_to_leave_them_out() -> None:
     failed = SubCall(name="query", kind="query", error="it failed")
     code = "replies = llm_query_batched(parts)\nprint('\\n'.join(replies))"
-    assert "Leave such items out" in hint_for(Step(code=code, kind="error", calls=(failed,)), SUBMIT)
+    assert "Leave it out" in hint_for(Step(code=code, kind="error", calls=(failed,)), SUBMIT)
     assert not hint_for(Step(code=code, kind="error"), SUBMIT)
 
 
