@@ -59,6 +59,7 @@ def run(program: str, *arguments: str, directory: Path) -> str:
     """Run a program in a directory that is not the checkout; return what it printed. It must succeed."""
     unwanted = ("MLFLOW", "LM_STUDIO", "RLM_DSPY")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    kept["RLM_DSPY_MODELS"] = os.environ["RLM_DSPY_MODELS"]  # SmolLM2 alone
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -95,7 +96,7 @@ def test_the_simple_script_prints_the_answer(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("smollm2")
 def test_the_simple_script_runs_with_the_embedded_model(tmp_path: Path) -> None:
     printed = run(WITH_EMBEDDED, script("dspy_rlm_simple.py"), directory=tmp_path)
-    assert re.search(r"\(submitted after \d turns\)$", printed.rstrip())
+    assert re.search(r"\((submitted|extracted|unanswered) after \d turns?\)$", printed.rstrip())
 
 
 @pytest.mark.long
