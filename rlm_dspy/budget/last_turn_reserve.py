@@ -236,7 +236,7 @@ class Budget:
 _REASONS = {
     "max_iters": "no turns are left",
     "max_failures": "too many turns failed in a row",
-    "max_repetitions": "the same code was run again and again",
+    "max_repetitions": "the same code was run repeatedly",
     "max_seconds": "time is almost up",
     "max_llm_calls": "no model calls are left",
     "max_input_tokens": "the input tokens are almost used up",

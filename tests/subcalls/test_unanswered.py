@@ -75,7 +75,7 @@ def test_a_child_that_ends_unanswered_raises_in_the_cell(factory: Any, door: str
     single, _ = DOORS[door]
     caught = "except SubCallError as e:\n    answer = f'raised: {e}'"
     code = f"try:\n    answer = repr({single})\n{caught}\nSUBMIT(answer=answer)"
-    pred = play(rlm_of(limits=Limits(max_llm_calls=30)), model(code), factory)
+    pred = play(rlm_of(limits=Limits(max_llm_calls=30, max_repetitions=None)), model(code), factory)
     assert pred.answer.startswith("raised: Unanswered: The child ended without an answer.")
     assert "no turns are left" in pred.answer
     assert "smaller part" in pred.answer
