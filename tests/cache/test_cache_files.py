@@ -147,7 +147,7 @@ def test_a_file_that_is_only_read_is_read(tmp_path: Path, mode: int) -> None:
     with SubCallCache(path) as cache:
         cache.once("a", lambda: "known")
     path.chmod(mode)
-    for parent in (folder, *folder.parents[:3]):
+    for parent in (folder, *(each for each in folder.parents if "pytest-" in str(each))):
         parent.chmod(0o755)
     here, there = PROCESSES.Pipe()
     process = start(_read_only, path, there)

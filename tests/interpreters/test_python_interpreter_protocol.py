@@ -30,7 +30,7 @@ from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import wire
-from tests.interpreters.waiting import descriptors
+from tests.interpreters.waiting import comes_true, descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -290,7 +290,7 @@ def test_descriptors_that_a_worker_sends_are_not_taken() -> None:
         before = descriptors()
         with pytest.raises(CellError, match="too small"):
             repl.execute(code)
-        assert not descriptors() - before
+        assert comes_true(lambda: not descriptors() - before)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
