@@ -21,14 +21,17 @@ _WORDINGS = (
     r"context[_ ]?(?:length|window|size|limit)",  # most servers, in a sentence or as a code
     r"(?:prompt|input|request)[_ ](?:is )?too[_ ](?:long|large)",  # Anthropic, Bedrock, Fireworks, Ollama
     r"too many (?:input )?tokens",  # Bedrock, Cohere
-    r"(?:prompt|input|tokens?|length)\b[\w ,()]{0,30} exceed",  # Gemini, SiliconFlow, watsonx, TensorRT-LLM
+    # Gemini, SiliconFlow, watsonx, TensorRT-LLM
+    r"(?<!\w)(?:prompt|input)(?:[ (]+(?:tokens?|length|size|count|of|has|have|cannot|[\d,]+)\)?)* exceed",
     r"exceed\w* (?:the )?(?:model token limit|max(?:imum)? context)",  # Moonshot, Ollama, MLX servers
     r"request exceeds the maximum (?:size|allowed number of bytes)",  # Anthropic
     r"(?:longer|greater) than the (?:model'?s )?(?:maximum )?model length",  # vLLM
     r"maximum prompt length is|prompt exceeds (?:the )?(?:max(?:imum)? )?length",  # xAI, z.ai
     r"reduce the length of (?:the |your )?(?:messages|prompt|input)",  # Groq, vLLM, Azure
     r"messages\[\d+\]\.content': string too long",  # OpenAI
-    r"max_(?:seq|model)_len|max_prompt_tokens|n_ctx|n_keep",  # TabbyAPI, vLLM, GitHub Copilot, LM Studio
+    r"greater than max_(?:seq|model)_len|max_prompt_tokens_exceeded",  # TabbyAPI, vLLM, GitHub Copilot
+    r"truncate prompt with n_keep|trying to keep the first [\d,]+ tokens",  # LM Studio
+    r"current length is [\d,]+ while limit is",  # Cerebras
     r"`inputs` (?:tokens \+ `max_new_tokens` must be|must have less than)",  # TGI
     r"range of input length should be",  # DashScope
     r"max_tokens must be at least 1, got -",  # vLLM: the prompt alone is longer than the window
@@ -38,7 +41,8 @@ _WORDINGS = (
 _TOO_LONG = re.compile("|".join(_WORDINGS), re.IGNORECASE)
 _OTHERS = re.compile(
     r"rate[ _-]?limit|code: 429|too many requests|per[ -](?:minute|min\b|day|hour)|\bTPM\b|quota|throttl"
-    r"|overloaded|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens",
+    r"|overloaded|maximum allowed number of output tokens|completion tokens, whereas|valid range of max_tokens"
+    r"|max_(?:completion_|output_)?tokens['`\"]? must be less than|maximum tokens you requested",
     re.IGNORECASE,
 )
 """Errors that mention lengths or tokens, but need another remedy."""
