@@ -8,7 +8,7 @@ moves or renames is adapted here; what it makes public leaves this file.
 | `ACTIVE_CALL_ID` | the running call: callbacks get the id of a call, not of its parent |
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
 | `CUSTOM_TYPE_MARK` | marks an image in a message; texts must not contain it |
-| `HttpResponse` | where a server's usage is read |
+| `HttpResponse`, `WireUsage` | where a server's usage is read |
 | `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | fixed by subclasses |
 | `adapter_message_call` | tells whether an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | parse types as DSPy's adapters do |
@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dspy._vendor.lm15.providers.base import HttpResponse
+from dspy._vendor.lm15.types import Usage as WireUsage
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
 from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
 from dspy.clients._deprecation import adapter_message_call

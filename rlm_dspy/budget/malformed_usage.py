@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import fields
 from typing import Any
 
-from rlm_dspy._dspy_compat import HttpResponse
+from rlm_dspy._dspy_compat import HttpResponse, WireUsage
 from rlm_dspy.budget.lm_info import count_of
 
 
@@ -17,7 +18,8 @@ def accept_any_usage() -> None:
     It applies to the whole process from the first model call of a run on, and does not change replies that DSPy
     accepts.
     """
-    read_json = HttpResponse.json
+    read_json, check = HttpResponse.json, WireUsage.__post_init__
+    names = [field.name for field in fields(WireUsage)]
 
     def json_of(self: HttpResponse) -> Any:
         body = read_json(self)
@@ -27,7 +29,14 @@ def accept_any_usage() -> None:
             body["usage"] = _without_odd_parts(body["usage"])
         return body
 
-    HttpResponse.json = json_of
+    def post_init(self: WireUsage) -> None:
+        """Clean what a body names otherwise (Gemini), and what comes in the events of a stream."""
+        for name in names:
+            if (count := getattr(self, name)) is not None:
+                object.__setattr__(self, name, count_of(count))
+        check(self)
+
+    HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
 
 
 def _without_odd_parts(usage: Any) -> dict[str, Any]:

@@ -64,3 +64,16 @@ def test_no_answer_is_lost_to_the_usage_of_its_server(usage: Any, kind: str, how
             prediction = rlm(question="?") if how == "blocking" else asyncio.run(rlm.acall(question="?"))
     assert (prediction.answer, prediction.usage["calls"]) == ("paid for", 1)
     assert prediction.usage["input_tokens"] >= 0
+
+
+@pytest.mark.parametrize("count", ["many", -1, 1.5, [1], {"n": 1}, True, 10**30], ids=str)
+def test_no_answer_of_gemini_is_lost_to_its_usage(count: Any) -> None:
+    """It names its usage otherwise, so what DSPy makes of it is cleaned."""
+    candidate = {"content": {"role": "model", "parts": [{"text": TEXT}]}, "finishReason": "STOP"}
+    body = {"candidates": [candidate], "usageMetadata": {"promptTokenCount": count, "candidatesTokenCount": 7}}
+    with serving(body) as base:
+        lm = dspy.LM("gemini/gemini-2.5-flash", api_base=f"{base}beta", api_key="k", cache=False, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            prediction = RLM("question -> answer")(question="?")
+    assert (prediction.answer, prediction.usage["output_tokens"]) == ("paid for", 7)
+    assert prediction.usage["input_tokens"] >= 0
