@@ -38,6 +38,13 @@ _REMARKS = ("WARNING", "hint:")
 """Prefixes of lines by pip and uv that are not the reason of a failure."""
 _MAX_REASON_CHARS = 300
 _REMOVE_ATTEMPTS = 10
+_END_WITH_PARENT = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])"
+)
+"""Runs a command that the kernel kills when the process that started it has ended."""
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
@@ -180,9 +187,12 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
     """Run a command that downloads into a folder, and show its progress. It does not outlive the call."""
     environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
+                _tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
+        except OSError as error:
+            raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -196,6 +206,13 @@ def _run(command: list[str], folder: Path, before: int, show: Callable[[int], No
     if process.returncode:
         reason = " ".join(lines[-_REASON_LINES:])[:_MAX_REASON_CHARS]
         raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
+
+
+def _tied(command: list[str]) -> list[str]:
+    """Return the command such that on Linux it ends when this process is killed."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
 
 
 def _bytes_in(folder: Path) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import select
 import shutil
 import signal
 import socket
@@ -224,6 +225,35 @@ def test_ctrl_c_leaves_nothing_behind(client: str, server: Server, folder: Path)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == -signal.SIGINT
     assert held_in(folder) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has ended")
+def test_after_a_kill_no_client_goes_on(server: Server, folder: Path) -> None:
+    server.held = "tiny_part3-"
+    with start_pulling() as process:
+        assert server.reached.wait(60)
+        clients = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        ends = [os.pidfd_open(int(client)) for client in clients]
+        process.kill()
+        process.wait(30)
+        assert ends
+        for end in ends:
+            assert select.select([end], [], [], 30)[0] == [end]
+            os.close(end)
+    server.go_on.set()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="pip is asked next")
+def test_after_a_client_that_does_not_start_the_next_one_is_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "uv"
+    broken.write_text("#!/nowhere/python\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("UV", str(broken))
+    lines: list[str] = []
+    assert pull_model(MODEL, announce=lines.append).read_bytes() == BYTES
+    assert any("No tiny from the package index, by uv" in line for line in lines)
 
 
 def test_after_a_kill_the_next_one_begins_anew(server: Server, folder: Path) -> None:
