@@ -60,6 +60,7 @@ class LoopCall(Generic[T]):
         """Acquired by the loop that runs the awaitable, or by `_cancel` if none will."""
         self._begun = threading.Event()
         self._task: asyncio.Task[Any] | None = None
+        self._runs_on: Loop | None = None
         self._is_over = False
         self._why: Exception | None = None
         self._scope = wait_scope()
@@ -91,19 +92,21 @@ class LoopCall(Generic[T]):
 
     def _start(self, loop: Loop | None) -> None:
         """Begin the call on this loop, else on the first background loop that is not held up by another call."""
+        futures: dict[Loop | None, concurrent.futures.Future[Callable[[], T]]] = {}
         for number in itertools.count():
             chosen = loop or background_loop("rlm-tools", number)
             if loop is not None or chosen not in self._scope.blocked:
-                self._future = asyncio.run_coroutine_threadsafe(self._run(chosen), chosen)
+                self._future = futures[chosen] = asyncio.run_coroutine_threadsafe(self._run(chosen), chosen)
                 if self._is_over:  # cancelled meanwhile
                     self._future.cancel()
                 if loop is not None or self._is_over or self._begun.wait(_BEGIN_SECONDS):
+                    self._future = futures.get(self._runs_on, self._future)  # an earlier loop may have begun it
                     return
 
     def _cancel(self, why: Exception | None = None) -> None:
         self._why = self._why or why
         self._is_over = True
-        if self._task is not None and not self._future.done():  # before the caller goes on
+        if self._task is not None and not self._task.done():  # before the caller goes on
             with contextlib.suppress(RuntimeError):  # its loop was closed
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         self._future.cancel()
@@ -114,7 +117,7 @@ class LoopCall(Generic[T]):
         """Return what returns the result or raises the error, unless another loop runs it or it was cancelled."""
         if not self._claim.acquire(blocking=False):
             raise asyncio.CancelledError
-        self._task = asyncio.current_task()
+        self._task, self._runs_on = asyncio.current_task(), loop
         self._begun.set()
         stream = self._scope.stream
         streaming = stream is not None and loop is self._scope.loop

@@ -13,6 +13,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
+from rlm_dspy.concurrency import event_loops
 from rlm_dspy.concurrency.event_loops import LoopCall, background_loop
 from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.concurrency.wait_scope import (
@@ -192,3 +193,24 @@ async def test_a_factory_that_has_no_more_interpreters_ends_an_awaited_run_too()
             await asyncio.wait_for(rlm.acall(question="?"), SECONDS)
         with pytest.raises(RuntimeError, match="StopIteration"):
             rlm(question="?")
+
+
+def test_a_call_that_a_slow_loop_begins_late_has_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another loop was asked meanwhile: it finds the call taken, and cancels nothing."""
+    first, second = threading.Event(), threading.Event()
+    find_loop = event_loops.background_loop
+
+    def loop_of(name: str, number: int = 0) -> event_loops.BackgroundLoop:
+        if number == 1:
+            threading.Timer(0.2, first.set).start()  # when the call was handed to the second loop too
+        return find_loop(name, number)
+
+    async def work() -> int:
+        second.set()
+        await asyncio.sleep(0.3)
+        return 7
+
+    monkeypatch.setattr(event_loops, "background_loop", loop_of)
+    for number, free in enumerate((first, second)):
+        find_loop("rlm-tools", number).call_soon_threadsafe(free.wait, SECONDS)
+    assert LoopCall(work()).result(seconds=SECONDS) == 7
