@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.lm_info import count_of
 from rlm_dspy.json_values import json_objects
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.event_log import VERSION
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping
 
+_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens")
 _CUT_OFF = "(The log ends here: the process was gone before this turn had ended.)"
 
 
@@ -137,17 +139,20 @@ def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
             with contextlib.suppress(ValidationError, KeyError, TypeError):
                 _enter(event, runs[name], runs)
         if event["event"] == "lm_ended":
-            with contextlib.suppress(ValidationError):
-                used = _usage(event)
-                while name in runs:
-                    runs[name].spend(event, used)
-                    name = above[name]
+            used = _usage(event)
+            while name in runs:
+                runs[name].spend(event, used)
+                name = above[name]
     return runs
 
 
 def _usage(event: Mapping[str, Any]) -> Usage:
+    """Return the usage of a call; a field that holds something else counts as not reported."""
+    tokens = {name: count_of(event.get(name)) or 0 for name in _TOKENS}
+    cost = event.get("cost")
+    is_known = isinstance(cost, int | float) and not isinstance(cost, bool)
     failed, cached = event.get("error") is not None, bool(event.get("cached"))
-    return Usage.model_validate({**event, "calls": 1, "failures": failed, "cached_calls": cached})
+    return Usage(calls=1, failures=failed, cached_calls=cached, cost=cost if is_known else None, **tokens)
 
 
 def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:

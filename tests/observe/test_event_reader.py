@@ -172,3 +172,18 @@ def test_a_corrupt_line_does_not_hide_the_other_runs(
     records = read_log(path)
     assert [record.stop for record in records] == stops
     assert all(len(record.trajectory) == 1 for record in records)
+
+
+def test_a_call_with_an_odd_field_counts_in_the_usage_of_a_killed_run(play: Play, path: Path) -> None:
+    """What its other fields say is kept."""
+    with RunLog(path):
+        play(RLM(QUESTION), [block("SUBMIT(answer=1)")], question="?")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    ended = next(line for line in lines if line["event"] == "lm_ended")
+    ended.update(input_tokens="many", cost=None)
+    kept = [line for line in lines if line["event"] != "run_ended"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    (record,) = read_log(path)
+    usage = record.usage
+    assert (usage.calls, usage.input_tokens, usage.output_tokens) == (1, 0, ended["output_tokens"])
+    assert ended["output_tokens"] > 0
