@@ -68,7 +68,10 @@ class Limits:
     max_failures: int | None = None
     """Turns in a row that may fail: code that raised, no code, a refused SUBMIT, a dead interpreter."""
     max_repetitions: int | None = 2
-    """Turns in a row that may repeat earlier code with the same outcome; the model is told of each."""
+    """Turns in a row that may repeat earlier code with the same outcome; the model is told of each.
+
+    Code that calls a tool is not counted.
+    """
     max_context_tokens: int | None = None
     """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has.
 

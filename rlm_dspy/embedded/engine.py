@@ -207,7 +207,9 @@ def _body(request: lm15.Request) -> Chat:
     refused = ["tools"] if request.tools else []
     refused += [f"config.{name}" for name in _REFUSED if getattr(config, name) is not None]
     refused += [f"config.extensions[{name!r}]" for name in config.extensions or {} if name not in _EXTENSIONS]
-    refused += [part.type for message in request.messages for part in message.parts if part.type == "image"]
+    system = () if request.system is None or isinstance(request.system, str) else request.system
+    parts = [*system, *(part for message in request.messages for part in message.parts)]
+    refused += [part.type for part in parts if part.type != "text"]
     if refused:
         settings, extensions = (", ".join(sorted(names)) for names in (_Engine.supported_params, _EXTENSIONS))
         raise lm15.UnsupportedFeatureError(

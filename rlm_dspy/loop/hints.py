@@ -74,10 +74,13 @@ def advice_for(step: Step, submit_call: str) -> str:
 
 
 def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of an earlier turn with the same code and outcome; 0 if there is none."""
+    """Return the number of an earlier turn with the same code and outcome; 0 if there is none.
+
+    Code that calls a tool repeats nothing: what the tool returns may change, as in a poll.
+    """
     turns = (turn for turn in earlier if turn.kind != "folded")
     same = (n for n, turn in enumerate(turns, 1) if _outcome(turn) == _outcome(step))
-    return next(same, 0) if step.code.strip() else 0
+    return next(same, 0) if step.code.strip() and not step.tool_calls else 0
 
 
 def _outcome(step: Step) -> tuple[str, str, str]:

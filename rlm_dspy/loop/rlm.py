@@ -182,7 +182,8 @@ class RLM(AsTool, Limited, dspy.Module):
             ValueError: If it is the state of another class, e.g. `dspy.RLM`; nothing is changed.
         """
         names = [name for name, _ in self.named_parameters()]
-        parts = {name: {"lm": None, **part} for name, part in state.items() if name in names}
+        found = {name: part for name, part in state.items() if name in names}
+        parts = {name: {"lm": None, **part} if isinstance(part, dict) else {} for name, part in found.items()}
         if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
             raise ValueError(
                 f"Invalid state: it has {', '.join(map(repr, state)) or 'nothing'}, but the predictors of this "

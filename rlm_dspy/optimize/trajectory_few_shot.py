@@ -116,7 +116,10 @@ class TrajectoryFewShot(Teleprompter):
         names = {id(predictor): name for name, predictor in program.named_predictors()}
         made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
         key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with)
-        cache = SubCallCache(Path(self.log_dir) / "rollouts.sqlite") if self.log_dir else None
+        cache = None
+        if self.log_dir:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)  # before anything is paid
+            cache = SubCallCache(Path(self.log_dir) / "rollouts.sqlite")
         settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}
         allowed = dspy.settings.max_errors if self.max_errors is None else self.max_errors
 

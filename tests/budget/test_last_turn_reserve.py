@@ -108,6 +108,19 @@ def test_the_same_code_with_another_outcome_is_no_repetition(play: Play) -> None
     assert (played.prediction.answer, played.prediction.usage["limit"]) == ("4", None)
 
 
+def test_code_that_calls_a_tool_is_no_repetition(play: Play) -> None:
+    """A poll: what the tool returns may be another thing the next time."""
+
+    def status() -> str:
+        """Return whether it is done."""
+        return "pending"
+
+    codes = [*["print(status())"] * 4, "SUBMIT(answer='a')"]
+    played = play(RLM("q -> answer", tools=[status]), [block(code) for code in codes], q="?")
+    assert {step["repeats"] for step in played.prediction.trajectory} == {0}
+    assert played.prediction.usage["limit"] is None
+
+
 def test_a_run_that_needed_no_limit_names_none(play: Play) -> None:
     """Neither does one that is cut short by an error."""
     assert play(RLM("q -> answer"), [block("SUBMIT(answer='a')")], q="?").prediction.usage["limit"] is None

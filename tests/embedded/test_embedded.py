@@ -233,10 +233,11 @@ def test_a_setting_it_cannot_honour_is_named(lm: dspy.LM, setting: dict[str, Any
         lm("Hello", **setting)
 
 
-def test_an_image_is_refused(lm: dspy.LM) -> None:
-    image = lm15.ImagePart(url="https://example.com/a.png")
-    request = lm15.Request(model=lm.model, messages=(lm15.Message.user([lm15.TextPart("What is this?"), image]),))
-    with pytest.raises(LMUnsupportedFeatureError, match="image"):
+@pytest.mark.parametrize("kind", [lm15.ImagePart, lm15.AudioPart, lm15.DocumentPart])
+def test_media_are_refused(lm: dspy.LM, kind: type[Any]) -> None:
+    part = kind(url="https://example.com/a")
+    request = lm15.Request(model=lm.model, messages=(lm15.Message.user([lm15.TextPart("What is this?"), part]),))
+    with pytest.raises(LMUnsupportedFeatureError, match=part.type):
         lm(request)
 
 

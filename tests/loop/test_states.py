@@ -104,3 +104,10 @@ def test_a_predictor_of_dspys_rlm_is_missing_with_a_hint(name: str, instead: str
         getattr(rlm, name)
     assert not hasattr(rlm, name)
     assert not hasattr(rlm, "anything_else")
+
+
+@pytest.mark.parametrize("part", [None, [], "text"])
+def test_a_state_of_a_predictor_that_is_no_dict_is_refused(part: Any) -> None:
+    rlm = RLM(ASK)
+    with pytest.raises(ValueError, match="each with its signature and demos"):
+        rlm.load_state({**rlm.dump_state(), "act": part})

@@ -381,3 +381,13 @@ def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:
     (demo,) = found.subs.count.demos
     assert (type(demo.pages), len(demo.pages), type(demo.by), len(demo.by)) == (list, 4, dict, 4)
     assert len(str(demo.pages)) < 1_000
+
+
+def test_a_log_dir_that_cannot_be_made_is_told_before_anything_is_paid(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    lm = ScriptedLM([])
+    with dspy.context(lm=lm), pytest.raises(OSError, match="file"):
+        TrajectoryFewShot(lambda *_: 1.0, log_dir=tmp_path / "file" / "log").compile(
+            RLM("q -> a"), trainset=[dspy.Example(q="?", a="!").with_inputs("q")]
+        )
+    assert lm.script.calls == []
