@@ -73,10 +73,13 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(_path_of(policy).read_text(encoding="utf-8"))
         _Policy.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+        parts = ((".".join(map(str, part["loc"])) or "the file", part["msg"]) for part in error.errors())
+        wrong = "; ".join(f"{where}: {why}" for where, why in parts)
         raise _invalid(policy, wrong) from error
-    except (OSError, ValueError) as error:
-        raise _invalid(policy, repr(error)) from error
+    except OSError as error:
+        raise _invalid(policy, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _invalid(policy, f"it is not JSON ({error})") from error
     return content
 
 

@@ -57,6 +57,14 @@ def _tell_failure(sock: socket.socket, error: BaseException) -> None:
     wire.send(sock, wire.encoded({"t": "failed", "error": f"{type(error).__name__}: {error}"}))
 
 
+_FAILED = {
+    "spawn": "a process could not be started",
+    "room": "no room for the values",
+    "watch": "the worker ended at once",
+}
+"""What an order that fails is told as."""
+
+
 class Zygote:
     """The main loop of the fork server, after loading and confinement."""
 
@@ -120,7 +128,8 @@ class Zygote:
                 pid = orders[frame["t"]](*fds, **frame["arguments"])
                 handles += [os.pidfd_open(pid)] if pid else []
             except OSError as error:
-                self._reply({"t": "failed", "id": frame["id"], "error": str(error)})
+                why = f"{_FAILED.get(frame['t'], frame['t'])}: {error}"
+                self._reply({"t": "failed", "id": frame["id"], "error": why})
             else:
                 self._reply({"t": "done", "id": frame["id"], "pid": pid}, handles)
             for fd in (*fds, *handles):

@@ -158,9 +158,11 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
         )
     try:
         read: type[dspy.Signature] = dspy.ensure_signature(signature)
-    except SyntaxError as error:
-        raise ValueError(
-            f"Invalid signature {signature!r}: {error}. Field names must be Python identifiers."
+    except (SyntaxError, ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. Write e.g. "
+            "'context, question -> names: list[str], count: int', with Python identifiers as names."
         ) from error
     if not read.output_fields:
         raise ValueError(
