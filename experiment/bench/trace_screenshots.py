@@ -101,7 +101,10 @@ class Visitor:
     def keep(self, name: str) -> None:
         """Keep the page, frames in it too, as a picture and as text."""
         self.page.wait_for_timeout(1_500)
-        self.page.screenshot(path=self.folder / f"{name}.png", clip=LEFT_OF_THE_ASSISTANT)
+        here = self.page.get_by_text("Path: /")  # a folder of this machine
+        self.page.screenshot(
+            path=self.folder / f"{name}.png", clip=LEFT_OF_THE_ASSISTANT, mask=[here], mask_color="#fff"
+        )
         texts = [frame.locator("body").inner_text() for frame in self.page.frames]
         (self.folder / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
 

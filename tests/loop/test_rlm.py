@@ -346,7 +346,7 @@ def test_a_doctest_of_the_scripted_interpreter_in_the_style_guide_holds() -> Non
     ("arguments", "error", "said"),
     [
         ({"signature": 5}, TypeError, "Invalid signature 5: it must be a string like"),
-        ({"signature": "class -> a"}, ValueError, "Invalid signature 'class -> a': .* with Python identifiers as names"),
+        ({"signature": "class -> a"}, ValueError, "'class -> a': .* with Python identifiers as names"),
         ({"signature": "question ->"}, ValueError, "no output field"),
         ({"tools": len}, TypeError, "must be a list"),
         ({"tools": [max]}, ValueError, "its signature cannot be inspected"),
