@@ -290,7 +290,8 @@ def test_descriptors_that_a_worker_sends_are_not_taken() -> None:
         before = descriptors()
         with pytest.raises(CellError, match="too small"):
             repl.execute(code)
-        assert comes_true(lambda: not descriptors() - before)
+        # Each message carries fifty. A copy that takes over, and a look at memory, open a few of the host's own.
+        assert comes_true(lambda: sum((descriptors() - before).values()) < 50), descriptors() - before
 
 
 @pytest.mark.parametrize("rung", RUNGS)
