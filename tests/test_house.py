@@ -27,7 +27,8 @@ FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["pack
 
 RULE = (
     "cli > tracing > observe | optimize > loop > subcalls > prompt"
-    " > budget | repl | coverage | embedded | cache | signatures > interpreters | replies > concurrency | events"
+    " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
+    " > concurrency | events"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""
 VALUES = {
@@ -35,7 +36,6 @@ VALUES = {
         "_dspy_compat",
         "errors",
         "limits",
-        "inputs",
         "trajectory",
         "text",
         "json_values",

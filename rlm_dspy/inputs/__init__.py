@@ -1,0 +1,7 @@
+"""Long texts and other inputs: what the REPL binds for them, and how the model is told of them."""
+
+from rlm_dspy.inputs.description import MEDIA, Variable, about, describe, plain
+from rlm_dspy.inputs.records import Record, Row
+from rlm_dspy.inputs.text import Text
+
+__all__ = ["MEDIA", "Record", "Row", "Text", "Variable", "about", "describe", "plain"]

@@ -1,0 +1,137 @@
+"""Describes each variable of the REPL to the model."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from pydantic import BaseModel, ConfigDict
+
+from rlm_dspy.inputs.records import Record, Row
+from rlm_dspy.inputs.text import HEAD_CHARS, READ_WHOLE_BYTES, Text, shorten
+from rlm_dspy.text import ShortRepr
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WHOLE_CHARS = 400
+_TAIL_CHARS = 80
+_SHORT = ShortRepr(HEAD_CHARS)
+MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+"""Types that the REPL holds as handles; a model that is asked about one gets the content."""
+
+
+def plain(value: Any, *, depth: int = 4) -> Any:
+    """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
+
+    Lists and dicts that hold a `Text` are copied with its `str` in its place; others stay the same object.
+
+    Args:
+        value: The input.
+        depth: How many levels of lists and dicts are searched.
+    """
+    if isinstance(value, Text):
+        return str(value)
+    if not _holds_text(value, depth):
+        return value
+    if isinstance(value, list):
+        return [plain(item, depth=depth - 1) for item in value]
+    return {key: plain(item, depth=depth - 1) for key, item in value.items()}
+
+
+def _holds_text(value: Any, depth: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Text) or (depth > 0 and any(_holds_text(item, depth - 1) for item in items))
+
+
+class Variable(BaseModel):
+    """A variable of the REPL, as the model sees it. `str` gives the line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    type: str
+    value: str
+    """The value if it is short; else its size, its beginning and its end."""
+    long: bool = False
+    """Whether only the beginning and end of the text are shown."""
+    media: bool = False
+    """Whether the REPL holds only a handle of it."""
+    note: str = ""
+    """The field's description and constraints."""
+
+    def __str__(self) -> str:
+        use = f"; pass it to sub-calls, llm_query(prompt, {self.name}), SUBMIT" if self.media else ""
+        hides = f"shadows Python's {self.name}; use builtins.{self.name}" if hasattr(builtins, self.name) else ""
+        note = "; ".join(filter(None, (self.note, hides)))
+        return f"{self.name}: {self.type}, {self.value}{use}{f'  # {note}' if note else ''}"
+
+
+def describe(name: str, value: Any, note: str = "") -> Variable:
+    """Describe a variable to the model.
+
+    Short values are shown whole; long ones as type, size, beginning and end.
+
+    Args:
+        name: The variable's name in the REPL.
+        value: Its value.
+        note: A further note on it.
+    """
+    if isinstance(value, Text) and value.path and value.path.stat().st_size > READ_WHOLE_BYTES:
+        return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
+    value = plain(value)
+    if isinstance(value, dspy.SandboxSerializable):
+        setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
+        return Variable(name=name, type=f"{type(value).__name__}{setup}", value=value.rlm_preview(), note=note)
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
+        is_long = len(value) > _WHOLE_CHARS
+        return Variable(name=name, type="str", value=_sized(value), long=is_long, note=note)
+    if isinstance(value, MEDIA):
+        return Variable(name=name, type=type(value).__name__, value=about(value), media=True, note=note)
+    sized = isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(value, "_fields")
+    size = f"{len(value):,} items, " if sized and not isinstance(value, Record) else ""
+    kind = value.name if isinstance(value, Record | Row) else type(value).__name__
+    return Variable(name=name, type=kind, value=f"{size}{_cut(_readable(value))}", note=note)
+
+
+def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
+    """Describe an image, a sound or a file in one line: its type and size, or its address."""
+    if isinstance(media, dspy.Image):
+        data, told = media.url, ""
+    elif isinstance(media, dspy.Audio):
+        return f"audio/{media.audio_format}, {len(media.data) * 3 // 4:,} bytes"
+    else:
+        data, told = media.file_data or "", media.filename or media.file_id or ""
+    head, _, encoded = data.partition(";base64,")
+    size = f"{head.removeprefix('data:')}, {len(encoded) * 3 // 4:,} bytes" if encoded else shorten(data, 80, 20)
+    return f"{told}, {size}" if told and data else told or size
+
+
+def _large_file(path: Path) -> str:
+    """Return size, beginning and end of a file without reading all of it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD_CHARS * 4).decode(errors="ignore")[:HEAD_CHARS]
+        file.seek(size - _TAIL_CHARS * 4)
+        tail = file.read().decode(errors="ignore")[-_TAIL_CHARS:]
+    return f"{size:,} bytes of UTF-8: {head!r} ... {tail!r}"
+
+
+def _sized(text: str) -> str:
+    if len(text) <= _WHOLE_CHARS:
+        return repr(text)
+    return f"{len(text):,} characters: {shorten(text, HEAD_CHARS, _TAIL_CHARS)}"
+
+
+def _readable(value: Any) -> str:
+    """Return a repr that is short for any size of value."""
+    try:
+        return repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value)
+    except ValueError as error:  # an int with more digits than Python prints
+        return f"({error})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WHOLE_CHARS else f"{text[:HEAD_CHARS]} ... {text[len(text) - _TAIL_CHARS :]}"
