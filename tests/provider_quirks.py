@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.provider_streams import DONE, Events, event
+
 Reply = dict[str, Any]
 Sent = tuple[int, Reply | str]
 Change = Callable[[Reply, Reply, int], Sent]
@@ -188,5 +190,114 @@ QUIRKS = {
         _no_system_role({"message": "Conversation roles must alternate user/assistant/user/assistant/..."}),
         "https://github.com/microsoft/autogen/issues/1037",
         providers=("vLLM", "llama.cpp"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StreamQuirk:
+    """A quirk of a server that shows in its streams only.
+
+    Attributes:
+        change: What it makes of the events of a stream and the number of its request; the first is 0.
+        source: Where it is documented or was reported.
+        providers: Which servers are known for it.
+        kinds: How the turns of a run over it end.
+        usage: What `prediction.usage` holds then, as far as it is tested.
+    """
+
+    change: Callable[[Events, int], Events]
+    source: str
+    providers: tuple[str, ...] = ("vLLM", "Azure")
+    kinds: tuple[str, ...] = ("output", "submitted")
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+def _behind_each(added: bytes) -> Callable[[Events, int], Events]:
+    return lambda events, _number: [each for each_event in events for each in (added, each_event)]
+
+
+def _first_stream(change: Callable[[Events], Events]) -> Callable[[Events, int], Events]:
+    return lambda events, number: change(events) if number == 0 else events
+
+
+def _chunk(delta: Reply, finish: str | None = None, **more: Any) -> bytes:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return event({**head, "choices": choices, **more})
+
+
+_SERVER_ERROR = event({"error": {"message": "The server had an error", "type": "server_error", "code": 500}})
+_OVERLOADED = event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "error")
+_FAILED = event({"type": "response.failed", "response": {"id": "resp_1", "status": "failed", "error": {}}})
+_DISCONNECTED = _chunk({"content": ""}, "error", error={"code": 502, "message": "Provider disconnected"})
+_WITHOUT_CHOICES = event({"id": "", "object": "", "created": 0, "model": "", "choices": []})
+
+STREAM_QUIRKS = {
+    "no usage": StreamQuirk(
+        lambda events, _number: [each for each in events if b'"usage"' not in each],
+        "https://github.com/abetlen/llama-cpp-python/issues/1640",
+        usage={"input_tokens": 0, "calls": 3},
+    ),
+    "no [DONE]": StreamQuirk(
+        lambda events, _number: [each for each in events if each != DONE],
+        "https://github.com/ikawrakow/ik_llama.cpp/issues/467",
+        usage={"input_tokens": 300},
+    ),
+    "no finish reason": StreamQuirk(
+        lambda events, _number: [each for each in events if b'"finish_reason": "stop"' not in each],
+        "https://github.com/anomalyco/opencode/issues/43882",
+        usage={"input_tokens": 300},
+    ),
+    "empty deltas": StreamQuirk(_behind_each(_chunk({})), "https://github.com/microsoft/autogen/issues/6465"),
+    "deltas without content": StreamQuirk(
+        _behind_each(_chunk({"role": "assistant", "content": None})),
+        "https://docs.inworld.ai/router/capabilities/streaming",
+    ),
+    "comments": StreamQuirk(
+        _behind_each(b": OPENROUTER PROCESSING\n\n"),
+        "https://openrouter.ai/docs/api-reference/streaming, https://api-docs.deepseek.com/quick_start/rate_limit",
+        providers=("OpenRouter", "DeepSeek"),
+    ),
+    "no choices in the first event": StreamQuirk(
+        lambda events, _number: [_WITHOUT_CHOICES, *events],
+        "https://github.com/langfuse/langfuse/issues/2833 (Azure's content filter)",
+        providers=("Azure", "vLLM"),
+    ),
+    "an error before the first text": StreamQuirk(
+        _first_stream(lambda _: [_SERVER_ERROR]),
+        "https://github.com/anomalyco/opencode/pull/40061",
+        usage={"failures": 1, "calls": 4},
+    ),
+    "an error behind some text": StreamQuirk(
+        _first_stream(lambda events: [*events[:5], _SERVER_ERROR]),
+        "https://docs.inworld.ai/router/capabilities/streaming",
+        kinds=("no_code", "output", "submitted"),
+        usage={"failures": 1, "calls": 4},
+    ),
+    "disconnected behind some text": StreamQuirk(
+        _first_stream(lambda events: [*events[:6], _DISCONNECTED]),
+        "https://openrouter.ai/docs/api-reference/streaming",
+        providers=("OpenRouter",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "ended in the middle": StreamQuirk(
+        _first_stream(lambda events: events[: len(events) // 2]),
+        "https://github.com/can1357/oh-my-pi/issues/9433",
+        providers=("vLLM", "OpenAI Responses", "Anthropic", "Gemini"),
+        kinds=("no_code", "output", "submitted"),
+        usage={"failures": 1, "calls": 4},
+    ),
+    "overloaded before the first text": StreamQuirk(
+        _first_stream(lambda events: [events[0], _OVERLOADED]),
+        "https://github.com/docker/docker-agent/pull/2880",
+        providers=("Anthropic",),
+        usage={"failures": 1, "calls": 4},
+    ),
+    "failed before the first text": StreamQuirk(
+        _first_stream(lambda events: [events[0], _FAILED]),
+        "https://platform.openai.com/docs/api-reference/responses-streaming/response/failed",
+        providers=("OpenAI Responses",),
+        usage={"failures": 1, "calls": 4},
     ),
 }

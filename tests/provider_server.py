@@ -1,7 +1,8 @@
 """A server that speaks as providers do: their wire formats, and the quirks of their replies.
 
-`Dialogue` makes the replies; `PROVIDERS` says how a client reaches each provider and how its replies look. Every
-quirk names its source.
+`ProviderServer.say` makes the replies; `PROVIDERS` says how a client reaches each provider and how its replies
+look. A request for a stream gets the events of the same reply (`provider_streams`). Every quirk names its source
+(`provider_quirks`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import dspy
+
+from tests.provider_streams import Events, events_of, wants_stream
 
 Body = dict[str, Any]
 Json = Any
@@ -46,11 +49,13 @@ class ProviderServer:
     Attributes:
         say: Makes what is said of the texts of a request's messages.
         answer: Writes it as status and body in a wire format.
+        stream: What it makes of the events of a streamed reply; the second argument is the number of the request.
         requests: Path and body of what has arrived.
     """
 
     say: Callable[[list[str]], Said]
     answer: Callable[[Said, Body], tuple[int, Json]]
+    stream: Callable[[Events, int], Events] = lambda events, _number: events
     requests: list[tuple[str, Body]] = field(default_factory=list)
     base: str = ""
 
@@ -97,6 +102,11 @@ def serving(server: ProviderServer) -> Iterator[ProviderServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, reply = server.reply(self.path, body)
+            if wants_stream(self.path, body) and isinstance(reply, dict):
+                kind, events = events_of(reply)
+                if events:
+                    self.stream(kind, server.stream(events, len(server.requests) - 1))
+                    return
             sent = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -104,10 +114,23 @@ def serving(server: ProviderServer) -> Iterator[ProviderServer]:
             self.end_headers()
             self.wfile.write(sent)
 
+        def stream(self, kind: str, events: Events) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for event in events:
+                self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Say nothing: a client may hang up."""
+
+    http = Server(("127.0.0.1", 0), Handler)
     server.base = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -12,7 +12,8 @@ unchanged. Inside, a `MeteredCall` makes the call:
 5. After a transient error it repeats this, up to `lm.num_retries` times: DSPy itself would retry inside one call,
    unseen.
 
-Outputs are returned without the model's thinking, and a truncated reply raises `ReplyCut`.
+Outputs are returned without the model's thinking, and a truncated reply raises `ReplyCut`. So does a stream that
+breaks after it has sent text: a repetition would send it again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dspy import LMError
 from dspy.lm15 import Request
 
 from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
+from rlm_dspy.budget.broken_stream import RecordedStream
 from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
@@ -38,7 +40,7 @@ from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_lim
 from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, ReplyCut
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -175,6 +177,7 @@ class MeteredCall:
         self._failed: LMError | None = None
         self._repeats_made = 0
         self._is_shorter = False
+        self._stream: RecordedStream | None = None
         self.seconds: float | None = 0.0
         self.keeps_history: bool = not dspy.settings.disable_history and (outer is None or outer.keeps_history)
         self.entries: list[HistoryEntry] = []
@@ -244,9 +247,11 @@ class MeteredCall:
             holding.append(meter)
         messages, usage, failed = self.asked.messages, RequestUsage(dspy.settings.usage_tracker), True
         token, self.outputs, self.entries = request_under_way.set(self), None, []
+        to = dspy.settings.send_stream
+        self._stream = None if to is None else RecordedStream(to)
         try:
             with (
-                dspy.context(usage_tracker=usage, disable_history=False),
+                dspy.context(usage_tracker=usage, disable_history=False, send_stream=self._stream),
                 contextlib.nullcontext() if messages is None else adapter_message_call(self.lm, messages),
             ):
                 yield
@@ -268,7 +273,10 @@ class MeteredCall:
 
         Raises:
             Exception: The error, if a retry does not help; as `dspy.ContextWindowExceededError` if it is one.
+            ReplyCut: If it broke a stream that has sent text.
         """
+        if self._stream is not None and self._stream.text and isinstance(error, LMError):
+            raise ReplyCut("broke off because the connection to its server failed", self._stream.text) from error
         if rejects_system_role(error, self._own_call.messages):
             self._meters[0].ledger.without_system_role.add(self._own_lm.model)  # for the rest of the run
             self.seconds = 0.0
@@ -283,7 +291,9 @@ class MeteredCall:
                 raise reason from (error if reason is not error else error.__cause__)
             self._own_call, self._is_shorter, self.seconds = shorter, True, 0.0
             return
-        may_pass = isinstance(error, LMError) and (dspy.is_retryable_lm_error(error) or _is_garbled(error))
+        may_pass = isinstance(error, LMError) and (
+            dspy.is_retryable_lm_error(error) or _is_garbled(error) or self._stream_failed(error)
+        )
         if not may_pass or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             raise error
         told = getattr(error, "retry_after", None)
@@ -292,16 +302,21 @@ class MeteredCall:
         self.seconds = max(0.0, told)
         self._failed, self._repeats_made = error, self._repeats_made + 1
 
+    def _stream_failed(self, error: LMError) -> bool:
+        """Whether a stream ended before its first text, or told of an error there, which has no status."""
+        kinds = (dspy.LMStreamAssemblyError, dspy.LMProviderError)
+        return self._stream is not None and type(error) in kinds and error.status is None
+
     def _repeats(self) -> bool:
         """Whether failed requests are retried here, each counted, and not inside one DSPy call.
 
-        Not if parts of the answer may have been streamed or paid for, and not for an LM with its own `forward`.
+        Not if parts of the answer may have been paid for, and not for an LM with its own `forward`.
         """
         lm = self._own_lm
         if not isinstance(lm, dspy.LM) or not lm.num_retries or "forward" in vars(lm) or "aforward" in vars(lm):
             return False
         as_made = type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
-        return as_made and dspy.settings.send_stream is None and self._own_call.answers(lm) == 1
+        return as_made and self._own_call.answers(lm) == 1
 
 
 def _is_unicode(call: LMCall) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
-from tests.provider_quirks import QUIRKS
+from tests.provider_quirks import QUIRKS, STREAM_QUIRKS
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
+from tests.provider_streams import wants_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute")  # litellm's, in streams
 
 ASK = "I ask a model.\n```python\nanimal = llm_query('Which animal? ' + context)\nprint('It said', animal)\n```"
 SUBMIT = "That is it.\n```python\nSUBMIT(answer=animal)\n```"
@@ -49,6 +53,16 @@ def run(provider: str, server: ProviderServer) -> dspy.Prediction:
     return prediction
 
 
+async def streamed(provider: str, server: ProviderServer) -> tuple[list[Any], dspy.Prediction]:
+    """Return the items of a streamed run, and its prediction."""
+    program = dspy.streamify(RLM("context, question -> answer", limits=Limits(max_iters=4)))
+    with dspy.context(lm=PROVIDERS[provider].lm(server.base, num_retries=2)):
+        *items, prediction = [
+            item async for item in program(context="The fox jumps.", question="Which animal jumps?")
+        ]
+    return items, prediction
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_run_over_a_provider_answers_counts_and_keeps_the_thinking(provider: str) -> None:
     write = PROVIDERS[provider].write
@@ -79,3 +93,56 @@ def test_a_run_over_a_server_with_a_quirk_answers(provider: str, name: str) -> N
     assert tuple(step.get("kind", "output") for step in prediction.trajectory) == quirk.kinds
     assert quirk.usage.items() <= prediction.usage.items()
     assert prediction.usage["failures"] == int(quirk.retried or name.startswith("no system role"))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_streamed_run_is_the_same(provider: str) -> None:
+    write = PROVIDERS[provider].write
+    with serving(ProviderServer(say, lambda said, body: (200, write(said, body)))) as server:
+        whole = run(provider, server)
+        items, prediction = await streamed(provider, server)
+    assert (prediction.answer, prediction.stop) == ("fox", "submitted")
+    assert all(wants_stream(path, body) for path, body in server.requests[-2:])
+    asked = ("calls", "input_tokens", "output_tokens", "failures", "cost")
+    assert [prediction.usage[name] for name in asked] == [whole.usage[name] for name in asked]
+    told = [[step.get("thinking"), step["reasoning"], step["code"]] for step in prediction.trajectory]
+    assert told == [[step.get("thinking"), step["reasoning"], step["code"]] for step in whole.trajectory]
+    chunks = [item for item in items if getattr(item, "choices", None)]
+    text = "".join(chunk.choices[0].delta.get("content") or "" for chunk in chunks)
+    assert text == ASK + "fox" + SUBMIT
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [(provider, name) for name, quirk in STREAM_QUIRKS.items() for provider in quirk.providers],
+)
+async def test_a_streamed_run_over_a_server_with_a_quirk_answers(provider: str, name: str) -> None:
+    quirk, write = STREAM_QUIRKS[name], PROVIDERS[provider].write
+    with serving(ProviderServer(say, lambda said, body: (200, write(said, body)), quirk.change)) as server:
+        _, prediction = await streamed(provider, server)
+    assert (prediction.answer, prediction.stop) == ("fox", "submitted")
+    assert tuple(step.get("kind", "output") for step in prediction.trajectory) == quirk.kinds
+    assert quirk.usage.items() <= prediction.usage.items()
+
+
+@pytest.mark.parametrize("provider", ["vLLM", "Azure"])
+async def test_a_broken_stream_is_told_and_keeps_what_it_brought(provider: str) -> None:
+    quirk, write = STREAM_QUIRKS["an error behind some text"], PROVIDERS[provider].write
+    with serving(ProviderServer(say, lambda said, body: (200, write(said, body)), quirk.change)) as server:
+        _, prediction = await streamed(provider, server)
+    broken = prediction.trajectory[0]
+    assert ASK.startswith(broken["reasoning"])
+    assert "broke off because the connection to its server failed. It has no complete block" in broken["output"]
+
+
+@pytest.mark.parametrize("provider", ["vLLM", "Azure", "Anthropic", "Gemini", "Bedrock"])
+async def test_a_streamed_reply_that_reached_its_limit_is_told_as_cut(provider: str) -> None:
+    def cut(texts: list[str]) -> Said:
+        said = say(texts)
+        return replace(said, finish="length") if said.text == ASK else said
+
+    write = PROVIDERS[provider].write
+    with serving(ProviderServer(cut, lambda said, body: (200, write(said, body)))) as server:
+        _, prediction = await streamed(provider, server)
+    assert prediction.stop == "submitted"
+    assert "Your reply was cut off after 20 tokens." in prediction.trajectory[0]["output"]
