@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from rlm_dspy.signatures.first_message import Environment
 from rlm_dspy.text import write_whole
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SHIPPED = Path(__file__).parent / "policies"
 POLICY_VERSION = 1
-_LEARNED = ("signature", "demos", "traces", "train")
+_LEARNED = ("signature", "demos", "demos_per_run", "traces", "train")
 """What a policy is. DSPy sets anything else that a state holds as an attribute of the predictor."""
 
 
@@ -39,6 +39,7 @@ class _Signature(BaseModel):
 class _Act(BaseModel):
     signature: _Signature
     demos: list[_Demo]
+    demos_per_run: PositiveInt | None = None
 
 
 class _Policy(BaseModel):
@@ -49,7 +50,7 @@ class _Policy(BaseModel):
 
 
 def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state of `act` in a policy, for `Act.load_state`: instructions and demos.
+    """Return the state of `act` in a policy, for `Act.load_state`: instructions, demos, how many a run shows.
 
     Never a model, nor options of its calls such as an address, whatever the file says: files are passed on.
 
@@ -60,7 +61,7 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: If there is no such policy, or the file is none.
     """
     state: dict[str, Any] = read_policy(policy)["act"]
-    return {**{name: state[name] for name in _LEARNED if name in state}, "lm": None}
+    return {"demos_per_run": None, **{name: state[name] for name in _LEARNED if name in state}, "lm": None}
 
 
 def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def _shorten_base(run: Run, room: int) -> None:
     shown = run.conversation
     if shown.chars(Trajectory()) <= room:
         return
-    shown.leave_out_demos()
+    while shown.leave_out_demos() and shown.chars(Trajectory()) > room:
+        pass
     over = shown.chars(Trajectory()) - room
     if over > 0:
         chars = len(str(shown.environment))

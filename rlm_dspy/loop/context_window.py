@@ -11,6 +11,7 @@ import dspy
 from rlm_dspy.budget.last_turn_reserve import TRANSCRIPT_CHARS
 from rlm_dspy.budget.lm_info import context_window, tokens_at_most
 from rlm_dspy.prompt.adapter import messages_of
+from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import fitted
 from rlm_dspy.trajectory import Trajectory
@@ -55,8 +56,13 @@ class Conversation:
     trajectory: Trajectory = Trajectory()  # noqa: RUF009 (frozen)
     reported: tuple[int, int] = (0, 0)
     _demos: list[dict[str, Any]] | None = None
+    _demos_left: int | None = None
     _most: float = math.inf
     _chars_per_token: float = _CHARS_PER_TOKEN
+
+    def __post_init__(self) -> None:
+        self._demos_left = getattr(self.act, "demos_per_run", None)
+        self._demos = demos_for_run(self.act, self.environment, self._demos_left)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -66,9 +72,15 @@ class Conversation:
             given["lm"] = self.lm
         return {"environment": self.environment, "trajectory": self.trajectory, **given}
 
-    def leave_out_demos(self) -> None:
-        """Drop the demos from now on, to save room."""
-        self._demos = []
+    def leave_out_demos(self) -> bool:
+        """Drop demos from now on, to save room: of the nearest ones the farthest, else all of them.
+
+        Returns:
+            Whether there may be more to drop.
+        """
+        self._demos_left = max(0, (self._demos_left or 0) - 1)
+        self._demos = demos_for_run(self.act, self.environment, self._demos_left)
+        return self._demos_left > 0
 
     def show(self, steps: Iterable[Step]) -> None:
         """Replace the steps that the model is shown."""

@@ -75,6 +75,8 @@ class RLM(AsTool, Limited, dspy.Module):
         limits: The limits of a run.
         policy: The start state of `act`: the name or path of a saved policy; None for plain instructions;
             `"auto"` for the policy shipped for the LM configured now, if there is one.
+        demos_per_run: The maximum number of demos of `act` that a run shows: those whose tasks are worded most
+            like its own, chosen once per run without a model. Default: as `policy` says, else all.
         subs: Signatures and modules that code may call by name: `[Claims]` becomes the function `claims`, also
             `claims.map([...])`, and the predictor `subs.claims`. A dict gives names: `{"gist": "text -> gist"}`.
         cache: Whether a successful sub-call answers identical later ones: within a run and its children;
@@ -114,6 +116,7 @@ class RLM(AsTool, Limited, dspy.Module):
         *,
         limits: Limits | None = None,
         policy: str | os.PathLike[str] | None = "auto",
+        demos_per_run: int | None = None,
         subs: Given = None,
         cache: SubCallCache | bool = True,
         refuse_blind_submit: bool = False,
@@ -137,6 +140,8 @@ class RLM(AsTool, Limited, dspy.Module):
         self.refuse_blind_submit = refuse_blind_submit
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
+        if demos_per_run is not None:
+            self.demos_per_run = demos_per_run
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; it is validated like an argument, and applies from the next call on."""
@@ -151,6 +156,15 @@ class RLM(AsTool, Limited, dspy.Module):
         super().__setattr__(name, value)
         if name == "signature":
             self.__dict__["__doc__"] = value.instructions  # its description as a `dspy.Tool`
+
+    @property
+    def demos_per_run(self) -> int | None:
+        """The maximum number of demos that a run shows; None for all."""
+        return getattr(self.act, "demos_per_run", None)
+
+    @demos_per_run.setter
+    def demos_per_run(self, value: int | None) -> None:
+        self.act.demos_per_run = value
 
     def __getattr__(self, name: str) -> Any:
         """Say what stands for a predictor of `dspy.RLM`."""

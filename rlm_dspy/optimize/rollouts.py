@@ -95,7 +95,10 @@ def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
 
     Functions in settings and tools are identified by their source, if available.
     """
-    learned = [(name, p.signature.dump_state(), p.demos) for name, p in program.named_predictors()]
+    learned = [
+        (name, p.signature.dump_state(), p.demos, getattr(p, "demos_per_run", None))
+        for name, p in program.named_predictors()
+    ]
     parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
     given = [_source(value) if callable(value) else value for value in settings]
     return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), given)

@@ -41,9 +41,9 @@ class TrajectoryFewShot(Teleprompter):
     Attributes:
         metric: `metric(example, prediction, trace)`, a bool, a number, or a `dspy.Prediction` with `score`.
         metric_threshold: The minimum score of a run for demos; None for any above 0.
-        max_demos: Demos per predictor.
+        max_demos: Demos per predictor. If the RLM has `demos_per_run`, a pool for it to choose from: 20, 50, ...
         max_demo_chars: The maximum length of a demo; longer ones are not used.
-        max_chars: Characters of all demos of one predictor.
+        max_chars: Characters of the demos of one predictor that a run shows, on average if it shows a part.
         output_chars: Characters kept of each output, and of each input of an ordinary demo.
         environment_chars: Characters kept of the environment; only the parts that runs do not share are shown.
         max_runs: Examples to run; None for all of them.
@@ -100,7 +100,9 @@ class TrajectoryFewShot(Teleprompter):
         check_names(compiled, program)
         found = self._gather(program, self._ordered(trainset), lm)
         for name, predictor in compiled.named_predictors():
-            chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=self.max_chars)
+            shown = min(getattr(predictor, "demos_per_run", None) or self.max_demos, self.max_demos)
+            most_chars = self.max_chars * self.max_demos // max(1, shown)
+            chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=most_chars)
             predictor.demos = [demo.example for demo in chosen] or predictor.demos
         return compiled
 

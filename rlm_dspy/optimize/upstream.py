@@ -16,6 +16,7 @@ The other optimizers work unchanged. `adapter.py` supports `dspy.Refine`.
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -27,7 +28,9 @@ from rlm_dspy._dspy_compat import append_a_rule, thaw
 from rlm_dspy.inputs import Text
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
+from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.prompt.query import PromptAdapter
+from rlm_dspy.signatures import Environment
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Trajectory
 
@@ -222,6 +225,16 @@ class EachItsOwn(dspy.ChatAdapter):
         return {"messages": [*messages, {"role": "assistant", "content": reply}]}
 
 
+def _as_shown(call: Any) -> Any:
+    """Return a call of a trace, by a predictor with only those demos that the call showed."""
+    predictor, inputs, outputs = call
+    if getattr(predictor, "demos_per_run", None) is None:
+        return call
+    shown = copy.copy(predictor)
+    shown.demos = demos_for_run(predictor, Environment.of(inputs["environment"]), predictor.demos_per_run)
+    return shown, inputs, outputs
+
+
 class BootstrapFinetune(_BootstrapFinetune):
     """`dspy.BootstrapFinetune` with the messages that each predictor really sends. Takes the same arguments.
 
@@ -239,6 +252,7 @@ class BootstrapFinetune(_BootstrapFinetune):
                 {**run, "trace": [call for call in run["trace"] if self._names[id(call[0])] == pred_ind]}
                 for run in trace_data
             ]
+        trace_data = [{**run, "trace": list(map(_as_shown, run["trace"]))} for run in trace_data]
         data: tuple[list[dict[str, Any]], Any] = super()._prepare_finetune_data(trace_data, lm, None)
         return data
 

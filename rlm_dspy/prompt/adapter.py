@@ -43,7 +43,7 @@ class ReplAdapter(dspy.Adapter):
     ) -> list[Message]:
         """Return the chat messages of one turn."""
         here = Environment.of(inputs["environment"])
-        shown = [renamed(demo, here) for demo in self._longest_of_each_run(demos)]
+        shown = [renamed(demo, here) for demo in longest_of_each_run(demos)]
         environments = [under(Environment.of(demo["environment"]), here).parts for demo in shown]
         *before, ask = here.parts
         said_once = [part for part in before if environments and all(part in other for other in environments)]
@@ -66,7 +66,7 @@ class ReplAdapter(dspy.Adapter):
         """Return the labeled examples among the demos, one line each; empty if there are none."""
         lines = []
         for demo in demos:
-            if _is_labeled(demo):
+            if is_labeled(demo):
                 fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
                 lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
         return "\n".join(["Inputs and correct outputs of other runs:", *lines]) if lines else ""
@@ -81,28 +81,41 @@ class ReplAdapter(dspy.Adapter):
         ]
         return _conversation(clip(environment, _DEMO_ENVIRONMENT_CHARS), steps)
 
-    @staticmethod
-    def _longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Leave out a demo that a longer one of the same run already shows."""
-        complete = [
-            demo
-            for demo in demos
-            # An optimizer (SIMBA) may have truncated a long trajectory to text.
-            if demo.get("environment") and demo.get("code") and not isinstance(demo.get("trajectory", ""), str)
-        ]
-        written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
-        return [
-            demo
-            for demo, (environment, codes) in zip(complete, written, strict=True)
-            if not any(
-                environment == other and len(longer) > len(codes) and longer[: len(codes)] == codes
-                for other, longer in written
-            )
-        ]
+
+def longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the demos that are conversations, without those that a longer one of the same run already shows."""
+    complete = [
+        demo
+        for demo in demos
+        # An optimizer (SIMBA) may have truncated a long trajectory to text.
+        if demo.get("environment") and demo.get("code") and not isinstance(demo.get("trajectory", ""), str)
+    ]
+    written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
+    return [
+        demo
+        for demo, (environment, codes) in zip(complete, written, strict=True)
+        if not any(
+            environment == other and len(longer) > len(codes) and longer[: len(codes)] == codes
+            for other, longer in written
+        )
+    ]
 
 
 class Act(dspy.Predict):
     """The predictor of a turn, with its own adapter; the other predictors of a program keep the user's."""
+
+    _demos_per_run: int | None = None
+
+    @property
+    def demos_per_run(self) -> int | None:
+        """The maximum number of demos that a run shows, the nearest to its task; None for all. Saved if set."""
+        return self._demos_per_run
+
+    @demos_per_run.setter
+    def demos_per_run(self, value: int | None) -> None:
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"demos_per_run must be at least 1, or None to show all demos, not {value!r}.")
+        self._demos_per_run = value
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
@@ -117,9 +130,9 @@ class Act(dspy.Predict):
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the state; labeled examples only as far as they are shown, without long texts."""
         state: dict[str, Any] = super().dump_state(json_mode)
-        for demo in filter(_is_labeled, state["demos"]):
+        for demo in filter(is_labeled, state["demos"]):
             demo.update({name: cut(value, _LABEL_CHARS) for name, value in demo.items() if isinstance(value, str)})
-        return state
+        return state if self.demos_per_run is None else {**state, "demos_per_run": self.demos_per_run}
 
 
 def messages_of(
@@ -196,7 +209,7 @@ def _without(said_once: list[str], parts: list[str]) -> str:
     return "\n\n".join(part for part in parts if part not in said_once)
 
 
-def _is_labeled(demo: Mapping[str, Any]) -> bool:
+def is_labeled(demo: Mapping[str, Any]) -> bool:
     """Whether a demo is an example of the task, not of a turn."""
     return "environment" not in demo and "trajectory" not in demo
 

@@ -141,7 +141,8 @@ def _fits_none(kind: TypeForm[Any]) -> bool:
 
 def _learned(predictor: dspy.Predict) -> list[Any]:
     demos = [dict(demo) for demo in predictor.demos]
-    return [predictor.signature.dump_state(), demos, predictor.config, _lm_state(predictor.lm)]
+    per_run = getattr(predictor, "demos_per_run", None)
+    return [predictor.signature.dump_state(), demos, per_run, predictor.config, _lm_state(predictor.lm)]
 
 
 def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:

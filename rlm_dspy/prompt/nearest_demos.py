@@ -1,0 +1,84 @@
+"""Chooses the demos of a run from a larger pool: those whose tasks are worded most like its own.
+
+Nearness is that of the instructions and small inputs plus that of the fields. Each is the cosine of two sets of
+character trigrams, weighted by their rarity in the pool. No model is asked, and long inputs are not read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rlm_dspy.prompt.adapter import is_labeled, longest_of_each_run
+from rlm_dspy.signatures import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import dspy
+
+_DIGIT = re.compile(r"\d")
+_WORD = re.compile(r"\w+")
+_VALUE_CHARS = 400
+"""Longer values of a labeled example are not compared."""
+
+
+def demos_for_run(act: dspy.Predict, here: Environment, count: int | None) -> list[dict[str, Any]] | None:
+    """Return the demos that a run shows, in the order of the pool; None for all of them.
+
+    In this order, runs that show the same demos send the same first messages, so a prompt cache hits.
+
+    Args:
+        act: The predictor of the turns; its `demos` are the pool.
+        here: The environment of the run.
+        count: The maximum number of conversations, and of labeled examples; None for all.
+    """
+    if count is None:
+        return None
+    demos: list[dict[str, Any]] = act.demos
+    labeled = [demo for demo in demos if is_labeled(demo)]
+    chosen = [*_nearest(longest_of_each_run(demos), here, count), *_nearest(labeled, here, count)]
+    return [demo for demo in demos if any(demo is each for each in chosen)]
+
+
+def _nearest(demos: list[dict[str, Any]], here: Environment, count: int) -> list[dict[str, Any]]:
+    """Return the nearest demos, the nearest first; a second one of the same task comes after all other tasks."""
+    tasks = [_task_of(demo) for demo in demos]
+    of_each_part = (_cosines(pool, wanted) for *pool, wanted in zip(*tasks, _wording(here), strict=True))
+    near = [sum(parts) for parts in zip(*of_each_part, strict=True)]
+    ranked = sorted(range(len(demos)), key=lambda at: (tasks[:at].count(tasks[at]), -near[at]))
+    return [demos[at] for at in ranked[:count]]
+
+
+def _cosines(pool: list[str], wanted: str) -> list[float]:
+    """Return how near each text of a pool is to another text, from 0 to 1."""
+    grams, asked = [_trigrams(text) for text in pool], _trigrams(wanted)
+    found_in = Counter(gram for each in grams for gram in each)
+
+    def weight(some: frozenset[str]) -> float:  # `fsum`: sets have another order in every process
+        return math.fsum(math.log(len(pool) / (found_in[gram] or 1)) ** 2 for gram in some)
+
+    return [weight(each & asked) / (math.sqrt(weight(each) * weight(asked)) or 1) for each in grams]
+
+
+def _trigrams(text: str) -> frozenset[str]:
+    """Return the trigrams of the words of a text; all digits count as the same."""
+    words = _WORD.findall(_DIGIT.sub("0", text.casefold()))
+    return frozenset(f" {word} "[at : at + 3] for word in words for at in range(len(word)))
+
+
+def _task_of(demo: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a demo asks: its small inputs, and its fields."""
+    if not is_labeled(demo):
+        return _wording(Environment.of(demo["environment"]))
+    values = [str(value) for value in dict(demo).values() if isinstance(value, str | int | float)]
+    return " ".join(value for value in values if len(value) <= _VALUE_CHARS), " ".join(dict(demo))
+
+
+def _wording(environment: Environment) -> tuple[str, str]:
+    """Return what an environment asks: its instructions with the small inputs, and its fields with their types."""
+    variables, outputs = environment.variables, environment.outputs
+    small = " ".join([environment.task, environment.text, *(v.value for v in variables if not v.long)])
+    return small, " ".join([*(f"{v.name} {v.type} {v.note}" for v in variables), *map(str, outputs)])
