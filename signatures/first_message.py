@@ -81,7 +81,7 @@ class Environment(BaseModel):
         turns = f"You have {self.turns} turns." if self.turns > 1 else "This is the last turn: call SUBMIT now."
         paragraphs = [
             *f"Task: {self.task}".split("\n\n"),
-            "\n".join(["Variables:", *(f"- {variable}" for variable in self.variables)]),
+            "\n".join(["Variables, already set:", *(f"- {variable}" for variable in self.variables)]),
             "\n".join(
                 [f"When you know the answer, call SUBMIT({submit}):", *(f"- {each}" for each in self.outputs)]
             ),

@@ -24,11 +24,11 @@ LONG = "".join(f"{number:04}" for number in range(500))
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (LONG, f"v: str, 2,000 characters: {LONG[:160]!r} ... {LONG[-80:]!r}"),
-        (Text(LONG), f"v: str, 2,000 characters: {LONG[:160]!r} ... {LONG[-80:]!r}"),
+        (LONG, f"v: str, 2,000 characters: {LONG[:160]} ... [1,760 characters left out] ... {LONG[-80:]}"),
+        (Text(LONG), f"v: str, 2,000 characters: {LONG[:160]} ... [1,760 characters left out] ... {LONG[-80:]}"),
         (LONG[:400], f"v: str, {LONG[:400]!r}"),
-        (list(range(30)), f"v: list, 30 items, [{', '.join(map(str, range(20)))}, ...]"),
-        ([LONG], f"v: list, 1 items, ['{LONG[:77]}...{LONG[-78:]}']"),
+        (list(range(30)), f"v: list, 30 items, [{', '.join(map(str, range(20)))}, ... [left out] ...]"),
+        ([LONG], f"v: list, 1 items, ['{LONG[:80]}' ... [left out] ... '{LONG[-80:]}']"),
         (dict.fromkeys(range(9), LONG), None),
         (10**50, f"v: int, {10**50}"),
     ],
@@ -38,7 +38,7 @@ def test_an_input_is_described_by_its_ends(value: Any, told: str | None) -> None
     if told is None:
         assert line.startswith("v: dict, 9 items, {0: '00000001")
         assert line.endswith("0498049" + "9'}")
-        assert len(line) == len("v: dict, 9 items, ") + 160 + len(" ... ") + 80
+        assert len(line) == len("v: dict, 9 items, ") + 160 + len(" ... [1,582 characters left out] ... ") + 80
     else:
         assert line == told
 

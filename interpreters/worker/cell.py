@@ -297,9 +297,8 @@ class Cells:
                 error.text = self._line(error.filename or "", error.lineno or 0) or None
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 error.add_note("The session and its variables are kept. SUBMIT(...) ends the run.")
-            if isinstance(error, ModuleNotFoundError) and self._importable is not None:
-                packages = ", ".join(("the standard library", *self._importable))
-                error.add_note(f"This REPL can import only these: {packages}.")
+            if isinstance(error, ModuleNotFoundError):
+                error.add_note(self._what_can_be_imported())
             told = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
             self._keep_cells(told)
             capped = Capped(_MAX_TRACEBACK_CHARS)
@@ -307,6 +306,15 @@ class Cells:
             return capped.text().rstrip("\n")
         except BaseException:  # noqa: BLE001 (the error's own methods are model code; memory may be short)
             return f"{type(error).__name__}: (no traceback available)"
+
+    def _what_can_be_imported(self) -> str:
+        if self._importable is None:
+            return "It is not installed here. Use the standard library."
+        packages = ", ".join(("the standard library", *self._importable))
+        return (
+            f"This REPL can import only these: {packages}. "
+            "(The user allows more: PythonInterpreter(preload=[...]).)"
+        )
 
     def _keep_cells(self, told: traceback.TracebackException) -> None:
         frames = [self._quoted(frame) for frame in told.stack if frame.filename in self._sources]

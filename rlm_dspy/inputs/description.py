@@ -11,16 +11,34 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.text import HEAD_CHARS, READ_WHOLE_BYTES, Text, shorten
-from rlm_dspy.text import ShortRepr
+from rlm_dspy.text import ShortRepr, with_note
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _WHOLE_CHARS = 400
 _TAIL_CHARS = 80
-_SHORT = ShortRepr(HEAD_CHARS)
+_LEFT_OUT = "... [left out] ..."
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 """Types that the REPL holds as handles; a model that is asked about one gets the content."""
+
+
+class _Preview(ShortRepr):
+    """Writes a short `repr` that is no Python if something is left out, so that no model copies it as code."""
+
+    def __init__(self, chars: int) -> None:
+        super().__init__(chars)
+        self.fillvalue = _LEFT_OUT
+
+    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 (as `Repr` calls it)
+        """Return the two ends of a long text, each in quotes."""
+        half = self.maxstring // 2
+        return repr(x) if len(x) <= self.maxstring else f"{x[:half]!r} {self.fillvalue} {x[-half:]!r}"
+
+    repr_bytes = repr_str
+
+
+_PREVIEW = _Preview(HEAD_CHARS)
 
 
 def plain(value: Any, *, depth: int = 4) -> Any:
@@ -54,9 +72,9 @@ class Variable(BaseModel):
     name: str
     type: str
     value: str
-    """The value if it is short; else its size, its beginning and its end."""
+    """The value if it is short; else its size, its beginning and its end, which together are no Python literal."""
     long: bool = False
-    """Whether only the beginning and end of the text are shown."""
+    """Whether only a part of the value is shown."""
     media: bool = False
     """Whether the REPL holds only a handle of it."""
     note: str = ""
@@ -93,7 +111,8 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     sized = isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(value, "_fields")
     size = f"{len(value):,} items, " if sized and not isinstance(value, Record) else ""
     kind = value.name if isinstance(value, Record | Row) else type(value).__name__
-    return Variable(name=name, type=kind, value=f"{size}{_cut(_readable(value))}", note=note)
+    shown, is_long = _in_part(value)
+    return Variable(name=name, type=kind, value=f"{size}{shown}", long=is_long, note=note)
 
 
 def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
@@ -116,22 +135,31 @@ def _large_file(path: Path) -> str:
         head = file.read(HEAD_CHARS * 4).decode(errors="ignore")[:HEAD_CHARS]
         file.seek(size - _TAIL_CHARS * 4)
         tail = file.read().decode(errors="ignore")[-_TAIL_CHARS:]
-    return f"{size:,} bytes of UTF-8: {head!r} ... {tail!r}"
+    return f"{size:,} bytes of UTF-8: {_bare(head)} ... [left out] ... {_bare(tail)}"
 
 
 def _sized(text: str) -> str:
     if len(text) <= _WHOLE_CHARS:
         return repr(text)
-    return f"{len(text):,} characters: {shorten(text, HEAD_CHARS, _TAIL_CHARS)}"
+    return f"{len(text):,} characters: {_ends(_bare(text[:HEAD_CHARS]), text, _bare(text[-_TAIL_CHARS:]))}"
 
 
-def _readable(value: Any) -> str:
-    """Return a repr that is short for any size of value."""
+def _bare(text: str) -> str:
+    """Return a text on one line without quotes: small models copy a quoted one into an assignment."""
+    return repr(text)[1:-1]
+
+
+def _ends(head: str, text: str, tail: str) -> str:
+    """Return the two ends of a text on one line, with a note between them that is no Python."""
+    return with_note(head, len(text) - HEAD_CHARS - _TAIL_CHARS, tail).replace("\n", " ")
+
+
+def _in_part(value: Any) -> tuple[str, bool]:
+    """Return a repr that is short for any size of value, and whether something is left out of it."""
     try:
-        return repr(value) if isinstance(value, BaseModel) else _SHORT.repr(value)
+        text = repr(value) if isinstance(value, BaseModel) else _PREVIEW.repr(value)
     except ValueError as error:  # an int with more digits than Python prints
-        return f"({error})"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _WHOLE_CHARS else f"{text[:HEAD_CHARS]} ... {text[len(text) - _TAIL_CHARS :]}"
+        return f"({error})", True
+    if len(text) <= _WHOLE_CHARS:
+        return text, _LEFT_OUT in text
+    return _ends(text[:HEAD_CHARS], text, text[-_TAIL_CHARS:]), True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.replies.code_blocks import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from rlm_dspy.trajectory import Step
 
@@ -21,29 +21,58 @@ _ENDINGS = {"FINAL", "FINAL_VAR", "final_answer", "submit", "Submit", "FINISH", 
 """Functions that end a run in other engines: rlms, smolagents and others."""
 _READY = "ready"
 """The key of minrlm's `answer` that ends a run."""
-_MAGIC = re.compile(r"^[ \t]*(?:!|%%?)[ \t]*[A-Za-z]", re.MULTILINE)
-_NO_SHELL = "Only Python runs here: no `!ls` and no `%time`. Use os.listdir, time.perf_counter and the like."
+NO_OUTPUT = "(no output; use print to see values)"
+"""What the model is told of code that printed nothing."""
+_NOTEBOOK = re.compile(r"^[ \t]*(?:(?:!|%%?|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE)
+_INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip )?install\b", re.MULTILINE)
+_NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, help(name)."
+_NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
+_BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
+_PROCESSES = {"multiprocessing", "subprocess"}
+_NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
+_READERS = {"open", "read_text", "read_bytes", "read_csv", "read_json", "read_excel", "listdir", "glob", "scandir"}
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell that raised.
+    """A cell that did not end the run.
 
     Attributes:
         step: Its turn.
+        tree: Its syntax tree.
         calls: The names of the called functions, without their owners: `join` for `", ".join(...)`.
         imports: The modules that it imports.
+        inputs: The names of the run's inputs.
     """
 
     step: Step
+    tree: ast.Module
     calls: set[str]
     imports: set[str]
+    inputs: Collection[str]
+
+    @property
+    def overwritten(self) -> str:
+        """An input that the code replaces by something that is not made from it; empty if there is none."""
+        nodes = [*_outside_functions(self.tree)]
+        return next((name for name in self.inputs if any(_replaces(node, name) for node in nodes)), "")
 
 
-_HINTS: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
+_IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
-        lambda cell: "join" in cell.calls and any(call.error for call in cell.step.calls),
-        "A sub-call failed, so one item is not a str. Leave it out: [reply for reply in replies if reply].",
+        lambda cell: cell.overwritten,
+        "This code replaced the input {overwritten}, which was already set. Do not assign it; "
+        "INPUTS[{overwritten!r}] is the original.",
+    ),
+    (
+        lambda cell: "system" in cell.calls and "os" in cell.imports,
+        "The output of os.system is not shown. Only Python runs here: use os.listdir, open and the like.",
+    ),
+)
+_IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
+    (
+        lambda cell: cell.calls & _BATCHES and any(call.error for call in cell.step.calls),
+        "A failed item is false and no str. Leave it out: [reply for reply in replies if reply].",
     ),
     (
         lambda cell: "input" in cell.calls,
@@ -51,40 +80,79 @@ _HINTS: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     ),
     (
         lambda cell: (
-            cell.calls & {"ProcessPoolExecutor", "Popen", "system"}
-            or cell.imports & {"multiprocessing", "subprocess"}
+            cell.calls & {"ProcessPoolExecutor", "Popen", "system", "fork"} or cell.imports & _PROCESSES
         ),
         "Processes cannot be started here. Use threads or a batch of sub-calls.",
     ),
     (
-        lambda cell: cell.calls & {"get_event_loop", "run_until_complete"},
-        "`await` works at the top level of a cell; no event loop is needed.",
+        lambda cell: (
+            cell.calls & {"get_event_loop", "run_until_complete"}
+            or ("asyncio" in cell.imports and "run" in cell.calls)
+        ),
+        "`await` works at the top level of a cell; no event loop and no asyncio.run are needed.",
+    ),
+    (
+        lambda cell: cell.imports & _NETWORK,
+        "Code here may have no network. What the task needs is in the variables and functions of the first message.",
+    ),
+    (
+        lambda cell: cell.calls & _READERS,
+        "The inputs are no files: use the variables ({inputs}) as they are.",
     ),
 )
 
 
-def advice_for(step: Step, submit_call: str) -> str:
-    """Return advice to the model after a turn that did not end the run; empty if there is none."""
-    if not step.repeats:
-        return hint_for(step, submit_call)
-    return (
-        f"Turn {step.repeats} had the same code and outcome; repeating it changes nothing. Look at "
-        f"another part, ask a model about one, or call {submit_call} with what you know."
-    )
+def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Collection[str]) -> str:
+    """Return advice to the model after a turn that did not end the run; empty if there is none.
+
+    Args:
+        step: The turn: its code, how it ended, and its sub-calls.
+        submit_call: How SUBMIT is called in this run.
+        earlier: The steps before it.
+        inputs: The names of the run's inputs.
+    """
+    hint = hint_for(step, submit_call, inputs)
+    if step.repeats:
+        same = "the same code and outcome" if step.code.strip() else "the same reply"
+        again = (
+            f"Turn {step.repeats} had {same}; repeating it changes nothing. Look at "
+            f"another part, ask a model about one, or call {submit_call} with what you know."
+        )
+        return "\n".join(filter(None, [hint, again]))
+    if not hint and (turn := _same_output(step, earlier)):
+        return f"Turn {turn} had the same output. If it is the answer, call {submit_call} as code."
+    return hint
 
 
 def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of an earlier turn with the same code and outcome; 0 if there is none.
+    """Return the number of an earlier turn with the same code, or the same reply without code, and outcome; else 0.
 
-    Code that calls a tool repeats nothing: what the tool returns may change, as in a poll.
+    Comments and the layout of code do not count. Code that calls a tool repeats nothing: what the tool returns may
+    change, as in a poll.
     """
-    turns = (turn for turn in earlier if turn.kind != "folded")
-    same = (n for n, turn in enumerate(turns, 1) if _outcome(turn) == _outcome(step))
-    return next(same, 0) if step.code.strip() and not step.tool_calls else 0
+    if step.tool_calls:
+        return 0
+    turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
+    alike = [(number, turn) for number, turn in turns if _outcome(turn) == _outcome(step)]
+    return next((number for number, turn in alike if _written(turn) == _written(step)), 0)
 
 
-def _outcome(step: Step) -> tuple[str, str, str]:
-    return step.code.strip(), step.kind, step.output
+def _outcome(step: Step) -> tuple[str, str]:
+    """Return how a turn ended; of an error only its last line, as the others quote the code."""
+    return step.kind, step.problem if step.kind == "error" else step.output
+
+
+def _written(step: Step) -> str:
+    """Return the code of a turn without comments and layout, if it is Python; without code the reply."""
+    tree = parse(step.code) if step.code.strip() else None
+    return (step.code or step.reasoning).strip() if tree is None else ast.dump(tree)
+
+
+def _same_output(step: Step, earlier: Iterable[Step]) -> int:
+    """Return the number of the last turn, if other code had the same output in it; 0 if not."""
+    turns = [turn for turn in earlier if turn.kind != "folded"]
+    same = step.kind == "output" and turns and turns[-1].output == step.output != NO_OUTPUT
+    return len(turns) if same else 0
 
 
 def names_any(code: str, names: Collection[str]) -> bool:
@@ -95,20 +163,26 @@ def names_any(code: str, names: Collection[str]) -> bool:
     return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(tree))
 
 
-def hint_for(step: Step, submit_call: str) -> str:
+def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
     """Return a line of advice after a cell that did not end the run; empty if there is none.
 
     Args:
         step: The turn: its code, how it ended, and its sub-calls.
         submit_call: How SUBMIT is called in this run.
+        inputs: The names of the run's inputs.
     """
     tree, failed = parse(step.code), step.kind == "error"
     if tree is None:
-        return _NO_SHELL if failed and _MAGIC.search(step.code) else ""
-    cell = _Cell(step, set(_called(tree)), set(_imported(tree)))
+        if not failed:
+            return ""
+        install, notebook = _INSTALL.search(step.code), _NOTEBOOK.search(step.code)
+        return _NO_INSTALL if install else _NO_SHELL if notebook else ""
+    cell = _Cell(step, tree, set(_called(tree)), set(_imported(tree)), inputs)
     if _ends_otherwise(tree, cell.calls, failed=failed):
         return f"To end the run, call {submit_call} as code."
-    return next((hint for fits, hint in _HINTS if fits(cell)), "") if failed else ""
+    hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
+    hint = next((hint for fits, hint in hints if fits(cell)), "")
+    return hint.format(overwritten=cell.overwritten, inputs=", ".join(inputs))
 
 
 def _ends_otherwise(tree: ast.Module, calls: set[str], *, failed: bool) -> bool:
@@ -130,6 +204,20 @@ def _sets_ready(node: ast.AST) -> bool:
     name = target.value if isinstance(target, ast.Subscript) else target
     is_answer = isinstance(name, ast.Name) and name.id == "answer"
     return is_answer and any(isinstance(key, ast.Constant) and key.value == _READY for key in keys)
+
+
+def _replaces(node: ast.AST, name: str) -> bool:
+    """Whether a statement binds a name to something that is made neither from it nor from INPUTS."""
+    if isinstance(node, ast.Assign):
+        targets, value = node.targets, node.value
+    elif isinstance(node, ast.For | ast.AsyncFor):
+        targets, value = [node.target], node.iter
+    else:
+        return False
+    names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+    bound = {each.id for each in names if isinstance(each.ctx, ast.Store)}
+    used = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)}
+    return name in bound and not used & {name, "INPUTS"}
 
 
 def _called(tree: ast.Module) -> Iterator[str]:

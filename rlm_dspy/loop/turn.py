@@ -14,7 +14,7 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.events import CellEvent, TurnEvent, unit
-from rlm_dspy.loop.hints import advice_for, repeated_turn
+from rlm_dspy.loop.hints import NO_OUTPUT, advice_for, repeated_turn
 from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.reply_parser import Reply, read_reply
@@ -93,7 +93,7 @@ class Turn(dspy.Module):
         if is_answer:
             return step
         step = step.model_copy(update={"repeats": repeated_turn(step, run.steps)})
-        return run.budget.ended(step, advice_for(step, run.submit_call))
+        return run.budget.ended(step, advice_for(step, run.submit_call, run.steps, run.inputs))
 
     async def _write(self, port: Port) -> Reply:
         """Return the model's reply; if it cannot be parsed, the received part."""
@@ -144,7 +144,7 @@ class Turn(dspy.Module):
                 told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
         output = f"{outcome.output}\n{run.stopped}" if run.stopped else outcome.output
         if outcome.kind != "submitted":
-            output = output or "(no output; use print to see values)"
+            output = output or NO_OUTPUT
         step = Step(reasoning=reasoning, code=code, output=output, kind=outcome.kind, **run.calls_taken())
         if outcome.kind != "submitted":
             return step

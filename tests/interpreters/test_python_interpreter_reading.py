@@ -84,7 +84,8 @@ def test_an_import_of_anything_else_says_what_can_be_imported() -> None:
     with PythonInterpreter(preload=["pydantic.main"]) as repl, pytest.raises(CellError) as caught:
         repl.execute("import dspy")
     assert str(caught.value).endswith(
-        "No module named 'dspy'\nThis REPL can import only these: the standard library, pydantic."
+        "No module named 'dspy'\nThis REPL can import only these: the standard library, pydantic. "
+        "(The user allows more: PythonInterpreter(preload=[...]).)"
     )
 
 

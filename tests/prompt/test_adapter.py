@@ -114,7 +114,7 @@ def test_what_the_run_and_all_demos_say_alike_stands_once_in_the_system_message(
     here = Environment(task="now.\n\nAs ever.", functions="- SHOW_VARS()", turns=2)
     demos = [demo(1, environment=here.model_copy(update={"task": f"{n}.\n\nAs ever."})) for n in range(2)]
     system, *rest = ReplAdapter().format(signatures.Act, demos, {"environment": here, "trajectory": Trajectory()})
-    alike = "As ever.\n\nVariables:\n\nWhen you know the answer, call SUBMIT():"
+    alike = "As ever.\n\nVariables, already set:\n\nWhen you know the answer, call SUBMIT():"
     assert system["content"] == f"{signatures.Act.instructions}\n\n{alike}\n\n{functions}"
     assert rest[0]["content"] == f"Task: 0.\n\n{ask}"
     assert rest[-1]["content"] == f"Task: now.\n\n{ask}"

@@ -20,6 +20,7 @@ import re as _rlm_re
 _rlm_inputs = {}  # what each was when the run began
 _RLM_HANDLE_CHARS = 1000
 _RLM_THREADS = 32
+_RLM_LEAVE_OUT = "This item of a batch failed. Leave such items out: [reply for reply in replies if reply]"
 
 
 class SubCallError(RuntimeError):
@@ -44,6 +45,15 @@ class FailedCall:
         return "<failed: " + self.error + ">"
 
     __str__ = __repr__
+
+    def _not_an_answer(self, *_):
+        raise SubCallError(self.error + "\n" + _RLM_LEAVE_OUT)
+
+    __len__ = __iter__ = __getitem__ = __contains__ = __add__ = __radd__ = __lt__ = __gt__ = _not_an_answer
+    __int__ = __float__ = __index__ = __mod__ = __mul__ = _not_an_answer
+
+    def __getattr__(self, name):
+        raise AttributeError("no %s: %s\n%s" % (name, vars(self).get("error"), _RLM_LEAVE_OUT))
 
 
 class _RlmListing(str):
