@@ -153,7 +153,15 @@ def test_a_large_container_is_described_in_a_short_line() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["It's \"so\": " * 100, list(range(30)), ["x" * 500], {"text": "y" * 500}, [b"z" * 500], 10**300, [{"a": [0] * 99}]],
+    [
+        'It\'s "so": ' * 100,
+        list(range(30)),
+        ["x" * 500],
+        {"text": "y" * 500},
+        [b"z" * 500],
+        10**300,
+        [{"a": [0] * 99}],
+    ],
     ids=type,
 )
 def test_a_description_that_leaves_something_out_is_no_python(value: Any) -> None:

@@ -30,7 +30,7 @@ class _Preview(ShortRepr):
         super().__init__(chars)
         self.fillvalue = _LEFT_OUT
 
-    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 (as `Repr` calls it)
+    def repr_str(self, x: str, level: int) -> str:
         """Return the two ends of a long text, each in quotes."""
         half = self.maxstring // 2
         return repr(x) if len(x) <= self.maxstring else f"{x[:half]!r} {self.fillvalue} {x[-half:]!r}"

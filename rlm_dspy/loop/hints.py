@@ -61,8 +61,7 @@ class _Cell:
 _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
         lambda cell: cell.overwritten,
-        "This code replaced the input {overwritten}, which was already set. Do not assign it; "
-        "INPUTS[{overwritten!r}] is the original.",
+        "This code replaced the input {overwritten}. Do not assign it; INPUTS[{overwritten!r}] is the original.",
     ),
     (
         lambda cell: "system" in cell.calls and "os" in cell.imports,
@@ -79,9 +78,7 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
         "No user answers input(). Use the variables and functions listed in the first message.",
     ),
     (
-        lambda cell: (
-            cell.calls & {"ProcessPoolExecutor", "Popen", "system", "fork"} or cell.imports & _PROCESSES
-        ),
+        lambda cell: cell.calls & {"ProcessPoolExecutor", "Popen", "system", "fork"} or cell.imports & _PROCESSES,
         "Processes cannot be started here. Use threads or a batch of sub-calls.",
     ),
     (
@@ -93,7 +90,7 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     ),
     (
         lambda cell: cell.imports & _NETWORK,
-        "Code here may have no network. What the task needs is in the variables and functions of the first message.",
+        "Code here may have no network. Use the variables and functions listed in the first message.",
     ),
     (
         lambda cell: cell.calls & _READERS,
@@ -125,7 +122,7 @@ def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Co
 
 
 def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of an earlier turn with the same code, or the same reply without code, and outcome; else 0.
+    """Return the number of an earlier turn with the same code (or reply without code) and outcome, else 0.
 
     Comments and the layout of code do not count. Code that calls a tool repeats nothing: what the tool returns may
     change, as in a poll.
