@@ -57,7 +57,7 @@ KINDS: dict[StepKind, Mark] = {
 """How each kind of step is shown."""
 
 Span = tuple[str, int, int]
-"""A part of an input: the input's name, start and end offset in characters."""
+"""A part of an input: the input's name, start and end offset in characters; in a `Files`, in bytes."""
 
 CallKind = Literal["query", "sub", "ad_hoc", "child"]
 """What was called: `llm_query`, a declared sub, a module written in the REPL, or a child RLM."""

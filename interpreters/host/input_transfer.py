@@ -20,8 +20,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from operator import methodcaller
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import dspy
 from pydantic import BaseModel
@@ -30,6 +29,8 @@ from rlm_dspy.interpreters.worker import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
 
     from rlm_dspy.interpreters.worker.frames import Value
 
@@ -51,6 +52,15 @@ class FileText(Protocol):
 
     path: Path | None
     encoding: str
+
+    def reader(self) -> BinaryIO:
+        """Open the file."""
+
+
+class Copied(NamedTuple):
+    """A value that a worker keeps in memory of its own, which code can free; others are mapped until it ends."""
+
+    value: Any
 
 
 Key = int | tuple[str, int, int, int, int]
@@ -158,7 +168,9 @@ class Forms:
         if value is None or type(value) in (bool, int, float):
             return {"json": value}
         if isinstance(value, FileText) and not isinstance(value, type):
-            return self._form(str(value)) if value.path is None else self._in_shared(_of_file(Path(value.path)))
+            return self._form(str(value)) if value.path is None else self._in_shared(_of_file(value))
+        if isinstance(value, Copied):
+            return self._copied(value.value)
         if isinstance(value, str) and not isinstance(value, enum.Enum):
             value = str.__str__(value)
             if len(value) < _SHARED_FROM:
@@ -185,6 +197,15 @@ class Forms:
             return {"pickle": base64.b64encode(stream.getvalue()).decode()}
         return self._in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])
 
+    def _copied(self, value: Any) -> Value:
+        stream = io.BytesIO()
+        _Pickler(stream, None, self).dump(value)
+        with memory.created() as fd:
+            memory.write(fd, [stream.getbuffer()])
+        self.fds.append(fd)
+        self._own.append(fd)
+        return {"file": True}
+
     def _in_memory(self, parts: list[memoryview]) -> Value:
         """Write a pickle and its buffers one after the other, each where an array may begin."""
         spans, at = [], 0
@@ -201,41 +222,42 @@ class Forms:
         return {"spans": spans}
 
 
-def _of_file(path: Path) -> Shared:
-    status = path.stat()
-    key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return _share(key, None, lambda: published_file(path))
+def _of_file(text: FileText) -> Shared:
+    with text.reader() as file:
+        status = os.fstat(file.fileno())
+        key = (str(text.path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return _share(key, None, lambda: published_file(file))
 
 
-def published_file(path: Path) -> tuple[int, memory.Layout]:
+def published_file(file: BinaryIO) -> tuple[int, memory.Layout]:
     """Write the text of a UTF-8 file to sealed memory, a few megabytes at a time.
 
     Raises:
         UnicodeDecodeError: If the file is not UTF-8.
         OSError: If it cannot be read.
     """
-    kind, ascii_ = _width(path)
+    kind, ascii_ = _width(file)
     length = 0
     with memory.created() as fd:
-        for text in _texts(path):
+        for text in _texts(file):
             length += len(text)
             memory.write(fd, [text.encode(memory.ENCODINGS[kind])])
         memory.write(fd, [bytes(kind)])
     return fd, memory.Layout("str", length, kind, ascii_)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(file: BinaryIO) -> Iterator[str]:
     decode = codecs.getincrementaldecoder("utf-8")().decode
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            yield decode(chunk)
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        yield decode(chunk)
     decode(b"", final=True)
 
 
-def _width(path: Path) -> tuple[int, bool]:
+def _width(file: BinaryIO) -> tuple[int, bool]:
     """Return how many bytes the widest character of the file takes in a str, and whether all are ASCII."""
     kind, ascii_ = 1, True
-    for text in _texts(path):
+    for text in _texts(file):
         ascii_ = ascii_ and text.isascii()
         kind = max(kind, 1 if text.isascii() else memory.narrowest(text))
         if kind == 4:  # noqa: PLR2004 (the widest there is)
@@ -246,8 +268,8 @@ def _width(path: Path) -> tuple[int, bool]:
 class _Pickler(pickle.Pickler):
     """Pickles what the worker can rebuild; models and dataclasses of the host's own become dicts."""
 
-    def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], forms: Forms) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+    def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer] | None, forms: Forms) -> None:
+        super().__init__(file, protocol=5, buffer_callback=None if buffers is None else buffers.append)
         self._modules, self._stand_in = forms.modules, forms.stand_in
 
     def reducer_override(self, value: Any) -> Any:

@@ -22,6 +22,8 @@ class Value(TypedDict, total=False):
     """A `memory.Layout`: a `str` or `bytes` in shared memory."""
     spans: list[tuple[int, int]]
     """Where in shared memory a pickle and its buffers lie."""
+    file: bool
+    """A pickle in the memory of the descriptor, which is read and not mapped."""
 
 
 class Tool(TypedDict):

@@ -140,6 +140,10 @@ class Worker:
         if "pickle" in form:
             return pickle.loads(base64.b64decode(form["pickle"]))  # noqa: S301 (only the host sends pickles)
         fd = next(fds)
+        if "file" in form:
+            with open(fd, "rb") as file:  # noqa: PTH123 (it has no path)
+                file.seek(0)  # the host has written it
+                return pickle.load(file)  # noqa: S301 (as above)
         try:
             if "layout" in form:
                 return memory.attached(fd, memory.Layout(*form["layout"]), copy=not self._zero_copy)

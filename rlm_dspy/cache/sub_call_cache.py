@@ -21,7 +21,7 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.cache.answer_file import POLL_SECONDS, AnswerFile
-from rlm_dspy.inputs import Text
+from rlm_dspy.inputs import Files, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,6 +261,8 @@ def _told(value: Any) -> Any:
         return value
     if isinstance(value, Text):
         return str(value)
+    if isinstance(value, Files):
+        return value.digest()[1]
     if isinstance(value, list | tuple):
         return [_told(item) for item in value]
     if isinstance(value, dict | dspy.Example):

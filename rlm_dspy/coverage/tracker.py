@@ -14,6 +14,7 @@ import dspy
 from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.coverage.text_match import merged, sources_of, strings_in
+from rlm_dspy.inputs import Files
 from rlm_dspy.replies.code_blocks import tree_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _QUOTED_CHARS = 60
 _MIN_CHARS = 3
 _MAX_VALUES = 100
 _MAX_PLACES = 20
+_MAX_FILES = 1_000
 _SCANNED_CHARS = 1_000_000_000
 _READ_NOTHING = {"len", "type", "isinstance", "id", "SHOW_VARS"}
 WATCHED = "rlm_dspy_coverage"
@@ -70,7 +72,8 @@ class Watch:
     """Finds the parts of one run's inputs that code reads, the model is shown, and sub-models are sent.
 
     Texts are watched, and lists and dicts that contain strings: these as their strings
-    in order, joined by line breaks. Others are left out, and so are inputs above `spans.MAX_CHARS`.
+    in order, joined by line breaks. Of a `Files` it is known which files were opened: their spans are in bytes of
+    all files, one after the other. Others are left out, and so are inputs above `spans.MAX_CHARS`.
 
     Args:
         inputs: The inputs by name.
@@ -80,12 +83,24 @@ class Watch:
     """
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
-        self._sources, self.left_out = sources_of(inputs)
+        self._files = {name: value for name, value in inputs.items() if isinstance(value, Files)}
+        self._sources, self.left_out = sources_of({n: v for n, v in inputs.items() if n not in self._files})
+        self._opened: dict[str, set[str]] = {name: set() for name in self._files}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of characters of each watched input."""
-        return {name: len(source.text) for name, source in self._sources.items()}
+        """The number of characters of each watched input; of a `Files`, of bytes."""
+        sizes = {name: len(source.text) for name, source in self._sources.items()}
+        return sizes | {name: files.total for name, files in self._files.items()}
+
+    def opened(self) -> tuple[Span, ...]:
+        """Return the files that were opened since the last call."""
+        spans: list[Span] = []
+        for name, files in self._files.items():
+            new = set(files.opened) - self._opened[name]
+            self._opened[name] |= new
+            spans += [(name, *span) for span in files.spans(new)]
+        return tuple(merged(spans, _MAX_FILES))
 
     def read(self, code: str) -> tuple[Span, ...]:
         """Return the parts of the inputs that a code block reads, judged by its source: an upper bound.

@@ -1,7 +1,9 @@
 """Long texts and other inputs: what the REPL binds for them, and how the model is told of them."""
 
 from rlm_dspy.inputs.description import MEDIA, Variable, about, describe, plain
+from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.opening import opened
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.text import Text
 
-__all__ = ["MEDIA", "Record", "Row", "Text", "Variable", "about", "describe", "plain"]
+__all__ = ["MEDIA", "Files", "Record", "Row", "Text", "Variable", "about", "describe", "opened", "plain"]

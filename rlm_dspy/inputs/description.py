@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
+from rlm_dspy.inputs.files import Files
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.text import HEAD_CHARS, READ_WHOLE_BYTES, Text, shorten
 from rlm_dspy.text import ShortRepr, with_note
@@ -99,6 +100,8 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     """
     if isinstance(value, Text) and value.path and value.path.stat().st_size > READ_WHOLE_BYTES:
         return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
+    if isinstance(value, Files):
+        return Variable(name=name, type="Files", value=f"{value.about}; {_of_files(name)}", long=True, note=note)
     value = plain(value)
     if isinstance(value, dspy.SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
@@ -113,6 +116,13 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     kind = value.name if isinstance(value, Record | Row) else type(value).__name__
     shown, is_long = _in_part(value)
     return Variable(name=name, type=kind, value=f"{size}{shown}", long=is_long, note=note)
+
+
+def _of_files(name: str) -> str:
+    return (
+        f"{name}[file] is a text, {name}.lines(file) its lines, {name}.sizes[file] its bytes; "
+        f"{name}.glob('**/*.md') gives names, {name}.grep(regex, '**/*.md') a list of (file, line number, line)"
+    )
 
 
 def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:

@@ -10,6 +10,7 @@ from pydantic_core import core_schema
 
 if TYPE_CHECKING:
     import os
+    from typing import BinaryIO
 
     from pydantic import GetCoreSchemaHandler
 
@@ -60,6 +61,11 @@ class Text:
                 error.reason = f"{error.reason}; {self.path} is not UTF-8, convert it first"
                 raise
         return self._value
+
+    def reader(self) -> BinaryIO:
+        """Open the file that it stands for."""
+        assert self.path is not None
+        return self.path.open("rb", buffering=0)
 
     def digest(self) -> tuple[int, str]:
         """Return the size of the text in UTF-8 and its SHA-256 in hexadecimal. A large file is read in pieces."""

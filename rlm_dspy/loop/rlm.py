@@ -19,7 +19,7 @@ from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.run_state import Run, observed
 from rlm_dspy.loop.turn import Turn
-from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names
+from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names, open_paths
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
@@ -247,6 +247,7 @@ class RLM(AsTool, Limited, dspy.Module):
         interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
         **inputs: Any,
     ) -> dspy.Prediction:
+        inputs = open_paths(self.signature, inputs)
         with observed(self, inputs) as told:
             outer = active_sub_call.get()
             parent = outer.run if outer and isinstance(outer.run, Run) else None

@@ -23,7 +23,7 @@ from rlm_dspy.loop.context_window import Conversation
 from rlm_dspy.loop.hints import names_any
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
-from rlm_dspy.repl.bootstrap import HOST_TOOL
+from rlm_dspy.repl.bootstrap import HOST_TOOL, READ_TOOL
 from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.subcalls.child import Guard
@@ -120,7 +120,7 @@ class Run:
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
         model = getattr(asked, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
-        tools = {HOST_TOOL: self.subcalls.answer, **tools}
+        tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools}
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media)
 
     def _environment(self, of: Factory | dspy.CodeInterpreter | None) -> Environment:

@@ -88,7 +88,10 @@ class Turn(dspy.Module):
         }
         if run.watch:
             # The echo of SUBMIT is not output: it would count as the input that it repeats.
-            told |= {"read": run.watch.read(reply.code), "shown": () if is_answer else run.watch.shown(output)}
+            told |= {
+                "read": (*run.watch.read(reply.code), *run.watch.opened()),
+                "shown": () if is_answer else run.watch.shown(output),
+            }
         step = step.model_copy(update=told)
         if is_answer:
             return step

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.inputs import Files, opened
 from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
+from rlm_dspy.repl.type_names import bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -59,7 +62,25 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
     wrong = {"unknown": given.keys() - fields.keys(), "missing": fields.keys() - given.keys()}
     if told := ", ".join(f"{what}: {sorted(names)}" for what, names in wrong.items() if names):
         raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {told}.")
-    return {name: given[name] for name in fields}
+    values = {name: given[name] for name in fields}
+    return {name: value.of_a_run() if isinstance(value, Files) else value for name, value in values.items()}
+
+
+def open_paths(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs with each `pathlib.Path` opened, unless its field has that type.
+
+    Raises:
+        InvalidInputs: If one cannot be opened.
+    """
+    found = dict(inputs)
+    for name, value in inputs.items():
+        field = signature.input_fields.get(name)
+        if isinstance(value, Path) and (field is None or bare(field.annotation) is not Path):
+            try:
+                found[name] = opened(value)
+            except (OSError, ValueError) as error:
+                raise InvalidInputs(f"Input {name!r}: {error}") from error
+    return found
 
 
 def check_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Any:

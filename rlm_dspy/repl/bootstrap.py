@@ -6,18 +6,22 @@ import marshal
 from functools import cache
 from pathlib import Path
 
+from rlm_dspy.inputs import file_mapping
 from rlm_dspy.interpreters.worker import encoder
 
 HOST_TOOL = "_rlm_call"
-"""The name of the only host function that it calls."""
+"""The name of the host function that answers sub-calls."""
+READ_TOOL = "_rlm_read"
+"""The name of the host function that reads the files of a `Files`."""
 _FILE = "<functions>"
 _HERE = Path(__file__).parent / "in_repl"
 _SOURCES = (
     Path(encoder.__file__),
+    Path(file_mapping.__file__),
     *(_HERE / f"{name}.py" for name in ("value_codec", "functions", "dspy_facade", "names")),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
-"""What is run in a REPL, in a namespace of its own, before any input is bound; it wants `HOST_TOOL`."""
+"""What is run in a REPL, in a namespace of its own, before any input is bound; it wants both tools."""
 RUN = f"""
 def _rlm_run(source, compiled, given):
     import base64, builtins, importlib.util, marshal

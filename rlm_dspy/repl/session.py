@@ -13,6 +13,7 @@ import dspy
 from rlm_dspy.inputs import Text, plain
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
+from rlm_dspy.interpreters.host.input_transfer import Copied
 from rlm_dspy.repl import bootstrap
 from rlm_dspy.repl.value_codec import across, described, sent, taken
 
@@ -110,7 +111,13 @@ class Repl:
             return self.tools
         plain = not isinstance(interpreter, TakesObjects)
         own = {name: tool for name, tool in self.tools.items() if not name.startswith("_")}
-        return {**self.tools, **{name: across(tool, self.media, plain=plain) for name, tool in own.items()}}
+        read = {bootstrap.READ_TOOL: self._read if isinstance(interpreter, PythonInterpreter) else self.media.read}
+        return self.tools | read | {name: across(tool, self.media, plain=plain) for name, tool in own.items()}
+
+    def _read(self, **asked: Any) -> Any:
+        """Return what code asks of a folder, in the form that a worker keeps only as long as code does."""
+        found = self.media.read(**asked)
+        return Copied(found) if isinstance(found, list) else found
 
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
         """Return the code that runs before the first turn: functions, DSPy's input types, other inputs."""

@@ -27,14 +27,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
-from rlm_dspy.inputs import MEDIA, Record, Row, Text, about, plain
+from rlm_dspy.inputs import MEDIA, Files, Record, Row, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
 from rlm_dspy.text import ShortRepr, clip, sendable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
     from typing_extensions import TypeForm
@@ -70,21 +70,24 @@ _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 @dataclass(eq=False)
 class Media:
-    """The images, sounds and files of a tree of runs, by their name in the REPLs."""
+    """The images, sounds, files and folders of a tree of runs, by their name in the REPLs."""
 
-    _known: dict[str, dspy.Type] = field(default_factory=dict)
+    _known: dict[str, dspy.Type | Files] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def key(self, media: dspy.Type) -> str:
-        """Return the name of an image, a sound or a file; equal for equal content."""
-        content = media.model_dump_json().encode("utf-8", "surrogatepass")
-        key = hashlib.sha256(content).hexdigest()[:12]
+    def key(self, media: dspy.Type | Files) -> str:
+        """Return the name of an image, a sound or a file, equal for equal content; or that of a folder."""
+        if isinstance(media, Files):
+            key = media.key
+        else:
+            content = media.model_dump_json().encode("utf-8", "surrogatepass")
+            key = hashlib.sha256(content).hexdigest()[:12]
         with self._lock:
             self._known.setdefault(key, media)
         return key
 
-    def __getitem__(self, key: str) -> dspy.Type:
-        """Return the image, sound or file of a name.
+    def __getitem__(self, key: str) -> dspy.Type | Files:
+        """Return the image, sound, file or folder of a name.
 
         Raises:
             ValueError: If no REPL of this tree has this name.
@@ -94,14 +97,26 @@ class Media:
                 raise ValueError("this REPL was not given such an image, sound or file")
             return self._known[key]
 
+    def read(self, key: str, parts: Sequence[tuple[str, int]] = (), whole: str = "") -> Any:
+        """Return what code asks of a folder: pieces of files as `Files.fetch` does, or a whole file as a text.
+
+        Raises:
+            ValueError: If no REPL of this tree has a folder of this name.
+            KeyError: If it has no such file.
+        """
+        files = self[key]
+        if not isinstance(files, Files):
+            raise ValueError("this is no folder")  # noqa: TRY004 (the REPL made the key)
+        return files.whole(whole) if whole else files.fetch(parts)
+
 
 def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[str, Any]] | None:
     """Return kind, class name and fields of an object with a stand-in in the REPL; None for other values."""
     if isinstance(value, type):
         return None
     name = type(value).__name__
-    if media is not None and isinstance(value, MEDIA):
-        return "media", name, {"key": media.key(value), "about": about(value)}
+    if media is not None and isinstance(value, (*MEDIA, Files)):
+        return _described_handle(value, media)
     if isinstance(value, Record):
         return value.kind, value.name, dict(value)
     if isinstance(value, Row):
@@ -110,6 +125,12 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
         return _described_member(value)
     found = _kind_and_fields(value)
     return found and (found[0], name, found[1])
+
+
+def _described_handle(value: dspy.Type | Files, media: Media) -> tuple[str, str, dict[str, Any]]:
+    if isinstance(value, Files):
+        return "files", "Files", {"key": media.key(value), "sizes": value.sizes}
+    return "media", type(value).__name__, {"key": media.key(value), "about": about(value)}
 
 
 def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:
@@ -275,6 +296,10 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
         ValueError: If it does not fit; the message names the expected type and the value. Also if code names an
             image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
+    if isinstance(value, Files):
+        if annotation is Files:
+            return value
+        raise ValueError("a folder goes to rlm_query, or to a field of type Files; pass texts of it: files[name]")
     if type(value) is not str:
         value = plain(value)
     value = without_media_marks(value)

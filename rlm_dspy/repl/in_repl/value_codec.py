@@ -110,16 +110,34 @@ class _RlmMedia:
         return _rlm_made, ("media", self.kind, {"key": self.key, "about": self.about})
 
 
+class Files(FileMapping):
+    """A read-only mapping from the name of each file to its text, which is read when it is asked for."""
+
+    def __init__(self, key, sizes):
+        def read(**asked):
+            return globals()["_rlm_read"](key=key, **asked)
+
+        attach = None if _rlm_given["marked"] else lambda name: read(whole=name)
+        FileMapping.__init__(self, sizes, lambda parts: read(parts=parts), attach)
+        self.key = key
+
+    def __reduce__(self):
+        return _rlm_made, ("files", "Files", {"key": self.key, "sizes": self.sizes})
+
+
 def _rlm_made(kind, name, fields):
     """Return what stands in the REPL for an object of the host's.
 
     Args:
-        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum` or `media`.
+        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum`, `media` or `files`.
         name: The name of its class.
-        fields: Its fields by name; of an enum `member`, `members` and `base`; of media `key` and `about`.
+        fields: Its fields by name; of an enum `member`, `members` and `base`; of media `key` and `about`; of files
+            `key` and `sizes`.
     """
     if kind == "media":
         return _RlmMedia(name, **fields)
+    if kind == "files":
+        return Files(**fields)
     key = (kind, name, repr(fields) if kind == "enum" else tuple(fields))
     if key not in _rlm_classes:
         _rlm_classes[key] = _RLM_CLASSES.get(kind, _rlm_record_class)(kind, name, fields)
@@ -192,6 +210,8 @@ def _rlm_packed(value):
         return value
     if isinstance(value, _RlmMedia):
         return {"__record__": value.kind, "kind": "media", "fields": {"key": value.key}}
+    if isinstance(value, Files):
+        return {"__record__": "Files", "kind": "media", "fields": {"key": value.key}}
     if isinstance(value, (dict, list, tuple)):
         return _rlm_packed_container(value)
     if isinstance(value, (set, frozenset)):
@@ -254,7 +274,9 @@ def _rlm_fields(value):
 
 
 def _rlm_is_media(value):
-    return _rlm_in_host and isinstance(value, _rlm_sys.modules["dspy"].Type)
+    if not _rlm_in_host:
+        return False
+    return isinstance(value, (_rlm_sys.modules["dspy"].Type, _rlm_sys.modules["rlm_dspy"].Files))
 
 
 def _rlm_simplified(value):

@@ -1,0 +1,352 @@
+"""Defines `Files`, an input that stands for a folder or a list of files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import stat
+import uuid
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import core_schema
+
+from rlm_dspy.inputs.file_mapping import PIECE_BYTES, FileMapping, fits
+from rlm_dspy.text import counted, sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import BinaryIO, Self
+
+    from pydantic import GetCoreSchemaHandler
+
+    from rlm_dspy.inputs.file_mapping import Piece
+
+_MOST_ENTRIES = 200_000
+_CUT_WITHIN = 4
+"""Bytes of one character in UTF-8 at most."""
+_SHOWN_NAMES, _SHOWN_FOLDERS, _SHOWN_KINDS = 6, 12, 8
+_SHOWN_CHARS = 80
+_UNITS = ("bytes", "KB", "MB", "GB", "TB")
+
+
+class Files(FileMapping):
+    """The texts of a folder: a read-only mapping from relative name to text that reads on demand.
+
+    In the REPL it is such a mapping, too, with `grep`, `glob`, `lines` and `sizes`. The host reads the
+    files, below one root and without following links, so that code reaches nothing else; the folder may be larger
+    than memory.
+
+    Attributes:
+        root: The folder that the names are relative to.
+        sizes: The bytes of each file by name, as of `open`.
+        left_out: How many entries were left out, by reason: links, special files, hidden, unreadable.
+        opened: The names of the files that were read.
+
+    Raises:
+        FileNotFoundError: From `Files.open`, if a file or folder does not exist.
+        ValueError: From `Files.open`, if there is no file, or there are too many; from `files[name]`, if a file is
+            not UTF-8.
+    """
+
+    def __init__(self, root: Path, found: dict[str, tuple[int, int]], left_out: dict[str, int]) -> None:
+        super().__init__({name: size for name, (size, _) in found.items()}, self.fetch)
+        self.root, self.left_out = root, left_out
+        self.opened: set[str] = set()
+        self.key = uuid.uuid4().hex[:12]
+        """Names this object in REPLs."""
+        self._found = found
+
+    @classmethod
+    def open(
+        cls,
+        where: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        pattern: str = "**/*",
+        *,
+        hidden: bool = False,
+        max_entries: int = _MOST_ENTRIES,
+    ) -> Files:
+        """Return the files of a folder, or of a list of files and folders, without reading them.
+
+        Links inside a folder and what is no regular file are left out and counted in `left_out`.
+
+        Args:
+            where: A folder, or a list of files and folders; names are relative to the folder that holds them all.
+            pattern: Which names to take: `*.md` (in the folder itself), `docs/*.md`, `**/*.md` (at any depth).
+            hidden: Whether to take files and folders whose names begin with a dot.
+            max_entries: Maximum number of files and folders to look at.
+
+        Raises:
+            FileNotFoundError: If a file or folder does not exist.
+            NotADirectoryError: If `where` is one file.
+            ValueError: If no file matches, or there are more than `max_entries` entries.
+        """
+        given = [where] if isinstance(where, str | os.PathLike) else list(where)
+        paths = [Path(path).expanduser().resolve() for path in given]
+        for path in paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path} does not exist. Files.open takes a folder, or a list of files.")
+        if isinstance(where, str | os.PathLike) and not paths[0].is_dir():
+            raise NotADirectoryError(f"{where} is a file. Use Text.open(path), or Files.open([path]) for a list.")
+        if not paths:
+            raise ValueError("The list of files is empty. Files.open takes a folder, or a list of files.")
+        root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
+        scan = _Scan(root, hidden, max_entries)
+        for path in paths:
+            scan.add(path)
+        names = sorted(name for name in scan.found if fits(name, pattern))
+        if not names:
+            told = _told(scan.left_out)
+            raise ValueError(
+                f"{root} has no file that matches {pattern!r}{f' (left out: {told})' if told else ''}. "
+                "'**/*' matches all files, '**/*.md' those of one kind; hidden=True takes hidden ones too."
+            )
+        return cls(root, {name: scan.found[name] for name in names}, dict(scan.left_out))
+
+    def of_a_run(self) -> Self:
+        """Return the same files for one run, which has read none of them yet."""
+        return type(self)(self.root, self._found, self.left_out)
+
+    @property
+    def total(self) -> int:
+        """The bytes of all files."""
+        return sum(self.sizes.values())
+
+    def reader(self, name: str) -> BinaryIO:
+        """Open a file; nothing outside of the root, no link and no special file is ever opened.
+
+        Raises:
+            KeyError: If it is none of these files.
+            OSError: If it cannot be opened, or has become something else.
+        """
+        if name not in self.sizes:
+            raise KeyError(f"there is no file {name!r}")
+        file = os.fdopen(_opened(self.root, name), "rb", buffering=0)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(f"{name} is no regular file any more")
+        self.opened.add(name)
+        return file
+
+    def fetch(self, parts: Sequence[tuple[str, int]]) -> list[Piece]:
+        """Return pieces of files, up to 4 MB in all; the first that is not the end of its file is the last.
+
+        Args:
+            parts: Name and first byte of each.
+
+        Returns:
+            The text of each, and the byte where the next one begins, -1 at the end of the file; or None and the
+            reason, if a file cannot be read or is not UTF-8.
+        """
+        pieces: list[Piece] = []
+        left = PIECE_BYTES
+        for name, start in parts:
+            text, after, size = self._piece(str(name), int(start))
+            pieces.append((text, after))
+            left -= size
+            if left <= 0 or (text is not None and after != -1):
+                break
+        return pieces
+
+    def _piece(self, name: str, start: int) -> tuple[str | None, str | int, int]:
+        try:
+            with self.reader(name) as file:
+                file.seek(start)
+                data = _read(file, PIECE_BYTES)
+                ends = len(data) < PIECE_BYTES or not file.read(1)
+        except OSError as error:
+            return None, f"{name} cannot be read: {error.strerror or error}", 0
+        cut = len(data) if ends else data.rfind(b"\n") + 1
+        try:
+            text = data[: cut or len(data)].decode("utf-8")
+        except UnicodeDecodeError as error:
+            if cut or error.start < len(data) - _CUT_WITHIN:
+                return None, not_utf8(name, data[error.start], start + error.start), len(data)
+            cut = error.start
+            text = data[:cut].decode("utf-8")
+        return text, -1 if ends else start + (cut or len(data)), len(data)
+
+    def whole(self, name: str) -> FileOfFolder:
+        """Return a file as a text that interpreters attach without a copy."""
+        return FileOfFolder(self, name)
+
+    def spans(self, names: Iterable[str]) -> list[tuple[int, int]]:
+        """Return first and last byte of files in all files, one after the other in the order of their names."""
+        ends = dict(zip(self.sizes, itertools.accumulate(self.sizes.values()), strict=True))
+        return [(ends[name] - self.sizes[name], ends[name]) for name in names]
+
+    def digest(self) -> tuple[int, str]:
+        """Return the bytes of all files, and the SHA-256 of their names, sizes and times of change."""
+        told = repr(sorted(self._found.items())).encode("utf-8", "surrogatepass")
+        return self.total, hashlib.sha256(told).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Files({counted(len(self), 'file')} of {sendable(self.root.name)}/, {amount(self.total)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Files, (self.root, self._found, self.left_out)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
+        """Return the short form, for saved examples."""
+        return repr(self)
+
+    @property
+    def about(self) -> str:
+        """The count, sizes, kinds, folders and some names of the files, in at most 2,000 characters."""
+        names = list(self.sizes)
+        step = max(1, len(names) // _SHOWN_NAMES)
+        shown = names if len(names) <= _SHOWN_NAMES else [*names[::step][: _SHOWN_NAMES - 1], names[-1]]
+        largest = max(names, key=self.sizes.__getitem__)
+        kinds = Counter(PurePosixPath(name).suffix or "(none)" for name in names)
+        folders = Counter(name.partition("/")[0] + "/" for name in names if "/" in name)
+        parts = [
+            f"a read-only mapping from name to text: {counted(len(names), 'file')}, {amount(self.total)}",
+            f"by kind: {_most(kinds, _SHOWN_KINDS)}",
+            f"folders: {_most(folders, _SHOWN_FOLDERS)}" if folders else "",
+            f"largest: {_short(largest)!r}, {amount(self.sizes[largest])}",
+            f"names: {', '.join(repr(_short(name)) for name in shown)}{' ...' if len(shown) < len(names) else ''}",
+            f"left out: {_told(self.left_out)}" if self.left_out else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[Files], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Accept a `Files` alone: a path may come from a model. Write the short form."""
+        return core_schema.is_instance_schema(
+            cls,
+            serialization=core_schema.plain_serializer_function_ser_schema(repr),
+        )
+
+
+class FileOfFolder:
+    """One file of a `Files`, as a text that stands for a file; see `interpreters.host.input_transfer.FileText`."""
+
+    encoding = "utf-8"
+
+    def __init__(self, files: Files, name: str) -> None:
+        self.path = files.root / name
+        self._files, self._name = files, name
+
+    def reader(self) -> BinaryIO:
+        """Open the file."""
+        return self._files.reader(self._name)
+
+
+def amount(size: int) -> str:
+    """Return `12 bytes`, `3.4 MB`."""
+    value, unit = float(size), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:  # noqa: PLR2004 (of the next unit)
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size:,} bytes"
+
+
+def not_utf8(name: str, byte: int, at: int) -> str:
+    """Return the message for a file that is not text."""
+    return f"{name} is not UTF-8 text (byte 0x{byte:02x} at {at:,}); it is binary or in another encoding"
+
+
+class _Scan:
+    """Finds the regular files below a root, without following links."""
+
+    def __init__(self, root: Path, hidden: bool, max_entries: int) -> None:
+        self._root, self._hidden, self._most = root, hidden, max_entries
+        self._entries = 0
+        self.found: dict[str, tuple[int, int]] = {}
+        """Size and time of change of each file, by name."""
+        self.left_out: Counter[str] = Counter()
+
+    def add(self, path: Path) -> None:
+        """Add a file, or all files of a folder."""
+        folders = [str(path)]
+        if not path.is_dir():
+            folders = []
+            self._add_file(str(path), path.stat())
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    folders += [entry.path for entry in entries if self._is_folder(entry)]
+            except OSError as error:
+                if folder == str(path):
+                    raise
+                self.left_out[f"unreadable folders ({error.strerror})"] += 1
+
+    def _is_folder(self, entry: os.DirEntry[str]) -> bool:
+        """Take one entry; return whether it is a folder to look into."""
+        self._entries += 1
+        if self._entries > self._most:
+            raise ValueError(
+                f"{self._root} has more than {self._most:,} files and folders. Open a folder inside it, or raise "
+                "Files.open(..., max_entries=...)."
+            )
+        if entry.name.startswith(".") and not self._hidden:
+            self.left_out["hidden"] += 1
+        elif entry.is_symlink():
+            self.left_out["links"] += 1
+        elif entry.is_dir(follow_symlinks=False):
+            return True
+        elif not entry.is_file(follow_symlinks=False):
+            self.left_out["special files"] += 1
+        else:
+            self._add_file(entry.path, entry.stat(follow_symlinks=False))
+        return False
+
+    def _add_file(self, path: str, status: os.stat_result) -> None:
+        name = os.path.relpath(path, self._root).replace(os.sep, "/")
+        if not stat.S_ISREG(status.st_mode):
+            self.left_out["special files"] += 1
+        elif sendable(name) != name:
+            self.left_out["names that are not UTF-8"] += 1
+        else:
+            self.found[name] = (status.st_size, status.st_mtime_ns)
+
+
+def _opened(root: Path, name: str) -> int:
+    """Open a file below a folder, one part of its name after the other, none of them a link."""
+    parts = name.split("/")
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if os.open not in os.supports_dir_fd:
+        if any(root.joinpath(*parts[:end]).is_symlink() for end in range(1, len(parts) + 1)):
+            raise OSError(f"{name} is a link, or lies behind one")
+        return os.open(root / name, flags | getattr(os, "O_BINARY", 0))
+    folder = os.open(root, flags | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(parts[-1], flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """Return up to `size` bytes, fewer only at the end of the file."""
+    parts: list[bytes] = []
+    while size > 0 and (data := file.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def _most(counts: Counter[str], most: int) -> str:
+    shown = [f"{_short(name)} {count:,}" for name, count in counts.most_common(most)]
+    return ", ".join([*shown, f"{len(counts) - most:,} others"] if len(counts) > most else shown)
+
+
+def _told(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _SHOWN_CHARS else f"...{name[-_SHOWN_CHARS:]}"

@@ -1,0 +1,40 @@
+"""Opens a `pathlib.Path` that is given as an input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.text import Text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LOOKED_AT_BYTES = 8_000
+_CUT_WITHIN = 4
+
+
+def opened(path: Path) -> Text | Files:
+    """Return the input that stands for a path: a `Files` for a folder, a `Text` for a file of UTF-8 text.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it is another kind of file.
+        OSError: If it cannot be read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return Files.open(path)
+    text = Text.open(path)
+    with text.reader() as file:
+        head = file.read(_LOOKED_AT_BYTES)
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < _LOOKED_AT_BYTES - _CUT_WITHIN:
+            raise ValueError(
+                f"{path} is not UTF-8 text (byte 0x{head[error.start]:02x} at {error.start:,}). A path may name a "
+                "text file (Text.open) or a folder (Files.open); give an image as dspy.Image, other files as "
+                "dspy.File, or bytes."
+            ) from None
+    return text
