@@ -167,7 +167,7 @@ class FileMapping(Mapping[str, str]):
                 return found
             number += text.count("\n")
         if unread:
-            found.note = f"{unread} files are not UTF-8 text or cannot be read, and were not searched"
+            found.note = f"{unread} files are not UTF-8 text or cannot be read"
         return found
 
     def _pieces(self, name: str) -> Iterator[str]:
