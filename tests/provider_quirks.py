@@ -27,7 +27,8 @@ class Quirk:
         providers: Which servers are known for it.
         kinds: How the turns of a run over it end.
         usage: What `prediction.usage` holds then, as far as it is tested.
-        retried: Whether the client repeats the request.
+        retried: Whether a request fails; the client repeats it.
+        repeated: Whether it does, or reads what the error holds.
     """
 
     change: Change
@@ -36,6 +37,7 @@ class Quirk:
     kinds: tuple[str, ...] = ("output", "submitted")
     usage: dict[str, Any] = field(default_factory=dict)
     retried: bool = False
+    repeated: bool = True
 
 
 def message_of(reply: Reply) -> Reply:
@@ -104,7 +106,188 @@ def _in_parts(reply: Reply, _body: Reply, _number: int) -> Sent:
     return 200, reply
 
 
+def _refused(status: int, body: Reply) -> Change:
+    """Refuse the first request."""
+    return _first(lambda _reply: (status, body))
+
+
+def _failed_generation(written: Callable[[str], str]) -> Change:
+    def change(reply: Reply) -> Sent:
+        failed = {"code": "tool_use_failed", "failed_generation": written(message_of(reply)["content"])}
+        told = {"message": "Failed to call a function.", "type": "invalid_request_error"}
+        return 400, {"error": {**told, **failed}}
+
+    return _first(change)
+
+
+def _as_json_call(text: str) -> str:
+    code = text.partition("```python\n")[2].removesuffix("\n```")
+    return json.dumps({"name": "repo_browser.exec", "arguments": {"code": code}})
+
+
+def _with_candidate(**fields: Any) -> Change:
+    return _first(lambda reply: (200, {**reply, "candidates": [{"index": 0, **fields}]}))
+
+
+def _malformed_call(reply: Reply) -> Sent:
+    code = reply["candidates"][0]["content"]["parts"][-1]["text"].partition("```python\n")[2].removesuffix("\n```")
+    told = {"finishReason": "MALFORMED_FUNCTION_CALL", "finishMessage": f"Malformed function call: {code}"}
+    return 200, {**reply, "candidates": [{"index": 0, "content": {}, **told}]}
+
+
+def _with_finish(reason: str, **fields: Any) -> Change:
+    """Send the first reply with a finish reason and changed fields."""
+    return _first(lambda reply: (_finish(reason)(reply, {}, 0), _message(**fields)(reply))[1])
+
+
+def _renamed_thinking(reply: Reply, _body: Reply, _number: int) -> Sent:
+    message = message_of(reply)
+    message["reasoning"] = message.pop("reasoning_content", None)
+    return 200, reply
+
+
+def _strict_about_messages(reply: Reply, body: Reply, _number: int) -> Sent:
+    """Refuse thinking that is sent back, and roles in another order than the templates of models take."""
+    roles = [message["role"] for message in body["messages"]]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if any(message.get("reasoning_content") or message.get("reasoning") for message in body["messages"]):
+        return 400, {"error": {"message": "The reasoning_content should not be in the messages"}}
+    if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        return 400, {"error": {"message": "Expected last role User or Tool, roles in turn", "code": "3230"}}
+    return 200, reply
+
+
+NOT_READY = {
+    "a model that was unloaded": (
+        400,
+        "Model unloaded.",
+        "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/914",
+    ),
+    "a model that crashed": (
+        400,
+        "The model has crashed without additional information. (Exit code: null)",
+        "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/1347",
+    ),
+    "a channel error": (400, "Channel Error", "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/1347"),
+}
+
 QUIRKS = {
+    **{
+        name: Quirk(_refused(status, {"error": told}), source, providers=("LM Studio", "vLLM"), retried=True)
+        for name, (status, told, source) in NOT_READY.items()
+    },
+    "an error as text in a reply": Quirk(
+        _refused(200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"}),
+        "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/619",
+        providers=("vLLM", "llama.cpp"),
+        retried=True,
+    ),
+    "the block in the error of a tool call": Quirk(
+        _failed_generation(lambda text: text),
+        "https://console.groq.com/docs/tool-use, https://github.com/groq/groq-typescript/issues/28",
+        providers=("Groq", "Groq by litellm"),
+        retried=True,
+        repeated=False,
+    ),
+    "a tool call nobody offered, in an error": Quirk(
+        _failed_generation(_as_json_call),
+        "https://github.com/BerriAI/litellm/issues/21242, https://github.com/OpenHands/OpenHands/issues/11725",
+        providers=("Groq", "Groq by litellm"),
+        retried=True,
+        repeated=False,
+    ),
+    "the code as a malformed call": Quirk(
+        _first(_malformed_call),
+        "https://github.com/UKGovernmentBEIS/inspect_ai/pull/2990",
+        providers=("Gemini",),
+        retried=True,
+        repeated=False,
+    ),
+    "a candidate that is withheld": Quirk(
+        _with_candidate(finishReason="SAFETY", safetyRatings=[]),
+        "https://ai.google.dev/api/generate-content#FinishReason",
+        providers=("Gemini",),
+        kinds=("no_code", "output", "submitted"),
+        retried=True,
+        repeated=False,
+    ),
+    "only thinking until the limit": Quirk(
+        _with_candidate(finishReason="MAX_TOKENS", content={"role": "model"}),
+        "https://github.com/googleapis/python-genai/issues/782",
+        providers=("Gemini",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "the provider is overloaded": Quirk(
+        _refused(529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
+        "https://docs.anthropic.com/en/api/errors",
+        providers=("Anthropic",),
+        retried=True,
+    ),
+    "a refusal": Quirk(
+        _first(lambda reply: (200, {**reply, "content": [], "stop_reason": "refusal"})),
+        "https://docs.anthropic.com/en/docs/test-and-evaluate/strengthen-guardrails/handle-streaming-refusals",
+        providers=("Anthropic",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "throttled": Quirk(
+        _refused(400, {"__type": "ThrottlingException", "message": "Too many tokens, please wait."}),
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        providers=("Bedrock",),
+        retried=True,
+    ),
+    "a model that is not ready": Quirk(
+        _refused(424, {"message": "The model is not ready for inference"}),
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        providers=("Bedrock",),
+        retried=True,
+    ),
+    "a guardrail": Quirk(
+        _first(lambda reply: (200, {**reply, "stopReason": "guardrail_intervened"})),
+        "https://docs.aws.amazon.com/bedrock/latest/userguide/guardrails-use-converse-api.html",
+        providers=("Bedrock",),
+    ),
+    "a content filter": Quirk(
+        _with_finish("content_filter", content=""),
+        "https://learn.microsoft.com/en-us/azure/ai-foundry/openai/concepts/content-filter",
+        providers=("Azure", "OpenAI"),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "out of resources": Quirk(
+        _with_finish("insufficient_system_resource", content="", reasoning_content=None),
+        "https://api-docs.deepseek.com/api/create-chat-completion",
+        providers=("DeepSeek",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "no capacity": Quirk(
+        _refused(
+            429, {"object": "error", "message": "Service tier capacity exceeded for this model.", "code": "3505"}
+        ),
+        "https://github.com/mistralai/client-python/issues/135",
+        providers=("Mistral",),
+        retried=True,
+    ),
+    "a runner that terminated": Quirk(
+        _refused(500, {"error": {"message": "llama runner process has terminated: exit status 2"}}),
+        "https://github.com/ollama/ollama/issues/7318",
+        providers=("Ollama",),
+        retried=True,
+    ),
+    "a failed response": Quirk(
+        _first(
+            lambda reply: (200, {**reply, "status": "failed", "error": {"code": "server_error"}, "output": []})
+        ),
+        "https://platform.openai.com/docs/api-reference/responses/object",
+        providers=("OpenAI Responses",),
+        retried=True,
+    ),
+    "thinking in `reasoning`": Quirk(
+        _renamed_thinking, "https://docs.vllm.ai/en/latest/features/reasoning_outputs.html", providers=("vLLM",)
+    ),
+    "no thinking taken back, roles in turn": Quirk(
+        _strict_about_messages,
+        "https://api-docs.deepseek.com/guides/reasoning_model, https://docs.mistral.ai/api (code 3230)",
+        providers=("DeepSeek", "Mistral", "vLLM", "LM Studio"),
+    ),
     "no usage": Quirk(
         _without_usage, "https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/547", usage={"input_tokens": 0}
     ),

@@ -149,6 +149,7 @@ def chat(said: Said, _body: Body) -> Body:
         "object": "chat.completion",
         "created": 1,
         "model": "m",
+        "service_tier": "default",
         "choices": [
             {"index": 0, "message": {"role": "assistant", "content": said.text}, "finish_reason": said.finish}
         ],
@@ -327,6 +328,7 @@ PROVIDERS = {
     ),
     "Gemini": Provider("gemini/gemini-2.5-flash", gemini, "/v1beta"),
     "Groq": Provider("groq/qwen/qwen3-32b", path="/openai/v1", thinking="reasoning"),
+    "Groq by litellm": Provider("groq/qwen/qwen3-32b", path="/openai/v1", options={"engine": "litellm"}),
     "DeepSeek": Provider("deepseek/deepseek-reasoner", path="/v1", thinking="reasoning_content"),
     "Mistral": Provider("mistral/mistral-small-latest", path="/v1"),
     "OpenRouter": Provider("openrouter/qwen/qwen3-8b", path="/api/v1", thinking="reasoning"),

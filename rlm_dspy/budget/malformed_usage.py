@@ -1,4 +1,4 @@
-"""Patches DSPy 3.4 to accept malformed usage from a server: DSPy raises, which loses a paid answer."""
+"""Patches DSPy 3.4 to accept malformed usage from a server, where DSPy raises and loses a paid answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlm_dspy.budget.lm_info import count_of
 
 @functools.cache
 def accept_any_usage() -> None:
-    """Patch DSPy's clients to accept any usage: values that are not token counts are ignored.
+    """Patch DSPy's clients to accept any usage (values that are no token counts are ignored), and to see errors.
 
     It applies to the whole process from the first model call of a run on, and does not change replies that DSPy
     accepts.
@@ -27,6 +27,8 @@ def accept_any_usage() -> None:
             body = json.loads(self.body, parse_constant=lambda _: None)
         if isinstance(body, dict) and "usage" in body:
             body["usage"] = _without_odd_parts(body["usage"])
+        if isinstance(body, dict) and isinstance(body.get("error"), str) and "choices" not in body:
+            body["error"] = {"message": body["error"]}  # LM Studio's; DSPy would take it for an empty reply
         return body
 
     def post_init(self: WireUsage) -> None:

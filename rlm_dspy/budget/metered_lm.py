@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import math
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
 from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
+from rlm_dspy.budget.provider_errors import is_withheld, keep_rejected_replies, may_pass, reply_in
 from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from rlm_dspy.usage import Usage
 
 _LONGEST_PAUSE_SECONDS = 60
-_OK = 200
 
 
 @contextlib.contextmanager
@@ -273,10 +272,16 @@ class MeteredCall:
 
         Raises:
             Exception: The error, if a retry does not help; as `dspy.ContextWindowExceededError` if it is one.
-            ReplyCut: If it broke a stream that has sent text.
+            ReplyCut: If it broke a stream that has sent text, or the reply is withheld.
         """
         if self._stream is not None and self._stream.text and isinstance(error, LMError):
             raise ReplyCut("broke off because the connection to its server failed", self._stream.text) from error
+        if is_withheld(error):
+            raise ReplyCut("was withheld by the provider's content filter", "") from error
+        if rejected := reply_in(error):
+            self.outputs, self.seconds = [rejected], None
+            self.reply = self.outputs if self._raw else readable(self.outputs, {}, self.lm)
+            return
         if rejects_system_role(error, self._own_call.messages):
             self._meters[0].ledger.without_system_role.add(self._own_lm.model)  # for the rest of the run
             self.seconds = 0.0
@@ -291,21 +296,14 @@ class MeteredCall:
                 raise reason from (error if reason is not error else error.__cause__)
             self._own_call, self._is_shorter, self.seconds = shorter, True, 0.0
             return
-        may_pass = isinstance(error, LMError) and (
-            dspy.is_retryable_lm_error(error) or _is_garbled(error) or self._stream_failed(error)
-        )
-        if not may_pass or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
+        transient = may_pass(error, is_stream=self._stream is not None)
+        if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             raise error
         told = getattr(error, "retry_after", None)
-        if not isinstance(told, int | float) or not math.isfinite(told):
+        if not isinstance(told, int | float) or not told <= _LONGEST_PAUSE_SECONDS:  # NaN is not
             told = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
         self.seconds = max(0.0, told)
         self._failed, self._repeats_made = error, self._repeats_made + 1
-
-    def _stream_failed(self, error: LMError) -> bool:
-        """Whether a stream ended before its first text, or told of an error there, which has no status."""
-        kinds = (dspy.LMStreamAssemblyError, dspy.LMProviderError)
-        return self._stream is not None and type(error) in kinds and error.status is None
 
     def _repeats(self) -> bool:
         """Whether failed requests are retried here, each counted, and not inside one DSPy call.
@@ -328,11 +326,6 @@ def _is_unicode(call: LMCall) -> bool:
     return True
 
 
-def _is_garbled(error: LMError) -> bool:
-    """Whether a provider answered with invalid JSON: a run must not end, nor an item be lost, because of it."""
-    return type(error) is dspy.LMProviderError and getattr(error, "status", None) == _OK
-
-
 _lock = threading.Lock()
 _is_open = False
 
@@ -345,6 +338,7 @@ def open_door() -> None:
     with _lock:
         if not _is_open:
             accept_any_usage()
+            keep_rejected_replies()
             _meter_calls(dspy.BaseLM)
             _note_entries(dspy.BaseLM)
             _is_open = True

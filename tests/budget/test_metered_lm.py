@@ -164,6 +164,20 @@ def test_each_repeat_is_a_call_to_callbacks_history_and_ledger(awaited: bool) ->
     assert prediction.get_lm_usage()["scripted/m"]["completion_tokens"] == len(YES.split())
 
 
+@pytest.mark.parametrize(("told", "waits"), [(None, 1), (7, 7), (0.5, 0.5), (3_600, 1), (float("nan"), 1)])
+def test_a_wait_that_a_provider_asks_for_is_kept_if_it_is_short(
+    told: float | None, waits: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour is not waited for: the error comes after the usual repeats."""
+    waited: list[float] = []
+    monkeypatch.setattr("rlm_dspy.budget.metered_lm.pause", waited.append)
+    script = ScriptedLM([dspy.LMRateLimitError("slow down", retry_after=told), YES])
+    lm = dspy.LM("scripted/m", engine=script.script, num_retries=2, cache=False)
+    with dspy.context(lm=lm), metered(Ledger(Limits()), "ask"):
+        dspy.Predict(PREDICT)(question="?")
+    assert waited == [waits]
+
+
 def test_the_usage_of_an_lm_that_asks_another_is_each_ones_own() -> None:
     """Also in the caller's tracker."""
     inner = ScriptedLM(["one two"])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' a
 
 ASK = "I ask a model.\n```python\nanimal = llm_query('Which animal? ' + context)\nprint('It said', animal)\n```"
 SUBMIT = "That is it.\n```python\nSUBMIT(answer=animal)\n```"
-WITHOUT_A_FIELD_FOR_THINKING = {"OpenAI", "Azure", "Mistral"}
+WITHOUT_A_FIELD_FOR_THINKING = {"OpenAI", "Azure", "Mistral", "Groq by litellm"}
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,8 @@ def test_a_run_over_a_server_with_a_quirk_answers(provider: str, name: str) -> N
     assert tuple(step.get("kind", "output") for step in prediction.trajectory) == quirk.kinds
     assert quirk.usage.items() <= prediction.usage.items()
     assert prediction.usage["failures"] == int(quirk.retried or name.startswith("no system role"))
+    asked = sum("/api/show" not in path for path, _ in server.requests)
+    assert asked == len(quirk.kinds) + 1 + int(prediction.usage["failures"] and quirk.repeated)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -1,0 +1,91 @@
+"""Tells which errors of a provider may pass, and which hold a reply of the model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.lm15 import OpenAIChatLM
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+_OK = 200
+_NOT_READY = re.compile(
+    r"model (?:is not ready|unloaded|has crashed|is (?:still )?loading)|\bchannel error\b",  # Bedrock, LM Studio
+    re.IGNORECASE,
+)
+"""A local server loads the model again at the next request."""
+_MALFORMED_CALL = re.compile(r"malformed function call:?\s*", re.IGNORECASE)  # Gemini
+_WITHHELD = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "OTHER"})
+"""Finish reasons of replies that Gemini made and does not send."""
+
+
+def may_pass(error: Exception, *, is_stream: bool) -> bool:
+    """Whether the same request may succeed a moment later.
+
+    That includes invalid JSON from a provider, a local server that loads its model, and in a stream an early end
+    or an error, which has no status.
+    """
+    if not isinstance(error, dspy.LMError):
+        return False
+    if dspy.is_retryable_lm_error(error) or _NOT_READY.search(error.message):
+        return True
+    if is_stream and error.status is None and type(error) in (dspy.LMStreamAssemblyError, dspy.LMProviderError):
+        return True
+    return type(error) is dspy.LMProviderError and error.status == _OK
+
+
+def is_withheld(error: Exception) -> bool:
+    """Whether a provider withholds the reply that the model made, because of its content."""
+    return isinstance(error, dspy.LMInvalidRequestError) and error.provider_code in _WITHHELD
+
+
+def reply_in(error: Exception) -> str:
+    """Return what the model wrote, if its provider rejected that as an invalid tool call; else an empty text.
+
+    Groq sends it as `failed_generation`, Gemini behind "Malformed function call:".
+    """
+    if not isinstance(error, dspy.LMInvalidRequestError):
+        return ""
+    if error.provider_code == "MALFORMED_FUNCTION_CALL":
+        return _MALFORMED_CALL.sub("", error.message, count=1)
+    rejected = getattr(error, "partial", None)
+    return rejected if isinstance(rejected, str) else _failed_generation(_json_in(error.message))
+
+
+@functools.cache
+def keep_rejected_replies() -> None:
+    """Patch DSPy's client of chat completions to keep `failed_generation` in its errors, as `partial`.
+
+    It applies to the whole process from the first model call of a run on.
+    """
+    normalize = OpenAIChatLM.normalize_error
+
+    def normalize_error(self: OpenAIChatLM, status: int, body: str) -> Any:
+        error = normalize(self, status, body)
+        if rejected := _failed_generation(_json_in(body)):
+            error.partial = rejected
+        return error
+
+    OpenAIChatLM.normalize_error = normalize_error
+
+
+def _json_in(text: str) -> JsonValue:
+    """Return the JSON object that a text ends with; None without one."""
+    if "failed_generation" not in text:
+        return None
+    try:
+        value: JsonValue = json.loads(text[text.index("{") :])
+    except ValueError:
+        return None
+    return value
+
+
+def _failed_generation(body: JsonValue) -> str:
+    error = body.get("error") if isinstance(body, dict) else None
+    text = error.get("failed_generation") if isinstance(error, dict) else None
+    return text if isinstance(text, str) else ""
