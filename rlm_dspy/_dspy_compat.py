@@ -10,6 +10,8 @@ moves or renames is adapted here; what it makes public leaves this file.
 | `CUSTOM_TYPE_MARK` | marks an image in a message; texts must not contain it |
 | `HttpResponse`, `WireUsage` | where a server's usage is read |
 | `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | fixed by subclasses |
+| `ClosedStream`, `is_chunk`, `StatusStreamingCallback` | what `dspy.streamify` sends, and who sends it |
+| `find_listened_predictors`, `replace_finder` | an RLM's outputs have no predictor that a listener could name |
 | `adapter_message_call` | tells whether an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | parse types as DSPy's adapters do |
 | `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
@@ -18,9 +20,11 @@ moves or renames is adapted here; what it makes public leaves this file.
 from __future__ import annotations
 
 import contextlib
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from dspy._vendor.lm15.providers.base import HttpResponse
 from dspy._vendor.lm15.types import Usage as WireUsage
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
@@ -30,6 +34,8 @@ from dspy.clients.backend_selection import select_backend
 from dspy.clients.capabilities import resolve
 from dspy.clients.legacy_outputs import value
 from dspy.clients.model_metadata import model_info, rate
+from dspy.streaming.messages import StatusStreamingCallback
+from dspy.streaming.streaming_listener import find_predictor_for_stream_listeners as find_listened_predictors
 from dspy.teleprompt.bootstrap_finetune import BootstrapFinetune
 from dspy.teleprompt.infer_rules import InferRules
 from dspy.teleprompt.simba import append_a_rule
@@ -38,9 +44,12 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
 from dspy.utils.usage_tracker import UsageTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import dspy
+
+ClosedStream = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""What the stream of `dspy.streamify` raises if nobody reads it any more."""
 
 
 @contextlib.contextmanager
@@ -82,3 +91,18 @@ def input_names(example: dspy.Example) -> set[str] | None:
 def thaw(module: dspy.Module) -> None:
     """Unfreeze a compiled module, so that DSPy saves it with its program."""
     module._compiled = False  # noqa: SLF001
+
+
+def is_chunk(item: Any) -> bool:
+    """Return whether an item that DSPy streams is a part of an LM's reply."""
+    return bool(_streamify()._is_litellm_model_response_stream(item))  # noqa: SLF001
+
+
+def replace_finder(find: Callable[..., Any]) -> None:
+    """Let `dspy.streamify` find the predictors of its listeners with another function."""
+    _streamify().find_predictor_for_stream_listeners = find
+
+
+def _streamify() -> Any:
+    """Return the module; DSPy gives its name to a function."""
+    return sys.modules["dspy.streaming.streamify"]

@@ -26,9 +26,9 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > tracing > observe | optimize > loop > subcalls > prompt"
+    "cli > tracing > observe | optimize > loop > subcalls > prompt > streaming"
     " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
-    " > concurrency | events"
+    " > concurrency > events"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""
 VALUES = {

@@ -63,6 +63,14 @@ def can_share_a_loop(module: dspy.Module, lm: dspy.BaseLM | None = None) -> bool
     )
 
 
+def can_be_streamed(module: dspy.Module) -> bool:
+    """Return whether a module can be awaited, and DSPy itself requests the replies of its LMs, sync and async."""
+    return can_be_awaited(module) and all(
+        type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
+        for lm in _lms_of(module, None)
+    )
+
+
 def _lms_of(module: dspy.Module, lm: dspy.BaseLM | None) -> list[dspy.BaseLM]:
     lms = [dspy.settings.lm, lm, *(predictor.lm for _, predictor in module.named_predictors())]
     return [each for each in lms if each is not None]

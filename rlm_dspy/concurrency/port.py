@@ -24,15 +24,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rlm_dspy.concurrency.async_forms import can_be_awaited, can_share_a_loop
+import dspy
+
+from rlm_dspy.concurrency.async_forms import can_be_awaited, can_be_streamed, can_share_a_loop
 from rlm_dspy.concurrency.event_loops import LoopCall, background_loop
 from rlm_dspy.concurrency.timeouts import await_in_thread, call_with_timeout
 from rlm_dspy.concurrency.wait_scope import Loop, handing_over_stream, wait_scope
+from rlm_dspy.events import chunks_are_heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
-    import dspy
 
 T = TypeVar("T")
 
@@ -70,11 +71,12 @@ class Blocking:
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
         """Call a DSPy module in this thread, or elsewhere if its time is limited."""
-        if seconds is None:
-            return module(**inputs)
-        if (loop := loop_for(module, timed=True)) is not None:
-            return LoopCall(module.acall(**inputs)).result(loop, seconds)
-        return call_with_timeout(lambda: module(**inputs), seconds)
+        if (loop := _loop_to_stream_on(module)) is None:
+            if seconds is None:
+                return module(**inputs)
+            if (loop := loop_for(module, timed=True)) is None:
+                return call_with_timeout(lambda: module(**inputs), seconds)
+        return LoopCall(module.acall(**inputs)).result(loop, seconds)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Call a function in this thread, where Ctrl-C stops it."""
@@ -107,6 +109,17 @@ def loop_for(module: dspy.Module, lm: dspy.BaseLM | None = None, *, timed: bool)
     if scope.requests and (loop := scope.free_loop) is not None:
         return loop if can_be_awaited(module, lm) else None
     return background_loop("rlm-requests") if timed and can_share_a_loop(module, lm) else None
+
+
+def _loop_to_stream_on(module: dspy.Module) -> Loop | None:
+    """Return the event loop on which listeners hear a predictor's reply as it comes; None if nobody wants to.
+
+    DSPy streams from a thread only into the event loop of `dspy.streamify`.
+    """
+    is_streamed = isinstance(module, dspy.Predict) and dspy.settings.send_stream is None and chunks_are_heard()
+    if not is_streamed or not can_be_streamed(module):
+        return None
+    return loop_for(module, timed=False) or background_loop("rlm-streams")
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -15,6 +15,7 @@ The units and their nesting:
       StepEvent         a step that no turn produced
       TurnEvent
         LMEvent         the model writes code
+        ChunkEvent      a part of what it writes, if a listener wants to hear it
         CellEvent       the code runs
           ToolEvent     it calls a tool of the user's
           BatchEvent    it calls `llm_query`, `rlm_query`, a sub or its own module, for one or many items
@@ -29,6 +30,7 @@ If a listener raises, that is logged once on `dspy.rlm_dspy`; the run continues.
 from rlm_dspy.events.event_types import (
     BatchEvent,
     CellEvent,
+    ChunkEvent,
     Event,
     LMEvent,
     Outcome,
@@ -39,11 +41,12 @@ from rlm_dspy.events.event_types import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.events.listener import Listener, Unit, emit, here, listeners, unit
+from rlm_dspy.events.listener import Listener, Unit, chunks_are_heard, emit, here, listeners, unit
 
 __all__ = [
     "BatchEvent",
     "CellEvent",
+    "ChunkEvent",
     "Event",
     "LMEvent",
     "Listener",
@@ -55,6 +58,7 @@ __all__ = [
     "ToolEvent",
     "TurnEvent",
     "Unit",
+    "chunks_are_heard",
     "emit",
     "here",
     "listeners",

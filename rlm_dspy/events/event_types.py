@@ -153,6 +153,24 @@ class StepEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChunkEvent(Event):
+    """The model has written a part of a turn's reply. Only listeners with `hears_chunks` receive it.
+
+    The chunks of a field joined are what the model writes, without the fences of its code. What runs is the
+    code of the `CellEvent` that follows: it also has code that is only known when the reply has ended, such as
+    that of a tool call.
+
+    Attributes:
+        field: What it belongs to. `thinking` comes before or inside a reply, `reasoning` is the text around the
+            code.
+        text: The part.
+    """
+
+    field: Literal["thinking", "reasoning", "code"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellEvent(Event):
     """The execution of a turn's code.
 

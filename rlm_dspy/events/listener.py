@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback, call_scope
-from rlm_dspy.events.event_types import Event, RunEvent
+from rlm_dspy.events.event_types import ChunkEvent, Event, RunEvent
 from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
@@ -26,7 +26,14 @@ _failed: set[int] = set()
 
 
 class Listener(BaseCallback):
-    """Receives the events of runs. It is a DSPy callback, and is registered as one."""
+    """Receives the events of runs. It is a DSPy callback, and is registered as one.
+
+    Attributes:
+        hears_chunks: Whether it receives each `ChunkEvent` too. The replies of turns are requested as streams
+            then.
+    """
+
+    hears_chunks: bool = False
 
     def on_event(self, event: Event) -> None:
         """Handle an event, in the thread or task where it happens."""
@@ -96,8 +103,15 @@ def listeners() -> list[Listener]:
     return [callback for callback in dspy.settings.callbacks if isinstance(callback, Listener)]
 
 
+def chunks_are_heard() -> bool:
+    """Return whether what a model writes in this run is to be emitted while it writes it."""
+    return here() is not None and any(listener.hears_chunks for listener in listeners())
+
+
 def _send(event: Event) -> None:
     for listener in listeners():
+        if isinstance(event, ChunkEvent) and not listener.hears_chunks:
+            continue
         try:
             listener.on_event(event)
         except Exception as error:  # noqa: BLE001 (a listener must not end a run)

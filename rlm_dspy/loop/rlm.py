@@ -25,6 +25,8 @@ from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, normalize_tools
+from rlm_dspy.streaming.binding import HasStreamedOutputs
+from rlm_dspy.streaming.delivery import Streaming, outputs_heard
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.subcalls.item import active_sub_call
 from rlm_dspy.text import clip, logger
@@ -45,7 +47,7 @@ _LEAST_TRANSCRIPT_CHARS = 400
 _logger = logger()
 
 
-class RLM(AsTool, Limited, dspy.Module):
+class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -232,12 +234,13 @@ class RLM(AsTool, Limited, dspy.Module):
             Every error of a started run carries the steps so far as `error.trajectory`, and the usage as
             `error.usage`.
         """
-        with blocking():
+        with blocking(), Streaming(self):
             return drive(self._run(Blocking(), **inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Run like `forward`, on the running event loop; code runs in its own thread."""
-        return await self._run(Awaiting(), **inputs)
+        async with Streaming(self):
+            return await self._run(Awaiting(), **inputs)
 
     async def _run(
         self,
@@ -358,7 +361,7 @@ class RLM(AsTool, Limited, dspy.Module):
             try:
                 with (
                     run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
-                    dspy.context(trace=None),
+                    dspy.context(trace=None, **outputs_heard(self, extract)),
                     run.budget.in_time(),
                 ):
                     found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)

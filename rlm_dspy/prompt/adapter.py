@@ -12,6 +12,7 @@ from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
+from rlm_dspy.streaming.turn_stream import split_replies
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -119,12 +120,12 @@ class Act(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with _speaking():
+        with _speaking(), split_replies(awaited=False):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with _speaking():
+        with _speaking(), split_replies(awaited=True):
             return await super().aforward(**inputs)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:

@@ -105,18 +105,28 @@ def _end_of_block(lines: list[str], start: int, fence: str) -> int:
 
     An unclosed block ends at the next field mark, or with the reply.
     """
-    closing = islice((at for at in range(start, len(lines)) if _closes(lines[at], fence)), _MAX_CLOSINGS_TRIED)
+    closing = islice((at for at in range(start, len(lines)) if closes(lines[at], fence)), _MAX_CLOSINGS_TRIED)
     first = next(closing, None)
     if first is None:
         return next((at for at in range(start, len(lines)) if FIELD_MARK.match(lines[at])), len(lines))
-    if _ends_inside_string("\n".join(lines[start:first])):
+    if ends_inside_string("\n".join(lines[start:first])):
         for at in closing:
             if parse("\n".join(lines[start:at])) is not None:
                 return at
     return first
 
 
-def _closes(line: str, fence: str) -> bool:
+def opening_of(line: str) -> tuple[str, str, str] | None:
+    """Return the words before an opening fence, the fence and its language; None if the line opens no block."""
+    if found := _FENCE.match(line):
+        return "", found["fence"], found["language"]
+    if (found := _BEHIND_WORDS.match(line)) and found["language"].lower() in PYTHON:
+        return found["before"], found["fence"], found["language"]
+    return None
+
+
+def closes(line: str, fence: str) -> bool:
+    """Whether a line is the closing fence of a block."""
     line = _TOKEN_BEHIND.sub("", line).strip()
     return len(line) >= len(fence) and set(line) == {fence[0]}
 
@@ -142,7 +152,8 @@ def parse(code: str) -> ast.Module | None:
         return None
 
 
-def _ends_inside_string(code: str) -> bool:
+def ends_inside_string(code: str) -> bool:
+    """Whether code ends inside a triple-quoted string."""
     try:
         tree_of(code)
     except SyntaxError as error:

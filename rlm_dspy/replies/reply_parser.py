@@ -118,9 +118,14 @@ def _until_invented_turn(lines: list[str]) -> list[str]:
     inside = {at for block in blocks for at in range(block.start, block.end + 1)}
     first = next((block.end for block in blocks if block.code.strip()), len(lines))
     for at, line in enumerate(lines):
-        if at not in inside and (_TURN_TOKEN.search(line) or (at > first and _SPEAKER.match(line))):
+        if at not in inside and begins_invented_turn(line, behind_code=at > first):
             return [*lines[:at], _TURN_TOKEN.split(line)[0]] if _TURN_TOKEN.search(line) else lines[:at]
     return lines
+
+
+def begins_invented_turn(line: str, *, behind_code: bool) -> bool:
+    """Whether a line outside of blocks begins a turn that the model wrote in the user's name."""
+    return bool(_TURN_TOKEN.search(line) or (behind_code and _SPEAKER.match(line)))
 
 
 def _text_of_calls(lines: list[str], blocks: list[CodeBlock]) -> str:

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlm_dspy.replies.code_blocks import PYTHON, CodeBlock, code_blocks, parse
 
@@ -109,6 +109,22 @@ def split_thinking(text: str, *, in_turn: bool = False, fields: Collection[str] 
         thoughts.append(_WRAPPED.sub("", tags.sub("", text[span[0] : span[1]])).strip())
         text = f"{before}\n{after}" if before else after
     return "\n".join(filter(None, thoughts)), _WRAPPED.sub("", text)
+
+
+class ThinkingTag(NamedTuple):
+    """A tag of thinking in a line: where it stands, and whether it is a closing one."""
+
+    start: int
+    end: int
+    closing: bool
+
+
+def thinking_tag(line: str) -> ThinkingTag | None:
+    """Return the first tag of thinking in a line of a turn's reply; None if there is none."""
+    for tag in _TAGS_IN_TURNS.finditer(line):
+        if not _is_in_sentence(line, tag) and not _is_quoted(line, tag):
+            return ThinkingTag(tag.start(), tag.end(), _closes_thought(tag))
+    return None
 
 
 def _first_thought(

@@ -1,0 +1,275 @@
+"""Delivers a run to `dspy.streamify`: its turns, sub-calls and outputs to stream listeners, its steps as status.
+
+What a `dspy.streaming.StreamListener` on an RLM hears:
+
+- `code` and `reasoning` of `act`: every turn of every run, with the model's thinking in `reasoning`. A child is
+  told apart by its `predict_name`, `child.act`.
+- An output field of the RLM: the value of each run as one chunk; as the model writes it if it is read from the
+  trajectory.
+- A field of a sub, such as `subs.claims`: as of any predictor.
+
+If what runs is not what was written (code that had to be repaired, a draft in the model's thinking), it follows in
+a chunk of its own after the last chunk of what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pydantic_core
+
+from rlm_dspy._dspy_compat import StatusStreamingCallback
+from rlm_dspy.concurrency.wait_scope import running_loop, wait_scope
+from rlm_dspy.events import (
+    BatchEvent,
+    CellEvent,
+    ChunkEvent,
+    Listener,
+    RunEvent,
+    SubCallEvent,
+    ToolEvent,
+    TurnEvent,
+)
+from rlm_dspy.streaming.run_stream import Heard, RunStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rlm_dspy.events import Event
+
+
+@dataclass
+class _Written:
+    """What was said of a turn's reply so far.
+
+    Attributes:
+        code: The code.
+        reasoning: The text around it.
+        said: The fields of which something was said.
+        held: White space at the end of the reasoning, which is said if more follows.
+    """
+
+    code: str = ""
+    reasoning: str = ""
+    said: set[str] = field(default_factory=set)
+    held: str = ""
+
+
+class Delivery(Listener):
+    """Sends one run, but not the runs inside it, to the stream.
+
+    Args:
+        rlm: The module.
+        stream: The stream.
+        is_child: Whether it is a child of a run of the same predictor.
+    """
+
+    def __init__(self, rlm: dspy.Module, stream: RunStream, *, is_child: bool) -> None:
+        self.rlm = rlm
+        self._stream = stream
+        self._is_child = is_child
+        self._listeners = dspy.settings.stream_listeners
+        self._run = ""
+        self._turns: dict[str, _Written] = {}
+        self.hears_chunks = any(True for _ in self._heard("code", "reasoning"))
+
+    def on_event(self, event: Event) -> None:
+        """Send what an event of the run says."""
+        if isinstance(event, RunEvent) and not self._run:
+            self._run = event.id
+        if event.run != self._run:
+            return
+        begins = event.phase == "started"
+        match event:
+            case ChunkEvent(parent=str(turn)):
+                self._write(turn, event)
+            case CellEvent(parent=str(turn)) if begins:
+                self._end_turn(turn, event.reasoning, event.code)
+            case TurnEvent() if not begins:
+                self._end_turn(event.id, event.step.reasoning if event.step else "", "")
+                self._stream.hang_up(event.id)
+            case SubCallEvent() if not begins:
+                self._stream.hang_up(event.id)
+            case RunEvent() if not begins:
+                self._end_run(event)
+        self._tell(event)
+
+    def _heard(self, *fields: str) -> Iterator[Heard]:
+        """Yield who listens to fields of the turns."""
+        for listener in self._listeners:
+            if listener.predict is self.rlm.act and listener.signature_field_name in fields:
+                before, _, last = listener.predict_name.rpartition("act")
+                name = f"{before}child.act{last}" if self._is_child else listener.predict_name
+                listener.stream_start = listener.stream_end = True  # DSPy has nothing of its own to finish
+                yield Heard(name, listener.signature_field_name)
+
+    def _write(self, turn: str, event: ChunkEvent) -> None:
+        written, text = self._turns.setdefault(turn, _Written()), event.text
+        if not text:
+            return
+        if event.field == "code":
+            written.code += text
+        elif event.field == "reasoning":
+            written.reasoning += text
+        if event.field != "code":
+            said = (written.held + text).rstrip() if "reasoning" in written.said else text.strip()
+            text, written.held = said, (written.held + text)[len(said) :] if said else written.held + text
+        self._say(turn, "code" if event.field == "code" else "reasoning", text)
+
+    def _say(self, turn: str, name: str, text: str, *, is_last: bool = False) -> None:
+        if text or is_last:
+            self._turns[turn].said.add(name)
+            for heard in self._heard(name):
+                self._stream.say(heard, turn, text, is_last=is_last)
+
+    def _end_turn(self, turn: str, reasoning: str, code: str) -> None:
+        """End the reply of a turn, with what is known of it only now."""
+        written = self._turns.get(turn)
+        if written is None:
+            return
+        prose = written.reasoning.rstrip()
+        if reasoning.startswith(prose) and (rest := reasoning[len(prose) :]):
+            self._say(turn, "reasoning", written.held + rest.lstrip() if "reasoning" in written.said else rest)
+        if "code" in written.said and code and not code.startswith(written.code):
+            self._say(turn, "code", "", is_last=True)
+            written.code = ""
+        self._say(turn, "code", code[len(written.code) :])
+        for name in sorted(written.said):
+            self._say(turn, name, "", is_last=True)
+        del self._turns[turn]
+        for heard in self._heard("code", "reasoning"):
+            self._stream.end(heard, turn)
+
+    def _end_run(self, event: RunEvent) -> None:
+        outputs, stream = event.outcome.outputs, self._stream
+        of_rlm = [each for each in self._listeners if each.predict is self.rlm]
+        for listener in of_rlm if event.phase == "ended" else ():
+            name = listener.signature_field_name
+            heard = Heard(listener.predict_name, name)
+            is_read = stream.has_read(event.id, heard) and event.outcome.stop == "extracted"
+            stream.hang_up(event.id)
+            listener.stream_start = listener.stream_end = True
+            if not is_read:
+                value = outputs.get(name)
+                stream.say(heard, event.id, "" if value is None else _text(value), is_last=True)
+                stream.end(heard, event.id)
+        stream.hang_up(event.id)
+
+    def _tell(self, event: Event) -> None:
+        """Send the status message for a tool call, a sub-call or a block of code: each is told as a tool."""
+        if not isinstance(event, CellEvent | ToolEvent | BatchEvent):
+            return
+        provider = next(
+            (each.status_message_provider for each in dspy.settings.callbacks if _sends_status(each)), None
+        )
+        if provider is None:
+            return
+        if event.phase == "started":
+            message = provider.tool_start_status_message(*self._as_tool(event))
+        elif type(provider) is dspy.streaming.StatusMessageProvider and (
+            not isinstance(event, CellEvent) or event.kind == "submitted"
+        ):
+            return  # its message says that the model is asked next
+        else:
+            message = provider.tool_end_status_message(_result(event))
+        if message:
+            self._stream.put(dspy.streaming.StatusMessage(message))
+
+    def _as_tool(self, event: CellEvent | ToolEvent | BatchEvent) -> tuple[dspy.Tool, Mapping[str, Any]]:
+        """Return the tool that stands for what is called, and its inputs."""
+        match event:
+            case ToolEvent():
+                tool, arguments = self.rlm.tools[event.name], dict(event.arguments)
+                return tool, {**dict(zip(tool.args, arguments.pop("args", ()), strict=False)), **arguments}
+            case CellEvent():
+                return _tool("python"), {"code": event.code}
+            case BatchEvent():
+                one = len(event.items) == 1
+                return _tool(event.name), event.items[0] if one else {"items": list(event.items)}
+
+
+class Streaming:
+    """A scope in which a run is streamed, if it is called inside `dspy.streamify`.
+
+    Args:
+        rlm: The module that is called.
+    """
+
+    def __init__(self, rlm: dspy.Module) -> None:
+        self._rlm = rlm
+        self._stream: RunStream | None = None
+        self._scope = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        """Enter the scope of a run in this thread."""
+        self._enter(wait_scope().free_loop)
+
+    def __exit__(self, *error: object) -> None:
+        """Leave it."""
+        self._scope.close()
+
+    async def __aenter__(self) -> None:
+        """Enter the scope of a run on this event loop."""
+        self._enter(running_loop())
+
+    async def __aexit__(self, *error: object) -> None:
+        """Leave it when everything was sent."""
+        self.__exit__(*error)
+        if self._stream is not None and error[0] is None:
+            await self._stream.flush()
+
+    def _enter(self, loop: Any) -> None:
+        given = dspy.settings.send_stream
+        stream = given or wait_scope().stream
+        if stream is None:
+            return
+        changes: dict[str, Any] = {"send_stream": None}  # nothing can be sent: its loop waits for this call
+        if loop is not None:
+            self._stream = stream if isinstance(stream, RunStream) else RunStream(stream, loop)
+            callbacks = dspy.settings.callbacks
+            outer = [each.rlm.act for each in callbacks if isinstance(each, Delivery)]
+            is_child = bool(outer) and outer[-1] is self._rlm.act
+            own = Delivery(self._rlm, self._stream, is_child=is_child)
+            changes = {"send_stream": given and self._stream, "callbacks": [*callbacks, own]}
+        self._scope.enter_context(dspy.context(**changes))
+
+
+def outputs_heard(rlm: dspy.Module, extract: dspy.Predict) -> dict[str, Any]:
+    """Return the settings in which listeners to outputs of an RLM hear the predictor that reads them."""
+    if not (listeners := dspy.settings.stream_listeners):
+        return {}
+    return {
+        "stream_listeners": [
+            dspy.streaming.StreamListener(each.signature_field_name, extract, each.predict_name, allow_reuse=True)
+            if each.predict is rlm
+            else each
+            for each in listeners
+        ]
+    }
+
+
+@functools.cache
+def _tool(name: str) -> dspy.Tool:
+    return dspy.Tool(lambda **_: None, name=name)
+
+
+def _sends_status(callback: Any) -> bool:
+    return isinstance(callback, StatusStreamingCallback)
+
+
+def _result(event: CellEvent | ToolEvent | BatchEvent) -> Any:
+    match event:
+        case ToolEvent():
+            return event.result
+        case CellEvent():
+            return event.output
+        case BatchEvent():
+            return list(event.answers)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else pydantic_core.to_json(value, fallback=str).decode()

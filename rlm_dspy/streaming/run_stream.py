@@ -1,0 +1,189 @@
+"""Sends what a run streams to `dspy.streamify`: from any thread, in order, one reply after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import re
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import dspy
+
+from rlm_dspy._dspy_compat import ClosedStream, is_chunk
+from rlm_dspy.concurrency.wait_scope import running_loop
+from rlm_dspy.events import here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm_dspy.concurrency.wait_scope import Loop
+
+_WORDS = re.compile(r"\s*\S+\s*")
+
+
+class Heard(NamedTuple):
+    """What a listener hears: a field of a predictor, by the name it is told."""
+
+    predict_name: str
+    field: str
+
+
+class RunStream:
+    """Stands for the stream of `dspy.streamify` in a run and the runs inside it.
+
+    Replies that are written at the same time, by the items of a batch or by children, reach a listener one after
+    the other: the chunks of the second wait until the first has ended. Every reply that was begun is ended by a
+    chunk with `is_last_chunk`.
+
+    Args:
+        stream: The stream of `dspy.streamify`.
+        loop: The event loop that reads it.
+    """
+
+    def __init__(self, stream: Any, loop: Loop) -> None:
+        self._stream = stream
+        self._loop = loop
+        self._waiting: deque[Any] = deque()
+        self._sending = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = threading.Lock()
+        """For the next two. Whoever has it does not wait for the stream."""
+        self._lines: dict[Heard, dict[str, list[dspy.streaming.StreamResponse]]] = {}
+        """By what is heard: the chunks that wait, by their reply, in the order of the replies."""
+        self._ended: set[tuple[Heard, str]] = set()
+        self._readers: dict[str, dict[Heard, _Reader]] = {}
+        """By reply: what reads it for each listener to it."""
+
+    async def send(self, item: Any) -> None:
+        """Send an item of DSPy. A chunk of a predictor that is listened to is read by its listeners."""
+        listeners = dspy.settings.stream_listeners
+        if not (is_chunk(item) and listeners):
+            self.put(item)
+        elif (unit := here()) is not None:
+            for listener in listeners:
+                if id(listener.predict) == item.predict_id:
+                    self._read(unit.id, listener, item)
+        if running_loop() is self._loop:
+            await self.flush()
+
+    def put(self, item: Any) -> None:
+        """Send an item from any thread. A thread waits until it is sent; the loop itself does not."""
+        self._waiting.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        if running_loop() is self._loop:
+            task = self._loop.create_task(self._send_waiting())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif running_loop() is None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
+                asyncio.run_coroutine_threadsafe(self._send_waiting(), self._loop).result()
+        else:  # DSPy blocks the loop of the run while its status messages are sent on another one
+            self._loop.call_soon_threadsafe(self._loop.create_task, self._send_waiting())
+
+    async def flush(self) -> None:
+        """Wait until everything so far is sent."""
+        await self._send_waiting()
+
+    async def _send_waiting(self) -> None:
+        async with self._sending:
+            while self._waiting:
+                with contextlib.suppress(*ClosedStream):  # nobody listens any more
+                    await self._stream.send(self._waiting.popleft())
+
+    def say(self, heard: Heard, reply: str, text: str, *, is_last: bool = False) -> None:
+        """Send a part of a reply to a listener, or keep it until the replies before it have ended."""
+        response = dspy.streaming.StreamResponse(heard.predict_name, heard.field, text, is_last_chunk=is_last)
+        with self._lock:
+            self._lines.setdefault(heard, {}).setdefault(reply, []).append(response)
+            self._pass_on(heard)
+        self._wake()
+
+    def end(self, heard: Heard, reply: str) -> None:
+        """Let the replies after this one speak; it has said its last chunk."""
+        with self._lock:
+            if reply not in self._lines.get(heard, {}):
+                return
+            self._ended.add((heard, reply))
+            self._pass_on(heard)
+        self._wake()
+
+    def _pass_on(self, heard: Heard) -> None:
+        line = self._lines[heard]
+        while line:
+            reply = next(iter(line))
+            self._waiting += line[reply]
+            line[reply] = []
+            if (heard, reply) not in self._ended:
+                return
+            del line[reply]
+            self._ended.discard((heard, reply))
+
+    def _read(self, reply: str, listener: dspy.streaming.StreamListener, chunk: Any) -> None:
+        heard = Heard(listener.predict_name, listener.signature_field_name)
+        readers = self._readers.setdefault(reply, {})
+        if heard not in readers:
+            if listener.stream_start and not listener.allow_reuse:
+                return  # it hears one reply, as in DSPy
+            listener.stream_start = listener.stream_end = True  # DSPy has nothing of its own to finish
+            readers[heard] = _Reader(listener)
+        for text, is_last in readers[heard].read(chunk):
+            self.say(heard, reply, text, is_last=is_last)
+
+    def has_read(self, reply: str, heard: Heard) -> bool:
+        """Return whether the whole field was read in a reply."""
+        reader = self._readers.get(reply, {}).get(heard)
+        return reader is not None and reader.is_whole
+
+    def hang_up(self, reply: str) -> None:
+        """End what was begun of a reply: no more of it comes."""
+        for heard, reader in self._readers.pop(reply, {}).items():
+            for text, is_last in reader.finish():
+                self.say(heard, reply, text, is_last=is_last)
+            self.end(heard, reply)
+
+
+class _Reader:
+    """Reads one reply for a listener, with a listener of its own.
+
+    Args:
+        listener: The listener of the caller.
+    """
+
+    def __init__(self, listener: dspy.streaming.StreamListener) -> None:
+        names = (listener.signature_field_name, listener.predict, listener.predict_name, listener.allow_reuse)
+        self._listener = type(listener)(*names)
+        self._is_open = False
+        self.is_whole = False
+
+    def read(self, chunk: Any) -> Iterator[tuple[str, bool]]:
+        """Yield the parts of the field in a chunk, and whether each is the last one."""
+        for part in _words(chunk):
+            yield from self._told(self._listener.receive(part))
+
+    def finish(self) -> Iterator[tuple[str, bool]]:
+        """Yield what is left of the field when the reply has ended."""
+        yield from self._told(self._listener.finalize())
+        if self._is_open:
+            yield "", True
+
+    def _told(self, response: dspy.streaming.StreamResponse | None) -> Iterator[tuple[str, bool]]:
+        if response is not None:
+            self._is_open, self.is_whole = not response.is_last_chunk, bool(response.is_last_chunk)
+            yield response.chunk, bool(response.is_last_chunk)
+
+
+def _words(chunk: Any) -> Iterator[Any]:
+    """Yield a chunk word by word: DSPy's listener finds no field in a reply that comes at once."""
+    content = chunk.choices[0].delta.content if chunk.choices else None
+    if not isinstance(content, str) or len(words := _WORDS.findall(content)) < 2:  # noqa: PLR2004 (nothing to split)
+        yield chunk
+        return
+    for word in words:
+        part = copy.deepcopy(chunk)
+        part.choices[0].delta.content = word
+        yield part

@@ -1,0 +1,386 @@
+"""What `StreamListener`s on an RLM hear under `dspy.streamify`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, Limits
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import CutReply, ScriptedLM
+from tests.playing import block, fields
+from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.provider_streams import Events
+
+Response = dspy.streaming.StreamResponse
+LOOK = "I look at it.\n```python\nprint(len(context))\nwords = context.split()\n```\nThen I count."
+SUBMIT = "That is it.\n```python\nSUBMIT(answer=str(len(words)))\n```"
+LOOK_CODE, SUBMIT_CODE = "print(len(context))\nwords = context.split()", "SUBMIT(answer=str(len(words)))"
+
+
+def rlm(signature: str = "context -> answer", **options: Any) -> RLM:
+    return RLM(
+        signature, **{"policy": None, "max_iters": 3, "interpreter_factory": LocalPythonInterpreter, **options}
+    )
+
+
+class Program(dspy.Module):
+    """A user's program around an RLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rlm = rlm()
+        self.short = dspy.Predict("text -> gist")
+
+    def forward(self, context: str) -> Any:
+        return self.rlm(context=context)
+
+    async def aforward(self, context: str) -> Any:
+        return await self.rlm.acall(context=context)
+
+
+class Speaks:
+    """One way to read the stream: as an async or a sync generator, of a program that is awaited or not."""
+
+    def __init__(self, *, awaited: bool, sync: bool) -> None:
+        self.awaited, self.sync = awaited, sync
+
+    async def __call__(self, program: Any, listeners: list[Any], lm: Any, **options: Any) -> list[Any]:
+        streamed = dspy.streamify(
+            program,
+            stream_listeners=listeners,
+            is_async_program=self.awaited,
+            async_streaming=not self.sync,
+            **options,
+        )
+
+        def read() -> list[Any]:
+            return list(streamed(context="a b c"))
+
+        with dspy.context(lm=lm):
+            if self.sync:
+                return await asyncio.to_thread(read)
+            return [item async for item in streamed(context="a b c")]
+
+
+@pytest.fixture(
+    params=[(False, False), (True, False), (False, True), (True, True)],
+    ids=["sync", "async", "sync, read by a sync generator", "async, read by a sync generator"],
+)
+def speak(request: pytest.FixtureRequest) -> Speaks:
+    awaited, sync = request.param
+    return Speaks(awaited=awaited, sync=sync)
+
+
+def listen(name: str, **options: Any) -> Any:
+    return dspy.streaming.StreamListener(name, **options)
+
+
+def replies(items: list[Any], name: str, predict_name: str | None = None) -> list[str]:
+    """Return what a field says: one text for each of its replies."""
+    texts, text = [], ""
+    for item in items:
+        if isinstance(item, Response) and item.signature_field_name == name:
+            if predict_name not in (None, item.predict_name):
+                continue
+            text += item.chunk
+            if item.is_last_chunk:
+                texts.append(text)
+                text = ""
+    assert text == "", "a reply has no last chunk"
+    return texts
+
+
+def written(said: Said, body: dict[str, Any]) -> tuple[int, Any]:
+    return 200, PROVIDERS["llama.cpp"].write(said, body)
+
+
+@pytest.fixture
+def lm() -> Iterator[dspy.LM]:
+    """An LM over HTTP whose server streams."""
+    said = {False: Said(LOOK, "Let me think."), True: Said(SUBMIT)}
+
+    def say(texts: list[str]) -> Said:
+        return said[any("print(len(context))" in text for text in texts)]
+
+    with serving(ProviderServer(say, written)) as server:
+        yield PROVIDERS["llama.cpp"].lm(server.base)
+        assert all(body["stream"] for _, body in server.requests)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside a module"])
+async def test_code_reasoning_and_answer_come_as_chunks_over_http(
+    speak: Speaks, lm: dspy.LM, inside: bool
+) -> None:
+    program = Program() if inside else rlm()
+    items = await speak(program, [listen("code"), listen("reasoning"), listen("answer")], lm)
+    assert replies(items, "code") == [LOOK_CODE, SUBMIT_CODE]
+    assert replies(items, "reasoning") == ["Let me think.I look at it.\nThen I count.", "That is it."]
+    assert replies(items, "answer") == ["3"]
+    assert items[-1].answer == "3"
+    assert sum(isinstance(item, Response) for item in items) > 20
+    names = {item.predict_name for item in items if isinstance(item, Response)}
+    assert names == ({"rlm.act", "rlm"} if inside else {"act", "self"})
+    assert (items[-1].usage["input_tokens"], items[-1].usage["output_tokens"]) == (200, 40)
+
+
+@pytest.mark.long
+async def test_litellm_streams_too(lm: dspy.LM) -> None:
+    old = dspy.LM(lm.model, **lm.kwargs, engine="litellm", cache=False)
+    items = await Speaks(awaited=True, sync=False)(rlm(), [listen("code"), listen("answer")], old)
+    assert replies(items, "code") == [LOOK_CODE, SUBMIT_CODE]
+    assert replies(items, "answer") == ["3"]
+    assert (items[-1].usage["input_tokens"], items[-1].usage["output_tokens"]) == (200, 40)
+
+
+async def test_code_arrives_while_the_model_still_writes() -> None:
+    """The server waits in the middle of its reply until the client has read the beginning."""
+    heard = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        asyncio.run_coroutine_threadsafe(heard.wait(), loop).result(30)
+
+    def slowly(events: Events, _number: int) -> Iterator[bytes]:
+        for event in events:
+            if b"answer" in event:
+                wait()
+            yield event
+
+    text = "```python\nanimal = 'fox'\nSUBMIT(answer=str(1))\n```"
+    with serving(ProviderServer(lambda _: Said(text), written, slowly)) as server:
+        streamed = dspy.streamify(rlm(), stream_listeners=[listen("code")], is_async_program=True)
+        code = ""
+        with dspy.context(lm=PROVIDERS["llama.cpp"].lm(server.base)):
+            async for item in streamed(context="x"):
+                if isinstance(item, Response):
+                    code += item.chunk
+                    heard.set()
+    assert code == "animal = 'fox'\nSUBMIT(answer=str(1))"
+
+
+async def test_only_the_answer_may_be_listened_to(speak: Speaks) -> None:
+    """The turns are not streamed then; a typed value is JSON."""
+    lm = ScriptedLM([block("SUBMIT(names=['a', 'é'])")])
+    items = await speak(rlm("context -> names: list[str]"), [listen("names")], lm)
+    assert [item for item in items if isinstance(item, Response)] == [Response("self", "names", '["a","é"]', True)]
+
+
+async def test_an_answer_read_from_the_trajectory_is_heard_as_it_is_written(speak: Speaks) -> None:
+    lm = ScriptedLM([block("print(1)")], extract=[fields(answer="three or four words")])
+    items = await speak(rlm(max_iters=1), [listen("answer")], lm)
+    assert items[-1].stop == "extracted"
+    assert replies(items, "answer") == ["three or four words"]
+    assert sum(isinstance(item, Response) for item in items) > 2
+
+
+async def test_an_output_without_a_value_ends_empty(speak: Speaks) -> None:
+    lm = ScriptedLM([block("print(1)")], extract=["", ""])
+    items = await speak(rlm("context -> n: int", max_iters=1), [listen("n")], lm)
+    assert items[-1].stop == "unanswered"
+    assert replies(items, "n") == [""]
+
+
+async def test_code_that_is_repaired_follows_in_a_chunk_of_its_own(speak: Speaks) -> None:
+    lm = ScriptedLM(["```python\n>>> SUBMIT(answer='a')\n```"])
+    items = await speak(rlm(), [listen("code")], lm)
+    assert replies(items, "code") == [">>> SUBMIT(answer='a')", "SUBMIT(answer='a')"]
+
+
+async def test_code_known_only_at_the_end_comes_whole(speak: Speaks) -> None:
+    lm = ScriptedLM(["SUBMIT(answer='a')"])
+    items = await speak(rlm(), [listen("code")], lm)
+    assert replies(items, "code") == ["SUBMIT(answer='a')"]
+
+
+async def test_a_cut_reply_ends_what_was_begun(speak: Speaks) -> None:
+    lm = ScriptedLM([CutReply("```python\nSUBMIT(answer='a"), block("SUBMIT(answer='b')")])
+    items = await speak(rlm(), [listen("code")], lm)
+    assert replies(items, "code") == ["SUBMIT(answer='a", "SUBMIT(answer='b')"]
+    assert items[-1].answer == "b"
+
+
+async def test_an_error_of_the_model_reaches_the_reader(speak: Speaks) -> None:
+    lm = ScriptedLM([block("print(1)"), dspy.LMServerError("down")])
+    with pytest.raises(dspy.LMError, match="down"):
+        await speak(rlm(), [listen("code")], lm)
+
+
+async def test_a_stream_that_breaks_off_ends_what_was_begun(speak: Speaks) -> None:
+    def broken(events: Events, number: int) -> Events:
+        return list(events)[:6] if number == 0 else events
+
+    with serving(
+        ProviderServer(lambda _: Said(block("SUBMIT(answer='a')", "It is here.")), written, broken)
+    ) as server:
+        items = await speak(rlm(), [listen("reasoning"), listen("code")], PROVIDERS["llama.cpp"].lm(server.base))
+    assert items[-1].answer == "a"
+    first, *others = replies(items, "reasoning")
+    assert others == ["It is here."]
+    assert "It is here.".startswith(first)
+
+
+async def test_children_written_at_once_are_heard_one_after_the_other(speak: Speaks) -> None:
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=' '.join(rlm_query_batched(['1', '2', '3'])))")],
+        child=lambda _: block("SUBMIT(response='a child')"),
+    )
+    items = await speak(rlm(limits=Limits(max_depth=1)), [listen("code")], lm)
+    assert items[-1].stop == "submitted", items[-1].trajectory
+    assert replies(items, "code", "child.act") == ["SUBMIT(response='a child')"] * 3
+    assert len(replies(items, "code", "act")) == 1
+
+
+@pytest.mark.parametrize("reused", [False, True])
+async def test_a_sub_is_heard_like_any_predictor(speak: Speaks, reused: bool) -> None:
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=' '.join(str(item) for item in gist.map(['a', 'b', 'c'])))")],
+        subs={"gist": lambda messages: fields(gist="of some words")},
+    )
+    items = await speak(rlm(subs={"gist": "text -> gist"}), [listen("gist", allow_reuse=reused)], lm)
+    assert items[-1].answer == "of some words of some words of some words"
+    assert replies(items, "gist", "subs.gist") == ["of some words"] * (3 if reused else 1)
+
+
+async def test_the_prediction_can_be_left_out() -> None:
+    items = await Speaks(awaited=True, sync=False)(
+        rlm(),
+        [listen("code")],
+        ScriptedLM([block("SUBMIT(answer='a')")]),
+        include_final_prediction_in_output_stream=False,
+    )
+    assert {type(item) for item in items} == {Response, dspy.streaming.StatusMessage}
+
+
+async def test_a_reader_that_stops_ends_the_run() -> None:
+    lm = ScriptedLM(lambda _: block("print(1)"), seconds=0.01)
+    streamed = dspy.streamify(rlm(max_iters=1_000), stream_listeners=[listen("code")], is_async_program=True)
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in streamed(context="x"):
+            begun.set()
+
+    with dspy.context(lm=lm):
+        reading = asyncio.create_task(read())
+        await begun.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    asked = len(lm.script.calls)
+    await asyncio.sleep(0.05)
+    assert len(lm.script.calls) == asked
+
+
+async def test_a_slow_reader_loses_nothing(speak: Speaks) -> None:
+    lm = ScriptedLM([block("\n".join(f"x{n} = {n}" for n in range(200)) + "\nSUBMIT(answer='a')")])
+    streamed = dspy.streamify(
+        rlm(), stream_listeners=[listen("code")], is_async_program=speak.awaited, async_streaming=True
+    )
+    items = []
+    with dspy.context(lm=lm):
+        async for item in streamed(context="x"):
+            items.append(item)
+            await asyncio.sleep(0)
+    (code,) = replies(items, "code")
+    assert code == items[-1].trajectory[0]["code"]
+
+
+def test_a_program_loaded_in_another_way_has_its_outputs() -> None:
+    """Copies, and what is unpickled, are made without the constructor."""
+    listener = listen("answer")
+    dspy.streamify(rlm().deepcopy(), stream_listeners=[listener])
+    assert listener.predict_name == "self"
+
+
+def test_an_output_that_two_modules_have_must_be_named() -> None:
+    program = Program()
+    program.other = rlm()
+    with pytest.raises(ValueError, match=r"'answer' is an output field of 2 modules .* predict=program"):
+        dspy.streamify(program, stream_listeners=[listen("answer")])
+    listener = listen("answer", predict=program.other, predict_name="other")
+    dspy.streamify(program, stream_listeners=[listener])
+
+
+def test_an_output_of_an_rlm_comes_before_those_of_its_subs() -> None:
+    program = rlm(subs={"ask": "question -> answer"})
+    listener = listen("answer")
+    dspy.streamify(program, stream_listeners=[listener])
+    assert listener.predict is program
+
+
+def test_a_field_that_nobody_has_is_named() -> None:
+    with pytest.raises(ValueError, match="no predictor and no RLM of the program has an output field 'anwser'"):
+        dspy.streamify(Program(), stream_listeners=[listen("anwser")])
+
+
+class Statuses(dspy.streaming.StatusMessageProvider):
+    """Says everything that it is told."""
+
+    def tool_start_status_message(self, instance: Any, inputs: Any) -> str:
+        return f"tool {instance.name} {inputs}"
+
+    def tool_end_status_message(self, outputs: Any) -> str:
+        return f"tool gave {outputs}"
+
+    def module_start_status_message(self, instance: Any, inputs: Any) -> str:
+        return f"module {type(instance).__name__}"
+
+    def lm_start_status_message(self, instance: Any, inputs: Any) -> str:
+        return "lm"
+
+
+def upper(text: str) -> str:
+    """Return the text in capitals."""
+    return text.upper()
+
+
+CALLS = ["print(upper(gist('a').strip()))", "SUBMIT(answer='a')"]
+
+
+async def test_a_status_provider_hears_code_tools_and_sub_calls(speak: Speaks) -> None:
+    lm = ScriptedLM([*map(block, CALLS)], subs={"gist": [fields(gist="b")]})
+    program = rlm(tools=[upper], subs={"gist": "text -> gist"})
+    items = await speak(program, [], lm, status_message_provider=Statuses())
+    told = [item.message for item in items if isinstance(item, dspy.streaming.StatusMessage)]
+    assert told[told.index("module Turn") :] == [
+        *("module Turn", "module Act", "lm"),
+        f"tool python {{'code': {CALLS[0]!r}}}",
+        *("tool gist {'text': 'a'}", "module Predict", "lm", "tool gave [{'value': 'b'}]"),
+        *("tool upper {'text': 'b'}", "tool gave B"),
+        "tool gave B",
+        *("module Turn", "module Act", "lm"),
+        f"tool python {{'code': {CALLS[1]!r}}}",
+        "tool gave ",
+    ]
+
+
+async def test_the_default_messages_name_what_is_called(speak: Speaks) -> None:
+    lm = ScriptedLM([*map(block, CALLS)], subs={"gist": [fields(gist="b")]})
+    items = await speak(rlm(tools=[upper], subs={"gist": "text -> gist"}), [], lm)
+    assert [item.message for item in items if isinstance(item, dspy.streaming.StatusMessage)] == [
+        "Calling tool python...",
+        "Calling tool gist...",
+        "Calling tool upper...",
+        "Tool calling finished! Querying the LLM with tool calling results...",
+        "Calling tool python...",
+    ]
+
+
+async def test_many_status_messages_do_not_block_the_run() -> None:
+    """DSPy sends them from callbacks that block the event loop, into a stream that holds 16."""
+    code = "SUBMIT(answer=str(len(gist.map([str(n) for n in range(60)]))))"
+    lm = ScriptedLM([block(code)], subs={"gist": lambda _: fields(gist="b")})
+    program = rlm(subs={"gist": "text -> gist"}, limits=Limits(max_llm_calls=100))
+    started = time.monotonic()
+    items = await Speaks(awaited=True, sync=False)(program, [], lm, status_message_provider=Statuses())
+    assert items[-1].answer == "60"
+    assert time.monotonic() - started < 60
