@@ -131,8 +131,8 @@ class Delivery(Listener):
         written = self._turns.get(turn)
         if written is None:
             return
-        prose = written.reasoning.rstrip()
-        if reasoning.startswith(prose) and (rest := reasoning[len(prose) :]):
+        prose, is_cut = written.reasoning.rstrip(), "code" in written.said and not code
+        if not is_cut and reasoning.startswith(prose) and (rest := reasoning[len(prose) :]):
             self._say(turn, "reasoning", written.held + rest.lstrip() if "reasoning" in written.said else rest)
         if "code" in written.said and code and not code.startswith(written.code):
             self._say(turn, "code", "", is_last=True)
