@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 import pytest
@@ -156,7 +156,7 @@ async def test_code_arrives_while_the_model_still_writes() -> None:
             yield event
 
     text = "```python\nanimal = 'fox'\nSUBMIT(answer=str(1))\n```"
-    with serving(ProviderServer(lambda _: Said(text), written, slowly)) as server:
+    with serving(ProviderServer(lambda _: Said(text), written, cast("Any", slowly))) as server:
         streamed = dspy.streamify(rlm(), stream_listeners=[listen("code")], is_async_program=True)
         code = ""
         with dspy.context(lm=PROVIDERS["llama.cpp"].lm(server.base)):
