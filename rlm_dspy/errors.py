@@ -6,6 +6,8 @@ RLMError                     base class of this package's errors
 ├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
 ├── InvalidInputs            the caller: an input is missing, unknown or invalid
+├── UnreadableDocument       the caller: a file is neither text nor a document that can be read
+├── UnreachableAddress       the caller: a page of the web is not allowed, or cannot be fetched
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
 │   └── ModelNotPulled       the operator: the model must be downloaded first (`models`)
@@ -68,6 +70,14 @@ class ReplyCut(RLMError):  # noqa: N818
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818
     """The inputs of a call do not fit the signature."""
+
+
+class UnreadableDocument(RLMError, ValueError):  # noqa: N818 (it names what is wrong)
+    """A file is neither text nor a document that can be read; the message names the reason and the fix."""
+
+
+class UnreachableAddress(RLMError, OSError):  # noqa: N818
+    """A page of the web is not allowed or cannot be fetched; the message names the reason."""
 
 
 class UnknownModel(RLMError, ValueError):  # noqa: N818

@@ -58,6 +58,9 @@ class AskOptions:
 
     question: Annotated[str, Argument(help="The question.", show_default=False)]
     files: Files = None
+    allow_local: Annotated[
+        bool, Option("--allow-local", help="Fetch addresses of this machine and its network too.")
+    ] = False
     signature: Annotated[str | None, Option(help='The fields; default "context, question -> answer: str".')] = None
     model: Model = None
     sub_model: Annotated[str | None, Option(help="Model for sub-calls; default: the same model.")] = None
@@ -87,6 +90,7 @@ def ask(options: AskOptions) -> None:
     \b
     For example:
       rlm-dspy ask "Who wrote about drift?" articles.md
+      rlm-dspy ask "What is the main result?" paper.pdf https://example.org/reply.html
       rlm-dspy ask "Who wrote it, and when?" *.md --signature "context, question -> author: str, year: int"
       git log | rlm-dspy ask "Which month had the most fixes?"
 
@@ -94,7 +98,7 @@ def ask(options: AskOptions) -> None:
     Exit codes:
       0    answered
       1    the run ended without an answer
-      2    invalid usage or input: missing file, not UTF-8, invalid signature, unknown model
+      2    invalid usage or input: missing file, neither UTF-8 nor a document, invalid signature, unknown model
       3    the model or the interpreter failed, or the answer, --save or --report could not be written
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. An interrupt after the answer
            was printed loses at most a file or the end of the trace
@@ -128,7 +132,7 @@ def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM]:
     files = options.files or []
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
     check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
-    task = read_task(options.question, files, options.signature, _stdin(files))
+    task = read_task(options.question, files, options.signature, _stdin(files), allow_local=options.allow_local)
     lm = _chosen(options.model, pull=options.pull)
     given = {name: getattr(options, name) for name in ("max_iters", "max_llm_calls", "max_cost", "max_seconds")}
     with dspy.context(lm=lm):  # policy="auto" looks at it

@@ -38,7 +38,12 @@ class InterpreterName(StrEnum):
 
 
 Files = Annotated[
-    list[str] | None, Argument(metavar="FILE", help="UTF-8 text files; - is standard input.", show_default=False)
+    list[str] | None,
+    Argument(
+        metavar="FILE",
+        help="UTF-8 files, PDF, DOCX, PPTX, XLSX, EPUB, HTML, or http(s) addresses; - is standard input.",
+        show_default=False,
+    ),
 ]
 Run = Annotated[Path, Argument(metavar="RUN", help="A file written by ask --save or --log.", show_default=False)]
 RunNumber = Annotated[int | None, Option(min=1, help="Number of the run in a file with several; the first is 1.")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import rlm_dspy
-from rlm_dspy.errors import UsageError
+from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
 
 STDIN = "-"
 WITH_TEXT = "context, question -> answer: str"
@@ -34,7 +34,14 @@ class Task:
     characters: int = 0
 
 
-def read_task(question: str, files: list[str], signature: str | None, stdin: IO[bytes] | None) -> Task:
+def read_task(
+    question: str,
+    files: list[str],
+    signature: str | None,
+    stdin: IO[bytes] | None,
+    *,
+    allow_local: bool = False,
+) -> Task:
     """Return the task of a command line.
 
     The text goes to the input field that is not `question`. A signature with a single input takes the text, and
@@ -42,16 +49,18 @@ def read_task(question: str, files: list[str], signature: str | None, stdin: IO[
 
     Args:
         question: The question.
-        files: Paths of UTF-8 files, or `-` for standard input. Without any, piped standard input is the text.
+        files: Paths of UTF-8 files and documents, addresses, or `-` for standard input. Without any, piped
+            standard input is the text.
         signature: A DSPy signature; default `WITH_TEXT`, or `WITHOUT_TEXT` without a text.
         stdin: Standard input if it is piped or named, else None.
+        allow_local: Whether addresses may lead to this machine or its network.
 
     Raises:
         UsageError: If a file cannot be read or the signature does not fit.
     """
     if _is_blank(question):
         raise UsageError('The question is empty. Example: rlm-dspy ask "Who wrote about drift?" articles.md.')
-    text = _read(files, stdin)
+    text = _read(files, stdin, allow_local=allow_local)
     parsed = _parse(signature or (WITHOUT_TEXT if text is None else WITH_TEXT))
     names = list(parsed.input_fields)
     inputs: dict[str, Any]
@@ -85,9 +94,9 @@ def _parse(signature: str) -> Any:
         ) from error
 
 
-def _read(files: list[str], stdin: IO[bytes] | None) -> rlm_dspy.Text | None:
+def _read(files: list[str], stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text | None:
     """Return the text of files, or of standard input if none is named; None if that has none."""
-    texts = [_read_one(name, stdin) for name in files or [STDIN]]
+    texts = [_read_one(name, stdin, allow_local=allow_local) for name in files or [STDIN]]
     for name, text in zip(files or [STDIN], texts, strict=True):
         if _is_blank(str(text)):
             if not files:
@@ -103,7 +112,7 @@ def _title(name: str, of_stdin: str = "standard input") -> str:
     return of_stdin if name == STDIN else name
 
 
-def _read_one(name: str, stdin: IO[bytes] | None) -> rlm_dspy.Text:
+def _read_one(name: str, stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text:
     path = Path(name).expanduser()
     if name != STDIN and path.is_dir():
         raise UsageError(f"{name} is a directory. Name files in it, e.g. {name.rstrip('/')}/*.md.")
@@ -111,10 +120,16 @@ def _read_one(name: str, stdin: IO[bytes] | None) -> rlm_dspy.Text:
         if name == STDIN:
             return rlm_dspy.Text(stdin.read().decode("utf-8") if stdin is not None else "")
         is_pipe = path.exists() and not path.is_file()
-        text = rlm_dspy.Text(path.read_text(encoding="utf-8")) if is_pipe else rlm_dspy.Text.open(path)
+        text = (
+            rlm_dspy.Text(path.read_text(encoding="utf-8"))
+            if is_pipe
+            else rlm_dspy.Text.open(name, allow_local=allow_local)
+        )
         str(text)  # decodes it
     except FileNotFoundError as error:
         raise UsageError(f"File not found: {name}.") from error
+    except (UnreadableDocument, UnreachableAddress) as error:
+        raise UsageError(str(error)) from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{_title(name, 'Standard input')} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at "

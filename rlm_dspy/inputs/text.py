@@ -1,4 +1,4 @@
-"""Defines `Text`, a wrapper for long inputs."""
+"""Defines `Text`, a wrapper for long inputs, and opens files, documents and addresses as one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import core_schema
 
+from rlm_dspy.inputs.documents import HEAD_BYTES, kind_of, read_document
+
 if TYPE_CHECKING:
     import os
     from typing import BinaryIO
 
     from pydantic import GetCoreSchemaHandler
+
+    from rlm_dspy.inputs.documents import Document
 
 HEAD_CHARS = 160
 READ_WHOLE_BYTES = 16_000_000
@@ -25,7 +29,8 @@ class Text:
     In the REPL it is a plain `str`. Any input field annotated `str` or `Text` accepts it.
 
     Attributes:
-        path: The file it stands for, or None if it was given as a `str`.
+        path: The UTF-8 file it stands for, or None if it was given as a `str` or read from a document.
+        name: The name of the file, or the address; empty if it was given as a `str`.
         encoding: How the file is read; `utf-8`.
 
     Raises:
@@ -37,20 +42,64 @@ class Text:
 
     def __init__(self, value: str, *, path: Path | None = None) -> None:
         self.path = path
+        self.name = path.name if path else ""
         self._value: str | None = str(value) if path is None else None
+        self._pages: list[slice] = []
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Text:
-        """Return a text that stands for a UTF-8 file and reads it when it is needed.
+    def open(cls, path: str | os.PathLike[str], *, password: str | None = None, allow_local: bool = False) -> Text:
+        """Return a text that stands for a file, a document or a page of the web.
+
+        A UTF-8 file is read when it is needed. PDF, DOCX, PPTX, XLSX, EPUB and HTML are recognized by their
+        content and read at once, in a process with bounds of time and memory; tables and headings become Markdown.
+        A line such as `--- page 3 of 12 ---` stands before each page, slide and sheet. DOCX has pages only where
+        it has page breaks, EPUB and HTML have none.
+
+        Args:
+            path: The file, or an `http` or `https` address; that is fetched within 30 seconds and 100 MB.
+            password: Of an encrypted PDF.
+            allow_local: Whether an address may lead to this machine or its network.
 
         Raises:
             FileNotFoundError: If `path` is not a file.
+            UnreadableDocument: If it is neither text nor a document that can be read within the bounds, or
+                the extra `documents` is not installed.
+            UnreachableAddress: If an address is not allowed or cannot be fetched.
         """
+        if "://" in str(path):
+            from rlm_dspy.inputs.addresses import read_address, without_credentials  # noqa: PLC0415 (rarely needed)
+
+            document = read_address(str(path), password=password, allow_local=allow_local)
+            return cls._of(document, without_credentials(str(path)))
         resolved = Path(path).expanduser().resolve()
         if not resolved.is_file():
             wrong = "is not a regular file" if resolved.exists() else "does not exist"
-            raise FileNotFoundError(f"{path} {wrong}. Text.open takes the path of a UTF-8 text file.")
-        return cls("", path=resolved)
+            raise FileNotFoundError(
+                f"{path} {wrong}. Text.open takes the path of a UTF-8 text file or a document."
+            )
+        with resolved.open("rb", buffering=0) as file:  # the other process reads where this one has stopped
+            kind = kind_of(file.read(HEAD_BYTES), str(path))
+            if kind == "text":
+                return cls("", path=resolved)
+            file.seek(0)
+            return cls._of(read_document(file, kind, str(path), password=password), resolved.name)
+
+    @classmethod
+    def _of(cls, document: Document, name: str) -> Text:
+        """Return the text of a document."""
+        parts, pages, end = [], [], 0
+        for mark, page in document.marked():
+            pages.append(slice(end + len(mark), end + len(mark) + len(page)))
+            parts.append(f"{mark}{page}\n\n")
+            end += len(parts[-1])
+        text = cls("".join(parts)[: pages[-1].stop])
+        text.name, text._pages = name, pages if document.unit else []
+        return text
+
+    @property
+    def pages(self) -> list[str]:
+        """The pages, slides or sheets of a document, without the marks before them; empty for other texts."""
+        return [str(self)[page] for page in self._pages]
 
     def __str__(self) -> str:
         if self._value is None:
@@ -93,7 +142,7 @@ class Text:
             with self.path.open("rb") as file:
                 head = file.read(HEAD_CHARS).decode(errors="ignore")
             return f"Text({size:,} bytes of {self.path.name}: {head[:60]!r} ...)"
-        source = f" of {self.path.name}" if self.path else ""
+        source = f" of {self.name}" if self.name else ""
         return f"Text({len(self):,} characters{source}: {shorten(str(self), 60, 0)})"
 
     def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples

@@ -1,0 +1,150 @@
+"""A script that fetches a page of the web: `python -I fetch_script.py`, started by `run_isolated`.
+
+The body goes to standard output, a report in JSON to standard error. A name is looked up once, and the connection
+goes to an address that was checked, so that no second answer of a name server leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import ipaddress
+import json
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import httpx
+
+    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ANSWER_SECONDS = 10
+_MAX_REDIRECTS = 5
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_SERVES_METADATA = {ipaddress.ip_address("168.63.129.16")}
+"""Public addresses at which clouds answer their own machines."""
+
+
+class Settings(TypedDict):
+    """What the script is told."""
+
+    path: list[str]
+    """Where modules are found."""
+    url: str
+    allow_local: bool
+    """Whether addresses of this machine and its network are allowed."""
+    memory_bytes: int
+    seconds: int
+    file_bytes: int
+
+
+class Refused(Exception):  # noqa: N818
+    """The page cannot be fetched; the arguments are a code for the problem, and details."""
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Fetch the page, write its body to standard output, and return the report."""
+    sys.path[:] = settings["path"]
+    importlib.import_module("confinement.process_bounds").bind(
+        memory_bytes=settings["memory_bytes"], seconds=settings["seconds"], file_bytes=settings["file_bytes"]
+    )
+    import httpx  # noqa: PLC0415 (found by the path)
+
+    with httpx.Client(verify=httpx.create_ssl_context(), trust_env=False, timeout=_ANSWER_SECONDS) as client:
+        response = follow(client, settings["url"], allow_local=settings["allow_local"])
+        if response.status_code != httpx.codes.OK:
+            raise Refused("status", f"{response.status_code} {response.reason_phrase}".strip())
+        for part in response.iter_bytes():
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        return {"content_type": response.headers.get("content-type", "")}
+
+
+def follow(client: httpx.Client, address: str, *, allow_local: bool) -> httpx.Response:
+    """Follow redirects, each checked, and return the last response; its body is not read.
+
+    Raises:
+        Refused: If one is not allowed or cannot be reached, or if there are too many.
+    """
+    import httpx  # noqa: PLC0415
+
+    url = httpx.URL(address)
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = _ask(client, url, _checked(url, allow_local=allow_local))
+        if not response.has_redirect_location:
+            return response
+        response.close()
+        url = url.join(response.headers["location"])
+    raise Refused("redirects", str(_MAX_REDIRECTS))
+
+
+def _ask(client: httpx.Client, url: httpx.URL, addresses: list[str]) -> httpx.Response:
+    """Return the response from the first of these addresses that can be connected to; its body is not read."""
+    import httpx  # noqa: PLC0415
+
+    headers = {"Accept-Encoding": "gzip", "Host": url.netloc.decode("ascii"), "User-Agent": "rlm-dspy"}
+    name = url.raw_host.decode("ascii")
+    failed: Exception | None = None
+    for address in addresses:
+        request = client.build_request(
+            "GET", url.copy_with(host=address), headers=headers, extensions={"sni_hostname": name}
+        )
+        try:
+            return client.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            failed = error
+    raise Refused("failed", str(failed))
+
+
+def _checked(url: httpx.URL, *, allow_local: bool) -> list[str]:
+    """Return the addresses to connect to for a URL.
+
+    Raises:
+        Refused: If its scheme is another, its name is unknown, or all of its addresses are local.
+    """
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Refused("scheme", url.scheme)
+    try:
+        found = socket.getaddrinfo(url.raw_host.decode("ascii"), url.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Refused("name", url.host) from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    allowed = [address for address in addresses if allow_local or _is_public(ipaddress.ip_address(address))]
+    if not allowed:
+        raise Refused("local", f"{url.host} is {addresses[0]}")
+    return allowed
+
+
+def _is_public(address: _Address) -> bool:
+    """Return whether an address is one of the internet, and so are those that are written inside it."""
+    inner: list[_Address] = []
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = [part for part in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())) if part]
+        if address in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+            return all(map(_is_public, inner))
+    is_public = address.is_global and not address.is_multicast and address not in _SERVES_METADATA
+    return all(map(_is_public, inner)) and (is_public or bool(inner))
+
+
+def _reported() -> dict[str, Any]:
+    """Run; return the report, also of what fails."""
+    try:
+        return main(json.loads(os.environ["SETTINGS"]))
+    except Refused as problem:
+        return dict(zip(("problem", "detail"), problem.args, strict=True))
+    except MemoryError:
+        return {"problem": "large"}
+    except OSError as problem:
+        return {"problem": "large" if problem.errno == errno.EFBIG else "failed", "detail": str(problem)}
+    except Exception as problem:  # noqa: BLE001 (of httpx, or of what it calls: all mean no page)
+        return {"problem": "failed", "detail": str(problem) or type(problem).__name__}
+
+
+if __name__ == "__main__":
+    report = _reported()
+    sys.stderr.write(f"\n{json.dumps(report)}")
+    sys.stderr.flush()
+    os._exit(0)  # writes nothing more

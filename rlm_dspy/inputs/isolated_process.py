@@ -1,0 +1,99 @@
+"""Runs a script of this package in a process of its own that cannot outlast the call or fill the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
+
+from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+MEMORY_BYTES = 1 << 30
+_GRACE_SECONDS = 2
+"""The process ends itself at its limit, where the system has alarms."""
+_REPORT_BYTES = 64_000
+_PASSED_ON = ("SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT")
+"""Environment variables that the process gets; it sees no other, in which keys may be."""
+
+
+class Report(BaseModel):
+    """What a script reports at its end."""
+
+    problem: str = ""
+    """Empty if all went well; `time` and `crashed` if the script did not report."""
+    detail: str = ""
+    content_type: str = ""
+    """Of a page on the web, by its server."""
+
+
+def run_isolated(
+    script: str, settings: Mapping[str, JsonValue], source: IO[bytes] | int, *, seconds: int, file_bytes: int
+) -> tuple[Report, IO[bytes]]:
+    """Run a script of this package; return its report, and its output as a file.
+
+    Args:
+        script: The name of the file.
+        settings: What it is told, beside these limits.
+        source: Its standard input.
+        seconds: After this time it is killed, with the processes that it has started.
+        file_bytes: The size of its output.
+    """
+    from rlm_dspy.interpreters import confinement  # noqa: PLC0415 (half a second, which most texts do not need)
+
+    folder = str(Path(confinement.__file__).parent.parent)
+    bounds = {"memory_bytes": MEMORY_BYTES, "seconds": seconds, "file_bytes": file_bytes}
+    told = {**settings, **bounds, "path": [*filter(None, sys.path), folder]}
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    output = TemporaryFile(buffering=0)  # noqa: SIM115 (the caller reads it, or hands it on where it is)
+    with TemporaryFile() as messages:
+        process = subprocess.Popen(  # noqa: S603 (this Python and a script of this package)
+            [sys.executable, "-I", str(Path(__file__).with_name(script))],
+            stdin=source,
+            stdout=output,
+            stderr=messages,
+            env={**environment, "SETTINGS": json.dumps(told)},  # not an argument: others may see those
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(seconds + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _kill(process)
+        report = _report(code, messages)
+    output.seek(0)
+    return report, output
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and those that it has started."""
+    with suppress(OSError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _report(code: int | None, messages: IO[bytes]) -> Report:
+    if code is None or (sys.platform != "win32" and code in (-signal.SIGALRM, -signal.SIGXCPU)):
+        return Report(problem="time")
+    size = messages.seek(0, os.SEEK_END)
+    messages.seek(max(0, size - _REPORT_BYTES))
+    last = messages.read().rstrip().rpartition(b"\n")[2]
+    if code == 0:
+        with suppress(ValidationError):
+            return Report.model_validate_json(last)
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    return Report(problem="crashed", detail=f"{how}; {last.decode(errors='replace')[:200]}".rstrip("; "))
