@@ -131,7 +131,7 @@ class Interpreter:
         ValueError: If a name is not an identifier or is reserved.
     """
 
-    execution_instructions: ClassVar[str] = ""
+    execution_instructions: str = ""
     """The description of this interpreter for the model."""
     supports_await: ClassVar[bool] = False
     """Whether code may use `await` at the top level; if so, the model is told of awaitable functions."""
@@ -279,11 +279,17 @@ class Interpreter:
         if outcome.kind == "invalid":
             raise SyntaxError(outcome.error) from outcome.exception
         if outcome.kind == "raised":
-            raise CellError(outcome.error, printed) from outcome.exception
+            hint = f"\n{self._import_hint(outcome.missing)}" if outcome.missing else ""
+            raise CellError(outcome.error + hint, printed) from outcome.exception
         self.shown = printed.rstrip("\n")
         if outcome.kind == "submitted":
             return Submission(outcome.values, printed)
         return (self.shown or None) if outcome.value is None else outcome.value
+
+    def _import_hint(self, module: str) -> str:
+        """Return what to tell the model of a module that its code could not import."""
+        del module
+        return "It is not installed here. Use the standard library."
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
         """Wrap the tools for code: they run on the host, each call in its own copy of the current context."""

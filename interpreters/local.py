@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
 from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
@@ -75,9 +75,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         max_output_chars: Characters of a cell's output to keep, half from each end.
     """
 
-    execution_instructions: ClassVar[str] = (
-        "CPython. The value of the last expression is shown; `await` works at the top level."
-    )
+    execution_instructions = "CPython. The value of the last expression is shown; `await` works at the top level."
     supports_await = True
     calls_hook = True
     in_host = True

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import importlib.util
 import os
 import threading
 import weakref
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import dspy
 
@@ -20,8 +19,11 @@ from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host.checkpoints import Mode
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
+from rlm_dspy.interpreters.host.packages import import_hint, import_names, is_installed
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_group import Group
+from rlm_dspy.interpreters.worker import importing
+from rlm_dspy.text import clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 
     from rlm_dspy.interpreters.host.input_transfer import StandIn
 
-_DEFAULT_PRELOAD = ("numpy", "pandas", "pydantic.main", "pydantic.types", "pydantic.type_adapter")
-"""Of pydantic the modules that import what it is made of, which it does itself only when a name is asked for."""
+_DEFAULT_PACKAGES = ("numpy", "pandas", "pyarrow", "pydantic")
+"""pyarrow holds the texts of a DataFrame where it is installed."""
+_MAX_TOLD_CHARS = 300
 
 
 class PythonInterpreter(Interpreter, TakesObjects):
@@ -59,17 +62,20 @@ class PythonInterpreter(Interpreter, TakesObjects):
         cell_limits: The time limits of a cell; None for the default `CellLimits`.
         callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
         max_output_chars: Characters of a cell's output to keep, half from each end.
-        preload: Packages of this process's Python that the code can import beside the standard library; None:
-            pydantic, and numpy and pandas if installed. Also name packages that they import later.
+        packages: Packages of this process's Python that the code can import beside the standard library, as they
+            are imported or installed (`sklearn` or `scikit-learn`), with what they require; the model is told
+            their names. None: pydantic, and numpy, pandas and pyarrow if installed. A package is imported when
+            code first asks for it; a module that no distribution provides, at the start of the first worker.
         paths: Folders and wheels with further modules, made importable and readable.
         checkpoint: `auto`: after each cell that called a tool, and after others while copies are cheap beside the
             time since the last (large private data makes them dear); `always`: after each cell; `off`.
 
     Raises:
-        ValueError: If a name is not an identifier or is reserved, or a limit is too small.
+        ValueError: If a name is not an identifier or is reserved, a package is not installed, or a limit is too
+            small.
     """
 
-    execution_instructions: ClassVar[str] = (
+    execution_instructions = (
         "Confined CPython: no network, no other programs, files only in the current folder. The value of the last "
         "expression is shown; `await` works at the top level."
     )
@@ -87,7 +93,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
         cell_limits: CellLimits | None = None,
         callbacks: Sequence[Any] | None = None,
         max_output_chars: int = 100_000,
-        preload: Sequence[str] | None = None,
+        packages: Sequence[str] | None = None,
         paths: Sequence[str | os.PathLike[str]] = (),
         checkpoint: Mode = "auto",
     ) -> None:
@@ -100,8 +106,10 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self.checkpoint = checkpoint
         self.stand_in: StandIn | None = None
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
-        self._named_preload = preload is not None
-        self._recipe = recipe(preload, confinement, paths)
+        self._recipe = recipe(packages, confinement, paths)
+        if packages:
+            told = clip(", ".join(importing.tops(self._recipe.packages, ())), _MAX_TOLD_CHARS)
+            self.execution_instructions = f"{type(self).execution_instructions} Packages: {told}."
         self._session: Session | None = None
         self._closing: weakref.finalize[Any, Any] | None = None
 
@@ -165,9 +173,9 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _start(self) -> None:
         try:
             server = server_for(self._recipe)
-            if self._named_preload and server.missing:
+            if server.missing:
                 raise dspy.CodeInterpreterError(
-                    f"preload names modules that cannot be imported: {server.missing}. Install or remove them."
+                    f"packages names modules that cannot be imported: {server.missing}. Mend or remove them."
                 )
             self._adopt(self._begun(server))
         except (OSError, ValueError) as error:
@@ -217,17 +225,27 @@ class PythonInterpreter(Interpreter, TakesObjects):
             *self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, call))
         )
 
+    def _import_hint(self, module: str) -> str:
+        return import_hint(module, self._recipe.packages, self._live().group.server.importable)
+
     def _shutdown(self) -> None:
         if self._closing is not None:
             self._closing()
 
 
 def recipe(
-    preload: Sequence[str] | None = None,
+    packages: Sequence[str] | None = None,
     confinement: ConfinementPolicy | None = None,
     paths: Sequence[str | os.PathLike[str]] = (),
 ) -> Recipe:
-    """Return what the fork server of an interpreter with these arguments is made from."""
-    if preload is None:
-        preload = [name for name in _DEFAULT_PRELOAD if importlib.util.find_spec(name) is not None]
-    return Recipe(tuple(preload), tuple(map(os.path.realpath, paths)), confinement or ConfinementPolicy())
+    """Return what the fork server of an interpreter with these arguments is made from.
+
+    Raises:
+        ValueError: If a package is not installed.
+    """
+    if isinstance(packages, str):
+        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
+    if packages is None:
+        packages = [name for name in _DEFAULT_PACKAGES if is_installed(name)]
+    folders = tuple(map(os.path.realpath, paths))
+    return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy())

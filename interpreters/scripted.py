@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.primitives.facade import HOST_TOKEN_VAR
@@ -51,7 +51,7 @@ class ScriptedInterpreter(Interpreter, TakesObjects):
         dspy.CodeInterpreterError: From `execute`, if the results are used up.
     """
 
-    execution_instructions: ClassVar[str] = "Code is not run: the results were written in advance."
+    execution_instructions = "Code is not run: the results were written in advance."
 
     def __init__(
         self,

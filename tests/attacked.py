@@ -186,7 +186,7 @@ def main() -> None:
                 interpreter = PythonInterpreter(
                     confinement=policy,
                     worker_limits=limits,
-                    preload=(),
+                    packages=(),
                     paths=(aims["library"],),
                     cell_limits=CellLimits(seconds=60),
                 )

@@ -32,15 +32,15 @@ SECRETS = (
 )
 """Paths in the home, `{site}` for the folder of installed packages."""
 CODE = {
-    "proj/.venv/{site}/alpha/__init__.py": "import loaded_by_alpha",
+    "proj/.venv/{site}/alpha/__init__.py": "",
     "proj/.venv/{site}/alpha/later.py": "import six_of_alpha, shared_space.of_alpha; found = True",
     "proj/.venv/{site}/alpha.libs/liba.so": "",
-    "proj/.venv/{site}/loaded_by_alpha/__init__.py": "",
+    "proj/.venv/{site}/loaded_by_flat/__init__.py": "",
     "proj/.venv/{site}/six_of_alpha.py": "",
     "proj/.venv/{site}/shared_space/of_alpha/__init__.py": "",
     "proj/.venv/{site}/acme_config/__init__.py": "",
     "proj/.venv/{site}/extra_of_alpha/__init__.py": "",
-    "proj/flat.py": "import sidecar.part",
+    "proj/flat.py": "import loaded_by_flat, sidecar.part",
     "proj/sidecar/__init__.py": "",
     "proj/sidecar/part.py": "",
 }
@@ -125,7 +125,7 @@ def tried(home: Path, site: Path, layers: frozenset[str]) -> dict[str, Any]:
     elsewhere = [path for path in base.rglob("*") if path.is_file()][:200] if base.is_dir() else []
     files = [str(path) for path in (*home.rglob("*"), *elsewhere) if path.is_file()]
     names = ["alpha.later", "six_of_alpha", "wave", "acme_config", "extra_of_alpha", "editable_one", "dspy"]
-    with PythonInterpreter(preload=["alpha", "flat"], confinement=ConfinementPolicy(layers=layers)) as repl:
+    with PythonInterpreter(packages=["alpha", "flat"], confinement=ConfinementPolicy(layers=layers)) as repl:
         given = {"files": files, "names": names, "folders": [str(home), str(site), str(site.parent), str(base)]}
         output = repl.execute(READ, given)
     found: dict[str, Any] = output.output["output"]

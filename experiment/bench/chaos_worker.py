@@ -43,7 +43,7 @@ _KEPT_THREADS = ("rlm-loop", "rlm-watch", "rlm-tools", "rlm-call", "rlm-answers"
 def worker_interpreter() -> PythonInterpreter:
     """Return a confined interpreter."""
     return PythonInterpreter(
-        worker_limits=_LIMITS, cell_limits=CellLimits(seconds=SECONDS, grace_seconds=0.5), preload=()
+        worker_limits=_LIMITS, cell_limits=CellLimits(seconds=SECONDS, grace_seconds=0.5), packages=()
     )
 
 

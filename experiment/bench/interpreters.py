@@ -63,7 +63,7 @@ def quantiles(function: Callable[[], Any], times: int) -> tuple[float, float]:
 
 def light(**options: Any) -> PythonInterpreter:
     """Return an interpreter with the standard library only."""
-    return PythonInterpreter(preload=(), **options)
+    return PythonInterpreter(packages=(), **options)
 
 
 # --- baselines
@@ -119,14 +119,14 @@ def memfd_write(data: str) -> float:
 
 def server_starts() -> list[Row]:
     rows = []
-    for name, preload, target in (
+    for name, packages, target in (
         ("standard library", (), 150),
-        ("numpy and pandas", ("numpy", "pandas"), 500),
+        ("numpy and pandas allowed", ("numpy", "pandas"), 500),
     ):
         samples = []
         for _ in range(3):
             fork_server_client.close_all()
-            recipe = fork_server_client.Recipe(preload, (), ConfinementPolicy())
+            recipe = fork_server_client.Recipe(packages, (), ConfinementPolicy())
             samples.append(timed(functools.partial(fork_server_client.server_for, recipe)))
         rows.append(below(f"fork server start, {name}", min(samples), target))
     return rows
@@ -135,7 +135,7 @@ def server_starts() -> list[Row]:
 def starts() -> list[Row]:
     fork = bare_fork()
     rows = []
-    for name, make, target in (("standard library", light, 5), ("numpy and pandas", PythonInterpreter, 10)):
+    for name, make, target in (("standard library", light, 5), ("the default packages", PythonInterpreter, 10)):
         make().start()
         samples = []
         for _ in range(30):

@@ -60,7 +60,8 @@ _ENVIRONMENT = {
 class Recipe:
     """The settings of a fork server; equal recipes share one."""
 
-    preload: tuple[str, ...]
+    packages: tuple[str, ...]
+    """The modules that workers may import, beside the standard library."""
     paths: tuple[str, ...]
     confinement: ConfinementPolicy
 
@@ -79,9 +80,11 @@ class ForkServer:
     def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
         self.layers = layers
         self.missing: dict[str, str] = {}
-        """What of `preload` could not be imported, and why."""
+        """What of the packages had to be imported at once and could not, and why."""
+        self.importable: list[str] = []
+        """What a user may tell the model that it can import: the packages by name, and what lies in `paths`."""
         self.packages: frozenset[str] = frozenset()
-        """What workers can import beside the standard library."""
+        """Whatever workers can import beside the standard library, with what the packages require."""
         self.readable: list[str] = []
         """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False
@@ -130,7 +133,7 @@ class ForkServer:
         if frame["t"] != "ready":
             raise OSError(frame["error"])
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
-        self.readable, self.zero_copy = frame["readable"], frame["zero_copy"]
+        self.importable, self.readable, self.zero_copy = frame["importable"], frame["readable"], frame["zero_copy"]
         if "namespaces" in self.layers:
             scratch.remove_tree(Path(self._folder))  # its root has moved away, scratches are its workers' own
 
@@ -212,12 +215,13 @@ def _config(recipe: Recipe) -> Config:
     standard = _standard_library()
     search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
     search = [path for path in search if path not in standard]
-    modules, bundled = packages.required(recipe.preload)
+    modules, bundled = packages.required(recipe.packages)
     own = [importing.place_of(file, search) for file in modules.values()]
     wanted = [*standard, *_shared_libraries(), *_DATA, *own, *bundled, *recipe.paths]
     hidden = [path for path in _installed_below(standard) if path not in recipe.paths and Path(path).is_dir()]
     return {
-        "preload": list(recipe.preload),
+        "packages": list(recipe.packages),
+        "preload": packages.own_modules(recipe.packages),
         "paths": list(recipe.paths),
         "search": search,
         "modules": modules,

@@ -289,7 +289,7 @@ class _Pickler(pickle.Pickler):
             return dict, ({item.name: getattr(value, item.name) for item in dataclasses.fields(value)},)
         raise CannotCross(
             f"a {getattr(kind, '__qualname__', kind)} of {_package(kind)} cannot enter the worker, which does not "
-            f"have that package; pass plain data, or name the package in PythonInterpreter(preload=...)"
+            f"have that package; pass plain data, or name the package in PythonInterpreter(packages=...)"
         )
 
     def _is_known(self, kind: Callable[..., Any]) -> bool:

@@ -1,9 +1,13 @@
-"""Finds the installed files of the packages that a worker may import, and of their requirements."""
+"""Finds the packages that a worker may import: by name, with their files and requirements."""
 
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.util
 import re
+import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,20 +15,88 @@ from typing import TYPE_CHECKING
 from rlm_dspy.interpreters.worker.importing import SUFFIXES, outer_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODULE = re.compile(r"(\w+/)*\w+\.[^/]+")
 _EDITABLE = "__editable__"
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+"""What to install for well-known modules whose distribution has another name."""
 
 
-def required(preload: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+@functools.cache
+def import_names(packages: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names to import packages by: `sklearn` for `sklearn` and for `scikit-learn`.
+
+    Args:
+        packages: Names of modules, or of distributions as they are installed.
+
+    Raises:
+        ValueError: If one is not installed.
+    """
+    return tuple(dict.fromkeys(name for package in packages for name in _import_names(package)))
+
+
+def _import_names(package: str) -> Sequence[str]:
+    if is_installed(package):
+        return [package]
+    found = [name for distribution in _installed(package) for name in _modules(distribution)]
+    tops = sorted({name.partition(".")[0] for name in found if not name.startswith("_")})
+    if tops:
+        return tops
+    raise ValueError(
+        f"packages names {package!r}, which is not installed in this Python. "
+        f"Run `pip install {_DISTRIBUTIONS.get(package, package)}`, or leave it out."
+    )
+
+
+def is_installed(module: str) -> bool:
+    """Return whether this process could import the outermost package of a module; nothing is imported."""
+    top = module.partition(".")[0]
+    with suppress(ValueError):  # a loaded module without a spec
+        return top.isidentifier() and importlib.util.find_spec(top) is not None
+    return False
+
+
+def own_modules(packages: Iterable[str]) -> list[str]:
+    """Return those that no distribution provides: what they import is only known by importing them."""
+    named = (name for name in packages if name.partition(".")[0] not in sys.stdlib_module_names)
+    return [name for name in named if not _providers(name)]
+
+
+def import_hint(module: str, packages: Sequence[str], importable: Collection[str]) -> str:
+    """Return what to tell of a module that code could not import.
+
+    Args:
+        module: Its name, as the worker reports it.
+        packages: What the interpreter allows.
+        importable: What its workers can import beside the standard library.
+    """
+    top = module.partition(".")[0]
+    only = f"This REPL can import only these: {', '.join(('the standard library', *importable))}."
+    if top in importable or not top.isidentifier():
+        return only
+    if not is_installed(top):
+        return f"{only} {top} is not installed."
+    allowed = f"PythonInterpreter(packages={[*packages, top]})"
+    return f"{only} {top} is installed, but not allowed here; the user allows it with {allowed}."
+
+
+def required(packages: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return what the distributions of some modules, and the distributions that these require, have installed.
 
     A requirement counts if it is installed, whatever its marker says; requirements of extras do not count.
 
     Args:
-        preload: Dotted names of modules. One that no distribution provides adds nothing.
+        packages: Dotted names of modules. One that no distribution provides adds nothing.
 
     Returns:
         The file of each top-level module by its dotted name, of a package its `__init__`, and of a namespace
@@ -33,7 +105,7 @@ def required(preload: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     modules: dict[str, str] = {}
     libraries: list[str] = []
     seen: set[str] = set()
-    waiting = [distribution for name in preload for distribution in _providers(name)]
+    waiting = [distribution for name in packages for distribution in _providers(name)]
     while waiting:
         distribution = waiting.pop()
         name = distribution.metadata["Name"]

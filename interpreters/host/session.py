@@ -329,7 +329,7 @@ class Session(Lineage):
             raise wire.Violation("a frame that is no result of this cell")
         if not isinstance(values, dict):
             raise wire.Violation("a result without values")
-        outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"))
+        outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"), text_of(frame, "missing"))
         if frame.get("taken") is not True:
             self._bound, self._told = {}, None
         return outcome, text_of(frame, "output"), frame.get("threads") is not False

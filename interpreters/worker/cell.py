@@ -144,6 +144,8 @@ class Outcome:
     """The value of the last expression, from `carried`."""
     error: str = ""
     """The error as text for the model: its own lines, then `Type: message`."""
+    missing: str = ""
+    """The module that could not be imported, if that was the error."""
     exception: BaseException | None = None
     """The exception. It holds the frames of the cell: release it soon."""
 
@@ -170,13 +172,9 @@ class Cells:
 
     It captures no stream: the caller makes `sys.stdout` lead to the `Capped` that it hands to `run`. `module` is
     a fresh `__main__`, which pickle and type hints look for in `sys.modules`; `namespace` are its globals.
-
-    Args:
-        importable: Names of the packages that code can import beside the standard library; None: any.
     """
 
-    def __init__(self, importable: Sequence[str] | None = None) -> None:
-        self._importable = importable
+    def __init__(self) -> None:
         self.module = types.ModuleType("__main__")
         self.namespace: dict[str, Any] = vars(self.module)
         self.namespace["__builtins__"] = _cell_builtins()
@@ -220,7 +218,8 @@ class Cells:
             _show(value, output)
             outcome = Outcome("done", value=carried(value))
         except BaseException as error:  # noqa: BLE001 (the model, or the caller, answers whatever code raises)
-            outcome = Outcome("raised", error=self._in_words(error), exception=error)
+            missing = str(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+            outcome = Outcome("raised", error=self._in_words(error), missing=missing, exception=error)
         self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
@@ -297,8 +296,6 @@ class Cells:
                 error.text = self._line(error.filename or "", error.lineno or 0) or None
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 error.add_note("The session and its variables are kept. SUBMIT(...) ends the run.")
-            if isinstance(error, ModuleNotFoundError):
-                error.add_note(self._what_can_be_imported())
             told = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
             self._keep_cells(told)
             capped = Capped(_MAX_TRACEBACK_CHARS)
@@ -306,15 +303,6 @@ class Cells:
             return capped.text().rstrip("\n")
         except BaseException:  # noqa: BLE001 (the error's own methods are model code; memory may be short)
             return f"{type(error).__name__}: (no traceback available)"
-
-    def _what_can_be_imported(self) -> str:
-        if self._importable is None:
-            return "It is not installed here. Use the standard library."
-        packages = ", ".join(("the standard library", *self._importable))
-        return (
-            f"This REPL can import only these: {packages}. "
-            "(The user allows more: PythonInterpreter(preload=[...]).)"
-        )
 
     def _keep_cells(self, told: traceback.TracebackException) -> None:
         frames = [self._quoted(frame) for frame in told.stack if frame.filename in self._sources]

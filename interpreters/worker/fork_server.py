@@ -73,7 +73,6 @@ class Zygote:
         self._host = host
         self._confinement = confine.Confinement(**config["confinement"])
         self._zero_copy = False
-        self._importable: list[str] = []
         self._groups: dict[int, str] = {}
 
     def run(self, config: Config) -> NoReturn:
@@ -87,8 +86,8 @@ class Zygote:
         found = importing.loaded(config["preload"], config["search"])
         self._confinement.readable = sorted({*self._confinement.readable, *found})
         sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
-        self._importable = importing.tops(set(config["preload"]) - missing.keys(), config["paths"])
-        packages = {name.partition(".")[0] for name in sys.modules} | set(self._importable)
+        importable = importing.tops(set(config["packages"]) - missing.keys(), config["paths"])
+        packages = {name.partition(".")[0] for name in (*sys.modules, *config["modules"])} | set(importable)
         sys.path += config["paths"]
         self._zero_copy = _child_says(memory.can_attach)
         self._confinement.close_server()
@@ -99,8 +98,8 @@ class Zygote:
         gc.collect()
         gc.freeze()
         packages -= sys.stdlib_module_names | {_PACKAGE, "__main__"}
-        told = {"missing": missing, "packages": sorted(packages), "readable": self._confinement.readable}
-        self._reply({"t": "ready", **told, "zero_copy": self._zero_copy})
+        told = {"missing": missing, "importable": importable, "packages": sorted(packages)}
+        self._reply({"t": "ready", **told, "readable": self._confinement.readable, "zero_copy": self._zero_copy})
         self._serve()
 
     def _go_on_as_process_1(self) -> None:
@@ -172,7 +171,7 @@ class Zygote:
             _tell_failure(sock, error)
             os._exit(1)
         try:
-            Worker(sock, max_output_chars, self._importable, zero_copy=self._zero_copy).serve()
+            Worker(sock, max_output_chars, zero_copy=self._zero_copy).serve()
         finally:
             os._exit(70)
 

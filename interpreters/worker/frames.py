@@ -61,8 +61,10 @@ class Config(TypedDict):
 
     host: int
     """The number of the process that starts it."""
+    packages: list[str]
+    """The modules that were asked for."""
     preload: list[str]
-    """The modules to load."""
+    """Those of them to load at once; the others are imported when code asks for them."""
     paths: list[str]
     """Folders and wheels with further modules."""
     search: list[str]
@@ -83,6 +85,7 @@ class FromForkServer(TypedDict):
     error: NotRequired[str]
     pid: NotRequired[int]
     missing: NotRequired[dict[str, str]]
+    importable: NotRequired[list[str]]
     packages: NotRequired[list[str]]
     readable: NotRequired[list[str]]
     zero_copy: NotRequired[bool]

@@ -91,10 +91,10 @@ def loaded(named: Iterable[str], search: Sequence[str]) -> list[str]:
     return [path for path in found if not any(str(outer) in found for outer in Path(path).parents)]
 
 
-def tops(preloaded: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """Return the names of the packages that are preloaded and of the modules in folders and wheels."""
+def tops(packages: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Return the outermost names of packages, and the names of the modules in folders and wheels."""
     bundled = (module.name for module in pkgutil.iter_modules(list(paths)))
-    return sorted({name.partition(".")[0] for name in preloaded} | set(bundled))
+    return sorted({name.partition(".")[0] for name in packages} | set(bundled))
 
 
 def place_of(file: str, search: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from . import frames
 
@@ -43,18 +43,15 @@ class Worker:
     Args:
         sock: To the host.
         max_output_chars: What is kept of the output of a cell.
-        importable: Names of the packages that code can import beside the standard library.
         zero_copy: Whether values can be attached without a copy.
     """
 
-    def __init__(
-        self, sock: socket.socket, max_output_chars: int, importable: Sequence[str], *, zero_copy: bool
-    ) -> None:
+    def __init__(self, sock: socket.socket, max_output_chars: int, *, zero_copy: bool) -> None:
         self._max_output_chars = max_output_chars
         self._zero_copy = zero_copy
         self._interrupts = Interrupts()
         self._channel = Channel(sock, self._interrupts)
-        self._cells = Cells(importable)
+        self._cells = Cells()
         self._copies: list[int] = []
         self._pid = os.getpid()
         self._tools: dict[str, Callable[..., Any]] = {}
@@ -103,7 +100,7 @@ class Worker:
         self._end_pool()
         printed = output.text().rstrip("\n")
         reply: wire.Frame = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
-        reply |= {"taken": taken, "threads": threading.active_count() > 1}
+        reply |= {"taken": taken, "threads": threading.active_count() > 1, "missing": outcome.missing}
         self._channel.send(self._encoded(reply, outcome), frame["id"])
         if isinstance(outcome.exception, MemoryError):
             del outcome

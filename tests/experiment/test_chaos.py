@@ -17,7 +17,7 @@ from rlm_dspy import RLM
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 
-rlm = RLM("context -> answer", interpreter_factory=lambda: PythonInterpreter(preload=()))
+rlm = RLM("context -> answer", interpreter_factory=lambda: PythonInterpreter(packages=()))
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 with dspy.context(lm=ScriptedLM(lambda _: "```python\\nSUBMIT(answer='a')\\n```")):
     assert rlm(context="x").answer == "a"

@@ -32,7 +32,7 @@ SLOW_COPIES = "import os, time\nos.register_at_fork(before=lambda: time.sleep({s
 
 def opened(seconds: float = 0.0, **options: Any) -> PythonInterpreter:
     """Return an interpreter whose copies take so long."""
-    repl = PythonInterpreter({"ask": lambda n: n * n}, preload=(), **options)
+    repl = PythonInterpreter({"ask": lambda n: n * n}, packages=(), **options)
     repl.execute(SLOW_COPIES.format(seconds=seconds) if seconds else "import os, time")
     return repl
 
@@ -61,7 +61,7 @@ def test_a_run_with_sub_calls_goes_on_where_it_was_before_a_crash() -> None:
     turns += [f"xs.clear()\n{CRASH}", "SUBMIT(answer=', '.join(xs))"]
     lm = ScriptedLM([f"```python\n{turn}\n```" for turn in turns])
     rlm = RLM(
-        "question -> answer", sub_lm=ScriptedLM(answer), interpreter_factory=lambda: PythonInterpreter(preload=())
+        "question -> answer", sub_lm=ScriptedLM(answer), interpreter_factory=lambda: PythonInterpreter(packages=())
     )
     with dspy.context(lm=lm):
         prediction = rlm(question="?")

@@ -91,7 +91,7 @@ def repl(release: threading.Event) -> Iterator[PythonInterpreter]:
         "slow": lambda: release.wait(60),
     }
     with PythonInterpreter(
-        tools, preload=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE), checkpoint="always"
+        tools, packages=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE), checkpoint="always"
     ) as made:
         with unhurried(made):
             made.execute(FORGE + "state = 1")
@@ -119,7 +119,7 @@ def test_what_a_cell_computes_counts_while_calls_are_under_way(flood: str) -> No
     """A call that is always under way does not stop `busy_seconds`."""
     with PythonInterpreter(
         {"quick": lambda: time.sleep(0.001)},
-        preload=(),
+        packages=(),
         cell_limits=CellLimits(busy_seconds=1, grace_seconds=GRACE),
         checkpoint="always",
     ) as repl:
@@ -132,7 +132,9 @@ def test_what_a_cell_computes_counts_while_calls_are_under_way(flood: str) -> No
 def test_a_call_that_waits_is_not_computing() -> None:
     """Nor are many at once."""
     tools = {"slow": lambda: time.sleep(1.5)}
-    with PythonInterpreter(tools, preload=(), cell_limits=CellLimits(busy_seconds=1, grace_seconds=GRACE)) as repl:
+    with PythonInterpreter(
+        tools, packages=(), cell_limits=CellLimits(busy_seconds=1, grace_seconds=GRACE)
+    ) as repl:
         code = "from concurrent.futures import ThreadPoolExecutor\n"
         assert (
             repl.execute(
@@ -209,7 +211,7 @@ def test_calls_that_wait_hold_only_so_much_memory(repl: PythonInterpreter, relea
         return len(text)
 
     repl.tools["take"] = take
-    with PythonInterpreter({"take": take}, preload=()) as patient:
+    with PythonInterpreter({"take": take}, packages=()) as patient:
         code = "from concurrent.futures import ThreadPoolExecutor\nt = 'x' * (50 << 20)\n"
         assert patient.execute(code + "with ThreadPoolExecutor(8) as p: print(sum(p.map(take, [t] * 8)))") == str(
             8 * (50 << 20)
@@ -256,7 +258,7 @@ def in_thread(job: Any) -> tuple[threading.Thread, list[BaseException | Any]]:
 def test_shutting_down_ends_a_cell_that_runs(release: threading.Event, code: str) -> None:
     """From another thread; `execute` says so, and nothing of the session is open any more."""
     running = threading.Event()
-    repl: Any = PythonInterpreter({"ran": running.set, "slow": lambda: release.wait(60)}, preload=())
+    repl: Any = PythonInterpreter({"ran": running.set, "slow": lambda: release.wait(60)}, packages=())
     repl.execute("1")
     thread, outcome = in_thread(lambda: repl.execute(code))
     assert running.wait(20)
@@ -278,7 +280,7 @@ def test_a_tool_that_is_stopped_after_its_session_touches_no_file_of_others(rele
         release.wait(20)
         raise KeyboardInterrupt
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.3))
+    repl = PythonInterpreter({"tool": tool}, packages=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.3))
     repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")
@@ -297,7 +299,7 @@ def test_a_tool_that_is_stopped_after_its_session_touches_no_file_of_others(rele
 
 def test_threads_that_start_one_interpreter_start_it_once() -> None:
     """And share its session."""
-    repl: Any = PythonInterpreter(preload=())
+    repl: Any = PythonInterpreter(packages=())
     together, sessions = threading.Barrier(6), []
 
     def start() -> None:
@@ -333,7 +335,7 @@ def interrupted_after(seconds: float, again: float = 0.0) -> Iterator[None]:
 )
 def test_an_interrupt_while_an_order_is_carried_out_costs_nothing(operation: Any) -> None:
     """Its answer comes late, and the next cell does not take it for its own."""
-    with PythonInterpreter(preload=(), checkpoint="always") as repl:
+    with PythonInterpreter(packages=(), checkpoint="always") as repl:
         repl.execute(FORGE + "state = 1")
         session: Any = repl._session
         repl.execute("threading.Timer(0.1, lambda: sum(range(10 ** 8))).start()")
@@ -375,7 +377,7 @@ def test_a_cell_waits_for_a_fork_server_no_longer_than_it_may_run() -> None:
     """It did not run, and the session goes on when the fork server does."""
     recipe = forkserver.Recipe((), (), ConfinementPolicy())
     stopped = serving(forkserver.server_for(recipe))
-    with PythonInterpreter(preload=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE)) as repl:
+    with PythonInterpreter(packages=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE)) as repl:
         with unhurried(repl):
             repl.execute("state = 1")
         os.kill(stopped, signal.SIGSTOP)
@@ -396,7 +398,7 @@ def test_a_second_interrupt_does_not_leave_a_cell_running() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
 
     with PythonInterpreter(
-        {"ignoring": ignoring}, preload=(), cell_limits=CellLimits(grace_seconds=50), checkpoint="always"
+        {"ignoring": ignoring}, packages=(), cell_limits=CellLimits(grace_seconds=50), checkpoint="always"
     ) as repl:
         repl.execute(FORGE + "state = 1")
         code = (

@@ -102,7 +102,7 @@ def repl() -> Iterator[PythonInterpreter]:
     with PythonInterpreter(
         {"forever": forever, "echo": lambda value: value},
         worker_limits=SMALL,
-        preload=(),
+        packages=(),
         cell_limits=CellLimits(seconds=0.4, grace_seconds=0.4),
         checkpoint="always",
     ) as made:
@@ -154,7 +154,7 @@ def test_a_bomb_is_an_error_of_its_cell(repl: PythonInterpreter, case: str) -> N
 
 def test_the_memory_of_all_its_processes_is_counted() -> None:
     """The kernel limits each; together they are ended too, and the state kept."""
-    with PythonInterpreter(worker_limits=SMALL, preload=(), checkpoint="always") as repl:
+    with PythonInterpreter(worker_limits=SMALL, packages=(), checkpoint="always") as repl:
         repl.execute("state = 1")
         with pytest.raises(CellUndone, match="MB together"):
             repl.execute(
@@ -172,7 +172,7 @@ def test_a_flood_of_output_costs_its_cap_only(repl: PythonInterpreter) -> None:
 
 def test_without_a_checkpoint_the_loss_is_told() -> None:
     """As the error that ends a session; a new cell does not start another in silence."""
-    with PythonInterpreter(preload=(), checkpoint="off") as repl:
+    with PythonInterpreter(packages=(), checkpoint="off") as repl:
         repl.execute("x = 1")
         with pytest.raises(
             dspy.CodeInterpreterError, match="the session and all its variables are lost"

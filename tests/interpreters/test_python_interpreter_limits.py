@@ -76,7 +76,7 @@ def repl(request: pytest.FixtureRequest) -> Iterator[PythonInterpreter]:
     made = PythonInterpreter(
         confinement=ConfinementPolicy(layers=RUNGS[request.param]),
         worker_limits=SMALL,
-        preload=(),
+        packages=(),
         checkpoint="always",
     )
     try:

@@ -27,7 +27,7 @@ NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:
-    return PythonInterpreter(*args, preload=(), **options)
+    return PythonInterpreter(*args, packages=(), **options)
 
 
 def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -60,7 +60,7 @@ HOST = """
 import json, os, sys
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.host import fork_server_client
-repl = PythonInterpreter(preload=(), checkpoint="always")
+repl = PythonInterpreter(packages=(), checkpoint="always")
 repl.execute("x = 1")
 server = next(iter(fork_server_client._servers.values()))
 pids = [server._process.pid, repl._session._process.host_pid()]
@@ -105,7 +105,7 @@ class TestLives:
             "    try: repl.execute('x')\n"
             "    except dspy.CodeInterpreterError as e: assert 'forked' in str(e), e\n"
             "    repl.shutdown()\n"
-            "    with PythonInterpreter(preload=()) as own: assert own.execute('1 + 1') == 2\n"
+            "    with PythonInterpreter(packages=()) as own: assert own.execute('1 + 1') == 2\n"
             "    fork_server_client.close_all()\n"
             "    os._exit(7)\n"
             "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"

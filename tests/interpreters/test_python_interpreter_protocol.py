@@ -225,7 +225,7 @@ def test_more_calls_than_a_worker_has_threads_are_forged() -> None:
     """They would fill the host."""
     call = json.dumps({"t": "call", "id": 1, "name": "tool", "args": [], "kwargs": {}}).encode()
     code = FIND + f"while True:\n    for f in fds: os.write(f, {packet(call)!r})"
-    with PythonInterpreter({"tool": lambda: time.sleep(0.2)}, preload=(), checkpoint="always") as repl:
+    with PythonInterpreter({"tool": lambda: time.sleep(0.2)}, packages=(), checkpoint="always") as repl:
         with pytest.raises(CellError, match="more calls at once"):
             repl.execute(code)
         assert repl.execute("1") == 1
@@ -244,7 +244,7 @@ def test_a_fuzzed_worker_never_takes_the_host_with_it() -> None:
     started = time.monotonic()
     with PythonInterpreter(
         {"tool": lambda: ran.append("tool")},
-        preload=(),
+        packages=(),
         checkpoint="always",
         cell_limits=CellLimits(seconds=3, grace_seconds=0.2),
     ) as repl:
@@ -285,7 +285,7 @@ def test_descriptors_that_a_worker_sends_are_not_taken() -> None:
         "    s = socket.socket(fileno=os.dup(f))\n"
         "    for _ in range(50): s.sendmsg([b'\\0\\0\\0\\0\\0x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0] * 50))])\n"
     )
-    with PythonInterpreter(preload=(), checkpoint="always") as repl:
+    with PythonInterpreter(packages=(), checkpoint="always") as repl:
         repl.execute("1")
         before = descriptors()
         with pytest.raises(CellError, match="too small"):
@@ -300,7 +300,7 @@ class TestOtherRuns:
 
     def open(self, rung: str, tools: dict[str, Any] | None = None) -> PythonInterpreter:
         policy = ConfinementPolicy(**dict.fromkeys(GUARANTEES, False), layers=RUNGS[rung])
-        made = PythonInterpreter(tools, confinement=policy, preload=())
+        made = PythonInterpreter(tools, confinement=policy, packages=())
         try:
             made.start()
         except CannotConfine as error:
@@ -387,7 +387,7 @@ def test_a_session_that_is_closed_while_a_tool_runs_is_closed() -> None:
         hold.wait(60)
         finished.set()
 
-    repl = PythonInterpreter({"tool": tool}, preload=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.1))
+    repl = PythonInterpreter({"tool": tool}, packages=(), cell_limits=CellLimits(seconds=1, grace_seconds=0.1))
     repl.start()
     with pytest.raises(CellError):
         repl.execute("tool()")

@@ -44,12 +44,12 @@ def tried(rung: str, user: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("rung", "user"), CASES)
-def test_only_the_packages_that_are_preloaded_and_required_can_be_read(rung: str, user: str) -> None:
+def test_only_the_packages_that_are_allowed_and_required_can_be_read(rung: str, user: str) -> None:
     """Of a home, of a project, of an editable install and of other packages nothing; of a project's module its file."""
     alpha = {f"{SITE}/{name}" for name in ("alpha/__init__.py", "alpha/later.py", "alpha.libs/liba.so")}
     required = {f"{SITE}/{name}" for name in ("six_of_alpha.py", "shared_space/of_alpha/__init__.py")}
     loaded = {
-        f"{SITE}/loaded_by_alpha/__init__.py",
+        f"{SITE}/loaded_by_flat/__init__.py",
         "proj/flat.py",
         "proj/sidecar/__init__.py",
         "proj/sidecar/part.py",
@@ -73,20 +73,43 @@ def test_folders_above_packages_show_no_other_names(rung: str, user: str) -> Non
 
 
 @pytest.mark.parametrize(("rung", "user"), CASES)
-def test_what_preloaded_packages_require_can_be_imported_later(rung: str, user: str) -> None:
+def test_what_allowed_packages_require_can_be_imported(rung: str, user: str) -> None:
     """A module of theirs that is not loaded yet, their requirements, and a member of a namespace package."""
     imports = tried(rung, user)["imports"]
     assert {name for name, error in imports.items() if not error} == {"alpha.later", "six_of_alpha", "wave"}
 
 
-def test_an_import_of_anything_else_says_what_can_be_imported() -> None:
-    """By name."""
-    with PythonInterpreter(preload=["pydantic.main"]) as repl, pytest.raises(CellError) as caught:
-        repl.execute("import dspy")
-    assert str(caught.value).endswith(
-        "No module named 'dspy'\nThis REPL can import only these: the standard library, pydantic. "
-        "(The user allows more: PythonInterpreter(preload=[...]).)"
-    )
+def test_an_import_of_anything_else_says_what_can_be_imported_and_how_it_is_allowed() -> None:
+    """By name; what is not installed cannot be allowed."""
+    only = "This REPL can import only these: the standard library, pydantic."
+    allowed = "PythonInterpreter(packages=['pydantic', 'dspy'])"
+    told = {
+        "import dspy.predict": f"{only} dspy is installed, but not allowed here; the user allows it with {allowed}.",
+        "import no_such_package": f"{only} no_such_package is not installed.",
+        "import pydantic.no_such_module": only,
+        "raise ModuleNotFoundError('own', name='../../etc')": only,
+    }
+    with PythonInterpreter(packages=["pydantic"]) as repl:
+        for code, hint in told.items():
+            with pytest.raises(CellError) as caught:
+                repl.execute(code)
+            assert str(caught.value).splitlines()[-1] == hint
+
+
+def test_a_package_is_named_as_it_is_imported_or_as_it_is_installed() -> None:
+    """`sklearn` is installed as `scikit-learn`, and `PIL` as `pillow`."""
+    repl = PythonInterpreter(packages=["scikit-learn", "sklearn", "pillow", "dspy.predict"])
+    assert repl.execution_instructions.endswith(" Packages: PIL, dspy, sklearn.")
+    with repl:
+        assert repl.execute("import PIL.Image\nPIL.Image.new('L', (2, 3)).size[1]") == 3
+    assert PythonInterpreter().execution_instructions == PythonInterpreter.execution_instructions
+
+
+def test_a_package_is_loaded_when_code_asks_for_it() -> None:
+    """Whoever does not use it does not pay for it."""
+    with PythonInterpreter() as repl:
+        assert repl.execute("import sys\n[n for n in ('numpy', 'pandas', 'pydantic') if n in sys.modules]") == []
+        assert repl.execute("import pandas\nlen(pandas.DataFrame({'a': ['x', 'y']}))") == 2
 
 
 def test_a_project_with_a_stray_init_is_not_taken_for_a_package() -> None:

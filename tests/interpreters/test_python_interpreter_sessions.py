@@ -32,7 +32,7 @@ NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:
-    return PythonInterpreter(*args, preload=(), **options)
+    return PythonInterpreter(*args, packages=(), **options)
 
 
 @dataclasses.dataclass
@@ -313,9 +313,11 @@ class TestModules:
             assert repl.execute("import packed\npacked.answer") == 42
 
     def test_a_package_that_was_named_and_is_missing_is_told(self) -> None:
-        """At the start, not by an error of the model's code."""
-        with pytest.raises(dspy.CodeInterpreterError, match="no_such_package"):
-            PythonInterpreter(preload=["no_such_package"]).start()
+        """At once, not by an error of the model's code; a name is not taken for a list of letters."""
+        with pytest.raises(ValueError, match="'no_such_package', which is not installed in this Python"):
+            PythonInterpreter(packages=["no_such_package"])
+        with pytest.raises(ValueError, match=r"packages=\['numpy'\]"):
+            PythonInterpreter(packages="numpy")
 
     def test_the_standard_library_is_there(self) -> None:
         """Also what nothing had loaded before."""

@@ -59,7 +59,7 @@ def one(seed: int, text: str) -> str:
     repl = PythonInterpreter(
         tools,
         worker_limits=LIMITS,
-        preload=(),
+        packages=(),
         cell_limits=CellLimits(seconds=0.3, grace_seconds=0.3),
         checkpoint=chance.choice(("always", "auto", "off")),
     )

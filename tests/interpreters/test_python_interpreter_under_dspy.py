@@ -18,7 +18,7 @@ NOTHING = dict.fromkeys(ConfinementPolicy().required(), False)
 
 
 def light(*args: Any, **options: Any) -> PythonInterpreter:
-    return PythonInterpreter(*args, preload=(), **options)
+    return PythonInterpreter(*args, packages=(), **options)
 
 
 @pytest.mark.parametrize("module", ["RLM", "Flex"])
