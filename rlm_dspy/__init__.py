@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
-    from rlm_dspy.inputs import Files, Text
+    from rlm_dspy.inputs import Files, Table, Text
     from rlm_dspy.limits import Limits
     from rlm_dspy.loop.rlm import RLM
 
-__all__ = ["RLM", "Files", "InvalidInputs", "LimitExceeded", "Limits", "RLMError", "SubCallCache", "Text"]
+__all__ = ["RLM", "Files", "InvalidInputs", "LimitExceeded", "Limits", "RLMError", "SubCallCache", "Table", "Text"]
 
 _MODULES = {
     "RLM": "rlm_dspy.loop.rlm",
@@ -23,6 +23,7 @@ _MODULES = {
     "RLMError": "rlm_dspy.errors",
     "SubCallCache": "rlm_dspy.cache.sub_call_cache",
     "Files": "rlm_dspy.inputs",
+    "Table": "rlm_dspy.inputs",
     "Text": "rlm_dspy.inputs",
 }
 """The module that defines each name."""

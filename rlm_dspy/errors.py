@@ -8,6 +8,7 @@ RLMError                     base class of this package's errors
 ├── InvalidInputs            the caller: an input is missing, unknown or invalid
 ├── UnreadableDocument       the caller: a file is neither text nor a document that can be read
 ├── UnreachableAddress       the caller: a page of the web is not allowed, or cannot be fetched
+├── UnreadableTable          the caller: a table is damaged, too large or of an unknown kind (`inputs`)
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
 │   └── ModelNotPulled       the operator: the model must be downloaded first (`models`)
@@ -82,6 +83,10 @@ class UnreachableAddress(RLMError, OSError):  # noqa: N818
 
 class UnknownModel(RLMError, ValueError):  # noqa: N818
     """No model has this name, or there is none to fall back on; name another."""
+
+
+class UnreadableTable(RLMError, ValueError):  # noqa: N818 (what it is)
+    """A table cannot be read; the message says why and what to pass instead."""
 
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818

@@ -4,6 +4,7 @@ from rlm_dspy.inputs.description import MEDIA, Variable, about, describe, plain
 from rlm_dspy.inputs.files import Files
 from rlm_dspy.inputs.opening import opened
 from rlm_dspy.inputs.records import Record, Row
+from rlm_dspy.inputs.tables import Table
 from rlm_dspy.inputs.text import Text
 
-__all__ = ["MEDIA", "Files", "Record", "Row", "Text", "Variable", "about", "describe", "opened", "plain"]
+__all__ = ["MEDIA", "Files", "Record", "Row", "Table", "Text", "Variable", "about", "describe", "opened", "plain"]

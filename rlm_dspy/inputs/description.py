@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.inputs.files import Files
 from rlm_dspy.inputs.records import Record, Row
+from rlm_dspy.inputs.tables import Table, about_table
 from rlm_dspy.inputs.text import HEAD_CHARS, READ_WHOLE_BYTES, Text, shorten
 from rlm_dspy.text import ShortRepr, with_note
 
@@ -40,6 +41,12 @@ class _Preview(ShortRepr):
 
 
 _PREVIEW = _Preview(HEAD_CHARS)
+_USES: dict[type, str] = {
+    Files: "{0}[file] is a text, {0}.lines(file) its lines, {0}.sizes[file] its bytes; {0}.glob('**/*.md') gives "
+    "names, {0}.grep(regex, '**/*.md') a list of (file, line number, line)",
+    Table: "{0}.df() is a pandas DataFrame, {0}.sql('select ... from data') a DataFrame of its result, "
+    "{0}.head(n), {0}.columns",
+}
 
 
 def plain(value: Any, *, depth: int = 4) -> Any:
@@ -100,8 +107,9 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     """
     if isinstance(value, Text) and value.path and value.path.stat().st_size > READ_WHOLE_BYTES:
         return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
-    if isinstance(value, Files):
-        return Variable(name=name, type="Files", value=f"{value.about}; {_of_files(name)}", long=True, note=note)
+    if isinstance(value, Files | Table):
+        told = f"{value.about}; {_USES[type(value)].format(name)}"
+        return Variable(name=name, type=type(value).__name__, value=told, long=True, note=note)
     value = plain(value)
     if isinstance(value, dspy.SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""
@@ -114,15 +122,22 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     sized = isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(value, "_fields")
     size = f"{len(value):,} items, " if sized and not isinstance(value, Record) else ""
     kind = value.name if isinstance(value, Record | Row) else type(value).__name__
-    shown, is_long = _in_part(value)
+    shown, is_long = _of_rows(value) or _in_part(value)
     return Variable(name=name, type=kind, value=f"{size}{shown}", long=is_long, note=note)
 
 
-def _of_files(name: str) -> str:
-    return (
-        f"{name}[file] is a text, {name}.lines(file) its lines, {name}.sizes[file] its bytes; "
-        f"{name}.glob('**/*.md') gives names, {name}.grep(regex, '**/*.md') a list of (file, line number, line)"
-    )
+def _of_rows(value: Any) -> tuple[str, bool] | None:
+    """Describe a DataFrame or an Arrow table, and say that it is not shown whole; return None for other values."""
+    package = type(value).__module__.partition(".")[0]  # neither is imported for this
+    if package == "pyarrow" and hasattr(value, "num_rows") and hasattr(value, "slice"):
+        return Table(value).about, True
+    if package != "pandas" or not hasattr(value, "columns"):
+        return None
+    columns = zip(map(str, value.columns), map(str, value.dtypes), value.isna().sum().tolist(), strict=True)
+    examples = [
+        dict(zip(map(str, value.columns), row, strict=True)) for row in value.head(3).itertuples(index=False)
+    ]
+    return about_table(len(value), list(columns), examples), True
 
 
 def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.tables import KINDS, Table
 from rlm_dspy.inputs.text import Text
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ _LOOKED_AT_BYTES = 8_000
 _CUT_WITHIN = 4
 
 
-def opened(path: Path) -> Text | Files:
-    """Return the input that stands for a path: a `Files` for a folder, a `Text` for a file of UTF-8 text.
+def opened(path: Path) -> Text | Files | Table:
+    """Return the input for a path: `Files` for a folder, `Table` for a table by its suffix, else `Text`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -25,6 +26,8 @@ def opened(path: Path) -> Text | Files:
     path = path.expanduser()
     if path.is_dir():
         return Files.open(path)
+    if path.suffix.lower() in KINDS:
+        return Table.open(path)
     text = Text.open(path)
     with text.reader() as file:
         head = file.read(_LOOKED_AT_BYTES)
@@ -34,7 +37,7 @@ def opened(path: Path) -> Text | Files:
         if error.start < _LOOKED_AT_BYTES - _CUT_WITHIN:
             raise ValueError(
                 f"{path} is not UTF-8 text (byte 0x{head[error.start]:02x} at {error.start:,}). A path may name a "
-                "text file (Text.open) or a folder (Files.open); give an image as dspy.Image, other files as "
-                "dspy.File, or bytes."
+                "text (Text.open), a folder (Files.open) or a table (Table.open); give an image as dspy.Image, "
+                "other files as dspy.File, or bytes."
             ) from None
     return text

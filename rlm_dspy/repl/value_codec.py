@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
-from rlm_dspy.inputs import MEDIA, Files, Record, Row, Text, about, plain
+from rlm_dspy.inputs import MEDIA, Files, Record, Row, Table, Text, about, plain
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
@@ -70,14 +70,14 @@ _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 
 @dataclass(eq=False)
 class Media:
-    """The images, sounds, files and folders of a tree of runs, by their name in the REPLs."""
+    """The images, sounds, files, folders and tables of a tree of runs, by their name in the REPLs."""
 
-    _known: dict[str, dspy.Type | Files] = field(default_factory=dict)
+    _known: dict[str, dspy.Type | Files | Table] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def key(self, media: dspy.Type | Files) -> str:
-        """Return the name of an image, a sound or a file, equal for equal content; or that of a folder."""
-        if isinstance(media, Files):
+    def key(self, media: dspy.Type | Files | Table) -> str:
+        """Return the name of an image, a sound or a file, equal for equal content; else its own."""
+        if isinstance(media, Files | Table):
             key = media.key
         else:
             content = media.model_dump_json().encode("utf-8", "surrogatepass")
@@ -86,8 +86,8 @@ class Media:
             self._known.setdefault(key, media)
         return key
 
-    def __getitem__(self, key: str) -> dspy.Type | Files:
-        """Return the image, sound, file or folder of a name.
+    def __getitem__(self, key: str) -> dspy.Type | Files | Table:
+        """Return the image, sound, file, folder or table of a name.
 
         Raises:
             ValueError: If no REPL of this tree has this name.
@@ -115,7 +115,7 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
     if isinstance(value, type):
         return None
     name = type(value).__name__
-    if media is not None and isinstance(value, (*MEDIA, Files)):
+    if media is not None and isinstance(value, (*MEDIA, Files, Table)):
         return _described_handle(value, media)
     if isinstance(value, Record):
         return value.kind, value.name, dict(value)
@@ -127,9 +127,11 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
     return found and (found[0], name, found[1])
 
 
-def _described_handle(value: dspy.Type | Files, media: Media) -> tuple[str, str, dict[str, Any]]:
+def _described_handle(value: dspy.Type | Files | Table, media: Media) -> tuple[str, str, dict[str, Any]]:
     if isinstance(value, Files):
         return "files", "Files", {"key": media.key(value), "sizes": value.sizes}
+    if isinstance(value, Table):
+        return "table", "Table", {"key": media.key(value), "arrow": value.arrow}
     return "media", type(value).__name__, {"key": media.key(value), "about": about(value)}
 
 
@@ -296,10 +298,11 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
         ValueError: If it does not fit; the message names the expected type and the value. Also if code names an
             image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
-    if isinstance(value, Files):
-        if annotation is Files:
+    if isinstance(value, Files | Table):
+        if annotation is type(value):
             return value
-        raise ValueError("a folder goes to rlm_query, or to a field of type Files; pass texts of it: files[name]")
+        kind, part = type(value).__name__, "files[name]" if isinstance(value, Files) else "data.head(20).to_csv()"
+        raise ValueError(f"a {kind} goes to rlm_query, or to a field of type {kind}; pass a text of it: {part}")
     if type(value) is not str:
         value = plain(value)
     value = without_media_marks(value)

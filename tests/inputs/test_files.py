@@ -251,7 +251,7 @@ def test_a_folder_is_not_put_into_a_prompt(folder: Path) -> None:
     """A model that is to read it needs a REPL."""
     code = "try: dspy.Predict('docs -> x')(docs=files)\nexcept Exception as error: SUBMIT(answer=str(error))"
     said = run(PythonInterpreter, code, {"files": Files.open(folder)}).answer
-    assert "a folder goes to rlm_query" in said
+    assert "a Files goes to rlm_query" in said
 
 
 def test_a_description_is_bounded(tmp_path: Path) -> None:

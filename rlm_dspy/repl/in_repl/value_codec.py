@@ -125,19 +125,32 @@ class Files(FileMapping):
         return _rlm_made, ("files", "Files", {"key": self.key, "sizes": self.sizes})
 
 
+class Table(TableView):
+    """A read-only table; `df()`, `sql(query)` and `head(n)` give pandas DataFrames."""
+
+    def __init__(self, key, arrow):
+        TableView.__init__(self, arrow)
+        self.key = key
+
+    def __reduce__(self):
+        return _rlm_made, ("table", "Table", {"key": self.key, "arrow": self.arrow})
+
+
 def _rlm_made(kind, name, fields):
     """Return what stands in the REPL for an object of the host's.
 
     Args:
-        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum`, `media` or `files`.
+        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum`, `media`, `files` or `table`.
         name: The name of its class.
         fields: Its fields by name; of an enum `member`, `members` and `base`; of media `key` and `about`; of files
-            `key` and `sizes`.
+            `key` and `sizes`; of a table `key` and `arrow`.
     """
     if kind == "media":
         return _RlmMedia(name, **fields)
     if kind == "files":
         return Files(**fields)
+    if kind == "table":
+        return Table(**fields)
     key = (kind, name, repr(fields) if kind == "enum" else tuple(fields))
     if key not in _rlm_classes:
         _rlm_classes[key] = _RLM_CLASSES.get(kind, _rlm_record_class)(kind, name, fields)
@@ -210,8 +223,8 @@ def _rlm_packed(value):
         return value
     if isinstance(value, _RlmMedia):
         return {"__record__": value.kind, "kind": "media", "fields": {"key": value.key}}
-    if isinstance(value, Files):
-        return {"__record__": "Files", "kind": "media", "fields": {"key": value.key}}
+    if isinstance(value, (Files, Table)):
+        return {"__record__": type(value).__name__, "kind": "media", "fields": {"key": value.key}}
     if isinstance(value, (dict, list, tuple)):
         return _rlm_packed_container(value)
     if isinstance(value, (set, frozenset)):
@@ -276,7 +289,8 @@ def _rlm_fields(value):
 def _rlm_is_media(value):
     if not _rlm_in_host:
         return False
-    return isinstance(value, (_rlm_sys.modules["dspy"].Type, _rlm_sys.modules["rlm_dspy"].Files))
+    ours = _rlm_sys.modules["rlm_dspy"]
+    return isinstance(value, (_rlm_sys.modules["dspy"].Type, ours.Files, ours.Table))
 
 
 def _rlm_simplified(value):

@@ -1,0 +1,187 @@
+"""Reads a table from a file and writes it to standard output in Arrow's format: run by `tables`, never imported.
+
+A process of its own: the parsers are written in C and C++, and a damaged file may crash or exhaust them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Settings = dict[str, Any]
+
+
+class Refused(Exception):  # noqa: N818 (what the host is told)
+    """A file that is not read, by one of the reasons that `tables` puts into words."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.detail = problem, detail
+
+
+def _of_csv(settings: Settings) -> Any:
+    import pandas as pd
+
+    path = settings["path"]
+    with open(path, encoding="utf-8-sig", newline="") as file:  # noqa: PTH123
+        head = file.read(64_000)
+    separator = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+    with contextlib.suppress(csv.Error):
+        separator = csv.Sniffer().sniff(head, ",;\t|").delimiter
+    frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False, usecols=settings["columns"])
+    return _of_frame(frame)
+
+
+def _of_jsonl(settings: Settings) -> Any:
+    import pandas as pd
+
+    return _chosen(_of_frame(pd.read_json(settings["path"], lines=True)), settings)
+
+
+def _of_frame(frame: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _of_parquet(settings: Settings) -> Any:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(settings["path"])
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    columns = settings["columns"]
+    size = 0
+    for group in groups:
+        parts = [group.column(number) for number in range(group.num_columns)]
+        size += sum(
+            p.total_uncompressed_size for p in parts if not columns or p.path_in_schema.split(".")[0] in columns
+        )
+    if size > settings["most_bytes"] or file.metadata.num_rows > settings["most_rows"]:
+        raise Refused("large", f"{file.metadata.num_rows:,} rows")
+    return file.read(columns=columns)
+
+
+def _of_arrow(settings: Settings) -> Any:
+    import pyarrow as pa
+    from pyarrow import feather, ipc
+
+    with pa.memory_map(settings["path"]) as file:
+        try:
+            table = ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:
+            file.seek(0)
+            try:
+                table = ipc.open_stream(file).read_all()
+            except pa.ArrowInvalid:
+                return feather.read_table(settings["path"], columns=settings["columns"])
+        table.validate(full=True)
+        return _chosen(table, settings)
+
+
+def _of_sqlite(settings: Settings) -> Any:
+    import sqlite3
+
+    import pandas as pd
+    import pyarrow as pa
+
+    connection = sqlite3.connect(f"file:{quote(settings['path'])}?mode=ro&immutable=1", uri=True)
+    found = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()
+    query = _query([name for (name,) in found], settings)
+    parts, size = [], 0
+    for part in pd.read_sql_query(query, connection, chunksize=100_000):
+        parts.append(_of_frame(part))
+        size += parts[-1].nbytes
+        if size > settings["most_bytes"]:
+            raise Refused("large")
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _of_duckdb(settings: Settings) -> Any:
+    import duckdb
+
+    told: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+    connection = duckdb.connect(settings["path"], read_only=True, config=told)
+    names = [name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()]
+    return connection.sql(f"{_query(names, settings)} limit {settings['most_rows'] + 1}").to_arrow_table()
+
+
+def _query(names: list[str], settings: Settings) -> str:
+    table = settings["table"] or (names[0] if len(names) == 1 else None)
+    if table not in names:
+        raise Refused("table", ", ".join(names[:50]))
+    columns = ", ".join(map(_name, settings["columns"])) if settings["columns"] else "*"
+    return f"select {columns} from {_name(table)}"  # noqa: S608 (quoted)
+
+
+def _name(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def _chosen(table: Any, settings: Settings) -> Any:
+    return table.select(settings["columns"]) if settings["columns"] else table
+
+
+READERS: dict[str, Callable[[Settings], Any]] = {
+    "csv": _of_csv,
+    "jsonl": _of_jsonl,
+    "parquet": _of_parquet,
+    "arrow": _of_arrow,
+    "sqlite": _of_sqlite,
+    "duckdb": _of_duckdb,
+}
+
+
+def _read(settings: Settings) -> Any:
+    table = READERS[settings["kind"]](settings)
+    if table.nbytes > settings["most_bytes"] or table.num_rows > settings["most_rows"]:
+        raise Refused("large", f"{table.num_rows:,} rows")
+    return table
+
+
+def _bound(settings: Settings) -> None:
+    """End this process if it takes too much time or memory."""
+    if sys.platform != "win32":
+        import resource
+
+        signal.alarm(settings["seconds"])
+        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end(problem: str = "", detail: str = "") -> NoReturn:
+    print(json.dumps({"problem": problem, "detail": detail[:500]}), file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(0)  # libraries that read a damaged file may not end well
+
+
+def main() -> None:
+    """Read what the settings say."""
+    settings = json.loads(os.environ["SETTINGS"])
+    sys.path[:] = settings["search"]
+    _bound(settings)
+    try:
+        import pyarrow as pa
+
+        table = _read(settings)
+        with os.fdopen(os.dup(1), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+            out.write_table(table)
+    except Refused as error:
+        _end(error.problem, error.detail)
+    except ImportError as error:
+        _end("missing", str(error.name))
+    except MemoryError:
+        _end("memory")
+    except Exception as error:  # noqa: BLE001 (parsers raise many kinds)
+        _end("memory" if "malloc" in str(error) else "damaged", f"{type(error).__name__}: {error}")
+    _end()
+
+
+main()

@@ -1,0 +1,254 @@
+"""Defines `Table`, an input that stands for rows and columns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+
+from pydantic_core import core_schema
+
+from rlm_dspy.errors import UnreadableTable
+from rlm_dspy.inputs.table_view import TableView
+from rlm_dspy.text import beginning, counted, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import GetCoreSchemaHandler
+
+KINDS = {
+    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
+    **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "sqlite"),
+    **dict.fromkeys((".duckdb", ".ddb"), "duckdb"),
+}
+"""How a file is read, by its suffix."""
+_MOST_BYTES, _MOST_ROWS = 1_000_000_000, 50_000_000
+_SECONDS, _GRACE_SECONDS = 120, 2
+_MEMORY_BYTES = 8 << 30
+_REPORT_BYTES = 4_000
+_SHOWN_COLUMNS, _SHOWN_ROWS = 40, 3
+_NAME_CHARS, _CELL_CHARS, _ROW_CHARS = 40, 40, 400
+_PART = "Name the columns that are needed, Table.open(path, columns=[...]), or pass a DataFrame of a part"
+_PROBLEMS = {
+    "large": f"{{name}} is over {_MOST_BYTES // 1_000_000:,} MB or {_MOST_ROWS:,} rows ({{detail}}). {_PART}.",
+    "memory": f"{{name}} needs more memory than a table may take. {_PART}.",
+    "time": f"{{name}} could not be read within {_SECONDS} seconds. {_PART}.",
+    "damaged": "{name} cannot be read as {kind}: {detail}.",
+    "crashed": "{name} is damaged: the parser of {kind} ended with {detail}.",
+    "table": "Name the table of {name}: Table.open(path, table=...). It has: {detail}.",
+    "missing": "{name} needs the package {detail}: pip install 'dspy-recursive-lm[tables]'.",
+}
+
+
+class Table(TableView):
+    """A table: in the REPL an object with `df()`, `sql(query)`, `head(n)`, `columns`, `schema` and `len`.
+
+    Attributes:
+        arrow: The `pyarrow.Table`.
+        name: The name of the file; `table` if there is none.
+
+    Raises:
+        FileNotFoundError: From `Table.open`, if the file does not exist.
+        UnreadableTable: From `Table.open`, if it is damaged, too large or of another kind.
+    """
+
+    def __init__(self, arrow: Any, name: str = "table") -> None:
+        super().__init__(arrow)
+        self.name = name
+        self.key = uuid.uuid4().hex[:12]
+        """Names this object in REPLs."""
+
+    @classmethod
+    def open(cls, source: Any, *, table: str | None = None, columns: Sequence[str] | None = None) -> Table:
+        """Return the table of a file, a DataFrame or a `pyarrow.Table`.
+
+        CSV, TSV, JSON Lines, Parquet, Arrow, Feather, SQLite and DuckDB files are known by their suffix and read
+        in a process of their own, with bounds of time and memory: at most 1 GB and 50 million rows. CSV is UTF-8
+        with a first row of names; the delimiter is found.
+
+        Args:
+            source: The path of a file, a `pandas.DataFrame` or a `pyarrow.Table`.
+            table: The table of a database; needed if it has several.
+            columns: The columns to take; default: all.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            UnreadableTable: If it cannot be read; the message says what to do.
+        """
+        import pyarrow as pa
+
+        if isinstance(source, str | os.PathLike):
+            return _read(Path(source).expanduser().resolve(), table, columns)
+        try:
+            found = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
+            return cls(found.select(list(columns)) if columns else found)
+        except (pa.ArrowException, AttributeError, TypeError, KeyError) as error:
+            raise UnreadableTable(
+                f"A {type(source).__name__} cannot be a Table ({one_line(str(error), 200)}). Table.open takes a "
+                "path, a pandas.DataFrame or a pyarrow.Table."
+            ) from error
+
+    @property
+    def total(self) -> int:
+        """The bytes of all values."""
+        return int(self.arrow.nbytes)
+
+    def digest(self) -> tuple[int, str]:
+        """Return the bytes of all values, and the SHA-256 of the table in Arrow's format."""
+        import pyarrow as pa
+
+        hashed = _Hash()
+        with pa.ipc.new_stream(pa.PythonFile(hashed, mode="w"), self.arrow.schema) as stream:
+            stream.write_table(self.arrow)
+        return self.total, hashed.sha256.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Table({self.name}, {counted(len(self), 'row')}, {counted(len(self.columns), 'column')})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table, (self.arrow, self.name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
+        return self
+
+    def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
+        """Return the short form, for saved examples."""
+        return repr(self)
+
+    @property
+    def about(self) -> str:
+        """Rows, the type and nulls of each column, and three rows, in at most 5,000 characters."""
+        columns = [
+            (field.name, str(field.type), column.null_count)
+            for field, column in zip(self.arrow.schema, self.arrow.columns, strict=True)
+        ]
+        return about_table(len(self), columns, self.arrow.slice(0, _SHOWN_ROWS).to_pylist())
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[Table], handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Accept a `Table` alone: a path may come from a model. Write the short form."""
+        return core_schema.is_instance_schema(
+            cls, serialization=core_schema.plain_serializer_function_ser_schema(repr)
+        )
+
+
+def about_table(rows: int, columns: Sequence[tuple[str, str, int]], examples: Sequence[dict[str, Any]]) -> str:
+    """Describe a table to a model.
+
+    Args:
+        rows: The number of rows.
+        columns: Name, type and number of nulls of each column.
+        examples: Some rows.
+    """
+    told = [
+        f"{beginning(name, _NAME_CHARS)} {beginning(kind, _NAME_CHARS)}{f' ({nulls:,} null)' if nulls else ''}"
+        for name, kind, nulls in columns[:_SHOWN_COLUMNS]
+    ]
+    more = f", {len(columns) - _SHOWN_COLUMNS:,} more columns" if len(columns) > _SHOWN_COLUMNS else ""
+    shown = "; ".join(beginning(_row(example), _ROW_CHARS) for example in examples)
+    size = f"{counted(rows, 'row')}, {counted(len(columns), 'column')}"
+    return f"{size}: {', '.join(told)}{more}{f'; first rows: {shown}' if shown else ''}"
+
+
+def _row(example: dict[str, Any]) -> str:
+    cells = list(example.items())[:_SHOWN_COLUMNS]
+    told = (f"{beginning(str(name), _NAME_CHARS)}: {_cell(value)}" for name, value in cells)
+    return f"{{{', '.join(told)}}}"
+
+
+def _cell(value: Any) -> str:
+    return repr(value[:_CELL_CHARS]) if isinstance(value, str | bytes) else one_line(str(value), _CELL_CHARS)
+
+
+class _Hash:
+    """A file that keeps the SHA-256 of what is written."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Take bytes in."""
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table:
+    import pyarrow as pa
+
+    if not path.is_file():
+        wrong = "is not a regular file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {wrong}. Table.open takes a path, a DataFrame or a pyarrow.Table.")
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UnreadableTable(f"{path.name} has none of the suffixes of a table: {', '.join(KINDS)}.")
+    settings = {
+        "kind": kind,
+        "path": str(path),
+        "table": table,
+        "columns": list(columns) if columns else None,
+        "most_bytes": _MOST_BYTES,
+        "most_rows": _MOST_ROWS,
+        "seconds": _SECONDS,
+        "memory_bytes": _MEMORY_BYTES,
+        "search": list(filter(None, sys.path)),
+    }
+    with TemporaryFile() as output:
+        problem, detail = _run(settings, output)
+        if not problem:
+            try:
+                output.seek(0)
+                return Table(pa.ipc.open_file(output).read_all(), path.name)
+            except pa.ArrowException as error:
+                problem, detail = "damaged", str(error)
+    detail = one_line(detail, 300).rstrip(".")
+    raise UnreadableTable(_PROBLEMS[problem].format(name=path.name, kind=kind, detail=detail))
+
+
+def _run(settings: dict[str, Any], output: IO[bytes]) -> tuple[str, str]:
+    """Run the script that reads a table; return what went wrong, and the detail."""
+    with TemporaryFile() as messages:
+        process = subprocess.Popen(  # noqa: S603 (this Python and a script of this package)
+            [sys.executable, "-I", str(Path(__file__).with_name("table_script.py"))],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=messages,
+            env={"SETTINGS": json.dumps(settings), "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "2"},
+        )
+        try:
+            code = process.wait(_SECONDS + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "time", ""
+        finally:
+            process.kill()
+            process.wait()
+        if sys.platform != "win32" and code == -signal.SIGALRM:
+            return "time", ""
+        messages.seek(max(0, messages.seek(0, os.SEEK_END) - _REPORT_BYTES))
+        last = messages.read().rstrip().rpartition(b"\n")[2].decode(errors="replace")
+    with suppress(ValueError, TypeError, KeyError):
+        if code == 0:
+            report = json.loads(last)
+            return str(report["problem"]), str(report["detail"])
+    return "crashed", f"signal {-code}" if code < 0 else f"code {code}: {last}"
