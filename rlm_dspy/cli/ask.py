@@ -83,7 +83,7 @@ class AskOptions:
 
 @command
 def ask(options: AskOptions) -> None:
-    """Answer a question about texts of any length.
+    """Answer a question about texts, folders and tables of any size.
 
     The answer is printed to standard output, the steps to standard error during the run.
 
@@ -91,6 +91,8 @@ def ask(options: AskOptions) -> None:
     For example:
       rlm-dspy ask "Who wrote about drift?" articles.md
       rlm-dspy ask "What is the main result?" paper.pdf https://example.org/reply.html
+      rlm-dspy ask "Which contract ends first?" contracts/
+      rlm-dspy ask "Which city sold most?" sales.csv
       rlm-dspy ask "Who wrote it, and when?" *.md --signature "context, question -> author: str, year: int"
       git log | rlm-dspy ask "Which month had the most fixes?"
 
@@ -193,7 +195,7 @@ def _run(rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions) -> tupl
 
 def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
     sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
-    text = f"{task.characters:,} characters of {task.source}, " if task.source else ""
+    text = f"{task.size} of {task.source}, " if task.source else ""
     return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
 
 

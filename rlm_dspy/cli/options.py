@@ -41,7 +41,8 @@ Files = Annotated[
     list[str] | None,
     Argument(
         metavar="FILE",
-        help="UTF-8 files, PDF, DOCX, PPTX, XLSX, EPUB, HTML, or http(s) addresses; - is standard input.",
+        help="Texts, PDF, DOCX, PPTX, XLSX, EPUB, HTML, http(s) addresses, folders, a CSV or Parquet table, ...; "
+        "- is standard input.",
         show_default=False,
     ),
 ]

@@ -86,7 +86,8 @@ def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
     """Return the names of the texts that are not those of the record."""
     from rlm_dspy.observe.record import digest_of
 
-    texts = {name: value for name, value in inputs.items() if isinstance(value, str | rlm_dspy.Text)}
+    kinds = (str, rlm_dspy.Text, rlm_dspy.Files, rlm_dspy.Table)
+    texts = {name: value for name, value in inputs.items() if isinstance(value, kinds)}
     known = {name: digest.sha256 for name, digest in record.digests.items() if name in texts}
     return [name for name, sha256 in known.items() if digest_of(texts[name], 0).sha256 != sha256]
 

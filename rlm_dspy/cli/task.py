@@ -8,11 +8,14 @@ from typing import IO, Any
 
 import rlm_dspy
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
+from rlm_dspy.text import counted
 
 STDIN = "-"
 WITH_TEXT = "context, question -> answer: str"
 WITHOUT_TEXT = "question -> answer: str"
 _TEXT_AND_QUESTION = 2
+_JOINED_BYTES = 10_000_000
+"""Several files up to this size become one text, with the name of each above it; larger ones a `Files`."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,14 @@ class Task:
         signature: The DSPy signature.
         inputs: The values by input field.
         source: The names of the text's files, for display; empty without a text.
-        characters: The length of the text.
+        size: How much text, files or rows there are; empty without.
     """
 
     question: str
     signature: Any
     inputs: dict[str, Any]
     source: str = ""
-    characters: int = 0
+    size: str = ""
 
 
 def read_task(
@@ -49,8 +52,8 @@ def read_task(
 
     Args:
         question: The question.
-        files: Paths of UTF-8 files and documents, addresses, or `-` for standard input. Without any, piped
-            standard input is the text.
+        files: Paths of UTF-8 files, documents, folders and tables, addresses, or `-` for standard input. Without
+            any, piped standard input is the text.
         signature: A DSPy signature; default `WITH_TEXT`, or `WITHOUT_TEXT` without a text.
         stdin: Standard input if it is piped or named, else None.
         allow_local: Whether addresses may lead to this machine or its network.
@@ -60,7 +63,7 @@ def read_task(
     """
     if _is_blank(question):
         raise UsageError('The question is empty. Example: rlm-dspy ask "Who wrote about drift?" articles.md.')
-    text = _read(files, stdin, allow_local=allow_local)
+    text = _folder_or_table(files) or _read(files, stdin, allow_local=allow_local)
     parsed = _parse(signature or (WITHOUT_TEXT if text is None else WITH_TEXT))
     names = list(parsed.input_fields)
     inputs: dict[str, Any]
@@ -79,7 +82,7 @@ def read_task(
         raise UsageError(
             f"The command line fills a text and a question, not {names}. Call RLM from Python for more inputs."
         )
-    return Task(question, parsed, inputs, ", ".join(map(_title, files or [STDIN])), len(text))
+    return Task(question, parsed, inputs, ", ".join(map(_title, files or [STDIN])), _size(text))
 
 
 def _parse(signature: str) -> Any:
@@ -92,6 +95,32 @@ def _parse(signature: str) -> Any:
             f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. "
             f"Write it as DSPy does, e.g. '{WITH_TEXT}' or 'context, question -> names: list[str], count: int'."
         ) from error
+
+
+def _folder_or_table(files: list[str]) -> rlm_dspy.Files | rlm_dspy.Table | None:
+    """Return the table of a single file, or the files of folders and of more files than are joined; else None."""
+    from rlm_dspy.inputs.tables import KINDS
+
+    paths = [Path(name).expanduser() for name in files if name != STDIN]
+    try:
+        if len(files) == 1 and paths and paths[0].suffix.lower() in KINDS and paths[0].is_file():
+            return rlm_dspy.Table.open(paths[0])
+        sizes = [path.stat().st_size for path in paths if path.is_file()]
+        many = len(sizes) == len(files) > 1 and sum(sizes) > _JOINED_BYTES
+        if not many and not any(path.is_dir() for path in paths):
+            return None
+        if STDIN in files:
+            raise UsageError("Standard input cannot be joined with folders or large files. Write it to a file.")
+        return rlm_dspy.Files.open(paths[0] if len(paths) == 1 else paths)
+    except FileNotFoundError as error:
+        raise UsageError(f"File not found: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _size(source: rlm_dspy.Text | rlm_dspy.Files | rlm_dspy.Table) -> str:
+    kinds = {rlm_dspy.Files: "file", rlm_dspy.Table: "row"}
+    return counted(len(source), kinds.get(type(source), "character"))
 
 
 def _read(files: list[str], stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text | None:
@@ -114,8 +143,6 @@ def _title(name: str, of_stdin: str = "standard input") -> str:
 
 def _read_one(name: str, stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text:
     path = Path(name).expanduser()
-    if name != STDIN and path.is_dir():
-        raise UsageError(f"{name} is a directory. Name files in it, e.g. {name.rstrip('/')}/*.md.")
     try:
         if name == STDIN:
             return rlm_dspy.Text(stdin.read().decode("utf-8") if stdin is not None else "")

@@ -38,27 +38,34 @@ class Report(BaseModel):
 
 
 def run_isolated(
-    script: str, settings: Mapping[str, JsonValue], source: IO[bytes] | int, *, seconds: int, file_bytes: int
+    script: str,
+    settings: Mapping[str, JsonValue],
+    source: IO[bytes] | int,
+    *,
+    seconds: int,
+    file_bytes: int,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[Report, IO[bytes]]:
     """Run a script of this package; return its report, and its output as a file.
 
     Args:
-        script: The name of the file.
+        script: Its path from the folder of this module.
         settings: What it is told, beside these limits.
         source: Its standard input.
         seconds: After this time it is killed, with the processes that it has started.
         file_bytes: The size of its output.
+        memory_bytes: Its private memory.
     """
     from rlm_dspy.interpreters import confinement  # noqa: PLC0415 (half a second, which most texts do not need)
 
     folder = str(Path(confinement.__file__).parent.parent)
-    bounds = {"memory_bytes": MEMORY_BYTES, "seconds": seconds, "file_bytes": file_bytes}
+    bounds = {"memory_bytes": memory_bytes, "seconds": seconds, "file_bytes": file_bytes}
     told = {**settings, **bounds, "path": [*filter(None, sys.path), folder]}
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     output = TemporaryFile(buffering=0)  # noqa: SIM115 (the caller reads it, or hands it on where it is)
     with TemporaryFile() as messages:
         process = subprocess.Popen(  # noqa: S603 (this Python and a script of this package)
-            [sys.executable, "-I", str(Path(__file__).with_name(script))],
+            [sys.executable, "-I", str(Path(__file__).parent / script)],
             stdin=source,
             stdout=output,
             stderr=messages,

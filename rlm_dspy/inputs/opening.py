@@ -29,6 +29,8 @@ def opened(path: Path) -> Text | Files | Table:
     if path.suffix.lower() in KINDS:
         return Table.open(path)
     text = Text.open(path)
+    if text.path is None:  # of a document
+        return text
     with text.reader() as file:
         head = file.read(_LOOKED_AT_BYTES)
     try:

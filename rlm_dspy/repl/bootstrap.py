@@ -6,7 +6,8 @@ import marshal
 from functools import cache
 from pathlib import Path
 
-from rlm_dspy.inputs import file_mapping, table_view
+from rlm_dspy.inputs import file_mapping
+from rlm_dspy.inputs.tables import view
 from rlm_dspy.interpreters.worker import encoder
 
 HOST_TOOL = "_rlm_call"
@@ -18,7 +19,7 @@ _HERE = Path(__file__).parent / "in_repl"
 _SOURCES = (
     Path(encoder.__file__),
     Path(file_mapping.__file__),
-    Path(table_view.__file__),
+    Path(view.__file__),
     *(_HERE / f"{name}.py" for name in ("value_codec", "functions", "dspy_facade", "names")),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)

@@ -154,6 +154,24 @@ def test_max_iters_and_max_llm_calls_reach_the_run() -> None:
     assert "0 of 0 model calls are left" in result.stderr
 
 
+def test_a_folder_is_a_mapping_and_a_table_a_table() -> None:
+    Path("corpus").mkdir()
+    Path("corpus/a.md").write_text("the needle", encoding="utf-8")
+    Path("sales.csv").write_text("city,amount\nOslo,2\nBern,3\n", encoding="utf-8")
+    found = ask("?", "corpus/", replies=["```python\nSUBMIT(answer=context.grep('needle')[0][0])\n```"])
+    assert (found.exit_code, found.stdout) == (0, "a.md\n")
+    assert "(1 file of corpus/, " in found.stderr
+    summed = ask("?", "sales.csv", replies=["```python\nSUBMIT(answer=context.df().amount.sum())\n```"])
+    assert (summed.exit_code, summed.stdout) == (0, "5\n")
+    assert "(2 rows of sales.csv, " in summed.stderr
+
+
+def test_files_that_are_too_large_to_be_joined_are_a_mapping() -> None:
+    Path("large.txt").write_text("x" * 10_000_001, encoding="utf-8")
+    told = ask("?", "large.txt", "notes.txt", replies=["```python\nSUBMIT(answer=', '.join(context))\n```"])
+    assert told.stdout == "large.txt, notes.txt\n"
+
+
 # How it ends
 
 
@@ -161,7 +179,9 @@ def test_max_iters_and_max_llm_calls_reach_the_run() -> None:
     ("arguments", "problem"),
     [
         (["gone.txt"], "File not found: gone.txt."),
-        (["."], ". is a directory. Name files in it, e.g. ./*.md."),
+        (["nothing"], "has no file that matches"),
+        (["notes.txt", "-", "."], "Standard input cannot be joined"),
+        (["broken.csv"], "broken.csv cannot be read as csv: ParserError"),
         (["empty.txt"], "empty.txt is empty."),
         (["latin.txt"], "latin.txt is not UTF-8 text (byte 0xe9 at 3)."),
         (["-"], "Standard input is empty."),
@@ -182,6 +202,8 @@ def test_max_iters_and_max_llm_calls_reach_the_run() -> None:
 def test_bad_usage_is_one_line_that_names_the_problem_and_exit_code_2(arguments: list[str], problem: str) -> None:
     Path("empty.txt").write_text(" \n", encoding="utf-8")
     Path("latin.txt").write_bytes("café".encode("latin-1"))
+    Path("broken.csv").write_text("a,b\n1,2\n1,2,3\n", encoding="utf-8")
+    Path("nothing").mkdir()
     result = ask("?", *arguments, stdin="")
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

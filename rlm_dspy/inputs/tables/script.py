@@ -1,4 +1,4 @@
-"""Reads a table from a file and writes it to standard output in Arrow's format: run by `tables`, never imported.
+"""Reads a table from a file and writes it to standard output in Arrow's format: started by `run_isolated`.
 
 A process of its own: the parsers are written in C and C++, and a damaged file may crash or exhaust them.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import json
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
@@ -31,7 +31,7 @@ class Refused(Exception):  # noqa: N818 (what the host is told)
 def _of_csv(settings: Settings) -> Any:
     import pandas as pd
 
-    path = settings["path"]
+    path = settings["file"]
     with open(path, encoding="utf-8-sig", newline="") as file:  # noqa: PTH123
         head = file.read(64_000)
     separator = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
@@ -44,7 +44,7 @@ def _of_csv(settings: Settings) -> Any:
 def _of_jsonl(settings: Settings) -> Any:
     import pandas as pd
 
-    return _chosen(_of_frame(pd.read_json(settings["path"], lines=True)), settings)
+    return _chosen(_of_frame(pd.read_json(settings["file"], lines=True)), settings)
 
 
 def _of_frame(frame: Any) -> Any:
@@ -56,7 +56,7 @@ def _of_frame(frame: Any) -> Any:
 def _of_parquet(settings: Settings) -> Any:
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(settings["path"])
+    file = pq.ParquetFile(settings["file"])
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     columns = settings["columns"]
     size = 0
@@ -74,7 +74,7 @@ def _of_arrow(settings: Settings) -> Any:
     import pyarrow as pa
     from pyarrow import feather, ipc
 
-    with pa.memory_map(settings["path"]) as file:
+    with pa.memory_map(settings["file"]) as file:
         try:
             table = ipc.open_file(file).read_all()
         except pa.ArrowInvalid:
@@ -82,7 +82,7 @@ def _of_arrow(settings: Settings) -> Any:
             try:
                 table = ipc.open_stream(file).read_all()
             except pa.ArrowInvalid:
-                return feather.read_table(settings["path"], columns=settings["columns"])
+                return feather.read_table(settings["file"], columns=settings["columns"])
         table.validate(full=True)
         return _chosen(table, settings)
 
@@ -93,7 +93,7 @@ def _of_sqlite(settings: Settings) -> Any:
     import pandas as pd
     import pyarrow as pa
 
-    connection = sqlite3.connect(f"file:{quote(settings['path'])}?mode=ro&immutable=1", uri=True)
+    connection = sqlite3.connect(f"file:{quote(settings['file'])}?mode=ro&immutable=1", uri=True)
     found = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()
     query = _query([name for (name,) in found], settings)
     parts, size = [], 0
@@ -109,7 +109,7 @@ def _of_duckdb(settings: Settings) -> Any:
     import duckdb
 
     told: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
-    connection = duckdb.connect(settings["path"], read_only=True, config=told)
+    connection = duckdb.connect(settings["file"], read_only=True, config=told)
     names = [name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()]
     return connection.sql(f"{_query(names, settings)} limit {settings['most_rows'] + 1}").to_arrow_table()
 
@@ -147,26 +147,18 @@ def _read(settings: Settings) -> Any:
     return table
 
 
-def _bound(settings: Settings) -> None:
-    """End this process if it takes too much time or memory."""
-    if sys.platform != "win32":
-        import resource
-
-        signal.alarm(settings["seconds"])
-        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"],) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _end(problem: str = "", detail: str = "") -> NoReturn:
-    print(json.dumps({"problem": problem, "detail": detail[:500]}), file=sys.stderr, flush=True)  # noqa: T201
+    sys.stderr.write(f"\n{json.dumps({'problem': problem, 'detail': detail[:500]})}")
+    sys.stderr.flush()
     os._exit(0)  # libraries that read a damaged file may not end well
 
 
 def main() -> None:
     """Read what the settings say."""
     settings = json.loads(os.environ["SETTINGS"])
-    sys.path[:] = settings["search"]
-    _bound(settings)
+    sys.path[:] = settings["path"]
+    bounds = importlib.import_module("confinement.process_bounds")
+    bounds.bind(**{name: settings[name] for name in ("memory_bytes", "seconds", "file_bytes")})
     try:
         import pyarrow as pa
 
@@ -184,4 +176,5 @@ def main() -> None:
     _end()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import signal
 import subprocess
-import sys
 import uuid
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
 from rlm_dspy.errors import UnreadableTable
-from rlm_dspy.inputs.table_view import TableView
+from rlm_dspy.inputs.isolated_process import run_isolated
+from rlm_dspy.inputs.tables.view import TableView
 from rlm_dspy.text import beginning, counted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, JsonValue
 
 KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
@@ -35,9 +31,8 @@ KINDS = {
 }
 """How a file is read, by its suffix."""
 _MOST_BYTES, _MOST_ROWS = 1_000_000_000, 50_000_000
-_SECONDS, _GRACE_SECONDS = 120, 2
+_SECONDS = 120
 _MEMORY_BYTES = 8 << 30
-_REPORT_BYTES = 4_000
 _SHOWN_COLUMNS, _SHOWN_ROWS = 40, 3
 _NAME_CHARS, _CELL_CHARS, _ROW_CHARS = 40, 40, 400
 _PART = "Name the columns that are needed, Table.open(path, columns=[...]), or pass a DataFrame of a part"
@@ -203,52 +198,22 @@ def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise UnreadableTable(f"{path.name} has none of the suffixes of a table: {', '.join(KINDS)}.")
-    settings = {
+    settings: dict[str, JsonValue] = {
         "kind": kind,
-        "path": str(path),
+        "file": str(path),
         "table": table,
         "columns": list(columns) if columns else None,
         "most_bytes": _MOST_BYTES,
         "most_rows": _MOST_ROWS,
-        "seconds": _SECONDS,
-        "memory_bytes": _MEMORY_BYTES,
-        "search": list(filter(None, sys.path)),
     }
-    with TemporaryFile() as output:
-        problem, detail = _run(settings, output)
+    bounds = {"seconds": _SECONDS, "file_bytes": 2 * _MOST_BYTES, "memory_bytes": _MEMORY_BYTES}
+    report, output = run_isolated("tables/script.py", settings, subprocess.DEVNULL, **bounds)
+    problem, detail = report.problem, report.detail
+    with output:
         if not problem:
             try:
-                output.seek(0)
                 return Table(pa.ipc.open_file(output).read_all(), path.name)
             except pa.ArrowException as error:
                 problem, detail = "damaged", str(error)
     detail = one_line(detail, 300).rstrip(".")
     raise UnreadableTable(_PROBLEMS[problem].format(name=path.name, kind=kind, detail=detail))
-
-
-def _run(settings: dict[str, Any], output: IO[bytes]) -> tuple[str, str]:
-    """Run the script that reads a table; return what went wrong, and the detail."""
-    with TemporaryFile() as messages:
-        process = subprocess.Popen(  # noqa: S603 (this Python and a script of this package)
-            [sys.executable, "-I", str(Path(__file__).with_name("table_script.py"))],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=messages,
-            env={"SETTINGS": json.dumps(settings), "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "2"},
-        )
-        try:
-            code = process.wait(_SECONDS + _GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "time", ""
-        finally:
-            process.kill()
-            process.wait()
-        if sys.platform != "win32" and code == -signal.SIGALRM:
-            return "time", ""
-        messages.seek(max(0, messages.seek(0, os.SEEK_END) - _REPORT_BYTES))
-        last = messages.read().rstrip().rpartition(b"\n")[2].decode(errors="replace")
-    with suppress(ValueError, TypeError, KeyError):
-        if code == 0:
-            report = json.loads(last)
-            return str(report["problem"]), str(report["detail"])
-    return "crashed", f"signal {-code}" if code < 0 else f"code {code}: {last}"
