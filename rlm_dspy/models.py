@@ -16,9 +16,10 @@ import dspy
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
 from rlm_dspy.embedded.engine import embedded_lm
+from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.embedded.llama_server import EXTRA
 from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull
-from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
+from rlm_dspy.embedded.model_catalog import DEFAULT
 from rlm_dspy.embedded.pull import pull_model
 from rlm_dspy.errors import RLMError, UnknownModel
 from rlm_dspy.limits import Limits
@@ -27,6 +28,7 @@ from rlm_dspy.text import print_to_stderr
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from rlm_dspy.embedded.hub_address import HubAddress
     from rlm_dspy.embedded.model_catalog import CatalogueModel
 
 __all__ = ["EMBEDDED", "ModelNotPulled", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
@@ -49,13 +51,13 @@ class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
 
 
 class ModelNotPulled(UnknownModel):
-    """A model of the catalogue is not downloaded; pull it, or call with `pull=True`.
+    """A model of the catalogue or of an address is not downloaded; pull it, or call with `pull=True`.
 
     Attributes:
         entry: The model.
     """
 
-    def __init__(self, entry: CatalogueModel) -> None:
+    def __init__(self, entry: CatalogueModel | HubAddress) -> None:
         super().__init__(
             f"{how_to_pull(entry)} Or name another model: --model openai/gpt-5-mini, or RLM_DSPY_MODEL, or "
             "LM_STUDIO_API_BASE."
@@ -75,9 +77,10 @@ def choose_model(
 
     Args:
         model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; or, to run it in this process, a name
-            that `rlm-dspy models` lists, the path of a `.gguf` file, or `"embedded"` for the best downloaded one.
-        pull: Download a model of the catalogue that was not downloaded yet. Where none is named and none was
-            downloaded, that is SmolLM2-135M (98 MB).
+            that `rlm-dspy models` lists, the address of a model on the hub (`"hf:owner/repository:Q4_K_M"`), the
+            path of a GGUF file, or `"embedded"` for the best downloaded one.
+        pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
+            and none was downloaded, that is SmolLM2-135M (98 MB).
         announce: Called with one line when a default model is chosen, and with each step of a download.
 
     Raises:
@@ -130,9 +133,9 @@ def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
 
 
 def _named(model: str, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
-    if model == EMBEDDED or find_model(model):
-        return _downloaded(find_model(model), pull, announce)
-    if model.lower().endswith(".gguf"):
+    if model == EMBEDDED or named_model(model):
+        return _downloaded(named_model(model), pull, announce)
+    if model.lower().endswith(".gguf") or Path(model).expanduser().is_file():
         return _embedded(Path(model))
     if model.startswith(_LM_STUDIO):
         base = os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE
@@ -158,15 +161,15 @@ def _of_a_provider(model: str) -> dspy.LM:
             raise UnknownModel(
                 f"Invalid model {model!r}: its provider is not known. Write provider/name, e.g. "
                 "openai/gpt-5-mini, anthropic/claude-sonnet-4-5 or lm_studio/qwen3-8b; a name that "
-                "`rlm-dspy models` lists; or the path of a .gguf file."
+                "`rlm-dspy models` lists; hf:owner/repository; or the path of a .gguf file."
             ) from error
         finally:
             litellm.suppress_debug_info = talks
     return lm
 
 
-def _downloaded(entry: CatalogueModel | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
-    """Return the LM of a catalogue model; None is the best downloaded one."""
+def _downloaded(entry: CatalogueModel | HubAddress | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
+    """Return the LM of a catalogue model or an address; None is the best downloaded one."""
     entry = entry or best_cached() or DEFAULT
     if cached_file(entry) is None and find_spec("xllamacpp") is not None:
         if not pull:

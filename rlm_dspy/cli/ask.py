@@ -29,7 +29,7 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.options import Debug, Files, Interpreter, Model, Trace, Traced, command, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
-from rlm_dspy.embedded.model_catalog import megabytes
+from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ def _chosen(model: str | None, *, pull: bool) -> dspy.LM:
     except ModelNotPulled as missing:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
-        size = megabytes(missing.entry.size)
-        if not typer.confirm(f"{missing.entry.name} is not on this machine. Download it ({size})?", err=True):
+        size = f" ({megabytes(missing.entry.size)})" if isinstance(missing.entry, CatalogueModel) else ""
+        if not typer.confirm(f"{missing.entry.name} is not on this machine. Download it{size}?", err=True):
             raise
     return choose_model(model, pull=True, announce=tell)
 

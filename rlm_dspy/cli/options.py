@@ -51,8 +51,9 @@ RunNumber = Annotated[int | None, Option(min=1, help="Number of the run in a fil
 Model = Annotated[
     str | None,
     Option(
-        help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, or the path of a .gguf file. By "
-        "default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else the best downloaded model."
+        help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, hf:owner/repository:Q4_K_M, or "
+        "the path of a GGUF file. By default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else "
+        "the best downloaded model."
     ),
 ]
 Interpreter = Annotated[

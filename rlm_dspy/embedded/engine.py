@@ -25,6 +25,7 @@ import typer
 from dspy import lm15
 
 from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
+from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.embedded.llama_server import (
     EXTRA,
     Chat,
@@ -35,7 +36,7 @@ from rlm_dspy.embedded.llama_server import (
     start,
 )
 from rlm_dspy.embedded.model_cache import best_cached
-from rlm_dspy.embedded.model_catalog import DEFAULT, find_model
+from rlm_dspy.embedded.model_catalog import DEFAULT
 from rlm_dspy.embedded.request_filter import Gate
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ def embedded_lm(
     conversation that only grows is read once, also if several alternate.
 
     Args:
-        model: A name of the catalogue (`rlm-dspy models` lists them), or a GGUF file with a chat template; None is
-            the best downloaded model. A file that was changed in place still has its old answers in
-            DSPy's cache: give it another name, or `cache=False`.
+        model: A name of the catalogue (`rlm-dspy models` lists them), an address that was downloaded
+            (`hf:owner/repository:Q4_K_M`), or a GGUF file with a chat template; None is the best downloaded model.
+            A file that was changed in place still has its old answers in DSPy's cache: give it another name, or
+            `cache=False`.
         n_ctx: Tokens of prompt and reply together, for each slot; a multiple of 256.
         threads: Threads that compute; None is half the cores, which stays fast beside other processes. As
             many threads as cores are up to twice as fast on two idle cores and several times slower on busy ones.
@@ -103,10 +105,10 @@ def embedded_lm(
 
 
 def _name_or_path(model: str | os.PathLike[str] | None) -> str:
-    """Return what `Settings.model` takes: a name of the catalogue, or a full path."""
+    """Return what `Settings.model` takes: a name of the catalogue, an address, or a full path."""
     if model is None:
         return (best_cached() or DEFAULT).name
-    if isinstance(model, str) and (entry := find_model(model)):
+    if isinstance(model, str) and (entry := named_model(model)):
         return entry.name
     return str(Path(model).expanduser().resolve())
 

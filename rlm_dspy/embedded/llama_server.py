@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 
 from dspy import lm15
 
-from rlm_dspy.embedded.model_cache import cached_file, how_to_pull
-from rlm_dspy.embedded.model_catalog import find_model
+from rlm_dspy.embedded.hub_address import missing_parts, named_model, parts_of
+from rlm_dspy.embedded.model_cache import cached_file, how_to_pull, lm_name
 
 EXTRA = (
     "the extra `embedded`: pip install 'dspy-recursive-lm[embedded]' (in the checkout: uv sync --extra embedded)"
@@ -51,7 +51,7 @@ class Settings:
     """
 
     model: str
-    """A model of the catalogue, or the path of a GGUF file."""
+    """A model of the catalogue, an address on the hub, or the path of a GGUF file."""
     n_ctx: int = 8_192
     """Tokens of prompt and reply together, for each slot; a multiple of 256, at most the model's own window."""
     threads: int | None = None
@@ -74,8 +74,8 @@ class Settings:
     @property
     def name(self) -> str:
         """The model's name in DSPy's response cache; two paths never share one."""
-        if entry := find_model(self.model):
-            return entry.lm_name
+        if entry := named_model(self.model):
+            return lm_name(entry)
         return f"{Path(self.model).stem}-{zlib.crc32(self.model.encode()):08x}"
 
     def file(self) -> Path:
@@ -84,8 +84,8 @@ class Settings:
         Raises:
             ModelUnavailable: If the model was not downloaded, or the file does not exist or is not GGUF.
         """
-        entry = find_model(self.model)
-        path = cached_file(entry) if entry else Path(self.model)
+        entry = named_model(self.model)
+        path = cached_file(entry) if entry else _first_part(Path(self.model))
         if path is None:
             assert entry is not None
             raise ModelUnavailable(how_to_pull(entry))
@@ -97,6 +97,18 @@ class Settings:
         if magic != b"GGUF":
             raise ModelUnavailable(f"{path} is not a GGUF file.")
         return path
+
+
+def _first_part(path: Path) -> Path:
+    """Return the file to load: of a split model the first part.
+
+    Raises:
+        ModelUnavailable: If some of its parts are there and others are not.
+    """
+    there = [name for name in parts_of(path.name) if path.with_name(name).is_file()]
+    if there and (missing := missing_parts(there)):
+        raise ModelUnavailable(f"{path} is incomplete: put {', '.join(missing)} beside it.")
+    return path.with_name(parts_of(path.name)[0])
 
 
 def start(settings: Settings, key: str) -> Any:

@@ -38,6 +38,7 @@ class CatalogueModel:
         hub: The file on the hub.
         wheels: The wheels that hold the file, in order. Empty if no package index has it.
         good_for: The tasks it is good for, as measured.
+        bad_at: The tasks it is bad at, as measured.
         reads: Prompt tokens per second on two idle cores; 0 if not measured.
         writes: Reply tokens per second on two idle cores; 0 if not measured.
     """
@@ -51,6 +52,7 @@ class CatalogueModel:
     hub: Piece
     wheels: tuple[Piece, ...] = ()
     good_for: str = ""
+    bad_at: str = ""
     reads: int = 0
     writes: int = 0
 

