@@ -183,6 +183,11 @@ def context_window(lm: dspy.BaseLM) -> int | None:
     return own if own is not None else _info(lm).get("max_input_tokens")
 
 
+def caches_prompts(lm: dspy.BaseLM) -> bool:
+    """Whether the model is known to cache prompts."""
+    return _table(lm.model.replace("/converse/", "/")).get("supports_prompt_caching") is True
+
+
 def text_of(outputs: Any) -> str:
     """Return the text of an LM's outputs; empty if there is none."""
     first = outputs[0] if isinstance(outputs, list) and outputs else None

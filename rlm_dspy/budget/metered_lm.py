@@ -32,6 +32,7 @@ from dspy.lm15 import Request
 
 from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
 from rlm_dspy.budget.broken_stream import RecordedStream
+from rlm_dspy.budget.cache_marks import with_cache_marks
 from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
@@ -223,6 +224,8 @@ class MeteredCall:
         if any(meter.ledger.bounded for meter in self._meters) or ledger.windows:
             room = room_for_reply(self.lm, self._meters)
             self.asked, changes = self.asked.within(room), reply_limit(self.lm, room)
+        if self._meters[0].role.removeprefix("child.") == "act":
+            self.asked = with_cache_marks(self.lm, self.asked)
         if self._repeats():
             changes["num_retries"] = 0
         if changes:

@@ -1,0 +1,54 @@
+"""Marks where the prompt cache shall end, for the models that cache only what is marked.
+
+Those are Anthropic's, at Anthropic, on Bedrock and behind OpenRouter; other providers cache by themselves or not
+at all. A turn of a run repeats the messages of the turn before, so the system message and the last message are
+marked. Sources: platform.claude.com/docs/en/build-with-claude/prompt-caching,
+docs.aws.amazon.com/bedrock/latest/userguide/prompt-caching.html, openrouter.ai/docs/features/prompt-caching.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dspy.lm15 import CacheConfig
+
+from rlm_dspy._dspy_compat import select_backend
+from rlm_dspy.budget.lm_info import caches_prompts
+
+if TYPE_CHECKING:
+    import dspy
+
+    from rlm_dspy.budget.max_reply_tokens import LMCall
+
+_BY_DSPY: dict[str, Any] = {"prompt_cache": CacheConfig(prefix="history")}
+_BY_LITELLM: dict[str, Any] = {
+    "cache_control_injection_points": [
+        {"location": "message", "role": "system"},
+        {"location": "message", "index": -1},
+    ]
+}
+_CHOICES = {*_BY_DSPY, *_BY_LITELLM, "cache_control"}
+_PLAIN = {"temperature", "max_tokens", "api_key", "api_base", "base_url", "timeout", "rollout_id"}
+"""Options that DSPy's own client sends. With `prompt_cache`, DSPy refuses what only LiteLLM sends."""
+
+
+def with_cache_marks(lm: dspy.BaseLM, call: LMCall) -> LMCall:
+    """Return the call of a turn with marks, if its model needs them and its provider takes them.
+
+    The user's own choice stays, e.g. `dspy.LM(..., prompt_cache=CacheConfig(mode="off"))`.
+    """
+    provider = lm.model.partition("/")[0]
+    if "claude" not in lm.model or getattr(lm, "engine", None) != "auto" or lm.model_type != "chat":
+        return call
+    options = {**lm.kwargs, **call.options}
+    if call.messages is None or _CHOICES & options.keys():
+        return call
+    takes_marks = provider in ("anthropic", "openrouter") or (provider == "bedrock" and caches_prompts(lm))
+    native = select_backend(lm, call.options).native
+    if not takes_marks or (native and not options.keys() <= _PLAIN):
+        return call
+    marks = (
+        _BY_DSPY if native and provider == "anthropic" else _BY_LITELLM
+    )  # to OpenRouter, DSPy sends none itself
+    return replace(call, options={**call.options, **marks})
