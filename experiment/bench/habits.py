@@ -142,8 +142,8 @@ def ours(task: Task, lm: dspy.LM) -> Ran:
     limits = limits_for(lm, max_iters=TURNS, max_output_chars=OUTPUT_CHARS)
     with dspy.context(lm=lm):
         prediction = RLM(SIGNATURE, limits=limits, policy=None)(context=Text(task.context), question=task.question)
-    steps = [step for step in prediction.trajectory.steps if step.kind != "folded"]
-    return str(prediction.answer), [turn(step.reasoning, step.code, step.observation) for step in steps]
+    steps = [step for step in prediction.trajectory if step["kind"] != "folded"]
+    return str(prediction.answer), [turn(step["reasoning"], step["code"], step["output"]) for step in steps]
 
 
 def upstream(task: Task, lm: dspy.LM) -> Ran:
