@@ -26,6 +26,8 @@ _DEMO_OUTPUT_CHARS = 600
 _DEMO_ENVIRONMENT_CHARS = 800
 _LABEL_CHARS = 160
 """Maximum characters of each field in a labeled example."""
+_LOOK_FIRST = "Begin with a block that prints a small sample of the inputs."
+"""Ends the first message of a run without demos: Qwen2.5-Coder-1.5B wrote no block or submitted a guess without it."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
@@ -53,6 +55,8 @@ class ReplAdapter(dspy.Adapter):
         for demo, parts in zip(shown, environments, strict=True):
             messages += self._conversation(_without(said_once, parts), demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
+        if not shown and here.turns > 1 and any(variable.long for variable in here.variables):
+            ask = f"{ask} {_LOOK_FIRST}"
         environment = _without(said_once, [*before, ask])
         if hint := _advice_of_refine(signature):
             environment = f"{environment}\n\nHint from an earlier attempt: {hint}"
