@@ -27,7 +27,7 @@ _DEMO_ENVIRONMENT_CHARS = 800
 _LABEL_CHARS = 160
 """Maximum characters of each field in a labeled example."""
 _LOOK_FIRST = "Begin with a block that prints a small sample of the inputs."
-"""Ends the first message of a run without demos: Qwen2.5-Coder-1.5B wrote no block or submitted a guess without it."""
+"""Ends the first message of a run without demos. Without it, a 1.5B model wrote no block or submitted a guess."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
