@@ -70,9 +70,15 @@ class Named:
     tells_jobs_apart: bool = False
 
 
+def _demos(job: Job) -> int:
+    """Return how many demos to keep: one of each example where each run shows only the nearest."""
+    pooled = any(getattr(predictor, "demos_per_run", None) for predictor in job.program.predictors())
+    return max(_DEMOS, len(job.train)) if pooled else _DEMOS
+
+
 def _trajectories(job: Job) -> dspy.Module:
     optimizer = TrajectoryFewShot(
-        job.metric, max_demos=_DEMOS, num_threads=job.threads, seed=job.seed, log_dir=job.log_dir
+        job.metric, max_demos=_demos(job), num_threads=job.threads, seed=job.seed, log_dir=job.log_dir
     )
     return optimizer.compile(job.program, trainset=job.train)
 
@@ -82,7 +88,7 @@ def _labeled(job: Job) -> dspy.Module:
 
 
 def _bootstrap(job: Job) -> dspy.Module:
-    optimizer = dspy.BootstrapFewShot(metric=job.metric, **_OF_RUNS)
+    optimizer = dspy.BootstrapFewShot(metric=job.metric, **{**_OF_RUNS, "max_bootstrapped_demos": _demos(job)})
     return optimizer.compile(job.program, trainset=job.train)
 
 

@@ -11,6 +11,7 @@ import pytest
 from rlm_dspy import RLM, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot, save_policy, with_policy
+from rlm_dspy.optimize.optimizer_catalog import OPTIMIZERS, Job
 from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.signatures import Environment
 from rlm_dspy.testing import ScriptedLM
@@ -209,6 +210,19 @@ def test_optimizers_fill_the_pool(optimizer: str) -> None:
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
         compiled(context="c", question="How many lakes are there?")
     assert (len(compiled.act.demos), questions_in(lm.script.calls[0])) == (4, [QUESTIONS[1]])
+
+
+@pytest.mark.parametrize("optimizer", ["trajectories", "bootstrap"])
+@pytest.mark.parametrize(("shown", "kept"), [(1, 6), (None, 4)])
+def test_on_the_command_line_a_pool_gets_a_demo_of_each_example(
+    optimizer: str, shown: int | None, kept: int
+) -> None:
+    asked = [*QUESTIONS, "Where is Lund?", "What is a fjord?"]
+    train = [dspy.Example(context="c", question=q, answer=q).with_inputs("context", "question") for q in asked]
+    lm = ScriptedLM(solves)
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        job = Job(RLM(ASK, policy=None, demos_per_run=shown), train, train, exact, lm)
+        assert len(OPTIMIZERS[optimizer].compile(job).act.demos) == kept
 
 
 def test_fine_tuning_teaches_the_messages_that_were_sent() -> None:
