@@ -109,7 +109,9 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self._recipe = recipe(packages, confinement, paths)
         if packages:
             told = clip(", ".join(importing.tops(self._recipe.packages, ())), _MAX_TOLD_CHARS)
-            self.execution_instructions = f"{type(self).execution_instructions} Packages: {told}."
+            self.execution_instructions = (
+                f"{type(self).execution_instructions} Packages: {told}. Files below output/ reach the user."
+            )
         self._session: Session | None = None
         self._closing: weakref.finalize[Any, Any] | None = None
 

@@ -28,7 +28,10 @@ Every error that leaves a run carries the steps taken so far (see `carry`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlm_dspy.artifacts import Artifacts
 
 
 class RLMError(Exception):
@@ -93,16 +96,20 @@ class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
     """An async tool waits for an event loop that the run blocks; await the run instead: `await rlm.acall(...)`."""
 
 
-def carry(error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any]) -> None:
-    """Attach the trajectory and usage so far to an error that leaves a run: `error.trajectory`, `error.usage`.
+def carry(
+    error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any], artifacts: Artifacts
+) -> None:
+    """Attach what there is of a run to an error that leaves it: `error.trajectory`, `.usage` and `.artifacts`.
 
     Args:
         error: The error that leaves the run. Its type is unchanged.
         trajectory: One dict per step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
         usage: What was spent, as in `Prediction.usage`.
+        artifacts: The files that code wrote, as in `Prediction.artifacts`.
     """
     error.trajectory = trajectory  # type: ignore[attr-defined]
     error.usage = usage  # type: ignore[attr-defined]
+    error.artifacts = artifacts  # type: ignore[attr-defined]
     if trajectory:
         error.add_note(f"RLM: {len(trajectory)} step(s) were taken before this; they are in `error.trajectory`.")
 

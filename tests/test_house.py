@@ -34,6 +34,7 @@ RULE = (
 VALUES = {
     *(
         "_dspy_compat",
+        "artifacts",
         "errors",
         "limits",
         "trajectory",

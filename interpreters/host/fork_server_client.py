@@ -48,6 +48,7 @@ _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "LC_ALL": "C.UTF-8",
+    "MPLBACKEND": "module://rlm_worker.worker.figures",  # used if code plots
     "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MB of address space
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",

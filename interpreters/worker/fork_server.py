@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ..confinement import confine, kernel
 from ..confinement.limits import WorkerLimits, make_room
+from . import figures as _figures  # noqa: F401 (matplotlib finds it loaded)
 from . import importing, memory, wire
 from .worker import Worker
 

@@ -30,6 +30,7 @@ from rlm_dspy.cli.errors import (
 from rlm_dspy.cli.options import Debug, Files, Interpreter, Model, Trace, Traced, command, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
+from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import dspy
     from pydantic import JsonValue
 
+    from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.observe.console import View
     from rlm_dspy.observe.record import Record, Stop
 
@@ -49,6 +51,7 @@ _EXIT_CODES: dict[Stop, int] = {
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
+_SHOWN_FILES = 10
 _UNPRINTED_FILE = "unprinted.rlm.json"
 
 
@@ -77,6 +80,9 @@ class AskOptions:
     as_json: Annotated[bool, Option("--json", help="Print one JSON object and nothing else.")] = False
     save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
     report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
+    output_dir: Annotated[
+        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
+    ] = None
     log: Annotated[Path | None, Option(help="Append events to this file during the run, as JSON Lines.")] = None
     debug: Debug = False
 
@@ -116,12 +122,12 @@ def ask(options: AskOptions) -> None:
         view = Lines(io.StringIO()) if options.as_json else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
         with tracing as logged, dspy.context(lm=lm):
-            record, error = _run(rlm, task, view, options)
+            record, error, artifacts = _run(rlm, task, view, options)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and options.debug:
                 tell("".join(traceback.format_exception(error)))
-            kept = _give(record, options)  # before the wait for MLflow
+            kept = _give(record, artifacts, options)  # before the wait for MLflow
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
@@ -132,6 +138,8 @@ def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM]:
     from rlm_dspy.models import limits_for
 
     files = options.files or []
+    if options.output_dir and options.output_dir.exists() and not options.output_dir.is_dir():
+        raise UsageError(f"--output-dir {options.output_dir}: this is a file; name a directory.")
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
     check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
     task = read_task(options.question, files, options.signature, _stdin(files), allow_local=options.allow_local)
@@ -169,28 +177,31 @@ def _stdin(files: list[str]) -> IO[bytes] | None:
     return sys.stdin.buffer if wanted else None
 
 
-def _run(rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions) -> tuple[Record, BaseException | None]:
-    """Run the task and show its progress; return the record, and the error that ended the run, if any."""
+def _run(
+    rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions
+) -> tuple[Record, BaseException | None, Artifacts]:
+    """Run the task and show its progress; return the record, the error that ended it, if any, and its files."""
     import dspy
 
     from rlm_dspy.coverage import watched
     from rlm_dspy.observe.console import Progress
     from rlm_dspy.observe.event_log import RunLog
-    from rlm_dspy.observe.record import recorded
+    from rlm_dspy.observe.record import FilesKept, recorded
 
+    files = FilesKept()
     view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
     kept = options.save or options.report or options.log or options.as_json or options.trace
     with (
         RunLog(options.log) if options.log else contextlib.nullcontext(),
         watched() if kept else contextlib.nullcontext(),
-        dspy.context(callbacks=[*dspy.settings.callbacks, Progress(view, rlm.limits.max_iters)]),
+        dspy.context(callbacks=[*dspy.settings.callbacks, files, Progress(view, rlm.limits.max_iters)]),
     ):
         record, error = recorded(rlm, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted"):
             view.end(_summary(record), answered=record.answered)
         view.close()
-    return record, error
+    return record, error, files.artifacts
 
 
 def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
@@ -211,8 +222,8 @@ def _summary(record: Record) -> str:
     return f"{describe_stop(record)}: {used(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
-def _give(record: Record, options: AskOptions) -> bool:
-    """Print the answer; save the record and the report.
+def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
+    """Print the answer; save the record, the report and the files.
 
     Without --save, the record is saved only if it would be lost: after an interrupt, or if printing failed.
 
@@ -230,7 +241,20 @@ def _give(record: Record, options: AskOptions) -> bool:
     interrupted = "Interrupted. " if record.stop == "interrupted" else ""
     saved = path is None or done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
     reported = report is None or done(lambda: write_report(record, report), f"The report is in {report}.")
-    return printed and saved and reported
+    return printed and saved and reported and _give_files(artifacts, options.output_dir)
+
+
+def _give_files(artifacts: Artifacts, folder: Path | None) -> bool:
+    """Write the files of the run, or say how to get them; return whether everything was written."""
+    for name, why in artifacts.left_out.items():
+        tell(f"output/{name} was not kept: {why}.")
+    if not artifacts:
+        return True
+    what = f"{counted(len(artifacts), 'file')} of the run ({', '.join(list(artifacts)[:_SHOWN_FILES])})"
+    if folder is None:
+        tell(f"Not saved: {what}. --output-dir DIRECTORY writes such files.")
+        return True
+    return done(lambda: artifacts.save(folder), f"In {folder}: {what}.")
 
 
 def _answer(outputs: Mapping[str, JsonValue]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Outcome:
         usage: The usage of the run and its children.
         final_reasoning: The model's last words.
         steps: Its steps.
+        artifacts: The files that its code wrote below `output/`.
     """
 
     stop: str = ""
@@ -90,6 +92,7 @@ class Outcome:
     usage: RunUsage = RunUsage()  # noqa: RUF009 (frozen)
     final_reasoning: str = ""
     steps: tuple[Step, ...] = ()
+    artifacts: Artifacts = field(default_factory=Artifacts)
 
 
 @dataclass(frozen=True, kw_only=True)

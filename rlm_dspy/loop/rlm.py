@@ -219,8 +219,8 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
 
         Returns:
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
-            other fields of `Step`), `final_reasoning`, `stop` and `usage`. An output field of yours named
-            `stop` or `usage` takes precedence.
+            other fields of `Step`), `final_reasoning`, `stop`, `usage`, and `artifacts`: the files that code
+            wrote below `output/` (see `rlm_dspy.artifacts`). An output field of yours takes precedence.
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
             the trajectory; or `"unanswered"` if that failed too: missing output fields are None then.
@@ -261,7 +261,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
                 return await self._converse(port, run)
             except BaseException as error:
                 run.end()
-                carry(error, run.as_dicts(), run.usage().model_dump())
+                carry(error, run.as_dicts(), run.usage().model_dump(), run.artifacts)
                 raise
             finally:
                 if told:
@@ -333,6 +333,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
 
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
         """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
+        await port.run(run.repl.collect_files)
         turns = len(run.conversation.trajectory)
         _logger.warning("RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", turns)
         values: dict[str, Any] = {}

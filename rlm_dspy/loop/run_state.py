@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from rlm_dspy.subcalls.target import Callees, for_repl
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.events import Unit
     from rlm_dspy.signatures import Environment
@@ -108,6 +110,7 @@ class Run:
         self.tree: Tree = parent.tree if parent else Tree(rlm.cache)
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         self.tool_calls = ToolCalls(self.ledger.started)
+        self._folder = f"child-{next(self.tree.children)}/" if parent else ""
         self.act = rlm.act
         own = rlm.act.lm or dspy.settings.lm
         is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, not a separate RLM
@@ -121,7 +124,20 @@ class Run:
         model = getattr(asked, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
         tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools}
-        return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media)
+        return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file)
+
+    def _keep_file(self, name: str, size: int, data: str | None, *, removed: bool = False) -> str:
+        """Take a file that code wrote; return why it is not kept, else an empty text."""
+        if removed:
+            self.tree.artifacts.drop(self._folder + name)
+            return ""
+        content = None if data is None else base64.b64decode(data, validate=True)
+        return self.tree.artifacts.keep(self._folder + name, content, size)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """The files that the code of this run and of its children wrote so far."""
+        return self.tree.artifacts.below(self._folder)
 
     def _environment(self, of: Factory | dspy.CodeInterpreter | None) -> Environment:
         """Return the first message, with the description from an interpreter or its factory."""
@@ -285,7 +301,8 @@ class Run:
 
     def outcome_so_far(self, outputs: dict[str, Any] | None = None) -> Outcome:
         """Return the outcome of the run for listeners, with its outputs if it has ended normally."""
-        return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, tuple(self.steps))
+        steps = tuple(self.steps)
+        return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, steps, self.artifacts)
 
     def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> dspy.Prediction:
         """Return the prediction of an ended run.
@@ -303,6 +320,7 @@ class Run:
             "usage": self.outcome.usage.model_dump(),
             "trajectory": self.as_dicts(),
             "final_reasoning": final_reasoning,
+            "artifacts": self.outcome.artifacts,
         }
         # Not by keyword: an output named `base` would be lost. Outputs take precedence over the other fields.
         return dspy.Prediction({**outputs, **report, **outputs})

@@ -32,7 +32,7 @@ and by `event`
 | `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside |
 | `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if the turn raised |
 | `step_added` | the same for a step that no turn produced: a summary, or an interrupted turn |
-| `run_ended` | `stop`, `outputs`, `usage`, `final_reasoning`, `error`: as in a `Record` |
+| `run_ended` | `stop`, `outputs`, `usage`, `artifacts`, `final_reasoning`, `error`: as in a `Record` |
 
 `run_ended` of a root run also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
 coverage was watched (`rlm_dspy.coverage.watched`).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy
 from pydantic import BaseModel, ConfigDict
 
+from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from rlm_dspy.loop.rlm import RLM
 
 _MAX_ERROR_CHARS = 600
+_PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+_MAX_PICTURES_BYTES = 2_000_000
+"""Bytes of the pictures that a record, and so a report, holds whole."""
 Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed", "killed"]
 """As in `Prediction.stop`; also `interrupted` (Ctrl-C, a cancelled task), `failed` (the model or the interpreter)
 and `killed` (the run's log has no end)."""
@@ -57,6 +62,19 @@ class Digest(BaseModel):
     """SHA-256 of these bytes in hexadecimal."""
     whole: bool
     """Whether the record's `inputs` contains the whole input."""
+
+
+class RecordedFile(BaseModel):
+    """A file that code wrote below `output/`, without its content unless it is a small picture."""
+
+    model_config = ConfigDict(frozen=True)
+
+    media_type: str = ""
+    size: int = 0
+    left_out: str = ""
+    """Why it was not kept; empty if it was."""
+    picture: str = ""
+    """The content as a data URI, of a picture that a browser shows."""
 
 
 class Record(BaseModel):
@@ -94,6 +112,8 @@ class Record(BaseModel):
     """The reasons why other inputs were not watched."""
     occurrences: dict[str, list[Occurrence]] = {}
     """Where parts of the outputs occur in the inputs, by output field; empty without coverage."""
+    artifacts: dict[str, RecordedFile] = {}
+    """The files that code wrote below `output/`, by name."""
 
     @property
     def answered(self) -> bool:
@@ -130,6 +150,22 @@ def describe_stop(record: Record) -> str:
         "failed": f"failed after {turns}",
         "killed": f"killed in turn {number}",
     }[record.stop]
+
+
+class FilesKept(Listener):
+    """Keeps the files that the runs in its scope wrote below `output/`, those of children with their root's.
+
+    Attributes:
+        artifacts: The files of the last run that has ended.
+    """
+
+    def __init__(self) -> None:
+        self.artifacts = Artifacts()
+
+    def on_event(self, event: Event) -> None:
+        """Take the files of a root run that ends."""
+        if isinstance(event, RunEvent) and event.phase != "started" and event.parent_run is None:
+            self.artifacts = event.outcome.artifacts
 
 
 class Recorder(Listener):
@@ -206,9 +242,23 @@ def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
     outputs = {} if error is not None else jsonable(dict(outcome.outputs))
     looked_at = looked_into(dict(run.inputs), outputs) if coverage else {}
     known = {"outputs": outputs, "usage": outcome.usage, **looked_at}
+    if files := files_of(outcome.artifacts):
+        known["artifacts"] = files
     if error is not None:
         return {**known, **cut_short(error)}
     return {**known, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
+
+
+def files_of(artifacts: Artifacts) -> dict[str, RecordedFile]:
+    """Return what a record says of the files of a run; the first pictures are in it whole."""
+    files, room = {}, _MAX_PICTURES_BYTES
+    for name, artifact in artifacts.items():
+        is_shown = artifact.media_type in _PICTURES and artifact.size <= room
+        room -= artifact.size if is_shown else 0
+        encoded = base64.b64encode(artifact.data).decode() if is_shown else ""
+        picture = f"data:{artifact.media_type};base64,{encoded}" if is_shown else ""
+        files[name] = RecordedFile(media_type=artifact.media_type, size=artifact.size, picture=picture)
+    return files | {name: RecordedFile(left_out=why) for name, why in artifacts.left_out.items()}
 
 
 def cut_short(error: BaseException) -> dict[str, Any]:

@@ -14,13 +14,15 @@ HOST_TOOL = "_rlm_call"
 """The name of the host function that answers sub-calls."""
 READ_TOOL = "_rlm_read"
 """The name of the host function that reads the files of a `Files`."""
+KEEP_TOOL = "_rlm_keep_file"
+"""The name of the host function that it gives files to; only in interpreters that take Python objects."""
 _FILE = "<functions>"
 _HERE = Path(__file__).parent / "in_repl"
 _SOURCES = (
     Path(encoder.__file__),
     Path(file_mapping.__file__),
     Path(view.__file__),
-    *(_HERE / f"{name}.py" for name in ("value_codec", "functions", "dspy_facade", "names")),
+    *(_HERE / f"{name}.py" for name in ("value_codec", "output_files", "functions", "dspy_facade", "names")),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants both tools."""

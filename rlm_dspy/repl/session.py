@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.artifacts import MAX_FILE_BYTES
 from rlm_dspy.inputs import Text, plain
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
@@ -54,6 +55,8 @@ class Repl:
         signature: The user's signature, for the fields of SUBMIT.
         known: The facts for the functions of the REPL; see `_rlm_given` in `in_repl/functions.py`.
         media: The images, sounds and files that the REPL has by name.
+        keep_file: Takes a file that code wrote: `name`, `size`, `data` in base64 or None, and `removed` if it is
+            gone. Returns why it is not kept.
         interpreter: The current interpreter; None before `open` and after `close`.
     """
 
@@ -63,6 +66,7 @@ class Repl:
     signature: type[dspy.Signature]
     known: Mapping[str, Any]
     media: Media
+    keep_file: Callable[..., str]
     interpreter: dspy.CodeInterpreter | None = None
     _closed: bool = False
     _running: bool = False
@@ -108,11 +112,13 @@ class Repl:
     def _across(self, interpreter: dspy.CodeInterpreter) -> dict[str, Callable[..., Any]]:
         """Wrap the tools for this interpreter."""
         if getattr(interpreter, "in_host", False):
-            return self.tools
+            return {**self.tools, bootstrap.KEEP_TOOL: self.keep_file}
         plain = not isinstance(interpreter, TakesObjects)
         own = {name: tool for name, tool in self.tools.items() if not name.startswith("_")}
         read = {bootstrap.READ_TOOL: self._read if isinstance(interpreter, PythonInterpreter) else self.media.read}
-        return self.tools | read | {name: across(tool, self.media, plain=plain) for name, tool in own.items()}
+        kept = {} if plain else {bootstrap.KEEP_TOOL: self.keep_file}
+        made = {name: across(tool, self.media, plain=plain) for name, tool in own.items()}
+        return {**self.tools, **read, **kept, **made}
 
     def _read(self, **asked: Any) -> Any:
         """Return what code asks of a folder, in the form that a worker keeps only as long as code does."""
@@ -128,7 +134,7 @@ class Repl:
                 serialized.append(_sandbox_code(name, value))
             else:
                 variables[name] = self._bound(name, value, interpreter)
-        known = {**self.known, "marked": not takes_objects}
+        known = {**self.known, "marked": not takes_objects, "most_file_bytes": MAX_FILE_BYTES}
         functions = {"_rlm_functions": bootstrap.functions(), "_rlm_given": known}
         steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
@@ -209,6 +215,11 @@ class Repl:
             return outcome
         notes = self._notes()
         return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
+
+    def collect_files(self) -> None:
+        """Take the files that a cell wrote that was ended before it could hand them over."""
+        if bootstrap.KEEP_TOOL in getattr(self.interpreter, "tools", ()):
+            self._notes()
 
     def _notes(self) -> str:
         """Rebind the functions of the REPL; return notes on names that the cell changed."""

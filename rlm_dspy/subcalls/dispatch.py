@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from rlm_dspy.artifacts import ArtifactStore
 from rlm_dspy.cache.sub_call_cache import SubCallCache, digest
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError
 from rlm_dspy.events import BatchEvent, unit
@@ -21,7 +23,7 @@ from rlm_dspy.subcalls.frames import CallFrame, refusal_of
 from rlm_dspy.subcalls.item import SubCallItem, failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pydantic import JsonValue
 
@@ -43,10 +45,14 @@ class Tree:
     Attributes:
         given: The cache of answers; True for the tree's own, False for none.
         media: The images, sounds and files that REPLs have by name.
+        artifacts: The files that their code wrote.
+        children: Numbers the runs below the root.
     """
 
     given: SubCallCache | bool = True
     media: Media = field(default_factory=Media)
+    artifacts: ArtifactStore = field(default_factory=ArtifactStore)
+    children: Iterator[int] = field(default_factory=functools.partial(itertools.count, 1))
 
     @functools.cached_property
     def cache(self) -> SubCallCache | None:

@@ -65,6 +65,10 @@ class Payloads:
             (min(chars, most) for size, most in (_ONCE if once else _AGAIN) if self._written > size), chars
         )
 
+    def has_secret(self, content: bytes) -> bool:
+        """Return whether a file holds a known secret."""
+        return bool(self._secrets.found_in(content))
+
     def hidden(self, text: str) -> str:
         """Return the whole text without secrets."""
         return self._secrets.hide(sendable(text))

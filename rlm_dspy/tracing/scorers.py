@@ -89,7 +89,7 @@ def for_mlflow() -> list[Any]:
 def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -> Facts:
     """Return the facts of a prediction of an RLM, or of a program that returns one."""
     steps = prediction.get("trajectory") or []
-    reserved = {"trajectory", "usage", "stop", "final_reasoning"}
+    reserved = {"trajectory", "usage", "stop", "final_reasoning", "artifacts"}
     inputs = example.inputs().values() if example is not None and input_names(example) else []
     return Facts(
         coverage=_coverage(example, steps),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
 from mlflow.entities import SpanType
 
+from rlm_dspy.artifacts import FOLDER
 from rlm_dspy.budget.lm_events import answered
 from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent
 from rlm_dspy.observe.coverage_shares import share_covered
@@ -34,6 +37,7 @@ from rlm_dspy.trajectory import KINDS, Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.events import Event
     from rlm_dspy.tracing.payloads import Payloads
     from rlm_dspy.trajectory import SubCall
@@ -156,7 +160,7 @@ def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
     shown[HOW_IT_ENDED] = summary = _summary(record, failed_turns)
     # The parent of an unanswered child gets an error.
     is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
-    files = {} if event.depth else attachments(payloads, record)
+    files = {} if event.depth else attachments(payloads, record) | written(payloads, event.outcome.artifacts)
     return Told(outputs={**shown, **files}, attributes=attributes, failed=summary if is_failure else "")
 
 
@@ -212,6 +216,15 @@ def attachments(payloads: Payloads, record: Record) -> dict[str, Made]:
     }
 
 
+def written(payloads: Payloads, artifacts: Artifacts) -> dict[str, Attachment]:
+    """Return the files that a run wrote, by `output/` and their name, without those that hold a known secret."""
+    return {
+        f"{FOLDER}/{name}": Attachment(content_type=artifact.media_type, content_bytes=artifact.data)
+        for name, artifact in artifacts.items()
+        if not payloads.has_secret(artifact.data)
+    }
+
+
 def _hidden(payloads: Payloads, record: Record) -> Record:
     """Return a record with redacted strings, before they are escaped in JSON or HTML."""
     return Record.model_validate(in_strings(json.loads(record.as_json()), payloads.hidden))
@@ -220,9 +233,11 @@ def _hidden(payloads: Payloads, record: Record) -> Record:
 def keep_in_run(run_id: str, trace_id: str, outputs: Mapping[str, Any]) -> None:
     """Log the files in a run's outputs as artifacts of an MLflow run, whose page shows them."""
     for name, file in outputs.items():
-        if isinstance(file, Made):
-            text = file.content_bytes.decode("utf-8")
-            mlflow.MlflowClient().log_text(run_id, text, f"{trace_id}/{name}")
+        if isinstance(file, Attachment):
+            with TemporaryDirectory() as folder:
+                path = Path(folder, PurePosixPath(name).name)
+                path.write_bytes(file.content_bytes)
+                mlflow.MlflowClient().log_artifact(run_id, str(path), str(PurePosixPath(trace_id, name).parent))
 
 
 class Made(Attachment):

@@ -28,7 +28,7 @@ _SHORT_CHARS = 400
 """A longer text appears in the list of traces only if there is no other."""
 HOW_IT_ENDED = "how it ended"
 """The fields besides the output fields and files in the outputs of a run's span."""
-_REPORT = {HOW_IT_ENDED, "stop", "usage", "trajectory", "final_reasoning"}
+_REPORT = {HOW_IT_ENDED, "stop", "usage", "trajectory", "final_reasoning", "artifacts"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlm_dspy.cli.app import app
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.load import load_record
 from rlm_dspy.observe.record import Record
 from rlm_dspy.testing import ScriptedLM
@@ -47,6 +47,30 @@ def test_ask_writes_a_report_with_coverage_and_says_where() -> None:
     page = Path("run.html").read_text(encoding="utf-8")
     assert "I look first." in page
     assert "at 49 of context (79 %); not printed, not sent to a sub-call" in page
+
+
+PLOT = (
+    "import pathlib\nfolder = pathlib.Path('output/charts')\nfolder.mkdir(parents=True)\n"
+    "(folder / 'a.png').write_bytes(b'drawn')\n(folder / 'a.csv').write_text('1,2')\nSUBMIT(answer='done')"
+)
+
+
+def test_files_of_a_run_are_written_shown_and_named() -> None:
+    """By `--output-dir`, as pictures of the report, and in a saved run; without the option the user is told."""
+    lm = ScriptedLM([f"```python\n{PLOT}\n```"] * 2)
+    with dspy.context(lm=lm, interpreter_factory=PythonInterpreter):
+        result = CliRunner().invoke(app, ["ask", "?", "--output-dir", "made/here", "--save", "r.json"])
+        untold = CliRunner().invoke(app, ["ask", "?"])
+    assert result.exit_code == untold.exit_code == 0
+    assert result.stderr.endswith("In made/here: 2 files of the run (charts/a.csv, charts/a.png).\n")
+    assert Path("made/here/charts/a.png").read_bytes() == b"drawn"
+    assert untold.stderr.endswith("--output-dir DIRECTORY writes such files.\n")
+    assert invoke("report", "r.json").exit_code == 0
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert 'alt="charts/a.png"' in page
+    assert '<img src="data:image/png;base64,ZHJhd24="' in page
+    assert "text/csv, 3 bytes" in page
+    assert invoke("ask", "?", "--output-dir", "notes.txt").exit_code == 2
 
 
 def test_a_saved_run_has_coverage_and_becomes_a_report_beside_it() -> None:

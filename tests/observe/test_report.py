@@ -372,7 +372,10 @@ def test_a_page_forbids_scripts_and_fetches_nothing() -> None:
     (policy,) = [
         a["content"] for name, a in Page(html).elements if a.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert (
+        policy
+        == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
     assert not re.search(r"https?://|//[a-z]|@import|url\(", html)
     assert "<script" not in html
 

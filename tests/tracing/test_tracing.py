@@ -15,7 +15,7 @@ import pytest
 from dspy.teleprompt import Teleprompter
 
 from rlm_dspy import RLM, Limits, tracing
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.record import Record
 from rlm_dspy.observe.report.write_report import report_html
 from rlm_dspy.testing import ScriptedLM
@@ -396,3 +396,19 @@ def test_disabling_leaves_what_another_has_put_in_its_place(store: Store) -> Non
         assert mlflow.dspy.util.sanitize_params is mine
     finally:
         mlflow.dspy.util.sanitize_params = before
+
+
+def test_files_that_code_wrote_are_files_of_the_trace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their name, unless they hold a known secret."""
+    code = (
+        "import pathlib\npathlib.Path('output').mkdir()\n"
+        "pathlib.Path('output/plot.png').write_bytes(b'\\xffdrawn')\n"
+        "pathlib.Path('output/key.txt').write_text('sk-planted-secret-1')\nSUBMIT(answer='done')"
+    )
+    lm = ScriptedLM([block(code)])
+    monkeypatch.setenv("PLANTED_API_KEY", "sk-planted-secret-1")
+    with dspy.context(lm=lm, interpreter_factory=PythonInterpreter):
+        RLM("q -> answer")(q="?")
+    contents = [path.read_bytes() for path in store.files(store.trace())]
+    assert b"\xffdrawn" in contents
+    assert not any(b"planted" in content for content in contents)

@@ -64,7 +64,7 @@ def _rlm_pack_what_leaves():
 
 
 def _rlm_after_cell(bound=None):
-    """Bind the functions of the REPL again, and say what has become of them and of the inputs.
+    """Bind the functions of the REPL again, and say what has become of them, the inputs and the output files.
 
     Args:
         bound: What the interpreter had bound for the cell, and binds anew for the next; None if it binds nothing.
@@ -92,6 +92,9 @@ def _rlm_after_cell(bound=None):
             _rlm_told.add(name)
             now = "is now %s" % type(names[name]).__name__ if name in names else "was deleted"
             notes.append("%s %s; INPUTS[%r] holds the input." % (name, now, name))
+    keep = (names if bound is None else bound).get("_rlm_keep_file")
+    if keep is not None:
+        notes += _rlm_hand_over(keep)
     return "\n".join("[%s]" % note for note in notes)
 
 
