@@ -14,8 +14,10 @@ PIECE_BYTES = 4_000_000
 """Bytes that are read at once; a longer file comes in several pieces."""
 _WHOLE_BYTES = 1_000_000_000
 _CACHED_CHARS = 64_000_000
-_ATTACHED_FROM, _ATTACHED_BYTES = 4 * PIECE_BYTES, 1_000_000_000
 _LINE_CHARS = 300
+
+ATTACHED_FROM, ATTACHED_BYTES = 4 * PIECE_BYTES, 1_000_000_000
+"""Size from which a file is attached, and bytes of all that are: they stay in memory as long as the session."""
 
 Piece = tuple[str | None, int | str]
 """A text, and the byte where the next piece begins (-1 after the last); or None and the reason."""
@@ -80,7 +82,7 @@ class FileMapping(Mapping[str, str]):
         """Return a large file as attached memory, which lasts as long as the session; empty for other files."""
         size = self.sizes[name]
         with self._lock:
-            if self._attach is None or size < _ATTACHED_FROM or self._attached_bytes + size > _ATTACHED_BYTES:
+            if self._attach is None or size < ATTACHED_FROM or self._attached_bytes + size > ATTACHED_BYTES:
                 return ""
             self._attached_bytes += size
         try:
@@ -151,9 +153,10 @@ class FileMapping(Mapping[str, str]):
         if isinstance(names, str):
             names = [names] if names in self else self.glob(names)
         found, unread, deadline = Matches(), 0, time.monotonic() + seconds
-        number, current = 0, ""
+        number, current, before = 1, "", ""
         for name, text in self._all_pieces(list(names)):
-            number, current = (number, current) if name == current else (1, name)
+            number = number + before.count("\n") if name == current else 1
+            current, before = name, text or ""
             if text is None:
                 unread += 1
                 continue
@@ -165,7 +168,6 @@ class FileMapping(Mapping[str, str]):
             if time.monotonic() > deadline:
                 found.note = f"stopped after {seconds:g} seconds, in {name}"
                 return found
-            number += text.count("\n")
         if unread:
             found.note = f"{unread} files are not UTF-8 text or cannot be read"
         return found

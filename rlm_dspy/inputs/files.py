@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
-from rlm_dspy.inputs.file_mapping import PIECE_BYTES, FileMapping, fits
+from rlm_dspy.inputs.file_mapping import ATTACHED_BYTES, PIECE_BYTES, FileMapping, fits
 from rlm_dspy.text import counted, sendable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlm_dspy.inputs.file_mapping import Piece
 
 _MOST_ENTRIES = 200_000
+_MOST_PARTS = 1_000
 _CUT_WITHIN = 4
 """Bytes of one character in UTF-8 at most."""
 _SHOWN_NAMES, _SHOWN_FOLDERS, _SHOWN_KINDS = 6, 12, 8
@@ -142,7 +143,7 @@ class Files(FileMapping):
         """
         pieces: list[Piece] = []
         left = PIECE_BYTES
-        for name, start in parts:
+        for name, start in parts[:_MOST_PARTS]:
             text, after, size = self._piece(str(name), int(start))
             pieces.append((text, after))
             left -= size
@@ -169,7 +170,18 @@ class Files(FileMapping):
         return text, -1 if ends else start + (cut or len(data)), len(data)
 
     def whole(self, name: str) -> FileOfFolder:
-        """Return a file as a text that interpreters attach without a copy."""
+        """Return a file as a text that interpreters attach without a copy.
+
+        Raises:
+            KeyError: If there is no such file.
+            ValueError: If all files that were attached take too much memory.
+        """
+        with self._lock:
+            if name not in self._attached:
+                self._attached_bytes += self.sizes[name]
+                self._attached[name] = ""
+            if self._attached_bytes > ATTACHED_BYTES:
+                raise ValueError(f"{name} is too large to be attached beside the other files")
         return FileOfFolder(self, name)
 
     def spans(self, names: Iterable[str]) -> list[tuple[int, int]]:

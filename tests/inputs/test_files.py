@@ -186,6 +186,29 @@ def test_a_large_file_is_attached_and_small_ones_are_let_go(tmp_path: Path) -> N
     assert run(PythonInterpreter, code, {"files": Files.open(tmp_path)}).answer == ["large", "small"]
 
 
+def test_the_host_attaches_no_more_than_fits(tmp_path: Path) -> None:
+    """Whatever code asks for by itself; small files are read by the thousand, not by the million."""
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(12_000_000_000)
+    (tmp_path / "empty").touch()
+    code = """
+key, said = files.key, []
+try:
+    _rlm_read(key=key, whole="huge")
+except ValueError as error:
+    said.append(str(error))
+try:
+    files["huge"]
+except ValueError as error:
+    said.append(str(error))
+SUBMIT(answer=[*said, len(_rlm_read(key=key, parts=[["empty", 0]] * 50_000))])
+"""
+    attached, whole, parts = run(PythonInterpreter, code, {"files": Files.open(tmp_path)}).answer
+    assert "too large to be attached" in attached
+    assert "12,000,000,000 bytes, too many to be read whole; use files.lines(name)" in whole
+    assert parts == 1_000
+
+
 def test_a_hopeless_regular_expression_ends_with_its_cell(tmp_path: Path) -> None:
     """It runs in the worker: the host does not hang."""
     (tmp_path / "a").write_text("a" * 40 + "!", encoding="utf-8")
