@@ -184,7 +184,7 @@ def _run(
     import dspy
 
     from rlm_dspy.coverage import watched
-    from rlm_dspy.observe.console import Progress
+    from rlm_dspy.observe.console import Reporter
     from rlm_dspy.observe.event_log import RunLog
     from rlm_dspy.observe.record import FilesKept, recorded
 
@@ -194,7 +194,7 @@ def _run(
     with (
         RunLog(options.log) if options.log else contextlib.nullcontext(),
         watched() if kept else contextlib.nullcontext(),
-        dspy.context(callbacks=[*dspy.settings.callbacks, files, Progress(view, rlm.limits.max_iters)]),
+        dspy.context(callbacks=[*dspy.settings.callbacks, files, Reporter(view, rlm.limits.max_iters)]),
     ):
         record, error = recorded(rlm, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone

@@ -8,10 +8,10 @@ from typing import IO, TYPE_CHECKING, Protocol
 from rich import progress
 from rich.console import Console, Group
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from rlm_dspy.events import BatchEvent, CellEvent, Event, Listener, LMEvent, SubCallEvent, TurnEvent
+from rlm_dspy.events import BatchEvent, CellEvent, ChunkEvent, Event, Listener, LMEvent, SubCallEvent, TurnEvent
 from rlm_dspy.observe.formatting import used
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
@@ -21,17 +21,28 @@ if TYPE_CHECKING:
 
 _SHOWN_LINES = 16
 _SHOWN_CHARS = 2_000
+_TAIL_CHARS = 300
+"""Characters of a long line that is being written."""
 _STYLES: dict[Tone, str] = {"": "dim", "good": "green", "warn": "yellow", "bad": "red"}
 
 
 class View(Protocol):
-    """Displays a run."""
+    """Displays a run.
+
+    Attributes:
+        is_live: Whether it shows what the model writes while it writes it.
+    """
+
+    is_live: bool
 
     def head(self, question: str, about: str) -> None:
         """Show the question, the inputs and the model."""
 
     def busy(self, what: str) -> None:
         """Show the current activity."""
+
+    def write(self, number: int, field: str, text: str) -> None:
+        """Show the next part of the reply of a turn; see `ChunkEvent`."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
         """Show a turn that has ended."""
@@ -46,6 +57,8 @@ class View(Protocol):
 class Lines:
     """Prints a run as plain lines, for pipes and files."""
 
+    is_live = False
+
     def __init__(self, file: IO[str]) -> None:
         self._file = file
 
@@ -55,6 +68,9 @@ class Lines:
 
     def busy(self, what: str) -> None:
         """Print nothing: only a live view shows the current activity."""
+
+    def write(self, number: int, field: str, text: str) -> None:
+        """Print nothing: the turn is printed when it has ended."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
         """Print a turn: the code with a prompt, the output unchanged."""
@@ -75,23 +91,39 @@ class Lines:
 
 
 class Terminal:
-    """Shows a run on a terminal: in colour, with a live line while the model writes."""
+    """Shows a run on a terminal: in colour, each line of the model's reply when it is written.
+
+    The line that is being written, and the end of what the model thinks, are in a live line at the bottom.
+    """
+
+    is_live = True
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._turn = 0
+        """The turn whose reply is being shown; 0 for none."""
+        self._written = ""
+        """What was written of its code."""
+        self._field = ""
+        self._line = ""
+        self._label = ""
         spinner = progress.SpinnerColumn(style="cyan")
         what = progress.TextColumn("{task.description}", style="dim", markup=False)
+        line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        tail = progress.TextColumn("{task.fields[tail]}", style="dim", markup=False, table_column=line)
         # Not redirecting: code in this process has already replaced the streams.
         self._live = progress.Progress(
             spinner,
             what,
             progress.TimeElapsedColumn(),
+            tail,
             console=console,
+            expand=True,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._live.add_task("")
+        self._task = self._live.add_task("", tail="")
 
     def head(self, question: str, about: str) -> None:
         """Print the question, the inputs and the model."""
@@ -100,28 +132,65 @@ class Terminal:
     def busy(self, what: str) -> None:
         """Show the current activity in the live line."""
         if (what := printable(what)) != self._live.tasks[0].description:
-            self._live.reset(self._task, description=what)
+            self._live.reset(self._task, description=what, tail="")
         self._live.start()
 
-    def step(self, number: int, step: Step, spent: str) -> None:
-        """Print a turn: reasoning, highlighted code, and the ends of a long output."""
-        self._rule(f"turn {number}", spent, "cyan")
-        label, tone, _ = KINDS[step.kind]
-        style = _STYLES[tone]
+    def write(self, number: int, field: str, text: str) -> None:
+        """Print the lines of the reply that are complete."""
+        if self._turn != number:
+            self._turn, self._written, self._field = number, "", ""
+            self._rule(f"turn {number}", "", "cyan")
+        if field != self._field:
+            self._end_line()
+            self._field, self._label = field, field if field == "code" else ""
+        self._written += text if field == "code" else ""
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines if field != "thinking" else ():
+            self._print_line(line)
+        tail = self._line if field != "thinking" else (self._line or lines[-1])
+        self._live.update(self._task, tail=printable(tail)[-_TAIL_CHARS:])
+
+    def _end_line(self) -> None:
+        if self._line and self._field != "thinking":
+            self._print_line(self._line)
+        self._line = ""
+
+    def _print_line(self, line: str) -> None:
+        text = printable(line)
+        if self._field == "code":
+            self._row(Text(self._label, style="blue"), _highlighted(text))
+            self._label = ""
+        elif text.strip():
+            self._row("", Text(text, style="italic"))
+
+    def _row(self, label: Text | str, what: Text | Syntax) -> None:
         rows = Table.grid(padding=(0, 1))
         rows.add_column(width=7, justify="right")
         rows.add_column(overflow="fold")
-        if step.code and step.reasoning:
-            rows.add_row("", Text(printable(step.reasoning), style="italic"))
-        if step.code:
-            code = Syntax(
-                printable(step.code), "python", theme="ansi_dark", background_color="default", word_wrap=True
-            )
-            rows.add_row(Text("code", style="blue"), code)
-        elif step.reasoning:
-            rows.add_row(Text("reply", style="blue"), Text(shortened(printable(step.reasoning))))
-        rows.add_row(Text(label, style=style), Text(shortened(printable(step.output)), style=style))
+        rows.add_row(label, what)
         self._console.print(rows)
+
+    def step(self, number: int, step: Step, spent: str) -> None:
+        """Print a turn, or what was not written yet of it: reasoning, code, and the ends of a long output."""
+        label, tone, _ = KINDS[step.kind]
+        is_written, self._turn = self._turn == number, 0
+        if is_written:
+            self._end_line()
+            self._live.update(self._task, tail="")
+        else:
+            self._written = ""
+            self._rule(f"turn {number}", spent, "cyan")
+        if step.code and step.reasoning and not is_written:
+            self._row("", Text(printable(step.reasoning), style="italic"))
+        if step.code and step.code.strip() != self._written.strip():  # also if it had to be repaired
+            rest = step.code.removeprefix(self._written).lstrip("\n")
+            self._row(Text("code", style="blue"), _highlighted(printable(rest)))
+        elif step.reasoning and not step.code and not is_written:
+            self._row(Text("reply", style="blue"), Text(shortened(printable(step.reasoning))))
+        style = _STYLES[tone]
+        self._row(Text(label, style=style), Text(shortened(printable(step.output)), style=style))
+        if is_written:
+            self._row("", Text(printable(spent), style="dim"))
 
     def end(self, summary: str, *, answered: bool) -> None:
         """Print the summary, as a heading for the answer that follows."""
@@ -138,7 +207,7 @@ class Terminal:
         self._console.print(Group(Text(), line), no_wrap=True, overflow="ellipsis")
 
 
-class Progress(Listener):
+class Reporter(Listener):
     """Reports the events of a run to a view. Turns of children count towards their parent's turn.
 
     Args:
@@ -149,6 +218,7 @@ class Progress(Listener):
     def __init__(self, view: View, turns: int) -> None:
         self._view = view
         self._turns = turns
+        self.hears_chunks = view.is_live
         self._turn: int | None = None
         self._running = False
         self._asked = 0
@@ -165,6 +235,9 @@ class Progress(Listener):
                     self._asked, self._batch = 0, None
                 elif event.step is not None:
                     self._show(event.turn or 0, event.step)
+            case ChunkEvent() if event.text and not inner:
+                self._busy("the model thinks" if event.field == "thinking" else "the model writes")
+                self._view.write(event.turn or 0, event.field, event.text)
             case CellEvent() if begins and not inner:
                 self._running = True
                 self._busy("code runs")
@@ -193,6 +266,10 @@ class Progress(Listener):
 
     def _busy(self, what: str) -> None:
         self._view.busy(f"turn {self._turn} of {self._turns}: {what}")
+
+
+def _highlighted(code: str) -> Syntax:
+    return Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
 
 
 def view_on(file: IO[str] | None = None) -> View:

@@ -1,0 +1,90 @@
+"""`Progress` shows runs: as lines, numbered in threads, and in one display of a notebook."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, Limits
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.observe.progress import Progress
+from rlm_dspy.testing import ScriptedLM
+from tests.playing import block, fields
+
+NOTEBOOK = Path(__file__).parents[2] / "experiment" / "progress.ipynb"
+
+
+def lines(lm: ScriptedLM, run: Any) -> list[str]:
+    file = io.StringIO()
+    with dspy.context(lm=lm, callbacks=[Progress(file)]):
+        run()
+    return [line.partition(" (")[0] for line in file.getvalue().splitlines()]
+
+
+def rlm(**options: Any) -> RLM:
+    return RLM("context -> answer", policy=None, interpreter_factory=LocalPythonInterpreter, **options)
+
+
+def test_a_run_is_a_line_for_each_turn_and_one_for_its_end() -> None:
+    lm = ScriptedLM([block("print(1)"), block("1/0"), block("SUBMIT(answer='a')")])
+    assert lines(lm, lambda: rlm(max_iters=5)(context="x")) == [
+        "RLM 1: turn 1 of 5: output",
+        "RLM 1: turn 2 of 5: error",
+        "RLM 1: turn 3 of 5: SUBMIT",
+        "RLM 1: submitted",
+    ]
+
+
+def test_sub_calls_and_the_turns_of_children_are_counted() -> None:
+    file = io.StringIO()
+    lm = ScriptedLM(
+        act=[block("a = llm_query_batched(['1', '2'])\nb = rlm_query('3')\nSUBMIT(answer='a')")],
+        child=[block("SUBMIT(response='c')")],
+        query=["1", "2"],
+    )
+    with dspy.context(lm=lm, callbacks=[Progress(file)]):
+        rlm(limits=Limits(max_depth=1))(context="x")
+    first, last = file.getvalue().splitlines()
+    assert first.endswith(", 4 sub-calls)")  # two questions, the child, and its turn
+    assert last.startswith("RLM 1: submitted")
+
+
+def test_runs_of_a_batch_are_numbered() -> None:
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer='a')"))
+    examples = [dspy.Example(context=str(n)).with_inputs("context") for n in range(4)]
+    told = lines(lm, lambda: rlm().batch(examples, num_threads=4, disable_progress_bar=True))
+    assert sorted(line for line in told if "submitted" in line) == [f"RLM {n}: submitted" for n in range(1, 5)]
+    assert len(told) == 8
+
+
+def test_a_run_that_fails_says_why_without_secrets() -> None:
+    lm = ScriptedLM([dspy.LMServerError("down: Bearer abcdefghijkl")])
+
+    def run() -> None:
+        with pytest.raises(dspy.LMError):
+            rlm()(context="x")
+
+    assert lines(lm, run) == ["RLM 1: failed: LMServerError: down: Bearer ***"]
+
+
+def test_an_answer_read_from_the_trajectory_is_an_end_too() -> None:
+    lm = ScriptedLM([block("print(1)")], extract=[fields(answer="a")])
+    assert lines(lm, lambda: rlm(max_iters=1)(context="x"))[-1] == "RLM 1: extracted"
+
+
+@pytest.mark.long
+def test_a_notebook_has_one_display_that_ends_with_the_result() -> None:
+    import nbclient  # noqa: PLC0415  (only here)
+    import nbformat  # noqa: PLC0415
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    _, one, many = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, last in ((one, "RLM 1: submitted ("), (many, "6 of 6 runs have ended")):
+        shown = [output for output in cell.outputs if output.output_type == "display_data"]
+        assert len(shown) == 1
+        assert last in shown[0]["data"]["text/html"]
