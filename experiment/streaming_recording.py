@@ -138,7 +138,8 @@ def main() -> None:
     else:
         who = f"the model {model}"
     about = (
-        f"Made by `experiment/streaming_recording.py` with {who}: what a terminal of {COLUMNS} columns shows\n"
+        f"Made by `experiment/streaming_recording.py` with {who}.\n"
+        f"What a terminal of {COLUMNS} columns shows "
         "about once a second, if it has changed. The line at the bottom is live: the line of code that is being\n"
         "written, or the end of what the model thinks.\n"
     )

@@ -41,7 +41,13 @@ def test_every_block_of_python_runs(code: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["rlm_dspy.loop.rlm", "rlm_dspy.testing", "rlm_dspy.observe.event_log", "rlm_dspy.cache.sub_call_cache"],
+    [
+        "rlm_dspy.loop.rlm",
+        "rlm_dspy.testing",
+        "rlm_dspy.observe.event_log",
+        "rlm_dspy.observe.progress",
+        "rlm_dspy.cache.sub_call_cache",
+    ],
 )
 def test_examples_in_docstrings_run(module: str) -> None:
     """And give what they say."""
@@ -54,7 +60,7 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
     with_examples = {
         path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if EXAMPLE.search(path.read_text("utf-8"))
     }
-    assert with_examples == {"rlm", "testing", "event_log", "sub_call_cache"}
+    assert with_examples == {"rlm", "testing", "event_log", "progress", "sub_call_cache"}
 
 
 def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
