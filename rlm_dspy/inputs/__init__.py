@@ -1,7 +1,8 @@
 """Long texts and other inputs: what the REPL binds for them, and how the model is told of them."""
 
-from rlm_dspy.inputs.description import MEDIA, Variable, about, describe, plain
+from rlm_dspy.inputs.description import Variable, about, describe, plain
 from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.media import MEDIA
 from rlm_dspy.inputs.opening import opened
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.tables import Table

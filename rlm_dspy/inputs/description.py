@@ -10,6 +10,7 @@ import dspy
 from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.media import MEDIA, media_facts
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.tables import Table, about_table
 from rlm_dspy.inputs.text import HEAD_CHARS, READ_WHOLE_BYTES, Text, shorten
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _WHOLE_CHARS = 400
 _TAIL_CHARS = 80
 _LEFT_OUT = "... [left out] ..."
-MEDIA = (dspy.Image, dspy.Audio, dspy.File)
-"""Types that the REPL holds as handles; a model that is asked about one gets the content."""
 
 
 class _Preview(ShortRepr):
@@ -150,6 +149,9 @@ def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
         data, told = media.file_data or "", media.filename or media.file_id or ""
     head, _, encoded = data.partition(";base64,")
     size = f"{head.removeprefix('data:')}, {len(encoded) * 3 // 4:,} bytes" if encoded else shorten(data, 80, 20)
+    facts = media_facts(media)
+    if facts["width"]:
+        size += f", {facts['width']} x {facts['height']} pixels"
     return f"{told}, {size}" if told and data else told or size
 
 

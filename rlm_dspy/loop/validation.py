@@ -10,6 +10,7 @@ import dspy
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import Files, opened
+from rlm_dspy.inputs.media import MEDIA, check_media_size
 from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
 from rlm_dspy.repl.type_names import bare
@@ -54,7 +55,7 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
     """Return the inputs in the signature's order, with defaults filled in.
 
     Raises:
-        InvalidInputs: If one is missing or unknown.
+        InvalidInputs: If one is missing or unknown, or an image, a sound or a file is too large.
     """
     fields = signature.input_fields
     given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
@@ -63,6 +64,13 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
     if told := ", ".join(f"{what}: {sorted(names)}" for what, names in wrong.items() if names):
         raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {told}.")
     values = {name: given[name] for name in fields}
+    for name, value in values.items():
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            try:
+                if isinstance(part, MEDIA):
+                    check_media_size(part)
+            except ValueError as error:
+                raise InvalidInputs(f"Input {name!r}: {error}") from error
     return {name: value.of_a_run() if isinstance(value, Files) else value for name, value in values.items()}
 
 

@@ -28,7 +28,8 @@ class Prompt(str):
     parts: list[Any]
 
     def __new__(cls, parts: list[Any], media: Media) -> Self:
-        """Join the parts."""
+        """Join the parts; a picture that code made stands in them by its data."""
+        parts = [_picture(part) if isinstance(part, dict) else part for part in parts]
         if other := [type(part).__name__ for part in parts if not isinstance(part, (str, *MEDIA))]:
             raise ValueError(f"a prompt consists of texts, images, sounds and files, not {', '.join(other)}")
         shown = [part if isinstance(part, str) else f"<{type(part).__name__} {media.key(part)}>" for part in parts]
@@ -42,6 +43,12 @@ class Prompt(str):
         for part in self.parts:
             blocks += [{"type": "text", "text": part}] if isinstance(part, str) else part.format()
         return blocks
+
+
+def _picture(fields: dict[str, Any]) -> Any:
+    """Return the image of `dspy.Image(...)` in the REPL, never one that somebody would fetch."""
+    url = fields.get("url")
+    return dspy.Image(url) if isinstance(url, str) and url.startswith("data:image/") else fields
 
 
 class PromptAdapter(dspy.Adapter):

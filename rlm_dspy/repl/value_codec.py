@@ -28,6 +28,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
 from rlm_dspy.inputs import MEDIA, Files, Record, Row, Table, Text, about, plain
+from rlm_dspy.inputs.media import check_media_size, media_facts
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.type_names import alternatives, holds_media
@@ -80,6 +81,8 @@ class Media:
         if isinstance(media, Files | Table):
             key = media.key
         else:
+            if isinstance(media, MEDIA):
+                check_media_size(media)
             content = media.model_dump_json().encode("utf-8", "surrogatepass")
             key = hashlib.sha256(content).hexdigest()[:12]
         with self._lock:
@@ -132,7 +135,7 @@ def _described_handle(value: dspy.Type | Files | Table, media: Media) -> tuple[s
         return "files", "Files", {"key": media.key(value), "sizes": value.sizes}
     if isinstance(value, Table):
         return "table", "Table", {"key": media.key(value), "arrow": value.arrow}
-    return "media", type(value).__name__, {"key": media.key(value), "about": about(value)}
+    return "media", type(value).__name__, {"key": media.key(value), "about": about(value), **media_facts(value)}
 
 
 def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:

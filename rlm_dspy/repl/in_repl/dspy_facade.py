@@ -3,10 +3,12 @@
 Not imported: its source runs after `functions.py`, in the same namespace.
 """
 
+import base64 as _rlm_base64
 import collections.abc as _rlm_abc
 import dataclasses as _rlm_dataclasses
 import enum as _rlm_enum
 import inspect as _rlm_inspect
+import pathlib as _rlm_pathlib
 import re as _rlm_re
 import sys as _rlm_sys
 import types as _rlm_types
@@ -152,12 +154,27 @@ def _rlm_constraints(told):
 
 
 class _RlmMediaType:
-    """`dspy.Image("data:image/png;base64,...")`: a type; a call gives what the host makes one of."""
+    """`dspy.Image(bytes)`, of a file or of `data:image/png;base64,...`: gives what the host makes one of."""
 
     def __new__(cls, source=None, **fields):
         if source is None:
             return fields
+        source = _rlm_data_uri(source) if cls.__name__ == "Image" else source
         return {"url": source} if cls.__name__ == "Image" and isinstance(source, str) else source
+
+
+def _rlm_data_uri(source):
+    """Return the bytes of a picture, or those in a file, as a data URI; any other value as it is."""
+    if isinstance(source, (str, _rlm_pathlib.Path)) and len(str(source)) < 1000:
+        path = _rlm_pathlib.Path(source)
+        source = path.read_bytes() if path.is_file() else source
+    if not isinstance(source, bytes):
+        return source
+    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    kind = next((kind for start, kind in kinds.items() if source.startswith(start)), None)
+    if kind is None:
+        raise ValueError("dspy.Image takes a PNG, JPEG, GIF or WebP picture: its bytes, or the path of a file")
+    return "data:image/%s;base64,%s" % (kind, _rlm_base64.b64encode(source).decode())
 
 
 class _RlmField:

@@ -203,7 +203,9 @@ def _rlm_prompt(prompt, media=()):
             shown = [name for name in _rlm_media if name in part]
             pieces = _rlm_re.split("(%s)" % "|".join(map(_rlm_re.escape, shown)), part) if shown else [part]
             split += [_rlm_media.get(piece, piece) for piece in pieces if piece.strip()]
-        elif isinstance(part, _RlmMedia) or _rlm_is_media(part):
+        elif (
+            isinstance(part, _RlmMedia) or _rlm_is_media(part) or (isinstance(part, dict) and set(part) == {"url"})
+        ):
             split.append(part)
         else:
             split = []
@@ -227,9 +229,9 @@ def _rlm_query_of(model):
     return {"kind": "query"}
 
 
-def llm_query(prompt, *media, model=None):
+def llm_query(prompt, *media, model=None, images=()):
     """Ask a model one question and return its answer."""
-    return _rlm_one(_rlm_query_of(model), {"prompt": _rlm_prompt(prompt, media)})
+    return _rlm_one(_rlm_query_of(model), {"prompt": _rlm_prompt(prompt, (*media, *images))})
 
 
 def llm_query_batched(prompts, model=None):

@@ -91,10 +91,16 @@ class _RlmRecord(dict):
 
 
 class _RlmMedia:
-    """An image, a sound or a file on the host; pass it to sub-calls, llm_query(prompt, it), SUBMIT."""
+    """An image, a sound or a file on the host; pass it to sub-calls, llm_query(prompt, it), SUBMIT.
 
-    def __init__(self, kind, key, about):
-        self.kind, self.key, self.about = kind, key, about
+    It has `type`, `media_type` and `size` in bytes, an image `width` and `height`; None for what is not known.
+    """
+
+    def __init__(self, kind, key, about, **facts):
+        self.type = self.kind = kind
+        self.key, self.about, self._facts = key, about, facts
+        self.media_type, self.size = facts.get("media_type"), facts.get("size")
+        self.width, self.height = facts.get("width"), facts.get("height")
         _rlm_media[str(self)] = self
 
     def __repr__(self):
@@ -107,7 +113,7 @@ class _RlmMedia:
         return hash(self.key)
 
     def __reduce__(self):
-        return _rlm_made, ("media", self.kind, {"key": self.key, "about": self.about})
+        return _rlm_made, ("media", self.kind, {"key": self.key, "about": self.about, **self._facts})
 
 
 class Files(FileMapping):
