@@ -31,7 +31,7 @@ _BEHIND_WORDS = re.compile(r"^(?P<before>.*\S[ \t]*)(?P<fence>`{3,})(?P<language
 FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy's ChatAdapter
 
 
-_TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:</?[|\w]+>\s*)+$")
+_TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:(?:</?[|\w]+>|\[\|\w+\|\])\s*)+$")
 """Tokens after a closing fence: ```` ```<end_code> ````, of smolagents' prompts, or the end of a turn."""
 
 

@@ -23,7 +23,7 @@ from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_object, split_tool_calls
 
 _MAX_UNFENCED_LINES = 200
-_HOLDS_CODE = {"json", "json5", "jsonc", ""}
+_HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt"}
 _LAST_TOKENS = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|return|endoftext|end_of_text|end_of_turn|eos)\|>|</s>|<eos>|<end_of_turn>))+\Z"
@@ -94,7 +94,11 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
     code = [block.code for block in filled if block.language in PYTHON]
     if not any(block.language in PYTHON and block.code.strip() for block in blocks):
         unmarked = [block for block in filled if not block.language]
-        code = [block.code for block in unmarked if block is unmarked[0] or not block.is_output]
+        code = [
+            inner.code if (inner := _read_object(block.code)) else block.code
+            for block in unmarked
+            if block is unmarked[0] or not block.is_output
+        ]
     if code:
         return Reply(
             reasoning=_without_marks("\n".join(_lines_outside(lines, blocks))), code="\n".join(map(repaired, code))

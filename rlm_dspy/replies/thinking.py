@@ -70,7 +70,8 @@ _WRAPPED = re.compile(rf"\A\s*(?:{_WRAPPERS}\s*)+|(?:{_WRAPPERS}\s*)+\Z")
 
 
 _TITLED = re.compile(
-    r"\A(?:analysis.*?assistantfinal|Here(?: is|'s) my thought process:.*?Here(?: is|'s) my response:)",
+    r"\A(?:analysis.*?assistant(?:final|(?=commentary to=))"
+    r"|Here(?: is|'s) my thought process:.*?Here(?: is|'s) my response:)",
     re.IGNORECASE | re.DOTALL,
 )
 """Thinking without tags: of gpt-oss on a server that drops its channel tokens, and of Granite."""

@@ -1,9 +1,10 @@
 """Parses code that a model wrote as a tool call, in the text formats of chat templates.
 
 A model may be trained to call a Python tool, and do so instead of writing a block: the server returns the call as
-text if it does not know the tool. Sources of the formats: the chat templates and model cards of Hermes 2
-Pro, Qwen2.5 and Qwen3-Coder, GLM-4.5, gpt-oss (harmony), Llama 3.1, Mistral, DeepSeek-V3, Kimi K2, Granite 3,
-Command R7B, LFM2, MiniMax-M2, Claude; CodeAct and OpenHands; ReAct.
+text if it does not know the tool. Sources of the formats: the chat templates and model cards of Hermes 2 Pro,
+Qwen2.5 and Qwen3-Coder, GLM-4.5, gpt-oss (harmony), Llama 3.1 and 4, Mistral, DeepSeek-V3, Kimi K2, Granite 3,
+Command R7B, LFM2, MiniMax-M2, Claude, Phi-4, Nemotron, Jamba, InternLM2.5, OLMo 3, Hunyuan, FunctionGemma; CodeAct
+and OpenHands; ReAct; what Groq quotes as `failed_generation`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 
 _RUNS_CODE = re.compile(r"python|code|exec|repl|interpreter|jupyter", re.IGNORECASE)
 _IS_CODE = re.compile(r"code|script|source|python|program", re.IGNORECASE)
+_BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
+_NS = r"(?:\w+:|\uff5cDSML\uff5c)?"
+"""A namespace before a tag: MiniMax's, Seed's, StepFun's, DeepSeek's."""
 _QWEN = re.compile(r"<parameter=(?P<key>[\w.-]+)>\n?(?P<value>.*?)\n?(?:</parameter>|\Z)", re.DOTALL)
-_INVOKE = re.compile(r'<parameter name="(?P<key>[\w.-]+)"[^>]*>\n?(?P<value>.*?)\n?(?:</parameter>|\Z)', re.DOTALL)
+_INVOKE = re.compile(
+    rf'<{_NS}parameter name="(?P<key>[\w.-]+)"[^>]*>\n?(?P<value>.*?)\n?(?:</{_NS}parameter>|\Z)', re.DOTALL
+)
+_GEMMA = re.compile(r'(?P<key>\w+):(?P<quote><escape>|<\|"\|>)(?P<value>.*?)(?:(?P=quote)|\Z)', re.DOTALL)
 _GLM = re.compile(
     r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>\n?(?P<value>.*?)\n?(?:</arg_value>|\Z)", re.DOTALL
 )
@@ -64,8 +71,10 @@ def code_of_object(value: JsonValue) -> str:
         return "\n".join(codes) if all(codes) else ""
     if not isinstance(value, dict):
         return ""
+    if isinstance(calls := value.get("tool_calls"), list):
+        return code_of_object(calls)
     if isinstance(inner := value.get("function"), dict):
-        value = inner
+        value = {**value, **inner}
     name = value.get("name") or value.get("tool_name") or value.get("function")
     arguments = next((value[key] for key in ("arguments", "parameters", "input", "args") if key in value), None)
     return code_of_call(name, arguments) if isinstance(name, str) else ""
@@ -89,7 +98,13 @@ def _of_named_json(found: re.Match[str]) -> str:
 
 def _of_raw_code(found: re.Match[str]) -> str:
     body = found["body"].strip("\n")
-    return code_of_object(_json(body)) or body
+    return code_of_object(_json(body)) or _of_calls(body) or body
+
+
+def _of_function(found: re.Match[str]) -> str:
+    """Return the code of `<function=name>`: with an object behind it (Llama), or parameters in tags (Qwen)."""
+    body = found["body"].strip()
+    return code_of_call(found["name"], body) if body.startswith("{") else _of_pairs(_QWEN)(found)
 
 
 def _of_pairs(pairs: re.Pattern[str]) -> Callable[[re.Match[str]], str]:
@@ -102,37 +117,59 @@ def _of_pairs(pairs: re.Pattern[str]) -> Callable[[re.Match[str]], str]:
 
 
 def _of_python_calls(found: re.Match[str]) -> str:
-    """Return the code of calls written as Python, `[python(code="...")]`."""
+    return _of_calls(found["body"])
+
+
+def _of_calls(text: str) -> str:
+    """Return the code of tool calls written as Python, `[python(code="...")]`; empty for other Python."""
     try:
-        tree = ast.parse(found["body"].strip(), mode="eval").body
-        calls = tree.elts if isinstance(tree, ast.List) else [tree]
+        lines = ast.parse(text.strip()).body
+        values = [line.value for line in lines if isinstance(line, ast.Expr)]
+        calls = [call for value in values for call in (value.elts if isinstance(value, ast.List) else [value])]
+        if len(values) < len(lines) or not all(isinstance(call, ast.Call) and not call.args for call in calls):
+            return ""
         return "\n".join(
             code_of_call(
                 ast.unparse(call.func), {word.arg or "": ast.literal_eval(word.value) for word in call.keywords}
             )
             for call in calls
-            if isinstance(call, ast.Call)
+            if isinstance(call, ast.Call) and call.keywords
         )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
 
 
+_OPENS = (
+    r"(?:<\|?(?:tool_calls?|tools|function_calls?|TOOLCALL)\|?>|\[TOOL_(?:CALLS|REQUEST)\]|\bfunctools(?=\[)"
+    r"|<\|action_start\|>\s*<\|plugin\|>|<\|START_ACTION\|>)"
+)
+_CLOSES = r"(?:</(?:tool_calls?|tools|function_calls?|TOOLCALL|s)>|<\|[\w/]+\|>|\[END_TOOL_REQUEST\]|\Z)"
 _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, _FLAGS), read)
     for pattern, read in (
-        (r"^<tool_call>\s*(?P<body>[\[{].*?[\]}])\s*(?:</tool_call>|\Z)", _of_json),
-        (
-            r"(?:^<tool_call>\s*)?^<function=(?P<name>[\w.-]+)>(?P<body>.*?)(?:</function>|\Z)(?:\s*</tool_call>)?",
-            _of_pairs(_QWEN),
-        ),
-        (r"^<tool_call>(?P<name>[\w.-]+)\s*(?P<body><arg_key>.*?)(?:</tool_call>|\Z)", _of_pairs(_GLM)),
+        (rf"{_OPENS}\s*(?P<body>[\[{{](?:(?!{_OPENS}).)*?[\]}}])\s*{_CLOSES}", _of_json),
         (
             (
-                r"^<(?P<tag>(?:\w+:)?(?:function_calls|tool_call))>\s*<(?:\w+:)?invoke name=\"(?P<name>[\w.-]+)\">"
-                r"(?P<body>.*?)(?:</(?:\w+:)?invoke>\s*(?:</(?P=tag)>)?|\Z)"
+                r"(?:^<tool_call>\s*|<seed:tool_call>\s*)?^<function=(?P<name>[\w.-]+)(?:>|=?(?=\{)|\((?=\{))"
+                r"(?P<body>.*?)\)?(?:</function>|\Z)(?:\s*</(?:seed:)?tool_call>)?"
+            ),
+            _of_function,
+        ),
+        (
+            (
+                r"(?:<tool_calls>\s*)?<tool_call>(?P<name>[\w.-]+)\s*(?:<tool_sep>\s*)?(?P<body><arg_key>.*?)"
+                r"(?:</tool_call>\s*(?:</tool_calls>)?|\Z)"
+            ),
+            _of_pairs(_GLM),
+        ),
+        (
+            (
+                rf"(?:<{_NS}(?:function_calls|tool_calls?)>\s*)?<{_NS}invoke name=\"(?P<name>[\w.-]+)\">"
+                rf"(?P<body>.*?)(?:</{_NS}invoke>\s*(?:</{_NS}(?:function_calls|tool_calls?)>)?|\Z)"
             ),
             _of_pairs(_INVOKE),
         ),
+        (r"<function_calls>\s*(?P<body>.*?)(?:</function_calls>|\Z)", _of_python_calls),
         (
             (
                 r"(?:<\|start\|>assistant)?<\|channel\|>(?:commentary|analysis) to=(?P<name>[\w.-]+)[^<]*"
@@ -140,9 +177,29 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
             ),
             _of_named_json,
         ),
+        (
+            (
+                r"(?:(?:<\|start\|>)?assistant )?\bto=(?P<name>[\w.-]+)\s*<\|channel\|>\w+[^<]*"
+                rf"(?:<\|constrain\|>\w+)?<\|message\|>(?P<body>.*?){_END}"
+            ),
+            _of_named_json,
+        ),
+        (r"\Acommentary to=(?P<name>[\w.-]+) ?(?:code|json)?(?P<body>.*)\Z", _of_named_json),
         (rf"<\|python_tag\|>(?P<body>.*?){_END}", _of_raw_code),
+        (r"<\|python_start\|>(?P<body>.*?)(?:<\|python_end\|>|\Z)(?:<\|eom\|>)?", _of_raw_code),
+        (r"<\|action_start\|>\s*<\|interpreter\|>(?P<body>.*?)(?:<\|action_end\|>|\Z)", _of_raw_code),
         (r"\[TOOL_CALLS\]\s*(?P<body>\[.*\])", _of_json),
-        (r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\](?P<body>\{.*\})", _of_named_json),
+        (
+            r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?P<body>\{.*\})",
+            _of_named_json,
+        ),
+        (
+            (
+                r"(?:<\|tool_call>|<start_function_call>)\s*call:(?P<name>[\w.-]+)\{(?P<body>.*?)\}?"
+                r"(?:<tool_call\|>|<end_function_call>|\Z)"
+            ),
+            _of_pairs(_GEMMA),
+        ),
         (
             (
                 r"(?:<\uff5ctool\u2581calls\u2581begin\uff5c>)?<\uff5ctool\u2581call\u2581begin\uff5c>(?:function<\uff5ctool\u2581sep\uff5c>)?(?P<name>[\w.-]+)"
@@ -158,9 +215,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
             ),
             _of_named_json,
         ),
-        (r"<\|tool_call\|>(?P<body>[\[{].*[\]}])(?:<\|/tool_call\|>)?", _of_json),
-        (r"<\|START_ACTION\|>(?P<body>.*?)(?:<\|END_ACTION\|>|\Z)", _of_json),
         (r"<\|tool_call_start\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)", _of_python_calls),
+        (r"^Action:\s*```json\s*(?P<body>\[.*?\])\s*```", _of_json),
+        (r"^(?P<name>[\w.-]+)(?P<body>\{.*\})</function>", _of_named_json),
+        (r"\A(?P<name>[\w.-]+)\n(?P<body>\{.*\})\s*\Z", _of_named_json),
         (
             r"^Action:[ \t]*(?P<name>[\w.-]+)[ \t]*\nAction Input:[ \t]*\n?(?P<body>.*?)(?=^Observation:|\Z)",
             _of_named_json,
@@ -187,4 +245,6 @@ def split_tool_calls(text: str) -> tuple[str, str]:
                 words.append(text[at : match.start()])
                 at = match.end()
             return "\n".join(code for _, code in found), "".join([*words, text[at:]]).strip()
-    return code_of_object(_json(text)) if text.startswith(("{", "[")) else "", text
+    if not text.startswith(("{", "[")):
+        return "", text
+    return code_of_object(_json(text)) or (_of_calls(text) if _BARE_CALLS.match(text) else ""), text

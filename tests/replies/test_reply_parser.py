@@ -255,6 +255,8 @@ def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language
         "a <think>b",
         "<think>a</think>\n",
         "'</think>'\n",
+        "<tool_call>{",
+        "<tool_call>{}",
         "\n",
     ],
 )
