@@ -9,7 +9,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from typer import Argument, Option
@@ -171,7 +171,7 @@ def _chosen(model: str | None, *, pull: bool) -> dspy.LM:
     return choose_model(model, pull=True, announce=tell)
 
 
-def _stdin(files: list[str]) -> IO[bytes] | None:
+def _stdin(files: list[str]) -> BinaryIO | None:
     """Return standard input if it is named, or if it is piped and no file is named."""
     wanted = STDIN in files or (not files and not sys.stdin.isatty())
     return sys.stdin.buffer if wanted else None

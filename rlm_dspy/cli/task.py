@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import rlm_dspy
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
@@ -41,7 +41,7 @@ def read_task(
     question: str,
     files: list[str],
     signature: str | None,
-    stdin: IO[bytes] | None,
+    stdin: BinaryIO | None,
     *,
     allow_local: bool = False,
 ) -> Task:
@@ -123,7 +123,7 @@ def _size(source: rlm_dspy.Text | rlm_dspy.Files | rlm_dspy.Table) -> str:
     return counted(len(source), kinds.get(type(source), "character"))
 
 
-def _read(files: list[str], stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text | None:
+def _read(files: list[str], stdin: BinaryIO | None, *, allow_local: bool) -> rlm_dspy.Text | None:
     """Return the text of files, or of standard input if none is named; None if that has none."""
     texts = [_read_one(name, stdin, allow_local=allow_local) for name in files or [STDIN]]
     for name, text in zip(files or [STDIN], texts, strict=True):
@@ -141,17 +141,16 @@ def _title(name: str, of_stdin: str = "standard input") -> str:
     return of_stdin if name == STDIN else name
 
 
-def _read_one(name: str, stdin: IO[bytes] | None, *, allow_local: bool) -> rlm_dspy.Text:
+def _read_one(name: str, stdin: BinaryIO | None, *, allow_local: bool) -> rlm_dspy.Text:
     path = Path(name).expanduser()
     try:
         if name == STDIN:
-            return rlm_dspy.Text(stdin.read().decode("utf-8") if stdin is not None else "")
+            return rlm_dspy.Text("") if stdin is None else rlm_dspy.Text.open(stdin)
         is_pipe = path.exists() and not path.is_file()
-        text = (
-            rlm_dspy.Text(path.read_text(encoding="utf-8"))
-            if is_pipe
-            else rlm_dspy.Text.open(name, allow_local=allow_local)
-        )
+        if is_pipe:
+            with path.open("rb") as pipe:
+                return rlm_dspy.Text.open(pipe)
+        text = rlm_dspy.Text.open(name, allow_local=allow_local)
         str(text)  # decodes it
     except FileNotFoundError as error:
         raise UsageError(f"File not found: {name}.") from error

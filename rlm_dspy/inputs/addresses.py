@@ -17,12 +17,12 @@ _MAX_BYTES = 100 << 20
 _PROBLEMS = {
     "scheme": "{name} cannot be fetched: Text.open takes http and https addresses.",
     "name": "{name} cannot be fetched: there is no host {detail}, or no network.",
-    "local": "{name} leads to a local network: {detail}. If you trust it: allow_local=True, or --allow-local.",
+    "local": "{name} leads to a local network ({detail}). If you trust it: allow_local=True, or --allow-local.",
     "redirects": "{name} cannot be fetched: it is redirected more than {detail} times.",
     "status": "{name} cannot be fetched: the server answered {detail}.",
     "large": f"{{name}} is larger than {_MAX_BYTES >> 20:,} MB. Download it and open the file.",
     "time": f"{{name}} did not arrive within {_SECONDS} seconds. Download it and open the file.",
-    "failed": "{name} cannot be fetched: {detail}. Proxies are not used.",
+    "failed": "{name} cannot be fetched: {detail}. Proxies are not used: fetch it and open the file.",
     "crashed": "{name} cannot be fetched: the process for it ended with {detail}.",
 }
 

@@ -113,7 +113,7 @@ def _checked(url: httpx.URL, *, allow_local: bool) -> list[str]:
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     allowed = [address for address in addresses if allow_local or _is_public(ipaddress.ip_address(address))]
     if not allowed:
-        raise Refused("local", f"{url.host} is {addresses[0]}")
+        raise Refused("local", addresses[0])
     return allowed
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
 
 from pydantic_core import core_schema
 
 from rlm_dspy.inputs.documents import HEAD_BYTES, kind_of, read_document
 
 if TYPE_CHECKING:
-    import os
     from typing import BinaryIO
 
     from pydantic import GetCoreSchemaHandler
@@ -47,7 +49,13 @@ class Text:
         self._pages: list[slice] = []
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, password: str | None = None, allow_local: bool = False) -> Text:
+    def open(
+        cls,
+        path: str | os.PathLike[str] | BinaryIO,
+        *,
+        password: str | None = None,
+        allow_local: bool = False,
+    ) -> Text:
         """Return a text that stands for a file, a document or a page of the web.
 
         A UTF-8 file is read when it is needed. PDF, DOCX, PPTX, XLSX, EPUB and HTML are recognized by their
@@ -56,7 +64,8 @@ class Text:
         it has page breaks, EPUB and HTML have none.
 
         Args:
-            path: The file, or an `http` or `https` address; that is fetched within 30 seconds and 100 MB.
+            path: The file, or an `http` or `https` address; that is fetched within 30 seconds and 100 MB. An open
+                binary file, e.g. a pipe, is read to its end.
             password: Of an encrypted PDF.
             allow_local: Whether an address may lead to this machine or its network.
 
@@ -65,7 +74,14 @@ class Text:
             UnreadableDocument: If it is neither text nor a document that can be read within the bounds, or
                 the extra `documents` is not installed.
             UnreachableAddress: If an address is not allowed or cannot be fetched.
+            UnicodeDecodeError: If an open file holds neither UTF-8 nor a document.
         """
+        if not isinstance(path, str | os.PathLike):
+            with TemporaryFile(buffering=0) as copy:
+                shutil.copyfileobj(path, copy)
+                text = cls._document(copy, "the file", password)
+                copy.seek(0)
+                return cls(copy.read().decode(cls.encoding)) if text is None else text
         if "://" in str(path):
             from rlm_dspy.inputs.addresses import read_address, without_credentials  # noqa: PLC0415 (rarely needed)
 
@@ -77,12 +93,20 @@ class Text:
             raise FileNotFoundError(
                 f"{path} {wrong}. Text.open takes the path of a UTF-8 text file or a document."
             )
-        with resolved.open("rb", buffering=0) as file:  # the other process reads where this one has stopped
-            kind = kind_of(file.read(HEAD_BYTES), str(path))
-            if kind == "text":
-                return cls("", path=resolved)
-            file.seek(0)
-            return cls._of(read_document(file, kind, str(path), password=password), resolved.name)
+        with resolved.open("rb", buffering=0) as file:
+            text = cls._document(file, str(path), password)
+        if text is None:
+            return cls("", path=resolved)
+        text.name = resolved.name
+        return text
+
+    @classmethod
+    def _document(cls, file: IO[bytes], name: str, password: str | None) -> Text | None:
+        """Return the text of a document, None if it is no document. The file must be unbuffered."""
+        file.seek(0)
+        kind = kind_of(file.read(HEAD_BYTES), name)
+        file.seek(0)
+        return None if kind == "text" else cls._of(read_document(file, kind, name, password=password), name)
 
     @classmethod
     def _of(cls, document: Document, name: str) -> Text:

@@ -183,7 +183,9 @@ def test_a_local_network_is_refused(host: str, served: str) -> None:
 
 def test_a_refusal_names_the_way_to_allow_it(served: str) -> None:
     """For those who trust the address."""
-    with pytest.raises(UnreachableAddress, match=r"leads to a local network: 127\.0\.0\.1 .* allow_local=True"):
+    with pytest.raises(
+        UnreachableAddress, match=r"leads to a local network \(127\.0\.0\.1\)\. .*allow_local=True"
+    ):
         Text.open(f"{served}/page")
     assert Pages.asked == []
 
@@ -220,7 +222,7 @@ def test_a_redirect_into_a_local_network_is_refused(served: str, monkeypatch: py
     monkeypatch.setattr(fetch_script, "_is_public", lambda address: str(address) == "127.0.0.1")
     with pytest.raises(fetch_script.Refused) as refused, httpx.Client(trust_env=False) as client:
         fetch_script.follow(client, f"{served}/to?http://10.0.0.1/", allow_local=False)
-    assert refused.value.args == ("local", "10.0.0.1 is 10.0.0.1")
+    assert refused.value.args == ("local", "10.0.0.1")
 
 
 def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to(
@@ -261,6 +263,8 @@ def test_the_command_line_takes_documents_and_addresses(
     code = "```python\nSUBMIT(answer=str(context.count('Founded by')))\n```"
     result = ask("How many?", "paper.pdf", f"{served}/page", "--allow-local", replies=[code])
     assert (result.exit_code, result.stdout) == (0, "2\n")
+    result = ask("How many?", replies=[code], stdin=SAMPLES["report.docx"]())
+    assert (result.exit_code, result.stdout) == (0, "1\n")
     result = ask("How many?", f"{served}/page")
     assert result.exit_code == 2
     assert "leads to a local network" in result.stderr

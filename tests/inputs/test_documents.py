@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import sys
 from typing import TYPE_CHECKING
@@ -80,6 +81,16 @@ def test_the_model_is_told_how_pages_are_marked(opened: Callable[..., Text]) -> 
     text = opened("long.pdf", pdf(*["word " * 20] * 120))
     assert len(text.pages) == 120
     assert "characters: --- page 1 of 120 ---" in str(describe("context", text)).replace("'", "")
+
+
+def test_an_open_file_is_read_to_its_end() -> None:
+    """As a pipe is; what is no document must be UTF-8."""
+    assert Text.open(io.BytesIO(SAMPLES["paper.pdf"]())).pages[1] == "Founded by Ada"
+    assert str(Text.open(io.BytesIO("na\u00efve".encode()))) == "na\u00efve"
+    with pytest.raises(UnicodeDecodeError):
+        Text.open(io.BytesIO(b"caf\xe9"))
+    with pytest.raises(UnreadableDocument, match=r"the file is a PNG image\."):
+        Text.open(io.BytesIO(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
 
 
 def test_text_that_mentions_a_format_stays_text(opened: Callable[..., Text]) -> None:
