@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Kind = Literal["text", "pdf", "zip", "html"]
 
 HEAD_BYTES = 4096
+BETWEEN_PAGES = "\n\n"
+ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
+"""How ZIP archives begin, Office documents and EPUB among them."""
 ACCEPTED = "UTF-8 text, PDF, DOCX, PPTX, XLSX, EPUB, HTML, and http and https addresses"
 _DOCUMENT_SECONDS = 120
 _TEXT_BYTES = 128 << 20
@@ -76,6 +79,10 @@ class Document(BaseModel):
             mark = f"--- {self.unit} {number} of {len(self.pages)}{name} ---\n" if has_marks else ""
             yield mark, page.strip("\n")
 
+    def text(self) -> str:
+        """Return the pages with their marks."""
+        return BETWEEN_PAGES.join(f"{mark}{page}" for mark, page in self.marked())
+
 
 def kind_of(head: bytes, name: str) -> Kind:
     """Return how a file is read, by how it begins; only HTML without its first tags is known by its suffix.
@@ -89,7 +96,7 @@ def kind_of(head: bytes, name: str) -> Kind:
     """
     if b"%PDF-" in head[:1024]:
         return "pdf"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if head.startswith(ARCHIVE):
         return "zip"
     if b"\0" in head:
         what = next((what for magic, what in _BINARIES.items() if head.startswith(magic)), "a binary file")
@@ -105,7 +112,7 @@ def read_document(
     """Return the text of a document.
 
     Args:
-        file: The document.
+        file: The document, unbuffered: another process reads it, from its beginning.
         kind: As `kind_of` gives it.
         name: What errors call it.
         password: Of an encrypted PDF.
@@ -114,6 +121,7 @@ def read_document(
     Raises:
         UnreadableDocument: If it cannot be read within the bounds, or holds no text.
     """
+    file.seek(0)
     settings = {"kind": kind, "password": password or "", "charset": charset}
     report, output = run_isolated(
         "document_script.py", settings, file, seconds=_DOCUMENT_SECONDS, file_bytes=_TEXT_BYTES

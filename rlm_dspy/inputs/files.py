@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import stat
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
+from rlm_dspy.errors import UnreadableDocument
+from rlm_dspy.inputs.documents import ARCHIVE, HEAD_BYTES, kind_of, read_document
 from rlm_dspy.inputs.file_mapping import ATTACHED_BYTES, PIECE_BYTES, FileMapping, fits
 from rlm_dspy.text import counted, sendable
 
@@ -38,7 +41,7 @@ class Files(FileMapping):
 
     In the REPL it is such a mapping, too, with `grep`, `glob`, `lines` and `sizes`. The host reads the
     files, below one root and without following links, so that code reaches nothing else; the folder may be larger
-    than memory.
+    than memory. PDF, Office documents and EPUB are the text that `Text.open` gives.
 
     Attributes:
         root: The folder that the names are relative to.
@@ -59,6 +62,7 @@ class Files(FileMapping):
         self.key = uuid.uuid4().hex[:12]
         """Names this object in REPLs."""
         self._found = found
+        self._last_document = ("", b"")
 
     @classmethod
     def open(
@@ -154,11 +158,14 @@ class Files(FileMapping):
     def _piece(self, name: str, start: int) -> tuple[str | None, str | int, int]:
         try:
             with self.reader(name) as file:
-                file.seek(start)
-                data = _read(file, PIECE_BYTES)
-                ends = len(data) < PIECE_BYTES or not file.read(1)
+                text_file = io.BytesIO(self._text_of(name, file)) if _is_document(file) else file
+                text_file.seek(start)
+                data = _read(text_file, PIECE_BYTES)
+                ends = len(data) < PIECE_BYTES or not text_file.read(1)
         except OSError as error:
             return None, f"{name} cannot be read: {error.strerror or error}", 0
+        except UnreadableDocument as error:
+            return None, str(error), 0
         cut = len(data) if ends else data.rfind(b"\n") + 1
         try:
             text = data[: cut or len(data)].decode("utf-8")
@@ -169,12 +176,21 @@ class Files(FileMapping):
             text = data[:cut].decode("utf-8")
         return text, -1 if ends else start + (cut or len(data)), len(data)
 
-    def whole(self, name: str) -> FileOfFolder:
-        """Return a file as a text that interpreters attach without a copy.
+    def _text_of(self, name: str, file: BinaryIO) -> bytes:
+        """Return the text of a document in UTF-8; that of the last one is kept for its further pieces."""
+        kept, text = self._last_document
+        if kept != name:
+            file.seek(0)
+            text = read_document(file, kind_of(file.read(HEAD_BYTES), name), name).text().encode()
+            self._last_document = name, text
+        return text
+
+    def whole(self, name: str) -> FileOfFolder | str:
+        """Return a file as a text that interpreters attach without a copy; the text of a document as it is.
 
         Raises:
             KeyError: If there is no such file.
-            ValueError: If all files that were attached take too much memory.
+            ValueError: If all files that were attached take too much memory, or a document cannot be read.
         """
         with self._lock:
             if name not in self._attached:
@@ -182,7 +198,8 @@ class Files(FileMapping):
                 self._attached[name] = ""
             if self._attached_bytes > ATTACHED_BYTES:
                 raise ValueError(f"{name} is too large to be attached beside the other files")
-        return FileOfFolder(self, name)
+        with self.reader(name) as file:
+            return self._text_of(name, file).decode() if _is_document(file) else FileOfFolder(self, name)
 
     def spans(self, names: Iterable[str]) -> list[tuple[int, int]]:
         """Return first and last byte of files in all files, one after the other in the order of their names."""
@@ -349,6 +366,13 @@ def _read(file: BinaryIO, size: int) -> bytes:
         parts.append(data)
         size -= len(data)
     return b"".join(parts)
+
+
+def _is_document(file: BinaryIO) -> bool:
+    """Return whether a file is a PDF or an archive, as documents of Office are; HTML counts as text here."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return head.startswith((b"%PDF-", *ARCHIVE))
 
 
 def _most(counts: Counter[str], most: int) -> str:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from pydantic_core import core_schema
 
-from rlm_dspy.inputs.documents import HEAD_BYTES, kind_of, read_document
+from rlm_dspy.inputs.documents import BETWEEN_PAGES, HEAD_BYTES, kind_of, read_document
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -105,18 +105,16 @@ class Text:
         """Return the text of a document, None if it is no document. The file must be unbuffered."""
         file.seek(0)
         kind = kind_of(file.read(HEAD_BYTES), name)
-        file.seek(0)
         return None if kind == "text" else cls._of(read_document(file, kind, name, password=password), name)
 
     @classmethod
     def _of(cls, document: Document, name: str) -> Text:
         """Return the text of a document."""
-        parts, pages, end = [], [], 0
+        pages, end = [], 0
         for mark, page in document.marked():
             pages.append(slice(end + len(mark), end + len(mark) + len(page)))
-            parts.append(f"{mark}{page}\n\n")
-            end += len(parts[-1])
-        text = cls("".join(parts)[: pages[-1].stop])
+            end = pages[-1].stop + len(BETWEEN_PAGES)
+        text = cls(document.text())
         text.name, text._pages = name, pages if document.unit else []
         return text
 
