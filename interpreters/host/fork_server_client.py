@@ -49,6 +49,7 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "LC_ALL": "C.UTF-8",
     "MPLBACKEND": "module://rlm_worker.worker.figures",  # used if code plots
+    "JOBLIB_MULTIPROCESSING": "0",  # no process can be started there, and joblib warns of it
     "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MB of address space
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
