@@ -112,8 +112,12 @@ class Turn(dspy.Module):
             return _reply_apart(meter) or said
         except ReplyCut as error:
             reply = read_reply(sendable(error.partial), cut=True)
-            done = "Only complete blocks were run" if reply.code else "It has no complete block; nothing was run"
-            told = f"Your reply {error.why}. {done}. Write a shorter reply, then continue."
+            ran = (
+                "Only its complete statements were run"
+                if reply.code
+                else "It has no complete code; nothing was run"
+            )
+            told = f"Your reply {error.why}. {ran}. Write a shorter reply, then continue."
             return replace(reply, thinking=_thinking(meter), cut=told)
         finally:
             if meter is not None:

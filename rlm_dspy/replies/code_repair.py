@@ -25,6 +25,9 @@ _SPACES = {code: new for code, new in _CHARACTERS.items() if new in (" ", None)}
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.{3,}:)(?: |$)")
 _ANNOTATED_PROMPT = re.compile(r"\s*In \[\d+\]:")
 _FIRST_PROMPT = re.compile(r"^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
+_CONTINUES = re.compile(r"\s|#|$|(?:else|elif|except|finally|case)\b")
+"""Begins a line that does not begin a statement at the top level."""
+_MOST_LINES_CUT_OFF = 200
 
 
 def repaired(code: str) -> str:
@@ -48,6 +51,19 @@ def repaired(code: str) -> str:
         if candidate.strip() and parse(candidate) is not None:
             return candidate
     return code
+
+
+def complete_statements(code: str) -> str:
+    """Return the top-level statements of code that was cut off which are certainly complete; empty if none is.
+
+    A statement is complete if another one begins after it. The last one may go on: `n = 12` of `n = 128`.
+    """
+    lines = code.split("\n")
+    starts = [at for at, line in enumerate(lines) if at and not _CONTINUES.match(line)]
+    for start in starts[:-_MOST_LINES_CUT_OFF:-1]:
+        if (tree := parse(kept := "\n".join(lines[:start]).rstrip())) is not None:
+            return kept if tree.body else ""
+    return ""
 
 
 def without_prompts(text: str) -> str:

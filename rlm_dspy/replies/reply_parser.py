@@ -18,7 +18,7 @@ from rlm_dspy.replies.code_blocks import (
     parse,
     with_fences_on_lines,
 )
-from rlm_dspy.replies.code_repair import repaired, without_prompts
+from rlm_dspy.replies.code_repair import complete_statements, repaired, without_prompts
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_object, split_tool_calls
 
@@ -66,7 +66,8 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
 
     Args:
         text: The model's reply; None counts as empty.
-        cut: Whether the reply is truncated. Only closed blocks are code then.
+        cut: Whether the reply is truncated. Only closed blocks are code then, and of a last block marked as Python
+            its complete statements.
     """
     text = (text or "").replace("\r\n", "\n").replace("\ufeff", "").strip()
     thinking, text = split_thinking(text, in_turn=True)
@@ -89,8 +90,7 @@ def _read(text: str, *, cut: bool) -> Reply:
 def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
     """Parse a reply or the content of a tool call by its fences."""
     blocks, text = list(code_blocks(lines)), "\n".join(lines)
-    closed = [block for block in blocks if block.end < len(lines)]
-    filled = [block for block in (closed if cut else blocks) if block.code.strip()]
+    filled = [block for block in (_received(blocks, len(lines)) if cut else blocks) if block.code.strip()]
     code = [block.code for block in filled if block.language in PYTHON]
     if not any(block.language in PYTHON and block.code.strip() for block in blocks):
         unmarked = [block for block in filled if not block.language]
@@ -114,6 +114,13 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
         others = (block.language for block in blocks if block.language and block.language not in PYTHON)
         return Reply(reasoning=_without_marks(text), code="", other_language=next(others, ""))
     return Reply(reasoning=_without_marks(text), code="")
+
+
+def _received(blocks: list[CodeBlock], end: int) -> list[CodeBlock]:
+    """Return the blocks of a truncated reply as far as they are complete."""
+    closed = [block for block in blocks if block.end < end]
+    cut = [block for block in blocks if block.end >= end and block.language in PYTHON]
+    return closed + [block._replace(code=complete_statements(block.code)) for block in cut]
 
 
 def _until_invented_turn(lines: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Replies that end before the model had ended them: half a block is not run, half an answer is no answer."""
+"""Replies that end before the model had ended them: half a statement is not run, half an answer is no answer."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DONE = block("SUBMIT(answer='done')")
 ASK = "question -> answer"
 
 HALF = {
-    "a block without its end": "Look.\n```python\nprint('ran')\nSUBMIT(answer='half",
-    "a block that would run": "Look.\n```python\nprint('ran')\nSUBMIT(answer='half')",
+    "a block of one statement": "Look.\n```python\nSUBMIT(answer='half",
+    "a statement that would run": "Look.\n```python\nSUBMIT(answer='half')",
+    "a block of another language": "Look.\n```json\n{}\n{",
     "code without a fence": "Look.\nSUBMIT(answer='half')",
     "words": "I will now count all of the",
     "a field": "[[ ## reasoning ## ]]\nLook.\n\n[[ ## code ## ]]\nSUBMIT(answer='half')",
-    "a fence that is half closed": "```python\nSUBMIT(answer='half')\n``",
 }
 
 
@@ -53,8 +53,31 @@ def test_whole_blocks_before_the_cut_are_run(play: Play) -> None:
     played = play(RLM(ASK), [CutReply(first), block("SUBMIT(answer=str(x + 1))")], question="?")
     assert (played.kinds, played.prediction.answer) == (["output", "submitted"], "21")
     assert played.outputs[0].startswith("ran\n")
-    assert "Only complete blocks were run" in played.outputs[0]
+    assert "Only its complete statements were run" in played.outputs[0]
     assert played.prediction.trajectory[0]["code"] == "x = 20\nprint('ran')"
+
+
+CUT = {
+    "x = 20\nprint(x)\nSUBMIT(answer=str(x": "20",
+    "x = 20\nprint(x)\nSUBMIT(answer=str(x))": "20",
+    "x = 20\nprint(x)\nfor i in range(9):\n    print(i)\n    x += 1": "20",
+    "x = 20\nprint(x)\nif x > 3:\n    print('more')\nelse:\n    print('le": "20",
+    "x = 20\nprint(x)\ny = [\n    1,\n    2": "20",
+    "x = 20\nprint(x)\ntext = '''one\nx = 1\nthr": "20",
+    "x = 20\nprint(x)  # a note\n# and mo": "(no output",
+    "x = 20\nprint(x)\n``": "20",
+}
+
+
+@pytest.mark.parametrize("code", CUT)
+def test_complete_statements_of_a_block_that_was_cut_are_run(play: Play, code: str) -> None:
+    """Models repeat a cut reply if nothing came of it. The last statement may go on, so it is not run."""
+    done = block("SUBMIT(answer=str(x + 1))")
+    played = play(RLM(ASK), [CutReply(f"Look.\n```python\n{code}"), done], question="?")
+    assert (played.kinds, played.prediction.answer) == (["output", "submitted"], "21")
+    assert played.outputs[0].startswith(f"{CUT[code]}\n") or CUT[code] in played.outputs[0]
+    assert "Only its complete statements were run" in played.outputs[0]
+    assert "was cut off after" in played.calls[1][-1]["content"]
 
 
 def test_thinking_that_was_cut_is_told_as_cut(play: Play) -> None:
