@@ -73,7 +73,7 @@ def path(name: Name) -> None:
 
 @models.command("remove")
 def remove_model(name: Name) -> None:
-    """Delete a model's file."""
+    """Delete a model's file, and the prompts that were computed with it."""
     with errors_as_lines(debug=False):
         entry = entry_of(name)
         say(f"{entry.name} was removed." if remove(entry) else f"{entry.name} was not on this machine.")

@@ -28,7 +28,6 @@ from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
 from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.embedded.llama_server import (
     EXTRA,
-    Chat,
     EmbeddedServer,
     ModelUnavailable,
     Settings,
@@ -42,6 +41,8 @@ from rlm_dspy.embedded.request_filter import Gate
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from rlm_dspy.embedded.saved_prompts import Chat
 
 __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedded_lm", "serve"]
 
@@ -67,7 +68,9 @@ def embedded_lm(
     """Return an LM that runs in this process. The first call loads it; all LMs of the process share it.
 
     At temperature 0 decoding is greedy and reproducible. Usage counts cached prompt tokens: a
-    conversation that only grows is read once, also if several alternate.
+    conversation that only grows is read once, also if several alternate. What its first request has before
+    the last message (instructions, demos) is kept on disk for other processes, in at most 500 MB beside the
+    models; `RLM_DSPY_SAVED_PROMPTS` sets the megabytes, and 0 keeps nothing.
 
     Args:
         model: A name of the catalogue (`rlm-dspy models` lists them), an address that was downloaded
@@ -75,8 +78,7 @@ def embedded_lm(
             A file that was changed in place still has its old answers in DSPy's cache: give it another name, or
             `cache=False`.
         n_ctx: Tokens of prompt and reply together, for each slot; a multiple of 256.
-        threads: Threads that compute; None is half the cores, which stays fast beside other processes. As
-            many threads as cores are up to twice as fast on two idle cores and several times slower on busy ones.
+        threads: Threads that compute; None is `RLM_DSPY_THREADS`, else half the cores, but two of two or three.
         slots: Replies decoded together. Each needs memory for one window: 180 MB with SmolLM2-135M.
         max_tokens: Maximum tokens of a reply; a truncated reply has finish_reason "length".
         temperature: 0 to 2.
@@ -265,7 +267,7 @@ def serve(
         host: The address to listen on.
         port: 0 picks a free one.
         n_ctx: Tokens of prompt and reply together, for each slot.
-        threads: Threads that compute; None is half the cores.
+        threads: Threads that compute; None is as for `embedded_lm`.
         slots: Replies decoded together.
 
     Raises:
@@ -298,7 +300,12 @@ def main(
         ),
     ] = None,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and reply together.")] = 8_192,
-    threads: Annotated[int | None, typer.Option(help="Threads that compute; by default half the cores.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that compute; by default RLM_DSPY_THREADS, else half the cores, but two of two or three."
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option(help="Replies decoded together.")] = 4,
 ) -> None:
     """Serve a small model on this machine, as OpenAI's API does: POST /v1/chat/completions and the rest.

