@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import dspy
 import typer
@@ -26,11 +26,14 @@ from dspy import lm15
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.embedded.model_cache import FOLDER_VARIABLE, models_folder
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 HERE = Path(__file__).parent
 ARTICLES = HERE.parent / "articles.md"
 WRITTEN_TOKENS = 32
 Row = dict[str, float]
-BEFORE = {"RLM_DSPY_SAVED_PROMPTS": "0", "OMP_WAIT_POLICY": "active"}
+BEFORE = {"RLM_DSPY_SAVED_PROMPTS": "0", "GOMP_SPINCOUNT": "300000"}  # what libgomp does by itself: it spins first
 KINDS = {"before": BEFORE, "cold": {}, "saved prompt": {}}
 """Environment of each kind of process, in the order in which they run: the second saves what the third finds."""
 
@@ -57,13 +60,16 @@ def conversation(demos: int) -> tuple[lm15.Message, ...]:
     return tuple(said)
 
 
-def ask(lm: dspy.LM, demos: int, question: str, max_tokens: int = WRITTEN_TOKENS) -> lm15.Response:
-    """Ask the first question of a conversation."""
-    system = "You answer questions about a text with short Python code. The text is in `context`. " * 4
-    messages = (*conversation(demos), lm15.Message.user(question))
-    return lm(
-        lm15.Request(model=lm.model, system=system, messages=messages, config=lm15.Config(max_tokens=max_tokens))
+def ask(
+    lm: dspy.LM, demos: int, question: str, max_tokens: int = WRITTEN_TOKENS, then: Sequence[lm15.Message] = ()
+) -> lm15.Response:
+    """Ask the first question of a conversation, or go on with it."""
+    system = "You answer questions about a text with short Python code. The text is in `context`. " * (
+        4 if demos else 1
     )
+    messages = (*conversation(demos), lm15.Message.user(question), *then)
+    config = lm15.Config(max_tokens=max_tokens)
+    return lm(lm15.Request(model=lm.model, system=system, messages=messages, config=config))
 
 
 def measure(model: str, demos: int, threads: int | None) -> Row:
@@ -81,6 +87,9 @@ def measure(model: str, demos: int, threads: int | None) -> Row:
     clock = Clock()
     written = ask(lm, demos, "How many towns are named?").usage.output_tokens
     wrote, wrote_cpu = clock.read()
+    ask(lm, 0, "Which of these is a town? Ovid, Arles, Tea. " * 10, 1)  # as a sub-call does between two turns
+    said = [lm15.Message.assistant("I count them."), lm15.Message.user("Output: 7")]
+    after = ask(lm, demos, "How many towns are named?", 1, said).usage
     return {
         "load": load,
         "prompt tokens": first.usage.input_tokens,
@@ -89,6 +98,7 @@ def measure(model: str, demos: int, threads: int | None) -> Row:
         "first turn, CPU": cpu,
         "second conversation": warm,
         "second conversation, CPU": warm_cpu,
+        "tokens read by a turn after a sub-call": after.input_tokens - after.cache_read_tokens,
         "written per second": written / wrote,
         "written per CPU second": written / wrote_cpu,
     }
@@ -125,7 +135,7 @@ def main(
                     [sys.executable, __file__, *sys.argv[1:], "--alone"],
                     env={**os.environ, FOLDER_VARIABLE: folder, **variables},
                     check=True,
-                    capture_output=True,
+                    stdout=subprocess.PIPE,
                     text=True,
                 )
                 rows[kind].append(json.loads(done.stdout))
