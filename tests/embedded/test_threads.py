@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="control groups, affinity and libgomp are Linux's")
 LOAD = """
 import os; before = dict(os.environ)
-from rlm_dspy.embedded.llama_server import Settings, start
-start(Settings("smollm2-135m", 256, 1, 1), "key")
+from rlm_dspy.embedded.engine import embedded_lm
+embedded_lm("smollm2-135m", n_ctx=256, slots=1).engine.count_tokens("It is loaded.")
 print(before == dict(os.environ))
 """
 
