@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -36,7 +37,12 @@ __all__ = ["EMBEDDED", "ModelNotPulled", "ModelUnreachable", "UnknownModel", "ch
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
 _LM_STUDIO_BASE = "http://localhost:1234/v1"
+_OLLAMA = ("ollama_chat/", "ollama/")
+_OLLAMA_BASE = "http://localhost:11434"
+_OLLAMA_WINDOW = 16_384
+"""The window to ask Ollama for: its own default is 4,096 tokens, and it cuts off what does not fit, untold."""
 _REQUEST_SECONDS = 5
+_NOT_FOUND = 404
 _WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max_context_length")
 """The names of a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
 
@@ -76,9 +82,9 @@ def choose_model(
     `dspy.configure` or `dspy.context`.
 
     Args:
-        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; or, to run it in this process, a name
-            that `rlm-dspy models` lists, the address of a model on the hub (`"hf:owner/repository:Q4_K_M"`), the
-            path of a GGUF file, or `"embedded"` for the best downloaded one.
+        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; `"ollama/name"`; or, to run it in this
+            process, a name that `rlm-dspy models` lists, the address of a model on the hub
+            (`"hf:owner/repository:Q4_K_M"`), the path of a GGUF file, or `"embedded"` for the best downloaded one.
         pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
             and none was downloaded, that is SmolLM2-135M (98 MB).
         announce: Called with one line when a default model is chosen, and with each step of a download.
@@ -87,7 +93,7 @@ def choose_model(
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.
-        ModelUnreachable: If LM Studio does not respond.
+        ModelUnreachable: If LM Studio or Ollama does not respond.
     """
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
@@ -140,6 +146,8 @@ def _named(model: str, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
     if model.startswith(_LM_STUDIO):
         base = os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE
         return _lm_studio(model.removeprefix(_LM_STUDIO), base)
+    if model.startswith(_OLLAMA):
+        return _ollama(model.partition("/")[2])
     return _of_a_provider(model)
 
 
@@ -204,6 +212,46 @@ def _lm_studio(name: str | None, base: str) -> dspy.LM:
     lm = dspy.LM(f"openai/{name}", api_base=base, api_key=key)
     lm.context_window = _window(models.get(name, {}))
     return lm
+
+
+def _ollama(name: str) -> dspy.LM:
+    """Return the LM of a model of Ollama, with a known window, which each request asks for.
+
+    That works by Ollama's own API only, which LiteLLM speaks: the OpenAI-compatible one takes no window.
+    """
+    base = os.environ.get("OLLAMA_API_BASE") or os.environ.get("OLLAMA_HOST") or _OLLAMA_BASE
+    base = (base if "://" in base else f"http://{base}").rstrip("/").removesuffix("/v1")
+    shown = _ollama_model(base, name)
+    largest = [size for key, size in shown.get("model_info", {}).items() if key.endswith(".context_length")]
+    of_model = re.search(r"^num_ctx\s+(\d+)", shown.get("parameters", ""), re.MULTILINE)
+    wanted = of_model[1] if of_model else os.environ.get("OLLAMA_CONTEXT_LENGTH") or _OLLAMA_WINDOW
+    window = min([int(wanted), *largest])
+    key = {"api_key": key} if (key := os.environ.get("OLLAMA_API_KEY")) else {}
+    lm = dspy.LM(f"ollama_chat/{name}", api_base=base, engine="litellm", num_ctx=window, **key)
+    lm.context_window = window
+    return lm
+
+
+def _ollama_model(base: str, name: str) -> dict[str, Any]:
+    """Return what Ollama shows of a model."""
+    body = json.dumps({"model": name}).encode()
+    request = urllib.request.Request(f"{base}/api/show", body, {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as response:  # noqa: S310 (the user's address)
+            shown: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        if error.code == _NOT_FOUND:
+            raise UnknownModel(
+                f"Ollama at {base} has no model {name!r}. Download it: ollama pull {name}."
+            ) from error
+        raise ModelUnreachable(f"Ollama at {base} refused POST /api/show: HTTP {error.code}.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ModelUnreachable(
+            f"Ollama does not answer at {base} ({reason}). Start it (ollama serve), correct OLLAMA_API_BASE, or "
+            "name another model."
+        ) from error
+    return shown
 
 
 def _models_at(base: str, key: str) -> list[dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
@@ -19,13 +20,17 @@ from rlm_dspy.embedded import CATALOGUE
 from rlm_dspy.embedded.engine import embedded_lm, serve
 from rlm_dspy.models import ModelNotPulled, ModelUnreachable, UnknownModel, choose_model, limits_for
 from rlm_dspy.testing import ScriptedLM
+from tests.provider_server import Body, ProviderServer, Said, ollama, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("smollm2")
-VARIABLES = ("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE", "LM_STUDIO_API_KEY", "LM_STUDIO_MODEL")
+VARIABLES = (
+    *("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE", "LM_STUDIO_API_KEY", "LM_STUDIO_MODEL"),
+    *("OLLAMA_API_BASE", "OLLAMA_HOST", "OLLAMA_API_KEY", "OLLAMA_CONTEXT_LENGTH"),
+)
 EMBEDDED_MODEL = "embedded/smollm2-135m-instruct"
 
 
@@ -299,3 +304,56 @@ def test_the_outputs_of_all_turns_fit_in_half_of_any_window(window: int) -> None
     limits = limits_for(lm)
     assert limits.max_iters * limits.max_output_chars <= window // 2 * 3 + 3
     assert limits.max_iters >= 4
+
+
+@contextlib.contextmanager
+def ollama_server(shown: dict[str, Any], status: int = 200) -> Iterator[ProviderServer]:
+    """Serve as Ollama does: what it shows of a model, and chats with it."""
+
+    def answer(said: Said, body: Body) -> tuple[int, Body]:
+        return (200, ollama(said, body)) if "messages" in body else (status, shown)
+
+    with serving(ProviderServer(lambda _: Said("fox"), answer)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("shown", "variables", "window"),
+    [
+        ({}, {}, 16_384),
+        ({"model_info": {"general.architecture": "qwen2", "qwen2.context_length": 8_192}}, {}, 8_192),
+        ({"parameters": 'stop "<|im_end|>"\nnum_ctx                  32768'}, {}, 32_768),
+        ({"model_info": {"qwen2.context_length": 131_072}}, {"OLLAMA_CONTEXT_LENGTH": "64000"}, 64_000),
+    ],
+)
+@pytest.mark.parametrize("address", ["OLLAMA_API_BASE", "OLLAMA_HOST"])
+def test_each_request_asks_ollama_for_the_window_that_the_run_knows(
+    shown: dict[str, Any],
+    variables: dict[str, str],
+    window: int,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ollama cuts off what is longer than its default window, without an error."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with ollama_server(shown) as server:
+        monkeypatch.setenv(address, f"{server.base}/v1" if address == "OLLAMA_API_BASE" else server.base[7:])
+        lm = choose_model("ollama/qwen3:8b", announce=nothing_said)
+        assert lm("Which animal?", cache=False) == ["fox"]
+        (body,) = (body for path, body in server.requests if path == "/api/chat")
+    assert (body["model"], body["options"]["num_ctx"]) == ("qwen3:8b", window)
+    assert context_window(lm) == window
+
+
+def test_a_model_that_ollama_has_not_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ollama_server({"error": "model 'qwen3:8b' not found"}, 404) as server:
+        monkeypatch.setenv("OLLAMA_API_BASE", server.base)
+        with pytest.raises(UnknownModel, match="ollama pull qwen3:8b"):
+            choose_model("ollama_chat/qwen3:8b")
+
+
+def test_ollama_that_does_not_answer_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    with pytest.raises(ModelUnreachable, match=r"Ollama does not answer at http://127.0.0.1:9 .*ollama serve"):
+        choose_model("ollama/qwen3:8b")
