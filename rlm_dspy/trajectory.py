@@ -182,7 +182,7 @@ class Step(BaseModel):
 
 SubCall.model_rebuild()
 _STR_CHARS = 600
-_SHOWN = ("reasoning", "code", "output", "kind", "refusals", "notice")
+_SHOWN = ("reasoning", "code", "output", "kind", "refusals", "repeats", "notice")
 
 
 class Trajectory(BaseModel):

@@ -110,9 +110,8 @@ def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Co
     """
     hint = hint_for(step, submit_call, inputs)
     if step.repeats:
-        same = "the same code and outcome" if step.code.strip() else "the same reply"
         again = (
-            f"Turn {step.repeats} had {same}; repeating it changes nothing. Look at "
+            f"Your next reply repeated turn {step.repeats}, with the same outcome. Write other code: look at "
             f"another part, ask a model about one, or call {submit_call} with what you know."
         )
         return "\n".join(filter(None, [hint, again]))
@@ -127,7 +126,7 @@ def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
     Comments and the layout of code do not count. Code that calls a tool repeats nothing: what the tool returns may
     change, as in a poll.
     """
-    if step.tool_calls:
+    if step.tool_calls or not _written(step):
         return 0
     turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
     alike = [(number, turn) for number, turn in turns if _outcome(turn) == _outcome(step)]

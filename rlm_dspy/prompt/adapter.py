@@ -36,8 +36,9 @@ class ReplAdapter(dspy.Adapter):
 
     System: the instructions, and the parts that the environments of run and demos share. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
-    (assistant) and its output (user). Sent messages never change later, so a provider's
-    prompt cache hits. A demo of a task with other field names is renamed to this task's (`renamed`). A demo
+    (assistant) and its output (user). Sent messages never change later, so a provider's prompt cache hits. Of a
+    turn that repeats an earlier one, only the notice is shown, after the last output: a model repeats what it sees
+    repeated. A demo of a task with other field names is renamed to this task's (`renamed`). A demo
     that is a labeled example (inputs and correct outputs of the task, no turns) is a line after the instructions.
     """
 
@@ -186,6 +187,9 @@ def _conversation(environment: str, steps: list[Step]) -> list[Message]:
     for step in steps:
         if step.kind == "folded":  # its summary covers the turns before it
             messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
+            continue
+        if step.repeats and steps[0].kind != "folded":
+            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{step.notice}"}
             continue
         messages.append(_assistant(step.reasoning, step.code))
         messages.append({"role": "user", "content": step.observation})

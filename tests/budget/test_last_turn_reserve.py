@@ -95,7 +95,7 @@ def test_code_that_is_run_again_and_again_makes_the_next_turn_the_last(play: Pla
     assert [is_last_turn(messages) for messages in played.calls] == [False] * 5 + [True]
     steps = played.prediction.trajectory
     assert [step["repeats"] for step in steps] == [0, 1, 0, 1, 3, 0]
-    assert "Turn 1 had the same code" in steps[1]["notice"]
+    assert "repeated turn 1" in steps[1]["notice"]
     assert "SUBMIT(answer=...)" in steps[1]["notice"]
     assert "run repeatedly" in steps[4]["notice"]
     assert played.prediction.usage["limit"] == "max_repetitions"

@@ -46,6 +46,19 @@ def test_each_turns_messages_are_an_exact_prefix_of_the_next_turns(play: Play) -
         assert [message["role"] for message in after[len(before) :]] == ["assistant", "user"]
 
 
+def test_a_repeated_turn_is_told_and_not_shown(play: Play) -> None:
+    """Qwen2.5-Coder-1.5B wrote a block a third time where it saw it twice, and another one where it did not."""
+    look = block("print('ran')")
+    replies = ["I would rather talk.", "I would rather talk.", look, look, block("SUBMIT(answer=1)")]
+    played = play(RLM("question -> answer: int"), replies, question="?")
+    assert [len(messages) for messages in played.calls] == [2, 4, 4, 6, 6]
+    for shown, told in ((1, "turn 1"), (3, "turn 3")):
+        before, after = played.calls[shown], played.calls[shown + 1]
+        assert after[:-1] == before[:-1]
+        assert after[-1]["content"].startswith(before[-1]["content"])
+        assert f"repeated {told}, with the same outcome" in after[-1]["content"]
+
+
 def test_no_message_is_empty(play: Play) -> None:
     """Providers refuse empty messages; an empty reply stands there as a word."""
     played = play(RLM("question -> answer: int", max_iters=10), TEN_TURNS, question="?")
