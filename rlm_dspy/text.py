@@ -142,8 +142,10 @@ def fitted(texts: list[str], chars: int) -> list[str]:
 
 
 def cut(text: str, chars: int) -> str:
-    """Return `text` within `chars` characters, including the note that `clip` adds."""
-    return text if len(text) <= chars else clip(text, max(0, chars - _NOTE_CHARS))
+    """Return `text` within `chars` characters, including the note that `clip` adds if there is room for it."""
+    if len(text) <= chars or chars <= _NOTE_CHARS:
+        return text[: max(0, chars)]
+    return clip(text, chars - _NOTE_CHARS)
 
 
 class ShortRepr(reprlib.Repr):

@@ -97,10 +97,13 @@ class Environment(BaseModel):
     def shortened(self, chars: int) -> Environment:
         """Return an environment of about so many characters: its longest texts are cut; names and types stay."""
         values = [variable.value for variable in self.variables]
-        texts = [self.task, self.functions, self.runtime, self.text, *values]
+        notes = [*(variable.note for variable in self.variables), *(output.note for output in self.outputs)]
+        texts = [self.task, self.functions, self.runtime, self.text, *values, *notes]
         room = chars - len(str(self)) + sum(map(len, texts))
-        task, functions, runtime, text, *values = fitted(texts, max(0, room))
-        pairs = zip(self.variables, values, strict=True)
-        variables = tuple(variable.model_copy(update={"value": value}) for variable, value in pairs)
+        task, functions, runtime, text, *rest = fitted(texts, max(0, room))
+        value, note = iter(rest[: len(values)]), iter(rest[len(values) :])
+        variables = (each.model_copy(update={"value": next(value), "note": next(note)}) for each in self.variables)
         known = {"task": task, "functions": functions, "runtime": runtime, "text": text}
-        return self.model_copy(update={**known, "variables": variables})
+        shorter = {**known, "variables": tuple(variables)}  # before the outputs take their notes
+        outputs = (each.model_copy(update={"note": next(note)}) for each in self.outputs)
+        return self.model_copy(update={**shorter, "outputs": tuple(outputs)})

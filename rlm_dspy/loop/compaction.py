@@ -37,8 +37,7 @@ _AFTER = 0.6
 _LEAST_KEPT_CHARS = 600
 """A newest turn that would be shorter is summarized too."""
 _LEAST_TURNS_CHARS = 1_000
-_LEAST_ENVIRONMENT_CHARS = 2_000
-"""Shorter parts are not shortened further: they would say too little."""
+"""Shorter turns are not shortened further: they would say too little."""
 
 
 async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int = ACCOUNT_CHARS) -> bool:
@@ -108,7 +107,7 @@ async def make_room(port: Port, run: Run) -> bool:
     """Shorten the messages of the next turn to fit the window, or by one step if the window is not known.
 
     First older turns are summarized (see `fold`), then more of them; then the newest outputs are shortened; then
-    demos are left out and the longest parts of the environment shortened.
+    the rest is, as `Conversation.shorten_base` says.
 
     Args:
         port: The port to the model.
@@ -125,9 +124,9 @@ async def make_room(port: Port, run: Run) -> bool:
                 return True
         room = int(shown.most_chars)
         _shorten_turns(run, room - shown.chars(Trajectory()))
-        _shorten_base(run, room - chars_of(shown.trajectory.steps))
+        shown.shorten_base(room - chars_of(shown.trajectory.steps))
     else:
-        _shorten_base(run, int(_BASE_SHARE * shown.most_chars))
+        shown.shorten_base(int(_BASE_SHARE * shown.most_chars))
         if await _fit_turns(port, run, int(shown.most_chars) - shown.chars(Trajectory())):
             return True
     return shown.chars() < before
@@ -156,18 +155,3 @@ def _shorten_turns(run: Run, room: int) -> None:
     notices = sum(len(step.notice) for step in steps)
     shorter = iter(fitted([getattr(step, name) for step in steps for name in texts], room - notices))
     run.show([step.model_copy(update={name: next(shorter) for name in texts}) for step in steps])
-
-
-def _shorten_base(run: Run, room: int) -> None:
-    """Leave out demos, then shorten the longest parts of the environment."""
-    shown = run.conversation
-    if shown.chars(Trajectory()) <= room:
-        return
-    while shown.leave_out_demos() and shown.chars(Trajectory()) > room:
-        pass
-    over = shown.chars(Trajectory()) - room
-    if over > 0:
-        chars = len(str(shown.environment))
-        least = min(chars, _LEAST_ENVIRONMENT_CHARS)
-        shown.environment = shown.environment.shortened(max(least, chars - over))
-        run.show(shown.trajectory.steps)

@@ -13,7 +13,7 @@ from rlm_dspy.budget.lm_info import context_window, tokens_at_most
 from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.repl.value_codec import without_media_marks
-from rlm_dspy.text import fitted
+from rlm_dspy.text import counted, cut, fitted, logger
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _SHRINK = 0.6
 PART = 4
 """One output, or the summary, fills at most 1/PART of the room."""
 _LEAST_OUTPUT_CHARS = 500
+_LEAST_INSTRUCTIONS_CHARS, _LEAST_ENVIRONMENT_CHARS = 1_000, 2_000
+"""Shorter parts are not shortened further: they would say too little."""
+_logger = logger()
 
 
 @dataclass(eq=False)
@@ -56,6 +59,7 @@ class Conversation:
     trajectory: Trajectory = Trajectory()  # noqa: RUF009 (frozen)
     reported: tuple[int, int] = (0, 0)
     _demos: list[dict[str, Any]] | None = None
+    _instructions: str | None = None
     _demos_left: int | None = None
     _most: float = math.inf
     _chars_per_token: float = _CHARS_PER_TOKEN
@@ -68,19 +72,45 @@ class Conversation:
     def inputs(self) -> dict[str, Any]:
         """The inputs of `act` in the next turn."""
         given: dict[str, Any] = {} if self._demos is None else {"demos": self._demos}
+        if self._instructions is not None:
+            given["signature"] = self._signature
         if self.lm is not (self.act.lm or dspy.settings.lm):
             given["lm"] = self.lm
         return {"environment": self.environment, "trajectory": self.trajectory, **given}
 
-    def leave_out_demos(self) -> bool:
-        """Drop demos from now on, to save room: of the nearest ones the farthest, else all of them.
+    @property
+    def _signature(self) -> type[dspy.Signature]:
+        told: type[dspy.Signature] = self.act.signature
+        return told if self._instructions is None else told.with_instructions(self._instructions)
 
-        Returns:
-            Whether there may be more to drop.
+    @property
+    def demos(self) -> list[dict[str, Any]]:
+        """The demos of `act` that are shown."""
+        return self.act.demos if self._demos is None else self._demos
+
+    def shorten_base(self, room: int) -> None:
+        """Make everything but the turns fit into `room` characters from now on, as far as that is possible.
+
+        First demos are left out: of the nearest ones the farthest first, else all. Then the instructions of `act`
+        and the longest parts of the environment are shortened.
         """
-        self._demos_left = max(0, (self._demos_left or 0) - 1)
-        self._demos = demos_for_run(self.act, self.environment, self._demos_left)
-        return self._demos_left > 0
+        if (before := self.chars(Trajectory())) <= room:
+            return
+        shown = len(self.demos)
+        while self.demos and self.chars(Trajectory()) > room:
+            self._demos_left = max(0, (self._demos_left or 0) - 1)
+            self._demos = demos_for_run(self.act, self.environment, self._demos_left)
+        if (over := self.chars(Trajectory()) - room) > 0:
+            told = self._signature.instructions
+            self._instructions = cut(told, max(len(told) - over, room // PART, _LEAST_INSTRUCTIONS_CHARS))
+        if (over := self.chars(Trajectory()) - room) > 0:
+            chars = len(str(self.environment))
+            self.environment = self.environment.shortened(max(min(chars, _LEAST_ENVIRONMENT_CHARS), chars - over))
+        self.show(self.trajectory.steps)
+        if (after := self.chars(Trajectory())) < before:
+            left_out = counted(shown - len(self.demos), "demo")
+            words = "RLM: shortened the first messages from %d to %d characters (%s left out) to fit the window."
+            _logger.warning(words, before, after, left_out)
 
     def show(self, steps: Iterable[Step]) -> None:
         """Replace the steps that the model is shown."""
@@ -88,7 +118,7 @@ class Conversation:
         self.reported = (0, 0)
 
     def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
-        return messages_of(self.act, self.environment, trajectory, self._demos)
+        return messages_of(self._signature, self.environment, trajectory, self.demos)
 
     def chars(self, trajectory: Trajectory | None = None) -> int:
         """Return the number of characters of the next turn's messages, optionally after another trajectory."""
@@ -103,8 +133,8 @@ class Conversation:
         """Estimate the tokens of these messages from those reported last."""
         reported, steps = self.reported
         if not reported:
-            return self.chars() / _CHARS_PER_TOKEN
-        return reported + chars_of(self.trajectory.steps[steps:]) / _CHARS_PER_TOKEN
+            return self.chars() / self._chars_per_token
+        return reported + chars_of(self.trajectory.steps[steps:]) / self._chars_per_token
 
     @property
     def window(self) -> int | None:
@@ -136,19 +166,26 @@ class Conversation:
         self._chars_per_token = min(self._chars_per_token, self.chars() / tokens)
         return True
 
-    def refused(self) -> None:
-        """Record that the messages of the next turn were too long; the window of the error is recorded already."""
+    def refused(self, read: int | None) -> None:
+        """Record that the messages of the next turn were too long; the window of the error is recorded already.
+
+        Args:
+            read: Their tokens, if the error states them.
+        """
         chars = self.chars()
+        if read:
+            self._chars_per_token = min(self._chars_per_token, chars / read)
         if chars <= self.most_chars:
             self._most = _SHRINK * chars
 
     def transcript(self, chars: float) -> str:
         """Return the session as text of about `chars` characters: the environment, then the steps."""
         most = int(min(chars, len(str(self.environment)) + TRANSCRIPT_CHARS))
-        environment = fitted(self.environment.parts, max(most - TRANSCRIPT_CHARS, most // 3))
+        room = max(most - TRANSCRIPT_CHARS, most // 3)
+        environment = cut(str(self.environment.shortened(room)), room)
         steps = list(map(as_session, self.trajectory.steps))
-        room = min(TRANSCRIPT_CHARS, most - sum(map(len, environment)))
-        return str(without_media_marks("\n\n".join([*environment, *fitted(steps, room)])))
+        shown = fitted(steps, min(TRANSCRIPT_CHARS, most - len(environment)))
+        return str(without_media_marks("\n\n".join([environment, *shown])))
 
 
 def as_session(step: Step) -> str:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import signatures
-from rlm_dspy.budget.window_errors import is_too_long
+from rlm_dspy.budget.window_errors import is_too_long, sizes_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
+from rlm_dspy.loop.extraction import LEAST_TRANSCRIPT_CHARS, extract_signature, room_for_transcript
 from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.run_state import Run, observed
 from rlm_dspy.loop.turn import Turn
@@ -29,7 +30,7 @@ from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming, outputs_heard
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.subcalls.item import active_sub_call
-from rlm_dspy.text import clip, logger
+from rlm_dspy.text import clip, cut, logger
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 _WHY_CHARS = 200
 _MOST_REFUSALS = 12
 """Of one turn's messages."""
-_LEAST_TRANSCRIPT_CHARS = 400
 _logger = logger()
 
 
@@ -325,7 +325,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
                 if not is_too_long(error):
                     raise
                 refusals += 1
-                run.conversation.refused()
+                run.conversation.refused(sizes_of(error).read)
                 if refusals == _MOST_REFUSALS or not await make_room(port, run):
                     raise
             else:
@@ -355,9 +355,10 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
 
     async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
         """Return the result of `read_fields` for the model's reply; halve a transcript that is too long."""
-        extract = dspy.Predict(extract_signature(self.signature))
+        most = run.conversation.most_chars
+        extract = dspy.Predict(extract_signature(self.signature, most))
         extract.lm = run.lm
-        transcript = run.conversation.transcript(run.conversation.most_chars)
+        transcript = run.conversation.transcript(room_for_transcript(extract.signature, most))
         while True:
             try:
                 with (
@@ -368,9 +369,10 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
                     found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)
                 return read_fields(self.signature, dict(found.items()))
             except dspy.LMError as error:
-                if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
+                if not is_too_long(error) or len(transcript) < LEAST_TRANSCRIPT_CHARS:
                     raise
-                transcript = run.conversation.transcript(len(transcript) // 2)
+                room = len(transcript) // 2
+                transcript = cut(run.conversation.transcript(room), room)
             finally:
                 replies += meter.outputs
 
@@ -389,14 +391,3 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cache": check_cache,
 }
 """Validators of attributes."""
-
-
-def extract_signature(signature: type[dspy.Signature]) -> Any:
-    """Return the signature that reads a user's outputs from the transcript of a session."""
-    instructions = (
-        f"{signature.instructions}\n\nA Python REPL session worked on this and has ended. "
-        "Give the outputs from what it found. If it found nothing certain, give your best guess."
-    )
-    outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
-    transcript = dspy.InputField(desc="the task, then the code and its output")
-    return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)

@@ -142,14 +142,13 @@ class Act(dspy.Predict):
 
 
 def messages_of(
-    act: dspy.Predict, environment: Environment, trajectory: Trajectory, demos: list[dict[str, Any]] | None = None
+    signature: type[dspy.Signature], environment: Environment, trajectory: Trajectory, demos: list[dict[str, Any]]
 ) -> list[Message]:
-    """Return the messages of a turn, with the predictor's own demos or with others.
+    """Return the messages of a turn.
 
     A predictor that replaces `Act` may format them differently, in about the same length.
     """
-    inputs = {"environment": environment, "trajectory": trajectory}
-    return _ADAPTER.format(act.signature, act.demos if demos is None else demos, inputs)
+    return _ADAPTER.format(signature, demos, {"environment": environment, "trajectory": trajectory})
 
 
 _ADAPTER = ReplAdapter()

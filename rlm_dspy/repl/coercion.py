@@ -95,6 +95,7 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
     ]
     if isinstance(annotation, enum.EnumMeta):
         attempts.reverse()
+    attempts.append(lambda: _member(value, annotation))
     attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
     details = ""
     for attempt in attempts:
@@ -103,6 +104,21 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
         except (TypeError, PydanticSerializationError, *TOO_DEEP) as error:
             details = details or _details(error)
     raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
+
+
+def _member(value: Any, annotation: TypeForm[Any]) -> enum.Enum:
+    """Return the one member of an enum, or of an optional one, whose name or value a text is, in any case."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, enum.EnumMeta)]
+    told = value.strip().lower() if isinstance(value, str) else None
+    named: list[enum.Enum] = [
+        member
+        for kind in kinds
+        for member in cast("type[enum.Enum]", kind)
+        if told in {str(text).lower() for text in (member.name, f"{kind.__name__}.{member.name}", member.value)}
+    ]
+    if len(named) != 1:
+        raise ValueError("no such member")
+    return named[0]
 
 
 def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import dspy
 import pytest
 
+from rlm_dspy import RLM, Limits
 from rlm_dspy.loop.hints import hint_for
+from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, SubCall
+from tests.playing import block
+
+if TYPE_CHECKING:
+    from tests.playing import Play
 
 SUBMIT = "SUBMIT(answer=...)"
+SUBMITS = block("SUBMIT(answer='a')")
+INPUTS = ("context", "question")
 FAILS = {
     "FINAL(42)": SUBMIT,
     "x = 1\nFINAL_VAR('x')": SUBMIT,
@@ -16,6 +27,16 @@ FAILS = {
     "if context:\n    return context[:3]": SUBMIT,
     "answer['ready'] = True": SUBMIT,
     "!ls -la": "Only Python",
+    "?context": "Only Python",
+    "len(context)??": "Only Python",
+    "pip install sklearn": "installed",
+    "!pip install sklearn": "installed",
+    "import requests\nrequests.get('http://a.b')": "no network",
+    "import urllib.request\nurllib.request.urlopen('http://a.b')": "no network",
+    "print(open('context.txt').read())": "(context, question)",
+    "from pathlib import Path\nPath('data.csv').read_text()": "(context, question)",
+    "import asyncio\nasyncio.run(main())": "`await`",
+    "import os\nos.fork()": "threads",
     "x = 1\n  %time len(context)": "Only Python",
     "%%bash\nls": "Only Python",
     "name = input('Which?')": "input()",
@@ -28,7 +49,84 @@ FAILS = {
 
 @pytest.mark.parametrize(("code", "told"), FAILS.items())
 def test_a_cell_that_failed_by_a_habit_is_told_what_to_do_here(code: str, told: str) -> None:
-    assert told in hint_for(Step(code=code, kind="error", output="it failed"), SUBMIT)
+    assert told in hint_for(Step(code=code, kind="error", output="it failed"), SUBMIT, INPUTS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "context = 'THE QUIET LOOP: COLLECTED ARTICLES'",
+        "context, n = 'THE QUIET LOOP', 1",
+        "for context in ['a', 'b']:\n    pass",
+        "with_it = 1\nif with_it:\n    context = open",
+    ],
+)
+def test_an_input_that_code_replaces_is_told_with_its_original(code: str) -> None:
+    assert "INPUTS['context']" in hint_for(Step(code=code), SUBMIT, INPUTS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "context = context.lower()",
+        "context = INPUTS['context'][:50]",
+        "context[0] = 'a'",
+        "def f(context):\n    context = 1",
+        "print([context for context in 'ab'])",
+        "text = context",
+    ],
+)
+def test_an_input_that_is_only_used_is_told_nothing(code: str) -> None:
+    assert not hint_for(Step(code=code), SUBMIT, INPUTS)
+
+
+def test_os_system_is_told_that_its_output_is_not_shown() -> None:
+    assert "os.listdir" in hint_for(Step(code="import os\nprint(os.system('ls'))", output="32512"), SUBMIT)
+
+
+def test_a_repetition_is_told_whatever_comments_and_layout_its_code_has(play: Play) -> None:
+    """Also of code that fails, by turns with other code, and of a reply without code."""
+    codes = ["1/0", "1 / 0  # again", "print( 2 )", "1/0", "# two\nprint(2)"]
+    played = play(
+        RLM("q -> answer", limits=Limits(max_repetitions=9)), [*map(block, codes), "So?", "So?", SUBMITS], q="?"
+    )
+    assert [step["repeats"] for step in played.prediction.trajectory] == [0, 1, 0, 1, 3, 0, 6, 0]
+    assert "had the same reply" in played.prediction.trajectory[6]["notice"]
+
+
+def test_other_code_with_the_output_of_the_turn_before_is_told_to_submit(play: Play) -> None:
+    codes = ["x = 7\nprint(x)", "print(x)", "pass", "None"]
+    played = play(RLM("q -> answer"), [*map(block, codes), SUBMITS], q="?")
+    notices = [step["notice"] for step in played.prediction.trajectory]
+    assert "Turn 1 had the same output" in notices[1]
+    assert SUBMIT in notices[1]
+    assert not any("same output" in notice for notice in [notices[0], *notices[2:]])
+
+
+def test_a_child_that_repeats_itself_is_told_and_converges(play: Play) -> None:
+    root = ["answer = rlm_query('q', 'a context')\nSUBMIT(answer=answer)"]
+    child = [block("print(1)"), block("print(1) # 1"), block("print( 1 )"), block("SUBMIT('a')")]
+    lm = ScriptedLM(act=[*map(block, root)], child=child)
+    played = play(RLM("q -> answer"), lm, q="?")
+    steps = played.prediction.trajectory[0]["calls"][0]["steps"]
+    assert [step["repeats"] for step in steps] == [0, 1, 1, 0]
+    assert "This is the last turn" in steps[2]["notice"]
+    assert played.prediction.answer == "a"
+
+
+FAILING = ["x + 'a'", "x[0]", "len(x)", "'a' in x", "sorted([x, x])", "int(x)", "x.strip()", "[y for y in x]"]
+
+
+@pytest.mark.parametrize("use", FAILING)
+def test_a_failed_item_says_so_whatever_code_does_with_it(use: str, play: Play) -> None:
+    """Also turns later."""
+    lm = ScriptedLM(
+        act=[block("x = llm_query_batched(['p'])[0]"), block(use), SUBMITS],
+        query=lambda messages: dspy.LMServerError("it is down"),
+    )
+    told = play(RLM("q -> answer"), lm, q="?").prediction.trajectory[1]["output"]
+    assert "it is down" in told
+    assert "[reply for reply in replies if reply]" in told
 
 
 @pytest.mark.parametrize(

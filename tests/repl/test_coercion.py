@@ -29,6 +29,16 @@ class Mood(enum.Enum):
     TENSE = "tense"
 
 
+class Grade(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
 class Claim(BaseModel):
     text: str
     year: int
@@ -72,6 +82,13 @@ CLAIM = Claim(text="t", year=2025)
         (42, str, "42"),
         (Mood.CALM, str, "calm"),
         ("true", bool, True),
+        ("2", Grade, Grade.HIGH),
+        ("2", Level, Level.HIGH),
+        ("Grade.HIGH", Grade, Grade.HIGH),
+        ("high", Grade | None, Grade.HIGH),
+        ("TENSE", Mood | None, Mood.TENSE),
+        ("Tense", Mood | None, Mood.TENSE),
+        ("Mood.TENSE", Mood | int, Mood.TENSE),
         ("a", Literal["a", "b"], "a"),
         ("'a'", Literal["a", "b"], "a"),
         ("2", Literal[1, 2], 2),
