@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RECORD = HERE / "results" / "small_window.txt"
 QUESTION = "Up to how many euros may Marlow pay by itself since 1 June 2025?"
+GOLD = "4,000"
 PAGE_CHARS = 700
 PAGES = 28
 NEXT_PAGE = "print(next_page(), question)"
@@ -111,7 +112,7 @@ def main(
     lines = [
         f"model: {model}, window: {window:,} tokens; pages: {PAGES} of {PAGE_CHARS:,} characters",
         f"question: {QUESTION}",
-        f"answer: {prediction.answer} ({prediction.stop})",
+        f"answer: {prediction.answer} ({prediction.stop}); the text says {GOLD}",
         f"requests, tokens read + written: {', '.join(map(tokens, lm.history))}",
     ]
     number = 0
