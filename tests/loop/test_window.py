@@ -60,7 +60,7 @@ class Model:
             return fields(summary="Found: the number is 7.", answer="extracted")
         self.turn += 1
         goes_on = self.turn <= TURNS or not self.submits
-        return block(f"{self.code}  # turn {self.turn}" if goes_on else "SUBMIT(answer='found')")
+        return block(f"turn = {self.turn}\n{self.code}" if goes_on else "SUBMIT(answer='found')")
 
 
 def run(rlm: RLM, server: WindowServer, lm: dict[str, Any] | None = None, **inputs: Any) -> dspy.Prediction:
