@@ -316,7 +316,7 @@ def test_what_all_demos_and_the_run_share_is_found_again_though_environments_are
     system, *rest = lm.script.calls[-1]
     assert "with_another_long_name_5" in system["content"]
     assert [message["content"].split()[0].strip(":") for message in rest if message["role"] == "user"] == [
-        "Variables"
+        "Variables,"
     ] * 3
 
 
