@@ -91,7 +91,7 @@ def test_a_repetition_is_told_whatever_comments_and_layout_its_code_has(play: Pl
         RLM("q -> answer", limits=Limits(max_repetitions=9)), [*map(block, codes), "So?", "So?", SUBMITS], q="?"
     )
     assert [step["repeats"] for step in played.prediction.trajectory] == [0, 1, 0, 1, 3, 0, 6, 0]
-    assert "had the same reply" in played.prediction.trajectory[6]["notice"]
+    assert "turn 6" in played.prediction.trajectory[6]["notice"]
 
 
 def test_other_code_with_the_output_of_the_turn_before_is_told_to_submit(play: Play) -> None:
