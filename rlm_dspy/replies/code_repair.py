@@ -25,8 +25,10 @@ _SPACES = {code: new for code, new in _CHARACTERS.items() if new in (" ", None)}
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.{3,}:)(?: |$)")
 _ANNOTATED_PROMPT = re.compile(r"\s*In \[\d+\]:")
 _FIRST_PROMPT = re.compile(r"^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
-_CONTINUES = re.compile(r"\s|#|$|(?:else|elif|except|finally|case)\b")
+_CONTINUES = re.compile(r"[\s#\\]|$|(?:else|elif|except|finally)\b")
 """Begins a line that does not begin a statement at the top level."""
+_MAY_CONTINUE = re.compile(r"e|el|els|eli|ex|exc|exce|excep|f|fi|fin|fina|final|finall")
+"""A last line that was cut inside of such a word."""
 _MOST_LINES_CUT_OFF = 200
 
 
@@ -60,6 +62,8 @@ def complete_statements(code: str) -> str:
     """
     lines = code.split("\n")
     starts = [at for at, line in enumerate(lines) if at and not _CONTINUES.match(line)]
+    if starts and starts[-1] == len(lines) - 1 and _MAY_CONTINUE.fullmatch(lines[-1]):
+        starts.pop()
     for start in starts[:-_MOST_LINES_CUT_OFF:-1]:
         if (tree := parse(kept := "\n".join(lines[:start]).rstrip())) is not None:
             return kept if tree.body else ""
