@@ -146,18 +146,17 @@ class Delivery(Listener):
 
     def _end_run(self, event: RunEvent) -> None:
         outputs, stream = event.outcome.outputs, self._stream
-        of_rlm = [each for each in self._listeners if each.predict is self.rlm]
-        for listener in of_rlm if event.phase == "ended" else ():
-            name = listener.signature_field_name
-            heard = Heard(listener.predict_name, name)
-            is_read = stream.has_read(event.id, heard) and event.outcome.stop == "extracted"
-            stream.hang_up(event.id)
+        of_rlm = [each for each in self._listeners if each.predict is self.rlm and event.phase == "ended"]
+        all_heard = [Heard(each.predict_name, each.signature_field_name) for each in of_rlm]
+        is_extracted = event.outcome.stop == "extracted"
+        read = [heard for heard in all_heard if is_extracted and stream.has_read(event.id, heard)]
+        stream.hang_up(event.id)
+        for listener, heard in zip(of_rlm, all_heard, strict=True):
             listener.stream_start = listener.stream_end = True
-            if not is_read:
-                value = outputs.get(name)
+            if heard not in read:
+                value = outputs.get(heard.field)
                 stream.say(heard, event.id, "" if value is None else _text(value), is_last=True)
                 stream.end(heard, event.id)
-        stream.hang_up(event.id)
 
     def _tell(self, event: Event) -> None:
         """Send the status message for a tool call, a sub-call or a block of code: each is told as a tool."""

@@ -182,6 +182,14 @@ async def test_an_answer_read_from_the_trajectory_is_heard_as_it_is_written(spea
     assert sum(isinstance(item, Response) for item in items) > 2
 
 
+async def test_each_of_several_outputs_read_from_the_trajectory_is_heard_once(speak: Speaks) -> None:
+    lm = ScriptedLM([block("print(1)")], extract=[fields(answer="three or four words", why="five or six")])
+    program = rlm("context -> answer, why", max_iters=1)
+    items = await speak(program, [listen("answer"), listen("why")], lm)
+    assert items[-1].stop == "extracted"
+    assert (replies(items, "answer"), replies(items, "why")) == (["three or four words"], ["five or six"])
+
+
 async def test_an_output_without_a_value_ends_empty(speak: Speaks) -> None:
     lm = ScriptedLM([block("print(1)")], extract=["", ""])
     items = await speak(rlm("context -> n: int", max_iters=1), [listen("n")], lm)
