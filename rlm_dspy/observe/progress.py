@@ -100,15 +100,18 @@ class Progress(Listener):
                 self._roots[event.id] = self._roots.get(event.parent_run or "", event.id)
                 if event.id == self._roots[event.id]:
                     self._begin(event)
-            if (run := self._runs.get(self._roots.get(event.run, ""))) is None:
+            root = self._roots.get(event.run, "")
+            if (run := self._runs.get(root)) is None:
                 return
-            if event.depth:
+            if event.run != root:
                 run.subcalls += isinstance(event, TurnEvent) and event.phase != "started"
             elif line := self._change(run, event):
                 self._say(line)
             self._show(now=run.is_over)
             if isinstance(event, RunEvent) and event.phase != "started":
                 del self._roots[event.id]
+                if self._shell is None and run.is_over:  # nothing shows it again
+                    del self._runs[root]
 
     def _begin(self, event: RunEvent) -> None:
         if all(run.is_over for run in self._runs.values()):  # the next cell of a notebook, or the next batch

@@ -53,6 +53,21 @@ def test_sub_calls_and_the_turns_of_children_are_counted() -> None:
     assert last.startswith("RLM 1: submitted")
 
 
+def test_a_run_in_a_tool_is_shown_by_the_progress_of_its_scope() -> None:
+    file, heard = io.StringIO(), io.StringIO()
+    lm = ScriptedLM([block("print(ask())"), block("SUBMIT(answer='inner')"), block("SUBMIT(answer='outer')")])
+
+    def ask() -> str:
+        """Ask another RLM."""
+        with dspy.context(callbacks=[Progress(file)]):
+            return str(rlm()(context="y").answer)
+
+    with dspy.context(lm=lm, callbacks=[Progress(heard)]):
+        assert rlm(tools=[ask])(context="x").answer == "outer"
+    told = [line.partition(" (")[0] for line in file.getvalue().splitlines()]
+    assert told == ["RLM 1: turn 1 of 20: SUBMIT", "RLM 1: submitted"]
+
+
 def test_runs_of_a_batch_are_numbered() -> None:
     lm = ScriptedLM(lambda _: block("SUBMIT(answer='a')"))
     examples = [dspy.Example(context=str(n)).with_inputs("context") for n in range(4)]
