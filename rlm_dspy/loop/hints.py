@@ -30,6 +30,8 @@ _NO_INSTALL = "Nothing can be installed here. Use the standard library and what 
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
 _PROCESSES = {"multiprocessing", "subprocess"}
 _NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
+_ADVANCES = {"next", "anext", "pop", "popleft", "popitem", "read", "readline", "readlines", "get_nowait"}
+"""Functions that return something else at the next call with the same object."""
 _READERS = {"open", "read_text", "read_bytes", "read_csv", "read_json", "read_excel", "listdir", "glob", "scandir"}
 
 
@@ -124,13 +126,33 @@ def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
     """Return the number of an earlier turn with the same code (or reply without code) and outcome, else 0.
 
     Comments and the layout of code do not count. Code that calls a tool repeats nothing: what the tool returns may
-    change, as in a poll.
+    change, as in a poll. Neither does code that advances a variable of an earlier cell, such as `next(pages)`.
     """
     if step.tool_calls or not _written(step):
+        return 0
+    if step.kind == "output" and (tree := parse(step.code)) and _advances(tree):
         return 0
     turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
     alike = [(number, turn) for number, turn in turns if _outcome(turn) == _outcome(step)]
     return next((number for number, turn in alike if _written(turn) == _written(step)), 0)
+
+
+def _advances(tree: ast.Module) -> bool:
+    """Whether code advances a variable that it does not set, by `n += 1` or `next(pages)`; or sleeps."""
+    nodes = [*_outside_functions(tree)]
+    added = [node.target for node in nodes if isinstance(node, ast.AugAssign)]
+    stored = {node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    set_here = {node.id for node in stored.difference(added)}
+    changed: list[ast.AST] = [*added]
+    for node in nodes:
+        match node:
+            case ast.Call(func=ast.Name(id="sleep") | ast.Attribute(attr="sleep")):
+                return True
+            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in _ADVANCES:
+                changed.append(owner)
+            case ast.Call(func=ast.Name(id=name), args=[subject, *_]) if name in _ADVANCES:
+                changed.append(subject)
+    return any(isinstance(each, ast.Name) and each.id not in set_here for each in changed)
 
 
 def _outcome(step: Step) -> tuple[str, str]:

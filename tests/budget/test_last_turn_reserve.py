@@ -108,6 +108,32 @@ def test_the_same_code_with_another_outcome_is_no_repetition(play: Play) -> None
     assert (played.prediction.answer, played.prediction.usage["limit"]) == ("4", None)
 
 
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ("pages = iter(['same'] * 9)", "page = next(pages)\nprint(page[:4])"),
+        ("n = 0", "n += 1"),
+        ("queue = ['same'] * 9", "print(queue.pop())"),
+        ("import time", "time.sleep(0)\nprint('pending')"),
+    ],
+)
+def test_code_that_advances_a_variable_is_no_repetition(play: Play, first: str, code: str) -> None:
+    """Even if it prints the same, the state of the REPL has changed."""
+    codes = [first, *[code] * 4, "SUBMIT(answer='a')"]
+    played = play(RLM("q -> answer"), [block(code) for code in codes], q="?")
+    assert {step["repeats"] for step in played.prediction.trajectory} == {0}
+    assert played.prediction.usage["limit"] is None
+
+
+@pytest.mark.parametrize(
+    "code", ["n = 0\nfor i in range(3):\n    n += i\nprint(n)", "x = [1]\nprint(x.pop())", "print(next(iter(q)))"]
+)
+def test_code_that_sets_what_it_changes_is_a_repetition(play: Play, code: str) -> None:
+    codes = [*[code] * 3, "SUBMIT(answer='a')"]
+    played = play(RLM("q -> answer"), [block(code) for code in codes], q="?")
+    assert [step["repeats"] for step in played.prediction.trajectory] == [0, 1, 1, 0]
+
+
 def test_code_that_calls_a_tool_is_no_repetition(play: Play) -> None:
     """A poll: what the tool returns may be another thing the next time."""
 
