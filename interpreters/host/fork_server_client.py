@@ -217,16 +217,18 @@ def _config(recipe: Recipe) -> Config:
     standard = _standard_library()
     search = [str(Path(path).absolute()) for path in sys.path if path and Path(path).is_dir()]
     search = [path for path in search if path not in standard]
-    modules, bundled = packages.required(recipe.packages)
-    own = [importing.place_of(file, search) for file in modules.values()]
-    wanted = [*standard, *_shared_libraries(), *_DATA, *own, *bundled, *recipe.paths]
+    needed = packages.required(recipe.packages)
+    own = [importing.place_of(file, search) for file in needed.modules.values()]
+    own += [*needed.libraries, *needed.metadata.values()]
+    wanted = [*standard, *_shared_libraries(), *_DATA, *own, *recipe.paths]
     hidden = [path for path in _installed_below(standard) if path not in recipe.paths and Path(path).is_dir()]
     return {
         "packages": list(recipe.packages),
         "preload": packages.own_modules(recipe.packages),
         "paths": list(recipe.paths),
         "search": search,
-        "modules": modules,
+        "modules": needed.modules,
+        "metadata": needed.metadata,
         "standard": standard,
         "host": os.getpid(),
         "confinement": {

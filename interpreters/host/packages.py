@@ -10,8 +10,9 @@ import sys
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from rlm_dspy.interpreters.worker import importing
 from rlm_dspy.interpreters.worker.importing import SUFFIXES, outer_packages
 
 if TYPE_CHECKING:
@@ -90,20 +91,27 @@ def import_hint(module: str, packages: Sequence[str], importable: Collection[str
     return f"{only} {top} is installed, but not allowed here; the user allows it with {allowed}."
 
 
-def required(packages: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Return what the distributions of some modules, and the distributions that these require, have installed.
+class Required(NamedTuple):
+    """What the distributions of some modules, and the distributions that these require, have installed."""
+
+    modules: dict[str, str]
+    """The file of each top-level module by its dotted name, of a package its `__init__`, and of a namespace
+    package its members instead."""
+    libraries: list[str]
+    """The folders of bundled shared libraries."""
+    metadata: dict[str, str]
+    """The `METADATA` of each distribution by `importing.normalized` name: some read their own version there."""
+
+
+def required(packages: Iterable[str]) -> Required:
+    """Return what some modules need.
 
     A requirement counts if it is installed, whatever its marker says; requirements of extras do not count.
 
     Args:
         packages: Dotted names of modules. One that no distribution provides adds nothing.
-
-    Returns:
-        The file of each top-level module by its dotted name, of a package its `__init__`, and of a namespace
-        package its members instead; and the folders of bundled shared libraries.
     """
-    modules: dict[str, str] = {}
-    libraries: list[str] = []
+    found = Required({}, [], {})
     seen: set[str] = set()
     waiting = [distribution for name in packages for distribution in _providers(name)]
     while waiting:
@@ -113,11 +121,14 @@ def required(packages: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             continue
         seen.add(name)
         files = _modules(distribution)
-        modules |= {module: str(distribution.locate_file(path)) for module, path in files.items()}
+        found.modules.update({module: str(distribution.locate_file(path)) for module, path in files.items()})
         tops = {path.partition("/")[0] for path in _paths(distribution)}
-        libraries += [str(distribution.locate_file(top)) for top in tops if top.endswith(".libs")]
+        found.libraries.extend(str(distribution.locate_file(top)) for top in tops if top.endswith(".libs"))
+        for top in tops:
+            if top.endswith(".dist-info"):
+                found.metadata[importing.normalized(name)] = str(distribution.locate_file(f"{top}/METADATA"))
         waiting += _requirements(distribution)
-    return modules, libraries
+    return found
 
 
 def _providers(module: str) -> list[metadata.Distribution]:

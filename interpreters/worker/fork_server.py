@@ -86,7 +86,7 @@ class Zygote:
         missing = _load(config["preload"], config["search"])
         found = importing.loaded(config["preload"], config["search"])
         self._confinement.readable = sorted({*self._confinement.readable, *found})
-        sys.meta_path.append(importing.Finder(config["modules"], config["standard"]))
+        sys.meta_path.append(importing.Finder(config["modules"], config["metadata"], config["standard"]))
         importable = importing.tops(set(config["packages"]) - missing.keys(), config["paths"])
         packages = {name.partition(".")[0] for name in (*sys.modules, *config["modules"])} | set(importable)
         sys.path += config["paths"]

@@ -71,6 +71,8 @@ class Config(TypedDict):
     """The folders where modules are looked for."""
     modules: dict[str, str]
     """The file of each module that can be imported, by dotted name."""
+    metadata: dict[str, str]
+    """The `METADATA` of each distribution that they come with, by `importing.normalized` name."""
     standard: list[str]
     """The folders of the standard library."""
     confinement: dict[str, Any]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import re
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from importlib.metadata import DistributionFinder, PathDistribution
     from types import ModuleType
 
 INSTALLED = ("site-packages", "dist-packages")
@@ -28,11 +30,13 @@ class Finder(MetaPathFinder):
 
     Args:
         files: The file of each module by dotted name, of a package its `__init__`.
+        metadata: The `METADATA` of each distribution by its `normalized` name.
         standard: The folders of the standard library.
     """
 
-    def __init__(self, files: dict[str, str], standard: Sequence[str]) -> None:
+    def __init__(self, files: dict[str, str], metadata: dict[str, str], standard: Sequence[str]) -> None:
         self._files = files
+        self._metadata = metadata
         self._standard = standard
         self._namespaces = {outer for name in files for outer in outer_packages(name)}
 
@@ -50,6 +54,13 @@ class Finder(MetaPathFinder):
             return spec
         return None
 
+    def find_distributions(self, context: DistributionFinder.Context) -> list[PathDistribution]:
+        """Return a distribution by its name, all without one: `importlib.metadata` asks for it."""
+        from importlib.metadata import PathDistribution  # noqa: PLC0415 (few need it)
+
+        names = self._metadata if context.name is None else [normalized(context.name)]
+        return [PathDistribution(Path(self._metadata[name]).parent) for name in names if name in self._metadata]
+
     def _standard_file(self, name: str) -> str | None:
         if name not in sys.stdlib_module_names:
             return None
@@ -60,6 +71,11 @@ class Finder(MetaPathFinder):
             for suffix in SUFFIXES
         )
         return next(filter(os.path.isfile, places), None)
+
+
+def normalized(name: str) -> str:
+    """Return the name of a distribution as all its spellings have it: `ruamel_yaml` for `ruamel.yaml`."""
+    return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def loaded(named: Iterable[str], search: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,25 @@ def test_an_import_of_anything_else_says_what_can_be_imported_and_how_it_is_allo
 def test_a_package_is_named_as_it_is_imported_or_as_it_is_installed() -> None:
     """`sklearn` is installed as `scikit-learn`, and `PIL` as `pillow`."""
     repl = PythonInterpreter(packages=["scikit-learn", "sklearn", "pillow", "dspy.predict"])
-    assert repl.execution_instructions.endswith(" Packages: PIL, dspy, sklearn.")
+    assert " Packages: PIL, dspy, sklearn. " in repl.execution_instructions
     with repl:
         assert repl.execute("import PIL.Image\nPIL.Image.new('L', (2, 3)).size[1]") == 3
     assert PythonInterpreter().execution_instructions == PythonInterpreter.execution_instructions
+
+
+def test_a_package_finds_its_own_version() -> None:
+    """As `duckdb` does when it is imported; of what is not allowed there is none."""
+    code = (
+        "from importlib import metadata\n"
+        "[metadata.version('DuckDB'), metadata.version('scikit_learn'), "
+        "sorted(d.name for d in metadata.distributions() if d.name in ('duckdb', 'dspy'))]"
+    )
+    with PythonInterpreter(packages=["duckdb", "sklearn"]) as repl:
+        versions = [metadata.version("duckdb"), metadata.version("scikit-learn")]
+        assert repl.execute(code) == [*versions, ["duckdb"]]
+        assert repl.execute("import duckdb\nduckdb.execute('select 6 * 7').fetchone()[0]") == 42
+        with pytest.raises(CellError, match="No package metadata was found for dspy"):
+            repl.execute("metadata.version('dspy')")
 
 
 def test_a_package_is_loaded_when_code_asks_for_it() -> None:
