@@ -30,7 +30,7 @@ _TEXT_BYTES = 128 << 20
 _EXTRA = "the extra `documents`: pip install 'dspy-recursive-lm[documents]' (in the checkout: --extra documents)"
 
 _HTML = re.compile(
-    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL
+    rb"\s*(<\?xml[^>]*>\s*)?((?><!--.*?-->)\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL
 )
 _BINARIES = {
     b"\x89PNG": "a PNG image",

@@ -13,6 +13,7 @@ import pytest
 from rlm_dspy import Text
 from rlm_dspy.errors import UnreadableDocument
 from rlm_dspy.inputs import describe
+from rlm_dspy.inputs.documents import HEAD_BYTES, kind_of
 from tests.inputs.sample_documents import SAMPLES, archive, docx, html, paragraph, pdf, pptx, xlsx
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ def test_text_that_mentions_a_format_stays_text(opened: Callable[..., Text]) -> 
     text = opened("notes.txt", b"PK is a postcode; <html> is a tag.\n")
     assert text.path is not None
     assert text.pages == []
+
+
+def test_comments_before_html_are_read_once() -> None:
+    """A text that begins with many of them, and is none, would be tried in 2^500 ways."""
+    comments = b"<!-- a --> " * 400
+    assert kind_of(comments[:HEAD_BYTES], "a.txt") == "text"
+    assert kind_of(comments[:3_000] + b"<html>", "a.txt") == "text"  # the last comment is cut
+    assert kind_of(comments[:3_300] + b"<html>", "a.txt") == "html"
 
 
 @pytest.mark.parametrize(
