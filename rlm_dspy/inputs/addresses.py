@@ -5,6 +5,7 @@ A process of its own does it (`fetch_script`), so that a time limit holds for al
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 from email.message import Message
 
@@ -14,6 +15,8 @@ from rlm_dspy.inputs.isolated_process import run_isolated
 
 _SECONDS = 30
 _MAX_BYTES = 100 << 20
+_NO_CHARSETS = ("idna", "punycode", "undefined", "raw-unicode-escape", "unicode-escape")
+"""Text encodings of Python that no page has. They raise errors, or take hours for a large page."""
 _PROBLEMS = {
     "scheme": "{name} cannot be fetched: Text.open takes http and https addresses.",
     "name": "{name} cannot be fetched: there is no host {detail}, or no network.",
@@ -76,6 +79,7 @@ def without_credentials(url: str) -> str:
 def _decoded(body: bytes, charset: str) -> str:
     """Return text by its server's charset, else as UTF-8; what does not decode becomes U+FFFD, as in browsers."""
     try:
-        return body.decode(charset or "utf-8-sig", "replace")
+        charset = codecs.lookup(charset or "utf-8").name
+        return body.decode("utf-8-sig" if charset in ("utf-8", *_NO_CHARSETS) else charset, "replace")
     except LookupError:
         return body.decode("utf-8-sig", "replace")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 10
 _MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _SERVES_METADATA = {ipaddress.ip_address("168.63.129.16")}
 """Public addresses at which clouds answer their own machines."""
 
@@ -125,6 +126,8 @@ def _is_public(address: _Address) -> bool:
         if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
             return all(map(_is_public, inner))
+        if not inner and address not in _GLOBAL_UNICAST:  # is_global is true of fec0::1, and of ::127.0.0.1
+            return False
     is_public = address.is_global and not address.is_multicast and address not in _SERVES_METADATA
     return all(map(_is_public, inner)) and (is_public or bool(inner))
 

@@ -37,6 +37,9 @@ class Pages(BaseHTTPRequestHandler):
         "/page": ("text/html; charset=utf-8", html("<p>Founded by <b>Ada</b></p>")),
         "/latin.html": ("text/html; charset=windows-1252", html(f"<p>{LATIN}</p>").decode().encode("cp1252")),
         "/latin.txt": ("text/plain; charset=windows-1252", LATIN.encode("cp1252")),
+        "/undefined": ("text/plain; charset=undefined", LATIN.encode()),
+        "/idna": ("text/plain; charset=idna", LATIN.encode()),
+        "/bom": ("text/plain; charset=UTF8", LATIN.encode("utf-8-sig")),
         "/data": ("application/json", b'{"founded by": "Ada"}'),
         "/picture": ("image/png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
     }
@@ -109,6 +112,9 @@ def served() -> Iterator[str]:
         ("/page", "Founded by **Ada**"),
         ("/latin.html", LATIN),
         ("/latin.txt", LATIN),
+        ("/undefined", LATIN),
+        ("/idna", LATIN),
+        ("/bom", LATIN),
         ("/data", '{"founded by": "Ada"}'),
         ("/to?/paper", "--- page 1 of 3 ---"),
         ("/zipped?10", "aaaaaaaaaa"),
@@ -210,6 +216,9 @@ def test_a_refusal_names_the_way_to_allow_it(served: str) -> None:
         ("64:ff9b::a9fe:a9fe", False),
         ("2002:7f00:1::", False),
         ("ff02::1", False),
+        ("fec0::1", False),
+        ("::127.0.0.1", False),
+        ("64:ff9b:1::7f00:1", False),
     ],
 )
 def test_an_address_is_public_only_if_all_that_is_written_in_it_is(address: str, public: bool) -> None:
