@@ -91,6 +91,19 @@ def test_a_frame_is_a_table(source: Any) -> None:
     assert Table.open(source, columns=["year"]).df()["year"].tolist() == [2024, 2025, 2025, 2026]
 
 
+def test_rows_that_a_database_still_has_in_its_log_are_read(tmp_path: Path) -> None:
+    """Another program has it open; beside a database that nobody has open nothing is written."""
+    path = written(tmp_path, ".sqlite")
+    with sqlite3.connect(path) as connection:
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("insert into sales values ('Rome', 9.0, 2026)")
+        connection.commit()
+        assert len(Table.open(path)) == len(FRAME) + 1
+    connection.close()
+    assert len(Table.open(path)) == len(FRAME) + 1
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_database_of_several_tables_wants_a_name(tmp_path: Path) -> None:
     """The error lists them."""
     path = written(tmp_path, ".sqlite")
@@ -158,11 +171,18 @@ def test_code_uses_a_table(factory: Any, tmp_path: Path) -> None:
     assert rows[2]["total"] == 5.5
 
 
-def test_code_may_ask_duckdb() -> None:
+@pytest.mark.parametrize(
+    "factory",
+    [
+        LocalPythonInterpreter,
+        lambda: PythonInterpreter(packages=["pandas", "pyarrow", "duckdb"]),
+    ],
+)
+def test_code_may_ask_duckdb(factory: Any) -> None:
     """Where it can be imported; else SQLite answers."""
     code = "SUBMIT(answer=[*data.sql('select list(city order by city) as all_of_them from data').all_of_them[0]])"
     data = {"data": Table.open(FRAME)}
-    assert run(LocalPythonInterpreter, code, data).answer == ["Bern", "Lima", "Oslo", "Oslo"]
+    assert run(factory, code, data).answer == ["Bern", "Lima", "Oslo", "Oslo"]
 
 
 @OURS

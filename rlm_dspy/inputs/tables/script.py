@@ -93,7 +93,10 @@ def _of_sqlite(settings: Settings) -> Any:
     import pandas as pd
     import pyarrow as pa
 
-    connection = sqlite3.connect(f"file:{quote(settings['file'])}?mode=ro&immutable=1", uri=True)
+    path = settings["file"]
+    # SQLite may write nothing beside the file, unless rows are still in its log, which it would not read then.
+    fixed = "" if any(os.path.exists(f"{path}-{log}") for log in ("wal", "journal")) else "&immutable=1"  # noqa: PTH110
+    connection = sqlite3.connect(f"file:{quote(path)}?mode=ro{fixed}", uri=True)
     found = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()
     query = _query([name for (name,) in found], settings)
     parts, size = [], 0
