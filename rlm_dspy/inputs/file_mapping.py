@@ -79,7 +79,10 @@ class FileMapping(Mapping[str, str]):
         return self._attached_text(name) or self._kept(name, "".join(self._pieces(name)))
 
     def _attached_text(self, name: str) -> str:
-        """Return a large file as attached memory, which lasts as long as the session; empty for other files."""
+        """Return a large file as attached memory, which lasts as long as the session.
+
+        Empty for other files, and if the host attaches no more: it counts what all REPLs of a run have.
+        """
         size = self.sizes[name]
         with self._lock:
             if self._attach is None or size < ATTACHED_FROM or self._attached_bytes + size > ATTACHED_BYTES:
@@ -87,8 +90,10 @@ class FileMapping(Mapping[str, str]):
             self._attached_bytes += size
         try:
             text = self._attach(name)
-        except RuntimeError as error:  # of the host: it is not UTF-8
-            raise ValueError(f"{name}: {error}") from None
+        except (RuntimeError, ValueError):  # of the host; the pieces tell why, if they cannot be read either
+            with self._lock:
+                self._attached_bytes -= size
+            return ""
         return self._attached.setdefault(name, text)
 
     def _kept(self, name: str, text: str) -> str:

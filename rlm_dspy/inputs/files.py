@@ -9,6 +9,7 @@ import os
 import stat
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -190,16 +191,20 @@ class Files(FileMapping):
 
         Raises:
             KeyError: If there is no such file.
-            ValueError: If all files that were attached take too much memory, or a document cannot be read.
+            ValueError: If all files that were attached take too much memory, if the file has grown, or if a
+                document cannot be read.
         """
         with self._lock:
-            if name not in self._attached:
-                self._attached_bytes += self.sizes[name]
-                self._attached[name] = ""
-            if self._attached_bytes > ATTACHED_BYTES:
+            total = self._attached_bytes + (0 if name in self._attached else self.sizes[name])
+            if total > ATTACHED_BYTES:
                 raise ValueError(f"{name} is too large to be attached beside the other files")
+            self._attached_bytes, self._attached[name] = total, ""
         with self.reader(name) as file:
-            return self._text_of(name, file).decode() if _is_document(file) else FileOfFolder(self, name)
+            if _is_document(file):
+                return self._text_of(name, file).decode()
+            if os.fstat(file.fileno()).st_size > self.sizes[name]:
+                raise ValueError(f"{name} has grown since it was listed, and is not attached")
+            return FileOfFolder(self, name)
 
     def spans(self, names: Iterable[str]) -> list[tuple[int, int]]:
         """Return first and last byte of files in all files, one after the other in the order of their names."""
@@ -327,7 +332,8 @@ class _Scan:
         elif not entry.is_file(follow_symlinks=False):
             self.left_out["special files"] += 1
         else:
-            self._add_file(entry.path, entry.stat(follow_symlinks=False))
+            with suppress(FileNotFoundError):  # it has just been removed
+                self._add_file(entry.path, entry.stat(follow_symlinks=False))
         return False
 
     def _add_file(self, path: str, status: os.stat_result) -> None:

@@ -209,6 +209,25 @@ SUBMIT(answer=[*said, len(_rlm_read(key=key, parts=[["empty", 0]] * 50_000))])
     assert parts == 1_000
 
 
+def test_what_the_host_does_not_attach_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another REPL of the run has attached what fits, or as it has grown; a refused file counts nothing."""
+    monkeypatch.setattr("rlm_dspy.inputs.files.ATTACHED_BYTES", 40_000_000)
+    for name, size in {"first": 20_000_000, "grown": 17_000_000, "large": 30_000_000}.items():
+        (tmp_path / name).write_bytes(b"a" * size)
+    files = Files.open(tmp_path)
+    with (tmp_path / "grown").open("ab") as file:
+        file.write(b"b")
+    code = "SUBMIT(answer=[*(len(files[n]) for n in ('large', 'grown', 'first')), *files._attached])"
+    kept = files.of_a_run()
+    kept.whole("first")
+    with pytest.raises(ValueError, match="large is too large to be attached beside the other files"):
+        kept.whole("large")
+    with pytest.raises(ValueError, match="grown has grown since it was listed"):
+        kept.whole("grown")
+    found = run(PythonInterpreter, code, {"files": files}).answer
+    assert found == [30_000_000, 17_000_001, 20_000_000, "large"]
+
+
 def test_a_hopeless_regular_expression_ends_with_its_cell(tmp_path: Path) -> None:
     """It runs in the worker: the host does not hang."""
     (tmp_path / "a").write_text("a" * 40 + "!", encoding="utf-8")
