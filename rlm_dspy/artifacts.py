@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 20 << 20
 """Bytes of one file."""
 MAX_BYTES = 50 << 20
 """Bytes of all files of a run."""
-_MAX_NAME_CHARS = 200
+_MAX_NAME_BYTES = 200
 
 
 class Artifact(BaseModel):
@@ -98,7 +98,7 @@ class ArtifactStore:
             if data is not None and not why:
                 self._files[name] = data
             elif len(self._left_out) < MAX_FILES:
-                self._left_out[printable(name[:_MAX_NAME_CHARS])] = why
+                self._left_out[printable(name[:_MAX_NAME_BYTES])] = why
         return why
 
     def drop(self, name: str) -> None:
@@ -112,9 +112,14 @@ class ArtifactStore:
 
     def _refusal(self, name: str, data: bytes | None, size: int) -> str:
         parts = PurePosixPath(name).parts
-        plain = name.isprintable() and "\\" not in name and len(name) <= _MAX_NAME_CHARS
+        plain = name.isprintable() and "\\" not in name and len(name.encode()) <= _MAX_NAME_BYTES
         if not plain or not parts or "/".join(parts) != name or ".." in parts:
             return "give it a shorter name of plain characters"
+        other = next(
+            (kept for kept in self._files if f"{kept}/".startswith(f"{name}/") or name.startswith(f"{kept}/")), ""
+        )
+        if other:
+            return f"give it another name: {other} is kept, and one of the two is the other's folder"
         if data is None or size > MAX_FILE_BYTES:
             return f"it has {size:,} bytes, and a file may have {MAX_FILE_BYTES:,}"
         if len(self._files) >= MAX_FILES:

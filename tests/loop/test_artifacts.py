@@ -121,6 +121,20 @@ def test_a_store_is_bounded_and_takes_no_path_out_of_its_folder() -> None:
     assert [bool(full.keep(name, bytes(MAX_BYTES // 3), MAX_BYTES // 3)) for name in "abcda"] == [0, 0, 0, 1, 0]
 
 
+def test_what_is_kept_can_be_saved(tmp_path: Path) -> None:
+    """A lost worker may leave a file where the next one makes a folder; no system takes names of any length."""
+    store = ArtifactStore()
+    for name in ("a", "b/c", "child-1", "bc"):
+        assert store.keep(name, b"", 0) == ""
+    for name, other in {"a/b": "a", "b": "b/c", "child-1/x.csv": "child-1"}.items():
+        why = f"give it another name: {other} is kept, and one of the two is the other's folder"
+        assert store.keep(name, b"", 0) == why
+    assert store.keep("é" * 128, b"", 0) == "give it a shorter name of plain characters"
+    assert store.keep("a", b"again", 5) == ""
+    store.below("").save(tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"again"
+
+
 def test_files_survive_a_lost_worker_and_a_crashed_cell() -> None:
     """A crash undoes what a cell did to variables, not the files it wrote."""
     one = f"{WRITE}open('output/one', 'w').write('1')"
