@@ -195,6 +195,8 @@ class Beginnings:
     def _restore(self, file: str, ask: Ask) -> bool:
         """Restore a file into the least recently used slot, whose conversation llama.cpp then keeps in memory."""
         claimed = ask("/completion", {"prompt": " ", "n_predict": 0})
+        if "id_slot" not in claimed:
+            return False
         restored = ask(f"/slots/{claimed['id_slot']}?action=restore", {"filename": file})
         return "n_restored" in restored
 

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from dspy import lm15
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.embedded.model_cache import prompts_folder, remove
 from rlm_dspy.embedded.model_catalog import CATALOGUE
-from rlm_dspy.embedded.saved_prompts import PromptFiles, files_of
+from rlm_dspy.embedded.saved_prompts import Beginnings, PromptFiles, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +155,24 @@ def test_a_kept_file_is_found_by_its_key_alone(tmp_path: Path) -> None:
     assert (kept.find("a"), kept.find("b")) == (name, None)
     assert files(tmp_path).find("a") == name
     assert [path.name for path in kept.folder.iterdir()] == [name]
+
+
+def test_a_server_that_refuses_still_gets_the_request(tmp_path: Path) -> None:
+    """To restore a file, and to read the beginning anew."""
+    pytest.importorskip("xllamacpp")  # its version is in the keys
+    kept = files(tmp_path, 100_000)
+    beginnings = Beginnings(kept, "model")
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "?"}]
+    key, _ = beginnings._digests(messages)
+    write(kept, key)
+    asked = []
+
+    def refuse(path: str, body: dict[str, object]) -> dict[str, object]:
+        asked.append(path)
+        return {"error": {"message": "busy"}}
+
+    with beginnings.prepared(messages, refuse, threading.Event()) as read:
+        assert (read, asked) == (0, ["/completion", "/apply-template"])
 
 
 def test_a_file_that_is_not_what_its_name_says_is_deleted(tmp_path: Path) -> None:
