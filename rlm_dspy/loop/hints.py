@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.reply_parser import read_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -25,13 +26,38 @@ NO_OUTPUT = "(no output; use print to see values)"
 """What the model is told of code that printed nothing."""
 _NOTEBOOK = re.compile(r"^[ \t]*(?:(?:!|%%?|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE)
 _INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip )?install\b", re.MULTILINE)
-_NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, help(name)."
+_NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, dir(name)."
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
+_CHANCE_AND_TIME = {"random", "secrets", "uuid", "time", "datetime", "sleep"}
+_CHANGES = {
+    "append",
+    "appendleft",
+    "extend",
+    "insert",
+    "pop",
+    "popleft",
+    "popitem",
+    "remove",
+    "clear",
+    "add",
+    "discard",
+}
+_CHANGES |= {
+    "update",
+    "setdefault",
+    "sort",
+    "reverse",
+    "read",
+    "readline",
+    "readlines",
+    "write",
+    "writelines",
+    "send",
+}
+"""Methods that change what they are called on."""
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
 _PROCESSES = {"multiprocessing", "subprocess"}
 _NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
-_ADVANCES = {"next", "anext", "pop", "popleft", "popitem", "read", "readline", "readlines", "get_nowait"}
-"""Functions that return something else at the next call with the same object."""
 _READERS = {"open", "read_text", "read_bytes", "read_csv", "read_json", "read_excel", "listdir", "glob", "scandir"}
 
 
@@ -92,11 +118,11 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     ),
     (
         lambda cell: cell.imports & _NETWORK,
-        "Code here may have no network. Use the variables and functions listed in the first message.",
+        "Code here has no network access. Use the variables and functions listed in the first message.",
     ),
     (
         lambda cell: cell.calls & _READERS,
-        "The inputs are no files: use the variables ({inputs}) as they are.",
+        "The inputs are variables, not files: use them ({inputs}) directly.",
     ),
 )
 
@@ -125,39 +151,53 @@ def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Co
 def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
     """Return the number of an earlier turn with the same code (or reply without code) and outcome, else 0.
 
-    Comments and the layout of code do not count. Code that calls a tool repeats nothing: what the tool returns may
-    change, as in a poll. Neither does code that advances a variable of an earlier cell, such as `next(pages)`.
+    Comments and the layout of code do not count. Code repeats nothing if it may do something else each time: if it
+    calls a tool, as in a poll, changes what a variable holds, draws at random or reads the clock.
     """
-    if step.tool_calls or not _written(step):
-        return 0
-    if step.kind == "output" and (tree := parse(step.code)) and _advances(tree):
+    tree = parse(step.code) if step.code.strip() else None
+    if step.tool_calls or not _written(step) or (step.kind == "output" and tree is not None and _goes_on(tree)):
         return 0
     turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
     alike = [(number, turn) for number, turn in turns if _outcome(turn) == _outcome(step)]
     return next((number for number, turn in alike if _written(turn) == _written(step)), 0)
 
 
-def _advances(tree: ast.Module) -> bool:
-    """Whether code advances a variable that it does not set, by `n += 1` or `next(pages)`; or sleeps."""
-    nodes = [*_outside_functions(tree)]
-    added = [node.target for node in nodes if isinstance(node, ast.AugAssign)]
-    stored = {node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    set_here = {node.id for node in stored.difference(added)}
-    changed: list[ast.AST] = [*added]
-    for node in nodes:
+def _goes_on(tree: ast.Module) -> bool:
+    """Whether code changes what a variable of an earlier turn holds, or depends on chance or time."""
+    updates = [node for node in ast.walk(tree) if _updated(node)]
+    inside = {id(each) for node in updates for each in ast.walk(node)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {name.id for name in names if isinstance(name.ctx, ast.Store) and id(name) not in inside}
+    named = {name.id for name in names} | set(_imported(tree))
+    if any(_updated(node) - made for node in updates) or named & _CHANCE_AND_TIME:
+        return True
+    for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Name(id="sleep") | ast.Attribute(attr="sleep")):
-                return True
-            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in _ADVANCES:
-                changed.append(owner)
-            case ast.Call(func=ast.Name(id=name), args=[subject, *_]) if name in _ADVANCES:
-                changed.append(subject)
-    return any(isinstance(each, ast.Name) and each.id not in set_here for each in changed)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)) if name in _CHANGES:
+                pass
+            case ast.Call(func=ast.Name(id="next" | "anext"), args=[ast.Name(id=owner), *_]):
+                pass
+            case _:
+                continue
+        if owner not in made:
+            return True
+    return False
 
 
-def _outcome(step: Step) -> tuple[str, str]:
-    """Return how a turn ended; of an error only its last line, as the others quote the code."""
-    return step.kind, step.problem if step.kind == "error" else step.output
+def _updated(node: ast.AST) -> set[str]:
+    """Return the variables that a statement binds to something made from themselves."""
+    if isinstance(node, ast.AugAssign):
+        return {each.id for each in ast.walk(node.target) if isinstance(each, ast.Name)}
+    if not isinstance(node, ast.Assign):
+        return set()
+    bound = {each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return bound & {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
+
+
+def _outcome(step: Step) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """Return how a turn ended, by the last line of an error, and what its sub-calls were asked."""
+    asked = tuple((call.name, repr(call.inputs)) for call in step.calls)
+    return step.kind, step.problem if step.kind == "error" else step.output, asked
 
 
 def _written(step: Step) -> str:
@@ -179,6 +219,12 @@ def names_any(code: str, names: Collection[str]) -> bool:
     if tree is None:
         return any(name in code for name in names)
     return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(tree))
+
+
+def is_another_turn(reply: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
+    """Whether a reply that should be an answer is one more block: the code of an earlier turn, or over an input."""
+    code = read_reply(reply).code
+    return bool(code) and (names_any(code, inputs) or any(turn.code == code for turn in earlier))
 
 
 def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:

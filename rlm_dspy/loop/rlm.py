@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy import signatures
+from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.window_errors import is_too_long, sizes_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
@@ -18,6 +19,7 @@ from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import make_room
 from rlm_dspy.loop.extraction import LEAST_TRANSCRIPT_CHARS, extract_signature, room_for_transcript
 from rlm_dspy.loop.function_lm import as_lm
+from rlm_dspy.loop.hints import is_another_turn
 from rlm_dspy.loop.run_state import Run, observed
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names, open_paths
@@ -30,7 +32,7 @@ from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming, outputs_heard
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.subcalls.item import active_sub_call
-from rlm_dspy.text import clip, cut, logger
+from rlm_dspy.text import clip, counted, cut, logger
 
 if TYPE_CHECKING:
     import os
@@ -334,14 +336,15 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
     async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
         """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
         await port.run(run.repl.collect_files)
-        turns = len(run.conversation.trajectory)
-        _logger.warning("RLM: no SUBMIT within %d turns; reading the answer from the trajectory.", turns)
+        turns = counted(len(run.steps), "turn")
+        _logger.warning("RLM: no SUBMIT in %s; reading the answer from the trajectory.", turns)
         values: dict[str, Any] = {}
         how, replies = "Read from the trajectory after the last turn.", list[Any]()
         try:
             values, problems = await self._read_transcript(port, run, replies)
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-            if found := outputs_in_words(self.signature, replies):
+            words = [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
+            if found := outputs_in_words(self.signature, words):
                 return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
             if isinstance(error, dspy.LMError) and not is_too_long(error):
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rlm_dspy.replies.code_blocks import (
     FIELD_MARK,
@@ -22,6 +23,9 @@ from rlm_dspy.replies.code_repair import complete_statements, repaired, without_
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_object, split_tool_calls
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _MAX_UNFENCED_LINES = 200
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt"}
@@ -34,6 +38,10 @@ _TURN_TOKEN = re.compile(
 """Turn markers of chat templates."""
 _HEADING = re.compile(r"\A(?:[ \t]*\n|#{2,6} .*\n)+")
 _SPEAKER = re.compile(r"^\s*(?:\*\*)?(?:User|Human|Observation)(?:\*\*)?:")
+_INVENTED_OUTPUT = re.compile(
+    r"\s*(?:\*\*)?(?:Output|Result|Stdout)s?(?:\*\*)?:|\s*<tool_response>", re.IGNORECASE
+)
+_SUBMIT = re.compile(r"^SUBMIT\(", re.MULTILINE)
 _CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
 
 
@@ -79,7 +87,7 @@ def _read(text: str, *, cut: bool) -> Reply:
     if as_object := _read_object(text):
         return as_object
     lines = with_fences_on_lines(text.split("\n"))  # splitlines would also cut strings at a form feed or U+2028
-    lines = _until_invented_turn(lines)
+    lines = _until_invented_output(_until_invented_turn(lines))
     blocks = list(code_blocks(lines))
     code, words = ("", "") if cut else split_tool_calls(_text_of_calls(lines, blocks))
     if code:
@@ -100,9 +108,8 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
             if block is unmarked[0] or not block.is_output
         ]
     if code:
-        return Reply(
-            reasoning=_without_marks("\n".join(_lines_outside(lines, blocks))), code="\n".join(map(repaired, code))
-        )
+        words = _without_marks("\n".join(_lines_outside(lines, blocks)))
+        return Reply(reasoning=words, code="\n".join(_last_submit(map(repaired, code))))
     for block in filled:
         if (inner := _read_object(block.code) if block.language in _HOLDS_CODE else None) and inner.code:
             return inner
@@ -114,6 +121,27 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
         others = (block.language for block in blocks if block.language and block.language not in PYTHON)
         return Reply(reasoning=_without_marks(text), code="", other_language=next(others, ""))
     return Reply(reasoning=_without_marks(text), code="")
+
+
+def _last_submit(code: Iterable[str]) -> list[str]:
+    """Return the blocks without those that would end the run before the last one: a model corrects itself."""
+    *before, last = code
+    return (
+        [block for block in before if not _SUBMIT.search(block)] + [last]
+        if _SUBMIT.search(last)
+        else [*before, last]
+    )
+
+
+def _until_invented_output(lines: list[str]) -> list[str]:
+    """Remove the blocks that the model wrote after an output that it made up: it is to see the real one."""
+    blocks = list(code_blocks(lines))
+    code = [block for block in blocks if block.language in PYTHON and block.code.strip()]
+    inside = {at for block in blocks for at in range(block.start, block.end + 1)}
+    for at in range(code[0].end + 1, code[-1].start) if code else ():
+        if at not in inside and _INVENTED_OUTPUT.match(lines[at]):
+            return lines[:at]
+    return lines
 
 
 def _received(blocks: list[CodeBlock], end: int) -> list[CodeBlock]:

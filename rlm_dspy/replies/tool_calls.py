@@ -147,7 +147,7 @@ _CLOSES = r"(?:</(?:tool_calls?|tools|function_calls?|TOOLCALL|s)>|<\|[\w/]+\|>|
 _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, _FLAGS), read)
     for pattern, read in (
-        (rf"{_OPENS}\s*(?P<body>[\[{{](?:(?!{_OPENS}).)*?[\]}}])\s*{_CLOSES}", _of_json),
+        (rf"{_OPENS}\s*(?P<body>[\[{{](?:(?!{_OPENS}\s*[\[{{]).)*?[\]}}])\s*{_CLOSES}", _of_json),
         (
             (
                 r"(?:^<tool_call>\s*|<seed:tool_call>\s*)?^<function=(?P<name>[\w.-]+)(?:>|=?(?=\{)|\((?=\{))"
