@@ -222,7 +222,7 @@ def names_any(code: str, names: Collection[str]) -> bool:
 
 
 def is_another_turn(reply: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
-    """Whether a reply that should be an answer is one more block: the code of an earlier turn, or over an input."""
+    """Whether a reply that should be an answer is a block: the code of an earlier turn, or code over an input."""
     code = read_reply(reply).code
     return bool(code) and (names_any(code, inputs) or any(turn.code == code for turn in earlier))
 
