@@ -21,6 +21,8 @@ import pytest
 
 ORDINARY = 54_321
 CANARY = "canary-5d1f0c2e"
+_QUIET = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+"""DSPy imports anyio, which is a plugin of pytest as well, before pytest looks for its plugins."""
 
 
 def open_python() -> None:
@@ -158,7 +160,9 @@ def main() -> None:
             become_ordinary()
     if layers == "pytest":
         os.chdir(Path(__file__).parent.parent)
-        raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[3:]]))
+        raise SystemExit(
+            pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *_QUIET, *sys.argv[3:]])
+        )
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.confinement_policy import GUARANTEES, ConfinementPolicy
     from rlm_dspy.interpreters.host.deadlines import CellLimits

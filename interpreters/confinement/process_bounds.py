@@ -35,9 +35,10 @@ def bind(*, memory_bytes: int, seconds: int, file_bytes: int) -> None:
     }
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        most = value + (name == resource.RLIMIT_CPU)  # SIGXCPU tells of the time; at the hard limit it is SIGKILL
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         with suppress(ValueError, OSError):  # macOS knows no limit of address space
-            resource.setrlimit(name, (bound, bound))
+            resource.setrlimit(name, (min(value, most), most))
 
 
 def close_files() -> None:

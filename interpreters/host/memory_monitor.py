@@ -38,14 +38,14 @@ class Watch:
         self._lock = threading.Lock()
         self._by_group: dict[int, list[int]] = {}
         self._looked_at = 0.0
-        self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
+        self._watched: set[weakref.ref[Watched]] = set()  # a WeakSet may change while it is iterated
         self._looking = False
         self._closed = threading.Event()
 
     def add(self, group: Watched) -> None:
         """Check a group twice a second from now on, until it is gone or this is closed."""
         with self._lock:
-            self._watched.add(group)
+            self._watched.add(weakref.ref(group))
             if not self._looking:
                 self._looking = True
                 threading.Thread(target=self._look, name="rlm-watch", daemon=True).start()
@@ -53,7 +53,7 @@ class Watch:
     def remove(self, group: Watched) -> None:
         """Stop checking a group."""
         with self._lock:
-            self._watched.discard(group)
+            self._watched.discard(weakref.ref(group))
 
     def close(self) -> None:
         """Stop checking."""
@@ -70,7 +70,8 @@ class Watch:
     def _look(self) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
             with self._lock:
-                groups = list(self._watched)
+                groups = [group for each in self._watched if (group := each()) is not None]
+                self._watched = {weakref.ref(group) for group in groups}
                 self._looking = bool(groups)
             for group in groups:
                 group.end_hogs()

@@ -318,9 +318,9 @@ class Run:
         report = {
             "stop": stop,
             "usage": self.outcome.usage.model_dump(),
-            "trajectory": self.as_dicts(),
-            "final_reasoning": final_reasoning,
             "artifacts": self.outcome.artifacts,
+            "trajectory": self.as_dicts(),
+            "final_reasoning": final_reasoning,  # the last: dspy.majority counts by it if it knows no signature
         }
         # Not by keyword: an output named `base` would be lost. Outputs take precedence over the other fields.
         return dspy.Prediction({**outputs, **report, **outputs})

@@ -10,7 +10,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dspy
 import numpy as np
@@ -52,6 +52,11 @@ class File:
 
     path: Path | None
     encoding: str = "utf-8"
+
+    def reader(self) -> BinaryIO:
+        """Open the file."""
+        assert self.path is not None
+        return self.path.open("rb")
 
 
 TEXTS = [

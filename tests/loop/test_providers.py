@@ -134,7 +134,7 @@ async def test_a_broken_stream_is_told_and_keeps_what_it_brought(provider: str) 
         _, prediction = await streamed(provider, server)
     broken = prediction.trajectory[0]
     assert ASK.startswith(broken["reasoning"])
-    assert "broke off because the connection to its server failed. It has no complete block" in broken["output"]
+    assert "broke off because the connection to its server failed. It has no complete code" in broken["output"]
 
 
 @pytest.mark.parametrize("provider", ["vLLM", "Azure", "Anthropic", "Gemini", "Bedrock"])

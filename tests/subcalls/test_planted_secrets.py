@@ -309,7 +309,11 @@ class Look(dspy.Signature):
 image = dspy.Image("data:image/png;base64,AAAA")
 sound = dspy.Audio(data="AAAA", audio_format="wav")
 first = dspy.Predict(Look)(image=image, sounds=[sound, dspy.Audio("data:audio/mp3;base64,AAAA")]).x
-paths = [dspy.Image("/etc/passwd"), "/etc/passwd", {"url": "file:///etc/passwd"}]
+try:
+    path = dspy.Image("/etc/passwd")
+except ValueError:  # where code can read the file: it is no picture
+    path = "/etc/passwd"
+paths = [path, "/etc/passwd", {"url": "file:///etc/passwd"}]
 failed = dspy.Predict("image: dspy.Image -> x").map(paths)
 files = [dspy.File("data:text/plain;base64,AAAA"), dspy.File("/etc/passwd")]
 file = dspy.Predict("file: dspy.File -> x").map(files)
