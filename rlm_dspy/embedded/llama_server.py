@@ -232,7 +232,9 @@ class EmbeddedServer:
         self._server = start(settings, self._key, files.folder if files else None)
         self._prepared = Beginnings(files, settings.file_version()).prepared if files else _unprepared
         self._pool = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedded-lm")
-        window = self._ask(self._connection(), "/props")["default_generation_settings"]["n_ctx"]
+        # Its main thread answers this: a server that is released before that thread runs would never end.
+        slots: Any = self._ask(self._connection(), "/slots")
+        window = slots[0]["n_ctx"]
         if window < settings.n_ctx:
             raise ModelUnavailable(
                 f"{settings.file()} has a context window of {window} tokens, less than n_ctx={settings.n_ctx}."
