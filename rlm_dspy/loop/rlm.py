@@ -374,7 +374,8 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
             except dspy.LMError as error:
                 if not is_too_long(error) or len(transcript) < LEAST_TRANSCRIPT_CHARS:
                     raise
-                room = len(transcript) // 2
+                sent, room = len(transcript) + len(extract.signature.instructions), len(transcript) // 2
+                extract.signature = extract_signature(self.signature, min(most, sent / 2))
                 transcript = cut(run.conversation.transcript(room), room)
             finally:
                 replies += meter.outputs

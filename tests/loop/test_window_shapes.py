@@ -109,7 +109,7 @@ def some(*values: Any) -> st.SearchStrategy[Any]:
 
 SHAPES = st.builds(
     Shape,
-    window=some(2_048, 4_096, 8_192, 32_768),
+    window=some(4_096, 8_192, 32_768),
     known=some("given", "lm", "learned"),
     inputs=some(1, 5, 20),
     outputs=some(1, 5),
@@ -133,12 +133,15 @@ WIDE: dict[str, Any] = {
     "demos": 6,
     "optimized": 9_000,
 }
+TASK_ALONE: dict[str, Any] = {**dict.fromkeys(("notes", "tools", "subs", "demos"), 0), "task": "Part.\n\n" * 800}
+TASK_ALONE |= {"inputs": 1, "outputs": 1, "optimized": 20}
 LONG: dict[str, Any] = {"turns": 5, "printed": 50_000, "talk": 3_000}
 
 
 @example(Shape(window=4_096, known="given", outputs=5, submits=True, **WIDE, **LONG))
 @example(Shape(window=4_096, known="learned", outputs=5, submits=True, **WIDE, **LONG))
 @example(Shape(window=4_096, known="lm", outputs=5, submits=False, **WIDE, **LONG))
+@example(Shape(window=4_096, known="learned", submits=False, turns=0, printed=10, talk=5, **TASK_ALONE))
 @example(Shape(window=2_048, known="lm", outputs=1, submits=False, **WIDE, **LONG))
 @given(SHAPES)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
