@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy.loop.repetition import imported, same_output
 from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.replies.reply_parser import read_reply
 
@@ -22,39 +23,10 @@ _ENDINGS = {"FINAL", "FINAL_VAR", "final_answer", "submit", "Submit", "FINISH", 
 """Functions that end a run in other engines: rlms, smolagents and others."""
 _READY = "ready"
 """The key of minrlm's `answer` that ends a run."""
-NO_OUTPUT = "(no output; use print to see values)"
-"""What the model is told of code that printed nothing."""
 _NOTEBOOK = re.compile(r"^[ \t]*(?:(?:!|%%?|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE)
 _INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip )?install\b", re.MULTILINE)
 _NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, dir(name)."
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
-_CHANCE_AND_TIME = {"random", "secrets", "uuid", "time", "datetime", "sleep"}
-_CHANGES = {
-    "append",
-    "appendleft",
-    "extend",
-    "insert",
-    "pop",
-    "popleft",
-    "popitem",
-    "remove",
-    "clear",
-    "add",
-    "discard",
-}
-_CHANGES |= {
-    "update",
-    "setdefault",
-    "sort",
-    "reverse",
-    "read",
-    "readline",
-    "readlines",
-    "write",
-    "writelines",
-    "send",
-}
-"""Methods that change what they are called on."""
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
 _PROCESSES = {"multiprocessing", "subprocess"}
 _NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
@@ -143,74 +115,9 @@ def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Co
             f"another part, ask a model about one, or call {submit_call} with what you know."
         )
         return "\n".join(filter(None, [hint, again]))
-    if not hint and (turn := _same_output(step, earlier)):
+    if not hint and (turn := same_output(step, earlier)):
         return f"Turn {turn} had the same output. If it is the answer, call {submit_call} as code."
     return hint
-
-
-def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of an earlier turn with the same code (or reply without code) and outcome, else 0.
-
-    Comments and the layout of code do not count. Code repeats nothing if it may do something else each time: if it
-    calls a tool, as in a poll, changes what a variable holds, draws at random or reads the clock.
-    """
-    tree = parse(step.code) if step.code.strip() else None
-    if step.tool_calls or not _written(step) or (step.kind == "output" and tree is not None and _goes_on(tree)):
-        return 0
-    turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
-    alike = [(number, turn) for number, turn in turns if _outcome(turn) == _outcome(step)]
-    return next((number for number, turn in alike if _written(turn) == _written(step)), 0)
-
-
-def _goes_on(tree: ast.Module) -> bool:
-    """Whether code changes what a variable of an earlier turn holds, or depends on chance or time."""
-    updates = [node for node in ast.walk(tree) if _updated(node)]
-    inside = {id(each) for node in updates for each in ast.walk(node)}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    made = {name.id for name in names if isinstance(name.ctx, ast.Store) and id(name) not in inside}
-    named = {name.id for name in names} | set(_imported(tree))
-    if any(_updated(node) - made for node in updates) or named & _CHANCE_AND_TIME:
-        return True
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)) if name in _CHANGES:
-                pass
-            case ast.Call(func=ast.Name(id="next" | "anext"), args=[ast.Name(id=owner), *_]):
-                pass
-            case _:
-                continue
-        if owner not in made:
-            return True
-    return False
-
-
-def _updated(node: ast.AST) -> set[str]:
-    """Return the variables that a statement binds to something made from themselves."""
-    if isinstance(node, ast.AugAssign):
-        return {each.id for each in ast.walk(node.target) if isinstance(each, ast.Name)}
-    if not isinstance(node, ast.Assign):
-        return set()
-    bound = {each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
-    return bound & {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
-
-
-def _outcome(step: Step) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """Return how a turn ended, by the last line of an error, and what its sub-calls were asked."""
-    asked = tuple((call.name, repr(call.inputs)) for call in step.calls)
-    return step.kind, step.problem if step.kind == "error" else step.output, asked
-
-
-def _written(step: Step) -> str:
-    """Return the code of a turn without comments and layout, if it is Python; without code the reply."""
-    tree = parse(step.code) if step.code.strip() else None
-    return (step.code or step.reasoning).strip() if tree is None else ast.dump(tree)
-
-
-def _same_output(step: Step, earlier: Iterable[Step]) -> int:
-    """Return the number of the last turn, if other code had the same output in it; 0 if not."""
-    turns = [turn for turn in earlier if turn.kind != "folded"]
-    same = step.kind == "output" and turns and turns[-1].output == step.output != NO_OUTPUT
-    return len(turns) if same else 0
 
 
 def names_any(code: str, names: Collection[str]) -> bool:
@@ -241,7 +148,7 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
             return ""
         install, notebook = _INSTALL.search(step.code), _NOTEBOOK.search(step.code)
         return _NO_INSTALL if install else _NO_SHELL if notebook else ""
-    cell = _Cell(step, tree, set(_called(tree)), set(_imported(tree)), inputs)
+    cell = _Cell(step, tree, set(_called(tree)), set(imported(tree)), inputs)
     if _ends_otherwise(tree, cell.calls, failed=failed):
         return f"To end the run, call {submit_call} as code."
     hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
@@ -292,14 +199,6 @@ def _called(tree: ast.Module) -> Iterator[str]:
                 yield node.func.id
             elif isinstance(node.func, ast.Attribute):
                 yield node.func.attr
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
 
 
 def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:

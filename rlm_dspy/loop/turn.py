@@ -14,7 +14,8 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.errors import ReplyCut
 from rlm_dspy.events import CellEvent, TurnEvent, unit
-from rlm_dspy.loop.hints import NO_OUTPUT, advice_for, repeated_turn
+from rlm_dspy.loop.hints import advice_for
+from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
 from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.reply_parser import Reply, read_reply
