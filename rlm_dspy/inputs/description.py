@@ -141,18 +141,12 @@ def _of_rows(value: Any) -> tuple[str, bool] | None:
 
 def about(media: dspy.Image | dspy.Audio | dspy.File) -> str:
     """Describe an image, a sound or a file in one line: its type and size, or its address."""
-    if isinstance(media, dspy.Image):
-        data, told = media.url, ""
-    elif isinstance(media, dspy.Audio):
-        return f"audio/{media.audio_format}, {len(media.data) * 3 // 4:,} bytes"
-    else:
-        data, told = media.file_data or "", media.filename or media.file_id or ""
-    head, _, encoded = data.partition(";base64,")
-    size = f"{head.removeprefix('data:')}, {len(encoded) * 3 // 4:,} bytes" if encoded else shorten(data, 80, 20)
     facts = media_facts(media)
-    if facts["width"]:
-        size += f", {facts['width']} x {facts['height']} pixels"
-    return f"{told}, {size}" if told and data else told or size
+    named = (media.filename or media.file_id or "") if isinstance(media, dspy.File) else ""
+    if facts["size"] is None:
+        return named or shorten(media.url if isinstance(media, dspy.Image) else "", 80, 20)
+    pixels = f"{facts['width']} x {facts['height']} pixels" if facts["width"] else ""
+    return ", ".join(filter(None, (named, facts["media_type"], f"{facts['size']:,} bytes", pixels)))
 
 
 def _large_file(path: Path) -> str:
