@@ -1,6 +1,6 @@
 """Fetches a page of the web as text.
 
-A process of its own does it (`fetch_script`), so that a time limit holds for all of it, the look-up of names too.
+A process of its own does it (`isolated.page`), so that a time limit holds for all of it, the look-up of names too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from email.message import Message
 
 from rlm_dspy.errors import UnreachableAddress
 from rlm_dspy.inputs.documents import HEAD_BYTES, Document, Kind, kind_of, read_document
-from rlm_dspy.inputs.isolated_process import run_isolated
+from rlm_dspy.inputs.isolated.process import run_isolated
 
 _SECONDS = 30
 _MAX_BYTES = 100 << 20
 _NO_CHARSETS = ("idna", "punycode", "undefined", "raw-unicode-escape", "unicode-escape")
 """Text encodings of Python that no page has. They raise errors, or take hours for a large page."""
+_LARGE = f"{{name}} is larger than {_MAX_BYTES >> 20:,} MB. Download it and open the file."
 _PROBLEMS = {
     "scheme": "{name} cannot be fetched: Text.open takes http and https addresses.",
     "name": "{name} cannot be fetched: there is no host {detail}, or no network.",
     "local": "{name} leads to a local network ({detail}). If you trust it: allow_local=True, or --allow-local.",
     "redirects": "{name} cannot be fetched: it is redirected more than {detail} times.",
     "status": "{name} cannot be fetched: the server answered {detail}.",
-    "large": f"{{name}} is larger than {_MAX_BYTES >> 20:,} MB. Download it and open the file.",
+    "large": _LARGE,
+    "memory": _LARGE,
     "time": f"{{name}} did not arrive within {_SECONDS} seconds. Download it and open the file.",
     "failed": "{name} cannot be fetched: {detail}. Proxies are not used: fetch it and open the file.",
+    "missing": "{name} cannot be fetched: the package {detail} is not installed.",
     "crashed": "{name} cannot be fetched: the process for it ended with {detail}.",
 }
 
@@ -43,7 +46,7 @@ def read_address(url: str, *, password: str | None = None, allow_local: bool = F
         UnreadableDocument: If it is neither text nor a document.
     """
     report, body = run_isolated(
-        "fetch_script.py",
+        "page",
         {"url": url, "allow_local": allow_local},
         subprocess.DEVNULL,
         seconds=_SECONDS,

@@ -1,7 +1,7 @@
 """Reads documents as text, page by page.
 
 PDF, DOCX, PPTX, XLSX, EPUB and HTML are recognized by their content and parsed in a process of their own
-(`document_script`), so that a hostile file can neither hang this process nor reach anything.
+(`isolated.document`), so that a hostile file can neither hang this process nor reach anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from rlm_dspy.errors import UnreadableDocument
-from rlm_dspy.inputs.isolated_process import MEMORY_BYTES, run_isolated
+from rlm_dspy.inputs.isolated.process import MEMORY_BYTES, run_isolated
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ _BINARIES = {
 _PROBLEMS = {
     "missing": f"{{name}} needs {_EXTRA}.",
     "encrypted": "{name} is encrypted. Give its password: Text.open(..., password=...).",
-    "damaged": "{name} cannot be parsed: {detail}. If another program opens it, save it anew there.",
+    "failed": "{name} cannot be parsed: {detail}. If another program opens it, save it anew there.",
     "archive": f"{{name}} is a ZIP archive of {{detail}}, not a document. Unpack it. Text.open reads {ACCEPTED}.",
     "memory": f"{{name}} needs more than {MEMORY_BYTES >> 20:,} MB of memory to be read. Split it.",
     "time": f"{{name}} could not be read within {_DOCUMENT_SECONDS} seconds. Split it.",
-    "long": f"The text of {{name}} is larger than {_TEXT_BYTES >> 20:,} MB. Split it.",
+    "large": f"The text of {{name}} is larger than {_TEXT_BYTES >> 20:,} MB. Split it.",
     "crashed": f"{{name}} broke its parser: it is damaged, or needs over {MEMORY_BYTES >> 20:,} MB ({{detail}}).",
 }
 
@@ -123,9 +123,7 @@ def read_document(
     """
     file.seek(0)
     settings = {"kind": kind, "password": password or "", "charset": charset}
-    report, output = run_isolated(
-        "document_script.py", settings, file, seconds=_DOCUMENT_SECONDS, file_bytes=_TEXT_BYTES
-    )
+    report, output = run_isolated("document", settings, file, seconds=_DOCUMENT_SECONDS, file_bytes=_TEXT_BYTES)
     with output:
         written = output.read()
     if report.problem == "encrypted" and password:

@@ -17,7 +17,9 @@ import pytest
 
 from rlm_dspy import Text
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument
-from rlm_dspy.inputs import addresses, fetch_script
+from rlm_dspy.inputs import addresses
+from rlm_dspy.inputs.isolated import page
+from rlm_dspy.inputs.isolated.job import Refused
 from tests.commands import ask
 from tests.inputs.sample_documents import SAMPLES, html
 
@@ -182,8 +184,8 @@ def test_a_picture_at_an_address_is_told_as_such(served: str) -> None:
 )
 def test_a_local_network_is_refused(host: str, served: str) -> None:
     """However it is written; nothing is asked of it."""
-    with pytest.raises(fetch_script.Refused) as refused, httpx.Client(trust_env=False) as client:
-        fetch_script.follow(client, f"http://{host}:{served.rpartition(':')[2]}/page", allow_local=False)
+    with pytest.raises(Refused) as refused, httpx.Client(trust_env=False) as client:
+        page.follow(client, f"http://{host}:{served.rpartition(':')[2]}/page", allow_local=False)
     assert refused.value.args[0] == "local"
     assert Pages.asked == []
 
@@ -224,14 +226,14 @@ def test_a_refusal_names_the_way_to_allow_it(served: str) -> None:
 )
 def test_an_address_is_public_only_if_all_that_is_written_in_it_is(address: str, public: bool) -> None:
     """Also in those of IPv6 that carry one of IPv4."""
-    assert fetch_script._is_public(ipaddress.ip_address(address)) is public
+    assert page._is_public(ipaddress.ip_address(address)) is public
 
 
 def test_a_redirect_into_a_local_network_is_refused(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step is checked: here the first address is taken for a public one."""
-    monkeypatch.setattr(fetch_script, "_is_public", lambda address: str(address) == "127.0.0.1")
-    with pytest.raises(fetch_script.Refused) as refused, httpx.Client(trust_env=False) as client:
-        fetch_script.follow(client, f"{served}/to?http://10.0.0.1/", allow_local=False)
+    monkeypatch.setattr(page, "_is_public", lambda address: str(address) == "127.0.0.1")
+    with pytest.raises(Refused) as refused, httpx.Client(trust_env=False) as client:
+        page.follow(client, f"{served}/to?http://10.0.0.1/", allow_local=False)
     assert refused.value.args == ("local", "10.0.0.1")
 
 
@@ -246,10 +248,10 @@ def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to(
         return next(answers) if host == "changes.example" else ask_system(host, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(fetch_script, "_is_public", lambda address: True)
+    monkeypatch.setattr(page, "_is_public", lambda address: True)
     port = served.rpartition(":")[2]
     with httpx.Client(trust_env=False) as client:
-        response = fetch_script.follow(client, f"http://changes.example:{port}/page", allow_local=False)
+        response = page.follow(client, f"http://changes.example:{port}/page", allow_local=False)
         assert b"Ada" in response.read()
     assert [host for _, host, _ in Pages.asked] == [f"changes.example:{port}"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ import pytest
 
 from rlm_dspy import Text
 from rlm_dspy.errors import UnreadableDocument
-from rlm_dspy.inputs import documents, isolated_process
-from rlm_dspy.inputs.isolated_process import run_isolated
+from rlm_dspy.inputs import documents
+from rlm_dspy.inputs.isolated import process
 from tests.inputs.sample_documents import SAMPLES, WORD, archive, docx, epub, parts_of, pdf, xlsx
 
 if TYPE_CHECKING:
@@ -164,14 +165,6 @@ def test_an_entity_that_names_a_file_brings_nothing_of_it(tmp_path: Path) -> Non
     assert "root" not in str(Text.open(tmp_path / "outside.docx"))
 
 
-SCRIPT = """
-import importlib, json, os, sys
-settings = json.loads(os.environ["SETTINGS"])
-sys.path[:] = settings["path"]
-bounds = importlib.import_module("confinement.process_bounds")
-bounds.bind(**{name: settings[name] for name in ("memory_bytes", "seconds", "file_bytes")})
-"""
-"""How the scripts of the package begin."""
 ATTEMPTS = {
     "sleep": "import time; time.sleep(60)",
     "spin": "while True: pass",
@@ -180,7 +173,7 @@ ATTEMPTS = {
     "flood": "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush()",
     "open": "bounds.close_files(); bounds.close_descriptors(); open('/etc/passwd')",
     "connect": "import socket; bounds.close_files(); bounds.close_descriptors(); socket.socket()",
-    "environ": "sys.stdout.write(repr(dict(os.environ))); print('\\\\n{}', end='', file=sys.stderr)",
+    "environ": "sys.stdout.write(repr(dict(os.environ))); sys.stdout.flush()",
 }
 """What hostile code in a parser may do."""
 
@@ -188,12 +181,14 @@ ATTEMPTS = {
 @pytest.fixture
 def attempted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[str, str, bytes]]:
     """Return a function that runs an attempt; it returns the problem, its detail and the output."""
-    monkeypatch.setattr(isolated_process, "MEMORY_BYTES", 128 << 20)
-    monkeypatch.setattr(isolated_process, "__file__", str(tmp_path / "isolated_process.py"))
+    monkeypatch.setattr(process, "MEMORY_BYTES", 128 << 20)
+    shutil.copytree(process.FOLDER, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(process, "FOLDER", tmp_path)
 
     def attempt(name: str) -> tuple[str, str, bytes]:
-        (tmp_path / "script.py").write_text(SCRIPT + ATTEMPTS[name].replace("\\\\n", "\\n"), encoding="utf-8")
-        report, output = run_isolated("script.py", {}, subprocess.DEVNULL, seconds=1, file_bytes=1 << 20)
+        job = f"import os, sys\ndef main(settings, bounds):\n    {ATTEMPTS[name]}\n    return {{}}\n"
+        (tmp_path / "document.py").write_text(job, encoding="utf-8")
+        report, output = process.run_isolated("document", {}, subprocess.DEVNULL, seconds=1, file_bytes=1 << 20)
         with output:
             return report.problem, report.detail, output.read()
 
@@ -209,16 +204,31 @@ def test_what_does_not_end_is_ended(name: str, attempted: Callable[[str], tuple[
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("hoard", "MemoryError"), ("flood", ""), ("open", "open files"), ("connect", "open files")]
+    ("name", "problem", "told"),
+    [
+        ("hoard", "memory", ""),
+        ("flood", "large", ""),
+        ("open", "failed", "open files"),
+        ("connect", "failed", "open files"),
+    ],
 )
 def test_what_reaches_for_more_than_its_own_fails(
-    name: str, told: str, attempted: Callable[[str], tuple[str, str, bytes]]
+    name: str, problem: str, told: str, attempted: Callable[[str], tuple[str, str, bytes]]
 ) -> None:
     """Memory, output, files of others and the network."""
-    problem, detail, output = attempted(name)
-    assert problem == "crashed"
+    found, detail, output = attempted(name)
+    assert found == problem
     assert told in detail
     assert len(output) <= 1 << 20
+
+
+def test_a_module_of_the_user_hides_none_of_ours(
+    attempted: Callable[[str], tuple[str, str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds hold whatever is on the path of the host."""
+    (tmp_path / "confinement.py").write_text("raise SystemExit('that of the user')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert attempted("hoard")[0] == "memory"
 
 
 def test_keys_of_the_environment_are_not_handed_on(

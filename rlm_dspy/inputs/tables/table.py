@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import core_schema
 
 from rlm_dspy.errors import UnreadableTable
-from rlm_dspy.inputs.isolated_process import run_isolated
+from rlm_dspy.inputs.isolated.process import run_isolated
 from rlm_dspy.inputs.tables.view import TableView
 from rlm_dspy.text import beginning, counted, one_line
 
@@ -40,7 +40,7 @@ _PROBLEMS = {
     "large": f"{{name}} is over {_MOST_BYTES // 1_000_000:,} MB or {_MOST_ROWS:,} rows ({{detail}}). {_PART}.",
     "memory": f"{{name}} needs more memory than a table may take. {_PART}.",
     "time": f"{{name}} could not be read within {_SECONDS} seconds. {_PART}.",
-    "damaged": "{name} cannot be read as {kind}: {detail}.",
+    "failed": "{name} cannot be read as {kind}: {detail}.",
     "crashed": "{name} is damaged: the parser of {kind} ended with {detail}.",
     "table": "Name the table of {name}: Table.open(path, table=...). It has: {detail}.",
     "missing": "{name} needs the package {detail}: pip install 'dspy-recursive-lm[tables]'.",
@@ -207,13 +207,13 @@ def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table
         "most_rows": _MOST_ROWS,
     }
     bounds = {"seconds": _SECONDS, "file_bytes": 2 * _MOST_BYTES, "memory_bytes": _MEMORY_BYTES}
-    report, output = run_isolated("tables/script.py", settings, subprocess.DEVNULL, **bounds)
+    report, output = run_isolated("table", settings, subprocess.DEVNULL, **bounds)
     problem, detail = report.problem, report.detail
     with output:
         if not problem:
             try:
                 return Table(pa.ipc.open_file(output).read_all(), path.name)
             except pa.ArrowException as error:
-                problem, detail = "damaged", str(error)
+                problem, detail = "failed", str(error)
     detail = one_line(detail, 300).rstrip(".")
     raise UnreadableTable(_PROBLEMS[problem].format(name=path.name, kind=kind, detail=detail))

@@ -1,19 +1,17 @@
-"""A script that fetches a page of the web: `python -I fetch_script.py`, started by `run_isolated`.
+"""Fetches a page of the web: a job of `run_isolated`.
 
-The body goes to standard output, a report in JSON to standard error. A name is looked up once, and the connection
+The body goes to standard output. A name is looked up once, and the connection
 goes to an address that was checked, so that no second answer of a name server leads elsewhere.
 """
 
 from __future__ import annotations
 
-import errno
-import importlib
 import ipaddress
-import json
-import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
+
+from .job import Bounds, Refused, Settings
 
 if TYPE_CHECKING:
     import httpx
@@ -28,30 +26,17 @@ _SERVES_METADATA = {ipaddress.ip_address("168.63.129.16")}
 """Public addresses at which clouds answer their own machines."""
 
 
-class Settings(TypedDict):
-    """What the script is told."""
+class PageSettings(Settings):
+    """What the job is told."""
 
-    path: list[str]
-    """Where modules are found."""
     url: str
     allow_local: bool
     """Whether addresses of this machine and its network are allowed."""
-    memory_bytes: int
-    seconds: int
-    file_bytes: int
 
 
-class Refused(Exception):  # noqa: N818
-    """The page cannot be fetched; the arguments are a code for the problem, and details."""
-
-
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: PageSettings, bounds: Bounds) -> dict[str, str]:  # noqa: ARG001 (a client opens files and sockets)
     """Fetch the page, write its body to standard output, and return the report."""
-    sys.path[:] = settings["path"]
-    importlib.import_module("confinement.process_bounds").bind(
-        memory_bytes=settings["memory_bytes"], seconds=settings["seconds"], file_bytes=settings["file_bytes"]
-    )
-    import httpx  # noqa: PLC0415 (found by the path)
+    import httpx
 
     with httpx.Client(verify=httpx.create_ssl_context(), trust_env=False, timeout=_ANSWER_SECONDS) as client:
         response = follow(client, settings["url"], allow_local=settings["allow_local"])
@@ -69,7 +54,7 @@ def follow(client: httpx.Client, address: str, *, allow_local: bool) -> httpx.Re
     Raises:
         Refused: If one is not allowed or cannot be reached, or if there are too many.
     """
-    import httpx  # noqa: PLC0415
+    import httpx
 
     url = httpx.URL(address)
     for _ in range(_MAX_REDIRECTS + 1):
@@ -83,7 +68,7 @@ def follow(client: httpx.Client, address: str, *, allow_local: bool) -> httpx.Re
 
 def _ask(client: httpx.Client, url: httpx.URL, addresses: list[str]) -> httpx.Response:
     """Return the response from the first of these addresses that can be connected to; its body is not read."""
-    import httpx  # noqa: PLC0415
+    import httpx
 
     headers = {"Accept-Encoding": "gzip", "Host": url.netloc.decode("ascii"), "User-Agent": "rlm-dspy"}
     name = url.raw_host.decode("ascii")
@@ -130,24 +115,3 @@ def _is_public(address: _Address) -> bool:
             return False
     is_public = address.is_global and not address.is_multicast and address not in _SERVES_METADATA
     return all(map(_is_public, inner)) and (is_public or bool(inner))
-
-
-def _reported() -> dict[str, Any]:
-    """Run; return the report, also of what fails."""
-    try:
-        return main(json.loads(os.environ["SETTINGS"]))
-    except Refused as problem:
-        return dict(zip(("problem", "detail"), problem.args, strict=True))
-    except MemoryError:
-        return {"problem": "large"}
-    except OSError as problem:
-        return {"problem": "large" if problem.errno == errno.EFBIG else "failed", "detail": str(problem)}
-    except Exception as problem:  # noqa: BLE001 (of httpx, or of what it calls: all mean no page)
-        return {"problem": "failed", "detail": str(problem) or type(problem).__name__}
-
-
-if __name__ == "__main__":
-    report = _reported()
-    sys.stderr.write(f"\n{json.dumps(report)}")
-    sys.stderr.flush()
-    os._exit(0)  # writes nothing more

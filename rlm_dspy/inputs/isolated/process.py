@@ -1,4 +1,4 @@
-"""Runs a script of this package in a process of its own that cannot outlast the call or fill the memory."""
+"""Runs a job of this package in a process of its own, which cannot outlast the call or fill the memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 MEMORY_BYTES = 1 << 30
+FOLDER = Path(__file__).parent
+"""Where the jobs are."""
 _GRACE_SECONDS = 2
 """The process ends itself at its limit, where the system has alarms."""
 _REPORT_BYTES = 64_000
@@ -28,17 +30,18 @@ _PASSED_ON = ("SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT")
 
 
 class Report(BaseModel):
-    """What a script reports at its end."""
+    """What a job reports at its end."""
 
     problem: str = ""
-    """Empty if all went well; `time` and `crashed` if the script did not report."""
+    """Empty if all went well. Of any job: `failed`, `memory`, `large`, `missing`; `time` or `crashed` if it did
+    not report."""
     detail: str = ""
     content_type: str = ""
     """Of a page on the web, by its server."""
 
 
 def run_isolated(
-    script: str,
+    job: Literal["document", "page", "table"],
     settings: Mapping[str, JsonValue],
     source: IO[bytes] | int,
     *,
@@ -46,26 +49,26 @@ def run_isolated(
     file_bytes: int,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[Report, IO[bytes]]:
-    """Run a script of this package; return its report, and its output as a file.
+    """Run a job; return its report, and its output as a file.
 
     Args:
-        script: Its path from the folder of this module.
+        job: The name of its module.
         settings: What it is told, beside these limits.
         source: Its standard input.
         seconds: After this time it is killed, with the processes that it has started.
         file_bytes: The size of its output.
         memory_bytes: Its private memory.
     """
-    from rlm_dspy.interpreters import confinement  # noqa: PLC0415 (half a second, which most texts do not need)
+    from rlm_dspy.interpreters import confinement
 
-    folder = str(Path(confinement.__file__).parent.parent)
+    folder = str(Path(confinement.__file__).parent)
     bounds = {"memory_bytes": memory_bytes, "seconds": seconds, "file_bytes": file_bytes}
-    told = {**settings, **bounds, "path": [*filter(None, sys.path), folder]}
+    told = {**settings, **bounds, "job": job, "path": [*filter(None, sys.path)], "confinement": folder}
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     output = TemporaryFile(buffering=0)  # noqa: SIM115 (the caller reads it, or hands it on where it is)
     with TemporaryFile() as messages:
-        process = subprocess.Popen(  # noqa: S603 (this Python and a script of this package)
-            [sys.executable, "-I", str(Path(__file__).parent / script)],
+        process = subprocess.Popen(  # noqa: S603 (this Python and this package)
+            [sys.executable, "-I", str(FOLDER / "start.py")],
             stdin=source,
             stdout=output,
             stderr=messages,

@@ -1,34 +1,34 @@
-"""Reads a table from a file and writes it to standard output in Arrow's format: started by `run_isolated`.
+"""Reads a table from a file and writes it to standard output in Arrow's format: a job of `run_isolated`.
 
-A process of its own: the parsers are written in C and C++, and a damaged file may crash or exhaust them.
+The parsers are written in C and C++, and a damaged file may crash or exhaust them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
-import json
 import os
-import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from .job import Bounds, Refused, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Settings = dict[str, Any]
+
+class TableSettings(Settings):
+    """What the job is told."""
+
+    kind: str
+    file: str
+    table: str | None
+    columns: list[str] | None
+    most_bytes: int
+    most_rows: int
 
 
-class Refused(Exception):  # noqa: N818 (what the host is told)
-    """A file that is not read, by one of the reasons that `tables` puts into words."""
-
-    def __init__(self, problem: str, detail: str = "") -> None:
-        super().__init__(problem)
-        self.problem, self.detail = problem, detail
-
-
-def _of_csv(settings: Settings) -> Any:
+def _of_csv(settings: TableSettings) -> Any:
     import pandas as pd
 
     path = settings["file"]
@@ -41,7 +41,7 @@ def _of_csv(settings: Settings) -> Any:
     return _of_frame(frame)
 
 
-def _of_jsonl(settings: Settings) -> Any:
+def _of_jsonl(settings: TableSettings) -> Any:
     import pandas as pd
 
     return _chosen(_of_frame(pd.read_json(settings["file"], lines=True)), settings)
@@ -53,7 +53,7 @@ def _of_frame(frame: Any) -> Any:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _of_parquet(settings: Settings) -> Any:
+def _of_parquet(settings: TableSettings) -> Any:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(settings["file"])
@@ -70,7 +70,7 @@ def _of_parquet(settings: Settings) -> Any:
     return file.read(columns=columns)
 
 
-def _of_arrow(settings: Settings) -> Any:
+def _of_arrow(settings: TableSettings) -> Any:
     import pyarrow as pa
     from pyarrow import feather, ipc
 
@@ -87,7 +87,7 @@ def _of_arrow(settings: Settings) -> Any:
         return _chosen(table, settings)
 
 
-def _of_sqlite(settings: Settings) -> Any:
+def _of_sqlite(settings: TableSettings) -> Any:
     import sqlite3
 
     import pandas as pd
@@ -108,7 +108,7 @@ def _of_sqlite(settings: Settings) -> Any:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _of_duckdb(settings: Settings) -> Any:
+def _of_duckdb(settings: TableSettings) -> Any:
     import duckdb
 
     told: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
@@ -117,7 +117,7 @@ def _of_duckdb(settings: Settings) -> Any:
     return connection.sql(f"{_query(names, settings)} limit {settings['most_rows'] + 1}").to_arrow_table()
 
 
-def _query(names: list[str], settings: Settings) -> str:
+def _query(names: list[str], settings: TableSettings) -> str:
     table = settings["table"] or (names[0] if len(names) == 1 else None)
     if table not in names:
         raise Refused("table", ", ".join(names[:50]))
@@ -129,11 +129,11 @@ def _name(name: str) -> str:
     return '"{}"'.format(name.replace('"', '""'))
 
 
-def _chosen(table: Any, settings: Settings) -> Any:
+def _chosen(table: Any, settings: TableSettings) -> Any:
     return table.select(settings["columns"]) if settings["columns"] else table
 
 
-READERS: dict[str, Callable[[Settings], Any]] = {
+READERS: dict[str, Callable[[TableSettings], Any]] = {
     "csv": _of_csv,
     "jsonl": _of_jsonl,
     "parquet": _of_parquet,
@@ -143,41 +143,18 @@ READERS: dict[str, Callable[[Settings], Any]] = {
 }
 
 
-def _read(settings: Settings) -> Any:
+def _read(settings: TableSettings) -> Any:
     table = READERS[settings["kind"]](settings)
     if table.nbytes > settings["most_bytes"] or table.num_rows > settings["most_rows"]:
         raise Refused("large", f"{table.num_rows:,} rows")
     return table
 
 
-def _end(problem: str = "", detail: str = "") -> NoReturn:
-    sys.stderr.write(f"\n{json.dumps({'problem': problem, 'detail': detail[:500]})}")
-    sys.stderr.flush()
-    os._exit(0)  # libraries that read a damaged file may not end well
+def main(settings: TableSettings, bounds: Bounds) -> dict[str, str]:  # noqa: ARG001 (its libraries open files)
+    """Read the table and write it."""
+    import pyarrow as pa
 
-
-def main() -> None:
-    """Read what the settings say."""
-    settings = json.loads(os.environ["SETTINGS"])
-    sys.path[:] = settings["path"]
-    bounds = importlib.import_module("confinement.process_bounds")
-    bounds.bind(**{name: settings[name] for name in ("memory_bytes", "seconds", "file_bytes")})
-    try:
-        import pyarrow as pa
-
-        table = _read(settings)
-        with os.fdopen(os.dup(1), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
-            out.write_table(table)
-    except Refused as error:
-        _end(error.problem, error.detail)
-    except ImportError as error:
-        _end("missing", str(error.name))
-    except MemoryError:
-        _end("memory")
-    except Exception as error:  # noqa: BLE001 (parsers raise many kinds)
-        _end("memory" if "malloc" in str(error) else "damaged", f"{type(error).__name__}: {error}")
-    _end()
-
-
-if __name__ == "__main__":
-    main()
+    table = _read(settings)
+    with os.fdopen(os.dup(1), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+    return {}

@@ -1,24 +1,22 @@
-"""A script that turns a document into text: `python -I document_script.py`, started by `run_isolated`.
+"""Turns a document into text: a job of `run_isolated`.
 
-The document is standard input. Its text goes to standard output, a report to standard error, both in JSON. Before
-the document is parsed, the process limits its memory and time and gives up to open files and sockets: whatever a
-file does to the parsers, it can reach nothing. `xberg` reads all but PDF, for which PDFium keeps columns and words
-apart better.
+The document is standard input; its text goes to standard output in JSON. Before the document is parsed, the
+process gives up opening files and sockets: whatever a file does to the parsers, it can reach nothing. `xberg`
+reads all but PDF, for which PDFium keeps columns and words apart better.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
-import errno
-import importlib
 import io
 import json
-import os
 import re
 import sys
 import zipfile
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
+
+from .job import Bounds, Refused, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,42 +35,24 @@ _HEAD_BYTES = 4096
 _DAMAGED_PAGE = "[This page is damaged and could not be read.]"
 
 
-class Settings(TypedDict):
-    """What the script is told."""
+class DocumentSettings(Settings):
+    """What the job is told."""
 
-    path: list[str]
-    """Where modules are found."""
     kind: str
     """`pdf`, `zip` or `html`."""
     charset: str
     """The charset of HTML by its server; empty if unknown."""
     password: str
-    memory_bytes: int
-    seconds: int
-    file_bytes: int
 
 
-class Unreadable(Exception):  # noqa: N818
-    """The document cannot be read; the arguments are a code for the problem, and details."""
-
-
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: DocumentSettings, bounds: Bounds) -> dict[str, str]:
     """Read the document from standard input, write its text, and return the report."""
-    sys.path[:] = settings["path"]
-    bounds = importlib.import_module("confinement.process_bounds")
-    names = ("memory_bytes", "seconds", "file_bytes")
-    bounds.bind(**{name: settings[name] for name in names})  # type: ignore[literal-required]
     data, kind, media_type = sys.stdin.buffer.read(), settings["kind"], "text/html"
     if kind == "zip":
         kind, media_type = _kind_of_archive(data)
     elif kind == "html":
         data = _in_utf8(data, settings["charset"])
-    try:
-        read = (
-            _pdf_reader(settings["password"]) if kind == "pdf" else _xberg_reader(media_type, bounds.close_files)
-        )
-    except ImportError as error:
-        raise Unreadable("missing", error.name) from error
+    read = _pdf_reader(settings["password"]) if kind == "pdf" else _xberg_reader(media_type, bounds.close_files)
     bounds.close_files()
     bounds.close_descriptors()
     pages, names_of_pages = read(data)
@@ -86,15 +66,15 @@ def _kind_of_archive(data: bytes) -> tuple[str, str]:
     try:
         parts = set(zipfile.ZipFile(io.BytesIO(data)).namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise Unreadable("damaged", str(error)) from error
+        raise Refused("failed", str(error)) from error
     for part, found in _PARTS.items():
         if part in parts:
             return found
-    raise Unreadable("archive", f"{len(parts):,} files")
+    raise Refused("archive", f"{len(parts):,} files")
 
 
 def _pdf_reader(password: str) -> Callable[[bytes], tuple[list[str], list[str]]]:
-    import pypdfium2  # noqa: PLC0415
+    import pypdfium2
 
     codecs.lookup("utf-16-le")  # that of PDFium's text is loaded while files can be opened
 
@@ -110,17 +90,17 @@ def _pdf_reader(password: str) -> Callable[[bytes], tuple[list[str], list[str]]]
             document = pypdfium2.PdfDocument(data, password=password or None)
         except pypdfium2.PdfiumError as error:
             needs_password = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD
-            raise Unreadable("encrypted" if needs_password else "damaged", str(error)) from error
+            raise Refused("encrypted" if needs_password else "failed", str(error)) from error
         pages = [text_of(document, number) for number in range(len(document))]
         if all(page == _DAMAGED_PAGE for page in pages):
-            raise Unreadable("damaged", f"none of its {len(pages):,} pages can be read")
+            raise Refused("failed", f"none of its {len(pages):,} pages can be read")
         return pages, []
 
     return read
 
 
 def _xberg_reader(media_type: str, close_files: Callable[[], None]) -> Callable[[bytes], Any]:
-    import xberg  # noqa: PLC0415
+    import xberg
 
     config = xberg.ExtractionConfig(
         content_filter=xberg.ContentFilterConfig(
@@ -152,7 +132,7 @@ def _xberg_reader(media_type: str, close_files: Callable[[], None]) -> Callable[
         try:
             document = extract(data, media_type)
         except (xberg.XbergError, RuntimeError) as error:  # it raises both
-            raise Unreadable("damaged", str(error)) from error
+            raise Refused("failed", str(error)) from error
         pages = document.pages or []
         if not any(page.content.strip() for page in pages):
             return [document.content], []
@@ -179,17 +159,3 @@ def _in_utf8(data: bytes, charset: str) -> bytes:
         return data.decode(encoding, "replace").encode("utf-8", "replace")
     except LookupError:
         return data
-
-
-if __name__ == "__main__":
-    try:
-        report = main(json.loads(os.environ["SETTINGS"]))
-    except Unreadable as problem:
-        report = dict(zip(("problem", "detail"), problem.args, strict=True))
-    except MemoryError:
-        report = {"problem": "memory"}
-    except OSError as problem:
-        report = {"problem": "long" if problem.errno == errno.EFBIG else "damaged", "detail": str(problem)}
-    sys.stderr.write(f"\n{json.dumps(report)}")
-    sys.stderr.flush()
-    os._exit(0)  # writes nothing more, and waits for no thread of a parser
