@@ -165,10 +165,12 @@ def test_an_entity_that_names_a_file_brings_nothing_of_it(tmp_path: Path) -> Non
     assert "root" not in str(Text.open(tmp_path / "outside.docx"))
 
 
+ORPHAN = f"sleep {100_000 + os.getpid()}"
+"""A process that no other test starts."""
 ATTEMPTS = {
     "sleep": "import time; time.sleep(60)",
     "spin": "while True: pass",
-    "orphan": "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)",
+    "orphan": f"import subprocess, time; subprocess.Popen({ORPHAN.split()}); time.sleep(60)",
     "hoard": "held = [bytes(1 << 20) for _ in range(10_000)]",
     "flood": "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush()",
     "open": "bounds.close_files(); bounds.close_descriptors(); open('/etc/passwd')",
@@ -200,7 +202,7 @@ def test_what_does_not_end_is_ended(name: str, attempted: Callable[[str], tuple[
     """With all that it has started."""
     assert attempted(name)[0] == "time"
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert "sleep 60" not in running.splitlines()
+    assert ORPHAN not in running.splitlines()
 
 
 @pytest.mark.parametrize(
