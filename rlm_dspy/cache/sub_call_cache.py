@@ -21,7 +21,7 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.cache.answer_file import POLL_SECONDS, AnswerFile
-from rlm_dspy.inputs import Files, Table, Text
+from rlm_dspy.inputs import HostInput, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,7 +261,7 @@ def _told(value: Any) -> Any:
         return value
     if isinstance(value, Text):
         return str(value)
-    if isinstance(value, Files | Table):
+    if isinstance(value, HostInput):
         return value.digest()[1]
     if isinstance(value, list | tuple):
         return [_told(item) for item in value]

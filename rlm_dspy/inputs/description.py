@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-from rlm_dspy.inputs.files import Files
+from rlm_dspy.inputs.host_input import HostInput
 from rlm_dspy.inputs.media import MEDIA, media_facts
 from rlm_dspy.inputs.records import Record, Row
 from rlm_dspy.inputs.tables import Table, about_table
@@ -40,12 +40,6 @@ class _Preview(ShortRepr):
 
 
 _PREVIEW = _Preview(HEAD_CHARS)
-_USES: dict[type, str] = {
-    Files: "{0}[file] is a text, {0}.lines(file) its lines, {0}.sizes[file] its bytes; {0}.glob('**/*.md') gives "
-    "names, {0}.grep(regex, '**/*.md') a list of (file, line number, line)",
-    Table: "{0}.df() is a pandas DataFrame, {0}.sql('select ... from data') a DataFrame of its result, "
-    "{0}.head(n), {0}.columns",
-}
 
 
 def plain(value: Any, *, depth: int = 4) -> Any:
@@ -106,8 +100,8 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     """
     if isinstance(value, Text) and value.path and value.path.stat().st_size > READ_WHOLE_BYTES:
         return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
-    if isinstance(value, Files | Table):
-        told = f"{value.about}; {_USES[type(value)].format(name)}"
+    if isinstance(value, HostInput):
+        told = f"{value.about}; {value.usage.format(name)}"
         return Variable(name=name, type=type(value).__name__, value=told, long=True, note=note)
     value = plain(value)
     if isinstance(value, dspy.SandboxSerializable):

@@ -7,24 +7,20 @@ import io
 import itertools
 import os
 import stat
-import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import core_schema
-
 from rlm_dspy.errors import UnreadableDocument
 from rlm_dspy.inputs.documents import ARCHIVE, HEAD_BYTES, kind_of, read_document
 from rlm_dspy.inputs.file_mapping import ATTACHED_BYTES, PIECE_BYTES, FileMapping, fits
+from rlm_dspy.inputs.host_input import HostInput
 from rlm_dspy.text import counted, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import BinaryIO, Self
-
-    from pydantic import GetCoreSchemaHandler
 
     from rlm_dspy.inputs.file_mapping import Piece
 
@@ -37,7 +33,7 @@ _SHOWN_CHARS = 80
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
-class Files(FileMapping):
+class Files(HostInput, FileMapping):
     """The texts of a folder: a read-only mapping from relative name to text that reads on demand.
 
     In the REPL it is such a mapping, too, with `grep`, `glob`, `lines` and `sizes`. The host reads the
@@ -56,12 +52,16 @@ class Files(FileMapping):
             not UTF-8.
     """
 
+    usage = (
+        "{0}[file] is a text, {0}.lines(file) its lines, {0}.sizes[file] its bytes; {0}.glob('**/*.md') gives "
+        "names, {0}.grep(regex, '**/*.md') a list of (file, line number, line)"
+    )
+    as_text = "files[name]"
+
     def __init__(self, root: Path, found: dict[str, tuple[int, int]], left_out: dict[str, int]) -> None:
         super().__init__({name: size for name, (size, _) in found.items()}, self.fetch)
         self.root, self.left_out = root, left_out
         self.opened: set[str] = set()
-        self.key = uuid.uuid4().hex[:12]
-        """Names this object in REPLs."""
         self._found = found
         self._last_document = ("", b"")
 
@@ -222,15 +222,9 @@ class Files(FileMapping):
     def __reduce__(self) -> tuple[Any, ...]:
         return Files, (self.root, self._found, self.left_out)
 
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
-        """Return the short form, for saved examples."""
-        return repr(self)
+    def stand_in(self) -> dict[str, Any]:
+        """Return what the mapping in the REPL is made of."""
+        return {"sizes": self.sizes}
 
     @property
     def about(self) -> str:
@@ -250,16 +244,6 @@ class Files(FileMapping):
             f"left out: {_told(self.left_out)}" if self.left_out else "",
         ]
         return "; ".join(filter(None, parts))
-
-    @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: type[Files], handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        """Accept a `Files` alone: a path may come from a model. Write the short form."""
-        return core_schema.is_instance_schema(
-            cls,
-            serialization=core_schema.plain_serializer_function_ser_schema(repr),
-        )
 
 
 class FileOfFolder:

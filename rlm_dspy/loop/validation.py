@@ -9,7 +9,7 @@ import dspy
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
-from rlm_dspy.inputs import Files, opened
+from rlm_dspy.inputs import HostInput, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
 from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
@@ -71,7 +71,7 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
                     check_media_size(part)
             except ValueError as error:
                 raise InvalidInputs(f"Input {name!r}: {error}") from error
-    return {name: value.of_a_run() if isinstance(value, Files) else value for name, value in values.items()}
+    return {name: value.of_a_run() if isinstance(value, HostInput) else value for name, value in values.items()}
 
 
 def open_paths(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:

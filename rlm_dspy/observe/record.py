@@ -18,7 +18,7 @@ from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
-from rlm_dspy.inputs import Files, Table, Text
+from rlm_dspy.inputs import HostInput, Text
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import types_of, written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
@@ -274,7 +274,7 @@ def digest_of(value: Any, max_chars: int) -> Digest:
         value: The input.
         max_chars: `Limits.max_output_chars` of the run.
     """
-    if isinstance(value, Text | Files | Table):
+    if isinstance(value, Text | HostInput):
         size, sha256 = value.digest()
         return Digest(size=size, sha256=sha256, whole=False)
     text = _as_text(value)

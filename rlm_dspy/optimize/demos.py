@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.inputs import Files, Table, Text
+from rlm_dspy.inputs import HostInput, Text
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -135,7 +135,7 @@ def _short(step: Step, left_out: int, output_chars: int) -> Step:
 
 def _short_input(value: Any, chars: int) -> Any:
     """Return an input with truncated texts, and long containers reduced to their first items."""
-    if isinstance(value, Text | Files | Table):
+    if isinstance(value, Text | HostInput):
         return repr(value)
     if isinstance(value, str):
         return cut(value, chars)

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import CUSTOM_TYPE_MARK as _MARK
-from rlm_dspy.inputs import MEDIA, Files, Record, Row, Table, Text, about, plain
+from rlm_dspy.inputs import MEDIA, Files, HostInput, Record, Row, Text, about, plain
 from rlm_dspy.inputs.media import check_media_size, media_facts
 from rlm_dspy.json_values import parts_of
 from rlm_dspy.repl.coercion import read_value
@@ -73,12 +73,12 @@ _MIXED_IN = (enum.StrEnum, enum.IntEnum, str, int, float)
 class Media:
     """The images, sounds, files, folders and tables of a tree of runs, by their name in the REPLs."""
 
-    _known: dict[str, dspy.Type | Files | Table] = field(default_factory=dict)
+    _known: dict[str, dspy.Type | HostInput] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def key(self, media: dspy.Type | Files | Table) -> str:
+    def key(self, media: dspy.Type | HostInput) -> str:
         """Return the name of an image, a sound or a file, equal for equal content; else its own."""
-        if isinstance(media, Files | Table):
+        if isinstance(media, HostInput):
             key = media.key
         else:
             if isinstance(media, MEDIA):
@@ -89,7 +89,7 @@ class Media:
             self._known.setdefault(key, media)
         return key
 
-    def __getitem__(self, key: str) -> dspy.Type | Files | Table:
+    def __getitem__(self, key: str) -> dspy.Type | HostInput:
         """Return the image, sound, file, folder or table of a name.
 
         Raises:
@@ -118,7 +118,7 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
     if isinstance(value, type):
         return None
     name = type(value).__name__
-    if media is not None and isinstance(value, (*MEDIA, Files, Table)):
+    if media is not None and isinstance(value, (*MEDIA, HostInput)):
         return _described_handle(value, media)
     if isinstance(value, Record):
         return value.kind, value.name, dict(value)
@@ -130,12 +130,11 @@ def described(value: Any, media: Media | None = None) -> tuple[str, str, dict[st
     return found and (found[0], name, found[1])
 
 
-def _described_handle(value: dspy.Type | Files | Table, media: Media) -> tuple[str, str, dict[str, Any]]:
-    if isinstance(value, Files):
-        return "files", "Files", {"key": media.key(value), "sizes": value.sizes}
-    if isinstance(value, Table):
-        return "table", "Table", {"key": media.key(value), "arrow": value.arrow}
-    return "media", type(value).__name__, {"key": media.key(value), "about": about(value), **media_facts(value)}
+def _described_handle(value: dspy.Type | HostInput, media: Media) -> tuple[str, str, dict[str, Any]]:
+    name, key = type(value).__name__, media.key(value)
+    if isinstance(value, HostInput):
+        return "host", name, {"key": key, **value.stand_in()}
+    return "media", name, {"key": key, "about": about(value), **media_facts(value)}
 
 
 def _described_member(value: enum.Enum) -> tuple[str, str, dict[str, Any]] | None:
@@ -301,11 +300,13 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
         ValueError: If it does not fit; the message names the expected type and the value. Also if code names an
             image or a file by an address: whoever fetches it would carry out what code wrote into the address.
     """
-    if isinstance(value, Files | Table):
+    if isinstance(value, HostInput):
         if annotation is type(value):
             return value
-        kind, part = type(value).__name__, "files[name]" if isinstance(value, Files) else "data.head(20).to_csv()"
-        raise ValueError(f"a {kind} goes to rlm_query, or to a field of type {kind}; pass a text of it: {part}")
+        kind = type(value).__name__
+        raise ValueError(
+            f"a {kind} goes to rlm_query, or to a field of type {kind}; pass a text of it: {value.as_text}"
+        )
     if type(value) is not str:
         value = plain(value)
     value = without_media_marks(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
-from rlm_dspy.inputs import Files, Table, Text
+from rlm_dspy.inputs import HostInput, Text
 from rlm_dspy.subcalls.interface import Interface
 from rlm_dspy.text import sendable
 
@@ -98,7 +98,7 @@ class Guard:
 def _chars(value: Any) -> int:
     if isinstance(value, Text) and value.path is not None:
         return value.path.stat().st_size  # not read for this
-    if isinstance(value, Files | Table):
+    if isinstance(value, HostInput):
         return value.total
     if isinstance(value, str | bytes | Text):
         return len(value)

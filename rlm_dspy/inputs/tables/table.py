@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import core_schema
-
 from rlm_dspy.errors import UnreadableTable
+from rlm_dspy.inputs.host_input import HostInput
 from rlm_dspy.inputs.isolated.process import run_isolated
 from rlm_dspy.inputs.tables.view import TableView
 from rlm_dspy.text import beginning, counted, one_line
@@ -19,7 +17,7 @@ from rlm_dspy.text import beginning, counted, one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pydantic import GetCoreSchemaHandler, JsonValue
+    from pydantic import JsonValue
 
 KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
@@ -47,7 +45,7 @@ _PROBLEMS = {
 }
 
 
-class Table(TableView):
+class Table(HostInput, TableView):
     """A table: in the REPL an object with `df()`, `sql(query)`, `head(n)`, `columns`, `schema` and `len`.
 
     Attributes:
@@ -59,11 +57,15 @@ class Table(TableView):
         UnreadableTable: From `Table.open`, if it is damaged, too large or of another kind.
     """
 
+    usage = (
+        "{0}.df() is a pandas DataFrame, {0}.sql('select ... from data') a DataFrame of its result, {0}.head(n), "
+        "{0}.columns"
+    )
+    as_text = "data.head(20).to_csv()"
+
     def __init__(self, arrow: Any, name: str = "table") -> None:
         super().__init__(arrow)
         self.name = name
-        self.key = uuid.uuid4().hex[:12]
-        """Names this object in REPLs."""
 
     @classmethod
     def open(cls, source: Any, *, table: str | None = None, columns: Sequence[str] | None = None) -> Table:
@@ -115,12 +117,9 @@ class Table(TableView):
     def __reduce__(self) -> tuple[Any, ...]:
         return Table, (self.arrow, self.name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
-        return self
-
-    def toDict(self) -> str:  # noqa: N802  # DSPy asks for this name when it saves examples
-        """Return the short form, for saved examples."""
-        return repr(self)
+    def stand_in(self) -> dict[str, Any]:
+        """Return what the table in the REPL is made of."""
+        return {"arrow": self.arrow}
 
     @property
     def about(self) -> str:
@@ -130,15 +129,6 @@ class Table(TableView):
             for field, column in zip(self.arrow.schema, self.arrow.columns, strict=True)
         ]
         return about_table(len(self), columns, self.arrow.slice(0, _SHOWN_ROWS).to_pylist())
-
-    @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: type[Table], handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        """Accept a `Table` alone: a path may come from a model. Write the short form."""
-        return core_schema.is_instance_schema(
-            cls, serialization=core_schema.plain_serializer_function_ser_schema(repr)
-        )
 
 
 def about_table(rows: int, columns: Sequence[tuple[str, str, int]], examples: Sequence[dict[str, Any]]) -> str:

@@ -128,7 +128,7 @@ class Files(FileMapping):
         self.key = key
 
     def __reduce__(self):
-        return _rlm_made, ("files", "Files", {"key": self.key, "sizes": self.sizes})
+        return _rlm_made, ("host", "Files", {"key": self.key, "sizes": self.sizes})
 
 
 class Table(TableView):
@@ -139,24 +139,22 @@ class Table(TableView):
         self.key = key
 
     def __reduce__(self):
-        return _rlm_made, ("table", "Table", {"key": self.key, "arrow": self.arrow})
+        return _rlm_made, ("host", "Table", {"key": self.key, "arrow": self.arrow})
 
 
 def _rlm_made(kind, name, fields):
     """Return what stands in the REPL for an object of the host's.
 
     Args:
-        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum`, `media`, `files` or `table`.
+        kind: `model`, `dataclass`, `prediction`, `namedtuple`, `enum`, `media` or `host`: files or a table.
         name: The name of its class.
         fields: Its fields by name; of an enum `member`, `members` and `base`; of media `key` and `about`; of files
             `key` and `sizes`; of a table `key` and `arrow`.
     """
     if kind == "media":
         return _RlmMedia(name, **fields)
-    if kind == "files":
-        return Files(**fields)
-    if kind == "table":
-        return Table(**fields)
+    if kind == "host":
+        return {"Files": Files, "Table": Table}[name](**fields)
     key = (kind, name, repr(fields) if kind == "enum" else tuple(fields))
     if key not in _rlm_classes:
         _rlm_classes[key] = _RLM_CLASSES.get(kind, _rlm_record_class)(kind, name, fields)
@@ -295,8 +293,7 @@ def _rlm_fields(value):
 def _rlm_is_media(value):
     if not _rlm_in_host:
         return False
-    ours = _rlm_sys.modules["rlm_dspy"]
-    return isinstance(value, (_rlm_sys.modules["dspy"].Type, ours.Files, ours.Table))
+    return isinstance(value, (_rlm_sys.modules["dspy"].Type, _rlm_sys.modules["rlm_dspy.inputs"].HostInput))
 
 
 def _rlm_simplified(value):
