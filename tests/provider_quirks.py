@@ -420,6 +420,7 @@ STREAM_QUIRKS = {
     "no usage": StreamQuirk(
         lambda events, _number: [each for each in events if b'"usage"' not in each],
         "https://github.com/abetlen/llama-cpp-python/issues/1640",
+        providers=("vLLM",),  # LiteLLM, behind Azure here, estimates it from 1.110 on
         usage={"input_tokens": 0, "calls": 3},
     ),
     "no [DONE]": StreamQuirk(
@@ -430,6 +431,7 @@ STREAM_QUIRKS = {
     "no finish reason": StreamQuirk(
         lambda events, _number: [each for each in events if b'"finish_reason": "stop"' not in each],
         "https://github.com/anomalyco/opencode/issues/43882",
+        providers=("vLLM",),  # LiteLLM takes such a stream for a broken one from 1.110 on
         usage={"input_tokens": 300},
     ),
     "empty deltas": StreamQuirk(_behind_each(_chunk({})), "https://github.com/microsoft/autogen/issues/6465"),

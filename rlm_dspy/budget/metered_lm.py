@@ -37,7 +37,7 @@ from rlm_dspy.budget.ledger import NOTHING, Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
 from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
-from rlm_dspy.budget.provider_errors import is_withheld, keep_rejected_replies, may_pass, reply_in
+from rlm_dspy.budget.provider_errors import add_words, is_withheld, keep_rejected_replies, may_pass, reply_in
 from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
@@ -279,6 +279,7 @@ class MeteredCall:
         """
         if self._stream is not None and self._stream.text and isinstance(error, LMError):
             raise ReplyCut("broke off because the connection to its server failed", self._stream.text) from error
+        add_words(error)
         if is_withheld(error):
             raise ReplyCut("was withheld by the provider's content filter", "") from error
         if rejected := reply_in(error):

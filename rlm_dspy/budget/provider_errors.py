@@ -1,4 +1,4 @@
-"""Tells which errors of a provider may pass, and which hold a reply of the model."""
+"""Tells which errors of a provider may pass, which hold a reply of the model, and what the server said."""
 
 from __future__ import annotations
 
@@ -44,6 +44,27 @@ def is_withheld(error: Exception) -> bool:
     return isinstance(error, dspy.LMInvalidRequestError) and error.provider_code in _WITHHELD
 
 
+def add_words(error: Exception) -> None:
+    """Add what the server said to the message of an error, where a client keeps it only in the error's cause.
+
+    The SDK of OpenAI does so, from version 3 on, for an error that is a string, such as LM Studio's.
+    """
+    cause = error.__cause__ or error.__context__
+    while cause is not None and isinstance(error, dspy.LMError):
+        words = _words(getattr(cause, "body", None))
+        if words and words not in error.message:
+            error.message = f"{error.message}: {words}"
+            error.args = (f"{error}: {words}",)
+            return
+        cause = cause.__cause__ or cause.__context__
+
+
+def _words(body: JsonValue) -> str:
+    """Return the words of an error's body: a text, or an object that has them directly."""
+    said = body.get("message") or body.get("detail") if isinstance(body, dict) else body
+    return " ".join(said.split()) if isinstance(said, str) else ""
+
+
 def reply_in(error: Exception) -> str:
     """Return what the model wrote, if its provider rejected that as an invalid tool call; else an empty text.
 
@@ -59,7 +80,9 @@ def reply_in(error: Exception) -> str:
 
 @functools.cache
 def keep_rejected_replies() -> None:
-    """Patch DSPy's client of chat completions to keep `failed_generation` in its errors, as `partial`.
+    """Patch DSPy's client of chat completions to keep `failed_generation` in its errors, as `partial`, and words.
+
+    Older versions of vLLM send them beside an `error`, not in it; DSPy then raises an empty message.
 
     It applies to the whole process from the first model call of a run on.
     """
@@ -69,20 +92,27 @@ def keep_rejected_replies() -> None:
         error = normalize(self, status, body)
         if rejected := _failed_generation(_json_in(body)):
             error.partial = rejected
+        if not error.message:
+            error.message = _words(_object(body))
         return error
 
     OpenAIChatLM.normalize_error = normalize_error
+
+
+def _object(text: str) -> JsonValue:
+    """Return the JSON value of a text; None if it is not JSON."""
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return None
+    return value
 
 
 def _json_in(text: str) -> JsonValue:
     """Return the JSON object that a text ends with; None without one."""
     if "failed_generation" not in text:
         return None
-    try:
-        value: JsonValue = json.loads(text[text.index("{") :])
-    except ValueError:
-        return None
-    return value
+    return _object(text[text.find("{") :])
 
 
 def _failed_generation(body: JsonValue) -> str:

@@ -1,0 +1,46 @@
+"""What a server said reaches the user and the loop, wherever a client keeps it."""
+
+from __future__ import annotations
+
+import json
+
+import dspy
+import pytest
+from dspy.lm15 import OpenAIChatLM
+
+from rlm_dspy.budget.provider_errors import add_words, keep_rejected_replies
+
+
+class BodyError(Exception):
+    """An error of a client that keeps the server's words beside its message, as OpenAI's SDK from version 3 on."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("Error code: 400")
+        self.body = body
+
+
+@pytest.mark.parametrize("body", ["Channel Error", {"message": "Channel Error"}, {"detail": "Channel\nError"}])
+def test_what_a_server_said_stands_in_the_message_of_the_error(body: object) -> None:
+    error = dspy.LMInvalidRequestError("Error code: 400", model="m")
+    error.__cause__ = ValueError("litellm")
+    error.__cause__.__cause__ = BodyError(body)
+    add_words(error)
+    add_words(error)
+    assert (error.message, str(error)) == ("Error code: 400: Channel Error", "[m] Error code: 400: Channel Error")
+
+
+def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:
+    error = dspy.LMInvalidRequestError("no", model="m")
+    error.__cause__ = BodyError(None)
+    add_words(error)
+    assert str(error) == "[m] no"
+
+
+def test_words_beside_the_error_of_a_body_are_its_message() -> None:
+    """As older versions of vLLM send them."""
+    keep_rejected_replies()
+    body = json.dumps(
+        {"object": "error", "message": "This model's maximum context length is 300 tokens.", "code": 400}
+    )
+    client = OpenAIChatLM(api_key="k")
+    assert client.normalize_error(400, body).message == "This model's maximum context length is 300 tokens."
