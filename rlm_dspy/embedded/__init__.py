@@ -1,13 +1,12 @@
 """A local GGUF model as a `dspy.LM` in this process, or behind an OpenAI-compatible server.
 
-The engine is imported on first use: listing and downloading models does not need DSPy.
+What does not belong to the catalogue is imported on first use: the engine needs DSPy, a download needs pydantic.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 from rlm_dspy.embedded.model_catalog import CATALOGUE, CatalogueModel
-from rlm_dspy.embedded.pull import PullFailed, pull_model
 
 if TYPE_CHECKING:
     from rlm_dspy.embedded.engine import (
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
         main,
         serve,
     )
+    from rlm_dspy.embedded.pull import PullFailed, pull_model
 
 __all__ = [
     "CATALOGUE",
@@ -38,4 +38,5 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of ours
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module("rlm_dspy.embedded.engine"), name)
+        module = "pull" if name in {"PullFailed", "pull_model"} else "engine"
+        return getattr(importlib.import_module(f"rlm_dspy.embedded.{module}"), name)

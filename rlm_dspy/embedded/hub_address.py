@@ -8,12 +8,11 @@ hf:owner/repository:Q8_0@v1.0                      of a revision: a branch, tag 
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-
-from pydantic import BaseModel
 
 from rlm_dspy.embedded.model_catalog import CATALOGUE, CatalogueModel, find_model
 from rlm_dspy.errors import UnknownModel
@@ -35,7 +34,8 @@ _NO_MODEL = ("mmproj", "imatrix")
 _LISTED = 12
 
 
-class HubFile(BaseModel):
+@dataclass(frozen=True)
+class HubFile:
     """A file of a repository, as the hub lists it."""
 
     name: str
@@ -43,12 +43,28 @@ class HubFile(BaseModel):
     sha256: str
 
 
-class HubFiles(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class HubFiles:
     """The GGUF files of a repository, or those of one model, at a commit."""
 
     address: str = ""
     commit: str
     files: list[HubFile]
+
+    @classmethod
+    def from_json(cls, data: bytes) -> HubFiles:
+        """Read what `to_json` wrote, or the hub listed.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_json(data)
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,21 @@ def named_model(name: str) -> CatalogueModel | HubAddress | None:
         return find_model(name)
     address = read_address(name)
     return next((model for model in CATALOGUE if address.means(model)), address)
+
+
+def entry_of(model: str | CatalogueModel | HubAddress) -> CatalogueModel | HubAddress:
+    """Return the model of a name or an address; an entry is returned unchanged.
+
+    Raises:
+        UnknownModel: If the catalogue has no such model, or it is no address.
+    """
+    entry = named_model(model) if isinstance(model, str) else model
+    if entry is None:
+        names = ", ".join(known.name for known in CATALOGUE)
+        raise UnknownModel(
+            f"Unknown model {model!r}; choose one of: {names}; or an address: hf:owner/repository:Q4_K_M."
+        )
+    return entry
 
 
 def quantization_of(file: str) -> str:

@@ -67,7 +67,7 @@ def downloaded_addresses() -> list[HubAddress]:
 
 def _read_record(path: Path) -> HubFiles | None:
     try:
-        return HubFiles.model_validate_json(path.read_bytes())
+        return HubFiles.from_json(path.read_bytes())
     except (OSError, ValueError):  # it was not downloaded, or the file is damaged
         return None
 

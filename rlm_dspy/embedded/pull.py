@@ -23,7 +23,7 @@ from rlm_dspy.embedded.client_process import (
     run_client,
     sha256_of,
 )
-from rlm_dspy.embedded.hub_address import HubAddress, HubFile, HubFiles, choose_files, named_model
+from rlm_dspy.embedded.hub_address import HubAddress, HubFile, HubFiles, choose_files, entry_of
 from rlm_dspy.embedded.model_cache import (
     FOLDER_VARIABLE,
     cached_file,
@@ -32,9 +32,9 @@ from rlm_dspy.embedded.model_cache import (
     models_folder,
     record_file,
 )
-from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
+from rlm_dspy.embedded.model_catalog import megabytes
 from rlm_dspy.embedded.sources import LISTING, hub_command, index_clients, sources
-from rlm_dspy.errors import RLMError, UnknownModel
+from rlm_dspy.errors import RLMError
 from rlm_dspy.text import print_to_stderr, write_whole
 
 if TYPE_CHECKING:
@@ -92,21 +92,6 @@ def pull_model(
     return target
 
 
-def entry_of(model: str | CatalogueModel | HubAddress) -> CatalogueModel | HubAddress:
-    """Return the model of a name or an address; an entry is returned unchanged.
-
-    Raises:
-        UnknownModel: If the catalogue has no such model, or it is no address.
-    """
-    entry = named_model(model) if isinstance(model, str) else model
-    if entry is None:
-        names = ", ".join(known.name for known in CATALOGUE)
-        raise UnknownModel(
-            f"Unknown model {model!r}; choose one of: {names}; or an address: hf:owner/repository:Q4_K_M."
-        )
-    return entry
-
-
 def _lock(entry: CatalogueModel | HubAddress, announce: Callable[[str], None]) -> filelock.AcquireReturnProxy:
     """Acquire and return the lock of a model; the kernel releases it when the process ends."""
     name = quote(entry.repository, safe="") if isinstance(entry, HubAddress) else entry.name
@@ -140,7 +125,7 @@ def _pull_address(address: HubAddress, announce: Callable[[str], None]) -> Path:
             "mirror, HF_HUB_OFFLINE must not be set), or name the path of a GGUF file."
         ) from failure
     files = choose_files(address, listing.files)
-    chosen = listing.model_copy(update={"address": address.name, "files": files})
+    chosen = HubFiles(address=address.name, commit=listing.commit, files=files)
     targets = files_of(address, chosen)
     partial = targets[0].parent / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
@@ -157,7 +142,7 @@ def _pull_address(address: HubAddress, announce: Callable[[str], None]) -> Path:
                 part.replace(target)
             done += file.size
     shutil.rmtree(partial)
-    write_whole(chosen.model_dump_json(indent=1), record_file(address))
+    write_whole(chosen.to_json(), record_file(address))
     return targets[0]
 
 
@@ -167,7 +152,7 @@ def _listed(address: HubAddress) -> HubFiles:
         folder = Path(temporary)
         command = hub_command("list", address.repository, address.revision or "main", folder)
         run_client(command, folder, 0, lambda _: None)
-        return HubFiles.model_validate_json((folder / LISTING).read_bytes())
+        return HubFiles.from_json((folder / LISTING).read_bytes())
 
 
 def _fetch(
