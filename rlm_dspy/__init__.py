@@ -27,7 +27,7 @@ _MODULES = {
     "Text": "rlm_dspy.inputs",
 }
 """The module that defines each name."""
-_PUBLIC = {"cache", "coverage", "embedded", "errors", "events", "inputs", "interpreters", "limits"}
+_PUBLIC = {"batch", "cache", "coverage", "embedded", "errors", "events", "inputs", "interpreters", "limits"}
 _PUBLIC |= {"models", "optimize", "signatures", "testing", "tracing", "trajectory"}
 """Modules that are attributes too, without an import of their own."""
 

@@ -12,6 +12,7 @@ RLMError                     base class of this package's errors
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
 │   └── ModelNotPulled       the operator: the model must be downloaded first (`models`)
+├── WorkersLost              the operator: workers of a batch died (`batch`)
 ├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
 ├── ModelUnreachable         the operator: the model's server does not respond correctly (`models`)
 └── UsageError               the caller of the command line (`task`)
@@ -90,6 +91,10 @@ class UnknownModel(RLMError, ValueError):  # noqa: N818
 
 class UnreadableTable(RLMError, ValueError):  # noqa: N818 (what it is)
     """A table cannot be read; the message says why and what to pass instead."""
+
+
+class WorkersLost(RLMError, RuntimeError):  # noqa: N818 (what happened)
+    """Workers of a batch died: of one example again and again, or of an executor that cannot be made again."""
 
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818

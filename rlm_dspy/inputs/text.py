@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
@@ -117,6 +117,16 @@ class Text:
         text = cls(document.text())
         text.name, text._pages = name, pages if document.unit else []
         return text
+
+    def with_content(self, content: str) -> Text:
+        """Return a text of this name and with these pages, with another content and no file."""
+        text = Text(content)
+        text.name, text._pages = self.name, self._pages
+        return text
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the path of a file without its content."""
+        return vars(self) if self.path is None else {**vars(self), "_value": None}
 
     @property
     def pages(self) -> list[str]:

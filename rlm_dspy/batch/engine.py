@@ -1,0 +1,174 @@
+"""Submits runs to an executor, and makes the executor again when the death of a worker has broken it."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cloudpickle
+import dspy
+
+from rlm_dspy.batch.shipping import Shelf
+from rlm_dspy.batch.task import Outcome, Parcel, attempt, perform
+from rlm_dspy.errors import WorkersLost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Workers: TypeAlias = Executor | Callable[[], Executor] | None
+_MOST_BROKEN = 3
+"""Executors in a row that may break before a run has ended on one."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One run of a program.
+
+    Attributes:
+        program: The program; its settings are those of `context`.
+        inputs: Its inputs.
+        context: The context of the caller.
+        traced: Whether the trace of its predictors comes home.
+        losses: The workers that have died while they ran it.
+    """
+
+    program: dspy.Module
+    inputs: Mapping[str, Any]
+    context: contextvars.Context = field(default_factory=contextvars.copy_context, repr=False)
+    traced: bool = False
+    losses: int = 0
+    mark: Path | None = None
+
+
+class Engine:
+    """An executor, and the folder from which its workers read programs and long inputs.
+
+    Args:
+        workers: An executor; or a function that makes one, which is called again when a worker's death has broken
+            it; None for threads of this process, `dspy.settings.num_threads` of them.
+        folder: Where to make the folder; None for the system's folder for temporary files.
+        retries: How many workers may die of a run before it counts as failed.
+
+    Raises:
+        TypeError: If the function makes something else.
+    """
+
+    def __init__(self, workers: Workers, folder: Path | None = None, retries: int = 2) -> None:
+        threads = partial(ThreadPoolExecutor, dspy.settings.num_threads, "rlm-batch")
+        self._make = None if isinstance(workers, Executor) else workers or threads
+        self._executor = workers if isinstance(workers, Executor) else _made(workers or threads)
+        self._retries, self._broken, self._jobs = retries, 0, 0
+        self._lock = threading.Lock()
+        self._shelf: Shelf | None = None
+        if not isinstance(self._executor, ThreadPoolExecutor):
+            shared = Path(tempfile.mkdtemp(prefix=SHARED, dir=folder)).absolute()
+            self._shelf = Shelf(shared)
+            self._remove = weakref.finalize(self, _remove, shared, os.getpid())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Return the same object: copies of a program share their workers."""
+        return self
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Begin a run; `outcome` reads what the future returns.
+
+        Raises:
+            TypeError: If the program or its inputs cannot be sent to other processes.
+            WorkersLost: If the executor is broken and cannot be made again.
+        """
+        context = job.context.copy()
+        task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs)
+        if self._shelf is not None:
+            task = partial(perform, context.run(self._parcel, self._shelf, job))
+        with self._lock:
+            try:
+                return self._executor.submit(task)
+            except BrokenExecutor as error:
+                self._broken += 1
+                if self._make is None or self._broken > _MOST_BROKEN:
+                    raise self._lost() from error
+                self._executor = _made(self._make)
+                return self._executor.submit(task)
+
+    def _parcel(self, shelf: Shelf, job: Job) -> bytes:
+        self._jobs += 1
+        job.mark = shelf.folder / f"{self._jobs}.began"
+        program, inputs = shelf.program(job.program), shelf.sent(dict(job.inputs))
+        return bytes(cloudpickle.dumps(Parcel(program, inputs, job.mark, job.traced)))
+
+    def outcome(self, job: Job, future: Future[Any]) -> Outcome | None:
+        """Return what came of a run when its future has ended; None if its worker died and it may be tried again.
+
+        Raises:
+            WorkersLost: If the executor cannot be made again.
+        """
+        try:
+            found = future.result()
+            outcome: Outcome = found if isinstance(found, Outcome) else cloudpickle.loads(found)
+        except BrokenExecutor as error:
+            if self._make is None:
+                raise self._lost() from error
+            job.losses += job.mark is not None and job.mark.exists()
+            lost = WorkersLost(f"{job.losses} workers died while they ran this example: the last one of {error}")
+            return Outcome(error=lost) if job.losses > self._retries else None
+        except Exception as error:  # noqa: BLE001 (what an executor raises, or an outcome that cannot be unpickled)
+            outcome = Outcome(error=error)
+        self._broken = 0
+        if job.mark is not None:
+            job.mark.unlink(missing_ok=True)
+        return outcome
+
+    def _lost(self) -> WorkersLost:
+        name = type(self._executor).__name__
+        if self._make is None:
+            return WorkersLost(
+                f"A worker of the {name} died, which breaks it. Pass a function that makes the executor, such as "
+                f"executor=lambda: {name}(...), and it is made again."
+            )
+        return WorkersLost(f"{self._broken} {name}s in a row broke before a run had ended.")
+
+    def close(self) -> None:
+        """Shut the executor down, if it was made here, when its runs have ended; remove the folder."""
+        if self._make is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._shelf is not None:
+            self._remove()
+
+
+SHARED = ".shared-"
+"""How the names of the folders begin from which workers read."""
+
+
+def check_workers(workers: Workers) -> None:
+    """Check what a user gives as `executor`.
+
+    Raises:
+        TypeError: If it is neither an executor nor a function.
+    """
+    if not (workers is None or isinstance(workers, Executor) or callable(workers)):
+        raise TypeError(f"executor must be {_WANTED}, not {workers!r}.")
+
+
+_WANTED = "a concurrent.futures.Executor, or a function that makes one such as lambda: ProcessPoolExecutor(4)"
+
+
+def _made(make: Callable[[], Executor]) -> Executor:
+    executor = make()
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor must be {_WANTED}, but it made {executor!r}.")
+    return executor
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked worker
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,247 @@
+"""Defines `run`, which runs a program on many examples and keeps each result as it arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import shutil
+from collections import Counter, deque
+from collections.abc import Sized
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from filelock import FileLock, Timeout
+
+from rlm_dspy.batch.bar import Bar
+from rlm_dspy.batch.engine import SHARED, Engine, Job, check_workers
+from rlm_dspy.batch.shipping import identity
+from rlm_dspy.batch.store import Row, Store
+from rlm_dspy.budget.ledger import NOTHING_USED
+from rlm_dspy.budget.provider_errors import may_pass
+from rlm_dspy.cache import digest
+from rlm_dspy.errors import RLMError
+from rlm_dspy.observe.record import in_one_line
+from rlm_dspy.optimize.rollouts import key_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
+
+    from rlm_dspy.batch.engine import Workers
+    from rlm_dspy.batch.task import Outcome
+    from rlm_dspy.usage import Usage
+
+_MOST_SUBMITTED = 1_000
+"""Runs that wait in an executor or are under way."""
+_logger = logging.getLogger("dspy.rlm_dspy")
+
+
+def run(
+    program: dspy.Module,
+    examples: Iterable[dspy.Example],
+    executor: Workers = None,
+    store: str | os.PathLike[str] = "runs/",
+    retries: int = 2,
+    *,
+    progress: bool = True,
+) -> Iterator[Row]:
+    r"""Run a program on examples, and yield each result as it ends; it runs while it is iterated.
+
+    Each result is written to the store when it arrives: a line in `<store>/<program>.jsonl`, keyed by the state of
+    the program (signatures, instructions, demos, limits, tools, the model's name) and the inputs of the example.
+    A later call with the same store yields what is there, and runs the rest: also after a kill. Files that code
+    wrote are in a folder beside it.
+
+    In other processes a program runs with the settings of DSPy of the caller, without callbacks. It is sent once,
+    and so is each text of 50,000 characters or more: as a file in the store, which all workers must see.
+
+    Args:
+        program: Any module. It and its LM must be picklable for other processes.
+        examples: Examples with their inputs set; they are read as they are needed.
+        executor: A `concurrent.futures.Executor`: of threads, of processes, of loky, of Dask. Or a function that
+            makes one, such as `lambda: ProcessPoolExecutor(4)`: it is made again when a worker is killed, and what
+            ran on it is run again. Default: `dspy.settings.num_threads` threads.
+        store: A folder; one batch at a time may use it.
+        retries: How often an example is run again after a transient error of its model, or after the death of its
+            worker.
+        progress: Whether to show a bar with rate, cost and time left.
+
+    Yields:
+        A `Row` for each example, in the order in which they end. A run that failed has `error`.
+
+    Raises:
+        TypeError: If `executor` is something else, or the program cannot be sent to other processes.
+        WorkersLost: If a worker died and the executor cannot be made again.
+        RLMError: If another batch uses the store.
+        OSError: If the store cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from rlm_dspy import RLM, batch
+        >>> from rlm_dspy.testing import ScriptedLM
+        >>> examples = [dspy.Example(text=text).with_inputs("text") for text in ("to be", "or not to be")]
+        >>> lm = ScriptedLM(lambda messages: "```python\nSUBMIT(words=len(text.split()))\n```")
+        >>> with tempfile.TemporaryDirectory() as store, dspy.context(lm=lm):
+        ...     rows = list(batch.run(RLM("text -> words: int"), examples, store=store))
+        >>> sorted((row.index, row.prediction.words) for row in rows)
+        [(0, 2), (1, 4)]
+    """
+    if not isinstance(program, dspy.Module):
+        raise TypeError(f"program must be a dspy.Module, not {program!r}.")
+    if retries < 0:
+        raise ValueError(f"retries must be 0 or more, not {retries}.")
+    check_workers(executor)
+    bar = Bar(len(examples) if isinstance(examples, Sized) else None, shown=progress)
+    return _Batch(program, examples, executor, Path(store), retries).rows(bar)
+
+
+@dataclass(eq=False)
+class _Task:
+    """An example that is to be run.
+
+    Attributes:
+        attempts: How often it was run.
+        usage: What these attempts used.
+        seconds: How long they took.
+    """
+
+    index: int
+    example: dspy.Example
+    key: str
+    job: Job
+    attempts: int = 0
+    usage: Usage = NOTHING_USED
+    seconds: float = 0.0
+
+
+class _Batch:
+    """The state of one call of `run`, whose arguments it takes."""
+
+    def __init__(
+        self,
+        program: dspy.Module,
+        examples: Iterable[dspy.Example],
+        workers: Workers,
+        folder: Path,
+        retries: int,
+    ) -> None:
+        self._program, self._workers, self._folder, self._retries = program, workers, folder, retries
+        self._context = contextvars.copy_context()
+        self._key = key_of(program, dspy.settings.lm)
+        self._examples = enumerate(examples)
+        self._equal: Counter[str] = Counter()
+        self._again: deque[_Task] = deque()
+        self._suspects: deque[_Task] = deque()
+        """Examples whose next loss is the last one: each is run alone, so that it is known who kills workers."""
+        self._running: set[Future[Any]] = set()
+        self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | Exception]] = SimpleQueue()
+
+    def rows(self, bar: Bar) -> Iterator[Row]:
+        """Yield the rows; see `run`."""
+        with self._locked(), bar:
+            self._store = Store(self._folder / f"{self._key[:16]}.jsonl", self._program)
+            self._engine = Engine(self._workers, self._folder, self._retries)
+            try:
+                for row in self._ended():
+                    bar.add(row)
+                    yield row
+            finally:
+                self._finish()
+
+    def _ended(self) -> Iterator[Row]:
+        while True:
+            while len(self._running) < _MOST_SUBMITTED and (upcoming := self._next()) is not None:
+                if isinstance(upcoming, Row):
+                    yield upcoming
+                else:
+                    future = self._engine.submit(upcoming.job)
+                    self._running.add(future)
+                    future.add_done_callback(partial(self._take, upcoming))
+            if not self._running:
+                return
+            future, found = self._arrived.get()
+            self._running.remove(future)
+            if isinstance(found, Exception):
+                raise found
+            if isinstance(found, Row):
+                yield found
+            elif found.job.losses and found.job.losses >= self._retries:
+                self._suspects.append(found)
+            else:
+                self._again.append(found)
+
+    def _next(self) -> Row | _Task | None:
+        """Return the next example, or its stored row; None if there is none for now."""
+        if self._again:
+            return self._again.popleft()
+        for index, example in self._examples:
+            inputs = dict(example.inputs().items())
+            key = digest(self._key, identity(inputs))
+            self._equal[key] += 1
+            key = digest(key, self._equal[key])  # equal examples are different runs
+            job = Job(self._program, inputs, self._context)
+            return self._store.find(key, index, example) or _Task(index, example, key, job)
+        return self._suspects.popleft() if self._suspects and not self._running else None
+
+    def _take(self, task: _Task, future: Future[Any]) -> None:
+        """Keep a result as soon as it arrives, in any thread, also if nobody waits for it any more."""
+        found: Row | _Task | Exception
+        try:
+            outcome = None if future.cancelled() else self._engine.outcome(task.job, future)
+            found = task if outcome is None else self._kept(task, outcome)
+        except Exception as error:  # noqa: BLE001 (raised where rows are yielded)
+            found = error
+        self._arrived.put((future, found))
+
+    def _kept(self, task: _Task, outcome: Outcome) -> Row | _Task:
+        """Store the row of an outcome and return it; return the task if it is to be run again."""
+        error = outcome.error
+        task.attempts += 1
+        task.usage += outcome.usage
+        task.seconds += outcome.usage.seconds
+        if error is not None and may_pass(error, is_stream=False) and task.attempts <= self._retries:
+            return task
+        row = Row(
+            index=task.index,
+            example=task.example,
+            prediction=outcome.prediction,
+            error="" if error is None else f"{type(error).__name__}: {in_one_line(error)}",
+            trajectory=getattr(error, "trajectory", []),
+            usage=task.usage,
+            seconds=task.seconds,
+            attempts=task.attempts,
+        )
+        self._store.keep(task.key, row)
+        return row
+
+    def _finish(self) -> None:
+        """Begin no more runs, and keep what those under way return."""
+        waiting = [future for future in self._running if not future.cancel()]
+        if any(not future.done() for future in waiting):
+            _logger.warning("Waiting for %d runs that are under way, to keep their results.", len(waiting))
+        wait_for(waiting)
+        self._engine.close()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store, and remove what a killed batch left in it.
+
+        Raises:
+            RLMError: If another batch holds it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self._folder / ".lock", timeout=0):
+                for left in self._folder.glob(f"{SHARED}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                yield
+        except Timeout:
+            told = f"Another batch uses the store {str(self._folder)!r}. Wait for it, or pass another store."
+            raise RLMError(told) from None

@@ -1,0 +1,140 @@
+"""Keeps the result of each example as a line of JSON, so that a batch goes on where it was killed."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticUserError
+
+from rlm_dspy.artifacts import Artifact, Artifacts
+from rlm_dspy.json_values import JsonLines, jsonable
+from rlm_dspy.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one example.
+
+    Attributes:
+        index: Its number in `examples`, from 0.
+        example: The example.
+        prediction: What the program returned; None if it failed. From the store, its output fields have the types
+            of the program's signature, if it has one; other values are plain data.
+        error: Why it failed, with the type of the error; empty if it did not. It is run again by the next
+            `batch.run`.
+        trajectory: The steps of a failed run, if it had begun.
+        usage: What all its attempts used.
+        seconds: How long they took.
+        attempts: How often it was run.
+        stored: Whether it is from the store: nothing was paid for it now.
+    """
+
+    index: int
+    example: dspy.Example
+    prediction: Any = None
+    error: str = ""
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+    attempts: int = 1
+    stored: bool = False
+
+
+class Store:
+    """A file with a line for each finished example of one program; of several lines the last one counts.
+
+    Args:
+        path: The file; made with its folder if it is missing.
+        program: Whose predictions it keeps.
+    """
+
+    def __init__(self, path: Path, program: dspy.Module) -> None:
+        self._lines, self._files = JsonLines(path), path.with_suffix("")
+        self._signature = getattr(program, "signature", None)
+        self._places: dict[str, tuple[int, int]] = {}
+        at = 0
+        with path.open("rb") as file:
+            for line in file:
+                if key := _key_of(line):
+                    self._places[key] = at, len(line)
+                at += len(line)
+
+    def find(self, key: str, index: int, example: dspy.Example) -> Row | None:
+        """Return the stored row of an example; None if there is none, or it failed."""
+        if key not in self._places:
+            return None
+        at, size = self._places[key]
+        with self._lines.path.open("rb") as file:
+            file.seek(at)
+            found = json.loads(file.read(size))
+        prediction = self._typed(found["prediction"], key)
+        return Row(
+            index=index,
+            example=example,
+            prediction=prediction,
+            usage=Usage.model_validate(found["usage"]),
+            seconds=found["seconds"],
+            attempts=found["attempts"],
+            stored=True,
+        )
+
+    def keep(self, key: str, row: Row) -> None:
+        """Store a row.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        found = row.prediction
+        is_prediction = isinstance(found, dspy.Prediction)
+        written = {"fields": dict(found.items())} if is_prediction else {"value": found}
+        files = found.get("artifacts") if is_prediction else None
+        if isinstance(files, Artifacts) and files:
+            files.save(self._files / key)
+        data = {
+            "key": key,
+            "index": row.index,
+            "prediction": None if row.error else jsonable(written),
+            "error": row.error,
+            "trajectory": row.trajectory,
+            "usage": row.usage,
+            "seconds": round(row.seconds, 3),
+            "attempts": row.attempts,
+        }
+        self._lines.append(json.dumps(jsonable(data), ensure_ascii=False))
+
+    def _typed(self, written: Mapping[str, Any], key: str) -> Any:
+        """Return a prediction read from the store, with the types of the signature."""
+        if "fields" not in written:
+            return written["value"]
+        fields = dict(written["fields"])
+        outputs = self._signature.output_fields if self._signature is not None else {}
+        for name, of in outputs.items():
+            if fields.get(name) is not None:
+                with suppress(ValueError, PydanticUserError):  # a type that JSON does not keep stays plain data
+                    fields[name] = TypeAdapter(of.annotation).validate_python(fields[name])
+        if "artifacts" in fields and "artifacts" not in outputs:
+            fields["artifacts"] = _files_in(self._files / key)
+        return dspy.Prediction(fields)
+
+
+def _files_in(folder: Path) -> Artifacts:
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    return Artifacts({name: Artifact(name=name, data=(folder / name).read_bytes()) for name in names})
+
+
+def _key_of(line: bytes) -> str:
+    """Return the key of a whole line whose run did not fail; else an empty text."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return ""
+    return str(found["key"]) if isinstance(found, dict) and found.get("key") and not found.get("error") else ""

@@ -1,0 +1,105 @@
+"""Runs a program on one example, in this process or in another one, and brings home what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import dspy
+
+from rlm_dspy.batch.shipping import load_program, received
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.budget.metered_lm import metered
+from rlm_dspy.errors import RLMError
+from rlm_dspy.json_values import jsonable
+from rlm_dspy.limits import Limits
+from rlm_dspy.usage import RunUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from rlm_dspy.optimize.traced_runs import Call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run.
+
+    Attributes:
+        prediction: What the program returned; None if it raised.
+        error: What it raised.
+        usage: What its model calls used, also of a run that failed.
+        trace: The calls of its predictors.
+    """
+
+    prediction: Any = None
+    error: Exception | None = None
+    usage: RunUsage = field(default_factory=RunUsage)
+    trace: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One run as it is sent to another process.
+
+    Attributes:
+        program: The file of the program.
+        inputs: The inputs, with long texts published.
+        mark: A file that is made when the run begins; None for no mark.
+        traced: Whether the trace is sent home.
+    """
+
+    program: Path
+    inputs: Mapping[str, Any]
+    mark: Path | None = None
+    traced: bool = False
+
+    def open(self) -> Outcome:
+        """Run it in this process."""
+        if self.mark is not None:
+            self.mark.touch()
+        program, settings = load_program(self.program)
+        with dspy.context(**settings, trace=[]):
+            outcome = attempt(program, received(self.inputs))
+            names = {id(predictor): name for name, predictor in program.named_predictors()}
+            trace = [(names.get(id(call[0]), call[0]), *call[1:]) for call in dspy.settings.trace]
+        return replace(outcome, trace=tuple(trace) if self.traced else ())
+
+
+def attempt(program: dspy.Module, inputs: Mapping[str, Any]) -> Outcome:
+    """Run a program and count what it uses."""
+    ledger, prediction, failed = Ledger(Limits()), None, None
+    try:
+        with metered(ledger, "run", raw=True):
+            prediction = program(**inputs)
+    except Exception as error:  # noqa: BLE001 (it is the outcome, whatever the program raised)
+        failed = error
+    return Outcome(prediction, failed, ledger.usage())
+
+
+def perform(parcel: bytes) -> bytes:
+    """Run a pickled `Parcel` in a worker; return its pickled `Outcome`.
+
+    These are bytes because executors pickle by reference, which fails for what a script defines itself.
+    """
+    outcome: Outcome = cloudpickle.loads(parcel).open()
+    try:
+        content = cloudpickle.dumps(outcome)
+        if outcome.error is not None:  # it may be pickled and yet not be made again
+            cloudpickle.loads(content)
+    except Exception:  # noqa: BLE001 (values of user code may raise anything)
+        content = cloudpickle.dumps(plain(outcome))
+    return bytes(content)
+
+
+def plain(outcome: Outcome) -> Outcome:
+    """Return an outcome that can be pickled: with plain data, and with the words of the error."""
+    if outcome.error is not None:
+        error = RLMError(f"{type(outcome.error).__name__}: {outcome.error}")
+        error.trajectory = jsonable(getattr(outcome.error, "trajectory", []))  # type: ignore[attr-defined]
+        return Outcome(error=error, usage=outcome.usage)
+    found = outcome.prediction
+    data = jsonable(dict(found.items()) if isinstance(found, dspy.Prediction) else found)
+    return Outcome(dspy.Prediction(data) if isinstance(found, dspy.Prediction) else data, usage=outcome.usage)

@@ -1,0 +1,308 @@
+"""`batch.run`: each result is kept when it arrives, whatever runs it and whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import pytest
+
+from rlm_dspy import RLM, InvalidInputs, RLMError, Text, batch
+from rlm_dspy.errors import WorkersLost
+from rlm_dspy.testing import ScriptedLM
+from tests.batch.counting import ANSWER, CountingLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CONTEXT = "word " * 20_000
+"""Long enough to be published."""
+
+
+def examples(number: int, context: Any = CONTEXT) -> list[dspy.Example]:
+    """Return examples that differ by a number."""
+    return [dspy.Example(context=context, number=n).with_inputs("context", "number") for n in range(number)]
+
+
+def program() -> RLM:
+    """Return a program that adds a number to the words of a context."""
+    return RLM("context: str, number: int -> words: int")
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> CountingLM:
+    """Return an LM that counts its requests across processes."""
+    (tmp_path / "requests").mkdir()
+    return CountingLM(tmp_path / "requests")
+
+
+def spawned() -> Executor:
+    """Make processes that share nothing with this one."""
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [None, ThreadPoolExecutor, lambda: ProcessPoolExecutor(2), spawned],
+    ids=["default", "threads", "processes", "spawned"],
+)
+def test_every_example_has_its_row(executor: Any, lm: CountingLM, tmp_path: Path) -> None:
+    """In threads and in processes, which read a long context from a file."""
+    given = [*examples(2), *examples(4, Text(CONTEXT))[2:]]
+    with dspy.context(lm=lm):
+        rows = list(batch.run(program(), given, executor, tmp_path / "runs"))
+    assert sorted((row.index, row.prediction.words) for row in rows) == [(n, 20_000 + n) for n in range(4)]
+    assert {row.prediction.stop for row in rows} == {"submitted"}
+    assert all(row.usage.calls == 1 and row.seconds > 0 and not row.stored for row in rows)
+    assert lm.requests == 4
+    assert not list((tmp_path / "runs").glob(".shared-*"))
+
+
+def test_what_is_sent_of_a_run_is_small(lm: CountingLM, tmp_path: Path) -> None:
+    """A long text is sent once for all runs, and the program too."""
+    sizes: list[int] = []
+
+    class Measured(ProcessPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+            sizes.append(len(fn.args[0]))  # type: ignore[attr-defined]
+            return super().submit(fn, *args, **options)
+
+    with dspy.context(lm=lm):
+        list(batch.run(program(), examples(3), lambda: Measured(2), tmp_path / "runs"))
+    assert max(sizes) < 2_000
+
+
+def test_a_second_batch_pays_only_for_what_is_new(lm: CountingLM, tmp_path: Path) -> None:
+    """Rows come back with their types; equal examples are runs of their own."""
+    with dspy.context(lm=lm):
+        first = list(batch.run(program(), examples(2), store=tmp_path))
+        again = list(batch.run(program(), [*examples(3), *examples(1)], store=tmp_path))
+    assert (len(first), lm.requests) == (2, 4)
+    assert sorted((row.index, row.stored, row.prediction.words) for row in again) == [
+        (0, True, 20_000),
+        (1, True, 20_001),
+        (2, False, 20_002),
+        (3, False, 20_000),
+    ]
+    stored = next(row for row in again if row.index == 0)
+    before = next(row for row in first if row.index == 0)
+    assert stored.prediction.trajectory[0]["code"] == before.prediction.trajectory[0]["code"]
+    assert (stored.usage, stored.attempts) == (before.usage, 1)
+
+
+def test_another_program_has_other_rows(lm: CountingLM, tmp_path: Path) -> None:
+    """The state of the program is part of the key."""
+    with dspy.context(lm=lm):
+        list(batch.run(program(), examples(1), store=tmp_path))
+        changed = program()
+        changed.act.demos = [dspy.Example(code="SUBMIT(words=1)", reasoning="", environment="", trajectory={})]
+        list(batch.run(changed, examples(1), store=tmp_path))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert lm.requests == 2
+
+
+def test_rows_are_lines_of_json(lm: CountingLM, tmp_path: Path) -> None:
+    """They can be read without this library, and a torn line of a killed batch is run again."""
+    with dspy.context(lm=lm):
+        list(batch.run(program(), examples(2), store=tmp_path))
+        (path,) = tmp_path.glob("*.jsonl")
+        lines = path.read_text().splitlines()
+        assert {json.loads(line)["prediction"]["fields"]["words"] for line in lines} == {20_000, 20_001}
+        path.write_text(lines[0] + "\n" + lines[1][:100])
+        rows = list(batch.run(program(), examples(2), store=tmp_path))
+    assert sorted(row.stored for row in rows) == [False, True]
+    assert lm.requests == 3
+
+
+def test_files_that_code_wrote_are_kept(tmp_path: Path) -> None:
+    """They come back from the store."""
+    code = "import pathlib\npathlib.Path('output').mkdir(exist_ok=True)\n"
+    code += "pathlib.Path('output/a.txt').write_text('found')\nSUBMIT(words=1)"
+    with dspy.context(lm=ScriptedLM(lambda messages: f"```python\n{code}\n```")):
+        for _ in range(2):
+            (row,) = batch.run(program(), examples(1), store=tmp_path)
+            assert row.prediction.artifacts["a.txt"].data == b"found"
+    assert row.stored
+
+
+class Fails(dspy.Module):
+    """Raises what it is given, as often as there are errors left."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        super().__init__()
+        self.errors = errors
+        self.calls = 0
+
+    def forward(self, number: int) -> dspy.Prediction:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop()
+        return dspy.Prediction(number=number)
+
+
+def test_a_transient_error_is_tried_again_and_another_is_a_row(tmp_path: Path) -> None:
+    """A failed example is run again by the next batch."""
+    numbers = [dspy.Example(number=1).with_inputs("number")]
+    busy = dspy.LMRateLimitError("busy")
+    failing = Fails([busy, busy])
+    (row,) = batch.run(failing, numbers, store=tmp_path / "a")
+    assert (row.prediction.number, row.attempts, failing.calls) == (1, 3, 3)
+    failing = Fails([busy, busy, busy])
+    (row,) = batch.run(failing, numbers, store=tmp_path / "b")
+    assert (row.prediction, row.attempts) == (None, 3)
+    assert row.error.startswith("LMRateLimitError: ")
+    failing = Fails([ValueError("no such number")])
+    (row,) = batch.run(failing, numbers, store=tmp_path / "c")
+    assert (row.error, failing.calls) == ("ValueError: no such number", 1)
+    (row,) = batch.run(failing, numbers, store=tmp_path / "c")
+    assert (row.error, row.prediction.number, row.stored) == ("", 1, False)
+
+
+def test_an_error_in_a_worker_comes_home_with_the_trajectory(lm: CountingLM, tmp_path: Path) -> None:
+    """Nothing that was paid for is lost."""
+    broken = CountingLM(lm.made_with[0], reply="```python\nprint(1)\n```", fails_from=2)
+    with dspy.context(lm=broken):
+        (row,) = batch.run(program(), examples(1), lambda: ProcessPoolExecutor(1), tmp_path / "runs", retries=0)
+    assert row.error.startswith("LMInvalidRequestError")
+    assert [step["code"] for step in row.trajectory] == ["print(1)"]
+    assert row.usage.calls == 2
+
+
+def test_a_killed_worker_loses_no_result(tmp_path: Path) -> None:
+    """At most what ran at the kill is paid again; the processes are made again."""
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "bullet").touch()
+    lm = CountingLM(tmp_path / "requests", seconds=0.05, kill="number: int, 5")
+    with dspy.context(lm=lm):
+        rows = list(batch.run(program(), examples(12), lambda: ProcessPoolExecutor(2), tmp_path / "runs"))
+    assert sorted((row.index, row.prediction.words) for row in rows) == [(n, 20_000 + n) for n in range(12)]
+    assert 12 < lm.requests <= 12 + 2
+
+
+def test_an_example_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
+    """All others have their results."""
+    (tmp_path / "requests").mkdir()
+    for number in range(9):
+        (tmp_path / f"bullet{number}").touch()
+    lm = CountingLM(tmp_path / "requests", seconds=0.02, kill="number: int, 2")
+    with dspy.context(lm=lm):
+        rows = list(batch.run(program(), examples(6), lambda: ProcessPoolExecutor(2), tmp_path / "runs"))
+    assert sorted(row.index for row in rows if not row.error) == [0, 1, 3, 4, 5]
+    (failed,) = [row for row in rows if row.error]
+    assert failed.index == 2
+    assert "3 workers died" in failed.error
+
+
+def test_an_executor_that_cannot_be_made_again_says_so(tmp_path: Path) -> None:
+    """The results that had arrived are in the store."""
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "bullet").touch()
+    lm = CountingLM(tmp_path / "requests", seconds=0.05, kill="number: int, 3")
+    with dspy.context(lm=lm), ProcessPoolExecutor(1) as executor:
+        with pytest.raises(WorkersLost, match=r"executor=lambda: ProcessPoolExecutor\(\.\.\.\)"):
+            list(batch.run(program(), examples(6), executor, tmp_path / "runs"))
+        rows = list(batch.run(program(), examples(6), store=tmp_path / "runs"))
+    assert sorted(row.index for row in rows if row.stored) == [0, 1, 2]
+    assert lm.requests == 7
+
+
+SCRIPT = """
+import sys, dspy
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from rlm_dspy import batch
+from tests.batch.counting import CountingLM
+from tests.batch.test_batch import examples, program
+folder = Path(sys.argv[1])
+dspy.configure(lm=CountingLM(folder / "requests", seconds=0.05))
+executor = (lambda: ProcessPoolExecutor(2)) if sys.argv[2] == "processes" else None
+for row in batch.run(program(), examples(12), executor, folder / "runs", progress=False):
+    print(row.index, flush=True)
+"""
+
+
+@pytest.mark.parametrize("executor", [pytest.param("threads", marks=pytest.mark.long), "processes"])
+def test_a_killed_batch_goes_on_where_it_was(executor: str, tmp_path: Path) -> None:
+    """What had arrived is not paid for again; nothing is left over."""
+    (tmp_path / "requests").mkdir()
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), executor]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            process.stdout.readline()
+        os.killpg(process.pid, signal.SIGKILL)
+    with dspy.context(lm=CountingLM(tmp_path / "requests")):
+        rows = list(batch.run(program(), examples(12), store=tmp_path / "runs"))
+    assert sorted(row.index for row in rows) == list(range(12))
+    assert sum(row.stored for row in rows) >= 4
+    requests = len(list((tmp_path / "requests").iterdir()))
+    workers = 8 if executor == "threads" else 2
+    assert requests <= 12 + workers
+    assert not list((tmp_path / "runs").glob(".shared-*"))
+
+
+def test_a_batch_that_is_left_keeps_what_was_under_way(lm: CountingLM, tmp_path: Path) -> None:
+    """No further example is begun."""
+    slow = CountingLM(lm.made_with[0], seconds=0.2)
+    with dspy.context(lm=slow, num_threads=2):
+        for _ in batch.run(program(), examples(20), store=tmp_path / "runs"):
+            break
+        paid = lm.requests
+        assert paid <= 6
+        rows = list(batch.run(program(), examples(paid), store=tmp_path / "runs"))
+    assert sum(row.stored for row in rows) == paid
+
+
+def test_examples_are_read_as_they_are_needed(tmp_path: Path) -> None:
+    """A generator may be without end."""
+
+    def endless() -> Any:
+        number = 0
+        while True:
+            yield dspy.Example(number=number).with_inputs("number")
+            number += 1
+
+    rows = batch.run(Fails([]), endless(), store=tmp_path)
+    assert {next(rows).prediction.number for _ in range(3)} <= set(range(1_100))
+    rows.close()  # type: ignore[attr-defined]
+
+
+def test_one_batch_at_a_time_uses_a_store(tmp_path: Path) -> None:
+    """A second one would pay for the same."""
+    numbers = [dspy.Example(number=1).with_inputs("number")] * 2
+    rows = batch.run(Fails([]), numbers, store=tmp_path)
+    next(rows)
+    with pytest.raises(RLMError, match="Another batch uses the store"):
+        next(batch.run(Fails([]), numbers, store=tmp_path))
+    assert len(list(rows)) == 1
+
+
+def test_wrong_arguments_are_refused_with_the_fix(lm: CountingLM, tmp_path: Path) -> None:
+    """Before anything is paid for."""
+    with pytest.raises(TypeError, match=r"program must be a dspy\.Module"):
+        batch.run("context -> words", examples(1), store=tmp_path)
+    with pytest.raises(ValueError, match="retries must be 0 or more, not -1"):
+        batch.run(program(), examples(1), store=tmp_path, retries=-1)
+    with pytest.raises(TypeError, match=r"lambda: ProcessPoolExecutor\(4\), not 'threads'"):
+        batch.run(program(), examples(1), "threads", store=tmp_path)  # type: ignore[arg-type]
+    with dspy.context(lm=ScriptedLM([])), pytest.raises(TypeError, match="cannot be sent to other processes"):
+        list(batch.run(program(), examples(1), lambda: ProcessPoolExecutor(1), tmp_path))
+    with pytest.raises(ValueError, match="with_inputs"):
+        list(batch.run(program(), [dspy.Example(context="", number=1)], store=tmp_path))
+    assert lm.requests == 0
+
+
+def test_an_input_that_does_not_fit_is_a_failed_row(tmp_path: Path) -> None:
+    """The others go on."""
+    with dspy.context(lm=ScriptedLM(lambda messages: ANSWER)):
+        wrong = dspy.Example(contxt="a").with_inputs("contxt")
+        rows = list(batch.run(program(), [wrong, *examples(1)], store=tmp_path))
+    assert {row.index: row.error.split(":")[0] for row in rows} == {0: InvalidInputs.__name__, 1: ""}
