@@ -5,6 +5,7 @@ RLMError                     base class of this package's errors
 │   └── UnknownPrice         the caller: the cost is limited, but not known
 ├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
+│   └── ReplyWithheld        the model: its reply was withheld, or is a refusal; `partial` holds its words
 ├── InvalidInputs            the caller: an input is missing, unknown or invalid
 ├── UnreadableDocument       the caller: a file is neither text nor a document that can be read
 ├── UnreachableAddress       the caller: a page of the web is not allowed, or cannot be fetched
@@ -71,6 +72,10 @@ class ReplyCut(RLMError):  # noqa: N818
         super().__init__(f"The reply {why}.")
         self.why = why
         self.partial = partial
+
+
+class ReplyWithheld(ReplyCut):
+    """A reply was withheld because of its content, or the model refused; a shorter one would end the same way."""
 
 
 class InvalidInputs(RLMError, ValueError):  # noqa: N818

@@ -140,6 +140,16 @@ def _with_finish(reason: str, **fields: Any) -> Change:
     return _first(lambda reply: (_finish(reason)(reply, {}, 0), _message(**fields)(reply))[1])
 
 
+def _refused_response(reply: Reply) -> Sent:
+    reply["output"][-1]["content"] = [{"type": "refusal", "refusal": "I can't help with that."}]
+    return 200, reply
+
+
+def _two_choices(reply: Reply, _body: Reply, _number: int) -> Sent:
+    empty = {"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "stop"}
+    return 200, {**reply, "choices": [empty, {**reply["choices"][0], "index": 1}]}
+
+
 def _renamed_thinking(reply: Reply, _body: Reply, _number: int) -> Sent:
     message = message_of(reply)
     message["reasoning"] = message.pop("reasoning_content", None)
@@ -251,6 +261,23 @@ QUIRKS = {
         "https://learn.microsoft.com/en-us/azure/ai-foundry/openai/concepts/content-filter",
         providers=("Azure", "OpenAI"),
         kinds=("no_code", "output", "submitted"),
+    ),
+    "a refusal apart from the text": Quirk(
+        _first(_message(content=None, refusal="I can't help with that.")),
+        "https://platform.openai.com/docs/guides/structured-outputs#refusals",
+        providers=("OpenAI", "Azure", "vLLM", "Groq by litellm"),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "a refusal in a response": Quirk(
+        _first(_refused_response),
+        "https://platform.openai.com/docs/guides/structured-outputs#refusals",
+        providers=("OpenAI Responses",),
+        kinds=("no_code", "output", "submitted"),
+    ),
+    "two choices": Quirk(
+        _two_choices,
+        "https://github.com/ericc-ch/copilot-api/pull/81 (GitHub Copilot)",
+        providers=("vLLM", "LM Studio", "Azure", "OpenRouter"),
     ),
     "out of resources": Quirk(
         _with_finish("insufficient_system_resource", content="", reasoning_content=None),

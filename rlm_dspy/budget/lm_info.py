@@ -13,7 +13,7 @@ import dspy
 from dspy.lm15 import Response
 
 from rlm_dspy._dspy_compat import is_routed, model_info, providers_of, rate, value
-from rlm_dspy.errors import ReplyCut, UnknownPrice
+from rlm_dspy.errors import ReplyCut, ReplyWithheld, UnknownPrice
 from rlm_dspy.replies.thinking import MAY_BE_THINKING, split_thinking
 from rlm_dspy.usage import Usage
 
@@ -37,9 +37,11 @@ _REPORTS_SEARCHED = 32
 _SMALL = re.compile(r"[a-z\s]+")
 _CUT = frozenset(
     {"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"}
-    | {"model_context_window_exceeded", "content_filter"}
+    | {"model_context_window_exceeded"}
 )
 """Finish reasons of truncated replies, in lower case."""
+_WITHHELD = frozenset({"content_filter", "refusal"})
+"""Finish reasons of replies that a provider stopped because of their content."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
 
     Raises:
         ReplyCut: If one of them was truncated.
+        ReplyWithheld: If the model refused, or its provider withheld the reply.
     """
     if not isinstance(outputs, list):  # the response of an explicit request
         return outputs
@@ -214,9 +217,17 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
         {**each, "text": _answer(each.get("text"), fields)} if isinstance(each, dict) else _answer(each, fields)
         for each in outputs
     ]
-    if reason := next((reason for reason in finish_reasons(entry.get("response")) if reason in _CUT), None):
-        if reason == "content_filter":
-            raise ReplyCut("was cut off by the provider's content filter", text_of(outputs))
+    if not text_of(outputs):  # several choices that nobody asked for, of which the first may be empty
+        outputs = [each for each in outputs if text_of([each])] or outputs
+    response = entry.get("response")
+    reasons = set(finish_reasons(response))
+    if words := "" if text_of(outputs) else _refusal(response):
+        raise ReplyWithheld("is a refusal", words)
+    if reasons & _WITHHELD:
+        raise ReplyWithheld("was cut off by the provider's content filter", text_of(outputs))
+    if not text_of(outputs) and [] in (value(each, "choices") for each in (response, _as_sent(response))):
+        raise ReplyWithheld("was withheld: its server sent no choices", "")
+    if reasons & _CUT:
         tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
         raise ReplyCut(f"was cut off after {tokens:,} tokens" if tokens else "was cut off", text_of(outputs))
     return outputs
@@ -240,9 +251,23 @@ def finish_reasons(response: Any) -> list[str]:
     choices = value(response, "choices") or ()
     of_choices = [value(choice, "finish_reason") for choice in choices]
     of_choices += [value(value(choice, "provider_specific_fields"), "native_finish_reason") for choice in choices]
-    as_sent = value(response, "provider_data")  # names unknown to DSPy are only there
+    as_sent = _as_sent(response)  # names unknown to DSPy are only there
     found = [str(reason).lower() for reason in (*of_whole, *of_choices) if reason]
     return found + (finish_reasons(as_sent) if as_sent else [])
+
+
+def _as_sent(response: Any) -> Any:
+    """Return the body of a provider's reply, if DSPy keeps it."""
+    return value(response, "provider_data")
+
+
+def _refusal(response: Any) -> str:
+    """Return the words with which the model refused, if its provider tells them apart from its text."""
+    parts = value(value(response, "message"), "parts") or ()
+    found = [value(part, "text") for part in parts if value(part, "type") == "refusal"]
+    for message in (value(choice, "message") for choice in value(response, "choices") or ()):
+        found += [value(message, "refusal"), value(value(message, "provider_specific_fields"), "refusal")]
+    return " ".join(words for words in found if isinstance(words, str))
 
 
 def longest_reply(lm: dspy.BaseLM) -> int | None:

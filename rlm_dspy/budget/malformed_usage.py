@@ -1,4 +1,4 @@
-"""Patches DSPy 3.4 to accept malformed usage from a server, where DSPy raises and loses a paid answer."""
+"""Patches DSPy 3.4 to accept malformed usage and surplus choices, where DSPy raises and loses a paid answer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def accept_any_usage() -> None:
             body["usage"] = _without_odd_parts(body["usage"])
         if isinstance(body, dict) and isinstance(body.get("error"), str) and "choices" not in body:
             body["error"] = {"message": body["error"]}  # LM Studio's; DSPy would take it for an empty reply
+        if isinstance(body, dict) and isinstance(choices := body.get("choices"), list) and len(choices) > 1:
+            body["choices"] = _one_message(choices)
         return body
 
     def post_init(self: WireUsage) -> None:
@@ -39,6 +41,15 @@ def accept_any_usage() -> None:
         check(self)
 
     HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
+
+
+def _one_message(choices: list[Any]) -> list[Any]:
+    """Return the first choice that says something, of a chat completion: DSPy never asks for several."""
+    messages = [choice.get("message") if isinstance(choice, dict) else None for choice in choices]
+    if not all(isinstance(message, dict) for message in messages):
+        return choices
+    says = [bool(message.get("content") or message.get("tool_calls")) for message in messages if message]
+    return [choices[says.index(True) if True in says else 0]]
 
 
 def _without_odd_parts(usage: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from rlm_dspy.budget.provider_errors import add_words, is_withheld, keep_rejecte
 from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
-from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.errors import LimitExceeded, ReplyCut, ReplyWithheld
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -281,7 +281,7 @@ class MeteredCall:
             raise ReplyCut("broke off because the connection to its server failed", self._stream.text) from error
         add_words(error)
         if is_withheld(error):
-            raise ReplyCut("was withheld by the provider's content filter", "") from error
+            raise ReplyWithheld("was withheld by the provider's content filter", "") from error
         if rejected := reply_in(error):
             self.outputs, self.seconds = [rejected], None
             self.reply = self.outputs if self._raw else readable(self.outputs, {}, self.lm)

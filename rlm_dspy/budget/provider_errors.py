@@ -22,6 +22,13 @@ _NOT_READY = re.compile(
 _MALFORMED_CALL = re.compile(r"malformed function call:?\s*", re.IGNORECASE)  # Gemini
 _WITHHELD = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "OTHER"})
 """Finish reasons of replies that Gemini made and does not send."""
+_BLOCKED = re.compile(
+    r"content[ _](?:management )?(?:policy|filter)|prompt blocked"  # OpenAI, Azure, Gemini
+    r"|(?:prompt|input) was flagged|content exists risk|data_?inspection_?failed",  # OpenRouter, DeepSeek, Alibaba
+    re.IGNORECASE,
+)
+"""Words and codes of a provider that does not give a prompt to its model, because of the content."""
+_REFUSED = (400, 403, 422, None)
 
 
 def may_pass(error: Exception, *, is_stream: bool) -> bool:
@@ -42,6 +49,12 @@ def may_pass(error: Exception, *, is_stream: bool) -> bool:
 def is_withheld(error: Exception) -> bool:
     """Whether a provider withholds the reply that the model made, because of its content."""
     return isinstance(error, dspy.LMInvalidRequestError) and error.provider_code in _WITHHELD
+
+
+def is_blocked(error: dspy.LMError) -> bool:
+    """Whether a provider refuses a prompt because of its content: the same prompt is refused again."""
+    told = f"{error.provider_code} {error.message}" if isinstance(error, dspy.LMProviderError) else ""
+    return getattr(error, "status", None) in _REFUSED and _BLOCKED.search(told) is not None
 
 
 def add_words(error: Exception) -> None:

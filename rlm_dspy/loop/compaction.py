@@ -1,4 +1,4 @@
-"""Keeps a conversation inside the context window: summarizes older turns, then shortens what remains."""
+"""Makes refused messages acceptable: summarizes older turns, shortens what remains, hides a blocked output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from rlm_dspy.budget.window_errors import is_too_long
+from rlm_dspy.budget.provider_errors import is_blocked
+from rlm_dspy.budget.window_errors import is_too_long, sizes_of
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART, as_session, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
@@ -36,6 +37,8 @@ _AFTER = 0.6
 """Share of the room that turns should fill after a summary: more turns will follow."""
 _LEAST_KEPT_CHARS = 600
 """A newest turn that would be shorter is summarized too."""
+_BLOCKED = "(The provider's content filter blocks this output: it is not shown. Print other or fewer parts.)"
+_BLOCKS_THE_TASK = "The provider's content filter blocks the task: change its inputs, or use another model."
 _LEAST_TURNS_CHARS = 1_000
 """Shorter turns are not shortened further: they would say too little."""
 
@@ -101,6 +104,33 @@ async def _ask(port: Port, run: Run, session: str) -> str:
         told = without_media_marks({"task": task, "session": session})
         found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
     return str(found.summary or "").strip()
+
+
+async def accommodate(port: Port, run: Run, error: dspy.LMError) -> bool:
+    """Change the messages of the next turn after the provider refused them; return whether they can be sent again.
+
+    Args:
+        port: The port to the model.
+        run: The run.
+        error: The refusal. If it is for the content of the task, it gets a note with the fix.
+    """
+    if is_blocked(error):
+        return _hide_output(run, error)
+    if not is_too_long(error):
+        return False
+    run.conversation.refused(sizes_of(error).read)
+    return await make_room(port, run)
+
+
+def _hide_output(run: Run, error: dspy.LMError) -> bool:
+    """Show the model a notice in place of the newest output, which a content filter blocks."""
+    *before, last = run.conversation.trajectory.steps or (None,)
+    if last is None or last.output == _BLOCKED:
+        error.message += f" {_BLOCKS_THE_TASK}"
+        error.args = (f"{error} {_BLOCKS_THE_TASK}",)
+        return False
+    run.show([*before, last.model_copy(update={"output": _BLOCKED})])
+    return True
 
 
 async def make_room(port: Port, run: Run) -> bool:

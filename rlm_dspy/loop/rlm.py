@@ -10,13 +10,13 @@ import dspy
 
 from rlm_dspy import signatures
 from rlm_dspy.budget.lm_info import text_of
-from rlm_dspy.budget.window_errors import is_too_long, sizes_of
+from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
-from rlm_dspy.loop.compaction import make_room
+from rlm_dspy.loop.compaction import accommodate, make_room
 from rlm_dspy.loop.extraction import LEAST_TRANSCRIPT_CHARS, extract_signature, room_for_transcript
 from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.hints import is_another_turn
@@ -315,7 +315,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
         return await self._extract(port, run)
 
     async def _take_turn(self, port: Port, run: Run) -> Step:
-        """Take a turn; if messages are too long for the model, shorten them and retry."""
+        """Take a turn; if its messages are refused as too long, or for their content, change them and retry."""
         if run.conversation.is_full:
             await make_room(port, run)
         refusals = 0
@@ -324,11 +324,8 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
                 turn = Turn(self.act, run, verbose=self.verbose)
                 step: Step = await port.predict(turn, number=run.budget.turns + 1)
             except dspy.LMError as error:
-                if not is_too_long(error):
-                    raise
                 refusals += 1
-                run.conversation.refused(sizes_of(error).read)
-                if refusals == _MOST_REFUSALS or not await make_room(port, run):
+                if refusals == _MOST_REFUSALS or not await accommodate(port, run, error):
                     raise
             else:
                 return step

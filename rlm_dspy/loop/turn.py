@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
-from rlm_dspy.errors import ReplyCut
+from rlm_dspy.errors import ReplyCut, ReplyWithheld
 from rlm_dspy.events import CellEvent, TurnEvent, unit
 from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
@@ -118,7 +118,9 @@ class Turn(dspy.Module):
                 if reply.code
                 else "It has no complete code; nothing was run"
             )
-            told = f"Your reply {error.why}. {ran}. Write a shorter reply, then continue."
+            shorter = "Write a shorter reply, then continue."
+            fix = "Do not quote texts." if isinstance(error, ReplyWithheld) else shorter
+            told = f"Your reply {error.why}. {ran}. {fix}"
             return replace(reply, thinking=_thinking(meter), cut=told)
         finally:
             if meter is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import dspy
 
 from rlm_dspy.budget.window_errors import as_window_error, is_too_long, sizes_of
-from rlm_dspy.errors import ReplyCut, Unanswered
+from rlm_dspy.errors import ReplyCut, ReplyWithheld, Unanswered
 from rlm_dspy.events import SubCallEvent, emit, listeners
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.value_codec import short
@@ -200,7 +200,8 @@ def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:
     kind = type(error).__name__
     answer: Answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
     if isinstance(error, ReplyCut):
-        hint = "`partial` holds the received part. Ask for less at a time."
+        fix = "Ask in other words." if isinstance(error, ReplyWithheld) else "Ask for less at a time."
+        hint = f"`partial` holds the received part. {fix}"
         answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}
     return answer
 
