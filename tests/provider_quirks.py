@@ -437,7 +437,7 @@ def _chunk(delta: Reply, finish: str | None = None, **more: Any) -> bytes:
     return event({**head, "choices": choices, **more})
 
 
-_SERVER_ERROR = event({"error": {"message": "The server had an error", "type": "server_error", "code": 500}})
+SERVER_ERROR = event({"error": {"message": "The server had an error", "type": "server_error", "code": 500}})
 _OVERLOADED = event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "error")
 _FAILED = event({"type": "response.failed", "response": {"id": "resp_1", "status": "failed", "error": {}}})
 _DISCONNECTED = _chunk({"content": ""}, "error", error={"code": 502, "message": "Provider disconnected"})
@@ -477,12 +477,12 @@ STREAM_QUIRKS = {
         providers=("Azure", "vLLM"),
     ),
     "an error before the first text": StreamQuirk(
-        _first_stream(lambda _: [_SERVER_ERROR]),
+        _first_stream(lambda _: [SERVER_ERROR]),
         "https://github.com/anomalyco/opencode/pull/40061",
         usage={"failures": 1, "calls": 4},
     ),
     "an error behind some text": StreamQuirk(
-        _first_stream(lambda events: [*events[:5], _SERVER_ERROR]),
+        _first_stream(lambda events: [*events[:5], SERVER_ERROR]),
         "https://docs.inworld.ai/router/capabilities/streaming",
         kinds=("no_code", "output", "submitted"),
         usage={"failures": 1, "calls": 4},

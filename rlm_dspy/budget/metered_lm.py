@@ -250,6 +250,8 @@ class MeteredCall:
         messages, usage, failed = self.asked.messages, RequestUsage(dspy.settings.usage_tracker), True
         token, self.outputs, self.entries = request_under_way.set(self), None, []
         to = dspy.settings.send_stream
+        if self._stream is not None:
+            self._stream.restart()
         self._stream = None if to is None else RecordedStream(to)
         try:
             with (

@@ -167,10 +167,12 @@ class ChunkEvent(Event):
         field: What it belongs to. `thinking` comes before or inside a reply, `reasoning` is the text around the
             code.
         text: The part.
+        again: Whether the reply begins again with this part: its stream broke, and the request is repeated.
     """
 
     field: Literal["thinking", "reasoning", "code"]
     text: str
+    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

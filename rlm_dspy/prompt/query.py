@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import dspy
 
 from rlm_dspy.inputs import MEDIA
+from rlm_dspy.streaming.run_stream import WholeReplyAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +52,7 @@ def _picture(fields: dict[str, Any]) -> Any:
     return dspy.Image(url) if isinstance(url, str) and url.startswith("data:image/") else fields
 
 
-class PromptAdapter(dspy.Adapter):
+class PromptAdapter(WholeReplyAdapter):
     """Sends the prompt unchanged and takes the whole reply, as a direct call would."""
 
     def format(

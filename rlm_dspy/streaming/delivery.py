@@ -34,7 +34,7 @@ from rlm_dspy.events import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.streaming.run_stream import Heard, RunStream
+from rlm_dspy.streaming.run_stream import Heard, RunStream, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -108,6 +108,8 @@ class Delivery(Listener):
                 yield Heard(name, listener.signature_field_name)
 
     def _write(self, turn: str, event: ChunkEvent) -> None:
+        if event.again:
+            self._finish(turn)
         written, text = self._turns.setdefault(turn, _Written()), event.text
         if not text:
             return
@@ -138,11 +140,15 @@ class Delivery(Listener):
             self._say(turn, "code", "", is_last=True)
             written.code = ""
         self._say(turn, "code", code[len(written.code) :])
-        for name in sorted(written.said):
-            self._say(turn, name, "", is_last=True)
-        del self._turns[turn]
+        self._finish(turn)
         for heard in self._heard("code", "reasoning"):
             self._stream.end(heard, turn)
+
+    def _finish(self, turn: str) -> None:
+        """Say the last chunk of each field of a reply."""
+        for name in sorted(self._turns[turn].said):
+            self._say(turn, name, "", is_last=True)
+        del self._turns[turn]
 
     def _end_run(self, event: RunEvent) -> None:
         outputs, stream = event.outcome.outputs, self._stream
@@ -243,10 +249,7 @@ def outputs_heard(rlm: dspy.Module, extract: dspy.Predict) -> dict[str, Any]:
         return {}
     return {
         "stream_listeners": [
-            dspy.streaming.StreamListener(each.signature_field_name, extract, each.predict_name, allow_reuse=True)
-            if each.predict is rlm
-            else each
-            for each in listeners
+            renewed(each, extract, allow_reuse=True) if each.predict is rlm else each for each in listeners
         ]
     }
 

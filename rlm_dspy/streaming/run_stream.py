@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dspy
 
 from rlm_dspy._dspy_compat import ClosedStream, is_chunk
+from rlm_dspy.budget.broken_stream import RestartableStream
 from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.events import here
 
@@ -31,7 +32,11 @@ class Heard(NamedTuple):
     field: str
 
 
-class RunStream:
+class WholeReplyAdapter(dspy.Adapter):
+    """An adapter whose predictors have one output field, with the whole reply as its value."""
+
+
+class RunStream(RestartableStream):
     """Stands for the stream of `dspy.streamify` in a run and the runs inside it.
 
     Replies that are written at the same time, by the items of a batch or by children, reach a listener one after
@@ -69,21 +74,35 @@ class RunStream:
         if running_loop() is self._loop:
             await self.flush()
 
+    def restart(self) -> None:
+        """End what was heard of the sub-call that is requested again."""
+        if (unit := here()) is not None:
+            self.hang_up(unit.id)
+
     def put(self, item: Any) -> None:
         """Send an item from any thread. A thread waits until it is sent; the loop itself does not."""
         self._waiting.append(item)
         self._wake()
 
     def _wake(self) -> None:
+        if self._loop.is_closed():  # nobody listens any more
+            return
         if running_loop() is self._loop:
-            task = self._loop.create_task(self._send_waiting())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin_to_send()
         elif running_loop() is None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
-                asyncio.run_coroutine_threadsafe(self._send_waiting(), self._loop).result()
+            sending = self._send_waiting()
+            try:
+                asyncio.run_coroutine_threadsafe(sending, self._loop).result()
+            except RuntimeError:  # the loop was closed meanwhile
+                sending.close()
         else:  # DSPy blocks the loop of the run while its status messages are sent on another one
-            self._loop.call_soon_threadsafe(self._loop.create_task, self._send_waiting())
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._begin_to_send)
+
+    def _begin_to_send(self) -> None:
+        task = self._loop.create_task(self._send_waiting())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def flush(self) -> None:
         """Wait until everything so far is sent."""
@@ -155,15 +174,23 @@ class _Reader:
     """
 
     def __init__(self, listener: dspy.streaming.StreamListener) -> None:
-        names = (listener.signature_field_name, listener.predict, listener.predict_name, listener.allow_reuse)
-        self._listener = type(listener)(*names)
+        self._listener = renewed(listener, listener.predict, allow_reuse=listener.allow_reuse)
         self._is_open = False
         self.is_whole = False
 
     def read(self, chunk: Any) -> Iterator[tuple[str, bool]]:
-        """Yield the parts of the field in a chunk, and whether each is the last one."""
-        for part in _words(chunk):
-            yield from self._told(self._listener.receive(part))
+        """Yield the parts of the field in a chunk, and whether each is the last one.
+
+        Of an adapter whose replies DSPy's listeners cannot read, they hear nothing.
+        """
+        adapter = dspy.settings.adapter or dspy.ChatAdapter()
+        if isinstance(adapter, WholeReplyAdapter):
+            if text := _content(chunk):
+                self._is_open = True
+                yield text, False
+        elif type(adapter).__name__ in self._listener.adapter_identifiers:
+            for part in _words(chunk):
+                yield from self._told(self._listener.receive(part))
 
     def finish(self) -> Iterator[tuple[str, bool]]:
         """Yield what is left of the field when the reply has ended."""
@@ -177,13 +204,34 @@ class _Reader:
             yield response.chunk, bool(response.is_last_chunk)
 
 
+def renewed(
+    listener: dspy.streaming.StreamListener, predict: Any, *, allow_reuse: bool
+) -> dspy.streaming.StreamListener:
+    """Return a listener that has heard nothing, of the same class and with what a subclass adds.
+
+    Args:
+        listener: The listener.
+        predict: The predictor that the new one listens to.
+        allow_reuse: Whether it hears more than one reply.
+    """
+    made = copy.copy(listener)
+    field, name = listener.signature_field_name, listener.predict_name
+    dspy.streaming.StreamListener.__init__(made, field, predict, name, allow_reuse)
+    return made
+
+
 def _words(chunk: Any) -> Iterator[Any]:
     """Yield a chunk word by word: DSPy's listener finds no field in a reply that comes at once."""
-    content = chunk.choices[0].delta.content if chunk.choices else None
-    if not isinstance(content, str) or len(words := _WORDS.findall(content)) < 2:  # noqa: PLR2004 (nothing to split)
+    if len(words := _WORDS.findall(_content(chunk))) < 2:  # noqa: PLR2004 (nothing to split)
         yield chunk
         return
     for word in words:
         part = copy.deepcopy(chunk)
         part.choices[0].delta.content = word
         yield part
+
+
+def _content(chunk: Any) -> str:
+    """Return the text of a chunk; empty if it has none."""
+    content = chunk.choices[0].delta.content if chunk.choices else None
+    return content if isinstance(content, str) else ""

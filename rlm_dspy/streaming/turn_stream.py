@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy._dspy_compat import is_chunk
+from rlm_dspy.budget.broken_stream import RestartableStream
 from rlm_dspy.events import ChunkEvent, chunks_are_heard, emit
 from rlm_dspy.streaming.reply_reader import ReplyReader
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rlm_dspy.streaming.run_stream import RunStream
 
 
-class TurnStream:
+class TurnStream(RestartableStream):
     """Stands for DSPy's stream during one request of a turn.
 
     Args:
@@ -44,6 +45,11 @@ class TurnStream:
             await self._outer.send(item)
         else:
             await self._outer.flush()
+
+    def restart(self) -> None:
+        """Read the repeated reply from its beginning."""
+        self._reader = ReplyReader()
+        emit(ChunkEvent(field="reasoning", text="", again=True))
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def test_a_blocked_prompt_of_a_later_turn_keeps_the_trajectory() -> None:
         ("OpenAI", "a refusal apart from the text", "is a refusal"),
         ("OpenAI Responses", "a refusal in a response", "is a refusal"),
         ("Anthropic", "a refusal", "was cut off by the provider's content filter"),
-        ("Azure", "a content filter", "was cut off by the provider's content filter"),
+        ("OpenAI", "a content filter", "was cut off by the provider's content filter"),
         ("vLLM", "choices is empty", "was withheld: its server sent no choices"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,8 +12,10 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.streaming.run_stream import RunStream
 from rlm_dspy.testing import CutReply, ScriptedLM
 from tests.playing import block, fields
+from tests.provider_quirks import SERVER_ERROR
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
 
 if TYPE_CHECKING:
@@ -234,6 +237,83 @@ async def test_a_stream_that_breaks_off_ends_what_was_begun(speak: Speaks) -> No
     first, *others = replies(items, "reasoning")
     assert others == ["It is here."]
     assert "It is here.".startswith(first)
+
+
+async def test_a_reply_that_is_requested_again_is_heard_as_a_reply_of_its_own(speak: Speaks) -> None:
+    """Its stream broke while the model was thinking: what was heard of it ends, and does not run into the next."""
+
+    def broken(events: Events, number: int) -> Events:
+        return [*list(events)[:3], SERVER_ERROR] if number == 0 else events
+
+    said = Said(block("SUBMIT(answer='a')", "It is here."), "Let me think.")
+    with serving(ProviderServer(lambda _: said, written, broken)) as server:
+        lm = PROVIDERS["llama.cpp"].lm(server.base, num_retries=1)
+        items = await speak(rlm(), [listen("reasoning"), listen("code")], lm)
+    first, second = replies(items, "reasoning")
+    assert second == "Let me think.It is here."
+    assert first
+    assert second.startswith(first)
+    assert replies(items, "code") == ["SUBMIT(answer='a')"]
+
+
+class Marked(dspy.streaming.StreamListener):
+    """A listener with a constructor of its own."""
+
+    def __init__(self, mark: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.mark = mark
+
+    def receive(self, chunk: Any) -> Any:
+        response = super().receive(chunk)
+        return response and dataclasses.replace(response, chunk=response.chunk and self.mark + response.chunk)
+
+
+async def test_a_subclass_of_a_listener_hears_subs_and_extracted_outputs(speak: Speaks) -> None:
+    lm = ScriptedLM(
+        act=[block("print(gist(text='a'))")],
+        subs={"gist": lambda messages: fields(gist="words")},
+        extract=[fields(answer="four")],
+    )
+    listeners = [Marked("*", signature_field_name=name) for name in ("gist", "answer")]
+    items = await speak(rlm(subs={"gist": "text -> gist"}, max_iters=1), listeners, lm)
+    assert (items[-1].stop, items[-1].answer) == ("extracted", "four")
+    assert replies(items, "gist") == ["*words"]
+    assert replies(items, "answer") == ["*four"]
+
+
+async def test_a_listener_to_llm_query_hears_its_replies(speak: Speaks) -> None:
+    lm = ScriptedLM(act=[block("SUBMIT(answer=llm_query('one') + llm_query('two'))")], query=lambda _: "a b")
+    items = await speak(rlm(), [listen("response", allow_reuse=True)], lm)
+    assert (items[-1].stop, items[-1].answer) == ("submitted", "a ba b")
+    assert replies(items, "response", "query") == ["a b", "a b"]
+
+
+class Whole(dspy.ChatAdapter):
+    """An adapter that DSPy's listeners do not know."""
+
+
+async def test_a_listener_to_a_sub_with_another_adapter_breaks_no_call(speak: Speaks) -> None:
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=gist(text='a'))")], subs={"gist": lambda messages: fields(gist="words")}
+    )
+    with dspy.context(adapter=Whole()):
+        items = await speak(rlm(subs={"gist": "text -> gist"}), [listen("gist")], lm)
+    assert (items[-1].stop, items[-1].answer) == ("submitted", "words")
+    assert replies(items, "gist") == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("inside_a_loop", [False, True])
+def test_what_is_said_to_a_closed_loop_is_dropped(inside_a_loop: bool) -> None:
+    async def stream() -> RunStream:
+        return RunStream(None, asyncio.get_running_loop())
+
+    closed = asyncio.run(stream())
+
+    async def say() -> None:
+        closed.put("a")
+
+    asyncio.run(say()) if inside_a_loop else closed.put("a")
 
 
 async def test_children_written_at_once_are_heard_one_after_the_other(speak: Speaks) -> None:
