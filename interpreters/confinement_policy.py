@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import dspy
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,10 +21,12 @@ RUNGS: Mapping[str, frozenset[str]] = {
     "namespaces": frozenset({"uid", "namespaces", "seccomp", "limits"}),
 }
 """The ladder: sets of layers by name, best first. If none is sufficient, the interpreter refuses to run."""
-
-
-class CannotConfine(dspy.CodeInterpreterError):
-    """This system cannot enforce what the policy requires; the message says why and names alternatives."""
+LOWER_RUNGS: Mapping[str, frozenset[str]] = {
+    "seccomp": frozenset({"uid", "seccomp", "limits"}),
+    "limits": frozenset({"uid", "limits"}),
+    "none": frozenset(),
+}
+"""What else to try in a container or a sandbox, which the user trusts to hold what they lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +80,21 @@ _HELD_BY: Mapping[str, tuple[frozenset[str], ...]] = {
 GUARANTEES = tuple(_HELD_BY)
 
 
-def held(layers: frozenset[str]) -> dict[str, str]:
-    """Return the guarantees that `layers` enforce, each with the layers that enforce it."""
+def held(layers: frozenset[str], trusts: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return the guarantees that `layers` enforce, each with the layers that enforce it, and those of `trusts`."""
     found = {}
     for name, options in _HELD_BY.items():
         fitting = [option for option in options if option <= layers]
         if fitting:
             found[name] = " + ".join(sorted(fitting[0])) or "fork server"
+        elif name in trusts:
+            found[name] = "trusted"
     return found
 
 
-def missing(policy: ConfinementPolicy, layers: frozenset[str]) -> list[str]:
-    """Return the guarantees that `policy` requires and `layers` do not enforce."""
-    holding = held(layers)
+def missing(policy: ConfinementPolicy, layers: frozenset[str], trusts: frozenset[str] = frozenset()) -> list[str]:
+    """Return the guarantees that `policy` requires, and that neither `layers` enforce nor the user trusts in."""
+    holding = held(layers, trusts)
     return [name for name in policy.required() if name not in holding]
 
 

@@ -20,9 +20,8 @@ from rlm_dspy.interpreters.confinement_policy import (
     missing,
     unsupported,
 )
-from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
+from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, recipe
 from rlm_dspy.interpreters.host.worker_group import Group
-from rlm_dspy.interpreters.python import recipe
 
 
 @dataclass(frozen=True)
@@ -64,28 +63,30 @@ class Diagnosis:
         return {name: used.holds.get(name, "") if used else "" for name in GUARANTEES}
 
 
-def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
+def diagnose(made: Recipe) -> Diagnosis:
     """Try to run a worker on every set of layers, and return the results.
 
     Args:
-        confinement: The required guarantees; None for the default `ConfinementPolicy`.
+        made: What the fork server is made from.
     """
-    required = confinement or ConfinementPolicy()
     reason = unsupported()
     rungs, zero_copy = [], False
-    for name, layers in required.rungs().items():
+    for name, layers in made.rungs().items():
         attaches, failure = (False, reason) if reason else _try(layers)
         zero_copy = zero_copy or attaches
-        rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers)))
-    usable = [rung for rung in rungs if not rung.failure and not missing(required, frozenset(rung.layers))]
-    version = 0 if reason else landlock.version()
-    readable = tuple(server_for(recipe(confinement=required)).readable) if usable else ()
-    return Diagnosis(_system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version, readable)
-
-
-def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
-    """Return each guarantee with the layers that enforce it here; "" if none does."""
-    return doctor(confinement).guarantees
+        rungs.append(Rung(name, tuple(sorted(layers)), failure, {} if failure else held(layers, made.trusts)))
+    usable = [
+        rung
+        for rung in rungs
+        if not rung.failure and not missing(made.confinement, frozenset(rung.layers), made.trusts)
+    ]
+    version, readable = 0 if reason else landlock.version(), list[str]()
+    if usable:
+        with closing(ForkServer(made, frozenset(usable[0].layers))) as server:
+            readable = server.readable
+    return Diagnosis(
+        _system(), tuple(rungs), usable[0].name if usable else "", zero_copy, version, tuple(readable)
+    )
 
 
 def _try(layers: frozenset[str]) -> tuple[bool, str]:
@@ -108,6 +109,20 @@ def _system() -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "user": user,
     }
+
+
+def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
+    """Try to run a worker on every set of layers here, and return the results.
+
+    Args:
+        confinement: The required guarantees; None for the default `ConfinementPolicy`.
+    """
+    return diagnose(recipe(confinement=confinement))
+
+
+def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
+    """Return each guarantee with the layers that enforce it here; "" if none does."""
+    return doctor(confinement).guarantees
 
 
 def render(diagnosis: Diagnosis) -> str:

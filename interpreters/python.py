@@ -15,11 +15,11 @@ import dspy
 from rlm_dspy.concurrency.timeouts import await_in_thread
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host.checkpoints import Mode
 from rlm_dspy.interpreters.host.deadlines import CellLimits
-from rlm_dspy.interpreters.host.fork_server_client import ForkServer, Recipe, server_for
-from rlm_dspy.interpreters.host.packages import import_hint, import_names, is_installed
+from rlm_dspy.interpreters.host.fork_server_client import recipe
+from rlm_dspy.interpreters.host.packages import import_hint
+from rlm_dspy.interpreters.host.servers import server_for
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_group import Group
 from rlm_dspy.interpreters.worker import importing
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
+    from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
     from rlm_dspy.interpreters.host.input_transfer import StandIn
+    from rlm_dspy.interpreters.host.servers import Server
 
-_DEFAULT_PACKAGES = ("numpy", "pandas", "pyarrow", "pydantic")
-"""pyarrow holds the texts of a DataFrame where it is installed."""
 _MAX_TOLD_CHARS = 300
 
 
@@ -108,12 +108,15 @@ class PythonInterpreter(Interpreter, TakesObjects):
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._recipe = recipe(packages, confinement, paths)
         if packages:
-            told = clip(", ".join(importing.tops(self._recipe.packages, ())), _MAX_TOLD_CHARS)
-            self.execution_instructions = (
-                f"{type(self).execution_instructions} Packages: {told}. Files below output/ reach the user."
-            )
+            self._tell_packages(self._recipe.packages)
         self._session: Session | None = None
         self._closing: weakref.finalize[Any, Any] | None = None
+
+    def _tell_packages(self, names: Sequence[str]) -> None:
+        told = clip(", ".join(importing.tops(names, ())), _MAX_TOLD_CHARS)
+        self.execution_instructions = (
+            f"{type(self).execution_instructions} Packages: {told}. Files below output/ reach the user."
+        )
 
     @property
     def confinement(self) -> ConfinementPolicy:
@@ -174,16 +177,19 @@ class PythonInterpreter(Interpreter, TakesObjects):
 
     def _start(self) -> None:
         try:
-            server = server_for(self._recipe)
+            server = self._server()
             if server.missing:
                 raise dspy.CodeInterpreterError(
                     f"packages names modules that cannot be imported: {server.missing}. Mend or remove them."
                 )
             self._adopt(self._begun(server))
         except (OSError, ValueError) as error:
-            raise dspy.CodeInterpreterError(f"PythonInterpreter cannot start a worker: {error}") from error
+            raise dspy.CodeInterpreterError(f"{type(self).__name__} cannot start a worker: {error}") from error
 
-    def _begun(self, server: ForkServer) -> Session:
+    def _server(self) -> Server:
+        return server_for(self._recipe)
+
+    def _begun(self, server: Server) -> Session:
         settings = Settings(self.cell_limits, self.checkpoint, server.packages, self.stand_in)
         with ExitStack() as undo:
             group = Group(server, self.worker_limits, server.new_scratch())
@@ -233,21 +239,3 @@ class PythonInterpreter(Interpreter, TakesObjects):
     def _shutdown(self) -> None:
         if self._closing is not None:
             self._closing()
-
-
-def recipe(
-    packages: Sequence[str] | None = None,
-    confinement: ConfinementPolicy | None = None,
-    paths: Sequence[str | os.PathLike[str]] = (),
-) -> Recipe:
-    """Return what the fork server of an interpreter with these arguments is made from.
-
-    Raises:
-        ValueError: If a package is not installed.
-    """
-    if isinstance(packages, str):
-        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
-    if packages is None:
-        packages = [name for name in _DEFAULT_PACKAGES if is_installed(name)]
-    folders = tuple(map(os.path.realpath, paths))
-    return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
-from rlm_dspy.interpreters.host import fork_server_client
+from rlm_dspy.interpreters.host import fork_server_client, servers
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker import memory
 
@@ -125,9 +125,9 @@ def server_starts() -> list[Row]:
     ):
         samples = []
         for _ in range(3):
-            fork_server_client.close_all()
+            servers.close_all()
             recipe = fork_server_client.Recipe(packages, (), ConfinementPolicy())
-            samples.append(timed(functools.partial(fork_server_client.server_for, recipe)))
+            samples.append(timed(functools.partial(servers.server_for, recipe)))
         rows.append(below(f"fork server start, {name}", min(samples), target))
     return rows
 
@@ -212,7 +212,7 @@ def private_megabytes(pid: int) -> float:
 
 def private_of(repl: PythonInterpreter) -> float:
     session: Any = repl._session
-    return private_megabytes(session._process.host_pid())
+    return private_megabytes(session._process.handle.host_pid())
 
 
 def many_workers(text: str) -> list[Row]:

@@ -307,7 +307,8 @@ class Lineage:
 
     def _lose(self, reason: str) -> NoReturn:
         self.close()
-        raise dspy.CodeInterpreterError(f"{reason}; the session and all its variables are lost.")
+        why = self.group.server.lost or reason
+        raise dspy.CodeInterpreterError(f"{why}; the session and all its variables are lost.")
 
     def _woken(self, before: int | None = None) -> Checkpoint | None:
         """End the process and let the newest checkpoint that wakes take its place; None if none does.

@@ -1,45 +1,44 @@
-"""Starts a fork server when it is first needed, one per process and set of modules, and sends it orders.
+"""Starts a fork server and sends it orders. It ends with this process, also if that is killed.
 
-It ends with this process, also if that is killed; it is started again if it dies; a forked child of this process
-starts its own.
+The standard library only.
 """
 
 from __future__ import annotations
 
-import atexit
-import logging
 import os
 import subprocess
 import sys
 import sysconfig
 import threading
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.confinement import namespaces
 from rlm_dspy.interpreters.confinement_policy import (
     CHOICES,
-    CannotConfine,
+    LOWER_RUNGS,
     ConfinementPolicy,
     missing,
     unsupported,
 )
 from rlm_dspy.interpreters.host import packages, scratch
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.memory_monitor import Watch
+from rlm_dspy.interpreters.host.packages import import_names, is_installed
+from rlm_dspy.interpreters.host.processes import LocalHandle, LocalWatch, threads_of
 from rlm_dspy.interpreters.worker import importing, wire
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
 
+    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.worker.frames import Config, FromForkServer
     from rlm_dspy.interpreters.worker.wire import JSON
 
-_log = logging.getLogger(__name__)
-
+_DEFAULT_PACKAGES = ("numpy", "pandas", "pyarrow", "pydantic")
+"""pyarrow holds the texts of a DataFrame where it is installed."""
 _STANDARD = ("stdlib", "platstdlib")
 _DATA = ("/usr/lib/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _START_SECONDS = 60
@@ -66,6 +65,61 @@ class Recipe:
     """The modules that workers may import, beside the standard library."""
     paths: tuple[str, ...]
     confinement: ConfinementPolicy
+    trusts: frozenset[str] = frozenset()
+    """The guarantees that the user says this machine holds by other means."""
+
+    def start(self) -> ForkServer:
+        """Start one, with the best set of layers that this system supports.
+
+        Raises:
+            NoRung: If no set holds what the policy requires.
+        """
+        reason = unsupported()
+        if reason:
+            raise NoRung(f"PythonInterpreter cannot run here: {reason}. {CHOICES}")
+        reasons = []
+        for name, layers in self.rungs().items():
+            lacking = missing(self.confinement, layers, self.trusts)
+            failure = f"does not hold {', '.join(lacking)}" if lacking else ""
+            if not lacking:
+                try:
+                    return ForkServer(self, layers)
+                except OSError as error:
+                    failure = str(error)
+            reasons.append(f"{name} ({' + '.join(sorted(layers)) or 'no layers'}): {failure}")
+        required = ", ".join(self.confinement.required())
+        raise NoRung(
+            f"PythonInterpreter cannot hold here what its confinement policy requires ({required}).\n"
+            + "\n".join(f"- {reason}" for reason in reasons)
+            + f"\n{CHOICES}"
+        )
+
+    def rungs(self) -> dict[str, frozenset[str]]:
+        """Return the sets of layers to try, best first: the lower ones where something is trusted."""
+        return {**self.confinement.rungs(), **(LOWER_RUNGS if self.trusts else {})}
+
+
+def recipe(
+    packages: Sequence[str] | None = None,
+    confinement: ConfinementPolicy | None = None,
+    paths: Sequence[str | os.PathLike[str]] = (),
+    trusts: frozenset[str] = frozenset(),
+) -> Recipe:
+    """Return what the fork server of an interpreter with these arguments is made from.
+
+    Raises:
+        ValueError: If a package is not installed.
+    """
+    if isinstance(packages, str):
+        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
+    if packages is None:
+        packages = [name for name in _DEFAULT_PACKAGES if is_installed(name)]
+    folders = tuple(map(os.path.realpath, paths))
+    return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy(), trusts)
+
+
+class NoRung(OSError):  # noqa: N818 (what there is not)
+    """No set of layers holds here what a policy requires; the message says why and names alternatives."""
 
 
 class ForkServer:
@@ -78,6 +132,9 @@ class ForkServer:
     Raises:
         OSError: If it does not start with these layers; the message has its reason.
     """
+
+    lost = ""
+    """Why it can no longer be reached, where that is not its own end."""
 
     def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
         self.layers = layers
@@ -100,7 +157,7 @@ class ForkServer:
         with ExitStack() as undo:
             undo.callback(self._home.close)
             self._control, self._process = self._started(recipe)
-            self.watch = Watch(self._process.pid)
+            self.watch = LocalWatch(self._process.pid)
             """Looks at what its workers take."""
             undo.callback(self.close)
             self._await_ready()
@@ -157,16 +214,52 @@ class ForkServer:
         if "namespaces" not in self.layers:
             scratch.remove_tree(Path(path))
 
-    def ask(
-        self, order: str, arguments: Mapping[str, JSON], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS
-    ) -> tuple[FromForkServer, list[int]]:
-        """Send an order, named as a method of `worker.fork_server.Zygote` is, and return the answer.
+    def spawn(self, order: Mapping[str, JSON], limits: WorkerLimits, end: int) -> tuple[int, LocalHandle]:
+        """Start a worker; return its number where the fork server lives, and a handle.
 
-        With that to `spawn` and `watch` comes a pidfd of the process.
+        Args:
+            order: The other arguments of `worker.fork_server.Zygote` for it.
+            limits: Its limits.
+            end: Its end of its socket.
 
         Raises:
-            TimeoutError: If it does not answer within `seconds`. If it had 30, it is killed.
+            OSError: If it cannot be started.
+        """
+        processes = None
+        if "namespaces" not in self.layers:  # the kernel counts all processes of the user, not the worker's alone
+            processes = limits.max_processes + threads_of(self.uid or os.getuid())
+        arguments = {**order, "limits": asdict(limits), "processes": processes}
+        answer, (pidfd,) = self._ask("spawn", arguments, (end,))
+        return answer["pid"], LocalHandle(pidfd, self.watch, leads=True)
+
+    def watched(self, order: Mapping[str, JSON], limits: WorkerLimits) -> LocalHandle:
+        """Return a handle on a copy of a worker, which has the limits of that.
+
+        Raises:
+            OSError: If it is no process of its session.
+        """
+        del limits
+        _, (pidfd,) = self._ask("watch", order)
+        return LocalHandle(pidfd, self.watch, leads=False)
+
+    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float = _ANSWER_SECONDS) -> None:
+        """Send an order that gives nothing back, named as a method of `worker.fork_server.Zygote` is, and wait.
+
+        Raises:
+            TimeoutError: If it is not done within `seconds`.
             OSError: If the fork server is gone or refuses; the message has its reason.
+        """
+        self._ask(order, arguments, seconds=seconds)
+
+    def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
+        """Nothing is to be sent: workers here are given the descriptors themselves."""
+
+    def _ask(
+        self, order: str, arguments: Mapping[str, JSON], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS
+    ) -> tuple[FromForkServer, list[int]]:
+        """Send an order and return the answer, with that to `spawn` and `watch` a pidfd of the process.
+
+        A fork server that had 30 seconds and did not answer is killed.
         """
         deadline = Deadline(max(0, min(seconds, _ANSWER_SECONDS)))
         if not self._lock.acquire(timeout=deadline.seconds):
@@ -261,66 +354,3 @@ def _installed_below(standard: list[str]) -> list[str]:
     """Return the folders of installed packages that may lie within the standard library or the system's."""
     system = [str(path) for name in importing.INSTALLED for path in Path("/usr").glob(f"lib*/python3*/{name}")]
     return [*system, *(f"{folder}/{name}" for folder in standard for name in importing.INSTALLED)]
-
-
-_servers: dict[Recipe, ForkServer] = {}
-_starting = threading.Lock()
-
-
-def server_for(recipe: Recipe) -> ForkServer:
-    """Return the fork server of `recipe`, with the best set of layers that this system supports.
-
-    Raises:
-        CannotConfine: If no rung holds what the recipe's policy requires.
-    """
-    with _starting:
-        server = _servers.get(recipe)
-        if server is not None and server.alive:
-            return server
-        if server is not None:
-            server.close()
-        _servers[recipe] = started = _climb(recipe)
-        return started
-
-
-def _climb(recipe: Recipe) -> ForkServer:
-    reason = unsupported()
-    if reason:
-        raise CannotConfine(f"PythonInterpreter cannot run here: {reason}. {CHOICES}")
-    reasons = []
-    for name, layers in recipe.confinement.rungs().items():
-        lacking = missing(recipe.confinement, layers)
-        failure = f"does not hold {', '.join(lacking)}" if lacking else ""
-        if not lacking:
-            try:
-                return ForkServer(recipe, layers)
-            except OSError as error:
-                failure = str(error)
-        reasons.append(f"{name} ({' + '.join(sorted(layers)) or 'no layers'}): {failure}")
-    required = ", ".join(recipe.confinement.required())
-    raise CannotConfine(
-        f"PythonInterpreter cannot hold here what its confinement policy requires ({required}).\n"
-        + "\n".join(f"- {reason}" for reason in reasons)
-        + f"\n{CHOICES}"
-    )
-
-
-def close_all() -> None:
-    """End every fork server of this process, with all workers."""
-    with _starting:
-        for server in _servers.values():
-            with suppress(OSError):
-                server.close()
-        _servers.clear()
-
-
-def _let_go() -> None:
-    """In a forked child of the host: the parent's fork servers are not the child's."""
-    global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
-    _starting = threading.Lock()
-    close_all()
-
-
-atexit.register(close_all)
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_let_go)

@@ -242,8 +242,9 @@ class Session(Lineage):
     def _wait(self, clock: Clock) -> None:
         """Wait for a packet or the end of the process. What bounds the cell is looked at first, each time."""
         poll = select.poll()
-        for fd in (self._process.handle, self._wake):
-            poll.register(fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        if self._process.handle is not None:
+            poll.register(self._process.handle, select.POLLIN)
         while True:
             self._enforce_limits(clock)
             poll.register(self._process, 0 if clock.full else select.POLLIN)

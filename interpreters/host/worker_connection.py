@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -10,17 +9,16 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlm_dspy.interpreters.host.memory_monitor import SYSTEM_TICKS, USER_TICKS, stat_of
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from rlm_dspy.interpreters.host.deadlines import Deadline
+    from rlm_dspy.interpreters.host.processes import Handle
 
 _SLICE_SECONDS = 0.5
 """How often a wait that has no event for its end looks whether it still has time."""
-_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 class Arrived(NamedTuple):
@@ -36,10 +34,10 @@ class WorkerConnection:
 
     Args:
         sock: The host's end of its socket.
-        handle: Its pidfd; -1 while it is not known.
+        handle: Its process; None while it is not known.
     """
 
-    def __init__(self, sock: socket.socket, handle: int = -1) -> None:
+    def __init__(self, sock: socket.socket, handle: Handle | None = None) -> None:
         self._sock = sock
         self.handle = handle
         self.pid = 0
@@ -138,7 +136,8 @@ class WorkerConnection:
     @property
     def ended(self) -> bool:
         """Whether the process has ended or is about to; also of a copy that never woke."""
-        return self._killed or self.handle < 0 or wire.arrives(self.handle, 0)
+        handle = self.handle
+        return self._killed or handle is None or wire.arrives(handle.fileno(), 0)
 
     def check_alive(self) -> None:
         """Raise EOFError if it has ended and all its data was read."""
@@ -152,22 +151,14 @@ class WorkerConnection:
 
     def signal(self, number: int) -> None:
         """Send a signal, if it is alive."""
-        if self.handle >= 0:
-            with suppress(OSError):
-                signal.pidfd_send_signal(self.handle, number)
-
-    def host_pid(self) -> int:
-        """Return its number in the host's own numbering; 0 if it is gone."""
-        with suppress(OSError), open(f"/proc/self/fdinfo/{self.handle}", encoding="ascii") as info:  # noqa: PTH123 (no path)
-            for line in info:
-                if line.startswith("Pid:"):
-                    return max(0, int(line.split()[1]))
-        return 0
+        handle = self.handle
+        if handle is not None:
+            handle.signal(number)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that its threads have used; 0 if it is gone."""
-        counts = stat_of(self.host_pid())
-        return (counts[USER_TICKS] + counts[SYSTEM_TICKS]) / _TICKS if counts else 0.0
+        handle = self.handle
+        return 0.0 if handle is None else handle.cpu_seconds()
 
     def close(self) -> None:
         """Release the process: a sleeping copy then ends by itself."""
@@ -179,9 +170,9 @@ class WorkerConnection:
     def detach(self) -> None:
         """Close this process's descriptors only; other owners keep theirs."""
         self._sock.close()
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle.close()
 
 
 def _slice(left: Callable[[], float]) -> float:

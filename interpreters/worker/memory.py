@@ -31,7 +31,7 @@ _REFERENCES = 1 << 30
 _WRITE_AT_ONCE = 1 << 30
 _ADD_SEALS, _ALL_SEALS = 1033, 0xF
 _NO_ACCESS, _READ, _READ_WRITE = 0, 1, 3
-_SHARED, _PRIVATE_ANONYMOUS, _FIXED = 1, 0x22, 0x10
+_SHARED, _PRIVATE, _PRIVATE_ANONYMOUS, _FIXED = 1, 2, 0x22, 0x10
 _MAP_FAILED = (1 << 64) - 1
 _FULL = "the value cannot be mapped: the worker's address space is full"
 
@@ -150,7 +150,7 @@ def attached(fd: int, layout: Layout, *, copy: bool = False) -> str | bytes:
     """
     if not copy:
         return _with_header(fd, layout)
-    with mmap.mmap(fd, layout.size, access=mmap.ACCESS_READ) as shared:
+    with mmap.mmap(fd, layout.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as shared:
         raw = memoryview(shared)[: layout.size - layout.kind]
         value = bytes(raw) if layout.how == "bytes" else str(raw, ENCODINGS[layout.kind], "surrogatepass")
         raw.release()
@@ -166,10 +166,11 @@ def _with_header(fd: int, layout: Layout) -> str | bytes:
     if base in (None, _MAP_FAILED):
         raise MemoryError(_FULL)
     first = libc().mmap(base, mmap.PAGESIZE, _READ_WRITE, _PRIVATE_ANONYMOUS | _FIXED, -1, 0)
-    data = libc().mmap(base + mmap.PAGESIZE, pages, _READ, _SHARED | _FIXED, fd, 0)
-    if first != base or data != base + mmap.PAGESIZE:
+    data = base + mmap.PAGESIZE
+    forms = (_SHARED, _PRIVATE)  # gVisor and old kernels refuse to share sealed memory, even to read it
+    if first != base or not any(libc().mmap(data, pages, _READ, form | _FIXED, fd, 0) == data for form in forms):
         raise MemoryError(_FULL)
-    address = base + mmap.PAGESIZE - len(header)
+    address = data - len(header)
     ctypes.memmove(address, header, len(header))
     value: str | bytes = ctypes.cast(address, ctypes.py_object).value
     return value

@@ -30,6 +30,8 @@ MAX_DESCRIPTORS = 64
 """Descriptors in one frame."""
 
 _HEADER = struct.Struct("<BI")
+MAX_PACKET = PACKET + _HEADER.size
+"""Bytes of one packet at most."""
 _LARGE = 1 << 20
 _NODE_BYTES = 80
 
@@ -150,7 +152,7 @@ def receive_packet(sock: socket.socket, flags: int = 0) -> bytes:
         Violation: If it is larger than a packet.
         BlockingIOError: If `flags` say not to wait and there is none.
     """
-    packet, _, received, _ = sock.recvmsg(PACKET + _HEADER.size, 0, flags)
+    packet, _, received, _ = sock.recvmsg(MAX_PACKET, 0, flags)
     if not packet:
         raise EOFError
     if received & socket.MSG_TRUNC:
@@ -169,7 +171,7 @@ def receive_trusted(sock: socket.socket) -> tuple[Any, list[int]]:
     last = 0
     while not last:
         packet, ancillary, _, _ = sock.recvmsg(
-            PACKET + _HEADER.size, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+            MAX_PACKET, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
         )
         if not packet:
             raise EOFError

@@ -18,6 +18,7 @@ import pytest
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client as forkserver
+from rlm_dspy.interpreters.host import servers
 from rlm_dspy.interpreters.host.deadlines import MOST_BYTES_AT_ONCE, CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.python import PythonInterpreter
@@ -354,11 +355,11 @@ def test_an_order_to_the_fork_server_is_not_given_the_answer_of_another() -> Non
     try:
         server._process.send_signal(signal.SIGSTOP)
         with pytest.raises(KeyboardInterrupt), interrupted_after(0.2):
-            server.ask("watch", {"session": "none", "group": 1, "pid": 1})
+            server._ask("watch", {"session": "none", "group": 1, "pid": 1})
         with pytest.raises(TimeoutError), within(SLACK):
-            server.ask("kill", {"session": "none", "group": 1}, seconds=0.2)
+            server._ask("kill", {"session": "none", "group": 1}, seconds=0.2)
         server._process.send_signal(signal.SIGCONT)
-        answer, handles = server.ask("kill", {"session": "none", "group": 1})
+        answer, handles = server._ask("kill", {"session": "none", "group": 1})
         assert (answer["t"], handles) == ("done", [])
         assert server.alive
     finally:
@@ -376,7 +377,7 @@ def serving(server: Any) -> int:
 def test_a_cell_waits_for_a_fork_server_no_longer_than_it_may_run() -> None:
     """It did not run, and the session goes on when the fork server does."""
     recipe = forkserver.Recipe((), (), ConfinementPolicy())
-    stopped = serving(forkserver.server_for(recipe))
+    stopped = serving(servers.server_for(recipe))
     with PythonInterpreter(packages=(), cell_limits=CellLimits(seconds=CELL, grace_seconds=GRACE)) as repl:
         with unhurried(repl):
             repl.execute("state = 1")

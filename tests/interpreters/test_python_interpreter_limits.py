@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rlm_dspy.interpreters import CellError, CellUndone, PythonInterpreter, WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import RUNGS, CannotConfine, ConfinementPolicy, held
+from rlm_dspy.interpreters import CannotConfine, CellError, CellUndone, PythonInterpreter, WorkerLimits
+from rlm_dspy.interpreters.confinement_policy import RUNGS, ConfinementPolicy, held
 from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def processes_of(repl: PythonInterpreter) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.getpgid(int(path.name)) == session.group._host_group:
+            if os.getpgid(int(path.name)) == session._process.handle._group:
                 found.append(int(path.name))
     return found
 

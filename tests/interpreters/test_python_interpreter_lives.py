@@ -16,8 +16,9 @@ from typing import Any
 import dspy
 import pytest
 
-from rlm_dspy.interpreters.confinement_policy import CannotConfine, ConfinementPolicy
-from rlm_dspy.interpreters.host import fork_server_client
+from rlm_dspy.interpreters import CannotConfine
+from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
+from rlm_dspy.interpreters.host import fork_server_client, servers
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.waiting import descriptors
 
@@ -59,11 +60,11 @@ def gone(pid: int) -> bool:
 HOST = """
 import json, os, sys
 from rlm_dspy.interpreters.python import PythonInterpreter
-from rlm_dspy.interpreters.host import fork_server_client
+from rlm_dspy.interpreters.host import fork_server_client, servers
 repl = PythonInterpreter(packages=(), checkpoint="always")
 repl.execute("x = 1")
-server = next(iter(fork_server_client._servers.values()))
-pids = [server._process.pid, repl._session._process.host_pid()]
+server = next(iter(servers._servers.values()))
+pids = [server._process.pid, repl._session._process.handle.host_pid()]
 """
 
 
@@ -106,7 +107,7 @@ class TestLives:
             "    except dspy.CodeInterpreterError as e: assert 'forked' in str(e), e\n"
             "    repl.shutdown()\n"
             "    with PythonInterpreter(packages=()) as own: assert own.execute('1 + 1') == 2\n"
-            "    fork_server_client.close_all()\n"
+            "    servers.close_all()\n"
             "    os._exit(7)\n"
             "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
             "print(repl.execute('x'))\n"
@@ -118,10 +119,10 @@ class TestLives:
         """Its sessions are lost, and say so; the next has a new one."""
         repl = light(paths=[os.path.dirname(__file__)])
         repl.execute("x = 1")
-        server = fork_server_client.server_for(repl._recipe)
+        server: Any = servers.server_for(repl._recipe)
         worker: Any = repl._session
         server._process.kill()
-        assert gone(worker._process.host_pid())
+        assert gone(worker._process.handle.host_pid())
         with pytest.raises(dspy.CodeInterpreterError):
             repl.execute("x")
         repl.shutdown()
@@ -140,7 +141,7 @@ class TestLives:
                 {"t": "y" * 100_000},
             )
             session: Any = repl._session
-            pid = session._process.host_pid()
+            pid = session._process.handle.host_pid()
             repl.shutdown()
             assert gone(pid)
         assert not descriptors() - before
@@ -149,7 +150,7 @@ class TestLives:
         """When it is collected."""
         repl: Any = light()
         repl.execute("1")
-        pid = repl._session._process.host_pid()
+        pid = repl._session._process.handle.host_pid()
         del repl
         assert gone(pid)
 

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, CannotConfine, ConfinementPolicy
+from rlm_dspy.interpreters.confinement_policy import GUARANTEES, RUNGS, ConfinementPolicy
 from rlm_dspy.interpreters.host.deadlines import CellLimits
-from rlm_dspy.interpreters.host.memory_monitor import Watch
+from rlm_dspy.interpreters.host.processes import LocalHandle, LocalWatch
+from rlm_dspy.interpreters.host.servers import CannotConfine
 from rlm_dspy.interpreters.host.session import Cell, Session, Settings
 from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.host.worker_group import Group
@@ -69,12 +70,12 @@ class NoServer:
     """Stands where a fork server was, for a session whose worker is played by the test."""
 
     layers: frozenset[str] = frozenset()
-    watch = Watch(0)
+    watch = LocalWatch(0)
 
     def drop_scratch(self, _path: str) -> None:
         """There is none."""
 
-    def ask(self, _order: str, _arguments: wire.Frame) -> None:
+    def tell(self, _order: str, _arguments: wire.Frame) -> None:
         raise OSError("no fork server")
 
 
@@ -82,7 +83,7 @@ def answered(packets: list[bytes]) -> tuple[Any, list[str]]:
     """Play a worker that sends `packets` on a cell; what execute gives or raises, and the tools that ran."""
     process, theirs = WorkerConnection.new()
     child = subprocess.Popen(["sleep", "60"])
-    process.handle = os.pidfd_open(child.pid)
+    process.handle = LocalHandle(os.pidfd_open(child.pid), LocalWatch(0), leads=True)
     server: Any = NoServer()
     session = Session(
         Group(server, WorkerLimits(), ""), process, Settings(CellLimits(1.0, None, 0.1), "off", frozenset())
@@ -312,7 +313,7 @@ class TestOtherRuns:
         with self.open(rung) as victim, self.open(rung) as repl:
             victim.execute("x = 1")
             session: Any = victim._session
-            inside = range(1, 3_000) if "namespaces" in RUNGS[rung] else [session._process.host_pid()]
+            inside = range(1, 3_000) if "namespaces" in RUNGS[rung] else [session._process.handle.host_pid()]
             repl.execute(
                 f"import os\nfor pid in [*{inside!r}, os.getppid()]:\n"
                 "    if pid not in (os.getpid(), 0):\n"

@@ -18,7 +18,7 @@ import pytest
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
-from rlm_dspy.interpreters.host import fork_server_client, input_transfer
+from rlm_dspy.interpreters.host import fork_server_client, input_transfer, servers
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.test_python_interpreter_durability import BOMBS, CRASHES, HANGS
@@ -81,7 +81,7 @@ def one(seed: int, text: str) -> str:
 def soak(sessions: int, at_once: int) -> None:
     text = "x" * 1_000_000
     one(0, text)
-    server = fork_server_client.server_for(fork_server_client.Recipe((), (), ConfinementPolicy()))
+    server: Any = servers.server_for(fork_server_client.Recipe((), (), ConfinementPolicy()))
     open_before, shared = descriptors(), set(input_transfer._all)
     before = children(), resident()
     with ThreadPoolExecutor(at_once) as pool:

@@ -1,0 +1,141 @@
+"""Keeps the fork servers of this process: one per source, started when it is first needed, and again if it dies.
+
+A forked child of this process starts its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import dspy
+
+from rlm_dspy.interpreters.host.fork_server_client import NoRung
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+    from rlm_dspy.interpreters.host.processes import Handle, Watch
+    from rlm_dspy.interpreters.worker.wire import JSON
+
+
+class CannotConfine(dspy.CodeInterpreterError):
+    """This system cannot enforce what the policy requires; the message says why and names alternatives."""
+
+
+class Server(Protocol):
+    """A fork server, on this machine or another; `ForkServer` documents what it offers."""
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The confinement layers of its workers."""
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """What of the packages could not be imported, and why."""
+
+    @property
+    def importable(self) -> Collection[str]:
+        """What a user may tell the model that it can import."""
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Whatever workers can import beside the standard library."""
+
+    @property
+    def readable(self) -> Collection[str]:
+        """The files and folders that workers can read."""
+
+    @property
+    def watch(self) -> Watch:
+        """Looks at the memory of its workers."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+
+    @property
+    def lost(self) -> str:
+        """Why the connection to it is gone, if it is."""
+
+    def new_scratch(self) -> str:
+        """Return a fresh folder for one worker."""
+
+    def drop_scratch(self, path: str) -> None:
+        """Remove it."""
+
+    def spawn(self, order: Mapping[str, JSON], limits: WorkerLimits, end: int) -> tuple[int, Handle]:
+        """Start a worker; return its number there, and a handle."""
+
+    def watched(self, order: Mapping[str, JSON], limits: WorkerLimits) -> Handle:
+        """Return a handle on a copy of a worker."""
+
+    def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
+        """Let workers of a session get values in shared memory.
+
+        Raises:
+            TimeoutError: If that takes longer than `seconds`.
+        """
+
+    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float = ...) -> None:
+        """Send an order that gives nothing back."""
+
+    def close(self) -> None:
+        """End it and all its workers."""
+
+
+class Source(Protocol):
+    """What a fork server is made from: a value that is hashable; equal ones share a server."""
+
+    def start(self) -> Server:
+        """Start one."""
+
+
+_servers: dict[Source, Server] = {}
+_starting = threading.Lock()
+
+
+def server_for(source: Source) -> Server:
+    """Return the fork server of a source; start it if there is none.
+
+    Raises:
+        CannotConfine: If it cannot hold what the source's policy requires.
+        OSError: If it does not start.
+    """
+    with _starting:
+        server = _servers.get(source)
+        if server is not None and server.alive:
+            return server
+        if server is not None:
+            server.close()
+        try:
+            _servers[source] = started = source.start()
+        except NoRung as error:
+            raise CannotConfine(str(error)) from None
+        return started
+
+
+def close_all() -> None:
+    """End every fork server of this process, with all workers."""
+    with _starting:
+        for server in _servers.values():
+            with suppress(OSError):
+                server.close()
+        _servers.clear()
+
+
+def _let_go() -> None:
+    """In a forked child of the host: the parent's fork servers are not the child's."""
+    global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
+    _starting = threading.Lock()
+    close_all()
+
+
+atexit.register(close_all)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
