@@ -1,6 +1,8 @@
-"""Defines `Usage` and `RunUsage`: what model calls used in tokens, cost and time."""
+"""Defines `Usage` and `RunUsage`, what model calls used in tokens, cost and time, and `Amount`, a bound of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,3 +54,38 @@ class RunUsage(Usage):
     """Sub-calls that failed."""
     ad_hoc: dict[str, int] = {}
     """Number of calls of each module written in the REPL, by class and signature."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """The usage of model calls, or an upper bound of it."""
+
+    input_tokens: float = 0
+    output_tokens: float = 0
+    cost: float = 0.0
+    """USD."""
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost + other.cost,
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        return self + Amount(-other.input_tokens, -other.output_tokens, -other.cost)
+
+    def least(self, other: Amount) -> Amount:
+        """Return the smaller number of each."""
+        return Amount(
+            min(self.input_tokens, other.input_tokens),
+            min(self.output_tokens, other.output_tokens),
+            min(self.cost, other.cost),
+        )
+
+    def most(self, other: Amount) -> Amount:
+        """Return the larger number of each."""
+        return NOTHING - (NOTHING - self).least(NOTHING - other)
+
+
+NOTHING = Amount()

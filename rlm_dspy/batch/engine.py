@@ -25,6 +25,8 @@ from rlm_dspy.errors import WorkersLost
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rlm_dspy.batch.shared_budget import SharedBudget
+
 Workers: TypeAlias = Executor | Callable[[], Executor] | None
 _MOST_BROKEN = 3
 """Executors in a row that may break before a run has ended on one."""
@@ -38,6 +40,7 @@ class Job:
         program: The program; its settings are those of `context`.
         inputs: Its inputs.
         context: The context of the caller.
+        budget: The budget that it is a part of.
         traced: Whether the trace of its predictors comes home.
         losses: The workers that have died while they ran it.
     """
@@ -45,6 +48,7 @@ class Job:
     program: dspy.Module
     inputs: Mapping[str, Any]
     context: contextvars.Context = field(default_factory=contextvars.copy_context, repr=False)
+    budget: SharedBudget | None = None
     traced: bool = False
     losses: int = 0
     mark: Path | None = None
@@ -87,7 +91,7 @@ class Engine:
             WorkersLost: If the executor is broken and cannot be made again.
         """
         context = job.context.copy()
-        task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs)
+        task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs, job.budget)
         if self._shelf is not None:
             task = partial(perform, context.run(self._parcel, self._shelf, job))
         with self._lock:
@@ -104,7 +108,7 @@ class Engine:
         self._jobs += 1
         job.mark = shelf.folder / f"{self._jobs}.began"
         program, inputs = shelf.program(job.program), shelf.sent(dict(job.inputs))
-        return bytes(cloudpickle.dumps(Parcel(program, inputs, job.mark, job.traced)))
+        return bytes(cloudpickle.dumps(Parcel(program, inputs, job.budget, job.mark, job.traced)))
 
     def outcome(self, job: Job, future: Future[Any]) -> Outcome | None:
         """Return what came of a run when its future has ended; None if its worker died and it may be tried again.

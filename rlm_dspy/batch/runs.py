@@ -20,12 +20,13 @@ from filelock import FileLock, Timeout
 
 from rlm_dspy.batch.bar import Bar
 from rlm_dspy.batch.engine import SHARED, Engine, Job, check_workers
+from rlm_dspy.batch.shared_budget import SharedBudget, limits_of
 from rlm_dspy.batch.shipping import identity
 from rlm_dspy.batch.store import Row, Store
 from rlm_dspy.budget.ledger import NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
-from rlm_dspy.errors import RLMError
+from rlm_dspy.errors import LimitExceeded, RLMError, UnknownPrice
 from rlm_dspy.observe.record import in_one_line
 from rlm_dspy.optimize.rollouts import key_of
 
@@ -36,10 +37,17 @@ if TYPE_CHECKING:
 
     from rlm_dspy.batch.engine import Workers
     from rlm_dspy.batch.task import Outcome
+    from rlm_dspy.limits import Limits
     from rlm_dspy.usage import Usage
 
 _MOST_SUBMITTED = 1_000
 """Runs that wait in an executor or are under way."""
+_FIRST_SUBMITTED = 16
+"""The same with a budget, until a run has ended and it is known what one uses."""
+_SPENT = (
+    "The budget of the batch does not allow to run the examples that have no row yet. Run it again with a larger "
+    "budget: what there is will not be paid for again."
+)
 _logger = logging.getLogger("dspy.rlm_dspy")
 
 
@@ -50,6 +58,7 @@ def run(
     store: str | os.PathLike[str] = "runs/",
     retries: int = 2,
     *,
+    budget: Limits | float | None = None,
     progress: bool = True,
 ) -> Iterator[Row]:
     r"""Run a program on examples, and yield each result as it ends; it runs while it is iterated.
@@ -71,6 +80,9 @@ def run(
         store: A folder; one batch at a time may use it.
         retries: How often an example is run again after a transient error of its model, or after the death of its
             worker.
+        budget: What all runs may use together, earlier ones of this program in the store included: USD, or a
+            `Limits` of `max_cost`, `max_input_tokens` and `max_output_tokens`. It is never overspent: what a
+            killed process could have used counts as used.
         progress: Whether to show a bar with rate, cost and time left.
 
     Yields:
@@ -79,6 +91,8 @@ def run(
     Raises:
         TypeError: If `executor` is something else, or the program cannot be sent to other processes.
         WorkersLost: If a worker died and the executor cannot be made again.
+        LimitExceeded: After the last row, if the budget does not allow to run the other examples.
+        ValueError: If `budget` or `retries` are out of their range.
         RLMError: If another batch uses the store.
         OSError: If the store cannot be written.
 
@@ -99,7 +113,8 @@ def run(
         raise ValueError(f"retries must be 0 or more, not {retries}.")
     check_workers(executor)
     bar = Bar(len(examples) if isinstance(examples, Sized) else None, shown=progress)
-    return _Batch(program, examples, executor, Path(store), retries).rows(bar)
+    limits = None if budget is None else limits_of(budget)
+    return _Batch(program, examples, executor, Path(store), retries, limits).rows(bar)
 
 
 @dataclass(eq=False)
@@ -110,6 +125,7 @@ class _Task:
         attempts: How often it was run.
         usage: What these attempts used.
         seconds: How long they took.
+        refused: Whether the budget did not allow to begin it, the last time.
     """
 
     index: int
@@ -119,6 +135,7 @@ class _Task:
     attempts: int = 0
     usage: Usage = NOTHING_USED
     seconds: float = 0.0
+    refused: bool = False
 
 
 class _Batch:
@@ -131,6 +148,7 @@ class _Batch:
         workers: Workers,
         folder: Path,
         retries: int,
+        limits: Limits | None,
     ) -> None:
         self._program, self._workers, self._folder, self._retries = program, workers, folder, retries
         self._context = contextvars.copy_context()
@@ -141,6 +159,9 @@ class _Batch:
         self._suspects: deque[_Task] = deque()
         """Examples whose next loss is the last one: each is run alone, so that it is known who kills workers."""
         self._running: set[Future[Any]] = set()
+        self._budget = None if limits is None else SharedBudget(folder / f"{self._key[:16]}.budget", limits)
+        self._most = _MOST_SUBMITTED if limits is None else _FIRST_SUBMITTED
+        self._used, self._rows, self._is_spent = NOTHING_USED, 0, False
         self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | Exception]] = SimpleQueue()
 
     def rows(self, bar: Bar) -> Iterator[Row]:
@@ -157,25 +178,41 @@ class _Batch:
 
     def _ended(self) -> Iterator[Row]:
         while True:
-            while len(self._running) < _MOST_SUBMITTED and (upcoming := self._next()) is not None:
+            while len(self._running) < self._most and (upcoming := self._next()) is not None:
                 if isinstance(upcoming, Row):
                     yield upcoming
-                else:
+                elif self._affords_another():
                     future = self._engine.submit(upcoming.job)
                     self._running.add(future)
                     future.add_done_callback(partial(self._take, upcoming))
+                else:
+                    self._again.appendleft(upcoming)
+                    break
             if not self._running:
+                if self._again:
+                    raise LimitExceeded(_SPENT)
                 return
             future, found = self._arrived.get()
             self._running.remove(future)
             if isinstance(found, Exception):
                 raise found
             if isinstance(found, Row):
+                self._most, self._rows, self._used = _MOST_SUBMITTED, self._rows + 1, self._used + found.usage
                 yield found
-            elif found.job.losses and found.job.losses >= self._retries:
-                self._suspects.append(found)
             else:
-                self._again.append(found)
+                self._put_back(found)
+
+    def _put_back(self, task: _Task) -> None:
+        """Let a run begin again later."""
+        if task.refused:  # what runs now may give back enough for it; if it ran alone, nothing does
+            self._is_spent, self._most = self._most == 1 and not self._running, 1
+        is_suspect = task.job.losses and task.job.losses >= self._retries
+        (self._suspects if is_suspect else self._again).append(task)
+
+    def _affords_another(self) -> bool:
+        if self._budget is None or self._is_spent:
+            return not self._is_spent
+        return self._budget.affords(len(self._running) + 1, self._used, self._rows)
 
     def _next(self) -> Row | _Task | None:
         """Return the next example, or its stored row; None if there is none for now."""
@@ -186,7 +223,7 @@ class _Batch:
             key = digest(self._key, identity(inputs))
             self._equal[key] += 1
             key = digest(key, self._equal[key])  # equal examples are different runs
-            job = Job(self._program, inputs, self._context)
+            job = Job(self._program, inputs, self._context, self._budget)
             return self._store.find(key, index, example) or _Task(index, example, key, job)
         return self._suspects.popleft() if self._suspects and not self._running else None
 
@@ -203,6 +240,12 @@ class _Batch:
     def _kept(self, task: _Task, outcome: Outcome) -> Row | _Task:
         """Store the row of an outcome and return it; return the task if it is to be run again."""
         error = outcome.error
+        if (refusal := outcome.refusal) is not None:
+            task.refused = not outcome.usage.calls and not isinstance(refusal, UnknownPrice)
+            if task.refused:
+                return task
+            if getattr(outcome.prediction, "stop", "unanswered") == "unanswered":
+                error = error or refusal
         task.attempts += 1
         task.usage += outcome.usage
         task.seconds += outcome.usage.seconds
@@ -211,9 +254,9 @@ class _Batch:
         row = Row(
             index=task.index,
             example=task.example,
-            prediction=outcome.prediction,
+            prediction=outcome.prediction if error is None else None,
             error="" if error is None else f"{type(error).__name__}: {in_one_line(error)}",
-            trajectory=getattr(error, "trajectory", []),
+            trajectory=getattr(error, "trajectory", None) or getattr(outcome.prediction, "trajectory", []),
             usage=task.usage,
             seconds=task.seconds,
             attempts=task.attempts,
@@ -234,7 +277,9 @@ class _Batch:
         """Hold the store, and remove what a killed batch left in it.
 
         Raises:
-            RLMError: If another batch holds it.
+            LimitExceeded: After the last row, if the budget does not allow to run the other examples.
+        ValueError: If `budget` or `retries` are out of their range.
+        RLMError: If another batch holds it.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         try:

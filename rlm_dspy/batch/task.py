@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import dspy
 
+from rlm_dspy.batch.shared_budget import LeasedLedger, SharedBudget
 from rlm_dspy.batch.shipping import load_program, received
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.errors import RLMError
+from rlm_dspy.errors import LimitExceeded, RLMError
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.limits import Limits
 from rlm_dspy.usage import RunUsage
@@ -31,12 +32,14 @@ class Outcome:
         prediction: What the program returned; None if it raised.
         error: What it raised.
         usage: What its model calls used, also of a run that failed.
+        refusal: Why the budget of the batch refused a call; None if it refused none.
         trace: The calls of its predictors.
     """
 
     prediction: Any = None
     error: Exception | None = None
     usage: RunUsage = field(default_factory=RunUsage)
+    refusal: LimitExceeded | None = None
     trace: tuple[Call, ...] = ()
 
 
@@ -47,12 +50,14 @@ class Parcel:
     Attributes:
         program: The file of the program.
         inputs: The inputs, with long texts published.
+        budget: The budget of the batch.
         mark: A file that is made when the run begins; None for no mark.
         traced: Whether the trace is sent home.
     """
 
     program: Path
     inputs: Mapping[str, Any]
+    budget: SharedBudget | None = None
     mark: Path | None = None
     traced: bool = False
 
@@ -62,21 +67,24 @@ class Parcel:
             self.mark.touch()
         program, settings = load_program(self.program)
         with dspy.context(**settings, trace=[]):
-            outcome = attempt(program, received(self.inputs))
+            outcome = attempt(program, received(self.inputs), self.budget)
             names = {id(predictor): name for name, predictor in program.named_predictors()}
             trace = [(names.get(id(call[0]), call[0]), *call[1:]) for call in dspy.settings.trace]
         return replace(outcome, trace=tuple(trace) if self.traced else ())
 
 
-def attempt(program: dspy.Module, inputs: Mapping[str, Any]) -> Outcome:
-    """Run a program and count what it uses."""
-    ledger, prediction, failed = Ledger(Limits()), None, None
+def attempt(program: dspy.Module, inputs: Mapping[str, Any], budget: SharedBudget | None = None) -> Outcome:
+    """Run a program, within the budget of its batch, and count what it uses."""
+    ledger = Ledger(Limits()) if budget is None else LeasedLedger(budget)
+    prediction, error = None, None
     try:
-        with metered(ledger, "run", raw=True):
+        with metered(ledger, "run", raw=True) as meter:
             prediction = program(**inputs)
-    except Exception as error:  # noqa: BLE001 (it is the outcome, whatever the program raised)
-        failed = error
-    return Outcome(prediction, failed, ledger.usage())
+    except Exception as raised:  # noqa: BLE001 (it is the outcome, whatever the program raised)
+        error = None if raised is meter.refusal and prediction is not None else raised
+    if isinstance(ledger, LeasedLedger):
+        ledger.give_back_lease()
+    return Outcome(prediction, error, ledger.usage(), meter.refusal)
 
 
 def perform(parcel: bytes) -> bytes:
@@ -99,7 +107,7 @@ def plain(outcome: Outcome) -> Outcome:
     if outcome.error is not None:
         error = RLMError(f"{type(outcome.error).__name__}: {outcome.error}")
         error.trajectory = jsonable(getattr(outcome.error, "trajectory", []))  # type: ignore[attr-defined]
-        return Outcome(error=error, usage=outcome.usage)
+        return Outcome(error=error, usage=outcome.usage, refusal=outcome.refusal)
     found = outcome.prediction
     data = jsonable(dict(found.items()) if isinstance(found, dspy.Prediction) else found)
     return Outcome(dspy.Prediction(data) if isinstance(found, dspy.Prediction) else data, usage=outcome.usage)

@@ -6,10 +6,10 @@ import contextlib
 import math
 from typing import TYPE_CHECKING
 
-from rlm_dspy.budget.ledger import NOTHING, Amount
 from rlm_dspy.budget.lm_info import check_price, longest_reply, tokens_at_most
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.text import counted
+from rlm_dspy.usage import NOTHING, Amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +166,7 @@ class Budget:
         if not self.ledger.bounded:
             return
         limits, lm = self.ledger.limits, self._lm
-        price = check_price(lm, limits)
+        price = check_price(lm, limits) or self.ledger.price(lm)
         reply = min(_REPLY_TOKENS, longest_reply(lm) or _REPLY_TOKENS)
         if limits.max_output_tokens is not None:
             reply = min(reply, limits.max_output_tokens // _SHARE)
@@ -197,7 +197,7 @@ class Budget:
         if not self.ledger.bounded:
             return {}
         left, limits = self.ledger.left(), self.ledger.limits
-        price = check_price(self._lm, limits)
+        price = check_price(self._lm, limits) or self.ledger.price(self._lm)
         reply = min(_REPLY_TOKENS // 4, longest_reply(self._lm) or _REPLY_TOKENS)
         return {
             "max_input_tokens": left.input_tokens < self.next_tokens,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.budget.lm_info import Price, price_of
 from rlm_dspy.concurrency.wait_scope import Cancellation
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.usage import RunUsage, Usage
+from rlm_dspy.usage import NOTHING, Amount, RunUsage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -22,28 +22,10 @@ if TYPE_CHECKING:
 
     from rlm_dspy.limits import Limits
 
-_CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
+CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
 """The limits on what model calls use, and the field of `Amount` that each bounds."""
 
 
-@dataclass(frozen=True)
-class Amount:
-    """The usage of model calls, or an upper bound of it."""
-
-    input_tokens: float = 0
-    output_tokens: float = 0
-    cost: float = 0.0
-    """USD."""
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cost + other.cost,
-        )
-
-
-NOTHING = Amount()
 NOTHING_USED = Usage()
 
 _LOOK_SECONDS = 0.05
@@ -60,6 +42,8 @@ class Ledger:
     """
 
     limits: Limits
+    outer: Ledger | None = None
+    """The ledger of what the run is a part of: its rest bounds the run too, its own meter enters the usage."""
     windows: dict[str, int] = field(default_factory=dict)
     """The context windows of LMs by `lm.model`, as known from rejected requests."""
     without_system_role: set[str] = field(default_factory=set)
@@ -86,7 +70,8 @@ class Ledger:
     _slots: threading.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.bounded = any(getattr(self.limits, name) is not None for name in _CAPS)
+        own = any(getattr(self.limits, name) is not None for name in CAPS)
+        self.bounded: bool = own or (self.outer is not None and self.outer.bounded)
         """Whether tokens or cost are limited."""
         self._slots = threading.Semaphore(self.limits.max_concurrency)
 
@@ -124,7 +109,7 @@ class Ledger:
         """Return the price of an LM, looked up once; None if it is not known."""
         key = (lm.model, isinstance(getattr(lm, "engine", None), str))
         if key not in self._prices:
-            self._prices[key] = price_of(lm, self.limits.prices)
+            self._prices[key] = price_of(lm, self.limits.prices) or (self.outer.price(lm) if self.outer else None)
         return self._prices[key]
 
     def hold(
@@ -163,7 +148,7 @@ class Ledger:
             )
 
     def _check_amount(self, most: Amount, left: Amount) -> None:
-        for name, unit in _CAPS.items():
+        for name, unit in CAPS.items():
             wanted, there = getattr(most, unit), getattr(left, unit)
             if getattr(self.limits, name) is not None and wanted > there:
                 self.meet(name)
@@ -192,11 +177,15 @@ class Ledger:
         """Reserve an amount for the last turn of one run; it replaces the amount reserved before."""
         with self._lock:
             self._kept[keeper] = amount
+        if self.outer is not None:
+            self.outer.keep(keeper, amount)
 
     def release(self, keeper: Hashable) -> None:
         """Release the reserve of an ended run."""
         with self._lock:
             self._kept.pop(keeper, None)
+        if self.outer is not None:
+            self.outer.release(keeper)
 
     def left(self, keeper: Hashable = None) -> Amount:
         """Return what is left, minus the amounts held for requests and reserved for runs other than `keeper`.
@@ -204,12 +193,13 @@ class Ledger:
         Infinite for what is not limited.
         """
         with self._lock:
-            return self._left(keeper)
+            own = self._left(keeper)
+        return own if self.outer is None else own.least(self.outer.left(keeper))
 
     def _left(self, keeper: Hashable) -> Amount:
         gone = sum(self._held.values(), self._spent)
         gone = sum((amount for key, amount in self._kept.items() if key is not keeper), gone)
-        caps = {unit: getattr(self.limits, name) for name, unit in _CAPS.items()}
+        caps = {unit: getattr(self.limits, name) for name, unit in CAPS.items()}
         left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
         return Amount(**left)
 
@@ -340,8 +330,14 @@ class Meter:
     """The model of each request."""
     _why: LimitExceeded | None = None
 
-    def hold(self, request: Hashable, model: str, most: Amount) -> None:
+    def hold(self, request: Hashable, model: str, most: Amount, keeper: Hashable = None) -> None:
         """Reserve the maximum usage of a request to a model, until it is settled.
+
+        Args:
+            request: Identifies it.
+            model: The model.
+            most: Its maximum usage.
+            keeper: The run that may use its reserve, if this meter names none.
 
         Raises:
             LimitExceeded: If the limits do not allow it; nothing is held.
@@ -349,7 +345,7 @@ class Meter:
         self.read_at_most = int(most.input_tokens)
         if self._why is not None:
             raise self._why
-        self.ledger.hold(request, most, keeper=self.keeper, calls=int(self.counted), meter=self)
+        self.ledger.hold(request, most, keeper=self.keeper or keeper, calls=int(self.counted), meter=self)
         self._under_way[request] = model
 
     def give_back(self, request: Hashable) -> None:

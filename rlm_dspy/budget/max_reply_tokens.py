@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dspy.lm15 import Request
 
-from rlm_dspy.budget.ledger import Amount
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, check_price, longest_reply, tokens_at_most
 from rlm_dspy.budget.system_role import without_system_role
 from rlm_dspy.text import mended
+from rlm_dspy.usage import Amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -33,7 +33,7 @@ from dspy.lm15 import Request
 from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
 from rlm_dspy.budget.broken_stream import RecordedStream
 from rlm_dspy.budget.cache_marks import with_cache_marks
-from rlm_dspy.budget.ledger import NOTHING, Meter
+from rlm_dspy.budget.ledger import Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
 from rlm_dspy.budget.malformed_usage import accept_any_usage
 from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
@@ -42,6 +42,7 @@ from rlm_dspy.budget.system_role import rejects_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of
 from rlm_dspy.concurrency.wait_scope import pause
 from rlm_dspy.errors import LimitExceeded, ReplyCut, ReplyWithheld
+from rlm_dspy.usage import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -240,7 +241,8 @@ class MeteredCall:
         for meter in self._meters:
             try:
                 limits = meter.ledger.limits if meter.ledger.bounded else None
-                meter.hold(self, self.lm.model, NOTHING if limits is None else self.asked.most(self.lm, limits))
+                most = NOTHING if limits is None else self.asked.most(self.lm, limits)
+                meter.hold(self, self.lm.model, most, self._meters[0].keeper)
             except LimitExceeded as refusal:
                 meter.refusal = refusal
                 for each in holding:

@@ -13,7 +13,7 @@ from rlm_dspy.budget.last_turn_reserve import Budget
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_events import lm_events
 from rlm_dspy.budget.lm_info import check_price
-from rlm_dspy.budget.metered_lm import metered
+from rlm_dspy.budget.metered_lm import metered, meters_in_force
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage import WATCHED, Watch
@@ -106,7 +106,9 @@ class Run:
         """Take the shared state of the tree from the parent, or make it for a root; choose the LM."""
         rlm = self._rlm
         self.depth: int = parent.depth + 1 if parent else 0
-        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits)
+        outer = meters_in_force()[-1:]
+        whole = outer[0].ledger if outer else None
+        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits, whole)
         self.tree: Tree = parent.tree if parent else Tree(rlm.cache)
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         self.tool_calls = ToolCalls(self.ledger.started)

@@ -9,7 +9,8 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
-from rlm_dspy.budget.ledger import Amount, Ledger
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.usage import Amount
 from rlm_dspy.budget.metered_lm import metered, role
 from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.errors import UnknownPrice

@@ -11,7 +11,8 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
-from rlm_dspy.budget.ledger import NOTHING, Ledger
+from rlm_dspy.budget.ledger import Ledger
+from rlm_dspy.usage import NOTHING
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
