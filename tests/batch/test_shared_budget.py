@@ -14,7 +14,7 @@ from rlm_dspy.batch.shared_budget import LeasedLedger, SharedBudget
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Amount, Usage
-from tests.batch.counting import ANSWER, CountingLM
+from tests.batch.counting import CountingLM
 from tests.batch.test_batch import examples, program
 
 if TYPE_CHECKING:
@@ -49,14 +49,13 @@ def test_a_batch_stops_at_its_budget_and_goes_on_with_a_larger_one(
     executor: Any, lm: CountingLM, tmp_path: Path
 ) -> None:
     """What was paid for is kept, and counts for the next batch on this store."""
-    long = CountingLM(lm.made_with[0], reply=f"{'I think. ' * 200}{ANSWER}")
-    with dspy.context(lm=long, num_threads=2):
-        budget = Limits(max_cost=0.012, prices={"scripted/lm": (0.0, 1.0)})
+    with dspy.context(lm=lm, num_threads=2):
+        budget = Limits(max_cost=0.006, prices={"scripted/lm": (1.0, 0.0)})
         rows, why = run_until_spent(program(), examples(40), executor, tmp_path / "runs", budget=budget)
         assert "Run it again with a larger budget" in why
         assert 3 < len(rows) < 40
         assert all(row.prediction.stop == "submitted" for row in rows)
-        assert 0.0 < spent(rows) <= 0.012
+        assert 0.0 < spent(rows) <= 0.006
         paid = lm.requests
         budget = Limits(max_cost=10.0, prices=budget.prices)
         more, why = run_until_spent(program(), examples(40), executor, tmp_path / "runs", budget=budget)
