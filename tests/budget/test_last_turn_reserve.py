@@ -10,12 +10,11 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.usage import Amount
 from rlm_dspy.budget.metered_lm import metered, role
 from rlm_dspy.concurrency.timeouts import call_with_timeout
 from rlm_dspy.errors import UnknownPrice
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.usage import Usage
+from rlm_dspy.usage import Amount, Usage
 from tests.playing import block, is_last_turn
 from tests.playing import fields as reply_of
 

@@ -12,11 +12,10 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.usage import NOTHING
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.usage import Usage
+from rlm_dspy.usage import NOTHING, Usage
 from tests.playing import block
 from tests.playing import fields as reply_of
 
