@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 import os
 import shutil
 import tempfile
@@ -41,7 +42,7 @@ class Job:
         inputs: Its inputs.
         context: The context of the caller.
         budget: The budget that it is a part of.
-        traced: Whether the trace of its predictors comes home.
+        traced: Whether the trace of its predictors comes home from another process.
         losses: The workers that have died while they ran it.
     """
 
@@ -71,7 +72,7 @@ class Engine:
         threads = partial(ThreadPoolExecutor, dspy.settings.num_threads, "rlm-batch")
         self._make = None if isinstance(workers, Executor) else workers or threads
         self._executor = workers if isinstance(workers, Executor) else _made(workers or threads)
-        self._retries, self._broken, self._jobs = retries, 0, 0
+        self._retries, self._broken, self._numbers = retries, 0, itertools.count()
         self._lock = threading.Lock()
         self._shelf: Shelf | None = None
         if not isinstance(self._executor, ThreadPoolExecutor):
@@ -105,8 +106,7 @@ class Engine:
                 return self._executor.submit(task)
 
     def _parcel(self, shelf: Shelf, job: Job) -> bytes:
-        self._jobs += 1
-        job.mark = shelf.folder / f"{self._jobs}.began"
+        job.mark = shelf.folder / f"{next(self._numbers)}.began"
         program, inputs = shelf.program(job.program), shelf.sent(dict(job.inputs))
         return bytes(cloudpickle.dumps(Parcel(program, inputs, job.budget, job.mark, job.traced)))
 

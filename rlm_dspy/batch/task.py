@@ -33,14 +33,16 @@ class Outcome:
         error: What it raised.
         usage: What its model calls used, also of a run that failed.
         refusal: Why the budget of the batch refused a call; None if it refused none.
-        trace: The calls of its predictors.
+        trace: The calls of its predictors, each named as in `named_predictors`; None if it ran in this process.
+        reported: The usage that DSPy's tracker collected, by model; empty if it ran in this process.
     """
 
     prediction: Any = None
     error: Exception | None = None
     usage: RunUsage = field(default_factory=RunUsage)
     refusal: LimitExceeded | None = None
-    trace: tuple[Call, ...] = ()
+    trace: tuple[Call, ...] | None = None
+    reported: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Parcel:
         inputs: The inputs, with long texts published.
         budget: The budget of the batch.
         mark: A file that is made when the run begins; None for no mark.
-        traced: Whether the trace is sent home.
+        traced: Whether trace and reported usage are sent home.
     """
 
     program: Path
@@ -66,11 +68,11 @@ class Parcel:
         if self.mark is not None:
             self.mark.touch()
         program, settings = load_program(self.program)
-        with dspy.context(**settings, trace=[]):
+        with dspy.context(**settings, trace=[]), dspy.track_usage() as tracker:
             outcome = attempt(program, received(self.inputs), self.budget)
             names = {id(predictor): name for name, predictor in program.named_predictors()}
             trace = [(names.get(id(call[0]), call[0]), *call[1:]) for call in dspy.settings.trace]
-        return replace(outcome, trace=tuple(trace) if self.traced else ())
+        return replace(outcome, trace=tuple(trace), reported=dict(tracker.usage_data)) if self.traced else outcome
 
 
 def attempt(program: dspy.Module, inputs: Mapping[str, Any], budget: SharedBudget | None = None) -> Outcome:
