@@ -42,6 +42,8 @@ def test_every_block_of_python_runs(code: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "rlm_dspy.batch.module",
+        "rlm_dspy.batch.runs",
         "rlm_dspy.loop.rlm",
         "rlm_dspy.testing",
         "rlm_dspy.observe.event_log",

@@ -34,6 +34,7 @@ def on(program: dspy.Module, executor: Workers = None, folder: str | os.PathLike
         TypeError: If `executor` is something else.
 
     Example:
+        >>> import dspy
         >>> from concurrent.futures import ProcessPoolExecutor
         >>> from rlm_dspy import RLM, batch
         >>> program = batch.on(RLM("context, question -> answer"), executor=lambda: ProcessPoolExecutor(4))

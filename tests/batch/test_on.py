@@ -82,7 +82,7 @@ def test_usage_comes_home(lm: CountingLM, processes: ProcessPoolExecutor) -> Non
         with dspy.track_usage() as same:
             here(context=CONTEXT, number=1)
     assert tracker.get_total_tokens() == same.get_total_tokens() != {}
-    assert (ledger.totals().calls, ledger.totals().output_tokens) == (1, 4)
+    assert (ledger.totals().calls, ledger.totals().output_tokens) == (1, 5)
 
 
 def test_few_shot_learns_from_runs_in_other_processes(lm: CountingLM, processes: ProcessPoolExecutor) -> None:
@@ -128,7 +128,7 @@ def test_an_error_comes_home_as_it_is(lm: CountingLM, processes: ProcessPoolExec
             there(contxt="")
         with pytest.raises(dspy.LMInvalidRequestError, match="no more") as caught:
             there(context=CONTEXT, number=1)
-    assert [step["code"] for step in caught.value.trajectory] == ["print(1)"]  # type: ignore[attr-defined]
+    assert [step["code"] for step in caught.value.trajectory] == ["print(1)"]
 
 
 def test_a_call_whose_worker_is_killed_is_made_again(tmp_path: Path) -> None:
