@@ -62,7 +62,7 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
     with_examples = {
         path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if EXAMPLE.search(path.read_text("utf-8"))
     }
-    assert with_examples == {"rlm", "testing", "event_log", "progress", "sub_call_cache"}
+    assert with_examples == {"rlm", "module", "runs", "testing", "event_log", "progress", "sub_call_cache"}
 
 
 def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
