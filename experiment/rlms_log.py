@@ -20,8 +20,8 @@ import running
 import typer
 
 from rlm_dspy.limits import Limits
-from rlm_dspy.observe.record import Record
 from rlm_dspy.replies.reply_parser import read_reply
+from rlm_dspy.report.record import Record
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import Step, StepKind, SubCall
 from rlm_dspy.usage import RunUsage, Usage

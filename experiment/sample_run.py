@@ -15,8 +15,8 @@ import dspy
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.coverage.tracker import watched
-from rlm_dspy.observe.record import Record, recorded
-from rlm_dspy.observe.report.write_report import write_report
+from rlm_dspy.report.record import Record, recorded
+from rlm_dspy.report.write_report import write_report
 from rlm_dspy.testing import Messages, ScriptedLM
 
 ARTICLES = Path(__file__).parent / "articles.md"

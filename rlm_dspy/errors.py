@@ -25,15 +25,10 @@ dspy.CodeExecutionError      the model: its code raised
 dspy.CodeInterpreterError    the run: the interpreter is gone; a caller sees it only if none can be started
 dspy.LMError                 the caller: no answer from the model after its retries
 
-Every error that leaves a run carries the steps taken so far (see `carry`).
+Every error that leaves a run carries what there is of it (see `representation.carry`).
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rlm_dspy.artifacts import Artifacts
 
 
 class RLMError(Exception):
@@ -104,24 +99,6 @@ class WorkersLost(RLMError, RuntimeError):  # noqa: N818 (what happened)
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
     """An async tool waits for an event loop that the run blocks; await the run instead: `await rlm.acall(...)`."""
-
-
-def carry(
-    error: BaseException, trajectory: list[dict[str, Any]], usage: dict[str, Any], artifacts: Artifacts
-) -> None:
-    """Attach what there is of a run to an error that leaves it: `error.trajectory`, `.usage` and `.artifacts`.
-
-    Args:
-        error: The error that leaves the run. Its type is unchanged.
-        trajectory: One dict per step (`reasoning`, `code`, `output`, ...), as in `Prediction.trajectory`.
-        usage: What was spent, as in `Prediction.usage`.
-        artifacts: The files that code wrote, as in `Prediction.artifacts`.
-    """
-    error.trajectory = trajectory  # type: ignore[attr-defined]
-    error.usage = usage  # type: ignore[attr-defined]
-    error.artifacts = artifacts  # type: ignore[attr-defined]
-    if trajectory:
-        error.add_note(f"RLM: {len(trajectory)} step(s) were taken before this; they are in `error.trajectory`.")
 
 
 class UsageError(RLMError, ValueError):

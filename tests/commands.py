@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > tracing > batch > observe | optimize > loop > subcalls > prompt > streaming"
+    "cli > tracing > batch > observe | optimize > loop > report > subcalls > prompt > streaming"
     " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
     " > concurrency > events"
 )
@@ -291,7 +291,7 @@ def test_a_wheel_holds_every_module_and_the_data(tmp_path: Path) -> None:
     data = {
         "signatures/policies": "*.json",
         "rlm_dspy/embedded": "*.json",
-        "rlm_dspy/observe/report/templates": "*",
+        "rlm_dspy/report/templates": "*",
     }
     files = {path.relative_to(ROOT) for folder, names in data.items() for path in (ROOT / folder).glob(names)}
     held_data = {f"rlm_dspy/{path.as_posix().removeprefix('rlm_dspy/')}" for path in files}

@@ -11,9 +11,9 @@ import typer
 
 from rlm_dspy.cli import errors as exits
 from rlm_dspy.observe.console import Lines
-from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.write_report import report_html
 from rlm_dspy.redaction import hidden
+from rlm_dspy.report.record import Record
+from rlm_dspy.report.write_report import report_html
 from rlm_dspy.text import (
     beginning,
     counted,

@@ -27,8 +27,8 @@ from rlm_dspy.budget.ledger import NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import LimitExceeded, RLMError, UnknownPrice
-from rlm_dspy.observe.record import in_one_line
 from rlm_dspy.optimize.rollouts import key_of
+from rlm_dspy.report.record import in_one_line
 
 if TYPE_CHECKING:
     import os

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.observe.console import View
-    from rlm_dspy.observe.record import Record, Stop
+    from rlm_dspy.report.record import Record, Stop
 
 _EXIT_CODES: dict[Stop, int] = {
     "submitted": ANSWERED,
@@ -186,7 +186,7 @@ def _run(
     from rlm_dspy.coverage import watched
     from rlm_dspy.observe.console import Reporter
     from rlm_dspy.observe.event_log import RunLog
-    from rlm_dspy.observe.record import FilesKept, recorded
+    from rlm_dspy.report.record import FilesKept, recorded
 
     files = FilesKept()
     view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
@@ -212,8 +212,8 @@ def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
 
 def _summary(record: Record) -> str:
     """Return one line: why the run ended and what it used."""
-    from rlm_dspy.observe.formatting import used
-    from rlm_dspy.observe.record import describe_stop
+    from rlm_dspy.report.formatting import used
+    from rlm_dspy.report.record import describe_stop
 
     usage = record.usage
     calls = counted(usage.calls, "model call")
@@ -230,7 +230,7 @@ def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
     Returns:
         Whether everything was written. Each failure is reported on standard error.
     """
-    from rlm_dspy.observe.report.write_report import write_report
+    from rlm_dspy.report.write_report import write_report
 
     if record.error:
         tell(f"Error: {record.error}")

@@ -43,7 +43,7 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
     except Exception as error:  # noqa: BLE001 (a user sees one line for any error)
         if debug:
             tell(traceback.format_exc())
-        from rlm_dspy.observe.record import in_one_line
+        from rlm_dspy.report.record import in_one_line
 
         hint = "" if str(error).strip() else "; run with --debug for the traceback"
         tell(f"Error: {in_one_line(error)}{hint}")
@@ -91,7 +91,7 @@ def done(write: Callable[[], object], told: str = "", problem: str = "") -> bool
     try:
         write()
     except Exception as error:  # noqa: BLE001 (a failed write must not lose the answer)
-        from rlm_dspy.observe.record import in_one_line
+        from rlm_dspy.report.record import in_one_line
 
         tell(f"Error: {problem}{in_one_line(error)}")
         return False

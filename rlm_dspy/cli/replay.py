@@ -17,8 +17,8 @@ from rlm_dspy.text import counted, printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rlm_dspy.observe.record import Record
     from rlm_dspy.observe.replay import ReplayedStep
+    from rlm_dspy.report.record import Record
 
 SAME, DIFFERENT = 0, 1
 
@@ -84,7 +84,7 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
 
 def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
     """Return the names of the texts that are not those of the record."""
-    from rlm_dspy.observe.record import digest_of
+    from rlm_dspy.report.record import digest_of
 
     kinds = (str, rlm_dspy.Text, rlm_dspy.Files, rlm_dspy.Table)
     texts = {name: value for name, value in inputs.items() if isinstance(value, kinds)}

@@ -26,7 +26,7 @@ def report(path: Run, output: _Output = None, run: RunNumber = None, debug: Debu
     """
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record
-        from rlm_dspy.observe.report.write_report import write_report
+        from rlm_dspy.report.write_report import write_report
 
         target = output or path.with_suffix(".html")
         check_outputs({"--output": target}, [path])
@@ -50,7 +50,7 @@ def diff(
     """
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record
-        from rlm_dspy.observe.report.diff import diff_html, diff_text
+        from rlm_dspy.report.diff import diff_html, diff_text
 
         check_outputs({"--output": output}, [first, second])
         a, b = load_record(first, run_a, "--run-a"), load_record(second, run_b, "--run-b")

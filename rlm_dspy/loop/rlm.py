@@ -13,14 +13,14 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
-from rlm_dspy.errors import LimitExceeded, ReplyCut, carry
+from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import accommodate, make_room
 from rlm_dspy.loop.extraction import LEAST_TRANSCRIPT_CHARS, extract_signature, room_for_transcript
 from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.hints import is_another_turn
-from rlm_dspy.loop.run_state import Run, observed
+from rlm_dspy.loop.run_state import Run, observed, run_event
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names, open_paths
 from rlm_dspy.prompt.adapter import Act
@@ -28,6 +28,7 @@ from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, normalize_tools
+from rlm_dspy.report.representation import ShowsItself, carry
 from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming, outputs_heard
 from rlm_dspy.subcalls.interface import Subs, make_subs
@@ -49,7 +50,7 @@ _MOST_REFUSALS = 12
 _logger = logger()
 
 
-class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
+class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -223,6 +224,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
             other fields of `Step`), `final_reasoning`, `stop`, `usage`, and `artifacts`: the files that code
             wrote below `output/` (see `rlm_dspy.artifacts`). An output field of yours takes precedence.
+            `prediction.report(path)` writes the run as an HTML page (see `rlm_dspy.report.representation`).
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
             the trajectory; or `"unanswered"` if that failed too: missing output fields are None then.
@@ -233,8 +235,8 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
             dspy.LMError: If the model does not reply; `dspy.ContextWindowExceededError` if even the shortest first
                 message does not fit its window.
 
-            Every error of a started run carries the steps so far as `error.trajectory`, and the usage as
-            `error.usage`.
+            Every error of a started run carries what there is of it as `error.prediction`; the steps so far are
+            also `error.trajectory`, and the usage `error.usage`.
         """
         with blocking(), Streaming(self):
             return drive(self._run(Blocking(), **inputs))
@@ -253,7 +255,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
         **inputs: Any,
     ) -> dspy.Prediction:
         inputs = open_paths(self.signature, inputs)
-        with observed(self, inputs) as told:
+        with observed(run_event(self, inputs)) as told:
             outer = active_sub_call.get()
             parent = outer.run if outer and isinstance(outer.run, Run) else None
             run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=told is not None)
@@ -263,7 +265,7 @@ class RLM(AsTool, HasStreamedOutputs, Limited, dspy.Module):
                 return await self._converse(port, run)
             except BaseException as error:
                 run.end()
-                carry(error, run.as_dicts(), run.usage().model_dump(), run.artifacts)
+                carry(error, run.partial(error))
                 raise
             finally:
                 if told:

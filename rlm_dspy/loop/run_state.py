@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -27,6 +28,7 @@ from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL, READ_TOOL
 from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
+from rlm_dspy.report.representation import prediction_of
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.events import Unit
+    from rlm_dspy.report.representation import RunPrediction
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
     from rlm_dspy.trajectory import Step
@@ -77,6 +80,7 @@ class Run:
         heard: bool = False,
     ) -> None:
         self._rlm = rlm
+        self._event = run_event(rlm, inputs)
         self.signature, self.limits = rlm.signature, rlm.limits
         self.inputs = check_inputs(rlm.signature, inputs)
         self.heard = heard
@@ -292,10 +296,6 @@ class Run:
             calls |= {"tool_calls": tuple(tools.calls), "tool_calls_left_out": tools.left_out}
         return calls
 
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """Return one dict per step, as in `Prediction.trajectory`."""
-        return [step.model_dump() for step in self.steps]
-
     @property
     def submit_call(self) -> str:
         """The call of SUBMIT in this run, for messages to the model."""
@@ -306,7 +306,7 @@ class Run:
         steps = tuple(self.steps)
         return Outcome(self.stop, outputs or {}, self.usage(), self.final_reasoning, steps, self.artifacts)
 
-    def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> dspy.Prediction:
+    def finish(self, stop: str, answer: Mapping[str, Any], final_reasoning: str) -> RunPrediction:
         """Return the prediction of an ended run.
 
         Args:
@@ -315,26 +315,17 @@ class Run:
             final_reasoning: The model's last words.
         """
         self.stop, self.final_reasoning = stop, final_reasoning
-        outputs = {name: answer.get(name) for name in self.signature.output_fields}
-        self.outcome = self.outcome_so_far(outputs)
-        report = {
-            "stop": stop,
-            "usage": self.outcome.usage.model_dump(),
-            "artifacts": self.outcome.artifacts,
-            "trajectory": self.as_dicts(),
-            "final_reasoning": final_reasoning,  # the last: dspy.majority counts by it if it knows no signature
-        }
-        # Not by keyword: an output named `base` would be lost. Outputs take precedence over the other fields.
-        return dspy.Prediction({**outputs, **report, **outputs})
+        self.outcome = self.outcome_so_far({name: answer.get(name) for name in self.signature.output_fields})
+        return prediction_of(replace(self._event, outcome=self.outcome))
+
+    def partial(self, error: BaseException) -> RunPrediction:
+        """Return what there is of a run that an error ends."""
+        return prediction_of(replace(self._event, outcome=self.outcome_so_far(), error=error))
 
 
-@contextlib.contextmanager
-def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[Unit[RunEvent] | None]:
-    """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
-    if not dspy.settings.callbacks or not listeners():
-        yield None
-        return
-    event = RunEvent(
+def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
+    """Return the event of a run that starts now."""
+    return RunEvent(
         name=type(rlm).__name__,
         signature=rlm.signature,
         inputs=inputs,
@@ -342,6 +333,14 @@ def observed(rlm: Program, inputs: Mapping[str, Any]) -> Iterator[Unit[RunEvent]
         lm=rlm.act.lm or dspy.settings.lm,
         sub_lm=rlm.sub_lm,
     )
+
+
+@contextlib.contextmanager
+def observed(event: RunEvent) -> Iterator[Unit[RunEvent] | None]:
+    """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
+    if not dspy.settings.callbacks or not listeners():
+        yield None
+        return
     with unit(event) as told, lm_events():
         yield told
 

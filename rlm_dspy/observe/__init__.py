@@ -1,1 +1,1 @@
-"""Shows and stores runs: record, event log, replay, console and HTML report."""
+"""Shows and stores runs while they happen, and replays them: console, progress, event log."""

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rlm_dspy.events import BatchEvent, CellEvent, ChunkEvent, Event, Listener, LMEvent, SubCallEvent, TurnEvent
-from rlm_dspy.observe.formatting import used
+from rlm_dspy.report.formatting import used
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
 

@@ -63,8 +63,8 @@ from rlm_dspy.events import (
     TurnEvent,
 )
 from rlm_dspy.json_values import JsonLines, jsonable
-from rlm_dspy.observe.record import asked, ended, in_one_line
 from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
+from rlm_dspy.report.record import asked, ended, in_one_line
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 
 if TYPE_CHECKING:

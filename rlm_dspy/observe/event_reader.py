@@ -13,7 +13,7 @@ from rlm_dspy.budget.lm_info import count_of
 from rlm_dspy.json_values import json_objects
 from rlm_dspy.limits import Limits
 from rlm_dspy.observe.event_log import VERSION
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rlm_dspy.errors import UsageError
 from rlm_dspy.json_values import json_objects
 from rlm_dspy.observe.event_reader import read_log
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from rlm_dspy.events import CellEvent, ChunkEvent, Event, Listener, LMEvent, RunEvent, SubCallEvent, TurnEvent
-from rlm_dspy.observe.formatting import used
 from rlm_dspy.redaction import safe_message
+from rlm_dspy.report.formatting import used
+from rlm_dspy.report.record import was_stopped
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS
 
@@ -140,8 +141,8 @@ class Progress(Listener):
                 run.doing = "reads the answer" if event.role == "extract" else "sums up earlier turns"
             case RunEvent() if not begins:
                 usage, run.is_over, run.code = event.outcome.usage, True, ""
-                if event.error is None:
-                    run.doing = f"{event.outcome.stop} ({used(usage, usage.seconds)})"
+                if event.error is None or was_stopped(event.error):
+                    run.doing = f"{event.outcome.stop or 'interrupted'} ({used(usage, usage.seconds)})"
                 else:
                     said = " ".join(safe_message(event.error, event.lm, event.sub_lm).split())
                     run.doing = f"failed: {type(event.error).__name__}: {clip(said, _ERROR_CHARS)}"

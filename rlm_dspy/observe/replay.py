@@ -28,7 +28,7 @@ from rlm_dspy.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
     from rlm_dspy.subcalls.frames import CallFrame
     from rlm_dspy.subcalls.item import Answer, SubCallItem
     from rlm_dspy.subcalls.target import Callee

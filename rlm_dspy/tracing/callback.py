@@ -12,7 +12,7 @@ from mlflow.entities import SpanEvent, SpanStatus, SpanStatusCode
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
 from rlm_dspy.budget.lm_events import asked
 from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
-from rlm_dspy.observe.record import cut_short
+from rlm_dspy.report.record import cut_short
 from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
 from rlm_dspy.tracing.export_queue import announce, flush, has_ended, later, outbox
 from rlm_dspy.tracing.mlflow_runs import result_table

@@ -13,7 +13,7 @@ from mlflow.genai.scorers import scorer
 from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.coverage.tracker import Watch, watching
 from rlm_dspy.json_values import jsonable
-from rlm_dspy.observe.coverage_shares import share_covered
+from rlm_dspy.report.coverage_shares import share_covered
 from rlm_dspy.tracing.span_spec import HOW_IT_ENDED
 from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage

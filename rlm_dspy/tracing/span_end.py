@@ -16,11 +16,11 @@ from mlflow.entities import SpanType
 from rlm_dspy.artifacts import FOLDER
 from rlm_dspy.budget.lm_events import answered
 from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent
-from rlm_dspy.observe.coverage_shares import share_covered
-from rlm_dspy.observe.formatting import all_calls, used
-from rlm_dspy.observe.record import Record, describe_stop, record_of
-from rlm_dspy.observe.report.write_report import report_html
 from rlm_dspy.redaction import in_strings
+from rlm_dspy.report.coverage_shares import share_covered
+from rlm_dspy.report.formatting import all_calls, used
+from rlm_dspy.report.record import Record, describe_stop, record_of
+from rlm_dspy.report.write_report import report_html
 from rlm_dspy.text import counted
 from rlm_dspy.tracing._mlflow_compat import Attachment, SpanAttributeKey
 from rlm_dspy.tracing.span_spec import (

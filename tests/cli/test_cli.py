@@ -16,7 +16,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.interpreters import ScriptedInterpreter
 from rlm_dspy.observe.console import Lines, shortened, view_on
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from rlm_dspy.text import printable
 from tests.commands import (
     LOOK,

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from rlm_dspy.cli.app import app
 from rlm_dspy.observe.console import Lines, Terminal, view_on
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from tests.commands import (
     EMBEDDED_PROGRAM,
     LOOK,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.load import load_record
-from rlm_dspy.observe.record import Record
+from rlm_dspy.report.record import Record
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Step

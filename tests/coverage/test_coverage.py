@@ -13,8 +13,8 @@ import pytest
 from rlm_dspy import RLM
 from rlm_dspy.coverage.tracker import Watch, watched, watching
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.observe.coverage_shares import coverage_of
-from rlm_dspy.observe.record import Record, recorded
+from rlm_dspy.report.coverage_shares import coverage_of
+from rlm_dspy.report.record import Record, recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, SubCall
 

@@ -24,8 +24,8 @@ from rlm_dspy.errors import UnreadableTable
 from rlm_dspy.inputs import describe, opened
 from rlm_dspy.inputs.tables import KINDS
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
-from rlm_dspy.observe.record import digest_of, recorded
 from rlm_dspy.repl.value_codec import received
+from rlm_dspy.report.record import digest_of, recorded
 from rlm_dspy.testing import ScriptedLM
 from tests.crossing import run
 from tests.playing import block

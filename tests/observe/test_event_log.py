@@ -20,7 +20,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.event_reader import read_log
-from rlm_dspy.observe.record import recorded
+from rlm_dspy.report.record import recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage

@@ -14,12 +14,12 @@ from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.load import load_records
-from rlm_dspy.observe.record import recorded
+from rlm_dspy.report.record import recorded
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 if TYPE_CHECKING:
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
 
 LOOKED_INTO = {"input_chars", "left_out", "occurrences"}
 RLMS = Path(__file__).parents[1] / "data" / "rlms.jsonl"

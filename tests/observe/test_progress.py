@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -14,8 +13,6 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.observe.progress import Progress
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
-
-NOTEBOOK = Path(__file__).parents[2] / "experiment" / "progress.ipynb"
 
 
 def lines(lm: ScriptedLM, run: Any) -> list[str]:
@@ -86,20 +83,17 @@ def test_a_run_that_fails_says_why_without_secrets() -> None:
     assert lines(lm, run) == ["RLM 1: failed: LMServerError: down: Bearer ***"]
 
 
+def test_an_interrupted_run_says_so() -> None:
+    def reply(_: object) -> str:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            rlm()(context="x")
+
+    assert lines(ScriptedLM(reply), run) == ["RLM 1: interrupted"]
+
+
 def test_an_answer_read_from_the_trajectory_is_an_end_too() -> None:
     lm = ScriptedLM([block("print(1)")], extract=[fields(answer="a")])
     assert lines(lm, lambda: rlm(max_iters=1)(context="x"))[-1] == "RLM 1: extracted"
-
-
-@pytest.mark.long
-def test_a_notebook_has_one_display_that_ends_with_the_result() -> None:
-    import nbclient  # noqa: PLC0415  (only here)
-    import nbformat  # noqa: PLC0415
-
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
-    _, one, many = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell, last in ((one, "RLM 1: submitted ("), (many, "6 of 6 runs have ended")):
-        shown = [output for output in cell.outputs if output.output_type == "display_data"]
-        assert len(shown) == 1
-        assert last in shown[0]["data"]["text/html"]

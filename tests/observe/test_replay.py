@@ -14,8 +14,8 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.load import load_records
-from rlm_dspy.observe.record import digest_of, recorded
 from rlm_dspy.observe.replay import replay
+from rlm_dspy.report.record import digest_of, recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step
 from tests.playing import block, fields
@@ -23,7 +23,7 @@ from tests.playing import block, fields
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
     from rlm_dspy.testing import Messages
 
 CONTEXT = "the tide rises\nstocks fall\nthe tide falls"

@@ -16,10 +16,10 @@ from rlm_dspy.json_values import MAX_DEPTH, jsonable, nested_too_deep
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.observe.load import load_record
-from rlm_dspy.observe.record import Record, recorded
-from rlm_dspy.observe.report.write_report import report_html
 from rlm_dspy.optimize.upstream import shown
 from rlm_dspy.redaction import in_strings
+from rlm_dspy.report.record import Record, recorded
+from rlm_dspy.report.write_report import report_html
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 

@@ -16,8 +16,8 @@ from dspy.teleprompt import Teleprompter
 
 from rlm_dspy import RLM, Limits, tracing
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
-from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.write_report import report_html
+from rlm_dspy.report.record import Record
+from rlm_dspy.report.write_report import report_html
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 from tests.tracing.stores import Store, call, span, tree

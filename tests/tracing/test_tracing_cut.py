@@ -18,7 +18,7 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.observe.record import Record, recorded
+from rlm_dspy.report.record import Record, recorded
 from rlm_dspy.testing import ScriptedEngine, ScriptedLM
 from tests.commands import LOOK, NEVER, SUBMIT_42, environment, read_until, running, scripted
 from tests.playing import block

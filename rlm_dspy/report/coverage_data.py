@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlm_dspy.observe.coverage_shares import coverage_of, covered
-from rlm_dspy.observe.report.charts import WIDTH
+from rlm_dspy.report.charts import WIDTH
+from rlm_dspy.report.coverage_shares import coverage_of, covered
 from rlm_dspy.text import share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rlm_dspy.coverage.tracker import Occurrence
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
     from rlm_dspy.trajectory import Span
 
 _STRIP, _HEIGHT, _TOP = 30, 20, 5

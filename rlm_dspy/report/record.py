@@ -18,7 +18,7 @@ from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
 from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
-from rlm_dspy.inputs import HostInput, Text
+from rlm_dspy.inputs import HostInput, Text, describe
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.subcalls.ad_hoc import types_of, written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from rlm_dspy.loop.rlm import RLM
 
 _MAX_ERROR_CHARS = 600
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
@@ -187,7 +186,7 @@ class Recorder(Listener):
                 self.record = record_of(event)
 
 
-def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
+def recorded(rlm: dspy.Module, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
     """Run a module with the LM of `dspy.settings`, and return its record, also after an error.
 
     Args:
@@ -208,22 +207,34 @@ def recorded(rlm: RLM, inputs: Mapping[str, Any]) -> tuple[Record, BaseException
     return recorder.record, ended
 
 
-def record_of(run: RunEvent) -> Record:
-    """Return the record of a run that has just ended in this context."""
+def record_of(run: RunEvent, *, digests: bool = True) -> Record:
+    """Return the record of a run that has just ended in this context.
+
+    Args:
+        run: The event of its end.
+        digests: As in `asked`.
+    """
     steps = [step.model_copy(update={"answer": None}) for step in run.outcome.steps]  # it is an output field
-    return Record(**asked(run), **ended(run), trajectory=steps, started_at=run.started_at)
+    return Record(**asked(run, digests=digests), **ended(run), trajectory=steps, started_at=run.started_at)
 
 
-def asked(run: RunEvent) -> dict[str, Any]:
-    """Return the fields of a record that are known when a run starts."""
+def asked(run: RunEvent, *, digests: bool = True) -> dict[str, Any]:
+    """Return the fields of a record that are known when a run starts.
+
+    Args:
+        run: The event of its start.
+        digests: Whether to read the inputs whole for their digests; else only texts are shown as they are, and
+            other inputs described, which is quick for inputs of any size.
+    """
     names = run.signature.input_fields
     inputs = {name: value for name, value in run.inputs.items() if name in names}
     most = run.limits.max_output_chars
+    shown = {name: _as_text(value) if digests else _described(value) for name, value in inputs.items()}
     return {
         "signature": sendable(written(run.signature)),
         "instructions": sendable(run.signature.instructions),
-        "inputs": {name: sendable(clip(_as_text(value), most)) for name, value in inputs.items()},
-        "digests": {name: digest_of(value, most) for name, value in inputs.items()},
+        "inputs": {name: sendable(clip(text, most)) for name, text in shown.items()},
+        "digests": {name: digest_of(value, most) for name, value in inputs.items()} if digests else {},
         "output_types": types_of(run.signature.output_fields),
         "model": str(getattr(run.lm, "model", "")),
         "sub_model": getattr(run.sub_lm, "model", None),
@@ -263,8 +274,14 @@ def files_of(artifacts: Artifacts) -> dict[str, RecordedFile]:
 
 def cut_short(error: BaseException) -> dict[str, Any]:
     """Return the fields of a record that describe the end of a run by an error."""
-    stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
-    return {"stop": "interrupted", "error": None} if stopped else {"stop": "failed", "error": in_one_line(error)}
+    if was_stopped(error):
+        return {"stop": "interrupted", "error": None}
+    return {"stop": "failed", "error": in_one_line(error)}
+
+
+def was_stopped(error: BaseException) -> bool:
+    """Return whether an error that ended a run is a stop from outside: Ctrl-C, a cancelled task."""
+    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
 
 
 def digest_of(value: Any, max_chars: int) -> Digest:
@@ -285,6 +302,10 @@ def digest_of(value: Any, max_chars: int) -> Digest:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
+
+
+def _described(value: Any) -> str:
+    return value if isinstance(value, str) else describe("", value).value
 
 
 def in_one_line(error: BaseException) -> str:

@@ -15,9 +15,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 
 from rlm_dspy import text
-from rlm_dspy.observe import formatting
-from rlm_dspy.observe.record import STOPS, describe_stop
-from rlm_dspy.observe.report import charts, coverage_data, turns_data
+from rlm_dspy.report import charts, coverage_data, formatting, turns_data
+from rlm_dspy.report.record import STOPS, describe_stop
 from rlm_dspy.text import printable
 from rlm_dspy.trajectory import KINDS
 
@@ -73,7 +72,7 @@ def _environment() -> Environment:
     for module in (charts, coverage_data, formatting, text, turns_data):
         environment.filters |= {name: found for name, found in vars(module).items() if isfunction(found)}
     environment.filters |= {"describe_stop": describe_stop, "highlighted": highlighted, "number": "{:,}".format}
-    environment.filters |= {"numbered": _numbered, "svg_number": svg_number, "to_json": _to_json}
+    environment.filters |= {"numbered": _numbered, "svg_number": svg_number, "to_json": to_json}
     environment.globals |= {"KINDS": KINDS, "STOPS": STOPS, "highlight_style": highlight_style}
     return environment
 
@@ -83,7 +82,7 @@ def _numbered(items: Iterable[SubCall]) -> list[tuple[int, SubCall]]:
     return list(enumerate(items, 1))
 
 
-def _to_json(value: JsonValue) -> str:
+def to_json(value: JsonValue) -> str:
     """Return a text unchanged, and any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 

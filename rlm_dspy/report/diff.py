@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from rlm_dspy.observe.formatting import all_calls
-from rlm_dspy.observe.report.rendering import highlighted, template
+from rlm_dspy.report.formatting import all_calls
+from rlm_dspy.report.rendering import highlighted, template
 from rlm_dspy.text import price, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
     from rlm_dspy.trajectory import Step
 
 _ALIKE = 0.5

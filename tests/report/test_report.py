@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from rlm_dspy.coverage.tracker import Occurrence
-from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.rendering import highlighted
-from rlm_dspy.observe.report.write_report import report_html, write_report
+from rlm_dspy.report.record import Record
+from rlm_dspy.report.rendering import highlighted
+from rlm_dspy.report.write_report import report_html, write_report
 from rlm_dspy.trajectory import Step, SubCall, ToolCall
 from rlm_dspy.usage import Usage
 

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_dspy.observe.record import Record
-from rlm_dspy.observe.report.diff import aligned, diff_html, diff_text
+from rlm_dspy.report.diff import aligned, diff_html, diff_text
+from rlm_dspy.report.record import Record
 from rlm_dspy.trajectory import Step
-from tests.observe.test_report import ATTACK, Page, assert_inert, attacked, record
+from tests.report.test_report import ATTACK, Page, assert_inert, attacked, record
 
 STEPS = st.lists(
     st.builds(Step, code=st.sampled_from(["a = 1", "b = 2", "print(a, b)", "", "for x in y: go(x)"])), max_size=7

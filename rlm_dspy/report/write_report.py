@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlm_dspy.observe.report.rendering import template
+from rlm_dspy.report.rendering import template
 from rlm_dspy.text import write_whole
 
 if TYPE_CHECKING:
     import os
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
 
 
 def write_report(record: Record, path: str | os.PathLike[str]) -> None:

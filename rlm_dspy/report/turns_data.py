@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlm_dspy.coverage.text_match import merged
-from rlm_dspy.observe.coverage_shares import chars_of
-from rlm_dspy.observe.formatting import used
+from rlm_dspy.report.coverage_shares import chars_of
+from rlm_dspy.report.formatting import used
 from rlm_dspy.text import seconds, share
 from rlm_dspy.trajectory import Step
 

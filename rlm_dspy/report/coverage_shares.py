@@ -9,7 +9,7 @@ from rlm_dspy.coverage.text_match import merged
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
     from rlm_dspy.trajectory import Span, Step
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlm_dspy.observe.formatting import spent_on
+from rlm_dspy.report.formatting import spent_on
 from rlm_dspy.text import one_line, price, seconds
 
 if TYPE_CHECKING:
