@@ -86,7 +86,7 @@ def choose_model(
             process, a name that `rlm-dspy models` lists, the address of a model on the hub
             (`"hf:owner/repository:Q4_K_M"`), the path of a GGUF file, or `"embedded"` for the best downloaded one.
         pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
-            and none was downloaded, that is SmolLM2-135M (98 MB).
+            and none was downloaded, that is Qwen2.5-Coder 1.5B (1.1 GB).
         announce: Called with one line when a default model is chosen, and with each step of a download.
 
     Raises:
@@ -125,10 +125,6 @@ def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
     name = str(getattr(lm, "model", ""))
-    if name == f"{EMBEDDED}/{DEFAULT.lm_name}":
-        usual = replace(
-            usual, max_llm_calls=0
-        )  # measured: such a small model does worse if it is told of sub-calls
     if name.startswith(f"{EMBEDDED}/") and "max_cost" in chosen:
         chosen = {"prices": {name: (0.0, 0.0)}, **chosen}  # it runs here
     if window is None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import os
 
 _SHIPPED = Path(__file__).parent / "policies"
+_SHIPPED_FOR = dict.fromkeys(
+    ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"), "small-models"
+)
+"""The shipped policy of each model that has one."""
 POLICY_VERSION = 1
 _LEARNED = ("signature", "demos", "demos_per_run", "traces", "train")
 """What a policy is. DSPy sets anything else that a state holds as an attribute of the predictor."""
@@ -112,8 +116,7 @@ def write_policy(
 def policy_for(lm: Any) -> str | None:
     """Return the name of the policy shipped for an LM, by its model's name; None if there is none."""
     model = getattr(lm, "model", None) or ""
-    name = str(model).rsplit("/", 1)[-1].lower()
-    return name if name in shipped_policies() else None
+    return _SHIPPED_FOR.get(str(model).rsplit("/", 1)[-1].lower())
 
 
 def shipped_policies() -> list[str]:

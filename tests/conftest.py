@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from rlm_dspy.embedded import pull_model
 from rlm_dspy.embedded.model_cache import models_folder
+from rlm_dspy.embedded.model_catalog import DEFAULT
 from tests.playing import play_awaiting, play_blocking
 
 if TYPE_CHECKING:
@@ -49,10 +50,22 @@ def models_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 @pytest.fixture(scope="session")
 def smollm2(models_of_the_tests: Path) -> Path:
     """Download SmolLM2 into the user's cache, unless it is there, and make it the one model of the tests."""
+    return _linked("smollm2-135m", models_of_the_tests)
+
+
+@pytest.fixture
+def default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Do the same with the model that is offered to users, for one test."""
+    monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
+    return _linked(DEFAULT.name, tmp_path)
+
+
+def _linked(model: str, folder: Path) -> Path:
+    """Download a model into the user's cache, unless it is there, and link it in a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLM_DSPY_MODELS", USERS_MODELS)
-        path = pull_model("smollm2-135m")
-    link = models_of_the_tests / path.name
+        path = pull_model(model)
+    link = folder / path.name
     link.symlink_to(path)
     return link
 

@@ -149,13 +149,11 @@ def test_a_model_that_was_not_downloaded_names_the_command() -> None:
         choose_model("qwen2.5-coder-1.5b")
 
 
-def test_without_a_downloaded_model_the_smallest_is_offered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_downloaded_model_the_best_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
     with pytest.raises(ModelNotPulled) as caught:
         choose_model()
-    assert caught.value.entry is CATALOGUE[0]
+    assert caught.value.entry is CATALOGUE[-1]
 
 
 @pytest.mark.parametrize("model", ["no-such-model", "nobody/model", "openai/"])
@@ -283,7 +281,7 @@ def test_a_large_window_gets_the_usual_limits() -> None:
 
 
 def test_the_embedded_model_gets_limits_of_its_window() -> None:
-    assert limits_for(embedded_lm()) == Limits(max_iters=4, max_llm_calls=0, max_output_chars=3_072)
+    assert limits_for(embedded_lm()) == Limits(max_iters=4, max_output_chars=3_072)
 
 
 def test_what_runs_in_this_process_costs_nothing_so_its_cost_can_be_limited() -> None:

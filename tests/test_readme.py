@@ -65,6 +65,8 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
     assert with_examples == {"rlm", "module", "runs", "testing", "event_log", "progress", "sub_call_cache"}
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("default_model")
 def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
     """The question of the first command, from the whole of articles.md, with no key and no server."""
     _, _, command = BASH_BLOCKS[0].strip().partition("uv run --extra embedded rlm-dspy ")

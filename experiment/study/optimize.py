@@ -104,7 +104,7 @@ def plain(program: Any, **_: Any) -> Any:
 
 
 def shipped(program: Any, **_: Any) -> Any:
-    return with_policy(program, "smollm2-135m-instruct") if isinstance(program, RLM) else program
+    return with_policy(program, "small-models") if isinstance(program, RLM) else program
 
 
 def bootstrap(program: Any, train: Any, teacher: Any, demos: int, **_: Any) -> Any:

@@ -81,8 +81,8 @@ CATALOGUE = _read(Path(__file__).with_name("catalogue.json"))
 """The models, from the smallest to the best."""
 
 
-DEFAULT = CATALOGUE[0]
-"""The model to offer if none is chosen and none was downloaded: the smallest download."""
+DEFAULT = CATALOGUE[-1]
+"""The model to offer if none is chosen and none was downloaded: the smaller ones answer few questions."""
 
 
 def find_model(name: str) -> CatalogueModel | None:

@@ -76,7 +76,7 @@ def last_turn() -> tuple[RLM, dict[str, Any]]:
     }
 
 
-SHIPPED = "smollm2-135m-instruct"
+SHIPPED = "small-models"
 CASES: dict[str, Callable[[], tuple[RLM, dict[str, Any]]]] = {
     "no policy": lambda: (RLM("question -> answer: int", policy=None), {"question": "How many?"}),
     "instructions, tools and subs": subs,
