@@ -81,14 +81,18 @@ def import_hint(module: str, packages: Sequence[str], importable: Collection[str
         packages: What the interpreter allows.
         importable: What its workers can import beside the standard library.
     """
-    top = module.partition(".")[0]
-    only = f"This REPL can import only these: {', '.join(('the standard library', *importable))}."
+    top, only = module.partition(".")[0], only_these(importable)
     if top in importable or not top.isidentifier():
         return only
     if not is_installed(top):
         return f"{only} {top} is not installed."
     allowed = f"PythonInterpreter(packages={[*packages, top]})"
     return f"{only} {top} is installed, but not allowed here; the user allows it with {allowed}."
+
+
+def only_these(importable: Collection[str]) -> str:
+    """Return what to tell of what code can import, beside the standard library."""
+    return f"This REPL can import only these: {', '.join(('the standard library', *importable))}."
 
 
 class Required(NamedTuple):

@@ -97,7 +97,8 @@ class Source(Protocol):
 
 
 _servers: dict[Source, Server] = {}
-_starting = threading.Lock()
+_starting: dict[Source, threading.Lock] = {}
+_lock = threading.Lock()
 
 
 def server_for(source: Source) -> Server:
@@ -107,7 +108,9 @@ def server_for(source: Source) -> Server:
         CannotConfine: If it cannot hold what the source's policy requires.
         OSError: If it does not start.
     """
-    with _starting:
+    with _lock:
+        starting = _starting.setdefault(source, threading.Lock())
+    with starting:
         server = _servers.get(source)
         if server is not None and server.alive:
             return server
@@ -120,19 +123,25 @@ def server_for(source: Source) -> Server:
         return started
 
 
+def close_server(source: Source) -> None:
+    """End the fork server of a source, if there is one, with all workers."""
+    server = _servers.pop(source, None)
+    if server is not None:
+        server.close()
+
+
 def close_all() -> None:
     """End every fork server of this process, with all workers."""
-    with _starting:
-        for server in _servers.values():
-            with suppress(OSError):
-                server.close()
-        _servers.clear()
+    for source in list(_servers):
+        with suppress(OSError):
+            close_server(source)
 
 
 def _let_go() -> None:
     """In a forked child of the host: the parent's fork servers are not the child's."""
-    global _starting  # noqa: PLW0603 (another thread may have held it at the fork)
-    _starting = threading.Lock()
+    global _lock  # noqa: PLW0603 (another thread may have held it at the fork)
+    _lock = threading.Lock()
+    _starting.clear()
     close_all()
 
 

@@ -1,0 +1,438 @@
+"""The near end of a remote interpreter: a fork server on another machine, at the end of one byte stream."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import mmap
+import os
+import socket
+import stat
+import threading
+from collections import defaultdict
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlm_dspy.interpreters.confinement.namespaces import OWN_SCRATCH
+from rlm_dspy.interpreters.host.deadlines import Deadline
+from rlm_dspy.interpreters.host.fork_server_client import NoRung
+from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, VALUE, Kind, Relay, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Self
+
+    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
+    from rlm_dspy.interpreters.host.processes import Watched
+    from rlm_dspy.interpreters.worker.wire import JSON
+
+_PIECE = 256 << 10
+_REMEMBERED_FROM = 1 << 20
+"""Bytes from which the digest of a value is kept: to compute it takes a second for each GB."""
+_START_SECONDS = 120
+_ANSWER_SECONDS = 60
+_ERRORS = {"NoRung": NoRung, "TimeoutError": TimeoutError}
+
+
+class Transport(Protocol):
+    """A running command on another machine, with its stdin and stdout."""
+
+    name: str
+    """What users know it as."""
+    reads: int
+    """The descriptor of its stdout."""
+    writes: int
+    """That of its stdin."""
+
+    def last_words(self) -> str:
+        """Return the end of what it printed to stderr."""
+
+    def end(self) -> None:
+        """End it: its stdin is closed already."""
+
+
+class FarHandle:
+    """A process that carries a session on another machine.
+
+    Args:
+        link: The connection to it.
+        number: Its number there.
+    """
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._cpu_seconds = 0.0
+        self._memory_over = 0
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when the process or the connection ends."""
+        return self._ended
+
+    def ends(self) -> None:
+        """Take note that it has ended."""
+        with self._lock:
+            if self._ended >= 0:
+                os.eventfd_write(self._ended, 1)
+
+    def seen(self, cpu_seconds: float, memory_over: int) -> None:
+        """Take note of what the far end has seen of it."""
+        self._cpu_seconds, self._memory_over = cpu_seconds, memory_over
+
+    def signal(self, number: int) -> None:
+        """Have a signal sent to it, if it is alive."""
+        with suppress(OSError):
+            self._link.post(t="signal", handle=self._number, number=int(number))
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that it had used half a second ago."""
+        return self._cpu_seconds
+
+    def memory_over(self, others: Collection[Self], limit: int) -> int:
+        """Return the bytes of its session, if the far end has found them over the limit; else 0."""
+        del others, limit  # the far end knows them
+        return self._memory_over
+
+    def end_hogs(self, others: Collection[Self], limit: int) -> None:
+        """Have the far end look, if it has found a session over the limit."""
+        del limit
+        if any(handle._memory_over for handle in (self, *others)):  # noqa: SLF001 (of the same class)
+            with suppress(OSError):
+                numbers = [handle._number for handle in others]  # noqa: SLF001 (likewise)
+                self._link.ask_later("end_hogs", {"handle": self._number, "others": numbers})
+
+    def sweep(self) -> None:
+        """Have all others of its group killed, and wait for that."""
+        with suppress(OSError):
+            self._link.ask("sweep", {"handle": self._number})
+
+    def close(self) -> None:
+        """Release it; in a forked child of the host only here, where another thread may have held the locks."""
+        if not self._link.is_own:
+            os.close(self._ended)
+            return
+        self._link.release(self._number)
+        with self._lock:
+            os.close(self._ended)
+            self._ended = -1
+
+
+class Link:
+    """One connection with everything that goes over it.
+
+    Args:
+        transport: The started far end.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._owner = os.getpid()
+        self._stream = Stream(transport.reads, transport.writes)
+        self._relay = Relay(self._stream, self._reference)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[Any]] = {}
+        self._handles: dict[int, FarHandle] = {}
+        self._digests: dict[tuple[int, ...], bytes] = {}
+        self._sending: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
+        self.watch = _NoticesAtOnce()
+        """Looks at the memory of workers when the far end finds it too large."""
+        self.lost = ""
+        """Why the connection is gone; empty while it is there."""
+        jobs = (self._read, self._move, partial(self._stream.beat, self.lose))
+        for job in jobs:
+            threading.Thread(target=job, name="rlm-link", daemon=True).start()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process has made it: a forked child of that has its descriptors, not its threads."""
+        return self._owner == os.getpid()
+
+    # Orders
+
+    def post(self, **order: object) -> None:
+        """Send an order that nothing answers.
+
+        Raises:
+            OSError: If the connection is gone.
+        """
+        if self.lost:
+            raise ConnectionError(self.lost)
+        self._stream.send(Kind.ORDER, 0, json.dumps(order).encode())
+
+    def ask_later(self, order: str, arguments: Mapping[str, object]) -> tuple[int, Future[Any]]:
+        """Send an order; return its number, and where its answer will be.
+
+        Raises:
+            OSError: If the connection is gone.
+        """
+        number, answer = next(self._numbers), Future[Any]()
+        self._waiting[number] = answer
+        self.post(t=order, id=number, arguments=arguments)
+        return number, answer
+
+    def ask(self, order: str, arguments: Mapping[str, object], seconds: float = _ANSWER_SECONDS) -> Any:
+        """Send an order and return the answer.
+
+        Raises:
+            TimeoutError: If there is none within `seconds`.
+            OSError: If the far end refuses, or the connection is gone.
+        """
+        number, answer = self.ask_later(order, arguments)
+        try:
+            return answer.result(seconds)
+        except TimeoutError:
+            if answer.done():
+                raise
+            raise TimeoutError(f"{self._transport.name} did not answer within {seconds:g} s") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    # What goes along with packets
+
+    def open(self, end: int) -> int:
+        """Carry what is written to the other side of a socket; return the number of the channel."""
+        number = next(self._numbers)
+        self._relay.add(number, socket.socket(fileno=os.dup(end)))
+        return number
+
+    def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
+        """Send the values of these descriptors that the far end does not have, for as long as a session lives.
+
+        Raises:
+            TimeoutError: If that takes longer.
+            OSError: If the connection is gone.
+        """
+        deadline = Deadline(seconds)
+        values = {self._digest(fd): fd for fd in fds}
+        if not values:
+            return
+        with ExitStack() as alone:
+            for digest in sorted(values):  # no other session sends the same value meanwhile
+                alone.enter_context(self._sending[digest])
+            names = [digest.hex() for digest in values]
+            for name in self.ask("lacking", {"session": session, "digests": names}):
+                digest = bytes.fromhex(name)
+                self._send_value(digest, values[digest], deadline)
+
+    def _send_value(self, digest: bytes, fd: int, deadline: Deadline) -> None:
+        size = os.fstat(fd).st_size
+        with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as value, memoryview(value) as view:
+            for place, start in enumerate(range(0, size, _PIECE)):
+                if deadline.left() <= 0:
+                    raise TimeoutError(
+                        f"{start >> 20} of {size >> 20} MB were sent to {self._transport.name} in that time"
+                    )
+                self._stream.send(Kind.PIECE, place, digest, view[start : start + _PIECE])
+        self._stream.send(Kind.PIECE, size, digest)
+
+    def _digest(self, fd: int) -> bytes:
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+        if key in self._digests:
+            return self._digests[key]
+        with mmap.mmap(fd, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ) as value:
+            digest = hashlib.blake2b(value, digest_size=20).digest()
+        if status.st_size >= _REMEMBERED_FROM:
+            self._digests[key] = digest
+        return digest
+
+    def _reference(self, fd: int) -> bytes:
+        """Return what stands for a descriptor that goes with a packet, and close it."""
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                return REFERENCE.pack(CHANNEL, NUMBER.pack(self.open(fd)))
+            return REFERENCE.pack(VALUE, self._digest(fd))
+        finally:
+            os.close(fd)
+
+    # Processes
+
+    def handle(self, number: int) -> FarHandle:
+        """Return the handle of a process by its number there."""
+        made = FarHandle(self, number)
+        with self._lock:
+            self._handles[number] = made
+        if self.lost:
+            made.ends()
+        return made
+
+    def release(self, number: int) -> None:
+        """Let the far end forget a process."""
+        with self._lock:
+            self._handles.pop(number, None)
+        with suppress(OSError):
+            self.post(t="release", handle=number)
+
+    # What comes
+
+    def _read(self) -> None:
+        try:
+            while True:
+                kind, number, body = self._stream.receive()
+                if kind == Kind.PACKET:
+                    self._relay.deliver(number, body[1:])
+                elif kind == Kind.CLOSE:
+                    self._relay.end(number)
+                elif kind == Kind.CREDIT:
+                    self._relay.credit(number, int.from_bytes(body, "little"))
+                elif kind == Kind.ORDER:
+                    self._told(json.loads(body))
+        except EOFError:
+            self.lose(self._transport.last_words() or "it was closed by the other side")
+        except (OSError, ValueError) as error:
+            self.lose(str(error))
+
+    def _told(self, told: Mapping[str, Any]) -> None:
+        answer = self._waiting.pop(told.get("id", 0), None)
+        if answer is not None:
+            if told["t"] == "done":
+                answer.set_result(told["answer"])
+            else:
+                answer.set_exception(_ERRORS.get(told["kind"], OSError)(told["error"]))
+            return
+        handle = self._handles.get(told.get("handle", 0))
+        if handle is None:
+            return
+        if told["t"] == "ended":
+            handle.ends()
+        elif told["t"] == "seen":
+            handle.seen(told["cpu_seconds"], told["memory_over"])
+            if told["memory_over"]:
+                self.watch.notice()
+
+    def _move(self) -> None:
+        try:
+            self._relay.run()
+        except OSError as error:
+            self.lose(str(error))
+
+    # The end
+
+    def lose(self, why: str) -> None:
+        """Take note that the connection is gone: everything that waits for it ends."""
+        with self._lock:
+            if self.lost:
+                return
+            self.lost = f"The connection to {self._transport.name} was lost ({why})"
+            handles, waiting = list(self._handles.values()), list(self._waiting.values())
+        self._stream.close()
+        self._relay.close()
+        for handle in handles:
+            handle.ends()
+        for answer in waiting:
+            with suppress(InvalidStateError):  # it was answered a moment ago
+                answer.set_exception(ConnectionError(self.lost))
+        self._transport.end()
+
+    def close(self) -> None:
+        """End the connection, and with it all that runs at its other end."""
+        if self.is_own:
+            self.lose("it was closed here")
+        else:
+            self._stream.detach()
+
+
+class _NoticesAtOnce:
+    """Looks at groups when the far end, which looks at their processes, has found something."""
+
+    def __init__(self) -> None:
+        self._groups: set[Watched] = set()
+        self._lock = threading.Lock()
+
+    def add(self, group: Watched) -> None:
+        """Look at a group from now on."""
+        with self._lock:
+            self._groups.add(group)
+
+    def remove(self, group: Watched) -> None:
+        """Stop looking at it."""
+        with self._lock:
+            self._groups.discard(group)
+
+    def notice(self) -> None:
+        """A session takes too much memory."""
+        with self._lock:
+            groups = list(self._groups)
+        for group in groups:
+            group.end_hogs()
+
+
+class FarServer:
+    """A fork server on another machine; see `host.servers.Server`.
+
+    Args:
+        transport: The started far end.
+        asked: What the fork server is made from: the arguments of the far end's `start`.
+
+    Raises:
+        NoRung: If it cannot hold there what is required.
+        OSError: If it does not start; the message says what was printed there.
+    """
+
+    def __init__(self, transport: Transport, asked: Mapping[str, object]) -> None:
+        self._link = Link(transport)
+        self.watch = self._link.watch
+        with ExitStack() as undo:
+            undo.callback(self._link.close)
+            try:
+                told = self._link.ask("start", asked, _START_SECONDS)
+            except ConnectionError:
+                raise
+            except OSError as error:
+                raise type(error)(f"{transport.name}: {error}") from None
+            undo.pop_all()
+        self.layers = frozenset[str](told["layers"])
+        self.missing: dict[str, str] = told["missing"]
+        self.importable: list[str] = told["importable"]
+        self.packages = frozenset[str](told["packages"])
+        self.readable: list[str] = told["readable"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._link.is_own and not self._link.lost
+
+    @property
+    def lost(self) -> str:
+        """Why the connection is gone; empty while it is there."""
+        return self._link.lost
+
+    def new_scratch(self) -> str:
+        """Return a fresh folder for one worker there; the name alone where a worker makes its own."""
+        return OWN_SCRATCH if "namespaces" in self.layers else str(self._link.ask("scratch", {}))
+
+    def drop_scratch(self, path: str) -> None:
+        """Remove it."""
+        if "namespaces" not in self.layers:
+            with suppress(OSError):
+                self._link.ask("drop", {"path": path})
+
+    def spawn(self, order: Mapping[str, JSON], limits: WorkerLimits, end: int) -> tuple[int, FarHandle]:
+        """Start a worker there; return its number where the fork server lives, and a handle."""
+        channel = self._link.open(end)
+        arguments = {"order": {**order}, "limits": asdict(limits), "channel": channel}
+        pid, number = self._link.ask("spawn", arguments)
+        return pid, self._link.handle(number)
+
+    def watched(self, order: Mapping[str, JSON], limits: WorkerLimits) -> FarHandle:
+        """Return a handle on a copy of a worker."""
+        return self._link.handle(self._link.ask("watched", {"order": {**order}, "limits": asdict(limits)}))
+
+    def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
+        """Send the values that are not there yet."""
+        self._link.hold(session, fds, seconds)
+
+    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float | None = None) -> None:
+        """Send an order that gives nothing back, and wait until it is done."""
+        self._link.ask("tell", {"order": order, "arguments": {**arguments}, "seconds": seconds})
+
+    def close(self) -> None:
+        """End the connection, and with it all that runs there."""
+        self._link.close()
