@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.checkpoints import Mode
     from rlm_dspy.interpreters.host.deadlines import CellLimits
     from rlm_dspy.interpreters.host.servers import Server
+    from rlm_dspy.interpreters.host.session import Session
 
 _FILES = (
     "confinement/*.py",
@@ -246,6 +247,12 @@ class RemoteInterpreter(PythonInterpreter):
 
     def _server(self) -> Server:
         return server_for(self._place)
+
+    def _begun(self, server: Server) -> Session:
+        try:
+            return super()._begun(server)
+        except ConnectionError:  # it was lost since the session before
+            return super()._begun(self._server())
 
     def _import_hint(self, module: str) -> str:
         del module

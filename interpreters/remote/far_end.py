@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import queue
 import shutil
 import signal
@@ -129,7 +128,6 @@ class FarEnd:
 
     def serve(self) -> None:
         """Do what the host orders until the stream ends."""
-        self._tell_host(t="hello", python=platform.python_version(), user=os.getuid())
         jobs = (self._relay.run, self._obey, self._watch, lambda: self._stream.beat(_give_up))
         for job in jobs:
             threading.Thread(target=_whole, args=(job,), daemon=True).start()
@@ -292,7 +290,7 @@ class FarEnd:
                     if other.session == session and other.handle is not handle
                 ]
                 seen = (handle.cpu_seconds(), handle.memory_over(others, limit))
-                if seen != self._told.get(number, (0.0, 0)):
+                if seen[1] or seen != self._told.get(number, (0.0, 0)):
                     self._told[number] = seen
                     self._tell_host(t="seen", handle=number, cpu_seconds=seen[0], memory_over=seen[1])
 

@@ -11,7 +11,7 @@ import socket
 import stat
 import threading
 from collections import defaultdict
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
@@ -139,6 +139,7 @@ class Link:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Any]] = {}
         self._handles: dict[int, FarHandle] = {}
+        self._ended_early: set[int] = set()
         self._digests: dict[tuple[int, ...], bytes] = {}
         self._sending: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
         self.watch = _NoticesAtOnce()
@@ -230,7 +231,7 @@ class Link:
                         f"{start >> 20} of {size >> 20} MB were sent to {self._transport.name} in that time"
                     )
                 self._stream.send(Kind.PIECE, place, digest, view[start : start + _PIECE])
-        self._stream.send(Kind.PIECE, size, digest)
+        self._stream.send(Kind.PIECE, 1, digest)
 
     def _digest(self, fd: int) -> bytes:
         status = os.fstat(fd)
@@ -259,7 +260,8 @@ class Link:
         made = FarHandle(self, number)
         with self._lock:
             self._handles[number] = made
-        if self.lost:
+            has_ended = self.lost or number in self._ended_early
+        if has_ended:
             made.ends()
         return made
 
@@ -297,15 +299,17 @@ class Link:
             else:
                 answer.set_exception(_ERRORS.get(told["kind"], OSError)(told["error"]))
             return
-        handle = self._handles.get(told.get("handle", 0))
-        if handle is None:
-            return
-        if told["t"] == "ended":
+        number = told.get("handle", 0)
+        with self._lock:
+            handle = self._handles.get(number)
+            if handle is None and told["t"] == "ended":
+                self._ended_early.add(number)
+        if handle is not None and told["t"] == "ended":
             handle.ends()
-        elif told["t"] == "seen":
+        elif handle is not None and told["t"] == "seen":
             handle.seen(told["cpu_seconds"], told["memory_over"])
-            if told["memory_over"]:
-                self.watch.notice()
+            if told["memory_over"]:  # what follows may have to wait, and this thread must not
+                threading.Thread(target=self.watch.notice, name="rlm-watch", daemon=True).start()
 
     def _move(self) -> None:
         try:
@@ -321,13 +325,14 @@ class Link:
             if self.lost:
                 return
             self.lost = f"The connection to {self._transport.name} was lost ({why})"
-            handles, waiting = list(self._handles.values()), list(self._waiting.values())
+            handles = list(self._handles.values())
         self._stream.close()
         self._relay.close()
         for handle in handles:
             handle.ends()
-        for answer in waiting:
-            with suppress(InvalidStateError):  # it was answered a moment ago
+        for number in list(self._waiting):
+            answer = self._waiting.pop(number, None)
+            if answer is not None:
                 answer.set_exception(ConnectionError(self.lost))
         self._transport.end()
 

@@ -91,10 +91,10 @@ class Stream:
         """
         frame = b"".join((_HEADER.pack(kind, number, sum(map(len, parts))), *parts))
         with self._sending:
-            if self._closed.is_set():
-                raise BrokenPipeError("the connection is closed")
             view = memoryview(frame)
             while view:
+                if self._closed.is_set():
+                    raise BrokenPipeError("the connection is closed")
                 view = view[os.write(self._writes, view) :]
 
     def receive(self) -> Frame:
@@ -124,6 +124,8 @@ class Stream:
             if time.monotonic() - self._heard > _SILENT_SECONDS:
                 lost(f"nothing came for {_SILENT_SECONDS} seconds")
                 return
+            if self._sending.locked() or not wire.arrives(self._writes, 0, select.POLLOUT):
+                continue  # something is on its way; a wait for it would be one for a connection that hangs
             try:
                 self.send(Kind.BEAT)
             except OSError as error:

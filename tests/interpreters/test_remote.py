@@ -27,7 +27,7 @@ from rlm_dspy.interpreters.remote.relay import Kind, Relay, Stream
 from rlm_dspy.interpreters.worker import wire
 from rlm_dspy.testing import ScriptedLM
 from tests.interpreter_contract import SECONDS
-from tests.interpreters.places import needs_sshd, ssh_command, through_ssh
+from tests.interpreters.places import PYTHON, needs_sshd, ssh_command
 from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -43,17 +43,22 @@ def transport(box: remote.Box) -> Any:
     return server._link._transport._process
 
 
-def far_processes(mark: str) -> list[int]:
-    """Return the processes whose environment or arguments have a mark."""
+def far_processes(folder: Path) -> list[str]:
+    """Return the numbers of the fork server and the workers of a far end."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (path / "cmdline").read_bytes() + (path / "cwd").readlink().as_posix().encode()
-        except OSError:
-            continue
-        if mark.encode() in told and int(path.name) != os.getpid():
-            found.append(int(path.name))
+        with suppress(OSError):
+            if f"{folder}/worker/".encode() in (path / "cmdline").read_bytes():
+                found.append(path.name)
     return found
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files of the far end alone, which other users can pass through."""
+    with tempfile.TemporaryDirectory(prefix="rlm-far-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture
@@ -217,32 +222,27 @@ class TestLoss:
         """In the middle of a cell; a fresh session has the inputs again."""
         run_through_a_loss(box, lambda: transport(box).kill())
 
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_nothing_is_left_there(self, temporary: Path, cut: bool) -> None:
+        """Whether the connection is closed or the far end is killed; with a session that computes."""
+        box = remote.argv("env", f"TMPDIR={temporary}", python=sys.executable, packages=())
+        folder = computing(box, temporary)
+        os.killpg(transport(box).pid, signal.SIGKILL) if cut else box.close()
+        assert comes_true(lambda: not far_processes(folder))
+        box().start()  # clears what a kill has left
+        assert comes_true(lambda: not folder.exists())
+        box.close()
+        assert list(temporary.iterdir()) == []
+
     @pytest.mark.long
     @needs_sshd
-    def test_an_ssh_that_is_killed_leaves_nothing_over_there(self) -> None:
-        """Neither a process nor a folder."""
-        box = dataclasses.replace(through_ssh(), checkpoint="always")
+    def test_an_ssh_that_is_killed_leaves_nothing_over_there(self, temporary: Path) -> None:
+        """Neither a process nor a folder; and a run that loses it goes on."""
+        box = remote.argv(*ssh_command(), "env", f"TMPDIR={temporary}", shell=True, python=PYTHON)
+        folder = computing(box, temporary)
         run_through_a_loss(box, lambda: transport(box).kill())
-        assert ssh_command()
-
-    def test_nothing_is_left_there(self, box: remote.Box) -> None:
-        """Whether the connection is closed or cut; with a session that computes."""
-        for ends in (box.close, lambda: os.killpg(transport(box).pid, signal.SIGKILL)):
-            before = set(Path(tempfile.gettempdir()).glob("rlm-repl-*"))
-            repl = box()
-            repl.execute(
-                "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()"
-            )
-            (far,) = [
-                path
-                for path in set(Path(tempfile.gettempdir()).glob("rlm-repl-*")) - before
-                if (path / "remote").exists()
-            ]
-            ends()
-            assert comes_true(lambda: not far_processes(far.name))  # noqa: B023
-            repl.shutdown()
-        box().start()  # clears what a kill has left
-        assert comes_true(lambda: not far.exists())
+        assert comes_true(lambda: not far_processes(folder) and not folder.exists())
+        box.close()
 
     def test_a_forked_child_has_a_connection_of_its_own(self) -> None:
         """And disturbs that of its parent in nothing."""
@@ -264,6 +264,16 @@ class TestLoss:
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "2\n1\n", "")
+
+
+def computing(box: remote.Box, temporary: Path) -> Path:
+    """Start a session that computes; return the folder of the far end's modules."""
+    box().execute(
+        "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()"
+    )
+    (folder,) = (path for path in temporary.glob("rlm-repl-*") if (path / "remote").exists())
+    assert far_processes(folder)
+    return folder
 
 
 def run_through_a_loss(box: remote.Box, cut: Callable[[], object]) -> None:
