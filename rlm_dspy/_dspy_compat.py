@@ -9,6 +9,7 @@ moves or renames is adapted here; what it makes public leaves this file.
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
 | `CUSTOM_TYPE_MARK` | marks an image in a message; texts must not contain it |
 | `HttpResponse`, `WireUsage` | where a server's usage is read |
+| `SSEEvent`, `acoalesce_stream`, `coalesce_stream` | read a stream that comes by no transport of DSPy |
 | `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | fixed by subclasses |
 | `ClosedStream`, `is_chunk`, `StatusStreamingCallback` | what `dspy.streamify` sends, and who sends it |
 | `find_listened_predictors`, `replace_finder` | an RLM's outputs have no predictor that a listener could name |
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from dspy._vendor.lm15.providers.base import HttpResponse
+from dspy._vendor.lm15.result import acoalesce_stream, coalesce_stream
+from dspy._vendor.lm15.sse import SSEEvent
 from dspy._vendor.lm15.types import Usage as WireUsage
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
 from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value

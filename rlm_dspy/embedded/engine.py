@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import queue
 import secrets
 import signal
 import threading
@@ -24,6 +25,7 @@ import dspy
 import typer
 from dspy import lm15
 
+from rlm_dspy._dspy_compat import SSEEvent, acoalesce_stream, coalesce_stream
 from rlm_dspy.concurrency.wait_scope import abandoned, if_cancelled
 from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.embedded.llama_server import (
@@ -167,8 +169,23 @@ class EmbeddedEngine(_Engine):
             call.abandon()
 
     def stream(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
-        """Yield the events of a reply, after the reply is complete."""
-        yield from lm15.response_to_events(self.complete(request))
+        """Yield the events of a reply while the model writes it; raises as `complete` does."""
+        events: Iterator[lm15.StreamEvent] = coalesce_stream(self._events(request), model=request.model)
+        return events
+
+    def _events(self, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
+        _check_waited_for()
+        chunks: queue.SimpleQueue[Chat | None] = queue.SimpleQueue()
+        call = loaded.get(self.settings).begin(_body(request, stream=True), chunks.put)
+        call.reply.add_done_callback(lambda _: chunks.put(None))
+        try:
+            with if_cancelled(lambda _: call.abandon()):
+                while (chunk := chunks.get()) is not None:
+                    yield from _events_of(chunk, request)
+            _check_waited_for()
+            _check(call.reply.result(), request)
+        finally:
+            call.abandon()
 
     def close(self) -> None:
         """Release the model for all users; the next call loads it again."""
@@ -186,10 +203,28 @@ class AsyncEmbeddedEngine(_Engine):
         finally:
             call.abandon()
 
-    async def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
-        """Yield the events of a reply, after the reply is complete."""
-        for event in lm15.response_to_events(await self.complete(request)):
-            yield event
+    def stream(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
+        """Yield the events of a reply while the model writes it; closing the stream stops the generation."""
+        events: AsyncIterator[lm15.StreamEvent] = acoalesce_stream(self._events(request), model=request.model)
+        return events
+
+    async def _events(self, request: lm15.Request) -> AsyncIterator[lm15.StreamEvent]:
+        chunks: asyncio.Queue[Chat | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(chunk: Chat | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+        call = (await self._server()).begin(_body(request, stream=True), put)
+        call.reply.add_done_callback(lambda _: put(None))
+        try:
+            while (chunk := await chunks.get()) is not None:
+                for event in _events_of(chunk, request):
+                    yield event
+            _check(call.reply.result(), request)
+        finally:
+            call.abandon()
 
     async def aclose(self) -> None:
         """Release the model for all users; the next call loads it again."""
@@ -205,7 +240,7 @@ def _check_waited_for() -> None:
         raise lm15.TimeoutError("Nobody waits for the reply any more.")
 
 
-def _body(request: lm15.Request) -> Chat:
+def _body(request: lm15.Request, *, stream: bool = False) -> Chat:
     """Convert a request to the body that llama.cpp's server expects."""
     config = request.config
     refused = ["tools"] if request.tools else []
@@ -221,14 +256,27 @@ def _body(request: lm15.Request) -> Chat:
             f"Config.extensions also {extensions}.",
             feature=refused[0],
         )
-    body: Chat = json.loads(_WIRE.build_request(request, stream=False).body)
+    body: Chat = json.loads(_WIRE.build_request(request, stream=stream).body)
     if config.top_k is not None:  # OpenAI has none
         body["top_k"] = config.top_k
     return {"temperature": 0.0, **body}
 
 
 def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
-    """Convert a chat completion to DSPy's response.
+    """Convert a chat completion to DSPy's response; raises as `_check` does."""
+    _check(reply, request)
+    reply = {**reply, "model": request.model}
+    return lm15.response_from_openai_chat(reply, response_format=request.config.response_format)
+
+
+def _events_of(chunk: Chat, request: lm15.Request) -> Iterator[lm15.StreamEvent]:
+    """Yield the events of a chunk of a streamed reply; raises as `_check` does."""
+    _check(chunk, request)
+    yield from _WIRE.parse_stream_events(request, SSEEvent(None, json.dumps(chunk)))
+
+
+def _check(reply: Chat, request: lm15.Request) -> None:
+    """Check that llama.cpp's reply is no error.
 
     Raises:
         lm15.ContextLengthError: If the prompt does not fit the window.
@@ -243,8 +291,6 @@ def _response(reply: Chat, request: lm15.Request) -> lm15.Response:
             )
         kind = lm15.InvalidRequestError if error.get("code") == 400 else lm15.ServerError  # noqa: PLR2004 (HTTP's)
         raise kind(f"llama.cpp: {error.get('message')}")
-    reply = {**reply, "model": request.model}
-    return lm15.response_from_openai_chat(reply, response_format=request.config.response_format)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from rlm_dspy.embedded.model_catalog import CatalogueModel
 from rlm_dspy.embedded.saved_prompts import Beginnings, Chat, files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 EXTRA = (
     "the extra `embedded`: pip install 'dspy-recursive-lm[embedded]' (in the checkout: uv sync --extra embedded)"
@@ -41,6 +41,7 @@ _BATCH_TOKENS = 256
 _SAVED_PROMPTS_MIB = 1_024
 _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 THREADS_VARIABLE = "RLM_DSPY_THREADS"
+_STREAM = "text/event-stream"
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -207,6 +208,7 @@ class Call:
     """A running chat completion."""
 
     reply: Future[Chat]
+    """The completion; of a stream an error, or nothing."""
     connection: http.client.HTTPConnection
     abandoned: threading.Event
 
@@ -240,10 +242,15 @@ class EmbeddedServer:
                 f"{settings.file()} has a context window of {window} tokens, less than n_ctx={settings.n_ctx}."
             )
 
-    def begin(self, body: Chat) -> Call:
-        """Queue a chat completion (the body of an OpenAI request) and return at once."""
+    def begin(self, body: Chat, heard: Callable[[Chat], object] | None = None) -> Call:
+        """Queue a chat completion (the body of an OpenAI request) and return at once.
+
+        Args:
+            body: The request.
+            heard: Receives each chunk of it, in a thread of the server, if it is requested as a stream.
+        """
         connection, abandoned = self._connection(), threading.Event()
-        return Call(self._pool.submit(self._complete, body, connection, abandoned), connection, abandoned)
+        return Call(self._pool.submit(self._complete, body, connection, abandoned, heard), connection, abandoned)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, without those that a chat template adds per message."""
@@ -253,28 +260,48 @@ class EmbeddedServer:
         """Never release it: after a fork its threads are gone, and a release would wait for them."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
-    def _complete(self, body: Chat, connection: http.client.HTTPConnection, abandoned: threading.Event) -> Chat:
-        def ask(path: str, body: Chat) -> Chat:
+    def _complete(
+        self,
+        body: Chat,
+        connection: http.client.HTTPConnection,
+        abandoned: threading.Event,
+        heard: Callable[[Chat], object] | None,
+    ) -> Chat:
+        def ask(path: str, body: Chat, heard: Callable[[Chat], object] | None = None) -> Chat:
             connection.connect()  # not before: the server waits a few seconds for a request
             if abandoned.is_set():
                 raise ConnectionAbortedError("nobody waits for the reply")
-            return self._ask(connection, path, body)
+            return self._ask(connection, path, body, heard)
 
         try:
             with self._prepared(body["messages"], ask, abandoned) as read:
-                return _counting(read, ask("/v1/chat/completions", body))
+                tell = None if heard is None else lambda chunk: heard(_counting(read, chunk))
+                return _counting(read, ask("/v1/chat/completions", body, tell))
         except (OSError, http.client.HTTPException, ValueError) as error:  # also if it was shut meanwhile
             return {"error": {"message": repr(error)}}
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(urlsplit(self._server.listening_address).netloc)
 
-    def _ask(self, connection: http.client.HTTPConnection, path: str, body: Chat | None = None) -> Chat:
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        body: Chat | None = None,
+        heard: Callable[[Chat], object] | None = None,
+    ) -> Chat:
         with closing(connection):
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
-            reply: Chat = json.load(connection.getresponse())
-            return reply
+            response = connection.getresponse()
+            if heard is None or response.headers.get_content_type() != _STREAM:  # an error is no stream
+                reply: Chat = json.load(response)
+                return reply
+            for line in response:
+                kind, _, data = line.strip().partition(b": ")
+                if kind == b"data" and data != b"[DONE]":
+                    heard(json.loads(data))
+            return {}
 
 
 def _unprepared(*_: object) -> nullcontext[int]:
