@@ -67,6 +67,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     Variables, arguments and results of tools, and submitted values are shared objects. If the caller's
     thread runs an event loop, the cell gets a thread of its own, so that `await` and `asyncio.run` work in it.
     Ctrl-C stops the cell and reaches the caller, as does a `KeyboardInterrupt` of the code, which looks the same.
+    A process that a cell forks ends with the cell.
 
     Args:
         tools: Host functions, sync or async, by their name in code.
@@ -111,6 +112,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
 
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         _session.set(self._session)
+        process = os.getpid()
         with _process.shared_with(self._session):
             self._thread = threading.get_ident()
             try:
@@ -118,6 +120,8 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             except CellStopped as error:  # it came before the code began, or behind its end
                 return Outcome("raised", error=f"CellStopped: {error}", exception=error)
             finally:
+                if os.getpid() != process:
+                    os._exit(0)  # of a fork: it would go on with the host's program
                 self._thread = None
                 # One may be on its way and another being sent: each can end a call. There is no loop and no
                 # context manager, as an exception would get out between the rounds or calls.

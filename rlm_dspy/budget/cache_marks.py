@@ -29,8 +29,12 @@ _BY_LITELLM: dict[str, Any] = {
     ]
 }
 _CHOICES = {*_BY_DSPY, *_BY_LITELLM, "cache_control"}
-_PLAIN = {"temperature", "max_tokens", "api_key", "api_base", "base_url", "timeout", "rollout_id"}
+_BY_CLIENT = {"temperature", "max_tokens", "top_p", "top_k", "stop", "reasoning_effort"} | {
+    *("api_key", "api_base", "base_url", "timeout", "rollout_id")
+}
 """Options that DSPy's own client sends. With `prompt_cache`, DSPy refuses what only LiteLLM sends."""
+_NOT_BY_CLIENT = {"thinking", "extra_body", "drop_params"}
+"""Options of Anthropic's users for which DSPy sends the request by LiteLLM; of others that is not known."""
 
 
 def with_cache_marks(lm: dspy.BaseLM, call: LMCall) -> LMCall:
@@ -45,8 +49,8 @@ def with_cache_marks(lm: dspy.BaseLM, call: LMCall) -> LMCall:
     if call.messages is None or _CHOICES & options.keys():
         return call
     takes_marks = provider in ("anthropic", "openrouter") or (provider == "bedrock" and caches_prompts(lm))
-    native = select_backend(lm, call.options).native
-    if not takes_marks or (native and not options.keys() <= _PLAIN):
+    native = select_backend(lm, call.options).native and not _NOT_BY_CLIENT & options.keys()
+    if not takes_marks or (native and not options.keys() <= _BY_CLIENT):
         return call
     marks = (
         _BY_DSPY if native and provider == "anthropic" else _BY_LITELLM

@@ -197,6 +197,12 @@ def text_of(outputs: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
+def only_thinking_of(outputs: Outputs) -> str:
+    """Return what the model thought, told apart by its server, if its reply holds nothing else."""
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    return str(first.get("reasoning_content") or "") if isinstance(first, dict) and not text_of(outputs) else ""
+
+
 def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
     """Return an LM's outputs without the thinking in their texts.
 

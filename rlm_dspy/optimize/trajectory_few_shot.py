@@ -18,12 +18,16 @@ from rlm_dspy.optimize.rollouts import Found, found_once, key_of, run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.text import counted, logger
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from rlm_dspy.optimize.statistics import Metric
+
+
+_logger = logger()
 
 
 @dataclass
@@ -78,6 +82,8 @@ class TrajectoryFewShot(Teleprompter):
     ) -> dspy.Module:
         """Return a copy of `student` with demos. A predictor without new demos keeps those it had.
 
+        A warning is logged if no example gave a demo.
+
         Args:
             student: The program. It is not changed.
             trainset: Examples with inputs set.
@@ -98,7 +104,18 @@ class TrajectoryFewShot(Teleprompter):
         if lm is not None:
             program.set_lm(lm)
         check_names(compiled, program)
-        found = self._gather(program, self._ordered(trainset), lm)
+        examples = self._ordered(trainset)
+        found = self._gather(program, examples, lm)
+        if not any(found.values()):
+            least = "above 0" if self.metric_threshold is None else f"{self.metric_threshold} or more"
+            _logger.warning(
+                "TrajectoryFewShot: none of %s gave a demo, so the program keeps those it had. Give "
+                "a better teacher: an example gives demos if its score is %s, of turns of at most %s characters "
+                "(max_demo_chars).",
+                counted(len(examples), "example"),
+                least,
+                f"{self.max_demo_chars:,}",
+            )
         for name, predictor in compiled.named_predictors():
             shown = min(getattr(predictor, "demos_per_run", None) or self.max_demos, self.max_demos)
             most_chars = self.max_chars * self.max_demos // max(1, shown)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.budget.lm_info import only_thinking_of
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.events import SubCallEvent, unit
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words
 from rlm_dspy.repl.value_codec import sent
@@ -172,13 +173,15 @@ class Batch:
                     unread = error
                 elif found := self._in_words(item):
                     return sent(callee.value_of(dspy.Prediction(**found)))
+                elif thinking := only_thinking_of(next(reversed(_replies(item)), None)):
+                    raise ReplyCut("holds only thinking and no answer", thinking) from error
                 else:
                     raise
 
     def _in_words(self, item: SubCallItem) -> dict[str, Any]:
         """Return the outputs from free-form replies of a predictor; empty if there are none."""
-        module, replies = self.callee.module, item.meter.outputs if item.meter is not None else []
-        return outputs_in_words(module.signature, replies) if isinstance(module, dspy.Predict) else {}
+        module = self.callee.module
+        return outputs_in_words(module.signature, _replies(item)) if isinstance(module, dspy.Predict) else {}
 
     def _call(self, item: SubCallItem) -> Any:
         """Return the module's result; on an event loop, it ends when the run does."""
@@ -187,6 +190,11 @@ class Batch:
             return callee.module(**inputs)
         name = callee.interface.name if callee.must_be_awaited else ""
         return LoopCall(callee.module.acall(**inputs), name).result(self._loop)
+
+
+def _replies(item: SubCallItem) -> list[Any]:
+    """Return the unchanged outputs of the LM in the last attempt."""
+    return item.meter.outputs if item.meter is not None else []
 
 
 @contextlib.contextmanager

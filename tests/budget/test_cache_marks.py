@@ -79,7 +79,7 @@ def test_no_other_provider_gets_marks(provider: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prompt_cache": CacheConfig(mode="off")}, {"reasoning_effort": "low"}, {"engine": "litellm"}],
+    [{"prompt_cache": CacheConfig(mode="off")}, {"seed": 1}, {"engine": "litellm"}],
     ids=str,
 )
 def test_the_users_own_choice_stays(options: dict[str, Any]) -> None:
@@ -87,6 +87,25 @@ def test_the_users_own_choice_stays(options: dict[str, Any]) -> None:
     prediction, bodies = ask(MARKED["Anthropic"], **options)
     assert prediction.answer == "fox"
     assert not any(marks_in(bodies[0]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop": ["x"]},
+        {"reasoning_effort": "low"},
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}, "temperature": 1.0, "max_tokens": 4_000},
+        {"extra_headers": {"anthropic-beta": "context-1m-2025-08-07"}},
+        {"extra_body": {"a": 1}, "drop_params": True},
+    ],
+    ids=" ".join,
+)
+def test_turns_are_marked_with_the_options_that_users_of_claude_choose(options: dict[str, Any]) -> None:
+    """By whatever client DSPy sends them."""
+    prediction, (first, sub_call, second) = ask(MARKED["Anthropic"], **options)
+    assert (prediction.answer, prediction.usage["failures"]) == ("fox", 0)
+    assert [marks_in(first), marks_in(second)] == [[True, True], [True, False, False, True]]
+    assert "cache_control" not in json.dumps(sub_call)
 
 
 def test_what_was_read_from_the_cache_and_written_to_it_is_counted() -> None:

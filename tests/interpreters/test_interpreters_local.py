@@ -394,3 +394,27 @@ def test_a_cell_that_begins_during_anothers_redirect_is_captured() -> None:
     code = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): answer = run()\nprint(answer)"
     assert first.execute(code) == "second"
     assert sys.stdout is before
+
+
+FORKS = """
+import asyncio, os, dspy
+from rlm_dspy import RLM
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.testing import ScriptedLM
+
+code = "import os", "print('code', os.fork() >= 0)", "SUBMIT(answer='a')"
+lm = ScriptedLM(["```python\\n" + cell + "\\n```" for cell in ("\\n".join(code[:2]), code[2])])
+with dspy.context(lm=lm):
+    rlm = RLM("question -> answer", interpreter_factory=LocalPythonInterpreter)
+    prediction = {}
+print(prediction.answer, [step["output"] for step in prediction.trajectory][0])
+"""
+
+
+@pytest.mark.parametrize("run", ["rlm(question='?')", "asyncio.run(rlm.acall(question='?'))"])
+def test_a_process_that_a_cell_forks_does_not_go_on_with_the_run(run: str) -> None:
+    script = FORKS.replace("{}", run)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.splitlines() == ["a code True"]

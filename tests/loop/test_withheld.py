@@ -125,6 +125,24 @@ def test_a_reply_that_is_withheld_is_told_with_its_reason(provider: str, name: s
     assert first["reasoning"] == ("I can't help with that." if why == "is a refusal" else "")
 
 
+def test_a_sub_call_that_only_thinks_fails_with_its_thinking_as_the_part() -> None:
+    code = (
+        "```python\ntry:\n    llm_query('?')\nexcept SubCallError as error:\n"
+        "    SUBMIT(answer=f'{error} {error.partial}')\n```"
+    )
+
+    def answer(said: Said, body: dict[str, object]) -> Sent:
+        reply = PROVIDERS["vLLM"].write(said, body)
+        if not said.text:
+            reply["choices"][0]["message"]["reasoning_content"] = "It may be a fox."
+        return 200, reply
+
+    with serving(ProviderServer(lambda texts: Said(code if "SUBMIT" in str(texts) else ""), answer)) as server:
+        prediction = run("vLLM", server)
+    assert prediction.answer.startswith("ReplyCut: The reply holds only thinking and no answer.")
+    assert prediction.answer.endswith("It may be a fox.")
+
+
 def test_a_sub_call_that_is_refused_fails_with_the_words_of_the_refusal() -> None:
     code = (
         "```python\ntry:\n    llm_query('?')\nexcept SubCallError as error:\n"

@@ -100,6 +100,12 @@ def test_a_predictor_without_new_demos_keeps_those_it_had() -> None:
     assert compiled([block("SUBMIT(answer='no')")], [example()], rlm)[0].act.demos == ["kept"]
 
 
+def test_a_compile_without_a_demo_warns_with_what_gives_one(caplog: pytest.LogCaptureFixture) -> None:
+    compiled(SIX_TURNS, [example()], max_demo_chars=10, metric_threshold=0.5)
+    assert "none of 1 example gave a demo" in caplog.text
+    assert "its score is 0.5 or more, of turns of at most 10 characters (max_demo_chars)" in caplog.text
+
+
 def test_the_student_is_not_changed() -> None:
     """What is returned is another object."""
     rlm = RLM(ASK)
