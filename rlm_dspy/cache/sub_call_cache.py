@@ -21,6 +21,7 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.cache.answer_file import POLL_SECONDS, AnswerFile
+from rlm_dspy.cache.answer_server import SCHEMES, AnswerServer
 from rlm_dspy.inputs import HostInput, Text
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ class SubCallCache:
         path: An SQLite file, made with its folder if it is not there, and readable by its owner only;
             `<path>.locks` is made beside it. None keeps answers in memory. While the file cannot be used (the disk
             is full, it is read-only, locked, or corrupt), answers stay in memory, which one warning tells.
+            Or the address of a Redis server, `redis://host:6379/0`, for processes on several machines (extra
+            `redis`): a call that a killed process made is made again after 30 seconds at most.
 
     Raises:
-        ValueError: If the file is not such a cache. It is not changed.
+        ValueError: If the file is not such a cache, or the address not one of a server. It is not changed.
+        ImportError: If the extra `redis` is needed and not installed.
 
     Example:
         >>> with SubCallCache() as cache:
@@ -57,17 +61,19 @@ class SubCallCache:
         (('paid', False), ('paid', True))
     """
 
-    path: Path | None
+    path: Path | str | None
 
     def __new__(cls, path: str | os.PathLike[str] | None = None) -> Self:
         """Return the cache of a file: one per process, so that its users wait for one another."""
         with _shared_lock:
-            name = "" if path is None else os.path.realpath(path)
+            server = str(path) if str(path).startswith(SCHEMES) else ""
+            name = server or ("" if path is None else os.path.realpath(path))
             if (known := _shared.get(name)) is not None:
                 return known  # type: ignore[return-value]
             cache = super().__new__(cls)
-            cache.path = None if path is None else Path(path).absolute()
-            cache._file = AnswerFile(cache.path)
+            file = None if path is None else Path(path).absolute()
+            cache.path = server or file
+            cache._file = AnswerServer(server) if server else AnswerFile(file)
             cache._answers = {}
             cache._asked = {}
             cache._lock = threading.Lock()
@@ -76,7 +82,7 @@ class SubCallCache:
                 _shared[name] = cache
             return cache
 
-    _file: AnswerFile
+    _file: AnswerFile | AnswerServer
     _answers: dict[str, str]
     """The answers that are not stored in the file."""
     _asked: dict[str, threading.Event]
@@ -146,8 +152,8 @@ class SubCallCache:
         """Return the same object: optimizers copy modules, and the copies share paid answers."""
         return self
 
-    def __getnewargs__(self) -> tuple[Path | None]:
-        """Pickle the path of the file; the unpickled cache opens it at its first use."""
+    def __getnewargs__(self) -> tuple[Path | str | None]:
+        """Pickle the path of the file or the address; the unpickled cache opens it at its first use."""
         return (self.path,)
 
     def __getstate__(self) -> None:
