@@ -3,8 +3,8 @@
     uv run --extra embedded --extra rlms python experiment/compare.py --model openai/gpt-5-mini
 
 It runs what `dspy_rlm.py` and `rlm_read_big_article.py` run, each once, on the same model, text and turns, and
-writes `COMPARISON.md`; with `--readme` the table also goes into the README. One run says how the libraries are
-used, not which answers better: for that there is `bench/accuracy.py`.
+writes `COMPARISON.md`; with `--docs` the table also goes into `docs/benchmarks.md`. One run says how the libraries
+are used, not which answers better: for that there is `bench/accuracy.py`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="As for rlm-dspy ask --model.")] = None,
     logs: Annotated[Path, typer.Option(help="Where the logger of rlms writes.")] = Path("logs"),
     report: Annotated[Path, typer.Option(help="Where the table goes.")] = HERE / "COMPARISON.md",
-    readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README as well.")] = False,
+    docs: Annotated[bool, typer.Option("--docs", help="Put the table into docs/benchmarks.md too.")] = False,
 ) -> None:
     """Ask both libraries, and write the table."""
     lm = choose_model(model).copy(cache=False)
@@ -85,7 +85,7 @@ def main(
         "",
         *made,
     ]
-    if readme:
+    if docs:
         marked.put("two libraries", "\n".join(made) + "\n")
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(report.read_text(encoding="utf-8"))

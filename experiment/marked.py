@@ -1,10 +1,10 @@
-"""Tables in the README that scripts make: each stands between two marks of its name."""
+"""Tables in the documentation that scripts make: each stands between two marks of its name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parent / "docs" / "benchmarks.md"
 
 
 def between_marks(name: str, table: str) -> str:
@@ -17,14 +17,14 @@ def put(name: str, table: str) -> None:
     """Put a table in the place of the one that stands between the marks of its name.
 
     Raises:
-        ValueError: If the README has no such marks.
+        ValueError: If the page has no such marks.
     """
     begin, end = _marks(name)
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if begin not in text or end not in text:
-        raise ValueError(f"{README.name} has no place for it: put {begin.strip()} and {end.strip()} there.")
+        raise ValueError(f"{PAGE.name} has no place for it: put {begin.strip()} and {end.strip()} there.")
     before, _, rest = text.partition(begin)
-    README.write_text(before + between_marks(name, table) + rest.partition(end)[2], encoding="utf-8")
+    PAGE.write_text(before + between_marks(name, table) + rest.partition(end)[2], encoding="utf-8")
 
 
 def _marks(name: str) -> tuple[str, str]:

@@ -121,7 +121,11 @@ def doctor(confinement: ConfinementPolicy | None = None) -> Diagnosis:
 
 
 def probe(confinement: ConfinementPolicy | None = None) -> dict[str, str]:
-    """Return each guarantee with the layers that enforce it here; "" if none does."""
+    """Return each guarantee with the layers that enforce it here; "" if none does.
+
+    Args:
+        confinement: The policy to try; None for the default `ConfinementPolicy`.
+    """
     return doctor(confinement).guarantees
 
 

@@ -49,7 +49,11 @@ class Artifact(BaseModel):
         return len(self.data)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the content to a file, or under its own name into a folder that exists; return the file's path."""
+        """Write the content to a file, and return the file's path.
+
+        Args:
+            path: The file, whose folders are made; or a folder that exists, where it keeps its own name.
+        """
         target = Path(path)
         target = target / self.name if target.is_dir() else target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,11 @@ class Artifacts(dict[str, Artifact]):
         self.left_out: dict[str, str] = dict(left_out or {})
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write the files into a folder, which is made if it does not exist; return their paths."""
+        """Write the files under their names, and return their paths.
+
+        Args:
+            folder: The folder, made if it does not exist.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         return [artifact.save(Path(folder, name)) for name, artifact in self.items()]
 

@@ -156,7 +156,7 @@ class ScriptedLM(PythonLM):
         fold: The replies to the summary of older turns.
         seconds: How long each reply takes.
 
-    Example:
+    Examples:
         >>> import dspy
         >>> from rlm_dspy import RLM
         >>> lm = ScriptedLM(["```python\nSUBMIT(answer=6 * 7)\n```"])

@@ -71,6 +71,9 @@ def load_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
 def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the contents of a policy file: `act`, `name`, `model`, `provenance` and `version`.
 
+    Args:
+        policy: The name of a shipped policy, or the path of a file.
+
     Raises:
         ValueError: If there is no such policy, or the file is none.
     """
@@ -114,7 +117,11 @@ def write_policy(
 
 
 def policy_for(lm: Any) -> str | None:
-    """Return the name of the policy shipped for an LM, by its model's name; None if there is none."""
+    """Return the name of the policy shipped for an LM, by its model's name; None if there is none.
+
+    Args:
+        lm: A `dspy.LM`, or None.
+    """
     model = getattr(lm, "model", None) or ""
     return _SHIPPED_FOR.get(str(model).rsplit("/", 1)[-1].lower())
 

@@ -1,4 +1,4 @@
-"""The short form of the side-by-side tables, which stands in the README between two marks."""
+"""The short form of the side-by-side tables, which stands in the documentation between two marks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def short_form(tables: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 
 def write_short_form(tables: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
-    """Put the short form into the README, between its marks."""
+    """Put the short form into the documentation, between its marks."""
     marked.put(NAME, short_form(tables))
 
 

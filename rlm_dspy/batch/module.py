@@ -33,7 +33,7 @@ def on(program: dspy.Module, executor: Workers = None, folder: str | os.PathLike
     Raises:
         TypeError: If `executor` is something else.
 
-    Example:
+    Examples:
         >>> import dspy
         >>> from concurrent.futures import ProcessPoolExecutor
         >>> from rlm_dspy import RLM, batch

@@ -96,7 +96,7 @@ def run(
         RLMError: If another batch uses the store.
         OSError: If the store cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from rlm_dspy import RLM, batch
         >>> from rlm_dspy.testing import ScriptedLM

@@ -55,7 +55,7 @@ class SubCallCache:
         ValueError: If the file is not such a cache, or the address not one of a server. It is not changed.
         ImportError: If the extra `redis` is needed and not installed.
 
-    Example:
+    Examples:
         >>> with SubCallCache() as cache:
         ...     cache.once("key", lambda: "paid"), cache.once("key", lambda: "again")
         (('paid', False), ('paid', True))
@@ -93,7 +93,11 @@ class SubCallCache:
             self._file.open()
 
     def get(self, key: str) -> tuple[bool, Any]:
-        """Return whether there is a cached answer, and the answer."""
+        """Return whether there is a cached answer, and the answer.
+
+        Args:
+            key: The key of the call, from `digest`.
+        """
         known = self._find(key)
         return (False, None) if known is None else (True, json.loads(known))
 

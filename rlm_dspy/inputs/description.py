@@ -71,7 +71,9 @@ class Variable(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    """The name in the REPL."""
     type: str
+    """Its type, as code would write it."""
     value: str
     """The value if it is short; else its size, its beginning and its end, which together are no Python literal."""
     long: bool = False

@@ -74,7 +74,7 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         tools: Functions or `dspy.Tool`s that code may call by name.
         sub_lm: The LM of all sub-calls: `llm_query`, subs, modules written in the REPL, the turns of child
             RLMs. Default: the one configured at the call. A predictor with its own LM keeps it. It may
-            also be a function from prompt to answer (see `rlm_dspy.function_lm.FunctionLM`).
+            also be a function from prompt to answer (see `rlm_dspy.loop.function_lm.FunctionLM`).
         interpreter_factory: Returns the interpreter of each run. Default: the one of `dspy.settings`, else
             `rlm_dspy.interpreters.PythonInterpreter`.
         limits: The limits of a run.
@@ -93,7 +93,7 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         TypeError: If an argument is of the wrong kind; the message names the right one.
         ValueError: If names clash, a limit is out of range, or the policy does not exist.
 
-    Example:
+    Examples:
         >>> from rlm_dspy.testing import ScriptedLM
         >>> rlm = RLM("context, question -> answer: int", max_iters=10)
         >>> with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=context.count('a'))\n```"])):
@@ -220,6 +220,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the module on the signature's inputs; `interpreter_factory=` applies to this call only.
 
+        Every error of a started run carries what there is of it as `error.prediction`; the steps so far are also
+        `error.trajectory`, and the usage `error.usage`.
+
         Returns:
             The output fields, typed; `trajectory` (a list of dicts with `reasoning`, `code`, `output` and the
             other fields of `Step`), `final_reasoning`, `stop`, `usage`, and `artifacts`: the files that code
@@ -234,9 +237,6 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
             dspy.CodeInterpreterError: If no interpreter can be started.
             dspy.LMError: If the model does not reply; `dspy.ContextWindowExceededError` if even the shortest first
                 message does not fit its window.
-
-            Every error of a started run carries what there is of it as `error.prediction`; the steps so far are
-            also `error.trajectory`, and the usage `error.usage`.
         """
         with blocking(), Streaming(self):
             return drive(self._run(Blocking(), **inputs))

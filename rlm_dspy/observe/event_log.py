@@ -94,7 +94,7 @@ class RunLog(Listener):
     Raises:
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from rlm_dspy import RLM

@@ -68,7 +68,7 @@ class Progress(Listener):
     Args:
         file: Where to write lines, also in a notebook; default: the display of a notebook, else stderr.
 
-    Example:
+    Examples:
         >>> import io
         >>> import dspy
         >>> from rlm_dspy import RLM

@@ -235,6 +235,10 @@ def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Cal
 
     For optimizers that compare runs of one example (SIMBA, GRPO): of two right runs the cleaner one wins. A plain
     metric otherwise: `(example, prediction, trace=None) -> float`. A score of 0 or less is unchanged.
+
+    Args:
+        metric: The score of an answer, at best 1.
+        penalties: What a run loses for each fault; None for the default `Penalties`.
     """
     rates = penalties or Penalties()
 

@@ -115,6 +115,14 @@ def compare(
 ) -> Comparison:
     """Run two programs on the same examples. An example that raises scores 0.
 
+    Args:
+        candidate: The program with the new policy.
+        incumbent: The program to compare it with.
+        evalset: The examples.
+        metric: `metric(example, prediction, trace=None)`, between 0 and 1.
+        max_loss: The maximum loss of mean score for `Comparison.not_worse`.
+        num_threads: Concurrent examples.
+
     Raises:
         ValueError: If the metric raised on every answer of the candidate, or returned a value outside 0 to 1.
     """

@@ -162,7 +162,8 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
             f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. Write e.g. "
-            "'context, question -> names: list[str], count: int', with Python identifiers as names."
+            "'context, question -> names: list[str], count: int', with Python identifiers as names; or, "
+            "for a type of your own inside brackets, a dspy.Signature class."
         ) from error
     if not read.output_fields:
         raise ValueError(

@@ -197,7 +197,11 @@ def _made(uri: str) -> Outbox:
 
 
 def flush(seconds: float = 60.0) -> None:
-    """Wait until the traces so far are stored, at most for some seconds."""
+    """Wait until the traces so far are stored.
+
+    Args:
+        seconds: The longest time to wait.
+    """
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:
@@ -232,7 +236,11 @@ def has_ended(trace_id: str) -> bool:
 
 
 def hurry(seconds: float) -> None:
-    """Store the ends of traces first, within some seconds, and do not wait at the end of the process."""
+    """Store the ends of traces first, and do not wait at the end of the process.
+
+    Args:
+        seconds: The longest time to wait for the rest.
+    """
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:

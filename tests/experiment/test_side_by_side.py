@@ -288,10 +288,10 @@ def test_the_native_example_prints_the_summary_that_the_other_prints(tmp_path: P
     assert list(tmp_path.glob("logs/*.jsonl"))
 
 
-def test_the_short_form_in_the_readme_is_what_the_rows_say() -> None:
+def test_the_short_form_in_the_documentation_is_what_the_rows_say() -> None:
     """It is made by the bench, and by nobody else."""
     written = side_by_side_readme.short_form(side_by_side_report.grouped(row_file.read(side_by_side.RESULTS)))
-    assert marked.between_marks(side_by_side_readme.NAME, written) in marked.README.read_text(encoding="utf-8")
+    assert marked.between_marks(side_by_side_readme.NAME, written) in marked.PAGE.read_text(encoding="utf-8")
 
 
 def side_by_side_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
