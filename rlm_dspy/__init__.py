@@ -12,14 +12,27 @@ if TYPE_CHECKING:
     from rlm_dspy.inputs import Files, Table, Text
     from rlm_dspy.limits import Limits
     from rlm_dspy.loop.rlm import RLM
+    from rlm_dspy.report.representation import RunPrediction
 
-__all__ = ["RLM", "Files", "InvalidInputs", "LimitExceeded", "Limits", "RLMError", "SubCallCache", "Table", "Text"]
+__all__ = [
+    "RLM",
+    "Files",
+    "InvalidInputs",
+    "LimitExceeded",
+    "Limits",
+    "RLMError",
+    "RunPrediction",
+    "SubCallCache",
+    "Table",
+    "Text",
+]
 
 _MODULES = {
     "RLM": "rlm_dspy.loop.rlm",
     "InvalidInputs": "rlm_dspy.errors",
     "LimitExceeded": "rlm_dspy.errors",
     "Limits": "rlm_dspy.limits",
+    "RunPrediction": "rlm_dspy.report.representation",
     "RLMError": "rlm_dspy.errors",
     "SubCallCache": "rlm_dspy.cache.sub_call_cache",
     "Files": "rlm_dspy.inputs",
@@ -28,7 +41,7 @@ _MODULES = {
 }
 """The module that defines each name."""
 _PUBLIC = {"batch", "cache", "coverage", "embedded", "errors", "events", "inputs", "interpreters", "limits"}
-_PUBLIC |= {"models", "optimize", "signatures", "testing", "tracing", "trajectory"}
+_PUBLIC |= {"models", "observe", "optimize", "signatures", "testing", "tracing", "trajectory"}
 """Modules that are attributes too, without an import of their own."""
 
 

@@ -14,7 +14,11 @@ from typing_extensions import TypeAliasType
 from rlm_dspy.repl.type_names import description_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic.fields import FieldInfo
+
+    from rlm_dspy.report.representation import RunPrediction
 
 
 class _Call(functools.partial[Any]):
@@ -30,7 +34,7 @@ class _Call(functools.partial[Any]):
 
 
 class _CallOfInstance:
-    def __get__(self, instance: AsTool | None, owner: type) -> Any:
+    def __get__(self, instance: AsTool | None, owner: type) -> Callable[..., RunPrediction]:
         return dspy.Module.__call__ if instance is None else _Call(dspy.Module.__call__, instance)
 
 
@@ -48,6 +52,11 @@ class AsTool:
     signature: type[dspy.Signature]
     __signature__ = _SignatureOf()
     __call__ = _CallOfInstance()
+
+    if TYPE_CHECKING:  # DSPy has no types: without this, an awaited run would return anything
+
+        async def acall(self, **inputs: Any) -> RunPrediction:
+            """Await a run, with the signature's inputs."""
 
 
 def _of_call(module: AsTool) -> inspect.Signature:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType, RichCast
 
+    from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.events import RunEvent
     from rlm_dspy.report.notebook import ReportPage
     from rlm_dspy.report.record import Record
@@ -58,7 +59,20 @@ class RunPrediction(_InIPython, dspy.Prediction):
     pictures that its code made. `prediction.report("run.html")` writes the run as an HTML page; `report()` only
     returns it. A notebook shows the returned page inline. Copies, pickled ones too, know their run as well.
     An output field named `report` takes precedence.
+
+    Attributes:
+        stop: Why the run ended: `submitted`, `extracted` or `unanswered`.
+        trajectory: The turns, as dicts of the fields of `rlm_dspy.trajectory.Step`.
+        usage: What the run used, as a dict of the fields of `rlm_dspy.usage.RunUsage`.
+        artifacts: The files that code wrote, by name.
+        final_reasoning: What the model thought in the last turn.
     """
+
+    stop: str
+    trajectory: list[dict[str, Any]]
+    usage: dict[str, Any]
+    artifacts: Artifacts
+    final_reasoning: str | None
 
     def __init__(self, base: dict[str, Any] | dspy.Prediction | None = None, **fields: Any) -> None:
         super().__init__(base, **fields)

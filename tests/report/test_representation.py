@@ -86,6 +86,7 @@ def test_the_report_is_that_of_the_record() -> None:
     with dspy.context(lm=ScriptedLM([DONE]), callbacks=[recorder]), watched():
         prediction = rlm()(context="The work is done.", question="What?")
     assert recorder.record is not None
+    assert prediction._record is not None
     without = recorder.record.model_copy(update={"digests": {}, "started_at": prediction._record.started_at})
     assert prediction._record == without
     assert "Where the answer appears" not in played(DONE).report().html
@@ -126,7 +127,7 @@ def test_outputs_named_like_ours_take_precedence() -> None:
     module = rlm("context -> report: str, usage: str, stop: str")
     code = "SUBMIT(report='r', usage='u', stop='s')"
     with dspy.context(lm=ScriptedLM([block(code)])):
-        prediction = module(context="x")
+        prediction: dspy.Prediction = module(context="x")
     assert (prediction.report, prediction.usage, prediction.stop) == ("r", "u", "s")
     assert "submitted after 1 turn" in str(prediction._repr_html_())
     prediction.report = "other"
