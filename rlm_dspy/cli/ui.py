@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from typing import Annotated
 
 import typer
@@ -29,10 +32,10 @@ def ui(
     if _taken(port):
         tell(f"Error: port {port} is in use; choose another with --port.")
         raise typer.Exit(FAILED)
-    tell(
-        f"Serving {served} at http://127.0.0.1:{port} (the first start takes half a minute). Press Ctrl-C to stop."
-    )
+    address = f"http://127.0.0.1:{port}"
+    tell(f"Serving {served} at {address} (the first start takes half a minute). Press Ctrl-C to stop.")
     process = subprocess.Popen(server_command(served, port), env=server_environment())  # noqa: S603
+    threading.Thread(target=_tell_of_runs, args=(address, process), daemon=True).start()
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -42,6 +45,40 @@ def ui(
     if code:
         tell(f"Error: the server exited with code {code}.")
         raise typer.Exit(FAILED)
+
+
+def _tell_of_runs(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Print the address of the runs as soon as the server answers; its front page does not show them."""
+    import httpx
+
+    while process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(f"{address}/health")
+            tell(f"The runs: {runs_page(address)}")
+            break
+        time.sleep(0.5)
+
+
+def runs_page(address: str) -> str:
+    """Return the address of the traces of the experiment that has the newest one.
+
+    Args:
+        address: The address of a running MLflow server.
+    """
+    import httpx
+
+    with httpx.Client(base_url=f"{address}/api") as server:
+        found = server.post("2.0/mlflow/experiments/search", json={"max_results": 1000}).json()
+        places = [
+            {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment["experiment_id"]}}
+            for experiment in found.get("experiments", [])
+        ]
+        newest = {"locations": places, "max_results": 1, "order_by": ["timestamp_ms DESC"]}
+        traces = server.post("3.0/mlflow/traces/search", json=newest).json().get("traces", [])
+    page = f"{address}/#/experiments"
+    if not traces:
+        return page
+    return f"{page}/{traces[0]['trace_location']['mlflow_experiment']['experiment_id']}/traces"
 
 
 def _taken(port: int) -> bool:

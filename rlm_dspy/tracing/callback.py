@@ -230,7 +230,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             span.add_event(SpanEvent(name=name, attributes=attributes))
         if exception is not None:
             failed = call.payloads.text(failed or _why(exception), _ERROR_CHARS)
-            span.add_event(_exception(call.payloads, exception))
+            span.add_event(_exception(call.payloads, exception, failed))
         if failed:
             span.set_status(SpanStatus(SpanStatusCode.ERROR, failed))
         if call.root:
@@ -246,16 +246,24 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             later(span_end.keep_in_run, run_id, trace_id, outputs)
 
 
-def _exception(payloads: Payloads, exception: BaseException) -> SpanEvent:
+def _exception(payloads: Payloads, exception: BaseException, why: str) -> SpanEvent:
+    """Return the event that MLflow's page opens with; an interrupt has no message, and its place says nothing."""
     event = SpanEvent.from_exception(exception)
     told_of = {name: payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
+    told_of["exception.message"] = told_of["exception.message"] or why
+    if _is_interrupt(exception):
+        del told_of["exception.stacktrace"]
     return SpanEvent(name=event.name, attributes=told_of)
+
+
+def _is_interrupt(exception: BaseException) -> bool:
+    stop: str = cut_short(exception)["stop"]
+    return stop == "interrupted"
 
 
 def _why(exception: BaseException) -> str:
     """Return the exception that ended a call."""
-    stopped = cut_short(exception)["stop"] == "interrupted"
-    return "interrupted" if stopped else str(exception) or type(exception).__name__
+    return "interrupted" if _is_interrupt(exception) else str(exception) or type(exception).__name__
 
 
 def _fresh() -> SpanCallback:

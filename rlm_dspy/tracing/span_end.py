@@ -19,7 +19,7 @@ from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent,
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.report.coverage_shares import share_covered
 from rlm_dspy.report.formatting import all_calls, used
-from rlm_dspy.report.record import Record, describe_stop, record_of
+from rlm_dspy.report.record import Record, cut_short, describe_stop, record_of
 from rlm_dspy.report.write_report import report_html
 from rlm_dspy.text import counted
 from rlm_dspy.tracing._mlflow_compat import Attachment, SpanAttributeKey
@@ -44,11 +44,13 @@ if TYPE_CHECKING:
 
 
 def of_event(payloads: Payloads, event: Event) -> Told:
-    """Describe the result of a unit of a run; nothing for a failed one, except the steps of a failed run."""
+    """Describe the result of a unit of a run; of a failed one only its name, and the steps of a failed run."""
     told = Told()
     match event:
         case RunEvent():
             told = _run_ended(payloads, event)
+        case TurnEvent(error=BaseException() as error):
+            told = Told(name=f"turn {event.turn}: {cut_short(error)['stop']}")
         case _ if event.error is not None:
             pass
         case TurnEvent(step=Step() as step):

@@ -51,7 +51,11 @@ def test_a_run_that_is_cut_has_its_question_its_turns_and_why_it_ended(
     assert (root.get_attribute("rlm.stop"), root.get_attribute("rlm.turns")) == (stop, 1)
     assert root.outputs["how it ended"].startswith(f"{stop} after 1 turn; 2 model calls")
     assert span(trace, "turn 1").status.status_code.value == "OK"
-    assert span(trace, "turn 2").status.status_code.value == "ERROR"
+    last = span(trace, f"turn 2: {stop}")
+    assert last.status.status_code.value == "ERROR"
+    assert last.events[0].attributes["exception.message"] == (str(error) or stop)
+    assert ("exception.stacktrace" in last.events[0].attributes) == (stop == "failed")
+    assert told in root.events[0].attributes["exception.message"]
     assert len(store.files(trace)) == 2
 
 
