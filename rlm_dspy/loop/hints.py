@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = {"FINAL", "FINAL_VAR", "final_answer", "submit", "Submit", "FINISH", "finish"}
 """Functions that end a run in other engines: rlms, smolagents and others."""
+_ENDS_IN_WORDS = re.compile(r"^[ \t]*(?:FINAL|FINAL_VAR|final_answer)\(", re.MULTILINE)
 _READY = "ready"
 """The key of minrlm's `answer` that ends a run."""
 _NOTEBOOK = re.compile(r"^[ \t]*(?:(?:!|%%?|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE)
@@ -149,7 +150,8 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
         install, notebook = _INSTALL.search(step.code), _NOTEBOOK.search(step.code)
         return _NO_INSTALL if install else _NO_SHELL if notebook else ""
     cell = _Cell(step, tree, set(_called(tree)), set(imported(tree)), inputs)
-    if _ends_otherwise(tree, cell.calls, failed=failed):
+    in_words = bool(step.code) and step.kind == "output" and _ENDS_IN_WORDS.search(step.reasoning)
+    if in_words or _ends_otherwise(tree, cell.calls, failed=failed):
         return f"To end the run, call {submit_call} as code."
     hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
     hint = next((hint for fits, hint in hints if fits(cell)), "")

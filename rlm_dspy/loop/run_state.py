@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rlm_dspy.report.representation import RunPrediction
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
-    from rlm_dspy.trajectory import Step
+    from rlm_dspy.trajectory import Step, SubCall
     from rlm_dspy.usage import RunUsage
 
 HISTORY = "history"
@@ -88,7 +88,7 @@ class Run:
         self.stop = self.final_reasoning = ""
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
-        self._sent_back = False
+        self._sent_back = self._told_of_failures = False
         self.watch = Watch(self.inputs) if dspy.settings.get(WATCHED) else None
         self._share(parent)
         chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
@@ -288,6 +288,24 @@ class Run:
         return [
             f"No code has looked at {', '.join(unseen)} yet. Print a part or search it first, then answer from it."
         ]
+
+    def failures_in(self, values: Mapping[str, Any], calls: Iterable[SubCall]) -> list[str]:
+        """Return, once, which values hold a failed item of a batch as text: `str` and f-strings take any object.
+
+        Not in the last turn, after which nothing can be mended.
+
+        Args:
+            values: The submitted values by field.
+            calls: The sub-calls of the turn.
+        """
+        made = [*calls, *(call for step in self.steps for call in step.calls)]
+        marks = {f"<failed: {call.error_type}" for call in made if call.error}
+        named = [name for name, value in values.items() if any(mark in repr(value) for mark in marks)]
+        if not named or self._told_of_failures or self.budget.limit:
+            return []
+        self._told_of_failures = True
+        fix = "Ask again for what is missing, or leave it out: [reply for reply in replies if reply]."
+        return [f"{name}: it contains a failed item of a batch as text. {fix}" for name in named]
 
     def calls_taken(self) -> dict[str, Any]:
         """Return the calls of this turn's code so far, by fields of `Step`."""

@@ -159,7 +159,7 @@ class Turn(dspy.Module):
         if outcome.kind != "submitted":
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
-        problems = problems or run.blind_submit(code)
+        problems = problems or run.blind_submit(code) or run.failures_in(values, step.calls)
         printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import decimal
 import enum
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -26,6 +29,17 @@ TOO_DEEP = (ValueError, RecursionError, MemoryError)
 """What DSPy's parsers raise for thousands of open brackets, besides their own errors."""
 _MOST_REPAIRED_CHARS = 4_000
 """A longer text must be valid JSON."""
+_FORMS = {
+    bool: "True",
+    int: "1234",
+    float: "12.5",
+    decimal.Decimal: "'12.50'",
+    dt.date: "'2025-03-14'",
+    dt.datetime: "'2025-03-14T09:30:00'",
+    dt.time: "'09:30:00'",
+    dt.timedelta: "'PT90M'",
+}
+"""How a value of a type is written; other forms of it may have several meanings."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 _TOLD_PROBLEMS = 1_000
@@ -103,21 +117,36 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
             return attempt()
         except (TypeError, PydanticSerializationError, *TOO_DEEP) as error:
             details = details or _details(error)
-    raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}")
+    form = next((form for kind, form in _FORMS.items() if any(kind is each for each in _choices(annotation))), "")
+    example = f"; write it like {form}" if form else ""
+    raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}{details}{example}")
 
 
-def _member(value: Any, annotation: TypeForm[Any]) -> enum.Enum:
-    """Return the one member of an enum, or of an optional one, whose name or value a text is, in any case."""
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, enum.EnumMeta)]
+def _choices(annotation: TypeForm[Any]) -> tuple[Any, ...]:
+    """Return the types of a union, or the type itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _member(value: Any, annotation: TypeForm[Any]) -> Any:
+    """Return the one choice that a text names in any case: an enum's member, by name or value, or a literal.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
     told = value.strip().lower() if isinstance(value, str) else None
-    named: list[enum.Enum] = [
-        member
-        for kind in kinds
-        for member in cast("type[enum.Enum]", kind)
-        if told in {str(text).lower() for text in (member.name, f"{kind.__name__}.{member.name}", member.value)}
-    ]
+    named: list[Any] = []
+    for kind in _choices(annotation):
+        if isinstance(kind, enum.EnumMeta):
+            named += [
+                member
+                for member in cast("type[enum.Enum]", kind)
+                if told
+                in {str(text).lower() for text in (member.name, f"{kind.__name__}.{member.name}", member.value)}
+            ]
+        elif get_origin(kind) is Literal:
+            named += [each for each in get_args(kind) if isinstance(each, str) and each.strip().lower() == told]
     if len(named) != 1:
-        raise ValueError("no such member")
+        raise ValueError("no such choice")
     return named[0]
 
 

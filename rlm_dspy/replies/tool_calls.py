@@ -14,13 +14,18 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from rlm_dspy.replies.code_blocks import does_something, parse
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic import JsonValue
 
-_RUNS_CODE = re.compile(r"python|code|exec|repl|interpreter|jupyter", re.IGNORECASE)
-_IS_CODE = re.compile(r"code|script|source|python|program", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]+")
+_PYTHON = {"python", "ipython", "code", "exec", "execute", "repl", "interpreter", "jupyter"}
+_BESIDE = {"run", "eval", "evaluate", "cell", "tool", "script", "program", "notebook", "stateful", "in", "the"}
+"""Other words in names of tools that run Python: `execute_sql` and `search_code` do not."""
+_IS_CODE = {"code", "script", "source", "python", "program"}
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
@@ -50,18 +55,35 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
     if isinstance(arguments, str):
         parsed = _json(arguments)
         if not isinstance(parsed, dict):
-            return arguments if _RUNS_CODE.search(name) else ""
+            return arguments if _runs_python(name) else ""
         arguments = parsed
     if not isinstance(arguments, dict):
         return ""
     texts = {key: value for key, value in arguments.items() if isinstance(value, str)}
     for key, value in texts.items():
-        if _IS_CODE.search(key) or (len(arguments) == 1 and _RUNS_CODE.search(name)):
+        of_code = bool(_words(key) & _IS_CODE)
+        if (of_code or len(arguments) == 1) if _runs_python(name) else of_code and _acts(value):
             return value
     if not name.isidentifier() or not all(key.isidentifier() for key in arguments):
         return ""
     call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     return call if name == "SUBMIT" else f"print({call})"
+
+
+def _runs_python(name: str) -> bool:
+    """Whether the name of a tool says that it runs Python."""
+    words = _words(name)
+    return bool(words & _PYTHON) and words <= _PYTHON | _BESIDE
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name like `runPython3` or `run_python`, in lower case."""
+    return set(_WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+
+
+def _acts(text: str) -> bool:
+    """Whether a text is Python that does something: the name of a country is an expression too."""
+    return (tree := parse(text)) is not None and does_something(tree)
 
 
 def code_of_object(value: JsonValue) -> str:

@@ -136,6 +136,38 @@ def test_an_answer_that_is_only_marked_as_ready_is_told_how_to_end(code: str) ->
     assert SUBMIT in hint_for(Step(code=code, kind="output"), SUBMIT)
 
 
+@pytest.mark.parametrize(
+    "joined", ["str(replies)", "f'{replies[0]} {replies[1]}'", "'; '.join(map(str, replies))"]
+)
+def test_an_answer_with_a_failed_item_as_text_is_sent_back_once(joined: str, play: Play) -> None:
+    """`str` and f-strings take any object, so no error says it."""
+    ask = "replies = llm_query_batched(['one', 'two'])"
+    lm = ScriptedLM(
+        act=[
+            block(f"{ask}\nSUBMIT(answer={joined})"),
+            block(f"SUBMIT(answer={joined})"),
+        ],
+        query=lambda said: dspy.LMError("it broke") if "two" in said[-1]["content"] else "1",
+    )
+    played = play(RLM("context, question -> answer"), lm, context="c", question="?")
+    assert played.kinds == ["refused", "submitted"]
+    assert "answer: it contains a failed item of a batch as text. Ask again" in played.outputs[0]
+    assert "<failed: LMError" in played.prediction.answer
+
+
+def test_the_last_answer_is_taken_with_its_failed_items(play: Play) -> None:
+    lm = ScriptedLM(
+        act=[block("SUBMIT(answer=str(llm_query_batched(['one'])))")], query=lambda _: dspy.LMError("it broke")
+    )
+    played = play(RLM("context, question -> answer", max_iters=1), lm, context="c", question="?")
+    assert played.kinds == ["submitted"]
+
+
+@pytest.mark.parametrize("words", ["FINAL(total)", "So:\nFINAL_VAR(total)", "  final_answer('4')"])
+def test_an_end_of_another_engine_in_the_words_around_a_block_is_told_how_to_end(words: str) -> None:
+    assert SUBMIT in hint_for(Step(code="total = 4", reasoning=words, output="(no output)"), SUBMIT, INPUTS)
+
+
 def test_a_join_over_failed_items_is_told_to_leave_them_out() -> None:
     failed = SubCall(name="query", kind="query", error="it failed")
     code = "replies = llm_query_batched(parts)\nprint('\\n'.join(replies))"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
+from rlm_dspy.replies.tool_calls import code_of_call
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "replies").glob("*.txt"))
 
@@ -264,6 +265,27 @@ def test_the_language_of_blocks_that_are_not_python_is_named(text: str, language
 def test_a_reply_that_repeats_itself_is_read_in_seconds(word: str) -> None:
     """A model that loops until its token limit blocks nothing."""
     read_reply(word * 20_000)
+
+
+CALLS = {
+    ("execute_sql", '{"query": "SELECT 1"}'): "print(execute_sql(query='SELECT 1'))",
+    ("search_code", '{"text": "def main"}'): "print(search_code(text='def main'))",
+    ("country", '{"code": "EE"}'): "print(country(code='EE'))",
+    ("lookup", '{"source": "wiki", "q": "tea"}'): "print(lookup(source='wiki', q='tea'))",
+    ("play", '{"description": "a walk"}'): "print(play(description='a walk'))",
+    ("python", '{"input": "print(1)"}'): "print(1)",
+    ("functions.runPython3", '{"code": "print(1)"}'): "print(1)",
+    ("code-interpreter", '{"input": "print(1)"}'): "print(1)",
+    ("execute_ipython_cell", '{"code": "print(1)", "timeout": 5}'): "print(1)",
+    ("tool", '{"python_code": "print(1)"}'): "print(1)",
+}
+
+
+@pytest.mark.parametrize(("call", "code"), CALLS.items(), ids=[name for name, _ in CALLS])
+def test_a_tool_call_is_read_as_python_only_if_its_name_or_argument_means_that(
+    call: tuple[str, str], code: str
+) -> None:
+    assert code_of_call(*call) == code
 
 
 def test_replies_are_read_and_cells_run_in_many_threads() -> None:
