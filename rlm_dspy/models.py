@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
     from rlm_dspy.embedded.hub_address import HubAddress
     from rlm_dspy.embedded.model_catalog import CatalogueModel
 
-__all__ = ["EMBEDDED", "ModelNotPulled", "ModelUnreachable", "UnknownModel", "choose_model", "limits_for"]
+__all__ = [
+    "EMBEDDED",
+    "ModelNotPulled",
+    "ModelSettings",
+    "ModelUnreachable",
+    "UnknownModel",
+    "choose_model",
+    "limits_for",
+    "provider_of",
+]
 
 EMBEDDED = "embedded"
 _LM_STUDIO = "lm_studio/"
@@ -50,6 +60,24 @@ _EMBEDDED_REPLY_TOKENS = 450
 """A code block is shorter; a small model that loses the thread writes up to the limit."""
 _CHARS_PER_TOKEN = 3
 _TOKENS_PER_TURN = 2_048
+_NO_KEY = "none"
+"""The key for a server of one's own: OpenAI's protocol needs one, such servers mostly do not."""
+
+
+class ModelSettings(BaseModel):
+    """How to reach a model, and how much it may read and write. None leaves a setting to the provider."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_base: str | None = Field(
+        default=None, pattern="^https?://", examples=['api_base = "http://localhost:8000/v1"']
+    )
+    """The address of the server."""
+    api_key: str | None = Field(default=None, min_length=1, repr=False, examples=['api_key = "env:MY_KEY"'])
+    context_window: int | None = Field(default=None, ge=1_000, examples=["context_window = 32768"])
+    """Tokens of the prompt and the reply; also sets how much an embedded model, or one of Ollama, reads."""
+    max_reply_tokens: int | None = Field(default=None, ge=1, examples=["max_reply_tokens = 2000"])
+    """Tokens of one reply."""
 
 
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
@@ -72,14 +100,18 @@ class ModelNotPulled(UnknownModel):
 
 
 def choose_model(
-    model: str | None = None, *, pull: bool = False, announce: Callable[[str], None] = print_to_stderr
+    model: str | None = None,
+    *,
+    pull: bool = False,
+    announce: Callable[[str], None] = print_to_stderr,
+    settings: ModelSettings | None = None,
 ) -> dspy.LM:
     """Return the LM to use.
 
     That is `model`; else the one that DSPy is configured with; else the one that `RLM_DSPY_MODEL` names; else LM
-    Studio's, if `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and `LM_STUDIO_MODEL` to choose among its
-    models); else the best downloaded model, run in this process. Nothing global is changed: hand the LM to
-    `dspy.configure` or `dspy.context`.
+    Studio's, if `settings.api_base` or `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and
+    `LM_STUDIO_MODEL` to choose among its models); else the best downloaded model, run in this process. Nothing
+    global is changed: hand the LM to `dspy.configure` or `dspy.context`.
 
     Args:
         model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; `"ollama/name"`; or, to run it in this
@@ -88,8 +120,10 @@ def choose_model(
         pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
             and none was downloaded, that is Qwen2.5-Coder 1.5B (1.1 GB).
         announce: Called with one line when a default model is chosen, and with each step of a download.
+        settings: Address, key and limits of the model, before those of the environment.
 
     Raises:
+        ValueError: If a setting does not fit the model.
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.
@@ -98,14 +132,15 @@ def choose_model(
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
         return configured
+    settings = settings or ModelSettings()
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:
-        return _named(named, pull, announce)
-    if base := os.environ.get("LM_STUDIO_API_BASE"):
-        lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), base)
+        return _named(named, pull, announce, settings)
+    if base := settings.api_base or os.environ.get("LM_STUDIO_API_BASE"):
+        lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), settings)
         announce(f"Using {lm.model.removeprefix('openai/')} of LM Studio at {base}.")
         return lm
-    lm = _downloaded(None, pull, announce)
+    lm = _downloaded(None, pull, announce, settings)
     announce(
         f"No model was named, so {lm.model} runs in this process: small, free, and often wrong. "
         "Name one with --model or RLM_DSPY_MODEL, e.g. openai/gpt-5-mini."
@@ -113,7 +148,14 @@ def choose_model(
     return lm
 
 
-def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
+def provider_of(model: str) -> str:
+    """Return the provider in the name of a model; `embedded` for one that runs in this process."""
+    if model == EMBEDDED or named_model(model) or model.lower().endswith(".gguf"):
+        return EMBEDDED
+    return model.partition("/")[0].removesuffix("_chat")  # ollama_chat/NAME
+
+
+def limits_for(lm: dspy.BaseLM, **given: float | Mapping[str, tuple[float, float]] | None) -> Limits:
     """Return limits that suit an LM's context window; the defaults if it is large or unknown.
 
     In a small window the outputs of all turns together may fill half of it.
@@ -126,7 +168,7 @@ def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
     usual, window = Limits(), context_window(lm)
     name = str(getattr(lm, "model", ""))
     if name.startswith(f"{EMBEDDED}/") and "max_cost" in chosen:
-        chosen = {"prices": {name: (0.0, 0.0)}, **chosen}  # it runs here
+        chosen["prices"] = {name: (0.0, 0.0), **chosen.get("prices", {})}  # it runs here
     if window is None:
         return replace(usual, **chosen)
     turns = chosen.get("max_iters") or max(4, min(usual.max_iters, window // _TOKENS_PER_TURN))
@@ -134,24 +176,34 @@ def limits_for(lm: dspy.BaseLM, **given: float | None) -> Limits:
     return replace(usual, **{"max_iters": turns, "max_output_chars": chars, **chosen})
 
 
-def _named(model: str, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
+def _named(model: str, pull: bool, announce: Callable[[str], None], settings: ModelSettings) -> dspy.LM:
     if model == EMBEDDED or named_model(model):
-        return _downloaded(named_model(model), pull, announce)
+        return _downloaded(named_model(model), pull, announce, settings)
     if model.lower().endswith(".gguf") or Path(model).expanduser().is_file():
-        return _embedded(Path(model))
+        return _embedded(Path(model), settings)
     if model.startswith(_LM_STUDIO):
-        base = os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE
-        return _lm_studio(model.removeprefix(_LM_STUDIO), base)
+        return _lm_studio(model.removeprefix(_LM_STUDIO), settings)
     if model.startswith(_OLLAMA):
-        return _ollama(model.partition("/")[2])
-    return _of_a_provider(model)
+        return _ollama(model.partition("/")[2], settings)
+    return _of_a_provider(model, settings)
 
 
-def _of_a_provider(model: str) -> dspy.LM:
+def _lm(model: str, settings: ModelSettings, **kwargs: Any) -> dspy.LM:
+    """Return the LM of a server."""
+    known = {"api_base": settings.api_base, "api_key": settings.api_key, "max_tokens": settings.max_reply_tokens}
+    lm = dspy.LM(model, **{name: value for name, value in (known | kwargs).items() if value is not None})
+    if settings.context_window:
+        lm.context_window = settings.context_window
+    return lm
+
+
+def _of_a_provider(model: str, settings: ModelSettings) -> dspy.LM:
+    needs_none = settings.api_base and not settings.api_key and model.startswith("openai/")
+    key = {"api_key": _NO_KEY} if needs_none and not os.environ.get("OPENAI_API_KEY") else {}
     try:
-        lm = dspy.LM(model)
+        lm = _lm(model, settings, **key)
     except ValueError as error:
-        raise UnknownModel(f"{error}.") from error
+        raise UnknownModel(f"{str(error).rstrip('.')}.") from error
     if not select_backend(lm).native:
         import litellm  # noqa: PLC0415 (takes seconds, and most models do without it)
 
@@ -172,19 +224,30 @@ def _of_a_provider(model: str) -> dspy.LM:
     return lm
 
 
-def _downloaded(entry: CatalogueModel | HubAddress | None, pull: bool, announce: Callable[[str], None]) -> dspy.LM:
+def _downloaded(
+    entry: CatalogueModel | HubAddress | None,
+    pull: bool,
+    announce: Callable[[str], None],
+    settings: ModelSettings,
+) -> dspy.LM:
     """Return the LM of a catalogue model or an address; None is the best downloaded one."""
     entry = entry or best_cached() or DEFAULT
     if cached_file(entry) is None and find_spec("xllamacpp") is not None:
         if not pull:
             raise ModelNotPulled(entry)
         pull_model(entry, announce=announce)
-    return _embedded(entry.name)
+    return _embedded(entry.name, settings)
 
 
-def _embedded(model: str | Path) -> dspy.LM:
+def _embedded(model: str | Path, settings: ModelSettings) -> dspy.LM:
+    if settings.api_base or settings.api_key:
+        raise UnknownModel(
+            f"{model} runs in this process and has no api_base or api_key. Name a model of the server, e.g. "
+            "openai/NAME."
+        )
+    window = {"n_ctx": settings.context_window // 256 * 256} if settings.context_window else {}
     try:
-        return embedded_lm(model, max_tokens=_EMBEDDED_REPLY_TOKENS)
+        return embedded_lm(model, max_tokens=settings.max_reply_tokens or _EMBEDDED_REPLY_TOKENS, **window)
     except FileNotFoundError as error:
         raise UnknownModel(str(error)) from error
     except ImportError as error:
@@ -194,10 +257,10 @@ def _embedded(model: str | Path) -> dspy.LM:
         ) from error
 
 
-def _lm_studio(name: str | None, base: str) -> dspy.LM:
+def _lm_studio(name: str | None, settings: ModelSettings) -> dspy.LM:
     """Return the LM of an OpenAI-compatible server; fail now if it does not respond, not after retries."""
-    base = base.rstrip("/")
-    key = os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # it requires a key only if configured
+    base = (settings.api_base or os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE).rstrip("/")
+    key = settings.api_key or os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # required only if configured
     models = {entry["id"]: entry for entry in _models_at(base, key)}
     chat = [model for model in models if "embed" not in model.lower()]
     name = name or next(iter(chat), None)
@@ -205,25 +268,25 @@ def _lm_studio(name: str | None, base: str) -> dspy.LM:
         raise ModelUnreachable(f"LM Studio at {base} has no model. Download or load one there: lms load NAME.")
     if models and name not in models:
         raise UnknownModel(f"LM Studio at {base} has no model {name!r}; it has: {', '.join(chat)}.")
-    lm = dspy.LM(f"openai/{name}", api_base=base, api_key=key)
-    lm.context_window = _window(models.get(name, {}))
+    lm = _lm(f"openai/{name}", settings, api_base=base, api_key=key)
+    lm.context_window = settings.context_window or _window(models.get(name, {}))
     return lm
 
 
-def _ollama(name: str) -> dspy.LM:
+def _ollama(name: str, settings: ModelSettings) -> dspy.LM:
     """Return the LM of a model of Ollama, with a known window, which each request asks for.
 
     That works by Ollama's own API only, which LiteLLM speaks: the OpenAI-compatible one takes no window.
     """
-    base = os.environ.get("OLLAMA_API_BASE") or os.environ.get("OLLAMA_HOST") or _OLLAMA_BASE
+    base = settings.api_base or os.environ.get("OLLAMA_API_BASE") or os.environ.get("OLLAMA_HOST") or _OLLAMA_BASE
     base = (base if "://" in base else f"http://{base}").rstrip("/").removesuffix("/v1")
     shown = _ollama_model(base, name)
     largest = [size for key, size in shown.get("model_info", {}).items() if key.endswith(".context_length")]
     of_model = re.search(r"^num_ctx\s+(\d+)", shown.get("parameters", ""), re.MULTILINE)
-    wanted = of_model[1] if of_model else os.environ.get("OLLAMA_CONTEXT_LENGTH") or _OLLAMA_WINDOW
-    window = min([int(wanted), *largest])
-    key = {"api_key": key} if (key := os.environ.get("OLLAMA_API_KEY")) else {}
-    lm = dspy.LM(f"ollama_chat/{name}", api_base=base, engine="litellm", num_ctx=window, **key)
+    usual = of_model[1] if of_model else os.environ.get("OLLAMA_CONTEXT_LENGTH") or _OLLAMA_WINDOW
+    window = min([settings.context_window or int(usual), *largest])
+    key = settings.api_key or os.environ.get("OLLAMA_API_KEY")
+    lm = _lm(f"ollama_chat/{name}", settings, api_base=base, engine="litellm", num_ctx=window, api_key=key)
     lm.context_window = window
     return lm
 

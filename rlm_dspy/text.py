@@ -11,7 +11,10 @@ import secrets
 import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls other than tab and newline: they start terminal commands
@@ -71,6 +74,12 @@ def share(value: float) -> str:
         return "< 0.1 %"
     percent = value * 100
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows of a table as lines whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 _NOTE_CHARS = 60  # room for the note between head and tail

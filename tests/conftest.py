@@ -47,6 +47,12 @@ def models_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_configuration_and_no_history() -> None:
+    """Let no test read a developer's configuration file, or write to their history."""
+    os.environ |= {"RLM_DSPY_CONFIG": os.devnull, "RLM_DSPY_HISTORY": "0"}
+
+
 @pytest.fixture(scope="session")
 def smollm2(models_of_the_tests: Path) -> Path:
     """Download SmolLM2 into the user's cache, unless it is there, and make it the one model of the tests."""

@@ -22,6 +22,7 @@ from rlm_dspy.cli.optimize import optimize
 from rlm_dspy.cli.replay import replay
 from rlm_dspy.cli.report import diff, report
 from rlm_dspy.cli.ui import ui
+from rlm_dspy.cli.user.history_commands import history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,6 @@ _ENVIRONMENT = {
 
 app = typer.Typer(
     name="rlm-dspy",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -105,3 +105,4 @@ def _root(
 for _command in (ask, report, diff, replay, optimize, ui, doctor):
     app.command()(_command)
 app.add_typer(models, name="models")
+app.add_typer(history, name="history")

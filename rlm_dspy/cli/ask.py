@@ -29,17 +29,20 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.options import Debug, Files, Interpreter, Model, Trace, Traced, command, factory_of, traced
 from rlm_dspy.cli.task import STDIN, Task, read_task
+from rlm_dspy.cli.user.answer import answer_of, summary_of
+from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
+from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import dspy
-    from pydantic import JsonValue
 
     from rlm_dspy.artifacts import Artifacts
+    from rlm_dspy.cli.user.configuration import Configuration
+    from rlm_dspy.models import ModelSettings
     from rlm_dspy.observe.console import View
     from rlm_dspy.report.record import Record, Stop
 
@@ -51,6 +54,7 @@ _EXIT_CODES: dict[Stop, int] = {
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
+_LIMITS = ("max_iters", "max_llm_calls", "max_cost", "max_seconds", "max_input_tokens", "max_output_tokens")
 _SHOWN_FILES = 10
 _UNPRINTED_FILE = "unprinted.rlm.json"
 
@@ -66,25 +70,60 @@ class AskOptions:
     ] = False
     signature: Annotated[str | None, Option(help='The fields; default "context, question -> answer: str".')] = None
     model: Model = None
-    sub_model: Annotated[str | None, Option(help="Model for sub-calls; default: the same model.")] = None
+    sub_model: Annotated[
+        str | None, Option(help="Model for sub-calls; default: the same model.", autocompletion=complete_model)
+    ] = None
+    api_base: Annotated[
+        str | None,
+        Option(help="Address of the model's server, e.g. http://localhost:8000/v1; alone: its first model."),
+    ] = None
+    context_window: Annotated[
+        int | None, Option(min=1_000, help="Tokens that the model can read; default: as known of it.")
+    ] = None
+    max_reply_tokens: Annotated[int | None, Option(min=1, help="Maximum tokens of one reply of the model.")] = None
     pull: Annotated[bool, Option("--pull", help="Download a model of `rlm-dspy models` without asking.")] = False
     policy: Annotated[str, Option(help="Name or path of a policy, none, or auto: the one of the model.")] = "auto"
     max_iters: Annotated[
         int | None, Option(min=1, help="Maximum turns; default: up to 20, as the window allows.")
     ] = None
     max_llm_calls: Annotated[int | None, Option(min=0, help="Maximum number of sub-calls; default 50.")] = None
+    max_input_tokens: Annotated[int | None, Option(min=1, help="Maximum input tokens of all calls.")] = None
+    max_output_tokens: Annotated[int | None, Option(min=1, help="Maximum output tokens of all calls.")] = None
     max_cost: Annotated[float | None, Option(help="Maximum cost of all model calls in US dollars.")] = None
+    price: Annotated[
+        str | None,
+        Option(
+            metavar="IN/OUT",
+            help="Price of a model without a known one, in US dollars per million tokens: 0.25/2.",
+        ),
+    ] = None
+    sub_price: Annotated[str | None, Option(metavar="IN/OUT", help="The same for --sub-model.")] = None
     max_seconds: Annotated[float | None, Option(help="Time limit in seconds.")] = None
     interpreter: Interpreter = None
     trace: Trace = False
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object and nothing else.")] = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
+    answer_json: Annotated[
+        bool,
+        Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
+    ] = False
+    as_json: Annotated[bool, Option("--json", help="Print the whole run as one JSON object, and no steps.")] = (
+        False
+    )
     save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
     report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
     output_dir: Annotated[
         Path | None, Option(help="Write the files that code makes below output/ to this directory.")
     ] = None
     log: Annotated[Path | None, Option(help="Append events to this file during the run, as JSON Lines.")] = None
+    no_history: Annotated[bool, Option("--no-history", help="Do not keep this run for `rlm-dspy history`.")] = (
+        False
+    )
     debug: Debug = False
+
+    def note(self, line: str) -> None:
+        """Print a line that is no error."""
+        if not self.quiet:
+            tell(line)
 
 
 @command
@@ -92,6 +131,9 @@ def ask(options: AskOptions) -> None:
     """Answer a question about texts, folders and tables of any size.
 
     The answer is printed to standard output, the steps to standard error during the run.
+
+    Defaults for models, addresses, keys and limits can be set in a configuration file, config.toml in the folder
+    that `rlm-dspy doctor` names, or the file that RLM_DSPY_CONFIG names.
 
     \b
     For example:
@@ -118,10 +160,11 @@ def ask(options: AskOptions) -> None:
 
         from rlm_dspy.observe.console import Lines, view_on
 
-        task, lm, rlm = _prepared(options)
-        view = Lines(io.StringIO()) if options.as_json else view_on(sys.stderr)
+        task, lm, rlm, kept_runs = _prepared(options)
+        view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
-        with tracing as logged, dspy.context(lm=lm):
+        history = keep_in_history(task.question, options.files or [], kept_runs)
+        with tracing as logged, dspy.context(lm=lm), history:
             record, error, artifacts = _run(rlm, task, view, options)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
@@ -131,44 +174,76 @@ def ask(options: AskOptions) -> None:
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
-def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM]:
-    """Check all options; return the task, the LM and the module."""
+def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
+    """Check all options; return the task, the LM, the module, and how many runs the history keeps."""
     import dspy
 
-    from rlm_dspy.models import limits_for
+    from rlm_dspy.cli.user.configuration import load_configuration
 
     files = options.files or []
     if options.output_dir and options.output_dir.exists() and not options.output_dir.is_dir():
         raise UsageError(f"--output-dir {options.output_dir}: this is a file; name a directory.")
+    if options.as_json and options.answer_json:
+        raise UsageError("--json and --answer-json both print JSON: choose one.")
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
     check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
+    configuration = load_configuration()
+    kept_runs = 0 if options.no_history else runs_to_keep(configuration.history)
+    prices = read_price("--price", options.price), read_price("--sub-price", options.sub_price)
     task = read_task(options.question, files, options.signature, _stdin(files), allow_local=options.allow_local)
-    lm = _chosen(options.model, pull=options.pull)
-    given = {name: getattr(options, name) for name in ("max_iters", "max_llm_calls", "max_cost", "max_seconds")}
+    lm, sub_lm = _models(options, configuration)
+    if options.sub_price and sub_lm is None:
+        raise UsageError("--sub-price is for --sub-model, which is not given; --price is for --model.")
+    named = {name: value for name in _LIMITS if (value := getattr(options, name)) is not None}
+    priced = dict(zip(filter(None, (lm, sub_lm)), prices, strict=False))
+    limits = limits_with_prices({**configuration.limits, **named}, priced, options.note)
     with dspy.context(lm=lm):  # policy="auto" looks at it
         rlm = rlm_dspy.RLM(
             task.signature,
-            limits=limits_for(lm, **given),
-            sub_lm=_chosen(options.sub_model, pull=options.pull) if options.sub_model else None,
+            limits=limits,
+            sub_lm=sub_lm,
             interpreter_factory=factory_of(options.interpreter) if options.interpreter else None,
             policy=None if options.policy == "none" else options.policy,
         )
-    return task, lm, rlm
+    return task, lm, rlm, kept_runs
 
 
-def _chosen(model: str | None, *, pull: bool) -> dspy.LM:
-    """Return the LM to use. One that has to be downloaded is, if `pull` says so or a person at a terminal does."""
+def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
+    """Return the LM, and the one of sub-calls if it is another."""
+    import dspy
+
+    from rlm_dspy.models import ModelSettings, provider_of
+
+    if options.api_base and not options.api_base.startswith(("http://", "https://")):
+        raise UsageError(f"--api-base {options.api_base}: write an address, e.g. http://localhost:8000/v1.")
+    given = ModelSettings(
+        api_base=options.api_base,
+        context_window=options.context_window,
+        max_reply_tokens=options.max_reply_tokens,
+    )
+    name = options.model or (None if dspy.settings.lm else configuration.named(None))
+    lm = _chosen(name, configuration.settings(name, given), options)
+    # The file's model for sub-calls belongs to the file's model: with another, texts could go to a third party.
+    sub_name = options.sub_model or (configuration.sub_model if name == configuration.model else None)
+    if sub_name is None:
+        return lm, None
+    shared = given if provider_of(sub_name) == provider_of(name or "") else ModelSettings()
+    return lm, _chosen(sub_name, configuration.settings(sub_name, shared), options)
+
+
+def _chosen(model: str | None, settings: ModelSettings, options: AskOptions) -> dspy.LM:
+    """Return the LM to use. One that has to be downloaded is, if --pull says so or a person at a terminal does."""
     from rlm_dspy.models import ModelNotPulled, choose_model
 
     try:
-        return choose_model(model, pull=pull, announce=tell)
+        return choose_model(model, pull=options.pull, announce=options.note, settings=settings)
     except ModelNotPulled as missing:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
         size = f" ({megabytes(missing.entry.size)})" if isinstance(missing.entry, CatalogueModel) else ""
         if not typer.confirm(f"{missing.entry.name} is not on this machine. Download it{size}?", err=True):
             raise
-    return choose_model(model, pull=True, announce=tell)
+    return choose_model(model, pull=True, announce=options.note, settings=settings)
 
 
 def _stdin(files: list[str]) -> BinaryIO | None:
@@ -199,7 +274,7 @@ def _run(
         record, error = recorded(rlm, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted"):
-            view.end(_summary(record), answered=record.answered)
+            view.end(summary_of(record), answered=record.answered)
         view.close()
     return record, error, files.artifacts
 
@@ -208,18 +283,6 @@ def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
     sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
     text = f"{task.size} of {task.source}, " if task.source else ""
     return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
-
-
-def _summary(record: Record) -> str:
-    """Return one line: why the run ended and what it used."""
-    from rlm_dspy.report.formatting import used
-    from rlm_dspy.report.record import describe_stop
-
-    usage = record.usage
-    calls = counted(usage.calls, "model call")
-    cached = f" ({usage.cached_calls} from DSPy's cache)" if usage.cached_calls else ""
-    limit = f", ended by {usage.limit}" if usage.limit else ""
-    return f"{describe_stop(record)}: {used(usage, usage.seconds)}, {calls}{cached}{limit}"
 
 
 def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
@@ -234,33 +297,37 @@ def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
 
     if record.error:
         tell(f"Error: {record.error}")
-    text = record.as_json() if options.as_json else _answer(record.outputs) if record.answered else None
+    text = _printed(record, options)
     printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
     lost = _INTERRUPTED_FILE if record.stop == "interrupted" else "" if printed else _UNPRINTED_FILE
     path, report = options.save or (Path(lost) if lost else None), options.report
     interrupted = "Interrupted. " if record.stop == "interrupted" else ""
-    saved = path is None or done(lambda: record.save(path), f"{interrupted}The run is in {path}.")
-    reported = report is None or done(lambda: write_report(record, report), f"The report is in {report}.")
-    return printed and saved and reported and _give_files(artifacts, options.output_dir)
+    told = "" if options.quiet and not lost else f"{interrupted}The run is in {path}."
+    saved = path is None or done(lambda: record.save(path), told)
+    told = "" if options.quiet else f"The report is in {report}."
+    reported = report is None or done(lambda: write_report(record, report), told)
+    return printed and saved and reported and _give_files(artifacts, options)
 
 
-def _give_files(artifacts: Artifacts, folder: Path | None) -> bool:
+def _printed(record: Record, options: AskOptions) -> str | None:
+    """Return what standard output gets; None for nothing."""
+    if options.as_json:
+        return record.as_json()
+    if not record.answered:
+        return None
+    as_json = options.answer_json
+    return json.dumps(record.outputs, ensure_ascii=False, indent=2) if as_json else answer_of(record.outputs)
+
+
+def _give_files(artifacts: Artifacts, options: AskOptions) -> bool:
     """Write the files of the run, or say how to get them; return whether everything was written."""
+    folder = options.output_dir
     for name, why in artifacts.left_out.items():
         tell(f"output/{name} was not kept: {why}.")
     if not artifacts:
         return True
     what = f"{counted(len(artifacts), 'file')} of the run ({', '.join(list(artifacts)[:_SHOWN_FILES])})"
     if folder is None:
-        tell(f"Not saved: {what}. --output-dir DIRECTORY writes such files.")
+        options.note(f"Not saved: {what}. --output-dir DIRECTORY writes such files.")
         return True
-    return done(lambda: artifacts.save(folder), f"In {folder}: {what}.")
-
-
-def _answer(outputs: Mapping[str, JsonValue]) -> str:
-    """Return the value of a single output field, or one line per field."""
-    told = {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in outputs.items()
-    }
-    return "\n".join(told.values() if len(told) == 1 else [f"{name}: {value}" for name, value in told.items()])
+    return done(lambda: artifacts.save(folder), "" if options.quiet else f"In {folder}: {what}.")

@@ -19,6 +19,7 @@ from rlm_dspy.embedded.model_cache import (
 )
 from rlm_dspy.embedded.model_catalog import CATALOGUE, megabytes
 from rlm_dspy.errors import UsageError
+from rlm_dspy.text import columns
 
 if TYPE_CHECKING:
     from rlm_dspy.embedded.model_catalog import CatalogueModel
@@ -41,18 +42,21 @@ def list_models(context: typer.Context) -> None:
     """List the models that can be downloaded and run in this process.
 
     They are kept in the folder that RLM_DSPY_MODELS names, else in the user's cache folder. Where no model is
-    named, the best downloaded one is used. Any other GGUF file of the hub has an address, hf:owner/repository,
-    with :Q8_0 or /file.gguf to choose among its files, and @revision.
+    named, also not by the configuration file, the best downloaded one is used. Any other GGUF file of the hub has
+    an address, hf:owner/repository, with :Q8_0 or /file.gguf to choose among its files, and @revision.
     """
     if context.invoked_subcommand is not None:
         return
     with errors_as_lines(debug=False):
-        rows = [("NAME", "SIZE", "LICENSE", "READS", "WRITES", "HERE", "GOOD FOR"), *map(_row, CATALOGUE)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        from rlm_dspy.cli.user.configuration import load_configuration
+
+        named = load_configuration().named(None)
+        rows = [_row(model, named) for model in CATALOGUE]
+        table = columns([("NAME", "SIZE", "LICENSE", "READS", "WRITES", "HERE", "GOOD FOR"), *rows])
         bad_at = [f"{model.name} is bad at {model.bad_at}." for model in CATALOGUE if model.bad_at]
         others = [f"Also here: {address.name}" for address in downloaded_addresses()]
-        say("\n".join([*lines, "", *bad_at, "", _LEGEND, *others, f"Folder: {models_folder()}"]))
+        chosen = [f"Named by the environment or the configuration file: {named}"] if named else []
+        say("\n".join([table, "", *bad_at, "", _LEGEND, *others, *chosen, f"Folder: {models_folder()}"]))
 
 
 @models.command()
@@ -80,7 +84,8 @@ def remove_model(name: Name) -> None:
         say(f"{entry.name} was removed." if remove(entry) else f"{entry.name} was not on this machine.")
 
 
-def _row(model: CatalogueModel) -> tuple[str, ...]:
-    here = "" if cached_file(model) is None else "default" if model is best_cached() else "yes"
+def _row(model: CatalogueModel, named: str | None) -> tuple[str, ...]:
+    is_default = model.name == named if named else model is best_cached()
+    here = "" if cached_file(model) is None else "default" if is_default else "yes"
     speeds = (str(model.reads or "-"), str(model.writes or "-"))
     return (model.name, megabytes(model.size), model.license, *speeds, here, model.good_for)

@@ -30,6 +30,7 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.options import Debug, Trace, command, traced
 from rlm_dspy.cli.program import input_names, labelled, labels_equal, load_metric, load_program, program_file
+from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import write_whole
 
@@ -64,7 +65,10 @@ class OptimizeOptions:
     optimizer: Annotated[str, Option(help=f"One of {_OPTIMIZERS}.")] = "trajectories"
     metric: Annotated[str | None, Option(help="A function in FILE.py; default `metric` or equal labels.")] = None
     inputs: Annotated[str | None, Option(help="The input fields, separated by commas.")] = None
-    model: Annotated[str | None, Option(help="As for `ask`; default: the model that FILE.py configures.")] = None
+    model: Annotated[
+        str | None,
+        Option(help="As for `ask`; default: the one that FILE.py configures.", autocompletion=complete_model),
+    ] = None
     predictor: Annotated[str | None, Option(help="The RLM's predictor to save, if there are several.")] = None
     state: Annotated[Path | None, Option(help="Also save the whole program's state here, as JSON.")] = None
     pilots: Annotated[int, Option(min=1, help="Number of pilot runs for the forecast.")] = 3
@@ -129,13 +133,16 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
     """Load the program and the data; return the job and the held-out examples."""
     import dspy
 
-    from rlm_dspy.models import choose_model
+    from rlm_dspy.cli.user.configuration import load_configuration
+    from rlm_dspy.models import ModelSettings, choose_model
     from rlm_dspy.optimize import read_examples
     from rlm_dspy.optimize.optimizer_catalog import Job
 
     _optimizer(options.optimizer)
     module, program = load_program(options.program)
-    lm = choose_model(options.model) if options.model or dspy.settings.lm is None else dspy.settings.lm
+    configuration = load_configuration()
+    name = options.model or (None if dspy.settings.lm else configuration.named(None))
+    lm = choose_model(name, settings=configuration.settings(name, ModelSettings()))
     metric = load_metric(module, options.metric)
     fields = [name.strip() for name in options.inputs.split(",")] if options.inputs else input_names(program)
     files = [path for path in (options.train, options.dev, options.held_out) if path]

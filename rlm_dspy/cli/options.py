@@ -15,6 +15,8 @@ import typer
 from typer import Argument, Option
 
 from rlm_dspy.cli.errors import INTERRUPTED, tell
+from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,14 +48,38 @@ Files = Annotated[
         show_default=False,
     ),
 ]
-Run = Annotated[Path, Argument(metavar="RUN", help="A file written by ask --save or --log.", show_default=False)]
+
+
+def _run_file(path: Path) -> Path:
+    """Return the path of a run, which may be the number of one in the history."""
+    number = str(path).removeprefix("@")
+    if number == str(path) or not number.isdecimal() or path.exists():
+        return path
+    from rlm_dspy.cli.user.history import kept_run
+
+    try:
+        return kept_run(int(number))
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Run = Annotated[
+    Path,
+    Argument(
+        metavar="RUN",
+        help="A file written by ask --save or --log, or @1 for the last run of `rlm-dspy history`, @2, ...",
+        callback=_run_file,
+        show_default=False,
+    ),
+]
 RunNumber = Annotated[int | None, Option(min=1, help="Number of the run in a file with several; the first is 1.")]
 Model = Annotated[
     str | None,
     Option(
         help="provider/name, lm_studio/name, a name that `rlm-dspy models` lists, hf:owner/repository:Q4_K_M, or "
         "the path of a GGUF file. By default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else "
-        "the best downloaded model."
+        "that of the configuration file, else the best downloaded model.",
+        autocompletion=complete_model,
     ),
 ]
 Interpreter = Annotated[

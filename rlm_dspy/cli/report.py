@@ -9,6 +9,7 @@ import typer
 
 from rlm_dspy.cli.errors import check_outputs, errors_as_lines, quiet_dspy
 from rlm_dspy.cli.options import Debug, Run, RunNumber
+from rlm_dspy.cli.user.history import history_folder
 from rlm_dspy.text import printable, write_whole
 
 _Output = Annotated[
@@ -20,7 +21,7 @@ def report(path: Run, output: _Output = None, run: RunNumber = None, debug: Debu
     """Write a saved run as one HTML page: answer, turns, sub-calls, time, cost, coverage of the input.
 
     The page is self-contained: it needs no network and runs no script. The command prints its path; by default
-    the path of the run with the suffix .html.
+    the path of the run with the suffix .html, for a run of the history in the working directory.
 
     Exit codes: 0 if the page was written, 2 if the run cannot be read.
     """
@@ -28,7 +29,8 @@ def report(path: Run, output: _Output = None, run: RunNumber = None, debug: Debu
         from rlm_dspy.observe.load import load_record
         from rlm_dspy.report.write_report import write_report
 
-        target = output or path.with_suffix(".html")
+        page = path.with_suffix(".html")
+        target = output or (Path(page.name) if path.parent == history_folder() else page)
         check_outputs({"--output": target}, [path])
         write_report(load_record(path, run), target)
     typer.echo(target)

@@ -1,0 +1,1 @@
+"""What the command line keeps for its user: configuration, keys, history, completion."""

@@ -1,0 +1,42 @@
+"""Completes the names of models in a shell; quick, so without the packages that a run imports."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from rlm_dspy.embedded.model_catalog import CATALOGUE
+
+_TABLE = "model_prices_and_context_window_backup.json"
+_OTHERS = ("embedded", "lm_studio/", "ollama/")
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the names of models that begin so: those of this package, then those of LiteLLM's table.
+
+    Without a slash, providers stand for their models if several fit. Names with a colon are left out: shells take
+    it for the end of a word.
+    """
+    names = [*(model.name for model in CATALOGUE), *_OTHERS, *_of_litellm()]
+    found = [name for name in names if name.startswith(incomplete) and ":" not in name]
+    if "/" in incomplete:
+        return found
+    providers = dict.fromkeys("".join(name.partition("/")[:2]) for name in found)
+    return list(providers) if len(providers) > 1 else found
+
+
+def _of_litellm() -> list[str]:
+    """Return the chat models as `provider/name`; none if LiteLLM keeps its table elsewhere."""
+    spec = find_spec("litellm")
+    folders = spec.submodule_search_locations if spec else None
+    try:
+        table = json.loads(Path((folders or [""])[0], _TABLE).read_bytes())
+    except (OSError, ValueError):
+        return []
+    chat = {name: entry for name, entry in table.items() if entry.get("mode") == "chat" and "*" not in name}
+    return sorted(
+        name if "/" in name else f"{entry['litellm_provider']}/{name}"
+        for name, entry in chat.items()
+        if "litellm_provider" in entry
+    )
