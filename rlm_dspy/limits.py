@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
+
+from rlm_dspy.errors import unknown_argument
 
 _WHOLE = {
     "max_iters": 1,
@@ -34,6 +36,7 @@ class Limits:
     use still fits.
 
     Raises:
+        TypeError: If there is no limit of a name; the message names the closest one.
         ValueError: If a number is out of its range.
     """
 
@@ -79,6 +82,12 @@ class Limits:
     """
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     """USD per million input and output tokens, by the LM's `model`; for models without a known price."""
+
+    def __new__(cls, **given: object) -> Self:
+        """Refuse a name that is no limit."""
+        for name in given.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, least in {**_WHOLE, **_WHOLE_OR_NONE}.items():

@@ -10,10 +10,9 @@ import urllib.request
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dspy
-from pydantic import BaseModel, ConfigDict, Field
 
 from rlm_dspy._dspy_compat import select_backend
 from rlm_dspy.budget.lm_info import context_window
@@ -36,12 +35,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EMBEDDED",
     "ModelNotPulled",
-    "ModelSettings",
     "ModelUnreachable",
     "UnknownModel",
     "choose_model",
     "limits_for",
-    "provider_of",
 ]
 
 EMBEDDED = "embedded"
@@ -64,20 +61,13 @@ _NO_KEY = "none"
 """The key for a server of one's own: OpenAI's protocol needs one, such servers mostly do not."""
 
 
-class ModelSettings(BaseModel):
-    """How to reach a model, and how much it may read and write. None leaves a setting to the provider."""
+class _Settings(NamedTuple):
+    """What the caller says of a model; see `choose_model`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    api_base: str | None = Field(
-        default=None, pattern="^https?://", examples=['api_base = "http://localhost:8000/v1"']
-    )
-    """The address of the server."""
-    api_key: str | None = Field(default=None, min_length=1, repr=False, examples=['api_key = "env:MY_KEY"'])
-    context_window: int | None = Field(default=None, ge=1_000, examples=["context_window = 32768"])
-    """Tokens of the prompt and the reply; also sets how much an embedded model, or one of Ollama, reads."""
-    max_reply_tokens: int | None = Field(default=None, ge=1, examples=["max_reply_tokens = 2000"])
-    """Tokens of one reply."""
+    api_base: str | None
+    api_key: str | None
+    context_window: int | None
+    max_reply_tokens: int | None
 
 
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
@@ -104,12 +94,15 @@ def choose_model(
     *,
     pull: bool = False,
     announce: Callable[[str], None] = print_to_stderr,
-    settings: ModelSettings | None = None,
+    api_base: str | None = None,
+    api_key: str | None = None,
+    context_window: int | None = None,
+    max_reply_tokens: int | None = None,
 ) -> dspy.LM:
     """Return the LM to use.
 
     That is `model`; else the one that DSPy is configured with; else the one that `RLM_DSPY_MODEL` names; else LM
-    Studio's, if `settings.api_base` or `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and
+    Studio's, if `api_base` or `LM_STUDIO_API_BASE` is set (with `LM_STUDIO_API_KEY`, and
     `LM_STUDIO_MODEL` to choose among its models); else the best downloaded model, run in this process. Nothing
     global is changed: hand the LM to `dspy.configure` or `dspy.context`.
 
@@ -120,10 +113,13 @@ def choose_model(
         pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
             and none was downloaded, that is Qwen2.5-Coder 1.5B (1.1 GB).
         announce: Called with one line when a default model is chosen, and with each step of a download.
-        settings: Address, key and limits of the model, before those of the environment.
+        api_base: The address of the model's server; default: as its provider's variables say.
+        api_key: The key for it; default: as its provider's variables say.
+        context_window: Tokens of prompt and reply together; default: as known of the model. An embedded model, or
+            one of Ollama, is given such a window.
+        max_reply_tokens: Maximum tokens of one reply; default: the provider's.
 
     Raises:
-        ValueError: If a setting does not fit the model.
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.
@@ -132,11 +128,11 @@ def choose_model(
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
         return configured
-    settings = settings or ModelSettings()
+    settings = _Settings(api_base, api_key, context_window, max_reply_tokens)
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:
         return _named(named, pull, announce, settings)
-    if base := settings.api_base or os.environ.get("LM_STUDIO_API_BASE"):
+    if base := api_base or os.environ.get("LM_STUDIO_API_BASE"):
         lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), settings)
         announce(f"Using {lm.model.removeprefix('openai/')} of LM Studio at {base}.")
         return lm
@@ -146,13 +142,6 @@ def choose_model(
         "Name one with --model or RLM_DSPY_MODEL, e.g. openai/gpt-5-mini."
     )
     return lm
-
-
-def provider_of(model: str) -> str:
-    """Return the provider in the name of a model; `embedded` for one that runs in this process."""
-    if model == EMBEDDED or named_model(model) or model.lower().endswith(".gguf"):
-        return EMBEDDED
-    return model.partition("/")[0].removesuffix("_chat")  # ollama_chat/NAME
 
 
 def limits_for(lm: dspy.BaseLM, **given: float | Mapping[str, tuple[float, float]] | None) -> Limits:
@@ -176,7 +165,7 @@ def limits_for(lm: dspy.BaseLM, **given: float | Mapping[str, tuple[float, float
     return replace(usual, **{"max_iters": turns, "max_output_chars": chars, **chosen})
 
 
-def _named(model: str, pull: bool, announce: Callable[[str], None], settings: ModelSettings) -> dspy.LM:
+def _named(model: str, pull: bool, announce: Callable[[str], None], settings: _Settings) -> dspy.LM:
     if model == EMBEDDED or named_model(model):
         return _downloaded(named_model(model), pull, announce, settings)
     if model.lower().endswith(".gguf") or Path(model).expanduser().is_file():
@@ -188,7 +177,7 @@ def _named(model: str, pull: bool, announce: Callable[[str], None], settings: Mo
     return _of_a_provider(model, settings)
 
 
-def _lm(model: str, settings: ModelSettings, **kwargs: Any) -> dspy.LM:
+def _lm(model: str, settings: _Settings, **kwargs: Any) -> dspy.LM:
     """Return the LM of a server."""
     known = {"api_base": settings.api_base, "api_key": settings.api_key, "max_tokens": settings.max_reply_tokens}
     lm = dspy.LM(model, **{name: value for name, value in (known | kwargs).items() if value is not None})
@@ -197,7 +186,7 @@ def _lm(model: str, settings: ModelSettings, **kwargs: Any) -> dspy.LM:
     return lm
 
 
-def _of_a_provider(model: str, settings: ModelSettings) -> dspy.LM:
+def _of_a_provider(model: str, settings: _Settings) -> dspy.LM:
     needs_none = settings.api_base and not settings.api_key and model.startswith("openai/")
     key = {"api_key": _NO_KEY} if needs_none and not os.environ.get("OPENAI_API_KEY") else {}
     try:
@@ -228,7 +217,7 @@ def _downloaded(
     entry: CatalogueModel | HubAddress | None,
     pull: bool,
     announce: Callable[[str], None],
-    settings: ModelSettings,
+    settings: _Settings,
 ) -> dspy.LM:
     """Return the LM of a catalogue model or an address; None is the best downloaded one."""
     entry = entry or best_cached() or DEFAULT
@@ -239,7 +228,7 @@ def _downloaded(
     return _embedded(entry.name, settings)
 
 
-def _embedded(model: str | Path, settings: ModelSettings) -> dspy.LM:
+def _embedded(model: str | Path, settings: _Settings) -> dspy.LM:
     if settings.api_base or settings.api_key:
         raise UnknownModel(
             f"{model} runs in this process and has no api_base or api_key. Name a model of the server, e.g. "
@@ -257,7 +246,7 @@ def _embedded(model: str | Path, settings: ModelSettings) -> dspy.LM:
         ) from error
 
 
-def _lm_studio(name: str | None, settings: ModelSettings) -> dspy.LM:
+def _lm_studio(name: str | None, settings: _Settings) -> dspy.LM:
     """Return the LM of an OpenAI-compatible server; fail now if it does not respond, not after retries."""
     base = (settings.api_base or os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE).rstrip("/")
     key = settings.api_key or os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # required only if configured
@@ -273,7 +262,7 @@ def _lm_studio(name: str | None, settings: ModelSettings) -> dspy.LM:
     return lm
 
 
-def _ollama(name: str, settings: ModelSettings) -> dspy.LM:
+def _ollama(name: str, settings: _Settings) -> dspy.LM:
     """Return the LM of a model of Ollama, with a known window, which each request asks for.
 
     That works by Ollama's own API only, which LiteLLM speaks: the OpenAI-compatible one takes no window.

@@ -35,14 +35,14 @@ from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
 from rlm_dspy.errors import UsageError
+from rlm_dspy.redaction import without_credentials
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     import dspy
 
     from rlm_dspy.artifacts import Artifacts
-    from rlm_dspy.cli.user.configuration import Configuration
-    from rlm_dspy.models import ModelSettings
+    from rlm_dspy.cli.user.configuration import Configuration, ModelSettings
     from rlm_dspy.observe.console import View
     from rlm_dspy.report.record import Record, Stop
 
@@ -169,7 +169,7 @@ def ask(options: AskOptions) -> None:
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and options.debug:
-                tell("".join(traceback.format_exception(error)))
+                tell(without_credentials("".join(traceback.format_exception(error)), lm, rlm.sub_lm))
             kept = _give(record, artifacts, options)  # before the wait for MLflow
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
@@ -212,7 +212,7 @@ def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM,
     """Return the LM, and the one of sub-calls if it is another."""
     import dspy
 
-    from rlm_dspy.models import ModelSettings, provider_of
+    from rlm_dspy.cli.user.configuration import ModelSettings, provider_of
 
     if options.api_base and not options.api_base.startswith(("http://", "https://")):
         raise UsageError(f"--api-base {options.api_base}: write an address, e.g. http://localhost:8000/v1.")
@@ -236,14 +236,14 @@ def _chosen(model: str | None, settings: ModelSettings, options: AskOptions) -> 
     from rlm_dspy.models import ModelNotPulled, choose_model
 
     try:
-        return choose_model(model, pull=options.pull, announce=options.note, settings=settings)
+        return choose_model(model, pull=options.pull, announce=options.note, **settings.model_dump())
     except ModelNotPulled as missing:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
         size = f" ({megabytes(missing.entry.size)})" if isinstance(missing.entry, CatalogueModel) else ""
         if not typer.confirm(f"{missing.entry.name} is not on this machine. Download it{size}?", err=True):
             raise
-    return choose_model(model, pull=True, announce=options.note, settings=settings)
+    return choose_model(model, pull=True, announce=options.note, **settings.model_dump())
 
 
 def _stdin(files: list[str]) -> BinaryIO | None:

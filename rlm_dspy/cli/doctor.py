@@ -25,9 +25,8 @@ def doctor() -> None:
 
 def _configured() -> str:
     """Return what the configuration file says, without keys."""
-    from rlm_dspy.cli.user.configuration import configuration_file, load_configuration
+    from rlm_dspy.cli.user.configuration import ModelSettings, configuration_file, load_configuration
     from rlm_dspy.cli.user.history import history_folder, runs_to_keep
-    from rlm_dspy.models import ModelSettings
 
     configuration, path = load_configuration(), configuration_file()
     lines = [f"Configuration: {path}{'' if path.exists() else ' (there is none)'}"]

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 Name = Annotated[
     str,
-    typer.Argument(help="A name that `rlm-dspy models` lists, or hf:owner/repository:Q4_K_M.", show_default=False),
+    typer.Argument(
+        help="A name that `rlm-dspy models` lists, or hf:owner/repository:Q4_K_M.",
+        autocompletion=lambda incomplete: [each.name for each in CATALOGUE if each.name.startswith(incomplete)],
+        show_default=False,
+    ),
 ]
 
 _LEGEND = (

@@ -133,8 +133,8 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
     """Load the program and the data; return the job and the held-out examples."""
     import dspy
 
-    from rlm_dspy.cli.user.configuration import load_configuration
-    from rlm_dspy.models import ModelSettings, choose_model
+    from rlm_dspy.cli.user.configuration import ModelSettings, load_configuration
+    from rlm_dspy.models import choose_model
     from rlm_dspy.optimize import read_examples
     from rlm_dspy.optimize.optimizer_catalog import Job
 
@@ -142,7 +142,7 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
     module, program = load_program(options.program)
     configuration = load_configuration()
     name = options.model or (None if dspy.settings.lm else configuration.named(None))
-    lm = choose_model(name, settings=configuration.settings(name, ModelSettings()))
+    lm = choose_model(name, **configuration.settings(name, ModelSettings()).model_dump())
     metric = load_metric(module, options.metric)
     fields = [name.strip() for name in options.inputs.split(",")] if options.inputs else input_names(program)
     files = [path for path in (options.train, options.dev, options.held_out) if path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import dspy
 
@@ -22,7 +22,15 @@ from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.hints import is_another_turn
 from rlm_dspy.loop.run_state import Run, observed, run_event
 from rlm_dspy.loop.turn import Turn
-from rlm_dspy.loop.validation import check_cache, check_factory, check_limits, check_names, open_paths
+from rlm_dspy.loop.validation import (
+    check_cache,
+    check_factory,
+    check_limits,
+    check_names,
+    check_unknown,
+    invalid_state,
+    open_paths,
+)
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
@@ -125,15 +133,13 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         subs: Given = None,
         cache: SubCallCache | bool = True,
         refuse_blind_submit: bool = False,
+        **unknown: Never,
     ) -> None:
+        check_unknown(unknown, type(self))
         super().__init__()
-        short: dict[str, Any] = {
-            "max_iters": max_iters,
-            "max_llm_calls": max_llm_calls,
-            "max_output_chars": max_output_chars,
-        }
+        short = {"max_iters": max_iters, "max_llm_calls": max_llm_calls, "max_output_chars": max_output_chars}
         self.signature = signature
-        self.limits = replace(check_limits(limits), **{name: n for name, n in short.items() if n is not None})
+        self.limits = check_limits(limits, **short)
         self.verbose = verbose
         self.sub_lm = sub_lm
         self.tools = tools
@@ -182,13 +188,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         Raises:
             ValueError: If it is not the file of an RLM.
         """
-        try:
+        with invalid_state(path):
             super().load(path, *args, **kwargs)
-        except KeyError as error:
-            raise ValueError(
-                f"Invalid state: {path} has no {error}, so `save` did not write it. To load a policy, pass "
-                "RLM(policy=...)."
-            ) from error
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache
-from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.errors import InvalidInputs, unknown_argument
 from rlm_dspy.inputs import HostInput, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
 from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
 from rlm_dspy.repl.type_names import bare
+from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 
+OWN_NAMES = frozenset({"stop", "usage", "artifacts"})
+"""Names of the run on the prediction that an output field replaces, so that signatures of `dspy.RLM` work."""
+_logger = logger()
 
-def check_limits(limits: Limits | None) -> Limits:
-    """Return the limits; the defaults for None.
+
+def check_limits(limits: Limits | None, **short: Any) -> Limits:
+    """Return the limits, the defaults for None, with the fields of `short` that are not None.
 
     Raises:
         TypeError: If it is something else.
     """
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits must be rlm_dspy.Limits(max_iters=..., ...), not {limits!r}.")
-    return limits or Limits()
+    return replace(limits or Limits(), **{name: value for name, value in short.items() if value is not None})
+
+
+def check_unknown(unknown: Iterable[str], owner: type[dspy.Module]) -> None:
+    """Refuse arguments that `RLM` does not have.
+
+    Raises:
+        TypeError: If there is one; the message says what to pass instead.
+    """
+    limits = Limits.__dataclass_fields__
+    for name in unknown:
+        if name in limits:
+            raise TypeError(f"{owner.__name__} has no argument {name!r}; pass limits=Limits({name}=...).")
+        known = [each for each in inspect.signature(owner).parameters if each not in ("self", "unknown")]
+        raise unknown_argument(owner.__name__, name, known)
 
 
 def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], subs: Iterable[str] = ()) -> None:
@@ -45,10 +70,35 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
     for what, names in {"names of the REPL": reserved, "tools": set(tools), "subs": set(subs)}.items():
         if clash := inputs & names:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")
+    _warn_of(*sorted(set(signature.output_fields) & OWN_NAMES))
     if clash := set(signature.output_fields) & RESULT_NAMES:
         raise ValueError(
             f"Output fields conflict with attributes of the prediction: {sorted(clash)}. Rename them."
         )
+
+
+@functools.cache
+def _warn_of(*hidden: str) -> None:
+    """Log once that output fields take the place of what a run says of itself."""
+    if hidden:
+        told = ", ".join(f"prediction.{name}" for name in hidden)
+        _logger.warning("%s: the output field, not the run's own. Rename the field to have both.", told)
+
+
+@contextlib.contextmanager
+def invalid_state(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say what is wrong with a file that is loaded in this scope.
+
+    Raises:
+        ValueError: If `save` did not write the file.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"Invalid state: `save` did not write {path} ({type(error).__name__}: {error}). To load a policy, "
+            "pass RLM(policy=...)."
+        ) from error
 
 
 def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rlm_dspy.errors import RLMError
 from rlm_dspy.events import Event, Listener, RunEvent
 from rlm_dspy.inputs import HostInput, Text, describe
 from rlm_dspy.json_values import jsonable
+from rlm_dspy.redaction import without_credentials
 from rlm_dspy.subcalls.ad_hoc import types_of, written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
 from rlm_dspy.trajectory import Mark, Step
@@ -256,7 +257,9 @@ def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
     if files := files_of(outcome.artifacts):
         known["artifacts"] = files
     if error is not None:
-        return {**known, **cut_short(error)}
+        told = cut_short(error)
+        text = told["error"] and without_credentials(told["error"], run.lm, run.sub_lm)
+        return {**known, **told, "error": text}
     return {**known, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
 
 

@@ -31,14 +31,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rlm_dspy.cli.errors import tell
 from rlm_dspy.cli.user.keys import key_of, names_key
+from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.errors import UsageError
 from rlm_dspy.limits import Limits
-from rlm_dspy.models import EMBEDDED, ModelSettings, provider_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 FILE_VARIABLE = "RLM_DSPY_CONFIG"
+_EMBEDDED = "embedded"
+
+
+class ModelSettings(BaseModel):
+    """How to reach a model, and how much it reads and writes: arguments of `choose_model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_base: str | None = Field(
+        default=None, pattern="^https?://", examples=['api_base = "http://localhost:8000/v1"']
+    )
+    api_key: str | None = Field(default=None, min_length=1, repr=False, examples=['api_key = "env:MY_KEY"'])
+    context_window: int | None = Field(default=None, ge=1_000, examples=["context_window = 32768"])
+    max_reply_tokens: int | None = Field(default=None, ge=1, examples=["max_reply_tokens = 2000"])
 
 
 class Configuration(BaseModel):
@@ -50,9 +64,9 @@ class Configuration(BaseModel):
     sub_model: str | None = Field(default=None, min_length=1, examples=['sub_model = "openai/gpt-5-nano"'])
     history: int = Field(default=100, ge=0, examples=["history = 50"])
     """How many runs `rlm-dspy history` keeps; 0 keeps none."""
-    limits: dict[str, Any] = Field(default={}, examples=["max_cost = 0.5"])
+    limits: dict[str, Any] = {}
     """Some fields of `Limits`."""
-    providers: dict[str, ModelSettings] = Field(default={}, examples=['[providers.openai] api_key = "env:MY_KEY"'])
+    providers: dict[str, ModelSettings] = Field(default={}, examples=['providers.openai.api_key = "env:MY_KEY"'])
     """How to reach models, by the provider in their names."""
 
     @field_validator("limits")
@@ -79,7 +93,7 @@ class Configuration(BaseModel):
         Raises:
             UsageError: If the file refers to a key that does not exist.
         """
-        default = "lm_studio" if given.api_base or _has("lm_studio", "API_BASE") else EMBEDDED
+        default = "lm_studio" if given.api_base or _has("lm_studio", "API_BASE") else _EMBEDDED
         provider = provider_of(model) if model else default
         found = self.providers.get(provider, ModelSettings()).model_dump()
         if _has(provider, "API_BASE", "BASE_URL"):
@@ -89,6 +103,13 @@ class Configuration(BaseModel):
         if found["api_key"] is not None:
             found["api_key"] = key_of(found["api_key"], configuration_file(), f"providers.{provider}.api_key")
         return ModelSettings(**found | given.model_dump(exclude_none=True))
+
+
+def provider_of(model: str) -> str:
+    """Return the provider in the name of a model; `embedded` for one that runs in this process."""
+    if named_model(model) or model.lower().endswith(".gguf"):
+        return _EMBEDDED
+    return model.partition("/")[0].removesuffix("_chat")  # ollama_chat/NAME
 
 
 def _has(provider: str, *settings: str) -> bool:
@@ -123,7 +144,9 @@ def load_configuration() -> Configuration:
     except ValidationError as error:
         raise UsageError(f"{path}: {' '.join(map(_told, error.errors(include_input=False)))}") from None
     except ValueError as error:  # no TOML, or no UTF-8
-        raise UsageError(f'{path} is not valid TOML: {error}. Write e.g. model = "openai/gpt-5-mini".') from None
+        raise UsageError(
+            f'{path} is not valid TOML: {error}. Texts have quotes: model = "openai/gpt-5-mini".'
+        ) from None
     in_clear = any(each.api_key and not names_key(each.api_key) for each in found.providers.values())
     if in_clear and sys.platform != "win32" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         tell(f"Warning: {path} contains a key, and other users can read it. Protect it: chmod 600 {path}")

@@ -60,7 +60,8 @@ def show(
         for turn, step in enumerate(record.trajectory, start=1):
             view.step(turn, step, used(step.spent, step.seconds))
         view.end(summary_of(record), answered=record.answered)
-        say(f"\n{record.error or answer_of(record.outputs)}")
+        if told := record.error or (answer_of(record.outputs) if record.answered else ""):
+            say(f"\n{told}")
 
 
 @history.command()
