@@ -295,6 +295,19 @@ def test_what_is_given_is_kept() -> None:
     assert limits == Limits(max_iters=2, max_llm_calls=0, max_output_chars=6_144)
 
 
+def test_an_embedded_model_is_given_its_window_and_the_length_of_its_replies(smollm2: Path) -> None:
+    lm = choose_model("embedded", context_window=4_100, max_reply_tokens=99, announce=nothing_said)
+    assert (context_window(lm), lm.kwargs["max_tokens"]) == (4_096, 99)  # llama.cpp wants a multiple of 256
+    with pytest.raises(UnknownModel, match="has no api_base or api_key"):
+        choose_model("embedded", api_key="k", announce=nothing_said)
+
+
+def test_ollama_is_given_the_window_of_the_caller() -> None:
+    with ollama_server({"model_info": {"qwen2.context_length": 131_072}}) as server:
+        lm = choose_model("ollama/qwen3:8b", api_base=server.base, context_window=40_000)
+    assert (lm.kwargs["num_ctx"], context_window(lm)) == (40_000, 40_000)
+
+
 @given(st.integers(min_value=2_048, max_value=2_000_000))
 def test_the_outputs_of_all_turns_fit_in_half_of_any_window(window: int) -> None:
     lm = ScriptedLM([])

@@ -95,9 +95,9 @@ def invalid_state(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, json.JSONDecodeError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is no object in JSON ({error})"
         raise ValueError(
-            f"Invalid state: `save` did not write {path} ({type(error).__name__}: {error}). To load a policy, "
-            "pass RLM(policy=...)."
+            f"Invalid state: {path} {what}, so `save` did not write it. To load a policy, pass RLM(policy=...)."
         ) from error
 
 

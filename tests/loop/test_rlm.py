@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -245,6 +247,39 @@ def test_a_missing_or_unknown_input_is_refused_before_anything_starts(play: Play
     with pytest.raises(ValueError, match=r"unknown: \['topic'\]"):
         play(rlm, [DONE], question="?", context="c", topic="t")
     assert not repl.started
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "fix"),
+    [
+        (
+            partial(RLM, "q -> a"),
+            "max_iterations",
+            "RLM has no argument 'max_iterations'; did you mean 'max_iters'?",
+        ),
+        (partial(RLM, "q -> a"), "max_cost", "RLM has no argument 'max_cost'; pass limits=Limits(max_cost=...)."),
+        (partial(RLM, "q -> a"), "colour", "RLM has no argument 'colour'; it has signature, max_iters, "),
+        (Limits, "max_iter", "Limits has no argument 'max_iter'; did you mean 'max_iters'?"),
+        (Limits, "colour", "Limits has no argument 'colour'; it has max_iters, "),
+    ],
+)
+def test_an_argument_that_there_is_not_is_told_with_the_right_one(make: Any, name: str, fix: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(fix)):
+        make(**{name: 3})
+
+
+def test_an_output_that_hides_the_runs_own_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It takes precedence, as signatures of `dspy.RLM` expect."""
+    logging.getLogger("dspy").addHandler(caplog.handler)  # DSPy's logger does not propagate
+    try:
+        for _ in range(2):
+            rlm = RLM("question -> stop: int, artifacts: str")
+    finally:
+        logging.getLogger("dspy").removeHandler(caplog.handler)
+    (told,) = caplog.messages
+    assert told.startswith("prediction.artifacts, prediction.stop: the output field, not the run's own.")
+    with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(stop=7, artifacts='a')\n```"])):
+        assert rlm(question="?").stop == 7
 
 
 def test_the_three_short_limits_are_fields_of_limits() -> None:

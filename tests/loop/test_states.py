@@ -67,6 +67,14 @@ def test_a_file_that_save_did_not_write_is_refused(tmp_path: Path) -> None:
         RLM(ASK).load(path)
 
 
+@pytest.mark.parametrize("text", ["[1]", '"text"', "3", "no JSON", ""])
+def test_a_file_that_is_no_json_object_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"state.json is no object in JSON .* so `save` did not write it"):
+        RLM(ASK).load(path)
+
+
 def test_half_of_a_predictors_state_is_refused_and_changes_nothing() -> None:
     rlm, state = RLM(ASK, policy=None), learned().dump_state()
     before = instructions_of(rlm)

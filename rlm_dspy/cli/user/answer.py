@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from rlm_dspy.observe.record import Record
+    from rlm_dspy.report.record import Record
 
 
 def summary_of(record: Record) -> str:
     """Return one line: why the run ended and what it used."""
-    from rlm_dspy.observe.formatting import used
-    from rlm_dspy.observe.record import describe_stop
+    from rlm_dspy.report.formatting import used
+    from rlm_dspy.report.record import describe_stop
 
     usage = record.usage
     calls = counted(usage.calls, "model call")

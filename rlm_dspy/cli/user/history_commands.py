@@ -47,8 +47,8 @@ def show(
     """Print the steps and the answer of a run. `rlm-dspy report @1` writes them as a page."""
     with errors_as_lines(debug=False):
         from rlm_dspy.observe.console import Lines
-        from rlm_dspy.observe.formatting import used
         from rlm_dspy.observe.load import load_record
+        from rlm_dspy.report.formatting import used
 
         path = kept_run(number)
         record = load_record(path)
