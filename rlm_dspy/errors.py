@@ -30,12 +30,6 @@ Every error that leaves a run carries what there is of it (see `representation.c
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 class RLMError(Exception):
     """Base class of this package's errors."""
@@ -105,13 +99,6 @@ class WorkersLost(RLMError, RuntimeError):  # noqa: N818 (what happened)
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
     """An async tool waits for an event loop that the run blocks; await the run instead: `await rlm.acall(...)`."""
-
-
-def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
-    """Return the error for an argument that a class does not have; it names the closest one, else all."""
-    close = difflib.get_close_matches(name, known, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}."
-    return TypeError(f"{owner} has no argument {name!r}; {fix}")
 
 
 class UsageError(RLMError, ValueError):

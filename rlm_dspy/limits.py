@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from rlm_dspy.errors import unknown_argument
+from rlm_dspy.text import unknown_argument
 
 _WHOLE = {
     "max_iters": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import operator
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls other than tab and newline: they start terminal commands
@@ -74,6 +75,13 @@ def share(value: float) -> str:
         return "< 0.1 %"
     percent = value * 100
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
+
+
+def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """Return the error for an argument that a class does not have; it names the closest one, else all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    fix = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}."
+    return TypeError(f"{owner} has no argument {name!r}; {fix}")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

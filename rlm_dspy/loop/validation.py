@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.cache.sub_call_cache import SubCallCache
-from rlm_dspy.errors import InvalidInputs, unknown_argument
+from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import HostInput, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
 from rlm_dspy.limits import Limits
 from rlm_dspy.repl.tools import _is_reserved
 from rlm_dspy.repl.type_names import bare
-from rlm_dspy.text import logger
+from rlm_dspy.text import logger, unknown_argument
 
 if TYPE_CHECKING:
     import os

@@ -279,7 +279,7 @@ def test_an_output_that_hides_the_runs_own_is_told_once(caplog: pytest.LogCaptur
     (told,) = caplog.messages
     assert told.startswith("prediction.artifacts, prediction.stop: the output field, not the run's own.")
     with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(stop=7, artifacts='a')\n```"])):
-        assert rlm(question="?").stop == 7
+        assert dict(rlm(question="?"))["stop"] == 7
 
 
 def test_the_three_short_limits_are_fields_of_limits() -> None:
