@@ -173,7 +173,9 @@ class Command:
             os.close(running.reads)
             os.close(running.writes)
             running.end()
-            raise OSError(f"{running.name} does not run: {running.last_words() or 'it ended at once'}") from None
+            raise ConnectionError(
+                f"{running.name} does not run: {running.last_words() or 'it ended at once'}"
+            ) from None
         return running
 
 
@@ -195,7 +197,12 @@ class Place:
         """
         if reason := unsupported():
             raise NoRung(f"A remote interpreter cannot be used from here: {reason}. {CHOICES}")
-        return FarServer(self.command.open(), self.asked())
+        try:
+            return FarServer(self.command.open(), self.asked())
+        except ConnectionError as error:
+            if self.command.shell or Path(*self.command.words[:1]).name != "ssh":
+                raise
+            raise ConnectionError(f"{error}. A shell reads what follows ssh: pass shell=True.") from None
 
     def asked(self) -> dict[str, object]:
         """Return the arguments of the far end for it."""

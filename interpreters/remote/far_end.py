@@ -21,7 +21,7 @@ from rlm_dspy.interpreters import diagnosis
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host.fork_server_client import NoRung, recipe
-from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, Kind, Relay, Stream
+from rlm_dspy.interpreters.remote.relay import CHANNEL, GREETING, NUMBER, REFERENCE, Kind, Relay, Stream
 from rlm_dspy.interpreters.worker import memory, wire
 
 if TYPE_CHECKING:
@@ -328,6 +328,7 @@ def main(folder: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)  # it is not stale; see `host.scratch`
     reads, writes = os.dup(0), os.dup(1)
+    os.write(writes, GREETING)
     os.dup2(2, 1)  # whatever prints here must not break the stream
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:

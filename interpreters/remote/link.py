@@ -163,9 +163,14 @@ class Link:
         Raises:
             OSError: If the connection is gone.
         """
-        if self.lost:
-            raise ConnectionError(self.lost)
-        self._stream.send(Kind.ORDER, 0, json.dumps(order).encode())
+        self._send(Kind.ORDER, 0, json.dumps(order).encode())
+
+    def _send(self, kind: Kind, number: int, *parts: bytes) -> None:
+        try:
+            self._stream.send(kind, number, *parts)
+        except OSError as error:
+            self.lose(self._transport.last_words() or str(error))
+            raise ConnectionError(self.lost) from None
 
     def ask_later(self, order: str, arguments: Mapping[str, object]) -> tuple[int, Future[Any]]:
         """Send an order; return its number, and where its answer will be.
@@ -224,14 +229,14 @@ class Link:
 
     def _send_value(self, digest: bytes, fd: int, deadline: Deadline) -> None:
         size = os.fstat(fd).st_size
-        with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as value, memoryview(value) as view:
+        with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as value:
             for place, start in enumerate(range(0, size, _PIECE)):
                 if deadline.left() <= 0:
                     raise TimeoutError(
                         f"{start >> 20} of {size >> 20} MB were sent to {self._transport.name} in that time"
                     )
-                self._stream.send(Kind.PIECE, place, digest, view[start : start + _PIECE])
-        self._stream.send(Kind.PIECE, 1, digest)
+                self._send(Kind.PIECE, place, digest, value[start : start + _PIECE])
+        self._send(Kind.PIECE, 1, digest)
 
     def _digest(self, fd: int) -> bytes:
         status = os.fstat(fd)
@@ -276,6 +281,7 @@ class Link:
 
     def _read(self) -> None:
         try:
+            self._stream.await_greeting()
             while True:
                 kind, number, body = self._stream.receive()
                 if kind == Kind.PACKET:

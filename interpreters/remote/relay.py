@@ -11,6 +11,8 @@ The stream is a sequence of frames: kind, number and size of the body in `_HEADE
 | PIECE | place among the pieces of a value | the value's digest, then bytes of it; none after the last |
 | BEAT | 0 | nothing: the sender lives |
 
+The far end says `GREETING` first: whatever a shell prints before that is passed over.
+
 Each channel has a window of bytes that may be on their way, so that a session that is not read holds up no other.
 Whoever reads the stream never writes to it and never waits, so that neither end can block the other. The standard
 library only.
@@ -35,6 +37,7 @@ from rlm_dspy.interpreters.worker import wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+GREETING = b"rlm_dspy: the stream begins\n"
 WINDOW = 1 << 20
 """Bytes of the packets of one channel that may be on their way in each direction."""
 REFERENCE = struct.Struct("<B20s")
@@ -44,7 +47,7 @@ NUMBER = struct.Struct("<I16x")
 
 _HEADER = struct.Struct("<BII")
 _MOST = 8 << 20
-_BEAT_SECONDS, _SILENT_SECONDS = 10, 60
+_BEAT_SECONDS, _SILENT_SECONDS, _SENDING_SECONDS = 10, 60, 1
 _DESCRIPTORS = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 _READ_AT_ONCE = 1 << 20
 
@@ -83,7 +86,7 @@ class Stream:
         self._heard = time.monotonic()
         self._closed = threading.Event()
 
-    def send(self, kind: Kind, number: int = 0, *parts: bytes | memoryview) -> None:
+    def send(self, kind: Kind, number: int = 0, *parts: bytes) -> None:
         """Send a frame.
 
         Raises:
@@ -95,7 +98,22 @@ class Stream:
             while view:
                 if self._closed.is_set():
                     raise BrokenPipeError("the connection is closed")
-                view = view[os.write(self._writes, view) :]
+                try:
+                    view = view[os.write(self._writes, view) :]
+                except OSError as error:
+                    raise BrokenPipeError(f"the connection is closed: {error}") from error
+
+    def await_greeting(self) -> None:
+        """Pass over what comes before the first frame.
+
+        Raises:
+            EOFError: If there is none.
+        """
+        line = b""
+        while not line.endswith(GREETING):
+            line = self._reader.readline(_MOST)
+            if not line:
+                self._exactly(1)
 
     def receive(self) -> Frame:
         """Wait for the next frame.
@@ -135,7 +153,10 @@ class Stream:
     def close(self) -> None:
         """End the stream in the direction that this side writes to."""
         self._closed.set()
+        alone = self._sending.acquire(timeout=_SENDING_SECONDS)  # a thread that waits to send finds out afterwards
         self.detach()
+        if alone:
+            self._sending.release()
 
     def detach(self) -> None:
         """In a forked child: close its copy of the descriptor, and touch nothing that another thread may hold."""

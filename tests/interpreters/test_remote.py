@@ -90,6 +90,18 @@ class TestPlaces:
         with pytest.raises(dspy.CodeInterpreterError, match=told):
             remote.argv(*command)().start()
 
+    def test_a_shell_may_read_the_command_and_print_before_it_runs(self, tmp_path: Path) -> None:
+        """As the one of ssh does; that `shell=True` is missing is found out."""
+        ssh = tmp_path / "ssh"
+        ssh.write_text('#!/bin/sh\necho welcome\nexec sh -c "$*"\n')
+        ssh.chmod(0o755)
+        box = remote.argv(str(ssh), shell=True, python=sys.executable, packages=())
+        with box() as repl:
+            assert repl.execute("6 * 7") == 42
+        box.close()
+        with pytest.raises(dspy.CodeInterpreterError, match="pass shell=True"):
+            remote.argv(str(ssh), python=sys.executable)().start()
+
     def test_a_python_that_is_too_old_is_named(self, tmp_path: Path) -> None:
         """What is needed and what is there."""
         old = tmp_path / "python3"
@@ -221,6 +233,25 @@ class TestLoss:
     def test_the_model_is_told_which_connection_was_lost_and_the_run_goes_on(self, box: remote.Box) -> None:
         """In the middle of a cell; a fresh session has the inputs again."""
         run_through_a_loss(box, lambda: transport(box).kill())
+
+    def test_a_connection_lost_while_an_input_is_sent_is_named(
+        self, box: remote.Box, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next session of the box has a connection again."""
+        send = Stream.send
+
+        def cut(self: Stream, kind: Kind, number: int = 0, *parts: bytes) -> None:
+            if kind == Kind.PIECE and number == 3:
+                transport(box).kill()
+            send(self, kind, number, *parts)
+
+        repl = box()
+        repl.start()
+        monkeypatch.setattr(Stream, "send", cut)
+        with pytest.raises(dspy.CodeInterpreterError, match=r"The connection to .* was lost"):
+            repl.execute("len(t)", {"t": "z" * 40_000_000})
+        monkeypatch.undo()
+        assert box().execute("1") == 1
 
     @pytest.mark.parametrize("cut", [False, True])
     def test_nothing_is_left_there(self, temporary: Path, cut: bool) -> None:
