@@ -106,3 +106,28 @@ def test_what_only_the_interpreter_says_of_itself_and_not_its_factory_is_told_to
     said = play(rlm, [DONE], question="?").calls[0][-1]["content"]
     assert said == play(RLM(ASK), [DONE], question="?").calls[0][-1]["content"]
     assert LocalPythonInterpreter.execution_instructions in said
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("name = input('Which?')", "No user answers input()"),
+        ("!ls", "Only Python runs here"),
+        ("FINAL(3)", "To end the run, call SUBMIT(answer=...)"),
+        ("print(', '.join(llm_query_batched(['a'])))", "A failed item is false and no str"),
+    ],
+)
+def test_habits_are_told_in_the_interpreters_of_dspy_too(code: str, told: str) -> None:
+    """There `input` would read what the host sends to the worker, and wait for ever."""
+    lm = ScriptedLM(act=[block(code), block("SUBMIT(answer='a')")], query=lambda _: dspy.LMError("it broke"))
+    with dspy.context(lm=lm):
+        prediction = RLM("question -> answer", interpreter_factory=dspy.LocalInterpreter)(question="?")
+    assert (prediction.stop, prediction.trajectory[0]["kind"]) == ("submitted", "error")
+    assert told in prediction.trajectory[0]["notice"]
+
+
+def test_an_input_of_the_name_input_stays_one() -> None:
+    lm = ScriptedLM([block("SUBMIT(answer=input)")])
+    with dspy.context(lm=lm):
+        rlm = RLM("input -> answer", interpreter_factory=dspy.LocalInterpreter)
+        assert rlm(input="mine").answer == "mine"

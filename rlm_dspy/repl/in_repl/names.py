@@ -36,10 +36,16 @@ def _rlm_begin():
     _rlm_own["INPUTS"] = _rlm_types.MappingProxyType(_rlm_inputs)
     _rlm_from_host.update({name: names[name] for name in (*_rlm_given["tools"], "SUBMIT") if name in names})
     names.update(_rlm_own)
+    if eval("input", names) is input:  # in DSPy's own interpreters it would read, for ever, what the host sends
+        names["input"] = _rlm_nobody
     if not _rlm_in_host:
         _rlm_after_cell.packed = _rlm_packed
         _rlm_pack_what_leaves()
     names["__after_cell__"] = _rlm_after_cell
+
+
+def _rlm_nobody(*_):
+    raise EOFError("There is no user to answer input() here. Use the variables and functions of this REPL.")
 
 
 def _rlm_pack_what_leaves():
