@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -23,16 +24,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import dspy
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sample_run import play  # scripts of that folder are run, not installed
+from sample_run import ARTICLES, play  # scripts of that folder are run, not installed
 
-from rlm_dspy import tracing
-from rlm_dspy.cli.ui import server_command, server_environment
+from rlm_dspy import RLM, Text, tracing
+from rlm_dspy.cli.ui import runs_page, server_command, server_environment
+from rlm_dspy.interpreters import PythonInterpreter
+from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rlm_dspy.testing import Reply
 
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -101,9 +107,9 @@ class Visitor:
     def keep(self, name: str) -> None:
         """Keep the page, frames in it too, as a picture and as text."""
         self.page.wait_for_timeout(1_500)
-        here = self.page.get_by_text("Path: /")  # a folder of this machine
+        folders = [self.page.get_by_text(text) for text in ("Path: /", 'File "/')]  # of this machine
         self.page.screenshot(
-            path=self.folder / f"{name}.png", clip=LEFT_OF_THE_ASSISTANT, mask=[here], mask_color="#fff"
+            path=self.folder / f"{name}.png", clip=LEFT_OF_THE_ASSISTANT, mask=folders, mask_color="#fff"
         )
         texts = [frame.locator("body").inner_text() for frame in self.page.frames]
         (self.folder / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -142,6 +148,71 @@ def log_a_run(store: str) -> tuple[str, str]:
     return mlflow.get_last_active_trace_id(), run
 
 
+LOOK = "I look at the beginning.\n```python\nprint(context[:400])\n```"
+DRAW = r"""I draw the number of articles of each year.
+```python
+import os, re
+from collections import Counter
+from PIL import Image, ImageDraw
+years = sorted(Counter(re.findall(r"(?m)^Date: (\d{4})", context)).items())
+chart = Image.new("RGB", (320, 160), "white")
+for number, (year, count) in enumerate(years):
+    ImageDraw.Draw(chart).rectangle([20 + 75 * number, 140 - 10 * count, 70 + 75 * number, 140], "steelblue")
+    ImageDraw.Draw(chart).text((30 + 75 * number, 144), year, "black")
+os.makedirs("output", exist_ok=True)
+chart.save("output/articles_by_year.png")
+```"""
+ANSWER = "```python\nSUBMIT(answer=f'Most were published in {max(years, key=lambda pair: pair[1])[0]}.')\n```"
+
+
+def log_others(released: threading.Event) -> dict[str, str]:
+    """Log a run that draws, one that is interrupted, one that fails, and one that waits until it is released.
+
+    Returns:
+        The id of the trace of each, by `picture`, `interrupted`, `failed` and `waiting`.
+    """
+    import mlflow
+
+    waits = threading.Event()
+
+    def wait(_: object) -> str:
+        waits.set()
+        released.wait()
+        return "```python\nSUBMIT(answer='')\n```"
+
+    def run(how: str, *replies: Reply) -> None:
+        rlm = RLM("context, question -> answer", interpreter_factory=lambda: PythonInterpreter(packages=["PIL"]))
+        with contextlib.suppress(KeyboardInterrupt, dspy.LMError), dspy.context(lm=ScriptedLM(replies)):
+            rlm(context=Text.open(ARTICLES), question=QUESTIONS[how])
+
+    run("picture", DRAW, ANSWER)
+    run("interrupted", LOOK, KeyboardInterrupt())
+    run("failed", LOOK, dspy.LMServerError("502 Bad Gateway"))
+    threading.Thread(target=run, args=("waiting", LOOK, wait)).start()
+    waits.wait()
+    tracing.flush()
+    found = {trace.info.request_preview: trace.info.trace_id for trace in mlflow.search_traces(return_type="list")}
+    return {how: found[question] for how, question in QUESTIONS.items()}
+
+
+QUESTIONS = {
+    "picture": "In which year were most articles published?",
+    "interrupted": "Which article is the longest?",
+    "failed": "Who wrote most of the articles?",
+    "waiting": "Which article is the shortest?",
+}
+
+
+def look_at_others(visitor: Visitor, traces: dict[str, str]) -> None:
+    """Look at the list again, and at the runs that draw, are cut, or go on."""
+    page = runs_page(visitor.address).partition("#/experiments/")[2]
+    visitor.open(page, QUESTIONS["waiting"], "trace-states")
+    visitor.open(f"1/traces/{traces['picture']}", "output/articles_by_year.png", "trace-picture")
+    visitor.open(f"1/traces/{traces['interrupted']}", "turn 2: interrupted", "trace-interrupted")
+    visitor.open(f"1/traces/{traces['failed']}", "turn 2: failed", "trace-failed")
+    visitor.open(f"1/traces/{traces['waiting']}", "turn 1", "trace-in-progress")
+
+
 def look(visitor: Visitor, trace: str, run: str) -> None:
     """Look at the list, at the trace and some of its spans, and at the report."""
     visitor.open("1/traces", "Which trend", "trace-list")
@@ -166,8 +237,15 @@ def main(
         os.chdir(home)
         store = f"sqlite:///{home}/mlflow.db"
         trace, run = log_a_run(store)
-        with serving(store) as address, page_of(browser) as page:
-            look(Visitor(page, address, folder), trace, run)
+        released = threading.Event()
+        try:
+            others = log_others(released)
+            with serving(store) as address, page_of(browser) as page:
+                look(visitor := Visitor(page, address, folder), trace, run)
+                look_at_others(visitor, others)
+        finally:
+            released.set()
+            tracing.flush()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ SEEN = {
     "trace-batch": ["1 of 11 failed", "429 Too Many Requests"],
     "trace-child": ["Quote the sentence on what a cascade depends on.", "out of its depth"],
     "trace-refused": ["evidence: expected list[str], got str 'Gantry-7'"],
+    "trace-states": ["In prog", "Which article is the longest?", "502 Bad Gateway", "interrupted after 1 turn"],
+    "trace-picture": ["output/articles_by_year.png", "Most were published in 2025."],
+    "trace-interrupted": ["turn 2: interrupted", "interrupted after 1 turn; 2 model calls", "KeyboardInterrupt"],
+    "trace-failed": ["turn 2: failed", "502 Bad Gateway"],
+    "trace-in-progress": ["In progress", "turn 1", "Which article is the shortest?"],
     "trace-report": ["Submitted after 7 turns.", "Input coverage"],
 }
 
