@@ -14,11 +14,12 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import cloudpickle
 import dspy
 
+from rlm_dspy.batch.on_ray import RayExecutor
 from rlm_dspy.batch.shipping import Shelf
 from rlm_dspy.batch.task import Outcome, Parcel, attempt, perform
 from rlm_dspy.errors import WorkersLost
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.batch.shared_budget import SharedBudget
 
-Workers: TypeAlias = Executor | Callable[[], Executor] | None
+Workers: TypeAlias = Executor | Callable[[], Executor] | Literal["ray"] | None
 _MOST_BROKEN = 3
 """Executors in a row that may break before a run has ended on one."""
 
@@ -60,7 +61,7 @@ class Engine:
 
     Args:
         workers: An executor; or a function that makes one, which is called again when a worker's death has broken
-            it; None for threads of this process, `dspy.settings.num_threads` of them.
+            it; `"ray"` for the cluster that Ray is connected to; None for `dspy.settings.num_threads` threads.
         folder: Where to make the folder; None for the system's folder for temporary files.
         retries: How many workers may die of a run before it counts as failed.
 
@@ -69,9 +70,13 @@ class Engine:
     """
 
     def __init__(self, workers: Workers, folder: Path | None = None, retries: int = 2) -> None:
-        threads = partial(ThreadPoolExecutor, dspy.settings.num_threads, "rlm-batch")
-        self._make = None if isinstance(workers, Executor) else workers or threads
-        self._executor = workers if isinstance(workers, Executor) else _made(workers or threads)
+        self._make: Callable[[], Executor] | None = None
+        if isinstance(workers, Executor):
+            self._executor = workers
+        else:
+            threads = partial(ThreadPoolExecutor, dspy.settings.num_threads, "rlm-batch")
+            self._make = RayExecutor if workers == "ray" else workers or threads
+            self._executor = _made(self._make)
         self._retries, self._broken, self._numbers = retries, 0, itertools.count()
         self._lock = threading.Lock()
         self._shelf: Shelf | None = None
@@ -144,7 +149,7 @@ class Engine:
     def close(self) -> None:
         """Shut the executor down, if it was made here, when its runs have ended; remove the folder."""
         if self._make is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=True)
         if self._shelf is not None:
             self._remove()
 
@@ -159,11 +164,11 @@ def check_workers(workers: Workers) -> None:
     Raises:
         TypeError: If it is neither an executor nor a function.
     """
-    if not (workers is None or isinstance(workers, Executor) or callable(workers)):
+    if not (workers is None or workers == "ray" or isinstance(workers, Executor) or callable(workers)):
         raise TypeError(f"executor must be {_WANTED}, not {workers!r}.")
 
 
-_WANTED = "a concurrent.futures.Executor, or a function that makes one such as lambda: ProcessPoolExecutor(4)"
+_WANTED = "a concurrent.futures.Executor, 'ray', or a function such as lambda: ProcessPoolExecutor(4)"
 
 
 def _made(make: Callable[[], Executor]) -> Executor:

@@ -76,7 +76,8 @@ def run(
         examples: Examples with their inputs set; they are read as they are needed.
         executor: A `concurrent.futures.Executor`: of threads, of processes, of loky, of Dask. Or a function that
             makes one, such as `lambda: ProcessPoolExecutor(4)`: it is made again when a worker is killed, and what
-            ran on it is run again. Default: `dspy.settings.num_threads` threads.
+            ran on it is run again. Or `"ray"`, for the cluster that Ray is connected to, else one on this machine.
+            Default: `dspy.settings.num_threads` threads.
         store: A folder; one batch at a time may use it.
         retries: How often an example is run again after a transient error of its model, or after the death of its
             worker.
