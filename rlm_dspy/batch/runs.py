@@ -278,9 +278,7 @@ class _Batch:
         """Hold the store, and remove what a killed batch left in it.
 
         Raises:
-            LimitExceeded: After the last row, if the budget does not allow to run the other examples.
-        ValueError: If `budget` or `retries` are out of their range.
-        RLMError: If another batch holds it.
+            RLMError: If another batch holds it.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
