@@ -111,6 +111,8 @@ def _folder_or_table(files: list[str]) -> rlm_dspy.Files | rlm_dspy.Table | None
             return None
         if STDIN in files:
             raise UsageError("Standard input cannot be joined with folders or large files. Write it to a file.")
+        if any("://" in name for name in files):
+            raise UsageError("Addresses cannot be joined with folders. Save the page to a file in the folder.")
         return rlm_dspy.Files.open(paths[0] if len(paths) == 1 else paths)
     except FileNotFoundError as error:
         raise UsageError(f"File not found: {error}") from error

@@ -181,6 +181,7 @@ def test_files_that_are_too_large_to_be_joined_are_a_mapping() -> None:
         (["gone.txt"], "File not found: gone.txt."),
         (["nothing"], "has no file that matches"),
         (["notes.txt", "-", "."], "Standard input cannot be joined"),
+        ([".", "https://example.org/"], "Addresses cannot be joined with folders. Save the page"),
         (["broken.csv"], "broken.csv cannot be read as csv: Error tokenizing data"),
         (["empty.txt"], "empty.txt is empty."),
         (["latin.txt"], "latin.txt is not UTF-8 text (byte 0xe9 at 3)."),
