@@ -100,14 +100,14 @@ def test_in_a_batch_it_is_the_failed_item(door: str, awaiting: bool) -> None:
 
 def test_one_unanswered_child_leaves_the_answers_beside_it() -> None:
     """In order."""
-    code = "found = deep.map(['p', 'q'])\nSUBMIT(answer=str([f.n if f else f for f in found]))"
+    code = "found = deep.map(['p', 'q'])\nSUBMIT(answer=str([f.n if f else f.error for f in found]))"
     lm = model(code, "SUBMIT(n=7, why='w') if part == 'q' else print('half')", "no fields")
     assert play(rlm_of(), lm).answer.endswith(", 7]")
 
 
 def test_a_part_of_an_answer_is_no_answer() -> None:
     """An extraction that finds one of two outputs: the child has failed, and nothing of it is handed on."""
-    code = "SUBMIT(answer=str(deep.map(['p'])[0]))"
+    code = "SUBMIT(answer=deep.map(['p'])[0].error)"
     pred = play(rlm_of(), model(code, extraction=fields(n="3")))
     assert "ended without an answer" in pred.answer
 
@@ -196,7 +196,7 @@ def test_a_module_and_a_tool_that_return_nothing_are_fine() -> None:
 
 def test_in_traces_it_has_failed(store: Store) -> None:
     """The child's own span, and the call of the code that asked for it."""
-    play(rlm_of(), model("SUBMIT(answer=str(deep.map(['p'])[0]))"))
+    play(rlm_of(), model("SUBMIT(answer=deep.map(['p'])[0].error)"))
     spans = store.trace().data.spans
     failed = [each.name for each in spans if each.status.status_code == "ERROR"]
     assert sorted(name for name in failed if name != "extract") == ["RLM", "deep"]
