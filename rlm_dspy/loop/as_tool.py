@@ -14,8 +14,6 @@ from typing_extensions import TypeAliasType
 from rlm_dspy.repl.type_names import description_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydantic.fields import FieldInfo
 
     from rlm_dspy.report.representation import RunPrediction
@@ -34,7 +32,7 @@ class _Call(functools.partial[Any]):
 
 
 class _CallOfInstance:
-    def __get__(self, instance: AsTool | None, owner: type) -> Callable[..., RunPrediction]:
+    def __get__(self, instance: AsTool | None, owner: type) -> Any:
         return dspy.Module.__call__ if instance is None else _Call(dspy.Module.__call__, instance)
 
 
@@ -51,12 +49,17 @@ class AsTool:
 
     signature: type[dspy.Signature]
     __signature__ = _SignatureOf()
-    __call__ = _CallOfInstance()
 
-    if TYPE_CHECKING:  # DSPy has no types: without this, an awaited run would return anything
+    if TYPE_CHECKING:  # DSPy has no types: without this, a run would return anything
+
+        def __call__(self, **inputs: Any) -> RunPrediction:
+            """Run, with the signature's inputs."""
 
         async def acall(self, **inputs: Any) -> RunPrediction:
             """Await a run, with the signature's inputs."""
+
+    else:
+        __call__ = _CallOfInstance()
 
 
 def _of_call(module: AsTool) -> inspect.Signature:
