@@ -28,6 +28,8 @@ _VALUE_CHARS = 400
 def demos_for_run(act: dspy.Predict, here: Environment, count: int | None) -> list[dict[str, Any]] | None:
     """Return the demos that a run shows, in the order of the pool; None for all of them.
 
+    If some demos have long inputs of the types that this run's have, those with others are not shown.
+
     In this order, runs that show the same demos send the same first messages, so a prompt cache hits.
 
     Args:
@@ -35,12 +37,30 @@ def demos_for_run(act: dspy.Predict, here: Environment, count: int | None) -> li
         here: The environment of the run.
         count: The maximum number of conversations, and of labeled examples; None for all.
     """
+    demos = _for_such_inputs(act.demos, here)
     if count is None:
-        return None
-    demos: list[dict[str, Any]] = act.demos
+        return None if len(demos) == len(act.demos) else demos
     labeled = [demo for demo in demos if is_labeled(demo)]
     chosen = [*_nearest(longest_of_each_run(demos), here, count), *_nearest(labeled, here, count)]
     return [demo for demo in demos if any(demo is each for each in chosen)]
+
+
+def _for_such_inputs(demos: list[dict[str, Any]], here: Environment) -> list[dict[str, Any]]:
+    """Return the demos without those whose long inputs are of other types: code for a text does not fit a table.
+
+    All of them if none is left.
+    """
+    wanted = _long_types(here)
+
+    def fits(demo: dict[str, Any]) -> bool:
+        types = set() if is_labeled(demo) else _long_types(Environment.of(demo["environment"]))
+        return not (types and wanted) or bool(types & wanted)
+
+    return [demo for demo in demos if fits(demo)] or demos
+
+
+def _long_types(environment: Environment) -> set[str]:
+    return {variable.type for variable in environment.variables if variable.long}
 
 
 def _nearest(demos: list[dict[str, Any]], here: Environment, count: int) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rlm_dspy import RLM, Limits
 from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.prompt.environment import write_environment
-from rlm_dspy.signatures import Environment, load_policy, shipped_policies
+from rlm_dspy.prompt.nearest_demos import demos_for_run
+from rlm_dspy.signatures import Environment, shipped_policies
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step, Trajectory
 from tests.playing import block
@@ -171,7 +172,8 @@ def test_the_task_is_renamed_where_it_quotes_a_field_and_nowhere_else() -> None:
 def test_the_demos_of_a_policy_are_renamed_for_another_task(policy: str) -> None:
     """Of those that are shipped, and of those of the study."""
     run = environment("document, query -> result", document=LONG, query="Who?")
-    for found in load_policy(policy)["demos"]:
+    act = RLM("context, question -> answer", policy=policy).act
+    for found in demos_for_run(act, run, None) or act.demos:
         told = renamed(found, run)
         names = {token.string for token in tokenize.generate_tokens(io.StringIO(told["code"]).readline)}
         assert "SUBMIT" in names

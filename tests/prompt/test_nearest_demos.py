@@ -38,10 +38,10 @@ QUESTIONS = [
 ]
 
 
-def environment(question: str, context: str = "short", *, long: bool = False) -> Environment:
+def environment(question: str, context: str = "short", *, long: bool = False, kind: str = "str") -> Environment:
     """Return the first message of a run."""
     variables = [
-        {"name": "context", "type": "str", "value": context, "long": long},
+        {"name": "context", "type": kind, "value": context, "long": long},
         {"name": "question", "type": "str", "value": repr(question)},
     ]
     outputs = [{"name": "answer", "type": "str"}]
@@ -103,6 +103,28 @@ def test_a_second_demo_of_the_same_task_comes_after_all_other_tasks() -> None:
     pool = [*POOL, demo(QUESTIONS[0], "another = 1"), demo(QUESTIONS[0], "a_third = 1")]
     assert shown(QUESTIONS[0], 4, pool) == [0, 1, 2, 3]
     assert shown(QUESTIONS[0], 5, pool) == [0, 1, 2, 3, 4]
+
+
+MIXED = [demo("How many?", long=True, kind=kind) for kind in ("str", "Table", "Files", "str")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("str", [0, 3]), ("Table", [1]), ("Files", [2]), ("list[str]", None)],
+)
+def test_demos_whose_long_inputs_are_of_other_types_are_left_out_if_others_are_not(
+    kind: str, expected: list[int] | None
+) -> None:
+    act = RLM(ASK, policy=None).act
+    act.demos = MIXED
+    found = demos_for_run(act, environment("How many?", long=True, kind=kind), None)
+    assert found == (None if expected is None else [MIXED[at] for at in expected])
+
+
+def test_a_run_with_small_inputs_shows_demos_of_all_types() -> None:
+    act = RLM(ASK, policy=None).act
+    act.demos = MIXED
+    assert demos_for_run(act, environment("How many?"), None) is None
 
 
 def test_long_inputs_are_not_compared() -> None:
