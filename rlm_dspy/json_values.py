@@ -25,13 +25,14 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value to a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
+    r"""Convert a value to a form that JSON can hold: NaN and infinities become strings, lone surrogates `?`.
 
-    Values more than `MAX_DEPTH` levels deep, or inside themselves, become `"..."`.
+    Bytes become text; those that are not UTF-8 are written as `\xff`. Values more than `MAX_DEPTH` levels deep, or
+    inside themselves, become `"..."`.
     """
     try:
         plain = to_jsonable_python(value, fallback=repr)
-    except ValueError:  # too deep for pydantic, or inside itself
+    except ValueError:  # too deep for pydantic, inside itself, or bytes that are not UTF-8
         plain = _level_by_level(value, set())
     text = json.dumps(plain, ensure_ascii=False)
     return json.loads(text.encode("utf-8", "replace"), parse_constant=str)
@@ -49,6 +50,8 @@ def _level_by_level(value: Any, above: set[int]) -> Any:
         try:
             return to_jsonable_python(value, fallback=repr)
         except ValueError:
+            if isinstance(value, bytes | bytearray):
+                return value.decode("utf-8", "backslashreplace")
             if parts is None:
                 raise
     if id(value) in above or len(above) >= MAX_DEPTH:

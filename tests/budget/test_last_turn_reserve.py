@@ -331,7 +331,7 @@ def test_children_that_find_no_calls_left_ask_nothing(play: Play) -> None:
     code = (
         "got = rlm_query_batched(['go on'] * 3, ['a', 'b', 'c'])\n"
         "got += rlm_query_batched(['more'], ['d'])\n"
-        "SUBMIT(answer=str(got))"
+        "SUBMIT(answer=str(len(got)))"
     )
     lm = ScriptedLM(lambda _: block("print('still at it')"), act=[block(code)], child=lambda _: block("1"))
     prediction = play(RLM("q -> answer", limits=Limits(max_llm_calls=6, max_iters=10)), lm, q="?").prediction

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlm_dspy.cli.app import app
+from rlm_dspy.embedded.model_catalog import DEFAULT, megabytes
 from tests.commands import ROOT, environment
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def test_ask_names_the_command_where_nobody_can_be_asked(tmp_path: Path) -> None
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "rlm-dspy models pull smollm2-135m" in done.stderr
+    assert f"rlm-dspy models pull {DEFAULT.name}" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 @pytest.mark.parametrize(
     ("answer", "code", "told"),
-    [("n", 2, "rlm-dspy models pull smollm2-135m"), ("y", 3, "smollm2-135m could not be downloaded")],
+    [("n", 2, f"rlm-dspy models pull {DEFAULT.name}"), ("y", 3, f"{DEFAULT.name} could not be downloaded")],
 )
 def test_ask_asks_at_a_terminal_before_it_downloads(tmp_path: Path, answer: str, code: int, told: str) -> None:
     import pty  # noqa: PLC0415 (not on Windows)
@@ -109,7 +110,9 @@ def test_ask_asks_at_a_terminal_before_it_downloads(tmp_path: Path, answer: str,
                     os.write(leader, f"{answer}\n".encode())
     os.close(leader)
     said = shown.decode().replace("\r\n", "\n")
-    assert said.startswith("smollm2-135m is not on this machine. Download it (98 MB)? [y/N]:")
+    assert said.startswith(
+        f"{DEFAULT.name} is not on this machine. Download it ({megabytes(DEFAULT.size)})? [y/N]:"
+    )
     assert told in said
     assert process.returncode == code
     assert list(tmp_path.glob("*.gguf")) == []
@@ -118,7 +121,19 @@ def test_ask_asks_at_a_terminal_before_it_downloads(tmp_path: Path, answer: str,
 @pytest.mark.long
 def test_pull_downloads_without_asking(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rlm_dspy", "ask", "Who wrote this?", "README.md", "--pull", "--max-iters", "1"],
+        [
+            sys.executable,
+            "-m",
+            "rlm_dspy",
+            "ask",
+            "?",
+            "README.md",
+            "--model",
+            "smollm2-135m",
+            "--pull",
+            "--max-iters",
+            "1",
+        ],
         env={**environment(), "RLM_DSPY_MODELS": str(tmp_path)},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

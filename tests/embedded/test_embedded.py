@@ -344,9 +344,9 @@ def test_a_model_that_was_not_downloaded_names_the_command() -> None:
         embedded_lm("qwen2.5-coder-0.5b")
 
 
-def test_without_a_downloaded_model_the_smallest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_downloaded_model_the_best_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLM_DSPY_MODELS", str(tmp_path))
-    with pytest.raises(ModelUnavailable, match="rlm-dspy models pull smollm2-135m"):
+    with pytest.raises(ModelUnavailable, match=r"rlm-dspy models pull qwen2\.5-coder-1\.5b"):
         embedded_lm()
 
 

@@ -71,9 +71,13 @@ class NoServer:
 
     layers: frozenset[str] = frozenset()
     watch = LocalWatch(0)
+    lost = ""
 
     def drop_scratch(self, _path: str) -> None:
         """There is none."""
+
+    def hold(self, _session: str, _fds: list[int], _seconds: float) -> None:
+        """There is nothing to hold."""
 
     def tell(self, _order: str, _arguments: wire.Frame) -> None:
         raise OSError("no fork server")
