@@ -45,8 +45,11 @@ print(len(found), found[:3])"""
 READ_LINES = r"""import re
 words = set(re.findall(r"\w{4,}", question.lower()))
 hits = sorted((context.grep(f"(?i){word}") for word in words), key=len)
-lines = [f"{file}: {line}" for found in hits for file, number, line in found[:5]][:12]
-reply = llm_query("\n".join(lines) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
+lines = []
+for found in hits:
+    for file, number, line in found[:5]:
+        lines.append(f"{file}: {line}")
+reply = llm_query("\n".join(lines[:12]) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
 print(lines[:3])
 print("Reply:", reply)"""
 SUM = """df = context.df()
