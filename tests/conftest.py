@@ -38,6 +38,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses, options.dist = min(8, 1 + (os.cpu_count() or 1)), "loadfile"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `by_hand` where that mark is not asked for, also of the long tests."""
+    if "by_hand" not in str(config.getoption("markexpr")):
+        left_out = [item for item in items if item.get_closest_marker("by_hand")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def models_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Let no test choose a model that a developer has downloaded; yield the folder of those of the tests."""

@@ -121,13 +121,19 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     return Variable(name=name, type=kind, value=f"{size}{shown}", long=is_long, note=note)
 
 
+def is_frame(value: Any) -> bool:
+    """Whether a value is a DataFrame of pandas or an Arrow table; neither is imported for this."""
+    package = type(value).__module__.partition(".")[0]
+    names = {"pyarrow": ("num_rows", "slice"), "pandas": ("columns",)}.get(package, ())
+    return bool(names) and all(hasattr(value, name) for name in names)
+
+
 def _of_rows(value: Any) -> tuple[str, bool] | None:
     """Describe a DataFrame or an Arrow table, and say that it is not shown whole; return None for other values."""
-    package = type(value).__module__.partition(".")[0]  # neither is imported for this
-    if package == "pyarrow" and hasattr(value, "num_rows") and hasattr(value, "slice"):
-        return Table(value).about, True
-    if package != "pandas" or not hasattr(value, "columns"):
+    if not is_frame(value):
         return None
+    if hasattr(value, "num_rows"):
+        return Table(value).about, True
     columns = zip(map(str, value.columns), map(str, value.dtypes), value.isna().sum().tolist(), strict=True)
     examples = [
         dict(zip(map(str, value.columns), row, strict=True)) for row in value.head(3).itertuples(index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict
@@ -16,9 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
-from rlm_dspy.errors import RLMError
+from rlm_dspy.errors import RLMError, UnreadableTable
 from rlm_dspy.events import Event, Listener, RunEvent
-from rlm_dspy.inputs import HostInput, Text, describe
+from rlm_dspy.inputs import HostInput, Table, Text, describe
+from rlm_dspy.inputs.description import is_frame
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.redaction import without_credentials
 from rlm_dspy.subcalls.ad_hoc import types_of, written
@@ -294,13 +296,16 @@ def digest_of(value: Any, max_chars: int) -> Digest:
         value: The input.
         max_chars: `Limits.max_output_chars` of the run.
     """
+    if is_frame(value):
+        with contextlib.suppress(UnreadableTable):  # of values that Arrow does not have
+            value = Table.open(value)
     if isinstance(value, Text | HostInput):
         size, sha256 = value.digest()
         return Digest(size=size, sha256=sha256, whole=False)
     text = _as_text(value)
     content = text.encode("utf-8", "surrogatepass")
     sha256 = hashlib.sha256(content).hexdigest()
-    return Digest(size=len(content), sha256=sha256, whole=len(text) <= max_chars)
+    return Digest(size=len(content), sha256=sha256, whole=len(text) <= max_chars and not is_frame(value))
 
 
 def _as_text(value: Any) -> str:

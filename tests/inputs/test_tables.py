@@ -91,6 +91,44 @@ def test_a_frame_is_a_table(source: Any) -> None:
     assert Table.open(source, columns=["year"]).df()["year"].tolist() == [2024, 2025, 2025, 2026]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", "city,n\nTartu,5,\nTallinn,7,\n", [{"city": "Tartu", "n": 5}, {"city": "Tallinn", "n": 7}]),
+        ("b.csv", "city,n\nTartu\nTallinn,7\n", [{"city": "Tartu", "n": None}, {"city": "Tallinn", "n": 7}]),
+        ("c.jsonl", '{"id": "007", "created_at": 5}\n\n{"id": "10", "created_at": 1700000000}\n',
+         [{"id": "007", "created_at": 5}, {"id": "10", "created_at": 1_700_000_000}]),
+        ("d.jsonl", '{"n": 1234567890123456789}\n{"n": 1234567890123456788}\n',
+         [{"n": 1_234_567_890_123_456_789}, {"n": 1_234_567_890_123_456_788}]),
+    ],
+)  # fmt: skip
+def test_values_are_those_of_the_file_under_the_names_of_its_columns(
+    tmp_path: Path, name: str, content: str, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert Table.open(tmp_path / name).arrow.to_pylist() == rows
+
+
+def test_rows_with_more_fields_than_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("city,n\nTartu,5,x\nTallinn,7,y\n", encoding="utf-8")
+    with pytest.raises(UnreadableTable, match="more fields than the 2 names"):
+        Table.open(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("index", "columns"),
+    [
+        (pd.Index(["a", "b"], name="when"), ["when", "n"]),
+        (pd.Index(["a", "b"]), ["index", "n"]),
+        (pd.RangeIndex(2), ["n"]),
+        (pd.Index([4, 9]), ["n"]),
+        (pd.MultiIndex.from_tuples([(1, 2), (3, 4)], names=["x", "y"]), ["x", "y", "n"]),
+    ],
+)
+def test_an_index_becomes_columns_unless_it_only_numbers_the_rows(index: Any, columns: list[str]) -> None:
+    assert Table.open(pd.DataFrame({"n": [1, 2]}, index=index)).arrow.column_names == columns
+
+
 def test_rows_that_a_database_still_has_in_its_log_are_read(tmp_path: Path) -> None:
     """Another program has it open; beside a database that nobody has open nothing is written."""
     path = written(tmp_path, ".sqlite")
@@ -252,6 +290,13 @@ def test_equal_tables_have_equal_digests() -> None:
     assert (digest(one), digest_of(one, 0)) == (digest(other), digest_of(other, 0))
     assert digest(one) != digest(Table.open(FRAME.head(3)))
     assert json.dumps(dspy.Example(data=one).toDict()) == '{"data": "Table(table, 4 rows, 3 columns)"}'
+
+
+def test_frames_that_differ_in_one_row_have_different_digests() -> None:
+    frames = [pd.DataFrame({"n": range(1000)}) for _ in range(3)]
+    frames[2].loc[500, "n"] = 0
+    first, same, other = (digest_of(frame, 10_000) for frame in frames)
+    assert (first == same, first.whole, first.sha256 == other.sha256) == (True, False, False)
 
 
 def test_a_foreign_interpreter_says_that_it_takes_none() -> None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
+import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,6 +18,10 @@ from .job import Bounds, Refused, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_REST = "\0rest"
+"""The name of what follows the last column of a CSV."""
 
 
 class TableSettings(Settings):
@@ -37,14 +44,27 @@ def _of_csv(settings: TableSettings) -> Any:
     separator = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
     with contextlib.suppress(csv.Error):
         separator = csv.Sniffer().sniff(head, ",;\t|").delimiter
-    frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False, usecols=settings["columns"])
+    # Without `index_col=False`, pandas takes the first fields of rows longer than the header for an index.
+    read = partial(pd.read_csv, path, sep=separator, encoding="utf-8-sig", low_memory=False, index_col=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return _of_frame(read(usecols=settings["columns"]))
+    except pd.errors.ParserWarning:  # there are such rows; what follows the last name may be empty
+        names = list(read(nrows=0).columns)
+    frame = read(header=0, names=[*names, _REST])
+    if frame.pop(_REST).notna().any():
+        raise Refused("failed", f"it has rows with more fields than the {len(names)} names in its first row")
     return _of_frame(frame)
 
 
 def _of_jsonl(settings: TableSettings) -> Any:
     import pandas as pd
 
-    return _chosen(_of_frame(pd.read_json(settings["file"], lines=True)), settings)
+    with open(settings["file"], encoding="utf-8-sig") as file:  # noqa: PTH123
+        rows = [json.loads(line) for line in file if line.strip()]
+    # Not `pd.read_json`: it takes "007" for a number, and rounds long ones.
+    return _chosen(_of_frame(pd.DataFrame(rows)), settings)
 
 
 def _of_frame(frame: Any) -> Any:

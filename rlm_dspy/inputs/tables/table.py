@@ -71,6 +71,8 @@ class Table(HostInput, TableView):
     def open(cls, source: Any, *, table: str | None = None, columns: Sequence[str] | None = None) -> Table:
         """Return the table of a file, a DataFrame or a `pyarrow.Table`.
 
+        The index of a DataFrame becomes columns, unless it has no name and only numbers the rows.
+
         CSV, TSV, JSON Lines, Parquet, Arrow, Feather, SQLite and DuckDB files are known by their suffix and read
         in a process of their own, with bounds of time and memory: at most 1 GB and 50 million rows. CSV is UTF-8
         with a first row of names; the delimiter is found.
@@ -89,9 +91,9 @@ class Table(HostInput, TableView):
         if isinstance(source, str | os.PathLike):
             return _read(Path(source).expanduser().resolve(), table, columns)
         try:
-            found = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
+            found = source if isinstance(source, pa.Table) else _of_frame(source)
             return cls(found.select(list(columns)) if columns else found)
-        except (pa.ArrowException, AttributeError, TypeError, KeyError) as error:
+        except (pa.ArrowException, AttributeError, TypeError, KeyError, ValueError) as error:
             raise UnreadableTable(
                 f"A {type(source).__name__} cannot be a Table ({one_line(str(error), 200)}). Table.open takes a "
                 "path, a pandas.DataFrame or a pyarrow.Table."
@@ -177,6 +179,16 @@ class _Hash:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _of_frame(frame: Any) -> Any:
+    """Return a `pyarrow.Table` of a DataFrame, with its index as columns unless that only numbers the rows."""
+    import pyarrow as pa
+
+    is_named = any(name is not None for name in frame.index.names)
+    if is_named or frame.index.inferred_type != "integer":
+        frame = frame.reset_index()
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table:
