@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
+from sqlalchemy.exc import SQLAlchemyError
 
 from rlm_dspy.budget.metered_lm import open_door
+from rlm_dspy.text import one_line
 from rlm_dspy.tracing._mlflow_compat import MlflowCallback, revert_patches
 from rlm_dspy.tracing.callback import SpanCallback
 from rlm_dspy.tracing.export_queue import answers, outbox
@@ -56,7 +58,12 @@ def autolog(
         experiment: The experiment to log to, unless `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names one.
         disable: Stop logging, including MLflow's own of DSPy, and restore everything that was changed.
         **others: Further arguments of `mlflow.dspy.autolog`.
+
+    Raises:
+        ValueError: If `store` cannot be opened; nothing is changed. A server need not respond yet.
     """
+    if store is not None and not disable:
+        _check_store(store)
     callbacks = dspy.settings.callbacks
     own = next((callback for callback in callbacks if isinstance(callback, SpanCallback)), None)
     rest = [callback for callback in callbacks if not isinstance(callback, MlflowCallback)]
@@ -77,6 +84,19 @@ def autolog(
         mlflow.set_tracking_uri(store)
     if experiment is not None and not (os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}):
         _set_experiment(experiment)
+
+
+def _check_store(store: str) -> None:
+    """Open a store, so that one that cannot be opened is refused here and not in each run."""
+    try:
+        with _settings():
+            mlflow.MlflowClient(tracking_uri=store)
+    except (mlflow.MlflowException, SQLAlchemyError, ImportError) as error:
+        path = "mlflow.db" if "://" in store else store
+        raise ValueError(
+            f"Invalid store {store.rpartition('@')[2]!r}: name a database file as 'sqlite:///{path}', or a server "
+            f"as 'http://localhost:5000'. MLflow says: {one_line(str(error), 300)}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -403,3 +403,12 @@ def test_secrets_may_be_learned_while_texts_are_searched() -> None:
     for thread in threads:
         thread.join()
     assert secrets.hide("secret-number-000199") == "***"
+
+
+@pytest.mark.parametrize("store", ["foo.db", "bad://x", "sqlite://foo.db"])
+def test_a_store_that_cannot_be_opened_is_refused_and_nothing_is_configured(store: str) -> None:
+    """With the address of a database file; runs print no warnings then."""
+    before = (dict(dspy.settings.config), dict(os.environ), mlflow.get_tracking_uri())
+    with pytest.raises(ValueError, match=f"Invalid store '{store}'.* 'sqlite:///(foo|mlflow).db'"):
+        tracing.autolog(store=store, experiment="new")
+    assert (dict(dspy.settings.config), dict(os.environ), mlflow.get_tracking_uri()) == before
