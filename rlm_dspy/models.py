@@ -120,6 +120,7 @@ def choose_model(
         max_reply_tokens: Maximum tokens of one reply; default: the provider's.
 
     Raises:
+        TypeError: If `model` is no str.
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.
@@ -131,6 +132,8 @@ def choose_model(
     settings = _Settings(api_base, api_key, context_window, max_reply_tokens)
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:
+        if not isinstance(named, str):
+            raise TypeError(f"A model is named by a str such as 'openai/gpt-5-mini', not {named!r}.")
         return _named(named, pull, announce, settings)
     if base := api_base or os.environ.get("LM_STUDIO_API_BASE"):
         lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), settings)
@@ -152,7 +155,12 @@ def limits_for(lm: dspy.BaseLM, **given: float | Mapping[str, tuple[float, float
     Args:
         lm: Any DSPy LM.
         given: Fields of `Limits` that are already set; None leaves one open.
+
+    Raises:
+        TypeError: If `lm` is a str.
     """
+    if isinstance(lm, str):
+        raise TypeError(f"limits_for takes an LM, not a str; call limits_for(choose_model({lm!r})).")
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     usual, window = Limits(), context_window(lm)
     name = str(getattr(lm, "model", ""))

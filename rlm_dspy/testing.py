@@ -139,6 +139,8 @@ class ScriptedEngine:
 
 
 def _script(replies: Replies) -> Script:
+    if isinstance(replies, str):
+        raise TypeError(f"ScriptedLM takes a list of replies, not a str; pass [{replies[:40]!r}].")
     return replies if callable(replies) else list(replies)
 
 
@@ -155,6 +157,9 @@ class ScriptedLM(PythonLM):
         extract: The replies to the extraction, which reads an answer from the trajectory.
         fold: The replies to the summary of older turns.
         seconds: How long each reply takes.
+
+    Raises:
+        TypeError: If replies are a str; a list has one or more.
 
     Examples:
         >>> import dspy

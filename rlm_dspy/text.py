@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import operator
 import os
@@ -198,6 +199,8 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
     if _is_planted(target):
         raise PermissionError(f"{target} is a link that another user created; write to another path")
     target = target.resolve()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(Path(path).parent))
     beside = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
     try:
         with beside.open("xb") as stream:

@@ -7,17 +7,15 @@ which result) and `act` (the state of the predictor).
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from rlm_dspy.signatures.first_message import Environment
 from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    import os
 
 _SHIPPED = Path(__file__).parent / "policies"
 _SHIPPED_FOR = dict.fromkeys(
@@ -75,14 +73,22 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
         policy: The name of a shipped policy, or the path of a file.
 
     Raises:
+        TypeError: If it is neither.
         ValueError: If there is no such policy, or the file is none.
     """
+    if not isinstance(policy, str | os.PathLike):
+        raise TypeError(
+            f"A policy is the name or the path of a file, not a {type(policy).__name__}. Save that of a program with "
+            "rlm_dspy.optimize.save_policy(program, path, name=...)."
+        )
     try:
         content: dict[str, Any] = json.loads(_path_of(policy).read_text(encoding="utf-8"))
         _Policy.model_validate(content)
     except ValidationError as error:
         parts = ((".".join(map(str, part["loc"])) or "the file", part["msg"]) for part in error.errors())
         wrong = "; ".join(f"{where}: {why}" for where, why in parts)
+        if isinstance(content, dict) and "metadata" in content:
+            wrong = "it is the state of a program, which program.load(path) loads"
         raise _invalid(policy, wrong) from error
     except OSError as error:
         raise _invalid(policy, error.strerror or str(error)) from error

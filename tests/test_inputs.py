@@ -204,3 +204,9 @@ def test_the_short_form_of_a_large_file_does_not_read_it(tmp_path: Path) -> None
     text = Text.open(path)
     assert repr(text) == f"Text(20,000,000 bytes of large.txt: {'é' * 60!r} ...)"
     assert text._value is None
+
+
+def test_a_text_of_a_number_is_refused() -> None:
+    wrong: Any = 3
+    with pytest.raises(TypeError, match=r"Text.open takes a path, an address or an open binary file, not 3"):
+        Text.open(wrong)

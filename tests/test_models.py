@@ -368,3 +368,18 @@ def test_ollama_that_does_not_answer_is_told_with_its_address(monkeypatch: pytes
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     with pytest.raises(ModelUnreachable, match=r"Ollama does not answer at http://127.0.0.1:9 .*ollama serve"):
         choose_model("ollama/qwen3:8b")
+
+
+def test_a_model_that_is_no_str_and_limits_for_a_name_are_refused() -> None:
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="A model is named by a str such as 'openai/gpt-5-mini', not 3"):
+        choose_model(wrong)
+    name: Any = "openai/gpt-5-mini"
+    with pytest.raises(TypeError, match=r"call limits_for\(choose_model\('openai/gpt-5-mini'\)\)"):
+        limits_for(name)
+
+
+def test_a_missing_model_file_is_told_before_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(UnknownModel, match=r"The model file .*missing.gguf cannot be read: No such file"):
+        choose_model("missing.gguf")

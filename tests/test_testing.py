@@ -108,3 +108,11 @@ def test_the_extraction_has_replies_of_its_own() -> None:
     lm = ScriptedLM(act=["```python\nx = 1\n```"], extract=["[[ ## answer ## ]]\nread\n\n[[ ## completed ## ]]"])
     with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
         assert RLM("question -> answer", max_iters=1)(question="?").answer == "read"
+
+
+def test_a_str_in_the_place_of_replies_is_refused() -> None:
+    """It would be played one character per call."""
+    with pytest.raises(TypeError, match=r"takes a list of replies, not a str; pass \['42'\]"):
+        ScriptedLM("42")
+    with pytest.raises(TypeError, match="not a str"):
+        ScriptedLM(query="42")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import unicodedata
+from typing import TYPE_CHECKING
 
 import pytest
 import typer
@@ -24,7 +25,11 @@ from rlm_dspy.text import (
     seconds,
     share,
     with_note,
+    write_whole,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BIDI = {
     "\u061c",
@@ -134,3 +139,8 @@ def test_the_ends_of_a_secret_are_hidden_around_the_note_of_a_cut() -> None:
     """Whatever the note says between its dots."""
     text = with_note("key: planted-secr", 12_345, "cret-value end")
     assert hidden(text, {"planted-secret-value"}) == with_note("key: ***", 12_345, "*** end")
+
+
+def test_a_missing_folder_is_named_and_not_the_file_beside(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no such folder: '.*missing'$"):
+        write_whole("x", tmp_path / "missing" / "r.html")

@@ -93,6 +93,8 @@ def embedded_lm(
         ValueError: If a number is out of its range.
     """
     settings = Settings(_name_or_path(model), n_ctx, threads, slots)
+    if named_model(settings.model) is None:
+        settings.file()  # a wrong path is told before the missing extra
     if importlib.util.find_spec("xllamacpp") is None:
         raise ImportError(f"The embedded model needs the package xllamacpp; install {EXTRA}.")
     settings.file()

@@ -70,6 +70,7 @@ class Text:
             allow_local: Whether an address may lead to this machine or its network.
 
         Raises:
+            TypeError: If `path` is of another type.
             FileNotFoundError: If `path` is not a file.
             UnreadableDocument: If it is neither text nor a document that can be read within the bounds, or
                 the extra `documents` is not installed.
@@ -77,6 +78,8 @@ class Text:
             UnicodeDecodeError: If an open file holds neither UTF-8 nor a document.
         """
         if not isinstance(path, str | os.PathLike):
+            if not hasattr(path, "read"):
+                raise TypeError(f"Text.open takes a path, an address or an open binary file, not {path!r}.")
             with TemporaryFile(buffering=0) as copy:
                 shutil.copyfileobj(path, copy)
                 text = cls._document(copy, "the file", password)

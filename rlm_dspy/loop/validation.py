@@ -53,6 +53,10 @@ def check_unknown(unknown: Iterable[str], owner: type[dspy.Module]) -> None:
     """
     limits = Limits.__dataclass_fields__
     for name in unknown:
+        if name == "lm":
+            raise TypeError(
+                f"{owner.__name__} has no argument 'lm'; call rlm.set_lm(lm) or dspy.configure(lm=lm)."
+            )
         if name in limits:
             raise TypeError(f"{owner.__name__} has no argument {name!r}; pass limits=Limits({name}=...).")
         known = [each for each in inspect.signature(owner).parameters if each not in ("self", "unknown")]

@@ -59,20 +59,21 @@ def run_each(
         run: The function; called in a copy of the caller's context.
         examples: Any examples.
         threads: Concurrent examples.
-        max_errors: How many may raise; the next error is raised, and no more examples start. None for all
-            but one.
+        max_errors: How many may raise; the next error is raised, and no more examples start. At most, and with
+            None, all but one.
 
     Raises:
         Exception: What an example raised.
     """
     failed: list[Exception] = []
+    allowed = min(len(examples) - 1, len(examples) if max_errors is None else max_errors)
 
     def attempt(example: dspy.Example) -> list[T]:
         try:
             return [run(example)]
         except Exception as error:
             failed.append(error)
-            if len(failed) > (len(examples) - 1 if max_errors is None else max_errors):
+            if len(failed) > allowed:
                 raise
             _logger.warning("An example failed: %s: %s", type(error).__name__, one_line(str(error), 300))
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy._dspy_compat import Teleprompter
+from rlm_dspy._dspy_compat import Teleprompter, input_names
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
 from rlm_dspy.optimize.rollouts import Found, found_once, key_of, run_each
@@ -92,10 +93,12 @@ class TrajectoryFewShot(Teleprompter):
             valset: Not used; accepted because callers of other optimizers pass it.
 
         Raises:
-            ValueError: If the trainset is empty, the teacher's predictors have other names, or `num_threads` is
-                below 1.
-            Exception: The error of an example, after more than `max_errors`.
+            TypeError: If the metric does not take an example, a prediction and a trace.
+            ValueError: If the trainset is empty, an example has no inputs set, the teacher's predictors have other
+                names, or `num_threads` is below 1.
+            Exception: The error of an example, after more than `max_errors`, or if all examples raised.
         """
+        check_metric(self.metric)
         if self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
         compiled = student.deepcopy()
@@ -126,6 +129,8 @@ class TrajectoryFewShot(Teleprompter):
     def _ordered(self, trainset: Sequence[dspy.Example]) -> list[dspy.Example]:
         if not trainset:
             raise ValueError("The trainset is empty; give at least one example.")
+        if any(input_names(example) is None for example in trainset):
+            raise ValueError("An example has no inputs set; set them with example.with_inputs('context', ...).")
         ordered = list(trainset)
         random.Random(self.seed).shuffle(ordered)  # noqa: S311  # shuffling, not a secret
         return ordered[: self.max_runs]
@@ -172,6 +177,22 @@ class TrajectoryFewShot(Teleprompter):
             if name and not isinstance(predictor, Act):
                 demos[name].append(from_call(inputs, outputs, score, input_chars=self.output_chars))
         return {name: [d for d in of_name if d.chars <= self.max_demo_chars] for name, of_name in demos.items()}
+
+
+def check_metric(metric: Metric) -> None:
+    """Check that a metric can be called with an example, a prediction and a trace.
+
+    Raises:
+        TypeError: If not.
+    """
+    try:
+        inspect.signature(metric).bind("example", "prediction", "trace")
+    except ValueError:
+        return  # a builtin that does not tell its arguments
+    except TypeError as error:
+        raise TypeError(
+            f"Invalid metric {metric!r}: it must be a function metric(example, prediction, trace) ({error})."
+        ) from error
 
 
 def check_names(student: dspy.Module, teacher: dspy.Module) -> None:

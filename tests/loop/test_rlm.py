@@ -258,6 +258,7 @@ def test_a_missing_or_unknown_input_is_refused_before_anything_starts(play: Play
             "RLM has no argument 'max_iterations'; did you mean 'max_iters'?",
         ),
         (partial(RLM, "q -> a"), "max_cost", "RLM has no argument 'max_cost'; pass limits=Limits(max_cost=...)."),
+        (partial(RLM, "q -> a"), "lm", "RLM has no argument 'lm'; call rlm.set_lm(lm) or dspy.configure(lm=lm)."),
         (partial(RLM, "q -> a"), "colour", "RLM has no argument 'colour'; it has signature, max_iters, "),
         (Limits, "max_iter", "Limits has no argument 'max_iter'; did you mean 'max_iters'?"),
         (Limits, "colour", "Limits has no argument 'colour'; it has max_iters, "),

@@ -291,3 +291,13 @@ def test_a_candidate_that_scored_nothing_has_shown_nothing() -> None:
     compared = Comparison((0.0,) * 200, (0.0,) * 200)
     assert not compared.not_worse
     assert "it scored nothing" in compared.reason
+
+
+def test_a_program_in_the_place_of_a_policy_is_told_from_one(tmp_path: Path) -> None:
+    """With what makes a policy of it, or loads its state."""
+    compiled: Any = RLM("q -> a", policy=None)
+    with pytest.raises(TypeError, match=r"path of a file, not a RLM. Save that of a program with .*save_policy\("):
+        RLM("q -> a", policy=compiled)
+    compiled.save(tmp_path / "state.json")
+    with pytest.raises(ValueError, match=r"it is the state of a program, which program.load\(path\) loads"):
+        RLM("q -> a", policy=tmp_path / "state.json")

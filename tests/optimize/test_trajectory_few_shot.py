@@ -96,8 +96,8 @@ def test_a_run_that_scored_too_little_gives_no_demo() -> None:
 def test_a_predictor_without_new_demos_keeps_those_it_had() -> None:
     """A policy is not lost because a teacher failed."""
     rlm = RLM(ASK)
-    rlm.act.demos = ["kept"]
-    assert compiled([block("SUBMIT(answer='no')")], [example()], rlm)[0].act.demos == ["kept"]
+    rlm.act.demos = kept = [dspy.Example(reasoning="Kept.", code="x = 1")]
+    assert compiled([block("SUBMIT(answer='no')")], [example()], rlm)[0].act.demos == kept
 
 
 def test_a_compile_without_a_demo_warns_with_what_gives_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -397,3 +397,23 @@ def test_a_log_dir_that_cannot_be_made_is_told_before_anything_is_paid(tmp_path:
             RLM("q -> a"), trainset=[dspy.Example(q="?", a="!").with_inputs("q")]
         )
     assert lm.script.calls == []
+
+
+@pytest.mark.parametrize("metric", ["exact", None, lambda example, prediction: 1.0])
+def test_a_metric_that_cannot_take_three_arguments_is_refused_before_a_run(metric: Any) -> None:
+    with pytest.raises(TypeError, match=r"it must be a function metric\(example, prediction, trace\)"):
+        compiled([], [example()], metric=metric)
+
+
+def test_examples_without_inputs_are_refused_before_a_run() -> None:
+    with pytest.raises(ValueError, match=r"An example has no inputs set; set them with example.with_inputs"):
+        compiled([], [example(), dspy.Example(context="c", question="?", answer="yes")])
+
+
+def test_the_error_of_every_example_is_raised_and_no_teacher_is_blamed(caplog: pytest.LogCaptureFixture) -> None:
+    def metric(example: dspy.Example, prediction: Any, trace: Any) -> float:
+        return float(example.missing == prediction.answer)
+
+    with pytest.raises(AttributeError, match="missing"):
+        compiled([block("SUBMIT(answer='yes')")] * 2, [example(), example("no")], metric=metric)
+    assert "teacher" not in caplog.text
