@@ -94,13 +94,17 @@ class TrajectoryFewShot(Teleprompter):
 
         Raises:
             TypeError: If the metric does not take an example, a prediction and a trace.
-            ValueError: If the trainset is empty, an example has no inputs set, the teacher's predictors have other
-                names, or `num_threads` is below 1.
+            ValueError: If the program has no predictors, the trainset is empty, an example has no inputs set, the
+                teacher's predictors have other names, or `num_threads` is below 1.
             Exception: The error of an example, after more than `max_errors`, or if all examples raised.
         """
         check_metric(self.metric)
         if self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
+        if not student.predictors():
+            raise ValueError(
+                "The program has no predictors, so none can get demos; make its RLM an attribute of it."
+            )
         compiled = student.deepcopy()
         lm = teacher if isinstance(teacher, dspy.BaseLM) else None
         program = teacher if isinstance(teacher, dspy.Module) else student.deepcopy()

@@ -417,3 +417,9 @@ def test_the_error_of_every_example_is_raised_and_no_teacher_is_blamed(caplog: p
     with pytest.raises(AttributeError, match="missing"):
         compiled([block("SUBMIT(answer='yes')")] * 2, [example(), example("no")], metric=metric)
     assert "teacher" not in caplog.text
+
+
+def test_a_program_without_predictors_is_refused() -> None:
+    """Such as one that makes its RLM in `forward`."""
+    with pytest.raises(ValueError, match="has no predictors, so none can get demos; make its RLM an attribute"):
+        compiled([], [example()], dspy.Module())
