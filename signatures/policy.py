@@ -78,8 +78,8 @@ def read_policy(policy: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not isinstance(policy, str | os.PathLike):
         raise TypeError(
-            f"A policy is the name or the path of a file, not a {type(policy).__name__}. Save that of a program with "
-            "rlm_dspy.optimize.save_policy(program, path, name=...)."
+            f"A policy is the name or the path of a file, not a {type(policy).__name__}. Save that of a program "
+            "with rlm_dspy.optimize.save_policy(program, path, name=...)."
         )
     try:
         content: dict[str, Any] = json.loads(_path_of(policy).read_text(encoding="utf-8"))
