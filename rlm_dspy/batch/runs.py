@@ -66,7 +66,8 @@ def run(
     Each result is written to the store when it arrives: a line in `<store>/<program>.jsonl`, keyed by the state of
     the program (signatures, instructions, demos, limits, tools, the model's name) and the inputs of the example.
     A later call with the same store yields what is there, and runs the rest: also after a kill. Files that code
-    wrote are in a folder beside it.
+    wrote are in a folder beside it, and so is a pickle of each prediction, from which a later call reads it. A
+    pickle can run code: do not pass a store that you do not trust.
 
     In other processes a program runs with the settings of DSPy of the caller, without callbacks. It is sent once,
     and so is each text of 50,000 characters or more: as a file in the store, which all workers must see.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,10 @@ class Row:
     Attributes:
         index: Its number in `examples`, from 0.
         example: The example.
-        prediction: What the program returned; None if it failed. From the store, its output fields have the types
-            of the program's signature, if it has one; other values are plain data.
+        prediction: What the program returned; None if it failed. A stored one is read from a pickle beside the
+            line of JSON, with its types and its `report()`. If there is no pickle, because a class is not at the
+            top of a module, or if it is another user's, then it has no `report()`, only the output fields of the
+            program's own signature have their types, and other values are plain data.
         error: Why it failed, with the type of the error; empty if it did not. It is run again by the next
             `batch.run`.
         trajectory: The steps of a failed run, if it had begun.
@@ -76,7 +81,9 @@ class Store:
         with self._lines.path.open("rb") as file:
             file.seek(at)
             found = json.loads(file.read(size))
-        prediction = self._typed(found["prediction"], key)
+        prediction = self._unpickled(key, found.get("pickle"))
+        if prediction is None:
+            prediction = self._typed(found["prediction"], key)
         return Row(
             index=index,
             example=example,
@@ -103,6 +110,7 @@ class Store:
             "key": key,
             "index": row.index,
             "prediction": None if row.error else jsonable(written),
+            "pickle": None if row.error else self._pickled(key, found),
             "error": row.error,
             "trajectory": row.trajectory,
             "usage": row.usage,
@@ -111,8 +119,28 @@ class Store:
         }
         self._lines.append(json.dumps(jsonable(data), ensure_ascii=False))
 
+    def _pickled(self, key: str, prediction: Any) -> str | None:
+        """Write what a program returned; return the SHA-256 of its pickle, or None if it has none."""
+        try:
+            content = pickle.dumps(prediction)
+        except Exception:  # noqa: BLE001 (values of user code may raise anything)
+            return None
+        self._files.mkdir(exist_ok=True)
+        (self._files / f"{key}.pickle").write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def _unpickled(self, key: str, digest: str | None) -> Any:
+        """Return what a program returned; None if its pickle is not this user's, or cannot be read."""
+        try:
+            with (self._files / f"{key}.pickle").open("rb") as file:
+                own = not hasattr(os, "geteuid") or os.fstat(file.fileno()).st_uid == os.geteuid()
+                content = file.read() if own else b""
+            return pickle.loads(content) if hashlib.sha256(content).hexdigest() == digest else None  # noqa: S301
+        except Exception:  # noqa: BLE001 (no file, or classes that are gone or have changed)
+            return None
+
     def _typed(self, written: Mapping[str, Any], key: str) -> Any:
-        """Return a prediction read from the store, with the types of the signature."""
+        """Return a prediction read from its line, with the types of the signature."""
         if "fields" not in written:
             return written["value"]
         fields = dict(written["fields"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
+from pydantic import BaseModel
 
 from rlm_dspy import RLM, InvalidInputs, RLMError, Text, batch
 from rlm_dspy.errors import WorkersLost
@@ -96,6 +98,70 @@ def test_a_second_batch_pays_only_for_what_is_new(lm: CountingLM, tmp_path: Path
     before = next(row for row in first if row.index == 0)
     assert stored.prediction.trajectory[0]["code"] == before.prediction.trajectory[0]["code"]
     assert (stored.usage, stored.attempts) == (before.usage, 1)
+
+
+class Company(BaseModel):
+    """A class that a pickle names."""
+
+    name: str
+
+
+class Composed(dspy.Module):
+    """Has no signature, and returns what its RLM found."""
+
+    def __init__(self, company: type[BaseModel] = Company) -> None:
+        super().__init__()
+        signature = dspy.Signature("text -> day").with_updated_fields("day", type_=dt.date)
+        self.find = RLM(signature.append("companies", dspy.OutputField(), type_=list[company]))  # type: ignore[valid-type]
+
+    def forward(self, text: str) -> dspy.Prediction:
+        found = self.find(text=text)
+        return dspy.Prediction(day=found.day, companies=found.companies, found=found)
+
+
+COMPANIES = "```python\nSUBMIT(day='2020-01-02', companies=[{'name': 'Acme'}])\n```"
+
+
+@pytest.mark.parametrize("executor", [None, lambda: ProcessPoolExecutor(1)], ids=["threads", "processes"])
+def test_a_stored_row_of_a_composed_program_has_the_types_and_the_report_of_the_first_run(
+    executor: Any, tmp_path: Path
+) -> None:
+    """A program without a signature may return anything."""
+    (tmp_path / "requests").mkdir()
+    texts = [dspy.Example(text="Acme").with_inputs("text")]
+    with dspy.context(lm=CountingLM(tmp_path / "requests", reply=COMPANIES)):
+        for stored in (False, True):
+            (row,) = batch.run(Composed(), texts, executor, tmp_path / "runs")
+            assert row.stored is stored
+            assert row.prediction.companies == [Company(name="Acme")]
+            assert row.prediction.day == row.prediction.found.day == dt.date(2020, 1, 2)
+            row.prediction.found.report(tmp_path / f"{stored}.html")
+            assert "Acme" in (tmp_path / f"{stored}.html").read_text()
+
+
+def test_a_prediction_whose_pickle_is_missing_changed_or_impossible_is_read_from_its_line(tmp_path: Path) -> None:
+    """A pickle is read only if it is the one that the line names."""
+
+    class Local(BaseModel):
+        name: str
+
+    texts = [dspy.Example(text="Acme").with_inputs("text")]
+    with dspy.context(lm=ScriptedLM(lambda messages: COMPANIES)):
+        list(batch.run(Composed(), texts, store=tmp_path / "a"))
+        (path,) = (tmp_path / "a").rglob("*.pickle")
+        for change in (lambda: path.write_bytes(path.read_bytes() + b"."), path.unlink):
+            change()
+            (row,) = batch.run(Composed(), texts, store=tmp_path / "a")
+            assert (row.stored, row.prediction.day, row.prediction.companies) == (
+                True,
+                "2020-01-02",
+                [{"name": "Acme"}],
+            )
+        for _ in range(2):
+            (row,) = batch.run(Composed(Local).find, texts, store=tmp_path / "b")
+            assert row.prediction.companies == [Local(name="Acme")]
+    assert row.stored
+    assert not list((tmp_path / "b").rglob("*.pickle"))
 
 
 def test_another_program_has_other_rows(lm: CountingLM, tmp_path: Path) -> None:
