@@ -10,7 +10,7 @@ import typer
 import rlm_dspy
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.options import Debug, Files, Interpreter, InterpreterName, Run, RunNumber, factory_of
-from rlm_dspy.cli.task import read_task
+from rlm_dspy.cli.task import STDIN, read_task
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted, printable
 
@@ -79,7 +79,8 @@ def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
         raise UsageError(
             f"The input {asked!r} is not a text. Replay the run from Python: rlm_dspy.observe.replay.replay."
         )
-    return read_task(question, files, record.signature, None).inputs
+    stdin = typer.get_binary_stream("stdin") if STDIN in files else None
+    return read_task(question, files, record.signature, stdin).inputs
 
 
 def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,8 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("notes.txt").write_text("The answer is 42.\n", encoding="utf-8")
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=stdin)
 
 
 def test_runs_are_listed_the_newest_first() -> None:
@@ -46,6 +46,8 @@ def test_a_run_is_shown_with_its_steps_and_its_answer() -> None:
     assert shown.endswith("\n\n42\n")
     assert asked.partition("--- turn 1")[2].splitlines()[1:4] == shown.partition("--- turn 1")[2].splitlines()[1:4]
     assert record_of(run("history", "show", "1", "--json")).outputs == {"answer": "42"}
+    assert run("history", "show", "@1").stdout == shown
+    assert "Write the number of a run" in run("history", "show", "last").stderr
 
 
 def test_report_diff_and_replay_take_a_run_of_the_history() -> None:
@@ -56,6 +58,8 @@ def test_report_diff_and_replay_take_a_run_of_the_history() -> None:
     assert "How much?" in Path(reported.stdout.strip()).read_text(encoding="utf-8")
     assert run("diff", "@1", "@2").exit_code == 0
     assert "2 of 2 steps did the same." in run("replay", "@2", "notes.txt", "--interpreter", "local").stdout
+    piped = run("replay", "@2", "-", "--interpreter", "local", stdin=Path("notes.txt").read_text("utf-8"))
+    assert "2 of 2 steps did the same." in piped.stdout
     assert "No run 3: the history has 2 runs. See rlm-dspy history." in run("report", "@3").stderr
 
 

@@ -16,7 +16,16 @@ from rlm_dspy.text import columns, counted, one_line, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-Number = Annotated[int, typer.Argument(min=1, help="The number in the list; 1 is the last run.")]
+
+def _number(text: str) -> int:
+    """Return the number of a run in the list, also of one written as `report` takes it: `@1`."""
+    try:
+        return int(str(text).removeprefix("@"))
+    except ValueError:
+        raise typer.BadParameter("Write the number of a run in `rlm-dspy history`: 1, or @1.") from None
+
+
+Number = Annotated[int, typer.Argument(parser=_number, help="The number in the list; 1 is the last run.")]
 
 _SHOWN_CHARS = 60
 
