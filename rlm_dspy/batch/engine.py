@@ -98,9 +98,10 @@ class Engine:
         """
         context = job.context.copy()
         task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs, job.budget)
-        if self._shelf is not None:
-            task = partial(perform, context.run(self._parcel, self._shelf, job))
+        # A worker forked while another thread pickles would inherit cloudpickle's lock, locked for ever.
         with self._lock:
+            if self._shelf is not None:
+                task = partial(perform, context.run(self._parcel, self._shelf, job))
             try:
                 return self._executor.submit(task)
             except BrokenExecutor as error:

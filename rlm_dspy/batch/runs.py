@@ -6,10 +6,10 @@ import contextlib
 import contextvars
 import logging
 import shutil
-from collections import Counter, deque
+from collections import ChainMap, Counter, deque
 from collections.abc import Sized
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,6 +27,7 @@ from rlm_dspy.budget.ledger import NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import LimitExceeded, RLMError, UnknownPrice
+from rlm_dspy.limits import Limited
 from rlm_dspy.optimize.rollouts import key_of
 from rlm_dspy.report.record import in_one_line
 
@@ -83,7 +84,8 @@ def run(
         retries: How often an example is run again after a transient error of its model, or after the death of its
             worker.
         budget: What all runs may use together, earlier ones of this program in the store included: USD, or a
-            `Limits` of `max_cost`, `max_input_tokens` and `max_output_tokens`. It is never overspent: what a
+            `Limits` of `max_cost`, `max_input_tokens` and `max_output_tokens` (and `prices`, beside those of the
+            program's RLMs). It is never overspent: what a
             killed process could have used counts as used.
         progress: Whether to show a bar with rate, cost and time left.
 
@@ -91,7 +93,7 @@ def run(
         A `Row` for each example, in the order in which they end. A run that failed has `error`.
 
     Raises:
-        TypeError: If `executor` is something else, or the program cannot be sent to other processes.
+        TypeError: If `executor` or an example is something else, or the program cannot be sent to other processes.
         WorkersLost: If a worker died and the executor cannot be made again.
         LimitExceeded: After the last row, if the budget does not allow to run the other examples.
         ValueError: If `budget` or `retries` are out of their range.
@@ -116,6 +118,9 @@ def run(
     check_workers(executor)
     bar = Bar(len(examples) if isinstance(examples, Sized) else None, shown=progress)
     limits = None if budget is None else limits_of(budget)
+    if limits is not None:
+        known = [module.limits.prices for _, module in program.named_sub_modules(Limited)]
+        limits = replace(limits, prices=dict(ChainMap(dict(limits.prices), *map(dict, known))))
     return _Batch(program, examples, executor, Path(store), retries, limits).rows(bar)
 
 
@@ -221,6 +226,9 @@ class _Batch:
         if self._again:
             return self._again.popleft()
         for index, example in self._examples:
+            if not isinstance(example, dspy.Example):
+                wanted = 'dspy.Example(text="...").with_inputs("text")'
+                raise TypeError(f"Example {index} is a {type(example).__name__}; pass {wanted}.")
             inputs = dict(example.inputs().items())
             key = digest(self._key, identity(inputs))
             self._equal[key] += 1

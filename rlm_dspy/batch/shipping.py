@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class Shelf:
     def _put(self, name: str, content: bytes) -> Path:
         path = self.folder / name
         if not path.exists():
-            unfinished = path.with_name(f"{name}.{os.getpid()}")
+            unfinished = path.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}")
             unfinished.write_bytes(content)
             unfinished.replace(path)
         return path

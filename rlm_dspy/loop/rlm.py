@@ -309,8 +309,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
         except LimitExceeded as error:
-            if run.depth and not run.steps:
-                raise  # a child that could not start has no trajectory to read an answer from
+            if (run.depth or run.budget.ledger.outer) and not run.steps:
+                raise  # a child or a run of a batch that could not start: there is no trajectory to read
             run.budget.limit = run.budget.limit or error.limit
         except dspy.LMError as error:
             if not is_too_long(error) or not run.steps:

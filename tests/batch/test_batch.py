@@ -372,3 +372,9 @@ def test_an_input_that_does_not_fit_is_a_failed_row(tmp_path: Path) -> None:
         wrong = dspy.Example(contxt="a").with_inputs("contxt")
         rows = list(batch.run(program(), [wrong, *examples(1)], store=tmp_path))
     assert {row.index: row.error.split(":")[0] for row in rows} == {0: InvalidInputs.__name__, 1: ""}
+
+
+def test_an_example_of_another_type_is_refused_with_the_type_to_pass(lm: CountingLM, tmp_path: Path) -> None:
+    wrong: Any = [{"context": "to be", "number": 1}]
+    with dspy.context(lm=lm), pytest.raises(TypeError, match=r"Example 0 is a dict; pass dspy\.Example"):
+        list(batch.run(program(), wrong, store=tmp_path / "runs"))

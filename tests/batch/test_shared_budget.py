@@ -64,6 +64,15 @@ def test_a_batch_stops_at_its_budget_and_goes_on_with_a_larger_one(
     assert lm.requests == paid + 40 - len(rows)
 
 
+def test_a_budget_in_dollars_uses_the_prices_of_the_program(lm: CountingLM, tmp_path: Path) -> None:
+    limits = Limits(prices={"scripted/lm": (1.0, 0.0)})
+    priced = RLM("context: str, number: int -> words: int", limits=limits)
+    with dspy.context(lm=lm):
+        rows = list(batch.run(priced, examples(2), store=tmp_path / "runs", budget=1.0))
+    assert [row.error for row in rows] == ["", ""]
+    assert 0.0 < spent(rows) <= 1.0
+
+
 def test_a_budget_that_suffices_changes_nothing(lm: CountingLM, tmp_path: Path) -> None:
     """All rows come, and what is not used is given back."""
     with dspy.context(lm=lm):
