@@ -145,7 +145,7 @@ def test_an_answer_is_printed_even_if_a_file_cannot_be_written(option: str) -> N
     with dspy.context(lm=ScriptedLM([code]), interpreter_factory=LocalPythonInterpreter):
         result = CliRunner().invoke(app, ["ask", "How much?", "notes.txt", option, "out/run"])
     assert (result.exit_code, result.stdout) == (3, "42\n")
-    assert "Error: [Errno 2] No such file or directory" in result.stderr
+    assert "Error: [Errno 2] There is no such folder" in result.stderr
 
 
 @pytest.mark.parametrize(
