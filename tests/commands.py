@@ -64,8 +64,9 @@ def record_of(result: Result) -> Record:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what would colour a pipe or choose a model."""
+    """Return this process's environment without what would colour a pipe or choose a model or a store."""
     unwanted = {"FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"}
+    unwanted.add("MLFLOW_TRACKING_URI")  # MLflow sets it when a test of this process chooses a store
     kept = {name: value for name, value in os.environ.items() if name not in unwanted and "LM_STUDIO" not in name}
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": search, "TERM": "xterm-256color"}

@@ -32,7 +32,8 @@ def run_with_a_kill(executor: Any, folder: Path) -> None:
     assert sorted((row.index, row.error, row.prediction.words) for row in rows) == [
         (n, "", 20_000 + n) for n in range(12)
     ]
-    assert 12 < lm.requests <= 12 + 2
+    # A worker that is ended has one run under way, and one whose result may not have come home.
+    assert 12 < lm.requests <= 12 + 2 * 2
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def ssh_command() -> tuple[str, ...]:
             probe.settimeout(0.1)
             if not probe.connect_ex(("127.0.0.1", port)):
                 break
+        time.sleep(0.1)
     told = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "no",
