@@ -21,7 +21,8 @@ from rlm_dspy.interpreters.host.fork_server_client import NoRung
 from rlm_dspy.interpreters.host.packages import only_these
 from rlm_dspy.interpreters.host.servers import close_server, server_for
 from rlm_dspy.interpreters.python import PythonInterpreter
-from rlm_dspy.interpreters.remote.link import FarServer, Link
+from rlm_dspy.interpreters.remote.far_server import FarServer
+from rlm_dspy.interpreters.remote.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

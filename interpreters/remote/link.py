@@ -1,4 +1,4 @@
-"""The near end of a remote interpreter: a fork server on another machine, at the end of one byte stream."""
+"""The near end of a connection to another machine: orders, values, sockets and processes over one byte stream."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import threading
 from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlm_dspy.interpreters.confinement.namespaces import OWN_SCRATCH
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
 from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, VALUE, Kind, Relay, Stream
@@ -26,14 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from typing import Self
 
-    from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.processes import Watched
-    from rlm_dspy.interpreters.worker.wire import JSON
 
 _PIECE = 256 << 10
 _REMEMBERED_FROM = 1 << 20
 """Bytes from which the digest of a value is kept: to compute it takes a second for each GB."""
-_START_SECONDS = 120
 _ANSWER_SECONDS = 60
 _ERRORS = {"NoRung": NoRung, "TimeoutError": TimeoutError}
 
@@ -373,77 +368,3 @@ class _NoticesAtOnce:
             groups = list(self._groups)
         for group in groups:
             group.end_hogs()
-
-
-class FarServer:
-    """A fork server on another machine; see `host.servers.Server`.
-
-    Args:
-        transport: The started far end.
-        asked: What the fork server is made from: the arguments of the far end's `start`.
-
-    Raises:
-        NoRung: If it cannot hold there what is required.
-        OSError: If it does not start; the message says what was printed there.
-    """
-
-    def __init__(self, transport: Transport, asked: Mapping[str, object]) -> None:
-        self._link = Link(transport)
-        self.watch = self._link.watch
-        with ExitStack() as undo:
-            undo.callback(self._link.close)
-            try:
-                told = self._link.ask("start", asked, _START_SECONDS)
-            except ConnectionError:
-                raise
-            except OSError as error:
-                raise type(error)(f"{transport.name}: {error}") from None
-            undo.pop_all()
-        self.layers = frozenset[str](told["layers"])
-        self.missing: dict[str, str] = told["missing"]
-        self.importable: list[str] = told["importable"]
-        self.packages = frozenset[str](told["packages"])
-        self.readable: list[str] = told["readable"]
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still be asked."""
-        return self._link.is_own and not self._link.lost
-
-    @property
-    def lost(self) -> str:
-        """Why the connection is gone; empty while it is there."""
-        return self._link.lost
-
-    def new_scratch(self) -> str:
-        """Return a fresh folder for one worker there; the name alone where a worker makes its own."""
-        return OWN_SCRATCH if "namespaces" in self.layers else str(self._link.ask("scratch", {}))
-
-    def drop_scratch(self, path: str) -> None:
-        """Remove it."""
-        if "namespaces" not in self.layers:
-            with suppress(OSError):
-                self._link.ask("drop", {"path": path})
-
-    def spawn(self, order: Mapping[str, JSON], limits: WorkerLimits, end: int) -> tuple[int, FarHandle]:
-        """Start a worker there; return its number where the fork server lives, and a handle."""
-        channel = self._link.open(end)
-        arguments = {"order": {**order}, "limits": asdict(limits), "channel": channel}
-        pid, number = self._link.ask("spawn", arguments)
-        return pid, self._link.handle(number)
-
-    def watched(self, order: Mapping[str, JSON], limits: WorkerLimits) -> FarHandle:
-        """Return a handle on a copy of a worker."""
-        return self._link.handle(self._link.ask("watched", {"order": {**order}, "limits": asdict(limits)}))
-
-    def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
-        """Send the values that are not there yet."""
-        self._link.hold(session, fds, seconds)
-
-    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float | None = None) -> None:
-        """Send an order that gives nothing back, and wait until it is done."""
-        self._link.ask("tell", {"order": order, "arguments": {**arguments}, "seconds": seconds})
-
-    def close(self) -> None:
-        """End the connection, and with it all that runs there."""
-        self._link.close()
