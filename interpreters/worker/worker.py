@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from . import frames
 
 _STACK_BYTES = 4 << 20
+_RESERVE_BYTES = 8 << 20
+"""Kept from a cell, so that the worker can report a cell that filled its memory and the next one can free it."""
 
 
 class Worker:
@@ -107,6 +109,7 @@ class Worker:
             gc.collect()
 
     def _run(self, frame: frames.Order, output: Capped) -> Outcome:
+        reserve = _reserve()
         try:
             self._interrupts.in_cell = True
             return self._cells.run(frame["code"], output, self._tools, frame["fields"])
@@ -114,6 +117,8 @@ class Worker:
             return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:
             self._interrupts.in_cell = False
+            if reserve is not None:
+                reserve.close()
 
     @staticmethod
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
@@ -231,6 +236,15 @@ class Worker:
         if "error" in answer:
             raise _error(answer["type"], answer["error"])
         return self._value(answer["value"], iter(fds))
+
+
+def _reserve() -> mmap.mmap | None:
+    """Return memory that nobody touches; None if that would leave less than as much again."""
+    try:
+        mmap.mmap(-1, 2 * _RESERVE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        return mmap.mmap(-1, _RESERVE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, MemoryError):
+        return None
 
 
 def _not_taken(error: Exception) -> str:

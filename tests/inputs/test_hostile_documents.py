@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -96,6 +97,7 @@ def outcome(path: Path) -> str:
 )
 def test_damaged_documents_end_in_text_or_in_one_error(count: int, tmp_path: Path) -> None:
     """None hangs, none reaches this process, none leaves a descriptor or a process behind."""
+    gc.collect()  # what earlier tests left is not closed during this one
     before, running = open_descriptors(), set(children())
     ends = []
     for name, content in damaged(count):
@@ -105,7 +107,7 @@ def test_damaged_documents_end_in_text_or_in_one_error(count: int, tmp_path: Pat
         assert time.monotonic() - started < 60
     assert set(ends) <= {"text", "UnreadableDocument", "UnicodeDecodeError"}
     assert len(set(ends)) > 1
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     assert set(children()) <= running
 
 

@@ -77,6 +77,8 @@ CRASHES = {
 BOMBS = {
     "memory": "x = bytearray(10 ** 9)",
     "memory by and by": "x = []\nwhile True: x.append(bytearray(1 << 20))",
+    "memory in pages": "x = []\nwhile True: x.append(bytearray(1 << 12))",
+    "memory in crumbs": "x = []\nwhile True: x.append(bytearray(1000))",
     "shared memory": "import mmap\nx = [mmap.mmap(-1, 1 << 28) for _ in range(64)]",
     "strings": "x = 'a' * 10 ** 10",
     "recursion": "def f(): return f()\nf()",
