@@ -1,21 +1,85 @@
-"""Builds the request that reads an answer from the trajectory of a run that did not submit one."""
+"""Reads an answer from the trajectory of a run that did not submit one."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.text import cut
+from rlm_dspy.budget.lm_info import text_of
+from rlm_dspy.budget.window_errors import is_too_long
+from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.loop.hints import is_another_turn
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
+from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.streaming.delivery import outputs_heard
+from rlm_dspy.text import clip, counted, cut, logger
 
-LEAST_TRANSCRIPT_CHARS = 400
+if TYPE_CHECKING:
+    from rlm_dspy.concurrency.port import Port
+    from rlm_dspy.loop.run_state import Run
+
+_WHY_CHARS = 200
+_LEAST_TRANSCRIPT_CHARS = 400
 """A shorter transcript is not shortened further."""
 _INSTRUCTIONS_PART = 4
 """The user's instructions fill at most 1/_INSTRUCTIONS_PART of the messages."""
+_logger = logger()
 
 
-def extract_signature(signature: type[dspy.Signature], most_chars: float = math.inf) -> Any:
+async def extract(rlm: dspy.Module, port: Port, run: Run) -> dspy.Prediction:
+    """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
+    await port.run(run.repl.collect_files)
+    turns = counted(len(run.steps), "turn")
+    _logger.warning("RLM: no SUBMIT in %s; reading the answer from the trajectory.", turns)
+    values: dict[str, Any] = {}
+    how, replies = "Read from the trajectory after the last turn.", list[Any]()
+    try:
+        values, problems = await _read_transcript(rlm, port, run, replies)
+    except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
+        words = [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
+        if found := outputs_in_words(run.signature, words):
+            return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
+        if isinstance(error, dspy.LMError) and not is_too_long(error):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        problems = [clip(said, _WHY_CHARS).rstrip(".")]
+        _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
+    if problems:
+        why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
+        return run.finish("unanswered", values, why)
+    return run.finish("extracted", values, how)
+
+
+async def _read_transcript(
+    rlm: dspy.Module, port: Port, run: Run, replies: list[Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the result of `read_fields` for the model's reply; halve a transcript that is too long."""
+    most = run.conversation.most_chars
+    reader = dspy.Predict(_extract_signature(run.signature, most))
+    reader.lm = run.lm
+    transcript = run.conversation.transcript(_room_for_transcript(reader.signature, most))
+    while True:
+        try:
+            with (
+                run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
+                dspy.context(trace=None, **outputs_heard(rlm, reader)),
+                run.budget.in_time(),
+            ):
+                found = await port.predict(reader, run.budget.seconds_left(), repl_session=transcript)
+            return read_fields(run.signature, dict(found.items()))
+        except dspy.LMError as error:
+            if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
+                raise
+            sent, room = len(transcript) + len(reader.signature.instructions), len(transcript) // 2
+            reader.signature = _extract_signature(run.signature, min(most, sent / 2))
+            transcript = cut(run.conversation.transcript(room), room)
+        finally:
+            replies += meter.outputs
+
+
+def _extract_signature(signature: type[dspy.Signature], most_chars: float = math.inf) -> Any:
     """Return the signature that reads a user's outputs from the transcript of a session.
 
     Args:
@@ -33,11 +97,11 @@ def extract_signature(signature: type[dspy.Signature], most_chars: float = math.
     return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)
 
 
-def room_for_transcript(extract: type[dspy.Signature], most_chars: float) -> float:
+def _room_for_transcript(extract: type[dspy.Signature], most_chars: float) -> float:
     """Return the characters that a transcript may have in messages of at most `most_chars`."""
     if math.isinf(most_chars):
         return most_chars
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     messages = adapter.format(extract, [], {"repl_session": ""})
     used = sum(len(str(message["content"])) for message in messages)
-    return max(LEAST_TRANSCRIPT_CHARS, most_chars - used)
+    return max(_LEAST_TRANSCRIPT_CHARS, most_chars - used)

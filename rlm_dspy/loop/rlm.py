@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any, Never
 import dspy
 
 from rlm_dspy import signatures
-from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
-from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import accommodate, make_room
-from rlm_dspy.loop.extraction import LEAST_TRANSCRIPT_CHARS, extract_signature, room_for_transcript
+from rlm_dspy.loop.extraction import extract
 from rlm_dspy.loop.function_lm import as_lm
-from rlm_dspy.loop.hints import is_another_turn
 from rlm_dspy.loop.run_state import Run, observed, run_event
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import (
@@ -32,16 +30,14 @@ from rlm_dspy.loop.validation import (
     open_paths,
 )
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
 from rlm_dspy.prompt.query import Query
-from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.tools import check_signature, normalize_tools
 from rlm_dspy.report.representation import ShowsItself, carry
 from rlm_dspy.streaming.binding import HasStreamedOutputs
-from rlm_dspy.streaming.delivery import Streaming, outputs_heard
+from rlm_dspy.streaming.delivery import Streaming
 from rlm_dspy.subcalls.interface import Subs, make_subs
 from rlm_dspy.subcalls.item import active_sub_call
-from rlm_dspy.text import clip, counted, cut, logger
+from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
     import os
@@ -52,7 +48,6 @@ if TYPE_CHECKING:
     from rlm_dspy.subcalls.interface import Given
     from rlm_dspy.trajectory import Step
 
-_WHY_CHARS = 200
 _MOST_REFUSALS = 12
 """Of one turn's messages."""
 _logger = logger()
@@ -315,7 +310,7 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         except dspy.LMError as error:
             if not is_too_long(error) or not run.steps:
                 raise
-        return await self._extract(port, run)
+        return await extract(self, port, run)
 
     async def _take_turn(self, port: Port, run: Run) -> Step:
         """Take a turn; if its messages are refused as too long, or for their content, change them and retry."""
@@ -332,53 +327,6 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
                     raise
             else:
                 return step
-
-    async def _extract(self, port: Port, run: Run) -> dspy.Prediction:
-        """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
-        await port.run(run.repl.collect_files)
-        turns = counted(len(run.steps), "turn")
-        _logger.warning("RLM: no SUBMIT in %s; reading the answer from the trajectory.", turns)
-        values: dict[str, Any] = {}
-        how, replies = "Read from the trajectory after the last turn.", list[Any]()
-        try:
-            values, problems = await self._read_transcript(port, run, replies)
-        except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-            words = [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
-            if found := outputs_in_words(self.signature, words):
-                return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
-            if isinstance(error, dspy.LMError) and not is_too_long(error):
-                raise
-            said = " ".join(str(error).split()) or type(error).__name__
-            problems = [clip(said, _WHY_CHARS).rstrip(".")]
-            _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
-        if problems:
-            why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
-            return run.finish("unanswered", values, why)
-        return run.finish("extracted", values, how)
-
-    async def _read_transcript(self, port: Port, run: Run, replies: list[Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return the result of `read_fields` for the model's reply; halve a transcript that is too long."""
-        most = run.conversation.most_chars
-        extract = dspy.Predict(extract_signature(self.signature, most))
-        extract.lm = run.lm
-        transcript = run.conversation.transcript(room_for_transcript(extract.signature, most))
-        while True:
-            try:
-                with (
-                    run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
-                    dspy.context(trace=None, **outputs_heard(self, extract)),
-                    run.budget.in_time(),
-                ):
-                    found = await port.predict(extract, run.budget.seconds_left(), repl_session=transcript)
-                return read_fields(self.signature, dict(found.items()))
-            except dspy.LMError as error:
-                if not is_too_long(error) or len(transcript) < LEAST_TRANSCRIPT_CHARS:
-                    raise
-                sent, room = len(transcript) + len(extract.signature.instructions), len(transcript) // 2
-                extract.signature = extract_signature(self.signature, min(most, sent / 2))
-                transcript = cut(run.conversation.transcript(room), room)
-            finally:
-                replies += meter.outputs
 
 
 _UPSTREAM_PREDICTORS = {
