@@ -171,7 +171,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     async def aexecute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
         """Run `execute` without blocking the event loop; cancelling it stops the cell.
 
-        Async tools run on this loop.
+        Arguments, result and errors are those of `execute`. Async tools run on this loop.
         """
         return await await_in_thread(self.execute, code, variables, stop=self.interrupt)
 

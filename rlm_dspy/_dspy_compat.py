@@ -15,17 +15,21 @@ moves or renames is adapted here; what it makes public leaves this file.
 | `find_listened_predictors`, `replace_finder` | an RLM's outputs have no predictor that a listener could name |
 | `adapter_message_call` | tells whether an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | parse types as DSPy's adapters do |
+| `explain_missing_states` | a program that lacks the state of an RLM in it ends in a bare KeyError |
+| `types_of_callers` | a second try of a string signature must find the types that the first one found |
 | `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import dspy
 from dspy._vendor.lm15.providers.base import HttpResponse
 from dspy._vendor.lm15.result import acoalesce_stream, coalesce_stream
 from dspy._vendor.lm15.sse import SSEEvent
@@ -47,9 +51,7 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
 from dspy.utils.usage_tracker import UsageTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import dspy
+    from collections.abc import Callable, Iterator, Mapping
 
 ClosedStream = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 """What the stream of `dspy.streamify` raises if nobody reads it any more."""
@@ -91,6 +93,11 @@ def input_names(example: dspy.Example) -> set[str] | None:
     return found
 
 
+def types_of_callers(signature: str) -> dict[str, Any]:
+    """Return what the types in a string signature are in the scopes of the callers, by name."""
+    return dspy.Signature._detect_custom_types_from_caller(signature) or {}  # noqa: SLF001
+
+
 def thaw(module: dspy.Module) -> None:
     """Unfreeze a compiled module, so that DSPy saves it with its program."""
     module._compiled = False  # noqa: SLF001
@@ -104,6 +111,24 @@ def is_chunk(item: Any) -> bool:
 def replace_finder(find: Callable[..., Any]) -> None:
     """Let `dspy.streamify` find the predictors of its listeners with another function."""
     _streamify().find_predictor_for_stream_listeners = find
+
+
+def explain_missing_states(explain: Callable[[dspy.Module, Mapping[str, Any]], None]) -> None:
+    """Let a function say what is wrong with a state if `dspy.Module.load_state` misses a predictor in it."""
+    load_state = dspy.Module.load_state
+
+    @functools.wraps(load_state)
+    def explained(self: dspy.Module, state: Mapping[str, Any], **kwargs: Any) -> None:
+        try:
+            load_state(self, state, **kwargs)
+        except KeyError as error:
+            try:
+                explain(self, state)
+            except ValueError as why:
+                raise why from error
+            raise
+
+    dspy.Module.load_state = explained
 
 
 def _streamify() -> Any:

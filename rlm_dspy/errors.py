@@ -30,9 +30,33 @@ Every error that leaves a run carries what there is of it (see `representation.c
 
 from __future__ import annotations
 
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_HIDDEN = ("IPython", "dspy", "rlm_dspy")
+"""Packages whose frames a notebook does not show."""
+
 
 class RLMError(Exception):
-    """Base class of this package's errors."""
+    """Base class of this package's errors. A notebook shows the caller's part of the traceback alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows in the place of its own traceback."""
+        frames = list(traceback.walk_tb(self.__traceback__))
+        own = [(frame, line) for frame, line in frames if _package(frame) not in _HIDDEN]
+        left_out = len(frames) - len(own)
+        return [
+            f"Traceback ({left_out} inner frames left out; all: `traceback.print_exception(sys.last_value)`):",
+            *map(str.rstrip, traceback.StackSummary.extract(own).format()),
+            *map(str.rstrip, traceback.format_exception_only(self)),
+        ]
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it names what went wrong)

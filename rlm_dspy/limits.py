@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, overload
 
 from rlm_dspy.text import unknown_argument
+
+T = TypeVar("T")
 
 _WHOLE = {
     "max_iters": 1,
@@ -107,36 +109,44 @@ class Limits:
             )
 
 
-def _attribute(name: str) -> Any:
-    """Return a property that reads and sets a field of `self.limits`."""
+class _Field(Generic[T]):
+    """An attribute that reads and sets the field of this name in `self.limits`."""
 
-    def read(self: Limited) -> Any:
-        return getattr(self.limits, name)
+    def __set_name__(self, owner: type[Limited], name: str) -> None:
+        self._name, self.__doc__ = name, f"`limits.{name}`; see `Limits`."
 
-    def write(self: Limited, value: Any) -> None:
-        self.limits = replace(self.limits, **{name: value})
+    @overload
+    def __get__(self, limited: None, owner: type[Limited]) -> Self: ...
 
-    return property(read, write, doc=f"`limits.{name}`; see `Limits`.")
+    @overload
+    def __get__(self, limited: Limited, owner: type[Limited]) -> T: ...
+
+    def __get__(self, limited: Limited | None, owner: type[Limited]) -> Self | T:
+        return self if limited is None else getattr(limited.limits, self._name)
+
+    def __set__(self, limited: Limited, value: T) -> None:
+        given: dict[str, Any] = {self._name: value}
+        limited.limits = replace(limited.limits, **given)
 
 
 class Limited:
     """Exposes the fields of its `limits` as attributes, to read and to set."""
 
     limits: Limits
-    max_iters = _attribute("max_iters")
-    max_llm_calls = _attribute("max_llm_calls")
-    max_output_chars = _attribute("max_output_chars")
-    max_concurrency = _attribute("max_concurrency")
-    max_depth = _attribute("max_depth")
-    max_input_tokens = _attribute("max_input_tokens")
-    max_output_tokens = _attribute("max_output_tokens")
-    max_cost = _attribute("max_cost")
-    max_seconds = _attribute("max_seconds")
-    max_cell_seconds = _attribute("max_cell_seconds")
-    max_failures = _attribute("max_failures")
-    max_repetitions = _attribute("max_repetitions")
-    max_context_tokens = _attribute("max_context_tokens")
-    prices = _attribute("prices")
+    max_iters = _Field[int]()
+    max_llm_calls = _Field[int]()
+    max_output_chars = _Field[int]()
+    max_concurrency = _Field[int]()
+    max_depth = _Field[int]()
+    max_input_tokens = _Field[int | None]()
+    max_output_tokens = _Field[int | None]()
+    max_cost = _Field[float | None]()
+    max_seconds = _Field[float | None]()
+    max_cell_seconds = _Field[float | None]()
+    max_failures = _Field[int | None]()
+    max_repetitions = _Field[int | None]()
+    max_context_tokens = _Field[int | None]()
+    prices = _Field[Mapping[str, tuple[float, float]]]()
 
 
 def _is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from rlm_dspy.budget.lm_info import context_window
 from rlm_dspy.embedded.engine import embedded_lm
 from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.embedded.llama_server import EXTRA
-from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull
+from rlm_dspy.embedded.model_cache import best_cached, cached_file, how_to_pull, lm_name
 from rlm_dspy.embedded.model_catalog import DEFAULT
 from rlm_dspy.embedded.pull import pull_model
 from rlm_dspy.errors import RLMError, UnknownModel
@@ -107,7 +107,8 @@ def choose_model(
     global is changed: hand the LM to `dspy.configure` or `dspy.context`.
 
     Args:
-        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`; `"ollama/name"`; or, to run it in this
+        model: `"provider/name"` as `dspy.LM` takes it; `"lm_studio/name"`, or `"lm_studio"` for the model that it
+            lists first (or `LM_STUDIO_MODEL`); `"ollama/name"`; or, to run it in this
             process, a name that `rlm-dspy models` lists, the address of a model on the hub
             (`"hf:owner/repository:Q4_K_M"`), the path of a GGUF file, or `"embedded"` for the best downloaded one.
         pull: Download a model of the catalogue or of an address that was not downloaded yet. Where none is named
@@ -135,10 +136,8 @@ def choose_model(
         if not isinstance(named, str):
             raise TypeError(f"A model is named by a str such as 'openai/gpt-5-mini', not {named!r}.")
         return _named(named, pull, announce, settings)
-    if base := api_base or os.environ.get("LM_STUDIO_API_BASE"):
-        lm = _lm_studio(os.environ.get("LM_STUDIO_MODEL"), settings)
-        announce(f"Using {lm.model.removeprefix('openai/')} of LM Studio at {base}.")
-        return lm
+    if api_base or os.environ.get("LM_STUDIO_API_BASE"):
+        return _lm_studio("", announce, settings)
     lm = _downloaded(None, pull, announce, settings)
     announce(
         f"No model was named, so {lm.model} runs in this process: small, free, and often wrong. "
@@ -178,8 +177,8 @@ def _named(model: str, pull: bool, announce: Callable[[str], None], settings: _S
         return _downloaded(named_model(model), pull, announce, settings)
     if model.lower().endswith(".gguf") or Path(model).expanduser().is_file():
         return _embedded(Path(model), settings)
-    if model.startswith(_LM_STUDIO):
-        return _lm_studio(model.removeprefix(_LM_STUDIO), settings)
+    if f"{model}/".startswith(_LM_STUDIO):
+        return _lm_studio(model.partition("/")[2], announce, settings)
     if model.startswith(_OLLAMA):
         return _ollama(model.partition("/")[2], settings)
     return _of_a_provider(model, settings)
@@ -254,19 +253,30 @@ def _embedded(model: str | Path, settings: _Settings) -> dspy.LM:
         ) from error
 
 
-def _lm_studio(name: str | None, settings: _Settings) -> dspy.LM:
-    """Return the LM of an OpenAI-compatible server; fail now if it does not respond, not after retries."""
+def _lm_studio(name: str, announce: Callable[[str], None], settings: _Settings) -> dspy.LM:
+    """Return the LM of an OpenAI-compatible server; fail now if it does not respond, not after retries.
+
+    Args:
+        name: The model; if empty, the one that `LM_STUDIO_MODEL` names, else the first that the server lists.
+        announce: Called with the model if none is named.
+        settings: What the caller says of it.
+    """
     base = (settings.api_base or os.environ.get("LM_STUDIO_API_BASE") or _LM_STUDIO_BASE).rstrip("/")
     key = settings.api_key or os.environ.get("LM_STUDIO_API_KEY") or "lm-studio"  # required only if configured
-    models = {entry["id"]: entry for entry in _models_at(base, key)}
+    models = {entry["id"]: entry for entry in _models_at(base, key, settings)}
     chat = [model for model in models if "embed" not in model.lower()]
-    name = name or next(iter(chat), None)
-    if name is None:
+    chosen = name or os.environ.get("LM_STUDIO_MODEL") or next(iter(chat), None)
+    if chosen is None:
         raise ModelUnreachable(f"LM Studio at {base} has no model. Download or load one there: lms load NAME.")
-    if models and name not in models:
-        raise UnknownModel(f"LM Studio at {base} has no model {name!r}; it has: {', '.join(chat)}.")
-    lm = _lm(f"openai/{name}", settings, api_base=base, api_key=key)
-    lm.context_window = settings.context_window or _window(models.get(name, {}))
+    if chosen not in models and (entry := named_model(chosen)):
+        chosen = lm_name(entry)  # as `python -m rlm_dspy.embedded` names it
+    if models and chosen not in models:
+        raise UnknownModel(f"LM Studio at {base} has no model {name or chosen!r}; it has: {', '.join(chat)}.")
+    if not name:
+        others = ", ".join(model for model in chat if model != chosen)
+        announce(f"Using {chosen} of LM Studio at {base}{f'; it also has {others}' if others else ''}.")
+    lm = _lm(f"openai/{chosen}", settings, api_base=base, api_key=key)
+    lm.context_window = settings.context_window or _window(models.get(chosen, {}))
     return lm
 
 
@@ -310,30 +320,31 @@ def _ollama_model(base: str, name: str) -> dict[str, Any]:
     return shown
 
 
-def _models_at(base: str, key: str) -> list[dict[str, Any]]:
+def _models_at(base: str, key: str, settings: _Settings) -> list[dict[str, Any]]:
     """Return what `GET {base}/models` lists."""
+    address = "api_base" if settings.api_base else "LM_STUDIO_API_BASE"
     if not base.startswith(("http://", "https://")):
-        raise UnknownModel(f"LM_STUDIO_API_BASE must be an address like {_LM_STUDIO_BASE}, not {base!r}.")
+        raise UnknownModel(f"{address} must be an address like {_LM_STUDIO_BASE}, not {base!r}.")
     request = urllib.request.Request(f"{base}/models", headers={"Authorization": f"Bearer {key}"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as response:  # noqa: S310 (checked above)
             listed: list[dict[str, Any]] = json.load(response)["data"]
     except urllib.error.HTTPError as error:
         hint = (
-            "Set LM_STUDIO_API_KEY to a key it accepts."
+            f"Set {'api_key' if settings.api_key else 'LM_STUDIO_API_KEY'} to a key it accepts."
             if error.code in (401, 403)
-            else "LM_STUDIO_API_BASE usually ends in /v1."
+            else f"{address} usually ends in /v1."
         )
         raise ModelUnreachable(f"LM Studio at {base} refused GET /models: HTTP {error.code}. {hint}") from error
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise ModelUnreachable(
             f"LM Studio does not answer at {base} ({reason}). Start its server (lms server start), correct "
-            "LM_STUDIO_API_BASE, or unset it and name another model."
+            f"{address}, or unset it and name another model."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelUnreachable(
-            f"The server at {base} is not OpenAI-compatible. LM_STUDIO_API_BASE usually ends in /v1."
+            f"The server at {base} is not OpenAI-compatible. {address} usually ends in /v1."
         ) from error
     return listed
 

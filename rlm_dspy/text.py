@@ -120,8 +120,8 @@ def mended(value: Any) -> Any:
 
 
 def beginning(text: str, chars: int = 60) -> str:
-    """Return `text`, or its first `chars` characters and `...`."""
-    return text if len(text) <= chars else f"{text[:chars]}..."
+    """Return `text`, or its first `chars` characters and `...` if that is shorter."""
+    return text if len(text) <= chars + len("...") else f"{text[:chars]}..."
 
 
 def one_line(text: str, chars: int) -> str:
@@ -130,7 +130,7 @@ def one_line(text: str, chars: int) -> str:
 
 
 def clip(text: str, max_chars: int) -> str:
-    """Return `text`, or its head and tail with a note of how much was left out.
+    """Return `text`, or its head and tail with a note of how much was left out if that is shorter.
 
     Args:
         text: Any text.
@@ -140,7 +140,8 @@ def clip(text: str, max_chars: int) -> str:
         return text
     head = max_chars - max_chars // 3
     tail = max_chars - head
-    return with_note(text[:head], len(text) - head - tail, text[len(text) - tail :])
+    clipped = with_note(text[:head], len(text) - head - tail, text[len(text) - tail :])
+    return min(text, clipped, key=len)
 
 
 def with_note(head: str, left_out: int, tail: str) -> str:

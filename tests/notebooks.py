@@ -17,12 +17,12 @@ def stored(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def executed(path: Path) -> Any:
-    """Return a notebook with the outputs of a new execution, in its folder; logs are left out."""
+def executed(path: Path, folder: Path | None = None) -> Any:
+    """Return a notebook with the outputs of a new execution, in its folder or another; logs are left out."""
     notebook = stored(path)
-    folder = {"metadata": {"path": str(path.parent)}}
+    where = {"metadata": {"path": str(folder or path.parent)}}
     nbclient.NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources=folder, record_timing=False
+        notebook, timeout=240, kernel_name="python3", resources=where, record_timing=False
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

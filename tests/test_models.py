@@ -196,6 +196,22 @@ def test_lm_studio_is_asked_for_its_model_and_answers(served: str, monkeypatch: 
     assert reply
 
 
+@pytest.mark.parametrize("name", ["lm_studio", "lm_studio/"])
+def test_lm_studio_without_a_name_is_its_first_model_which_is_announced(
+    name: str, answering: dict[str, object]
+) -> None:
+    answering["body"] = json.dumps({"data": [{"id": "text-embedder"}, {"id": "qwen3-8b"}, {"id": "gemma"}]})
+    lines: list[str] = []
+    assert choose_model(name, api_base=str(answering["base"]), announce=lines.append).model == "openai/qwen3-8b"
+    assert lines == [f"Using qwen3-8b of LM Studio at {answering['base']}; it also has gemma."]
+
+
+def test_a_served_model_has_the_name_of_the_catalogue_too(answering: dict[str, object]) -> None:
+    answering["body"] = json.dumps({"data": [{"id": "smollm2-135m-instruct"}]})
+    lm = choose_model("lm_studio/smollm2-135m", api_base=str(answering["base"]), announce=nothing_said)
+    assert lm.model == "openai/smollm2-135m-instruct"
+
+
 def test_lm_studio_by_name_uses_the_address_of_the_environment(
     served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

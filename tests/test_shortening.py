@@ -15,7 +15,7 @@ from rlm_dspy.optimize.upstream import shown
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.value_codec import short
 from rlm_dspy.subcalls.type_grammar import check_name
-from rlm_dspy.text import clip, cut
+from rlm_dspy.text import beginning, clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 LONG = "".join(f"{number:04}" for number in range(500))
@@ -53,6 +53,13 @@ def test_a_name_that_is_refused_is_told_by_its_beginning() -> None:
     with pytest.raises(InvalidInputs) as caught:
         check_name(f"!{LONG}", "a field")
     assert f"Invalid name of a field: {'!' + LONG[:59] + '...'!r};" in str(caught.value)
+
+
+@pytest.mark.parametrize("more", range(60))
+def test_a_shortened_text_is_never_longer_than_the_text(more: int) -> None:
+    text = LONG[: 90 + more]
+    assert len(clip(text, 90)) <= len(text)
+    assert len(beginning(text, 90)) <= len(text)
 
 
 def test_a_text_is_cut_to_head_and_tail_with_a_note() -> None:

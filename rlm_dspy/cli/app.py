@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,8 @@ _ENVIRONMENT = {
 }
 """Set at process start unless already set: without a network, LiteLLM and MLflow would wait for it."""
 
+_SAME_INTERRUPT_SECONDS = 1
+
 app = typer.Typer(
     name="rlm-dspy",
     no_args_is_help=True,
@@ -49,7 +52,7 @@ def main() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     app.rich_markup_mode = "rich" if sys.stdout and sys.stdout.isatty() else None
-    with _terminable():
+    with _terminable(), _one_interrupt_at_a_time():
         try:
             app()
         except KeyboardInterrupt:
@@ -83,6 +86,31 @@ def _terminable() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _one_interrupt_at_a_time() -> Iterator[None]:
+    """Ignore a Ctrl-C within a second of the last one, which would cut off what the last one makes us save.
+
+    `uv run` and other parents pass on the signal that the terminal has sent to the process already.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    last = float("-inf")
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > _SAME_INTERRUPT_SECONDS:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _print_version(wanted: bool) -> None:

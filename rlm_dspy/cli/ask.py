@@ -233,10 +233,15 @@ def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM,
 
 def _chosen(model: str | None, settings: ModelSettings, options: AskOptions) -> dspy.LM:
     """Return the LM to use. One that has to be downloaded is, if --pull says so or a person at a terminal does."""
-    from rlm_dspy.models import ModelNotPulled, choose_model
+    from rlm_dspy.cli.user.configuration import configuration_file
+    from rlm_dspy.models import ModelNotPulled, ModelUnreachable, choose_model
 
     try:
         return choose_model(model, pull=options.pull, announce=options.note, **settings.model_dump())
+    except ModelUnreachable as error:
+        if not settings.api_base or options.api_base:
+            raise
+        raise ModelUnreachable(f"{error} api_base is set in {configuration_file()}.") from error
     except ModelNotPulled as missing:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise

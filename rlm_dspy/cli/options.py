@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 from rlm_dspy.cli.errors import INTERRUPTED, tell
 from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.last_store import remember_store
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Group = TypeVar("Group")
 _RUN_NAME_CHARS = 80
 _HURRY_SECONDS = 5
+STORE_FILE = "mlflow.db"
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 """The status of an MLflow run, by `Record.stop`."""
 
@@ -150,6 +152,7 @@ def traced(name: str) -> Iterator[Traced]:
     from rlm_dspy import tracing
 
     tracing.autolog(store=tracking_store(), experiment="rlm-dspy")
+    remember_store(tracking_store())
     what = Traced()
     with tracing.logged_run(name[:_RUN_NAME_CHARS], lambda: _STATUS.get(what.stop, "FINISHED")):
         try:
@@ -162,7 +165,7 @@ def traced(name: str) -> Iterator[Traced]:
 
 def tracking_store() -> str:
     """Return the store that runs are logged to: `MLFLOW_TRACKING_URI`, else a file in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE_FILE}"
 
 
 def _stored() -> bool:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import rlm_dspy
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
+from rlm_dspy.repl.signature_reader import check_signature
 from rlm_dspy.text import counted
 
 STDIN = "-"
@@ -54,17 +55,24 @@ def read_task(
         question: The question.
         files: Paths of UTF-8 files, documents, folders and tables, addresses, or `-` for standard input. Without
             any, piped standard input is the text.
-        signature: A DSPy signature; default `WITH_TEXT`, or `WITHOUT_TEXT` without a text.
+        signature: A DSPy signature; default `WITH_TEXT`. It is required if there is no text.
         stdin: Standard input if it is piped or named, else None.
         allow_local: Whether addresses may lead to this machine or its network.
 
     Raises:
-        UsageError: If a file cannot be read or the signature does not fit.
+        UsageError: If a file cannot be read, the signature does not fit, or there is neither.
     """
     if _is_blank(question):
         raise UsageError('The question is empty. Example: rlm-dspy ask "Who wrote about drift?" articles.md.')
-    text = _folder_or_table(files) or _read(files, stdin, allow_local=allow_local)
-    parsed = _parse(signature or (WITHOUT_TEXT if text is None else WITH_TEXT))
+    text: rlm_dspy.Text | rlm_dspy.Files | rlm_dspy.Table | None = _folder_or_table(files)
+    if text is None:  # a table without rows is falsy
+        text = _read(files, stdin, allow_local=allow_local)
+    if text is None and signature is None:
+        raise UsageError(
+            "There is nothing to read: no file is named, and standard input is empty. Name a file, a folder or an "
+            f"address, pipe a text in, or ask the model without a text: --signature '{WITHOUT_TEXT}'."
+        )
+    parsed = check_signature(signature or WITH_TEXT)
     names = list(parsed.input_fields)
     inputs: dict[str, Any]
     if text is None:
@@ -83,18 +91,6 @@ def read_task(
             f"The command line fills a text and a question, not {names}. Call RLM from Python for more inputs."
         )
     return Task(question, parsed, inputs, ", ".join(map(_title, files or [STDIN])), _size(text))
-
-
-def _parse(signature: str) -> Any:
-    import dspy
-
-    try:
-        return dspy.Signature(signature)
-    except Exception as error:  # DSPy evaluates annotations, which may raise anything
-        raise UsageError(
-            f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. "
-            f"Write it as DSPy does, e.g. '{WITH_TEXT}' or 'context, question -> names: list[str], count: int'."
-        ) from error
 
 
 def _folder_or_table(files: list[str]) -> rlm_dspy.Files | rlm_dspy.Table | None:

@@ -9,23 +9,33 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlm_dspy.cli.errors import FAILED, tell
-from rlm_dspy.cli.options import tracking_store
+from rlm_dspy.cli.errors import FAILED, errors_as_lines, tell
+from rlm_dspy.cli.options import STORE_FILE, tracking_store
+from rlm_dspy.cli.user.last_store import last_store
+from rlm_dspy.errors import UsageError
 
 
 def ui(
-    store: Annotated[str | None, typer.Option(help="The MLflow store; default: that of `ask --trace`.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="The MLflow store, e.g. sqlite:///runs.db; default: MLFLOW_TRACKING_URI, else mlflow.db in this "
+            "folder, else the store of the last `ask --trace`."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="The port of the server.", min=1, max=65535)] = 5000,
 ) -> None:
     """Serve the runs that were logged to MLflow (`ask --trace`) for a browser, until Ctrl-C.
 
-    Exit codes: 0 after Ctrl-C, 3 if the server could not be started.
+    Exit codes: 0 after Ctrl-C, 2 if there is no store, 3 if the server could not be started.
     """
-    served = store or tracking_store()
+    with errors_as_lines(debug=False):
+        served = store or found_store()
     if served.startswith("http"):
         tell(f"The store is a server: open {served} in a browser.")
         return
@@ -45,6 +55,23 @@ def ui(
     if code:
         tell(f"Error: the server exited with code {code}.")
         raise typer.Exit(FAILED)
+
+
+def found_store() -> str:
+    """Return the store to serve: of the environment, of this folder, or of the last traced run.
+
+    Raises:
+        UsageError: If there is none; the message says where it was looked for.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI") or Path(STORE_FILE).is_file():
+        return tracking_store()
+    if last := last_store():
+        return f"sqlite:///{last}"
+    raise UsageError(
+        f"No runs found: MLFLOW_TRACKING_URI is not set, {Path(STORE_FILE).absolute()} does not exist, and no "
+        "store of an earlier `ask --trace` is left. Log a run with `rlm-dspy ask ... --trace`, or name the store: "
+        "rlm-dspy ui --store sqlite:///PATH/mlflow.db"
+    )
 
 
 def _tell_of_runs(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import mimetypes
 import os
 import stat
 from collections import Counter
@@ -36,9 +37,9 @@ _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 class Files(HostInput, FileMapping):
     """The texts of a folder: a read-only mapping from relative name to text that reads on demand.
 
-    In the REPL it is such a mapping, too, with `grep`, `glob`, `lines` and `sizes`. The host reads the
-    files, below one root and without following links, so that code reaches nothing else; the folder may be larger
-    than memory. PDF, Office documents and EPUB are the text that `Text.open` gives.
+    `Files.open` makes one. In the REPL it is such a mapping, too, with `grep`, `glob`, `lines` and `sizes`. The
+    host reads the files, below one root and without following links, so that code reaches nothing else; the
+    folder may be larger than memory. PDF, Office documents and EPUB are the text that `Text.open` gives.
 
     Attributes:
         root: The folder that the names are relative to.
@@ -87,7 +88,8 @@ class Files(HostInput, FileMapping):
         Raises:
             FileNotFoundError: If a file or folder does not exist.
             NotADirectoryError: If `where` is one file.
-            ValueError: If no file matches, or there are more than `max_entries` entries.
+            ValueError: If no file matches, all are pictures, sounds or videos, or there are more than
+                `max_entries` entries.
         """
         given = [where] if isinstance(where, str | os.PathLike) else list(where)
         paths = [Path(path).expanduser().resolve() for path in given]
@@ -108,6 +110,12 @@ class Files(HostInput, FileMapping):
             raise ValueError(
                 f"{root} has no file that matches {pattern!r}{f' (left out: {told})' if told else ''}. "
                 "'**/*' matches all files, '**/*.md' those of one kind; hidden=True takes hidden ones too."
+            )
+        if all(map(_is_media, names)):
+            raise ValueError(
+                f"{root} has no text, only pictures, sounds or videos: {_short(names[0])}, ... Give each as "
+                "dspy.Image.from_path(path) or dspy.Audio.from_path(path), to a field of the type "
+                "list[dspy.Image] or list[dspy.Audio]."
             )
         return cls(root, {name: scan.found[name] for name in names}, dict(scan.left_out))
 
@@ -356,6 +364,12 @@ def _read(file: BinaryIO, size: int) -> bytes:
         parts.append(data)
         size -= len(data)
     return b"".join(parts)
+
+
+def _is_media(name: str) -> bool:
+    """Return whether a file is a picture, a sound or a video, by its suffix; SVG is a text."""
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith(("image/", "audio/", "video/")) and kind != "image/svg+xml"
 
 
 def _is_document(file: BinaryIO) -> bool:

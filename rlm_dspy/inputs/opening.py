@@ -39,7 +39,7 @@ def opened(path: Path) -> Text | Files | Table:
         if error.start < _LOOKED_AT_BYTES - _CUT_WITHIN:
             raise ValueError(
                 f"{path} is not UTF-8 text (byte 0x{head[error.start]:02x} at {error.start:,}). A path may name a "
-                "text (Text.open), a folder (Files.open) or a table (Table.open); give an image as dspy.Image, "
-                "other files as dspy.File, or bytes."
+                "text (Text.open), a folder (Files.open) or a table (Table.open); give an image as "
+                "dspy.Image.from_path(path), another file as dspy.File.from_path(path), or bytes."
             ) from None
     return text

@@ -28,7 +28,8 @@ READ_WHOLE_BYTES = 16_000_000
 class Text:
     """A long text that stays short wherever it is shown: in reprs, saved examples, logs and prompts.
 
-    In the REPL it is a plain `str`. Any input field annotated `str` or `Text` accepts it.
+    In the REPL it is a plain `str`. Any input field annotated `str` or `Text` accepts it. `Text(value)`
+    holds a `str`, `Text.open(path)` stands for a file.
 
     Attributes:
         path: The UTF-8 file it stands for, or None if it was given as a `str` or read from a document.

@@ -21,17 +21,18 @@ from rlm_dspy.loop.function_lm import as_lm
 from rlm_dspy.loop.run_state import Run, observed, run_event
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import (
+    HasState,
     check_cache,
     check_factory,
     check_limits,
     check_names,
     check_unknown,
-    invalid_state,
     open_paths,
 )
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.prompt.query import Query
-from rlm_dspy.repl.tools import check_signature, normalize_tools
+from rlm_dspy.repl.signature_reader import check_signature
+from rlm_dspy.repl.tools import normalize_tools
 from rlm_dspy.report.representation import ShowsItself, carry
 from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming
@@ -41,7 +42,7 @@ from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.limits import Limits
@@ -53,7 +54,7 @@ _MOST_REFUSALS = 12
 _logger = logger()
 
 
-class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
+class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -176,42 +177,6 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Limited, dspy.Module):
         """Say what stands for a predictor of `dspy.RLM`."""
         why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
         raise AttributeError(why, name=name, obj=self)
-
-    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Load a file that `save` wrote, as `dspy.Module.load` does.
-
-        Raises:
-            ValueError: If it is not the file of an RLM.
-        """
-        with invalid_state(path):
-            super().load(path, *args, **kwargs)
-
-    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
-
-        Args:
-            state: The state from `dump_state` or `save`.
-            allow_unsafe_lm_state: As in `dspy.Module.load`.
-
-        Raises:
-            ValueError: If it is the state of another class, e.g. `dspy.RLM`; nothing is changed.
-        """
-        names = [name for name, _ in self.named_parameters()]
-        found = {name: part for name, part in state.items() if name in names}
-        parts = {name: {"lm": None, **part} if isinstance(part, dict) else {} for name, part in found.items()}
-        if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
-            raise ValueError(
-                f"Invalid state: it has {', '.join(map(repr, state)) or 'nothing'}, but the predictors of this "
-                f"RLM are {', '.join(map(repr, names))}, each with its signature and demos. Load the state of an "
-                "RLM; that of one predictor with rlm.act.load_state(...), a policy with RLM(policy=...). "
-                "Compile this RLM instead of loading the state of another class, such as dspy.RLM."
-            )
-        if differing := (state.keys() - {"metadata"}) ^ set(names):
-            _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
-        for module in (self.deepcopy(), self):  # on a copy first, so that a failure changes nothing
-            for name, predictor in module.named_parameters():
-                if name in parts:
-                    predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the module on the signature's inputs; `interpreter_factory=` applies to this call only.

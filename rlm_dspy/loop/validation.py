@@ -1,17 +1,17 @@
-"""Validates the arguments of `RLM`; each error message says what to pass instead."""
+"""Validates the arguments and saved states of `RLM`; each error message says what to pass instead."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
+from rlm_dspy._dspy_compat import explain_missing_states
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import HostInput, opened
@@ -23,7 +23,7 @@ from rlm_dspy.text import logger, unknown_argument
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
@@ -89,20 +89,79 @@ def _warn_of(*hidden: str) -> None:
         _logger.warning("%s: the output field, not the run's own. Rename the field to have both.", told)
 
 
-@contextlib.contextmanager
-def invalid_state(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say what is wrong with a file that is loaded in this scope.
+class HasState(dspy.Module):
+    """A module whose saved state is checked when it is loaded, by itself or with the program that contains it."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make a module, also when it is loaded, and let DSPy say from now on what a program's state lacks."""
+        _let_dspy_explain_states()
+        made: Self = super().__new__(cls)
+        return made
+
+    def load(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Load a file that `save` wrote, as `dspy.Module.load` does.
+
+        Raises:
+            ValueError: If it is not the file of an RLM.
+        """
+        try:
+            super().load(path, *args, **kwargs)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"is no object in JSON ({error})"
+            raise ValueError(
+                f"Invalid state: {path} {what}, so `save` did not write it. To load a policy, pass "
+                "RLM(policy=...)."
+            ) from error
+
+    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+        """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
+
+        Args:
+            state: The state from `dump_state` or `save`.
+            allow_unsafe_lm_state: As in `dspy.Module.load`.
+
+        Raises:
+            ValueError: If it is the state of another class, e.g. `dspy.RLM`; nothing is changed.
+        """
+        names = [name for name, _ in self.named_parameters()]
+        found = {name: part for name, part in state.items() if name in names}
+        parts = {name: {"lm": None, **part} if isinstance(part, dict) else {} for name, part in found.items()}
+        if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
+            raise _refused_state(state, names)
+        if differing := (state.keys() - {"metadata"}) ^ set(names):
+            _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
+        for module in (self.deepcopy(), self):  # on a copy first, so that a failure changes nothing
+            for name, predictor in module.named_parameters():
+                if name in parts:
+                    predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
+
+
+def _refused_state(state: Iterable[str], names: list[str], rlm: str = "rlm") -> ValueError:
+    return ValueError(
+        f"Invalid state: it has {', '.join(map(repr, state)) or 'nothing'}, but the predictors of this "
+        f"RLM are {', '.join(map(repr, names))}, each with its signature and demos. Load the state of an "
+        f"RLM; that of one predictor with {rlm}.act.load_state(...), a policy with RLM(policy=...). "
+        "Compile this RLM instead of loading the state of another class, such as dspy.RLM."
+    )
+
+
+@functools.cache
+def _let_dspy_explain_states() -> None:
+    explain_missing_states(_explain)
+
+
+def _explain(program: dspy.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a program's state that lacks the predictors of an RLM in it.
 
     Raises:
-        ValueError: If `save` did not write the file.
+        ValueError: If it does.
     """
-    try:
-        yield
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else f"is no object in JSON ({error})"
-        raise ValueError(
-            f"Invalid state: {path} {what}, so `save` did not write it. To load a policy, pass RLM(policy=...)."
-        ) from error
+    for name, rlm in program.named_sub_modules(HasState):
+        path = name.removeprefix("self.")
+        names = [f"{path}.{inner}" for inner, _ in rlm.named_parameters()]
+        if state.keys().isdisjoint(names):
+            of_rlm = [key for key in state if key.startswith(f"{path}.")]
+            raise _refused_state(of_rlm, names, f"program.{path}")
 
 
 def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:

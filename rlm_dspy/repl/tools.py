@@ -142,37 +142,6 @@ def _parameters(tool: dspy.Tool) -> list[inspect.Parameter]:
     return parameters
 
 
-def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signature]:
-    """Return the signature class for a string or a class.
-
-    Raises:
-        TypeError: If it is something else.
-        ValueError: If it cannot be parsed, or has no output.
-    """
-    if not isinstance(signature, str) and not (
-        isinstance(signature, type) and issubclass(signature, dspy.Signature)
-    ):
-        raise TypeError(
-            f"Invalid signature {signature!r}: it must be a string like 'context, question -> answer: str' or a "
-            "dspy.Signature class."
-        )
-    try:
-        read: type[dspy.Signature] = dspy.ensure_signature(signature)
-    except (SyntaxError, ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"Invalid signature {signature!r}: {' '.join(str(error).split()).rstrip('.')}. Write e.g. "
-            "'context, question -> names: list[str], count: int', with Python identifiers as names; or, "
-            "for a type of your own inside brackets, a dspy.Signature class."
-        ) from error
-    if not read.output_fields:
-        raise ValueError(
-            f"Invalid signature {read.signature!r}: it has no output field. "
-            "Write e.g. 'context, question -> answer: str'."
-        )
-    return read
-
-
 @dataclass
 class AsyncTools:
     """Lets code call the async tools of a tree of runs like sync ones.

@@ -15,7 +15,8 @@ from pydantic_core import PydanticUndefined
 
 from rlm_dspy.concurrency.async_forms import has_forward
 from rlm_dspy.repl.coercion import type_of
-from rlm_dspy.repl.tools import RESERVED, SETTINGS, check_signature
+from rlm_dspy.repl.signature_reader import check_signature
+from rlm_dspy.repl.tools import RESERVED, SETTINGS
 from rlm_dspy.repl.type_names import bare, consists_of, name_of, shown_default
 from rlm_dspy.text import one_line
 

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.entities import Span
 
 from rlm_dspy.text import logger
 from rlm_dspy.tracing import _mlflow_compat
@@ -225,8 +226,15 @@ def _store_beginning(stores: TracingClient, info: TraceInfo, spans: list[Any]) -
     if has_ended(info.trace_id):
         return
     with contextlib.suppress(NotImplementedError):  # a store that accepts spans only as a file at the end
-        stores.log_spans(info.experiment_id, spans)
+        stores.log_spans(info.experiment_id, [_with_an_end(span) for span in spans])
     stores.start_trace(info)  # last, because an open span would look successful
+
+
+def _with_an_end(span: Any) -> Any:
+    """Return an open span as one that ends now, until its end is stored: MLflow shows a negative duration else."""
+    if span.end_time_ns is not None:
+        return span
+    return Span.from_dict({**span.to_dict(), "end_time_unix_nano": time.time_ns()})
 
 
 def has_ended(trace_id: str) -> bool:

@@ -50,8 +50,12 @@ def fetch_policy(address: str, path: str | os.PathLike[str]) -> Path:
         address: `prompts:/<name>/<version>`, `prompts:/<name>@<alias>`, or a name for its newest version.
         path: The file to write.
 
+    Returns:
+        The path.
+
     Raises:
         ValueError: If the prompt is not a policy; nothing is written.
+        OSError: If the file cannot be written.
     """
     found = mlflow.genai.load_prompt(address if address.startswith("prompts:") else f"prompts:/{address}@latest")
     text, target = f"{found.template}\n", Path(path)

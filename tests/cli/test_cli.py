@@ -129,8 +129,8 @@ def test_standard_input_is_the_text(files: list[str]) -> None:
     assert "(10 characters of standard input, " in result.stderr
 
 
-def test_without_a_text_the_question_stands_alone() -> None:
-    result = ask("What is 6 * 7?", "--json", replies=[SUBMIT_42])
+def test_with_a_signature_without_a_text_the_question_stands_alone() -> None:
+    result = ask("What is 6 * 7?", "--json", "--signature", "question -> answer: str", replies=[SUBMIT_42])
     assert record_of(result).signature == "question: str -> answer: str"
 
 
@@ -166,6 +166,13 @@ def test_a_folder_is_a_mapping_and_a_table_a_table() -> None:
     assert "(2 rows of sales.csv, " in summed.stderr
 
 
+def test_a_table_without_rows_is_a_table() -> None:
+    Path("empty.csv").write_text("city,amount\n", encoding="utf-8")
+    read = ask("?", "empty.csv", replies=["```python\nSUBMIT(answer=str(context.columns))\n```"])
+    assert (read.exit_code, read.stdout) == (0, "['city', 'amount']\n")
+    assert "(0 rows of empty.csv, " in read.stderr
+
+
 def test_files_that_are_too_large_to_be_joined_are_a_mapping() -> None:
     Path("large.txt").write_text("x" * 10_000_001, encoding="utf-8")
     told = ask("?", "large.txt", "notes.txt", replies=["```python\nSUBMIT(answer=', '.join(context))\n```"])
@@ -179,7 +186,9 @@ def test_files_that_are_too_large_to_be_joined_are_a_mapping() -> None:
     ("arguments", "problem"),
     [
         (["gone.txt"], "File not found: gone.txt."),
+        ([], "no file is named, and standard input is empty. Name a file, a folder or an address, pipe a text in"),
         (["nothing"], "has no file that matches"),
+        (["pictures"], "has no text, only pictures, sounds or videos: a.png"),
         (["notes.txt", "-", "."], "Standard input cannot be joined"),
         ([".", "https://example.org/"], "Addresses cannot be joined with folders. Save the page"),
         (["broken.csv"], "broken.csv cannot be read as csv: Error tokenizing data"),
@@ -205,6 +214,8 @@ def test_bad_usage_is_one_line_that_names_the_problem_and_exit_code_2(arguments:
     Path("latin.txt").write_bytes("café".encode("latin-1"))
     Path("broken.csv").write_text("a,b\n1,2\n1,2,3\n", encoding="utf-8")
     Path("nothing").mkdir()
+    Path("pictures").mkdir()
+    Path("pictures/a.png").write_bytes(b"\x89PNG\r\n")
     result = ask("?", *arguments, stdin="")
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

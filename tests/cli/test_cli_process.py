@@ -76,17 +76,19 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: Any, event: str) -> None:
     assert record.usage.output_tokens > 0
 
 
-def test_a_terminated_run_is_kept_as_an_interrupted_one() -> None:
-    """The signal comes twice, as `timeout` sends it: to the process and to its group."""
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+def test_a_signal_that_comes_twice_ends_a_run_once_and_loses_nothing(sent: signal.Signals, code: int) -> None:
+    """`timeout` sends SIGTERM to the process and to its group; `uv run` passes on the terminal's SIGINT."""
     written = ["--save", "kept.json", "--log", "run.jsonl", "--report", "run.html"]
     command = scripted("ask", "How much?", "notes.txt", *written, replies=[LOOK, NEVER])
     with running(command) as process:
         wait_for_event(Path("run.jsonl"), "lm_started", 2)
         time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
+        for _ in range(3):
+            process.send_signal(sent)
+            time.sleep(0.05)
         out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, "Traceback" in err) == (143, "", False), err
+    assert (process.returncode, out, "Traceback" in err) == (code, "", False), err
     assert Record.load("kept.json").stop == "interrupted"
     assert "run_ended" in Path("run.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     assert "interrupted" in Path("run.html").read_text(encoding="utf-8")

@@ -134,6 +134,22 @@ def test_the_file_gives_model_address_key_and_limits(configuration: Path, server
     assert KEY not in result.output
 
 
+def test_the_address_of_lm_studio_in_the_file_is_enough(configuration: Path, server: ModelServer) -> None:
+    configuration.write_text(f'[providers.lm_studio]\napi_base = "{server.base}"\n', encoding="utf-8")
+    result = ask("How much?", "notes.txt", lm=None)
+    assert (result.exit_code, result.stdout) == (0, "42\n")
+    assert result.stderr.startswith(f"Using listed of LM Studio at {server.base}.\n")
+
+
+def test_an_address_of_the_file_that_does_not_answer_is_told_with_the_file(configuration: Path) -> None:
+    configuration.write_text('[providers.lm_studio]\napi_base = "http://127.0.0.1:9/v1"\n', encoding="utf-8")
+    result = ask("How much?", "notes.txt", lm=None)
+    assert result.exit_code == 3
+    assert "LM Studio does not answer at http://127.0.0.1:9/v1" in result.stderr
+    assert f"api_base is set in {configuration}." in result.stderr
+    assert "LM_STUDIO_API_BASE" not in result.stderr
+
+
 def test_an_option_comes_before_the_environment_and_that_before_the_file(
     configuration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

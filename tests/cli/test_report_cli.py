@@ -59,8 +59,10 @@ def test_files_of_a_run_are_written_shown_and_named() -> None:
     """By `--output-dir`, as pictures of the report, and in a saved run; without the option the user is told."""
     lm = ScriptedLM([f"```python\n{PLOT}\n```"] * 2)
     with dspy.context(lm=lm, interpreter_factory=PythonInterpreter):
-        result = CliRunner().invoke(app, ["ask", "?", "--output-dir", "made/here", "--save", "r.json"])
-        untold = CliRunner().invoke(app, ["ask", "?"])
+        result = CliRunner().invoke(
+            app, ["ask", "?", "notes.txt", "--output-dir", "made/here", "--save", "r.json"]
+        )
+        untold = CliRunner().invoke(app, ["ask", "?", "notes.txt"])
     assert result.exit_code == untold.exit_code == 0
     assert result.stderr.endswith("In made/here: 2 files of the run (charts/a.csv, charts/a.png).\n")
     assert Path("made/here/charts/a.png").read_bytes() == b"drawn"

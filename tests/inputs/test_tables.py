@@ -85,6 +85,21 @@ def test_a_delimiter_is_found_and_columns_are_chosen(tmp_path: Path) -> None:
     assert Table.open(path, columns=["city"]).df().to_dict("list") == {"city": ["Oslo", "Bern"]}
 
 
+def test_the_style_of_a_csv_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("city#amount\nMünchen#1,5\nZürich#2,5\n".encode("latin-1"))
+    table = Table.open(path, sep="#", encoding="latin-1", decimal=",")
+    assert table.df().to_dict("list") == {"city": ["München", "Zürich"], "amount": [1.5, 2.5]}
+    with pytest.raises(UnreadableTable, match=r"cannot be decoded \(.*\). Name its encoding: Table"):
+        Table.open(path)
+    with pytest.raises(UnreadableTable, match="unknown encoding: latin-99"):
+        Table.open(path, encoding="latin-99")
+    with pytest.raises(TypeError, match=r"decimal: only for a CSV file, not for a\.parquet"):
+        Table.open(path.rename(tmp_path / "a.parquet"), decimal=",")
+    with pytest.raises(TypeError, match="sep, encoding: only for a CSV file, not for a DataFrame"):
+        Table.open(FRAME, sep=";", encoding="latin-1")
+
+
 @pytest.mark.parametrize("source", [FRAME, pa.Table.from_pandas(FRAME)], ids=["pandas", "arrow"])
 def test_a_frame_is_a_table(source: Any) -> None:
     """And an Arrow table."""

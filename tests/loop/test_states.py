@@ -39,6 +39,33 @@ def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert json.dumps(rlm.dump_state()) == before
 
 
+class Program(dspy.Module):
+    """A program with an RLM in it."""
+
+    def __init__(self, kind: type[dspy.Module]) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("question -> plan")
+        self.find = kind(ASK)
+
+
+def test_a_program_with_dspys_rlm_in_it_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    """And a program without one that lacks something gets DSPy's error."""
+    Program(dspy.RLM).save(tmp_path / "theirs.json")
+    ours = Program(RLM)
+    before = json.dumps(ours.dump_state())
+    with pytest.raises(
+        ValueError, match=r"'find\.generate_action', 'find\.extract', but .* 'find\.act'"
+    ) as caught:
+        ours.load(tmp_path / "theirs.json")
+    assert "Compile this RLM instead" in str(caught.value)
+    assert json.dumps(ours.dump_state()) == before
+    ours.save(tmp_path / "ours.json")
+    ours.load(tmp_path / "ours.json")
+    for program in (ours, Program(dspy.ChainOfThought)):
+        with pytest.raises(KeyError, match="plan"):
+            program.load_state({name: part for name, part in program.dump_state().items() if name != "plan"})
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, InvalidInputs
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.redaction import safe_error, safe_message, without_credentials
 from rlm_dspy.testing import ScriptedLM
@@ -169,3 +171,15 @@ def test_a_default_that_is_an_object_or_a_key_is_shown_to_no_model(
     assert "client: Any = ..." in told or "client: 'Any' = ..." in told
     assert KEY not in told
     assert "planted-key-of-a-tool" not in told
+
+
+def test_a_notebook_shows_of_an_error_of_ours_the_callers_frames_alone() -> None:
+    """IPython calls `_render_traceback_` in the place of its own; a caller still has the whole traceback."""
+    with pytest.raises(InvalidInputs) as caught:
+        RLM("text -> words")(txt="to be")
+    shown = "\n".join(caught.value._render_traceback_())
+    assert [line.strip() for line in shown.splitlines() if "File " in line] == [
+        line.strip() for line in traceback.format_tb(caught.value.__traceback__, 1)[0].splitlines()[:1]
+    ]
+    assert re.match(r"Traceback \(\d+ inner frames left out; all: ", shown)
+    assert shown.splitlines()[-1].startswith("rlm_dspy.errors.InvalidInputs: ")

@@ -8,19 +8,16 @@ from typing import Any
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[2] / "experiment" / "in_a_notebook.ipynb"
+from tests.notebooks import NOTEBOOKS, executed
+
+NOTEBOOK = NOTEBOOKS.parent / "in_a_notebook.ipynb"
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Return the outputs of each cell, by its last line; the folder is `here`."""
-    import nbclient  # noqa: PLC0415  (only here)
-    import nbformat  # noqa: PLC0415
-
-    here = str(tmp_path_factory.mktemp("notebook"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": here}}).execute()
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    here = tmp_path_factory.mktemp("notebook")
+    cells = [cell for cell in executed(NOTEBOOK, here).cells if cell.cell_type == "code"]
     return {cell.source.splitlines()[-1].strip(): cell.outputs for cell in cells} | {"here": [here]}
 
 

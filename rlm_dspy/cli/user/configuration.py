@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 FILE_VARIABLE = "RLM_DSPY_CONFIG"
-_EMBEDDED = "embedded"
+_EMBEDDED, _LM_STUDIO = "embedded", "lm_studio"
 
 
 class ModelSettings(BaseModel):
@@ -82,7 +82,7 @@ class Configuration(BaseModel):
         """Return the model to use: the given one, else that of the environment, else the file's; None for none."""
         if chosen := model or os.environ.get("RLM_DSPY_MODEL"):
             return chosen
-        return None if _has("lm_studio", "API_BASE") else self.model
+        return None if _has(_LM_STUDIO, "API_BASE") else self.model
 
     def settings(self, model: str | None, given: ModelSettings) -> ModelSettings:
         """Return the settings of a model: as given by options, else by the environment, else by the file.
@@ -93,8 +93,9 @@ class Configuration(BaseModel):
         Raises:
             UsageError: If the file refers to a key that does not exist.
         """
-        default = "lm_studio" if given.api_base or _has("lm_studio", "API_BASE") else _EMBEDDED
-        provider = provider_of(model) if model else default
+        of_lm_studio = self.providers.get(_LM_STUDIO, ModelSettings()).api_base
+        served = given.api_base or _has(_LM_STUDIO, "API_BASE") or of_lm_studio
+        provider = provider_of(model) if model else _LM_STUDIO if served else _EMBEDDED
         found = self.providers.get(provider, ModelSettings()).model_dump()
         if _has(provider, "API_BASE", "BASE_URL"):
             found["api_base"] = None

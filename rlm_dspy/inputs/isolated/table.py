@@ -31,6 +31,8 @@ class TableSettings(Settings):
     file: str
     table: str | None
     columns: list[str] | None
+    style: dict[str, str]
+    """How a CSV is written: `sep`, `encoding`, `decimal`, as `pandas.read_csv` takes them."""
     most_bytes: int
     most_rows: int
 
@@ -38,14 +40,15 @@ class TableSettings(Settings):
 def _of_csv(settings: TableSettings) -> Any:
     import pandas as pd
 
-    path = settings["file"]
-    with open(path, encoding="utf-8-sig", newline="") as file:  # noqa: PTH123
-        head = file.read(64_000)
-    separator = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-    with contextlib.suppress(csv.Error):
-        separator = csv.Sniffer().sniff(head, ",;\t|").delimiter
+    path, style = settings["file"], {"encoding": "utf-8-sig", **settings["style"]}
+    if "sep" not in style:
+        with open(path, encoding=style["encoding"], newline="") as file:  # noqa: PTH123
+            head = file.read(64_000)
+        style["sep"] = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+        with contextlib.suppress(csv.Error):
+            style["sep"] = csv.Sniffer().sniff(head, ",;\t|").delimiter
     # Without `index_col=False`, pandas takes the first fields of rows longer than the header for an index.
-    read = partial(pd.read_csv, path, sep=separator, encoding="utf-8-sig", low_memory=False, index_col=False)
+    read = partial(pd.read_csv, path, low_memory=False, index_col=False, **style)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -153,8 +156,15 @@ def _chosen(table: Any, settings: TableSettings) -> Any:
     return table.select(settings["columns"]) if settings["columns"] else table
 
 
+def _decoded_csv(settings: TableSettings) -> Any:
+    try:
+        return _of_csv(settings)
+    except UnicodeDecodeError as error:
+        raise Refused("encoding", str(error)) from error
+
+
 READERS: dict[str, Callable[[TableSettings], Any]] = {
-    "csv": _of_csv,
+    "csv": _decoded_csv,
     "jsonl": _of_jsonl,
     "parquet": _of_parquet,
     "arrow": _of_arrow,

@@ -29,6 +29,7 @@ KINDS = {
 }
 """How a file is read, by its suffix."""
 _MOST_BYTES, _MOST_ROWS = 1_000_000_000, 50_000_000
+_CSV_STYLE = ("sep", "encoding", "decimal")
 _SECONDS = 120
 _MEMORY_BYTES = 8 << 30
 _SHOWN_COLUMNS, _SHOWN_ROWS = 40, 3
@@ -38,6 +39,7 @@ _PROBLEMS = {
     "large": f"{{name}} is over {_MOST_BYTES // 1_000_000:,} MB or {_MOST_ROWS:,} rows ({{detail}}). {_PART}.",
     "memory": f"{{name}} needs more memory than a table may take. {_PART}.",
     "time": f"{{name}} could not be read within {_SECONDS} seconds. {_PART}.",
+    "encoding": "{name} cannot be decoded ({detail}). Name its encoding: Table.open(path, encoding='latin-1').",
     "failed": "{name} cannot be read as {kind}: {detail}.",
     "crashed": "{name} is damaged: the parser of {kind} ended with {detail}.",
     "table": "Name the table of {name}: Table.open(path, table=...). It has: {detail}.",
@@ -68,28 +70,44 @@ class Table(HostInput, TableView):
         self.name = name
 
     @classmethod
-    def open(cls, source: Any, *, table: str | None = None, columns: Sequence[str] | None = None) -> Table:
+    def open(
+        cls,
+        source: Any,
+        *,
+        table: str | None = None,
+        columns: Sequence[str] | None = None,
+        sep: str | None = None,
+        encoding: str | None = None,
+        decimal: str | None = None,
+    ) -> Table:
         """Return the table of a file, a DataFrame or a `pyarrow.Table`.
 
         The index of a DataFrame becomes columns, unless it has no name and only numbers the rows.
 
         CSV, TSV, JSON Lines, Parquet, Arrow, Feather, SQLite and DuckDB files are known by their suffix and read
-        in a process of their own, with bounds of time and memory: at most 1 GB and 50 million rows. CSV is UTF-8
-        with a first row of names; the delimiter is found.
+        in a process of their own, with bounds of time and memory: at most 1 GB and 50 million rows. The first row
+        of a CSV has the names of its columns.
 
         Args:
             source: The path of a file, a `pandas.DataFrame` or a `pyarrow.Table`.
             table: The table of a database; needed if it has several.
             columns: The columns to take; default: all.
+            sep: The delimiter of a CSV, one character; default: the one that is found.
+            encoding: The encoding of a CSV, e.g. `"latin-1"`; default: UTF-8.
+            decimal: The decimal mark of a CSV, e.g. `","`; default: a dot.
 
         Raises:
             FileNotFoundError: If there is no such file.
+            TypeError: If `sep`, `encoding` or `decimal` is given for something else than a CSV.
             UnreadableTable: If it cannot be read; the message says what to do.
         """
         import pyarrow as pa
 
+        style = {name: value for name, value in zip(_CSV_STYLE, (sep, encoding, decimal), strict=True) if value}
         if isinstance(source, str | os.PathLike):
-            return _read(Path(source).expanduser().resolve(), table, columns)
+            return _read(Path(source).expanduser().resolve(), table, columns, style)
+        if style:
+            raise TypeError(f"{', '.join(style)}: only for a CSV file, not for a {type(source).__name__}.")
         try:
             found = source if isinstance(source, pa.Table) else _of_frame(source)
             return cls(found.select(list(columns)) if columns else found)
@@ -191,7 +209,7 @@ def _of_frame(frame: Any) -> Any:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table:
+def _read(path: Path, table: str | None, columns: Sequence[str] | None, style: dict[str, str]) -> Table:
     import pyarrow as pa
 
     if not path.is_file():
@@ -200,11 +218,14 @@ def _read(path: Path, table: str | None, columns: Sequence[str] | None) -> Table
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise UnreadableTable(f"{path.name} has none of the suffixes of a table: {', '.join(KINDS)}.")
+    if style and kind != "csv":
+        raise TypeError(f"{', '.join(style)}: only for a CSV file, not for {path.name}.")
     settings: dict[str, JsonValue] = {
         "kind": kind,
         "file": str(path),
         "table": table,
         "columns": list(columns) if columns else None,
+        "style": {**style},
         "most_bytes": _MOST_BYTES,
         "most_rows": _MOST_ROWS,
     }
