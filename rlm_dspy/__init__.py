@@ -41,7 +41,7 @@ _MODULES = {
 }
 """The module that defines each name."""
 _PUBLIC = {"batch", "cache", "coverage", "embedded", "errors", "events", "inputs", "interpreters", "limits"}
-_PUBLIC |= {"models", "observe", "optimize", "signatures", "testing", "tracing", "trajectory"}
+_PUBLIC |= {"mcp", "models", "observe", "optimize", "signatures", "skills", "testing", "tracing", "trajectory"}
 """Modules that are attributes too, without an import of their own."""
 
 

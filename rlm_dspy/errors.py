@@ -16,6 +16,7 @@ RLMError                     base class of this package's errors
 ├── WorkersLost              the operator: workers of a batch died (`batch`)
 ├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
 ├── ModelUnreachable         the operator: the model's server does not respond correctly (`models`)
+├── MCPServerFailed          the operator: an MCP server cannot be started; the model: it gave no result (`mcp`)
 └── UsageError               the caller of the command line (`task`)
 
 From DSPy, with DSPy's meaning:
@@ -123,6 +124,10 @@ class WorkersLost(RLMError, RuntimeError):  # noqa: N818 (what happened)
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818
     """An async tool waits for an event loop that the run blocks; await the run instead: `await rlm.acall(...)`."""
+
+
+class MCPServerFailed(RLMError, RuntimeError):  # noqa: N818 (what happened)
+    """An MCP server cannot be started or reached, or it gave no result; the message names the server and why."""
 
 
 class UsageError(RLMError, ValueError):

@@ -26,7 +26,7 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > tracing > batch > observe | optimize > loop > report > subcalls > prompt > streaming"
+    "cli > tracing > batch > mcp | skills > observe | optimize > loop > report > subcalls > prompt > streaming"
     " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
     " > concurrency > events"
 )

@@ -26,6 +26,7 @@ from rlm_dspy.loop.hints import names_any
 from rlm_dspy.loop.validation import check_inputs
 from rlm_dspy.prompt.environment import write_calls, write_environment
 from rlm_dspy.repl.bootstrap import HOST_TOOL, READ_TOOL
+from rlm_dspy.repl.defining_tool import HIDDEN, DefiningTool
 from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.report.representation import prediction_of
@@ -126,9 +127,12 @@ class Run:
     def _repl(self) -> Repl:
         rlm = self._rlm
         tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
+        defining = [name for name, tool in rlm.tools.items() if isinstance(tool, DefiningTool)]
+        tools = {HIDDEN + name if name in defining else name: tool for name, tool in tools.items()}
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
         model = getattr(asked, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
+        known |= {"defining": defining, "hidden": HIDDEN}
         tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools}
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file)
 

@@ -11,6 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.inputs import describe
+from rlm_dspy.repl.defining_tool import DefiningTool
 from rlm_dspy.repl.type_names import constraints_of, description_of, shown_signature, type_name
 from rlm_dspy.signatures import Environment, Output
 from rlm_dspy.text import mended
@@ -75,6 +76,7 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]
     lines = [*calls, f"  ({limits.max_llm_calls} model calls in total)"] if limits.max_llm_calls else []
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
+        lines += [f"  {line}" for line in tool.listing] if isinstance(tool, DefiningTool) else []
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
     lines.append("- INPUTS[name]  # the original value of an input")
     return "\n".join(lines)

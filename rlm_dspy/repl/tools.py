@@ -84,7 +84,7 @@ def normalize_tools(tools: Sequence[Callable[..., Any]] | Mapping[str, dspy.Tool
         if not callable(given):
             raise TypeError(f"Tool {given!r} must be callable, not {type(given).__name__}.")
         tool = _tool(given)
-        if not _is_name(tool.name) or _is_reserved(tool.name):
+        if not is_usable(tool.name):
             raise ValueError(
                 f"Invalid tool name {tool.name!r}: it must be a Python identifier that is not reserved. "
                 "Rename it: dspy.Tool(function, name='other_name')."
@@ -335,6 +335,11 @@ def _shown_schema(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the JSON schema of an argument without a secret default."""
     shown = shown_default(schema.get("default"))
     return {**schema, "default": "..."} if shown == "..." or HIDDEN in shown else dict(schema)
+
+
+def is_usable(name: str) -> bool:
+    """Return whether a tool may have this name."""
+    return _is_name(name) and not _is_reserved(name)
 
 
 def _is_name(name: str) -> bool:

@@ -3,6 +3,7 @@
 Not imported: its source runs after `dspy_facade.py`, in the same namespace.
 """
 
+import inspect as _rlm_inspect
 import types as _rlm_types
 
 _rlm_own = {
@@ -25,6 +26,51 @@ for _rlm_sub in _rlm_given["subs"]:
     _rlm_function = _RlmCallable({"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"])
     _rlm_function.__doc__ = _rlm_sub["doc"]
     _rlm_own[_rlm_sub["name"]] = _rlm_function
+
+
+def _rlm_defining(name):
+    """Return the function that calls a host tool and defines here what it returns; see `repl/defining_tool.py`."""
+
+    def call(*args, **kwargs):
+        answer = globals()[_rlm_given["hidden"] + name](*args, **kwargs)
+        lines = [answer["shown"]]
+        if answer["source"]:
+            lines.append(_rlm_define(answer["name"], answer["source"]))
+        if any(lines):
+            print("\n\n".join(lines))  # noqa: T201 (the code is to see it)
+        return answer["value"]
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _rlm_define(module, source):
+    """Run a source as a module; bind its functions and classes here, and return what to tell of them."""
+    names, made = globals(), _rlm_types.ModuleType(module)
+    taken = {**_rlm_own, **_rlm_from_host, **_rlm_inputs}
+    try:
+        exec(compile(source, "<%s>" % module, "exec", dont_inherit=True), vars(made))
+    except Exception as error:
+        return "Its functions could not be defined: %s: %s" % (type(error).__name__, error)
+    defined = {
+        name: value
+        for name, value in vars(made).items()
+        if name[0] != "_" and callable(value) and getattr(value, "__module__", None) == module
+    }
+    vars(made).update({name: taken[name] for name in defined if name in taken})
+    names.update({name: value for name, value in defined.items() if name not in taken})
+    return "Defined: " + ", ".join(name + _rlm_signature(names[name]) for name in defined)
+
+
+def _rlm_signature(function):
+    try:
+        return str(_rlm_inspect.signature(function))
+    except (TypeError, ValueError):
+        return "(...)"
+
+
+for _rlm_name in _rlm_given["defining"]:
+    _rlm_own[_rlm_name] = _rlm_defining(_rlm_name)
 
 
 def _rlm_begin():
