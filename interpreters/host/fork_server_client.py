@@ -113,9 +113,14 @@ def recipe(
     if isinstance(packages, str):
         raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
     if packages is None:
-        packages = [name for name in _DEFAULT_PACKAGES if is_installed(name)]
+        packages = default_packages()
     folders = tuple(map(os.path.realpath, paths))
     return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy(), trusts)
+
+
+def default_packages() -> list[str]:
+    """Return the modules that code may import unless the user says otherwise, beside the standard library."""
+    return [name for name in _DEFAULT_PACKAGES if is_installed(name)]
 
 
 class NoRung(OSError):  # noqa: N818 (what there is not)

@@ -27,10 +27,23 @@ from rlm_dspy.cli.errors import (
     say,
     tell,
 )
-from rlm_dspy.cli.options import Debug, Files, Interpreter, Model, Trace, Traced, command, factory_of, traced
+from rlm_dspy.cli.options import (
+    Debug,
+    Files,
+    Interpreter,
+    Mcp,
+    Model,
+    Skills,
+    Trace,
+    Traced,
+    command,
+    factory_of,
+    traced,
+)
 from rlm_dspy.cli.task import STDIN, Task, read_task
 from rlm_dspy.cli.user.answer import answer_of, summary_of
 from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.extensions import mcp_tools, skills_of
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
@@ -100,6 +113,8 @@ class AskOptions:
     sub_price: Annotated[str | None, Option(metavar="IN/OUT", help="The same for --sub-model.")] = None
     max_seconds: Annotated[float | None, Option(help="Time limit in seconds.")] = None
     interpreter: Interpreter = None
+    skills: Skills = None
+    mcp: Mcp = None
     trace: Trace = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
     answer_json: Annotated[
@@ -158,13 +173,15 @@ def ask(options: AskOptions) -> None:
     with errors_as_lines(debug=options.debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
         import dspy
 
+        from rlm_dspy.cli.user.configuration import load_configuration
         from rlm_dspy.observe.console import Lines, view_on
 
-        task, lm, rlm, kept_runs = _prepared(options)
+        configuration = load_configuration()
+        task, lm, rlm, kept_runs = _prepared(options, configuration)
         view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
         history = keep_in_history(task.question, options.files or [], kept_runs)
-        with tracing as logged, dspy.context(lm=lm), history:
+        with tracing as logged, dspy.context(lm=lm), history, mcp_tools(rlm, options.mcp, configuration):
             record, error, artifacts = _run(rlm, task, view, options)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
@@ -174,12 +191,8 @@ def ask(options: AskOptions) -> None:
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
-def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
+def _prepared(options: AskOptions, configuration: Configuration) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
     """Check all options; return the task, the LM, the module, and how many runs the history keeps."""
-    import dspy
-
-    from rlm_dspy.cli.user.configuration import load_configuration
-
     files = options.files or []
     if options.output_dir and options.output_dir.exists() and not options.output_dir.is_dir():
         raise UsageError(f"--output-dir {options.output_dir}: this is a file; name a directory.")
@@ -187,25 +200,42 @@ def _prepared(options: AskOptions) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
         raise UsageError("--json and --answer-json both print JSON: choose one.")
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
     check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
-    configuration = load_configuration()
     kept_runs = 0 if options.no_history else runs_to_keep(configuration.history)
-    prices = read_price("--price", options.price), read_price("--sub-price", options.sub_price)
     task = read_task(options.question, files, options.signature, _stdin(files), allow_local=options.allow_local)
+    lm, rlm = make_rlm(options, configuration, task.signature)
+    return task, lm, rlm, kept_runs
+
+
+def make_rlm(
+    options: AskOptions, configuration: Configuration, signature: str | type[dspy.Signature]
+) -> tuple[dspy.LM, rlm_dspy.RLM]:
+    """Return the LM and the RLM of some options.
+
+    Raises:
+        UsageError: If an option is not valid.
+    """
+    import dspy
+
+    prices = read_price("--price", options.price), read_price("--sub-price", options.sub_price)
     lm, sub_lm = _models(options, configuration)
     if options.sub_price and sub_lm is None:
         raise UsageError("--sub-price is for --sub-model, which is not given; --price is for --model.")
     named = {name: value for name in _LIMITS if (value := getattr(options, name)) is not None}
     priced = dict(zip(filter(None, (lm, sub_lm)), prices, strict=False))
     limits = limits_with_prices({**configuration.limits, **named}, priced, options.note)
+    skills = skills_of([*configuration.skills, *map(str, options.skills or [])])
     with dspy.context(lm=lm):  # policy="auto" looks at it
         rlm = rlm_dspy.RLM(
-            task.signature,
+            signature,
             limits=limits,
             sub_lm=sub_lm,
-            interpreter_factory=factory_of(options.interpreter) if options.interpreter else None,
+            interpreter_factory=factory_of(
+                options.interpreter, [name for each in skills for name in each.packages]
+            ),
             policy=None if options.policy == "none" else options.policy,
+            tools=list(skills),
         )
-    return task, lm, rlm, kept_runs
+    return lm, rlm
 
 
 def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:

@@ -20,7 +20,7 @@ from rlm_dspy.cli.user.last_store import remember_store
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import dspy
 
@@ -91,6 +91,16 @@ Interpreter = Annotated[
         "local (this process). `process` and `local` do not protect your files from the model's code."
     ),
 ]
+Skills = Annotated[
+    list[Path] | None,
+    Option(help="A folder of skills, which the model may load; again for more.", show_default=False),
+]
+Mcp = Annotated[
+    list[Path] | None,
+    Option(
+        help='A JSON file with MCP servers, {"mcpServers": {...}}, whose tools code may call.', show_default=False
+    ),
+]
 Trace = Annotated[bool, Option("--trace", help="Log to MLflow.")]
 Debug = Annotated[bool, Option("--debug", help="Show tracebacks of errors.")]
 
@@ -110,14 +120,27 @@ def command(run: Callable[[Group], None]) -> Callable[..., None]:
     return call
 
 
-def factory_of(name: InterpreterName) -> Callable[[], dspy.CodeInterpreter]:
-    """Return the factory of an interpreter by name."""
+def factory_of(
+    name: InterpreterName | None, packages: Sequence[str] = ()
+) -> Callable[[], dspy.CodeInterpreter] | None:
+    """Return the factory of an interpreter by name; None for the default.
+
+    Args:
+        name: The name.
+        packages: What code may import in the confined interpreter beside its default packages.
+    """
     import dspy
 
     from rlm_dspy import interpreters
+    from rlm_dspy.interpreters.host.fork_server_client import default_packages
 
+    python: Callable[[], dspy.CodeInterpreter] = interpreters.PythonInterpreter
+    if packages:
+        python = functools.partial(interpreters.PythonInterpreter, packages=[*default_packages(), *packages])
+    if name is None:
+        return python if packages else None
     factories: dict[InterpreterName, Callable[[], dspy.CodeInterpreter]] = {
-        InterpreterName.python: interpreters.PythonInterpreter,
+        InterpreterName.python: python,
         InterpreterName.local: interpreters.LocalPythonInterpreter,
         InterpreterName.process: dspy.LocalInterpreter,
         InterpreterName.deno: dspy.PythonInterpreter,

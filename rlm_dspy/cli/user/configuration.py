@@ -3,10 +3,16 @@
     model = "openai/gpt-5-mini"
     sub_model = "openai/gpt-5-nano"
     history = 50                                     # runs that are kept; 0 keeps none
+    skills = ["~/skills"]                            # folders of skills
 
     [limits]                                         # fields of rlm_dspy.Limits
     max_cost = 0.5
     prices = { "openai/my-model" = [0.25, 2.0] }     # US dollars per million tokens, read and written
+
+    [mcp_servers.files]                              # tools of MCP servers; `url` and `headers` for one over HTTP
+    command = "npx"
+    args = ["-y", "some-server"]
+    env = { KEY = "${FILES_KEY}" }                   # an environment variable
 
     [providers.openai]                               # of models named openai/...; "embedded" is this process
     api_base = "http://localhost:8000/v1"
@@ -34,6 +40,7 @@ from rlm_dspy.cli.user.keys import key_of, names_key
 from rlm_dspy.embedded.hub_address import named_model
 from rlm_dspy.errors import UsageError
 from rlm_dspy.limits import Limits
+from rlm_dspy.mcp.servers import MCPServer
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -68,6 +75,10 @@ class Configuration(BaseModel):
     """Some fields of `Limits`."""
     providers: dict[str, ModelSettings] = Field(default={}, examples=['providers.openai.api_key = "env:MY_KEY"'])
     """How to reach models, by the provider in their names."""
+    skills: list[str] = Field(default=[], examples=['skills = ["~/skills"]'])
+    """Folders of skills."""
+    mcp_servers: dict[str, MCPServer] = Field(default={}, examples=['mcp_servers.files.command = "npx"'])
+    """MCP servers, whose tools code may call."""
 
     @field_validator("limits")
     @classmethod
@@ -157,7 +168,9 @@ def load_configuration() -> Configuration:
 def _told(error: ErrorDetails) -> str:
     """Return one error of the file: the key, what is wrong, and the fix."""
     where = error["loc"]
-    fields = (ModelSettings if len(where) > 2 else Configuration).model_fields  # noqa: PLR2004 (providers.NAME.KEY)
+    groups = {"providers": ModelSettings, "mcp_servers": MCPServer}
+    of = groups.get(str(where[0]), Configuration) if len(where) > 2 else Configuration  # noqa: PLR2004 (providers.NAME.KEY)
+    fields = of.model_fields
     key = ".".join(map(str, where))
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}. The keys here are: {', '.join(fields)}."
