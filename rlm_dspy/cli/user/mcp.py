@@ -45,10 +45,11 @@ class McpOptions:
 
 @command
 def mcp(options: McpOptions) -> None:
-    """Answer questions of MCP clients about the files below folders, over standard input and output.
+    """Answer questions of MCP clients about the files below folders over standard input and output.
 
-    Clients can list these files, ask about them, go on asking and read how an answer was found; they reach no other
-    files, no hidden ones and no links. Models, keys and limits are those of the configuration file, as with `ask`.
+    Clients can list these files, ask about them, go on asking and read how an answer was found. They reach no
+    other files, no hidden ones and no links. Models, keys and limits are those of the configuration
+    file, as with `ask`.
 
     \b
     In the configuration of an MCP client:
