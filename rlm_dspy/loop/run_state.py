@@ -128,12 +128,12 @@ class Run:
         rlm = self._rlm
         tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
         defining = [name for name, tool in rlm.tools.items() if isinstance(tool, DefiningTool)]
-        tools = {HIDDEN + name if name in defining else name: tool for name, tool in tools.items()}
+        hidden = {HIDDEN + name: tools.pop(name) for name in defining}
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
         model = getattr(asked, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
         known |= {"defining": defining, "hidden": HIDDEN}
-        tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools}
+        tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools, **hidden}
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file)
 
     def _keep_file(self, name: str, size: int, data: str | None, *, removed: bool = False) -> str:
