@@ -168,8 +168,8 @@ def load_configuration() -> Configuration:
 def _told(error: ErrorDetails) -> str:
     """Return one error of the file: the key, what is wrong, and the fix."""
     where = error["loc"]
-    groups = {"providers": ModelSettings, "mcp_servers": MCPServer}
-    of = groups.get(str(where[0]), Configuration) if len(where) > 2 else Configuration  # noqa: PLR2004 (providers.NAME.KEY)
+    inner: dict[str, type[BaseModel]] = {"providers": ModelSettings, "mcp_servers": MCPServer}
+    of = inner[str(where[0])] if len(where) > 2 else Configuration  # noqa: PLR2004 (providers.NAME.KEY)
     fields = of.model_fields
     key = ".".join(map(str, where))
     if error["type"] == "extra_forbidden":
