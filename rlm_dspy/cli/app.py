@@ -24,7 +24,6 @@ from rlm_dspy.cli.replay import replay
 from rlm_dspy.cli.report import diff, report
 from rlm_dspy.cli.ui import ui
 from rlm_dspy.cli.user.history_commands import history
-from rlm_dspy.cli.user.mcp import mcp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +130,7 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, report, diff, replay, optimize, mcp, ui, doctor):
+for _command in (ask, report, diff, replay, optimize, ui, doctor):
     app.command()(_command)
 app.add_typer(models, name="models")
 app.add_typer(history, name="history")
