@@ -40,8 +40,9 @@ _MODULES = {
     "Text": "rlm_dspy.inputs",
 }
 """The module that defines each name."""
-_PUBLIC = {"batch", "cache", "coverage", "embedded", "errors", "events", "inputs", "interpreters", "limits"}
-_PUBLIC |= {"mcp", "models", "observe", "optimize", "signatures", "skills", "testing", "tracing", "trajectory"}
+_PUBLIC = {"batch", "cache", "compute", "coverage", "embedded", "errors", "events", "grounding", "inputs"}
+_PUBLIC |= {"interpreters", "limits", "mcp", "models", "observe", "optimize", "signatures", "skills", "testing"}
+_PUBLIC |= {"tracing", "trajectory"}
 """Modules that are attributes too, without an import of their own."""
 
 

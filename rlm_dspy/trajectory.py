@@ -59,6 +59,32 @@ KINDS: dict[StepKind, Mark] = {
 Span = tuple[str, int, int]
 """A part of an input: the input's name, start and end offset in characters; in a `Files`, in bytes."""
 
+
+Via = Literal["printed", "sub_call", "code"]
+"""How a place was read: the model was shown it, a sub-model was, or only code read it."""
+
+
+class Place(BaseModel):
+    """A place in an input that a value of the answer came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: str
+    """The value, as text."""
+    input: str
+    """The name of the input."""
+    item: str | int | None = None
+    """The key of the text in a list, dict or folder; None if the input is a text."""
+    start: int
+    """Offset in the text, in characters: `text[start:end]`."""
+    end: int
+    exact: bool = True
+    """Whether the value stands there word for word; else it was read from this passage in a sub-call."""
+    via: Via
+    text: str = ""
+    """What stands there, with up to 64 characters on each side; of a passage the beginning."""
+
+
 CallKind = Literal["query", "sub", "ad_hoc", "child"]
 """What was called: `llm_query`, a declared sub, a module written in the REPL, or a child RLM."""
 

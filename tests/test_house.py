@@ -26,8 +26,9 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > tracing > batch > mcp | skills > observe | optimize > loop > report > subcalls > prompt > streaming"
-    " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
+    "cli > tracing > batch > mcp | skills > observe | optimize > loop > compute > report > subcalls > prompt"
+    " > streaming > grounding > budget | repl | coverage | embedded | cache | signatures > inputs"
+    " > interpreters | replies"
     " > concurrency > events"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""

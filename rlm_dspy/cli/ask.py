@@ -44,6 +44,7 @@ from rlm_dspy.cli.task import STDIN, Task, read_task
 from rlm_dspy.cli.user.answer import answer_of, summary_of
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.cli.user.extensions import mcp_tools, skills_of
+from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 _EXIT_CODES: dict[Stop, int] = {
     "submitted": ANSWERED,
+    "direct": ANSWERED,
     "extracted": ANSWERED,
     "unanswered": UNANSWERED,
     "failed": FAILED,
@@ -133,6 +135,9 @@ class AskOptions:
     no_history: Annotated[bool, Option("--no-history", help="Do not keep this run for `rlm-dspy history`.")] = (
         False
     )
+    forecast: Annotated[
+        bool, Option("--forecast", help="Say what past runs in the history used, and ask before this one runs.")
+    ] = False
     debug: Debug = False
 
     def note(self, line: str) -> None:
@@ -178,6 +183,9 @@ def ask(options: AskOptions) -> None:
 
         configuration = load_configuration()
         task, lm, rlm, kept_runs = _prepared(options, configuration)
+        task, lm, rlm, kept_runs = _prepared(options)
+        if options.forecast:
+            approve_forecast(task, rlm, lm.model)
         view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
         history = keep_in_history(task.question, options.files or [], kept_runs)

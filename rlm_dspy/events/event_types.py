@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import dspy
 
     from rlm_dspy.limits import Limits
-    from rlm_dspy.trajectory import CallKind, Step, StepKind, SubCall, ToolCall
+    from rlm_dspy.trajectory import CallKind, Place, Step, StepKind, SubCall, ToolCall
 
 Phase = Literal["started", "ended", "failed"]
 _SHARED = ("run", "parent_run", "depth", "turn", "subcall", "began", "lm_calls")
@@ -85,6 +85,7 @@ class Outcome:
         final_reasoning: The model's last words.
         steps: Its steps.
         artifacts: The files that its code wrote below `output/`.
+        sources: The places in its inputs that its answer came from, by output field.
     """
 
     stop: str = ""
@@ -93,6 +94,7 @@ class Outcome:
     final_reasoning: str = ""
     steps: tuple[Step, ...] = ()
     artifacts: Artifacts = field(default_factory=Artifacts)
+    sources: Mapping[str, list[Place]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from rlm_dspy.text import clip, counted, cut, logger
 if TYPE_CHECKING:
     from rlm_dspy.concurrency.port import Port
     from rlm_dspy.loop.run_state import Run
+    from rlm_dspy.report.representation import RunPrediction
 
 _WHY_CHARS = 200
 _LEAST_TRANSCRIPT_CHARS = 400
@@ -28,7 +29,7 @@ _INSTRUCTIONS_PART = 4
 _logger = logger()
 
 
-async def extract(rlm: dspy.Module, port: Port, run: Run) -> dspy.Prediction:
+async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
     await port.run(run.repl.collect_files)
     turns = counted(len(run.steps), "turn")

@@ -10,9 +10,11 @@ import dspy
 
 from rlm_dspy import signatures
 from rlm_dspy.budget.window_errors import is_too_long
+from rlm_dspy.compute import answer_directly, check_compute, replies_anew, vote
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.grounding import check_grounding
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import accommodate, make_room
@@ -45,7 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.cache.sub_call_cache import SubCallCache
+    from rlm_dspy.compute import Compute
+    from rlm_dspy.grounding import Grounding
     from rlm_dspy.limits import Limits
+    from rlm_dspy.report.representation import RunPrediction
     from rlm_dspy.subcalls.interface import Given
     from rlm_dspy.trajectory import Step
 
@@ -92,6 +97,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
             with a `SubCallCache` also across runs; with False never.
         refuse_blind_submit: Refuse a SUBMIT once if no code has used an input yet and the model was not shown an
             input whole.
+        grounding: How the answer is to rest on the inputs; see `rlm_dspy.grounding.Grounding`.
+        compute: One plain call for short inputs, votes, a cheap LM first; see `rlm_dspy.compute.Compute`.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
@@ -111,6 +118,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
     sub_lm: Any
     interpreter_factory: Any
     cache: SubCallCache | bool
+    grounding: Any
+    compute: Any
 
     def __init__(
         self,
@@ -129,6 +138,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
         subs: Given = None,
         cache: SubCallCache | bool = True,
         refuse_blind_submit: bool = False,
+        grounding: Grounding | None = None,
+        compute: Compute | None = None,
         **unknown: Never,
     ) -> None:
         check_unknown(unknown, type(self))
@@ -145,6 +156,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
         self.subs = subs
         self.cache = cache
         self.refuse_blind_submit = refuse_blind_submit
+        self.grounding = grounding
+        self.compute = compute
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
         if demos_per_run is not None:
@@ -191,7 +204,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
             `prediction.report(path)` writes the run as an HTML page (see `rlm_dspy.report.representation`).
 
             `stop` is `"submitted"`; or `"extracted"` if the turns ran out and a last call read the answer from
-            the trajectory; or `"unanswered"` if that failed too: missing output fields are None then.
+            the trajectory; or `"unanswered"` if that failed too: missing output fields are None then; or
+            `"direct"` if one plain call answered (`Compute.direct_below`). With `Compute.votes`, `agreement` has
+            the fields of `rlm_dspy.compute.Agreement`.
 
         Raises:
             InvalidInputs: If inputs are missing or unknown.
@@ -200,12 +215,25 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
                 message does not fit its window.
         """
         with blocking(), Streaming(self):
-            return drive(self._run(Blocking(), **inputs))
+            return drive(self._vote(Blocking(), inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Run like `forward`, on the running event loop; code runs in its own thread."""
         async with Streaming(self):
-            return await self._run(Awaiting(), **inputs)
+            return await self._vote(Awaiting(), inputs)
+
+    async def _vote(self, port: Port, inputs: dict[str, Any]) -> RunPrediction:
+        """Run once, or as often as `compute` says, each run with what the others left of the limits."""
+        if self.compute.votes == 1:
+            return await self._run(port, **inputs)
+
+        async def run(number: int, limits: Limits) -> RunPrediction:
+            member = self.child(self.interpreter_factory, self.signature)
+            member.limits = limits
+            with replies_anew(member, number):
+                return await member._run(port, **inputs)  # noqa: SLF001 (a copy of this module)
+
+        return await vote(self.compute, self.limits, list(self.signature.output_fields), run)
 
     async def _run(
         self,
@@ -214,7 +242,7 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
         *,
         interpreter_factory: Callable[[], dspy.CodeInterpreter] | None = None,
         **inputs: Any,
-    ) -> dspy.Prediction:
+    ) -> RunPrediction:
         inputs = open_paths(self.signature, inputs)
         with observed(run_event(self, inputs)) as told:
             outer = active_sub_call.get()
@@ -222,6 +250,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
             run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=told is not None)
             token = active_sub_call.set(None)
             try:
+                if (direct := await self._answer_directly(port, run)) is not None:
+                    return direct
                 await port.run(run.open)
                 return await self._converse(port, run)
             except BaseException as error:
@@ -239,7 +269,7 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
 
     def child(
         self,
-        interpreter_factory: Callable[[], dspy.CodeInterpreter],
+        interpreter_factory: Callable[[], dspy.CodeInterpreter] | None,
         signature: str | type[dspy.Signature],
         max_iters: int | None = None,
     ) -> RLM:
@@ -255,11 +285,20 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
         child.interpreter_factory = interpreter_factory
         turns = min(max_iters or self.limits.max_iters, self.limits.max_iters)
         child.limits = replace(self.limits, max_iters=turns)
+        child.compute = replace(self.compute, votes=1)
         child.history = []
         child.__dict__.pop("forward", None)  # an optimizer that records traces binds one temporarily
         return child
 
-    async def _converse(self, port: Port, run: Run) -> dspy.Prediction:
+    async def _answer_directly(self, port: Port, run: Run) -> RunPrediction | None:
+        """Return the answer of one plain call, if `compute` allows it for these inputs and it fits; else None."""
+        below = self.compute.direct_below
+        if below is None or self.tools or self.subs.names():
+            return None
+        values = await answer_directly(port, run, below)
+        return None if values is None else run.finish("direct", values, "Answered by one plain call.")
+
+    async def _converse(self, port: Port, run: Run) -> RunPrediction:
         is_last = False
         try:
             while not is_last:
@@ -306,5 +345,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "sub_lm": as_lm,
     "interpreter_factory": check_factory,
     "cache": check_cache,
+    "grounding": check_grounding,
+    "compute": check_compute,
 }
 """Validators of attributes."""

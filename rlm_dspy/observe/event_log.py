@@ -35,7 +35,7 @@ and by `event`
 | `run_ended` | `stop`, `outputs`, `usage`, `artifacts`, `final_reasoning`, `error`: as in a `Record` |
 
 `run_ended` of a root run also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
-coverage was watched (`rlm_dspy.coverage.watched`).
+coverage was watched (`rlm_dspy.coverage.watched`), and its `sources`, if there are any.
 
 `cost` is in USD; `cost`, `sub_model` and `error` may be null. An LM is identified only by its model:
 its other settings, which may contain keys, are never written, and a secret of an LM inside another

@@ -25,7 +25,7 @@ from rlm_dspy.json_values import jsonable
 from rlm_dspy.redaction import without_credentials
 from rlm_dspy.subcalls.ad_hoc import types_of, written
 from rlm_dspy.text import clip, counted, one_line, sendable, write_whole
-from rlm_dspy.trajectory import Mark, Step
+from rlm_dspy.trajectory import Mark, Place, Step
 from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ _MAX_ERROR_CHARS = 600
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _MAX_PICTURES_BYTES = 2_000_000
 """Bytes of the pictures that a record, and so a report, holds whole."""
-Stop = Literal["submitted", "extracted", "unanswered", "interrupted", "failed", "killed"]
+Stop = Literal["submitted", "direct", "extracted", "unanswered", "interrupted", "failed", "killed"]
 """As in `Prediction.stop`; also `interrupted` (Ctrl-C, a cancelled task), `failed` (the model or the interpreter)
 and `killed` (the run's log has no end)."""
 
 
 STOPS: dict[Stop, Mark] = {
     "submitted": Mark("submitted", "good"),
+    "direct": Mark("one plain call", "good"),
     "extracted": Mark("read from the trajectory", "warn"),
     "unanswered": Mark("no answer", "bad"),
     "interrupted": Mark("interrupted", "bad"),
@@ -116,11 +117,13 @@ class Record(BaseModel):
     """Where parts of the outputs occur in the inputs, by output field; empty without coverage."""
     artifacts: dict[str, RecordedFile] = {}
     """The files that code wrote below `output/`, by name."""
+    sources: dict[str, list[Place]] = {}
+    """The places in the inputs that the outputs came from, by output field; only what is certain."""
 
     @property
     def answered(self) -> bool:
         """Whether the run ended with an answer."""
-        return self.stop in ("submitted", "extracted")
+        return self.stop in ("submitted", "direct", "extracted")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record to a file atomically."""
@@ -146,6 +149,7 @@ def describe_stop(record: Record) -> str:
     turns = counted(number, "turn")
     return {
         "submitted": f"submitted after {turns}",
+        "direct": "answered by one plain call",
         "extracted": f"no SUBMIT in {turns}, read from the trajectory",
         "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
         "interrupted": f"interrupted after {turns}",
@@ -258,6 +262,8 @@ def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
     known = {"outputs": outputs, "usage": outcome.usage, **looked_at}
     if files := files_of(outcome.artifacts):
         known["artifacts"] = files
+    if any(outcome.sources.values()):
+        known["sources"] = outcome.sources
     if error is not None:
         told = cut_short(error)
         text = told["error"] and without_credentials(told["error"], run.lm, run.sub_lm)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlm_dspy.report.notebook import ReportPage
     from rlm_dspy.report.record import Record
     from rlm_dspy.subcalls.interface import Program
+    from rlm_dspy.trajectory import Place
 
 # What draws is imported when something is drawn: templates and rich take time to import.
 
@@ -58,7 +59,7 @@ class RunPrediction(_InIPython, dspy.Prediction):
     A notebook, IPython and `rich.print` show the answer, why the run ended, what it used, its turns, and the
     pictures that its code made. `prediction.report("run.html")` writes the run as an HTML page; `report()` only
     returns it. A notebook shows the returned page inline. Copies, pickled ones too, know their run as well.
-    An output field named `report` takes precedence.
+    Output fields named `report` or `sources` take precedence.
 
     Attributes:
         stop: Why the run ended: `submitted`, `extracted` or `unanswered`.
@@ -66,6 +67,8 @@ class RunPrediction(_InIPython, dspy.Prediction):
         usage: What the run used, as a dict of the fields of `rlm_dspy.usage.RunUsage`.
         artifacts: The files that code wrote, by name.
         final_reasoning: What the model thought in the last turn.
+        sources: The places in the inputs that each output field came from (`rlm_dspy.trajectory.Place`); a field
+            or value without a certain place has none. See `rlm_dspy.grounding`.
     """
 
     stop: str
@@ -73,6 +76,7 @@ class RunPrediction(_InIPython, dspy.Prediction):
     usage: dict[str, Any]
     artifacts: Artifacts
     final_reasoning: str | None
+    sources: dict[str, list[Place]]
 
     def __init__(self, base: dict[str, Any] | dspy.Prediction | None = None, **fields: Any) -> None:
         super().__init__(base, **fields)
@@ -81,11 +85,13 @@ class RunPrediction(_InIPython, dspy.Prediction):
         self._is_shown = False
 
     def __getattr__(self, name: str) -> Any:
-        """Return an output field; `report` is a method unless it is an output field."""
+        """Return an output field; `report` and `sources` are of the run unless they are output fields."""
+        if name == "sources" and name not in self:
+            return {} if self._record is None else self._record.sources
         return self._report if name == "report" and name not in self else super().__getattr__(name)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self.keys(), "report"]
+        return [*super().__dir__(), *self.keys(), "report", "sources"]
 
     def _report(self, path: str | os.PathLike[str] | None = None) -> ReportPage:
         """Return the report of the run as an HTML page, which a notebook shows inline.

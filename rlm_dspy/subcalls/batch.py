@@ -18,7 +18,7 @@ from rlm_dspy.budget.lm_info import only_thinking_of
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
-from rlm_dspy.errors import LimitExceeded, ReplyCut
+from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, unit
 from rlm_dspy.prompt.free_form_outputs import outputs_in_words
 from rlm_dspy.repl.value_codec import sent
@@ -168,7 +168,11 @@ class Batch:
                 if item.inside is not None and item.inside.stop:
                     item.inside.check(result, is_child=callee.kind == "child")
                 return callee.answer(result)
-            except dspy.AdapterParseError as error:
+            except (dspy.AdapterParseError, dspy.LMError, ReplyCut, Unanswered) as error:
+                if self._asks_cheaply(item):
+                    continue  # the usual LM has not seen this reply
+                if not isinstance(error, dspy.AdapterParseError):
+                    raise
                 if item.attempts < ATTEMPTS:
                     unread = error
                 elif found := self._in_words(item):
@@ -178,6 +182,10 @@ class Batch:
                 else:
                     raise
 
+    def _asks_cheaply(self, item: SubCallItem) -> bool:
+        """Whether this attempt is that of the cheap LM: the first."""
+        return self.callee.cheap_lm is not None and item.attempts == 1
+
     def _in_words(self, item: SubCallItem) -> dict[str, Any]:
         """Return the outputs from free-form replies of a predictor; empty if there are none."""
         module = self.callee.module
@@ -186,6 +194,8 @@ class Batch:
     def _call(self, item: SubCallItem) -> Any:
         """Return the module's result; on an event loop, it ends when the run does."""
         callee, inputs = self.callee, {**item.inputs, **self.callee.options}
+        if self._asks_cheaply(item):
+            inputs["lm"] = callee.cheap_lm
         if self._loop is None and not callee.must_be_awaited:
             return callee.module(**inputs)
         name = callee.interface.name if callee.must_be_awaited else ""

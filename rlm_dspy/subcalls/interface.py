@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
     from rlm_dspy.cache import SubCallCache
+    from rlm_dspy.grounding import Grounding
     from rlm_dspy.limits import Limits
 
     Sub: TypeAlias = str | type[dspy.Signature] | dspy.Module
@@ -120,6 +121,14 @@ def _check_fields(name: str, module: dspy.Module) -> None:
         )
 
 
+class Cascade(Protocol):
+    """What sub-calls are to know of the `Compute` of a module."""
+
+    @property
+    def cheap_lm(self) -> dspy.BaseLM | None:
+        """The LM that is asked first."""
+
+
 class Program(Protocol):
     """The running module as the modules below it see it; `RLM` is one."""
 
@@ -133,6 +142,8 @@ class Program(Protocol):
     cache: SubCallCache | bool
     interpreter_factory: Factory | None
     refuse_blind_submit: bool
+    grounding: Grounding
+    compute: Cascade
 
     def child(
         self, interpreter_factory: Factory, signature: str | type[dspy.Signature], max_iters: int | None = None

@@ -52,6 +52,7 @@ class Callee:
         reused: Whether an earlier answer may be reused: not with tools or children.
         must_be_awaited: Whether the module has only an async form.
         options: Further arguments of the module: `lm`, for a predictor without its own.
+        cheap_lm: The LM that is asked first; None for the usual one.
     """
 
     interface: Interface
@@ -61,13 +62,14 @@ class Callee:
     reused: bool = True
     must_be_awaited: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    cheap_lm: dspy.BaseLM | None = None
     _states: dict[tuple[int, str], str] = field(default_factory=dict, repr=False)
 
     @property
     def lms(self) -> list[Any]:
         """The LMs that may be called: of this scope, of the call, of the predictors."""
         own = [predictor.lm for _, predictor in self.module.named_predictors()]
-        return [lm for lm in (dspy.settings.lm, self.options.get("lm"), *own) if lm is not None]
+        return [lm for lm in (dspy.settings.lm, self.options.get("lm"), self.cheap_lm, *own) if lm is not None]
 
     def answer(self, result: object) -> JsonValue:
         """Return the module's result, encoded for the REPL. A child has applied its constraints itself.
@@ -127,7 +129,8 @@ class Callee:
             kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
             told = [self.interface.stub, self.interface.schemas]
             own = getattr(self.module, "config", {})
-            self._states[key] = digest(kind, told, learned, own, adapter, _lm_state(asked))
+            cheap = [_lm_state(self.cheap_lm)] if self.cheap_lm else []
+            self._states[key] = digest(kind, told, learned, own, adapter, _lm_state(asked), *cheap)
         return self._states[key]
 
 
@@ -237,6 +240,7 @@ class Callees:
     ) -> Callee:
         lm, act = self.rlm.sub_lm, self.rlm.act
         plain = isinstance(module, dspy.Predict) and lm is not None and (module.lm is None or module.lm is act.lm)
+        takes_cheap = isinstance(module, dspy.Predict) and module.lm is None
         return Callee(
             interface=interface,
             module=module,
@@ -245,6 +249,7 @@ class Callees:
             reused=reused and kind != "child",
             must_be_awaited=not isinstance(module, dspy.Predict) and must_be_awaited(module),
             options={"lm": lm} if plain else {},
+            cheap_lm=self.rlm.compute.cheap_lm if takes_cheap else None,
         )
 
 

@@ -155,6 +155,9 @@ def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
     }
     if (share := share_covered(record.input_chars, record.trajectory)) is not None:
         attributes["rlm.coverage"] = round(share, 4)
+    if record.sources:
+        plain = {name: [place.model_dump() for place in places] for name, places in record.sources.items()}
+        attributes["rlm.sources"] = payloads.value(plain)
     if record.usage.limit:
         attributes["rlm.limit"] = record.usage.limit
     fields = {} if event.error else event.outcome.outputs

@@ -1,0 +1,81 @@
+"""Defines `Compute`: how much a call of an RLM computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import dspy
+
+from rlm_dspy.text import unknown_argument
+
+VoteIf = Literal["always", "doubtful"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How much a call of an RLM computes. Everything is off by default.
+
+    Raises:
+        TypeError: If there is no option of a name, or a value is of the wrong kind; the message names the fix.
+        ValueError: If a number is out of its range.
+    """
+
+    direct_below: int | None = None
+    """Tokens up to which inputs are answered by one plain call, without a REPL; None never tries.
+
+    Only without tools and subs. Three characters count as a token. If the reply does not fit the signature, the
+    run goes on as usual.
+    """
+    votes: int = 1
+    """The maximum number of runs, each blind to the others; the answer is the one that most of them give.
+
+    No further run starts once more than half agree. The limits hold for all of them together.
+    """
+    vote_if: VoteIf = "always"
+    """When to run again: `always`, or if the first run is `doubtful`.
+
+    Doubtful is a run that did not SUBMIT, whose SUBMIT was refused, or whose answer has no place in the inputs
+    (`prediction.sources`).
+    """
+    cheap_lm: dspy.BaseLM | None = None
+    """An LM that `llm_query`, subs and predictors written in the REPL ask first.
+
+    An item is asked again of the usual LM if the reply does not fit the types, is cut, or the call fails. A
+    predictor with its own LM keeps it.
+    """
+
+    def __new__(cls, **given: object) -> Self:
+        """Refuse a name that is no option."""
+        for name in given.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if self.direct_below is not None:
+            _check_whole("direct_below", self.direct_below)
+        _check_whole("votes", self.votes)
+        if self.vote_if not in get_args(VoteIf):
+            raise ValueError(f"vote_if must be 'always' or 'doubtful', not {self.vote_if!r}.")
+        if self.cheap_lm is not None and not isinstance(self.cheap_lm, dspy.BaseLM):
+            raise TypeError(
+                f"cheap_lm must be a dspy.LM, e.g. dspy.LM('openai/gpt-5-nano'), not {self.cheap_lm!r}."
+            )
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_compute(compute: Compute | None) -> Compute:
+    """Return the options of a module; the defaults for None.
+
+    Raises:
+        TypeError: If they are no `Compute`.
+    """
+    if compute is None:
+        return Compute()
+    if not isinstance(compute, Compute):
+        raise TypeError(f"compute must be a Compute, e.g. Compute(votes=3), not {compute!r}.")
+    return compute
