@@ -183,7 +183,6 @@ def ask(options: AskOptions) -> None:
 
         configuration = load_configuration()
         task, lm, rlm, kept_runs = _prepared(options, configuration)
-        task, lm, rlm, kept_runs = _prepared(options)
         if options.forecast:
             approve_forecast(task, rlm, lm.model)
         view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)

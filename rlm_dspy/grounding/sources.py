@@ -57,7 +57,6 @@ class Seen:
         shown: The names of those that the first message shows whole.
         subs: The names of its declared subs.
         steps: Its steps.
-        evidence: Its sub-calls.
         submitted: Whether code submitted the answer; else a model read it from the trajectory.
     """
 
@@ -65,12 +64,11 @@ class Seen:
     shown: Collection[str]
     subs: Collection[str]
     steps: Sequence[Step]
-    evidence: Evidence
     submitted: bool
 
 
 def find_sources(
-    fields: Mapping[str, FieldInfo], outputs: Mapping[str, object], seen: Seen
+    fields: Mapping[str, FieldInfo], outputs: Mapping[str, object], seen: Seen, evidence: Evidence
 ) -> dict[str, list[Place]]:
     """Return the places that the values of an answer came from, by output field.
 
@@ -80,16 +78,18 @@ def find_sources(
         fields: The output fields of the signature.
         outputs: Their values.
         seen: What the run did.
+        evidence: Its sub-calls.
     """
+    values = {name: value for name, value in outputs.items() if not _is_label(fields[name])}
     try:
-        return _find_sources({name: outputs[name] for name in outputs if not _is_label(fields[name])}, seen)
+        return _find_sources(values, seen, evidence)
     except Exception as error:  # noqa: BLE001 (files that are gone, values that cannot be written, ...)
         _logger.warning("RLM: the places of the answer were not found: %s: %s", type(error).__name__, error)
         return {}
 
 
-def _find_sources(outputs: Mapping[str, object], seen: Seen) -> dict[str, list[Place]]:
-    finder, found = _Finder(seen), dict[str, list[Place]]()
+def _find_sources(outputs: Mapping[str, object], seen: Seen, evidence: Evidence) -> dict[str, list[Place]]:
+    finder, found = _Finder(seen, evidence.asked), dict[str, list[Place]]()
     for name, value in outputs.items():
         if copied := finder.replayed(name, value):
             found[name] = copied
@@ -122,8 +122,8 @@ class _Window:
 class _Finder:
     """Finds the places of values of one run."""
 
-    def __init__(self, seen: Seen) -> None:
-        self._seen, self._search = seen, Search(seen.inputs)
+    def __init__(self, seen: Seen, asked: list[Asked] | None) -> None:
+        self._seen, self._asked, self._search = seen, asked, Search(seen.inputs)
         self._long = Search({name: value for name, value in seen.inputs.items() if name not in seen.shown})
         self.codes = [step.code for step in seen.steps if step.code]
         self._shown = [str(seen.inputs[name]) for name in seen.shown]
@@ -153,8 +153,7 @@ class _Finder:
         if value in flow.literals or flow.others:
             return None
         if flow.sub_calls and not flow.inputs:
-            asked = self._seen.evidence.asked or ()
-            return self._answered(value, [each for each in asked if value in each.values])
+            return self._answered(value, [each for each in self._asked or () if value in each.values])
         return self._copied(value) if flow.inputs and not flow.sub_calls else None
 
     def _written(self, value: str) -> Place | None:
@@ -180,10 +179,9 @@ class _Finder:
 
     def _shown_apart(self, value: str, found: Sequence[Found]) -> Place | None:
         """Return the place of a value that code printed without what stands around it."""
-        asked = self._seen.evidence.asked
-        if asked is None:
+        if self._asked is None:
             return None
-        through = [each for each in asked if any(_holds(text, value) for text in each.values)]
+        through = [each for each in self._asked if any(_holds(text, value) for text in each.values)]
         if through:
             return self._answered(value, through)
         no_tools = not any(step.tool_calls for step in self._seen.steps)

@@ -20,7 +20,7 @@ from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage import WATCHED, Watch
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit, listeners, unit
-from rlm_dspy.grounding import Evidence, Seen, find_sources, unread
+from rlm_dspy.grounding import RunGrounding, Seen
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
 from rlm_dspy.loop.hints import names_any
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from rlm_dspy.report.representation import RunPrediction
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
-    from rlm_dspy.trajectory import Place, Step, SubCall
+    from rlm_dspy.trajectory import Step, SubCall
     from rlm_dspy.usage import RunUsage
 
 HISTORY = "history"
@@ -90,10 +90,10 @@ class Run:
         self.stop = self.final_reasoning = ""
         self.outcome: Outcome | None = None
         self.stopped: LimitExceeded | None = None
-        self._sent_back = self._told_of_failures = self._told_of_unread = False
+        self._sent_back = self._told_of_failures = False
         is_watched = dspy.settings.get(WATCHED) or rlm.grounding.warn_below is not None
         self.watch = Watch(self.inputs) if is_watched else None
-        self.evidence = Evidence()
+        self.grounded = RunGrounding(rlm.grounding, self.watch, is_root=parent is None)
         self._share(parent)
         chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
         self._factory: Factory = chosen or PythonInterpreter
@@ -296,15 +296,6 @@ class Run:
             f"No code has looked at {', '.join(unseen)} yet. Print a part or search it first, then answer from it."
         ]
 
-    def unread(self, code: str, calls: Iterable[SubCall]) -> list[str]:
-        """Return, once and not in the last turn, why a SUBMIT is refused that read too little of the inputs."""
-        below = self._rlm.grounding.warn_below
-        if below is None or self.watch is None or self._told_of_unread or self.budget.limit:
-            return []
-        problems = unread(self.watch, below, code, calls, self.steps)
-        self._told_of_unread = bool(problems)
-        return problems
-
     def failures_in(self, values: Mapping[str, Any], calls: Iterable[SubCall]) -> list[str]:
         """Return, once, which values hold a failed item of a batch as text: `str` and f-strings take any object.
 
@@ -326,9 +317,7 @@ class Run:
     def calls_taken(self) -> dict[str, Any]:
         """Return the calls of this turn's code so far, by fields of `Step`."""
         calls: dict[str, Any] = {"calls": self.subcalls.taken()} if self.subcalls.log else {}
-        for _, _, item in self.subcalls.log if self._is_grounded else ():
-            if "value" in item.answer:
-                self.evidence.keep(item.number, item.inputs, item.answer["value"])
+        self.grounded.keep(item for _, _, item in self.subcalls.log)
         if (tools := self.tool_calls).calls:
             calls |= {"tool_calls": tuple(tools.calls), "tool_calls_left_out": tools.left_out}
         return calls
@@ -353,28 +342,19 @@ class Run:
         """
         self.stop, self.final_reasoning = stop, final_reasoning
         outcome = self.outcome_so_far({name: answer.get(name) for name in self.signature.output_fields})
-        self.outcome = replace(outcome, sources=self._sources(outcome.outputs))
+        sources = self.grounded.sources(self.signature.output_fields, outcome.outputs, self._seen())
+        self.outcome = replace(outcome, sources=sources)
         return prediction_of(replace(self._event, outcome=self.outcome))
 
-    @property
-    def _is_grounded(self) -> bool:
-        """Whether the places that the answer came from are looked for."""
-        return self._rlm.grounding.sources and not self.depth
-
-    def _sources(self, outputs: Mapping[str, Any]) -> dict[str, list[Place]]:
-        if not self._is_grounded:
-            return {}
+    def _seen(self) -> Seen:
         variables = self.conversation.environment.variables
-        shown = [each.name for each in variables if not each.long or self.stop == "direct"]
-        seen = Seen(
+        return Seen(
             inputs=self.inputs,
-            shown=shown,
+            shown=[each.name for each in variables if not each.long or self.stop == "direct"],
             subs=self._rlm.subs.names(),
             steps=self.steps,
-            evidence=self.evidence,
             submitted=self.stop == "submitted",
         )
-        return find_sources(self.signature.output_fields, outputs, seen)
 
     def partial(self, error: BaseException) -> RunPrediction:
         """Return what there is of a run that an error ends."""

@@ -160,7 +160,8 @@ class Turn(dspy.Module):
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
         problems = problems or run.blind_submit(code) or run.failures_in(values, step.calls)
-        problems = problems or run.unread(code, step.calls)
+        if not problems and not run.budget.limit:
+            problems = run.grounded.unread(code, step.calls, run.steps)
         printed = outcome.output.rstrip()
         if problems:
             refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
