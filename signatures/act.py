@@ -11,10 +11,10 @@ from rlm_dspy.trajectory import Trajectory
 class Act(dspy.Signature):
     """Solve the task by writing Python for a REPL, one code block per turn.
 
-    The inputs are variables in the REPL and may be too long to print. First print sizes, structure and small
-    samples. Then use code to search, split, count and compute. If code cannot decide because meaning matters,
-    ask a model about small pieces. Print only what you need. Variables persist between turns. Check the answer
-    against the data before you submit it.
+    The inputs are variables in the REPL, and long ones cannot be printed whole. Find the parts that the task is
+    about and print them; read what was printed. Where there is too much to read, pass the parts to a model, one
+    call for each. Count and compute with code. Variables persist between turns. Submit an answer when an output
+    shows it.
     """
 
     environment: Environment = dspy.InputField(desc="the task, the variables and the functions of this REPL")

@@ -24,6 +24,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -98,8 +99,9 @@ def losses_of(turns: list[Turn]) -> list[str]:
         code, tree = step["code"].strip(), parsed(step["code"])
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree else set()
         named = named or bool(names & set(INPUTS))
-        again, ends = (code, step["output"]) in seen, bool(names & ENDINGS)
-        seen.add((code, step["output"]))
+        done = (code, re.sub(r"<cell \d+>", "<cell>", step["output"]))  # an error names its cell
+        again, ends = done in seen, bool(names & ENDINGS)
+        seen.add(done)
         kinds = {
             "no code": not code,
             "syntax": tree is None,
@@ -261,12 +263,13 @@ def main(
     engine: Annotated[str, typer.Option(help=f"Of: {', '.join(ENGINES)}.")] = "ours",
     label: Annotated[str, typer.Option(help="A word for this state of the code or of the set-up.")] = "now",
     count: Annotated[int, typer.Option(help="Runs, the first of up to 60 tasks.")] = 60,
+    skip: Annotated[int, typer.Option(help="Leave out the first of them: another process asks these.")] = 0,
     only_report: Annotated[bool, typer.Option("--report", help="Ask nothing; write the table.")] = False,
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
     rows = row_file.read(RESULTS)
     done = {(row["model"], row["engine"], row["label"], row["number"]) for row in rows}
-    left = [number for number in range(count) if (model, engine, label, number) not in done]
+    left = [number for number in range(skip, count) if (model, engine, label, number) not in done]
     lm = choose_model(model).copy(cache=False, max_tokens=REPLY_TOKENS) if left and not only_report else None
     for number in left if lm else []:
         row = {"model": model, "engine": engine, "label": label, **run(engine, number, lm)}

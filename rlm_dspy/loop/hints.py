@@ -71,6 +71,10 @@ _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
 )
 _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
+        lambda cell: "SUBMIT" in cell.calls and _has_dots(cell.tree),
+        "Replace the dots in SUBMIT(...) by the answer itself.",
+    ),
+    (
         lambda cell: cell.calls & _BATCHES and any(call.error for call in cell.step.calls),
         "A failed item is false and no str. Leave it out: [reply for reply in replies if reply].",
     ),
@@ -98,6 +102,10 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
         "The inputs are variables, not files: use them ({inputs}) directly.",
     ),
 )
+
+
+def _has_dots(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.Constant) and node.value is ... for node in ast.walk(tree))
 
 
 def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Collection[str]) -> str:

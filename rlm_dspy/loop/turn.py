@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from rlm_dspy.loop.run_state import Run
 
 _THINKING_CHARS = 4_000
+_WARMER_TEMPERATURE = 0.7
+_LOOPING_CHARS, _LOOPING_RATIO = 400, 6
+"""A cut reply of so many characters that is compressed by this factor says one thing repeatedly."""
 _logger = logger()
 
 
@@ -106,7 +110,9 @@ class Turn(dspy.Module):
         try:
             scope = run.metered("act", keeper=budget.keeper, input_tokens=budget.next_tokens)
             with scope as meter, budget.in_time():
-                action = await port.predict(self._act, budget.seconds_for_reply(), **run.conversation.inputs)
+                action = await port.predict(
+                    self._act, budget.seconds_for_reply(), **run.conversation.inputs, **self._warmer()
+                )
         except dspy.AdapterParseError as error:
             empty = error.adapter_name == ReplAdapter.__name__  # it parses any text; DSPy rejects an empty one
             said = Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
@@ -118,7 +124,11 @@ class Turn(dspy.Module):
                 if reply.code
                 else "It has no complete code; nothing was run"
             )
-            shorter = "Write a shorter reply, then continue."
+            shorter = (
+                "It said the same again and again. Print or compute a long value with code instead."
+                if _goes_round(error.partial)
+                else "Write a shorter reply, then continue."
+            )
             fix = "Do not quote texts." if isinstance(error, ReplyWithheld) else shorter
             told = f"Your reply {error.why}. {ran}. {fix}"
             return replace(reply, thinking=_thinking(meter), cut=told)
@@ -131,6 +141,15 @@ class Turn(dspy.Module):
             code = read_reply(code).code
         said = Reply(sendable(action.get("reasoning") or ""), sendable(code), thinking=_thinking(meter))
         return said if code else _reply_apart(meter) or said
+
+    def _warmer(self) -> dict[str, dict[str, float]]:
+        """Return the sampling of a reply after a turn that repeated another: greedy decoding repeats it once more.
+
+        Empty if the LM is not greedy, or was given no temperature, so that it may refuse one.
+        """
+        repeated = bool(self._run.steps) and self._run.steps[-1].repeats
+        greedy = self._run.lm.kwargs.get("temperature") == 0
+        return {"config": {"temperature": _WARMER_TEMPERATURE}} if repeated and greedy else {}
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
@@ -220,3 +239,8 @@ def no_code(reply: Reply, submit_call: str) -> Step:
         problem = "Your reply was empty."
     text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
     return Step(reasoning=reply.reasoning, output=text, kind="no_code")
+
+
+def _goes_round(text: str) -> bool:
+    raw = text.encode("utf-8", "replace")
+    return len(text) >= _LOOPING_CHARS and len(raw) >= _LOOPING_RATIO * len(zlib.compress(raw))

@@ -26,8 +26,8 @@ _DEMO_OUTPUT_CHARS = 600
 _DEMO_ENVIRONMENT_CHARS = 800
 _LABEL_CHARS = 160
 """Maximum characters of each field in a labeled example."""
-_LOOK_FIRST = "Begin with a block that prints a small sample of the inputs."
-"""Ends the first message of a run without demos. Without it, a 1.5B model wrote no block or submitted a guess."""
+_ASKED_CHARS = 400
+"""Maximum characters of an input that is shown again after each output."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
@@ -56,12 +56,14 @@ class ReplAdapter(dspy.Adapter):
         for demo, parts in zip(shown, environments, strict=True):
             messages += self._conversation(_without(said_once, parts), demo["trajectory"])
             messages.append(_assistant(demo.get("reasoning") or "", demo.get("code") or ""))
+        steps = _steps(inputs["trajectory"])
         if not shown and here.turns > 1 and any(variable.long for variable in here.variables):
-            ask = f"{ask} {_LOOK_FIRST}"
+            ask = f"{ask} {_first_block(here)}"
+            steps = [_with_question(step, here) for step in steps]
         environment = _without(said_once, [*before, ask])
         if hint := _advice_of_refine(signature):
             environment = f"{environment}\n\nHint from an earlier attempt: {hint}"
-        return messages + _conversation(environment, _steps(inputs["trajectory"]))
+        return messages + _conversation(environment, steps)
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Return `reasoning` and `code`; `code` is empty if the reply contains none."""
@@ -179,6 +181,38 @@ def _advice_of_refine(signature: type[dspy.Signature]) -> str:
         return ""
     advice, names = held["advice"].cell_contents, held["signature2name"].cell_contents
     return str((advice or {}).get(names.get(signature), ""))
+
+
+def _first_block(here: Environment) -> str:
+    """Return how a run without demos over long inputs begins.
+
+    Small models copy the form of what they read last: after prose, a model of 1.5B parameters replied in prose.
+    """
+    long = next(variable for variable in here.variables if variable.long)
+    if long.type != "str":
+        return "Begin with a block that prints a small sample of the inputs."
+    short = (each.name for each in here.variables if each.type == "str" and not each.long)
+    words = next(short, '"words of the task"')
+    code = f"for part in find_passages({long.name}, {words}):\n    print(part)"
+    return f"Begin with a block such as:\n\n```python\n{code}\n```"
+
+
+def _with_question(step: Step, here: Environment) -> Step:
+    """Return a step whose output is followed by the short inputs, and by how to end the run.
+
+    A model of 1.5B parameters otherwise wrote its first block again and again.
+    """
+    if step.kind == "folded" or step.repeats or step.notice:
+        return step
+    short = [
+        str(variable) for variable in here.variables if not variable.long and len(str(variable)) < _ASKED_CHARS
+    ]
+    submit = ", ".join(f"{output.name}=..." for output in here.outputs)
+    asked = (
+        "If the output above does not hold the answer, write a block that goes further. If it does:\n\n"
+        f"```python\nSUBMIT({submit})\n```"
+    )
+    return step.model_copy(update={"notice": "\n".join([*short, asked])})
 
 
 def _conversation(environment: str, steps: list[Step]) -> list[Message]:

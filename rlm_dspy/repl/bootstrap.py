@@ -22,7 +22,10 @@ _SOURCES = (
     Path(encoder.__file__),
     Path(file_mapping.__file__),
     Path(view.__file__),
-    *(_HERE / f"{name}.py" for name in ("value_codec", "output_files", "functions", "dspy_facade", "names")),
+    *(
+        _HERE / f"{name}.py"
+        for name in ("value_codec", "output_files", "functions", "passages", "dspy_facade", "names")
+    ),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants both tools."""

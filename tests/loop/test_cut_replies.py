@@ -271,3 +271,11 @@ def test_a_scripted_lm_can_play_a_cut_reply() -> None:
         lm=ScriptedLM([CutReply("Look.\n```python\n1"), DONE]), interpreter_factory=LocalPythonInterpreter
     ):
         assert RLM(ASK)(question="?").answer == "done"
+
+
+def test_a_reply_that_says_the_same_until_it_is_cut_is_told_so(play: Play) -> None:
+    going_round = "SUBMIT(answer='" + "Ulm, Bern, " * 60
+    played = play(RLM(ASK), [CutReply(f"```python\n{going_round}"), DONE], question="?")
+    assert (
+        "It said the same again and again. Print or compute a long value with code instead." in played.outputs[0]
+    )

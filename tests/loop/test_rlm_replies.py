@@ -253,3 +253,18 @@ class Custom(dspy.BaseLM):
 def test_thinking_is_dropped_whatever_the_kind_of_lm() -> None:
     with dspy.context(lm=Custom(), interpreter_factory=LocalPythonInterpreter):
         assert RLM(ASK)(question="?").answer == "done"
+
+
+@pytest.mark.parametrize(("given", "third"), [(0.0, 0.7), (0.3, None), (None, None)])
+def test_the_reply_after_a_repeated_turn_is_sampled_if_decoding_is_greedy(
+    given: float | None, third: float | None
+) -> None:
+    """Greedy decoding repeats it once more. An LM that was given no temperature may refuse one."""
+    look = block("print(1)")
+    lm = ScriptedLM([look, look, block("print(2)"), block("SUBMIT(answer='a')")])
+    lm.kwargs = {name: value for name, value in lm.kwargs.items() if name != "temperature"}
+    if given is not None:
+        lm.kwargs["temperature"] = given
+    with dspy.context(lm=lm):
+        RLM("question -> answer", policy=None)(question="?")
+    assert [call["kwargs"].get("temperature") for call in lm.history] == [None, None, third, None]

@@ -1,4 +1,4 @@
-"""The first message of a run without demos asks for a look at long inputs; one with demos leaves that to them."""
+"""A run without demos is shown how to begin and how to end; one with demos leaves that to them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,74 @@ import dspy
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.prompt.adapter import _LOOK_FIRST
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 LONG = "It rained in Ulm.\n" * 1_000
+BEGIN = "Begin with a block"
+END = "If it does:\n\n```python\nSUBMIT(words=...)\n```"
 
 
-def first_message(rlm: RLM, text: str) -> str:
-    """Return the last message of the first request."""
-    lm = ScriptedLM([block("SUBMIT(words=len(text.split()))")])
+def messages(rlm: RLM, *codes: str, **inputs: object) -> list[str]:
+    """Return the messages of the last request of a run that runs `codes` and ends."""
+    lm = ScriptedLM([*map(block, codes), block("SUBMIT(words=4)")])
     with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
-        rlm(text=text)
-    return str(lm.script.calls[0][-1]["content"])
+        rlm(**inputs)
+    return [str(message["content"]) for message in lm.script.calls[-1]]
 
 
-def test_a_run_over_a_long_input_begins_with_a_look() -> None:
-    assert first_message(RLM("text -> words: int", policy=None), LONG).endswith(_LOOK_FIRST)
+def made() -> RLM:
+    return RLM("text -> words: int", policy=None)
 
 
-def test_short_inputs_are_in_the_message_so_no_look_is_asked_for() -> None:
-    assert _LOOK_FIRST not in first_message(RLM("text -> words: int", policy=None), "It rained in Ulm.")
-
-
-def test_a_run_of_one_turn_has_no_turn_for_a_look() -> None:
-    assert _LOOK_FIRST not in first_message(
-        RLM("text -> words: int", policy=None, limits=Limits(max_iters=1)), LONG
+def test_a_run_over_a_long_text_is_shown_a_block_that_searches_it() -> None:
+    assert messages(made(), text=LONG)[-1].endswith(
+        f'{BEGIN} such as:\n\n```python\nfor part in find_passages(text, "words of the task"):\n    print(part)\n```'
     )
 
 
-def test_demos_show_how_a_run_begins() -> None:
-    rlm = RLM("text -> words: int", policy=None)
+def test_the_search_is_for_the_first_short_text() -> None:
+    rlm = RLM("topic, text -> words: int", policy=None)
+    assert "find_passages(text, topic)" in messages(rlm, topic="rain", text=LONG)[-1]
+
+
+def test_of_other_long_inputs_a_sample_is_asked_for() -> None:
+    rlm = RLM("rows: list[int] -> words: int", policy=None)
+    assert messages(rlm, rows=list(range(10_000)))[-1].endswith("prints a small sample of the inputs.")
+
+
+def test_short_inputs_are_in_the_message_so_no_first_block_is_shown() -> None:
+    assert BEGIN not in messages(made(), text="It rained in Ulm.")[-1]
+
+
+def test_a_run_of_one_turn_has_no_turn_for_a_look() -> None:
+    rlm = RLM("text -> words: int", policy=None, limits=Limits(max_iters=1))
+    assert BEGIN not in messages(rlm, text=LONG)[-1]
+
+
+def test_each_output_is_followed_by_the_short_inputs_and_by_how_to_end() -> None:
+    rlm = RLM("topic, text -> words: int", policy=None)
+    *_, first, _, second = messages(rlm, "print(1)", "print(2)", topic="rain", text=LONG)
+    for message in (first, second):
+        assert message.endswith(END)
+        assert "topic: str, 'rain'\n" in message
+        assert "Ulm" not in message
+
+
+def test_demos_show_how_a_run_begins_and_ends() -> None:
+    rlm = made()
     with dspy.context(lm=ScriptedLM([block("SUBMIT(words=4)")]), trace=[]):
         rlm(text="It rained in Ulm.")
         _, inputs, turn = dspy.settings.trace[-1]
     rlm.act.demos = [dspy.Example(**inputs, **turn)]
-    assert _LOOK_FIRST not in first_message(rlm, LONG)
+    sent = messages(rlm, "print(1)", text=LONG)
+    assert not any(BEGIN in message or END in message for message in sent)
+
+
+def test_dots_in_the_place_of_an_answer_are_refused_with_the_fix() -> None:
+    lm = ScriptedLM([block("SUBMIT(words=...)"), block("SUBMIT(words=4)")])
+    with dspy.context(lm=lm):
+        made()(text=LONG)
+    assert str(lm.script.calls[-1][-1]["content"]).endswith(
+        "Replace the dots in SUBMIT(...) by the answer itself."
+    )

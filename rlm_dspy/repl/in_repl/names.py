@@ -10,6 +10,7 @@ _rlm_own = {
     "llm_query": llm_query,
     "llm_query_batched": llm_query_batched,
     "SHOW_VARS": SHOW_VARS,
+    "find_passages": find_passages,
     "dspy": dspy,
     "rlm_query": rlm_query,
     "rlm_query_batched": rlm_query_batched,

@@ -1,0 +1,78 @@
+"""`find_passages` ranks the parts of a text by the rare words that they share with a query."""
+
+from __future__ import annotations
+
+import random
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_dspy import RLM
+from rlm_dspy.repl.bootstrap import functions
+from rlm_dspy.testing import ScriptedLM
+from tests.playing import block
+
+COMMON = "the of and a road river to in was tree house stone".split()
+
+
+def find_passages(*args: object, **kwargs: object) -> list[str]:
+    """Call the function as the REPL defines it."""
+    names: dict[str, object] = {"_rlm_given": {"subs": [], "inputs": [], "tools": [], "marked": False}}
+    exec(compile(str(functions()[0]), "functions", "exec"), names)
+    return names["find_passages"](*args, **kwargs)  # type: ignore[operator, no-any-return]
+
+
+def filler(words: int) -> str:
+    chance = random.Random(7)
+    return " ".join(chance.choice(COMMON) for _ in range(words))
+
+
+TEXT = f"{filler(5_000)} Kadri Vaheste kept the lighthouse until 1931. {filler(5_000)}"
+
+
+def test_the_passage_with_the_rare_words_comes_first() -> None:
+    first, *others = find_passages(TEXT, "Until when did Vaheste keep the lighthouse?")
+    assert "Kadri Vaheste kept the lighthouse until 1931." in first
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("words", ["VAHESTE", "vaheste", "Vahestes", "lighthouses"])
+def test_case_and_endings_do_not_matter(words: str) -> None:
+    assert "1931" in find_passages(TEXT, words)[0]
+
+
+def test_passages_do_not_overlap_and_are_bounded() -> None:
+    found = find_passages(TEXT, "river stone", count=8, chars=200)
+    assert len(found) == len(set(found)) == 8
+    assert all(len(part) <= 200 for part in found)
+
+
+def test_words_that_are_not_there_give_nothing() -> None:
+    assert find_passages(TEXT, "zeppelin") == find_passages("", "river") == find_passages(TEXT, "") == []
+
+
+def test_a_character_that_gets_longer_in_lower_case_moves_no_passage() -> None:
+    assert "1931" in find_passages("İ" * 500 + TEXT, "Vaheste")[0]
+
+
+@pytest.mark.parametrize(("text", "words"), [(["a"], "a"), ("a", ["a"]), (None, "a"), (b"a", "a")])
+def test_other_types_are_refused_by_name(text: object, words: object) -> None:
+    with pytest.raises(TypeError, match=r"find_passages takes a str as (text|words), not"):
+        find_passages(text, words)
+
+
+@given(st.text(max_size=400), st.text(max_size=40), st.integers(1, 5), st.integers(1, 60))
+def test_every_passage_is_a_part_of_the_text(text: str, words: str, count: int, chars: int) -> None:
+    found = find_passages(text, words, count, chars)
+    assert len(found) <= count
+    assert all(part in text and len(part) <= chars for part in found)
+
+
+def test_it_stays_defined_in_a_run_and_its_name_is_reserved() -> None:
+    lm = ScriptedLM([block("find_passages = 1"), block("SUBMIT(answer=find_passages(text, 'Vaheste')[0])")])
+    with dspy.context(lm=lm):
+        assert "1931" in RLM("text -> answer", policy=None)(text=TEXT).answer
+    with pytest.raises(ValueError, match="find_passages"):
+        RLM("find_passages -> answer")
