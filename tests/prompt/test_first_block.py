@@ -28,7 +28,8 @@ def made() -> RLM:
 
 def test_a_run_over_a_long_text_is_shown_a_block_that_searches_it() -> None:
     assert messages(made(), text=LONG)[-1].endswith(
-        f'{BEGIN} such as:\n\n```python\nfor part in find_passages(text, "words of the task"):\n    print(part)\n```'
+        f"{BEGIN} such as:\n\n```python\n"
+        'for part in find_passages(text, "words of the task"):\n    print(part)\n```'
     )
 
 

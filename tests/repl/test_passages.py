@@ -14,7 +14,7 @@ from rlm_dspy.repl.bootstrap import functions
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
-COMMON = "the of and a road river to in was tree house stone".split()
+COMMON = ["the", "of", "and", "a", "road", "river", "to", "in", "was", "tree", "house", "stone"]
 
 
 def find_passages(*args: object, **kwargs: object) -> list[str]:
