@@ -198,7 +198,7 @@ def test_parsing_gives_reasoning_and_code_for_any_text(text: str) -> None:
 
 @given(st.text(), st.integers(min_value=0, max_value=200))
 def test_clip_keeps_its_cap_and_both_ends(text: str, most: int) -> None:
-    """Of a longer text so many characters are left, and a note says how many are not, unless it would be longer."""
+    """Of a longer text so many characters are left, unless that and the note are longer than it."""
     cut = clip(text, most)
     note = f"\n... [{len(text) - most:,} characters left out] ...\n"
     if len(text) <= most + len(note):

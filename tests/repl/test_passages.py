@@ -10,18 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM
-from rlm_dspy.repl.bootstrap import functions
+from rlm_dspy.repl.in_repl.passages import find_passages
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 COMMON = ["the", "of", "and", "a", "road", "river", "to", "in", "was", "tree", "house", "stone"]
-
-
-def find_passages(*args: object, **kwargs: object) -> list[str]:
-    """Call the function as the REPL defines it."""
-    names: dict[str, object] = {"_rlm_given": {"subs": [], "inputs": [], "tools": [], "marked": False}}
-    exec(compile(str(functions()[0]), "functions", "exec"), names)
-    return names["find_passages"](*args, **kwargs)  # type: ignore[operator, no-any-return]
 
 
 def filler(words: int) -> str:
