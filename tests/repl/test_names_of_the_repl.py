@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import keyword
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -11,6 +13,7 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.repl.bootstrap import SOURCE
 from rlm_dspy.repl.tools import RESERVED
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
@@ -192,3 +195,13 @@ def test_a_name_of_the_repl_is_refused_before_anything_runs(name: str) -> None:
 def test_inputs_is_a_name_of_the_repl() -> None:
     """It holds the inputs."""
     assert "INPUTS" in RESERVED
+
+
+def test_no_source_of_the_repl_defines_what_another_defines() -> None:
+    """They run in one namespace: the last definition would serve all."""
+    defined = [
+        node.name
+        for node in ast.parse(SOURCE).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(defined).items() if count > 1] == []

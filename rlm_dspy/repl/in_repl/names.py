@@ -60,10 +60,10 @@ def _rlm_define(module, source):
     }
     vars(made).update({name: taken[name] for name in defined if name in taken})
     names.update({name: value for name, value in defined.items() if name not in taken})
-    return "Defined: " + ", ".join(name + _rlm_signature(names[name]) for name in defined)
+    return "Defined: " + ", ".join(name + _rlm_called_as(names[name]) for name in defined)
 
 
-def _rlm_signature(function):
+def _rlm_called_as(function):
     try:
         return str(_rlm_inspect.signature(function))
     except (TypeError, ValueError):
