@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import dspy
 import pytest
@@ -10,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM
-from rlm_dspy.repl.in_repl.passages import find_passages
+from rlm_dspy.repl.in_repl import passages
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+find_passages: Callable[..., list[str]] = passages.find_passages
 COMMON = ["the", "of", "and", "a", "road", "river", "to", "in", "was", "tree", "house", "stone"]
 
 
