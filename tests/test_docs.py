@@ -42,6 +42,7 @@ NOT_RUN = (
     "uv sync",
     "uv run --extra embedded --group dev pytest",
     "uv run --group docs mkdocs serve",
+    "uv run --extra serve rlm-dspy serve",
 )
 """Commands that install, serve, or run these tests."""
 MESSAGE = re.compile(r"^### `([^`]+)`$", re.MULTILINE)

@@ -26,7 +26,8 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > tracing > batch > mcp | skills > observe | optimize > loop > compute > report > subcalls > prompt"
+    "cli > service >"
+    " tracing > batch > mcp | skills > observe | optimize > loop > compute > report > subcalls > prompt"
     " > streaming > grounding > budget | repl | coverage | embedded | cache | signatures > inputs"
     " > interpreters | replies"
     " > concurrency > events"

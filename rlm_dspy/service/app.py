@@ -1,0 +1,227 @@
+"""Serves a program as an ASGI application with OpenAI's chat completions and responses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import dspy
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from rlm_dspy.errors import InvalidInputs, UsageError
+from rlm_dspy.service.answers import error_body
+from rlm_dspy.service.chat import ChatWriter
+from rlm_dspy.service.gate import OPEN, Bodies, Gate, names_of
+from rlm_dspy.service.metrics import Metrics
+from rlm_dspy.service.requests import ChatBody, ResponseBody
+from rlm_dspy.service.responses import ResponseWriter
+from rlm_dspy.service.runs import ClientGone, Finished, Runs, while_connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from starlette.datastructures import Headers
+    from starlette.types import Message, Receive, Scope, Send
+
+    from rlm_dspy.service.answers import Writer
+    from rlm_dspy.service.requests import Ask
+
+_SEND_SECONDS = 60.0
+"""Seconds that a client may take to read a piece of a stream."""
+_LIMIT_HEADER = "x-rlm-max-"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # else nginx holds events back
+]
+
+
+def create_app(
+    program: dspy.Module,
+    *,
+    name: str = "program",
+    keys: Iterable[str] = (),
+    host: str = "127.0.0.1",
+    other_hosts: Iterable[str] = (),
+    max_runs: int = 8,
+) -> Starlette:
+    """Return an ASGI application that serves a program; its LM is the one that is configured at this call.
+
+    Args:
+        program: An `RLM`, or a module with `aforward` and an attribute `signature`.
+        name: The name of the model in requests.
+        keys: The keys of clients; without any, everybody who reaches the server may use it.
+        host: The address that it is served on: requests must name it in their header Host.
+        other_hosts: Further names for it.
+        max_runs: How many runs may go on at once; more requests are refused with status 429.
+
+    Raises:
+        UsageError: If the program cannot be served.
+        ImportError: If the extra `serve` is not installed.
+    """
+    _check(program)
+    metrics, bodies = Metrics(), Bodies()
+    runs = Runs(program, max_runs, metrics)
+
+    async def models(_request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(name)]})
+
+    async def model(request: Request) -> Response:
+        _check_model(request.path_params["model"], name)
+        return JSONResponse(_model(name))
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def measured(_request: Request) -> Response:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", _Endpoint(runs, bodies, name, ChatBody, ChatWriter), methods=["POST"]),
+            Route("/v1/responses", _Endpoint(runs, bodies, name, ResponseBody, ResponseWriter), methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{model}", model),
+            Route(OPEN, health),
+            Route("/metrics", measured),
+        ],
+        middleware=[Middleware(Gate, names_of(host, other_hosts), list(keys), metrics)],
+        exception_handlers={HTTPException: _refuse, InvalidInputs: _refuse},
+    )
+
+
+def _check(program: dspy.Module) -> None:
+    signature = getattr(program, "signature", None)
+    if not (isinstance(signature, type) and issubclass(signature, dspy.Signature)):
+        raise UsageError(
+            "A program to serve needs a signature, which says what requests may send: give the module an "
+            "attribute `signature = dspy.Signature('context, question -> answer')`."
+        )
+    if not hasattr(program, "aforward"):
+        raise UsageError(
+            f"{type(program).__name__} has no aforward. A server awaits its programs, so that a run can be "
+            "cancelled: write `async def aforward(self, ...)`, which awaits `self.rlm.acall(...)`."
+        )
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """Answers requests to run the program in one of the two APIs."""
+
+    runs: Runs
+    bodies: Bodies
+    name: str
+    body: type[ChatBody | ResponseBody]
+    writer: type[ChatWriter | ResponseWriter]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or stop when its client has gone."""
+        request = Request(scope, receive)
+        with contextlib.suppress(ClientGone, ClientDisconnect):
+            body = await self.bodies.read(request, self.body)
+            _check_model(body.model, self.name)
+            ask = body.read()
+            ask = replace(ask, limits=_lowest(ask.limits, _limits_in(request.headers)))
+            with self.runs.slot():
+                await while_connected(receive, self._answer(ask, scope, receive, send))
+
+    async def _answer(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = self.writer(self.name, ask)
+        async with contextlib.aclosing(self.runs.pieces(ask, hears_chunks=ask.stream)) as pieces:
+            if ask.stream:
+                await _stream(_events(writer, pieces), send)
+                return
+            reasoning = ""
+            async for piece in pieces:
+                if isinstance(piece, Finished):
+                    content = writer.whole(reasoning, piece).model_dump_json(exclude_none=True)
+                else:
+                    reasoning += piece
+        await Response(content, media_type="application/json")(scope, receive, send)
+
+
+async def _events(writer: Writer, pieces: AsyncIterator[str | Finished]) -> AsyncIterator[str]:
+    """Yield the events of a stream.
+
+    Raises:
+        HTTPException: If the run fails before there is any; later it becomes an event.
+    """
+    begun = False
+    try:
+        async for piece in pieces:
+            for event in () if begun else writer.begin():
+                yield event
+            begun = True
+            if isinstance(piece, Finished):
+                told = writer.end(piece)
+            else:
+                told = writer.reason(piece) if piece else iter([": the run goes on\n\n"])
+            for event in told:
+                yield event
+    except HTTPException as error:
+        if not begun:
+            raise
+        for event in writer.fail(error):
+            yield event
+
+
+async def _stream(events: AsyncIterator[str], send: Send) -> None:
+    """Send events as they come.
+
+    Raises:
+        ClientGone: If the client does not read them.
+    """
+    start: Message = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+    try:
+        async for event in events:
+            if start:
+                await send(start)
+                start = {}
+            async with asyncio.timeout(_SEND_SECONDS):
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    except TimeoutError:
+        raise ClientGone from None
+
+
+def _limits_in(headers: Headers) -> dict[str, int | float]:
+    """Return the limits in headers: `X-RLM-Max-Cost: 0.5` is the limit `max_cost`."""
+    return {
+        name.removeprefix("x-rlm-").replace("-", "_"): _number(name, value)
+        for name, value in headers.items()
+        if name.startswith(_LIMIT_HEADER)
+    }
+
+
+def _number(name: str, value: str) -> int | float:
+    try:
+        return float(value) if set(value) & set(".eE") else int(value)
+    except ValueError:
+        raise InvalidInputs(f"The header {name} must be a number, not {value[:40]!r}.") from None
+
+
+def _lowest(one: Mapping[str, int | float], other: Mapping[str, int | float]) -> dict[str, int | float]:
+    return {name: min(limits[name] for limits in (one, other) if name in limits) for name in {**one, **other}}
+
+
+def _check_model(wanted: str, name: str) -> None:
+    if wanted != name:
+        raise HTTPException(404, f"There is no model {wanted[:100]!r}; this server has {name!r}.")
+
+
+def _model(name: str) -> dict[str, str | int]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "rlm-dspy"}
+
+
+def _refuse(_request: Request, error: Exception) -> Response:
+    if isinstance(error, InvalidInputs):
+        error = HTTPException(400, str(error))
+    assert isinstance(error, HTTPException)
+    return JSONResponse(error_body(error), error.status_code, error.headers)
