@@ -143,13 +143,15 @@ class Turn(dspy.Module):
         return said if code else _reply_apart(meter) or said
 
     def _warmer(self) -> dict[str, dict[str, float]]:
-        """Return the sampling of a reply after a turn that repeated another: greedy decoding repeats it once more.
+        """Return the sampling of a reply after a turn without code, or one that repeated another.
 
-        Empty if the LM is not greedy, or was given no temperature, so that it may refuse one.
+        Greedy decoding would repeat it once more. Empty if the LM is not greedy, or was given no temperature, so
+        that it may refuse one.
         """
-        repeated = bool(self._run.steps) and self._run.steps[-1].repeats
+        last = self._run.steps[-1] if self._run.steps else None
+        lost = last is not None and (last.repeats or last.kind == "no_code")
         greedy = self._run.lm.kwargs.get("temperature") == 0
-        return {"config": {"temperature": _WARMER_TEMPERATURE}} if repeated and greedy else {}
+        return {"config": {"temperature": _WARMER_TEMPERATURE}} if lost and greedy else {}
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
         """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""

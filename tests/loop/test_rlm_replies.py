@@ -256,12 +256,12 @@ def test_thinking_is_dropped_whatever_the_kind_of_lm() -> None:
 
 
 @pytest.mark.parametrize(("given", "third"), [(0.0, 0.7), (0.3, None), (None, None)])
-def test_the_reply_after_a_repeated_turn_is_sampled_if_decoding_is_greedy(
-    given: float | None, third: float | None
+@pytest.mark.parametrize("lost", ["```python\nprint(1)\n```", "The answer is a."], ids=["repeated", "no code"])
+def test_the_reply_after_a_lost_turn_is_sampled_if_decoding_is_greedy(
+    given: float | None, third: float | None, lost: str
 ) -> None:
-    """Greedy decoding repeats it once more. An LM that was given no temperature may refuse one."""
-    look = block("print(1)")
-    lm = ScriptedLM([look, look, block("print(2)"), block("SUBMIT(answer='a')")])
+    """Greedy decoding loses the next one too. An LM that was given no temperature may refuse one."""
+    lm = ScriptedLM([block("print(1)"), lost, block("print(2)"), block("SUBMIT(answer='a')")])
     lm.kwargs = {name: value for name, value in lm.kwargs.items() if name != "temperature"}
     if given is not None:
         lm.kwargs["temperature"] = given
