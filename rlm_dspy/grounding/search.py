@@ -114,8 +114,10 @@ def places_in(within: str, text: str, *, words: bool = True) -> Iterator[int]:
 
 
 def is_large(text: str | Text) -> bool:
-    """Whether a text is a file that is not read whole."""
-    return isinstance(text, Text) and text.path is not None and text.path.stat().st_size > READ_WHOLE_BYTES
+    """Whether a text, or its file, is longer than what is read whole."""
+    if isinstance(text, Text) and text.path:
+        return text.path.stat().st_size > READ_WHOLE_BYTES
+    return len(text) > READ_WHOLE_BYTES
 
 
 def _is_searched(value: object) -> bool:
@@ -145,7 +147,7 @@ def _texts(value: object) -> Iterator[tuple[Item, Iterable[str] | None]]:
 
 
 def _pieces(text: str | Text) -> Iterable[str]:
-    return _read(text.reader()) if isinstance(text, Text) and is_large(text) else [str(text)]
+    return _read(text.reader()) if isinstance(text, Text) and text.path and is_large(text) else [str(text)]
 
 
 def _read(file: BinaryIO) -> Iterator[str]:
