@@ -10,6 +10,8 @@ RLMError                     base class of this package's errors
 ├── UnreadableDocument       the caller: a file is neither text nor a document that can be read
 ├── UnreachableAddress       the caller: a page of the web is not allowed, or cannot be fetched
 ├── UnreadableTable          the caller: a table is damaged, too large or of an unknown kind (`inputs`)
+├── CannotResume             the caller: a log has no run that can go on with this module and these inputs
+├── ToolInterrupted          the model (inside the REPL): a tool's result was lost when the process was gone
 ├── EventLoopBlocked         the caller: an async tool waits for the event loop that the call blocks
 ├── UnknownModel             the caller: there is no such model, or none to fall back on
 │   └── ModelNotPulled       the operator: the model must be downloaded first (`models`)
@@ -120,6 +122,14 @@ class UnreadableTable(RLMError, ValueError):  # noqa: N818 (what it is)
 
 class WorkersLost(RLMError, RuntimeError):  # noqa: N818 (what happened)
     """Workers of a batch died: of one example again and again, or of an executor that cannot be made again."""
+
+
+class CannotResume(RLMError, ValueError):  # noqa: N818 (what it says)
+    """An event log has no run that can go on with this module and these inputs; the message names the reason."""
+
+
+class ToolInterrupted(RLMError, RuntimeError):  # noqa: N818 (what happened)
+    """The result of a tool call was lost when the process of its run was gone; the code decides what to do."""
 
 
 class EventLoopBlocked(RLMError, RuntimeError):  # noqa: N818

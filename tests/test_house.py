@@ -26,10 +26,9 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > service >"
-    " tracing > batch > mcp | skills > observe | optimize > loop > compute > report > subcalls > prompt"
-    " > streaming > grounding > budget | repl | coverage | embedded | cache | signatures > inputs"
-    " > interpreters | replies"
+    "cli > service > tracing > batch > mcp | skills > replay | optimize > loop > resume > observe > compute"
+    " > report > subcalls > prompt > streaming > grounding"
+    " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
     " > concurrency > events"
 )
 """A package imports only packages to the right of a `>` behind it; `|` means not each other."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import dspy
 
+    from rlm_dspy.budget.lm_info import RecordedReplies, RecordedReply
     from rlm_dspy.limits import Limits
 
 CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
@@ -51,6 +52,8 @@ class Ledger:
     started: float = field(default_factory=time.monotonic)
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
     """Ends the requests of the tree's code when the ledger is closed."""
+    recorded: RecordedReplies | None = None
+    """The replies that arrived before the run was resumed; None if it was not."""
     _reserved: int = 0
     _spent: Amount = NOTHING
     _held: dict[Hashable, Amount] = field(default_factory=dict)
@@ -238,7 +241,7 @@ class Ledger:
         """Wall-clock seconds since the run began."""
         return time.monotonic() - self.started
 
-    def settle(self, role: str, model: str, used: Usage, *, key: Hashable = None) -> None:
+    def settle(self, role: str, model: str, used: Usage, *, key: Hashable = None, calls: int = 0) -> None:
         """Record what a model call used.
 
         Args:
@@ -246,8 +249,10 @@ class Ledger:
             model: The model that was asked.
             used: Its usage; without `calls` for an abandoned call that was counted before.
             key: The key it was held under, if any.
+            calls: The number of model calls it takes, if none was held.
         """
         with self._lock:
+            self._reserved += calls
             self._held.pop(key, None)
             self._open.pop(key, None)
             self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
@@ -359,6 +364,13 @@ class Meter:
         if self._under_way.pop(request, None) is None:
             used = used.model_copy(update={"calls": 0, "cached_calls": 0, "failures": 0})
         self._enter(request, model, used)
+
+    def take(self, reply: RecordedReply) -> None:
+        """Record a reply that is settled already."""
+        self.read = reply.used.input_tokens
+        self.outputs.append(reply.outputs)
+        for mirror in self.mirrors:
+            mirror.append(reply.used)
 
     def give_up(self, why: LimitExceeded | None = None) -> None:
         """Record the running requests as failed: nobody waits for them any more.

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback
-from rlm_dspy.budget.lm_info import Outputs, reported_cost, tokens_of
+from rlm_dspy.budget.lm_info import Outputs, finish_reasons, reported_cost, tokens_of
 from rlm_dspy.budget.metered_lm import latest_entry, meters_in_force, request_under_way, role
-from rlm_dspy.events import LMEvent, emit, here
+from rlm_dspy.events import LMEvent, emit, here, listeners, unit
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from rlm_dspy.events import RunEvent, Unit
 
 
 class LMEvents(BaseCallback):
@@ -45,6 +47,16 @@ def lm_events() -> contextlib.AbstractContextManager[object]:
     return scope
 
 
+@contextlib.contextmanager
+def observed(event: RunEvent) -> Iterator[Unit[RunEvent] | None]:
+    """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
+    if not dspy.settings.callbacks or not listeners():
+        yield None
+        return
+    with unit(event) as told, lm_events():
+        yield told
+
+
 def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int = 0) -> LMEvent:
     """Return the start event of a model call.
 
@@ -60,13 +72,14 @@ def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int 
 
 def answered(event: LMEvent, outputs: Any, exception: BaseException | None) -> LMEvent:
     """Return the end event of a model call that has just ended."""
-    used, meters = reported(outputs), meters_in_force()
+    used, meters, request = reported(outputs), meters_in_force(), request_under_way.get()
     price = meters[0].ledger.price(event.lm) if meters and used.cost is None else None
     return replace(
         event,
         phase="failed" if exception is not None else "ended",
         error=exception,
         outputs=outputs,
+        finish=finish_reasons(request.entry(outputs).get("response")) if request is not None else (),
         usage=used.model_copy(update={"cached_calls": 0}),
         cached=bool(used.cached_calls),
         price=None if price is None else price.of(used.input_tokens, used.cached_input_tokens, used.output_tokens),

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import dspy
 from dspy.lm15 import Response
@@ -18,7 +18,7 @@ from rlm_dspy.replies.thinking import MAY_BE_THINKING, split_thinking
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from pydantic import JsonValue
 
@@ -42,6 +42,29 @@ _CUT = frozenset(
 """Finish reasons of truncated replies, in lower case."""
 _WITHHELD = frozenset({"content_filter", "refusal"})
 """Finish reasons of replies that a provider stopped because of their content."""
+
+
+class RecordedReply(NamedTuple):
+    """A reply that arrived before a run was resumed.
+
+    Attributes:
+        outputs: The unchanged outputs of the LM.
+        finish: Why the provider ended it; see `LMEvent`.
+        used: Its usage.
+    """
+
+    outputs: list[Any]
+    finish: str
+    used: Usage
+
+
+class RecordedReplies(Protocol):
+    """The replies that arrived before a run was resumed."""
+
+    def take(
+        self, role: str, model: str, prompt: JsonValue, messages: Sequence[Mapping[str, Any]] | None
+    ) -> RecordedReply | None:
+        """Return the reply to a request, once; None if there is none."""
 
 
 @dataclass(frozen=True)

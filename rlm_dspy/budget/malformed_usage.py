@@ -1,4 +1,7 @@
-"""Patches DSPy 3.4 to accept malformed usage and surplus choices, where DSPy raises and loses a paid answer."""
+"""Patches DSPy 3.4 to accept malformed usage and surplus choices, where DSPy raises and loses a paid answer.
+
+`RequestUsage` collects what one request reports.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from rlm_dspy._dspy_compat import HttpResponse, WireUsage
+from rlm_dspy._dspy_compat import HttpResponse, UsageTracker, WireUsage
 from rlm_dspy.budget.lm_info import count_of
 
 
@@ -63,3 +66,29 @@ def _without_odd_parts(usage: Any) -> dict[str, Any]:
         elif name.endswith("_tokens_details"):
             parts[name] = _without_odd_parts(part)
     return parts
+
+
+class RequestUsage(UsageTracker):
+    """Collects the usage of one request, and forwards it to the caller's tracker.
+
+    Args:
+        callers: The caller's tracker, or None.
+    """
+
+    def __init__(self, callers: UsageTracker | None = None) -> None:
+        super().__init__()
+        # An LM that calls another: each counts its own.
+        self.callers: UsageTracker | None = callers.callers if isinstance(callers, RequestUsage) else callers
+        self.is_reported = False
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """Add the usage that DSPy reports, without details that cannot be summed."""
+        self.is_reported = True
+        usage_entry = {
+            name: value
+            for name, value in self._flatten_usage_entry(usage_entry).items()
+            if not name.endswith(("_tokens", "_details")) or isinstance(value, dict) == name.endswith("_details")
+        }
+        super().add_usage("", usage_entry)
+        if self.callers is not None:
+            self.callers.add_usage(lm, usage_entry)

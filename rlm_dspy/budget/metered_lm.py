@@ -30,12 +30,12 @@ import dspy
 from dspy import LMError
 from dspy.lm15 import Request
 
-from rlm_dspy._dspy_compat import UsageTracker, adapter_message_call
+from rlm_dspy._dspy_compat import adapter_message_call
 from rlm_dspy.budget.broken_stream import RecordedStream
 from rlm_dspy.budget.cache_marks import with_cache_marks
 from rlm_dspy.budget.ledger import Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
-from rlm_dspy.budget.malformed_usage import accept_any_usage
+from rlm_dspy.budget.malformed_usage import RequestUsage, accept_any_usage
 from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
 from rlm_dspy.budget.provider_errors import add_words, is_withheld, keep_rejected_replies, may_pass, reply_in
 from rlm_dspy.budget.system_role import rejects_system_role
@@ -117,32 +117,6 @@ def role() -> str:
     return meters[0].role if meters else ""
 
 
-class RequestUsage(UsageTracker):
-    """Collects the usage of one request, and forwards it to the caller's tracker.
-
-    Args:
-        callers: The caller's tracker, or None.
-    """
-
-    def __init__(self, callers: UsageTracker | None = None) -> None:
-        super().__init__()
-        # An LM that calls another: each counts its own.
-        self.callers: UsageTracker | None = callers.callers if isinstance(callers, RequestUsage) else callers
-        self.is_reported = False
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """Add the usage that DSPy reports, without details that cannot be summed."""
-        self.is_reported = True
-        usage_entry = {
-            name: value
-            for name, value in self._flatten_usage_entry(usage_entry).items()
-            if not name.endswith(("_tokens", "_details")) or isinstance(value, dict) == name.endswith("_details")
-        }
-        super().add_usage("", usage_entry)
-        if self.callers is not None:
-            self.callers.add_usage(lm, usage_entry)
-
-
 request_under_way: ContextVar[MeteredCall | None] = ContextVar("request_under_way", default=None)
 latest_entry: ContextVar[HistoryEntry] = ContextVar("latest_entry", default={})  # noqa: B039 (never changed)
 """The last history entry of DSPy in this context, outside any `metered` scope."""
@@ -184,6 +158,27 @@ class MeteredCall:
         self.entries: list[HistoryEntry] = []
         self.outputs: Outputs = None
         self.reply: Outputs = None
+        self._take_recorded()
+
+    def _take_recorded(self) -> None:
+        """Take the reply that this request got before the run was resumed, if it did: it is paid.
+
+        Raises:
+            ReplyCut: If it was truncated.
+        """
+        recorded = next((meter.ledger.recorded for meter in self._meters if meter.ledger.recorded), None)
+        if recorded is None:
+            return
+        asked = self._own_call
+        found = recorded.take(self._meters[0].role, self._own_lm.model, asked.prompt, asked.messages)
+        if found is None:
+            return
+        for meter in self._meters:
+            meter.take(found)
+        used = {"prompt_tokens": found.used.input_tokens, "completion_tokens": found.used.output_tokens}
+        entry = {"usage": used, "response": {"finish_reason": found.finish}}
+        self.outputs, self.seconds = found.outputs, None
+        self.reply = self.outputs if self._raw else readable(self.outputs, entry, self._own_lm)
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

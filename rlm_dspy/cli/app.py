@@ -24,6 +24,7 @@ from rlm_dspy.cli.replay import replay
 from rlm_dspy.cli.report import diff, report
 from rlm_dspy.cli.ui import ui
 from rlm_dspy.cli.user.history_commands import history
+from rlm_dspy.cli.user.resume import resume
 from rlm_dspy.cli.user.serve_command import serve
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, report, diff, replay, optimize, serve, ui, doctor):
+for _command in (ask, resume, report, diff, replay, optimize, serve, ui, doctor):
     app.command()(_command)
 app.add_typer(models, name="models")
 app.add_typer(history, name="history")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -40,7 +41,7 @@ from rlm_dspy.cli.options import (
     factory_of,
     traced,
 )
-from rlm_dspy.cli.task import STDIN, Task, read_task
+from rlm_dspy.cli.task import STDIN, read_task
 from rlm_dspy.cli.user.answer import answer_of, summary_of
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.cli.user.extensions import mcp_tools, skills_of
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     import dspy
 
     from rlm_dspy.artifacts import Artifacts
+    from rlm_dspy.cli.task import Task, Unfinished
     from rlm_dspy.cli.user.configuration import Configuration, ModelSettings
     from rlm_dspy.observe.console import View
     from rlm_dspy.report.record import Record, Stop
@@ -174,6 +176,15 @@ def ask(options: AskOptions) -> None:
            was printed loses at most a file or the end of the trace
       143  terminated by SIGTERM; otherwise as 130
     """  # noqa: D301 (\b keeps the line breaks)
+    answer(options)
+
+
+def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
+    """Run a task, or go on with one, and print the answer.
+
+    Raises:
+        typer.Exit: With the exit code.
+    """
     interrupted = ["Interrupted before the first turn."]
     with errors_as_lines(debug=options.debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
         import dspy
@@ -182,14 +193,14 @@ def ask(options: AskOptions) -> None:
         from rlm_dspy.observe.console import Lines, view_on
 
         configuration = load_configuration()
-        task, lm, rlm, kept_runs = _prepared(options, configuration)
+        task, lm, rlm, kept_runs = _prepared(options, configuration, unfinished)
         if options.forecast:
             approve_forecast(task, rlm, lm.model)
         view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
         history = keep_in_history(task.question, options.files or [], kept_runs)
         with tracing as logged, dspy.context(lm=lm), history, mcp_tools(rlm, options.mcp, configuration):
-            record, error, artifacts = _run(rlm, task, view, options)
+            record, error, artifacts = _run(rlm, task, view, options, unfinished)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and options.debug:
@@ -198,7 +209,9 @@ def ask(options: AskOptions) -> None:
     raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
-def _prepared(options: AskOptions, configuration: Configuration) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
+def _prepared(
+    options: AskOptions, configuration: Configuration, unfinished: Unfinished | None
+) -> tuple[Task, dspy.LM, rlm_dspy.RLM, int]:
     """Check all options; return the task, the LM, the module, and how many runs the history keeps."""
     files = options.files or []
     if options.output_dir and options.output_dir.exists() and not options.output_dir.is_dir():
@@ -208,8 +221,14 @@ def _prepared(options: AskOptions, configuration: Configuration) -> tuple[Task, 
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
     check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
     kept_runs = 0 if options.no_history else runs_to_keep(configuration.history)
-    task = read_task(options.question, files, options.signature, _stdin(files), allow_local=options.allow_local)
+    if unfinished:
+        task = unfinished.task
+    else:
+        stdin, is_local = _stdin(files), options.allow_local
+        task = read_task(options.question, files, options.signature, stdin, allow_local=is_local)
     lm, rlm = make_rlm(options, configuration, task.signature)
+    if unfinished:
+        rlm.limits = unfinished.limits
     return task, lm, rlm, kept_runs
 
 
@@ -295,7 +314,7 @@ def _stdin(files: list[str]) -> BinaryIO | None:
 
 
 def _run(
-    rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions
+    rlm: rlm_dspy.RLM, task: Task, view: View, options: AskOptions, unfinished: Unfinished | None
 ) -> tuple[Record, BaseException | None, Artifacts]:
     """Run the task and show its progress; return the record, the error that ended it, if any, and its files."""
     import dspy
@@ -313,7 +332,8 @@ def _run(
         watched() if kept else contextlib.nullcontext(),
         dspy.context(callbacks=[*dspy.settings.callbacks, files, Reporter(view, rlm.limits.max_iters)]),
     ):
-        record, error = recorded(rlm, task.inputs)
+        call = functools.partial(rlm.resume, unfinished.log, run=unfinished.run) if unfinished else rlm
+        record, error = recorded(call, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted"):
             view.end(summary_of(record), answered=record.answered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,14 +11,14 @@ import typer
 import rlm_dspy
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.options import Debug, Files, Interpreter, InterpreterName, Run, RunNumber, factory_of
-from rlm_dspy.cli.task import STDIN, read_task
+from rlm_dspy.cli.task import STDIN, Task, read_task
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rlm_dspy.observe.replay import ReplayedStep
+    from rlm_dspy.replay.replay import ReplayedStep
     from rlm_dspy.report.record import Record
 
 SAME, DIFFERENT = 0, 1
@@ -48,10 +49,10 @@ def replay(
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=debug), quiet_dspy():
         from rlm_dspy.observe.load import load_record
-        from rlm_dspy.observe.replay import replay as replayed
+        from rlm_dspy.replay.replay import replay as replayed
 
         record = load_record(path, run)
-        inputs = _inputs(record, files or [])
+        inputs = recorded_task(record, files or []).inputs
         for name in _others(record, inputs):
             tell(f"Warning: the input {name!r} is not the one that was recorded.")
         steps = replayed(record, inputs, factory_of(interpreter or InterpreterName.python))
@@ -66,21 +67,27 @@ def replay(
     raise typer.Exit(SAME if same == len(steps) else DIFFERENT)
 
 
-def _inputs(record: Record, files: list[str]) -> dict[str, Any]:
-    """Return the inputs of a record; the long text is read from the files again."""
-    from rlm_dspy.observe.replay import signature_of
+def recorded_task(record: Record, files: list[str]) -> Task:
+    """Return the task of a record; the long text is read from the files again.
 
-    names = list(signature_of(record).input_fields)
+    Raises:
+        UsageError: If the record does not hold the inputs, or the files cannot be read.
+    """
+    from rlm_dspy.replay.replay import signature_of
+
+    signature = signature_of(record)
+    names = list(signature.input_fields)
     if not files:
-        return {name: _value(record, name) for name in names}
+        inputs = {name: _value(record, name) for name in names}
+        return Task(str(inputs.get("question", record.instructions)), signature, inputs)
     asked = names[0] if len(names) == 1 else "question" if "question" in names else names[-1]
     question = record.instructions if len(names) == 1 else _value(record, asked)
     if not isinstance(question, str):
         raise UsageError(
-            f"The input {asked!r} is not a text. Replay the run from Python: rlm_dspy.observe.replay.replay."
+            f"The input {asked!r} is not a text. Replay the run from Python: rlm_dspy.replay.replay.replay."
         )
     stdin = typer.get_binary_stream("stdin") if STDIN in files else None
-    return read_task(question, files, record.signature, stdin).inputs
+    return replace(read_task(question, files, record.signature, stdin), signature=signature)
 
 
 def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
@@ -94,7 +101,7 @@ def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _value(record: Record, name: str) -> Any:
-    from rlm_dspy.observe.replay import signature_of
+    from rlm_dspy.replay.replay import signature_of
 
     text, digest = record.inputs.get(name, ""), record.digests.get(name)
     if digest is not None and not digest.whole:

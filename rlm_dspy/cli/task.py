@@ -38,6 +38,23 @@ class Task:
     size: str = ""
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A run in a log that is to go on.
+
+    Attributes:
+        log: The file.
+        run: Its id.
+        task: Its task.
+        limits: Its limits.
+    """
+
+    log: Path
+    run: str
+    task: Task
+    limits: rlm_dspy.Limits
+
+
 def read_task(
     question: str,
     files: list[str],

@@ -41,7 +41,7 @@ from rlm_dspy.events.event_types import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.events.listener import Listener, Unit, chunks_are_heard, emit, here, listeners, unit
+from rlm_dspy.events.listener import Listener, Unit, chunks_are_heard, emit, here, listeners, silent, unit
 
 __all__ = [
     "BatchEvent",
@@ -62,5 +62,6 @@ __all__ = [
     "emit",
     "here",
     "listeners",
+    "silent",
     "unit",
 ]

@@ -108,6 +108,7 @@ class RunEvent(Event):
         limits: Its limits.
         lm: The LM of its turns.
         sub_lm: The LM of its sub-calls, if it is another.
+        resumed: Whether it goes on from an event log, under its old id.
         started_at: The time of day, UTC.
         outcome: Its result; also if it failed, unless it could not start.
     """
@@ -118,6 +119,7 @@ class RunEvent(Event):
     limits: Limits
     lm: dspy.BaseLM | None
     sub_lm: dspy.BaseLM | None
+    resumed: bool = False
     started_at: datetime = field(default_factory=functools.partial(datetime.now, UTC))
     outcome: Outcome = Outcome()
 
@@ -130,8 +132,8 @@ class RunEvent(Event):
             parent_run=outer.run if outer else None,
             depth=outer.depth + 1 if outer else 0,
             turn=None,
-            began=outer.began if outer else time.monotonic(),
-            lm_calls=itertools.count(1),
+            began=outer.began if outer else self.began or time.monotonic(),
+            lm_calls=self.lm_calls,
         )
 
 
@@ -152,9 +154,15 @@ class TurnEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """A step outside of a turn: a summary of turns, or the rest of a turn that was cut short."""
+    """A step outside of a turn: a summary of turns, or the rest of a turn that was cut short.
+
+    Attributes:
+        step: The step.
+        kept: The number of turns that the model is still shown after a summary.
+    """
 
     step: Step
+    kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +246,17 @@ class SubCallEvent(Event):
         name: The callee, as in `SubCall.name`.
         kind: As in `SubCall.kind`.
         call: The sub-call as the trajectory has it.
+        asked: Identifies what was asked: equal for the same inputs of the same callee.
+        answer: The whole answer: a `value`, or an `error` and its `kind`.
+        children: The ids of the runs inside, if it was answered before the run was resumed.
     """
 
     name: str
     kind: CallKind
     call: SubCall | None = None
+    asked: str = ""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    children: Sequence[str] = ()
 
     def within(self, outer: Event | None) -> Self:
         """Return this sub-call as part of a batch."""
@@ -261,6 +275,7 @@ class LMEvent(Event):
         prompt: The prompt, if it is one text.
         messages: The messages.
         outputs: Its outputs.
+        finish: Why the provider ended the reply, in lower case: `stop`, `length`, ...
         usage: The reported usage: tokens and cost.
         cached: Whether DSPy's cache answered.
         price: The cost by the known price of the model, if it reports none; USD.
@@ -272,6 +287,7 @@ class LMEvent(Event):
     prompt: Any = None
     messages: Sequence[Mapping[str, Any]] = ()
     outputs: Any = None
+    finish: Sequence[str] = ()
     usage: Usage = Usage()  # noqa: RUF009 (frozen)
     cached: bool = False
     price: float | None = None

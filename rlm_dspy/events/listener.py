@@ -92,6 +92,12 @@ def emit(event: Event) -> None:
         _send(event.within(outer))
 
 
+def silent() -> contextlib.AbstractContextManager[object]:
+    """Emit no events in this scope, but for those of new root runs."""
+    scope: contextlib.AbstractContextManager[object] = dspy.context(**{_SETTING: None})
+    return scope
+
+
 def here() -> Event | None:
     """Return the innermost running unit; None outside runs, or if the run started without a listener."""
     found: Event | None = dspy.settings.get(_SETTING)

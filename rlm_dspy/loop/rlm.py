@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Never
 import dspy
 
 from rlm_dspy import signatures
+from rlm_dspy.budget.lm_events import observed
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.compute import answer_directly, check_compute, replies_anew, vote
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
@@ -20,7 +21,8 @@ from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import accommodate, make_room
 from rlm_dspy.loop.extraction import extract
 from rlm_dspy.loop.function_lm import as_lm
-from rlm_dspy.loop.run_state import Run, observed, run_event
+from rlm_dspy.loop.rebuild import rebuild, resumed
+from rlm_dspy.loop.run_state import Run, run_event
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.loop.validation import (
     HasState,
@@ -36,6 +38,7 @@ from rlm_dspy.prompt.query import Query
 from rlm_dspy.repl.signature_reader import check_signature
 from rlm_dspy.repl.tools import normalize_tools
 from rlm_dspy.report.representation import ShowsItself, carry
+from rlm_dspy.resume.resumable import Resumable
 from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming
 from rlm_dspy.subcalls.interface import Subs, make_subs
@@ -59,7 +62,7 @@ _MOST_REFUSALS = 12
 _logger = logger()
 
 
-class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Module):
+class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -244,15 +247,19 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
         **inputs: Any,
     ) -> RunPrediction:
         inputs = open_paths(self.signature, inputs)
-        with observed(run_event(self, inputs)) as told:
-            outer = active_sub_call.get()
-            parent = outer.run if outer and isinstance(outer.run, Run) else None
-            run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=told is not None)
+        outer = active_sub_call.get()
+        parent = outer.run if outer and isinstance(outer.run, Run) else None
+        event, recorded = resumed(run_event(self, inputs), parent)
+        with observed(event) as told:
+            heard = told is not None
+            run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=heard, recorded=recorded)
             token = active_sub_call.set(None)
             try:
                 if (direct := await self._answer_directly(port, run)) is not None:
                     return direct
                 await port.run(run.open)
+                if recorded:
+                    await port.run(rebuild, run, recorded, Turn(self.act, run).execute, stop=run.stop_code)
                 return await self._converse(port, run)
             except BaseException as error:
                 run.end()
@@ -293,13 +300,13 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, HasState, Limited, dspy.Modul
     async def _answer_directly(self, port: Port, run: Run) -> RunPrediction | None:
         """Return the answer of one plain call, if `compute` allows it for these inputs and it fits; else None."""
         below = self.compute.direct_below
-        if below is None or self.tools or self.subs.names():
+        if below is None or self.tools or self.subs.names() or (run.recorded and run.recorded.steps):
             return None
         values = await answer_directly(port, run, below)
         return None if values is None else run.finish("direct", values, "Answered by one plain call.")
 
     async def _converse(self, port: Port, run: Run) -> RunPrediction:
-        is_last = False
+        is_last = run.turns_are_over
         try:
             while not is_last:
                 is_last = run.budget.limit is not None

@@ -12,14 +12,13 @@ import dspy
 
 from rlm_dspy.budget.last_turn_reserve import Budget
 from rlm_dspy.budget.ledger import Ledger
-from rlm_dspy.budget.lm_events import lm_events
 from rlm_dspy.budget.lm_info import check_price
 from rlm_dspy.budget.metered_lm import metered, meters_in_force
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage import WATCHED, Watch
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit, listeners, unit
+from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.grounding import RunGrounding, Seen
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.loop.context_window import Conversation
@@ -31,6 +30,7 @@ from rlm_dspy.repl.defining_tool import HIDDEN, DefiningTool
 from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.report.representation import prediction_of
+from rlm_dspy.resume.recorded_answers import RecordedAnswers
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.artifacts import Artifacts
     from rlm_dspy.budget.ledger import Meter
-    from rlm_dspy.events import Unit
     from rlm_dspy.report.representation import RunPrediction
+    from rlm_dspy.resume.journal import RecordedRun
     from rlm_dspy.signatures import Environment
     from rlm_dspy.subcalls.interface import Factory, Program
     from rlm_dspy.trajectory import Step, SubCall
@@ -62,11 +62,14 @@ class Run:
         interpreter_factory: The factory of this call; None for the module's, the configured or the default one.
         parent: The run whose sub-call this one is; None for a root. They share the ledger.
         heard: Whether there is a listener to its events.
+        recorded: What an event log holds of the run, if it is resumed.
 
     Attributes:
         depth: The number of runs above this one.
         watch: Tracks the parts of the inputs that are read, shown and sent; None if coverage is not watched.
         stopped: Why the code of this turn was stopped, if it was.
+        recorded: What an event log holds of the run; None if it is new.
+        turns_are_over: Whether the last turn has been taken.
 
     Raises:
         InvalidInputs: If the inputs do not fit the signature.
@@ -80,8 +83,11 @@ class Run:
         parent: Run | None = None,
         *,
         heard: bool = False,
+        recorded: RecordedRun | None = None,
     ) -> None:
         self._rlm = rlm
+        self.recorded = recorded
+        self.turns_are_over = False
         self._event = run_event(rlm, inputs)
         self.signature, self.limits = rlm.signature, rlm.limits
         self.inputs = check_inputs(rlm.signature, inputs)
@@ -113,16 +119,18 @@ class Run:
     def _share(self, parent: Run | None) -> None:
         """Take the shared state of the tree from the parent, or make it for a root; choose the LM."""
         rlm = self._rlm
+        own = rlm.act.lm or dspy.settings.lm
         self.depth: int = parent.depth + 1 if parent else 0
         outer = meters_in_force()[-1:]
         whole = outer[0].ledger if outer else None
         self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits, whole)
         self.tree: Tree = parent.tree if parent else Tree(rlm.cache)
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
-        self.tool_calls = ToolCalls(self.ledger.started)
+        if self.recorded and parent is None:
+            self.recorded.journal.settle(self.ledger, (own, rlm.sub_lm, rlm.query.lm, dspy.settings.lm))
+        self.tool_calls = ToolCalls(self.ledger.started, recorded=self.answers.tool if self.recorded else None)
         self._folder = f"child-{next(self.tree.children)}/" if parent else ""
         self.act = rlm.act
-        own = rlm.act.lm or dspy.settings.lm
         is_child = parent is not None and parent.act is rlm.act  # made by `RLM.child`, not a separate RLM
         self.lm = rlm.sub_lm or own if is_child else own
         """The LM of turns, summaries and the extraction."""
@@ -168,10 +176,17 @@ class Run:
         """Answers the sub-calls of the run's code."""
         return SubCalls(*self._for_subcalls())
 
+    @functools.cached_property
+    def answers(self) -> RecordedAnswers:
+        """The answers in the log of a run that is resumed."""
+        assert self.recorded is not None, "the run is new"
+        return RecordedAnswers(self.recorded, self.tree.media)
+
     def _for_subcalls(self) -> tuple[Any, ...]:
         rlm = self._rlm
         callees = Callees(rlm, self.depth, functools.partial(rlm.child, self._factory), self.async_tools.blocking)
-        return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs)
+        answers = self.answers if self.recorded else None
+        return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs), answers
 
     def open(self) -> None:
         """Open the REPL. If only the interpreter, not its factory, has a description, add it to the first message.
@@ -198,7 +213,7 @@ class Run:
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
         """Replace all turns but the kept ones by a summary in the prompt; `steps` keeps all of them."""
         self.steps.append(account)
-        emit(StepEvent(step=account))
+        emit(StepEvent(step=account, kept=len(kept)))
         self.show([account, *kept])
 
     def show(self, steps: Iterable[Step]) -> None:
@@ -371,16 +386,6 @@ def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
         lm=rlm.act.lm or dspy.settings.lm,
         sub_lm=rlm.sub_lm,
     )
-
-
-@contextlib.contextmanager
-def observed(event: RunEvent) -> Iterator[Unit[RunEvent] | None]:
-    """Emit the events of a run and of its model calls in this scope; yield None if nobody listens."""
-    if not dspy.settings.callbacks or not listeners():
-        yield None
-        return
-    with unit(event) as told, lm_events():
-        yield told
 
 
 def _sub_lm_of(rlm: Program) -> Any:

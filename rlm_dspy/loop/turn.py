@@ -71,6 +71,8 @@ class Turn(dspy.Module):
     async def _step(self, port: Port) -> Step:
         started, run = time.monotonic(), self._run
         before = run.ledger.totals()
+        if run.recorded:
+            before -= run.answers.paid_in_turn()
         reply = await self._write(port)
         if reply.code:
             step = await self._run_code(port, reply.reasoning, reply.code)
@@ -158,13 +160,14 @@ class Turn(dspy.Module):
         run = self._run
         try:
             with run.in_time():
-                return await port.run(self._execute, reasoning, code, stop=run.stop_code)
+                return await port.run(self.execute, reasoning, code, stop=run.stop_code)
         except BaseException as error:
             why = "The run was interrupted while this code ran" + (f": {error}" if str(error) else ".")
             run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", **run.calls_taken()))
             raise
 
-    def _execute(self, reasoning: str, code: str) -> Step:
+    def execute(self, reasoning: str, code: str) -> Step:
+        """Run a block of code in the REPL; return its step without what the model is told about the turn."""
         run = self._run
         run.begin_cell()
         with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as told:

@@ -24,14 +24,20 @@ and by `event`
 |---|---|
 | `run_started` | `signature`, `instructions`, `inputs` (long ones in short form), `digests`, `output_types`, |
 | | `model`, `sub_model`, `limits`: as in a `Record` |
+| `run_resumed` | the run goes on after its process was gone; of a turn that had not ended, the events come again |
 | `turn_started` | |
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |
-| `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error` |
+| `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error`; |
+| | without an error also the `outputs`, `finish`: the reason why the provider ended them, |
+| | `request`: a digest of the messages, and `subcall`: the id of the sub-call around it, if any |
+| `tool_started` | `asked`: a digest of its name and arguments |
 | `cell_started` | `reasoning`, `code`: the model's reply, whose code runs now |
-| `tool_ended` | `tool`: a `ToolCall` |
-| `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside |
+| `tool_ended` | the same, `tool`: a `ToolCall`, and `value`, as sent to the REPL, or `message`, of its exception |
+| `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside, |
+| | `id`, `asked`: a digest of callee and inputs, `answer`: the whole one if it is too long for `subcall` |
 | `turn_ended` | `step`: a `Step`, and `calls`: the numbers of its sub-calls; or `error`, if the turn raised |
-| `step_added` | the same for a step that no turn produced: a summary, or an interrupted turn |
+| `step_added` | the same for a step that no turn produced: a summary, or an interrupted turn; `kept`: the number |
+| | of turns that are shown after a summary |
 | `run_ended` | `stop`, `outputs`, `usage`, `artifacts`, `final_reasoning`, `error`: as in a `Record` |
 
 `run_ended` of a root run also has the `input_chars`, `left_out` and `occurrences` of a `Record` if
@@ -44,6 +50,7 @@ text, such as an error, is replaced by `***`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from datetime import UTC, datetime
@@ -51,6 +58,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.cache import digest
 from rlm_dspy.events import (
     CellEvent,
     Event,
@@ -64,14 +72,18 @@ from rlm_dspy.events import (
 )
 from rlm_dspy.json_values import JsonLines, jsonable
 from rlm_dspy.redaction import hidden, in_strings, secrets_of, secrets_of_environment
+from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.report.record import asked, ended, in_one_line
-from rlm_dspy.trajectory import Step, SubCall, ToolCall
+from rlm_dspy.subcalls.item import answer_of
+from rlm_dspy.trajectory import Step, SubCall
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+    from pydantic import JsonValue
 
 VERSION = 1
 _logger = logging.getLogger("dspy.rlm_dspy")
@@ -137,7 +149,7 @@ class RunLog(Listener):
         if event.phase == "started":
             self._open[event.run] = {}
             self._learn(event.lm, event.sub_lm, dspy.settings.lm)
-            self._write(event, "run_started", **asked(event))
+            self._write(event, "run_resumed" if event.resumed else "run_started", **asked(event))
         elif self._open.pop(event.run, None) is not None:
             outer = self._open.get(event.parent_run or "")
             if event.subcall and outer is not None:
@@ -153,15 +165,19 @@ class RunLog(Listener):
             case TurnEvent(step=Step() as step):
                 self._write(event, "turn_ended", **_plain(step))
             case StepEvent():
-                self._write(event, "step_added", **_plain(event.step))
+                kept = {"kept": event.kept} if event.kept else {}
+                self._write(event, "step_added", **_plain(event.step), **kept)
             case CellEvent() if begins:
                 self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
-            case ToolEvent(call=ToolCall() as tool):
-                self._write(event, "tool_ended", tool=tool.model_dump(mode="json"))
+            case ToolEvent():
+                self._write(event, "tool_started" if begins else "tool_ended", **_of_tool(event))
             case SubCallEvent(call=SubCall() as call):
                 plain = call.model_dump(mode="json", exclude={"steps", "number"})
-                children = inside.pop(event.id, [])
-                known = {"children": children} if children else {}
+                children = inside.pop(event.id, []) or list(event.children)
+                known: dict[str, Any] = {"children": children} if children else {}
+                if answer_of(call) is None:
+                    known["answer"] = dict(event.answer)
+                known |= {"id": event.id, "asked": event.asked}
                 self._write(event, "subcall_ended", number=call.number, subcall=plain, **known)
             case LMEvent():
                 if begins:
@@ -216,4 +232,27 @@ def _of_call(event: LMEvent) -> dict[str, Any]:
         return known
     error = None if event.error is None else in_one_line(event.error)
     used = event.usage.model_dump(include={"input_tokens", "cached_input_tokens", "output_tokens", "cost"})
-    return {**known, **used, "cached": event.cached, "error": error}
+    known |= {**used, "cached": event.cached, "error": error}
+    if isinstance(event.outputs, list) and error is None:
+        inside = {} if event.subcall is None else {"subcall": event.subcall}
+        request = request_key(event.lm.model, event.prompt, event.messages)
+        known |= {"outputs": event.outputs, "finish": next(iter(event.finish), ""), "request": request, **inside}
+    return known
+
+
+def request_key(model: str, prompt: JsonValue, messages: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return what identifies a request to a model in a log."""
+    return digest(model, prompt, list(messages or ()))
+
+
+def _of_tool(event: ToolEvent) -> dict[str, Any]:
+    """Return the fields of a tool call's event."""
+    known: dict[str, Any] = {"asked": digest(event.name, dict(event.arguments))}
+    if event.call is None:
+        return known
+    known["tool"] = event.call.model_dump(mode="json")
+    if event.error is not None:
+        return {**known, "message": str(event.error)}
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # what cannot cross is not kept
+        known["value"] = sent(event.result, strict=True)
+    return known

@@ -63,6 +63,7 @@ class _Run:
         ended: The event of its end.
         last: The time of its last event.
         ledger: The model calls of the run and its children.
+        passing: The numbers of the steps that stand for a turn that was cut short.
     """
 
     started: dict[str, Any]
@@ -74,6 +75,25 @@ class _Run:
     ended: dict[str, Any] | None = None
     last: float = 0.0
     ledger: Ledger = field(default_factory=lambda: Ledger(Limits()))
+    passing: set[int] = field(default_factory=set)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Enter a step."""
+        calls = [self.calls[number] for number in event.get("calls", ()) if number in self.calls]
+        self.steps.append(Step.model_validate({**event["step"], "calls": calls}))
+        if event["event"] == "step_added" and self.steps[-1].kind != "folded":
+            self.passing.add(len(self.steps) - 1)
+
+    def go_on(self) -> None:
+        """Enter that the run is resumed."""
+        self.ended = self.turn = None
+        self.steps, self.children = self._lasting_steps(), []
+
+    def _lasting_steps(self) -> list[Step]:
+        """Return the steps that a resumed run keeps: it takes a turn again that was cut short or had submitted."""
+        steps = [step for number, step in enumerate(self.steps) if number not in self.passing]
+        self.passing.clear()
+        return steps[:-1] if steps and steps[-1].kind == "submitted" else steps
 
     def spend(self, event: Mapping[str, Any], used: Usage) -> None:
         """Add the usage of a model call of the run or a child."""
@@ -139,14 +159,14 @@ def _runs(events: Iterable[dict[str, Any]]) -> dict[str, _Run]:
             with contextlib.suppress(ValidationError, KeyError, TypeError):
                 _enter(event, runs[name], runs)
         if event["event"] == "lm_ended":
-            used = _usage(event)
+            used = usage_in(event)
             while name in runs:
                 runs[name].spend(event, used)
                 name = above[name]
     return runs
 
 
-def _usage(event: Mapping[str, Any]) -> Usage:
+def usage_in(event: Mapping[str, Any]) -> Usage:
     """Return the usage of a call; a field that holds something else counts as not reported."""
     tokens = {name: count_of(event.get(name)) or 0 for name in _TOKENS}
     cost = event.get("cost")
@@ -176,7 +196,8 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
         case "turn_ended" | "step_added":
             run.turn = None
             if "step" in event:
-                calls = [run.calls[number] for number in event.get("calls", ()) if number in run.calls]
-                run.steps.append(Step.model_validate({**event["step"], "calls": calls}))
+                run.add(event)
         case "run_ended":
             run.ended = event
+        case "run_resumed":
+            run.go_on()

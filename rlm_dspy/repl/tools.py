@@ -177,11 +177,14 @@ class ToolCalls:
         began: When the root run began, by `time.monotonic`.
         calls: The calls of the turn so far.
         left_out: How many further tool calls there were.
+        recorded: Returns for a call, by its name and arguments, what to do in its place; None to call it. For runs
+            that are resumed.
     """
 
     began: float
     calls: list[ToolCall] = field(default_factory=list)
     left_out: int = 0
+    recorded: Callable[[str, Mapping[str, Any]], Callable[[], Any] | None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
@@ -201,9 +204,10 @@ class ToolCalls:
             function: Makes the call.
         """
         result, started, error_type = None, time.monotonic(), ""
-        with unit(ToolEvent(name=name, arguments={**({"args": list(args)} if args else {}), **kwargs})) as told:
+        given = {**({"args": list(args)} if args else {}), **kwargs}
+        with unit(ToolEvent(name=name, arguments=given)) as told:
             try:
-                result = function()
+                result = ((self.recorded and self.recorded(name, given)) or function)()
             except BaseException as error:
                 error_type = type(error).__name__
                 raise

@@ -30,7 +30,7 @@ from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 _MAX_ERROR_CHARS = 600
@@ -193,11 +193,11 @@ class Recorder(Listener):
                 self.record = record_of(event)
 
 
-def recorded(rlm: dspy.Module, inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
+def recorded(rlm: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Record, BaseException | None]:
     """Run a module with the LM of `dspy.settings`, and return its record, also after an error.
 
     Args:
-        rlm: The module.
+        rlm: The module, or what calls it.
         inputs: Its inputs.
 
     Returns:
@@ -210,7 +210,7 @@ def recorded(rlm: dspy.Module, inputs: Mapping[str, Any]) -> tuple[Record, BaseE
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 (keep what was paid for)
         ended = error
     if recorder.record is None:
-        raise ended or RuntimeError(f"{type(rlm).__name__} started no run.")
+        raise ended or RuntimeError(f"{rlm!r} started no run.")
     return recorder.record, ended
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.budget.ledger import Ledger
     from rlm_dspy.subcalls.frames import Part
-    from rlm_dspy.subcalls.item import ActiveRun, Answer
+    from rlm_dspy.subcalls.item import ActiveRun, Answer, RecordedCalls
     from rlm_dspy.subcalls.target import Callee, Callees
     from rlm_dspy.trajectory import SubCall
 
@@ -72,6 +72,7 @@ class SubCalls:
         lm: The LM of sub-calls; None for the configured one.
         inputs: The run's inputs, which the REPL sends by name.
         guard: Returns why a child is refused, or an empty text.
+        in_log: The sub-calls that were answered before the run was resumed; None if it was not.
     """
 
     run: ActiveRun
@@ -81,6 +82,7 @@ class SubCalls:
     lm: Any
     inputs: dict[str, Any]
     guard: Callable[[dict[str, Any], str], str]
+    in_log: RecordedCalls | None = None
     log: list[tuple[Callee, int, SubCallItem]] = field(default_factory=list)
     _batches: int = 0
     _items: int = 0
@@ -149,6 +151,8 @@ class SubCalls:
         if callee.kind == "ad_hoc" or callee.interface.whole:
             self.ledger.count_ad_hoc(callee.interface.name, len(items))
         leaders = self._leaders(callee, items)
+        if self.in_log is not None:
+            self._take_recorded(self.in_log, callee, items)
         waiting = [item for item in leaders.values() if not item.answer]
         refusal = self._too_many(callee, len(waiting))
         if refusal is None and waiting:
@@ -167,6 +171,26 @@ class SubCalls:
         if reused or failures:
             self.ledger.count_answers(reused=reused, failed=failures)
         return [item.answer for item in items]
+
+    def _take_recorded(self, in_log: RecordedCalls, callee: Callee, items: list[SubCallItem]) -> None:
+        """Answer the items that were answered before the run was resumed, and keep the answers for later ones.
+
+        Raises:
+            LimitExceeded: If the whole call was refused.
+        """
+        in_log.answer(callee.interface.name, items)
+        inside = [call for item in items if item.recorded for call in _calls_inside(item.recorded.call)]
+        self.ledger.count_answers(reused=sum(call.cached for call in inside), failed=sum(map(_failed, inside)))
+        if refused := [item.answer["error"] for item in items if item.answer.get("refused")]:
+            raise LimitExceeded(refused[0])
+        if (cache := self.tree.cache) is not None and callee.reused:
+            for item in items:
+                if item.key and "value" in item.answer:
+                    cache.once(item.key, functools.partial(dict(item.answer).__getitem__, "value"))
+
+    def begin_at(self, number: int) -> None:
+        """Number the next item after this one."""
+        self._items = number
 
     def _leaders(self, callee: Callee, items: list[SubCallItem]) -> dict[str, SubCallItem]:
         """Return the first of identical items, by key; answer refused children."""
@@ -208,6 +232,8 @@ class SubCalls:
                 problems += [f"{name}: missing" for name in interface.inputs if name in missing]
             if cache is not None:
                 item.key = digest(*state, own.given)
+            if self.run.heard:
+                item.asked = digest(interface.name, common.given | own.given)
             if problems:
                 item.answer = failed(InvalidInputs(f"{interface.call}: {'; '.join(problems)}"))
             elif cache is not None and callee.reused:
@@ -254,6 +280,18 @@ class SubCalls:
             f"{self.ledger.limits.max_llm_calls} model calls are left; none was made. Ask for at most {left}: "
             "narrow down with code first, or put several pieces into one call."
         )
+
+
+def _calls_inside(call: SubCall) -> Iterator[SubCall]:
+    """Yield the sub-calls of the runs inside a sub-call, at any depth."""
+    for step in call.steps:
+        for inner in step.calls:
+            yield inner
+            yield from _calls_inside(inner)
+
+
+def _failed(call: SubCall) -> bool:
+    return bool(call.error)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import functools
 import json
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import dspy
 
@@ -20,7 +20,7 @@ from rlm_dspy.trajectory import SubCall
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rlm_dspy.budget.ledger import Meter
     from rlm_dspy.coverage.tracker import Watch
@@ -48,6 +48,27 @@ class Answer(TypedDict, total=False):
 
 
 _UNFINISHED: Answer = {"error": "The turn ended before the answer came.", "kind": "Unfinished"}
+
+
+class RecordedCall(NamedTuple):
+    """A sub-call that was answered before its run was resumed.
+
+    Attributes:
+        call: Its entry of the trajectory.
+        answer: Its answer.
+        children: The ids of the runs inside.
+    """
+
+    call: SubCall
+    answer: Answer
+    children: tuple[str, ...] = ()
+
+
+class RecordedCalls(Protocol):
+    """The sub-calls of a run that were answered before it was resumed."""
+
+    def answer(self, name: str, items: Sequence[SubCallItem]) -> None:
+        """Answer the items that were answered then."""
 
 
 class ActiveRun(Protocol):
@@ -108,6 +129,8 @@ class SubCallItem:
         shown: Their short forms, for the trajectory.
         watch: Finds the parts of the run's inputs that were sent with it; None if not watched.
         key: Its cache key; empty if it is not cached.
+        asked: Identifies callee and inputs in an event log; empty if there is none.
+        recorded: What it was before the run was resumed; None if it is new.
         number: Its number in the run.
         id: Its id for listeners; empty before the call.
         told: Whether its end event was emitted.
@@ -126,6 +149,8 @@ class SubCallItem:
     shown: dict[str, str]
     watch: Watch | None
     key: str = ""
+    asked: str = ""
+    recorded: RecordedCall | None = None
     number: int = 0
     id: str = ""
     told: bool = False
@@ -156,11 +181,16 @@ class SubCallItem:
                     name=call.name,
                     kind=call.kind,
                     call=call,
+                    asked=self.asked,
+                    answer=self.answer or _UNFINISHED,
+                    children=self.recorded.children if self.recorded else (),
                 )
             )
 
     def entry(self, callee: Callee, batch: int) -> SubCall:
         """Return the item as an entry of the trajectory."""
+        if self.recorded is not None:
+            return self.recorded.call.model_copy(update={"number": self.number, "batch": batch})
         answer = self.answer or _UNFINISHED
         given = answer.get("value", answer.get("partial", ""))
         whole = _whole(given)
@@ -193,6 +223,19 @@ def _whole(value: Any) -> str | None:
         return ""
     text = sendable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _ANSWER_CHARS else None
+
+
+def answer_of(call: SubCall) -> Answer | None:
+    """Return the answer of an entry, as sent to the REPL; None if it is too long for an entry."""
+    given = json.loads(call.answer) if call.answer else call.output
+    if call.error:
+        answer: Answer = {"error": call.error, "kind": call.error_type}
+        if given:
+            answer["partial"] = given
+        if call.refused:
+            answer["refused"] = True
+        return answer
+    return None if call.truncated else {"value": given}
 
 
 def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:

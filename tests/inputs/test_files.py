@@ -18,8 +18,8 @@ from rlm_dspy.coverage import watched
 from rlm_dspy.inputs import describe, opened
 from rlm_dspy.inputs.file_mapping import PIECE_BYTES, fits
 from rlm_dspy.interpreters import CellLimits, PythonInterpreter
-from rlm_dspy.observe.replay import replay
 from rlm_dspy.repl.value_codec import received
+from rlm_dspy.replay.replay import replay
 from rlm_dspy.report.coverage_shares import coverage_of
 from rlm_dspy.report.record import Record, digest_of, recorded
 from rlm_dspy.testing import ScriptedLM

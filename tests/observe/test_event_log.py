@@ -54,6 +54,7 @@ def plain(event: dict[str, Any]) -> dict[str, Any]:
     assert event["t"] >= 0
     assert event["at"].endswith("+00:00")
     left_out = {"v", "run", "parent", "t", "at", "input_tokens", "output_tokens", "usage"}
+    left_out |= {"request", "id", "asked"}
     return {
         name: {"kind": value["kind"], "output": value["output"]} if name == "step" else value
         for name, value in event.items()
@@ -102,16 +103,16 @@ def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> N
         },
         {"event": "turn_started", "turn": 1},
         {**asked, "turn": 1, "call": 1},
-        {**told, "turn": 1, "call": 1, "error": None},
+        {**told, "turn": 1, "call": 1, "error": None, "outputs": ["Well."], "finish": "stop"},
         {"event": "turn_ended", "turn": 1, "calls": []},
         {"event": "turn_started", "turn": 2},
         {**asked, "turn": 2, "call": 2},
-        {**told, "turn": 2, "call": 2, "error": None},
+        {**told, "turn": 2, "call": 2, "error": None, "outputs": [replies[1]], "finish": "stop"},
         {"event": "cell_started", "turn": 2, "reasoning": "Next.", "code": "1/0"},
         {"event": "turn_ended", "turn": 2, "calls": []},
         {"event": "turn_started", "turn": 3},
         {**asked, "turn": 3, "call": 3},
-        {**told, "turn": 3, "call": 3, "error": None},
+        {**told, "turn": 3, "call": 3, "error": None, "outputs": [asks], "finish": "stop"},
         {"event": "cell_started", "turn": 3, "reasoning": "", "code": "llm_query_batched(['a'])"},
         {**asked, "turn": 3, "call": 4, "role": "query"},
         {**told, "turn": 3, "call": 4, "role": "query", "error": "[scripted/lm] no"},
@@ -119,7 +120,7 @@ def test_the_events_of_a_run_are_all_there_in_order(play: Play, path: Path) -> N
         {"event": "turn_ended", "turn": 3, "calls": [1]},
         {"event": "turn_started", "turn": 4},
         {**asked, "turn": 4, "call": 5},
-        {**told, "turn": 4, "call": 5, "error": None},
+        {**told, "turn": 4, "call": 5, "error": None, "outputs": [replies[4]], "finish": "stop"},
         {"event": "cell_started", "turn": 4, "reasoning": "Next.", "code": "SUBMIT(answer=1)"},
         {"event": "turn_ended", "turn": 4, "calls": []},
         {"event": "run_ended", "stop": "submitted", "outputs": {"answer": 1}, "final_reasoning": "Next."},

@@ -23,6 +23,7 @@ from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.ad_hoc import signature_from
 from rlm_dspy.subcalls.dispatch import SubCalls
 from rlm_dspy.subcalls.frames import SignatureFrame
+from rlm_dspy.subcalls.item import answer_of
 from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class _RecordedCalls(SubCalls):
     def _recorded(self, callee: Callee, asked: SubCallItem) -> Answer:
         name = callee.interface.name
         found = self.of_turn.find(name, asked.shown) or self.recorded.find(name, asked.shown)
-        whole = _answer_of(found) if found else None
+        whole = answer_of(found) if found else None
         if whole is not None:
             return whole
         why = "its answer was too long to be kept" if found else "it was not made then"
@@ -198,19 +199,6 @@ class _ReplayedRun(Run):
 
 def _key(name: str, inputs: dict[str, str]) -> str:
     return json.dumps([name, inputs], sort_keys=True)
-
-
-def _answer_of(call: SubCall) -> Answer | None:
-    """Return the answer as sent to the REPL; None if it was too long to record."""
-    given = json.loads(call.answer) if call.answer else call.output
-    if call.error:
-        answer: Answer = {"error": call.error, "kind": call.error_type}
-        if given:
-            answer["partial"] = given
-        if call.refused:
-            answer["refused"] = True
-        return answer
-    return None if call.truncated else {"value": given}
 
 
 def _module(record: Record, tools: list[Callable[..., Any]]) -> RLM:

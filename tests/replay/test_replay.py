@@ -14,7 +14,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.load import load_records
-from rlm_dspy.observe.replay import replay
+from rlm_dspy.replay.replay import replay
 from rlm_dspy.report.record import digest_of, recorded
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.trajectory import Step

@@ -1,0 +1,103 @@
+"""The command `rlm-dspy resume LOG FILE...`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+import rlm_dspy
+from rlm_dspy.cli.ask import AskOptions, answer
+from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy
+from rlm_dspy.cli.options import Debug, Files, Interpreter, Mcp, Model, Skills, command
+from rlm_dspy.cli.replay import recorded_task
+from rlm_dspy.cli.task import Unfinished
+from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """What `rlm-dspy resume` is given."""
+
+    log: Annotated[Path, Argument(metavar="LOG", help="The file that ask --log wrote.", show_default=False)]
+    files: Files = None
+    run: Annotated[
+        str | None, Option(help="Id of the run, or how it begins, if the log has several unfinished ones.")
+    ] = None
+    model: Model = None
+    sub_model: Annotated[
+        str | None, Option(help="Model for sub-calls; default: as before.", autocompletion=complete_model)
+    ] = None
+    api_base: Annotated[
+        str | None, Option(help="Address of the model's server, e.g. http://localhost:8000/v1.")
+    ] = None
+    skills: Skills = None
+    mcp: Mcp = None
+    interpreter: Interpreter = None
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
+    answer_json: Annotated[
+        bool,
+        Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
+    ] = False
+    as_json: Annotated[bool, Option("--json", help="Print the whole run as one JSON object, and no steps.")] = (
+        False
+    )
+    save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
+    report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
+    output_dir: Annotated[
+        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
+    ] = None
+    debug: Debug = False
+
+
+@command
+def resume(options: ResumeOptions) -> None:
+    """Go on with a run of `ask --log` whose process was killed, or that failed or was interrupted.
+
+    What it was answered before is not asked again, and its limits count what was paid. Name the same files again.
+
+    \b
+    For example:
+      rlm-dspy ask "Who wrote about drift?" articles.md --log run.jsonl
+      rlm-dspy resume run.jsonl articles.md
+
+    Exit codes are those of `ask`; 2 also if the log has no such run, or the files are others.
+    """  # noqa: D301 (\b keeps the line breaks)
+    with errors_as_lines(debug=options.debug), quiet_dspy():
+        unfinished, model, sub_model = _read(options)
+    shared = ("api_base", "skills", "mcp", "interpreter", "quiet", "answer_json", "as_json", "save", "report")
+    asked = AskOptions(
+        question=unfinished.task.question,
+        files=options.files,
+        model=options.model or model,
+        sub_model=options.sub_model or sub_model,
+        output_dir=options.output_dir,
+        debug=options.debug,
+        **{name: getattr(options, name) for name in shared},
+    )
+    answer(asked, unfinished)
+
+
+def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
+    """Return the run to go on with, and the names of its models.
+
+    Raises:
+        UsageError: If the log cannot be read, has no such run, or its inputs are not given.
+    """
+    from rlm_dspy.report.record import Record
+    from rlm_dspy.resume.resumable import choose_run
+
+    try:
+        run = choose_run(options.log, options.run)
+    except FileNotFoundError as error:
+        raise UsageError(f"File not found: {options.log}.") from error
+    except OSError as error:
+        raise UsageError(f"{options.log} cannot be read: {error.strerror or error}.") from error
+    record = Record.model_validate({**run.started, "stop": "killed"})
+    prices = {name: tuple(price) for name, price in record.limits.get("prices", {}).items()}
+    limits = rlm_dspy.Limits(**{**record.limits, "prices": prices})
+    task = recorded_task(record, options.files or [])
+    return Unfinished(options.log, run.id, task, limits), record.model, record.sub_model

@@ -1,0 +1,1 @@
+"""Runs the code of recorded runs again without a model."""
