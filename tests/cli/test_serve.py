@@ -12,6 +12,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+import rlm_dspy
 from rlm_dspy.cli.app import app
 from tests.commands import environment
 
@@ -82,6 +83,7 @@ def test_without_its_extra_it_names_it(program: Path, monkeypatch: pytest.Monkey
     """Starlette and uvicorn come with others, the client of Prometheus does not."""
     for name in [name for name in sys.modules if name.startswith("rlm_dspy.service")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(rlm_dspy, "service", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     done = CliRunner().invoke(app, ["serve", str(program)])
     assert done.exit_code == 3
