@@ -18,6 +18,7 @@ import typer
 from rlm_dspy.cli.ask import ask
 from rlm_dspy.cli.doctor import doctor
 from rlm_dspy.cli.errors import INTERRUPTED, TERMINATED
+from rlm_dspy.cli.mcp.command import mcp
 from rlm_dspy.cli.models import models
 from rlm_dspy.cli.optimize import optimize
 from rlm_dspy.cli.replay import replay
@@ -132,7 +133,7 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, resume, report, diff, replay, optimize, serve, ui, doctor):
+for _command in (ask, resume, report, diff, replay, optimize, mcp, serve, ui, doctor):
     app.command()(_command)
 app.add_typer(models, name="models")
 app.add_typer(history, name="history")

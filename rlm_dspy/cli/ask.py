@@ -28,6 +28,7 @@ from rlm_dspy.cli.errors import (
     say,
     tell,
 )
+from rlm_dspy.cli.mcp.extensions import mcp_tools, skills_of
 from rlm_dspy.cli.options import (
     Debug,
     Files,
@@ -44,7 +45,6 @@ from rlm_dspy.cli.options import (
 from rlm_dspy.cli.task import STDIN, read_task
 from rlm_dspy.cli.user.answer import answer_of, summary_of
 from rlm_dspy.cli.user.completion import complete_model
-from rlm_dspy.cli.user.extensions import mcp_tools, skills_of
 from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price

@@ -1,0 +1,181 @@
+"""Defines `Conversations`: what clients of the MCP server have asked, about which files, and the last runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import anyio
+import dspy
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.events import Event, Listener, TurnEvent
+from rlm_dspy.json_values import jsonable
+from rlm_dspy.observe.console import Lines, Reporter
+from rlm_dspy.report.formatting import used
+from rlm_dspy.text import clip
+from rlm_dspy.trajectory import KINDS
+from rlm_dspy.usage import RunUsage
+
+if TYPE_CHECKING:
+    from rlm_dspy.inputs import Files, Text
+    from rlm_dspy.loop.rlm import RLM
+
+_MOST_CONVERSATIONS = 100
+"""The one that was used least recently is dropped for another."""
+_TOLD_CHARS = 10_000
+"""Of earlier questions and answers, in a further question."""
+_MOST_RUNS = 4
+"""At once."""
+_ANSWER_CHARS, _REPORT_CHARS = 50_000, 100_000
+Told = Callable[[int, str], None]
+"""Called after each turn with its number and what came of it."""
+
+
+class Answer(BaseModel):
+    """The answer to a question, and what it took."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # clients see them
+
+    conversation: str
+    """For go_on and report."""
+    outputs: dict[str, JsonValue]
+    """The answer by field; a long one is shortened."""
+    stop: str
+    """submitted; extracted: read from the turns after the last one; unanswered."""
+    turns: int
+    cost: float | None
+    """In US dollars; None if it is not known."""
+    seconds: float
+
+
+@dataclass
+class _Conversation:
+    name: str
+    source: Files | Text
+    said: str = ""
+    """The questions and answers so far."""
+    report: StringIO = field(default_factory=StringIO)
+
+
+class Conversations:
+    """Asks an RLM for clients. A further question is a run of its own, which is told what was said before.
+
+    Args:
+        rlm: The RLM, with a question among its inputs and one other input at most.
+        lm: The LM of its turns.
+    """
+
+    def __init__(self, rlm: RLM, lm: dspy.BaseLM) -> None:
+        self._rlm, self._lm = rlm, lm
+        fields = list(rlm.signature.input_fields)
+        self.question = "question" if "question" in fields else fields[-1]
+        """The input that takes the question."""
+        others = [name for name in fields if name != self.question]
+        if len(others) != 1:
+            raise InvalidInputs(f"The signature must take the files and a question, not {fields}.")
+        self._source = others[0]
+        self._known: OrderedDict[str, _Conversation] = OrderedDict()
+        self._free = asyncio.Semaphore(_MOST_RUNS)
+
+    async def begin(self, source: Files | Text, question: str, told: Told) -> Answer:
+        """Ask about files in a new conversation.
+
+        Args:
+            source: The files, or the text.
+            question: The question.
+            told: See `Told`.
+
+        Raises:
+            Exception: Of the run.
+        """
+        name = secrets.token_hex(8)  # not to be guessed by other clients
+        begun = self._known[name] = _Conversation(name, source)
+        if len(self._known) > _MOST_CONVERSATIONS:
+            self._known.popitem(last=False)
+        return await self._ask(begun, question, told)
+
+    async def go_on(self, name: str, question: str, told: Told) -> Answer:
+        """Ask again in a conversation.
+
+        Raises:
+            InvalidInputs: If there is none of this name.
+            Exception: Of the run.
+        """
+        return await self._ask(self._conversation(name), question, told)
+
+    def report(self, name: str) -> str:
+        """Return the turns of the last run of a conversation as text, also of one that failed or still runs.
+
+        Raises:
+            InvalidInputs: If there is no conversation of this name.
+        """
+        return clip(self._conversation(name).report.getvalue(), _REPORT_CHARS)
+
+    def _conversation(self, name: str) -> _Conversation:
+        if name not in self._known:
+            raise InvalidInputs(f"There is no conversation {name!r}, or it was dropped for newer ones. Ask again.")
+        self._known.move_to_end(name)
+        return self._known[name]
+
+    async def _ask(self, conversation: _Conversation, question: str, told: Told) -> Answer:
+        async with self._free:
+            conversation.report = StringIO()
+            view = Lines(conversation.report)
+            view.head(question, self._lm.model)
+            listeners = [Reporter(view, self._rlm.limits.max_iters), _Turns(told)]
+            inputs = {self._source: conversation.source, self.question: _asked(question, conversation.said)}
+            with dspy.context(lm=self._lm, callbacks=listeners):
+                run = asyncio.create_task(self._rlm.acall(**inputs))
+            try:
+                prediction = await asyncio.shield(run)
+            except asyncio.CancelledError:
+                run.cancel()
+                with anyio.CancelScope(shield=True):  # until the run has stopped its code and its calls
+                    await asyncio.wait([run])
+                raise
+            usage = RunUsage.model_validate(prediction.usage)
+            view.end(f"{prediction.stop}, {used(usage, usage.seconds)}", answered=prediction.stop != "unanswered")
+        outputs = jsonable({name: prediction.get(name) for name in self._rlm.signature.output_fields})
+        said = f"{conversation.said}\n\n{question}\n-> {json.dumps(outputs, ensure_ascii=False)}"
+        conversation.said = clip(said, _TOLD_CHARS)
+        return Answer(
+            conversation=conversation.name,
+            outputs=_short(outputs),
+            stop=prediction.stop,
+            turns=len(prediction.trajectory),
+            cost=usage.cost,
+            seconds=round(usage.seconds, 1),
+        )
+
+
+class _Turns(Listener):
+    """Tells of each turn of the root run."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, TurnEvent) and event.phase == "ended" and event.depth == 0 and event.step:
+            self._told(event.turn or 0, KINDS[event.step.kind].label)
+
+
+def _asked(question: str, said: str) -> str:
+    """Return a question with those before it, and their answers."""
+    return f"{question}\n\nAsked and answered before:{said}" if said else question
+
+
+def _short(outputs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return outputs that fit an answer; long ones as shortened text."""
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in outputs.items()}
+    if sum(map(len, texts.values())) <= _ANSWER_CHARS:
+        return outputs
+    plain = {name: value if isinstance(value, str) else texts[name] for name, value in outputs.items()}
+    return {name: clip(text, _ANSWER_CHARS // len(plain)) for name, text in plain.items()}

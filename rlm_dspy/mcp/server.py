@@ -1,0 +1,106 @@
+"""Serves an RLM over MCP: clients ask about files below some folders, go on asking, and read what a run did."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Annotated
+
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import Field
+
+from rlm_dspy.errors import InvalidInputs
+from rlm_dspy.mcp.conversations import Answer, Conversations
+from rlm_dspy.mcp.folders import source_of
+from rlm_dspy.redaction import safe_message
+from rlm_dspy.text import print_to_stderr, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import dspy
+
+    from rlm_dspy.loop.rlm import RLM
+    from rlm_dspy.mcp.conversations import Told
+    from rlm_dspy.mcp.folders import Folders
+
+_INSTRUCTIONS = (
+    "Answers questions about texts, documents and tables of any size in the folders {}: `ask` about the files "
+    "that a pattern names, `go_on` with further questions about them, `report` shows how an answer was found. A "
+    "question takes seconds to minutes."
+)
+Question = Annotated[str, Field(min_length=1, max_length=20_000, description="The question, in plain words.")]
+Folder = Annotated[str, Field(max_length=300, description="The name of a folder; empty if there is only one.")]
+Pattern = Annotated[
+    str,
+    Field(max_length=300, description="Which files: a name, '*.md', '**/*.md' at any depth, '**/*' for all."),
+]
+Conversation = Annotated[str, Field(max_length=100, description="As an answer of `ask` names it.")]
+
+
+def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
+    """Return an MCP server for `server.run()`, or `server.run("streamable-http", port=...)`.
+
+    Args:
+        rlm: What answers.
+        lm: The LM of its turns.
+        folders: What clients may ask about.
+
+    Raises:
+        InvalidInputs: If the signature of the RLM does not take files and a question.
+    """
+    conversations = Conversations(rlm, lm)
+
+    @contextlib.contextmanager
+    def told_safely() -> Iterator[None]:
+        """Tell the client of its mistakes; of other errors their type alone, as they may name paths and keys."""
+        try:
+            yield
+        except InvalidInputs as error:
+            raise ToolError(str(error)) from None
+        except Exception as error:  # noqa: BLE001 (whatever ends a run)
+            print_to_stderr(printable(f"{type(error).__name__}: {safe_message(error, lm, rlm.sub_lm)}"))
+            raise ToolError(f"The run failed: {type(error).__name__}. The log of the server says why.") from None
+
+    names = ", ".join(map(repr, folders.names))
+    server = MCPServer("rlm-dspy", instructions=_INSTRUCTIONS.format(names), log_level="ERROR")
+
+    @server.tool()
+    async def list_files(folder: Folder = "", pattern: Pattern = "**/*") -> str:
+        """List the names and sizes of files."""
+        with told_safely():
+            return await asyncio.to_thread(folders.listing, folder, pattern)
+
+    @server.tool()
+    async def ask(question: Question, context: Context, folder: Folder = "", pattern: Pattern = "**/*") -> Answer:
+        """Answer a question about files. Choose few files by the pattern if the question is about few."""
+        with told_safely():
+            files = await asyncio.to_thread(folders.files, folder, pattern)
+            source = await asyncio.to_thread(source_of, files)
+            return await conversations.begin(source, question, _told(context, rlm))
+
+    @server.tool()
+    async def go_on(conversation: Conversation, question: Question, context: Context) -> Answer:
+        """Ask a further question about the same files; earlier questions and answers are known."""
+        with told_safely():
+            return await conversations.go_on(conversation, question, _told(context, rlm))
+
+    @server.tool()
+    async def report(conversation: Conversation) -> str:
+        """Show how the last answer of a conversation was found: the turns, their code and output."""
+        with told_safely():
+            return conversations.report(conversation)
+
+    return server
+
+
+def _told(context: Context, rlm: RLM) -> Told:
+    """Return what notifies the client of each turn; turns end in other threads, too."""
+    loop = asyncio.get_running_loop()
+
+    def told(turn: int, what: str) -> None:
+        message = f"turn {turn}: {what}"
+        asyncio.run_coroutine_threadsafe(context.report_progress(turn, rlm.limits.max_iters, message), loop)
+
+    return told
