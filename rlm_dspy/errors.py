@@ -3,9 +3,12 @@
 RLMError                     base class of this package's errors
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
 │   └── UnknownPrice         the caller: the cost is limited, but not known
+├── ToolRefused              the model (inside the REPL): `on_tool` refused the call; do without it
 ├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
 │   └── ReplyWithheld        the model: its reply was withheld, or is a refusal; `partial` holds its words
+├── Pause                    the caller: a hook waits for a decision; go on when there is one (`approval`)
+├── HookFailed               the caller: `on_submit`, `on_code` or `on_tool` raised (`approval`)
 ├── InvalidInputs            the caller: an input is missing, unknown or invalid
 ├── UnreadableDocument       the caller: a file is neither text nor a document that can be read
 ├── UnreachableAddress       the caller: a page of the web is not allowed, or cannot be fetched
@@ -76,6 +79,22 @@ class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it
 
 class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
     """`Limits.max_cost` is set, but a model's price is not known; give it in `Limits.prices`."""
+
+
+class ToolRefused(RLMError, PermissionError):  # noqa: N818 (what happened)
+    """`on_tool` refused this call of a tool; the message is its reason."""
+
+
+class Pause(RLMError):  # noqa: N818 (what a hook asks for)
+    """Raised by a hook whose decision is not there yet: the run ends as `paused`, and can be resumed.
+
+    Args:
+        question: What is to be decided, for the one who decides.
+    """
+
+
+class HookFailed(RLMError, RuntimeError):  # noqa: N818 (what happened)
+    """A hook raised, or returned something that is no decision; the run is over. The cause is its exception."""
 
 
 class Unanswered(RLMError):  # noqa: N818 (the word that `Prediction.stop` has for it)

@@ -10,16 +10,28 @@ from rlm_dspy.text import clip
 from rlm_dspy.usage import Usage
 
 StepKind = Literal[
-    "output", "error", "submitted", "refused", "no_code", "interpreter_lost", "folded", "killed", "unknown"
+    "output",
+    "error",
+    "submitted",
+    "refused",
+    "denied",
+    "no_code",
+    "interpreter_lost",
+    "folded",
+    "paused",
+    "killed",
+    "unknown",
 ]
 """How a turn ended.
 
 - `output`: the code ran.
 - `error`: the code raised, or did not parse.
 - `submitted`: SUBMIT was called and its values fit the signature.
-- `refused`: SUBMIT was called and its values do not fit.
+- `refused`: SUBMIT was called and its values do not fit, or `on_submit` refused them.
+- `denied`: `on_code` refused the code, which was not run.
 - `no_code`: the reply contained no code, or could not be parsed.
 - `interpreter_lost`: the interpreter died; a new one replaced it.
+- `paused`: a hook ended the run in this turn with a `Pause`.
 - `killed`: the process died during the turn. Only runs read from a log have such a step.
 - `unknown`: the result of the turn is not known. Only the last turn of a run read from a trace has it.
 - `folded`: not a turn, but the summary that replaces the turns before it in the prompt.
@@ -48,8 +60,10 @@ KINDS: dict[StepKind, Mark] = {
     "error": Mark("error", "bad", failed=True),
     "submitted": Mark("SUBMIT", "good"),
     "refused": Mark("SUBMIT refused", "warn", failed=True),
+    "denied": Mark("code refused", "warn", failed=True),
     "no_code": Mark("no code", "warn", failed=True),
     "interpreter_lost": Mark("interpreter lost", "bad", failed=True),
+    "paused": Mark("paused", "warn"),
     "killed": Mark("killed", "bad"),
     "unknown": Mark("unknown"),
     "folded": Mark("folded"),
@@ -143,6 +157,8 @@ class ToolCall(BaseModel):
     """What the tool returned, truncated; empty if it raised."""
     error_type: str = ""
     """The class of its exception; empty if it returned."""
+    refused: str = ""
+    """Why `on_tool` refused it; empty if it did not."""
     started: float = 0.0
     """Seconds since the root run began."""
     seconds: float = 0.0
@@ -158,14 +174,16 @@ class Step(BaseModel):
     thinking: str = ""
     """What the model thought before the reply, if known, truncated; not shown to any model."""
     code: str = ""
-    """The Python that was run; empty if the reply contained none."""
+    """The Python that was run; empty if the reply contained none. Of a denied turn, what was not run."""
+    proposed: str = ""
+    """What the model wrote, if `on_code` had other code run instead."""
     output: str = ""
     """What the model is shown, truncated to `Limits.max_output_chars`."""
     kind: StepKind = "output"
     printed: str = ""
     """What the code printed before SUBMIT; empty without SUBMIT, because `output` holds it then."""
     refusals: tuple[str, ...] = ()
-    """Why SUBMIT was refused, one reason per field."""
+    """Why SUBMIT was refused, one reason per field, or by `on_submit`; or why `on_code` refused the code."""
     repeats: int = 0
     """The number of the earlier turn, from 1, that ran the same code with the same outcome; 0 if none did."""
     notice: str = ""

@@ -43,6 +43,8 @@ class RunUsage(Usage):
 
     seconds: float = 0.0
     """Wall-clock seconds since the run began."""
+    waited: float = 0.0
+    """Those of them in which a hook was waited for, such as a person who approves; no limit counts them."""
     limit: str | None = None
     """The limit that ended the run early, else the first that refused a call; None if none did."""
     by_role: dict[str, Usage] = {}

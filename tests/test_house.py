@@ -27,7 +27,7 @@ FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["pack
 
 RULE = (
     "cli > service > tracing > batch > mcp | skills > replay | optimize > loop > resume > observe > compute"
-    " > report > subcalls > prompt > streaming > grounding"
+    " > report > subcalls > prompt > streaming > grounding | approval"
     " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
     " > concurrency > events"
 )

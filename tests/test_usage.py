@@ -49,6 +49,7 @@ def test_a_prediction_has_its_usage_as_plain_data(play: Play) -> None:
     """Dicts all the way down, under these names."""
     usage = play(RLM("q -> answer"), [block("SUBMIT(answer='a')")], q="?").prediction.usage
     of_calls = [*Usage.model_fields]
-    assert [*usage] == [*of_calls, "seconds", "limit", "by_role", "by_model", "reused", "failed", "ad_hoc"]
+    own = ["seconds", "waited", "limit", "by_role", "by_model", "reused", "failed", "ad_hoc"]
+    assert [*usage] == [*of_calls, *own]
     assert type(usage["by_role"]["act"]) is dict
     assert [*usage["by_role"]["act"]] == [*usage["by_model"]["scripted/lm"]] == of_calls

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.budget.lm_info import Price, price_of
+from rlm_dspy.concurrency.timeouts import Stopwatch
 from rlm_dspy.concurrency.wait_scope import Cancellation
 from rlm_dspy.errors import LimitExceeded
 from rlm_dspy.usage import NOTHING, Amount, RunUsage, Usage
@@ -49,7 +49,8 @@ class Ledger:
     """The context windows of LMs by `lm.model`, as known from rejected requests."""
     without_system_role: set[str] = field(default_factory=set)
     """The LMs, by `lm.model`, that rejected a system message."""
-    started: float = field(default_factory=time.monotonic)
+    clock: Stopwatch = field(default_factory=Stopwatch, repr=False)
+    """Stands still while a hook is waited for."""
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
     """Ends the requests of the tree's code when the ledger is closed."""
     recorded: RecordedReplies | None = None
@@ -237,9 +238,14 @@ class Ledger:
             raise LimitExceeded(str(closed), closed.limit)
 
     @property
+    def started(self) -> float:
+        """When the run began, by `time.monotonic`."""
+        return self.clock.started
+
+    @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the run began."""
-        return time.monotonic() - self.started
+        """Seconds since the run began that `max_seconds` counts: those without the waits for hooks."""
+        return self.clock.seconds
 
     def settle(self, role: str, model: str, used: Usage, *, key: Hashable = None, calls: int = 0) -> None:
         """Record what a model call used.
@@ -275,7 +281,8 @@ class Ledger:
         with self._lock:
             return RunUsage(
                 **dict(self._sum()),
-                seconds=self.seconds,
+                seconds=self.seconds + self.clock.waited,
+                waited=self.clock.waited,
                 limit=limit or self._met,
                 by_role=self._by_role.copy(),
                 by_model=self._by_model.copy(),

@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from typer import Argument, Option
@@ -20,6 +20,7 @@ from rlm_dspy.cli.errors import (
     ANSWERED,
     FAILED,
     INTERRUPTED,
+    PAUSED,
     UNANSWERED,
     check_outputs,
     done,
@@ -49,7 +50,7 @@ from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
-from rlm_dspy.errors import UsageError
+from rlm_dspy.errors import RLMError, UsageError
 from rlm_dspy.redaction import without_credentials
 from rlm_dspy.text import counted
 
@@ -68,6 +69,7 @@ _EXIT_CODES: dict[Stop, int] = {
     "extracted": ANSWERED,
     "unanswered": UNANSWERED,
     "failed": FAILED,
+    "paused": PAUSED,
     "interrupted": INTERRUPTED,
 }
 _INTERRUPTED_FILE = "interrupted.rlm.json"
@@ -119,6 +121,10 @@ class AskOptions:
     interpreter: Interpreter = None
     skills: Skills = None
     mcp: Mcp = None
+    approve: Annotated[bool, Option("--approve", help="Ask at the terminal before code runs.")] = False
+    approve_answer: Annotated[
+        bool, Option("--approve-answer", help="Ask at the terminal whether the answer is accepted.")
+    ] = False
     trace: Trace = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
     answer_json: Annotated[
@@ -172,6 +178,7 @@ def ask(options: AskOptions) -> None:
       1    the run ended without an answer
       2    invalid usage or input: missing file, neither UTF-8 nor a document, invalid signature, unknown model
       3    the model or the interpreter failed, or the answer, --save or --report could not be written
+      4    paused by the person who was asked (--approve); the steps are saved as after an interrupt
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. An interrupt after the answer
            was printed loses at most a file or the end of the trace
       143  terminated by SIGTERM; otherwise as 130
@@ -250,6 +257,7 @@ def make_rlm(
     priced = dict(zip(filter(None, (lm, sub_lm)), prices, strict=False))
     limits = limits_with_prices({**configuration.limits, **named}, priced, options.note)
     skills = skills_of([*configuration.skills, *map(str, options.skills or [])])
+    asks = _asks_at_terminal(options)
     with dspy.context(lm=lm):  # policy="auto" looks at it
         rlm = rlm_dspy.RLM(
             signature,
@@ -260,8 +268,23 @@ def make_rlm(
             ),
             policy=None if options.policy == "none" else options.policy,
             tools=list(skills),
+            on_code=asks if options.approve else None,
+            on_submit=asks if options.approve_answer else None,
         )
     return lm, rlm
+
+
+def _asks_at_terminal(options: AskOptions) -> Any:
+    """Return the hook that asks a person; check first that it can."""
+    from rlm_dspy.approval.terminal import ask_at_terminal, terminal
+
+    if options.approve or options.approve_answer:
+        try:
+            with terminal():
+                pass
+        except RLMError as error:
+            raise UsageError(f"--approve: {error}") from error
+    return ask_at_terminal
 
 
 def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
@@ -335,7 +358,7 @@ def _run(
         call = functools.partial(rlm.resume, unfinished.log, run=unfinished.run) if unfinished else rlm
         record, error = recorded(call, task.inputs)
     with contextlib.suppress(OSError):  # the reader of the view is gone
-        if record.trajectory or record.stop not in ("failed", "interrupted"):
+        if record.trajectory or record.stop not in ("failed", "interrupted", "paused"):
             view.end(summary_of(record), answered=record.answered)
         view.close()
     return record, error, files.artifacts
@@ -357,14 +380,14 @@ def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
     """
     from rlm_dspy.report.write_report import write_report
 
-    if record.error:
+    cut_short = {"paused": "Paused. ", "interrupted": "Interrupted. "}.get(record.stop, "")
+    if record.error and not cut_short:
         tell(f"Error: {record.error}")
     text = _printed(record, options)
     printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
-    lost = _INTERRUPTED_FILE if record.stop == "interrupted" else "" if printed else _UNPRINTED_FILE
+    lost = _INTERRUPTED_FILE if cut_short else "" if printed else _UNPRINTED_FILE
     path, report = options.save or (Path(lost) if lost else None), options.report
-    interrupted = "Interrupted. " if record.stop == "interrupted" else ""
-    told = "" if options.quiet and not lost else f"{interrupted}The run is in {path}."
+    told = "" if options.quiet and not lost else f"{cut_short}The run is in {path}."
     saved = path is None or done(lambda: record.save(path), told)
     told = "" if options.quiet else f"The report is in {report}."
     reported = report is None or done(lambda: write_report(record, report), told)

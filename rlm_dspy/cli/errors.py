@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-ANSWERED, UNANSWERED, BAD_USAGE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+ANSWERED, UNANSWERED, BAD_USAGE, FAILED, PAUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 """The exit codes; `rlm-dspy ask --help` explains them."""
 
 

@@ -28,7 +28,7 @@ Group = TypeVar("Group")
 _RUN_NAME_CHARS = 80
 _HURRY_SECONDS = 5
 STORE_FILE = "mlflow.db"
-_STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
+_STATUS = {"interrupted": "KILLED", "paused": "KILLED", "failed": "FAILED"}
 """The status of an MLflow run, by `Record.stop`."""
 
 

@@ -16,7 +16,7 @@ from rlm_dspy.concurrency.event_loops import result_within
 from rlm_dspy.concurrency.wait_scope import Cancellation, awaited_on, cancelled_by, handing_over_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 T = TypeVar("T")
@@ -110,6 +110,45 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
         late.cancel(TimeoutError("Nobody waits for it any more."))
 
 
+class Stopwatch:
+    """Measures the seconds since it was made, without those in which it stood still.
+
+    Attributes:
+        started: When it was made, by `time.monotonic`.
+    """
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._lock = threading.Lock()
+        self._holds, self._held, self._held_since = 0, 0.0, 0.0
+
+    @property
+    def waited(self) -> float:
+        """The seconds in which it stood still."""
+        with self._lock:
+            return self._held + (time.monotonic() - self._held_since if self._holds else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds in which it ran."""
+        return time.monotonic() - self.started - self.waited
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let it stand still in this scope. Scopes may overlap."""
+        with self._lock:
+            self._holds += 1
+            if self._holds == 1:
+                self._held_since = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holds -= 1
+                if not self._holds:
+                    self._held += time.monotonic() - self._held_since
+
+
 class Watchdog:
     """Stops the code in its scope after a time-out, or when `trigger` is called.
 
@@ -122,16 +161,24 @@ class Watchdog:
         warn: Called at the time-out.
         stop: Called `moment` seconds after `warn`, and again until the scope ends.
         moment: Seconds between `warn` and `stop`.
+        clock: Measures the time; default: one that never stands still.
 
     Attributes:
         expired: Whether the time-out was reached.
     """
 
     def __init__(
-        self, seconds: float | None, warn: Callable[[], object], stop: Callable[[], object], *, moment: float
+        self,
+        seconds: float | None,
+        warn: Callable[[], object],
+        stop: Callable[[], object],
+        *,
+        moment: float,
+        clock: Stopwatch | None = None,
     ) -> None:
         self.expired = False
-        self._seconds = seconds
+        self._clock = clock or Stopwatch()
+        self._end = None if seconds is None else self._clock.seconds + seconds
         self._warn = warn
         self._stop = stop
         self._moment = moment
@@ -139,7 +186,7 @@ class Watchdog:
         self._triggered, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
-        if self._seconds is not None:
+        if self._end is not None:
             self._start()
         return self
 
@@ -158,13 +205,22 @@ class Watchdog:
             threading.Thread(target=self._watch, name="rlm-watchdog", daemon=True).start()
 
     def _watch(self) -> None:
-        if not self._triggered.wait(self._seconds):
+        if not self._triggered_in_time():
             with self._warning:
                 self._expire()
             self._triggered.wait(self._moment)
         while not self._over.is_set():
             self._stop()
             self._over.wait(_AGAIN_SECONDS)
+
+    def _triggered_in_time(self) -> bool:
+        """Wait until it is triggered, or the time is over; return whether it was triggered."""
+        if self._end is None:
+            return self._triggered.wait()
+        while (left := self._end - self._clock.seconds) > 0:
+            if self._triggered.wait(max(left, _LOOK_SECONDS)):  # while the clock stands still, `left` may be tiny
+                return True
+        return self._triggered.is_set()
 
     def _expire(self) -> None:
         if not self._over.is_set():

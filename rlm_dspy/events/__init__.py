@@ -16,6 +16,7 @@ The units and their nesting:
       TurnEvent
         LMEvent         the model writes code
         ChunkEvent      a part of what it writes, if a listener wants to hear it
+        ReviewEvent     a hook is asked about the code, a tool call (in the ToolEvent) or the answer
         CellEvent       the code runs
           ToolEvent     it calls a tool of the user's
           BatchEvent    it calls `llm_query`, `rlm_query`, a sub or its own module, for one or many items
@@ -35,6 +36,7 @@ from rlm_dspy.events.event_types import (
     LMEvent,
     Outcome,
     Phase,
+    ReviewEvent,
     RunEvent,
     StepEvent,
     SubCallEvent,
@@ -52,6 +54,7 @@ __all__ = [
     "Listener",
     "Outcome",
     "Phase",
+    "ReviewEvent",
     "RunEvent",
     "StepEvent",
     "SubCallEvent",

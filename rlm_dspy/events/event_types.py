@@ -205,6 +205,23 @@ class CellEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReviewEvent(Event):
+    """A hook of the run is asked: about code before its cell, in a tool call, about an answer after its cell.
+
+    Attributes:
+        hook: `on_code`, `on_tool` or `on_submit`.
+        asked: What it is asked about, by name: `code`; `tool` and `arguments`; the output fields.
+        refused: Why it refused; empty if it did not.
+        run_instead: The code that it has run in place of the model's; empty if it has none.
+    """
+
+    hook: str
+    asked: Mapping[str, Any]
+    refused: str = ""
+    run_instead: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToolEvent(Event):
     """A call of a user's tool. It also ends normally if the tool raises: see `call.error_type`.
 

@@ -41,7 +41,7 @@ async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
         words = [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
         if found := outputs_in_words(run.signature, words):
-            return run.finish("extracted", found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
+            return await _reviewed(port, run, found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
         if isinstance(error, dspy.LMError) and not is_too_long(error):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
@@ -50,7 +50,15 @@ async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     if problems:
         why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
         return run.finish("unanswered", values, why)
-    return run.finish("extracted", values, how)
+    return await _reviewed(port, run, values, how)
+
+
+async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> dspy.Prediction:
+    """Return the prediction of an answer that was read, unless `on_submit` refuses it."""
+    complaint = await run.reviewer.answer(port, run.stop_code, values)
+    if complaint is None:
+        return run.finish("extracted", values, how)
+    return run.finish("unanswered", {}, f"The answer read from the trajectory was refused: {complaint}")
 
 
 async def _read_transcript(

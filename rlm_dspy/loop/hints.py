@@ -152,6 +152,8 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
         inputs: The names of the run's inputs.
     """
     tree, failed = parse(step.code), step.kind == "error"
+    if step.kind == "denied":
+        return ""
     if tree is None:
         if not failed:
             return ""

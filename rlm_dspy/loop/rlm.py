@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Never
 
 import dspy
@@ -28,6 +29,7 @@ from rlm_dspy.loop.validation import (
     HasState,
     check_cache,
     check_factory,
+    check_hook,
     check_limits,
     check_names,
     check_unknown,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from rlm_dspy.approval.reviewer import OnCode, OnSubmit, OnTool
     from rlm_dspy.cache.sub_call_cache import SubCallCache
     from rlm_dspy.compute import Compute
     from rlm_dspy.grounding import Grounding
@@ -102,6 +105,12 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
             input whole.
         grounding: How the answer is to rest on the inputs; see `rlm_dspy.grounding.Grounding`.
         compute: One plain call for short inputs, votes, a cheap LM first; see `rlm_dspy.compute.Compute`.
+        on_code: Called with the code of each turn before it runs, also those of children: None lets it run, a
+            str refuses it and is what the model reads, a `RunInstead(code)` has other code run. It may be async,
+            as the next two. A hook that raises ends the run; see `rlm_dspy.approval`.
+        on_tool: Called with the name and the arguments of each call of a tool: None allows it, a str refuses it.
+        on_submit: Called with the output fields of an answer: None accepts it, a str is the complaint that the
+            model reads.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message names the right one.
@@ -123,6 +132,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
     cache: SubCallCache | bool
     grounding: Any
     compute: Any
+    on_code: OnCode | None
+    on_tool: OnTool | None
+    on_submit: OnSubmit | None
 
     def __init__(
         self,
@@ -143,6 +155,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
         refuse_blind_submit: bool = False,
         grounding: Grounding | None = None,
         compute: Compute | None = None,
+        on_code: OnCode | None = None,
+        on_tool: OnTool | None = None,
+        on_submit: OnSubmit | None = None,
         **unknown: Never,
     ) -> None:
         check_unknown(unknown, type(self))
@@ -161,6 +176,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
         self.refuse_blind_submit = refuse_blind_submit
         self.grounding = grounding
         self.compute = compute
+        self.on_code = on_code
+        self.on_tool = on_tool
+        self.on_submit = on_submit
         if chosen := signatures.policy_for(dspy.settings.lm) if policy == "auto" else policy:
             self.act.load_state(signatures.load_policy(chosen))
         if demos_per_run is not None:
@@ -354,5 +372,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cache": check_cache,
     "grounding": check_grounding,
     "compute": check_compute,
+    **{name: partial(check_hook, name) for name in ("on_code", "on_tool", "on_submit")},
 }
 """Validators of attributes."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.approval.reviewer import Reviewer
 from rlm_dspy.budget.last_turn_reserve import Budget
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.lm_info import check_price
@@ -128,6 +129,7 @@ class Run:
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         if self.recorded and parent is None:
             self.recorded.journal.settle(self.ledger, (own, rlm.sub_lm, rlm.query.lm, dspy.settings.lm))
+        self.reviewer: Reviewer = Reviewer(rlm, self.ledger, parent.reviewer if parent else None)
         self.tool_calls = ToolCalls(self.ledger.started, recorded=self.answers.tool if self.recorded else None)
         self._folder = f"child-{next(self.tree.children)}/" if parent else ""
         self.act = rlm.act
@@ -137,7 +139,7 @@ class Run:
 
     def _repl(self) -> Repl:
         rlm = self._rlm
-        tools = {name: host_function(tool, self.async_tools, self.tool_calls) for name, tool in rlm.tools.items()}
+        tools = {name: host_function(tool, self._callable, self.tool_calls) for name, tool in rlm.tools.items()}
         defining = [name for name, tool in rlm.tools.items() if isinstance(tool, DefiningTool)]
         hidden = {HIDDEN + name: tools.pop(name) for name in defining}
         asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
@@ -146,6 +148,10 @@ class Run:
         known |= {"defining": defining, "hidden": HIDDEN}
         tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools, **hidden}
         return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file)
+
+    def _callable(self, tool: dspy.Tool) -> dspy.Tool:
+        """Return a tool as code calls it: `on_tool` reviews its calls, and an async one is awaited."""
+        return self.async_tools.blocking(self.reviewer.reviewed(tool))
 
     def _keep_file(self, name: str, size: int, data: str | None, *, removed: bool = False) -> str:
         """Take a file that code wrote; return why it is not kept, else an empty text."""
@@ -184,7 +190,7 @@ class Run:
 
     def _for_subcalls(self) -> tuple[Any, ...]:
         rlm = self._rlm
-        callees = Callees(rlm, self.depth, functools.partial(rlm.child, self._factory), self.async_tools.blocking)
+        callees = Callees(rlm, self.depth, functools.partial(rlm.child, self._factory), self._callable)
         answers = self.answers if self.recorded else None
         return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs), answers
 
@@ -246,13 +252,10 @@ class Run:
         self.stopped, budget, ledger = None, self.budget, self.ledger
         seconds = budget.seconds_for_code()
         with cancelled_by(ledger.cancellation):
-            if seconds is None and not budget.child:
-                yield
-                return
             moment = min(_MOMENT_SECONDS, budget.seconds_kept / 4 or 1)
-            watchdog = Watchdog(seconds, self._warn, self.repl.interrupt, moment=moment)
-            with_parent = ledger.cancellation.telling(lambda _: watchdog.trigger())
-            with watchdog, with_parent if budget.child else contextlib.nullcontext():
+            watchdog = Watchdog(seconds, self._warn, self.repl.interrupt, moment=moment, clock=ledger.clock)
+            stops = ledger.cancellation if budget.child else self.reviewer.ended
+            with watchdog, stops.telling(lambda _: watchdog.trigger()):
                 yield
         if watchdog.expired and not budget.child and budget.seconds_for_reply() != 0.0:
             ledger.reopen()
@@ -301,7 +304,7 @@ class Run:
         Only if the module requests it, and the model was not shown an input whole.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
-        codes = [code, *(step.code for step in self.steps)]
+        codes = [code, *(step.code for step in self.steps if step.kind != "denied")]
         if not self._rlm.refuse_blind_submit or self._sent_back or not unseen:
             return []
         if any(names_any(each, self.inputs) for each in codes):

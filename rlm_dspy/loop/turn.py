@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
-from rlm_dspy.errors import ReplyCut, ReplyWithheld
+from rlm_dspy.errors import Pause, ReplyCut, ReplyWithheld
 from rlm_dspy.events import CellEvent, TurnEvent, unit
 from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
@@ -96,7 +96,7 @@ class Turn(dspy.Module):
         if run.watch:
             # The echo of SUBMIT is not output: it would count as the input that it repeats.
             told |= {
-                "read": (*run.watch.read(reply.code), *run.watch.opened()),
+                "read": (*run.watch.read("" if step.kind == "denied" else step.code), *run.watch.opened()),
                 "shown": () if is_answer else run.watch.shown(output),
             }
         step = step.model_copy(update=told)
@@ -156,22 +156,30 @@ class Turn(dspy.Module):
         return {"config": {"temperature": _WARMER_TEMPERATURE}} if lost and greedy else {}
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
-        """Run the code for as long as it may. If it is cut short, what there is of the turn is kept."""
-        run = self._run
+        """Run the code for as long as it may, if the hooks agree. If it is cut short, what there is is kept."""
+        run, ran = self._run, code
+        run.begin_cell()
         try:
+            verdict = await run.reviewer.code(port, run.stop_code, code)
+            if isinstance(verdict, str):
+                return denied(reasoning, code, verdict)
+            ran = verdict.code if verdict else code
             with run.in_time():
-                return await port.run(self.execute, reasoning, code, stop=run.stop_code)
+                step: Step = await port.run(self.execute, reasoning, ran, stop=run.stop_code)
+            if step.answer is not None:
+                complaint = await run.reviewer.answer(port, run.stop_code, step.answer)
+                step = step if complaint is None else self._refused(step, [complaint])
         except BaseException as error:
-            why = "The run was interrupted while this code ran" + (f": {error}" if str(error) else ".")
-            run.add(Step(reasoning=reasoning, code=code, output=why, kind="error", **run.calls_taken()))
+            run.add(cut_short(error, reasoning, ran).model_copy(update=run.calls_taken()))
             raise
+        return replaced(step, code) if verdict else step
 
     def execute(self, reasoning: str, code: str) -> Step:
         """Run a block of code in the REPL; return its step without what the model is told about the turn."""
         run = self._run
-        run.begin_cell()
         with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as told:
             outcome = run.repl.execute(code)
+            run.reviewer.check()
             if run.async_tools.error is not None:
                 raise run.async_tools.error
             if told:
@@ -186,16 +194,22 @@ class Turn(dspy.Module):
         problems = problems or run.blind_submit(code) or run.failures_in(values, step.calls)
         if not problems and not run.budget.limit:
             problems = run.grounded.unread(code, step.calls, run.steps)
-        printed = outcome.output.rstrip()
+        step = step.model_copy(update={"printed": outcome.output.rstrip()})
         if problems:
-            refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-            echo = f"{refusal}\nFix this and call {run.submit_call} again."
-            step = step.model_copy(update={"kind": "refused", "refusals": tuple(problems)})
-        else:
-            echo = f"SUBMIT: {values!r}"
-            step = step.model_copy(update={"answer": values})
-        text = f"{printed}\n{echo}" if printed else echo
-        return step.model_copy(update={"output": text, "printed": printed})
+            return self._refused(step, problems)
+        return step.model_copy(update={"answer": values, "output": _after(step.printed, f"SUBMIT: {values!r}")})
+
+    def _refused(self, step: Step, problems: list[str]) -> Step:
+        """Return the step of a SUBMIT that is refused: it tells the model why."""
+        refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
+        told = _after(step.printed, f"{refusal}\nFix this and call {self._run.submit_call} again.")
+        known = {"kind": "refused", "refusals": tuple(problems), "answer": None, "output": told}
+        return step.model_copy(update=known)
+
+
+def _after(printed: str, echo: str) -> str:
+    """Return what SUBMIT says after what the code printed."""
+    return f"{printed}\n{echo}" if printed else echo
 
 
 def _reply_apart(meter: Meter | None) -> Reply | None:
@@ -227,6 +241,26 @@ def _thinking(meter: Meter | None) -> str:
     apart = _output(meter).get("reasoning_content")
     in_text, _ = split_thinking(text_of(meter.outputs[-1] if meter and meter.outputs else None), in_turn=True)
     return sendable("\n".join(part for part in (apart, in_text) if part))
+
+
+def denied(reasoning: str, code: str, why: str) -> Step:
+    """Return the step of code that `on_code` refused."""
+    told = f"Your code was refused and was not run: {why}"
+    return Step(reasoning=reasoning, code=code, output=told, kind="denied", refusals=(why,))
+
+
+def replaced(step: Step, code: str) -> Step:
+    """Return the step of code that `on_code` had run instead of the model's, which is `code`."""
+    output = f"(Your code was replaced before it ran: what ran is above.)\n{step.output}"
+    return step.model_copy(update={"proposed": code, "output": output})
+
+
+def cut_short(error: BaseException, reasoning: str, code: str) -> Step:
+    """Return the step of a turn whose code, or a hook, an error cut short."""
+    is_paused = isinstance(error, Pause)
+    why = "The run was paused" if is_paused else "The run was interrupted in this turn"
+    told = f"{why}: {error}" if str(error) else f"{why}."
+    return Step(reasoning=reasoning, code=code, output=told, kind="paused" if is_paused else "error")
 
 
 def no_code(reply: Reply, submit_call: str) -> Step:

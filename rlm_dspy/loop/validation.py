@@ -229,3 +229,19 @@ def check_cache(cache: SubCallCache | bool) -> Any:
     if not isinstance(cache, SubCallCache | bool):
         raise TypeError(f"cache must be True, False or an rlm_dspy.SubCallCache(...), not {cache!r}.")
     return cache
+
+
+def check_hook(name: str, hook: Any) -> Any:
+    """Return the hook.
+
+    Args:
+        name: `on_code`, `on_tool` or `on_submit`.
+        hook: What was given as it.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if hook is not None and not callable(hook):
+        example = "lambda name, arguments" if name == "on_tool" else f"lambda {name.removeprefix('on_')}"
+        raise TypeError(f"{name} must be a function, such as {name}={example}: None, not {hook!r}.")
+    return hook

@@ -11,7 +11,17 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-from rlm_dspy.events import BatchEvent, CellEvent, ChunkEvent, Event, Listener, LMEvent, SubCallEvent, TurnEvent
+from rlm_dspy.events import (
+    BatchEvent,
+    CellEvent,
+    ChunkEvent,
+    Event,
+    Listener,
+    LMEvent,
+    ReviewEvent,
+    SubCallEvent,
+    TurnEvent,
+)
 from rlm_dspy.report.formatting import used
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
@@ -222,6 +232,8 @@ class Reporter(Listener):
         self._turn: int | None = None
         self._running = False
         self._asked = 0
+        self._reviews = 0
+        """Hooks that are being asked: a person may be reading and typing."""
         self._batch: BatchEvent | None = None
         self._answered = 0
 
@@ -245,6 +257,9 @@ class Reporter(Listener):
                 self._batch, self._answered = event, 0
             case SubCallEvent() if not begins and self._batch is not None and event.parent == self._batch.id:
                 self._answered += 1
+            case ReviewEvent():
+                self._reviews += 1 if begins else -1
+                self._view.close()
             case LMEvent() if begins:
                 self._ask(event.role)
 
@@ -255,7 +270,7 @@ class Reporter(Listener):
     def _ask(self, role: str) -> None:
         if self._turn is None:
             folds = role.endswith("fold")
-            self._view.busy("summing up earlier turns" if folds else "reading the answer from the trajectory")
+            self._show_busy("summing up earlier turns" if folds else "reading the answer from the trajectory")
         elif self._running:
             self._asked += 1
             batch = self._batch
@@ -265,7 +280,11 @@ class Reporter(Listener):
             self._busy("the model writes")
 
     def _busy(self, what: str) -> None:
-        self._view.busy(f"turn {self._turn} of {self._turns}: {what}")
+        self._show_busy(f"turn {self._turn} of {self._turns}: {what}")
+
+    def _show_busy(self, what: str) -> None:
+        if not self._reviews:  # the live line would be drawn over the question
+            self._view.busy(what)
 
 
 def _highlighted(code: str) -> Syntax:

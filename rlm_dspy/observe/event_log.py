@@ -30,6 +30,8 @@ and by `event`
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error`; |
 | | without an error also the `outputs`, `finish`: the reason why the provider ended them, |
 | | `request`: a digest of the messages, and `subcall`: the id of the sub-call around it, if any |
+| `review_started` | `hook` is asked about `asked`: `code`, `tool` and `arguments`, or the fields of an answer |
+| `review_ended` | the same, and `refused`, `run_instead` or `error`; none of them if the hook agreed |
 | `tool_started` | `asked`: a digest of its name and arguments |
 | `cell_started` | `reasoning`, `code`: the model's reply, whose code runs now |
 | `tool_ended` | the same, `tool`: a `ToolCall`, and `value`, as sent to the REPL, or `message`, of its exception |
@@ -58,12 +60,14 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy.approval.reviewer import asked_in_log
 from rlm_dspy.cache import digest
 from rlm_dspy.events import (
     CellEvent,
     Event,
     Listener,
     LMEvent,
+    ReviewEvent,
     RunEvent,
     StepEvent,
     SubCallEvent,
@@ -169,6 +173,8 @@ class RunLog(Listener):
                 self._write(event, "step_added", **_plain(event.step), **kept)
             case CellEvent() if begins:
                 self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
+            case ReviewEvent():
+                self._write(event, "review_started" if begins else "review_ended", **_of_review(event))
             case ToolEvent():
                 self._write(event, "tool_started" if begins else "tool_ended", **_of_tool(event))
             case SubCallEvent(call=SubCall() as call):
@@ -222,6 +228,14 @@ def _plain(step: Step) -> dict[str, Any]:
     """Return a step as in its event: with the numbers of its sub-calls, which have their own events."""
     plain = step.model_dump(mode="json", exclude={"calls"})
     return {"step": plain, "calls": [call.number for call in step.calls]}
+
+
+def _of_review(event: ReviewEvent) -> dict[str, Any]:
+    """Return the fields of the event of a hook."""
+    error = "" if event.error is None else in_one_line(event.error)
+    verdict = {"refused": event.refused, "run_instead": event.run_instead, "error": error}
+    told = {name: text for name, text in verdict.items() if text}
+    return {"hook": event.hook, "asked": asked_in_log(event.asked), **told}
 
 
 def _of_call(event: LMEvent) -> dict[str, Any]:

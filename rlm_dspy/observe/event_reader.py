@@ -181,6 +181,8 @@ def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
         case "turn_started":
             run.turn = {"started": event["t"], "spent": Usage(), "calls": (), "tool_calls": ()}
             run.children = []
+        case "review_started" if run.turn and event["hook"] == "on_code":
+            run.turn["code"] = event["asked"]["code"]
         case "cell_started" if run.turn:
             run.turn |= {name: event[name] for name in ("reasoning", "code")}
         case "tool_ended" if run.turn:

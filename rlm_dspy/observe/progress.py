@@ -9,7 +9,17 @@ import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from rlm_dspy.events import CellEvent, ChunkEvent, Event, Listener, LMEvent, RunEvent, SubCallEvent, TurnEvent
+from rlm_dspy.events import (
+    CellEvent,
+    ChunkEvent,
+    Event,
+    Listener,
+    LMEvent,
+    ReviewEvent,
+    RunEvent,
+    SubCallEvent,
+    TurnEvent,
+)
 from rlm_dspy.redaction import safe_message
 from rlm_dspy.report.formatting import used
 from rlm_dspy.report.record import was_stopped
@@ -133,6 +143,8 @@ class Progress(Listener):
             case ChunkEvent():
                 run.code += event.text if event.field == "code" else ""
                 run.doing = "the model thinks" if event.field == "thinking" else "the model writes"
+            case ReviewEvent() if begins:
+                run.doing = f"waits for {event.hook}"
             case CellEvent() if begins:
                 run.code, run.doing = event.code, "code runs"
             case SubCallEvent() if not begins:

@@ -30,6 +30,7 @@ Coverage = Callable[[dspy.Example, dspy.Prediction], str]
 _WHAT_WENT_WRONG = {
     "error": "its code failed",
     "refused": "its SUBMIT was refused",
+    "denied": "its code was refused",
     "no_code": "its reply held no Python block",
     "interpreter_lost": "its code killed the interpreter",
 }

@@ -15,7 +15,7 @@ import dspy
 
 from rlm_dspy.concurrency.async_forms import is_async
 from rlm_dspy.concurrency.event_loops import LoopCall
-from rlm_dspy.errors import EventLoopBlocked
+from rlm_dspy.errors import EventLoopBlocked, ToolRefused
 from rlm_dspy.events import ToolEvent, unit
 from rlm_dspy.redaction import HIDDEN, safe_error, safe_message
 from rlm_dspy.repl.coercion import read_value
@@ -203,13 +203,14 @@ class ToolCalls:
             kwargs: Its keyword arguments.
             function: Makes the call.
         """
-        result, started, error_type = None, time.monotonic(), ""
+        result, started, error_type, refused = None, time.monotonic(), "", ""
         given = {**({"args": list(args)} if args else {}), **kwargs}
         with unit(ToolEvent(name=name, arguments=given)) as told:
             try:
                 result = ((self.recorded and self.recorded(name, given)) or function)()
             except BaseException as error:
                 error_type = type(error).__name__
+                refused = str(error) if isinstance(error, ToolRefused) else ""
                 raise
             finally:
                 call = ToolCall(
@@ -217,6 +218,7 @@ class ToolCalls:
                     arguments=_written(args, kwargs),
                     result="" if error_type else short(result, _RESULT_CHARS),
                     error_type=error_type,
+                    refused=refused,
                     started=started - self.began,
                     seconds=time.monotonic() - started,
                 )
@@ -243,18 +245,20 @@ def _argument(value: Any) -> str:
     return repr(text) if isinstance(value, str) else text
 
 
-def host_function(tool: dspy.Tool, async_tools: AsyncTools, calls: ToolCalls) -> Callable[..., Any]:
+def host_function(
+    tool: dspy.Tool, callable_form: Callable[[dspy.Tool], dspy.Tool], calls: ToolCalls
+) -> Callable[..., Any]:
     """Return a function that code calls with the tool's parameters, and that calls `dspy.Tool`.
 
     Args:
         tool: The tool.
-        async_tools: Awaits it if it is async.
+        callable_form: Returns the tool in the form in which code may call it.
         calls: Records its calls.
     """
     own = inspect.signature(tool.func)
     names = [parameter.name for parameter in own.parameters.values() if parameter.kind in _POSITIONAL]
     by_position = any(parameter.kind in _UNNAMED for parameter in own.parameters.values())
-    blocking = async_tools.blocking(tool)
+    blocking = callable_form(tool)
 
     def by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(names):

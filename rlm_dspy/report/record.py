@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
-from rlm_dspy.errors import RLMError, UnreadableTable
+from rlm_dspy.errors import Pause, RLMError, UnreadableTable
 from rlm_dspy.events import Event, Listener, RunEvent
 from rlm_dspy.inputs import HostInput, Table, Text, describe
 from rlm_dspy.inputs.description import is_frame
@@ -37,9 +37,9 @@ _MAX_ERROR_CHARS = 600
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _MAX_PICTURES_BYTES = 2_000_000
 """Bytes of the pictures that a record, and so a report, holds whole."""
-Stop = Literal["submitted", "direct", "extracted", "unanswered", "interrupted", "failed", "killed"]
-"""As in `Prediction.stop`; also `interrupted` (Ctrl-C, a cancelled task), `failed` (the model or the interpreter)
-and `killed` (the run's log has no end)."""
+Stop = Literal["submitted", "direct", "extracted", "unanswered", "paused", "interrupted", "failed", "killed"]
+"""As in `Prediction.stop`; also `paused` (a hook waits for a decision), `interrupted` (Ctrl-C, a cancelled task),
+`failed` (the model, the interpreter or a hook) and `killed` (the run's log has no end)."""
 
 
 STOPS: dict[Stop, Mark] = {
@@ -47,6 +47,7 @@ STOPS: dict[Stop, Mark] = {
     "direct": Mark("one plain call", "good"),
     "extracted": Mark("read from the trajectory", "warn"),
     "unanswered": Mark("no answer", "bad"),
+    "paused": Mark("paused", "warn"),
     "interrupted": Mark("interrupted", "bad"),
     "failed": Mark("failed", "bad"),
     "killed": Mark("killed", "bad"),
@@ -152,6 +153,7 @@ def describe_stop(record: Record) -> str:
         "direct": "answered by one plain call",
         "extracted": f"no SUBMIT in {turns}, read from the trajectory",
         "unanswered": f"no SUBMIT in {turns}, and no answer in the trajectory",
+        "paused": f"paused in turn {number}",
         "interrupted": f"interrupted after {turns}",
         "failed": f"failed after {turns}",
         "killed": f"killed in turn {number}",
@@ -287,6 +289,8 @@ def cut_short(error: BaseException) -> dict[str, Any]:
     """Return the fields of a record that describe the end of a run by an error."""
     if was_stopped(error):
         return {"stop": "interrupted", "error": None}
+    if isinstance(error, Pause):
+        return {"stop": "paused", "error": in_one_line(error)}
     return {"stop": "failed", "error": in_one_line(error)}
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from typing_extensions import TypeForm
 
+    from rlm_dspy.approval.reviewer import OnCode, OnSubmit, OnTool
     from rlm_dspy.cache import SubCallCache
     from rlm_dspy.grounding import Grounding
     from rlm_dspy.limits import Limits
@@ -144,6 +145,9 @@ class Program(Protocol):
     refuse_blind_submit: bool
     grounding: Grounding
     compute: Cascade
+    on_code: OnCode | None
+    on_tool: OnTool | None
+    on_submit: OnSubmit | None
 
     def child(
         self, interpreter_factory: Factory, signature: str | type[dspy.Signature], max_iters: int | None = None

@@ -15,7 +15,7 @@ from mlflow.entities import SpanType
 
 from rlm_dspy.artifacts import FOLDER
 from rlm_dspy.budget.lm_events import answered
-from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent
+from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, ReviewEvent, RunEvent, ToolEvent, TurnEvent
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.report.coverage_shares import share_covered
 from rlm_dspy.report.formatting import all_calls, used
@@ -55,6 +55,8 @@ def of_event(payloads: Payloads, event: Event) -> Told:
             pass
         case TurnEvent(step=Step() as step):
             told = _turn_ended(payloads, event.turn or 0, step)
+        case ReviewEvent():
+            told = _review_ended(payloads, event)
         case CellEvent():
             told = _cell_ended(payloads, event)
         case ToolEvent():
@@ -124,6 +126,14 @@ def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
     if event.kind == "output":
         return Told(outputs={"output": fenced(output, "text") or "(no output)"})
     return Told(events=(failure(event.kind, output),), failed=output)
+
+
+def _review_ended(payloads: Payloads, event: ReviewEvent) -> Told:
+    if event.run_instead:
+        return Told(outputs={"run instead": fenced(payloads.text(event.run_instead, TEXT_CHARS))})
+    return Told(
+        outputs={"refused": payloads.text(event.refused, TEXT_CHARS)} if event.refused else {"agreed": True}
+    )
 
 
 def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:

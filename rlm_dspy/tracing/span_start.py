@@ -12,7 +12,7 @@ import dspy
 from mlflow.entities import SpanType
 
 from rlm_dspy.budget.metered_lm import role
-from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, RunEvent, ToolEvent, TurnEvent, here
+from rlm_dspy.events import BatchEvent, CellEvent, LMEvent, ReviewEvent, RunEvent, ToolEvent, TurnEvent, here
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.ad_hoc import written
@@ -42,6 +42,8 @@ def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentM
             told = _run(payloads, event)
         case TurnEvent():
             told = Told(f"turn {event.turn}", SpanType.CHAIN)
+        case ReviewEvent():
+            told = Told(event.hook, SpanType.GUARDRAIL, payloads.value(event.asked))
         case CellEvent():
             told = Told("code", SpanType.TOOL, {"code": fenced(payloads.text(event.code, TEXT_CHARS))})
         case ToolEvent():

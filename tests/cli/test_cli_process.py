@@ -145,6 +145,44 @@ def test_on_a_terminal_the_steps_appear_as_they_happen() -> None:
     assert "submitted after 2 turns" in rest
 
 
+def test_a_person_approves_code_and_answer_at_the_terminal() -> None:
+    """Refuses once in own words; the live line is not drawn over the question."""
+    approved = ["--approve", "--approve-answer", "--save", "run.json"]
+    command = scripted("ask", "How much?", "notes.txt", *approved, replies=[LOOK, SUBMIT_42])
+    with on_a_terminal(["setsid", "--ctty", "--wait", *command]) as (ours, process):
+        first = read_terminal(ours, "what to do instead: ")
+        os.write(ours, b"Submit at once.\n")
+        read_terminal(ours, "what to do instead: ")
+        os.write(ours, b"y\n")
+        read_terminal(ours, "what is wrong: ")
+        os.write(ours, b"y\n")
+        rest = read_terminal(ours, "\r\n42\r\n")
+        assert process.wait(timeout=120) == 0
+    assert "print(len(context))" in re.sub(r"\x1b\[[\d;]*m", "", first)
+    assert "submitted after 2 turns" in rest
+    steps = Record.load("run.json").trajectory
+    assert [(step.kind, step.refusals) for step in steps] == [("denied", ("Submit at once.",)), ("submitted", ())]
+
+
+def test_a_person_pauses_the_run() -> None:
+    command = scripted("ask", "How much?", "notes.txt", "--approve", replies=[LOOK, SUBMIT_42])
+    with on_a_terminal(["setsid", "--ctty", "--wait", *command]) as (ours, process):
+        read_terminal(ours, "what to do instead: ")
+        os.write(ours, b"p\n")
+        read_terminal(ours, "Paused. The run is in interrupted.rlm.json.")
+        assert process.wait(timeout=120) == 4
+    assert Record.load("interrupted.rlm.json").stop == "paused"
+
+
+def test_approval_without_a_terminal_is_refused_before_the_run() -> None:
+    command = scripted("ask", "How much?", "notes.txt", "--approve", replies=[])
+    done = subprocess.run(
+        ["setsid", "--wait", *command], capture_output=True, text=True, env=environment(), check=False, input=""
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: --approve: Nobody can be asked: this process has no terminal. Run it in")
+
+
 HEAVY = """
 import sys
 {}

@@ -15,6 +15,7 @@ import pytest
 from dspy.teleprompt import Teleprompter
 
 from rlm_dspy import RLM, Limits, tracing
+from rlm_dspy.approval import RunInstead
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.report.record import Record
 from rlm_dspy.report.write_report import report_html
@@ -105,6 +106,51 @@ def test_the_spans_of_a_run_are_its_turns_its_code_and_its_sub_calls(store: Stor
     shown = tree(trace, lambda span: f"{span.name} {span.span_type} {span.status.status_code.name}")
     assert shown == TREE.strip()
     assert trace.info.state.name == "OK"
+
+
+REVIEWED = """
+RLM OK
+  start LocalPythonInterpreter OK
+  turn 1: code refused ERROR
+    act OK
+      scripted/lm OK
+    on_code OK
+  turn 2 OK
+    act OK
+      scripted/lm OK
+    on_code OK
+    code OK
+      search ERROR
+        on_tool OK
+  turn 3: SUBMIT OK
+    act OK
+      scripted/lm OK
+    on_code OK
+    code OK
+    on_submit OK
+"""
+
+
+def test_each_question_to_a_hook_is_a_span_with_its_verdict(store: Store, how: str) -> None:
+    calls = "try:\n    search('moon')\nexcept Exception: pass"
+    verdicts = iter(["Not so.", RunInstead(calls), None])
+    reviewed = rlm(
+        on_code=lambda code: next(verdicts), on_tool=lambda name, arguments: "No.", on_submit=lambda answer: None
+    )
+    lm = ScriptedLM([block("print(1)"), block("print(2)"), block("SUBMIT(answer=['x'])")])
+    call(reviewed, lm, how, context="x", question="Which?")
+    trace = store.trace()
+    assert tree(trace, lambda span: f"{span.name} {span.status.status_code.name}") == REVIEWED.strip()
+    asked = [span(trace, "on_code", number) for number in range(3)]
+    assert [each.inputs for each in asked] == [
+        {"code": each} for each in ("print(1)", "print(2)", "SUBMIT(answer=['x'])")
+    ]
+    assert asked[0].outputs == {"refused": "Not so."}
+    assert "search('moon')" in asked[1].outputs["run instead"]
+    assert asked[2].outputs == {"agreed": True}
+    assert span(trace, "on_tool").inputs == {"tool": "search", "arguments": {"word": "moon"}}
+    assert span(trace, "on_tool").outputs == {"refused": "No."}
+    assert span(trace, "on_submit").inputs == {"answer": ["x"]}
 
 
 class Claims(dspy.Signature):
