@@ -340,6 +340,7 @@ def test_a_pause_in_a_child_pauses_the_whole_run(hook: str) -> None:
     child = block("send('a')\nSUBMIT(answer='1')")
     code = "got = rlm_query_batched(['1', '2', '3'])\nwhile True: pass"
     rlm = hooked(hook, wait)
+    rlm.interpreter_factory = PythonInterpreter
     with pytest.raises(Pause, match=r"^Ann must agree") as raised:
         run(rlm, [block(code), child, child, child])
     prediction = raised.value.prediction  # type: ignore[attr-defined]
