@@ -321,7 +321,9 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
         if below is None or self.tools or self.subs.names() or (run.recorded and run.recorded.steps):
             return None
         values = await answer_directly(port, run, below)
-        return None if values is None else run.finish("direct", values, "Answered by one plain call.")
+        if values is None or await run.reviewer.answer(port, run.stop_code, values) is not None:
+            return None
+        return run.finish("direct", values, "Answered by one plain call.")
 
     async def _converse(self, port: Port, run: Run) -> RunPrediction:
         is_last = run.turns_are_over
