@@ -53,7 +53,7 @@ async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     return await _reviewed(port, run, values, how)
 
 
-async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> dspy.Prediction:
+async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> RunPrediction:
     """Return the prediction of an answer that was read, unless `on_submit` refuses it."""
     complaint = await run.reviewer.answer(port, run.stop_code, values)
     if complaint is None:
