@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from typer import Argument, Option
@@ -31,6 +31,8 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.mcp.extensions import mcp_tools, skills_of
 from rlm_dspy.cli.options import (
+    Approve,
+    ApproveAnswer,
     Debug,
     Files,
     Interpreter,
@@ -39,18 +41,19 @@ from rlm_dspy.cli.options import (
     Skills,
     Trace,
     Traced,
+    asks_at_terminal,
     command,
     factory_of,
     traced,
 )
 from rlm_dspy.cli.task import STDIN, read_task
-from rlm_dspy.cli.user.answer import answer_of, summary_of
+from rlm_dspy.cli.user.answer import about_of, answer_of, summary_of
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
-from rlm_dspy.errors import RLMError, UsageError
+from rlm_dspy.errors import UsageError
 from rlm_dspy.redaction import without_credentials
 from rlm_dspy.text import counted
 
@@ -121,10 +124,8 @@ class AskOptions:
     interpreter: Interpreter = None
     skills: Skills = None
     mcp: Mcp = None
-    approve: Annotated[bool, Option("--approve", help="Ask at the terminal before code runs.")] = False
-    approve_answer: Annotated[
-        bool, Option("--approve-answer", help="Ask at the terminal whether the answer is accepted.")
-    ] = False
+    approve: Approve = False
+    approve_answer: ApproveAnswer = False
     trace: Trace = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
     answer_json: Annotated[
@@ -257,7 +258,7 @@ def make_rlm(
     priced = dict(zip(filter(None, (lm, sub_lm)), prices, strict=False))
     limits = limits_with_prices({**configuration.limits, **named}, priced, options.note)
     skills = skills_of([*configuration.skills, *map(str, options.skills or [])])
-    asks = _asks_at_terminal(options)
+    asks = asks_at_terminal(wanted=options.approve or options.approve_answer)
     with dspy.context(lm=lm):  # policy="auto" looks at it
         rlm = rlm_dspy.RLM(
             signature,
@@ -272,19 +273,6 @@ def make_rlm(
             on_submit=asks if options.approve_answer else None,
         )
     return lm, rlm
-
-
-def _asks_at_terminal(options: AskOptions) -> Any:
-    """Return the hook that asks a person; check first that it can."""
-    from rlm_dspy.approval.terminal import ask_at_terminal, terminal
-
-    if options.approve or options.approve_answer:
-        try:
-            with terminal():
-                pass
-        except RLMError as error:
-            raise UsageError(f"--approve: {error}") from error
-    return ask_at_terminal
 
 
 def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
@@ -348,7 +336,7 @@ def _run(
     from rlm_dspy.report.record import FilesKept, recorded
 
     files = FilesKept()
-    view.head(" ".join(task.question.split()), _about(rlm, task, dspy.settings.lm.model))
+    view.head(" ".join(task.question.split()), about_of(rlm, task, dspy.settings.lm.model))
     kept = options.save or options.report or options.log or options.as_json or options.trace
     with (
         RunLog(options.log) if options.log else contextlib.nullcontext(),
@@ -362,12 +350,6 @@ def _run(
             view.end(summary_of(record), answered=record.answered)
         view.close()
     return record, error, files.artifacts
-
-
-def _about(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
-    sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
-    text = f"{task.size} of {task.source}, " if task.source else ""
-    return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
 
 
 def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer import Argument, Option
@@ -17,7 +17,7 @@ from typer import Argument, Option
 from rlm_dspy.cli.errors import INTERRUPTED, tell
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.cli.user.last_store import remember_store
-from rlm_dspy.errors import UsageError
+from rlm_dspy.errors import RLMError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +102,28 @@ Mcp = Annotated[
     ),
 ]
 Trace = Annotated[bool, Option("--trace", help="Log to MLflow.")]
+Approve = Annotated[bool, Option("--approve", help="Ask at the terminal before code runs.")]
+ApproveAnswer = Annotated[
+    bool, Option("--approve-answer", help="Ask at the terminal whether the answer is accepted.")
+]
 Debug = Annotated[bool, Option("--debug", help="Show tracebacks of errors.")]
+
+
+def asks_at_terminal(*, wanted: bool) -> Any:
+    """Return the hook that asks a person; if it is wanted, check first that it can.
+
+    Raises:
+        UsageError: If there is no terminal.
+    """
+    from rlm_dspy.approval.terminal import ask_at_terminal, terminal
+
+    if wanted:
+        try:
+            with terminal():
+                pass
+        except RLMError as error:
+            raise UsageError(f"--approve: {error}") from error
+    return ask_at_terminal
 
 
 def command(run: Callable[[Group], None]) -> Callable[..., None]:

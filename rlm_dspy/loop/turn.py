@@ -177,6 +177,7 @@ class Turn(dspy.Module):
     def execute(self, reasoning: str, code: str) -> Step:
         """Run a block of code in the REPL; return its step without what the model is told about the turn."""
         run = self._run
+        run.begin_cell()
         with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as told:
             outcome = run.repl.execute(code)
             run.reviewer.check()

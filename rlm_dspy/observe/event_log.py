@@ -173,10 +173,9 @@ class RunLog(Listener):
                 self._write(event, "step_added", **_plain(event.step), **kept)
             case CellEvent() if begins:
                 self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
-            case ReviewEvent():
-                self._write(event, "review_started" if begins else "review_ended", **_of_review(event))
-            case ToolEvent():
-                self._write(event, "tool_started" if begins else "tool_ended", **_of_tool(event))
+            case ReviewEvent() | ToolEvent():
+                what, known = _of_part(event)
+                self._write(event, f"{what}_started" if begins else f"{what}_ended", **known)
             case SubCallEvent(call=SubCall() as call):
                 plain = call.model_dump(mode="json", exclude={"steps", "number"})
                 children = inside.pop(event.id, []) or list(event.children)
@@ -228,6 +227,11 @@ def _plain(step: Step) -> dict[str, Any]:
     """Return a step as in its event: with the numbers of its sub-calls, which have their own events."""
     plain = step.model_dump(mode="json", exclude={"calls"})
     return {"step": plain, "calls": [call.number for call in step.calls]}
+
+
+def _of_part(event: ReviewEvent | ToolEvent) -> tuple[str, dict[str, Any]]:
+    """Return what the event of a hook or of a tool call is called, and its fields."""
+    return ("tool", _of_tool(event)) if isinstance(event, ToolEvent) else ("review", _of_review(event))
 
 
 def _of_review(event: ReviewEvent) -> dict[str, Any]:

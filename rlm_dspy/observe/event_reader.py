@@ -175,16 +175,21 @@ def usage_in(event: Mapping[str, Any]) -> Usage:
     return Usage(calls=1, failures=failed, cached_calls=cached, cost=cost if is_known else None, **tokens)
 
 
+def _code_in(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a step that are known when its code is reviewed, or runs."""
+    if event["event"] == "cell_started":
+        return {name: event[name] for name in ("reasoning", "code")}
+    return {"code": event["asked"]["code"]} if event["hook"] == "on_code" else {}
+
+
 def _enter(event: dict[str, Any], run: _Run, runs: dict[str, _Run]) -> None:
     run.last = event["t"]
     match event["event"]:
         case "turn_started":
             run.turn = {"started": event["t"], "spent": Usage(), "calls": (), "tool_calls": ()}
             run.children = []
-        case "review_started" if run.turn and event["hook"] == "on_code":
-            run.turn["code"] = event["asked"]["code"]
-        case "cell_started" if run.turn:
-            run.turn |= {name: event[name] for name in ("reasoning", "code")}
+        case "cell_started" | "review_started" if run.turn:
+            run.turn |= _code_in(event)
         case "tool_ended" if run.turn:
             run.turn["tool_calls"] += (ToolCall.model_validate(event["tool"]),)
         case "subcall_ended":

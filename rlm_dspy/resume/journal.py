@@ -278,7 +278,7 @@ class Journal:
 
     def settle(self, ledger: Ledger, lms: Iterable[dspy.BaseLM | None]) -> None:
         """Enter into a ledger what was paid and the time that has passed."""
-        ledger.started, ledger.recorded = time.monotonic() - self.seconds, self
+        ledger.clock.started, ledger.recorded = time.monotonic() - self.seconds, self
         prices = {lm.model: ledger.price(lm) for lm in lms if lm is not None}
         for role, model, used in self.spent:
             ledger.settle(role, model, _priced(used, prices.get(model)), calls=int(role not in _OF_RUN))

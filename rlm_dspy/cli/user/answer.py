@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    import rlm_dspy
+    from rlm_dspy.cli.task import Task
     from rlm_dspy.report.record import Record
 
 
@@ -34,3 +36,10 @@ def answer_of(outputs: Mapping[str, JsonValue]) -> str:
         for name, value in outputs.items()
     }
     return "\n".join(told.values() if len(told) == 1 else [f"{name}: {value}" for name, value in told.items()])
+
+
+def about_of(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
+    """Return what is asked about, by which models, in at most how many turns."""
+    sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
+    text = f"{task.size} of {task.source}, " if task.source else ""
+    return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
