@@ -174,8 +174,8 @@ class RunLog(Listener):
             case CellEvent() if begins:
                 self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
             case ReviewEvent() | ToolEvent():
-                what, known = _of_part(event)
-                self._write(event, f"{what}_started" if begins else f"{what}_ended", **known)
+                what, told = _of_part(event)
+                self._write(event, f"{what}_started" if begins else f"{what}_ended", **told)
             case SubCallEvent(call=SubCall() as call):
                 plain = call.model_dump(mode="json", exclude={"steps", "number"})
                 children = inside.pop(event.id, []) or list(event.children)

@@ -217,7 +217,7 @@ def boom(*_: Any) -> None:
 SENDS = "try:\n    send('a')\nexcept Exception:\n    while True: pass"
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("factory", [PythonInterpreter])
 @pytest.mark.parametrize(
     ("hook", "code"), [("on_code", "SUBMIT(answer='x')"), ("on_submit", "SUBMIT(answer='x')"), ("on_tool", SENDS)]
 )
