@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from rlm_dspy.text import unknown_argument
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _WHOLE = {
     "max_iters": 1,
@@ -109,7 +109,7 @@ class Limits:
             )
 
 
-class _Field(Generic[T]):
+class _Field(Generic[_T]):
     """An attribute that reads and sets the field of this name in `self.limits`."""
 
     def __set_name__(self, owner: type[Limited], name: str) -> None:
@@ -119,12 +119,12 @@ class _Field(Generic[T]):
     def __get__(self, limited: None, owner: type[Limited]) -> Self: ...
 
     @overload
-    def __get__(self, limited: Limited, owner: type[Limited]) -> T: ...
+    def __get__(self, limited: Limited, owner: type[Limited]) -> _T: ...
 
-    def __get__(self, limited: Limited | None, owner: type[Limited]) -> Self | T:
+    def __get__(self, limited: Limited | None, owner: type[Limited]) -> Self | _T:
         return self if limited is None else getattr(limited.limits, self._name)
 
-    def __set__(self, limited: Limited, value: T) -> None:
+    def __set__(self, limited: Limited, value: _T) -> None:
         given: dict[str, Any] = {self._name: value}
         limited.limits = replace(limited.limits, **given)
 

@@ -120,8 +120,8 @@ def mended(value: Any) -> Any:
 
 
 def beginning(text: str, chars: int = 60) -> str:
-    """Return `text`, or its first `chars` characters and `...` if that is shorter."""
-    return text if len(text) <= chars + len("...") else f"{text[:chars]}..."
+    """Return `text`, or its first `chars` characters and `...` if that is not longer."""
+    return text if len(text) < chars + len("...") else f"{text[:chars]}..."
 
 
 def one_line(text: str, chars: int) -> str:

@@ -25,6 +25,8 @@ from rlm_dspy.cli.errors import (
     check_outputs,
     done,
     errors_as_lines,
+    ignore_interrupts,
+    interrupts_restored,
     quiet_dspy,
     say,
     tell,
@@ -207,7 +209,8 @@ def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
         view = Lines(io.StringIO()) if options.as_json or options.quiet else view_on(sys.stderr)
         tracing = traced(options.question) if options.trace else contextlib.nullcontext(Traced())
         history = keep_in_history(task.question, options.files or [], kept_runs)
-        with tracing as logged, dspy.context(lm=lm), history, mcp_tools(rlm, options.mcp, configuration):
+        mcp = mcp_tools(rlm, options.mcp, configuration)
+        with tracing as logged, dspy.context(lm=lm), history, mcp, interrupts_restored():
             record, error, artifacts = _run(rlm, task, view, options, unfinished)
             logged.stop = record.stop
             interrupted.append("Interrupted after the run ended, before all output was written.")
@@ -345,6 +348,8 @@ def _run(
     ):
         call = functools.partial(rlm.resume, unfinished.log, run=unfinished.run) if unfinished else rlm
         record, error = recorded(call, task.inputs)
+        if record.stop == "interrupted":
+            ignore_interrupts()  # until it is saved
     with contextlib.suppress(OSError):  # the reader of the view is gone
         if record.trajectory or record.stop not in ("failed", "interrupted", "paused"):
             view.end(summary_of(record), answered=record.answered)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,23 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
         tell(f"Error: {in_one_line(error)}{hint}")
         bad_usage = isinstance(error, (ValueError, TypeError))
         raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
+
+
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C from now on; `interrupts_restored` ends that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def interrupts_restored() -> Iterator[None]:
+    """Handle Ctrl-C after this scope as before it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
