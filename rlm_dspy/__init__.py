@@ -42,7 +42,7 @@ _MODULES = {
 """The module that defines each name."""
 _PUBLIC = {"batch", "cache", "compute", "coverage", "embedded", "errors", "events", "grounding", "inputs"}
 _PUBLIC |= {"interpreters", "limits", "mcp", "models", "observe", "optimize", "signatures", "skills", "testing"}
-_PUBLIC |= {"approval", "service", "tracing", "trajectory"}
+_PUBLIC |= {"approval", "service", "sessions", "tracing", "trajectory"}
 """Modules that are attributes too, without an import of their own."""
 
 

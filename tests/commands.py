@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import dspy
 import pytest
@@ -82,13 +82,13 @@ def scripted(*arguments: str, replies: list[Any], seconds: float = 0.0) -> list[
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a command with piped streams; it is dead in the end."""
+def running(command: list[str], stdin: IO[str] | int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
+    """Run a command with piped output; it is dead in the end."""
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         text=True,
         env=environment(),
     ) as process:

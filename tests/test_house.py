@@ -26,8 +26,8 @@ SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {name: ROOT / path for name, path in SETUPTOOLS["package-dir"].items()}
 
 RULE = (
-    "cli > service > tracing > batch > mcp | skills > replay | optimize > loop > resume > observe > compute"
-    " > report > subcalls > prompt > streaming > grounding | approval"
+    "cli > service > tracing > batch > mcp | skills > replay | optimize > loop > resume > observe > sessions"
+    " > compute > report > subcalls > prompt > streaming > grounding | approval"
     " > budget | repl | coverage | embedded | cache | signatures > inputs > interpreters | replies"
     " > concurrency > events"
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlm_dspy.cli.ask import ask
+from rlm_dspy.cli.chat.command import chat
 from rlm_dspy.cli.doctor import doctor
 from rlm_dspy.cli.errors import INTERRUPTED, TERMINATED
 from rlm_dspy.cli.mcp.command import mcp
@@ -133,7 +134,7 @@ def _root(
     """Recursive Language Models: typed answers over texts far larger than a model's window."""
 
 
-for _command in (ask, resume, report, diff, replay, optimize, mcp, serve, ui, doctor):
+for _command in (ask, chat, resume, report, diff, replay, optimize, mcp, serve, ui, doctor):
     app.command()(_command)
 app.add_typer(models, name="models")
 app.add_typer(history, name="history")

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from rlm_dspy.observe.console import View
     from rlm_dspy.report.record import Record, Stop
 
-_EXIT_CODES: dict[Stop, int] = {
+EXIT_CODES: dict[Stop, int] = {
     "submitted": ANSWERED,
     "direct": ANSWERED,
     "extracted": ANSWERED,
@@ -84,11 +84,9 @@ _UNPRINTED_FILE = "unprinted.rlm.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions:
-    """What `rlm-dspy ask` is given."""
+class RunOptions:
+    """What `ask` and `chat` share."""
 
-    question: Annotated[str, Argument(help="The question.", show_default=False)]
-    files: Files = None
     allow_local: Annotated[
         bool, Option("--allow-local", help="Fetch addresses of this machine and its network too.")
     ] = False
@@ -130,6 +128,24 @@ class AskOptions:
     approve_answer: ApproveAnswer = False
     trace: Trace = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
+    log: Annotated[Path | None, Option(help="Append events to this file during the run, as JSON Lines.")] = None
+    no_history: Annotated[bool, Option("--no-history", help="Do not keep this run for `rlm-dspy history`.")] = (
+        False
+    )
+    debug: Debug = False
+
+    def note(self, line: str) -> None:
+        """Print a line that is no error."""
+        if not self.quiet:
+            tell(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(RunOptions):
+    """What `rlm-dspy ask` is given."""
+
+    question: Annotated[str, Argument(help="The question.", show_default=False)]
+    files: Files = None
     answer_json: Annotated[
         bool,
         Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
@@ -142,19 +158,9 @@ class AskOptions:
     output_dir: Annotated[
         Path | None, Option(help="Write the files that code makes below output/ to this directory.")
     ] = None
-    log: Annotated[Path | None, Option(help="Append events to this file during the run, as JSON Lines.")] = None
-    no_history: Annotated[bool, Option("--no-history", help="Do not keep this run for `rlm-dspy history`.")] = (
-        False
-    )
     forecast: Annotated[
         bool, Option("--forecast", help="Say what past runs in the history used, and ask before this one runs.")
     ] = False
-    debug: Debug = False
-
-    def note(self, line: str) -> None:
-        """Print a line that is no error."""
-        if not self.quiet:
-            tell(line)
 
 
 @command
@@ -217,7 +223,7 @@ def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
             if error is not None and options.debug:
                 tell(without_credentials("".join(traceback.format_exception(error)), lm, rlm.sub_lm))
             kept = _give(record, artifacts, options)  # before the wait for MLflow
-    raise typer.Exit(_EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
+    raise typer.Exit(EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
 def _prepared(
@@ -244,7 +250,7 @@ def _prepared(
 
 
 def make_rlm(
-    options: AskOptions, configuration: Configuration, signature: str | type[dspy.Signature]
+    options: RunOptions, configuration: Configuration, signature: str | type[dspy.Signature]
 ) -> tuple[dspy.LM, rlm_dspy.RLM]:
     """Return the LM and the RLM of some options.
 
@@ -278,7 +284,7 @@ def make_rlm(
     return lm, rlm
 
 
-def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
+def _models(options: RunOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
     """Return the LM, and the one of sub-calls if it is another."""
     import dspy
 
@@ -301,7 +307,7 @@ def _models(options: AskOptions, configuration: Configuration) -> tuple[dspy.LM,
     return lm, _chosen(sub_name, configuration.settings(sub_name, shared), options)
 
 
-def _chosen(model: str | None, settings: ModelSettings, options: AskOptions) -> dspy.LM:
+def _chosen(model: str | None, settings: ModelSettings, options: RunOptions) -> dspy.LM:
     """Return the LM to use. One that has to be downloaded is, if --pull says so or a person at a terminal does."""
     from rlm_dspy.cli.user.configuration import configuration_file
     from rlm_dspy.models import ModelNotPulled, ModelUnreachable, choose_model

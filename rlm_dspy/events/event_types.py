@@ -105,6 +105,7 @@ class RunEvent(Event):
         name: Its class.
         signature: Its signature.
         inputs: Its arguments by name; not validated yet.
+        session: The id of the session of which it is a call; empty for none.
         limits: Its limits.
         lm: The LM of its turns.
         sub_lm: The LM of its sub-calls, if it is another.
@@ -116,6 +117,7 @@ class RunEvent(Event):
     name: str
     signature: type[dspy.Signature]
     inputs: Mapping[str, Any]
+    session: str = ""
     limits: Limits
     lm: dspy.BaseLM | None
     sub_lm: dspy.BaseLM | None

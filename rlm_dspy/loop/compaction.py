@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 KEPT_TURNS = 2
 """Number of newest turns that are not summarized."""
 ACCOUNT_CHARS = 4_000
+HISTORY = "history"
+"""The variable that holds the turns after a summary."""
 _SESSION_CHARS = 24_000
 _SESSION_TRIES = 3
 """Number of attempts; a session that is too long for the model is halved between them."""
@@ -63,10 +65,11 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
     if all(step.kind == "folded" for step in old):
         return False
     started, before = time.monotonic(), run.ledger.totals()
-    name = await port.run(run.keep_history)
+    name = await port.run(keep_history, run)
     account = clip(await _account(port, run, old), account_chars)
+    folded = len(turns_of(run)) - len(new)
     text = (
-        f"Summary of the first {run.budget.turns - len(new)} turns (the list `{name}` has them in full, as dicts "
+        f"Summary of the first {folded} turns (the list `{name}` has them in full, as dicts "
         f"with turn, reasoning, code, output):\n{account}"
     )
     step = Step(
@@ -78,6 +81,20 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
     )
     run.fold(step, new)
     return True
+
+
+def turns_of(run: Run) -> list[Step]:
+    """Return the turns so far; in a session with those of the calls before."""
+    return [step for step in (*run.past, *run.steps) if step.kind != "folded"]
+
+
+def keep_history(run: Run) -> str:
+    """Put the turns so far into the REPL as a list of dicts; return the name of the variable."""
+    entries = [
+        {"turn": number, "reasoning": step.reasoning, "code": step.code, "output": step.output}
+        for number, step in enumerate(turns_of(run), 1)
+    ]
+    return run.repl.keep(HISTORY, entries)
 
 
 async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:

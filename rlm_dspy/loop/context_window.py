@@ -47,6 +47,7 @@ class Conversation:
         limits: The limits of the run.
         ledger: Holds the context windows known from errors.
         environment: The first message.
+        after_fold: In a session that goes on, the first message once the calls before are summarized.
         trajectory: The turns as shown to the model.
         reported: The reported tokens of the last turn's messages, and the number of steps in them.
     """
@@ -58,6 +59,7 @@ class Conversation:
     environment: Environment
     trajectory: Trajectory = Trajectory()  # noqa: RUF009 (frozen)
     reported: tuple[int, int] = (0, 0)
+    after_fold: Environment | None = None
     _demos: list[dict[str, Any]] | None = None
     _instructions: str | None = None
     _demos_left: int | None = None
@@ -116,6 +118,8 @@ class Conversation:
         """Replace the steps that the model is shown."""
         self.trajectory = Trajectory(steps=tuple(steps))
         self.reported = (0, 0)
+        if self.after_fold is not None and self.trajectory.steps[:1] and self.trajectory.steps[0].kind == "folded":
+            self.environment, self.after_fold = self.after_fold, None
 
     def _messages(self, trajectory: Trajectory) -> list[dict[str, str]]:
         return messages_of(self._signature, self.environment, trajectory, self.demos)

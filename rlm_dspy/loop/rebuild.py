@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlm_dspy.events import silent
+from rlm_dspy.loop.compaction import keep_history
 from rlm_dspy.resume.resumable import recorded_run
 from rlm_dspy.text import counted, one_line, sendable
 from rlm_dspy.trajectory import Trajectory
@@ -77,7 +78,7 @@ def rebuild(run: Run, recorded: RecordedRun, execute: Callable[[str, str], Step]
 
 def _fold(run: Run, recorded: RecordedStep) -> None:
     """Replace the turns before a summary by it."""
-    run.keep_history()
+    keep_history(run)
     shown = run.conversation.trajectory.steps
     run.fold(recorded.step, shown[len(shown) - recorded.kept :])
 

@@ -41,6 +41,7 @@ from rlm_dspy.repl.signature_reader import check_signature
 from rlm_dspy.repl.tools import normalize_tools
 from rlm_dspy.report.representation import ShowsItself, carry
 from rlm_dspy.resume.resumable import Resumable
+from rlm_dspy.sessions.session import HasSessions
 from rlm_dspy.streaming.binding import HasStreamedOutputs
 from rlm_dspy.streaming.delivery import Streaming
 from rlm_dspy.subcalls.interface import Subs, make_subs
@@ -65,7 +66,7 @@ _MOST_REFUSALS = 12
 _logger = logger()
 
 
-class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited, dspy.Module):
+class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasState, Limited, dspy.Module):
     r"""A Recursive Language Model over a typed signature; replaces `dspy.RLM`.
 
     The inputs become variables of a Python REPL. The model writes a block of code at a time, sees what it
@@ -318,7 +319,8 @@ class RLM(ShowsItself, AsTool, HasStreamedOutputs, Resumable, HasState, Limited,
     async def _answer_directly(self, port: Port, run: Run) -> RunPrediction | None:
         """Return the answer of one plain call, if `compute` allows it for these inputs and it fits; else None."""
         below = self.compute.direct_below
-        if below is None or self.tools or self.subs.names() or (run.recorded and run.recorded.steps):
+        goes_on = run.session or (run.recorded and run.recorded.steps)  # one call does not read what was said
+        if below is None or self.tools or self.subs.names() or goes_on:
             return None
         values = await answer_directly(port, run, below)
         if values is None or await run.reviewer.answer(port, run.stop_code, values) is not None:

@@ -32,9 +32,11 @@ from rlm_dspy.repl.session import Repl
 from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.report.representation import prediction_of
 from rlm_dspy.resume.recorded_answers import RecordedAnswers
+from rlm_dspy.sessions.state import calling_session, taken_session
 from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl
+from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step, SubCall
     from rlm_dspy.usage import RunUsage
 
-HISTORY = "history"
-"""The variable that holds the turns after a summary."""
 _MOMENT_SECONDS = 0.3
 """Seconds between the end of the sub-calls and the end of the code."""
 
@@ -66,6 +66,7 @@ class Run:
         recorded: What an event log holds of the run, if it is resumed.
 
     Attributes:
+        session: The session of which it is a call, if it is one; `past`: the steps of its earlier calls.
         depth: The number of runs above this one.
         watch: Tracks the parts of the inputs that are read, shown and sent; None if coverage is not watched.
         stopped: Why the code of this turn was stopped, if it was.
@@ -87,10 +88,10 @@ class Run:
         recorded: RecordedRun | None = None,
     ) -> None:
         self._rlm = rlm
-        self.recorded = recorded
-        self.turns_are_over = False
+        self.recorded, self.turns_are_over = recorded, False
         self._event = run_event(rlm, inputs)
-        self.signature, self.limits = rlm.signature, rlm.limits
+        self.session = taken_session()
+        self.signature, self.limits = rlm.signature, self._event.limits
         self.inputs = check_inputs(rlm.signature, inputs)
         self.heard = heard
         self.steps: list[Step] = []
@@ -107,25 +108,25 @@ class Run:
         declares_subs = any(isinstance(value, dspy.Module) for value in vars(rlm.subs).values())
         self._subs = for_repl(rlm.subs) if declares_subs else []
         self.repl = self._repl()
-        self.conversation = Conversation(
-            rlm.act, self.lm, rlm.limits, self.ledger, self._environment(self._factory)
-        )
+        self.past = list(self.session.steps if self.session else ())
+        self.environment = self._environment(self._factory)
+        self.conversation = Conversation(rlm.act, self.lm, self.limits, self.ledger, self.environment)
+        self._begin(self.environment)
         tokens = self.conversation.most_tokens() if self.ledger.bounded else 0
-        self.budget = Budget(self.ledger, rlm.limits, self.lm, tokens, child=self.depth > 0)
-        if rlm.sub_lm is not None and rlm.limits.max_cost is not None:
-            check_price(rlm.sub_lm, rlm.limits)
+        self.budget = Budget(self.ledger, self.limits, self.lm, tokens, child=self.depth > 0)
+        if rlm.sub_lm is not None and self.limits.max_cost is not None:
+            check_price(rlm.sub_lm, self.limits)
         if self.budget.limit:  # the first turn is the last, so tell the model
-            self._show_turns(1)
+            self._begin(self.environment.model_copy(update={"turns": 1}))
 
     def _share(self, parent: Run | None) -> None:
         """Take the shared state of the tree from the parent, or make it for a root; choose the LM."""
         rlm = self._rlm
         own = rlm.act.lm or dspy.settings.lm
         self.depth: int = parent.depth + 1 if parent else 0
-        outer = meters_in_force()[-1:]
-        whole = outer[0].ledger if outer else None
-        self.ledger: Ledger = parent.ledger if parent else Ledger(rlm.limits, whole)
-        self.tree: Tree = parent.tree if parent else Tree(rlm.cache)
+        whole = next((meter.ledger for meter in meters_in_force()[-1:]), None)
+        self.ledger: Ledger = parent.ledger if parent else Ledger(self.limits, whole)
+        self.tree: Tree = parent.tree if parent else (self.session.tree if self.session else Tree)(rlm.cache)
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         if self.recorded and parent is None:
             self.recorded.journal.settle(self.ledger, (own, rlm.sub_lm, rlm.query.lm, dspy.settings.lm))
@@ -147,7 +148,8 @@ class Run:
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
         known |= {"defining": defining, "hidden": HIDDEN}
         tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools, **hidden}
-        return Repl(self._factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file)
+        factory, give_back = self.session.lending(self._factory) if self.session else (self._factory, None)
+        return Repl(factory, tools, self.inputs, rlm.signature, known, self.tree.media, self._keep_file, give_back)
 
     def _callable(self, tool: dspy.Tool) -> dspy.Tool:
         """Return a tool as code calls it: `on_tool` reviews its calls, and an async one is awaited."""
@@ -170,12 +172,17 @@ class Run:
         """Return the first message, with the description from an interpreter or its factory."""
         rlm = self._rlm
         awaits = bool(getattr(of, "supports_await", False))  # optional, as the instructions are
-        calls = write_calls(self._subs, children=self.depth < rlm.limits.max_depth, awaits=awaits)
+        calls = write_calls(self._subs, children=self.depth < self.limits.max_depth, awaits=awaits)
         runtime = str(getattr(of, "execution_instructions", None) or "")
-        return write_environment(rlm.signature, self.inputs, rlm.tools, rlm.limits, runtime, calls)
+        return write_environment(rlm.signature, self.inputs, rlm.tools, self.limits, runtime, calls)
 
-    def _show_turns(self, turns: int) -> None:
-        self.conversation.environment = self.conversation.environment.model_copy(update={"turns": turns})
+    def _begin(self, environment: Environment) -> None:
+        """Set the first message; in a session that goes on, it follows the turns so far."""
+        self.environment = self.conversation.environment = environment
+        if self.session:
+            first, steps = self.session.go_on(environment)
+            self.conversation.environment, self.conversation.trajectory = first, Trajectory(steps=steps)
+            self.conversation.after_fold = None if first is environment else environment
 
     @functools.cached_property
     def subcalls(self) -> SubCalls:
@@ -202,19 +209,12 @@ class Run:
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
         self.repl.open()
-        told = self.conversation.environment
+        told = self.environment
         if not told.runtime:
-            self.conversation.environment = self._environment(self.repl.interpreter)
-            self._show_turns(told.turns)
-
-    def keep_history(self) -> str:
-        """Put the turns so far into the REPL as a list of dicts; return the name of the variable."""
-        turns = [step for step in self.steps if step.kind != "folded"]
-        entries = [
-            {"turn": number, "reasoning": step.reasoning, "code": step.code, "output": step.output}
-            for number, step in enumerate(turns, 1)
-        ]
-        return self.repl.keep(HISTORY, entries)
+            told = self._environment(self.repl.interpreter).model_copy(update={"turns": told.turns})
+        if self.session:
+            self.session.opened(self.repl.interpreter)
+        self._begin(told)
 
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
         """Replace all turns but the kept ones by a summary in the prompt; `steps` keeps all of them."""
@@ -277,16 +277,17 @@ class Run:
             self.ledger.close(LimitExceeded("The run has ended."))
 
     def close(self) -> None:
-        """Release the reservations of the run, and shut its interpreter down."""
+        """Release the reservations of the run, and shut its interpreter down or give it back to the session."""
         if self.ledger.bounded:
             self.budget.close()
+        if self.session:
+            self.session.took(self)
         self.repl.close()
 
     def keep(self, step: Step) -> None:
-        """Record the step of an ended turn; the model is shown it, unless it ends the run."""
+        """Record the step of an ended turn; the model is shown it in the next one."""
         self.steps.append(step)
-        if step.answer is None:
-            self.conversation.trajectory = self.conversation.trajectory.add(step)
+        self.conversation.trajectory = self.conversation.trajectory.add(step)
 
     def add(self, step: Step) -> None:
         """Record a step that no turn produced."""
@@ -304,7 +305,7 @@ class Run:
         Only if the module requests it, and the model was not shown an input whole.
         """
         unseen = [variable.name for variable in self.conversation.environment.variables if variable.long]
-        codes = [code, *(step.code for step in self.steps if step.kind != "denied")]
+        codes = [code, *(step.code for step in (*self.past, *self.steps) if step.kind != "denied")]
         if not self._rlm.refuse_blind_submit or self._sent_back or not unseen:
             return []
         if any(names_any(each, self.inputs) for each in codes):
@@ -381,11 +382,13 @@ class Run:
 
 def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
     """Return the event of a run that starts now."""
+    session = calling_session()
     return RunEvent(
         name=type(rlm).__name__,
         signature=rlm.signature,
         inputs=inputs,
-        limits=rlm.limits,
+        session=session.id if session else "",
+        limits=session.limits or rlm.limits if session else rlm.limits,
         lm=rlm.act.lm or dspy.settings.lm,
         sub_lm=rlm.sub_lm,
     )

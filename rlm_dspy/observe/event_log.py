@@ -23,7 +23,7 @@ and by `event`
 | event | its own fields |
 |---|---|
 | `run_started` | `signature`, `instructions`, `inputs` (long ones in short form), `digests`, `output_types`, |
-| | `model`, `sub_model`, `limits`: as in a `Record` |
+| | `model`, `sub_model`, `limits`, `session` (of a call of one): as in a `Record` |
 | `run_resumed` | the run goes on after its process was gone; of a turn that had not ended, the events come again |
 | `turn_started` | |
 | `lm_started` | `call` (its number in the run), `model`, `role` (as in `usage["by_role"]`, if it has one) |

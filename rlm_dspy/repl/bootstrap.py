@@ -37,6 +37,7 @@ def _rlm_run(source, compiled, given):
     else:
         code = compile(source, {_FILE!r}, 'exec', dont_inherit=True)
     names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
+    names.update(names.get('INPUTS', ()))
     inside['globals'] = lambda: names
     exec(code, inside)
     names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
@@ -44,7 +45,10 @@ def _rlm_run(source, compiled, given):
 _rlm_run(*_rlm_functions, _rlm_given)
 del _rlm_run, _rlm_functions, _rlm_given
 """
-"""Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out."""
+"""Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out.
+
+In a REPL that another run had before, the inputs are first what they were then.
+"""
 BEGIN = "_rlm_begin()"
 """Run after the inputs are bound."""
 SHOW_NOTES = "_rlm_show_notes()"

@@ -57,6 +57,7 @@ class Repl:
         media: The images, sounds and files that the REPL has by name.
         keep_file: Takes a file that code wrote: `name`, `size`, `data` in base64 or None, and `removed` if it is
             gone. Returns why it is not kept.
+        give_back: Takes the interpreter at the end in place of shutting it down, unless code still runs.
         interpreter: The current interpreter; None before `open` and after `close`.
     """
 
@@ -67,6 +68,7 @@ class Repl:
     known: Mapping[str, Any]
     media: Media
     keep_file: Callable[..., str]
+    give_back: Callable[[dspy.CodeInterpreter], None] | None = None
     interpreter: dspy.CodeInterpreter | None = None
     _closed: bool = False
     _running: bool = False
@@ -135,7 +137,7 @@ class Repl:
             else:
                 variables[name] = self._bound(name, value, interpreter)
         known = {**self.known, "marked": not takes_objects, "most_file_bytes": MAX_FILE_BYTES}
-        functions = {"_rlm_functions": bootstrap.functions(), "_rlm_given": known}
+        functions = {"_rlm_functions": list(bootstrap.functions()), "_rlm_given": known}
         steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
 
@@ -191,15 +193,21 @@ class Repl:
         self._closed = True
 
     def close(self) -> None:
-        """Shut the interpreter down for good, without a replacement."""
+        """Shut the interpreter down for good, without a replacement, or give it back."""
         self._closed = True
-        self._shut_down()
+        if self.give_back is None or self._running:
+            self._shut_down()
+        elif (interpreter := self._taken()) is not None:
+            self.give_back(interpreter)
 
     def _shut_down(self) -> None:
+        if (interpreter := self._taken()) is not None:
+            interpreter.shutdown()
+
+    def _taken(self) -> dspy.CodeInterpreter | None:
         with self._lock:
             interpreter, self.interpreter = self.interpreter, None
-        if interpreter is not None:
-            interpreter.shutdown()
+        return interpreter
 
     def execute(self, code: str) -> Outcome:
         """Run a block of the model's code.

@@ -100,6 +100,8 @@ class Record(BaseModel):
     """The LM of sub-calls, if it is another."""
     limits: dict[str, Any] = {}
     """The limits of the run: the fields of `Limits`."""
+    session: str = ""
+    """The id of the session of which it is a call; empty for none."""
     outputs: dict[str, Any] = {}
     """The output fields as JSON; empty if the run did not end."""
     stop: Stop
@@ -248,6 +250,7 @@ def asked(run: RunEvent, *, digests: bool = True) -> dict[str, Any]:
         "model": str(getattr(run.lm, "model", "")),
         "sub_model": getattr(run.sub_lm, "model", None),
         "limits": asdict(run.limits),
+        **({"session": run.session} if run.session else {}),
     }
 
 

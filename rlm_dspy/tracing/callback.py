@@ -172,7 +172,9 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             return
         call.event, call.above, call.root = event, call.event, around is None
         of_span = (shown.name, shown.span_type, around, shown.inputs, shown.attributes)
-        call.span = _mlflow_compat.start_span_no_context(*of_span, **(told_of_trace() if call.root else {}))
+        session = event.session if isinstance(event, RunEvent) else ""
+        of_trace = told_of_trace(session) if call.root else {}
+        call.span = _mlflow_compat.start_span_no_context(*of_span, **of_trace)
         call.token = _mlflow_compat.set_span_in_context(call.span)
         if call.root:
             _preview(call.span, "request", shown.inputs)

@@ -106,9 +106,14 @@ def tags(*, session: str | None = None, user: str | None = None, **others: Any) 
         yield
 
 
-def told_of_trace() -> dict[str, dict[str, str]]:
-    """Return the active `tags`, and session and user as `metadata` under MLflow's names."""
-    given = {name: sendable(str(value)) for name, value in _in_force().items() if value is not None}
+def told_of_trace(session: str = "") -> dict[str, dict[str, str]]:
+    """Return the active `tags`, and session and user as `metadata` under MLflow's names.
+
+    Args:
+        session: The session of the run, if `tags` name none.
+    """
+    in_force = ({"session": session} if session else {}) | _in_force()
+    given = {name: sendable(str(value)) for name, value in in_force.items() if value is not None}
     metadata = {key: given.pop(name) for name, key in _METADATA.items() if name in given}
     return {"tags": given, "metadata": metadata}
 

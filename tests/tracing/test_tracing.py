@@ -458,3 +458,15 @@ def test_files_that_code_wrote_are_files_of_the_trace(store: Store, monkeypatch:
     contents = [path.read_bytes() for path in store.files(store.trace())]
     assert b"\xffdrawn" in contents
     assert not any(b"planted" in content for content in contents)
+
+
+def test_the_calls_of_a_session_are_traces_of_one_session(store: Store) -> None:
+    """A scope's `tags` may name another."""
+    lm = ScriptedLM(lambda _: block("SUBMIT(answer=[question])"))
+    with dspy.context(lm=lm), rlm(interpreter_factory=LocalPythonInterpreter).session(context="") as session:
+        session(question="1")
+        session(question="2")
+        with tracing.tags(session="s"):
+            session(question="3")
+    found = [trace.info.trace_metadata["mlflow.trace.session"] for trace in store.traces()]
+    assert sorted(found) == sorted([session.id, session.id, "s"])
