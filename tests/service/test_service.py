@@ -278,6 +278,29 @@ def test_a_run_ends_when_its_client_hangs_up(stream: bool, waits_for: str) -> No
         assert len(lm.script.calls) == 1
 
 
+@pytest.mark.parametrize("waits_for", ["the model", "code"])
+def test_a_run_ends_when_its_client_hangs_up_in_the_middle_of_the_stream(waits_for: str) -> None:
+    """After events of the first turn."""
+
+    over = threading.Event()
+
+    def reply(_messages: Any) -> str:
+        if len(lm.script.calls) == 1:
+            return code("print(1)")
+        if waits_for == "the model":
+            over.wait(60)
+        return code("while True: pass")
+
+    lm = ScriptedLM(reply)
+    with served(RLM("question -> answer"), lm) as url:
+        with client_of(url).chat.completions.create(model="program", messages=ASKED, stream=True) as stream:
+            next(event for event in stream if "print(1)" in str(event))
+            wait_for(lambda: len(lm.script.calls) == 2)
+        wait_for(lambda: metric(url, "rlm_runs_in_progress 0.0"))
+        over.set()
+        assert metric(url, 'rlm_runs_total{stop="cancelled"} 1.0')
+
+
 def test_more_runs_than_allowed_are_refused_until_one_ends() -> None:
     """With status 429, which the client retries."""
     go_on = threading.Event()
