@@ -88,8 +88,7 @@ class ToolRefused(RLMError, PermissionError):  # noqa: N818 (what happened)
 class Pause(RLMError):  # noqa: N818 (what a hook asks for)
     """Raised by a hook whose decision is not there yet: the run ends as `paused`, and can be resumed.
 
-    Args:
-        question: What is to be decided, for the one who decides.
+    Its message says what is to be decided, for the one who decides.
     """
 
 

@@ -89,7 +89,8 @@ class Awaiting:
 
     async def predict(self, module: dspy.Module, seconds: float | None = None, /, **inputs: Any) -> Any:
         """Await a DSPy module."""
-        return await asyncio.wait_for(module.acall(**inputs), seconds)
+        async with asyncio.timeout(seconds):  # not wait_for, which loses a cancellation that meets the result
+            return await module.acall(**inputs)
 
     async def run(self, function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
         """Await a function in its own thread; see `await_in_thread`."""

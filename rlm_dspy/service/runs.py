@@ -104,7 +104,8 @@ class Runs:
         try:
             while True:
                 try:
-                    piece = await asyncio.wait_for(queue.get(), _HEARTBEAT_SECONDS)
+                    async with asyncio.timeout(_HEARTBEAT_SECONDS):  # wait_for may lose a cancellation
+                        piece = await queue.get()
                 except TimeoutError:
                     piece = ""
                 if piece is None:
