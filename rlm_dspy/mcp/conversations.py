@@ -1,11 +1,10 @@
-"""Defines `Conversations`: what clients of the MCP server have asked, about which files, and the last runs."""
+"""Defines `Conversations`: the sessions of the MCP server's clients, each with its last run."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
@@ -20,6 +19,7 @@ from rlm_dspy.events import Event, Listener, TurnEvent
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.observe.console import Lines, Reporter
 from rlm_dspy.report.formatting import used
+from rlm_dspy.sessions.kept import Kept
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import KINDS
 from rlm_dspy.usage import RunUsage
@@ -27,11 +27,10 @@ from rlm_dspy.usage import RunUsage
 if TYPE_CHECKING:
     from rlm_dspy.inputs import Files, Text
     from rlm_dspy.loop.rlm import RLM
+    from rlm_dspy.sessions import Session
 
-_MOST_CONVERSATIONS = 100
-"""The one that was used least recently is dropped for another."""
-_TOLD_CHARS = 10_000
-"""Of earlier questions and answers, in a further question."""
+_MOST_CONVERSATIONS, _IDLE_SECONDS = 8, 3_600.0
+"""Each keeps a REPL; see `Kept`."""
 _MOST_RUNS = 4
 """At once."""
 _ANSWER_CHARS, _REPORT_CHARS = 50_000, 100_000
@@ -58,15 +57,15 @@ class Answer(BaseModel):
 
 @dataclass
 class _Conversation:
-    name: str
-    source: Files | Text
-    said: str = ""
-    """The questions and answers so far."""
+    session: Session
     report: StringIO = field(default_factory=StringIO)
+
+    def close(self) -> None:
+        self.session.close()
 
 
 class Conversations:
-    """Asks an RLM for clients. A further question is a run of its own, which is told what was said before.
+    """Asks an RLM for clients, in a session for each conversation.
 
     Args:
         rlm: The RLM, with a question among its inputs and one other input at most.
@@ -82,7 +81,7 @@ class Conversations:
         if len(others) != 1:
             raise InvalidInputs(f"The signature must take the files and a question, not {fields}.")
         self._source = others[0]
-        self._known: OrderedDict[str, _Conversation] = OrderedDict()
+        self._kept = Kept[str, _Conversation](_MOST_CONVERSATIONS, _IDLE_SECONDS)
         self._free = asyncio.Semaphore(_MOST_RUNS)
 
     async def begin(self, source: Files | Text, question: str, told: Told) -> Answer:
@@ -97,43 +96,41 @@ class Conversations:
             Exception: Of the run.
         """
         name = secrets.token_hex(8)  # not to be guessed by other clients
-        begun = self._known[name] = _Conversation(name, source)
-        if len(self._known) > _MOST_CONVERSATIONS:
-            self._known.popitem(last=False)
-        return await self._ask(begun, question, told)
+        async with self._free:
+            self._kept.add(name, _Conversation(self._rlm.session(**{self._source: source})))
+            return await self._ask(name, question, told)
 
     async def go_on(self, name: str, question: str, told: Told) -> Answer:
         """Ask again in a conversation.
 
         Raises:
-            InvalidInputs: If there is none of this name.
+            ConversationGone: If there is none of this name.
+            ConversationBusy: If its last question is not answered yet.
             Exception: Of the run.
         """
-        return await self._ask(self._conversation(name), question, told)
+        async with self._free:
+            return await self._ask(name, question, told)
 
     def report(self, name: str) -> str:
         """Return the turns of the last run of a conversation as text, also of one that failed or still runs.
 
         Raises:
-            InvalidInputs: If there is no conversation of this name.
+            ConversationGone: If there is none of this name.
         """
-        return clip(self._conversation(name).report.getvalue(), _REPORT_CHARS)
+        return clip(self._kept.get(name).report.getvalue(), _REPORT_CHARS)
 
-    def _conversation(self, name: str) -> _Conversation:
-        if name not in self._known:
-            raise InvalidInputs(f"There is no conversation {name!r}, or it was dropped for newer ones. Ask again.")
-        self._known.move_to_end(name)
-        return self._known[name]
+    async def close(self) -> None:
+        """Close all sessions."""
+        await self._kept.close()
 
-    async def _ask(self, conversation: _Conversation, question: str, told: Told) -> Answer:
-        async with self._free:
+    async def _ask(self, name: str, question: str, told: Told) -> Answer:
+        with self._kept.using(name) as conversation:
             conversation.report = StringIO()
             view = Lines(conversation.report)
             view.head(question, self._lm.model)
             listeners = [Reporter(view, self._rlm.limits.max_iters), _Turns(told)]
-            inputs = {self._source: conversation.source, self.question: _asked(question, conversation.said)}
             with dspy.context(lm=self._lm, callbacks=listeners):
-                run = asyncio.create_task(self._rlm.acall(**inputs))
+                run = asyncio.create_task(conversation.session.acall(**{self.question: question}))
             try:
                 prediction = await asyncio.shield(run)
             except asyncio.CancelledError:
@@ -144,10 +141,8 @@ class Conversations:
             usage = RunUsage.model_validate(prediction.usage)
             view.end(f"{prediction.stop}, {used(usage, usage.seconds)}", answered=prediction.stop != "unanswered")
         outputs = jsonable({name: prediction.get(name) for name in self._rlm.signature.output_fields})
-        said = f"{conversation.said}\n\n{question}\n-> {json.dumps(outputs, ensure_ascii=False)}"
-        conversation.said = clip(said, _TOLD_CHARS)
         return Answer(
-            conversation=conversation.name,
+            conversation=name,
             outputs=_short(outputs),
             stop=prediction.stop,
             turns=len(prediction.trajectory),
@@ -165,11 +160,6 @@ class _Turns(Listener):
     def on_event(self, event: Event) -> None:
         if isinstance(event, TurnEvent) and event.phase == "ended" and event.depth == 0 and event.step:
             self._told(event.turn or 0, KINDS[event.step.kind].label)
-
-
-def _asked(question: str, said: str) -> str:
-    """Return a question with those before it, and their answers."""
-    return f"{question}\n\nAsked and answered before:{said}" if said else question
 
 
 def _short(outputs: dict[str, JsonValue]) -> dict[str, JsonValue]:

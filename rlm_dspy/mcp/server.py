@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
@@ -14,10 +15,11 @@ from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.mcp.conversations import Answer, Conversations
 from rlm_dspy.mcp.folders import source_of
 from rlm_dspy.redaction import safe_message
+from rlm_dspy.sessions.kept import ConversationBusy, ConversationGone
 from rlm_dspy.text import print_to_stderr, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     import dspy
 
@@ -57,14 +59,22 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
         """Tell the client of its mistakes; of other errors their type alone, as they may name paths and keys."""
         try:
             yield
-        except InvalidInputs as error:
+        except (InvalidInputs, ConversationGone, ConversationBusy) as error:
             raise ToolError(str(error)) from None
         except Exception as error:  # noqa: BLE001 (whatever ends a run)
             print_to_stderr(printable(f"{type(error).__name__}: {safe_message(error, lm, rlm.sub_lm)}"))
             raise ToolError(f"The run failed: {type(error).__name__}. The log of the server says why.") from None
 
+    @contextlib.asynccontextmanager
+    async def closing(_: MCPServer) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await conversations.close()
+
     names = ", ".join(map(repr, folders.names))
-    server = MCPServer("rlm-dspy", instructions=_INSTRUCTIONS.format(names), log_level="ERROR")
+    server = MCPServer("rlm-dspy", instructions=_INSTRUCTIONS.format(names), log_level="ERROR", lifespan=closing)
 
     @server.tool()
     async def list_files(folder: Folder = "", pattern: Pattern = "**/*") -> str:
@@ -82,7 +92,7 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
 
     @server.tool()
     async def go_on(conversation: Conversation, question: Question, context: Context) -> Answer:
-        """Ask a further question about the same files; earlier questions and answers are known."""
+        """Ask a further question about the same files; what was said and found before is known."""
         with told_safely():
             return await conversations.go_on(conversation, question, _told(context, rlm))
 

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mcp import Client, StdioServerParameters
 
+from rlm_dspy import RLM
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import Files, Text
+from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.mcp.conversations import Conversations
 from rlm_dspy.mcp.folders import Folders, source_of
+from rlm_dspy.sessions.kept import ConversationGone
+from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 from tests.provider_server import ProviderServer, Said, chat, serving
 
@@ -28,7 +33,7 @@ KEY = "sk-planted-0123456789abcdef"
 
 @dataclass
 class Model:
-    """A model that answers with code by the first question that a request holds.
+    """A model that answers with code by the last question that a request holds.
 
     Attributes:
         codes: The code by a word of the question.
@@ -43,10 +48,10 @@ class Model:
     asked: list[list[str]] = field(default_factory=list)
 
     def say(self, texts: list[str]) -> Said:
-        """Answer with the code for the first of the questions that a request names."""
+        """Answer with the code for the last of the questions that a request names."""
         self.asked.append(texts)
-        found = [(at, word) for word in self.codes if (at := "\n".join(texts).find(word)) >= 0]
-        _, word = min(found)
+        found = [(at, word) for word in self.codes if (at := "\n".join(texts).rfind(word)) >= 0]
+        _, word = max(found)
         return Said(block(self.codes[word]))
 
     def answer(self, said: Said, body: Any) -> tuple[int, Any]:
@@ -76,7 +81,7 @@ def model() -> Iterator[Model]:
     model = Model(
         {
             "Q-COUNT": "n = len(context)\nprint('counted')\nSUBMIT(answer=str(n))",
-            "Q-AGAIN": "SUBMIT(answer=str(question.partition('answered before:')[2].split()))",
+            "Q-AGAIN": "SUBMIT(answer=f'{n} were counted')",
             "Q-ENDLESS": "import time\ntime.sleep(3600)",
             "Q-LONG": "SUBMIT(answer='x' * 1_000_000)",
             "Q-NAMES": "SUBMIT(answer=str([name for name in context]))",
@@ -105,6 +110,22 @@ async def connected(
         yield client
 
 
+class Repl(LocalPythonInterpreter):
+    """Knows whether it was shut down."""
+
+    ended = False
+
+    def shutdown(self) -> None:
+        """Shut it down."""
+        self.ended = True
+        super().shutdown()
+
+
+def reply_with_length(_messages: object) -> str:
+    """Reply as a model that measures the text."""
+    return block("SUBMIT(answer=str(len(context)))")
+
+
 async def said_by(client: Client, tool: str, **arguments: Any) -> str:
     """Call a tool; return its text, whether it failed or not."""
     result = await client.call_tool(tool, arguments)
@@ -112,7 +133,7 @@ async def said_by(client: Client, tool: str, **arguments: Any) -> str:
 
 
 async def test_a_client_asks_goes_on_and_reads_the_report(folder: Path, model: Model, tmp_path: Path) -> None:
-    """The first question and its answer are known in the second; the client hears of each turn."""
+    """Variables of the first question are there in the second; the client hears of each turn."""
     heard: list[tuple[float, str | None]] = []
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
@@ -129,11 +150,11 @@ async def test_a_client_asks_goes_on_and_reads_the_report(folder: Path, model: M
     assert tools == {"ask", "go_on", "list_files", "report"}
     assert listed.splitlines() == ["2 files, 55 bytes", "deep/two.md (28 bytes)", "one.md (27 bytes)"]
     assert (answer["outputs"], answer["stop"], answer["turns"]) == ({"answer": "2"}, "submitted", 1)
-    assert second.structured_content["outputs"] == {"answer": str(["Q-COUNT", "->", '{"answer":', '"2"}'])}
+    assert second.structured_content["outputs"] == {"answer": "2 were counted"}
     assert one.structured_content["outputs"] == {"answer": "27"}
     assert heard == [(1, "turn 1: SUBMIT")]
     assert "Q-AGAIN" in report
-    assert ">>> SUBMIT(answer=str(question.partition" in report
+    assert ">>> SUBMIT(answer=f'{n} were counted')" in report
 
 
 async def test_nothing_outside_of_the_folders_is_reached(folder: Path, model: Model, tmp_path: Path) -> None:
@@ -163,7 +184,7 @@ async def test_nothing_outside_of_the_folders_is_reached(folder: Path, model: Mo
         str(tries[1]["pattern"]), ""
     ).replace(str(tries[8]["folder"]), "")
     assert "['deep/two.md', 'one.md']" in known
-    assert "There is no conversation" in unknown
+    assert "There is no such conversation" in unknown
     assert sum("matches" in each for each in answers) >= 6
 
 
@@ -201,6 +222,27 @@ async def test_a_cancelled_question_ends_its_run_and_others_go_on(
         held = [client.call_tool("ask", {"question": "Q-COUNT"}) for _ in range(4)]  # all that run at once
         after = [each.structured_content["outputs"]["answer"] for each in await asyncio.gather(*held)]
     assert (meanwhile, after) == (["2"] * 3, ["2"] * 4)
+
+
+async def test_conversations_are_bounded_and_closed_at_the_end() -> None:
+    """The oldest of nine is closed; after the end no REPL is open."""
+    opened: list[Repl] = []
+
+    def make() -> Repl:
+        opened.append(Repl())
+        return opened[-1]
+
+    rlm, lm = RLM("context, question -> answer", interpreter_factory=make), ScriptedLM(reply_with_length)
+    conversations = Conversations(rlm, lm)
+    names = [
+        (await conversations.begin(Text("x" * n), "How long?", lambda *_: None)).conversation for n in range(9)
+    ]
+    with pytest.raises(ConversationGone, match="Begin another"):
+        await conversations.go_on(names[0], "And now?", lambda *_: None)
+    again = await conversations.go_on(names[8], "And now?", lambda *_: None)
+    assert again.outputs == {"answer": "8"}
+    await conversations.close()
+    assert [each.ended for each in opened] == [True] * 9
 
 
 def test_folders_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
