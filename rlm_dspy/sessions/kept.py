@@ -15,7 +15,7 @@ class ConversationGone(LookupError):  # noqa: N818 (what happened)
 
     def __init__(self) -> None:
         super().__init__(
-            "There is no such conversation. One that is not used for long is closed, as is the oldest of too many. "
+            "There is no such conversation. One that is not used for long is closed, as is the oldest of many. "
             "Begin another."
         )
 
