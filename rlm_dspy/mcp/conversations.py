@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import dspy
@@ -97,7 +97,8 @@ class Conversations:
         """
         name = secrets.token_hex(8)  # not to be guessed by other clients
         async with self._free:
-            self._kept.add(name, _Conversation(self._rlm.session(**{self._source: source})))
+            inputs: dict[str, Any] = {self._source: source}
+            self._kept.add(name, _Conversation(self._rlm.session(**inputs)))
             return await self._ask(name, question, told)
 
     async def go_on(self, name: str, question: str, told: Told) -> Answer:
