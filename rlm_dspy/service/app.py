@@ -18,15 +18,18 @@ from starlette.routing import Route
 from rlm_dspy.errors import InvalidInputs, UsageError
 from rlm_dspy.service.answers import error_body
 from rlm_dspy.service.chat import ChatWriter
+from rlm_dspy.service.conversations import ConversationBody, Conversations
 from rlm_dspy.service.gate import OPEN, Bodies, Gate, names_of
 from rlm_dspy.service.metrics import Metrics
 from rlm_dspy.service.requests import ChatBody, ResponseBody
 from rlm_dspy.service.responses import ResponseWriter
 from rlm_dspy.service.runs import ClientGone, Finished, Runs, while_connected
+from rlm_dspy.sessions.kept import ConversationBusy, ConversationGone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 
+    from pydantic import BaseModel
     from starlette.datastructures import Headers
     from starlette.types import Message, Receive, Scope, Send
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _SEND_SECONDS = 60.0
 """Seconds that a client may take to read a piece of a stream."""
+_STATUS: dict[type[Exception], int] = {InvalidInputs: 400, ConversationGone: 404, ConversationBusy: 409}
 _LIMIT_HEADER = "x-rlm-max-"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -51,6 +55,8 @@ def create_app(
     host: str = "127.0.0.1",
     other_hosts: Iterable[str] = (),
     max_runs: int = 8,
+    max_conversations: int = 16,
+    idle_seconds: float = 1_800.0,
 ) -> Starlette:
     """Return an ASGI application that serves a program; its LM is the one that is configured at this call.
 
@@ -61,6 +67,9 @@ def create_app(
         host: The address that it is served on: requests must name it in their header Host.
         other_hosts: Further names for it.
         max_runs: How many runs may go on at once; more requests are refused with status 429.
+        max_conversations: How many conversations are kept, each with a REPL; the one that was not used for longest
+            is closed for another.
+        idle_seconds: How long a conversation is kept after its last use.
 
     Raises:
         UsageError: If the program cannot be served.
@@ -69,6 +78,19 @@ def create_app(
     _check(program)
     metrics, bodies = Metrics(), Bodies()
     runs = Runs(program, max_runs, metrics)
+    conversations = Conversations(program, max_conversations, idle_seconds)
+
+    async def begin(request: Request) -> Response:
+        return _json(conversations.begin(request.scope["owner"], await bodies.read(request, ConversationBody)))
+
+    async def conversation(request: Request) -> Response:
+        do = conversations.delete if request.method == "DELETE" else conversations.get
+        return _json(do(request.scope["owner"], request.path_params["conversation"]))
+
+    @contextlib.asynccontextmanager
+    async def closing(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await conversations.close()
 
     async def models(_request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(name)]})
@@ -83,17 +105,22 @@ def create_app(
     async def measured(_request: Request) -> Response:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    chat = _Endpoint(runs, conversations, bodies, name, ChatBody, ChatWriter)
+    response = _Endpoint(runs, conversations, bodies, name, ResponseBody, ResponseWriter)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", _Endpoint(runs, bodies, name, ChatBody, ChatWriter), methods=["POST"]),
-            Route("/v1/responses", _Endpoint(runs, bodies, name, ResponseBody, ResponseWriter), methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/responses", response, methods=["POST"]),
+            Route("/v1/conversations", begin, methods=["POST"]),
+            Route("/v1/conversations/{conversation}", conversation, methods=["GET", "DELETE"]),
             Route("/v1/models", models),
             Route("/v1/models/{model}", model),
             Route(OPEN, health),
             Route("/metrics", measured),
         ],
         middleware=[Middleware(Gate, names_of(host, other_hosts), list(keys), metrics)],
-        exception_handlers={HTTPException: _refuse, InvalidInputs: _refuse},
+        exception_handlers=dict.fromkeys((HTTPException, *_STATUS), _refuse),
+        lifespan=closing,
     )
 
 
@@ -116,6 +143,7 @@ class _Endpoint:
     """Answers requests to run the program in one of the two APIs."""
 
     runs: Runs
+    conversations: Conversations
     bodies: Bodies
     name: str
     body: type[ChatBody | ResponseBody]
@@ -129,12 +157,15 @@ class _Endpoint:
             _check_model(body.model, self.name)
             ask = body.read()
             ask = replace(ask, limits=_lowest(ask.limits, _limits_in(request.headers)))
-            with self.runs.slot():
-                await while_connected(receive, self._answer(ask, scope, receive, send))
+            with self.runs.slot(), self.conversations.using(scope["owner"], ask.conversation) as used:
+                pieces = self.runs.pieces(ask, used)
+                await while_connected(receive, self._answer(ask, pieces, scope, receive, send))
 
-    async def _answer(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, ask: Ask, run: AsyncGenerator[str | Finished], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         writer = self.writer(self.name, ask)
-        async with contextlib.aclosing(self.runs.pieces(ask, hears_chunks=ask.stream)) as pieces:
+        async with contextlib.aclosing(run) as pieces:
             if ask.stream:
                 await _stream(_events(writer, pieces), send)
                 return
@@ -216,12 +247,15 @@ def _check_model(wanted: str, name: str) -> None:
         raise HTTPException(404, f"There is no model {wanted[:100]!r}; this server has {name!r}.")
 
 
+def _json(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
 def _model(name: str) -> dict[str, str | int]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "rlm-dspy"}
 
 
 def _refuse(_request: Request, error: Exception) -> Response:
-    if isinstance(error, InvalidInputs):
-        error = HTTPException(400, str(error))
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        error = HTTPException(_STATUS[type(error)], str(error))
     return JSONResponse(error_body(error), error.status_code, error.headers)

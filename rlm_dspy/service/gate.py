@@ -82,18 +82,21 @@ class Gate:
         headers = Headers(scope=scope)
         if refused := refusal(scope["method"], headers, self._names):
             error = HTTPException(*refused)
-        elif self._keys and scope["path"] != OPEN and not self._is_known(headers.get("authorization", "")):
+        elif (owner := self._owner(headers.get("authorization", ""))) is None and scope["path"] != OPEN:
             error = HTTPException(401, "Send a key of this server: Authorization: Bearer KEY.")
         else:
-            await self._app(scope, receive, counted)
+            await self._app({**scope, "owner": owner}, receive, counted)
             return
         await JSONResponse(error_body(error), error.status_code, {"Connection": "close"})(scope, receive, counted)
 
-    def _is_known(self, authorization: str) -> bool:
+    def _owner(self, authorization: str) -> bytes | None:
+        """Return what tells the clients of one key from others; None if it is no key of the server."""
+        if not self._keys:
+            return b""
         scheme, _, key = authorization.partition(" ")
         given = _digest(key.strip())
         known = [hmac.compare_digest(given, each) for each in self._keys]  # all of them, in constant time
-        return scheme.lower() == "bearer" and any(known)
+        return given if scheme.lower() == "bearer" and any(known) else None
 
 
 def _digest(key: str) -> bytes:

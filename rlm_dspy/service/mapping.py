@@ -24,7 +24,7 @@ from rlm_dspy.repl.coercion import read_value, type_of
 from rlm_dspy.repl.type_names import bare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pydantic import JsonValue
     from pydantic.fields import FieldInfo
@@ -37,13 +37,16 @@ _LONG = (*_TEXTS, Files, Table, dspy.File)
 _BY_KIND: dict[str, type] = {"image": dspy.Image, "audio": dspy.Audio}
 
 
-def read_inputs(signature: type[dspy.Signature], ask: Ask, folder: Path) -> dict[str, Any]:
+def read_inputs(
+    signature: type[dspy.Signature], ask: Ask, folder: Path, kept: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the inputs of a program by name. It may read documents, in processes of their own.
 
     Args:
         signature: The program's.
         ask: The request.
         folder: An empty folder for files that become a `Files` or a `Table`; the run needs it until its end.
+        kept: The inputs that the conversation has; the request need not give them.
 
     Raises:
         InvalidInputs: If a part of the request has no field, or a field gets nothing; the message names the fix.
@@ -61,9 +64,11 @@ def read_inputs(signature: type[dspy.Signature], ask: Ask, folder: Path) -> dict
     if files:
         name = _field_for_files(free)
         values[name] = _long_input(free.pop(name), files, folder)
+    if earlier and ask.conversation:
+        raise InvalidInputs("In a conversation send the last message alone: the server keeps the earlier ones.")
     if earlier:
         _take_history(earlier, asked, signature, free, values)
-    if missing := [name for name in free if fields[name].is_required()]:
+    if missing := [name for name in free if fields[name].is_required() and name not in kept]:
         raise InvalidInputs(
             f"The program also takes {_listed(missing)}. Attach a file, or send inputs={{{missing[0]!r}: ...}} "
             "(in the client of OpenAI: extra_body)."

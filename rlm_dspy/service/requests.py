@@ -68,6 +68,7 @@ class Ask:
         as_object: Whether the answer is always one JSON object.
         stream: Whether the answer is streamed.
         include_usage: Whether the usage follows a stream of chat completions.
+        conversation: The id of the conversation that it is part of; empty for none.
     """
 
     messages: tuple[Message, ...]
@@ -76,6 +77,7 @@ class Ask:
     as_object: bool = False
     stream: bool = False
     include_usage: bool = False
+    conversation: str = ""
 
 
 class _Part(BaseModel):
@@ -201,6 +203,10 @@ class _Text(_Part):
     verbosity: str | None = None
 
 
+class _Named(_Part):
+    id: str
+
+
 class Body(BaseModel):
     """What requests of both APIs have in common.
 
@@ -217,6 +223,8 @@ class Body(BaseModel):
     """Values of input fields by name; an addition to OpenAI's API."""
     limits: dict[str, StrictInt | StrictFloat] = {}
     """Fields of `Limits`, to lower those of the program; an addition to OpenAI's API."""
+    conversation: _Named | str = ""
+    """A conversation of `POST /v1/conversations`; in chat completions an addition to OpenAI's API."""
     temperature: JsonValue = None
     top_p: JsonValue = None
     user: JsonValue = None
@@ -239,6 +247,9 @@ class Body(BaseModel):
         """Return the limits, with the client's own bound on output tokens."""
         bound = {} if most_tokens is None else {"max_output_tokens": most_tokens}
         return {**bound, **self.limits}
+
+    def _conversation(self) -> str:
+        return self.conversation if isinstance(self.conversation, str) else self.conversation.id
 
 
 class ChatBody(Body):
@@ -268,6 +279,7 @@ class ChatBody(Body):
             self.response_format.type == "json_object",
             self.stream,
             self.stream_options.include_usage,
+            self._conversation(),
         )
 
 
@@ -295,6 +307,7 @@ class ResponseBody(Body):
             self._limits(self.max_output_tokens),
             self.text.format.type == "json_object",
             self.stream,
+            conversation=self._conversation(),
         )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from rlm_dspy.limits import Limits
+    from rlm_dspy.service.conversations import Conversation
     from rlm_dspy.service.metrics import Metrics
     from rlm_dspy.service.requests import Ask
     from rlm_dspy.usage import Usage
@@ -82,14 +83,14 @@ class Runs:
         with self._metrics.run_in_progress():
             yield
 
-    async def pieces(self, ask: Ask, *, hears_chunks: bool) -> AsyncGenerator[str | Finished]:
+    async def pieces(self, ask: Ask, conversation: Conversation | None = None) -> AsyncGenerator[str | Finished]:
         """Run the program, and yield its trajectory as text, piece by piece, and the result at last.
 
         An empty piece tells that the run goes on. Closing the generator ends the run.
 
         Args:
-            ask: The request.
-            hears_chunks: Whether to yield what the model writes while it writes it.
+            ask: The request; if it is streamed, what the model writes is yielded while it writes it.
+            conversation: Its conversation, which no other run uses.
 
         Raises:
             HTTPException: If the run failed; see `as_http`.
@@ -97,9 +98,9 @@ class Runs:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         told = TrajectoryText(
-            lambda text: loop.call_soon_threadsafe(queue.put_nowait, text), hears_chunks=hears_chunks
+            lambda text: loop.call_soon_threadsafe(queue.put_nowait, text), hears_chunks=ask.stream
         )
-        run = loop.create_task(self._run(ask, told), context=self._context.copy())
+        run = loop.create_task(self._run(ask, conversation, told), context=self._context.copy())
         run.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while True:
@@ -116,12 +117,15 @@ class Runs:
             run.cancel()
             await asyncio.wait([run])
 
-    async def _run(self, ask: Ask, told: TrajectoryText) -> Finished:
+    async def _run(self, ask: Ask, conversation: Conversation | None, told: TrajectoryText) -> Finished:
         began, end = time.monotonic(), "failed"
         try:
-            program = self._limited(ask.limits)
-            with TemporaryDirectory(prefix="rlm-serve-") as folder:
-                inputs = await await_in_thread(read_inputs, self.signature, ask, Path(folder))
+            program, kept = self._limited(ask.limits, conversation)
+            with contextlib.ExitStack() as files:
+                folder = files.enter_context(TemporaryDirectory(prefix="rlm-serve-"))
+                inputs = await await_in_thread(read_inputs, self.signature, ask, Path(folder), kept)
+                if conversation:
+                    conversation.take(inputs, ask, files)
                 callbacks = [*dspy.settings.callbacks, told]
                 with dspy.context(callbacks=callbacks, disable_history=True):  # which would grow for ever
                     prediction: dspy.Prediction = await program.acall(**inputs)
@@ -139,18 +143,21 @@ class Runs:
         finally:
             self._metrics.count(end, time.monotonic() - began, told.spent)
 
-    def _limited(self, wanted: Mapping[str, int | float]) -> Any:
-        """Return the program, or a copy of it with lower limits.
+    def _limited(
+        self, wanted: Mapping[str, int | float], conversation: Conversation | None
+    ) -> tuple[Any, list[str]]:
+        """Return the program, a copy of it with lower limits, or a session; and the inputs that this has.
 
         Raises:
             InvalidInputs: If there is no limit of a name, or a value is out of its range.
         """
-        if not wanted:
-            return self.program
-        program = self.program.deepcopy()
-        for _, rlm in program.named_sub_modules(RLM):
-            rlm.limits = lowered(rlm.limits, wanted)
-        return program
+        if not wanted and not conversation:
+            return self.program, []
+        program = conversation.rlm if conversation else self.program.deepcopy()
+        of = zip(self.program.named_sub_modules(RLM), program.named_sub_modules(RLM), strict=True)
+        for (_, own), (_, rlm) in of:
+            rlm.limits = lowered(own.limits, wanted)
+        return (conversation.session, conversation.known) if conversation else (program, [])
 
     def as_http(self, error: Exception) -> HTTPException:
         """Return an error of a run as a response, without secrets; what only the operator may know is logged."""

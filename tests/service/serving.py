@@ -18,6 +18,7 @@ from rlm_dspy.testing import ScriptedLM
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_clients: list[openai.OpenAI] = []
 KEY = "a key of the tests, long enough"
 
 
@@ -32,14 +33,17 @@ def served(program: Any, lm: Any = None, **options: Any) -> Iterator[str]:
         thread.start()
         wait_for(lambda: server.started)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        while _clients:
+            _clients.pop().close()
         server.should_exit = True
         thread.join(120)
         assert not thread.is_alive()
 
 
 def client_of(url: str, **options: Any) -> openai.OpenAI:
-    """Return the official client of a served program."""
-    return openai.OpenAI(base_url=f"{url}/v1", **{"api_key": KEY, "max_retries": 0, **options})
+    """Return the official client of a served program, which is closed with it."""
+    _clients.append(openai.OpenAI(base_url=f"{url}/v1", **{"api_key": KEY, "max_retries": 0, **options}))
+    return _clients[-1]
 
 
 def code(text: str) -> str:
