@@ -85,7 +85,8 @@ class Gate:
         elif (owner := self._owner(headers.get("authorization", ""))) is None and scope["path"] != OPEN:
             error = HTTPException(401, "Send a key of this server: Authorization: Bearer KEY.")
         else:
-            await self._app({**scope, "owner": owner}, receive, counted)
+            scope["owner"] = owner  # the route, which is counted, is set in the same scope
+            await self._app(scope, receive, counted)
             return
         await JSONResponse(error_body(error), error.status_code, {"Connection": "close"})(scope, receive, counted)
 

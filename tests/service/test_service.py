@@ -345,6 +345,7 @@ def test_the_metrics_count_requests_runs_and_tokens(url: str) -> None:
     httpx.get(f"{url}/nowhere/1")
     httpx.get(f"{url}/nowhere/2")
     text = httpx.get(f"{url}/metrics").text
+    assert 'rlm_requests_total{path="/v1/chat/completions",status="200"}' in text
     assert 'rlm_requests_total{path="other",status="404"}' in text
     assert "nowhere" not in text
     assert 'rlm_runs_total{stop="submitted"}' in text
