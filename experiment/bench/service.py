@@ -60,7 +60,8 @@ def server(clients: int) -> Iterator[tuple[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.py"
         path.write_text(PROGRAM, encoding="utf-8")
-        command = [sys.executable, "-m", "rlm_dspy", "serve", str(path), "--port", "0", "--max-runs", str(clients)]
+        runs = str(2 * clients)  # those of clients that hung up end beside those that follow
+        command = [sys.executable, "-m", "rlm_dspy", "serve", str(path), "--port", "0", "--max-runs", runs]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr
             line = next((line for line in process.stderr if "http://" in line), "")

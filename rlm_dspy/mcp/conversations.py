@@ -130,7 +130,7 @@ class Conversations:
             view = Lines(conversation.report)
             view.head(question, self._lm.model)
             listeners = [Reporter(view, self._rlm.limits.max_iters), _Turns(told)]
-            with dspy.context(lm=self._lm, callbacks=listeners):
+            with dspy.context(lm=self._lm, callbacks=listeners, disable_history=True, trace=[]):  # both would grow
                 run = asyncio.create_task(conversation.session.acall(**{self.question: question}))
             try:
                 prediction = await asyncio.shield(run)

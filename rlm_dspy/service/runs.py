@@ -127,7 +127,7 @@ class Runs:
                 if conversation:
                     conversation.take(inputs, ask, files)
                 callbacks = [*dspy.settings.callbacks, told]
-                with dspy.context(callbacks=callbacks, disable_history=True):  # which would grow for ever
+                with dspy.context(callbacks=callbacks, disable_history=True, trace=[]):  # both would grow
                     prediction: dspy.Prediction = await program.acall(**inputs)
         except asyncio.CancelledError:
             end = "cancelled"

@@ -324,6 +324,14 @@ def test_more_runs_than_allowed_are_refused_until_one_ends() -> None:
         assert answers[0].choices[0].message.content == "yes"
 
 
+def test_a_run_leaves_nothing_in_the_trace_of_the_server() -> None:
+    """DSPy's own would hold the inputs and messages of ten thousand predictions."""
+    trace: list[Any] = []
+    with dspy.context(trace=trace), served(rlm(), ScriptedLM(two_turns)) as url:
+        client_of(url).chat.completions.create(model="program", messages=CHAT)
+    assert trace == []
+
+
 def test_a_key_is_needed_but_for_the_health_check() -> None:
     """Any of the keys; the metrics need one too."""
     with served(rlm(), ScriptedLM(two_turns), keys=["another key of the tests", KEY]) as url:
