@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -95,7 +95,8 @@ def input_names(example: dspy.Example) -> set[str] | None:
 
 def types_of_callers(signature: str) -> dict[str, Any]:
     """Return what the types in a string signature are in the scopes of the callers, by name."""
-    return dspy.Signature._detect_custom_types_from_caller(signature) or {}  # noqa: SLF001
+    found = dspy.Signature._detect_custom_types_from_caller(signature) or {}  # noqa: SLF001
+    return {name: kind for name, kind in found.items() if not isinstance(kind, ModuleType)}  # `time` is one
 
 
 def thaw(module: dspy.Module) -> None:

@@ -18,6 +18,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH_BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLE = re.compile(r"^\s*>>> ", re.MULTILINE)
+WITH_EXAMPLES = [
+    "rlm_dspy.approval.terminal",
+    "rlm_dspy.batch.module",
+    "rlm_dspy.batch.runs",
+    "rlm_dspy.cache.sub_call_cache",
+    "rlm_dspy.loop.rlm",
+    "rlm_dspy.observe.event_log",
+    "rlm_dspy.observe.progress",
+    "rlm_dspy.sessions.session",
+    "rlm_dspy.testing",
+]
 NAMED_ELSEWHERE = ("RLM_DSPY_MODEL", "LM_STUDIO_API_BASE")
 
 
@@ -28,18 +39,7 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "rlm_dspy.batch.module",
-        "rlm_dspy.batch.runs",
-        "rlm_dspy.loop.rlm",
-        "rlm_dspy.testing",
-        "rlm_dspy.observe.event_log",
-        "rlm_dspy.observe.progress",
-        "rlm_dspy.cache.sub_call_cache",
-    ],
-)
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module: str) -> None:
     """And give what they say."""
     result = doctest.testmod(importlib.import_module(module))
@@ -51,7 +51,7 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
     with_examples = {
         path.stem for path in (ROOT / "rlm_dspy").rglob("*.py") if EXAMPLE.search(path.read_text("utf-8"))
     }
-    assert with_examples == {"rlm", "module", "runs", "testing", "event_log", "progress", "sub_call_cache"}
+    assert with_examples == {name.rpartition(".")[2] for name in WITH_EXAMPLES}
 
 
 @pytest.mark.long

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def test_every_kind_of_step_has_a_label_and_says_whether_it_failed() -> None:
-    """Four kinds leave something to mend for the next turn."""
+    """Five kinds leave something to mend for the next turn."""
     assert KINDS.keys() == set(get_args(StepKind))
     failed = {kind for kind in KINDS if Step(kind=kind).failed}
-    assert failed == {"error", "refused", "no_code", "interpreter_lost"}
+    assert failed == {"error", "refused", "denied", "no_code", "interpreter_lost"}
 
 
 @pytest.mark.parametrize("printed", ["", "found it", "SUBMIT: {'answer': 1}\n- no reason"])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from . import frames
 
 _STACK_BYTES = 4 << 20
-_RESERVE_BYTES = 8 << 20
+_RESERVE_BYTES = 2 << 20
 """Kept from a cell, so that the worker can report a cell that filled its memory and the next one can free it."""
 
 

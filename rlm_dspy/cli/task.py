@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 import rlm_dspy
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
-from rlm_dspy.repl.signature_reader import check_signature
 from rlm_dspy.text import counted
 
 STDIN = "-"
@@ -89,6 +88,8 @@ def read_task(
             "There is nothing to read: no file is named, and standard input is empty. Name a file, a folder or an "
             f"address, pipe a text in, or ask the model without a text: --signature '{WITHOUT_TEXT}'."
         )
+    from rlm_dspy.repl.signature_reader import check_signature  # it imports DSPy
+
     parsed = check_signature(signature or WITH_TEXT)
     names = list(parsed.input_fields)
     inputs: dict[str, Any]

@@ -152,7 +152,7 @@ class Turn(dspy.Module):
         """
         last = self._run.steps[-1] if self._run.steps else None
         lost = last is not None and (last.repeats or last.kind == "no_code")
-        greedy = self._run.lm.kwargs.get("temperature") == 0
+        greedy = self._run.lm is not None and self._run.lm.kwargs.get("temperature") == 0  # a replay has no LM
         return {"config": {"temperature": _WARMER_TEMPERATURE}} if lost and greedy else {}
 
     async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:

@@ -266,11 +266,12 @@ def test_a_traceback_is_shown_only_on_demand() -> None:
 
 def test_the_help_explains_the_exit_codes() -> None:
     told = CliRunner().invoke(app, ["ask", "--help"]).stdout
-    assert [line.split()[0] for line in told.partition("Exit codes:")[2].splitlines()[1:6]] == [
+    assert [line.split()[0] for line in told.partition("Exit codes:")[2].splitlines()[1:7]] == [
         "0",
         "1",
         "2",
         "3",
+        "4",
         "130",
     ]
 

@@ -208,7 +208,7 @@ def test_the_key_stands_in_nothing_that_is_written(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('modle = "x"', "unknown key 'modle'. The keys here are: model, sub_model, history, limits, providers."),
+        ('modle = "x"', "unknown key 'modle'. The keys here are: model, sub_model, history, limits, providers, "),
         ("model = x", 'is not valid TOML: Invalid value (at line 1, column 9). Texts have quotes: model = "'),
         ("model = 3", 'model: Input should be a valid string. Write e.g. model = "openai/gpt-5-mini".'),
         ("history = -1", "history: Input should be greater than or equal to 0. Write e.g. history = 50."),
