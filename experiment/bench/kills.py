@@ -5,8 +5,10 @@
 
 A run has eight turns: batches of `llm_query`, a tool, and two child RLMs at once. The process that runs it is
 killed, and another one goes on from its event log (`RLM.resume`), until one comes to the end. Each must give the
-answer, the steps and the usage of an undisturbed run. The server counts the requests: those beyond the distinct
-ones must not be more than those that were under way at the kills, which are started and not ended in the log.
+answer, the steps and the usage of an undisturbed run. If a run ends before its last kill, it is run again with
+other moments, so that each run of the table has all its kills. The server counts the requests: those beyond the
+distinct ones must not be more than those that were under way at the kills, which are started and not ended in the
+log.
 """
 
 from __future__ import annotations
@@ -178,8 +180,12 @@ class Outcome:
     seconds: float
 
 
-def run(seconds: float, moments: list[float]) -> Outcome:
-    """Run the program; kill its process at each of these moments, in seconds after its first event."""
+def run(seconds: float, moments: list[float]) -> Outcome | None:
+    """Run the program; kill its process at each of these moments, in seconds after its first event.
+
+    Returns:
+        What came of it; None if it ended before the last kill.
+    """
     with tempfile.TemporaryDirectory() as folder, serving(seconds) as server:
         log, notes, turns, ran = Path(folder, "run.jsonl"), Path(folder, "notes"), list[int | None](), 0.0
         for moment in [*moments, _PATIENCE_SECONDS]:
@@ -198,9 +204,13 @@ def run(seconds: float, moments: list[float]) -> Outcome:
                 ran += time.monotonic() - began
             if printed or errors:
                 break
+            if any(event["event"] == "run_ended" and "parent" not in event for event in events_of(log)):
+                return None
             turns.append(last_turn(log))
         if process.returncode:
             raise RuntimeError(f"The program failed:\n{errors}")
+        if len(turns) < len(moments):
+            return None
         count, distinct = server.requests.total(), len(server.requests)
         noted = len(notes.read_text().splitlines()) if notes.exists() else 0
         return Outcome(json.loads(printed), turns, lost_requests(log), count, distinct, noted, ran)
@@ -254,19 +264,21 @@ def main() -> None:
         return
     chance, wrong = random.Random(given.seed), 0
     undisturbed = run(given.seconds, [])
+    assert undisturbed is not None, "it has no kill"
+    most, again = 2 * undisturbed.seconds / (given.kills + 1), 0
     print(f"Undisturbed: {undisturbed.requests} requests, {undisturbed.seconds:.1f} s.\n")
     print("| run | killed in turn | requests | distinct | asked again | under way at the kills | tool calls | |")
     print("|---|---|---|---|---|---|---|---|")
     for number in range(1, given.runs + 1):
-        most = undisturbed.seconds if given.kills == 1 else 3 * undisturbed.seconds / given.kills
-        outcome = run(given.seconds, [chance.uniform(0, most) for _ in range(given.kills)])
+        while (outcome := run(given.seconds, [chance.uniform(0, most) for _ in range(given.kills)])) is None:
+            again += 1
         problems = check(outcome, undisturbed)
         wrong += bool(problems)
         turns = ", ".join("start" if turn is None else str(turn) for turn in outcome.turns)
         counts = [outcome.requests, outcome.distinct, outcome.requests - outcome.distinct, outcome.under_way]
         told = ", ".join(problems) or "the same"
         print(f"| {number} | {turns} | {' | '.join(map(str, counts))} | {outcome.notes} | {told} |", flush=True)
-    print(f"\n{given.runs - wrong} of {given.runs} the same.")
+    print(f"\n{given.runs - wrong} of {given.runs} the same. Drawn again, as the run had ended: {again}.")
     sys.exit(bool(wrong))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from rlm_dspy.cache import digest
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.wait_scope import Cancellation, cancelled_by
 from rlm_dspy.errors import HookFailed, LimitExceeded, Pause, ToolRefused
@@ -74,12 +75,15 @@ class Reviewer:
         hooks: The hooks.
         ledger: The ledger of the tree.
         above: The reviewer of the run above; None for a root.
+        recorded: Returns, once, what the log of a resumed run holds of a decision by its `review_key`: the fields
+            of its `ReviewEvent`; None if there is none.
         ended: Told when a hook has ended the tree.
     """
 
     hooks: Hooks
     ledger: Ledger
     above: Reviewer | None = None
+    recorded: Callable[[str], ReviewEvent | None] | None = None
     ended: Cancellation[Exception] = field(default_factory=Cancellation)
 
     def __post_init__(self) -> None:
@@ -152,7 +156,8 @@ class Reviewer:
         self.check()
         try:
             with unit(ReviewEvent(hook=hook, asked=asked)) as told:
-                verdict = self._verdict(hook, ask)
+                taken = self.recorded and self.recorded(review_key(hook, asked))
+                verdict = _verdict_of(taken) if taken else self._verdict(hook, ask)
                 if isinstance(verdict, RunInstead):
                     told.end(run_instead=verdict.code)
                 else:
@@ -187,6 +192,15 @@ class Reviewer:
         """Return a scope whose awaitables end with the run, unless it already converges to its end."""
         closed = self.ledger.closed is not None
         return contextlib.nullcontext() if closed else cancelled_by(self.ledger.cancellation)
+
+
+def review_key(hook: str, asked: Mapping[str, Any]) -> str:
+    """Return what identifies a question to a hook in a log."""
+    return digest(hook, dict(asked))
+
+
+def _verdict_of(decided: ReviewEvent) -> Verdict:
+    return RunInstead(decided.run_instead) if decided.run_instead else decided.refused or None
 
 
 def asked_in_log(asked: Mapping[str, Any]) -> JsonValue:

@@ -133,6 +133,10 @@ class Stopwatch:
         """The seconds in which it ran."""
         return time.monotonic() - self.started - self.waited
 
+    def go_on(self, seconds: float, waited: float) -> None:
+        """Go on where another one was: after so many seconds, in `waited` of which it stood still."""
+        self.started, self._held = time.monotonic() - seconds, waited
+
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Let it stand still in this scope. Scopes may overlap."""

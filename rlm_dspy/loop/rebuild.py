@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlm_dspy.events import silent
 from rlm_dspy.loop.compaction import keep_history
+from rlm_dspy.loop.turn import replaced
 from rlm_dspy.resume.resumable import recorded_run
 from rlm_dspy.text import counted, one_line, sendable
 from rlm_dspy.trajectory import Trajectory
@@ -89,13 +90,17 @@ def _take(run: Run, recorded: RecordedStep, execute: Callable[[str, str], Step])
     if step.code and step.kind not in _NOT_RUN:
         with run.in_time():
             now = execute(step.reasoning, step.code)
-        output = sendable(now.output)
+        if step.proposed:
+            now = replaced(now, step.proposed)
+        is_refused = now.answer is not None  # by a hook, which is not asked again
+        output = sendable(now.printed if is_refused else now.output)
+        shown = step.printed if is_refused else step.output
         missing, run.answers.missing = run.answers.missing, []
         if missing:
             names = ", ".join(sorted(set(missing)))
             told.append(f"{counted(len(missing), 'call')} of {names} had no recorded answer, and failed")
-        elif not _is_shown_as(output, step.output, min(_LEAST_CLIPPED_CHARS, run.limits.max_output_chars)):
-            told.append(f"it gave {_first_difference(output, step.output)}")
+        elif not _is_shown_as(output, shown, min(_LEAST_CLIPPED_CHARS, run.limits.max_output_chars)):
+            told.append(f"it gave {_first_difference(output, shown)}")
     run.conversation.reported = (recorded.read, len(run.conversation.trajectory))
     run.turns_are_over = run.budget.limit is not None
     run.budget.ended(step)

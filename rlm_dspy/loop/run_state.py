@@ -130,7 +130,8 @@ class Run:
         self.async_tools: AsyncTools = parent.async_tools if parent else AsyncTools()
         if self.recorded and parent is None:
             self.recorded.journal.settle(self.ledger, (own, rlm.sub_lm, rlm.query.lm, dspy.settings.lm))
-        self.reviewer: Reviewer = Reviewer(rlm, self.ledger, parent.reviewer if parent else None)
+        decided = self.recorded.reviews.take if self.recorded else None
+        self.reviewer: Reviewer = Reviewer(rlm, self.ledger, parent.reviewer if parent else None, decided)
         self.tool_calls = ToolCalls(self.ledger.started, recorded=self.answers.tool if self.recorded else None)
         self._folder = f"child-{next(self.tree.children)}/" if parent else ""
         self.act = rlm.act
@@ -143,8 +144,7 @@ class Run:
         tools = {name: host_function(tool, self._callable, self.tool_calls) for name, tool in rlm.tools.items()}
         defining = [name for name, tool in rlm.tools.items() if isinstance(tool, DefiningTool)]
         hidden = {HIDDEN + name: tools.pop(name) for name in defining}
-        asked = rlm.sub_lm or rlm.query.lm or dspy.settings.lm
-        model = getattr(asked, "model", "")
+        model = getattr(rlm.sub_lm or rlm.query.lm or dspy.settings.lm, "model", "")
         known = {"inputs": list(self.inputs), "subs": self._subs, "tools": list(tools), "model": model}
         known |= {"defining": defining, "hidden": HIDDEN}
         tools = {HOST_TOOL: self.subcalls.answer, READ_TOOL: self.tree.media.read, **tools, **hidden}

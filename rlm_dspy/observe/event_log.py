@@ -30,9 +30,10 @@ and by `event`
 | `lm_ended` | the same, and `input_tokens`, `cached_input_tokens`, `output_tokens`, `cost`, `cached`, `error`; |
 | | without an error also the `outputs`, `finish`: the reason why the provider ended them, |
 | | `request`: a digest of the messages, and `subcall`: the id of the sub-call around it, if any |
-| `review_started` | `hook` is asked about `asked`: `code`, `tool` and `arguments`, or the fields of an answer |
+| `review_started` | `hook` is asked about `asked`: `code`, `tool` and `arguments`, or the fields of an answer; |
+| | `digest`: of both, whole; `tool_call`: the `id` of the tool call around it, if any |
 | `review_ended` | the same, and `refused`, `run_instead` or `error`; none of them if the hook agreed |
-| `tool_started` | `asked`: a digest of its name and arguments |
+| `tool_started` | `id`, and `asked`: a digest of its name and arguments |
 | `cell_started` | `reasoning`, `code`: the model's reply, whose code runs now |
 | `tool_ended` | the same, `tool`: a `ToolCall`, and `value`, as sent to the REPL, or `message`, of its exception |
 | `subcall_ended` | `number` (in the run), `subcall`: a `SubCall` without steps, `children`: the runs inside, |
@@ -60,7 +61,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.approval.reviewer import asked_in_log
+from rlm_dspy.approval.reviewer import asked_in_log, review_key
 from rlm_dspy.cache import digest
 from rlm_dspy.events import (
     CellEvent,
@@ -239,7 +240,8 @@ def _of_review(event: ReviewEvent) -> dict[str, Any]:
     error = "" if event.error is None else in_one_line(event.error)
     verdict = {"refused": event.refused, "run_instead": event.run_instead, "error": error}
     told = {name: text for name, text in verdict.items() if text}
-    return {"hook": event.hook, "asked": asked_in_log(event.asked), **told}
+    about = {"hook": event.hook, "asked": asked_in_log(event.asked), "digest": review_key(event.hook, event.asked)}
+    return {**about, "tool_call": event.parent, **told}
 
 
 def _of_call(event: LMEvent) -> dict[str, Any]:
@@ -265,7 +267,7 @@ def request_key(model: str, prompt: JsonValue, messages: Sequence[Mapping[str, A
 
 def _of_tool(event: ToolEvent) -> dict[str, Any]:
     """Return the fields of a tool call's event."""
-    known: dict[str, Any] = {"asked": digest(event.name, dict(event.arguments))}
+    known: dict[str, Any] = {"id": event.id, "asked": digest(event.name, dict(event.arguments))}
     if event.call is None:
         return known
     known["tool"] = event.call.model_dump(mode="json")

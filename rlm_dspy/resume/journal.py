@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from rlm_dspy.budget.lm_info import RecordedReply
-from rlm_dspy.events import here
+from rlm_dspy.events import ReviewEvent, here
 from rlm_dspy.json_values import json_objects
 from rlm_dspy.observe.event_log import VERSION, request_key
 from rlm_dspy.observe.event_reader import usage_in
@@ -54,9 +52,15 @@ class RecordedStep(NamedTuple):
 
 @dataclass
 class RecordedTool:
-    """A tool call; `ended` is the event of its end, None if there was none."""
+    """A tool call.
+
+    Attributes:
+        ended: The event of its end; None if there was none.
+        not_made: Whether a hook was asked about it and has not agreed.
+    """
 
     ended: dict[str, Any] | None = None
+    not_made: bool = False
 
 
 class _Spent(NamedTuple):
@@ -76,6 +80,7 @@ class RecordedRun:
         steps: The turns that have ended, and the summaries.
         calls: The answered sub-calls.
         tools: The tool calls.
+        reviews: The decisions of hooks in the turn that has not ended, and on the answer after the last one.
         unfinished: The events of the turn that has not ended, of all attempts.
         in_turn: What was spent in that turn.
         sub_calls: The number of sub-calls in ended turns.
@@ -90,6 +95,7 @@ class RecordedRun:
     steps: list[RecordedStep] = field(default_factory=list)
     calls: Occurrences[RecordedCall] = field(default_factory=Occurrences)
     tools: Occurrences[RecordedTool] = field(default_factory=Occurrences)
+    reviews: Occurrences[ReviewEvent] = field(default_factory=Occurrences)
     unfinished: list[dict[str, Any]] = field(default_factory=list)
     in_turn: Usage = Usage()  # noqa: RUF009 (frozen)
     sub_calls: int = 0
@@ -99,7 +105,7 @@ class RecordedRun:
     _turn: int = 0
     _read: int = 0
     _numbered: dict[int, SubCall] = field(default_factory=dict)
-    _ended_tools: Counter[str] = field(default_factory=Counter)
+    _tools_by_id: dict[str, RecordedTool] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -137,31 +143,41 @@ class RecordedRun:
                 self._read = event.get("input_tokens", 0) if event.get("role", "").endswith("act") else self._read
                 self.journal.replied(self, event)
             case "tool_started":
-                self.tools.add(event["asked"], RecordedTool())
+                self._tools_by_id[event["id"]] = self.tools.add(event["asked"], RecordedTool())
             case "tool_ended":
-                self._end_tool(event)
+                tool = self._tools_by_id[event["id"]]
+                tool.ended = tool.ended or event
+            case "review_started" | "review_ended" as name:
+                self._review(event, has_ended=name == "review_ended")
             case "subcall_ended":
                 self._add_call(event, runs)
             case "turn_ended" | "step_added" if "step" in event:
                 self._add_step(event)
             case "run_resumed" | "run_ended" as name:
                 self.ended = event if name == "run_ended" else None
+                self.reviews.begin_attempt()
                 self.journal.lose_requests(self)
 
     def _begin(self, turn: int) -> None:
-        for calls in (self.calls, self.tools):
+        for calls in (self.calls, self.tools, self.reviews):
             calls.begin_turn() if turn != self._turn else calls.begin_attempt()
         self._turn = turn
-        self._ended_tools.clear()
+        self._tools_by_id.clear()
 
-    def _end_tool(self, event: dict[str, Any]) -> None:
-        """Enter the end of the first tool call of this attempt that asked the same and has none."""
-        tool = self.tools.nth(event["asked"], self._ended_tools[event["asked"]])
-        self._ended_tools[event["asked"]] += 1
-        if tool is not None and tool.ended is None:
-            tool.ended = event
+    def _review(self, event: dict[str, Any], *, has_ended: bool) -> None:
+        """Enter a question to a hook, or its decision. A call that it has not agreed to is not made."""
+        self.journal.waits(event, has_ended=has_ended)
+        has_agreed = has_ended and not event.keys() & {"refused", "error"}
+        if (tool := self._tools_by_id.get(event.get("tool_call", ""))) is not None:
+            tool.not_made = not has_agreed
+            tool.ended = None
+        if has_ended and "error" not in event:
+            verdict = {name: event.get(name, "") for name in ("refused", "run_instead")}
+            self.reviews.add(event["digest"], ReviewEvent(hook=event["hook"], asked=event["asked"], **verdict))
 
     def _add_call(self, event: dict[str, Any], runs: Mapping[str, RecordedRun]) -> None:
+        if self.journal.is_over and event["subcall"].get("error_type"):
+            return  # it failed because a hook ended the tree: it is made again
         inside = [runs[name] for name in event.get("children", ()) if name in runs]
         steps = [recorded.step for child in inside for recorded in child.steps]
         call = SubCall.model_validate({**event["subcall"], "number": event["number"], "steps": steps})
@@ -185,13 +201,14 @@ class RecordedRun:
         self.children.clear()
         self.unfinished.clear()
         self.in_turn = Usage()
+        self.reviews = Occurrences()
         for recorded in (self.calls, self.tools):
             recorded.begin_turn()
         self.journal.forget_replies(lambda reply: reply.run is self or reply.run.is_below(self))
 
     def settle(self) -> None:
         """Make what is known of the unfinished turn available; all events are entered."""
-        for calls in (self.calls, self.tools):
+        for calls in (self.calls, self.tools, self.reviews):
             calls.begin_turn()
 
 
@@ -210,16 +227,31 @@ class Journal:
 
     Attributes:
         seconds: The seconds that the tree has run.
+        waited: Those of them in which a hook was waited for.
         spent: What each model call used.
         pending: The replies whose sub-call or turn has not ended.
+        is_over: Whether a hook has ended the tree.
         lock: Guards what threads take.
     """
 
     seconds: float = 0.0
+    waited: float = 0.0
     spent: list[_Spent] = field(default_factory=list)
     pending: list[_Reply] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _under_way: dict[tuple[str, int], tuple[RecordedRun, dict[str, Any]]] = field(default_factory=dict)
+    is_over: bool = False
+    _waits: int = 0
+    _waits_since: float = 0.0
+
+    def waits(self, event: dict[str, Any], *, has_ended: bool) -> None:
+        """Enter the start or the end of a question to a hook. Questions may overlap."""
+        if not self._waits:
+            self._waits_since = event["t"]
+        self.is_over = self.is_over or "error" in event
+        self._waits += -1 if has_ended else 1
+        if not self._waits:
+            self.waited += event["t"] - self._waits_since
 
     def asked(self, run: RecordedRun, event: dict[str, Any]) -> None:
         """Enter the start of a request."""
@@ -247,7 +279,13 @@ class Journal:
             above = above.parent
 
     def lose_requests(self, run: RecordedRun | None = None) -> None:
-        """Enter the requests that were under way when the process was gone, of one run or of all, as failed."""
+        """Enter the requests that were under way when the process was gone, of one run or of all, as failed.
+
+        A hook that was waited for is no longer, and one that ended the tree has no further effect.
+        """
+        if run is None or run.parent is None:
+            self.waited += self.seconds - self._waits_since if self._waits else 0.0
+            self._waits, self.is_over = 0, False
         for key, (of, event) in list(self._under_way.items()):
             if run is None or of is run or of.is_below(run):
                 del self._under_way[key]
@@ -278,7 +316,8 @@ class Journal:
 
     def settle(self, ledger: Ledger, lms: Iterable[dspy.BaseLM | None]) -> None:
         """Enter into a ledger what was paid and the time that has passed."""
-        ledger.clock.started, ledger.recorded = time.monotonic() - self.seconds, self
+        ledger.clock.go_on(self.seconds, self.waited)
+        ledger.recorded = self
         prices = {lm.model: ledger.price(lm) for lm in lms if lm is not None}
         for role, model, used in self.spent:
             ledger.settle(role, model, _priced(used, prices.get(model)), calls=int(role not in _OF_RUN))

@@ -42,11 +42,6 @@ class Occurrences(Generic[T]):
             calls.append(call)
         return calls[self._seen[asked] - 1]
 
-    def nth(self, asked: str, number: int) -> T | None:
-        """Return an equal call of this turn by its number, from 0; None if there are fewer."""
-        calls = self._of_turn.get(asked, ())
-        return calls[number] if number < len(calls) else None
-
     def take(self, asked: str) -> T | None:
         """Return the next equal call; None if there is none left."""
         with self._lock:

@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlm_dspy import errors
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import ToolInterrupted
 from rlm_dspy.repl.value_codec import taken
@@ -57,9 +58,9 @@ class RecordedAnswers:
     def tool(self, name: str, arguments: Mapping[str, Any]) -> Callable[[], Any] | None:
         """Return what to do in place of a tool call; None to call it."""
         found = self.recorded.tools.take(digest(name, dict(arguments)))
+        if not self.rebuilding and (found is None or found.not_made):
+            return None
         if found is None:
-            if not self.rebuilding:
-                return None
             why = "was not called like this before the run was resumed: call it again"
         elif found.ended is None:
             why = "was running when the process was gone; whether it did its work is not known"
@@ -77,8 +78,8 @@ class RecordedAnswers:
 
 
 def _error(kind: str, message: str) -> Exception:
-    """Return the recorded error of a tool; one of Python's own has its class."""
-    own = getattr(builtins, kind, None)
+    """Return the recorded error of a tool; one of Python's own, or of ours, has its class."""
+    own = getattr(builtins, kind, None) or getattr(errors, kind, None)
     if isinstance(own, type) and issubclass(own, Exception):
         with contextlib.suppress(TypeError):  # it takes more than a message
             return own(message)
