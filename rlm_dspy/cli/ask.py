@@ -381,6 +381,8 @@ def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
     lost = _INTERRUPTED_FILE if cut_short else "" if printed else _UNPRINTED_FILE
     path, report = options.save or (Path(lost) if lost else None), options.report
     told = "" if options.quiet and not lost else f"{cut_short}The run is in {path}."
+    if options.log and cut_short:
+        told += f" Go on with it: rlm-dspy resume {options.log} FILE..."
     saved = path is None or done(lambda: record.save(path), told)
     told = "" if options.quiet else f"The report is in {report}."
     reported = report is None or done(lambda: write_report(record, report), told)

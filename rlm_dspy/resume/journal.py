@@ -80,6 +80,7 @@ class RecordedRun:
         steps: The turns that have ended, and the summaries.
         calls: The answered sub-calls.
         tools: The tool calls.
+        hooks: The hooks that were asked.
         reviews: The decisions of hooks in the turn that has not ended, and on the answer after the last one.
         unfinished: The events of the turn that has not ended, of all attempts.
         in_turn: What was spent in that turn.
@@ -95,6 +96,7 @@ class RecordedRun:
     steps: list[RecordedStep] = field(default_factory=list)
     calls: Occurrences[RecordedCall] = field(default_factory=Occurrences)
     tools: Occurrences[RecordedTool] = field(default_factory=Occurrences)
+    hooks: set[str] = field(default_factory=set)
     reviews: Occurrences[ReviewEvent] = field(default_factory=Occurrences)
     unfinished: list[dict[str, Any]] = field(default_factory=list)
     in_turn: Usage = Usage()  # noqa: RUF009 (frozen)
@@ -167,6 +169,7 @@ class RecordedRun:
     def _review(self, event: dict[str, Any], *, has_ended: bool) -> None:
         """Enter a question to a hook, or its decision. A call that it has not agreed to is not made."""
         self.journal.waits(event, has_ended=has_ended)
+        self.hooks.add(event["hook"])
         has_agreed = has_ended and not event.keys() & {"refused", "error"}
         if (tool := self._tools_by_id.get(event.get("tool_call", ""))) is not None:
             tool.not_made = not has_agreed

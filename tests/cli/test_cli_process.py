@@ -174,6 +174,26 @@ def test_a_person_pauses_the_run() -> None:
     assert Record.load("interrupted.rlm.json").stop == "paused"
 
 
+def test_a_paused_run_goes_on_when_the_person_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with `--approve`: else its code would run unseen. The model is not asked again."""
+    command = scripted("ask", "How much?", "notes.txt", "--approve", "--log", "run.jsonl", replies=[SUBMIT_42])
+    with on_a_terminal(["setsid", "--ctty", "--wait", *command]) as (ours, process):
+        read_terminal(ours, "what to do instead: ")
+        os.write(ours, b"p\n")
+        read_terminal(ours, "rlm-dspy resume run.jsonl FILE...")
+        assert process.wait(timeout=120) == 4
+    command = scripted("resume", "run.jsonl", "notes.txt", replies=[])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, "asked for approval (on_code). Add --approve." in done.stderr) == (2, True)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    command = scripted("resume", "run.jsonl", "notes.txt", "--approve", "--model", "openai/x", replies=[])
+    with on_a_terminal(["setsid", "--ctty", "--wait", *command]) as (ours, process):
+        assert "SUBMIT" in re.sub(r"\x1b\[[\d;]*m", "", read_terminal(ours, "what to do instead: "))
+        os.write(ours, b"y\n")
+        read_terminal(ours, "\r\n42\r\n")
+        assert process.wait(timeout=120) == 0
+
+
 def test_approval_without_a_terminal_is_refused_before_the_run() -> None:
     command = scripted("ask", "How much?", "notes.txt", "--approve", replies=[])
     done = subprocess.run(

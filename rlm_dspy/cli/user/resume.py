@@ -11,7 +11,7 @@ from typer import Argument, Option
 import rlm_dspy
 from rlm_dspy.cli.ask import AskOptions, answer
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy
-from rlm_dspy.cli.options import Debug, Files, Interpreter, Mcp, Model, Skills, command
+from rlm_dspy.cli.options import Approve, ApproveAnswer, Debug, Files, Interpreter, Mcp, Model, Skills, command
 from rlm_dspy.cli.replay import recorded_task
 from rlm_dspy.cli.task import Unfinished
 from rlm_dspy.cli.user.completion import complete_model
@@ -37,6 +37,8 @@ class ResumeOptions:
     skills: Skills = None
     mcp: Mcp = None
     interpreter: Interpreter = None
+    approve: Approve = False
+    approve_answer: ApproveAnswer = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
     answer_json: Annotated[
         bool,
@@ -55,9 +57,10 @@ class ResumeOptions:
 
 @command
 def resume(options: ResumeOptions) -> None:
-    """Go on with a run of `ask --log` whose process was killed, or that failed or was interrupted.
+    """Go on with a run of `ask --log` whose process was killed, or that failed, or was paused or interrupted.
 
-    What it was answered before is not asked again, and its limits count what was paid. Name the same files again.
+    What it was answered before is not asked again, and its limits count what was paid. Name the same files again,
+    and --approve and --approve-answer if it had them: a person is asked only about what they had not decided.
 
     \b
     For example:
@@ -68,7 +71,8 @@ def resume(options: ResumeOptions) -> None:
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=options.debug), quiet_dspy():
         unfinished, model, sub_model = _read(options)
-    shared = ("api_base", "skills", "mcp", "interpreter", "quiet", "answer_json", "as_json", "save", "report")
+    shared = ("api_base", "skills", "mcp", "interpreter", "approve", "approve_answer")
+    shared += ("quiet", "answer_json", "as_json", "save", "report")
     asked = AskOptions(
         question=unfinished.task.question,
         files=options.files,
@@ -85,7 +89,8 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
     """Return the run to go on with, and the names of its models.
 
     Raises:
-        UsageError: If the log cannot be read, has no such run, or its inputs are not given.
+        UsageError: If the log cannot be read, has no such run, its inputs are not given, or nobody would be asked
+            in a run that asked a person.
     """
     from rlm_dspy.report.record import Record
     from rlm_dspy.resume.resumable import choose_run
@@ -96,6 +101,12 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
         raise UsageError(f"File not found: {options.log}.") from error
     except OSError as error:
         raise UsageError(f"{options.log} cannot be read: {error.strerror or error}.") from error
+    for hook, option, is_given in (
+        ("on_code", "--approve", options.approve),
+        ("on_submit", "--approve-answer", options.approve_answer),
+    ):
+        if hook in run.hooks and not is_given:
+            raise UsageError(f"The run in {options.log} asked for approval ({hook}). Add {option}.")
     record = Record.model_validate({**run.started, "stop": "killed"})
     prices = {name: tuple(price) for name, price in record.limits.get("prices", {}).items()}
     limits = rlm_dspy.Limits(**{**record.limits, "prices": prices})
