@@ -71,8 +71,8 @@ def resume(options: ResumeOptions) -> None:
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=options.debug), quiet_dspy():
         unfinished, model, sub_model = _read(options)
-    shared = ("api_base", "skills", "mcp", "interpreter", "approve", "approve_answer")
-    shared += ("quiet", "answer_json", "as_json", "save", "report")
+    asking = ("api_base", "skills", "mcp", "interpreter", "approve", "approve_answer")
+    shared = (*asking, "quiet", "answer_json", "as_json", "save", "report")
     asked = AskOptions(
         question=unfinished.task.question,
         files=options.files,
