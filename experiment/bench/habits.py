@@ -236,6 +236,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `experiment/bench/habits.py` from `results/habits.jsonl`: no demos, at most six turns, greedy.",
         "A turn is counted once, under the first of its losses. Intervals: 95 %, Wilson.",
+        "Rows of a revision are fewer than 60 where the machine was needed for something else.",
         "",
         f"| {' | '.join(HEADINGS)} |",
         "|---" * len(HEADINGS) + "|",
