@@ -240,8 +240,8 @@ def _of_review(event: ReviewEvent) -> dict[str, Any]:
     error = "" if event.error is None else in_one_line(event.error)
     verdict = {"refused": event.refused, "run_instead": event.run_instead, "error": error}
     told = {name: text for name, text in verdict.items() if text}
-    about = {"hook": event.hook, "asked": asked_in_log(event.asked), "digest": review_key(event.hook, event.asked)}
-    return {**about, "tool_call": event.parent, **told}
+    known = {"digest": review_key(event.hook, event.asked), "tool_call": event.parent}
+    return {"hook": event.hook, "asked": asked_in_log(event.asked), **told, **known}
 
 
 def _of_call(event: LMEvent) -> dict[str, Any]:
