@@ -69,7 +69,9 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: Any, event: str) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
-    assert err.endswith("Interrupted. The run is in interrupted.rlm.json.\n")
+    assert err.endswith(
+        "Interrupted. The run is in interrupted.rlm.json. Go on with it: rlm-dspy resume run.jsonl FILE...\n"
+    )
     assert "Traceback" not in err
     record = Record.load("interrupted.rlm.json")
     assert (record.stop, record.trajectory[0].output) == ("interrupted", "18")

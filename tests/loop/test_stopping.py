@@ -285,13 +285,17 @@ async def test_a_blocking_run_whose_time_is_over_hangs_up_on_what_it_asked(calls
     assert hanging.asked >= 4
 
 
+def cpu_seconds_of_the_next_second() -> float:
+    """Return what this process computes meanwhile; what other tests left may be at work for a moment."""
+    begun = time.process_time()
+    time.sleep(1)
+    return time.process_time() - begun
+
+
 def test_no_item_of_a_call_is_read_when_the_time_is_over() -> None:
     """Reading 100,000 of them would keep the host busy long after the run."""
     code = "call = {'to': {'kind': 'query'}, 'items': [[{}, {}]] * 100_000}\n_rlm_call(call=call)['refused']"
     lm = ScriptedLM(act=[block(code)], extract=["[[ ## x ## ]]\n1"])
     with dspy.context(lm=lm):
         RLM("q -> x", limits=Limits(max_iters=1, max_seconds=2), interpreter_factory=PythonInterpreter)(q="?")
-    time.sleep(0.5)
-    begun = time.process_time()
-    time.sleep(1)
-    assert time.process_time() - begun < 0.5
+    assert any(cpu_seconds_of_the_next_second() < 0.5 for _ in range(10)), "the items would take minutes"

@@ -320,6 +320,7 @@ def test_more_runs_than_allowed_are_refused_until_one_ends() -> None:
         assert refused.value.response.headers["retry-after"] == "1"
         go_on.set()
         first.join()
+        wait_for(lambda: metric(url, "rlm_runs_in_progress 0.0"))
         assert create(model="program", messages=ASKED).choices[0].message.content == "yes"
         assert answers[0].choices[0].message.content == "yes"
 
