@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar, overload
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from rlm_dspy.text import unknown_argument
 
@@ -28,8 +28,20 @@ _WHOLE_OR_NONE = {
 _POSITIVE_OR_NONE = ("max_cost", "max_seconds", "max_cell_seconds")
 
 
+class OptionGroup:
+    """A frozen dataclass of options that is given to a module as one argument."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __new__(cls, **given: object) -> Self:
+        """Refuse a name that is no option."""
+        for name in given.keys() - cls.__dataclass_fields__.keys():
+            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
+        return super().__new__(cls)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(OptionGroup):
     """The limits on what one run and its children may spend. None means no limit.
 
     A reached limit never discards findings; the run converges: the rest of the budget pays for one last
@@ -84,12 +96,6 @@ class Limits:
     """
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     """USD per million input and output tokens, by the LM's `model`; for models without a known price."""
-
-    def __new__(cls, **given: object) -> Self:
-        """Refuse a name that is no limit."""
-        for name in given.keys() - cls.__dataclass_fields__.keys():
-            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, least in {**_WHOLE, **_WHOLE_OR_NONE}.items():
@@ -155,3 +161,24 @@ def _is_number(value: Any) -> bool:
 
 def _is_price(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(n) and n >= 0 for n in value)  # noqa: PLR2004
+
+
+def limits_of_budget(budget: Limits | float, names: Collection[str], one: str) -> Limits:
+    """Return the limits of a budget that a user gives; a number is USD.
+
+    Args:
+        budget: The budget.
+        names: The limits that it may have.
+        one: What it holds several of, e.g. "run".
+
+    Raises:
+        ValueError: If it bounds nothing, or something that only one of them has.
+    """
+    limits = budget if isinstance(budget, Limits) else Limits(max_cost=budget)
+    plain = Limits(**{name: getattr(limits, name) for name in (*names, "prices")})
+    if limits != plain or not any(getattr(limits, name) for name in names):
+        raise ValueError(
+            f"budget must be USD or a Limits of {', '.join(names)} (and prices), for all {one}s together, not "
+            f"{budget!r}. What bounds one {one} belongs into RLM(limits=...)."
+        )
+    return limits

@@ -20,14 +20,14 @@ from filelock import FileLock, Timeout
 
 from rlm_dspy.batch.bar import Bar
 from rlm_dspy.batch.engine import SHARED, Engine, Job, check_workers
-from rlm_dspy.batch.shared_budget import SharedBudget, limits_of
+from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.shipping import identity
 from rlm_dspy.batch.store import Row, Store
-from rlm_dspy.budget.ledger import NOTHING_USED
+from rlm_dspy.budget.ledger import CAPS, NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import LimitExceeded, RLMError, UnknownPrice
-from rlm_dspy.limits import Limited
+from rlm_dspy.limits import Limited, limits_of_budget
 from rlm_dspy.optimize.rollouts import key_of
 from rlm_dspy.report.record import in_one_line
 
@@ -117,7 +117,7 @@ def run(
         raise ValueError(f"retries must be 0 or more, not {retries}.")
     check_workers(executor)
     bar = Bar(len(examples) if isinstance(examples, Sized) else None, shown=progress)
-    limits = None if budget is None else limits_of(budget)
+    limits = None if budget is None else limits_of_budget(budget, CAPS, "run")
     if limits is not None:
         known = [module.limits.prices for _, module in program.named_sub_modules(Limited)]
         limits = replace(limits, prices=dict(ChainMap(dict(limits.prices), *map(dict, known))))

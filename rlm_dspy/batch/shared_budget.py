@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlm_dspy.budget.ledger import CAPS, Ledger
-from rlm_dspy.limits import Limits
 from rlm_dspy.usage import NOTHING, Amount, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from pathlib import Path
+
+    from rlm_dspy.limits import Limits
 
 _PART = 256
 """A lease is at least this part (1/n) of the whole, while there is as much."""
@@ -135,19 +136,3 @@ class LeasedLedger(Ledger):
 
 def _numbers(amount: Amount) -> tuple[float, float, float]:
     return amount.input_tokens, amount.output_tokens, amount.cost
-
-
-def limits_of(budget: Limits | float) -> Limits:
-    """Return the limits of a budget that a user gives; a number is USD.
-
-    Raises:
-        ValueError: If it bounds nothing, or something that only one run has.
-    """
-    limits = budget if isinstance(budget, Limits) else Limits(max_cost=budget)
-    plain = Limits(**{name: getattr(limits, name) for name in (*CAPS, "prices")})
-    if limits != plain or not any(getattr(limits, name) for name in CAPS):
-        raise ValueError(
-            f"budget must be USD or a Limits of {', '.join(CAPS)} (and prices), for all runs together, not "
-            f"{budget!r}. What bounds one run belongs into RLM(limits=...)."
-        )
-    return limits

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import sys
 import traceback
 from dataclasses import dataclass
@@ -23,12 +22,10 @@ from rlm_dspy.cli.errors import (
     PAUSED,
     UNANSWERED,
     check_outputs,
-    done,
     errors_as_lines,
     ignore_interrupts,
     interrupts_restored,
     quiet_dspy,
-    say,
     tell,
 )
 from rlm_dspy.cli.mcp.extensions import mcp_tools, skills_of
@@ -40,6 +37,7 @@ from rlm_dspy.cli.options import (
     Interpreter,
     Mcp,
     Model,
+    OutputOptions,
     Skills,
     Trace,
     Traced,
@@ -49,7 +47,7 @@ from rlm_dspy.cli.options import (
     traced,
 )
 from rlm_dspy.cli.task import STDIN, read_task
-from rlm_dspy.cli.user.answer import about_of, answer_of, summary_of
+from rlm_dspy.cli.user.answer import about_of, give_answer, summary_of
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
@@ -57,7 +55,6 @@ from rlm_dspy.cli.user.prices import limits_with_prices, read_price
 from rlm_dspy.embedded.model_catalog import CatalogueModel, megabytes
 from rlm_dspy.errors import UsageError
 from rlm_dspy.redaction import without_credentials
-from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
     import dspy
@@ -77,10 +74,7 @@ EXIT_CODES: dict[Stop, int] = {
     "paused": PAUSED,
     "interrupted": INTERRUPTED,
 }
-_INTERRUPTED_FILE = "interrupted.rlm.json"
 _LIMITS = ("max_iters", "max_llm_calls", "max_cost", "max_seconds", "max_input_tokens", "max_output_tokens")
-_SHOWN_FILES = 10
-_UNPRINTED_FILE = "unprinted.rlm.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,23 +135,11 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions(RunOptions):
+class AskOptions(OutputOptions, RunOptions):
     """What `rlm-dspy ask` is given."""
 
     question: Annotated[str, Argument(help="The question.", show_default=False)]
     files: Files = None
-    answer_json: Annotated[
-        bool,
-        Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
-    ] = False
-    as_json: Annotated[bool, Option("--json", help="Print the whole run as one JSON object, and no steps.")] = (
-        False
-    )
-    save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
-    report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
-    output_dir: Annotated[
-        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
-    ] = None
     forecast: Annotated[
         bool, Option("--forecast", help="Say what past runs in the history used, and ask before this one runs.")
     ] = False
@@ -222,7 +204,9 @@ def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
             interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and options.debug:
                 tell(without_credentials("".join(traceback.format_exception(error)), lm, rlm.sub_lm))
-            kept = _give(record, artifacts, options)  # before the wait for MLflow
+            kept = give_answer(
+                record, artifacts, options, quiet=options.quiet, log=options.log
+            )  # before the wait for MLflow
     raise typer.Exit(EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
@@ -361,53 +345,3 @@ def _run(
             view.end(summary_of(record), answered=record.answered)
         view.close()
     return record, error, files.artifacts
-
-
-def _give(record: Record, artifacts: Artifacts, options: AskOptions) -> bool:
-    """Print the answer; save the record, the report and the files.
-
-    Without --save, the record is saved only if it would be lost: after an interrupt, or if printing failed.
-
-    Returns:
-        Whether everything was written. Each failure is reported on standard error.
-    """
-    from rlm_dspy.report.write_report import write_report
-
-    cut_short = {"paused": "Paused. ", "interrupted": "Interrupted. "}.get(record.stop, "")
-    if record.error and not cut_short:
-        tell(f"Error: {record.error}")
-    text = _printed(record, options)
-    printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
-    lost = _INTERRUPTED_FILE if cut_short else "" if printed else _UNPRINTED_FILE
-    path, report = options.save or (Path(lost) if lost else None), options.report
-    told = "" if options.quiet and not lost else f"{cut_short}The run is in {path}."
-    if options.log and cut_short:
-        told += f" Go on with it: rlm-dspy resume {options.log} FILE..."
-    saved = path is None or done(lambda: record.save(path), told)
-    told = "" if options.quiet else f"The report is in {report}."
-    reported = report is None or done(lambda: write_report(record, report), told)
-    return printed and saved and reported and _give_files(artifacts, options)
-
-
-def _printed(record: Record, options: AskOptions) -> str | None:
-    """Return what standard output gets; None for nothing."""
-    if options.as_json:
-        return record.as_json()
-    if not record.answered:
-        return None
-    as_json = options.answer_json
-    return json.dumps(record.outputs, ensure_ascii=False, indent=2) if as_json else answer_of(record.outputs)
-
-
-def _give_files(artifacts: Artifacts, options: AskOptions) -> bool:
-    """Write the files of the run, or say how to get them; return whether everything was written."""
-    folder = options.output_dir
-    for name, why in artifacts.left_out.items():
-        tell(f"output/{name} was not kept: {why}.")
-    if not artifacts:
-        return True
-    what = f"{counted(len(artifacts), 'file')} of the run ({', '.join(list(artifacts)[:_SHOWN_FILES])})"
-    if folder is None:
-        options.note(f"Not saved: {what}. --output-dir DIRECTORY writes such files.")
-        return True
-    return done(lambda: artifacts.save(folder), "" if options.quiet else f"In {folder}: {what}.")

@@ -126,6 +126,24 @@ def asks_at_terminal(*, wanted: bool) -> Any:
     return ask_at_terminal
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where the answer and the run are written."""
+
+    answer_json: Annotated[
+        bool,
+        Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
+    ] = False
+    as_json: Annotated[bool, Option("--json", help="Print the whole run as one JSON object, and no steps.")] = (
+        False
+    )
+    save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
+    report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
+    output_dir: Annotated[
+        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
+    ] = None
+
+
 def command(run: Callable[[Group], None]) -> Callable[..., None]:
     """Return a Typer command whose arguments and options are the fields of the dataclass that a function takes."""
     group, _ = get_type_hints(run).values()

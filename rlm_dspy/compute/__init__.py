@@ -2,7 +2,7 @@
 
 from rlm_dspy.compute.direct import answer_directly
 from rlm_dspy.compute.forecasting import Forecast, Range, forecast
-from rlm_dspy.compute.options import Compute, check_compute
+from rlm_dspy.compute.options import Compute
 from rlm_dspy.compute.votes import Agreement, replies_anew, vote
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Forecast",
     "Range",
     "answer_directly",
-    "check_compute",
     "forecast",
     "replies_anew",
     "vote",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import dspy
 
-from rlm_dspy.text import unknown_argument
+from rlm_dspy.limits import OptionGroup
 
 VoteIf = Literal["always", "doubtful"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute:
+class Compute(OptionGroup):
     """How much a call of an RLM computes. Everything is off by default.
 
     Raises:
@@ -45,12 +45,6 @@ class Compute:
     predictor with its own LM keeps it.
     """
 
-    def __new__(cls, **given: object) -> Self:
-        """Refuse a name that is no option."""
-        for name in given.keys() - cls.__dataclass_fields__.keys():
-            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         if self.direct_below is not None:
             _check_whole("direct_below", self.direct_below)
@@ -66,16 +60,3 @@ class Compute:
 def _check_whole(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
-
-
-def check_compute(compute: Compute | None) -> Compute:
-    """Return the options of a module; the defaults for None.
-
-    Raises:
-        TypeError: If they are no `Compute`.
-    """
-    if compute is None:
-        return Compute()
-    if not isinstance(compute, Compute):
-        raise TypeError(f"compute must be a Compute, e.g. Compute(votes=3), not {compute!r}.")
-    return compute

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
-from rlm_dspy.text import unknown_argument
+from rlm_dspy.limits import OptionGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grounding:
+class Grounding(OptionGroup):
     """What a run does so that its answer rests on its inputs.
 
     Raises:
@@ -26,28 +25,9 @@ class Grounding:
     slice reads it whole: a search through all of it counts. None never refuses.
     """
 
-    def __new__(cls, **given: object) -> Self:
-        """Refuse a name that is no option."""
-        for name in given.keys() - cls.__dataclass_fields__.keys():
-            raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         share = self.warn_below
         if share is None:
             return
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(f"warn_below must be a share above 0 and up to 1, or None, not {share!r}.")
-
-
-def check_grounding(grounding: Grounding | None) -> Grounding:
-    """Return the options of a module; the defaults for None.
-
-    Raises:
-        TypeError: If they are no `Grounding`.
-    """
-    if grounding is None:
-        return Grounding()
-    if not isinstance(grounding, Grounding):
-        raise TypeError(f"grounding must be a Grounding, e.g. Grounding(warn_below=0.1), not {grounding!r}.")
-    return grounding

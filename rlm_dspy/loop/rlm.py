@@ -12,11 +12,11 @@ import dspy
 from rlm_dspy import signatures
 from rlm_dspy.budget.lm_events import observed
 from rlm_dspy.budget.window_errors import is_too_long
-from rlm_dspy.compute import answer_directly, check_compute, replies_anew, vote
+from rlm_dspy.compute import Compute, answer_directly, replies_anew, vote
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
 from rlm_dspy.errors import LimitExceeded
-from rlm_dspy.grounding import check_grounding
+from rlm_dspy.grounding import Grounding
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
 from rlm_dspy.loop.compaction import accommodate, make_room
@@ -29,6 +29,7 @@ from rlm_dspy.loop.validation import (
     HasState,
     check_cache,
     check_factory,
+    check_group,
     check_hook,
     check_limits,
     check_names,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 
     from rlm_dspy.approval.reviewer import OnCode, OnSubmit, OnTool
     from rlm_dspy.cache.sub_call_cache import SubCallCache
-    from rlm_dspy.compute import Compute
-    from rlm_dspy.grounding import Grounding
     from rlm_dspy.limits import Limits
     from rlm_dspy.report.representation import RunPrediction
     from rlm_dspy.subcalls.interface import Given
@@ -374,8 +373,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "sub_lm": as_lm,
     "interpreter_factory": check_factory,
     "cache": check_cache,
-    "grounding": check_grounding,
-    "compute": check_compute,
+    "grounding": partial(check_group, Grounding, "grounding", "Grounding(warn_below=0.1)"),
+    "compute": partial(check_group, Compute, "compute", "Compute(votes=3)"),
     **{name: partial(check_hook, name) for name in ("on_code", "on_tool", "on_submit")},
 }
 """Validators of attributes."""

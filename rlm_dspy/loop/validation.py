@@ -7,7 +7,7 @@ import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import dspy
 
@@ -16,7 +16,7 @@ from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import HostInput, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
-from rlm_dspy.limits import Limits
+from rlm_dspy.limits import Limits, OptionGroup
 from rlm_dspy.repl.tools import _is_reserved
 from rlm_dspy.repl.type_names import bare
 from rlm_dspy.text import logger, unknown_argument
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 
+Group = TypeVar("Group", bound=OptionGroup)
 RESULT_NAMES = frozenset({"trajectory", "final_reasoning"})
 """Names on the prediction that no output field may take, as in `dspy.RLM`."""
 
@@ -43,6 +44,17 @@ def check_limits(limits: Limits | None, **short: Any) -> Limits:
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits must be rlm_dspy.Limits(max_iters=..., ...), not {limits!r}.")
     return replace(limits or Limits(), **{name: value for name, value in short.items() if value is not None})
+
+
+def check_group(kind: type[Group], name: str, example: str, value: Group | None) -> Group:
+    """Return a group of options, the defaults for None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, e.g. {example}, not {value!r}.")
+    return kind() if value is None else value
 
 
 def check_unknown(unknown: Iterable[str], owner: type[dspy.Module]) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import dspy
 
+from rlm_dspy.budget.ledger import CAPS
 from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.errors import InvalidInputs, LimitExceeded
-from rlm_dspy.limits import Limits
+from rlm_dspy.limits import Limits, limits_of_budget
 from rlm_dspy.report.representation import RunPrediction
 from rlm_dspy.sessions.saved import SavedSession, digests_of
 from rlm_dspy.sessions.state import SessionState, called, inside_of
@@ -29,12 +30,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.compute import Compute
 
-_CAPS = {
-    "max_input_tokens": "input_tokens",
-    "max_output_tokens": "output_tokens",
-    "max_cost": "cost",
-    "max_seconds": "seconds",
-}
+_CAPS = {**CAPS, "max_seconds": "seconds"}
 """The limits of a session, and the field of `RunUsage` that each bounds."""
 _LOOK_SECONDS = 0.02
 _HISTORY_CHARS = 4_000
@@ -95,7 +91,7 @@ class Session:
         saved: SavedSession | None = None,
     ) -> None:
         self._rlm = rlm
-        self._budget = _limits_of(budget)
+        self._budget = None if budget is None else limits_of_budget(budget, _CAPS, "call")
         self._state = SessionState() if saved is None else saved.state()
         self._used = [RunUsage() if saved is None else saved.usage]
         self._lock = threading.Lock()
@@ -365,21 +361,3 @@ class HasSessions:
                 f"{written(self.signature)!r}. Open it with an RLM of the former."
             )
         return Session(self, inputs, budget, saved)
-
-
-def _limits_of(budget: Limits | float | None) -> Limits | None:
-    """Return the limits of a budget; a number is USD.
-
-    Raises:
-        ValueError: If it bounds nothing, or something that only one call has.
-    """
-    if budget is None:
-        return None
-    limits = budget if isinstance(budget, Limits) else Limits(max_cost=budget)
-    plain = Limits(**{name: getattr(limits, name) for name in (*_CAPS, "prices")})
-    if limits != plain or not any(getattr(limits, name) for name in _CAPS):
-        raise ValueError(
-            f"budget must be USD or a Limits of {', '.join(_CAPS)} (and prices), for all calls together, not "
-            f"{budget!r}. What bounds one call belongs into RLM(limits=...)."
-        )
-    return limits

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import time
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -13,11 +12,11 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.approval import HookFailed, Pause, RunInstead, ToolRefused
-from rlm_dspy.concurrency import timeouts
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.testing import ScriptedLM
+from tests.approval.passing_time import clock_put_forward
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
@@ -286,18 +285,11 @@ def test_run_instead_takes_code(code: Any) -> None:
 def test_the_time_of_a_hook_is_not_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three hooks take 1000 seconds each; the run has 100."""
 
-    class Time:
-        passed = 0.0
-
-        @classmethod
-        def monotonic(cls) -> float:
-            return real() + cls.passed
+    put_forward = clock_put_forward(monkeypatch)
 
     def slow(*_: Any) -> None:
-        Time.passed += 1000
+        put_forward(1000)
 
-    real = time.monotonic
-    monkeypatch.setattr(timeouts, "time", Time)
     limits = Limits(max_seconds=100, max_cell_seconds=90)
     rlm = RLM("question -> answer", tools=[send], limits=limits, on_code=slow, on_tool=slow, on_submit=slow)
     prediction = run(rlm, [block("print(send('a'))"), block("print(2)"), block("SUBMIT(answer='x')")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -13,11 +12,11 @@ import pytest
 
 from rlm_dspy import RLM
 from rlm_dspy.approval import Pause, RunInstead
-from rlm_dspy.concurrency import timeouts
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.testing import ScriptedLM
+from tests.approval.passing_time import clock_put_forward
 from tests.playing import block
 
 if TYPE_CHECKING:
@@ -207,20 +206,12 @@ def test_a_pause_in_a_child_is_gone_on_with_in_the_child(path: Path, hook: str) 
 def test_the_clock_does_not_count_how_long_a_hook_was_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Time:
-        passed = 0.0
-
-        @classmethod
-        def monotonic(cls) -> float:
-            return real() + cls.passed
+    events_too = ("rlm_dspy.events.listener.time", "rlm_dspy.events.event_types.time")
+    put_forward = clock_put_forward(monkeypatch, *events_too)
 
     def slow(code: str) -> None:
-        Time.passed += 1000
+        put_forward(1000)
 
-    real = time.monotonic
-    monkeypatch.setattr(timeouts, "time", Time)
-    monkeypatch.setattr("rlm_dspy.events.listener.time", Time)
-    monkeypatch.setattr("rlm_dspy.events.event_types.time", Time)
     begin(small(on_code=slow, on_submit=Person()), [block("x = 1"), ANSWER], path)
     assert max(event["t"] for event in events(path)) > 2000
     usage = go_on(small(on_code=slow, on_submit=Person(x=None)), [], path).usage

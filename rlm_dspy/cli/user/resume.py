@@ -11,7 +11,18 @@ from typer import Argument, Option
 import rlm_dspy
 from rlm_dspy.cli.ask import AskOptions, answer
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy
-from rlm_dspy.cli.options import Approve, ApproveAnswer, Debug, Files, Interpreter, Mcp, Model, Skills, command
+from rlm_dspy.cli.options import (
+    Approve,
+    ApproveAnswer,
+    Debug,
+    Files,
+    Interpreter,
+    Mcp,
+    Model,
+    OutputOptions,
+    Skills,
+    command,
+)
 from rlm_dspy.cli.replay import recorded_task
 from rlm_dspy.cli.task import Unfinished
 from rlm_dspy.cli.user.completion import complete_model
@@ -19,7 +30,7 @@ from rlm_dspy.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
+class ResumeOptions(OutputOptions):
     """What `rlm-dspy resume` is given."""
 
     log: Annotated[Path, Argument(metavar="LOG", help="The file that ask --log wrote.", show_default=False)]
@@ -40,18 +51,6 @@ class ResumeOptions:
     approve: Approve = False
     approve_answer: ApproveAnswer = False
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print the answer and errors, nothing else.")] = False
-    answer_json: Annotated[
-        bool,
-        Option("--answer-json", help="Print the answer as one JSON object: all output fields, with their types."),
-    ] = False
-    as_json: Annotated[bool, Option("--json", help="Print the whole run as one JSON object, and no steps.")] = (
-        False
-    )
-    save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
-    report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
-    output_dir: Annotated[
-        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
-    ] = None
     debug: Debug = False
 
 
@@ -72,13 +71,12 @@ def resume(options: ResumeOptions) -> None:
     with errors_as_lines(debug=options.debug), quiet_dspy():
         unfinished, model, sub_model = _read(options)
     asking = ("api_base", "skills", "mcp", "interpreter", "approve", "approve_answer")
-    shared = (*asking, "quiet", "answer_json", "as_json", "save", "report")
+    shared = (*asking, "quiet", *OutputOptions.__dataclass_fields__)
     asked = AskOptions(
         question=unfinished.task.question,
         files=options.files,
         model=options.model or model,
         sub_model=options.sub_model or sub_model,
-        output_dir=options.output_dir,
         debug=options.debug,
         **{name: getattr(options, name) for name in shared},
     )
