@@ -66,7 +66,8 @@ def record_of(result: Result) -> Record:
 def environment() -> dict[str, str]:
     """Return this process's environment without what would colour a pipe or choose a model or a store."""
     unwanted = {"FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"}
-    unwanted.add("MLFLOW_TRACKING_URI")  # MLflow sets it when a test of this process chooses a store
+    # MLflow sets some of these when a test of this process chooses a store.
+    unwanted |= {"MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"}
     kept = {name: value for name, value in os.environ.items() if name not in unwanted and "LM_STUDIO" not in name}
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": search, "TERM": "xterm-256color"}
@@ -82,15 +83,17 @@ def scripted(*arguments: str, replies: list[Any], seconds: float = 0.0) -> list[
 
 
 @contextlib.contextmanager
-def running(command: list[str], stdin: IO[str] | int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
-    """Run a command with piped output; it is dead in the end."""
+def running(
+    command: list[str], stdin: IO[str] | int = subprocess.DEVNULL, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command with piped output and further environment variables; it is dead in the end."""
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=stdin,
         text=True,
-        env=environment(),
+        env={**environment(), **variables},
     ) as process:
         try:
             yield process

@@ -161,17 +161,23 @@ def test_nobody_reads_standard_error_and_the_answer_is_printed(in_folder: Path) 
 
 
 @pytest.fixture
-def database(mlflow_folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let processes log to the store of the tests, which is made."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", store.experiment)
+def database(mlflow_folder: Path, store: Store) -> Path:
+    """Return the database of the store of the tests, which is made."""
     return mlflow_folder / "mlflow.db"
 
 
-def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, database: Path) -> None:
+def logging(command: list[str], store: Store) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run a command that logs to a store."""
+    return running(command, MLFLOW_TRACKING_URI=store.uri, MLFLOW_EXPERIMENT_NAME=store.experiment)
+
+
+def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, database: Path, store: Store) -> None:
     """And tells the truth when the wait is interrupted: MLflow's database is locked meanwhile."""
     command = scripted("ask", "How much?", "notes.txt", "--trace", "--save", "a.json", replies=[LOOK, SUBMIT_42])
-    with running(command) as process, contextlib.closing(sqlite3.connect(database, isolation_level=None)) as lock:
+    with (
+        logging(command, store) as process,
+        contextlib.closing(sqlite3.connect(database, isolation_level=None)) as lock,
+    ):
         read_until(process, "How much?")
         lock.execute("PRAGMA busy_timeout = 60000")
         lock.execute("BEGIN IMMEDIATE")
@@ -192,7 +198,7 @@ def test_ask_gives_the_answer_before_it_waits_for_mlflow(in_folder: Path, databa
 def test_a_run_that_is_terminated_is_killed_in_mlflow(in_folder: Path, database: Path, store: Store) -> None:
     """Its trace says interrupted."""
     command = scripted("ask", "How much?", "notes.txt", "--trace", replies=[LOOK, NEVER])
-    with running(command) as process:
+    with logging(command, store) as process:
         read_until(process, "--- turn 1")
         time.sleep(0.4)
         process.send_signal(signal.SIGTERM)
@@ -213,7 +219,7 @@ def test_a_run_whose_process_is_killed_leaves_its_question_and_turns(
 ) -> None:
     """In a trace that is in progress, as nobody was there to end it."""
     command = scripted("ask", "Killed?", "notes.txt", "--trace", replies=[LOOK, "slow"], seconds=20.0)
-    with running(command) as process:
+    with logging(command, store) as process:
         read_until(process, "--- turn 1")
         until = time.monotonic() + 60
         while not _has_span(database, "turn 1") and time.monotonic() < until and process.poll() is None:
