@@ -5,7 +5,7 @@
 
 The tasks are generated (`families.py`, split `held_out`): short ones, which one call can hold, and long ones. Each
 row goes to `results/compute.jsonl` as it comes; a second start goes on where the first one ended. The order of the
-ways changes from task to task. `--cheap` names the model that the cascade asks first.
+ways changes from task to task, and DSPy's cache is off. `--cheap` names the model that the cascade asks first.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def main(
 ) -> None:
     """Run what is missing, then print the table."""
     if not only_report:
-        lm, cheap_lm = choose_model(model or None), choose_model(cheap) if cheap else None
+        lm = choose_model(model or None).copy(
+            cache=False
+        )  # else one way's answers would cost the next one nothing
+        cheap_lm = choose_model(cheap).copy(cache=False) if cheap else None
         ways = [name for name in WAYS if name != "cascade" or cheap_lm]
         keys = ("model", "way", "family", "chars", "seed")
         done = {tuple(row[key] for key in keys) for row in row_file.read(RESULTS)}

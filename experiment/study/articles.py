@@ -58,7 +58,7 @@ def is_right(question: dict[str, Any], answer: str) -> bool:
                 return False
             rest = rest.replace(part, " ", 1)
         return set(rest.split()) <= {"and", "the", "a", "an", "per", "cent"}
-    return Task("", "", str(gold), tuple(question.get("accept") or ())).is_right(answer)
+    return Task("", question["question"], str(gold), tuple(question.get("accept") or ())).is_right(answer)
 
 
 def ask(question: dict[str, Any], policy: str | Path | None) -> dict[str, Any]:

@@ -133,8 +133,18 @@ class Task:
     accept: tuple[str, ...] = ()
 
     def is_right(self, answer: object) -> bool:
-        """Whether an answer is the gold one, but for case, punctuation and thousands separators."""
-        return normalized(str(answer)) in {normalized(gold) for gold in (self.answer, *self.accept)}
+        """Whether an answer is the gold one, but for case, punctuation, thousands separators and the question's words.
+
+        "Desk 17" answers "At which desk ...?" as well as "17" does. A gold answer that consists of words of the
+        question is compared whole.
+        """
+        said, asked = normalized(str(answer)), {*normalized(self.question).split(), "a", "an", "the"}
+        golds = {normalized(gold) for gold in (self.answer, *self.accept)}
+        return said in golds or _without(said, asked) in {_without(gold, asked) for gold in golds} - {""}
+
+
+def _without(text: str, words: set[str]) -> str:
+    return " ".join(word for word in text.split() if word not in words)
 
 
 def normalized(text: str) -> str:

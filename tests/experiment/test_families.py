@@ -145,6 +145,15 @@ def test_an_answer_that_is_a_set_is_right_in_any_order_and_wrong_by_one_member()
     assert not task.is_right("")
 
 
+def test_words_of_the_question_in_an_answer_are_neither_right_nor_wrong() -> None:
+    desk = Task("", "At which desk does Oru read?", "17")
+    assert all(map(desk.is_right, ("17", "Desk 17", "the desk: 17")))
+    assert not any(map(desk.is_right, ("", "desk", "Desk 18", "17 or 18", "Ume reads at desk 17")))
+    bridge = Task("", "Which is older, Oru or Ume?", "Oru")
+    assert bridge.is_right("Oru")
+    assert not any(map(bridge.is_right, ("Ume", "", "older", "Oru or Ume")))
+
+
 def test_a_pair_is_right_in_either_order_and_wrong_with_another() -> None:
     task = families.make("pairs", 3, 3_000, "dev")
     turned = [" & ".join(reversed(pair.split(" & "))) for pair in task.members]
