@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
 from rlm_dspy.prompt.adapter import ReplAdapter
 from rlm_dspy.repl.coercion import read_answer
+from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_object
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _THINKING_CHARS = 4_000
 _WARMER_TEMPERATURE = 0.7
-_LOOPING_CHARS, _LOOPING_RATIO = 400, 6
 """A cut reply of so many characters that is compressed by this factor says one thing repeatedly."""
 _logger = logger()
 
@@ -128,7 +127,7 @@ class Turn(dspy.Module):
             )
             shorter = (
                 "It said the same again and again. Print or compute a long value with code instead."
-                if _goes_round(error.partial)
+                if goes_round(error.partial)
                 else "Write a shorter reply, then continue."
             )
             fix = "Do not quote texts." if isinstance(error, ReplyWithheld) else shorter
@@ -279,8 +278,3 @@ def no_code(reply: Reply, submit_call: str) -> Step:
         problem = "Your reply was empty."
     text = f"{problem} Write one ```python block. If you know the answer, call {submit_call} in it."
     return Step(reasoning=reply.reasoning, output=text, kind="no_code")
-
-
-def _goes_round(text: str) -> bool:
-    raw = text.encode("utf-8", "replace")
-    return len(text) >= _LOOPING_CHARS and len(raw) >= _LOOPING_RATIO * len(zlib.compress(raw))

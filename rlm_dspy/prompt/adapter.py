@@ -10,6 +10,7 @@ import dspy
 
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
+from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
 from rlm_dspy.streaming.turn_stream import split_replies
@@ -37,8 +38,8 @@ class ReplAdapter(dspy.Adapter):
     System: the instructions, and the parts that the environments of run and demos share. Then each demo as a
     short worked conversation. Then the run: the environment (user), and for each step what the model wrote
     (assistant) and its output (user). Sent messages never change later, so a provider's prompt cache hits. Of a
-    turn that repeats an earlier one, only the notice is shown, after the last output: a model repeats what it sees
-    repeated. A demo of a task with other field names is renamed to this task's (`renamed`). A demo
+    turn that repeats an earlier one, or whose reply repeated itself until it was cut, only what the model is told
+    of it is shown, after the last output: a model repeats what it sees repeated. A demo of a task with other field names is renamed to this task's (`renamed`). A demo
     that is a labeled example (inputs and correct outputs of the task, no turns) is a line after the instructions.
     """
 
@@ -221,8 +222,10 @@ def _conversation(environment: str, steps: list[Step]) -> list[Message]:
         if step.kind == "folded":  # its summary covers the turns before it
             messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
             continue
-        if step.repeats and steps[0].kind != "folded":
-            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{step.notice}"}
+        loops = step.kind == "no_code" and goes_round(step.reasoning)
+        if (step.repeats or loops) and steps[0].kind != "folded":
+            told = step.notice if step.repeats else step.observation
+            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{told}"}
             continue
         messages.append(_assistant(step.reasoning, step.code))
         messages.append({"role": "user", "content": step.observation})

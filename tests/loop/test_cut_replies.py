@@ -279,3 +279,15 @@ def test_a_reply_that_says_the_same_until_it_is_cut_is_told_so(play: Play) -> No
     assert (
         "It said the same again and again. Print or compute a long value with code instead." in played.outputs[0]
     )
+
+
+def test_a_reply_that_says_the_same_until_it_is_cut_is_not_shown_again(play: Play) -> None:
+    """The model would go on with it."""
+    going_round = "SUBMIT(answer='" + "Ulm, Bern, " * 60
+    played = play(RLM(ASK), [block("print(1)"), CutReply(f"```python\n{going_round}"), DONE], question="?")
+    assert [step["kind"] for step in played.prediction.trajectory] == ["output", "no_code", "submitted"]
+    assert going_round.strip() in played.prediction.trajectory[1]["reasoning"]
+    last = played.calls[-1]
+    assert [message["role"] for message in last] == ["system", "user", "assistant", "user"]
+    assert "It said the same again and again." in last[-1]["content"]
+    assert "Ulm" not in str(last)
