@@ -133,7 +133,7 @@ class Task:
     accept: tuple[str, ...] = ()
 
     def is_right(self, answer: object) -> bool:
-        """Whether an answer is the gold one, but for case, punctuation, thousands separators and the question's words.
+        """Whether an answer is the gold one, but for case, punctuation, separators and words of the question.
 
         "Desk 17" answers "At which desk ...?" as well as "17" does. A gold answer that consists of words of the
         question is compared whole.
