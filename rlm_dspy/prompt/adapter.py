@@ -40,8 +40,8 @@ class ReplAdapter(dspy.Adapter):
     (assistant) and its output (user). Sent messages never change later, so a provider's prompt cache hits. Of a
     turn that repeats an earlier one, or whose reply repeated itself until it was cut, only what the model is told
     of it is shown, after the last output: a model repeats what it sees repeated. A demo of a task with other field
-    names is renamed to this task's (`renamed`). A demo that is a labeled example (inputs and correct outputs of the
-    task, no turns) is a line after the instructions.
+    names is renamed to this task's (`renamed`). A demo that is a labeled example (inputs and correct outputs
+    of the task, no turns) is a line after the instructions.
     """
 
     def format(
