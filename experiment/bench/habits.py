@@ -246,7 +246,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         group = [row for row in rows if (row["model"], row["engine"], row["label"]) == (model, engine, label)]
         losses = [losses_of(row["turns"]) for row in group]
         counts, turns = Counter(itertools.chain(*losses)), sum(map(len, losses))
-        right = sum(row["right"] for row in group)
+        right = sum(task_of(row["number"])[1].is_right(row["answer"]) for row in group)  # one way for all rows
         low, high = wilson(right, len(group))
         stuck = sum(len(loss) == TURNS and loss[-1] == "repetition" for loss in losses)
         lost = turns - counts[""]

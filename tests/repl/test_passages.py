@@ -42,9 +42,25 @@ def test_case_and_endings_do_not_matter(words: str) -> None:
 
 
 def test_passages_do_not_overlap_and_are_bounded() -> None:
-    found = find_passages(TEXT, "river stone", count=8, chars=200)
+    found = find_passages(filler(5_000), "river stone", count=8, chars=200)
     assert len(found) == len(set(found)) == 8
     assert all(len(part) <= 200 for part in found)
+
+
+def test_a_passage_holds_the_whole_sentence_and_the_whole_line_of_the_words() -> None:
+    long = "Of the files of Marlow, which had been drawn at random, the auditors found fault with 3.8 per cent. "
+    text = "It rained. " * 50 + long + "It rained. " * 50
+    assert long.strip() in find_passages(text, "fault files Marlow auditors", chars=80)[0]
+    rows = "\n".join(f"name=n{number}; floor={number % 7}; desk={number * 3}" for number in range(500))
+    assert find_passages(rows, "At which desk is n77?", count=1, chars=40) == ["name=n77; floor=0; desk=231"]
+
+
+def test_the_word_itself_counts_for_more_than_other_words_that_begin_like_it() -> None:
+    others = " ".join(
+        f"Tolliver{end} reads at desk {number} of the library." for number, end in enumerate("abcdef")
+    )
+    text = f"{others} {filler(300)}. At the library Tolliver has desk 94. {filler(300)}."
+    assert "desk 94" in find_passages(text, "At which desk does Tolliver read?", chars=100)[0]
 
 
 def test_words_that_are_not_there_give_nothing() -> None:
@@ -65,7 +81,7 @@ def test_other_types_are_refused_by_name(text: object, words: object) -> None:
 def test_every_passage_is_a_part_of_the_text(text: str, words: str, count: int, chars: int) -> None:
     found = find_passages(text, words, count, chars)
     assert len(found) <= count
-    assert all(part in text and len(part) <= chars for part in found)
+    assert all(part in text and len(part) <= 2 * chars for part in found)
 
 
 def test_it_stays_defined_in_a_run_and_its_name_is_reserved() -> None:

@@ -7,9 +7,12 @@ import bisect as _rlm_bisect
 import itertools as _rlm_itertools
 import math as _rlm_math
 import re as _rlm_re
+from os.path import commonprefix as _rlm_commonprefix
 
 _RLM_COMMON = 20_000
 """A word that stands in more places tells nothing, unless all words do."""
+_RLM_WORD = _rlm_re.compile(r"\w+")
+_RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
 
 
 def find_passages(text, words, count=5, chars=300):
@@ -19,53 +22,82 @@ def find_passages(text, words, count=5, chars=300):
         text: The text. Of a long one only the places of the words are looked at.
         words: A question, or words that the passage may have. Case and endings of words do not matter.
         count: The maximum number of passages.
-        chars: The length of a passage in characters.
+        chars: The length of a passage in characters. One sentence or line may be up to twice as long.
     """
     for name, value in {"text": text, "words": words}.items():
         if not isinstance(value, str):
             raise TypeError("find_passages takes a str as %s, not %s." % (name, type(value).__name__))
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places = _rlm_places(folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
-    starts, found = [place for place, _, _ in places], []
-    for number, (start, _, _) in enumerate(places):
+    starts, found = [place[0] for place in places], []
+    for number, (start, *_) in enumerate(places):
         inside = places[number : _rlm_bisect.bisect_left(starts, start + chars)]
-        found.append((-sum({word: weight for _, word, weight in inside}.values()), start, inside[-1][0]))
+        weights = {}
+        for _, _, word, weight in inside:
+            weights[word] = max(weight, weights.get(word, 0))
+        found.append((-round(sum(weights.values()), 6), inside[-1][1] - start, start))
     chosen = []
-    for _, first, last in sorted(found):
+    for _, length, first in sorted(found):
+        last = first + length
         if len(chosen) == count:
             break
-        start = max(0, (first + last - chars) // 2)
-        if all(abs(start - other) >= chars for other in chosen):
-            chosen.append(start)
-    return [_rlm_whole_words(text, start, start + chars) for start in chosen]
+        if all(last <= start or end <= first for start, end in chosen):
+            begin, stop = _rlm_sentences(text, first, last, chars)
+            if all(stop <= start or end <= begin for start, end in chosen):
+                chosen.append((begin, stop))
+    return [text[start:end].strip() for start, end in chosen]
 
 
 def _rlm_places(folded, words, passages):
-    """Return the places of the words that are not common, in order, each with its word and the word's weight."""
-    stems = words | {word[: max(4, len(word) * 3 // 4)] for word in words}  # a whole word counts for more
-    found = {stem: list(_rlm_itertools.islice(_rlm_starts(folded, stem), _RLM_COMMON)) for stem in stems}
-    rare = {stem: starts for stem, starts in found.items() if len(starts) < _RLM_COMMON} or found
-    return sorted(
-        (start, stem, _rlm_math.log(1 + passages / len(starts)))
-        for stem, starts in rare.items()
-        for start in starts
-    )
+    """Return the places of the words that are not common, in order: start, end, word, weight.
+
+    A word with another ending is such a place too, for half the weight at most.
+    """
+    rare, common = [], []
+    for word in words:
+        found = list(_rlm_itertools.islice(_rlm_forms(folded, word), _RLM_COMMON))
+        exact = sum(whole for _, _, whole in found)
+        weights = _rlm_math.log(1 + passages / max(1, len(found))) / 2, _rlm_math.log(1 + passages / max(1, exact))
+        here = [(start, end, word, weights[whole]) for start, end, whole in found]
+        (rare if len(found) < _RLM_COMMON else common).extend(here)
+    return sorted(rare or common)
 
 
-def _rlm_starts(folded, stem):
-    """Yield where words begin with `stem`."""
+def _rlm_forms(folded, word):
+    """Yield start and end of the words that share 3 of 4 letters with `word`, and whether they are the same."""
+    stem = word[: max(4, len(word) * 3 // 4)]
     at = folded.find(stem)
     while at >= 0:
+        end = at + len(stem)
         if not at or not (folded[at - 1].isalnum() or folded[at - 1] == "_"):
-            yield at
-        at = folded.find(stem, at + 1)
+            end = _RLM_WORD.match(folded, at, at + 2 * len(word)).end()
+            same = len(_rlm_commonprefix([folded[at:end], word]))
+            if 4 * same >= 3 * max(end - at, len(word)):
+                yield at, end, end - at == same == len(word)
+        at = folded.find(stem, end)
 
 
-def _rlm_whole_words(text, start, end):
-    """Return a part of a text without the pieces of words at its ends."""
-    part = text[start:end]
+def _rlm_sentences(text, first, last, chars):
+    """Return where a passage around the words from `first` to `last` begins and ends: whole sentences or lines."""
+    low, high = max(0, first - 2 * chars), min(len(text), last + 2 * chars)
+    cuts = [low + cut.end() for cut in _RLM_SENTENCE_END.finditer(text[low:high])]
+    before = [cut for cut in ([0] if not low else []) + cuts if cut <= first]
+    after = [cut for cut in cuts + ([high] if high == len(text) else []) if cut >= last]
+    if not before or not after or after[0] - before[-1] > 2 * chars:
+        return _rlm_whole_words(text, max(0, (first + last - chars) // 2), chars)
+    while len(after) > 1 and after[1] - before[-1] <= chars:
+        after.pop(0)
+    while len(before) > 1 and after[0] - before[-2] <= chars:
+        before.pop()
+    return before[-1], after[0]
+
+
+def _rlm_whole_words(text, start, chars):
+    """Return a range of a text without the pieces of words at its ends."""
+    end = min(len(text), start + chars)
+    first, last = start, end
     if start and not text[start - 1].isspace():
-        part = part.partition(" ")[2] or part
+        first = start + text[start:end].find(" ") + 1
     if end < len(text) and not text[end].isspace():
-        part = part.rpartition(" ")[0] or part
-    return part.strip()
+        last = start + text[start:end].rfind(" ")
+    return (first, last) if first < last else (start, end)
