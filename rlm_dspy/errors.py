@@ -2,7 +2,8 @@
 
 RLMError                     base class of this package's errors
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
-│   └── UnknownPrice         the caller: the cost is limited, but not known
+│   ├── UnknownPrice         the caller: the cost is limited, but not known
+│   └── RunEnded             nobody: the run is over, so nobody waits for this call
 ├── ToolRefused              the model (inside the REPL): `on_tool` refused the call; do without it
 ├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
@@ -79,6 +80,10 @@ class LimitExceeded(RLMError, RuntimeError):  # noqa: N818 (the field's term; it
 
 class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
     """`Limits.max_cost` is set, but a model's price is not known; give it in `Limits.prices`."""
+
+
+class RunEnded(LimitExceeded):
+    """The run was interrupted or a hook ended it, so this call is not made or not waited for any more."""
 
 
 class ToolRefused(RLMError, PermissionError):  # noqa: N818 (what happened)

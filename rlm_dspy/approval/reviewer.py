@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from rlm_dspy.cache import digest
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.wait_scope import Cancellation, cancelled_by
-from rlm_dspy.errors import HookFailed, LimitExceeded, Pause, ToolRefused
+from rlm_dspy.errors import HookFailed, Pause, RunEnded, ToolRefused
 from rlm_dspy.events import ReviewEvent, unit
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.redaction import in_strings
@@ -139,8 +139,11 @@ class Reviewer:
         Raises:
             Pause: If a hook paused the run.
             HookFailed: If a hook failed.
+            RunEnded: If the run was interrupted.
         """
         if (why := self.ended.why) is None:
+            if isinstance(self.ledger.closed, RunEnded):
+                self.ledger.check_open()
             return
         if self.above is None:
             raise why
@@ -166,7 +169,7 @@ class Reviewer:
         except (Pause, HookFailed) as error:  # after its event: this thread may be stopped at once
             if self.ended.why is None:
                 self.ended.cancel(error)
-            self.ledger.close(LimitExceeded(f"{hook} has ended the run."))
+            self.ledger.close(RunEnded(f"{hook} has ended the run."))
             self.check()
             raise
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlm_dspy.budget.lm_info import Price, price_of
 from rlm_dspy.concurrency.timeouts import Stopwatch
 from rlm_dspy.concurrency.wait_scope import Cancellation
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, RunEnded
 from rlm_dspy.usage import NOTHING, Amount, RunUsage, Usage
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Ledger:
         with self._lock:
             meters = list(self._open.values())
         for meter in meters:
-            meter.give_up(self.closed or LimitExceeded("The run has ended."))
+            meter.give_up(self.closed or RunEnded("The run has ended."))
 
     def give_back(self, key: Hashable, *, calls: int = 0) -> None:
         """Release the amount and the calls reserved for a request that was not sent."""
@@ -235,7 +235,7 @@ class Ledger:
         closed = self.closed
         if closed is not None and (keeper is None or keeper is not self._spared):
             self.meet(closed.limit)
-            raise LimitExceeded(str(closed), closed.limit)
+            raise type(closed)(str(closed), closed.limit)
 
     @property
     def started(self) -> float:

@@ -197,7 +197,7 @@ class MeteredCall:
             if self._failed is None:
                 raise
             again = f"{refusal} It would have been retried after {self._failed}"
-            raise LimitExceeded(again, refusal.limit) from self._failed
+            raise type(refusal)(again, refusal.limit) from self._failed
         except Exception as error:  # noqa: BLE001  # the client of a custom LM may raise anything
             self._recover(error)
         else:

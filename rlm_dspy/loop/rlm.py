@@ -15,7 +15,7 @@ from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.compute import Compute, answer_directly, replies_anew, vote
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, RunEnded
 from rlm_dspy.grounding import Grounding
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
@@ -336,8 +336,8 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
                 if step.answer is not None:
                     return run.finish("submitted", step.answer, step.reasoning)
         except LimitExceeded as error:
-            if (run.depth or run.budget.ledger.outer) and not run.steps:
-                raise  # a child or a run of a batch that could not start: there is no trajectory to read
+            if isinstance(error, RunEnded) or ((run.depth or run.budget.ledger.outer) and not run.steps):
+                raise  # it is over, or a child or a run of a batch that could not start: there is no trajectory
             run.budget.limit = run.budget.limit or error.limit
         except dspy.LMError as error:
             if not is_too_long(error) or not run.steps:

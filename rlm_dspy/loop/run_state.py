@@ -18,7 +18,7 @@ from rlm_dspy.budget.metered_lm import metered, meters_in_force
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.concurrency.wait_scope import cancelled_by
 from rlm_dspy.coverage import WATCHED, Watch
-from rlm_dspy.errors import LimitExceeded
+from rlm_dspy.errors import LimitExceeded, RunEnded
 from rlm_dspy.events import Outcome, RunEvent, StepEvent, emit
 from rlm_dspy.grounding import RunGrounding, Seen
 from rlm_dspy.interpreters import PythonInterpreter
@@ -274,7 +274,7 @@ class Run:
     def end(self) -> None:
         """Refuse further calls."""
         if not self.budget.child:
-            self.ledger.close(LimitExceeded("The run has ended."))
+            self.ledger.close(RunEnded("The run has ended."))
 
     def close(self) -> None:
         """Release the reservations of the run, and shut its interpreter down or give it back to the session."""

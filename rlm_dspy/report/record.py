@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.coverage.tracker import Occurrence, looked_into
-from rlm_dspy.errors import Pause, RLMError, UnreadableTable
+from rlm_dspy.errors import Pause, RLMError, RunEnded, UnreadableTable
 from rlm_dspy.events import Event, Listener, RunEvent
 from rlm_dspy.inputs import HostInput, Table, Text, describe
 from rlm_dspy.inputs.description import is_frame
@@ -299,7 +299,7 @@ def cut_short(error: BaseException) -> dict[str, Any]:
 
 def was_stopped(error: BaseException) -> bool:
     """Return whether an error that ended a run is a stop from outside: Ctrl-C, a cancelled task."""
-    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit))
+    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit, RunEnded))
 
 
 def digest_of(value: Any, max_chars: int) -> Digest:

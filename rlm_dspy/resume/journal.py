@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _FINISHED = ("submitted", "direct", "extracted", "unanswered")
 _OF_RUN = ("act", "fold", "extract", "direct")
 """The roles of a root run's own model calls, which do not count as sub-calls."""
+_CUT_OFF = ("Unfinished", "RunEnded", "Pause", "HookFailed", "KeyboardInterrupt", "CancelledError", "CellStopped")
+"""What ends a call before its answer came: it is made again, and a tool is told as interrupted."""
 _LOST = Usage(calls=1, failures=1)
 """What is known of a request that was under way when the process was gone."""
 
@@ -148,7 +150,8 @@ class RecordedRun:
                 self._tools_by_id[event["id"]] = self.tools.add(event["asked"], RecordedTool())
             case "tool_ended":
                 tool = self._tools_by_id[event["id"]]
-                tool.ended = tool.ended or event
+                if event["tool"].get("error_type") not in _CUT_OFF:
+                    tool.ended = tool.ended or event
             case "review_started" | "review_ended" as name:
                 self._review(event, has_ended=name == "review_ended")
             case "subcall_ended":
@@ -179,12 +182,12 @@ class RecordedRun:
             self.reviews.add(event["digest"], ReviewEvent(hook=event["hook"], asked=event["asked"], **verdict))
 
     def _add_call(self, event: dict[str, Any], runs: Mapping[str, RecordedRun]) -> None:
-        if self.journal.is_over and event["subcall"].get("error_type"):
-            return  # it failed because a hook ended the tree: it is made again
         inside = [runs[name] for name in event.get("children", ()) if name in runs]
         steps = [recorded.step for child in inside for recorded in child.steps]
         call = SubCall.model_validate({**event["subcall"], "number": event["number"], "steps": steps})
         self._numbered[call.number] = call
+        if call.error_type in _CUT_OFF:
+            return
         if (answer := event.get("answer") or answer_of(call)) is not None:
             self.calls.add(event["asked"], RecordedCall(call, answer, tuple(event.get("children", ()))))
         self.children = [child for child in self.children if child not in inside]
@@ -233,7 +236,6 @@ class Journal:
         waited: Those of them in which a hook was waited for.
         spent: What each model call used.
         pending: The replies whose sub-call or turn has not ended.
-        is_over: Whether a hook has ended the tree.
         lock: Guards what threads take.
     """
 
@@ -243,7 +245,6 @@ class Journal:
     pending: list[_Reply] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _under_way: dict[tuple[str, int], tuple[RecordedRun, dict[str, Any]]] = field(default_factory=dict)
-    is_over: bool = False
     _waits: int = 0
     _waits_since: float = 0.0
 
@@ -251,7 +252,6 @@ class Journal:
         """Enter the start or the end of a question to a hook. Questions may overlap."""
         if not self._waits:
             self._waits_since = event["t"]
-        self.is_over = self.is_over or "error" in event
         self._waits += -1 if has_ended else 1
         if not self._waits:
             self.waited += event["t"] - self._waits_since
@@ -284,11 +284,11 @@ class Journal:
     def lose_requests(self, run: RecordedRun | None = None) -> None:
         """Enter the requests that were under way when the process was gone, of one run or of all, as failed.
 
-        A hook that was waited for is no longer, and one that ended the tree has no further effect.
+        A hook that was waited for is no longer.
         """
         if run is None or run.parent is None:
             self.waited += self.seconds - self._waits_since if self._waits else 0.0
-            self._waits, self.is_over = 0, False
+            self._waits = 0
         for key, (of, event) in list(self._under_way.items()):
             if run is None or of is run or of.is_below(run):
                 del self._under_way[key]

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from rlm_dspy import RLM, Limits
 from rlm_dspy.cli.app import app
 from rlm_dspy.errors import CannotResume
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.testing import ScriptedLM
@@ -262,6 +264,73 @@ def test_an_earlier_answer_still_serves_an_identical_sub_call(path: Path) -> Non
     cut(path, after_turn(1))
     prediction = resumed(small(), ScriptedLM(act=turns[1:]), path, **ASKED)
     assert (prediction.answer, prediction.usage["reused"]) == ("yes", 1)
+
+
+# Interrupted
+
+
+BATCH = "found = llm_query_batched(['a', 'b', 'c'])\nprint(found)\nSUBMIT(answer=' '.join(map(str, found)))"
+CHILDREN = BATCH.replace(
+    "llm_query_batched(['a', 'b', 'c'])", "rlm_query_batched([(f'Read {n}', n * 40) for n in 'abc'])"
+)
+CHILD = "said = llm_query(context[:1])\nSUBMIT(response=said)"
+
+
+class Interrupted:
+    """A model whose sub-call about b waits until the run is interrupted.
+
+    Attributes:
+        asked: The prompts of the sub-calls.
+        interrupt: What interrupts.
+    """
+
+    def __init__(self, code: str, interrupt: Callable[[], None] = lambda: None) -> None:
+        self.code, self.interrupt, self.asked = code, interrupt, list[str]()
+
+    def __call__(self, messages: Messages) -> str:
+        task = str(messages[1]["content"])
+        if "SUBMIT(" in task:
+            return block(CHILD if "Read " in task else self.code)
+        self.asked.append(str(messages[-1]["content"]).strip())
+        if self.asked[-1].endswith("b"):
+            self.interrupt()
+        return self.asked[-1].upper()
+
+
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("code", [BATCH, CHILDREN], ids=["batch", "children"])
+@pytest.mark.parametrize("interpreter", [LocalPythonInterpreter, PythonInterpreter])
+@pytest.mark.parametrize("is_awaited", [False, True], ids=["ctrl-c", "cancelled"])
+def test_what_an_interruption_cut_off_is_asked_again(
+    path: Path, code: str, interpreter: Callable[[], Any], *, is_awaited: bool
+) -> None:
+    """Not taken as failed; what was answered is not asked again."""
+
+    def rlm() -> RLM:
+        return RLM("question -> answer", interpreter_factory=interpreter, limits=Limits(max_concurrency=1))
+
+    if is_awaited:
+        reached = threading.Event()
+
+        async def cancel() -> None:
+            model = Interrupted(code, lambda: (reached.set(), time.sleep(0.5)) and None)
+            with RunLog(path), dspy.context(lm=ScriptedLM(model)):
+                run = asyncio.create_task(rlm().acall(**ASKED))
+                await asyncio.to_thread(reached.wait)
+                run.cancel()
+                await run
+
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cancel())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            logged(rlm(), ScriptedLM(Interrupted(code, press_ctrl_c)), path, **ASKED)
+    model = Interrupted(code)
+    assert resumed(rlm(), ScriptedLM(model), path, **ASKED).answer == "A B C"
+    assert model.asked == ["b", "c"]
 
 
 # Limits
