@@ -148,10 +148,9 @@ class RecordedRun:
                 self.journal.replied(self, event)
             case "tool_started":
                 self._tools_by_id[event["id"]] = self.tools.add(event["asked"], RecordedTool())
-            case "tool_ended":
+            case "tool_ended" if event["tool"].get("error_type") not in _CUT_OFF:
                 tool = self._tools_by_id[event["id"]]
-                if event["tool"].get("error_type") not in _CUT_OFF:
-                    tool.ended = tool.ended or event
+                tool.ended = tool.ended or event
             case "review_started" | "review_ended" as name:
                 self._review(event, has_ended=name == "review_ended")
             case "subcall_ended":

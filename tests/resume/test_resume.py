@@ -315,8 +315,12 @@ def test_what_an_interruption_cut_off_is_asked_again(
     if is_awaited:
         reached = threading.Event()
 
+        def reach() -> None:
+            reached.set()
+            time.sleep(0.5)
+
         async def cancel() -> None:
-            model = Interrupted(code, lambda: (reached.set(), time.sleep(0.5)) and None)
+            model = Interrupted(code, reach)
             with RunLog(path), dspy.context(lm=ScriptedLM(model)):
                 run = asyncio.create_task(rlm().acall(**ASKED))
                 await asyncio.to_thread(reached.wait)
