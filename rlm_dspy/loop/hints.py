@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.loop.repetition import imported, same_output
@@ -40,7 +41,7 @@ class _Cell:
 
     Attributes:
         step: Its turn.
-        tree: Its syntax tree.
+        tree: Its syntax tree; `nodes`: all nodes of it.
         calls: The names of the called functions, without their owners: `join` for `", ".join(...)`.
         imports: The modules that it imports.
         inputs: The names of the run's inputs.
@@ -48,15 +49,18 @@ class _Cell:
 
     step: Step
     tree: ast.Module
+    nodes: list[ast.AST]
     calls: set[str]
     imports: set[str]
     inputs: Collection[str]
 
-    @property
+    @cached_property
     def overwritten(self) -> str:
         """An input that the code replaces by something that is not made from it; empty if there is none."""
-        nodes = [*_outside_functions(self.tree)]
-        return next((name for name in self.inputs if any(_replaces(node, name) for node in nodes)), "")
+        bound = {each.id for each in self.nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+        names = [name for name in self.inputs if name in bound]
+        nodes = [*_outside_functions(self.tree)] if names else []
+        return next((name for name in names if any(_replaces(node, name) for node in nodes)), "")
 
 
 _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
@@ -71,7 +75,7 @@ _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
 )
 _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
-        lambda cell: "SUBMIT" in cell.calls and _has_dots(cell.tree),
+        lambda cell: "SUBMIT" in cell.calls and _has_dots(cell.nodes),
         "Replace the dots in SUBMIT(...) by the answer itself.",
     ),
     (
@@ -104,8 +108,8 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
 )
 
 
-def _has_dots(tree: ast.Module) -> bool:
-    return any(isinstance(node, ast.Constant) and node.value is ... for node in ast.walk(tree))
+def _has_dots(nodes: list[ast.AST]) -> bool:
+    return any(isinstance(node, ast.Constant) and node.value is ... for node in nodes)
 
 
 def advice_for(step: Step, submit_call: str, earlier: Sequence[Step], inputs: Collection[str]) -> str:
@@ -159,22 +163,26 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
             return ""
         install, notebook = _INSTALL.search(step.code), _NOTEBOOK.search(step.code)
         return _NO_INSTALL if install else _NO_SHELL if notebook else ""
-    cell = _Cell(step, tree, set(_called(tree)), set(imported(tree)), inputs)
+    nodes = [*ast.walk(tree)]
+    cell = _Cell(step, tree, nodes, set(_called(nodes)), set(imported(nodes)), inputs)
     in_words = bool(step.code) and step.kind == "output" and _ENDS_IN_WORDS.search(step.reasoning)
-    if in_words or _ends_otherwise(tree, cell.calls, failed=failed):
+    if in_words or _ends_otherwise(cell, failed=failed):
         return f"To end the run, call {submit_call} as code."
     hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
     hint = next((hint for fits, hint in hints if fits(cell)), "")
     return hint.format(overwritten=cell.overwritten, inputs=", ".join(inputs))
 
 
-def _ends_otherwise(tree: ast.Module, calls: set[str], *, failed: bool) -> bool:
+def _ends_otherwise(cell: _Cell, *, failed: bool) -> bool:
     """Whether a cell tries to end the run without SUBMIT."""
-    if "SUBMIT" in calls:
+    if "SUBMIT" in cell.calls:
         return False
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    returns = any(isinstance(node, ast.Return) for node in _outside_functions(tree))
-    return (failed and (returns or bool((calls & _ENDINGS) - defined))) or any(map(_sets_ready, ast.walk(tree)))
+    if failed:
+        defined = {node.name for node in cell.nodes if isinstance(node, ast.FunctionDef)}
+        returns = any(isinstance(node, ast.Return) for node in _outside_functions(cell.tree))
+        if returns or (cell.calls & _ENDINGS) - defined:
+            return True
+    return any(map(_sets_ready, cell.nodes))
 
 
 def _sets_ready(node: ast.AST) -> bool:
@@ -203,9 +211,9 @@ def _replaces(node: ast.AST, name: str) -> bool:
     return name in bound and not used & {name, "INPUTS"}
 
 
-def _called(tree: ast.Module) -> Iterator[str]:
+def _called(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Yield the names of all called functions, without their owners: `join` for `", ".join(...)`."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name):
                 yield node.func.id

@@ -28,25 +28,27 @@ def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
     Comments and the layout of code do not count. Code repeats nothing if it may do something else each time: if it
     calls a tool, as in a poll, changes what a variable holds, draws at random or reads the clock.
     """
-    tree = parse(step.code) if step.code.strip() else None
-    written = _written(step)
-    if step.tool_calls or not written or (step.kind == "output" and tree is not None and _goes_on(tree)):
-        return 0
-    turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
     outcome = _outcome(step)
-    return next((number for number, turn in turns if _outcome(turn) == outcome and _written(turn) == written), 0)
+    turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
+    alike = [(number, turn) for number, turn in turns if _outcome(turn) == outcome]
+    if step.tool_calls or not alike or not (written := _written(step)):
+        return 0
+    number = next((number for number, turn in alike if _written(turn) == written), 0)
+    tree = parse(step.code) if number and step.kind == "output" and step.code.strip() else None
+    return 0 if tree is not None and _goes_on(tree) else number
 
 
 def _goes_on(tree: ast.Module) -> bool:
     """Whether code changes what a variable of an earlier turn holds, or depends on chance or time."""
-    updates = [node for node in ast.walk(tree) if _updated(node)]
+    nodes = [*ast.walk(tree)]
+    updates = [node for node in nodes if _updated(node)]
     inside = {id(each) for node in updates for each in ast.walk(node)}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
     made = {name.id for name in names if isinstance(name.ctx, ast.Store) and id(name) not in inside}
-    named = {name.id for name in names} | set(imported(tree))
+    named = {name.id for name in names} | set(imported(nodes))
     if any(_updated(node) - made for node in updates) or named & _CHANCE_AND_TIME:
         return True
-    return any(owner not in made for node in ast.walk(tree) if (owner := _advanced(node)))
+    return any(owner not in made for node in nodes if (owner := _advanced(node)))
 
 
 def _advanced(node: ast.AST) -> str:
@@ -88,9 +90,9 @@ def same_output(step: Step, earlier: Iterable[Step]) -> int:
     return len(turns) if same else 0
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of the modules that code imports, without their submodules."""
-    for node in ast.walk(tree):
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names of the modules that code of these nodes imports, without their submodules."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

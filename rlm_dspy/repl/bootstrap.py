@@ -5,6 +5,7 @@ import importlib.util
 import marshal
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
 from rlm_dspy.inputs import file_mapping
 from rlm_dspy.inputs.tables import view
@@ -30,12 +31,14 @@ _SOURCES = (
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
 """What is run in a REPL, in a namespace of its own, before any input is bound; it wants both tools."""
 RUN = f"""
-def _rlm_run(source, compiled, given):
+def _rlm_run(source, magic, code, given):
     import base64, builtins, importlib.util, marshal
-    if compiled[0] == importlib.util.MAGIC_NUMBER.hex():
-        code = marshal.loads(base64.b64decode(compiled[1]))
-    else:
+    if magic != importlib.util.MAGIC_NUMBER.hex():
         code = compile(source, {_FILE!r}, 'exec', dont_inherit=True)
+    if isinstance(code, str):
+        code = base64.b64decode(code)
+    if isinstance(code, bytes):
+        code = marshal.loads(code)
     names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
     names.update(names.get('INPUTS', ()))
     inside['globals'] = lambda: names
@@ -56,7 +59,13 @@ SHOW_NOTES = "_rlm_show_notes()"
 
 
 @cache
-def functions() -> list[object]:
-    """Return the source, and its compiled code for an interpreter of the same Python version."""
-    code = marshal.dumps(compile(SOURCE, _FILE, "exec", dont_inherit=True))
-    return [SOURCE, [importlib.util.MAGIC_NUMBER.hex(), base64.b64encode(code).decode()]]
+def functions(form: type[CodeType | bytes | str] = str) -> list[object]:
+    """Return the source, the Python version of the compiled code, and that code.
+
+    Args:
+        form: What the interpreter takes: the code itself, its bytes, or their base64.
+    """
+    code = compile(SOURCE, _FILE, "exec", dont_inherit=True)
+    raw = marshal.dumps(code)
+    forms: dict[type, object] = {CodeType: code, bytes: raw, str: base64.b64encode(raw).decode()}
+    return [SOURCE, importlib.util.MAGIC_NUMBER.hex(), forms[form]]

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import threading
 from dataclasses import dataclass, field, replace
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -137,7 +138,7 @@ class Repl:
             else:
                 variables[name] = self._bound(name, value, interpreter)
         known = {**self.known, "marked": not takes_objects, "most_file_bytes": MAX_FILE_BYTES}
-        functions = {"_rlm_functions": list(bootstrap.functions()), "_rlm_given": known}
+        functions = {"_rlm_functions": _functions(interpreter), "_rlm_given": known}
         steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
 
@@ -274,6 +275,15 @@ class Repl:
             f"The interpreter died: {error}\nA new one was started, with the inputs and functions. Your own "
             "variables, imports and functions are lost.",
         )
+
+
+def _functions(interpreter: dspy.CodeInterpreter) -> list[object] | Copied:
+    """Return the functions of the REPL in the form that costs this interpreter the least."""
+    if getattr(interpreter, "in_host", False):
+        return list(bootstrap.functions(CodeType))
+    if isinstance(interpreter, PythonInterpreter):
+        return Copied(bootstrap.functions(bytes))
+    return list(bootstrap.functions())
 
 
 def output_fields(signature: type[dspy.Signature]) -> list[dict[str, str]]:

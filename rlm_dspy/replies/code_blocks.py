@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,6 +45,10 @@ _PARSE_ATTEMPTS = 20
 
 
 _MAX_CLOSINGS_TRIED = 50
+
+
+_KEPT_TREES = 8
+"""A turn asks for the tree of its code about ten times."""
 
 
 class CodeBlock(NamedTuple):
@@ -131,8 +136,11 @@ def closes(line: str, fence: str) -> bool:
     return len(line) >= len(fence) and set(line) == {fence[0]}
 
 
+@lru_cache(maxsize=_KEPT_TREES)
 def tree_of(code: str) -> ast.Module:
-    """Return the syntax tree of code; retry if CPython 3.11 confused two parsing threads (gh-106905).
+    """Return the syntax tree of code, which callers share and do not change.
+
+    It retries if CPython 3.11 confused two parsing threads (gh-106905).
 
     Raises:
         SyntaxError: If it is not Python.
