@@ -48,6 +48,13 @@ def halves() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def in_turns(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return questions so that kinds take turns in proportion, and an early end leaves all of them."""
+    kinds = [each["kind"] for each in questions]
+    place = [(kinds[:n].count(kind) + 1 / 2) / kinds.count(kind) for n, kind in enumerate(kinds)]
+    return [questions[n] for n in sorted(range(len(questions)), key=place.__getitem__)]
+
+
 def is_right(question: dict[str, Any], answer: str) -> bool:
     """Whether an answer is right: for a list, if it holds each of its parts and nothing else."""
     gold = question["answer"]
@@ -61,13 +68,15 @@ def is_right(question: dict[str, Any], answer: str) -> bool:
     return Task("", question["question"], str(gold), tuple(question.get("accept") or ())).is_right(answer)
 
 
-def ask(question: dict[str, Any], policy: str | Path | None) -> dict[str, Any]:
+def ask(question: dict[str, Any], policy: str | Path | None, program: Path | None) -> dict[str, Any]:
     """Ask one question; an error is a wrong answer, and kept."""
     started, row = time.monotonic(), dict[str, Any](answer="", stop="failed")
     text = Text((HERE.parent / "articles.md").read_text(encoding="utf-8"))
     try:
         limits = limits_for(dspy.settings.lm, max_iters=4, max_output_chars=1_500)
         rlm = RLM(SIGNATURE, limits=limits, policy=policy)
+        if program is not None:
+            rlm.load(str(program))
         prediction = rlm(context=text, question=question["question"])
         row = {
             "answer": str(prediction.answer)[:300],
@@ -106,6 +115,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main(
     model: Annotated[str, typer.Option(help="A name of the catalogue, or a file.")] = "qwen2.5-coder-1.5b",
     policy: Annotated[str, typer.Option(help="shipped, none, or the path of a policy file.")] = "shipped",
+    program: Annotated[Path | None, typer.Option(help="A program that `optimize.py` compiled, to load.")] = None,
     half: Annotated[str, typer.Option(help=f"One of {HALVES}.")] = "build",
     label: Annotated[str, typer.Option(help="The policy's name in the results; by default its file's.")] = "",
     kind: Annotated[str, typer.Option(help="Only this kind; all by default.")] = "",
@@ -114,15 +124,19 @@ def main(
 ) -> None:
     """Ask what has not been asked yet, then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    label = label or Path(policy).stem
+    label = label or (program or Path(policy)).stem
     done = {(row["model"], row["policy"], row["id"]) for row in row_file.read(RESULTS)}
-    left = [each for each in halves()[half] if (model, label, each["id"]) not in done and kind in each["kind"]]
+    left = [
+        each
+        for each in in_turns(halves()[half])
+        if (model, label, each["id"]) not in done and kind in each["kind"]
+    ]
     if left and not only_report:
         dspy.configure(lm=embedded_lm(model, cache=False, max_tokens=450, threads=threads))
         chosen = {"none": None, "shipped": policy_for(dspy.settings.lm)}.get(policy, policy)
         for question in left:
             row = {"model": model, "policy": label, "half": half, "id": question["id"], "kind": question["kind"]}
-            row |= ask(question, chosen)
+            row |= ask(question, chosen, program)
             row_file.append(RESULTS, row)
             print(row["id"], row["kind"], row["right"], f"{row['seconds']} s", row["answer"][:80], flush=True)
     REPORT.write_text(report(row_file.read(RESULTS)), encoding="utf-8")

@@ -4,6 +4,7 @@
     task.is_right("41")
 
     needle      one fact, among others of the same person and the same fact of others, each in one of many wordings
+    compare     which of two people has the higher number or the earlier date: two facts, each as in `needle`
     needles     several facts of one kind, spread over the text; the answer is a set
     table       one cell of a table that fills the text
     count       how many lines of a person carry a label that stands on the line
@@ -11,7 +12,7 @@
     pairs       which pairs of people both wrote lines of a meaning; the answer is a set of pairs
 
 Splits share no template and no name (`family_words.py`); seeds change everything else. The same family, seed,
-length and split make the same task.
+length and split make the same task; a wording changes nothing but the question (`wordings.py`).
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from family_words import WORDS, Split, Words
 from tasks import Task, normalized
+from wordings import FURTHER, REWORDED, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
 LEAST_CHARS = 2_000
+Made = tuple[Any, ...]
+"""A text, the template of the question and its fields, the answer, and its parts if it is a set."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def member_of(part: str) -> str:
     return " & ".join(sorted(normalized(name) for name in re.split(r"&| and ", part)))
 
 
-def make(family: str, seed: int, chars: int, split: Split) -> FamilyTask:
+def make(family: str, seed: int, chars: int, split: Split, wording: Wording = "template") -> FamilyTask:
     """Return one task.
 
     Args:
@@ -81,6 +85,7 @@ def make(family: str, seed: int, chars: int, split: Split) -> FamilyTask:
         seed: Other seeds give other names, values, places and questions.
         chars: Characters of the text, at least 2,000; it is up to two hundred longer.
         split: Which templates and names.
+        wording: How the question is asked.
 
     Raises:
         ValueError: If there is no such family or split, or the text is too short to hold a task.
@@ -90,7 +95,10 @@ def make(family: str, seed: int, chars: int, split: Split) -> FamilyTask:
     if chars < LEAST_CHARS:
         raise ValueError(f"chars must be at least {LEAST_CHARS:,}, not {chars!r}.")
     draw = Draw(WORDS[split], random.Random(f"{family}-{split}-{seed}"))
-    context, question, answer, *members = FAMILIES[family](draw, chars)
+    context, template, fields, answer, *members = FAMILIES[family](draw, chars)
+    question = (REWORDED[template] if wording == "reworded" else template).format(**fields)
+    if wording == "further sentence":
+        question += f" {FURTHER[split][seed % len(FURTHER[split])]}"
     return FamilyTask(context, question, answer, (), family, split, seed, tuple(members))
 
 
@@ -142,7 +150,7 @@ class Draw:
         return "\n".join(" ".join(sentences[at : at + 8]) for at in range(0, len(sentences), 8))
 
 
-def needle(draw: Draw, chars: int) -> tuple[str, ...]:
+def needle(draw: Draw, chars: int) -> Made:
     """One fact; four distractors tell the same of others, and one each other thing of the same person."""
     rng, words = draw.rng, draw.words
     asked = rng.choice(words.attributes)
@@ -151,10 +159,31 @@ def needle(draw: Draw, chars: int) -> tuple[str, ...]:
     tellings = [(asked, draw.name()) for _ in range(4)]
     tellings += [(other, who) for other in words.attributes if other is not asked]
     planted += [rng.choice(told.told).format(who=whom, value=draw.value(told.kind)) for told, whom in tellings]
-    return draw.among(planted, chars), asked.asked.format(who=who), value
+    return draw.among(planted, chars), asked.asked, {"who": who}, value
 
 
-def needles(draw: Draw, chars: int) -> tuple[str, ...]:
+def compare(draw: Draw, chars: int) -> Made:
+    """Two facts to compare; three distractors tell the same of others, and each two other things of the two."""
+    rng, words = draw.rng, draw.words
+    asked = rng.choice([attribute for attribute in words.attributes if attribute.compared])
+    who, other, *others = [draw.name() for _ in range(5)]
+    values = {who: draw.value(asked.kind), other: draw.value(asked.kind)}
+    while _size(values[who]) == _size(values[other]):
+        values[other] = draw.value(asked.kind)
+    values |= {name: draw.value(asked.kind) for name in others}
+    planted = [rng.choice(asked.told).format(who=name, value=value) for name, value in values.items()]
+    tellings = [(told, name) for told in words.attributes if told is not asked for name in (who, other)]
+    planted += [rng.choice(told.told).format(who=name, value=draw.value(told.kind)) for told, name in tellings]
+    chosen = (min if asked.kind == "date" else max)((who, other), key=lambda name: _size(values[name]))
+    return draw.among(planted, chars), str(asked.compared), {"who": who, "other": other}, chosen
+
+
+def _size(value: str) -> int:
+    """Return a number, or the year of a date."""
+    return int(value.rsplit(maxsplit=1)[-1])
+
+
+def needles(draw: Draw, chars: int) -> Made:
     """Three to six facts of one person; as many of each of three others, some about the same towns."""
     rng, words = draw.rng, draw.words
     who, others = draw.name(), [draw.name() for _ in range(3)]
@@ -163,10 +192,10 @@ def needles(draw: Draw, chars: int) -> tuple[str, ...]:
     for other in others:
         towns = [draw.name() for _ in values[1:]] + [rng.choice(values)]
         planted += [rng.choice(words.visits).format(who=other, value=town) for town in towns]
-    return draw.among(planted, chars), words.visits_asked.format(who=who), ", ".join(values), *values
+    return draw.among(planted, chars), words.visits_asked, {"who": who}, ", ".join(values), *values
 
 
-def table(draw: Draw, chars: int) -> tuple[str, ...]:
+def table(draw: Draw, chars: int) -> Made:
     """One cell of a table that is the whole text."""
     rng, words = draw.rng, draw.words
     lines, rows = [words.row.format(*words.columns)], []
@@ -176,20 +205,20 @@ def table(draw: Draw, chars: int) -> tuple[str, ...]:
         lines.append(words.row.format(*rows[-1]))
         length += len(lines[-1]) + 1
     row, column = rng.choice(rows), rng.randrange(1, 4)
-    question = words.table_asked.format(column=words.columns[column], key=row[0])
-    return "\n".join(lines), question, row[column]
+    fields = {"column": words.columns[column], "key": row[0]}
+    return "\n".join(lines), words.table_asked, fields, row[column]
 
 
-def count(draw: Draw, chars: int) -> tuple[str, ...]:
+def count(draw: Draw, chars: int) -> Made:
     """Lines that name their label: how many of one person have one."""
     lines = _lines(draw, chars, draw.words.labelled)
     who, label = draw.rng.choice(lines)[1:]
     found = sum(other == who and mark == label for _, other, mark in lines)
-    question = draw.words.count_asked.format(who=who, label=label)
-    return "\n".join(line for line, *_ in lines), question, str(found)
+    text = "\n".join(line for line, *_ in lines)
+    return text, draw.words.count_asked, {"who": who, "label": label}, str(found)
 
 
-def classify(draw: Draw, chars: int) -> tuple[str, ...]:
+def classify(draw: Draw, chars: int) -> Made:
     """Lines that do not name what they are about: how many are about something, or what most are about."""
     lines = _lines(draw, chars, draw.words.line)
     tally = Counter(label for *_, label in lines)
@@ -197,12 +226,12 @@ def classify(draw: Draw, chars: int) -> tuple[str, ...]:
     labels = ", ".join(draw.words.labels)
     text = "\n".join(line for line, *_ in lines)
     if draw.rng.random() < 1 / 2 and most > second:
-        return text, draw.words.most_asked.format(labels=labels), first
+        return text, draw.words.most_asked, {"labels": labels}, first
     label = draw.rng.choice(list(draw.words.labels))
-    return text, draw.words.number_asked.format(labels=labels, label=label), str(tally[label])
+    return text, draw.words.number_asked, {"labels": labels, "label": label}, str(tally[label])
 
 
-def pairs(draw: Draw, chars: int) -> tuple[str, ...]:
+def pairs(draw: Draw, chars: int) -> Made:
     """Lines that do not name what they are about: which two both wrote so many of one kind."""
     shared: list[str] = []
     while not shared:  # a short text may have no kind that three people wrote
@@ -213,9 +242,9 @@ def pairs(draw: Draw, chars: int) -> tuple[str, ...]:
     least = sorted(tally.values(), reverse=True)[2]  # three people reach it, and all who wrote as many
     chosen = sorted(who for who in tally if tally[who] >= least)
     members = [f"{one} & {other}" for one, other in itertools.combinations(chosen, 2)]
-    labels = ", ".join(draw.words.labels)
-    question = draw.words.pairs_asked.format(labels=labels, label=label, least=least)
-    return "\n".join(line for line, *_ in lines), question, "; ".join(members), *members
+    fields = {"labels": ", ".join(draw.words.labels), "label": label, "least": str(least)}
+    text = "\n".join(line for line, *_ in lines)
+    return text, draw.words.pairs_asked, fields, "; ".join(members), *members
 
 
 def _lines(draw: Draw, chars: int, template: str) -> list[tuple[str, str, str]]:
@@ -232,8 +261,9 @@ def _lines(draw: Draw, chars: int, template: str) -> list[tuple[str, str, str]]:
     return lines
 
 
-FAMILIES: dict[str, Callable[[Draw, int], tuple[str, ...]]] = {
+FAMILIES: dict[str, Callable[[Draw, int], Made]] = {
     "needle": needle,
+    "compare": compare,
     "needles": needles,
     "table": table,
     "count": count,

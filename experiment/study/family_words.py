@@ -23,11 +23,13 @@ class Attribute:
         told: Sentences with `{who}` and `{value}`.
         asked: The question, with `{who}`.
         kind: What a value is: `number`, `place` or `date`.
+        compared: Asks which of `{who}` and `{other}` has the higher number or the earlier date; None for a place.
     """
 
     told: tuple[str, ...]
     asked: str
     kind: Literal["number", "place", "date"]
+    compared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "What is the number of {who}'s locker?",
                 "number",
+                "Whose locker has the higher number, {who}'s or {other}'s? Give the name alone.",
             ),
             Attribute(
                 (
@@ -105,6 +108,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "On what date did {who} retire?",
                 "date",
+                "Which of the two retired earlier, {who} or {other}? Give the name alone.",
             ),
         ),
         visits=(
@@ -170,6 +174,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "Which digits does {who}'s licence plate end in?",
                 "number",
+                "Of {who} and {other}, whose licence plate ends in the larger number? Only the name.",
             ),
             Attribute(
                 (
@@ -188,6 +193,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "When was {who}'s wedding?",
                 "date",
+                "Who was married first: {who} or {other}? Only the name.",
             ),
         ),
         visits=(
@@ -258,6 +264,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "At which desk of the library does {who} read?",
                 "number",
+                "Does {who} or {other} read at the desk with the higher number? Just the name.",
             ),
             Attribute(
                 (
@@ -276,6 +283,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "On which date did {who} climb the mast for the first time?",
                 "date",
+                "Was it {who} or {other} who first climbed the mast, if one goes by the dates? Just the name.",
             ),
         ),
         visits=(
@@ -341,6 +349,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "Which docket belongs to {who}?",
                 "number",
+                "Compare the dockets of {who} and {other}: who has the higher one? A name is enough.",
             ),
             Attribute(
                 (
@@ -359,6 +368,7 @@ WORDS: dict[Split, Words] = {
                 ),
                 "When did {who} first play in public?",
                 "date",
+                "Take the first concerts of {who} and {other}: whose was earlier? A name is enough.",
             ),
         ),
         visits=(

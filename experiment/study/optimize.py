@@ -1,88 +1,107 @@
-"""Does optimization help a real model: the embedded one, before and after each optimizer, on held-out tasks.
+"""What policies and optimizers change for a small model: before and after, on held-out questions of four kinds.
 
-    uv run --extra embedded python experiment/study/optimize.py              # all that is not in the results yet
-    uv run --extra embedded python experiment/study/optimize.py --optimizer trajectories --family needle --count 4
-    uv run --extra embedded --group bench python experiment/study/optimize.py --report
+    uv run --extra embedded python experiment/study/optimize.py policies     # none, the old one, the shipped one
+    uv run --extra embedded python experiment/study/optimize.py candidates   # a new one, on development questions
+    uv run --extra embedded python experiment/study/optimize.py own-teacher  # demos from runs of the model itself
+    uv run --extra embedded python experiment/study/optimize.py reflection   # GEPA and MIPROv2, all with the 0.5B
+    uv run --extra embedded python experiment/study/optimize.py dspy.RLM     # the same model, budget and questions
+    uv run --extra embedded --group bench python experiment/study/optimize.py report
 
-The start is a plain instruction and no demos. Optimizers see training and development tasks of one family, or of
-all four; what they found is tried on held-out tasks (the split `final`): other templates, names and seeds, longer
-texts. The teacher of a compile is the model itself, or `scripted_teacher.py`, which finds the answers by code.
-Every answer goes to `results/optimize.jsonl` as it comes, every compiled program to
-`results/optimize/`; a second start goes on where the first one ended, and several may run at once on
-different conditions.
+Questions are facts, counts, lists and comparisons over generated texts (`families.py`), each asked in three
+wordings (`wordings.py`). Optimizers see the splits `train` and `dev`; what counts is the split `final`: other
+templates, names, seeds and wordings, longer texts. Kinds take turns, and wordings too, so an early end leaves
+balanced rows; all conditions of a part answer a question before the next one is asked. Every answer goes to
+`results/optimize.jsonl` as it comes, every compiled program to `results/optimize/`; a second start goes on where
+the first one ended. `articles.py --program results/optimize/NAME.json` asks such a program about articles.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path  # noqa: TC003  # typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import dspy
 import row_file
 import typer
 from families import FamilyTask, make
-from optimize_report import REPORT, RESULTS, plot, report, rows
-from scripted_teacher import scripted_teacher
-from tasks import Task, one_fact_tasks
+from optimize_report import REPORT, RESULTS, compiled_file, plot, report, rows
+from wordings import WORDINGS, Wording
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.embedded.engine import embedded_lm
-from rlm_dspy.optimize import TrajectoryFewShot, compact, save_policy, with_policy
+from rlm_dspy.optimize import TrajectoryFewShot, compact, upstream, with_feedback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from family_words import Split
 
-COMPILED = RESULTS.with_suffix("")
+Models = Callable[[str, "int | None"], dspy.BaseLM]
+"""Gives a model by its name and a seed; with a seed its replies are kept in DSPy's cache."""
 SIGNATURE = "context, question -> answer: str"
-OTHER_SIGNATURE = "document, query -> result: str"
-INSTRUCTIONS = (
-    "Answer the question by writing Python for a REPL, one block a turn. "
-    "Print what you need to see, then SUBMIT the exact words of the answer."
-)
-LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=0)
+LIMITS = Limits(max_iters=4, max_output_chars=1_500, max_llm_calls=16)
 REPLY_TOKENS = 450
-MODEL = "smollm2-135m"
-FAMILIES = ("needle", "needles", "table", "count")
-ALL = "all"
-HELD_OUT: Split = "final"
-"""The split that decides; `held_out` was looked at while the teacher's programs were written."""
-UNSEEN = "one fact"
-"""A family that nothing is trained on (`tasks.py`)."""
-FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, HELD_OUT: 2_000}
-TRAIN_CHARS = 5_000
-TRAIN, DEV = 12, 2
-DEMOS = {ALL: 4}
-"""Demos of a compile, by what it is trained on; 3 for a single family."""
+KINDS = {"fact": ("needle", "table"), "count": ("count",), "list": ("needles",), "comparison": ("compare",)}
+FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, "final": 2_000}
+CHARS: dict[Split, int] = {"train": 20_000, "dev": 20_000, "final": 100_000}
+TRAIN, DEV, DEMOS = 16, 8, 4
+LARGE, SMALL = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
+FILES = Path(__file__).with_name("policies")
+POLICIES: dict[str, str | Path | None] = {
+    "none": None,
+    "before": FILES / "small-models-before.json",
+    "candidate": FILES / "candidate.json",
+    "shipped": "small-models",
+}
 
 
-def tasks_of(family: str, split: Split, count: int, chars: int) -> list[Task]:
-    """Return tasks; of `all`, the families in turn."""
-    if family == UNSEEN:
-        return one_fact_tasks(count, chars, split="held_out" if split == HELD_OUT else "search", seed=5)
-    names = FAMILIES if family == ALL else (family,)
-    first = FIRST_SEED[split]
-    return [make(names[n % len(names)], first + n, chars, split) for n in range(count)]
+@dataclass(frozen=True)
+class Question:
+    """A question of the study.
+
+    Attributes:
+        number: Its place; the same number is the same text and the same answer in every wording.
+        kind: A name of `KINDS`.
+        wording: How it is asked.
+        task: The text, the question and the answer.
+    """
+
+    number: int
+    kind: str
+    wording: Wording
+    task: FamilyTask
 
 
-def ours(signature: str) -> RLM:
-    """Return our RLM with a plain instruction and no demos."""
-    rlm = RLM(signature, limits=LIMITS, policy=None)
-    rlm.act.signature = rlm.act.signature.with_instructions(INSTRUCTIONS)
-    return rlm
+def questions(split: Split, count: int, rounds: int = 1) -> Iterator[Question]:
+    """Yield `count` questions in each round, another wording of each in another round."""
+    kinds = list(KINDS)
+    for turn in range(rounds):
+        for number in range(count):
+            kind, of_kind = kinds[number % len(kinds)], number // len(kinds)
+            family = KINDS[kind][of_kind % len(KINDS[kind])]
+            wording = WORDINGS[(of_kind + turn) % len(WORDINGS)]
+            task = make(family, FIRST_SEED[split] + number, CHARS[split], split, wording)
+            yield Question(number, kind, wording, task)
 
 
-def upstream(signature: str) -> dspy.Module:
-    """Return `dspy.RLM` with as many turns, as it is."""
-    return dspy.RLM(signature, max_iters=4, max_output_chars=1_500, interpreter_factory=dspy.LocalInterpreter)
+def ours(policy: str | Path | None) -> RLM:
+    """Return our RLM."""
+    return RLM(SIGNATURE, limits=LIMITS, policy=policy)
 
 
-ENGINES: dict[str, Callable[[str], Any]] = {"ours": ours, "dspy.RLM": upstream}
+def upstream_rlm(_: str | Path | None) -> dspy.Module:
+    """Return `dspy.RLM` with the same limits."""
+    limits = {"max_iters": LIMITS.max_iters, "max_llm_calls": LIMITS.max_llm_calls}
+    limits["max_output_chars"] = LIMITS.max_output_chars
+    return dspy.RLM(SIGNATURE, **limits, interpreter_factory=dspy.LocalInterpreter)
+
+
+ENGINES: dict[str, Callable[[str | Path | None], Any]] = {"ours": ours, "dspy.RLM": upstream_rlm}
 
 
 def right(example: Any, prediction: Any, trace: Any = None) -> bool:  # noqa: ARG001  # DSPy hands it over
@@ -92,263 +111,262 @@ def right(example: Any, prediction: Any, trace: Any = None) -> bool:  # noqa: AR
     return task.is_right(prediction.answer)
 
 
-def examples(tasks: list[Task], engine: str) -> list[dspy.Example]:
-    """Return tasks as DSPy's optimizers take them; to ours with long texts that stay short in prompts."""
+def examples(split: Split, count: int, engine: str) -> list[dspy.Example]:
+    """Return questions as DSPy's optimizers take them; to ours with long texts that stay short in prompts."""
+    tasks = (question.task for question in questions(split, count))
     fields = ({"context": task.context, "question": task.question, "answer": task.answer} for task in tasks)
     made = [dspy.Example(**each).with_inputs("context", "question") for each in fields]
     return compact(made) if engine == "ours" else made
 
 
-def plain(program: Any, **_: Any) -> Any:
-    return program
+@dataclass(frozen=True)
+class Compile:
+    """What an optimizer is given.
+
+    Attributes:
+        program: The program to start from.
+        engine: Whose program it is.
+        lm: The model, also of the optimizer's own calls.
+        log_dir: Where its state is kept.
+    """
+
+    program: Any
+    engine: str
+    lm: dspy.BaseLM
+    log_dir: Path
+
+    @property
+    def train(self) -> list[dspy.Example]:
+        """The training questions."""
+        return examples("train", TRAIN, self.engine)
+
+    @property
+    def dev(self) -> list[dspy.Example]:
+        """The questions to choose candidates by."""
+        return examples("dev", DEV, self.engine)
 
 
-def shipped(program: Any, **_: Any) -> Any:
-    return with_policy(program, "small-models") if isinstance(program, RLM) else program
+def plain(job: Compile) -> Any:
+    return job.program
 
 
-def bootstrap(program: Any, train: Any, teacher: Any, demos: int, **_: Any) -> Any:
-    optimizer = dspy.BootstrapFewShot(
-        metric=right, max_bootstrapped_demos=demos, max_labeled_demos=0, teacher_settings=teacher
-    )
-    return optimizer.compile(program, trainset=train)
+def trajectories(job: Compile) -> Any:
+    optimizer = TrajectoryFewShot(right, max_demos=DEMOS, log_dir=job.log_dir)
+    return optimizer.compile(job.program, trainset=job.train)
 
 
-def random_search(program: Any, train: Any, dev: Any, teacher: Any, demos: int) -> Any:
-    optimizer = dspy.BootstrapFewShotWithRandomSearch(
-        right,
-        max_bootstrapped_demos=demos,
-        max_labeled_demos=0,
-        num_candidate_programs=2,
+def nearest(job: Compile) -> Any:
+    """As many demos a run, the nearest of all that were found by the runs of `trajectories`."""
+    job.program.demos_per_run = DEMOS
+    optimizer = TrajectoryFewShot(right, max_demos=TRAIN, log_dir=job.log_dir)
+    return optimizer.compile(job.program, trainset=job.train)
+
+
+def bootstrap(job: Compile) -> Any:
+    optimizer = dspy.BootstrapFewShot(metric=right, max_bootstrapped_demos=DEMOS, max_labeled_demos=0)
+    return optimizer.compile(job.program, trainset=job.train)
+
+
+def gepa(job: Compile) -> Any:
+    optimizer = upstream.GEPA(
+        with_feedback(right),
+        max_metric_calls=6 * DEV,
+        reflection_lm=job.lm,
         num_threads=1,
-        teacher_settings=teacher,
+        seed=0,
+        log_dir=str(job.log_dir),
     )
-    return optimizer.compile(program, trainset=train, valset=dev)
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev)
 
 
-def mipro(program: Any, train: Any, dev: Any, teacher: Any, demos: int, *, program_aware: bool = True) -> Any:
+def mipro(job: Compile) -> Any:
     optimizer = dspy.MIPROv2(
         right,
+        prompt_model=job.lm,
+        task_model=job.lm,
         auto=None,
-        num_candidates=4,
-        max_bootstrapped_demos=demos,
+        num_candidates=3,
+        max_bootstrapped_demos=DEMOS,
         max_labeled_demos=0,
         num_threads=1,
-        teacher_settings=teacher,
     )
-    return optimizer.compile(
-        program,
-        trainset=train,
-        valset=dev,
-        num_trials=4,
-        minibatch=False,
-        program_aware_proposer=program_aware,
-        data_aware_proposer=program_aware,
-    )
+    return optimizer.compile(job.program, trainset=job.train, valset=job.dev, num_trials=4, minibatch=False)
 
 
-def mipro_unaware(program: Any, **given: Any) -> Any:
-    """MIPROv2 whose proposer sees neither the program's source nor the data, which may not fit the window."""
-    return mipro(program, **given, program_aware=False)
-
-
-def trajectories(program: Any, train: Any, teacher: Any, demos: int, **_: Any) -> Any:
-    optimizer = TrajectoryFewShot(right, max_demos=demos, teacher_settings=teacher)
-    return optimizer.compile(program, trainset=train)
-
-
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
+OPTIMIZERS: dict[str, Callable[[Compile], Any]] = {
     "none": plain,
-    "shipped policy": shipped,
-    "bootstrap": bootstrap,
-    "random search": random_search,
-    "mipro": mipro,
-    "mipro, unaware": mipro_unaware,
     "trajectories": trajectories,
+    "trajectories, nearest": nearest,
+    "bootstrap": bootstrap,
+    "GEPA": gepa,
+    "MIPROv2": mipro,
 }
-TEACHERS = ("itself", "scripted")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What is measured.
+    """What answers the questions.
 
     Attributes:
         engine: Whose RLM.
+        model: The model of turns, sub-calls, and of the optimizer: its teacher, prompt and reflection model.
+        policy: What it starts from, a name of `POLICIES`.
         optimizer: What compiles it.
-        teacher: Whose runs the optimizer learns from.
-        trained_on: The family of the training and development tasks, or `all`.
-        family: The family of the held-out tasks.
-        signature: What the held-out tasks are asked with.
     """
 
     engine: str
+    model: str
+    policy: str
     optimizer: str
-    teacher: str
-    trained_on: str
-    family: str
-    signature: str = SIGNATURE
 
     @property
     def file(self) -> Path:
         """Where the compiled program is kept."""
-        name = f"{self.engine}_{self.optimizer}_{self.teacher}_{self.trained_on}"
-        return COMPILED / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        return compiled_file(asdict(self))
+
+    @property
+    def seed(self) -> int:
+        """Keeps its replies apart in DSPy's cache, so that no compile is paid by another; nothing is drawn."""
+        return zlib.crc32(self.optimizer.partition(",")[0].encode())
 
 
-def conditions() -> Iterator[Condition]:
-    """Yield all that is measured, what matters most first."""
-    for optimizer in ("none", "trajectories", "bootstrap"):
-        teacher = "itself" if optimizer == "none" else "scripted"
-        for family in FAMILIES:
-            yield Condition("ours", optimizer, teacher, family, family)
-    for family in FAMILIES:
-        yield Condition("ours", "trajectories", "scripted", ALL, family)
-    yield Condition("ours", "trajectories", "scripted", "needle", UNSEEN)
-    yield Condition("ours", "trajectories", "scripted", "needle", UNSEEN, OTHER_SIGNATURE)
-    yield Condition("ours", "shipped policy", "itself", "needle", UNSEEN)
-    for optimizer in ("random search", "mipro"):
-        yield Condition("ours", optimizer, "scripted", "needle", "needle")
-    for optimizer in ("none", "bootstrap", "random search", "mipro", "mipro, unaware"):
-        yield Condition("dspy.RLM", optimizer, "itself" if optimizer == "none" else "scripted", "needle", "needle")
-    for optimizer in ("bootstrap", "trajectories"):
-        yield Condition("ours", optimizer, "itself", "needle", "needle")
+@dataclass(frozen=True)
+class Part:
+    """A part of the study: conditions that answer the same questions, in turn.
+
+    Attributes:
+        conditions: What answers them.
+        count: How many questions.
+        rounds: In how many wordings each is asked.
+        split: Whose questions they are.
+    """
+
+    conditions: tuple[Condition, ...]
+    count: int
+    rounds: int = 1
+    split: Split = "final"
 
 
-def compiled(condition: Condition, lm: Any) -> tuple[Any, float]:
-    """Return the program of a condition and what compiling it took, in seconds; from disk if it is there."""
-    program = ENGINES[condition.engine](condition.signature)
-    timing = condition.file.with_suffix(".seconds")
-    if condition.file.is_file():
-        program.load(str(condition.file))
-        return program, float(timing.read_text())
-    train = examples(tasks_of(condition.trained_on, "train", TRAIN, TRAIN_CHARS), condition.engine)
-    dev = examples(tasks_of(condition.trained_on, "dev", DEV, TRAIN_CHARS), condition.engine)
-    teacher = {"lm": scripted_teacher()} if condition.teacher == "scripted" else {}
-    started = time.monotonic()
-    with dspy.context(lm=lm):
-        program = OPTIMIZERS[condition.optimizer](
-            ENGINES[condition.engine](SIGNATURE),
-            train=train,
-            dev=dev,
-            teacher=teacher,
-            demos=DEMOS.get(condition.trained_on, 3),
-        )
-    seconds = time.monotonic() - started
-    COMPILED.mkdir(parents=True, exist_ok=True)
-    timing.write_text(f"{seconds:.1f}")
-    program.save(str(condition.file))
-    return compiled(condition, lm)
+PARTS = {
+    "candidates": Part(
+        tuple(Condition("ours", LARGE, name, "none") for name in ("before", "candidate")), 24, split="dev"
+    ),
+    "policies": Part(
+        tuple(Condition("ours", LARGE, name, "none") for name in ("none", "before", "shipped")), 40, len(WORDINGS)
+    ),
+    "own-teacher": Part(
+        tuple(
+            Condition("ours", LARGE, "none", name)
+            for name in ("trajectories", "trajectories, nearest", "bootstrap")
+        ),
+        40,
+    ),
+    "reflection": Part(
+        tuple(Condition("ours", SMALL, "shipped", name) for name in ("none", "GEPA", "MIPROv2")), 20
+    ),
+    "dspy.RLM": Part(
+        tuple(Condition("dspy.RLM", LARGE, "none", name) for name in ("none", "bootstrap")),
+        20,
+    ),
+}
+"""By name. The first 20 and 40 questions are the same in all parts, in the same wordings."""
 
 
-def measure(program: Any, task: Task, lm: Any, signature: str) -> dict[str, Any]:
+def compiled(condition: Condition, models: Models) -> Any:
+    """Return the program of a condition; from disk if it is there. What compiling it took is written beside it."""
+    program = ENGINES[condition.engine](POLICIES[condition.policy])
+    if condition.optimizer == "none":
+        return program
+    cost_file = condition.file.with_suffix(".cost.json")
+    if not cost_file.is_file():
+        condition.file.parent.mkdir(parents=True, exist_ok=True)
+        lm, started = models(condition.model, condition.seed), time.monotonic()
+        before = len(lm.history)
+        job = Compile(program, condition.engine, lm, condition.file.with_suffix(".state"))
+        with dspy.context(lm=lm):
+            OPTIMIZERS[condition.optimizer](job).save(str(condition.file))
+        cost = {"seconds": round(time.monotonic() - started), **_spent(lm.history[before:])}
+        cost_file.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    program.load(str(condition.file))
+    return program
+
+
+def _spent(calls: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many calls of a model there were, and their tokens."""
+    used = [call.get("usage") or {} for call in calls]
+    tokens = {name: sum(each.get(name) or 0 for each in used) for name in ("prompt_tokens", "completion_tokens")}
+    return {"calls": len(calls), **tokens}
+
+
+def measure(program: Any, task: FamilyTask, lm: dspy.BaseLM) -> dict[str, Any]:
     """Return what a program did on a task; an error is a wrong answer, and kept."""
-    inputs, output = (part.strip() for part in signature.split("->"))
-    context, question = (name.strip() for name in inputs.split(","))
     before, started = len(lm.history), time.monotonic()
     row: dict[str, Any] = {"answer": None, "stop": "failed"}
     try:
         with dspy.context(lm=lm):
-            prediction = program(**{context: task.context, question: task.question})
-        answer = str(prediction[output.partition(":")[0]])[:200]
-        row = {"answer": answer, "stop": getattr(prediction, "stop", ""), "turns": len(prediction.trajectory)}
+            prediction = program(context=task.context, question=task.question)
+        row = {"answer": str(prediction.answer)[:200], "stop": getattr(prediction, "stop", "answered")}
+        row["code"] = [str(step.get("code"))[:1_000] for step in prediction.trajectory]
     except Exception as error:  # noqa: BLE001  # the row says what it was
         row["error"] = _said(error)
     calls = lm.history[before:]
-    row["calls"] = len(calls)
-    row["prompt_chars"] = sum(len(str(m["content"])) for m in (calls and calls[0].get("messages")) or ())
-    return {**row, "right": task.is_right(row["answer"]), "seconds": round(time.monotonic() - started, 2)}
+    first = (calls and calls[0].get("usage")) or {}
+    row |= {**_spent(calls), "first_prompt_tokens": first.get("prompt_tokens") or 0}
+    return {**row, "right": task.is_right(row["answer"]), "seconds": round(time.monotonic() - started, 1)}
 
 
-def run(condition: Condition, count: int, chars: int, lms: tuple[Any, Any]) -> None:
+def run(part: Part, count: int, models: Models) -> None:
     """Ask what is not in the results yet."""
-    done = {row["task"] for row in rows() if row["condition"] == asdict(condition) and row["chars"] == chars}
-    if len(done) >= count or None in done:
-        return
-    try:
-        program, seconds = compiled(condition, lms[0])
-    except Exception as error:  # noqa: BLE001  # an optimizer that fails is a result
-        keep({"condition": asdict(condition), "task": None, "chars": chars, "error": _said(error)})
-        return
-    for number, task in enumerate(tasks_of(condition.family, HELD_OUT, count, chars)):
-        if number not in done:
-            row = {"condition": asdict(condition), "task": number, "chars": chars, "compile_seconds": seconds}
-            row |= measure(program, task, lms[1], condition.signature)
-            keep({**row, "gold": task.answer[:200]})
+    programs: list[tuple[Condition, Any]] = []
+    for condition in part.conditions:
+        try:
+            programs.append((condition, compiled(condition, models)))
+        except Exception as error:  # noqa: BLE001  # an optimizer that fails is a result
+            failed: row_file.Row = {"condition": asdict(condition), "number": None}
+            if not _done(failed):
+                keep(failed | {"error": _said(error)})
+    for question in questions(part.split, count, part.rounds):
+        for condition, program in programs:
+            row: row_file.Row = {"condition": asdict(condition), "split": part.split, "number": question.number}
+            row |= {"kind": question.kind, "wording": question.wording, "gold": question.task.answer[:200]}
+            if not _done(row):
+                keep(row | measure(program, question.task, models(condition.model, None)))
+
+
+def _done(row: row_file.Row) -> bool:
+    return any(row.items() <= there.items() for there in rows())
 
 
 def keep(row: dict[str, Any]) -> None:
     """Write a row and show it."""
     row_file.append(RESULTS, row)
-    print(json.dumps(row, ensure_ascii=False), flush=True)
+    print(json.dumps({key: value for key, value in row.items() if key != "code"}, ensure_ascii=False), flush=True)
 
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def write_policy(condition: Condition, path: Path, chars: int, lm: Any) -> None:
-    """Write the policy of a condition, with what it scored."""
-    mine = [row for row in rows() if row["condition"]["trained_on"] == condition.trained_on]
-    mine = [
-        row for row in mine if all(row["condition"][n] == asdict(condition)[n] for n in ("engine", "optimizer"))
-    ]
-    scores: dict[str, list[float]] = {}
-    for row in mine:
-        where = (
-            f"{row['condition']['family']}, {row['condition']['signature']}, held out, {row['chars']} characters"
-        )
-        scores.setdefault(where, []).append(float(row["right"]))
-    save_policy(
-        compiled(condition, lm)[0],
-        path,
-        name=path.stem,
-        model=lm.model.rpartition("/")[2],
-        optimizer=f"{condition.optimizer}, teacher {condition.teacher}",
-        data=f"{condition.trained_on}: {TRAIN} tasks of {TRAIN_CHARS} characters (families.py, train)",
-        seeds=[FIRST_SEED["train"]],
-        scores=scores,
-        made_by="experiment/study/optimize.py",
-        held_out=f"seeds from {FIRST_SEED[HELD_OUT]}, {chars} characters",
-    )
-
-
 def main(
-    engine: Annotated[str | None, typer.Option(help=f"One of {list(ENGINES)}; all by default.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help=f"One of {list(OPTIMIZERS)}.")] = None,
-    teacher: Annotated[str | None, typer.Option(help=f"One of {list(TEACHERS)}.")] = None,
-    trained_on: Annotated[str | None, typer.Option(help=f"One of {[*FAMILIES, ALL]}.")] = None,
-    family: Annotated[str | None, typer.Option(help=f"Of the held-out tasks: {[*FAMILIES, UNSEEN]}.")] = None,
-    count: Annotated[int, typer.Option(help="Held-out tasks.")] = 20,
-    chars: Annotated[int, typer.Option(help="Characters of each held-out text.")] = 1_000_000,
-    threads: Annotated[int | None, typer.Option(help="Threads of the model.")] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="Write the policy of the first condition chosen here.")
-    ] = None,
-    only_report: Annotated[bool, typer.Option("--report", help="Only write the table and the plot.")] = False,
+    part: Annotated[str, typer.Argument(help=f"One of {[*PARTS, 'report']}.")],
+    count: Annotated[int | None, typer.Option(help="Questions; by default as many as the part has.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the model.")] = 1,
 ) -> None:
-    """Compile, ask, and keep every answer."""
+    """Compile, ask, and keep every answer; then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    if only_report:
-        report(rows(), REPORT)
+    if part != "report" and part not in PARTS:
+        raise typer.BadParameter(f"There is {', '.join(PARTS)}, or report, not {part!r}.")
+    if part == "report":
         plot(rows(), REPORT.with_suffix(".svg"))
-        return
-    wanted = {
-        "engine": engine,
-        "optimizer": optimizer,
-        "teacher": teacher,
-        "trained_on": trained_on,
-        "family": family,
-    }
-    chosen = [each for each in conditions() if all(v in (None, getattr(each, name)) for name, v in wanted.items())]
-    lms = tuple(
-        embedded_lm(MODEL, cache=cached, max_tokens=REPLY_TOKENS, threads=threads, slots=1)
-        for cached in (True, False)
-    )
-    for condition in chosen:
-        run(condition, count, chars, (lms[0], lms[1]))
-    if policy is not None and chosen:
-        write_policy(chosen[0], policy, chars, lms[0])
+    else:
+
+        @functools.cache
+        def models(name: str, seed: int | None) -> dspy.BaseLM:
+            settings = {} if seed is None else {"seed": seed}
+            return embedded_lm(name, cache=seed is not None, max_tokens=REPLY_TOKENS, threads=threads, **settings)
+
+        run(PARTS[part], count or PARTS[part].count, models)
+    report(rows(), REPORT)
 
 
 if __name__ == "__main__":

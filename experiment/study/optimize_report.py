@@ -1,137 +1,131 @@
-"""The table and the plot of `optimize.py`, from the answers that it kept."""
+"""The tables and the plot of `optimize.py`, from the answers that it kept."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import row_file
+from wordings import WORDINGS
 
 from rlm_dspy.optimize.statistics import wilson
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "optimize.jsonl"
 REPORT = HERE / "OPTIMIZE.md"
-HEAD = ["engine", "optimizer", "teacher", "trained on", "held-out family", "asked with", "right", "95 % interval"]
-HEAD += ["first prompt, characters", "seconds a run, median", "compile, seconds", "how the wrong ones ended"]
-Condition = tuple[str, ...]
-HELD_OUT_HOW = """
-The teacher's programs were finished before this split was written, by somebody who knew them. The form in which
-demos are shown was changed twice after runs on it; all rows with demos but those of `dspy.RLM` were made anew with
-the last form. That demos are told in the names of the task's fields came still later, after the model got the one
-task wrong that it was first asked as `document, query -> result`; no other row is changed by it. Random search (2
-candidates) and MIPROv2 (4 trials) chose by 2 development tasks. `mipro, unaware` is MIPROv2 whose proposer is
-shown neither the program's source nor the data, which for `dspy.RLM` do not fit the model's window. Rows of a few
-tasks say little: mind intervals.
+KINDS = ("fact", "count", "list", "comparison")
+CONDITION = ("engine", "model", "policy", "optimizer")
+HEAD = ["split", *CONDITION, "right", "95 %", *KINDS, *WORDINGS]
+COSTS = ["split", *CONDITION, "first prompt, tokens", "calls a run", "seconds a run, median", "compile, seconds"]
+COSTS += ["compile, calls", "compile, tokens in", "compile, tokens out", "how the wrong ones ended"]
+INTRODUCTION = """# A small model before and after optimization
 
-No check of answers against the texts was put into the loop: the 18 wrong answers that were submitted with ours all
-occur in the text, word for word, so refusing what occurs nowhere would have refused none of them. The others that
-are wrong were read from the trajectory after the last turn, when nothing had been found to read them from.
-
-A policy of so small a model is brittle. With one more sentence in the question ("Give the answer alone, in as few
-words as it takes.", which `bench/accuracy.py` adds for all engines), that of `needle` is right on 2 of 12 tasks.
+Made by `experiment/study/optimize.py`. Questions of the split `final` are held out: over texts of 100,000
+characters, of whose templates, names, wordings and seeds optimizers saw none. By those of `dev` a policy was
+chosen. `policy` is what a condition starts from; every optimizer has the model itself as teacher, prompt and
+reflection model. `trajectories, nearest` shows as many demos as `trajectories`: for each run the nearest of all
+that the same runs gave, so its compile costs nothing more. At most 4 turns and 16 sub-calls a run, greedy
+decoding, one thread. Rows of a few questions say little: mind the intervals (Wilson). A compile that was begun
+again counts what its last start took.
 """
+Answers = list[dict[str, Any]]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> Answers:
     """Return the answers so far."""
     return row_file.read(RESULTS)
 
 
-def report(answered: list[dict[str, Any]], path: Path) -> None:
-    """Write the table of answers to `path`; `plot` draws what it refers to."""
-    chars = sorted({row["chars"] for row in answered})
-    lines = [
-        "# The embedded model before and after optimization",
-        "",
-        "Made by `experiment/study/optimize.py`.",
-        "",
-    ]
-    lines.append(
-        f"Held-out texts of {', '.join(f'{n:,}' for n in chars)} characters; none of their templates, names or "
-        "seeds was trained on. The model decodes greedily, so a repetition gives the same answers."
-    )
-    lines += ["", *HELD_OUT_HOW.strip().split("\n")]
-    lines += ["", _table_row(HEAD), "|" + "---|" * len(HEAD)]
-    lines += [_line(condition, answers) for condition, answers in grouped(answered).items()]
-    lines += ["", f"![The share of held-out tasks that are right]({path.with_suffix('.svg').name})"]
+def report(answered: Answers, path: Path) -> None:
+    """Write the tables of answers to `path`; `plot` draws what it refers to."""
+    asked = grouped(answered)
+    failed = [row for row in answered if row["number"] is None]
+    if not asked:
+        path.write_text(f"{INTRODUCTION}\nNo question has been asked yet.\n", encoding="utf-8")
+        return
+    lines = [INTRODUCTION, "## Right answers, by kind and by wording", "", _line(HEAD), _line(["---"] * len(HEAD))]
+    lines += [_line([*names, *_shares(answers)]) for names, answers in asked.items()]
+    lines += ["", "## What it takes", "", _line(COSTS), _line(["---"] * len(COSTS))]
+    lines += [_line([*names, *_costs(answers)]) for names, answers in asked.items()]
+    if failed:
+        lines += ["", "## What did not compile", ""]
+        lines += [f"- {', '.join(row['condition'].values())}: {' '.join(row['error'].split())}" for row in failed]
+    if path.with_suffix(".svg").exists():
+        lines += ["", f"![The share of held-out questions that are right]({path.with_suffix('.svg').name})"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
-def grouped(answered: list[dict[str, Any]]) -> dict[Condition, list[dict[str, Any]]]:
-    """Return the answers by condition, in the order of the table."""
-    found: dict[Condition, list[dict[str, Any]]] = {}
-    for row in sorted(answered, key=_place):
-        found.setdefault(tuple(row["condition"].values()), []).append(row)
+def grouped(answered: Answers) -> dict[tuple[str, ...], Answers]:
+    """Return the answers by condition, in the order in which conditions first answered."""
+    found: dict[tuple[str, ...], Answers] = {}
+    for row in answered:
+        if row["number"] is not None:
+            found.setdefault((row["split"], *(row["condition"][name] for name in CONDITION)), []).append(row)
     return found
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return where a row stands: families together, ours first, from the plain start to what was optimized."""
-    asked = row["condition"]
-    optimizers = (
-        "none",
-        "shipped policy",
-        "bootstrap",
-        "random search",
-        "mipro",
-        "mipro, unaware",
-        "trajectories",
+def _shares(answers: Answers) -> list[str]:
+    """Return the right answers of all, of each kind and of each wording."""
+    good = sum(row["right"] for row in answers)
+    low, high = wilson(good, len(answers))
+    parts = [[row for row in answers if row["kind"] == kind] for kind in KINDS]
+    parts += [[row for row in answers if row["wording"] == wording] for wording in WORDINGS]
+    told = [f"{sum(row['right'] for row in part)} of {len(part)}" for part in parts]
+    return [f"{good} of {len(answers)}", f"{low:.0%} to {high:.0%}", *told]
+
+
+def _costs(answers: Answers) -> list[str]:
+    """Return the prompt, the calls and the seconds of a run, and what the compile took, if there was one."""
+    middle = len(answers) // 2
+    numbers = [
+        sorted(row[name] for row in answers)[middle] for name in ("first_prompt_tokens", "calls", "seconds")
+    ]
+    cost = _cost(answers[0]["condition"])
+    spent = (
+        [f"{cost[name]:,}" for name in ("seconds", "calls", "prompt_tokens", "completion_tokens")] if cost else []
     )
-    order = optimizers.index(asked["optimizer"]), asked["trained_on"] == "all", asked["teacher"]
-    return asked["family"], asked["signature"], asked["engine"] != "ours", *order, row["task"] or 0
+    ends = Counter(str(row.get("error", row["stop"])).partition(":")[0] for row in answers if not row["right"])
+    wrong = ", ".join(f"{end} {times}" for end, times in ends.most_common())
+    return [*(f"{number:,.0f}" for number in numbers), *(spent or [""] * 4), wrong]
 
 
-def _line(condition: Condition, answers: list[dict[str, Any]]) -> str:
-    if answers[0]["task"] is None:
-        return _table_row([*condition, "does not compile", *[""] * 4, " ".join(answers[0]["error"].split())])
-    good, n = sum(row["right"] for row in answers), len(answers)
-    low, high = wilson(good, n)
-    seconds = sorted(row["seconds"] for row in answers)[n // 2]
-    prompt = sum(row["prompt_chars"] for row in answers) / n
-    ends = Counter(_end(row) for row in answers if not row["right"])
-    cells = [*condition, f"{good} of {n}", f"{low:.0%} to {high:.0%}", f"{prompt:,.0f}", f"{seconds:,.0f}"]
-    cells += [f"{answers[0]['compile_seconds']:,.0f}", ", ".join(f"{end} {k}" for end, k in ends.most_common())]
-    return _table_row(cells)
+def compiled_file(condition: dict[str, str]) -> Path:
+    """Return where the compiled program of a condition is kept; what it took is beside it."""
+    return RESULTS.with_suffix("") / f"{'_'.join(condition.values()).replace(', ', '-')}.json"
 
 
-def _table_row(cells: list[str]) -> str:
+def _cost(condition: dict[str, str]) -> dict[str, int]:
+    file = compiled_file(condition).with_suffix(".cost.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def _end(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return str(row["error"].split(":")[0])
-    return row["stop"] or "answered"
-
-
-def plot(answered: list[dict[str, Any]], path: Path) -> None:
+def plot(answered: Answers, path: Path) -> None:
     """Draw the share of right answers with its interval, a bar a condition."""
-    drawn = {condition: rows for condition, rows in grouped(answered).items() if rows[0]["task"] is not None}
     import matplotlib as mpl  # noqa: PLC0415  # for the plot only
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "optimize"
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
+    drawn = grouped([row for row in answered if row.get("split") == "final"])
     figure, axes = plt.subplots(figsize=(9, 0.32 * len(drawn) + 1.2))
     labels = []
-    for at, (condition, answers) in enumerate(reversed(drawn.items())):
-        engine, optimizer, teacher, trained_on, family, signature = condition
+    for at, ((_, *names), answers) in enumerate(reversed(drawn.items())):
         good, n = sum(row["right"] for row in answers), len(answers)
         low, high = wilson(good, n)
-        idle = optimizer == "none"
-        color = "#999999" if engine != "ours" else "#c9d4e8" if idle else "#4c72b0"
-        axes.barh(at, good / n, color=color)
+        axes.barh(at, good / n, color="#999999" if names[0] != "ours" else "#4c72b0")
         axes.plot([low, high], [at, at], color="black", linewidth=1)
-        trained = "" if idle else f", teacher {teacher}, trained on {trained_on}"
-        asked = "" if signature.startswith("context,") else f" ({signature})"
-        labels.append(f"{family}{asked}: {engine}, {optimizer}{trained} ({good} of {n})")
+        labels.append(f"{names[0]}, {names[1]}, policy {names[2]}, optimizer {names[3]} ({good} of {n})")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of held-out tasks right, with 95 % interval")
+    axes.set_xlabel("share of held-out questions right, with 95 % interval")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(EXPERIMENT / "study"))
 
 import families  # noqa: E402  # scripts of that folder are run, not installed
 import family_words  # noqa: E402
+import wordings  # noqa: E402
 from tasks import Task  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,6 +55,20 @@ def solve_needle(words: Any, context: str, question: str) -> list[str]:
             return [
                 match["value"] for told in attribute.told for match in pattern(told, **fields).finditer(context)
             ]
+    raise AssertionError(question)
+
+
+def solve_compare(words: Any, context: str, question: str) -> list[str]:
+    for attribute in words.attributes:
+        if attribute.compared and (fields := asked_with(attribute.compared, question)):
+            values = {
+                who: int(match["value"].split()[-1])
+                for who in fields.values()
+                for told in attribute.told
+                for match in pattern(told, who=who).finditer(context)
+            }
+            assert len(set(values.values())) == 2
+            return [(min if attribute.kind == "date" else max)(values, key=lambda who: values[who])]
     raise AssertionError(question)
 
 
@@ -107,6 +122,7 @@ def solve_pairs(words: Any, context: str, question: str) -> list[str]:
 
 SOLVE = {
     "needle": solve_needle,
+    "compare": solve_compare,
     "needles": solve_needles,
     "table": solve_table,
     "count": solve_count,
@@ -169,7 +185,7 @@ def texts(value: Any) -> set[str]:
     if isinstance(value, dict):
         return texts(list(value.values())) | set(value)
     if isinstance(value, family_words.Attribute):
-        return texts([value.told, value.asked])
+        return texts([value.told, value.asked, value.compared or ()])
     return {text for part in value for text in texts(part)}
 
 
@@ -192,9 +208,32 @@ def test_no_sentence_that_means_one_thing_ends_another(split: family_words.Split
     assert not any(a != b and a.endswith(b) for a, b in itertools.product(sentences, repeat=2))
 
 
+def asked_of(split: family_words.Split) -> set[str]:
+    """Return the templates of the questions that have other words."""
+    words = family_words.WORDS[split]
+    asked = {words.visits_asked, words.table_asked, words.count_asked}
+    return asked | {text for each in words.attributes for text in (each.asked, each.compared) if text}
+
+
+def test_every_question_of_the_study_has_other_words_with_the_same_fields() -> None:
+    assert set(wordings.REWORDED) == set().union(*map(asked_of, SPLITS))
+    for template, other in wordings.REWORDED.items():
+        assert sorted(re.findall(r"\{\w+\}", template)) == sorted(re.findall(r"\{\w+\}", other))
+    words = [*wordings.REWORDED, *wordings.REWORDED.values(), *itertools.chain(*wordings.FURTHER.values())]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("family", ["needle", "compare", "needles", "table", "count"])
+def test_a_wording_changes_the_question_and_nothing_else(family: str) -> None:
+    tasks = [families.make(family, 3, 3_000, "dev", wording) for wording in wordings.WORDINGS]
+    assert len({task.question for task in tasks}) == 3
+    assert len({(task.context, task.answer) for task in tasks}) == 1
+    assert tasks[2].question.startswith(tasks[0].question)
+
+
 def test_a_family_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(
-        ValueError, match="needle, needles, table, count, classify, pairs for train, dev, held_out, final"
+        ValueError, match="needle, compare, needles, table, count, classify, pairs for train, dev, held_out, final"
     ):
         families.make("haystack", 1, 3_000, "train")
     with pytest.raises(ValueError, match="at least 2,000"):

@@ -1,81 +1,152 @@
-"""The study of optimizers with the embedded model: its teacher, its conditions, its table."""
+"""The study of policies and optimizers with a small model: its questions, its mechanics, its tables."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import dspy
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiment" / "study"))
 
-import optimize_report  # scripts of that folder are run, not installed
-from optimize import ALL, ENGINES, FAMILIES, SIGNATURE, conditions, examples, right, tasks_of
-from scripted_teacher import scripted_teacher
+import optimize  # scripts of that folder are run, not installed
+import optimize_report
+from wordings import WORDINGS
 
-from rlm_dspy.optimize import TrajectoryFewShot
+from rlm_dspy.testing import ScriptedLM
 
+if TYPE_CHECKING:
+    from family_words import Split
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_teacher_finds_the_answers_of_training_tasks_by_code(engine: str) -> None:
-    """One of each family, through either library; it never sees an answer."""
-    found = examples(tasks_of(ALL, "train", len(FAMILIES), 3_000), engine)
-    with dspy.context(lm=scripted_teacher()):
-        answers = [ENGINES[engine](SIGNATURE)(**example.inputs()) for example in found]
-    assert [right(example, answer) for example, answer in zip(found, answers, strict=True)] == [True] * 4
+    from rlm_dspy.testing import Messages
 
 
-def test_a_compile_on_all_families_shows_each_way_of_solving() -> None:
-    """Four demos, four programs: not four times the shortest."""
-    optimizer = TrajectoryFewShot(right, max_demos=4)
-    with dspy.context(lm=scripted_teacher()):
-        compiled = optimizer.compile(
-            ENGINES["ours"](SIGNATURE), trainset=examples(tasks_of(ALL, "train", 8, 3_000), "ours")
-        )
-    assert len({demo.trajectory.steps[0].code for demo in compiled.act.demos}) == 4
+def solver(*splits: Split) -> ScriptedLM:
+    """Return a model that knows the answers of some splits, and has one idea for all instructions."""
+    known = {q.task.question: q.task.answer for split in splits for q in optimize.questions(split, 24, 3)}
+
+    def reply(messages: Messages) -> str:
+        asked = str(messages[-1]["content"])
+        wanted = re.findall(r"\[\[ ## (\w+) ## \]\]", asked.partition("Respond with")[2])
+        if wanted and "code" not in wanted:  # an optimizer's question, not a turn
+            return "\n\n".join(f"[[ ## {name} ## ]]\nLook closely." for name in wanted)
+        answer = next((gold for question, gold in known.items() if question in asked), "?")
+        block = f"```python\nSUBMIT(answer={answer!r})\n```"
+        return f"[[ ## reasoning ## ]]\nx\n\n[[ ## code ## ]]\n{block}" if wanted else f"I know it.\n{block}"
+
+    return ScriptedLM(reply)
 
 
-def test_held_out_tasks_share_no_question_with_those_that_are_trained_on() -> None:
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the study write into a folder of the test, over short texts and few training questions."""
+    file = tmp_path / "results" / "optimize.jsonl"
+    for module in (optimize, optimize_report):
+        monkeypatch.setattr(module, "RESULTS", file)
+    for name, value in {"TRAIN": 4, "DEV": 2, "DEMOS": 2}.items():
+        monkeypatch.setattr(optimize, name, value)
+    monkeypatch.setattr(optimize, "CHARS", dict.fromkeys(optimize.CHARS, 3_000))
+    return file
+
+
+def test_an_early_end_leaves_kinds_and_wordings_balanced() -> None:
+    """After any number of questions."""
+    asked = [(question.kind, question.wording) for question in optimize.questions("final", 40, len(WORDINGS))]
+    assert len(set(asked)) == 12
+    for end in range(12, len(asked) + 1):
+        kinds, wordings = (Counter(names) for names in zip(*asked[:end], strict=True))
+        assert max(kinds.values()) - min(kinds.values()) <= 1
+        assert max(wordings.values()) - min(wordings.values()) <= 4
+
+
+def test_each_question_is_asked_in_each_wording_with_one_answer() -> None:
+    """Of the same text."""
+    asked = list(optimize.questions("final", 8, len(WORDINGS)))
+    for number in range(8):
+        same = [question for question in asked if question.number == number]
+        assert {question.wording for question in same} == set(WORDINGS)
+        assert len({(question.task.context, question.task.answer) for question in same}) == 1
+        assert len({question.task.question for question in same}) == 3
+
+
+def test_held_out_questions_share_no_wording_with_those_that_are_trained_on() -> None:
     """Nor with each other."""
-    asked = [{task.question for task in tasks_of(ALL, split, 24, 3_000)} for split in ("train", "dev", "final")]
-    assert sum(map(len, asked)) == len(set.union(*asked))
+    asked = [{q.task.question for q in optimize.questions(s, 24, 3)} for s in optimize.FIRST_SEED]
+    assert sum(map(len, asked)) == len(set.union(*asked)) == 3 * 72
 
 
 def test_no_condition_is_measured_twice() -> None:
-    """Each is a row of the table."""
-    every = list(conditions())
-    assert len(every) == len(set(every))
+    """Each is a row of the table, with a file of its own."""
+    every = [condition for part in optimize.PARTS.values() for condition in part.conditions]
+    assert len({condition.file for condition in every}) == len(set(every)) == len(every)
 
 
-def test_the_table_has_intervals_and_names_what_does_not_compile(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", optimize.PARTS)
+def test_every_part_compiles_asks_and_goes_on_where_it_ended(
+    part: str, results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A row a condition, also of an optimizer that raised."""
-    condition = {"engine": "ours", "optimizer": "none", "teacher": "itself", "trained_on": "count"}
-    condition |= {"family": "count", "signature": SIGNATURE}
-    told: dict[str, Any] = {
-        "chars": 10,
-        "prompt_chars": 5,
-        "seconds": 1.0,
-        "compile_seconds": 0.0,
-        "stop": "submitted",
-    }
-    rows = [{"condition": condition, "task": n, "right": n < 3, **told} for n in range(4)]
-    failed = {
-        "condition": {**condition, "optimizer": "mipro"},
-        "task": None,
-        "chars": 10,
-        "error": "ValueError: no",
-    }
-    optimize_report.report([failed, *rows], tmp_path / "OPTIMIZE.md")
+    """All conditions answer a question before the next is asked; a second start asks and compiles nothing."""
+    lm, chosen = solver("train", "final"), optimize.PARTS[part]
+    optimize.run(chosen, 3, lambda _, __: lm)
+    rows = optimize_report.rows()
+    assert [row["number"] for row in rows[: len(chosen.conditions)]] == [0] * len(chosen.conditions)
+    assert len(rows) == 3 * chosen.rounds * len(chosen.conditions)
+    assert all(row["right"] and row["stop"] != "failed" for row in rows), rows
+    calls = len(lm.history)
+    optimize.run(chosen, 3, lambda _, __: lm)
+    assert optimize_report.rows() == rows
+    assert len(lm.history) == calls
+    results.write_text("\n".join(results.read_text().splitlines()[:-1]) + "\n")
+    optimize.run(chosen, 3, lambda _, __: lm)
+    assert len(optimize_report.rows()) == len(rows)
+    optimize_report.report(rows, tmp_path / "OPTIMIZE.md")
     written = (tmp_path / "OPTIMIZE.md").read_text()
-    assert "| 3 of 4 | 30% to 95% |" in written
-    assert "| does not compile |" in written
-    assert written.strip() == capsys.readouterr().out.strip()
+    assert written.count(f"| {3 * chosen.rounds} of {3 * chosen.rounds} |") >= len(chosen.conditions)
+    assert written in capsys.readouterr().out
+
+
+def test_demos_come_from_the_models_own_right_runs(results: Path) -> None:
+    """As many as a run shows, or a pool of which each run shows the nearest."""
+    del results
+    lm = solver("train")
+    few, nearest, bootstrap = (
+        optimize.compiled(condition, lambda _, __: lm) for condition in optimize.PARTS["own-teacher"].conditions
+    )
+    assert (len(few.act.demos), len(nearest.act.demos), len(bootstrap.act.demos)) == (2, 4, 2)
+    assert (few.demos_per_run, nearest.demos_per_run) == (None, 2)
+
+
+def test_an_optimizer_that_fails_is_told_and_the_others_are_asked(
+    results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once, however often the study is begun."""
+    del results
+
+    def fail(_: optimize.Compile) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setitem(optimize.OPTIMIZERS, "bootstrap", fail)
+    lm = solver("train", "final")
+    for _ in range(2):
+        optimize.run(optimize.PARTS["dspy.RLM"], 2, lambda _, __: lm)
+    rows = optimize_report.rows()
+    assert [row["number"] for row in rows] == [None, 0, 1]
+    optimize_report.report(rows, tmp_path / "OPTIMIZE.md")
+    written = (tmp_path / "OPTIMIZE.md").read_text()
+    assert "- dspy.RLM, qwen2.5-coder-1.5b, none, bootstrap: RuntimeError: no room" in written
+
+
+def test_the_command_names_the_parts_that_there_are() -> None:
+    """Instead of a KeyError."""
+    script = Path(optimize.__file__)
+    done = subprocess.run([sys.executable, str(script), "gepa"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "own-teacher" in done.stderr
 
 
 @pytest.mark.parametrize("row", ["RLM, MIPROv2", "RLM, TrajectoryFewShot"])
