@@ -10,5 +10,6 @@ Python 3.11 or later and its standard library are all that has to be there.
 from __future__ import annotations
 
 from rlm_dspy.interpreters.remote.box import Box, RemoteInterpreter, argv
+from rlm_dspy.interpreters.remote.services import daytona, e2b, modal, prime
 
-__all__ = ["Box", "RemoteInterpreter", "argv"]
+__all__ = ["Box", "RemoteInterpreter", "argv", "daytona", "e2b", "modal", "prime"]

@@ -1,6 +1,6 @@
 """The far end of a remote interpreter: runs the fork server here for a host at the other end of a stream.
 
-It is started by `box.BOOT` with this package's modules and ends with the stream. It looks into no packet of a
+It is started by `boot.BOOT` with this package's modules and ends with the stream. It looks into no packet of a
 worker. The standard library only.
 """
 

@@ -50,6 +50,21 @@ class Transport(Protocol):
         """End it: its stdin is closed already."""
 
 
+class Carrier(Protocol):
+    """Starts far ends; a value that is hashable, equal ones share a connection."""
+
+    @property
+    def hint(self) -> str:
+        """What may be wrong if there is no connection, to be added to the error."""
+
+    def open(self) -> Transport:
+        """Start a far end.
+
+        Raises:
+            OSError: If that fails; nothing is left of it then.
+        """
+
+
 class FarHandle:
     """A process that carries a session on another machine.
 
@@ -341,6 +356,7 @@ class Link:
         """End the connection, and with it all that runs at its other end."""
         if self.is_own:
             self.lose("it was closed here")
+            self._transport.end()  # another thread may have lost it a moment ago
         else:
             self._stream.detach()
 

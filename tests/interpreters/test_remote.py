@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +18,19 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import pytest
 
-from rlm_dspy import RLM
 from rlm_dspy.interpreters import CannotConfine, CellError, ConfinementPolicy, WorkerLimits, remote, render
 from rlm_dspy.interpreters.host import servers
 from rlm_dspy.interpreters.remote.link import Link
 from rlm_dspy.interpreters.remote.relay import Kind, Relay, Stream
 from rlm_dspy.interpreters.worker import wire
-from rlm_dspy.testing import ScriptedLM
 from tests.interpreter_contract import SECONDS
+from tests.interpreters.losing import run_through_a_loss
 from tests.interpreters.places import PYTHON, needs_sshd, ssh_command
 from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -305,32 +303,6 @@ def computing(box: remote.Box, temporary: Path) -> Path:
     (folder,) = (path for path in temporary.glob("rlm-repl-*") if (path / "remote").exists())
     assert far_processes(folder)
     return folder
-
-
-def run_through_a_loss(box: remote.Box, cut: Callable[[], object]) -> None:
-    """Run a program whose connection is cut in its second cell."""
-
-    def lose() -> str:
-        """End the connection."""
-        cut()
-        time.sleep(30)
-        return ""
-
-    turns = ["x = 41", "lose()", "print('x' in globals(), len(context))", "SUBMIT(answer=len(context))"]
-    lm = ScriptedLM([f"```python\n{turn}\n```" for turn in turns])
-    rlm = RLM("context -> answer: int", tools=[lose], interpreter_factory=box, max_iters=6)
-    with dspy.context(lm=lm):
-        prediction = rlm(context="c" * 200_000)
-    assert prediction.answer == 200_000
-    outputs = [turn["output"] for turn in prediction.trajectory]
-    assert f"The connection to {transport_name(box)} was lost" in outputs[1]
-    assert outputs[2].startswith("False 200000")
-
-
-def transport_name(box: remote.Box) -> str:
-    """Return what the model is told of the connection."""
-    server: Any = servers.server_for(box.place)
-    return str(server._link._transport.name)
 
 
 def _streams() -> list[tuple[Stream, None]]:

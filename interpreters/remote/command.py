@@ -1,0 +1,104 @@
+"""A command of this machine that carries the stream to a far end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlm_dspy.interpreters.remote.boot import BOOT, modules, send_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_END_SECONDS = 8
+_WORDS_SECONDS = 1
+_LAST_LINES, _MOST_LINE = 8, 500
+
+
+class _Running:
+    """A command of this machine that runs and carries the stream.
+
+    Args:
+        name: What users know it as.
+        command: Its words.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        theirs_in, self.writes = os.pipe()
+        self.reads, theirs_out = os.pipe()
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 (what the user has named)
+                command,
+                stdin=theirs_in,
+                stdout=theirs_out,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # Ctrl-C is for the host alone
+            )
+        except OSError:
+            os.close(self.reads)
+            os.close(self.writes)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self._listener = threading.Thread(target=self._listen, name="rlm-stderr", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stderr:
+            for line in stderr:
+                self._lines.append(line.strip()[:_MOST_LINE])
+
+    def last_words(self) -> str:
+        """Return the last lines that it printed to stderr."""
+        self._listener.join(_WORDS_SECONDS)
+        return " ".join(self._lines)
+
+    def end(self) -> None:
+        """Wait for its end, and kill it if that does not come."""
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of this machine that runs another one, whose stdin and stdout it carries."""
+
+    words: tuple[str, ...]
+    """Its words; without any, the other command runs on this machine."""
+    python: str
+    """The Python to run there."""
+    shell: bool
+    """Whether a shell reads the words of the other command, as ssh's does."""
+
+    @property
+    def hint(self) -> str:
+        """What may be wrong if there is no connection."""
+        is_ssh = Path(*self.words[:1]).name == "ssh"
+        return ". A shell reads what follows ssh: pass shell=True." if is_ssh and not self.shell else ""
+
+    def open(self) -> _Running:
+        """Run the far end.
+
+        Raises:
+            OSError: If the command cannot be run, or ends at once.
+        """
+        boot = [self.python, "-c", BOOT, str(len(modules()))]
+        name = " ".join(self.words) if len(self.words) < 3 else f"{self.words[0]} ... {self.words[-1]}"  # noqa: PLR2004
+        running = _Running(name or self.python, [*self.words, *([shlex.join(boot)] if self.shell else boot)])
+        send_modules(running)
+        return running
