@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from processes import cpu_of
 
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.host import fork_server_client, servers
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 GIB = 1 << 30
 SIZES = [10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9]
+THINKING_SECONDS = 0.02
+"""What a fast model takes to write the next cell; the worker is copied meanwhile."""
 HOME_SECONDS = 20.0
 """What a peer may take for one turn before larger inputs are left out."""
 
@@ -249,6 +252,25 @@ def many_workers(text: str) -> list[Row]:
     ]
 
 
+def copies() -> Row:
+    """CPU time of a worker and its copies a cell, in bare forks of that worker, each with its child."""
+    forks = (
+        "import os, resource\ndef used(): return sum(sum(resource.getrusage(who)[:2]) for who in (0, -1))\n"
+        "began = used()\nfor _ in range(200):\n    if (pid := os.fork()) == 0: os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n(used() - began) / 200"
+    )
+    with light(checkpoint="always") as repl:
+        repl.execute("1")
+        session: Any = repl._session
+        pid, ratios = session._process.handle.host_pid(), []
+        for _ in range(5):
+            began = cpu_of(pid)
+            for _ in range(200):
+                repl.execute("1")
+            ratios.append((cpu_of(pid) - began) / 200 / repl.execute(forks))
+    return below("CPU of a cell and its copy in the worker", statistics.median(ratios), 1.5, "bare fork = 1", " x")
+
+
 def below(what: str, value: float, target: float, beside: str = "", unit: str = " ms") -> Row:
     return Row(what, f"{value:.3g}{unit}", f"<= {target:g}{unit}", value <= target, beside)
 
@@ -269,14 +291,24 @@ def peers() -> tuple[list[str], dict[str, list[tuple[int, float]]]]:
             make().shutdown()
             started = timed(lambda: closed_after_start(make))  # noqa: B023
         except (dspy.CodeInterpreterError, OSError) as error:
-            lines.append(f"| {name} | does not start here: {str(error).splitlines()[0][:90]} | | |")
+            lines.append(f"| {name} | does not start here: {str(error).splitlines()[0][:90]} | | | |")
             continue
         with make() as repl:
             execute, _ = quantiles(lambda: repl.execute("1"), 100)
+            thinking = after_thinking(repl)
             call = (timed(lambda: repl.execute("for _ in range(200): f(x=1)")) - execute) / 200
-        lines.append(f"| {name} | {started:.1f} | {execute:.3f} | {call:.3f} |")
+        lines.append(f"| {name} | {started:.1f} | {thinking:.3f} | {execute:.3f} | {call:.3f} |")
         curves[name] = list(cost_by_size(make))
     return lines, curves
+
+
+def after_thinking(repl: Any) -> float:
+    """Milliseconds that a cell takes whose code was written meanwhile; median."""
+    samples = []
+    for _ in range(100):
+        time.sleep(THINKING_SECONDS)
+        samples.append(timed(lambda: repl.execute("1")))
+    return statistics.median(samples)
 
 
 def closed_after_start(make: Callable[[], Any]) -> None:
@@ -334,8 +366,13 @@ def write(rows: list[Row], lines: list[str], curves: dict[str, list[tuple[int, f
         "|---|---|---|---|---|",
         *(f"| {r.what} | {r.measured} | {r.target} | {marks[r.met]} | {r.beside} |" for r in rows),
         "",
-        "| interpreter | start | execute, p50 | call to a tool |",
-        "|---|---|---|---|",
+        (
+            f"*Thinking*: the cell comes {THINKING_SECONDS * 1e3:.0f} ms after the answer to the last, as those "
+            "of a model do; *at once*: without a pause, so it waits for the copy of the worker."
+        ),
+        "",
+        "| interpreter | start and shutdown | execute, thinking, p50 | execute, at once, p50 | call to a tool |",
+        "|---|---|---|---|---|",
         *lines,
         "",
         "Milliseconds a turn that passes the same input again, by its size in characters:",
@@ -356,7 +393,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     out = parser.parse_args().out
     subprocess.run(["true"], check=True)
-    rows = [*server_starts(), *starts(), *round_trips(), *shared_values()]
+    rows = [*server_starts(), *starts(), *round_trips(), copies(), *shared_values()]
     for row in rows:
         print(f"{row.what:60} {row.measured:>12} {row.target:>12} {row.met} {row.beside}", flush=True)
     lines, curves = peers()

@@ -63,13 +63,13 @@ class Channel:
 
     def __init__(self, sock: socket.socket, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
-        self.use(sock)
-
-    def use(self, sock: socket.socket) -> None:
-        """Go on with another socket and nothing under way; in a copy of the process no other thread lives."""
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Go on with nothing under way: in a copy of the process no other thread lives."""
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
@@ -77,9 +77,9 @@ class Channel:
         self._orders: deque[tuple[Order, list[int]]] = deque()
         self._calls = 0
 
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._sock.fileno()
 
     def send(self, payload: bytes, number: int = 0) -> None:
         """Send an encoded frame."""

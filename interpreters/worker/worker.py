@@ -17,7 +17,6 @@ import mmap
 import os
 import pickle
 import signal
-import socket
 import sys
 import threading
 import time
@@ -28,8 +27,10 @@ from typing import TYPE_CHECKING, Any
 from . import memory, wire
 from .cell import Capped, Cells, Outcome
 from .channel import Channel, Interrupts
+from .sleeping_copy import fork_asleep
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from . import frames
@@ -172,19 +173,16 @@ class Worker:
             The copy's number; 0 in the copy once it is awake; -1 if there can be none.
         """
         self._reap()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads may live: the copy has none
-            try:
-                pid = os.fork()
-            except OSError:  # the process limit
-                os.close(fd)
-                return -1
+        try:
+            pid = fork_asleep(self._channel.fileno(), fd)
+        except OSError:  # the process limit
+            os.close(fd)
+            return -1
         if pid:
             os.close(fd)
             self._copies.append(pid)
             return pid
-        self._channel.close()
-        self._channel.use(socket.socket(fileno=fd))
+        self._channel.start_anew()
         self._copies, self._pool, self._pid = [], None, os.getpid()
         self._channel.next_order()
         self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))

@@ -1,0 +1,66 @@
+"""Forks a copy of this process that sleeps until it is needed. The standard library only.
+
+Most copies end without ever waking. `os.fork` prepares Python in the child at once, which writes to some 300 pages
+that the child must copy first; here that waits until the copy wakes.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import errno
+import os
+import socket
+import sys
+import warnings
+from functools import cache
+
+
+@cache
+def _libc() -> ctypes.PyDLL:
+    """Return the C library; its functions keep the GIL, which the child could hand to no other thread."""
+    return ctypes.PyDLL(None, use_errno=True)
+
+
+def fork_asleep(own: int, fd: int) -> int:
+    """Fork a copy that sleeps until something arrives at its socket, and ends if the other side is closed.
+
+    Args:
+        own: The descriptor of this process's socket. In the copy it is that of the copy's.
+        fd: The copy's socket; the copy closes this descriptor.
+
+    Returns:
+        The copy's number; 0 in the copy. If this process has other threads, that sleeps when it reads.
+
+    Raises:
+        OSError: If there can be no more processes.
+    """
+    if _thread._count() or not getattr(sys, "_is_gil_enabled", lambda: True)():  # noqa: SLF001 (no public name)
+        return _fork_prepared(own, fd)
+    dup3, recv, exit_, byte = _libc().dup3, _libc().recv, _libc()["_exit"], ctypes.create_string_buffer(1)
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid: int = _libc().fork()
+    if pid == 0:
+        if dup3(fd, own, os.O_CLOEXEC) != own:
+            exit_(1)
+        while (arrived := recv(own, byte, 1, socket.MSG_PEEK)) < 1:
+            if arrived == 0 or ctypes.get_errno() != errno.EINTR:
+                exit_(0)
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        os.close(fd)
+        return 0
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "no further process")
+    return pid
+
+
+def _fork_prepared(own: int, fd: int) -> int:
+    """Fork as Python does: in the copy of a process with threads, what they held must be freed at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads live: the copy has none
+        pid = os.fork()
+    if pid == 0:
+        os.dup2(fd, own, inheritable=False)
+        os.close(fd)
+    return pid
