@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import dspy
 
 from rlm_dspy.concurrency.timeouts import await_in_thread
+from rlm_dspy.errors import briefly_shown
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.host.checkpoints import Mode
@@ -83,6 +84,7 @@ class PythonInterpreter(Interpreter, TakesObjects):
     takes_text = True
     calls_hook = True
 
+    @briefly_shown()
     def __init__(
         self,
         tools: Mapping[str, Callable[..., Any]] | None = None,

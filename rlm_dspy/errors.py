@@ -37,14 +37,17 @@ Every error that leaves a run carries what there is of it (see `representation.c
 
 from __future__ import annotations
 
+import contextlib
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
-_HIDDEN = ("IPython", "dspy", "rlm_dspy")
-"""Packages whose frames a notebook does not show."""
+_HIDDEN = ("IPython", "contextlib", "dataclasses", "dspy", "rlm_dspy")
+"""Packages and modules whose frames a notebook does not show."""
 
 
 class RLMError(Exception):
@@ -52,14 +55,31 @@ class RLMError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in the place of its own traceback."""
-        frames = list(traceback.walk_tb(self.__traceback__))
-        own = [(frame, line) for frame, line in frames if _package(frame) not in _HIDDEN]
-        left_out = len(frames) - len(own)
-        return [
-            f"Traceback ({left_out} inner frames left out; all: `traceback.print_exception(sys.last_value)`):",
-            *map(str.rstrip, traceback.StackSummary.extract(own).format()),
-            *map(str.rstrip, traceback.format_exception_only(self)),
-        ]
+        return _in_short(self)
+
+
+@contextlib.contextmanager
+def briefly_shown() -> Iterator[None]:
+    """Decorate a constructor: a notebook shows the caller's part alone of the traceback of a wrong argument.
+
+    The error itself is unchanged: its type, its message and its traceback.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        vars(error)["_render_traceback_"] = partial(_in_short, error)
+        raise
+
+
+def _in_short(error: BaseException) -> list[str]:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [(frame, line) for frame, line in frames if _package(frame) not in _HIDDEN]
+    left_out = len(frames) - len(own)
+    return [
+        f"Traceback ({left_out} inner frames left out; all: `traceback.print_exception(sys.last_value)`):",
+        *map(str.rstrip, traceback.StackSummary.extract(own).format()),
+        *map(str.rstrip, traceback.format_exception_only(error)),
+    ]
 
 
 def _package(frame: FrameType) -> str:

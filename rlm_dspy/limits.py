@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
+from rlm_dspy.errors import briefly_shown
 from rlm_dspy.text import unknown_argument
 
 _T = TypeVar("_T")
@@ -33,6 +34,7 @@ class OptionGroup:
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
+    @briefly_shown()
     def __new__(cls, **given: object) -> Self:
         """Refuse a name that is no option."""
         for name in given.keys() - cls.__dataclass_fields__.keys():
@@ -97,6 +99,7 @@ class Limits(OptionGroup):
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     """USD per million input and output tokens, by the LM's `model`; for models without a known price."""
 
+    @briefly_shown()
     def __post_init__(self) -> None:
         for name, least in {**_WHOLE, **_WHOLE_OR_NONE}.items():
             value = getattr(self, name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,10 +111,10 @@ def recipe(
     Raises:
         ValueError: If a package is not installed.
     """
-    if isinstance(packages, str):
-        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
     if packages is None:
         packages = default_packages()
+    if isinstance(packages, str) or not isinstance(packages, Iterable):
+        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
     folders = tuple(map(os.path.realpath, paths))
     return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy(), trusts)
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import dspy
 
+from rlm_dspy.errors import briefly_shown
 from rlm_dspy.limits import OptionGroup
 
 VoteIf = Literal["always", "doubtful"]
@@ -45,6 +46,7 @@ class Compute(OptionGroup):
     predictor with its own LM keeps it.
     """
 
+    @briefly_shown()
     def __post_init__(self) -> None:
         if self.direct_below is not None:
             _check_whole("direct_below", self.direct_below)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlm_dspy.errors import briefly_shown
 from rlm_dspy.limits import OptionGroup
 
 
@@ -25,6 +26,7 @@ class Grounding(OptionGroup):
     slice reads it whole: a search through all of it counts. None never refuses.
     """
 
+    @briefly_shown()
     def __post_init__(self) -> None:
         share = self.warn_below
         if share is None:

@@ -15,7 +15,7 @@ from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.compute import Compute, answer_directly, replies_anew, vote
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
 from rlm_dspy.concurrency.wait_scope import blocking
-from rlm_dspy.errors import LimitExceeded, RunEnded
+from rlm_dspy.errors import LimitExceeded, RunEnded, briefly_shown
 from rlm_dspy.grounding import Grounding
 from rlm_dspy.limits import Limited
 from rlm_dspy.loop.as_tool import AsTool
@@ -136,6 +136,7 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
     on_tool: OnTool | None
     on_submit: OnSubmit | None
 
+    @briefly_shown()
     def __init__(
         self,
         signature: str | type[dspy.Signature],

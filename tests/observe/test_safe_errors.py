@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import re
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import pytest
 
-from rlm_dspy import RLM, InvalidInputs
+from rlm_dspy import RLM, InvalidInputs, Limits
+from rlm_dspy.compute import Compute
+from rlm_dspy.grounding import Grounding
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.redaction import safe_error, safe_message, without_credentials
 from rlm_dspy.testing import ScriptedLM
@@ -183,3 +186,28 @@ def test_a_notebook_shows_of_an_error_of_ours_the_callers_frames_alone() -> None
     ]
     assert re.match(r"Traceback \(\d+ inner frames left out; all: ", shown)
     assert shown.splitlines()[-1].startswith("rlm_dspy.errors.InvalidInputs: ")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RLM("text"),
+        lambda: RLM("text -> words", max_iters=0),
+        lambda: RLM("text -> words", tool=[]),
+        lambda: Limits(max_cost=-1),
+        lambda: Limits(max_costs=1),
+        lambda: Compute(votes=0),
+        lambda: Grounding(warn_below=2),
+        lambda: PythonInterpreter(checkpoint="never"),
+    ],
+)
+def test_a_notebook_shows_of_a_wrong_argument_the_callers_frames_alone(make: Callable[[], object]) -> None:
+    """The error has its whole traceback, and crosses to another process."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make()
+    shown = vars(caught.value)["_render_traceback_"]()
+    frames = traceback.format_tb(caught.value.__traceback__, 2)
+    assert [entry.splitlines()[0] for entry in shown[1:-1]] == [frame.splitlines()[0] for frame in frames]
+    assert shown[-1] == "".join(traceback.format_exception_only(caught.value)).rstrip()
+    assert len(traceback.extract_tb(caught.value.__traceback__)) > 2
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
