@@ -237,15 +237,16 @@ def _stored() -> bool:
     look = f"View it: {tracking_store() if tracking_store().startswith('http') else 'rlm-dspy ui'}"
     try:
         tell(f"Storing the trace in {tracking_store()} ...")
-        tracing.flush()
+        if tracing.flush():
+            tell(f"Logged to MLflow. {look}")
+            return True
     except KeyboardInterrupt:
         tell(
             f"Interrupted. Ending the trace takes at most {_HURRY_SECONDS} seconds; press Ctrl-C again to skip it."
         )
-    else:
-        tell(f"Logged to MLflow. {look}")
-        return True
-    with contextlib.suppress(KeyboardInterrupt):
-        tracing.hurry(_HURRY_SECONDS)
-    tell(f"The trace in MLflow may be incomplete. {look}")
-    return False
+        with contextlib.suppress(KeyboardInterrupt):
+            tracing.hurry(_HURRY_SECONDS)
+        tell(f"The trace in MLflow may be incomplete. {look}")
+        return False
+    tell(f"{tracking_store()} did not store the whole trace. {look}")
+    return True

@@ -60,7 +60,8 @@ def autolog(
         **others: Further arguments of `mlflow.dspy.autolog`.
 
     Raises:
-        ValueError: If `store` cannot be opened; nothing is changed. A server need not respond yet.
+        ValueError: If `store` cannot be opened; nothing is changed. A server need not respond yet. Or if the
+            experiment cannot be created there.
     """
     if store is not None and not disable:
         _check_store(store)
@@ -93,9 +94,11 @@ def _check_store(store: str) -> None:
             mlflow.MlflowClient(tracking_uri=store)
     except (mlflow.MlflowException, SQLAlchemyError, ImportError) as error:
         path = "mlflow.db" if "://" in store else store
+        shown = store.rpartition("@")[2]
         raise ValueError(
-            f"Invalid store {store.rpartition('@')[2]!r}: name a database file as 'sqlite:///{path}', or a server "
-            f"as 'http://localhost:5000'. MLflow says: {one_line(str(error), 300)}"
+            f"Invalid store {shown!r}: name a database file as 'sqlite:///{path}', or a server as "
+            f"'http://localhost:5000'. One of an older MLflow needs `mlflow db upgrade {shown}`, one of a newer "
+            f"MLflow needs that. MLflow says: {one_line(str(error), 300)}"
         ) from error
 
 
@@ -127,12 +130,17 @@ def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Ite
         name: The name of the run.
         status: Returns its status: `FINISHED`, `FAILED` or `KILLED`. It is `KILLED` after an interrupt, and
             `FAILED` if another error leaves the scope.
+
+    Raises:
+        ValueError: If MLflow opens no run: its experiment is not there, or its store cannot be written.
     """
     uri = mlflow.get_tracking_uri()
     if uri.startswith("http") and not answers(uri):
         yield
         return
-    with mlflow.start_run(run_name=name):
+    with _explained(uri):
+        run = mlflow.start_run(run_name=name)
+    with run:
         try:
             yield
         except (KeyboardInterrupt, asyncio.CancelledError):
@@ -141,10 +149,29 @@ def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Ite
         mlflow.end_run(status())
 
 
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Raise one error that names the settings for what MLflow raises in this scope, which logs it in pages."""
+    log = logging.getLogger("mlflow.store.db.utils")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (mlflow.MlflowException, SQLAlchemyError) as error:
+        raise ValueError(
+            f"MLflow opens no run in {uri.rpartition('@')[2]!r}: name a store that can be written as "
+            "MLFLOW_TRACKING_URI, and no experiment, or one that is there, as MLFLOW_EXPERIMENT_NAME or "
+            f"MLFLOW_EXPERIMENT_ID. MLflow says: {one_line(str(error), 300)}"
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
 def _set_experiment(name: str) -> None:
     """Log to an experiment; if the store is a server that does not respond, as soon as it does."""
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("http") or answers(uri):
-        mlflow.set_experiment(name)
+        with _explained(uri):
+            mlflow.set_experiment(name)
     elif (box := outbox()) is not None:
         box.close(then=lambda: mlflow.set_experiment(name))

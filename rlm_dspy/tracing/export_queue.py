@@ -90,10 +90,11 @@ class Outbox:
                 self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
                 self._thread.start()
 
-    def flush(self, terminate: bool = False, seconds: float = 60.0) -> None:
-        """Wait until the queue is stored or dropped, at most for some seconds."""
+    def flush(self, terminate: bool = False, seconds: float = 60.0) -> bool:
+        """Wait until the queue is stored or dropped, at most for some seconds; return whether all is stored."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.waiting, timeout=seconds)
+            stored = self._changed.wait_for(lambda: not self.waiting, timeout=seconds)
+        return stored and self.open and not self.lost
 
     def hurry(self, seconds: float) -> None:
         """Store the ends of traces first, then the rest for some seconds; then stop waiting."""
@@ -197,18 +198,21 @@ def _made(uri: str) -> Outbox:
     return queue
 
 
-def flush(seconds: float = 60.0) -> None:
+def flush(seconds: float = 60.0) -> bool:
     """Wait until the traces so far are stored.
 
     Args:
         seconds: The longest time to wait.
+
+    Returns:
+        False if the time was over before, or if the store does not respond or has lost parts.
     """
     queue = outbox()
     _hand_over(seconds)
     if queue is not None:
-        queue.flush(seconds=seconds)
-    else:
-        mlflow.flush_trace_async_logging()
+        return queue.flush(seconds=seconds)
+    mlflow.flush_trace_async_logging()
+    return True
 
 
 def announce(trace_id: str) -> None:

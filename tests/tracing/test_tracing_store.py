@@ -219,7 +219,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
         lm = ScriptedLM([block("SUBMIT(answer=[question])")])
         assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
     assert time.monotonic() - began < 40  # MLflow's own limit for one request is two minutes
-    tracing.flush(20)
+    assert not tracing.flush(20)
     queue = outbox()
     assert queue is not None
     assert not queue.open
@@ -412,3 +412,14 @@ def test_a_store_that_cannot_be_opened_is_refused_and_nothing_is_configured(stor
     with pytest.raises(ValueError, match=f"Invalid store '{store}'.* 'sqlite:///(foo|mlflow).db'"):
         tracing.autolog(store=store, experiment="new")
     assert (dict(dspy.settings.config), dict(os.environ), mlflow.get_tracking_uri()) == before
+
+
+def test_a_store_that_cannot_be_written_is_one_error_that_names_the_settings(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow logs pages about it."""
+    mlflow.set_tracking_uri(f"sqlite:///file:{store.folder / 'mlflow.db'}?mode=ro&uri=true")
+    with pytest.raises(ValueError, match=r"MLflow opens no run in .* MLFLOW_TRACKING_URI.* readonly database"):
+        tracing.logged_run("a run").__enter__()
+    assert not caplog.records
+    mlflow.set_tracking_uri(store.uri)
