@@ -193,12 +193,12 @@ def test_a_notebook_shows_of_an_error_of_ours_the_callers_frames_alone() -> None
     [
         lambda: RLM("text"),
         lambda: RLM("text -> words", max_iters=0),
-        lambda: RLM("text -> words", tool=[]),
+        lambda: RLM("text -> words", tool=[]),  # type: ignore[arg-type]
         lambda: Limits(max_cost=-1),
-        lambda: Limits(max_costs=1),
+        lambda: Limits(max_costs=1),  # type: ignore[call-arg]
         lambda: Compute(votes=0),
         lambda: Grounding(warn_below=2),
-        lambda: PythonInterpreter(checkpoint="never"),
+        lambda: PythonInterpreter(checkpoint="never"),  # type: ignore[arg-type]
     ],
 )
 def test_a_notebook_shows_of_a_wrong_argument_the_callers_frames_alone(make: Callable[[], object]) -> None:
