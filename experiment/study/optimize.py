@@ -52,12 +52,18 @@ CHARS: dict[Split, int] = {"train": 20_000, "dev": 20_000, "final": 100_000}
 TRAIN, DEV, DEMOS = 16, 8, 4
 LARGE, SMALL = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
 FILES = Path(__file__).with_name("policies")
+BEFORE = FILES / "small-models-before.json"
+POLICY_FILE = Path(__file__).parents[2] / "signatures" / "policies" / "small-models.json"
 POLICIES: dict[str, str | Path | None] = {
     "none": None,
-    "before": FILES / "small-models-before.json",
+    "before": BEFORE,
     "candidate": FILES / "candidate.json",
     "shipped": "small-models",
 }
+
+
+SHIPPED = ("before", "shipped") if POLICY_FILE.read_bytes() != BEFORE.read_bytes() else ("shipped",)
+"""The policy that was shipped when the study began, if it is another now, and the one that is."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ PARTS = {
         tuple(Condition("ours", LARGE, name, "none") for name in ("before", "candidate")), 24, split="dev"
     ),
     "policies": Part(
-        tuple(Condition("ours", LARGE, name, "none") for name in ("none", "before", "shipped")), 40, len(WORDINGS)
+        tuple(Condition("ours", LARGE, name, "none") for name in ("none", *SHIPPED)), 40, len(WORDINGS)
     ),
     "own-teacher": Part(
         tuple(

@@ -1,11 +1,14 @@
 """Writes the policy that gets a small local model started: a few whole runs, over short made-up inputs.
 
     uv run python experiment/study/starter.py
+    uv run --extra embedded python experiment/study/optimize.py candidates  # is it better than the shipped one?
 
 A person wrote the programs of these runs, as the paper works: code narrows a text down, a sub-call reads what is
 left. They are run for real over the inputs below, with scripted replies, and kept only if they submit the right
-answer. Nothing in a program looks at what kind of question it has: no list of words, no forms of answers. The
-texts and questions share nothing with `families.py`, `tasks.py` or the articles.
+answer, after it was printed. Nothing in a program looks at what kind of question it has: no list of words, no
+forms of answers. The model chooses between the ways that it was shown: all those for its kind of input, so that
+the prompt begins alike for every question, and is read once. The texts and questions share nothing with
+`families.py`, `tasks.py` or the articles.
 """
 
 from __future__ import annotations
@@ -29,19 +32,22 @@ from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.testing import ScriptedLM
 
 SIGNATURE = "context, question -> answer: str"
-SHIPPED = Path(__file__).parents[2] / "signatures" / "policies" / "small-models.json"
+CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
-READ_BEST = r"""import re
-passages = [context[at:at + 800] for at in range(0, len(context), 600)]
-words = set(re.findall(r"\w{4,}", question.lower()))
-weight = {word: 1 / (1 + context.lower().count(word)) for word in words}
-passages.sort(key=lambda passage: -sum(weight[word] for word in words if word in passage.lower()))
-reply = llm_query("\n\n".join(passages[:4]) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
-print(passages[0][:200])
-print("Reply:", reply)"""  # noqa: E501  # code as the model shall write it
-COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
-print(len(found), found[:3])"""
+READ = r"""best = find_passages(context, question)
+reply = llm_query("\n\n".join(best) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
+print(reply)"""
+READ_EACH = r"""for part in ["When was the mill in Aldo built?", "When was the mill in Teal built?"]:
+    best = find_passages(context, part)
+    print(part, llm_query("\n\n".join(best) + "\n\nQuestion: " + part + "\nAnswer in a few words, not a sentence."))"""  # noqa: E501  # code as the model shall write it
+READ_MANY = r"""best = find_passages(context, question, count=12)
+reply = llm_query("\n\n".join(best) + "\n\nQuestion: " + question + "\nAnswer with all of them, separated by commas.")
+print(reply)"""  # noqa: E501
+RECORDS = r"""found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
+print(len(found), context[:150], *found[:3], sep="\n")"""
+RECORD = r"""found = [line for line in context.splitlines() if "Salo 6" in line]
+print(len(found), context[:150], *found[:3], sep="\n")"""
 READ_LINES = r"""import re
 words = set(re.findall(r"\w{4,}", question.lower()))
 hits = sorted((context.grep(f"(?i){word}") for word in words), key=len)
@@ -59,7 +65,14 @@ GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
-READ_BEST_WORDS = "I rank the passages by the rare words of the question, and ask a sub-call about the best ones."
+READ_WORDS = "I find the passages that share words with the question, and a sub-call reads them."
+READ_EACH_WORDS = "The answer needs two facts. I find and read the passages for each."
+READ_MANY_WORDS = (
+    "The answer has several parts, which may stand far apart. I find many passages, and a sub-call reads them."
+)
+RECORDS_WORDS = (
+    "The lines are records. I pick those that the question is about in code, below the head of the text."
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,14 @@ class Run:
         question: The question.
         answer: What the run submits.
         turns: What the model writes, each as its words and its code.
-        read: What the sub-call answers; None if there is none.
+        read: What its sub-calls answer, in turn.
     """
 
     context: str | Files | Table
     question: str
     answer: str
     turns: tuple[tuple[str, str], ...]
-    read: str | None = None
+    read: tuple[str, ...] = ()
 
 
 def folder(files: dict[str, str]) -> Files:
@@ -90,43 +103,54 @@ def folder(files: dict[str, str]) -> Files:
     return Files.open(path)
 
 
+FILLER = "Rain fell on the lake and the road was closed. " * 60
+SHIFTS = "\n".join(
+    f"Shift {day} | {('Orla', 'Bex', 'Tam')[day % 3]} | {('late', 'on time')[day % 2]}" for day in range(1, 91)
+)
+BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n};{n + 1}" for n in range(40))
 RUNS = (
     Run(
-        "The mill in Aldo was built in 1901 by Ines Roth. " * 3 + "A storm came. " * 400,
+        "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
         "Who built the mill in Aldo?",
         "Ines Roth",
-        (
-            (READ_BEST_WORDS, READ_BEST),
-            ("The reply answers the question.", "SUBMIT(answer=reply.strip())"),
-        ),
-        "Ines Roth",
+        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="Ines Roth")')),
+        ("Ines Roth",),
     ),
     Run(
-        "\n".join(
-            f"Shift {day} | {('Orla', 'Bex', 'Tam')[day % 3]} | {('late', 'on time')[day % 2]}"
-            for day in range(1, 91)
+        "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has 84 seats and a bar. " + FILLER,
+        "How many seats does the ferry to Sund have?",
+        "84",
+        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="84")')),
+        ("84 seats.",),
+    ),
+    Run(
+        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
+        "Which of the two mills is older, that in Aldo or that in Teal?",
+        "Teal",
+        (
+            (READ_EACH_WORDS, READ_EACH),
+            ("1887 is before 1901, so it is the one in Teal.", 'SUBMIT(answer="Teal")'),
         ),
+        ("1901", "1887"),
+    ),
+    Run(
+        "Mika rowed in May. " + FILLER + "Tove joined the crew. " + FILLER + "In June the crew took on Ravi.",
+        "Which people joined the crew? Name all.",
+        "Mika, Tove, Ravi",
+        ((READ_MANY_WORDS, READ_MANY), ("These are all.", 'SUBMIT(answer="Mika, Tove, Ravi")')),
+        ("Mika, Tove, Ravi",),
+    ),
+    Run(
+        SHIFTS,
         "How often was Orla late?",
         "15",
-        (
-            (READ_BEST_WORDS, READ_BEST),
-            (
-                "Each line is a record, and the sub-call read only some of them. I count the records in code.",
-                COUNT,
-            ),
-            ("The count is the answer.", "SUBMIT(answer=str(len(found)))"),
-        ),
-        "9",
+        ((RECORDS_WORDS, RECORDS), ("The first line is the count.", 'SUBMIT(answer="15")')),
     ),
     Run(
-        "Boats cost 40 euros a day. " + "Rain fell on the lake. " * 500 + "The ferry has 84 seats.",
-        "How many seats does the ferry have?",
-        "84",
-        (
-            (READ_BEST_WORDS, READ_BEST),
-            ("The reply answers the question.", "SUBMIT(answer=reply.strip())"),
-        ),
-        "84",
+        f"boat;built;berth\n{BOATS}",
+        "What is the berth of the boat Salo 6?",
+        "27",
+        ((RECORDS_WORDS, RECORD), ("`berth` is the last column.", 'SUBMIT(answer="27")')),
     ),
     Run(
         folder(
@@ -139,7 +163,7 @@ RUNS = (
         "Where is the ladder kept?",
         "behind the sauna",
         ((READ_LINES_WORDS, READ_LINES), ("The reply answers the question.", "SUBMIT(answer=reply.strip())")),
-        "behind the sauna",
+        ("behind the sauna",),
     ),
     Run(
         Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30})),
@@ -169,20 +193,21 @@ def program(runs: tuple[Run, ...]) -> RLM:
         ValueError: If a run does not submit its answer.
     """
     traced = []
-    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=3)
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=6)
     for run in runs:
         replies = [f"{words}\n```python\n{code}\n```" for words, code in run.turns]
-        lm = ScriptedLM(act=replies, query=[run.read] if run.read is not None else [])
+        lm = ScriptedLM(act=replies, query=list(run.read))
         with dspy.context(lm=lm, trace=[]):
             prediction = rlm(context=run.context, question=run.question)
-            if prediction.answer != run.answer:
-                raise ValueError(f"{run.question} Expected {run.answer}, submitted {prediction.answer}.")
+            printed = prediction.trajectory[-2]["output"]
+            if prediction.answer != run.answer or run.answer not in printed:
+                raise ValueError(f"{run.question} Expected {run.answer}, saw {printed}.")
             traced += traced_runs(dspy.settings.trace)
     rlm.act.demos = [from_run(run, 1.0).example for run in traced]
     return rlm
 
 
-def main(out: Annotated[Path, typer.Argument(help="The file.")] = SHIPPED) -> None:
+def main(out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE) -> None:
     """Write the policy."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     save_policy(

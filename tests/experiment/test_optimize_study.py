@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiment" / "study"))
 
 import optimize  # scripts of that folder are run, not installed
 import optimize_report
+import starter
 from wordings import WORDINGS
 
 from rlm_dspy.testing import ScriptedLM
@@ -157,3 +159,11 @@ def test_the_bench_of_compiles_plays_its_script_to_the_end(row: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["longest_prompt_chars"] < 30_000
+
+
+def test_the_starters_runs_submit_what_they_printed() -> None:
+    """One demo each; a run that submits anything else raises."""
+    assert len(starter.program(starter.RUNS).act.demos) == len(starter.RUNS)
+    wrong = dataclasses.replace(starter.RUNS[0], answer="Rosa Roth")
+    with pytest.raises(ValueError, match="Expected Rosa Roth, saw Ines Roth"):
+        starter.program((wrong,))
