@@ -1,7 +1,8 @@
 """Runs a second with one process and with several, and who used the processors meanwhile.
 
 Each process makes its share of the runs on one event loop: five turns of a scripted model that answers at once, so
-that nothing but computing takes time. Rows are kept in a file, and those that it has are not measured again.
+that nothing but computing takes time. Rows are kept in a file, and those that it has are not measured again. What
+workers used is what the machine used, less hosts and the programs that ran before: only an idle machine tells it.
 
     python experiment/bench/throughput.py --runs 200 --processes 1 2 --repetitions 3
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -29,15 +31,18 @@ from rlm_dspy.testing import ScriptedLM
 HERE = Path(__file__).parent
 INTERPRETERS = {"python": PythonInterpreter, "local": LocalPythonInterpreter}
 TURNS, AT_ONCE = 5, 16
+_NUMBERS = itertools.count()
 CONTEXT = "".join(f"line {number}: a fact of number {number * 7}\n" for number in range(3_000))
 
 
 def turn_of(messages: list[dict[str, str]]) -> str:
-    """Look at four parts, then submit."""
+    """Look at four parts, then submit; no two runs write the same code."""
     turn = sum(message["role"] == "assistant" for message in messages) + 1
     if turn < TURNS:
-        return f"Part {turn}.\n\n```python\npart{turn} = context[{turn * 100}:][:100]\nprint(part{turn})\n```"
-    return "Enough.\n\n```python\nSUBMIT(answer=part1[:20])\n```"
+        code = f"part{turn} = context[{turn * 100}:][:100]\nprint(part{turn})"
+    else:
+        code = "SUBMIT(answer=part1[:20])"
+    return f"Part {turn}.\n\n```python\n{code}  # {next(_NUMBERS)}\n```"
 
 
 async def share(runs: int, interpreter: str) -> None:
@@ -65,15 +70,14 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def others_seconds(ours: set[int]) -> dict[int, float]:
-    """Return the CPU seconds of the processes that were there before."""
-    found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return {pid: cpu_of(pid) for pid in found if pid not in ours}
+def others() -> dict[int, float]:
+    """Return the CPU seconds of each process of the machine, with children that it has waited for."""
+    return {int(entry.name): cpu_of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
 
 
 def measure(runs: int, processes: int, interpreter: str) -> dict[str, Any]:
     """Make the runs in so many processes."""
-    others = others_seconds(set())
+    elsewhere = others()
     command = [sys.executable, __file__, "--interpreter", interpreter, "--share", str(runs // processes)]
     children = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
@@ -83,7 +87,7 @@ def measure(runs: int, processes: int, interpreter: str) -> dict[str, Any]:
         assert child.stdout is not None
         child.stdout.readline()
     before = {child.pid: cpu_of(child.pid) for child in children}
-    others = {pid: cpu_of(pid) for pid in others}
+    elsewhere = {pid: cpu_of(pid) for pid in elsewhere}
     busy, began = busy_seconds(), time.perf_counter()
     for child in children:
         assert child.stdin is not None
@@ -94,7 +98,7 @@ def measure(runs: int, processes: int, interpreter: str) -> dict[str, Any]:
         assert child.stdout is not None
         hosts += float(child.stdout.readline()) - before[child.pid]
     took, busy = time.perf_counter() - began, busy_seconds() - busy
-    elsewhere = sum(max(0.0, cpu_of(pid) - seconds) for pid, seconds in others.items())
+    used_elsewhere = sum(max(0.0, cpu_of(pid) - seconds) for pid, seconds in elsewhere.items())
     for child in children:
         child.communicate()
     cores = os.cpu_count() or 1
@@ -106,8 +110,8 @@ def measure(runs: int, processes: int, interpreter: str) -> dict[str, Any]:
         "runs a second": round(runs / took, 1),
         "cores busy, %": round(100 * busy / (cores * took)),
         "CPU ms a run: hosts": round(1e3 * hosts / runs, 1),
-        "CPU ms a run: fork servers, workers, copies": round(1e3 * (busy - elsewhere - hosts) / runs, 1),
-        "CPU ms a run: other programs": round(1e3 * elsewhere / runs, 1),
+        "CPU ms a run: fork servers, workers, copies": round(1e3 * (busy - used_elsewhere - hosts) / runs, 1),
+        "CPU ms a run: other programs": round(1e3 * used_elsewhere / runs, 1),
         "load before": round(os.getloadavg()[0], 1),
     }
 

@@ -239,3 +239,37 @@ def test_copies_leave_no_descriptor_or_process() -> None:
             repl.rollback()
     assert not descriptors() - before
     assert threading.active_count() <= threads + 1
+
+
+def test_a_copy_of_a_worker_with_threads_takes_over_too() -> None:
+    """Such a copy is prepared at once: its other threads are gone and may have held what it needs."""
+    with opened() as repl:
+        repl.execute(
+            "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\nx = 1"
+        )
+        repl.execute("x += 1")
+        with pytest.raises(CellUndone, match="before this cell"):
+            repl.execute(f"x = 0\n{CRASH}")
+        assert repl.execute("x, threading.active_count()") == [2, 1]
+
+
+def test_a_copy_that_is_interrupted_in_its_sleep_still_takes_over() -> None:
+    """Code may send a signal to all processes of its session."""
+    with opened() as repl:
+        repl.execute("import signal\nx = 1")
+        with pytest.raises(dspy.CodeExecutionError, match="KeyboardInterrupt"):
+            repl.execute("os.killpg(0, signal.SIGINT)\ntime.sleep(10)")
+        with pytest.raises(CellUndone):
+            repl.execute(CRASH)
+        assert repl.execute("x") == 1
+
+
+def test_a_copy_draws_other_random_numbers_than_what_it_was_copied_from() -> None:
+    """Python seeds them anew in a forked process; in a copy when it wakes."""
+    with opened() as repl:
+        repl.execute("import random")
+        branches = repl.fork(2)
+        drawn = {each.execute("random.random()") for each in (repl, *branches)}
+        for branch in branches:
+            branch.shutdown()
+    assert len(drawn) == 3
