@@ -94,7 +94,7 @@ class Daytona(Service):
         """See `Service.start`."""
         from daytona import CreateSandboxFromImageParams, Daytona, SessionExecuteRequest
 
-        given = {"image": _IMAGE, "network_block_all": True, **self.create}
+        given = {"network_block_all": True, **self.create}
         sandbox = Daytona().create(CreateSandboxFromImageParams(ephemeral=True, ttl_minutes=self.minutes, **given))
         self.deletes(undo, sandbox.delete)
         process, session = sandbox.process, "rlm-dspy"
@@ -123,8 +123,8 @@ class Prime(Service):
         from prime_sandboxes import APIClient, AsyncSandboxClient, CreateSandboxRequest, SandboxClient
 
         sandboxes = SandboxClient(APIClient())
-        given = {"docker_image": _IMAGE, **self.create}
-        made = sandboxes.create(CreateSandboxRequest(name="rlm-dspy", timeout_minutes=self.minutes, **given))
+        request = CreateSandboxRequest(name="rlm-dspy", timeout_minutes=self.minutes, **self.create)
+        made = sandboxes.create(request)
         self.deletes(undo, partial(sandboxes.delete, made.id))
         sandboxes.wait_for_creation(made.id)
 

@@ -55,6 +55,12 @@ class Account:
         self.living[name] = made = Process(self, name)
         return made
 
+    def kill(self) -> None:
+        """Kill the commands of all sandboxes."""
+        for made in self.living.values():
+            assert made.popen is not None
+            os.killpg(made.popen.pid, signal.SIGKILL)
+
     def noted(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Note the calls of a function, which the real client has as `module:Class.method`."""
 

@@ -1,4 +1,4 @@
-"""Other places to run code at: this machine through ssh, and a sandbox of bubblewrap."""
+"""Other places to run code at: this machine through ssh, and sandboxes of bubblewrap and nsjail."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PYTHON = "/usr/bin/python3"
 """Of the system: in a sandbox, root's own may lie in a folder that others cannot pass through."""
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")
 BWRAP = shutil.which("bwrap")
+NSJAIL = shutil.which("nsjail")
 
 
 def _is_new() -> bool:
@@ -31,6 +32,9 @@ needs_sshd = pytest.mark.skipif(
     not (SSHD and shutil.which("ssh") and _is_new()), reason="needs sshd, ssh and a Python 3.11 of the system"
 )
 needs_bwrap = pytest.mark.skipif(not (BWRAP and _is_new()), reason="needs bwrap and a Python 3.11 of the system")
+needs_nsjail = pytest.mark.skipif(
+    not (NSJAIL and _is_new()), reason="needs nsjail and a Python 3.11 of the system"
+)
 
 
 @cache
@@ -86,3 +90,10 @@ def sandboxed() -> remote.Box:
     """Return a box in bubblewrap: the files of this machine, read-only, its own /tmp and processes, no network."""
     mounts = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")
     return remote.argv(str(BWRAP), *mounts, "--unshare-all", "--die-with-parent", python=PYTHON)
+
+
+@cache
+def jailed() -> remote.Box:
+    """Return a box in nsjail: the files of this machine, read-only, its own /tmp and processes, no network."""
+    mounts = ("--chroot", "/", "--tmpfsmount", "/tmp", "--env", "PATH=/usr/bin:/bin")
+    return remote.argv(str(NSJAIL), "-Mo", "-Q", *mounts, "--disable_rlimits", "--", python=PYTHON)

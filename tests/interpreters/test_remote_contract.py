@@ -9,7 +9,7 @@ import pytest
 
 from rlm_dspy.interpreters import remote
 from tests.interpreter_contract import ExecutionContract
-from tests.interpreters.places import needs_bwrap, needs_sshd, sandboxed, through_ssh
+from tests.interpreters.places import jailed, needs_bwrap, needs_nsjail, needs_sshd, sandboxed, through_ssh
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
 
@@ -40,3 +40,14 @@ class TestBubblewrap(ExecutionContract):
     def make(**options: Any) -> Any:
         """Start it at the first use."""
         return sandboxed()(**options)
+
+
+@pytest.mark.long
+@needs_nsjail
+class TestNsjail(ExecutionContract):
+    """A sandbox of nsjail, where it is installed: Debian does not package it."""
+
+    @staticmethod
+    def make(**options: Any) -> Any:
+        """Start it at the first use."""
+        return jailed()(**options)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -56,12 +54,7 @@ def fake(name: str, monkeypatch: pytest.MonkeyPatch, account: Account) -> Iterat
     client = getattr(fake_clients, name)(account)
     fake_clients.installed(monkeypatch, client)
 
-    def kill() -> None:
-        for made in account.living.values():
-            assert made.popen is not None
-            os.killpg(made.popen.pid, signal.SIGKILL)
-
-    yield Served(name.capitalize(), getattr(remote, name), account.living, kill)
+    yield Served(name.capitalize(), getattr(remote, name), account.living, account.kill)
 
 
 @contextmanager
@@ -70,12 +63,7 @@ def e2b(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     from tests.interpreters.e2b_server import serving  # noqa: PLC0415 (skips where the client is not)
 
     with serving(monkeypatch) as server:
-
-        def kill() -> None:
-            for child in server.children.values():
-                os.killpg(child.pid, signal.SIGKILL)
-
-        yield Served("E2B", remote.e2b, server.living, kill)
+        yield Served("E2B", remote.e2b, server.living, server.kill)
 
 
 @pytest.fixture(params=["e2b", "modal", "daytona", "prime"])
