@@ -179,7 +179,8 @@ def main() -> None:
     about = (
         f"`experiment/bench/transports.py`, one run on {os.cpu_count()} processors, "
         f"Linux {platform.release().partition('-')[0]}, CPython {platform.python_version()}, load "
-        f"{os.getloadavg()[0]:.0f} at its end. Milliseconds. All is on this machine, so that no row but the last holds the delay of a network."
+        f"{os.getloadavg()[0]:.0f} at its end. Milliseconds. All is on this machine, so that "
+        "no row but the last holds the delay of a network."
     )
     told = [f"- {name}: {what}." for name, what in COLUMNS.items()]
     out.write_text("\n".join(["# What carries a remote interpreter", "", about, "", *lines, "", *told, ""]))
