@@ -162,6 +162,7 @@ class ToolCall(BaseModel):
     started: float = 0.0
     """Seconds since the root run began."""
     seconds: float = 0.0
+    """Seconds that the call took, those of `on_tool` included."""
 
 
 class Step(BaseModel):

@@ -33,6 +33,7 @@ from sample_run import ARTICLES, play  # scripts of that folder are run, not ins
 from rlm_dspy import RLM, Text, tracing
 from rlm_dspy.cli.ui import runs_page, server_command, server_environment
 from rlm_dspy.interpreters import PythonInterpreter
+from rlm_dspy.observe import RunLog
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def log_a_run(store: str) -> tuple[str, str]:
     with tracing.logged_run("trends of 2025"), tracing.tags(session="a morning with the articles", user="ada"):
         play()
         run = mlflow.active_run().info.run_id
-    tracing.flush()
+    tracing.flush(STARTS_WITHIN_SECONDS)
     return mlflow.get_last_active_trace_id(), run
 
 
@@ -166,10 +167,10 @@ ANSWER = "```python\nSUBMIT(answer=f'Most were published in {max(years, key=lamb
 
 
 def log_others(released: threading.Event) -> dict[str, str]:
-    """Log a run that draws, one that is interrupted, one that fails, and one that waits until it is released.
+    """Log runs that draw, are interrupted, fail, are refused, go on, are a session's, or wait for their release.
 
     Returns:
-        The id of the trace of each, by `picture`, `interrupted`, `failed` and `waiting`.
+        The id of the trace of each, by the names of `QUESTIONS`; of `session`, its own id.
     """
     import mlflow
 
@@ -190,12 +191,70 @@ def log_others(released: threading.Event) -> dict[str, str]:
     run("failed", LOOK, dspy.LMServerError("502 Bad Gateway"))
     threading.Thread(target=run, args=("waiting", LOOK, wait)).start()
     waits.wait()
-    tracing.flush()
-    found = {trace.info.request_preview: trace.info.trace_id for trace in mlflow.search_traces(return_type="list")}
-    return {how: found[question] for how, question in QUESTIONS.items()}
+    log_reviewed()
+    log_resumed(Path("run.jsonl"))
+    session = log_session()
+    tracing.flush(STARTS_WITHIN_SECONDS)
+    traces = reversed(mlflow.search_traces(return_type="list"))  # the newest of a question counts
+    found = {trace.info.request_preview: trace.info.trace_id for trace in traces}
+    return {how: found[question] for how, question in QUESTIONS.items()} | {"session": session}
+
+
+def log_reviewed() -> None:
+    """Log a run whose code, tool call and answer are refused once each."""
+
+    def fetch(url: str) -> str:
+        """Return a page."""
+        return f"the page {url}"
+
+    rlm = RLM(
+        "context, question -> answer",
+        tools=[fetch],
+        on_code=lambda code: "Print less than all of it." if "print(context)" in code else None,
+        on_tool=lambda _, call: None if "example.org" in str(call) else "Only pages of example.org may be read.",
+        on_submit=lambda fields: None if "example.org" in fields["answer"] else "Name the page.",
+    )
+    code = (
+        "print(context)",
+        "print(fetch('https://example.org'))\nprint(fetch('https://example.com'))",
+        "SUBMIT(answer='It is there.')",
+        "SUBMIT(answer='It is at example.org.')",
+    )
+    with dspy.context(lm=ScriptedLM([f"```python\n{each}\n```" for each in code])):
+        rlm(context=Text.open(ARTICLES), question=QUESTIONS["reviewed"])
+
+
+def log_resumed(log: Path) -> None:
+    """Log a run that fails in its third turn, and goes on."""
+    rlm, inputs = RLM("context, question -> answer"), {"question": QUESTIONS["resumed"]}
+    count = "```python\nn = context.count('agent')\nprint(n)\n```"
+    failing = ScriptedLM([LOOK, count, dspy.LMServerError("502 Bad Gateway")])
+    with contextlib.suppress(dspy.LMError), RunLog(log), dspy.context(lm=failing):
+        rlm(context=Text.open(ARTICLES), **inputs)
+    with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=f'{n} times.')\n```"])):
+        rlm.resume(log, context=Text.open(ARTICLES), **inputs)
+
+
+def log_session() -> str:
+    """Log a session of two calls; return its id."""
+    code = (
+        "heads = context.split('\\n# ')\nSUBMIT(answer=f'{len(heads)} parts.')",
+        "SUBMIT(answer=heads[-1][:40])",
+    )
+    replies = ScriptedLM([f"```python\n{each}\n```" for each in code])
+    with (
+        dspy.context(lm=replies),
+        RLM("context, question -> answer").session(context=Text.open(ARTICLES)) as session,
+    ):
+        session(question="How many parts are there?")
+        session(question=QUESTIONS["session"])
+    return session.id
 
 
 QUESTIONS = {
+    "reviewed": "Which page may be read?",
+    "resumed": "How often does the word agent occur?",
+    "session": "How does the last one begin?",
     "picture": "In which year were most articles published?",
     "interrupted": "Which article is the longest?",
     "failed": "Who wrote most of the articles?",
@@ -211,6 +270,9 @@ def look_at_others(visitor: Visitor, traces: dict[str, str]) -> None:
     visitor.open(f"1/traces/{traces['interrupted']}", "turn 2: interrupted", "trace-interrupted")
     visitor.open(f"1/traces/{traces['failed']}", "turn 2: failed", "trace-failed")
     visitor.open(f"1/traces/{traces['waiting']}", "turn 1", "trace-in-progress")
+    visitor.open(f"1/traces/{traces['reviewed']}", "on_tool: refused", "trace-reviewed")
+    visitor.open(f"1/traces/{traces['resumed']}", "RLM: resumed", "trace-resumed")
+    visitor.open(f"1/chat-sessions/{traces['session']}", QUESTIONS["session"], "trace-session")
 
 
 def look(visitor: Visitor, trace: str, run: str) -> None:

@@ -43,7 +43,10 @@ def import_names(packages: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         ValueError: If one is not installed.
     """
-    return tuple(dict.fromkeys(name for package in packages for name in _import_names(package)))
+    names = dict.fromkeys(name for package in packages for name in _import_names(package))
+    if "pandas" in names and is_installed("pyarrow"):
+        names["pyarrow"] = None  # holds the texts of a DataFrame
+    return tuple(names)
 
 
 def _import_names(package: str) -> Sequence[str]:

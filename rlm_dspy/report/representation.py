@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
+from pydantic_core import core_schema
 
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.report.record import record_of
@@ -12,6 +13,8 @@ from rlm_dspy.report.record import record_of
 if TYPE_CHECKING:
     import os
 
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
     from rich.console import RenderableType, RichCast
 
     from rlm_dspy.artifacts import Artifacts
@@ -90,6 +93,11 @@ class RunPrediction(_InIPython, dspy.Prediction):
             return {} if self._record is None else self._record.sources
         return self._report if name == "report" and name not in self else super().__getattr__(name)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Serialize the outputs alone: what the model of a `dspy.ReAct` reads of an RLM that is its tool."""
+        return core_schema.any_schema(serialization=core_schema.plain_serializer_function_ser_schema(_outputs_of))
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.keys(), "report", "sources"]
 
@@ -134,6 +142,11 @@ class RunPrediction(_InIPython, dspy.Prediction):
             display(self)
             self._is_shown = True
         return ["KeyboardInterrupt: the part of the run above is also in `sys.last_value.prediction`."]
+
+
+def _outputs_of(prediction: RunPrediction) -> dict[str, Any]:
+    record = prediction._run()  # noqa: SLF001
+    return dict(prediction.items()) if record is None else record.outputs
 
 
 def prediction_of(run: RunEvent) -> RunPrediction:

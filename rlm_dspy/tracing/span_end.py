@@ -130,10 +130,11 @@ def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
 
 def _review_ended(payloads: Payloads, event: ReviewEvent) -> Told:
     if event.run_instead:
-        return Told(outputs={"run instead": fenced(payloads.text(event.run_instead, TEXT_CHARS))})
-    return Told(
-        outputs={"refused": payloads.text(event.refused, TEXT_CHARS)} if event.refused else {"agreed": True}
-    )
+        code = fenced(payloads.text(event.run_instead, TEXT_CHARS))
+        return Told(f"{event.hook}: other code", outputs={"run instead": code})
+    if event.refused:
+        return Told(f"{event.hook}: refused", outputs={"refused": payloads.text(event.refused, TEXT_CHARS)})
+    return Told(outputs={"agreed": True})
 
 
 def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
@@ -172,7 +173,10 @@ def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
         attributes["rlm.limit"] = record.usage.limit
     fields = {} if event.error else event.outcome.outputs
     shown = {name: payloads.value(value, TEXT_CHARS) for name, value in fields.items()}
-    shown[HOW_IT_ENDED] = summary = _summary(record, failed_turns)
+    summary = _summary(record, failed_turns)
+    if event.resumed:
+        summary += "; resumed: the turns before are in the trace with the same rlm.run"
+    shown[HOW_IT_ENDED] = summary
     # The parent of an unanswered child gets an error.
     is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
     files = {} if event.depth else attachments(payloads, record) | written(payloads, event.outcome.artifacts)

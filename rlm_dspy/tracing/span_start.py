@@ -132,15 +132,19 @@ def startup(_: Payloads, _above: Event | None, instance: dspy.CodeInterpreter, _
 
 def _run(payloads: Payloads, event: RunEvent) -> Told:
     attributes = {
+        "rlm.run": event.id,
         "rlm.signature": written(event.signature),
         "rlm.instructions": payloads.text(event.signature.instructions, REPEATED_CHARS),
         "rlm.depth": event.depth,
         **{f"rlm.limits.{name}": payloads.value(value) for name, value in vars(event.limits).items() if value},
     }
-    shown = {name: payloads.variable(name, value) for name, value in event.inputs.items()}
+    inputs = [(name, payloads.variable(name, value)) for name, value in event.inputs.items()]
+    # MLflow's page of a session shows the first: the question, not the long text.
+    shown = dict(sorted(inputs, key=lambda each: len(str(each[1]))))
     if event.depth:  # a child's task is in its instructions
         shown = {"task": attributes["rlm.instructions"], **shown}
-    return Told(event.name, SpanType.AGENT, shown, attributes=attributes)
+    name = f"{event.name}: resumed" if event.resumed else event.name
+    return Told(name, SpanType.AGENT, shown, attributes=attributes)
 
 
 def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]:

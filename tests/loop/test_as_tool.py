@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import cloudpickle
 import dspy
 import pytest
+from dspy.adapters.utils import serialize_for_json
 from pydantic import BaseModel
 
 from rlm_dspy import RLM, Limits
@@ -102,6 +103,13 @@ def test_an_agent_has_an_rlm_as_a_tool(play: Play) -> None:
     assert played.prediction.found == "FOUND"
     assert played.prediction.trajectory["observation_0"].answer == "SOME TEXT"
     assert "{'context': {'type': 'string'}}" in str(played.calls[0][0]["content"])
+
+
+def test_an_agent_reads_of_an_rlm_that_is_its_tool_the_outputs_alone(play: Play) -> None:
+    """Its trajectory and usage would fill the agent's prompt."""
+    rlm = RLM("text -> words: int, longest: str", interpreter_factory=LocalPythonInterpreter)
+    prediction = play(rlm, [block("SUBMIT(words=2, longest='be')")], text="to be").prediction
+    assert serialize_for_json(prediction) == {"words": 2, "longest": "be"}
 
 
 def test_an_rlm_is_a_tool_of_another(play: Play) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from dspy.teleprompt import Teleprompter
 from rlm_dspy import RLM, Limits, tracing
 from rlm_dspy.approval import RunInstead
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
+from rlm_dspy.observe import RunLog
 from rlm_dspy.report.record import Record
 from rlm_dspy.report.write_report import report_html
 from rlm_dspy.testing import ScriptedLM
@@ -24,6 +26,8 @@ from tests.playing import block, fields
 from tests.tracing.stores import Store, call, span, tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rlm_dspy.testing import Messages
 
 
@@ -114,14 +118,14 @@ RLM OK
   turn 1: code refused ERROR
     act OK
       scripted/lm OK
-    on_code OK
+    on_code: refused OK
   turn 2 OK
     act OK
       scripted/lm OK
-    on_code OK
+    on_code: other code OK
     code OK
       search ERROR
-        on_tool OK
+        on_tool: refused OK
   turn 3: SUBMIT OK
     act OK
       scripted/lm OK
@@ -141,16 +145,31 @@ def test_each_question_to_a_hook_is_a_span_with_its_verdict(store: Store, how: s
     call(reviewed, lm, how, context="x", question="Which?")
     trace = store.trace()
     assert tree(trace, lambda span: f"{span.name} {span.status.status_code.name}") == REVIEWED.strip()
-    asked = [span(trace, "on_code", number) for number in range(3)]
+    asked = [span(trace, f"on_code{verdict}") for verdict in (": refused", ": other code", "")]
     assert [each.inputs for each in asked] == [
         {"code": each} for each in ("print(1)", "print(2)", "SUBMIT(answer=['x'])")
     ]
     assert asked[0].outputs == {"refused": "Not so."}
     assert "search('moon')" in asked[1].outputs["run instead"]
     assert asked[2].outputs == {"agreed": True}
-    assert span(trace, "on_tool").inputs == {"tool": "search", "arguments": {"word": "moon"}}
-    assert span(trace, "on_tool").outputs == {"refused": "No."}
+    assert span(trace, "on_tool: refused").inputs == {"tool": "search", "arguments": {"word": "moon"}}
+    assert span(trace, "on_tool: refused").outputs == {"refused": "No."}
     assert span(trace, "on_submit").inputs == {"answer": ["x"]}
+
+
+def test_a_resumed_run_is_a_trace_that_names_the_run_it_goes_on_with(store: Store, tmp_path: Path) -> None:
+    module, log = RLM("text -> words: int", interpreter_factory=LocalPythonInterpreter), tmp_path / "run.jsonl"
+    lm = ScriptedLM([block("words = text.split()"), dspy.LMServerError("502"), block("SUBMIT(words=len(words))")])
+    with dspy.context(lm=lm):
+        with contextlib.suppress(dspy.LMError), RunLog(log):
+            module(text="to be")
+        assert module.resume(log, text="to be").words == 2
+    failed, ended = (trace.data.spans[0] for trace in store.traces())
+    assert (failed.name, ended.name) == ("RLM", "RLM: resumed")
+    assert failed.attributes["rlm.run"] == ended.attributes["rlm.run"]
+    assert ended.outputs["how it ended"].endswith(
+        "; resumed: the turns before are in the trace with the same rlm.run"
+    )
 
 
 class Claims(dspy.Signature):

@@ -65,6 +65,13 @@ SEEN = {
     "trace-interrupted": ["turn 2: interrupted", "interrupted after 1 turn; 2 model calls", "KeyboardInterrupt"],
     "trace-failed": ["turn 2: failed", "502 Bad Gateway"],
     "trace-in-progress": ["In progress", "turn 1", "Which article is the shortest?"],
+    "trace-reviewed": ["turn 1: code refused", "on_code: refused", "on_tool: refused", "turn 3: SUBMIT refused"],
+    "trace-resumed": [
+        "RLM: resumed",
+        "turn 3: SUBMIT",
+        "resumed: the turns before are in the trace with the same rlm.run",
+    ],
+    "trace-session": ["Turn 1", "Turn 2", "How many parts are there?", "How does the last one begin?"],
     "trace-report": ["Submitted after 7 turns.", "Input coverage"],
 }
 
