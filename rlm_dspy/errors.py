@@ -3,7 +3,8 @@
 RLMError                     base class of this package's errors
 ├── LimitExceeded            the model (inside the REPL): use what it has, or SUBMIT
 │   ├── UnknownPrice         the caller: the cost is limited, but not known
-│   └── RunEnded             nobody: the run is over, so nobody waits for this call
+│   ├── RunEnded             nobody: the run is over, so nobody waits for this call
+│   └── LedgerLost           the operator: the server that counts the budget of a batch failed (`batch`)
 ├── ToolRefused              the model (inside the REPL): `on_tool` refused the call; do without it
 ├── Unanswered               the model (inside the REPL): a sub-call returned no answer; ask about less
 ├── ReplyCut                 the model: its reply was cut off; `partial` is the received part
@@ -104,6 +105,10 @@ class UnknownPrice(LimitExceeded, ValueError):  # noqa: N818
 
 class RunEnded(LimitExceeded):
     """The run was interrupted or a hook ended it, so this call is not made or not waited for any more."""
+
+
+class LedgerLost(LimitExceeded):
+    """The server that counts what a batch may still use failed, or has lost its data: nothing more is spent."""
 
 
 class ToolRefused(RLMError, PermissionError):  # noqa: N818 (what happened)

@@ -23,10 +23,11 @@ from rlm_dspy.batch.engine import SHARED, Engine, Job, check_workers
 from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.shipping import identity
 from rlm_dspy.batch.store import Row, Store
+from rlm_dspy.batch.taken import TakenInFile, TakenOnServer
 from rlm_dspy.budget.ledger import CAPS, NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
-from rlm_dspy.errors import LimitExceeded, RLMError, UnknownPrice
+from rlm_dspy.errors import LedgerLost, LimitExceeded, RLMError, UnknownPrice
 from rlm_dspy.limits import Limited, limits_of_budget
 from rlm_dspy.optimize.rollouts import key_of
 from rlm_dspy.report.record import in_one_line
@@ -60,6 +61,7 @@ def run(
     retries: int = 2,
     *,
     budget: Limits | float | None = None,
+    ledger: str | None = None,
     progress: bool = True,
 ) -> Iterator[Row]:
     r"""Run a program on examples, and yield each result as it ends; it runs while it is iterated.
@@ -87,6 +89,9 @@ def run(
             `Limits` of `max_cost`, `max_input_tokens` and `max_output_tokens` (and `prices`, beside those of the
             program's RLMs). It is never overspent: what a
             killed process could have used counts as used.
+        ledger: The address of a Redis server, such as `"redis://host:6379/0"` (extra `redis`), that counts what is
+            used of the budget: for workers on other machines, and for batches with stores of their own that share
+            the budget of one program. Default: an SQLite file in the store.
         progress: Whether to show a bar with rate, cost and time left.
 
     Yields:
@@ -96,7 +101,8 @@ def run(
         TypeError: If `executor` or an example is something else, or the program cannot be sent to other processes.
         WorkersLost: If a worker died and the executor cannot be made again.
         LimitExceeded: After the last row, if the budget does not allow to run the other examples.
-        ValueError: If `budget` or `retries` are out of their range.
+        LedgerLost: After the last row, if the server of `ledger` fails or has lost its data.
+        ValueError: If `budget` or `retries` are out of their range, or there is a `ledger` without a budget.
         RLMError: If another batch uses the store.
         OSError: If the store cannot be written.
 
@@ -121,7 +127,9 @@ def run(
     if limits is not None:
         known = [module.limits.prices for _, module in program.named_sub_modules(Limited)]
         limits = replace(limits, prices=dict(ChainMap(dict(limits.prices), *map(dict, known))))
-    return _Batch(program, examples, executor, Path(store), retries, limits).rows(bar)
+    elif ledger is not None:
+        raise ValueError("ledger counts what is used of a budget: pass budget=... too.")
+    return _Batch(program, examples, executor, Path(store), retries, limits, ledger).rows(bar)
 
 
 @dataclass(eq=False)
@@ -156,6 +164,7 @@ class _Batch:
         folder: Path,
         retries: int,
         limits: Limits | None,
+        ledger: str | None,
     ) -> None:
         self._program, self._workers, self._folder, self._retries = program, workers, folder, retries
         self._context = contextvars.copy_context()
@@ -166,7 +175,10 @@ class _Batch:
         self._suspects: deque[_Task] = deque()
         """Examples whose next loss is the last one: each is run alone, so that it is known who kills workers."""
         self._running: set[Future[Any]] = set()
-        self._budget = None if limits is None else SharedBudget(folder / f"{self._key[:16]}.budget", limits)
+        self._name = self._key[:16]
+        in_file = TakenInFile(folder / f"{self._name}.budget")
+        self._taken = in_file if ledger is None else TakenOnServer(ledger, f"rlm_dspy:budget:{self._name}")
+        self._budget = None if limits is None else SharedBudget(self._taken, limits)
         self._most = _MOST_SUBMITTED if limits is None else _FIRST_SUBMITTED
         self._used, self._rows, self._is_spent = NOTHING_USED, 0, False
         self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | Exception]] = SimpleQueue()
@@ -174,7 +186,9 @@ class _Batch:
     def rows(self, bar: Bar) -> Iterator[Row]:
         """Yield the rows; see `run`."""
         with self._locked(), bar:
-            self._store = Store(self._folder / f"{self._key[:16]}.jsonl", self._program)
+            if isinstance(self._taken, TakenOnServer):
+                self._taken.begin(self._folder / f"{self._name}.ledger")
+            self._store = Store(self._folder / f"{self._name}.jsonl", self._program)
             self._engine = Engine(self._workers, self._folder, self._retries)
             try:
                 for row in self._ended():
@@ -252,6 +266,8 @@ class _Batch:
         error = outcome.error
         if (refusal := outcome.refusal) is not None:
             task.refused = not outcome.usage.calls and not isinstance(refusal, UnknownPrice)
+            if task.refused and isinstance(refusal, LedgerLost):
+                raise refusal
             if task.refused:
                 return task
             if getattr(outcome.prediction, "stop", "unanswered") == "unanswered":

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sqlite3
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rlm_dspy.budget.ledger import CAPS, Ledger
-from rlm_dspy.usage import NOTHING, Amount, Usage
+from rlm_dspy.errors import LedgerLost
+from rlm_dspy.usage import NOTHING, Amount
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from pathlib import Path
 
     from rlm_dspy.limits import Limits
+    from rlm_dspy.usage import Usage
 
 _PART = 256
 """A lease is at least this part (1/n) of the whole, while there is as much."""
-_BUSY_SECONDS = 60.0
-_SCHEMA = "CREATE TABLE IF NOT EXISTS taken (input_tokens REAL, output_tokens REAL, cost REAL)"
-_START = "INSERT INTO taken SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM taken)"
-_TAKE = """
-UPDATE taken SET input_tokens = input_tokens + ?1, output_tokens = output_tokens + ?2, cost = cost + ?3
-WHERE input_tokens + ?1 <= ?4 AND output_tokens + ?2 <= ?5 AND cost + ?3 <= ?6
-"""
+
+
+class Taken(Protocol):
+    """The place where processes count together what of a budget is used or leased."""
+
+    def take(self, amount: Amount, caps: Amount) -> bool:
+        """Add an amount unless one of its units would then be above its cap; return whether it was added.
+
+        Raises:
+            LedgerLost: If the place is gone.
+        """
+
+    def amount(self) -> Amount:
+        """Return what is used or leased.
+
+        Raises:
+            LedgerLost: If the place is gone.
+        """
 
 
 @dataclass(frozen=True)
 class SharedBudget:
-    """What a batch may use, and what of it is used or leased, in an SQLite file that its processes share.
-
-    What a killed process had leased stays taken.
+    """What a batch may use. What a killed process had leased stays taken.
 
     Attributes:
-        path: The file.
+        taken: What of it is used or leased.
         limits: `max_cost`, `max_input_tokens` and `max_output_tokens` of the whole, and `prices`.
     """
 
-    path: Path
+    taken: Taken
     limits: Limits
 
     def take(self, amount: Amount) -> bool:
-        """Lease an amount; return whether the whole allows it. A negative one is given back."""
-        caps = self._caps() if amount.least(NOTHING) == NOTHING else Amount(math.inf, math.inf, math.inf)
-        with self._connected() as connection:
-            changed = connection.execute(_TAKE, (*_numbers(amount), *_numbers(caps))).rowcount
-        return bool(changed)
+        """Lease an amount; return whether the whole allows it.
+
+        Raises:
+            LedgerLost: If it is not known what is left.
+        """
+        return self.taken.take(amount, self._caps())
+
+    def give_back(self, amount: Amount) -> None:
+        """Give back what was leased; it stays taken if the ledger is gone."""
+        with contextlib.suppress(LedgerLost):
+            self.taken.take(NOTHING - amount, Amount(math.inf, math.inf, math.inf))
 
     def left(self) -> Amount:
-        """Return what is neither used nor leased; infinite for what is not limited."""
-        with self._connected() as connection:
-            (taken,) = connection.execute("SELECT input_tokens, output_tokens, cost FROM taken")
-        return self._caps() - Amount(*taken)
+        """Return what is neither used nor leased; infinite for what is not limited.
+
+        Raises:
+            LedgerLost: If it is not known.
+        """
+        return self._caps() - self.taken.amount()
 
     def affords(self, runs: int, used: Usage, ended: int) -> bool:
         """Return whether what is left is enough for a number of runs like those that have ended.
@@ -62,21 +79,17 @@ class SharedBudget:
             runs: The number.
             used: What those that have ended used.
             ended: How many these are.
+
+        Raises:
+            LedgerLost: If it is not known what is left.
         """
         spent = Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)
-        units = zip(_numbers(self.left()), _numbers(spent), strict=True)
+        units = zip(numbers(self.left()), numbers(spent), strict=True)
         return all(left > 0 and (not ended or left * ended >= of * runs) for left, of in units)
 
     def _caps(self) -> Amount:
         caps = {unit: getattr(self.limits, name) for name, unit in CAPS.items()}
         return Amount(**{unit: math.inf if cap is None else cap for unit, cap in caps.items()})
-
-    def _connected(self) -> contextlib.closing[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
-        connection.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing, a machine may
-        if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}; {_START}; COMMIT")
-        return contextlib.closing(connection)
 
 
 class LeasedLedger(Ledger):
@@ -93,26 +106,29 @@ class LeasedLedger(Ledger):
     def keep(self, keeper: Hashable, amount: Amount) -> None:
         """Reserve an amount for the last turn of a run, and lease it as far as the whole allows."""
         super().keep(keeper, amount)
-        with self._lock:
+        with self._lock, contextlib.suppress(LedgerLost):  # the next request says so
             self._lease(NOTHING - self._left(None))
 
     def left(self, keeper: Hashable = None) -> Amount:
         """Return what the run has leased and not used, and what it may still lease."""
-        return super().left(keeper) + self._whole.left()
+        leased = super().left(keeper)
+        with contextlib.suppress(LedgerLost):  # a request that needs more than the lease says so
+            return leased + self._whole.left()
+        return leased
 
     def give_back_lease(self) -> None:
         """Give back what is leased and not used."""
         with self._lock:
-            rest = self._spent - self._leased
+            rest = self._leased - self._spent
             self._leased = self._spent
-        self._whole.take(rest)
+        self._whole.give_back(rest)
 
     def _left(self, keeper: Hashable) -> Amount:
         limited = super()._left(keeper)
         return Amount(
             *(
                 there if math.isinf(there) else there - getattr(self.limits, name) + getattr(self._leased, unit)
-                for (name, unit), there in zip(CAPS.items(), _numbers(limited), strict=True)
+                for (name, unit), there in zip(CAPS.items(), numbers(limited), strict=True)
             )
         )
 
@@ -134,5 +150,6 @@ class LeasedLedger(Ledger):
         return False
 
 
-def _numbers(amount: Amount) -> tuple[float, float, float]:
+def numbers(amount: Amount) -> tuple[float, float, float]:
+    """Return input tokens, output tokens and USD."""
     return amount.input_tokens, amount.output_tokens, amount.cost

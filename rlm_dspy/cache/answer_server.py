@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from rlm_dspy.cache.redis_client import redis_client
 from rlm_dspy.inputs.addresses import without_credentials
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ SCHEMES = ("redis://", "rediss://", "unix://")
 _PREFIX = "rlm_dspy:"
 _LEASE_SECONDS = 30.0
 """Seconds after which a killed process no longer holds its keys."""
-_SERVER_SECONDS = 10.0
-"""Seconds that the server may take to answer."""
 _REST_SECONDS = 30.0
 """Seconds before a failed server is asked again."""
 
@@ -119,19 +118,7 @@ class AnswerServer:
 
     def _connected(self) -> redis.Redis:
         if self._client is None:
-            try:
-                import redis  # noqa: PLC0415 (an extra)
-            except ImportError as error:
-                told = (
-                    "SubCallCache('redis://...') needs the extra `redis`: pip install 'dspy-recursive-lm[redis]'."
-                )
-                raise ImportError(told) from error
-            self._client = redis.Redis.from_url(
-                self.url,
-                decode_responses=True,
-                socket_timeout=_SERVER_SECONDS,
-                socket_connect_timeout=_SERVER_SECONDS,
-            )
+            self._client = redis_client(self.url)
         return self._client
 
     def _asked(self, ask: Callable[[redis.Redis], T], otherwise: T) -> T:

@@ -11,6 +11,7 @@ import pytest
 
 from rlm_dspy import RLM, LimitExceeded, Limits, batch
 from rlm_dspy.batch.shared_budget import LeasedLedger, SharedBudget
+from rlm_dspy.batch.taken import TakenInFile
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Amount, Usage
@@ -81,7 +82,7 @@ def test_a_budget_that_suffices_changes_nothing(lm: CountingLM, tmp_path: Path) 
         )
     assert len(rows) == 5
     (path,) = (tmp_path / "runs").glob("*.budget")
-    left = SharedBudget(path, Limits(max_output_tokens=10**6)).left()
+    left = SharedBudget(TakenInFile(path), Limits(max_output_tokens=10**6)).left()
     assert left.output_tokens == 10**6 - sum(row.usage.output_tokens for row in rows)
 
 
@@ -143,7 +144,7 @@ def test_a_budget_bounds_what_is_used_of_all_runs(budget: Limits, tmp_path: Path
 
 def lease(path: Path, seed: int) -> float:
     """Lease, use and give back at random, as runs do; return what was used."""
-    budget, numbers, used = SharedBudget(path, Limits(max_cost=1.0)), random.Random(seed), 0.0
+    budget, numbers, used = SharedBudget(TakenInFile(path), Limits(max_cost=1.0)), random.Random(seed), 0.0
     for _ in range(25):
         ledger = LeasedLedger(budget)
         for key in range(4):
@@ -166,12 +167,12 @@ def test_no_two_processes_overspend_a_budget_together(tmp_path: Path) -> None:
         runs = [pool.submit(lease, path, seed) for seed, pool in enumerate([processes, threads] * 2)]
         used = sum(run.result() for run in runs)
     assert 0.8 < used <= 1.0
-    assert SharedBudget(path, Limits(max_cost=1.0)).left().cost == pytest.approx(1.0 - used)
+    assert SharedBudget(TakenInFile(path), Limits(max_cost=1.0)).left().cost == pytest.approx(1.0 - used)
 
 
 def test_what_a_killed_process_had_leased_stays_taken(tmp_path: Path) -> None:
     """It is a small part of the whole, beyond what its requests could use."""
-    budget = SharedBudget(tmp_path / "budget", Limits(max_cost=256.0))
+    budget = SharedBudget(TakenInFile(tmp_path / "budget"), Limits(max_cost=256.0))
     killed = LeasedLedger(budget)
     killed.hold("request", Amount(cost=0.25))
     assert budget.left().cost == 255.0
@@ -179,7 +180,7 @@ def test_what_a_killed_process_had_leased_stays_taken(tmp_path: Path) -> None:
 
 def test_replies_are_bounded_by_what_is_left_of_the_whole(tmp_path: Path) -> None:
     """A lease grows with what a request needs."""
-    budget = SharedBudget(tmp_path / "budget", Limits(max_output_tokens=4_000))
+    budget = SharedBudget(TakenInFile(tmp_path / "budget"), Limits(max_output_tokens=4_000))
     ledger, lm = LeasedLedger(budget), ScriptedLM(lambda messages: "yes")
     with dspy.context(lm=lm), metered(ledger, "run", raw=True):
         lm("question")
