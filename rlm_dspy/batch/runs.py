@@ -104,7 +104,7 @@ def run(
         LedgerLost: After the last row, if the server of `ledger` fails or has lost its data.
         ValueError: If `budget` or `retries` are out of their range, or there is a `ledger` without a budget.
         RLMError: If another batch uses the store.
-        OSError: If the store cannot be written.
+        OSError: If the store cannot be written: after the rows of the runs that had begun.
 
     Examples:
         >>> import tempfile
@@ -181,6 +181,7 @@ class _Batch:
         self._budget = None if limits is None else SharedBudget(self._taken, limits)
         self._most = _MOST_SUBMITTED if limits is None else _FIRST_SUBMITTED
         self._used, self._rows, self._is_spent = NOTHING_USED, 0, False
+        self._full: OSError | None = None
         self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | Exception]] = SimpleQueue()
 
     def rows(self, bar: Bar) -> Iterator[Row]:
@@ -199,7 +200,7 @@ class _Batch:
 
     def _ended(self) -> Iterator[Row]:
         while True:
-            while len(self._running) < self._most and (upcoming := self._next()) is not None:
+            while self._has_room() and (upcoming := self._next()) is not None:
                 if isinstance(upcoming, Row):
                     yield upcoming
                 elif self._affords_another():
@@ -210,6 +211,8 @@ class _Batch:
                     self._again.appendleft(upcoming)
                     break
             if not self._running:
+                if self._full is not None:
+                    raise self._full
                 if self._again:
                     raise LimitExceeded(_SPENT)
                 return
@@ -222,6 +225,13 @@ class _Batch:
                 yield found
             else:
                 self._put_back(found)
+
+    def _has_room(self) -> bool:
+        """Return whether another run may begin; when the store is full, cancel those that have not begun."""
+        if self._full is not None:
+            for future in self._running:
+                future.cancel()
+        return self._full is None and len(self._running) < self._most
 
     def _put_back(self, task: _Task) -> None:
         """Let a run begin again later."""
@@ -287,7 +297,13 @@ class _Batch:
             seconds=task.seconds,
             attempts=task.attempts,
         )
-        self._store.keep(task.key, row)
+        try:
+            self._store.keep(task.key, row)
+        except OSError as full:  # the row is paid for, so it is yielded; no further run begins
+            full.add_note(
+                f"A result could not be stored in {str(self._folder)!r}; those that had arrived are there."
+            )
+            self._full = full
         return row
 
     def _finish(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 
 from rlm_dspy import RLM, InvalidInputs, RLMError, Text, batch
 from rlm_dspy.errors import WorkersLost
+from rlm_dspy.json_values import JsonLines
 from rlm_dspy.testing import ScriptedLM
 from tests.batch.counting import ANSWER, CountingLM
 
@@ -325,6 +327,29 @@ def test_a_batch_that_is_left_keeps_what_was_under_way(lm: CountingLM, tmp_path:
         assert paid <= 6
         rows = list(batch.run(program(), examples(paid), store=tmp_path / "runs"))
     assert sum(row.stored for row in rows) == paid
+
+
+def test_a_store_that_is_full_loses_no_result(
+    lm: CountingLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is paid for is yielded; no further run begins; the next batch runs what is not stored."""
+    rows, append = [], JsonLines.append
+
+    def full(self: JsonLines, line: str) -> None:
+        if len(rows) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, line)
+
+    with dspy.context(lm=lm, num_threads=2):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as error:  # noqa: PT012
+            patch.setattr(JsonLines, "append", full)
+            for row in batch.run(program(), examples(30), store=tmp_path / "runs"):
+                rows.append(row)  # noqa: PERF402 (those before the error count)
+        assert {row.error for row in rows} == {""}
+        assert len(rows) == lm.requests < 30
+        again = list(batch.run(program(), examples(30), store=tmp_path / "runs"))
+    assert "could not be stored" in error.value.__notes__[0]
+    assert [row.error for row in again] == [""] * 30
 
 
 def test_examples_are_read_as_they_are_needed(tmp_path: Path) -> None:
