@@ -333,7 +333,8 @@ def test_a_store_that_is_full_loses_no_result(
     lm: CountingLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is paid for is yielded; no further run begins; the next batch runs what is not stored."""
-    rows, append = [], JsonLines.append
+    rows: list[batch.Row] = []
+    append = JsonLines.append
 
     def full(self: JsonLines, line: str) -> None:
         if len(rows) >= 2:
