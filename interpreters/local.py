@@ -31,9 +31,18 @@ class CellStopped(BaseException):
         super().__init__("The host stopped the cell. Variables are kept.")
 
 
+_starting = threading.RLock()
+"""Held while a thread is started, and while one is stopped.
+
+Until a new thread runs, CPython 3.11 keeps it under the ident of the thread that starts it. It would be stopped in
+that one's place, before it could say that it runs, and that one would wait for it for ever.
+"""
+
+
 def _stop(thread: int) -> None:
     """Raise `CellStopped` in a thread at its next step; it replaces a pending one."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(CellStopped))
+    with _starting:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(CellStopped))
 
 
 def _be_stopped() -> NoReturn:
@@ -223,7 +232,8 @@ def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threadin
     def start_in_context(thread: threading.Thread) -> None:
         if _session.get() is not None:
             vars(thread)["run"] = functools.partial(_run_in, contextvars.copy_context(), thread.run)
-        start(thread)
+        with _starting:
+            start(thread)
 
     return start_in_context
 

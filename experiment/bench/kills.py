@@ -5,10 +5,11 @@
 
 A run has eight turns: batches of `llm_query`, a tool, and two child RLMs at once. The process that runs it is
 killed, and another one goes on from its event log (`RLM.resume`), until one comes to the end. Each must give the
-answer, the steps and the usage of an undisturbed run. If a run ends before its last kill, it is run again with
-other moments, so that each run of the table has all its kills. The server counts the requests: those beyond the
-distinct ones must not be more than those that were under way at the kills, which are started and not ended in the
-log.
+answer, the steps and the usage of an undisturbed run. A process is killed at a random moment after a random
+number of events, so that kills are spread over the run however slow the machine is. If a run ends before its last
+kill, it is run again with other moments, so that each run of the table has all its kills. The server counts the
+requests: those beyond the distinct ones must not be more than those that were under way at the kills, which are
+started and not ended in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +169,7 @@ class Outcome:
         requests: The requests that came.
         distinct: The distinct ones of them.
         notes: How often the tool was called.
-        seconds: How long it took, without the start of the processes.
+        events: The number of its events.
     """
 
     told: dict[str, Any]
@@ -177,31 +178,41 @@ class Outcome:
     requests: int
     distinct: int
     notes: int
+    events: int
+
+
+class Moment(NamedTuple):
+    """When a process is killed.
+
+    Attributes:
+        events: After so many events of its own,
+        seconds: and so many seconds.
+    """
+
+    events: int
     seconds: float
 
 
-def run(seconds: float, moments: list[float]) -> Outcome | None:
-    """Run the program; kill its process at each of these moments, in seconds after its first event.
+def run(seconds: float, moments: list[Moment]) -> Outcome | None:
+    """Run the program; kill its process at each of these moments.
 
     Returns:
         What came of it; None if it ended before the last kill.
     """
     with tempfile.TemporaryDirectory() as folder, serving(seconds) as server:
-        log, notes, turns, ran = Path(folder, "run.jsonl"), Path(folder, "notes"), list[int | None](), 0.0
-        for moment in [*moments, _PATIENCE_SECONDS]:
-            before = log.stat().st_size if log.exists() else 0
+        log, notes, turns = Path(folder, "run.jsonl"), Path(folder, "notes"), list[int | None]()
+        for moment in [*moments, Moment(1, _PATIENCE_SECONDS)]:
+            before = lines_of(log)
             command = [sys.executable, __file__, "--play", str(log), server.base, str(notes)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-                while process.poll() is None and not (log.exists() and log.stat().st_size > before):
+                while process.poll() is None and lines_of(log) < before + moment.events:
                     time.sleep(_POLL_SECONDS)
-                began = time.monotonic()
                 try:
-                    printed, errors = process.communicate(timeout=moment)
+                    printed, errors = process.communicate(timeout=moment.seconds)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.communicate()
                     printed = errors = ""
-                ran += time.monotonic() - began
             if printed or errors:
                 break
             if any(event["event"] == "run_ended" and "parent" not in event for event in events_of(log)):
@@ -213,7 +224,12 @@ def run(seconds: float, moments: list[float]) -> Outcome | None:
             return None
         count, distinct = server.requests.total(), len(server.requests)
         noted = len(notes.read_text().splitlines()) if notes.exists() else 0
-        return Outcome(json.loads(printed), turns, lost_requests(log), count, distinct, noted, ran)
+        return Outcome(json.loads(printed), turns, lost_requests(log), count, distinct, noted, lines_of(log))
+
+
+def lines_of(log: Path) -> int:
+    """Return the number of lines of a log; 0 if there is none yet."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def events_of(log: Path) -> Iterator[dict[str, Any]]:
@@ -265,12 +281,16 @@ def main() -> None:
     chance, wrong = random.Random(given.seed), 0
     undisturbed = run(given.seconds, [])
     assert undisturbed is not None, "it has no kill"
-    most, again = 2 * undisturbed.seconds / (given.kills + 1), 0
-    print(f"Undisturbed: {undisturbed.requests} requests, {undisturbed.seconds:.1f} s.\n")
+    most, again = 2 * undisturbed.events // (given.kills + 1), 0
+    print(f"Undisturbed: {undisturbed.requests} requests, {undisturbed.events} events.\n")
+
+    def moment() -> Moment:
+        return Moment(chance.randint(1, most), chance.uniform(0, given.seconds))
+
     print("| run | killed in turn | requests | distinct | asked again | under way at the kills | tool calls | |")
     print("|---|---|---|---|---|---|---|---|")
     for number in range(1, given.runs + 1):
-        while (outcome := run(given.seconds, [chance.uniform(0, most) for _ in range(given.kills)])) is None:
+        while (outcome := run(given.seconds, [moment() for _ in range(given.kills)])) is None:
             again += 1
         problems = check(outcome, undisturbed)
         wrong += bool(problems)

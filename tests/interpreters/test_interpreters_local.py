@@ -19,6 +19,7 @@ from dspy.utils.dummies import DummyLM
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlm_dspy.concurrency.timeouts import in_thread
 from rlm_dspy.interpreters import CellError, LocalPythonInterpreter, ScriptedInterpreter, local
 from tests.interpreter_contract import SECONDS, ExecutionContract
 
@@ -258,6 +259,20 @@ def test_ctrl_c_reaches_the_caller() -> None:
     finally:
         signal.signal(signal.SIGINT, handler)
     assert repl.execute("x") == 1
+
+
+def test_a_cell_that_starts_threads_is_stopped() -> None:
+    """The interrupt ends the cell, not the new thread in its place, for which the cell would wait."""
+    code = "import threading\nwhile True:\n    (thread := threading.Thread(target=int)).start()\n    thread.join()"
+    for _ in range(5):
+        repl = LocalPythonInterpreter()
+        ended = in_thread(repl.execute, code, name="cell")
+        until = time.monotonic() + SECONDS
+        while not ended.done() and time.monotonic() < until:
+            time.sleep(0.02)
+            repl.interrupt()
+        with pytest.raises(CellError, match="CellStopped"):
+            ended.result(0)
 
 
 def press_ctrl_c() -> None:
