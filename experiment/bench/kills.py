@@ -136,7 +136,7 @@ def play(log: Path, base: str, notes: Path) -> None:
     """Run the program, or go on with it if its log has it; print what came of it as JSON."""
     import dspy
 
-    from rlm_dspy import RLM
+    from rlm_dspy import RLM, Limits
     from rlm_dspy.observe import RunLog
 
     def note(text: str) -> str:
@@ -146,7 +146,8 @@ def play(log: Path, base: str, notes: Path) -> None:
         return f"noted {text}"
 
     dspy.configure(lm=dspy.LM("openai/scripted", api_base=base, api_key="none", cache=False))
-    rlm = RLM("context, question -> answer: str", tools=[note])
+    limits = Limits(max_llm_calls=1000)  # requests under way at a kill count too
+    rlm = RLM("context, question -> answer: str", tools=[note], limits=limits)
     inputs = {"context": CONTEXT, "question": QUESTION}
     if log.exists() and log.stat().st_size:
         prediction = rlm.resume(log, **inputs)

@@ -52,6 +52,7 @@ from rlm_dspy.text import logger
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from typing import Self
 
     from rlm_dspy.approval.reviewer import OnCode, OnSubmit, OnTool
     from rlm_dspy.cache.sub_call_cache import SubCallCache
@@ -207,6 +208,13 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
     @demos_per_run.setter
     def demos_per_run(self, value: int | None) -> None:
         self.act.demos_per_run = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy all but the hooks, which may hold a terminal, a connection or a lock."""
+        memo |= {id(hook): hook for hook in (self.on_code, self.on_tool, self.on_submit)}
+        memo[id(self)] = copied = copy.copy(self)
+        copied.__dict__.update(copy.deepcopy(copied.__dict__, memo))
+        return copied
 
     def __getattr__(self, name: str) -> Any:
         """Say what stands for a predictor of `dspy.RLM`."""

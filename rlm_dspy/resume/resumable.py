@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from rlm_dspy.resume.journal import RecordedRun
 
 _SHOWN_CHARS = 60
+LEFT_SESSION = (
+    "The run was a question of a session. It goes on alone: without the variables and turns of the earlier "
+    "questions, and the session does not learn its answer. If the session is saved, open it and ask again instead."
+)
+_logger = logging.getLogger("dspy.rlm_dspy")
 _next_root: ContextVar[list[RecordedRun]] = ContextVar("next_root")
 """The run that the next root run of this context goes on with; taken once."""
 
@@ -137,6 +143,8 @@ def recorded_run(event: RunEvent, parent: RecordedRun | None, *, is_root: bool) 
         return None
     found = waiting.pop()
     _check(found.started, asked(event))
+    if found.started.get("session") and not event.session:
+        _logger.warning("RLM: %s", LEFT_SESSION)
     return found
 
 

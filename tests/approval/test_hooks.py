@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -366,6 +367,25 @@ def test_a_process_killed_while_somebody_decides_leaves_the_code_in_the_log(tmp_
     path.write_text(texts[0], encoding="utf-8")
     (record,) = read_log(path)
     assert (record.stop, record.trajectory[-1].code) == ("killed", "SUBMIT(answer='x')")
+
+
+class Desk:
+    """A hook that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def decide(self, fields: dict[str, Any]) -> None:
+        with self.lock:
+            assert fields
+
+
+def test_a_hook_that_cannot_be_copied_is_shared_by_copies() -> None:
+    rlm = RLM("question -> answer", on_submit=Desk().decide)
+    copied = copy.deepcopy(rlm)
+    assert copied.on_submit is rlm.on_submit
+    assert copied.act is not rlm.act
+    assert run(copied, [block("SUBMIT(answer='1')")]).answer == "1"
 
 
 def test_copies_keep_the_hooks_and_a_saved_state_does_not_have_them(tmp_path: Path) -> None:

@@ -380,6 +380,18 @@ def test_a_summary_of_turns_is_taken_from_the_log(path: Path) -> None:
     assert lm.script.calls[-1] == whole.script.calls[-1]
 
 
+def test_a_question_of_a_session_goes_on_alone_and_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rlm = RLM("context, question -> answer", interpreter_factory=LocalPythonInterpreter)
+    lm = ScriptedLM([block("SUBMIT(answer='1')"), block("x = 2"), RuntimeError("gone")])
+    with RunLog(path), dspy.context(lm=lm), rlm.session(context="text") as session:
+        session(question="first?")
+        with pytest.raises(dspy.LMError):
+            session(question="second?")
+    lm = ScriptedLM([block("SUBMIT(answer=x)")])
+    assert resumed(rlm, lm, path, context="text", question="second?").answer == "2"
+    assert "The run was a question of a session. It goes on alone" in caplog.text
+
+
 # Errors
 
 

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 import rlm_dspy
 from rlm_dspy.cli.ask import AskOptions, answer
-from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy
+from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.options import (
     Approve,
     ApproveAnswer,
@@ -91,7 +91,7 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
             in a run that asked a person.
     """
     from rlm_dspy.report.record import Record
-    from rlm_dspy.resume.resumable import choose_run
+    from rlm_dspy.resume.resumable import LEFT_SESSION, choose_run
 
     try:
         run = choose_run(options.log, options.run)
@@ -106,6 +106,8 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
         if hook in run.hooks and not is_given:
             raise UsageError(f"The run in {options.log} asked for approval ({hook}). Add {option}.")
     record = Record.model_validate({**run.started, "stop": "killed"})
+    if record.session:
+        tell(LEFT_SESSION)
     prices = {name: tuple(price) for name, price in record.limits.get("prices", {}).items()}
     limits = rlm_dspy.Limits(**{**record.limits, "prices": prices})
     task = recorded_task(record, options.files or [])
