@@ -110,18 +110,16 @@ SHIFTS = "\n".join(
 BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n};{n + 1}" for n in range(40))
 RUNS = (
     Run(
-        "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
-        "Who built the mill in Aldo?",
-        "Ines Roth",
-        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="Ines Roth")')),
-        ("Ines Roth",),
+        SHIFTS,
+        "How often was Orla late?",
+        "15",
+        ((RECORDS_WORDS, RECORDS), ("The first line is the count.", 'SUBMIT(answer="15")')),
     ),
     Run(
-        "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has 84 seats and a bar. " + FILLER,
-        "How many seats does the ferry to Sund have?",
-        "84",
-        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="84")')),
-        ("84 seats.",),
+        f"boat;built;berth\n{BOATS}",
+        "What is the berth of the boat Salo 6?",
+        "27",
+        ((RECORDS_WORDS, RECORD), ("`berth` is the last column.", 'SUBMIT(answer="27")')),
     ),
     Run(
         "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
@@ -141,16 +139,18 @@ RUNS = (
         ("Mika, Tove, Ravi",),
     ),
     Run(
-        SHIFTS,
-        "How often was Orla late?",
-        "15",
-        ((RECORDS_WORDS, RECORDS), ("The first line is the count.", 'SUBMIT(answer="15")')),
+        "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
+        "Who built the mill in Aldo?",
+        "Ines Roth",
+        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="Ines Roth")')),
+        ("Ines Roth",),
     ),
     Run(
-        f"boat;built;berth\n{BOATS}",
-        "What is the berth of the boat Salo 6?",
-        "27",
-        ((RECORDS_WORDS, RECORD), ("`berth` is the last column.", 'SUBMIT(answer="27")')),
+        "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has 84 seats and a bar. " + FILLER,
+        "How many seats does the ferry to Sund have?",
+        "84",
+        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="84")')),
+        ("84 seats.",),
     ),
     Run(
         folder(
