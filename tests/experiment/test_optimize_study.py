@@ -93,7 +93,8 @@ def test_every_part_compiles_asks_and_goes_on_where_it_ended(
     part: str, results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """All conditions answer a question before the next is asked; a second start asks and compiles nothing."""
-    lm, chosen = solver("train", "final"), optimize.PARTS[part]
+    chosen = optimize.PARTS[part]
+    lm = solver("train", chosen.split)
     optimize.run(chosen, 3, lambda _, __: lm)
     rows = optimize_report.rows()
     assert [row["number"] for row in rows[: len(chosen.conditions)]] == [0] * len(chosen.conditions)
