@@ -107,6 +107,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self._interrupting = threading.Lock()
         self._thread: int | None = None
         self._stopped = False
+        self._in_tool = self._stop_after_tool = False
 
     def _execute(self, code: str, variables: Mapping[str, Any]) -> Any:
         for name, value in variables.items():
@@ -158,13 +159,29 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     def interrupt(self) -> None:
         """Stop the running cell, from any thread; it ends with a `CellError`. Do nothing without a cell.
 
-        Code is stopped between two bytecode instructions: not during a system call or a sync tool.
+        Code is stopped between two bytecode instructions: not during a system call. A sync tool may return before;
+        it is stopped itself only if this is called again, as it would leave half of its work behind.
         """
         with self._interrupting:
             if self._thread is not None:
                 self._stopped = True
-                _stop(self._thread)
+                if self._in_tool and not self._stop_after_tool:
+                    self._stop_after_tool = True
+                else:
+                    _stop(self._thread)
                 self._cancel_tools()
+
+    def _invoke(self, context: contextvars.Context, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        if self._thread != threading.get_ident():
+            return super()._invoke(context, name, *args, **kwargs)
+        self._in_tool = True
+        try:
+            return super()._invoke(context, name, *args, **kwargs)
+        finally:
+            with self._interrupting:
+                self._in_tool, late, self._stop_after_tool = False, self._stop_after_tool, False
+            if late:
+                _stop(threading.get_ident())
 
     def _shutdown(self) -> None:
         self._session.cells.close()

@@ -275,6 +275,39 @@ def test_a_cell_that_starts_threads_is_stopped() -> None:
             ended.result(0)
 
 
+def test_a_tool_returns_before_an_interrupt_stops_the_code() -> None:
+    """Half of what it does would be left behind."""
+    done = []
+
+    def work() -> None:
+        repl.interrupt()
+        done.extend(str(number) for number in range(1_000))
+
+    repl = LocalPythonInterpreter({"work": work})
+    for _ in range(5):
+        done.clear()
+        with pytest.raises(CellError, match="CellStopped"):
+            repl.execute("x = 1\nwhile True:\n    try: work()\n    except Exception: pass")
+        assert len(done) == 1_000
+        assert repl.execute("x") == 1
+
+
+def test_a_tool_that_goes_on_is_stopped_by_the_second_interrupt() -> None:
+    def work() -> None:
+        repl.interrupt()
+        repl.interrupt()
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            pass
+        late.append(True)
+
+    late: list[bool] = []
+    repl = LocalPythonInterpreter({"work": work})
+    with pytest.raises(CellError, match="CellStopped"):
+        repl.execute("work()")
+    assert not late
+
+
 def press_ctrl_c() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
