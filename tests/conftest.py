@@ -99,6 +99,15 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     dspy.configure_cache(disk_cache_dir=folder)
 
 
+@pytest.fixture(autouse=True)
+def _lm_of_dspy_as_found() -> Iterator[None]:
+    """Let no test leave an LM to the next one, as a program that is loaded and calls `dspy.configure` does."""
+    before = dspy.settings.lm
+    yield
+    if dspy.settings.lm is not before:
+        dspy.configure(lm=before)
+
+
 @pytest.fixture(scope="session")
 def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hold the one store of all tests: making one takes seconds."""

@@ -117,10 +117,10 @@ def test_what_was_not_called_is_not_reflected_on() -> None:
 def advised(optimizer: Any) -> str:
     """Compile with a SIMBA; return what the model was shown when it was asked for advice."""
     lm = ScriptedActor()
-    made = optimizer(metric=exact, bsize=4, num_candidates=4, max_steps=2, max_demos=0, num_threads=1)
     logging.disable(logging.WARNING)  # of types that DSPy writes itself
     try:
         with dspy.context(lm=lm):
+            made = optimizer(metric=exact, bsize=4, num_candidates=4, max_steps=2, max_demos=0, num_threads=1)
             made.compile(PROGRAMS["root and query"](), trainset=examples(4), seed=1)
     finally:
         logging.disable(logging.NOTSET)
