@@ -277,7 +277,7 @@ def test_a_cell_that_starts_threads_is_stopped() -> None:
 
 def test_a_tool_returns_before_an_interrupt_stops_the_code() -> None:
     """Half of what it does would be left behind."""
-    done = []
+    done: list[str] = []
 
     def work() -> None:
         repl.interrupt()
