@@ -85,13 +85,15 @@ def test_batches_with_stores_of_their_own_share_a_budget(server: str, lm: Counti
     """Two at once, in processes: together they stay within it, and what each had paid for is kept."""
     budget = Limits(max_cost=0.01, prices=PRICES)
     found: list[tuple[list[batch.Row], str]] = []
+    workers = [ProcessPoolExecutor(1) for _ in range(2)]
+    for each in workers:
+        each.submit(int).result()  # it forks now: filelock forbids that while another thread takes a lock
 
     def shard(number: int) -> None:
         given = examples(40)[number::2]
-        with dspy.context(lm=lm):
+        with dspy.context(lm=lm), workers[number] as executor:
             store = tmp_path / f"runs{number}"
-            workers = lambda: ProcessPoolExecutor(1)  # noqa: E731
-            found.append(run_until_spent(program(), given, workers, store, budget=budget, ledger=server))
+            found.append(run_until_spent(program(), given, executor, store, budget=budget, ledger=server))
 
     threads = [threading.Thread(target=shard, args=(number,)) for number in range(2)]
     for thread in threads:
