@@ -265,7 +265,7 @@ def test_ctrl_c_reaches_the_caller() -> None:
 def test_a_cell_that_starts_threads_is_stopped() -> None:
     """The interrupt ends the cell, not the new thread in its place, for which the cell would wait.
 
-    Python ignores an interrupt that meets the callback of a weak reference to an ended thread; the next one counts.
+    Python ignores an interrupt that meets the callback of a weak reference to an ended thread; the next counts.
     """
     code = "import threading\nwhile True:\n    (thread := threading.Thread(target=int)).start()\n    thread.join()"
     for _ in range(5):
