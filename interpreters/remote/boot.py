@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlm_dspy.interpreters.remote.armor import write
+
 if TYPE_CHECKING:
     from rlm_dspy.interpreters.remote.link import Transport
 
@@ -72,10 +74,8 @@ def send_modules(started: Transport) -> None:
     Raises:
         ConnectionError: If it does not take them; it is ended then.
     """
-    left = memoryview(modules())
     try:
-        while left:
-            left = left[os.write(started.writes, left) :]
+        write(started.writes, modules())
     except OSError:
         os.close(started.reads)
         os.close(started.writes)

@@ -6,19 +6,17 @@ import os
 import shlex
 import subprocess
 import threading
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.remote.boot import BOOT, modules, send_modules
+from rlm_dspy.interpreters.remote.link import LastWords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _END_SECONDS = 8
-_WORDS_SECONDS = 1
-_LAST_LINES, _MOST_LINE = 8, 500
 
 
 class _Running:
@@ -33,7 +31,7 @@ class _Running:
         self.name = name
         theirs_in, self.writes = os.pipe()
         self.reads, theirs_out = os.pipe()
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._words = LastWords()
         try:
             self._process = subprocess.Popen(  # noqa: S603 (what the user has named)
                 command,
@@ -58,12 +56,11 @@ class _Running:
         assert self._process.stderr is not None
         with self._process.stderr as stderr:
             for line in stderr:
-                self._lines.append(line.strip()[:_MOST_LINE])
+                self._words.add(line)
 
     def last_words(self) -> str:
         """Return the last lines that it printed to stderr."""
-        self._listener.join(_WORDS_SECONDS)
-        return " ".join(self._lines)
+        return self._words.after(self._listener)
 
     def end(self) -> None:
         """Wait for its end, and kill it if that does not come."""

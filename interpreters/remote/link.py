@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -30,6 +30,8 @@ _PIECE = 256 << 10
 _REMEMBERED_FROM = 1 << 20
 """Bytes from which the digest of a value is kept: to compute it takes a second for each GB."""
 _ANSWER_SECONDS = 60
+_WORDS_SECONDS = 1
+_LAST_LINES, _MOST_LINE = 8, 500
 _ERRORS = {"NoRung": NoRung, "TimeoutError": TimeoutError}
 
 
@@ -48,6 +50,22 @@ class Transport(Protocol):
 
     def end(self) -> None:
         """End it: its stdin is closed already."""
+
+
+class LastWords:
+    """Keeps the last lines that a far end printed to stderr, while a thread listens to it."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def add(self, text: str) -> None:
+        """Add lines; empty ones do not count."""
+        self._lines.extend(line.strip()[:_MOST_LINE] for line in text.splitlines() if line.strip())
+
+    def after(self, listener: threading.Thread) -> str:
+        """Return them when the listener has ended, or soon."""
+        listener.join(_WORDS_SECONDS)
+        return " ".join(self._lines)
 
 
 class Carrier(Protocol):

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rlm_dspy.interpreters.remote import armor
 from rlm_dspy.interpreters.remote.boot import BOOT, modules, send_modules
+from rlm_dspy.interpreters.remote.link import LastWords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,6 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 _DELETE_PAUSES = (0, 1, 4)
 """Seconds before each attempt to delete a sandbox."""
-_WORDS_SECONDS = 1
-_LAST_LINES, _MOST_LINE = 8, 500
 
 
 class Streams(NamedTuple):
@@ -138,7 +136,7 @@ class Sandbox:
         self._streams, self._armored = streams, armored
         self._owner = os.getpid()
         self._ending = threading.Lock()
-        self._words: deque[str] = deque(maxlen=_LAST_LINES)
+        self._words = LastWords()
         to_send, self.writes = os.pipe()
         self.reads, heard = os.pipe()
         import fcntl  # noqa: PLC0415 (missing on other systems)
@@ -163,10 +161,7 @@ class Sandbox:
                 armor.write(sink, piece)
 
         with self._to_the_end(sink):
-            self._streams.listen(heard, self._told)
-
-    def _told(self, text: str) -> None:
-        self._words.extend(line.strip()[:_MOST_LINE] for line in text.splitlines() if line.strip())
+            self._streams.listen(heard, self._words.add)
 
     def _to_the_end(self, pipe: int) -> ExitStack:
         """Close a pipe afterwards; an error of the client's goes to the last words."""
@@ -175,7 +170,7 @@ class Sandbox:
 
         def note(_kind: object, error: BaseException | None, _traceback: object) -> bool:
             if error is not None:
-                self._told(str(error))
+                self._words.add(str(error))
             return isinstance(error, Exception)
 
         stack.push(note)
@@ -183,8 +178,7 @@ class Sandbox:
 
     def last_words(self) -> str:
         """Return the last lines that it printed to stderr, and why the client has stopped."""
-        self._listener.join(_WORDS_SECONDS)
-        return " ".join(self._words)
+        return self._words.after(self._listener)
 
     def end(self) -> None:
         """Delete it, and return when that is done, whichever thread does it."""

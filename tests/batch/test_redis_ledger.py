@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import shutil
 import subprocess
@@ -16,15 +15,14 @@ import dspy
 import pytest
 import redis
 
-from rlm_dspy import LimitExceeded, Limits, batch
-from rlm_dspy.batch.shared_budget import LeasedLedger, SharedBudget
+from rlm_dspy import Limits, batch
+from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.taken import TakenOnServer
 from rlm_dspy.cache.redis_client import redis_client
 from rlm_dspy.errors import LedgerLost
-from rlm_dspy.usage import Amount, Usage
 from tests.batch.counting import CountingLM
 from tests.batch.test_batch import examples, program
-from tests.batch.test_shared_budget import run_until_spent, spent
+from tests.batch.test_shared_budget import lease, run_until_spent, spent
 from tests.cache.test_cache_server import free_port, redis_server
 
 if TYPE_CHECKING:
@@ -49,24 +47,6 @@ def lm(tmp_path: Path) -> CountingLM:
     """Return an LM that counts its requests across processes."""
     (tmp_path / "requests").mkdir()
     return CountingLM(tmp_path / "requests", seconds=0.02)
-
-
-def lease(budget: SharedBudget, seed: int) -> float:
-    """Lease, use and give back at random, as runs do; return what was used."""
-    numbers, used = random.Random(seed), 0.0
-    for _ in range(25):
-        ledger = LeasedLedger(budget)
-        for key in range(4):
-            most = numbers.random() / 10
-            try:
-                ledger.hold(key, Amount(cost=most))
-            except LimitExceeded:
-                continue
-            cost = most * numbers.random()
-            ledger.settle("run", "lm", Usage(cost=cost), key=key)
-            used += cost
-        ledger.give_back_lease()
-    return used
 
 
 def test_no_two_processes_overspend_a_budget_together(server: str, tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def test_a_budget_bounds_what_is_used_of_all_runs(budget: Limits, tmp_path: Path
         batch.run(program(), examples(1), store=tmp_path, budget=-1.0)
 
 
-def lease(path: Path, seed: int) -> float:
+def lease(budget: SharedBudget, seed: int) -> float:
     """Lease, use and give back at random, as runs do; return what was used."""
-    budget, numbers, used = SharedBudget(TakenInFile(path), Limits(max_cost=1.0)), random.Random(seed), 0.0
+    numbers, used = random.Random(seed), 0.0
     for _ in range(25):
         ledger = LeasedLedger(budget)
         for key in range(4):
@@ -162,12 +162,12 @@ def lease(path: Path, seed: int) -> float:
 
 def test_no_two_processes_overspend_a_budget_together(tmp_path: Path) -> None:
     """What is left is what was not used, to the cent."""
-    path = tmp_path / "budget"
+    budget = SharedBudget(TakenInFile(tmp_path / "budget"), Limits(max_cost=1.0))
     with ProcessPoolExecutor(2) as processes, ThreadPoolExecutor(2) as threads:
-        runs = [pool.submit(lease, path, seed) for seed, pool in enumerate([processes, threads] * 2)]
+        runs = [pool.submit(lease, budget, seed) for seed, pool in enumerate([processes, threads] * 2)]
         used = sum(run.result() for run in runs)
     assert 0.8 < used <= 1.0
-    assert SharedBudget(TakenInFile(path), Limits(max_cost=1.0)).left().cost == pytest.approx(1.0 - used)
+    assert budget.left().cost == pytest.approx(1.0 - used)
 
 
 def test_what_a_killed_process_had_leased_stays_taken(tmp_path: Path) -> None:
