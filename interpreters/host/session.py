@@ -177,7 +177,8 @@ class Session(Lineage):
     # One cell
 
     def _send_cell(self, cell: Cell, fresh: Mapping[str, Any], forms: Forms, clock: Clock) -> None:
-        self._order_copy()
+        if self._cell or not cell.code.startswith(SETUP):  # before its set-up, there is nothing to go back to
+            self._order_copy()
         number, values = self._cell + 1, forms.frames
         frame = frames.Order(t="cell", id=number, code=cell.code, values=values, fields=cell.fields)
         if cell.tools != self._told:

@@ -29,31 +29,31 @@ _SOURCES = (
     ),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
-"""What is run in a REPL, in a namespace of its own, before any input is bound; it wants both tools."""
+"""What is run in a REPL, in a namespace of its own, before the first turn; it wants both tools."""
 RUN = f"""
 def _rlm_run(source, magic, code, given):
     import base64, builtins, importlib.util, marshal
     if magic != importlib.util.MAGIC_NUMBER.hex():
-        code = compile(source, {_FILE!r}, 'exec', dont_inherit=True)
-    if isinstance(code, str):
+        code = builtins.compile(source, {_FILE!r}, 'exec', dont_inherit=True)
+    if builtins.isinstance(code, builtins.str):
         code = base64.b64decode(code)
-    if isinstance(code, bytes):
+    if builtins.isinstance(code, builtins.bytes):
         code = marshal.loads(code)
-    names, inside = globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
-    names.update(names.get('INPUTS', ()))
+    names, inside = builtins.globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
     inside['globals'] = lambda: names
-    exec(code, inside)
-    names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
+    builtins.exec(code, inside)
+    names.update({{name: inside[name] for name in ('_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
+    inside['_rlm_begin']()
 
 _rlm_run(*_rlm_functions, _rlm_given)
 del _rlm_run, _rlm_functions, _rlm_given
 """
 """Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out.
 
-In a REPL that another run had before, the inputs are first what they were then.
+The inputs are bound with it, one of which may be called `str`: one cell, so that there is no checkpoint between.
 """
-BEGIN = "_rlm_begin()"
-"""Run after the inputs are bound."""
+RESTORE_INPUTS = "(lambda names: names.update(names.get('INPUTS', ())))(__import__('builtins').globals())"
+"""Run in a REPL that another run had before: the inputs are what they were, whatever code did to their names."""
 SHOW_NOTES = "_rlm_show_notes()"
 """Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.worker.cell.HOOK`."""
 

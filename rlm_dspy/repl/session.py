@@ -99,8 +99,6 @@ class Repl:
             interpreter.start()
             for code, variables in self._furnishing(interpreter):
                 interpreter.execute(code, variables=variables)
-            if self._kept:
-                interpreter.execute(f"{SETUP}pass", variables=self._kept)
         finally:
             if self._closed:  # a cancelled run may close it while another thread opens it
                 interpreter.shutdown()
@@ -129,17 +127,17 @@ class Repl:
         return Copied(found) if isinstance(found, list) else found
 
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
-        """Return the code that runs before the first turn: functions, DSPy's input types, other inputs."""
+        """Return the code that runs before the first turn: DSPy's input types, then functions and other inputs."""
         takes_objects = isinstance(interpreter, TakesObjects)
-        serialized, variables = [], {}
+        serialized, variables = [], dict(self._kept)
         for name, value in self.inputs.items():
             if isinstance(value, dspy.SandboxSerializable):
                 serialized.append(_sandbox_code(name, value))
             else:
                 variables[name] = self._bound(name, value, interpreter)
         known = {**self.known, "marked": not takes_objects, "most_file_bytes": MAX_FILE_BYTES}
-        functions = {"_rlm_functions": _functions(interpreter), "_rlm_given": known}
-        steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
+        variables |= {"_rlm_functions": _functions(interpreter), "_rlm_given": known}
+        steps = [*serialized, (bootstrap.RUN, variables)]
         return [(SETUP + code, values) for code, values in steps]
 
     def _bound(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:

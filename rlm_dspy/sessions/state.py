@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import dspy
 
 from rlm_dspy.interpreters.base import SETUP
+from rlm_dspy.repl.bootstrap import RESTORE_INPUTS
 from rlm_dspy.sessions.variables import ALL, Variables, restore
 from rlm_dspy.subcalls.dispatch import Tree
 from rlm_dspy.text import logger
@@ -126,7 +127,7 @@ class SessionState:
     def _answers(self, interpreter: dspy.CodeInterpreter) -> bool:
         """Whether an interpreter still runs code; its process may have died meanwhile."""
         try:
-            interpreter.execute(f"{SETUP}pass", variables={})
+            interpreter.execute(SETUP + RESTORE_INPUTS, variables={})
         except dspy.CodeExecutionError as error:  # it has, and a checkpoint took its place
             self.notes.append(str(error))
         except dspy.CodeInterpreterError:

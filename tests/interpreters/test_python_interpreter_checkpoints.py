@@ -72,6 +72,24 @@ def test_a_run_with_sub_calls_goes_on_where_it_was_before_a_crash() -> None:
     assert "Function calls and written files are not undone" in told
 
 
+def test_a_run_is_copied_once_before_each_turn() -> None:
+    """Its set-up is one step, before which there is nothing to go back to."""
+    made: list[PythonInterpreter] = []
+
+    def factory() -> PythonInterpreter:
+        made.append(PythonInterpreter(packages=()))
+        return made[-1]
+
+    turns = [f"context = 'x'\n{CRASH}", "context += '!'", "SUBMIT(answer=context)"]
+    lm = ScriptedLM([f"```python\n{turn}\n```" for turn in turns])
+    with dspy.context(lm=lm):
+        prediction = RLM("context -> answer", interpreter_factory=factory)(context="found")
+    assert "restored to their state before this cell" in prediction.trajectory[0]["output"]
+    assert prediction.answer == "found!"
+    session: Any = made[0]._session
+    assert session._orders == len(turns)
+
+
 def test_a_copy_is_made_while_the_model_thinks() -> None:
     """The cell's result does not wait for it."""
     with opened(checkpoint="always") as repl:

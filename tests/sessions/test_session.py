@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def test_messages_are_only_appended() -> None:
 
 
 def test_inputs_are_bound_anew_for_each_call() -> None:
-    codes = ["context = 'x'", FIND.replace("context", "INPUTS['context']"), "SUBMIT(answer=len(context))"]
+    codes = ["context = globals = 1", FIND.replace("context", "INPUTS['context']"), "SUBMIT(answer=len(context))"]
     for factory in (LocalPythonInterpreter, PythonInterpreter):
         lm = ScriptedLM([block(code) for code in codes])
         with dspy.context(lm=lm), rlm(interpreter_factory=factory).session(context="banana") as session:
@@ -149,6 +150,18 @@ def test_a_worker_that_dies_in_a_call_is_told_of_once() -> None:
         assert session(question="?").trajectory[0]["kind"] == "interpreter_lost"
         assert session(question="?").answer == 2
     assert "are lost" not in last(lm)
+
+
+def test_an_input_that_cannot_be_bound_and_a_crash_leave_the_variables_of_earlier_calls() -> None:
+    unreadable = subprocess.TimeoutExpired(cmd="x", timeout=1)  # it does not pickle what it was given by name
+    lm = ScriptedLM([block(FIND), block("import os\nos._exit(1)"), block(TWICE)])
+    with dspy.context(lm=lm), rlm(interpreter_factory=PythonInterpreter).session(context="banana") as session:
+        session(question="How many a?")
+        with pytest.raises(dspy.CodeExecutionError, match="cannot be rebuilt"):
+            session(question="And now?", context=unreadable)
+        prediction = session(question="Twice?")
+    assert "to their state before this cell" in prediction.trajectory[0]["output"]
+    assert prediction.answer == 6
 
 
 def test_children_have_repls_of_their_own() -> None:
