@@ -30,6 +30,7 @@ def libc() -> ctypes.CDLL:
     """Return the C library, with the types of what is called here."""
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
+    library.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     library.mount.argtypes = [*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p]
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -64,8 +65,7 @@ def prctl(option: int, *arguments: int) -> int:
     Raises:
         OSError: If the kernel refuses.
     """
-    padded = [ctypes.c_ulong(item) for item in (*arguments, 0, 0, 0, 0)[:4]]
-    return _checked(libc().prctl(ctypes.c_int(option), *padded), "prctl")
+    return _checked(libc().prctl(option, *(*arguments, 0, 0, 0, 0)[:4]), "prctl")
 
 
 def unshare(flags: int) -> None:

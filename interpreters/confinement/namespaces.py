@@ -105,8 +105,11 @@ def _unshare_as_itself(flags: int, processes: int) -> None:
     uid, gid = os.geteuid(), os.getegid()  # afterwards they are not mapped, and so read as nobody's
     kernel.unshare(NEWUSER | flags)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=processes), "w") as file:  # noqa: PTH123
-            file.write(text)
+        file = os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=processes)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
 
 
 def keep_reading() -> int:

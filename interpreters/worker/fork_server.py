@@ -22,7 +22,6 @@ if __name__ == "__main__":
 import gc
 import importlib
 import os
-import random
 import select
 import signal
 import socket
@@ -33,6 +32,7 @@ from ..confinement import confine, kernel
 from ..confinement.limits import WorkerLimits, make_room
 from . import figures as _figures  # noqa: F401 (matplotlib finds it loaded)
 from . import importing, memory, wire
+from .cell import Cells
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Zygote:
         self._confinement = confine.Confinement(**config["confinement"])
         self._zero_copy = False
         self._groups: dict[int, str] = {}
+        self._cells = Cells()
+        """Those of each worker, which finds them made."""
 
     def run(self, config: Config) -> NoReturn:
         """Load modules, confine the process, report to the host, and serve until the host is gone."""
@@ -172,7 +174,7 @@ class Zygote:
             _tell_failure(sock, error)
             os._exit(1)
         try:
-            Worker(sock, max_output_chars, zero_copy=self._zero_copy).serve()
+            Worker(sock, self._cells, max_output_chars, zero_copy=self._zero_copy).serve()
         finally:
             os._exit(70)
 
@@ -205,10 +207,9 @@ def _kill_group(group: int) -> None:
 
 
 def _settle(scratch: str) -> None:
-    """Let the code find its scratch where it looks for one, and random numbers of its own."""
+    """Let the code find its scratch where it looks for one, and random numbers that are its own."""
     os.environ.update(HOME=scratch, TMPDIR=scratch)
     sys.modules["tempfile"].tempdir = scratch  # type: ignore[attr-defined]
-    random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()

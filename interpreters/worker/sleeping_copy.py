@@ -13,13 +13,9 @@ import os
 import socket
 import sys
 import warnings
-from functools import cache
 
-
-@cache
-def _libc() -> ctypes.PyDLL:
-    """Return the C library; its functions keep the GIL, which the child could hand to no other thread."""
-    return ctypes.PyDLL(None, use_errno=True)
+_LIBC = ctypes.PyDLL(None, use_errno=True)
+"""The C library; its functions keep the GIL, which the child could hand to no other thread."""
 
 
 def fork_asleep(own: int, fd: int) -> int:
@@ -37,9 +33,9 @@ def fork_asleep(own: int, fd: int) -> int:
     """
     if _thread._count() or not getattr(sys, "_is_gil_enabled", lambda: True)():  # noqa: SLF001 (no public name)
         return _fork_prepared(own, fd)
-    dup3, recv, exit_, byte = _libc().dup3, _libc().recv, _libc()["_exit"], ctypes.create_string_buffer(1)
+    dup3, recv, exit_, byte = _LIBC.dup3, _LIBC.recv, _LIBC["_exit"], ctypes.create_string_buffer(1)
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid: int = _libc().fork()
+    pid: int = _LIBC.fork()
     if pid == 0:
         if dup3(fd, own, os.O_CLOEXEC) != own:
             exit_(1)

@@ -45,16 +45,17 @@ class Worker:
 
     Args:
         sock: To the host.
+        cells: Runs them; it has run none.
         max_output_chars: What is kept of the output of a cell.
         zero_copy: Whether values can be attached without a copy.
     """
 
-    def __init__(self, sock: socket.socket, max_output_chars: int, *, zero_copy: bool) -> None:
+    def __init__(self, sock: socket.socket, cells: Cells, max_output_chars: int, *, zero_copy: bool) -> None:
         self._max_output_chars = max_output_chars
         self._zero_copy = zero_copy
         self._interrupts = Interrupts()
         self._channel = Channel(sock, self._interrupts)
-        self._cells = Cells()
+        self._cells = cells
         self._copies: list[int] = []
         self._pid = os.getpid()
         self._tools: dict[str, Callable[..., Any]] = {}
