@@ -56,6 +56,9 @@ class Diagnosis:
     landlock: int
     readable: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return render(self)
+
     @property
     def guarantees(self) -> dict[str, str]:
         """Each guarantee on the chosen rung with the layers that enforce it; "" if none does."""

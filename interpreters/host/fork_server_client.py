@@ -10,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from rlm_dspy.interpreters.confinement_policy import (
 )
 from rlm_dspy.interpreters.host import packages, scratch
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.packages import import_names, is_installed
+from rlm_dspy.interpreters.host.packages import import_names, is_installed, listed
 from rlm_dspy.interpreters.host.processes import LocalHandle, LocalWatch, threads_of
 from rlm_dspy.interpreters.worker import importing, wire
 
@@ -109,14 +108,12 @@ def recipe(
     """Return what the fork server of an interpreter with these arguments is made from.
 
     Raises:
-        ValueError: If a package is not installed.
+        ValueError: If a package is not installed, or `packages` or `paths` is no list.
     """
     if packages is None:
         packages = default_packages()
-    if isinstance(packages, str) or not isinstance(packages, Iterable):
-        raise ValueError(f"packages must be a list of names: packages=[{packages!r}].")  # noqa: TRY004 (as others)
-    folders = tuple(map(os.path.realpath, paths))
-    return Recipe(import_names(tuple(packages)), folders, confinement or ConfinementPolicy(), trusts)
+    folders = tuple(map(os.path.realpath, listed("paths", paths)))
+    return Recipe(import_names(listed("packages", packages)), folders, confinement or ConfinementPolicy(), trusts)
 
 
 def default_packages() -> list[str]:

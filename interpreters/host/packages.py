@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
+import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlm_dspy.interpreters.worker import importing
 from rlm_dspy.interpreters.worker.importing import SUFFIXES, outer_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODULE = re.compile(r"(\w+/)*\w+\.[^/]+")
@@ -31,6 +33,17 @@ _DISTRIBUTIONS = {
     "yaml": "PyYAML",
 }
 """What to install for well-known modules whose distribution has another name."""
+
+
+def listed(name: str, value: object) -> tuple[Any, ...]:
+    """Return the items of a list that a user gives.
+
+    Raises:
+        ValueError: If it is no list: the letters of a text would be taken for its items.
+    """
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list: {name}=[{value!r}].")  # noqa: TRY004 (as other wrong names)
+    return tuple(value)
 
 
 @functools.cache

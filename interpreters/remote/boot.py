@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rlm_dspy.interpreters.remote.armor import write
-
-if TYPE_CHECKING:
-    from rlm_dspy.interpreters.remote.link import Transport
 
 _FILES = (
     "confinement/*.py",
@@ -66,20 +59,3 @@ def modules() -> bytes:
             for path in root.glob(pattern):
                 archive.write(path, path.relative_to(root))
     return made.getvalue()
-
-
-def send_modules(started: Transport) -> None:
-    """Send the modules to a far end that runs `BOOT`.
-
-    Raises:
-        ConnectionError: If it does not take them; it is ended then.
-    """
-    try:
-        write(started.writes, modules())
-    except OSError:
-        os.close(started.reads)
-        os.close(started.writes)
-        started.end()
-        raise ConnectionError(
-            f"{started.name} does not run: {started.last_words() or 'it ended at once'}"
-        ) from None

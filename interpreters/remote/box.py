@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.interpreters.confinement_policy import CHOICES, GUARANTEES, ConfinementPolicy, unsupported
 from rlm_dspy.interpreters.diagnosis import Diagnosis, Rung
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
-from rlm_dspy.interpreters.host.packages import only_these
+from rlm_dspy.interpreters.host.packages import listed, only_these
 from rlm_dspy.interpreters.host.servers import close_server, server_for
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.remote.command import Command
-from rlm_dspy.interpreters.remote.far_server import FarServer
+from rlm_dspy.interpreters.remote.far_server import START_SECONDS, FarServer
 from rlm_dspy.interpreters.remote.link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.checkpoints import Mode
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.servers import Server
     from rlm_dspy.interpreters.host.session import Session
     from rlm_dspy.interpreters.remote.link import Carrier
-
-_DOCTOR_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,15 @@ class Place:
         """
         if reason := unsupported():
             raise NoRung(f"A remote interpreter cannot be used from here: {reason}. {CHOICES}")
-        try:
+        with self.hinting():
             return FarServer(self.carrier.open(), self.asked())
-        except ConnectionError as error:
+
+    @contextmanager
+    def hinting(self) -> Iterator[None]:
+        """Say what may be wrong where there is no connection."""
+        try:
+            yield
+        except (ConnectionError, FileNotFoundError) as error:
             raise ConnectionError(f"{error}{self.carrier.hint}") from None
 
     def asked(self) -> dict[str, object]:
@@ -156,11 +161,8 @@ class Box:
         Raises:
             OSError: If there is no connection.
         """
-        link = Link(self.place.carrier.open())
-        try:
-            told = link.ask("doctor", self.place.asked(), _DOCTOR_SECONDS)
-        finally:
-            link.close()
+        with self.place.hinting(), closing(Link(self.place.carrier.open())) as link:
+            told = link.ask("doctor", self.place.asked(), START_SECONDS)
         rungs = tuple(Rung(**{**rung, "layers": tuple(rung["layers"])}) for rung in told.pop("rungs"))
         return Diagnosis(rungs=rungs, readable=tuple(told.pop("readable")), **told)
 
@@ -203,8 +205,10 @@ def argv(
 
     Raises:
         TypeError: If a word is no text.
-        ValueError: If there is no guarantee of a name in `trusts`.
+        ValueError: If there is no guarantee of a name in `trusts`, or a shell but no command that starts it.
     """
+    if shell and not words:
+        raise ValueError("shell=True is for a command that starts a shell: remote.argv('ssh', 'lab', shell=True).")
     if not all(isinstance(word, str) for word in words):
         raise TypeError(
             "The words of the command are arguments of their own: remote.argv('ssh', 'lab', shell=True)."
@@ -236,12 +240,13 @@ def box_of(
     Raises:
         ValueError: If there is no guarantee of a name in `trusts`.
     """
-    if unknown := sorted(set(trusts) - set(GUARANTEES)):
+    trusted = frozenset(listed("trusts", trusts))
+    if unknown := sorted(trusted - set(GUARANTEES)):
         raise ValueError(f"trusts names {unknown}, which are no guarantees; choose from {', '.join(GUARANTEES)}.")
     place = Place(
         carrier=carrier,
-        packages=None if packages is None else tuple(packages),
+        packages=None if packages is None else listed("packages", packages),
         confinement=confinement or ConfinementPolicy(),
-        trusts=frozenset(trusts),
+        trusts=trusted,
     )
     return Box(place=place, worker_limits=worker_limits, cell_limits=cell_limits, checkpoint=checkpoint)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlm_dspy.interpreters.remote.boot import BOOT, modules, send_modules
+from rlm_dspy.interpreters.remote.boot import BOOT, modules
 from rlm_dspy.interpreters.remote.link import LastWords
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class _Running:
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # and what it has started
             self._process.wait()
 
 
@@ -85,6 +88,8 @@ class Command:
     @property
     def hint(self) -> str:
         """What may be wrong if there is no connection."""
+        if len(self.words) == 1 and " " in self.words[0]:
+            return ". The words of the command are arguments of their own: remote.argv('ssh', 'lab', shell=True)."
         is_ssh = Path(*self.words[:1]).name == "ssh"
         return ". A shell reads what follows ssh: pass shell=True." if is_ssh and not self.shell else ""
 
@@ -92,10 +97,8 @@ class Command:
         """Run the far end.
 
         Raises:
-            OSError: If the command cannot be run, or ends at once.
+            OSError: If the command cannot be run.
         """
         boot = [self.python, "-c", BOOT, str(len(modules()))]
         name = " ".join(self.words) if len(self.words) < 3 else f"{self.words[0]} ... {self.words[-1]}"  # noqa: PLR2004
-        running = _Running(name or self.python, [*self.words, *([shlex.join(boot)] if self.shell else boot)])
-        send_modules(running)
-        return running
+        return _Running(name or self.python, [*self.words, *([shlex.join(boot)] if self.shell else boot)])

@@ -80,10 +80,13 @@ class Values:
                 self._whole[digest] = fd
 
     def descriptor(self, digest: bytes) -> int:
-        """Return a descriptor of a value that a session holds; the caller closes it."""
+        """Return a descriptor of a value that a session holds; the caller closes it.
+
+        It has an offset of its own: workers that read the same value at once must not move each other's.
+        """
         with self._lock:
             self._whole.move_to_end(digest)
-            return os.dup(self._whole[digest])
+            return os.open(f"/proc/self/fd/{self._whole[digest]}", os.O_RDONLY)
 
     def release(self, session: str) -> None:
         """Take note that a session has ended; forget what was not used for longest, if that is too much."""

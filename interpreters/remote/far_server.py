@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.remote.link import FarHandle, Transport
     from rlm_dspy.interpreters.worker.wire import JSON
 
-_START_SECONDS = 120
+START_SECONDS = 150
+"""Longer than the stream waits for a greeting, which then says more."""
 
 
 class FarServer:
@@ -37,7 +38,7 @@ class FarServer:
         with ExitStack() as undo:
             undo.callback(self._link.close)
             try:
-                told = self._link.ask("start", asked, _START_SECONDS)
+                told = self._link.ask("start", asked, START_SECONDS)
             except ConnectionError:
                 raise
             except OSError as error:

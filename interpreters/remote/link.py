@@ -12,16 +12,17 @@ import stat
 import threading
 from collections import defaultdict, deque
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
+from rlm_dspy.interpreters.remote.boot import modules
 from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, VALUE, Kind, Relay, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import Self
 
     from rlm_dspy.interpreters.host.processes import Watched
@@ -155,11 +156,15 @@ class Link:
     """One connection with everything that goes over it.
 
     Args:
-        transport: The started far end.
+        transport: The started far end, which is ended with this, and if this fails.
+
+    Raises:
+        ConnectionError: If it does not take the modules that it is to run.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._greeted = False
         self._owner = os.getpid()
         self._stream = Stream(transport.reads, transport.writes)
         self._relay = Relay(self._stream, self._reference)
@@ -174,9 +179,14 @@ class Link:
         """Looks at the memory of workers when the far end finds it too large."""
         self.lost = ""
         """Why the connection is gone; empty while it is there."""
-        jobs = (self._read, self._move, partial(self._stream.beat, self.lose))
+        jobs = (self._read, self._move, partial(self._stream.beat, self._silent))
         for job in jobs:
             threading.Thread(target=job, name="rlm-link", daemon=True).start()
+        with ExitStack() as undo:  # what is written there may be read late, or never
+            undo.callback(self.close)
+            with self._losing():
+                self._stream.write(modules())
+            undo.pop_all()
 
     @property
     def is_own(self) -> bool:
@@ -194,10 +204,15 @@ class Link:
         self._send(Kind.ORDER, 0, json.dumps(order).encode())
 
     def _send(self, kind: Kind, number: int, *parts: bytes) -> None:
-        try:
+        with self._losing():
             self._stream.send(kind, number, *parts)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            self.lose(self._transport.last_words() or str(error))
+            self.lose(self._told_last(str(error)))
             raise ConnectionError(self.lost) from None
 
     def ask_later(self, order: str, arguments: Mapping[str, object]) -> tuple[int, Future[Any]]:
@@ -310,6 +325,7 @@ class Link:
     def _read(self) -> None:
         try:
             self._stream.await_greeting()
+            self._greeted = True
             while True:
                 kind, number, body = self._stream.receive()
                 if kind == Kind.PACKET:
@@ -321,7 +337,7 @@ class Link:
                 elif kind == Kind.ORDER:
                     self._told(json.loads(body))
         except EOFError:
-            self.lose(self._transport.last_words() or "it was closed by the other side")
+            self.lose(self._told_last("it was closed by the other side"))
         except (OSError, ValueError) as error:
             self.lose(str(error))
 
@@ -353,12 +369,21 @@ class Link:
 
     # The end
 
+    def _silent(self, why: str) -> None:
+        self.lose(why if self._greeted else f"{why} {self._transport.last_words()}".rstrip())
+
+    def _told_last(self, otherwise: str) -> str:
+        return self._transport.last_words() or (otherwise if self._greeted else "it ended at once")
+
     def lose(self, why: str) -> None:
         """Take note that the connection is gone: everything that waits for it ends."""
         with self._lock:
             if self.lost:
                 return
-            self.lost = f"The connection to {self._transport.name} was lost ({why})"
+            name = self._transport.name
+            self.lost = (
+                f"The connection to {name} was lost ({why})" if self._greeted else f"{name} does not run: {why}"
+            )
             handles = list(self._handles.values())
         self._stream.close()
         self._relay.close()

@@ -48,6 +48,8 @@ NUMBER = struct.Struct("<I16x")
 _HEADER = struct.Struct("<BII")
 _MOST = 8 << 20
 _BEAT_SECONDS, _SILENT_SECONDS, _SENDING_SECONDS = 10, 60, 1
+_GREETING_SECONDS = 120
+"""A container may have to be downloaded first."""
 _DESCRIPTORS = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 _READ_AT_ONCE = 1 << 20
 
@@ -84,6 +86,7 @@ class Stream:
         self._writes = writes
         self._sending = threading.Lock()
         self._heard = time.monotonic()
+        self._most_silent = _SILENT_SECONDS
         self._closed = threading.Event()
 
     def send(self, kind: Kind, number: int = 0, *parts: bytes) -> None:
@@ -92,9 +95,16 @@ class Stream:
         Raises:
             OSError: If nobody reads any more.
         """
-        frame = b"".join((_HEADER.pack(kind, number, sum(map(len, parts))), *parts))
+        self.write(b"".join((_HEADER.pack(kind, number, sum(map(len, parts))), *parts)))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as they are.
+
+        Raises:
+            OSError: If nobody reads any more.
+        """
         with self._sending:
-            view = memoryview(frame)
+            view = memoryview(data)
             while view:
                 if self._closed.is_set():
                     raise BrokenPipeError("the connection is closed")
@@ -109,11 +119,12 @@ class Stream:
         Raises:
             EOFError: If there is none.
         """
-        line = b""
+        self._most_silent, line = _GREETING_SECONDS, b""
         while not line.endswith(GREETING):
             line = self._reader.readline(_MOST)
             if not line:
                 self._exactly(1)
+        self._most_silent, self._heard = _SILENT_SECONDS, time.monotonic()
 
     def receive(self) -> Frame:
         """Wait for the next frame.
@@ -139,8 +150,8 @@ class Stream:
     def beat(self, lost: Callable[[str], None]) -> None:
         """In a thread of its own: tell the other side that this one lives, and `lost` if the other is silent."""
         while not self._closed.wait(_BEAT_SECONDS):
-            if time.monotonic() - self._heard > _SILENT_SECONDS:
-                lost(f"nothing came for {_SILENT_SECONDS} seconds")
+            if time.monotonic() - self._heard > self._most_silent:
+                lost(f"nothing came for {self._most_silent} seconds")
                 return
             if self._sending.locked() or not wire.arrives(self._writes, 0, select.POLLOUT):
                 continue  # something is on its way; a wait for it would be one for a connection that hangs

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rlm_dspy.interpreters.remote import armor
-from rlm_dspy.interpreters.remote.boot import BOOT, modules, send_modules
+from rlm_dspy.interpreters.remote.boot import BOOT, modules
 from rlm_dspy.interpreters.remote.link import LastWords
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ class Service(ABC):
                 ) from error
             sandbox = Sandbox(self.name, streams, armored=self.armored)
             sandbox.undo = undo.pop_all()
-        send_modules(sandbox)
         return sandbox
 
     @abstractmethod

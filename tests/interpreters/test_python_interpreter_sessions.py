@@ -323,6 +323,10 @@ class TestModules:
             PythonInterpreter(packages=["no_such_package"])
         with pytest.raises(ValueError, match=r"packages=\['numpy'\]"):
             PythonInterpreter(packages="numpy")
+        with pytest.raises(
+            ValueError, match=r"paths=\['/srv/data'\]"
+        ):  # its first letter is the whole file system
+            PythonInterpreter(paths="/srv/data")
 
     def test_the_standard_library_is_there(self) -> None:
         """Also what nothing had loaded before."""

@@ -20,6 +20,9 @@ import pytest
 
 from rlm_dspy.interpreters import CannotConfine, CellError, ConfinementPolicy, WorkerLimits, remote, render
 from rlm_dspy.interpreters.host import servers
+from rlm_dspy.interpreters.remote import command as command_of
+from rlm_dspy.interpreters.remote import relay
+from rlm_dspy.interpreters.remote.far_end import Values
 from rlm_dspy.interpreters.remote.link import Link
 from rlm_dspy.interpreters.remote.relay import Kind, Relay, Stream
 from rlm_dspy.interpreters.worker import wire
@@ -81,12 +84,41 @@ class TestPlaces:
             (("no-such-command-here",), "No such file"),
             (("sh", "-c", "echo denied >&2; exit 1"), "denied"),
             (("env", "PATH=/nowhere"), "python3"),
+            (("false",), "false does not run: it ended at once"),
+            (("ssh lab",), r"arguments of their own: remote.argv\('ssh', 'lab'"),
         ],
     )
     def test_a_command_that_does_not_work_says_why(self, command: tuple[str, ...], told: str) -> None:
         """In its own words."""
         with pytest.raises(dspy.CodeInterpreterError, match=told):
             remote.argv(*command)().start()
+        with pytest.raises(OSError, match=told):
+            remote.argv(*command).doctor()
+
+    @pytest.mark.parametrize("says", ["sleep 1000", "exec yes", "cat >/dev/null"])
+    def test_a_command_that_starts_no_python_and_does_not_end_is_given_up(
+        self, says: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may read nothing and print without end; what it has started goes too."""
+        for name, seconds in {"_GREETING_SECONDS": 1, "_BEAT_SECONDS": 0.2}.items():
+            monkeypatch.setattr(relay, name, seconds)
+        monkeypatch.setattr(command_of, "_END_SECONDS", 0.2)
+        box = remote.argv("sh", "-c", f"echo $$ >&2; {says}; true")
+        with pytest.raises(
+            dspy.CodeInterpreterError, match=r"does not run: nothing came for 1 seconds \d+$"
+        ) as told:
+            box().start()
+        group = int(str(told.value).split()[-1])
+        assert comes_true(lambda: not _is_there(group))
+
+    def test_what_a_place_prints_before_it_runs_may_be_long(self) -> None:
+        """Longer than a pipe holds, while the modules wait to be read."""
+        box = remote.argv(
+            "sh", "-c", 'head -c 1000000 /dev/zero; exec "$@"', "sh", python=sys.executable, packages=()
+        )
+        with box() as repl:
+            assert repl.execute("6 * 7") == 42
+        box.close()
 
     def test_a_shell_may_read_the_command_and_print_before_it_runs(self, tmp_path: Path) -> None:
         """As the one of ssh does; that `shell=True` is missing is found out."""
@@ -118,6 +150,12 @@ class TestPlaces:
             remote.argv(wrong)
         with pytest.raises(ValueError, match=r"\['no_internet'\].*no_network"):
             remote.argv(trusts={"no_internet"})
+        with pytest.raises(ValueError, match=r"trusts=\['no_network'\]"):
+            remote.argv(trusts="no_network")
+        with pytest.raises(ValueError, match=r"packages=\['numpy'\]"):
+            remote.argv(packages="numpy")
+        with pytest.raises(ValueError, match="shell=True is for a command"):
+            remote.argv(shell=True)
 
     def test_a_package_that_is_not_there_is_named(self) -> None:
         """With the place."""
@@ -197,6 +235,17 @@ class TestStream:
         with box() as three:
             assert three.execute("t[:4], t.count('words')", {"t": text}) == ["some", 300_000]
         assert len(sent) == 1
+
+    def test_sessions_may_read_one_value_at_once(self) -> None:
+        """As all do that begin together: each from its beginning, wherever another has come to."""
+        values, digest = Values(), b"d" * 20
+        values.add(0, digest, memoryview(b"functions"))
+        values.add(1, digest, memoryview(b""))
+        first, second = (os.fdopen(values.descriptor(digest), "rb") for _ in range(2))
+        with first, second:
+            first.seek(0)
+            second.seek(0)
+            assert (first.read(5), second.read(), first.read()) == (b"funct", b"functions", b"ions")
 
     def test_code_larger_than_a_window_arrives(self, box: remote.Box) -> None:
         """And so does what it prints."""
@@ -293,6 +342,14 @@ class TestLoss:
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "2\n1\n", "")
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def computing(box: remote.Box, temporary: Path) -> Path:
