@@ -15,9 +15,9 @@ import dspy
 from dspy.utils.callback import with_callbacks
 
 from rlm_dspy.concurrency.async_forms import is_async
+from rlm_dspy.concurrency.crew import run_in_crew
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
-from rlm_dspy.interpreters.host.tool_threads import run_in_crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 import math
 import threading
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlm_dspy.concurrency.crew import run_in_crew
 from rlm_dspy.concurrency.event_loops import result_within
 from rlm_dspy.concurrency.wait_scope import Cancellation, awaited_on, cancelled_by, handing_over_stream
 
@@ -28,30 +30,26 @@ _logger = logging.getLogger("dspy.rlm_dspy")
 
 
 def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
-    """Run a function in its own thread, in a copy of the current context.
+    """Run a function in a thread, in a copy of the current context. It cannot be cancelled.
 
-    Not in a pool: 200 runs may run code at once, and a thread that never ends (code that hangs in this
-    process) must not keep the program from exiting.
+    Not in a pool of a fixed size: 200 runs may run code at once, and a thread that never ends (code that hangs in
+    this process) must not keep the program from exiting.
 
     Args:
         function: What to call.
         *args: Its arguments.
-        name: The name of the thread.
+        name: The name of the thread meanwhile.
     """
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # a thread cannot be cancelled
 
-    def work() -> None:
+    def work() -> T:
         try:
-            future.set_result(function(*args))
+            return function(*args)
         except StopIteration as error:  # event loops do not accept it from a future
-            future.set_exception(
-                RuntimeError(f"{function} raised StopIteration").with_traceback(error.__traceback__)
-            )
-        except BaseException as error:  # noqa: BLE001  # any exception belongs to the waiting caller
-            future.set_exception(error)
+            raise RuntimeError(f"{function} raised StopIteration").with_traceback(error.__traceback__) from None
 
-    threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True).start()
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    run_in_crew(functools.partial(contextvars.copy_context().run, work), future, name)
     return future
 
 

@@ -16,6 +16,7 @@ import dspy
 
 from rlm_dspy.budget.lm_info import only_thinking_of
 from rlm_dspy.budget.metered_lm import metered
+from rlm_dspy.concurrency.crew import start_job
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
@@ -95,7 +96,7 @@ class Batch:
 
         with closing.telling(lambda _: changed.set()):
             for _ in range(max(1, min(self.ledger.limits.max_concurrency, len(items)))):
-                threading.Thread(target=work, name=f"rlm-{self.callee.interface.name}", daemon=True).start()
+                start_job(work)
             while self._done < len(items) and not raised and closing.why is None:
                 changed.wait()
                 changed.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import select
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -26,6 +27,11 @@ def comes_true(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+def nothing_executes() -> bool:
+    """Return whether no thread runs a cell of an awaited run."""
+    return all(thread.name != "rlm-execution" for thread in threading.enumerate())
 
 
 def sends(repl: PythonInterpreter) -> bool:

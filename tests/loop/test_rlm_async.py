@@ -13,6 +13,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.concurrency.port import Awaiting, Blocking, drive
 from rlm_dspy.interpreters import LocalPythonInterpreter, ScriptedInterpreter, Submission
 from rlm_dspy.testing import ScriptedLM
+from tests.interpreters.waiting import comes_true, nothing_executes
 from tests.playing import block
 
 SECONDS = 60
@@ -168,7 +169,6 @@ async def test_a_cancelled_run_leaves_no_worker_behind() -> None:
         """Say that the code runs."""
         in_code.set()
 
-    threads = set(threading.enumerate())
     rlm = RLM("question -> answer", tools=[here], interpreter_factory=factory)
     with dspy.context(lm=ScriptedLM([block("here()\nwhile True: pass")])):
         run = asyncio.create_task(rlm.acall(question="?"))
@@ -176,9 +176,7 @@ async def test_a_cancelled_run_leaves_no_worker_behind() -> None:
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
-    for thread in set(threading.enumerate()) - threads:
-        if thread.name == "rlm-execution":
-            await asyncio.to_thread(thread.join, SECONDS)
+    assert await asyncio.to_thread(comes_true, nothing_executes)
     assert len(made) == 1
     assert made[0]._process is None
 

@@ -17,6 +17,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.concurrency.timeouts import Watchdog
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
+from tests.interpreters.waiting import comes_true, nothing_executes
 from tests.playing import block, is_last_turn
 from tests.role_lm import RoleLM
 
@@ -98,10 +99,7 @@ async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> Non
         with pytest.raises(asyncio.CancelledError) as caught:
             await run
     assert [step["code"] for step in vars(caught.value)["trajectory"]] == ["here()\nwhile True: pass"]
-    left = [thread for thread in threading.enumerate() if thread.name == "rlm-execution"]
-    for thread in left:
-        await asyncio.to_thread(thread.join, SECONDS)
-    assert not [thread for thread in left if thread.is_alive()]
+    assert await asyncio.to_thread(comes_true, nothing_executes)
 
 
 def test_an_interrupt_reaches_no_code_behind_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:

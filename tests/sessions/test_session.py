@@ -345,4 +345,4 @@ def test_a_session_without_a_call_closes() -> None:
     threads = threading.active_count()
     with rlm().session(context=""):
         pass
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # an idle one may end
