@@ -98,7 +98,9 @@ def run(
         A `Row` for each example, in the order in which they end. A run that failed has `error`.
 
     Raises:
-        TypeError: If `executor` or an example is something else, or the program cannot be sent to other processes.
+        TypeError: If `executor` is something else, or the program cannot be sent to other processes.
+        Exception: What reading the examples raises, and `TypeError` or `ValueError` for one that is no
+            `dspy.Example` with inputs: after the rows of the runs that had begun.
         WorkersLost: If a worker died and the executor cannot be made again.
         LimitExceeded: After the last row, if the budget does not allow to run the other examples.
         LedgerLost: After the last row, if the server of `ledger` fails or has lost its data.
@@ -181,8 +183,9 @@ class _Batch:
         self._budget = None if limits is None else SharedBudget(self._taken, limits)
         self._most = _MOST_SUBMITTED if limits is None else _FIRST_SUBMITTED
         self._used, self._rows, self._is_spent = NOTHING_USED, 0, False
-        self._full: OSError | None = None
-        self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | Exception]] = SimpleQueue()
+        self._failure: Exception | None = None
+        """Why no further run begins: the store is full, or the examples cannot be read."""
+        self._arrived: SimpleQueue[tuple[Future[Any], Row | _Task | BaseException]] = SimpleQueue()
 
     def rows(self, bar: Bar) -> Iterator[Row]:
         """Yield the rows; see `run`."""
@@ -211,14 +214,14 @@ class _Batch:
                     self._again.appendleft(upcoming)
                     break
             if not self._running:
-                if self._full is not None:
-                    raise self._full
+                if self._failure is not None:
+                    raise self._failure
                 if self._again:
                     raise LimitExceeded(_SPENT)
                 return
             future, found = self._arrived.get()
             self._running.remove(future)
-            if isinstance(found, Exception):
+            if isinstance(found, BaseException):
                 raise found
             if isinstance(found, Row):
                 self._most, self._rows, self._used = _MOST_SUBMITTED, self._rows + 1, self._used + found.usage
@@ -227,11 +230,11 @@ class _Batch:
                 self._put_back(found)
 
     def _has_room(self) -> bool:
-        """Return whether another run may begin; when the store is full, cancel those that have not begun."""
-        if self._full is not None:
+        """Return whether another run may begin; after a failure, cancel those that have not begun."""
+        if self._failure is not None:
             for future in self._running:
                 future.cancel()
-        return self._full is None and len(self._running) < self._most
+        return self._failure is None and len(self._running) < self._most
 
     def _put_back(self, task: _Task) -> None:
         """Let a run begin again later."""
@@ -249,25 +252,35 @@ class _Batch:
         """Return the next example, or its stored row; None if there is none for now."""
         if self._again:
             return self._again.popleft()
-        for index, example in self._examples:
-            if not isinstance(example, dspy.Example):
-                wanted = 'dspy.Example(text="...").with_inputs("text")'
-                raise TypeError(f"Example {index} is a {type(example).__name__}; pass {wanted}.")
-            inputs = dict(example.inputs().items())
-            key = digest(self._key, identity(inputs))
-            self._equal[key] += 1
-            key = digest(key, self._equal[key])  # equal examples are different runs
-            job = Job(self._program, inputs, self._context, self._budget)
-            return self._store.find(key, index, example) or _Task(index, example, key, job)
+        try:
+            if (upcoming := next(self._examples, None)) is not None:
+                return self._stored_or_new(*upcoming)
+        except Exception as error:  # noqa: BLE001 (of the caller's examples; raised when what has begun has ended)
+            self._failure = error
+            return None
         return self._suspects.popleft() if self._suspects and not self._running else None
+
+    def _stored_or_new(self, index: int, example: dspy.Example) -> Row | _Task:
+        if not isinstance(example, dspy.Example):
+            wanted = 'dspy.Example(text="...").with_inputs("text")'
+            raise TypeError(f"Example {index} is a {type(example).__name__}; pass {wanted}.")
+        try:
+            inputs = dict(example.inputs().items())
+        except ValueError as error:
+            raise ValueError(f"Example {index}: {error}") from None
+        key = digest(self._key, identity(inputs))
+        self._equal[key] += 1
+        key = digest(key, self._equal[key])  # equal examples are different runs
+        job = Job(self._program, inputs, self._context, self._budget)
+        return self._store.find(key, index, example) or _Task(index, example, key, job)
 
     def _take(self, task: _Task, future: Future[Any]) -> None:
         """Keep a result as soon as it arrives, in any thread, also if nobody waits for it any more."""
-        found: Row | _Task | Exception
+        found: Row | _Task | BaseException
         try:
             outcome = None if future.cancelled() else self._engine.outcome(task.job, future)
             found = task if outcome is None else self._kept(task, outcome)
-        except Exception as error:  # noqa: BLE001 (raised where rows are yielded)
+        except BaseException as error:  # noqa: BLE001 (raised where rows are yielded)
             found = error
         self._arrived.put((future, found))
 
@@ -303,7 +316,7 @@ class _Batch:
             full.add_note(
                 f"A result could not be stored in {str(self._folder)!r}; those that had arrived are there."
             )
-            self._full = full
+            self._failure = full
         return row
 
     def _finish(self) -> None:

@@ -143,9 +143,9 @@ class TakenOnServer:
         except (RedisError, OSError) as error:
             where = without_credentials(self.url)
             raise LedgerLost(
-                f"The server of the budget, {where}, failed: {error}. Nothing more is spent. Run the batch "
-                "again when it answers: what is in the store will not be paid for again."
-            ) from error
+                f"The server of the budget, {where}, failed: {str(error).rstrip('.')}. Nothing more is spent. Run "
+                "the batch again when it answers: what is in the store will not be paid for again."
+            ) from None
 
     def _lost(self) -> LedgerLost:
         return LedgerLost(

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.optimize.traced_runs import Call
 
+_LOOK_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -38,7 +47,7 @@ class Outcome:
     """
 
     prediction: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     usage: RunUsage = field(default_factory=RunUsage)
     refusal: LimitExceeded | None = None
     trace: tuple[Call, ...] | None = None
@@ -82,7 +91,7 @@ def attempt(program: dspy.Module, inputs: Mapping[str, Any], budget: SharedBudge
     try:
         with metered(ledger, "run", raw=True) as meter:
             prediction = program(**inputs)
-    except Exception as raised:  # noqa: BLE001 (it is the outcome, whatever the program raised)
+    except BaseException as raised:  # noqa: BLE001 (it is the outcome, also if a library has called `sys.exit`)
         error = None if raised is meter.refusal and prediction is not None else raised
     if isinstance(ledger, LeasedLedger):
         ledger.give_back_lease()
@@ -94,6 +103,7 @@ def perform(parcel: bytes) -> bytes:
 
     These are bytes because executors pickle by reference, which fails for what a script defines itself.
     """
+    _end_without_parent()
     outcome: Outcome = cloudpickle.loads(parcel).open()
     try:
         content = cloudpickle.dumps(outcome)
@@ -102,6 +112,37 @@ def perform(parcel: bytes) -> bytes:
     except Exception:  # noqa: BLE001 (values of user code may raise anything)
         content = cloudpickle.dumps(plain(outcome))
     return bytes(content)
+
+
+def _end_without_parent() -> None:
+    """End this worker of a pool if its parent was killed: nobody would keep what it goes on to pay for."""
+    if (parents := _parents()) is None:
+        return
+    parent, starter = parents
+    with suppress(ProcessLookupError):
+        os.kill(parent, 0)
+        if os.getppid() == starter:
+            return
+    os._exit(1)
+
+
+@functools.cache
+def _parents() -> tuple[int, int] | None:
+    """Return the parent of this worker of a pool, which is watched from now on, and what has started the worker.
+
+    That is the parent, or a fork server, which may outlive it. None in what is no such worker.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None or sys.platform == "win32":  # there a signal to look ends a process
+        return None
+
+    def watch() -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            _end_without_parent()
+
+    threading.Thread(target=watch, name="rlm-parent", daemon=True).start()
+    return parent.pid, os.getppid()
 
 
 def plain(outcome: Outcome) -> Outcome:

@@ -31,7 +31,7 @@ _BLOCKED = re.compile(
 _REFUSED = (400, 403, 422, None)
 
 
-def may_pass(error: Exception, *, is_stream: bool) -> bool:
+def may_pass(error: BaseException, *, is_stream: bool) -> bool:
     """Whether the same request may succeed a moment later.
 
     That includes invalid JSON from a provider, a local server that loads its model, and in a stream an early end

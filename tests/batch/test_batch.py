@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import json
-import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,9 +20,10 @@ from rlm_dspy.errors import WorkersLost
 from rlm_dspy.json_values import JsonLines
 from rlm_dspy.testing import ScriptedLM
 from tests.batch.counting import ANSWER, CountingLM
+from tests.interpreters.waiting import comes_true, lives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CONTEXT = "word " * 20_000
@@ -299,14 +298,16 @@ for row in batch.run(program(), examples(12), executor, folder / "runs", progres
 
 @pytest.mark.parametrize("executor", [pytest.param("threads", marks=pytest.mark.long), "processes"])
 def test_a_killed_batch_goes_on_where_it_was(executor: str, tmp_path: Path) -> None:
-    """What had arrived is not paid for again; nothing is left over."""
+    """What had arrived is not paid for again; nothing is left over, nor do workers go on without it."""
     (tmp_path / "requests").mkdir()
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), executor]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         for _ in range(4):
             process.stdout.readline()
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        assert comes_true(lambda: not lives(process.pid))
     with dspy.context(lm=CountingLM(tmp_path / "requests")):
         rows = list(batch.run(program(), examples(12), store=tmp_path / "runs"))
     assert sorted(row.index for row in rows) == list(range(12))
@@ -315,6 +316,50 @@ def test_a_killed_batch_goes_on_where_it_was(executor: str, tmp_path: Path) -> N
     workers = 8 if executor == "threads" else 2
     assert requests <= 12 + workers
     assert not list((tmp_path / "runs").glob(".shared-*"))
+
+
+class Leaves(dspy.Module):
+    """Calls `sys.exit`, as a library may."""
+
+    def forward(self, text: str) -> str:
+        if text == "leave":
+            sys.exit(3)
+        return text
+
+
+@pytest.mark.parametrize("executor", [None, lambda: ProcessPoolExecutor(1)], ids=["threads", "processes"])
+def test_a_program_that_calls_exit_has_a_row_with_its_error(executor: Any, tmp_path: Path) -> None:
+    """No thread or process ends by it, for which the batch would wait for ever."""
+    texts = [dspy.Example(text=text).with_inputs("text") for text in ("a", "leave", "b")]
+    rows = sorted(batch.run(Leaves(), texts, executor, tmp_path), key=lambda row: row.index)
+    assert [(row.prediction, row.error[:10]) for row in rows] == [("a", ""), (None, "SystemExit"), ("b", "")]
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (None, r"Example 2 is a NoneType; pass dspy\.Example"),
+        (dspy.Example(text="c"), r"Example 2: Inputs have not been set"),
+        (OSError("the disk is gone"), "the disk is gone"),
+    ],
+)
+def test_examples_that_cannot_be_read_end_a_batch_after_the_rows_of_those_before(
+    last: Any, told: str, tmp_path: Path
+) -> None:
+    """What has begun is paid for, and so it is yielded."""
+
+    def given() -> Iterator[Any]:
+        yield from examples(2)
+        assert comes_true(lambda: len(lm.script.calls) == 2)
+        if isinstance(last, Exception):
+            raise last
+        yield last
+
+    rows: list[int] = []
+    lm = ScriptedLM(lambda messages: ANSWER)
+    with dspy.context(lm=lm), pytest.raises(Exception, match=told):
+        rows.extend(row.index for row in batch.run(program(), given(), store=tmp_path))
+    assert sorted(rows) == [0, 1]
 
 
 def test_a_batch_that_is_left_keeps_what_was_under_way(lm: CountingLM, tmp_path: Path) -> None:

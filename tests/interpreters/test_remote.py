@@ -29,7 +29,7 @@ from rlm_dspy.interpreters.worker import wire
 from tests.interpreter_contract import SECONDS
 from tests.interpreters.losing import run_through_a_loss
 from tests.interpreters.places import PYTHON, needs_sshd, ssh_command
-from tests.interpreters.waiting import comes_true
+from tests.interpreters.waiting import comes_true, lives
 
 if TYPE_CHECKING:
     import socket
@@ -109,7 +109,7 @@ class TestPlaces:
         ) as told:
             box().start()
         group = int(str(told.value).split()[-1])
-        assert comes_true(lambda: not _is_there(group))
+        assert comes_true(lambda: not lives(group))
 
     def test_what_a_place_prints_before_it_runs_may_be_long(self) -> None:
         """Longer than a pipe holds, while the modules wait to be read."""
@@ -342,14 +342,6 @@ class TestLoss:
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "2\n1\n", "")
-
-
-def _is_there(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def computing(box: remote.Box, temporary: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import select
 import threading
 import time
@@ -32,6 +33,15 @@ def comes_true(condition: Callable[[], bool]) -> bool:
 def nothing_executes() -> bool:
     """Return whether no thread runs a cell of an awaited run."""
     return all(thread.name != "rlm-execution" for thread in threading.enumerate())
+
+
+def lives(group: int) -> bool:
+    """Return whether a process of a group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def sends(repl: PythonInterpreter) -> bool:
