@@ -347,17 +347,17 @@ def test_examples_that_cannot_be_read_end_a_batch_after_the_rows_of_those_before
     last: Any, told: str, tmp_path: Path
 ) -> None:
     """What has begun is paid for, and so it is yielded."""
+    scripted = ScriptedLM(lambda messages: ANSWER)
 
     def given() -> Iterator[Any]:
         yield from examples(2)
-        assert comes_true(lambda: len(lm.script.calls) == 2)
+        assert comes_true(lambda: len(scripted.script.calls) == 2)
         if isinstance(last, Exception):
             raise last
         yield last
 
     rows: list[int] = []
-    lm = ScriptedLM(lambda messages: ANSWER)
-    with dspy.context(lm=lm), pytest.raises(Exception, match=told):
+    with dspy.context(lm=scripted), pytest.raises(Exception, match=told):
         rows.extend(row.index for row in batch.run(program(), given(), store=tmp_path))
     assert sorted(rows) == [0, 1]
 
