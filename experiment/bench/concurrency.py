@@ -1,9 +1,10 @@
 """Many runs at once on one event loop, each with a batch of sub-calls: time against the ideal, and memory a run.
 
-The scripted model takes a fixed time for each reply, so the ideal is known: a run makes two turns and one batch
-that fits its concurrency, three replies one after the other.
+The scripted model takes a fixed time for each reply, so the ideal is known: a run makes two turns and one batch,
+by default as many sub-calls at once as it has: three replies one after the other.
 
     python experiment/bench/concurrency.py --runs 200 --interpreter local
+    python experiment/bench/concurrency.py --runs 1 --subcalls 200 --at-once 50
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import os
 import threading
 import time
@@ -64,10 +66,10 @@ def workers_kb() -> int:
     return total
 
 
-async def measure(runs: int, subcalls: int, seconds: float, interpreter: str) -> dict[str, Any]:
+async def measure(runs: int, subcalls: int, at_once: int, seconds: float, interpreter: str) -> dict[str, Any]:
     """Run them together; look at the memory while all are under way."""
     lm = ScriptedLM(act=lambda said: turn_of(said, subcalls), query=lambda _: "a fact", seconds=seconds)
-    limits = Limits(max_llm_calls=subcalls, max_concurrency=subcalls)
+    limits = Limits(max_llm_calls=subcalls, max_concurrency=at_once)
     rlm = RLM("question -> answer: int", limits=limits, interpreter_factory=INTERPRETERS[interpreter], policy=None)
     seen, over = {"host": 0, "workers": 0, "threads": 0}, threading.Event()
 
@@ -86,7 +88,7 @@ async def measure(runs: int, subcalls: int, seconds: float, interpreter: str) ->
         took, busy = time.perf_counter() - began, time.process_time() - busy
         over.set()
     assert [prediction.answer for prediction in predictions] == [subcalls] * runs
-    ideal = 3 * seconds
+    ideal = (2 + math.ceil(subcalls / at_once)) * seconds
     return {
         "runs": runs,
         "sub-calls a run": subcalls,
@@ -108,10 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--subcalls", type=int, default=4)
+    parser.add_argument("--at-once", type=int, help="sub-calls of a run at once; default: all")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each reply takes")
     parser.add_argument("--interpreter", choices=sorted(INTERPRETERS), default="local")
     given = parser.parse_args()
-    measured = asyncio.run(measure(given.runs, given.subcalls, given.seconds, given.interpreter))
+    at_once = given.at_once or given.subcalls
+    measured = asyncio.run(measure(given.runs, given.subcalls, at_once, given.seconds, given.interpreter))
     print(json.dumps(measured, indent=1))
 
 

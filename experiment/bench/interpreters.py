@@ -253,21 +253,24 @@ def many_workers(text: str) -> list[Row]:
 
 
 def copies() -> Row:
-    """CPU time of a worker and its copies a cell, in bare forks of that worker, each with its child."""
-    forks = (
-        "import os, resource\ndef used(): return sum(sum(resource.getrusage(who)[:2]) for who in (0, -1))\n"
-        "began = used()\nfor _ in range(200):\n    if (pid := os.fork()) == 0: os._exit(0)\n"
-        "    os.waitpid(pid, 0)\n(used() - began) / 200"
-    )
-    with light(checkpoint="always") as repl:
-        repl.execute("1")
+    """CPU time of a worker and its copies a cell, in bare forks of such a worker, each with its child.
+
+    Those are made one a cell too: in a loop of their own they find all of the page tables in the caches.
+    """
+    fork = "if (pid := os.fork()) == 0: os._exit(0)\n_ = os.waitpid(pid, 0)"
+
+    def used(repl: PythonInterpreter, code: str) -> float:
         session: Any = repl._session
-        pid, ratios = session._process.handle.host_pid(), []
-        for _ in range(5):
-            began = cpu_of(pid)
-            for _ in range(200):
-                repl.execute("1")
-            ratios.append((cpu_of(pid) - began) / 200 / repl.execute(forks))
+        pid = session._process.handle.host_pid()
+        began = cpu_of(pid)
+        for _ in range(200):
+            repl.execute(code)
+        return cpu_of(pid) - began
+
+    with light(checkpoint="always") as copied, light(checkpoint="off") as bare:
+        for repl in (copied, bare):
+            repl.execute("import os")
+        ratios = [used(copied, "1") / (used(bare, fork) - used(bare, "1")) for _ in range(5)]
     return below("CPU of a cell and its copy in the worker", statistics.median(ratios), 1.5, "bare fork = 1", " x")
 
 
@@ -289,7 +292,7 @@ def peers() -> tuple[list[str], dict[str, list[tuple[int, float]]]]:
     for name, make in makers.items():
         try:
             make().shutdown()
-            started = timed(lambda: closed_after_start(make))  # noqa: B023
+            started = statistics.median(timed(lambda: closed_after_start(make)) for _ in range(20))  # noqa: B023
         except (dspy.CodeInterpreterError, OSError) as error:
             lines.append(f"| {name} | does not start here: {str(error).splitlines()[0][:90]} | | | |")
             continue
