@@ -78,6 +78,7 @@ class Engine:
             self._make = RayExecutor if workers == "ray" else workers or threads
             self._executor = _made(self._make)
         self._retries, self._broken, self._numbers = retries, 0, itertools.count()
+        self._is_closed = False
         self._lock = threading.Lock()
         self._shelf: Shelf | None = None
         if not isinstance(self._executor, ThreadPoolExecutor):
@@ -90,18 +91,26 @@ class Engine:
         return self
 
     def submit(self, job: Job) -> Future[Any]:
-        """Begin a run; `outcome` reads what the future returns.
+        """Begin a run; `outcome` reads what the future returns, also that its inputs cannot be sent.
 
         Raises:
-            TypeError: If the program or its inputs cannot be sent to other processes.
+            TypeError: If the program cannot be sent to other processes.
+            RuntimeError: If the engine is closed.
             WorkersLost: If the executor is broken and cannot be made again.
         """
+        if self._is_closed:
+            raise RuntimeError("engine.close() has ended these workers. Make new ones: batch.on(program, ...).")
         context = job.context.copy()
         task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs, job.budget)
         # A worker forked while another thread pickles would inherit cloudpickle's lock, locked for ever.
         with self._lock:
             if self._shelf is not None:
-                task = partial(perform, context.run(self._parcel, self._shelf, job))
+                job.mark = self._shelf.folder / f"{next(self._numbers)}.began"
+                parcel = context.run(self._parcel, self._shelf, job)
+                try:
+                    task = partial(perform, bytes(cloudpickle.dumps(parcel)))
+                except Exception as error:  # noqa: BLE001 (values of user code may raise anything)
+                    return _failed(error)
             try:
                 return self._executor.submit(task)
             except BrokenExecutor as error:
@@ -111,10 +120,9 @@ class Engine:
                 self._executor = _made(self._make)
                 return self._executor.submit(task)
 
-    def _parcel(self, shelf: Shelf, job: Job) -> bytes:
-        job.mark = shelf.folder / f"{next(self._numbers)}.began"
+    def _parcel(self, shelf: Shelf, job: Job) -> Parcel:
         program, inputs = shelf.program(job.program), shelf.sent(dict(job.inputs))
-        return bytes(cloudpickle.dumps(Parcel(program, inputs, job.budget, job.mark, job.traced)))
+        return Parcel(program, inputs, job.budget, job.mark, job.traced)
 
     def outcome(self, job: Job, future: Future[Any]) -> Outcome | None:
         """Return what came of a run when its future has ended; None if its worker died and it may be tried again.
@@ -149,6 +157,7 @@ class Engine:
 
     def close(self) -> None:
         """Shut the executor down, if it was made here, when its runs have ended; remove the folder."""
+        self._is_closed = True
         if self._make is not None:
             self._executor.shutdown(wait=True)
         if self._shelf is not None:
@@ -170,6 +179,14 @@ def check_workers(workers: Workers) -> None:
 
 
 _WANTED = "a concurrent.futures.Executor, 'ray', or a function such as lambda: ProcessPoolExecutor(4)"
+
+
+def _failed(error: Exception) -> Future[Any]:
+    """Return the future of a run that cannot begin; other inputs of its batch may well be sent."""
+    future: Future[Any] = Future()
+    told = f"These inputs cannot be sent to other processes: {error}. Pass plain data, or use threads."
+    future.set_exception(TypeError(told))
+    return future
 
 
 def _made(make: Callable[[], Executor]) -> Executor:

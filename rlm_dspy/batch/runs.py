@@ -134,6 +134,11 @@ def run(
     return _Batch(program, examples, executor, Path(store), retries, limits, ledger).rows(bar)
 
 
+def _told(error: BaseException) -> str:
+    name = type(error).__name__
+    return f"{name}: {in_one_line(error).removeprefix(f'{name}: ')}"
+
+
 @dataclass(eq=False)
 class _Task:
     """An example that is to be run.
@@ -217,6 +222,7 @@ class _Batch:
                 if self._failure is not None:
                     raise self._failure
                 if self._again:
+                    yield from self._stored_ones()
                     raise LimitExceeded(_SPENT)
                 return
             future, found = self._arrived.get()
@@ -259,6 +265,12 @@ class _Batch:
             self._failure = error
             return None
         return self._suspects.popleft() if self._suspects and not self._running else None
+
+    def _stored_ones(self) -> Iterator[Row]:
+        """Yield the rows of examples that were not read yet: they cost nothing."""
+        for index, example in self._examples:
+            if isinstance(found := self._stored_or_new(index, example), Row):
+                yield found
 
     def _stored_or_new(self, index: int, example: dspy.Example) -> Row | _Task:
         if not isinstance(example, dspy.Example):
@@ -304,7 +316,7 @@ class _Batch:
             index=task.index,
             example=task.example,
             prediction=outcome.prediction if error is None else None,
-            error="" if error is None else f"{type(error).__name__}: {in_one_line(error)}",
+            error="" if error is None else _told(error),
             trajectory=getattr(error, "trajectory", None) or getattr(outcome.prediction, "trajectory", []),
             usage=task.usage,
             seconds=task.seconds,

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from rlm_dspy.artifacts import Artifact, Artifacts
+from rlm_dspy.errors import RLMError
 from rlm_dspy.json_values import JsonLines, jsonable
 from rlm_dspy.usage import Usage
 
@@ -74,13 +75,28 @@ class Store:
                 at += len(line)
 
     def find(self, key: str, index: int, example: dspy.Example) -> Row | None:
-        """Return the stored row of an example; None if there is none, or it failed."""
+        """Return the stored row of an example; None if there is none, or it failed.
+
+        Raises:
+            RLMError: If it is not of this version.
+        """
         if key not in self._places:
             return None
         at, size = self._places[key]
         with self._lines.path.open("rb") as file:
             file.seek(at)
             found = json.loads(file.read(size))
+        try:
+            return self._row(found, index, example)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RLMError(
+                f"The row of example {index} in {str(self._lines.path)!r} was not written by this version "
+                f"({type(error).__name__}: {error}). Pass another store; or remove lines with the key {key!r}, "
+                "to pay for that example again."
+            ) from None
+
+    def _row(self, found: Mapping[str, Any], index: int, example: dspy.Example) -> Row:
+        key = found["key"]
         prediction = self._unpickled(key, found.get("pickle"))
         if prediction is None:
             prediction = self._typed(found["prediction"], key)

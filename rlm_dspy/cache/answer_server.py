@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -57,8 +58,14 @@ class AnswerServer:
         self.find("")
 
     def find(self, key: str) -> str | None:
-        """Return the answer, or None if there is none."""
-        found = self._asked(lambda client: client.get(f"{_PREFIX}answer:{key}"), None)
+        """Return the answer, or None if there is none; what is no JSON, and so no answer, is removed."""
+        name = f"{_PREFIX}answer:{key}"
+        try:
+            found = self._asked(lambda client: client.get(name), None)
+            json.loads(found or "0")
+        except ValueError:  # of JSON, or of UTF-8
+            self._asked(lambda client: client.delete(name), 0)
+            return None
         return None if found is None else str(found)
 
     def __len__(self) -> int:
@@ -138,6 +145,8 @@ class AnswerServer:
                 self._warned = True
                 where = without_credentials(self.url)
                 _logger.warning(
-                    "SubCallCache(%r): %s. Answers that it does not take stay in memory.", where, error
+                    "SubCallCache(%r): %s. Answers that it does not take stay in memory.",
+                    where,
+                    str(error).rstrip("."),
                 )
             return otherwise

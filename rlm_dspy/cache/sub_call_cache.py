@@ -67,6 +67,9 @@ class SubCallCache:
         """Return the cache of a file: one per process, so that its users wait for one another."""
         with _shared_lock:
             server = str(path) if str(path).startswith(SCHEMES) else ""
+            if not server and "://" in str(path):
+                told = f"SubCallCache takes a file, or a server's address with {', '.join(SCHEMES)}; not {path!r}."
+                raise ValueError(told)
             name = server or ("" if path is None else os.path.realpath(path))
             if (known := _shared.get(name)) is not None:
                 return known  # type: ignore[return-value]

@@ -7,6 +7,7 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,27 @@ def test_a_prediction_whose_pickle_is_missing_changed_or_impossible_is_read_from
             assert row.prediction.companies == [Local(name="Acme")]
     assert row.stored
     assert not list((tmp_path / "b").rglob("*.pickle"))
+
+
+def test_a_row_of_another_version_is_named(tmp_path: Path) -> None:
+    """It is neither paid for again without a word, nor an error of Python's."""
+    with dspy.context(lm=ScriptedLM(lambda messages: ANSWER)):
+        list(batch.run(program(), examples(1), store=tmp_path))
+        (path,) = tmp_path.glob("*.jsonl")
+        key = json.loads(path.read_text())["key"]
+        path.write_text(json.dumps({"key": key, "answer": 1}) + "\n")
+        with pytest.raises(RLMError, match=f"example 0 in .* was not written by this version .*{key}"):
+            list(batch.run(program(), examples(1), store=tmp_path))
+
+
+def test_an_input_that_cannot_be_sent_fails_alone(lm: CountingLM, tmp_path: Path) -> None:
+    """In processes as in threads."""
+    given = [*examples(2), dspy.Example(context=threading.Lock(), number=2).with_inputs("context", "number")]
+    with dspy.context(lm=lm):
+        rows = list(batch.run(program(), given, lambda: ProcessPoolExecutor(1), tmp_path))
+    errors = {row.index: row.error for row in rows}
+    assert (errors[0], errors[1]) == ("", "")
+    assert errors[2].startswith("TypeError: These inputs cannot be sent to other processes: cannot pickle")
 
 
 def test_another_program_has_other_rows(lm: CountingLM, tmp_path: Path) -> None:

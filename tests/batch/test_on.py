@@ -152,6 +152,8 @@ def test_threads_need_no_pickle() -> None:
         assert there(text="a").words == 1
         assert dspy.settings.trace[0][0] is there.program.act
     there.engine.close()
+    with pytest.raises(RuntimeError, match=r"Make new ones: batch\.on"):
+        there(text="a")
 
 
 def test_an_executor_is_checked_at_once() -> None:

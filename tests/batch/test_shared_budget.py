@@ -15,7 +15,7 @@ from rlm_dspy.batch.taken import TakenInFile
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Amount, Usage
-from tests.batch.counting import CountingLM
+from tests.batch.counting import ANSWER, CountingLM
 from tests.batch.test_batch import examples, program
 
 if TYPE_CHECKING:
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 def spent(rows: list[batch.Row]) -> float:
     """Return what rows cost."""
     return sum(row.usage.cost or 0.0 for row in rows)
+
+
+def test_stored_rows_come_although_the_budget_is_spent(tmp_path: Path) -> None:
+    """Also those of examples after one that cannot be paid for."""
+    with dspy.context(lm=ScriptedLM(lambda messages: ANSWER)):
+        list(batch.run(program(), examples(4)[2:], store=tmp_path))
+        rows, why = run_until_spent(program(), examples(4), store=tmp_path, budget=Limits(max_input_tokens=1))
+    assert sorted((row.index, row.stored) for row in rows) == [(2, True), (3, True)]
+    assert "does not allow" in why
 
 
 def run_until_spent(*args: Any, **options: Any) -> tuple[list[batch.Row], str]:

@@ -147,6 +147,16 @@ def test_a_call_inside_a_call_never_waits_for_it(server: str) -> None:
         assert cache.once("a", lambda: cache.once("a", lambda: "inner")[0]) == ("inner", False)
 
 
+@pytest.mark.parametrize("foreign", [b"no JSON", b"\xff\xfe"])
+def test_what_is_no_answer_is_asked_anew_and_replaced(server: str, foreign: bytes) -> None:
+    """Whoever has written it there."""
+    with redis.Redis.from_url(server) as client, SubCallCache(server) as cache:
+        client.set("rlm_dspy:answer:k", foreign)
+        assert cache.once("k", lambda: "paid") == ("paid", False)
+        assert cache.once("k", lambda: "again") == ("paid", True)
+        assert client.get("rlm_dspy:answer:k") == b'"paid"'
+
+
 def test_a_server_that_is_gone_costs_one_warning(tmp_path: Path, caplog: LogCaptureFixture) -> None:
     """Answers stay in memory; the password of the address is not told."""
     with SubCallCache(f"redis://me:secret@127.0.0.1:{free_port()}/0") as cache:
@@ -161,3 +171,5 @@ def test_an_address_that_is_none_is_refused() -> None:
     """At once."""
     with pytest.raises(ValueError, match="Port"):
         SubCallCache("redis://127.0.0.1:port/0")
+    with pytest.raises(ValueError, match="redis://, rediss://, unix://; not 'http://host'"):
+        SubCallCache("http://host")
