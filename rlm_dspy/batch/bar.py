@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -16,7 +17,7 @@ _MINUTE = 60
 
 
 class Bar:
-    """A progress bar on stderr, shown on terminals and in notebooks.
+    """A progress bar on stderr, shown on terminals and, if ipywidgets is installed, in notebooks.
 
     Args:
         total: The number of examples; None if it is not known.
@@ -26,7 +27,8 @@ class Bar:
     def __init__(self, total: int | None, *, shown: bool) -> None:
         console = Console(stderr=True)
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-        hidden = not (shown and (console.is_terminal or console.is_jupyter))
+        in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
+        hidden = not (shown and (console.is_terminal or in_notebook))
         self._progress = Progress(*columns, console=console, disable=hidden)
         self._task = self._progress.add_task("", total=total)
         self._total, self._began = total, time.monotonic()

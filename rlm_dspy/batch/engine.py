@@ -168,12 +168,14 @@ SHARED = ".shared-"
 """How the names of the folders begin from which workers read."""
 
 
-def check_workers(workers: Workers) -> None:
-    """Check what a user gives as `executor`.
+def check(program: dspy.Module, workers: Workers) -> None:
+    """Check what a user gives as `program` and `executor`.
 
     Raises:
-        TypeError: If it is neither an executor nor a function.
+        TypeError: If the program is no module, or the executor is neither an executor nor a function.
     """
+    if not isinstance(program, dspy.Module):
+        raise TypeError(f"program must be a dspy.Module, not {program!r}.")
     if not (workers is None or workers == "ray" or isinstance(workers, Executor) or callable(workers)):
         raise TypeError(f"executor must be {_WANTED}, not {workers!r}.")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.batch.engine import Engine, Job, check_workers
+from rlm_dspy.batch.engine import Engine, Job, check
 from rlm_dspy.budget.metered_lm import meters_in_force
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def on(program: dspy.Module, executor: Workers = None, folder: str | os.PathLike
         folder: A folder that all workers see, if they are on other machines; default: one for temporary files.
 
     Raises:
-        TypeError: If `executor` is something else.
+        TypeError: If `program` or `executor` is something else.
 
     Examples:
         >>> import dspy
@@ -40,7 +40,7 @@ def on(program: dspy.Module, executor: Workers = None, folder: str | os.PathLike
         >>> program = batch.on(RLM("context, question -> answer"), executor=lambda: ProcessPoolExecutor(4))
         >>> evaluate = dspy.Evaluate(devset=[], metric=None, num_threads=4)  # and then evaluate(program)
     """
-    check_workers(executor)
+    check(program, executor)
     return On(program, Engine(executor, None if folder is None else Path(folder)))
 
 

@@ -19,7 +19,7 @@ import dspy
 from filelock import FileLock, Timeout
 
 from rlm_dspy.batch.bar import Bar
-from rlm_dspy.batch.engine import SHARED, Engine, Job, check_workers
+from rlm_dspy.batch.engine import SHARED, Engine, Job, check
 from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.shipping import identity
 from rlm_dspy.batch.store import Row, Store
@@ -92,7 +92,8 @@ def run(
         ledger: The address of a Redis server, such as `"redis://host:6379/0"` (extra `redis`), that counts what is
             used of the budget: for workers on other machines, and for batches with stores of their own that share
             the budget of one program. Default: an SQLite file in the store.
-        progress: Whether to show a bar with rate, cost and time left.
+        progress: Whether to show a bar with rate, cost and time left: on a terminal and, if ipywidgets is
+            installed, in a notebook.
 
     Yields:
         A `Row` for each example, in the order in which they end. A run that failed has `error`.
@@ -119,11 +120,9 @@ def run(
         >>> sorted((row.index, row.prediction.words) for row in rows)
         [(0, 2), (1, 4)]
     """
-    if not isinstance(program, dspy.Module):
-        raise TypeError(f"program must be a dspy.Module, not {program!r}.")
     if retries < 0:
         raise ValueError(f"retries must be 0 or more, not {retries}.")
-    check_workers(executor)
+    check(program, executor)
     bar = Bar(len(examples) if isinstance(examples, Sized) else None, shown=progress)
     limits = None if budget is None else limits_of_budget(budget, CAPS, "run")
     if limits is not None:

@@ -72,7 +72,14 @@ class AnswerServer:
         return self._asked(lambda client: sum(1 for _ in client.scan_iter(f"{_PREFIX}answer:*", count=1_000)), 0)
 
     def take(self, answers: dict[str, str], *, at_once: bool = False) -> None:
-        """Move answers to the server; if it does not take them, they stay in `answers`."""
+        """Move answers to the server; if it does not take them, they stay in `answers`.
+
+        Args:
+            answers: By key.
+            at_once: Whether to try even after a recent failure.
+        """
+        if at_once:
+            self._rests_until = 0.0
         named = {f"{_PREFIX}answer:{key}": answer for key, answer in answers.items()}
 
         def store(client: redis.Redis) -> None:

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import pickle
+import sys
 import threading
 import time
 import uuid
@@ -153,7 +154,8 @@ class SubCallCache:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():  # it was closed at exit
+            self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SubCallCache:
         """Return the same object: optimizers copy modules, and the copies share paid answers."""

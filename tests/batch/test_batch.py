@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import datetime as dt
 import errno
 import json
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ import pytest
 from pydantic import BaseModel
 
 from rlm_dspy import RLM, InvalidInputs, RLMError, Text, batch
+from rlm_dspy.batch import bar
 from rlm_dspy.errors import WorkersLost
 from rlm_dspy.json_values import JsonLines
 from rlm_dspy.testing import ScriptedLM
@@ -185,6 +188,18 @@ def test_an_input_that_cannot_be_sent_fails_alone(lm: CountingLM, tmp_path: Path
     errors = {row.index: row.error for row in rows}
     assert (errors[0], errors[1]) == ("", "")
     assert errors[2].startswith("TypeError: These inputs cannot be sent to other processes: cannot pickle")
+
+
+def test_a_notebook_without_ipywidgets_has_no_bar_and_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library that draws it would warn, for each batch."""
+    monkeypatch.setattr(builtins, "get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
+    monkeypatch.setattr(bar, "find_spec", lambda name: None)
+    texts = [dspy.Example(text="a").with_inputs("text")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(batch.run(Leaves(), texts, store=tmp_path))) == 1
 
 
 def test_another_program_has_other_rows(lm: CountingLM, tmp_path: Path) -> None:

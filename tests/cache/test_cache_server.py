@@ -167,6 +167,21 @@ def test_a_server_that_is_gone_costs_one_warning(tmp_path: Path, caplog: LogCapt
     assert "secret" not in warning
 
 
+def test_answers_kept_in_memory_go_to_a_server_that_is_back(tmp_path: Path) -> None:
+    """When the cache is closed, or the process ends: they are paid for. An end without a server is silent."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed; Debian has it as redis-server")
+    port = free_port()
+    with SubCallCache(f"redis://127.0.0.1:{port}/0") as cache:
+        assert cache.once("k", lambda: "paid") == ("paid", False)
+        with redis_server(tmp_path, port) as url, redis.Redis.from_url(url) as client:
+            cache.close()
+            assert client.get("rlm_dspy:answer:k") == b'"paid"'
+    script = f"from rlm_dspy import SubCallCache\nc = SubCallCache({url!r})\nc.once('k', lambda: 'paid')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     """At once."""
     with pytest.raises(ValueError, match="Port"):
