@@ -159,6 +159,6 @@ def test_threads_need_no_pickle() -> None:
 def test_program_and_executor_are_checked_at_once() -> None:
     """The message names the fix."""
     with pytest.raises(TypeError, match=r"program must be a dspy.Module, not <class"):
-        batch.on(RLM)  # type: ignore[arg-type]
+        batch.on(RLM)
     with pytest.raises(TypeError, match=r"lambda: ProcessPoolExecutor\(4\), not 'processes'"):
         batch.on(program(), executor="processes")  # type: ignore[arg-type]
