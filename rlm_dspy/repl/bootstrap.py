@@ -42,16 +42,17 @@ def _rlm_run(source, magic, code, given):
     names, inside = builtins.globals(), {{'__builtins__': builtins, '__name__': '__main__', '_rlm_given': given}}
     inside['globals'] = lambda: names
     builtins.exec(code, inside)
-    names.update({{name: inside[name] for name in ('_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
-    inside['_rlm_begin']()
+    names.update({{name: inside[name] for name in ('_rlm_begin', '_rlm_show_notes', '_rlm_made', '_rlm_restore')}})
 
 _rlm_run(*_rlm_functions, _rlm_given)
 del _rlm_run, _rlm_functions, _rlm_given
 """
 """Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out.
 
-The inputs are bound with it, one of which may be called `str`: one cell, so that there is no checkpoint between.
+Inputs may be bound with it, one of which may be called `str`.
 """
+BEGIN = "_rlm_begin()\ndel _rlm_begin\n"
+"""Run when the inputs are bound: in the same cell, so that there is no checkpoint between, or in the next one."""
 RESTORE_INPUTS = "(lambda names: names.update(names.get('INPUTS', ())))(__import__('builtins').globals())"
 """Run in a REPL that another run had before: the inputs are what they were, whatever code did to their names."""
 SHOW_NOTES = "_rlm_show_notes()"

@@ -127,7 +127,10 @@ class Repl:
         return Copied(found) if isinstance(found, list) else found
 
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
-        """Return the code that runs before the first turn: DSPy's input types, then functions and other inputs."""
+        """Return the code that runs before the first turn: functions, DSPy's input types, other inputs.
+
+        It is one step, which is copied once, unless an input may need a function to be rebuilt.
+        """
         takes_objects = isinstance(interpreter, TakesObjects)
         serialized, variables = [], dict(self._kept)
         for name, value in self.inputs.items():
@@ -136,8 +139,10 @@ class Repl:
             else:
                 variables[name] = self._bound(name, value, interpreter)
         known = {**self.known, "marked": not takes_objects, "most_file_bytes": MAX_FILE_BYTES}
-        variables |= {"_rlm_functions": _functions(interpreter), "_rlm_given": known}
-        steps = [*serialized, (bootstrap.RUN, variables)]
+        functions = {"_rlm_functions": _functions(interpreter), "_rlm_given": known}
+        steps = [*serialized, (bootstrap.RUN + bootstrap.BEGIN, variables | functions)]
+        if isinstance(interpreter, PythonInterpreter) and not all(map(_is_sent_as_it_is, variables.values())):
+            steps = [(bootstrap.RUN, functions), *serialized, (bootstrap.BEGIN, variables)]
         return [(SETUP + code, values) for code, values in steps]
 
     def _bound(self, name: str, value: Any, interpreter: dspy.CodeInterpreter) -> Any:
@@ -273,6 +278,11 @@ class Repl:
             f"The interpreter died: {error}\nA new one was started, with the inputs and functions. Your own "
             "variables, imports and functions are lost.",
         )
+
+
+def _is_sent_as_it_is(value: Any) -> bool:
+    """Whether a value, unlike others, has no part that the REPL's functions rebuild."""
+    return type(value) in (str, bytes, int, float, bool, type(None), Text)
 
 
 def _functions(interpreter: dspy.CodeInterpreter) -> list[object] | Copied:
