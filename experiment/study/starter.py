@@ -35,19 +35,17 @@ SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
-READ = r"""best = find_passages(context, question)
-reply = llm_query("\n\n".join(best) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
-print(reply)"""
-READ_EACH = r"""for part in ["When was the mill in Aldo built?", "When was the mill in Teal built?"]:
-    best = find_passages(context, part)
-    print(part, llm_query("\n\n".join(best) + "\n\nQuestion: " + part + "\nAnswer in a few words, not a sentence."))"""  # noqa: E501  # code as the model shall write it
-READ_MANY = r"""best = find_passages(context, question, count=12)
-reply = llm_query("\n\n".join(best) + "\n\nQuestion: " + question + "\nAnswer with all of them, separated by commas.")
-print(reply)"""  # noqa: E501
-RECORDS = r"""found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
-print(len(found), context[:150], *found[:3], sep="\n")"""
-RECORD = r"""found = [line for line in context.splitlines() if "Salo 6" in line]
-print(len(found), context[:150], *found[:3], sep="\n")"""
+READ = r"""import re
+found = [part for part in re.split(r"(?<=[.!?])\s+|\n+", context) if FILTER]
+text = "\n".join(reversed(find_passages(context, question, count=3, chars=500))) + "\n\nMatches:"
+for number, part in enumerate(found[:20], 1):
+    text += f"\n{number}. {part}"
+text += f"\nNumber of matches: {len(found)}\n\nQuestion: {question}\n"
+reply = llm_query(text + "Say in one or two short sentences what the text tells about it, then the answer.")
+print("Number of matches:", len(found))
+print("Reply:", reply)"""
+OLDER = r"""years = {"Teal": 1887, "Aldo": 1901}
+print(min(years, key=years.get))"""
 READ_LINES = r"""import re
 words = set(re.findall(r"\w{4,}", question.lower()))
 hits = sorted((context.grep(f"(?i){word}") for word in words), key=len)
@@ -65,13 +63,9 @@ GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
-READ_WORDS = "I find the passages that share words with the question, and a sub-call reads them."
-READ_EACH_WORDS = "The answer needs two facts. I find and read the passages for each."
-READ_MANY_WORDS = (
-    "The answer has several parts, which may stand far apart. I find many passages, and a sub-call reads them."
-)
-RECORDS_WORDS = (
-    "The lines are records. I pick those that the question is about in code, below the head of the text."
+READ_WORDS = (
+    "I pick the sentences and lines with the names of the question in code; a sub-call reads them, and the "
+    "passages that share words with the question."
 )
 
 
@@ -108,49 +102,57 @@ SHIFTS = "\n".join(
     f"Shift {day} | {('Orla', 'Bex', 'Tam')[day % 3]} | {('late', 'on time')[day % 2]}" for day in range(1, 91)
 )
 BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n};{n + 1}" for n in range(40))
+
+
+def over_text(context: str, question: str, picks: str, reply: str, *turns: tuple[str, str]) -> Run:
+    """Return a run over a text: code picks, a sub-call reads; the last turn submits the answer."""
+    answer = turns[-1][1].removeprefix('SUBMIT(answer="').removesuffix('")')
+    return Run(context, question, answer, ((READ_WORDS, READ.replace("FILTER", picks)), *turns), (reply,))
+
+
 RUNS = (
-    Run(
-        SHIFTS,
-        "How often was Orla late?",
-        "15",
-        ((RECORDS_WORDS, RECORDS), ("The first line is the count.", 'SUBMIT(answer="15")')),
-    ),
-    Run(
-        f"boat;built;berth\n{BOATS}",
-        "What is the berth of the boat Salo 6?",
-        "27",
-        ((RECORDS_WORDS, RECORD), ("`berth` is the last column.", 'SUBMIT(answer="27")')),
-    ),
-    Run(
-        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
-        "Which of the two mills is older, that in Aldo or that in Teal?",
-        "Teal",
-        (
-            (READ_EACH_WORDS, READ_EACH),
-            ("1887 is before 1901, so it is the one in Teal.", 'SUBMIT(answer="Teal")'),
-        ),
-        ("1901", "1887"),
-    ),
-    Run(
+    over_text(
         "Mika rowed in May. " + FILLER + "Tove joined the crew. " + FILLER + "In June the crew took on Ravi.",
         "Which people joined the crew? Name all.",
-        "Mika, Tove, Ravi",
-        ((READ_MANY_WORDS, READ_MANY), ("These are all.", 'SUBMIT(answer="Mika, Tove, Ravi")')),
-        ("Mika, Tove, Ravi",),
+        '"crew" in part',
+        "Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.",
+        ("The reply names them all.", 'SUBMIT(answer="Tove, Ravi")'),
     ),
-    Run(
+    over_text(
+        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
+        "Which of the two mills is older, that in Aldo or that in Teal?",
+        '"Aldo" in part or "Teal" in part',
+        "The mill in Teal dates from 1887, and that in Aldo was built in 1901. The answer is Aldo.",
+        ("The reply has both years. I compare them in code.", OLDER),
+        ("Teal has the earlier year.", 'SUBMIT(answer="Teal")'),
+    ),
+    over_text(
+        SHIFTS,
+        "How often was Orla late?",
+        '"Orla" in part and "late" in part',
+        "The matches are shifts at which Orla was late. The answer is 12.",
+        ("Each match is one such shift, and the number of matches is 15.", 'SUBMIT(answer="15")'),
+    ),
+    over_text(
+        f"boat;built;berth\n{BOATS}",
+        "What is the berth of the boat Salo 6?",
+        '"Salo 6" in part',
+        "The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.",
+        ("The reply says it.", 'SUBMIT(answer="27")'),
+    ),
+    over_text(
         "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
         "Who built the mill in Aldo?",
-        "Ines Roth",
-        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="Ines Roth")')),
-        ("Ines Roth",),
+        '"Aldo" in part',
+        "The mill in Aldo was built by Ines Roth. The answer is Ines Roth.",
+        ("The reply says it.", 'SUBMIT(answer="Ines Roth")'),
     ),
-    Run(
-        "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has 84 seats and a bar. " + FILLER,
-        "How many seats does the ferry to Sund have?",
-        "84",
-        ((READ_WORDS, READ), ("That is the answer.", 'SUBMIT(answer="84")')),
-        ("84 seats.",),
+    over_text(
+        "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
+        "How many seats are there on the ferry to Sund?",
+        '"Sund" in part',
+        "The ferry to Sund has a bar and holds 84 people. The answer is 84.",
+        ("The reply says it.", 'SUBMIT(answer="84")'),
     ),
     Run(
         folder(
@@ -199,8 +201,8 @@ def program(runs: tuple[Run, ...]) -> RLM:
         lm = ScriptedLM(act=replies, query=list(run.read))
         with dspy.context(lm=lm, trace=[]):
             prediction = rlm(context=run.context, question=run.question)
-            printed = prediction.trajectory[-2]["output"]
-            if prediction.answer != run.answer or run.answer not in printed:
+            printed = "".join(step["output"] for step in prediction.trajectory[:-1])
+            if prediction.answer != run.answer or not all(part in printed for part in run.answer.split(", ")):
                 raise ValueError(f"{run.question} Expected {run.answer}, saw {printed}.")
             traced += traced_runs(dspy.settings.trace)
     rlm.act.demos = [from_run(run, 1.0).example for run in traced]
