@@ -107,14 +107,16 @@ def _line(cells: list[str]) -> str:
 
 
 def plot(answered: Answers, path: Path) -> None:
-    """Draw the share of right answers with its interval, a bar a condition."""
+    """Draw the share of right answers with its interval, a bar a condition; nothing without held-out questions."""
+    drawn = grouped([row for row in answered if row.get("split") == "final"])
+    if not drawn:
+        return
     import matplotlib as mpl  # noqa: PLC0415  # for the plot only
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "optimize"
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    drawn = grouped([row for row in answered if row.get("split") == "final"])
     figure, axes = plt.subplots(figsize=(9, 0.32 * len(drawn) + 1.2))
     labels = []
     for at, ((_, *names), answers) in enumerate(reversed(drawn.items())):
