@@ -76,11 +76,14 @@ class Repl:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _kept: dict[str, Any] = field(default_factory=dict)
 
-    def open(self) -> None:
+    def open(self, *, again: bool = True) -> None:
         """Start an interpreter and bind inputs and functions. A concurrent `close` shuts it down again.
 
+        Args:
+            again: If it is lost while they are bound, start another one, once.
+
         Raises:
-            dspy.CodeInterpreterError: If it cannot be started.
+            dspy.CodeInterpreterError: If it cannot be started, or is lost again.
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
         interpreter = self.factory()
@@ -97,8 +100,16 @@ class Repl:
             interpreter.output_fields = output_fields(self.signature)
         try:
             interpreter.start()
-            for code, variables in self._furnishing(interpreter):
-                interpreter.execute(code, variables=variables)
+            try:
+                for code, variables in self._furnishing(interpreter):
+                    interpreter.execute(code, variables=variables)
+            except (dspy.CodeExecutionError, TypeError):  # an input cannot be bound
+                raise
+            except dspy.CodeInterpreterError:
+                if self._closed or not again:
+                    raise
+                self._shut_down()
+                self.open(again=False)
         finally:
             if self._closed:  # a cancelled run may close it while another thread opens it
                 interpreter.shutdown()

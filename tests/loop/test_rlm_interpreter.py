@@ -40,6 +40,32 @@ def test_an_interpreter_that_dies_is_replaced_and_the_model_is_told(play: Play) 
     assert dying.closed
 
 
+class LostAtOnce(ScriptedInterpreter):
+    """Is lost while the inputs are bound, as a connection may be."""
+
+    def execute(self, code: str, variables: dict[str, Any] | None = None) -> Any:
+        raise dspy.CodeInterpreterError("the connection was lost")
+
+
+def test_an_interpreter_that_is_lost_while_inputs_are_bound_is_replaced_once(play: Play) -> None:
+    """Nothing was run and paid, so the model need not be told; the second loss reaches the caller."""
+    lost = LostAtOnce([])
+    spare = [lost, LocalPythonInterpreter()]
+    rlm = RLM(ASK, interpreter_factory=lambda: spare.pop(0))
+    played = play(rlm, [block("SUBMIT(answer=question)")], question="here")
+    assert (played.kinds, played.prediction.answer) == (["submitted"], "here")
+    assert lost.closed
+    made: list[LostAtOnce] = []
+
+    def factory() -> LostAtOnce:
+        made.append(LostAtOnce([]))
+        return made[-1]
+
+    with pytest.raises(dspy.CodeInterpreterError, match="the connection was lost"):
+        play(RLM(ASK, interpreter_factory=factory), [DONE], question="?")
+    assert [each.closed for each in made] == [True, True]
+
+
 def test_an_interpreter_that_cannot_be_replaced_reaches_the_caller_with_the_trajectory(play: Play) -> None:
     """Only when no other can be started does the caller see the error."""
     spare = [ScriptedInterpreter(["kept", dspy.CodeInterpreterError("worker gone")])]
