@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Method = TypeVar("Method", bound="Callable[..., Any]")
 
-SETUP = "# Set-up of the REPL, no step of the run.\n"
-"""The first line of set-up code of a module, which a `ScriptedInterpreter` does not count."""
-
 _LOOK_SECONDS, _STOP_AGAIN_SECONDS = 0.5, 0.1
 _RESERVED = {"SUBMIT", "__builtins__"}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.primitives.facade import HOST_TOKEN_VAR
 
-from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, outside_loop
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
+from rlm_dspy.interpreters.worker.cell import SETUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

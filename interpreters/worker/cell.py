@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .wire import JSON
 
 _MAX_TRACEBACK_CHARS = 10_000
+SETUP = "# Set-up of the REPL, no step of the run.\n"
+"""The first line of a module's set-up code, which is not counted as a cell of the model."""
 HOOK = "__after_cell__"
 """A function that a cell leaves under this name is taken away, and called after each further cell with the
 functions that were bound for it, by name. What it returns is written behind the cell's output. If it has a method
@@ -248,7 +250,8 @@ class Cells:
         self._functions = functions
 
     def _register(self, code: str) -> str:
-        filename = f"<cell {len(self._sources) + 1}>"
+        kind = "set-up" if code.startswith(SETUP) else "cell"
+        filename = f"<{kind} {sum(name.startswith(f'<{kind} ') for name in self._sources) + 1}>"
         lines = io.StringIO(code + "\n", newline=None).readlines()
         self._sources[filename] = (len(code), None, lines, filename)
         linecache.cache.update(self._sources)  # all of them: sessions in one process share names

@@ -14,8 +14,9 @@ import dspy
 from rlm_dspy.artifacts import MAX_FILE_BYTES
 from rlm_dspy.inputs import Text, plain
 from rlm_dspy.interpreters import PythonInterpreter
-from rlm_dspy.interpreters.base import SETUP, Interpreter, TakesObjects, shown
+from rlm_dspy.interpreters.base import Interpreter, TakesObjects, shown
 from rlm_dspy.interpreters.host.input_transfer import Copied
+from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.repl import bootstrap
 from rlm_dspy.repl.value_codec import across, described, sent, taken
 

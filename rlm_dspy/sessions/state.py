@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import dspy
 
-from rlm_dspy.interpreters.base import SETUP
+from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.repl.bootstrap import RESTORE_INPUTS
 from rlm_dspy.sessions.variables import ALL, Variables, restore
 from rlm_dspy.subcalls.dispatch import Tree

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-from rlm_dspy.interpreters.base import SETUP, TakesObjects
+from rlm_dspy.interpreters.base import TakesObjects
+from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.repl import in_repl
 from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.text import one_line

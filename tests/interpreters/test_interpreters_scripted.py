@@ -3,8 +3,8 @@ import pytest
 from dspy.primitives.facade import HOST_TOKEN_VAR
 
 from rlm_dspy.interpreters import CellError, ScriptedInterpreter, Submission
-from rlm_dspy.interpreters.base import SETUP
 from rlm_dspy.interpreters.scripted import Call
+from rlm_dspy.interpreters.worker.cell import SETUP
 from tests.interpreter_contract import PlaybackContract, run_dspy_rlm
 
 

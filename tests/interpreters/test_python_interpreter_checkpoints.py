@@ -11,10 +11,10 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.interpreters.base import SETUP
 from rlm_dspy.interpreters.host.checkpoints import CellUndone, Checkpoints
 from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.python import PythonInterpreter
+from rlm_dspy.interpreters.worker.cell import SETUP
 from rlm_dspy.testing import ScriptedLM
 from tests.interpreters.waiting import descriptors
 
