@@ -67,7 +67,7 @@ class _Run:
 
 
 class Progress(Listener):
-    r"""Shows the progress of every run: in a notebook as one display that is updated, else as lines on stderr.
+    r"""Shows the progress of every run: in a notebook as one display a cell, else as lines on stderr.
 
     It is a DSPy callback: `dspy.configure(callbacks=[Progress()])` for all runs of the process,
     `dspy.context(callbacks=[...])` for those in a scope. Runs in threads, of `batch`, `dspy.Parallel` or
@@ -102,6 +102,8 @@ class Progress(Listener):
         """The root of each running run."""
         self._count = 0
         self._display: Any = None
+        self._cell: int | None = None
+        """The number of the notebook's cell that the display belongs to."""
         self._updated = 0.0
 
     def on_event(self, event: Event) -> None:
@@ -125,8 +127,9 @@ class Progress(Listener):
                     del self._runs[root]
 
     def _begin(self, event: RunEvent) -> None:
-        if all(run.is_over for run in self._runs.values()):  # the next cell of a notebook, or the next batch
-            self._runs, self._display = {}, None
+        cell = self._shell and self._shell.execution_count
+        if cell != self._cell and all(run.is_over for run in self._runs.values()):
+            self._runs, self._display, self._cell = {}, None, cell
         self._count += 1
         self._runs[event.id] = _Run(self._count, event.limits.max_iters)
 
@@ -185,11 +188,11 @@ class Progress(Listener):
 
 
 def _page(runs: list[_Run]) -> str:
-    """Return the display of a notebook: a line for each run, and the code of a run that is alone."""
-    over = sum(run.is_over for run in runs)
-    lines = [f"{over} of {len(runs)} runs have ended"] if len(runs) > 1 else []
+    """Return the display of a notebook's cell: a line for each run, and the code of a run that is alone."""
+    going = [run for run in runs if not run.is_over]
+    lines = [f"{len(runs) - len(going)} of {len(runs)} runs have ended"] if len(runs) > 1 else []
     lines += [clip(run.line(), _LINE_CHARS) for run in runs[-_MOST_LINES:]]
-    if len(runs) == 1 and (code := runs[0].code):
+    if len(going) == 1 and (code := going[0].code):
         lines += ["", *code.splitlines()[-_CODE_LINES:]]
     return f"<pre>{html.escape(printable(chr(10).join(lines)))}</pre>"
 
