@@ -104,55 +104,63 @@ SHIFTS = "\n".join(
 BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n};{n + 1}" for n in range(40))
 
 
-def over_text(context: str, question: str, picks: str, reply: str, *turns: tuple[str, str]) -> Run:
-    """Return a run over a text: code picks, a sub-call reads; the last turn submits the answer."""
-    answer = turns[-1][1].removeprefix('SUBMIT(answer="').removesuffix('")')
-    return Run(context, question, answer, ((READ_WORDS, READ.replace("FILTER", picks)), *turns), (reply,))
+def over_text(
+    context: str, question: str, answer: str, picks: str, reply: str, last: str, *between: tuple[str, str]
+) -> Run:
+    """Return a run over a text: code picks, a sub-call reads, and the last turn submits the answer."""
+    turns = ((READ_WORDS, READ.replace("FILTER", picks)), *between, (last, f'SUBMIT(answer="{answer}")'))
+    return Run(context, question, answer, turns, (reply,))
 
 
 RUNS = (
     over_text(
         "Mika rowed in May. " + FILLER + "Tove joined the crew. " + FILLER + "In June the crew took on Ravi.",
         "Which people joined the crew? Name all.",
+        "Tove, Ravi",
         '"crew" in part',
         "Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.",
-        ("The reply names them all.", 'SUBMIT(answer="Tove, Ravi")'),
+        "The reply names them all.",
     ),
     over_text(
         "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
         "Which of the two mills is older, that in Aldo or that in Teal?",
+        "Teal",
         '"Aldo" in part or "Teal" in part',
         "The mill in Teal dates from 1887, and that in Aldo was built in 1901. The answer is Aldo.",
+        "Teal has the earlier year.",
         ("The reply has both years. I compare them in code.", OLDER),
-        ("Teal has the earlier year.", 'SUBMIT(answer="Teal")'),
     ),
     over_text(
         SHIFTS,
         "How often was Orla late?",
+        "15",
         '"Orla" in part and "late" in part',
         "The matches are shifts at which Orla was late. The answer is 12.",
-        ("Each match is one such shift, and the number of matches is 15.", 'SUBMIT(answer="15")'),
+        "Each match is one such shift, and the number of matches is 15.",
     ),
     over_text(
         f"boat;built;berth\n{BOATS}",
         "What is the berth of the boat Salo 6?",
+        "27",
         '"Salo 6" in part',
         "The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.",
-        ("The reply says it.", 'SUBMIT(answer="27")'),
+        "The reply says it.",
     ),
     over_text(
         "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
         "Who built the mill in Aldo?",
+        "Ines Roth",
         '"Aldo" in part',
         "The mill in Aldo was built by Ines Roth. The answer is Ines Roth.",
-        ("The reply says it.", 'SUBMIT(answer="Ines Roth")'),
+        "The reply says it.",
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
+        "84",
         '"Sund" in part',
         "The ferry to Sund has a bar and holds 84 people. The answer is 84.",
-        ("The reply says it.", 'SUBMIT(answer="84")'),
+        "The reply says it.",
     ),
     Run(
         folder(
