@@ -29,6 +29,8 @@ _LABEL_CHARS = 160
 """Maximum characters of each field in a labeled example."""
 _ASKED_CHARS = 400
 """Maximum characters of an input that is shown again after each output."""
+_PASSAGES = 5
+"""How many passages a block prints that is shown as an example; the default of `find_passages`."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
@@ -61,7 +63,7 @@ class ReplAdapter(dspy.Adapter):
         steps = _steps(inputs["trajectory"])
         if not shown and here.turns > 1 and any(variable.long for variable in here.variables):
             ask = f"{ask} {_first_block(here)}"
-            steps = [_with_question(step, here) for step in steps]
+            steps = _guided(steps, here)
         environment = _without(said_once, [*before, ask])
         if hint := _advice_of_refine(signature):
             environment = f"{environment}\n\nHint from an earlier attempt: {hint}"
@@ -190,31 +192,47 @@ def _first_block(here: Environment) -> str:
 
     Small models copy the form of what they read last: after prose, a model of 1.5B parameters replied in prose.
     """
+    search = _search(here)
+    if not search:
+        return "Begin with a block that prints a small sample of the inputs."
+    return f"Begin with a block such as:\n\n{search}"
+
+
+def _search(here: Environment, skip: int = 0) -> str:
+    """Return a block that prints the best passages of the first long input after `skip` better ones.
+
+    It is empty if that input is not a text.
+    """
     long = next(variable for variable in here.variables if variable.long)
     if long.type != "str":
-        return "Begin with a block that prints a small sample of the inputs."
+        return ""
     short = (each.name for each in here.variables if each.type == "str" and not each.long)
     words = next(short, '"words of the task"')
-    code = f"for part in find_passages({long.name}, {words}):\n    print(part)"
-    return f"Begin with a block such as:\n\n```python\n{code}\n```"
+    chosen = f", count={skip + _PASSAGES})[{skip}:]" if skip else ")"
+    return f"```python\nfor part in find_passages({long.name}, {words}{chosen}:\n    print(part)\n```"
 
 
-def _with_question(step: Step, here: Environment) -> Step:
-    """Return a step whose output is followed by the short inputs, and by how to end the run.
+def _guided(steps: list[Step], here: Environment) -> list[Step]:
+    """Return the steps with what a small model needs after each: the task again, a block that goes on, how to end.
 
-    A model of 1.5B parameters otherwise wrote its first block again and again.
+    A model of 1.5B parameters otherwise wrote its first block again and again, or asked in prose for the next part
+    of the text.
     """
-    if step.kind == "folded" or step.repeats or step.notice:
-        return step
     short = [
         str(variable) for variable in here.variables if not variable.long and len(str(variable)) < _ASKED_CHARS
     ]
-    submit = ", ".join(f"{output.name}=..." for output in here.outputs)
-    asked = (
-        "If the output above does not hold the answer, write a block that goes further. If it does:\n\n"
-        f"```python\nSUBMIT({submit})\n```"
-    )
-    return step.model_copy(update={"notice": "\n".join([*short, asked])})
+    submit = f"```python\nSUBMIT({', '.join(f'{output.name}=...' for output in here.outputs)})\n```"
+    guided, skip = list[Step](), _PASSAGES
+    for step in steps:
+        told, is_lost = [step.notice], bool(step.repeats) or step.kind == "no_code"
+        if step.kind != "folded" and is_lost and (search := _search(here, skip)):
+            told.append(f"For example, print other passages:\n\n{search}")
+            skip += _PASSAGES
+        elif step.kind != "folded" and not step.notice:
+            go_on = "If the output above does not hold the answer, write a block that goes further. If it does:"
+            told = [*short, f"{go_on}\n\n{submit}"]
+        guided.append(step.model_copy(update={"notice": "\n".join(filter(None, told))}))
+    return guided
 
 
 def _conversation(environment: str, steps: list[Step]) -> list[Message]:
