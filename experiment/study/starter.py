@@ -37,13 +37,14 @@ LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
 READ = r"""import re
 found = [part for part in re.split(r"(?<=[.!?])\s+|\n+", context) if FILTER]
-text = "\n".join(reversed(find_passages(context, question, count=3, chars=500))) + "\n\nMatches:"
-for number, part in enumerate(found[:20], 1):
-    text += f"\n{number}. {part}"
-text += f"\nNumber of matches: {len(found)}\n\nQuestion: {question}\n"
-reply = llm_query(text + "Say in one or two short sentences what the text tells about it, then the answer.")
+matches = "\n".join(f"{number}. {part}" for number, part in enumerate(found[:20], 1))
+matches += f"\nNumber of matches: {len(found)}\n\nQuestion: {question}\n"
+told = llm_query(matches + "Say in one or two short sentences what the matches tell about it, then the answer.")
+passages = "\n\n".join(reversed(find_passages(context, question, count=4, chars=800)))
+short = llm_query(passages + f"\n\nQuestion: {question}\nAnswer in a few words, not a sentence.")
 print("Number of matches:", len(found))
-print("Reply:", reply)"""
+print("The matches:", told)
+print("The passages:", short)"""
 OLDER = r"""years = {"Teal": 1887, "Aldo": 1901}
 print(min(years, key=years.get))"""
 READ_LINES = r"""import re
@@ -64,7 +65,7 @@ result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
 READ_WORDS = (
-    "I pick the sentences and lines with the names of the question in code; a sub-call reads them, and the "
+    "I pick the sentences and lines with the names of the question in code. One sub-call reads them, another the "
     "passages that share words with the question."
 )
 
@@ -105,11 +106,18 @@ BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n
 
 
 def over_text(
-    context: str, question: str, answer: str, picks: str, reply: str, last: str, *between: tuple[str, str]
+    context: str,
+    question: str,
+    answer: str,
+    picks: str,
+    replies: tuple[str, str],
+    last: tuple[str, str],
+    *between: tuple[str, str],
 ) -> Run:
-    """Return a run over a text: code picks, a sub-call reads, and the last turn submits the answer."""
-    turns = ((READ_WORDS, READ.replace("FILTER", picks)), *between, (last, f'SUBMIT(answer="{answer}")'))
-    return Run(context, question, answer, turns, (reply,))
+    """Return a run over a text: code picks, two sub-calls read, and the last turn submits the answer."""
+    words, value = last
+    turns = ((READ_WORDS, READ.replace("FILTER", picks)), *between, (words, f"SUBMIT(answer={value})"))
+    return Run(context, question, answer, turns, replies)
 
 
 RUNS = (
@@ -118,49 +126,52 @@ RUNS = (
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
         '"crew" in part',
-        "Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.",
-        "The reply names them all.",
+        ("Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.", "Tove"),
+        ("The matches name them all.", '"Tove, Ravi"'),
     ),
     over_text(
         "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
         "Which of the two mills is older, that in Aldo or that in Teal?",
         "Teal",
         '"Aldo" in part or "Teal" in part',
-        "The mill in Teal dates from 1887, and that in Aldo was built in 1901. The answer is Aldo.",
-        "Teal has the earlier year.",
-        ("The reply has both years. I compare them in code.", OLDER),
+        (
+            "The mill in Teal dates from 1887, and that in Aldo was built in 1901. The answer is Aldo.",
+            "The mill in Aldo",
+        ),
+        ("Teal has the earlier year.", '"Teal"'),
+        ("The matches have both years. I compare them in code.", OLDER),
     ),
     over_text(
         SHIFTS,
         "How often was Orla late?",
         "15",
         '"Orla" in part and "late" in part',
-        "The matches are shifts at which Orla was late. The answer is 12.",
-        "Each match is one such shift, and the number of matches is 15.",
+        ("The matches are shifts at which Orla was late. The answer is 12.", "5"),
+        ("Each match is one such shift, so the number of matches is the answer.", "str(len(found))"),
     ),
     over_text(
         f"boat;built;berth\n{BOATS}",
         "What is the berth of the boat Salo 6?",
         "27",
         '"Salo 6" in part',
-        "The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.",
-        "The reply says it.",
+        ("The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.", "28"),
+        ("The match is the line of this boat.", '"27"'),
     ),
     over_text(
         "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
         "Who built the mill in Aldo?",
         "Ines Roth",
         '"Aldo" in part',
-        "The mill in Aldo was built by Ines Roth. The answer is Ines Roth.",
-        "The reply says it.",
+        ("The mill in Aldo was built by Ines Roth. The answer is Ines Roth.", "Ines Roth"),
+        ("The passages answer the question.", "short.strip()"),
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
         "84",
         '"Sund" in part',
-        "The ferry to Sund has a bar and holds 84 people. The answer is 84.",
-        "The reply says it.",
+        ("The ferry to Sund has a bar. The matches do not tell its seats.", "84"),
+        ("The matches do not tell it. The passages answer the question.", "short.strip()"),
     ),
     Run(
         folder(

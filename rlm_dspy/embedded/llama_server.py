@@ -38,6 +38,9 @@ EXTRA = (
 
 _PAD_TOKENS = 256
 _BATCH_TOKENS = 256
+_REPEATED_TOKENS = 8
+"""If the last so many tokens stand further above as well, the model may be repeating what follows there."""
+_GUESSED_TOKENS = 32
 _SAVED_PROMPTS_MIB = 1_024
 _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 THREADS_VARIABLE = "RLM_DSPY_THREADS"
@@ -161,6 +164,10 @@ def start(settings: Settings, key: str, prompts: Path | None = None) -> Any:
     params.n_batch = params.n_ubatch = _BATCH_TOKENS  # calls are cancelled between two batches
     params.slot_save_path = f"{prompts}{os.sep}" if prompts else ""
     params.cache_ram_mib = _SAVED_PROMPTS_MIB  # conversations that lost their slot are restored from here
+    # What repeats the prompt, as the code of a demo, is guessed and checked in one batch: the same reply, sooner.
+    params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    guess = params.speculative.ngram_simple
+    guess.size_n, guess.size_m = _REPEATED_TOKENS, _GUESSED_TOKENS
     try:
         # In its own thread: an interrupt inside the constructor would leave its threads waiting for ever.
         with ThreadPoolExecutor(1) as pool:
