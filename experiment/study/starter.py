@@ -37,14 +37,14 @@ LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
 READ = r"""import re
 found = [part for part in re.split(r"(?<=[.!?])\s+|\n+", context) if FILTER]
-matches = "\n".join(f"{number}. {part}" for number, part in enumerate(found[:20], 1))
-matches += f"\nNumber of matches: {len(found)}\n\nQuestion: {question}\n"
-told = llm_query(matches + "Say in one or two short sentences what the matches tell about it, then the answer.")
-passages = "\n\n".join(reversed(find_passages(context, question, count=4, chars=800)))
-short = llm_query(passages + f"\n\nQuestion: {question}\nAnswer in a few words, not a sentence.")
+text = "Matches:\n" + "\n".join(f"{number}. {part}" for number, part in enumerate(found[:15], 1))
+text += f"\nNumber of matches: {len(found)}\n\nPassages:\n"
+text += "\n\n".join(reversed(find_passages(context, question, count=4, chars=800))) + f"\n\nQuestion: {question}\n"
+told = llm_query(text + "Say in one or two short sentences what the text tells about it, then the answer.")
+short = llm_query(text + "Answer in a few words, not a sentence.")
 print("Number of matches:", len(found))
-print("The matches:", told)
-print("The passages:", short)"""
+print("Told:", told)
+print("Short:", short)"""
 OLDER = r"""years = {"Teal": 1887, "Aldo": 1901}
 print(min(years, key=years.get))"""
 READ_LINES = r"""import re
@@ -65,7 +65,7 @@ result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
 READ_WORDS = (
-    "I pick the sentences and lines with the names of the question in code. One sub-call reads them, another the "
+    "I pick the sentences and lines with the names of the question in code. A sub-call reads them, and the "
     "passages that share words with the question."
 )
 
@@ -114,7 +114,7 @@ def over_text(
     last: tuple[str, str],
     *between: tuple[str, str],
 ) -> Run:
-    """Return a run over a text: code picks, two sub-calls read, and the last turn submits the answer."""
+    """Return a run over a text: code picks, sub-calls read, and the last turn submits the answer."""
     words, value = last
     turns = ((READ_WORDS, READ.replace("FILTER", picks)), *between, (words, f"SUBMIT(answer={value})"))
     return Run(context, question, answer, turns, replies)
@@ -126,8 +126,8 @@ RUNS = (
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
         '"crew" in part',
-        ("Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.", "Tove"),
-        ("The matches name them all.", '"Tove, Ravi"'),
+        ("Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.", "Tove, Ravi"),
+        ("The short reply names them all.", "short.strip()"),
     ),
     over_text(
         "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
@@ -139,7 +139,7 @@ RUNS = (
             "The mill in Aldo",
         ),
         ("Teal has the earlier year.", '"Teal"'),
-        ("The matches have both years. I compare them in code.", OLDER),
+        ("The reply tells both years. I compare them in code.", OLDER),
     ),
     over_text(
         SHIFTS,
@@ -154,8 +154,8 @@ RUNS = (
         "What is the berth of the boat Salo 6?",
         "27",
         '"Salo 6" in part',
-        ("The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.", "28"),
-        ("The match is the line of this boat.", '"27"'),
+        ("The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.", "27"),
+        ("Both replies say it.", "short.strip()"),
     ),
     over_text(
         "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
@@ -163,15 +163,15 @@ RUNS = (
         "Ines Roth",
         '"Aldo" in part',
         ("The mill in Aldo was built by Ines Roth. The answer is Ines Roth.", "Ines Roth"),
-        ("The passages answer the question.", "short.strip()"),
+        ("The short reply answers the question.", "short.strip()"),
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
         "84",
         '"Sund" in part',
-        ("The ferry to Sund has a bar. The matches do not tell its seats.", "84"),
-        ("The matches do not tell it. The passages answer the question.", "short.strip()"),
+        ("The ferry to Sund has a bar and holds 84 people. The answer is 84.", "84"),
+        ("The short reply answers the question.", "short.strip()"),
     ),
     Run(
         folder(
