@@ -222,15 +222,15 @@ def _guided(steps: list[Step], here: Environment) -> list[Step]:
         str(variable) for variable in here.variables if not variable.long and len(str(variable)) < _ASKED_CHARS
     ]
     submit = f"```python\nSUBMIT({', '.join(f'{output.name}=...' for output in here.outputs)})\n```"
-    guided, skip = list[Step](), _PASSAGES
+    guided, printed = list[Step](), 0
     for step in steps:
         told, is_lost = [step.notice], bool(step.repeats) or step.kind == "no_code"
-        if step.kind != "folded" and is_lost and (search := _search(here, skip)):
-            told.append(f"For example, print other passages:\n\n{search}")
-            skip += _PASSAGES
+        if step.kind != "folded" and is_lost and (search := _search(here, printed)):
+            told.append(f"For example:\n\n{search}")
         elif step.kind != "folded" and not step.notice:
             go_on = "If the output above does not hold the answer, write a block that goes further. If it does:"
             told = [*short, f"{go_on}\n\n{submit}"]
+        printed += _PASSAGES if not is_lost and "find_passages(" in step.code else 0
         guided.append(step.model_copy(update={"notice": "\n".join(filter(None, told))}))
     return guided
 

@@ -61,19 +61,19 @@ def test_each_output_is_followed_by_the_short_inputs_and_by_how_to_end() -> None
         assert "Ulm" not in message
 
 
-def test_a_reply_without_code_is_answered_with_a_block_that_prints_other_passages() -> None:
-    rlm = RLM("topic, text -> words: int", policy=None)
-    lm = ScriptedLM(["Please send the next part.", "Send the next part, please.", block("SUBMIT(words=4)")])
+def test_a_reply_without_code_is_answered_with_a_block_that_prints_passages_not_printed_yet() -> None:
+    search = "for part in find_passages(text, topic):\n    print(part)"
+    lm = ScriptedLM(["Send the text.", block(search), "Send the next part.", block("SUBMIT(words=4)")])
     with dspy.context(lm=lm):
-        rlm(topic="rain", text=LONG)
-    _, _, _, first, _, second = [str(message["content"]) for message in lm.script.calls[-1]]
-    assert first.endswith("find_passages(text, topic, count=10)[5:]:\n    print(part)\n```")
-    assert second.endswith("find_passages(text, topic, count=15)[10:]:\n    print(part)\n```")
+        RLM("topic, text -> words: int", policy=None)(topic="rain", text=LONG)
+    _, _, _, first, _, _, _, last = [str(message["content"]) for message in lm.script.calls[-1]]
+    assert first.endswith(f"For example:\n\n```python\n{search}\n```")
+    assert last.endswith("find_passages(text, topic, count=10)[5:]:\n    print(part)\n```")
 
 
-def test_a_turn_that_repeats_another_is_answered_with_a_block_that_prints_other_passages() -> None:
+def test_a_turn_that_repeats_another_is_answered_with_a_block_that_prints_passages() -> None:
     sent = messages(made(), "print(1)", "print(1)", text=LONG)
-    assert sent[-1].endswith('find_passages(text, "words of the task", count=10)[5:]:\n    print(part)\n```')
+    assert sent[-1].endswith('find_passages(text, "words of the task"):\n    print(part)\n```')
 
 
 def test_of_other_long_inputs_no_passages_are_shown_after_a_reply_without_code() -> None:
