@@ -16,8 +16,10 @@ from rlm_dspy.errors import Pause, ReplyCut, ReplyWithheld
 from rlm_dspy.events import CellEvent, TurnEvent, unit
 from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
-from rlm_dspy.prompt.adapter import ReplAdapter
+from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
 from rlm_dspy.repl.coercion import read_answer
+from rlm_dspy.replies.code_blocks import does_nothing
+from rlm_dspy.replies.copied_inputs import without_copied_inputs
 from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
@@ -72,7 +74,7 @@ class Turn(dspy.Module):
         before = run.ledger.totals()
         if run.recorded:
             before -= run.answers.paid_in_turn()
-        reply = await self._write(port)
+        reply = self._without_copies(await self._write(port))
         if reply.code:
             step = await self._run_code(port, reply.reasoning, reply.code)
         else:
@@ -82,8 +84,8 @@ class Turn(dspy.Module):
         )  # the run ends: no model is shown the output, and nothing is reserved for a turn
         most = run.limits.max_output_chars if is_answer else run.conversation.output_chars
         output = clip(sendable(step.output), most)
-        if reply.code and reply.cut:
-            output = f"{output}\n({reply.cut})"
+        if reply.code and reply.told:
+            output = f"{output}\n({reply.told})"
         told: dict[str, Any] = {
             "output": output,
             "printed": clip(sendable(step.printed), most),
@@ -132,7 +134,7 @@ class Turn(dspy.Module):
             )
             fix = "Do not quote texts." if isinstance(error, ReplyWithheld) else shorter
             told = f"Your reply {error.why}. {ran}. {fix}"
-            return replace(reply, thinking=_thinking(meter), cut=told)
+            return replace(reply, thinking=_thinking(meter), told=told)
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -142,6 +144,17 @@ class Turn(dspy.Module):
             code = read_reply(code).code
         said = Reply(sendable(action.get("reasoning") or ""), sendable(code), thinking=_thinking(meter))
         return said if code else _reply_apart(meter) or said
+
+    def _without_copies(self, reply: Reply) -> Reply:
+        """Return a reply without the code that types an input in again; the model is told of it."""
+        earlier = (step.code for step in (*self._run.past, *self._run.steps))
+        code, names = without_copied_inputs(reply.code, self._run.environment.variables, earlier)
+        if not names:
+            return reply
+        told = f"{', '.join(names)}: set already, so your copy was left out. Use the variable."
+        if does_nothing(code):
+            return replace(reply, reasoning=written_reply(reply.reasoning, reply.code), code="", told=told)
+        return replace(reply, code=code, told=" ".join(filter(None, (told, reply.told))))
 
     def _warmer(self) -> dict[str, dict[str, float]]:
         """Return the sampling of a reply after a turn without code, or one that repeated another.
@@ -266,8 +279,8 @@ def cut_short(error: BaseException, reasoning: str, code: str) -> Step:
 def no_code(reply: Reply, submit_call: str) -> Step:
     """Return the step of a reply that contained no Python: it tells the model what to write instead."""
     language = read_reply(reply.reasoning).other_language
-    if reply.cut:
-        problem = reply.cut
+    if reply.told:
+        problem = reply.told
     elif language:
         problem = f"The block is marked {language!r}; only Python runs here."
     elif reply.reasoning:

@@ -105,6 +105,12 @@ def does_something(tree: ast.Module) -> bool:
     return any(isinstance(node, acts) for node in ast.walk(tree))
 
 
+def does_nothing(code: str) -> bool:
+    """Whether code is empty, or comments alone."""
+    tree = parse(code)
+    return tree is not None and not tree.body
+
+
 def _end_of_block(lines: list[str], start: int, fence: str) -> int:
     """Return the line of the closing fence: the first one outside strings of the code.
 

@@ -15,6 +15,7 @@ from rlm_dspy.replies.code_blocks import (
     PYTHON,
     CodeBlock,
     code_blocks,
+    does_nothing,
     does_something,
     parse,
     with_fences_on_lines,
@@ -50,18 +51,18 @@ class Reply:
     """A parsed reply.
 
     Attributes:
-        reasoning: The text around the code.
-        code: The Python of all its blocks, in order; empty if there is none.
+        reasoning: The text around the code; the whole text if there is no code.
+        code: The Python of all its blocks, in order; empty if there is none, or comments alone.
         other_language: The language of a non-Python block, if the reply has nothing else.
         thinking: The thinking in the reply, if any.
-        cut: The message to the model if its reply was truncated, else empty.
+        told: What the model is told of its reply: that it was truncated, or what was left out; else empty.
     """
 
     reasoning: str
     code: str
     other_language: str = ""
     thinking: str = ""
-    cut: str = ""
+    told: str = ""
 
 
 def read_reply(text: str | None, *, cut: bool = False) -> Reply:
@@ -79,8 +80,12 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
     """
     text = (text or "").replace("\r\n", "\n").replace("\ufeff", "").strip()
     thinking, text = split_thinking(text, in_turn=True)
-    reply = _read(_LAST_TOKENS.sub("", text).strip(), cut=cut)
-    return replace(reply, code=repaired(reply.code), thinking=thinking)
+    text = _LAST_TOKENS.sub("", text).strip()
+    reply = _read(text, cut=cut)
+    code = repaired(reply.code)
+    if code and does_nothing(code):
+        return Reply(reasoning=text, code="", thinking=thinking)
+    return replace(reply, code=code, thinking=thinking)
 
 
 def _read(text: str, *, cut: bool) -> Reply:

@@ -268,3 +268,33 @@ def test_the_reply_after_a_lost_turn_is_sampled_if_decoding_is_greedy(
     with dspy.context(lm=lm):
         RLM("question -> answer", policy=None)(question="?")
     assert [call["kwargs"].get("temperature") for call in lm.history] == [None, None, third, None]
+
+
+LONG = "The ferry to Sund left at nine, with a cow on board. " * 3 + "It rained. " * 500
+
+
+def test_code_that_types_an_input_in_again_reads_the_input(play: Play) -> None:
+    """The model is told that its copy was left out; the code after it sees the whole text."""
+    copied = f"context = {LONG[:150]!r}\nquestion = 'How long?'\nprint(len(context))"
+    played = play(RLM("context, question -> answer"), [block(copied), DONE], context=LONG, question="How long?")
+    assert played.kinds == ["output", "submitted"]
+    assert played.outputs[0].splitlines()[0] == str(len(LONG))
+    assert "(context, question: set already, so your copy was left out. Use the variable.)" in played.outputs[0]
+    assert played.prediction.trajectory[0]["code"] == "print(len(context))"
+
+
+def test_a_block_that_only_types_an_input_in_again_is_no_code(play: Play) -> None:
+    """What the model wrote is kept as its words."""
+    copied = f"context = {LONG[:150]!r}\n# Now I read it."
+    played = play(RLM("context, question -> answer"), [block(copied), DONE], context=LONG, question="How long?")
+    assert played.kinds == ["no_code", "submitted"]
+    assert "context: set already" in played.outputs[0]
+    assert copied in played.prediction.trajectory[0]["reasoning"]
+
+
+def test_a_block_of_comments_alone_is_no_code(play: Play) -> None:
+    """It would run without an output; the comments are kept as the model's words."""
+    played = play(RLM(ASK), [block("# The answer is 11.\n# I am sure."), DONE], question="?")
+    assert played.kinds == ["no_code", "submitted"]
+    assert "Your reply contains no code" in played.outputs[0]
+    assert "# I am sure." in played.prediction.trajectory[0]["reasoning"]

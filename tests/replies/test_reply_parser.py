@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.replies.code_blocks import does_nothing
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_call
@@ -85,7 +86,9 @@ STATEMENTS = st.one_of(
         ]
     ),
 )
-SOURCES = st.lists(STATEMENTS, min_size=1, max_size=5).map("\n".join).filter(lambda source: bool(source.strip()))
+SOURCES = (
+    st.lists(STATEMENTS, min_size=1, max_size=5).map("\n".join).filter(lambda source: not does_nothing(source))
+)
 
 
 @given(SOURCES, st.sampled_from(["python", "py", "repl", ""]), st.booleans())
