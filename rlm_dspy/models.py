@@ -68,6 +68,7 @@ class _Settings(NamedTuple):
     api_key: str | None
     context_window: int | None
     max_reply_tokens: int | None
+    temperature: float | None
 
 
 class ModelUnreachable(RLMError, ConnectionError):  # noqa: N818
@@ -98,6 +99,7 @@ def choose_model(
     api_key: str | None = None,
     context_window: int | None = None,
     max_reply_tokens: int | None = None,
+    temperature: float | None = None,
 ) -> dspy.LM:
     """Return the LM to use.
 
@@ -119,6 +121,9 @@ def choose_model(
         context_window: Tokens of prompt and reply together; default: as known of the model. An embedded model, or
             one of Ollama, is given such a window.
         max_reply_tokens: Maximum tokens of one reply; default: the provider's.
+        temperature: Of sampling, 0 to 2; default: the server's, 0 for an embedded model. Servers such as LM Studio
+            sample at about 0.8 by default, at which small models follow the protocol less well than at 0. A model
+            that reasons may refuse another than its own.
 
     Raises:
         TypeError: If `model` is no str.
@@ -130,7 +135,7 @@ def choose_model(
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
         return configured
-    settings = _Settings(api_base, api_key, context_window, max_reply_tokens)
+    settings = _Settings(api_base, api_key, context_window, max_reply_tokens, temperature)
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:
         if not isinstance(named, str):
@@ -186,7 +191,12 @@ def _named(model: str, pull: bool, announce: Callable[[str], None], settings: _S
 
 def _lm(model: str, settings: _Settings, **kwargs: Any) -> dspy.LM:
     """Return the LM of a server."""
-    known = {"api_base": settings.api_base, "api_key": settings.api_key, "max_tokens": settings.max_reply_tokens}
+    known = {
+        "api_base": settings.api_base,
+        "api_key": settings.api_key,
+        "max_tokens": settings.max_reply_tokens,
+        "temperature": settings.temperature,
+    }
     lm = dspy.LM(model, **{name: value for name, value in (known | kwargs).items() if value is not None})
     if settings.context_window:
         lm.context_window = settings.context_window
@@ -242,8 +252,9 @@ def _embedded(model: str | Path, settings: _Settings) -> dspy.LM:
             "openai/NAME."
         )
     window = {"n_ctx": settings.context_window // 256 * 256} if settings.context_window else {}
+    tokens, temperature = settings.max_reply_tokens or _EMBEDDED_REPLY_TOKENS, settings.temperature or 0.0
     try:
-        return embedded_lm(model, max_tokens=settings.max_reply_tokens or _EMBEDDED_REPLY_TOKENS, **window)
+        return embedded_lm(model, max_tokens=tokens, temperature=temperature, **window)
     except FileNotFoundError as error:
         raise UnknownModel(str(error)) from error
     except ImportError as error:

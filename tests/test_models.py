@@ -312,8 +312,10 @@ def test_what_is_given_is_kept() -> None:
 
 
 def test_an_embedded_model_is_given_its_window_and_the_length_of_its_replies(smollm2: Path) -> None:
-    lm = choose_model("embedded", context_window=4_100, max_reply_tokens=99, announce=nothing_said)
+    given: dict[str, Any] = {"context_window": 4_100, "max_reply_tokens": 99, "temperature": 0.3}
+    lm = choose_model("embedded", announce=nothing_said, **given)
     assert (context_window(lm), lm.kwargs["max_tokens"]) == (4_096, 99)  # llama.cpp wants a multiple of 256
+    assert lm.kwargs["temperature"] == 0.3
     with pytest.raises(UnknownModel, match="has no api_base or api_key"):
         choose_model("embedded", api_key="k", announce=nothing_said)
 

@@ -97,6 +97,10 @@ class RunOptions:
         int | None, Option(min=1_000, help="Tokens that the model can read; default: as known of it.")
     ] = None
     max_reply_tokens: Annotated[int | None, Option(min=1, help="Maximum tokens of one reply of the model.")] = None
+    temperature: Annotated[
+        float | None,
+        Option(min=0, max=2, help="Of sampling; default: the server's. Small models do best at 0."),
+    ] = None
     pull: Annotated[bool, Option("--pull", help="Download a model of `rlm-dspy models` without asking.")] = False
     policy: Annotated[str, Option(help="Name or path of a policy, none, or auto: the one of the model.")] = "auto"
     max_iters: Annotated[
@@ -280,6 +284,7 @@ def _models(options: RunOptions, configuration: Configuration) -> tuple[dspy.LM,
         api_base=options.api_base,
         context_window=options.context_window,
         max_reply_tokens=options.max_reply_tokens,
+        temperature=options.temperature,
     )
     name = options.model or (None if dspy.settings.lm else configuration.named(None))
     lm = _chosen(name, configuration.settings(name, given), options)

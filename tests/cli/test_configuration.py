@@ -134,6 +134,21 @@ def test_the_file_gives_model_address_key_and_limits(configuration: Path, server
     assert KEY not in result.output
 
 
+def test_a_temperature_is_sent_only_if_one_is_given(configuration: Path, server: ModelServer) -> None:
+    """By the option, else by the file; a server samples as it likes otherwise."""
+    configuration.write_text(f'model = "openai/qwen"\n[providers.openai]\napi_base = "{server.base}"\n')
+    ask("How much?", "notes.txt", lm=None)
+    ask("How much?", "notes.txt", "--temperature", "0", lm=None)
+    with configuration.open("a") as file:
+        file.write("temperature = 0.3\n")
+    ask("How much?", "notes.txt", lm=None)
+    ask("How much?", "notes.txt", "--temperature", "0.1", lm=None)
+    assert [body.get("temperature") for body in server.bodies] == [None, 0, 0.3, 0.1]
+    refused = ask("How much?", "notes.txt", "--temperature", "3", lm=None)
+    assert refused.exit_code == 2
+    assert "--temperature" in refused.stderr
+
+
 def test_the_address_of_lm_studio_in_the_file_is_enough(configuration: Path, server: ModelServer) -> None:
     configuration.write_text(f'[providers.lm_studio]\napi_base = "{server.base}"\n', encoding="utf-8")
     result = ask("How much?", "notes.txt", lm=None)

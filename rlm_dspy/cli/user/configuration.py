@@ -19,6 +19,7 @@
     api_key = "env:MY_KEY"                           # or file:PATH, or keyring:SERVICE/USER
     context_window = 32768
     max_reply_tokens = 2000
+    temperature = 0.0
 
 An option comes before the environment, the environment before this file.
 """
@@ -60,6 +61,7 @@ class ModelSettings(BaseModel):
     api_key: str | None = Field(default=None, min_length=1, repr=False, examples=['api_key = "env:MY_KEY"'])
     context_window: int | None = Field(default=None, ge=1_000, examples=["context_window = 32768"])
     max_reply_tokens: int | None = Field(default=None, ge=1, examples=["max_reply_tokens = 2000"])
+    temperature: float | None = Field(default=None, ge=0, le=2, examples=["temperature = 0.0"])
 
 
 class Configuration(BaseModel):
