@@ -99,6 +99,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "# Questions on articles.md, by kind",
         "",
         "Made by `experiment/study/articles.py` from `results/articles.jsonl`. Intervals: 95 %, Wilson.",
+        "`shipped-1` is the policy that was shipped before `shipped`; the others were tried and not shipped.",
         "",
         "| model | policy | half | kind | right | share | 95 % | median seconds |",
         "|---|---|---|---|---|---|---|---|",

@@ -3,12 +3,12 @@
     uv run python experiment/study/starter.py
     uv run --extra embedded python experiment/study/optimize.py candidates  # is it better than the shipped one?
 
-A person wrote the programs of these runs, as the paper works: code narrows a text down, a sub-call reads what is
-left. They are run for real over the inputs below, with scripted replies, and kept only if they submit the right
-answer, after it was printed. Nothing in a program looks at what kind of question it has: no list of words, no
-forms of answers. The model chooses between the ways that it was shown: all those for its kind of input, so that
-the prompt begins alike for every question, and is read once. The texts and questions share nothing with
-`families.py`, `tasks.py` or the articles.
+A person wrote the programs of these runs, as the paper works: the model says what has to be looked up, for each
+thing code finds the passages and a sub-call reads them, and code makes the answer of the replies. They are run for
+real over the inputs below, with scripted replies, and kept only if they submit the right answer, after it was
+printed. Nothing in a program looks at what kind of question it has: no list of words, no forms of answers. The
+model is shown all runs over its kind of input, so that the prompt begins alike for every question, and is read
+once. The texts and questions share nothing with `families.py`, `tasks.py` or the articles.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
-READ = r"""import re
-found = [part for part in re.split(r"(?<=[.!?])\s+|\n+", context) if FILTER]
-text = "Matches:\n" + "\n".join(f"{number}. {part}" for number, part in enumerate(found[:15], 1))
-text += f"\nNumber of matches: {len(found)}\n\nPassages:\n"
-text += "\n\n".join(reversed(find_passages(context, question, count=4, chars=800))) + f"\n\nQuestion: {question}\n"
-told = llm_query(text + "Say in one or two short sentences what the text tells about it, then the answer.")
-short = llm_query(text + "Answer in a few words, not a sentence.")
-print("Number of matches:", len(found))
-print("Told:", told)
-print("Short:", short)"""
-OLDER = r"""years = {"Teal": 1887, "Aldo": 1901}
-print(min(years, key=years.get))"""
+ASK = """asked = ASKED
+for each in asked:
+    text = "\\n\\n".join(reversed(find_passages(context, each, count=8, chars=350)))
+    reply = llm_query(f"{text}\\n\\nQuestion: {each}\\nAnswer in a few words, not a sentence.")
+    print(each, "->", reply)"""
+OLDER = """years = {"Aldo": 1901, "Teal": 1887}
+SUBMIT(answer=min(years, key=years.get))"""
+LARGER = """seats = {"Sund": 84, "Hov": 120}
+SUBMIT(answer=max(seats, key=seats.get))"""
+COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
+print(len(found), found[:3])"""
 READ_LINES = r"""import re
 words = set(re.findall(r"\w{4,}", question.lower()))
 hits = sorted((context.grep(f"(?i){word}") for word in words), key=len)
@@ -64,10 +63,9 @@ GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
-READ_WORDS = (
-    "I pick the sentences and lines with the names of the question in code. A sub-call reads them, and the "
-    "passages that share words with the question."
-)
+ASK_WORDS = "One thing has to be looked up: {}. A sub-call reads the passages that match it best."
+ASK_EACH_WORDS = "Two things have to be looked up: {}. A sub-call reads the passages for each."
+COUNT_WORDS = "Each line is a record, and the sub-call read only some of them. I count the records in code."
 
 
 @dataclass(frozen=True)
@@ -102,76 +100,90 @@ FILLER = "Rain fell on the lake and the road was closed. " * 60
 SHIFTS = "\n".join(
     f"Shift {day} | {('Orla', 'Bex', 'Tam')[day % 3]} | {('late', 'on time')[day % 2]}" for day in range(1, 91)
 )
-BOATS = "\n".join(f"{('Kamo', 'Lura', 'Salo', 'Veni')[n % 4]} {n // 4};{1950 + n};{n + 1}" for n in range(40))
+
+LAST = ("The reply answers the question.", "SUBMIT(answer=reply.strip())")
 
 
 def over_text(
     context: str,
     question: str,
     answer: str,
-    picks: str,
-    replies: tuple[str, str],
-    last: tuple[str, str],
-    *between: tuple[str, str],
+    needed: str,
+    asked: list[str],
+    read: tuple[str, ...],
+    *last: tuple[str, str],
 ) -> Run:
-    """Return a run over a text: code picks, sub-calls read, and the last turn submits the answer."""
-    words, value = last
-    turns = ((READ_WORDS, READ.replace("FILTER", picks)), *between, (words, f"SUBMIT(answer={value})"))
-    return Run(context, question, answer, turns, replies)
+    """Return a run over a text: a sub-call answers each question, and the last turns make the answer of it."""
+    words = (ASK_WORDS if len(asked) == 1 else ASK_EACH_WORDS).format(needed)
+    listed = ", ".join(each if each == "question" else f'"{each}"' for each in asked)
+    first = (words, ASK.replace("ASKED", f"[{listed}]"))
+    return Run(context, question, answer, (first, *last), read)
 
 
 RUNS = (
     over_text(
-        "Mika rowed in May. " + FILLER + "Tove joined the crew. " + FILLER + "In June the crew took on Ravi.",
+        "Mika rowed in May. " + FILLER + "Tove and Ravi joined the crew in June. " + FILLER,
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
-        '"crew" in part',
-        ("Tove joined the crew, and in June it took on Ravi. The answer is Tove, Ravi.", "Tove, Ravi"),
-        ("The short reply names them all.", "short.strip()"),
-    ),
-    over_text(
-        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
-        "Which of the two mills is older, that in Aldo or that in Teal?",
-        "Teal",
-        '"Aldo" in part or "Teal" in part',
-        (
-            "The mill in Teal dates from 1887, and that in Aldo was built in 1901. The answer is Aldo.",
-            "The mill in Aldo",
-        ),
-        ("Teal has the earlier year.", '"Teal"'),
-        ("The reply tells both years. I compare them in code.", OLDER),
+        "all who joined the crew",
+        ["question"],
+        ("Tove, Ravi",),
+        LAST,
     ),
     over_text(
         SHIFTS,
         "How often was Orla late?",
         "15",
-        '"Orla" in part and "late" in part',
-        ("The matches are shifts at which Orla was late. The answer is 12.", "5"),
-        ("Each match is one such shift, so the number of matches is the answer.", "str(len(found))"),
-    ),
-    over_text(
-        f"boat;built;berth\n{BOATS}",
-        "What is the berth of the boat Salo 6?",
-        "27",
-        '"Salo 6" in part',
-        ("The line of Salo 6 is Salo 6;1976;27, and berth is the last column. The answer is 27.", "27"),
-        ("Both replies say it.", "short.strip()"),
+        "the number of times that Orla was late",
+        ["question"],
+        ("9",),
+        (COUNT_WORDS, COUNT),
+        ("The count is the answer.", "SUBMIT(answer=str(len(found)))"),
     ),
     over_text(
         "Notes on the valley. " + FILLER + "The mill in Aldo was built in 1901 by Ines Roth. " + FILLER,
         "Who built the mill in Aldo?",
         "Ines Roth",
-        '"Aldo" in part',
-        ("The mill in Aldo was built by Ines Roth. The answer is Ines Roth.", "Ines Roth"),
-        ("The short reply answers the question.", "short.strip()"),
+        "the one who built the mill in Aldo",
+        ["question"],
+        ("Ines Roth",),
+        LAST,
+    ),
+    over_text(
+        "The mill in Teal dates from 1887. " + FILLER + "In Aldo the mill was built in 1901. " + FILLER,
+        "Which of the two mills is older, that in Aldo or that in Teal?",
+        "Teal",
+        "the year of the mill in Aldo, and that of the mill in Teal",
+        ["When was the mill in Aldo built?", "When was the mill in Teal built?"],
+        ("In 1901", "1887"),
+        ("The older one has the earlier year.", OLDER),
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
         "How many seats are there on the ferry to Sund?",
         "84",
-        '"Sund" in part',
-        ("The ferry to Sund has a bar and holds 84 people. The answer is 84.", "84"),
-        ("The short reply answers the question.", "short.strip()"),
+        "the number of seats on the ferry to Sund",
+        ["question"],
+        ("84",),
+        LAST,
+    ),
+    over_text(
+        "The ferry to Sund holds 84 people. " + FILLER + "The ferry to Hov has 120 seats. " + FILLER,
+        "Of the ferries to Sund and Hov, whose number of seats is larger? Only the name.",
+        "Hov",
+        "the seats of the ferry to Sund, and those of the ferry to Hov",
+        ["How many seats does the ferry to Sund have?", "How many seats does the ferry to Hov have?"],
+        ("84", "120"),
+        ("The larger number is that of Hov.", LARGER),
+    ),
+    over_text(
+        "The boat was red. " + FILLER + "In 1996 the school in Rauma opened, the first on the coast. " + FILLER,
+        "In which year did the school in Rauma open?",
+        "1996",
+        "the year in which the school in Rauma opened",
+        ["question"],
+        ("1996",),
+        LAST,
     ),
     Run(
         folder(
@@ -214,7 +226,7 @@ def program(runs: tuple[Run, ...]) -> RLM:
         ValueError: If a run does not submit its answer.
     """
     traced = []
-    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=6)
+    rlm = RLM(SIGNATURE, limits=LIMITS, policy=None, demos_per_run=7)
     for run in runs:
         replies = [f"{words}\n```python\n{code}\n```" for words, code in run.turns]
         lm = ScriptedLM(act=replies, query=list(run.read))
