@@ -235,9 +235,9 @@ def report(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Turns lost to the protocol",
         "",
-        "Made by `experiment/bench/habits.py` from `results/habits.jsonl`: no demos, at most six turns. Models in the",
-        "process decode greedily; over LM Studio's protocol they are sampled as a server does that is asked for no",
-        "temperature (llama.cpp: 0.8), which `--temperature 0` changes for a user.",
+        "Made by `experiment/bench/habits.py` from `results/habits.jsonl`: no demos, at most six turns. Models in",
+        "the process decode greedily. Over LM Studio's protocol they are sampled as a server does that is asked",
+        "for no temperature (llama.cpp: 0.8), which `--temperature 0` changes for a user.",
         "A turn is counted once, under the first of its losses. Intervals: 95 %, Wilson.",
         "Rows of a revision are fewer than 60 where the machine was needed for something else.",
         "",
