@@ -18,9 +18,11 @@ from rlm_dspy.text import write_whole
 from rlm_dspy.trajectory import Trajectory
 
 _SHIPPED = Path(__file__).parent / "policies"
-_SHIPPED_FOR = dict.fromkeys(
-    ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"), "small-models"
-)
+_SHIPPED_FOR = {
+    "smollm2-135m-instruct": "small-models",
+    "qwen2.5-coder-0.5b-instruct": "small-coders",
+    "qwen2.5-coder-1.5b-instruct": "small-coders",
+}
 """The shipped policy of each model that has one."""
 POLICY_VERSION = 1
 _LEARNED = ("signature", "demos", "demos_per_run", "traces", "train")

@@ -53,12 +53,12 @@ TRAIN, DEV, DEMOS = 16, 8, 4
 LARGE, SMALL = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
 FILES = Path(__file__).with_name("policies")
 BEFORE = FILES / "small-models-before.json"
-POLICY_FILE = Path(__file__).parents[2] / "signatures" / "policies" / "small-models.json"
+POLICY_FILE = Path(__file__).parents[2] / "signatures" / "policies" / "small-coders.json"
 POLICIES: dict[str, str | Path | None] = {
     "none": None,
     "before": BEFORE,
     "candidate": FILES / "candidate.json",
-    "shipped": "small-models",
+    "shipped": "small-coders",
 }
 
 

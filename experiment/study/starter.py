@@ -244,7 +244,11 @@ def main(out: Annotated[Path, typer.Argument(help="The file.")] = CANDIDATE) -> 
     """Write the policy."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     save_policy(
-        program(RUNS), out, name="small-models", model="small models", made_by="experiment/study/starter.py"
+        program(RUNS),
+        out,
+        name="small-coders",
+        model="small models for code",
+        made_by="experiment/study/starter.py",
     )
 
 
