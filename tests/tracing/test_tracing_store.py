@@ -182,7 +182,7 @@ def test_our_scorers_work_in_mlflows_evaluation(store: Store) -> None:
 
 def test_a_policy_goes_to_the_registry_and_comes_back(store: Store, tmp_path: Path) -> None:
     """As a prompt with versions; `RLM(policy=...)` takes what is fetched."""
-    (shipped,) = signatures.shipped_policies()
+    shipped = signatures.shipped_policies()[0]
     address = tracing.register_policy(shipped, "finder")
     fetched = tracing.fetch_policy(address, tmp_path / "finder.json")
     assert address.startswith("prompts:/finder/")
