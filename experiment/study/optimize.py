@@ -57,7 +57,7 @@ POLICY_FILE = Path(__file__).parents[2] / "signatures" / "policies" / "small-cod
 POLICIES: dict[str, str | Path | None] = {
     "none": None,
     "before": BEFORE,
-    "candidate": FILES / "candidate.json",
+    "candidate": FILES / "candidate.json",  # `starter.py` writes it
     "shipped": "small-coders",
 }
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\[nrt]")
+_LINE_END = re.compile(r"\r\n?|\n")
+"""As Python counts lines."""
 _FEWEST_WORDS = 8
 """A shorter text may well be new."""
 _RUN = 3
@@ -65,8 +67,8 @@ def without_copied_inputs(
     if tree is None or not shown.keys() & _bound([tree]):
         return code, []
     changed = _bound(filter(None, map(parse, earlier)))
-    found = list(_copies(tree, code, {name: each for name, each in shown.items() if name not in changed}))
-    lines = code.split("\n")
+    lines = _LINE_END.split(code)
+    found = list(_copies(tree, lines, {name: each for name, each in shown.items() if name not in changed}))
     for _, node in reversed(found):
         del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines).strip("\n") if found else code, [name for name, _ in found]
@@ -78,9 +80,9 @@ def _bound(trees: Iterable[ast.AST]) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
 
 
-def _copies(tree: ast.Module, code: str, shown: dict[str, ShownInput]) -> Iterator[tuple[str, ast.stmt]]:
+def _copies(tree: ast.Module, lines: list[str], shown: dict[str, ShownInput]) -> Iterator[tuple[str, ast.stmt]]:
     """Yield the statements to leave out, each with the name of the input."""
-    lines, changed = code.split("\n"), set[str]()
+    changed = set[str]()
     for node in tree.body:
         match node:
             case (

@@ -20,6 +20,7 @@ import optimize_report
 import starter
 from wordings import WORDINGS
 
+from rlm_dspy.signatures import read_policy
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "RESULTS", file)
     for name, value in {"TRAIN": 4, "DEV": 2, "DEMOS": 2}.items():
         monkeypatch.setattr(optimize, name, value)
+    starter.main(tmp_path / "candidate.json")
+    monkeypatch.setitem(optimize.POLICIES, "candidate", tmp_path / "candidate.json")
     monkeypatch.setattr(optimize, "CHARS", dict.fromkeys(optimize.CHARS, 3_000))
     return file
 
@@ -170,3 +173,9 @@ def test_the_starters_runs_submit_what_they_printed() -> None:
     wrong = dataclasses.replace(starter.RUNS[0], answer="Rosa Roth")
     with pytest.raises(ValueError, match=r"Expected Rosa Roth, saw Which people .* -> Tove, Ravi"):
         starter.program((wrong,))
+
+
+def test_the_starter_writes_the_policy_that_is_shipped_for_the_coders(tmp_path: Path) -> None:
+    """A change of its runs is shipped, or is not kept."""
+    starter.main(tmp_path / "policy.json")
+    assert read_policy(tmp_path / "policy.json")["act"] == read_policy("small-coders")["act"]

@@ -89,6 +89,9 @@ CASES: dict[str, Callable[[], tuple[RLM, dict[str, Any]]]] = {
         SHIPPED, signature="question, context -> found: str", question="Where?", context=LONG
     ),
     "shipped policy, other types": worked(SHIPPED, signature="pages: list[str] -> n: int", pages=[LONG, "b"]),
+    "shipped policy of the coders": worked(
+        "small-coders", signature="document, query -> result: str", document=Text(LONG), query="Where?"
+    ),
     "policy of a study": worked(
         str(ROOT / "experiment/policies/count.json"), signature="text, ask -> answer: str", text=LONG, ask="?"
     ),

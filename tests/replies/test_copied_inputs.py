@@ -46,6 +46,12 @@ def test_a_copy_of_what_is_shown_of_a_long_text_is_left_out(copy: str) -> None:
     assert without_copied_inputs(code, VARIABLES) == ("# what is given\n\nprint(len(context))  # ü", ["context"])
 
 
+def test_lines_are_counted_as_python_counts_them() -> None:
+    """A carriage return alone ends one too; a form feed does not."""
+    code = f"first = 1\rsecond = '\f'\rcontext = {TEXT[:150]!r}\rprint(context)"
+    assert without_copied_inputs(code, VARIABLES) == ("first = 1\nsecond = '\f'\nprint(context)", ["context"])
+
+
 @pytest.mark.parametrize("code", KEPT.values(), ids=list(KEPT))
 def test_any_other_code_that_binds_an_input_is_kept(code: str) -> None:
     """Also code that is no Python, whose error the model is to see."""
