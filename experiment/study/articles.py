@@ -100,6 +100,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `experiment/study/articles.py` from `results/articles.jsonl`. Intervals: 95 %, Wilson.",
         "`shipped-1` is the policy that was shipped before `shipped`; the others were tried and not shipped.",
+        "`shipped` was asked with one thread and another process beside it: its seconds are longer for it.",
         "",
         "| model | policy | half | kind | right | share | 95 % | median seconds |",
         "|---|---|---|---|---|---|---|---|",
