@@ -136,12 +136,14 @@ class ReplyCut(RLMError):  # noqa: N818
     Attributes:
         why: What happened to the reply, e.g. "was cut off after 512 tokens".
         partial: The received part of the reply, without the thinking before it.
+        too_long: Whether a shorter reply would not have been cut.
     """
 
-    def __init__(self, why: str, partial: str) -> None:
+    def __init__(self, why: str, partial: str, *, too_long: bool = True) -> None:
         super().__init__(f"The reply {why}.")
         self.why = why
         self.partial = partial
+        self.too_long = too_long
 
 
 class ReplyWithheld(ReplyCut):

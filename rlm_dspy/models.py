@@ -60,6 +60,8 @@ _TOKENS_PER_TURN = 2_048
 _NO_KEY = "none"
 """The key for a server of one's own: OpenAI's protocol needs one, such servers mostly do not."""
 
+_HOTTEST = 2
+
 
 class _Settings(NamedTuple):
     """What the caller says of a model; see `choose_model`."""
@@ -127,6 +129,7 @@ def choose_model(
 
     Raises:
         TypeError: If `model` is no str.
+        ValueError: If `temperature` is no number from 0 to 2.
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.
@@ -135,6 +138,8 @@ def choose_model(
     if model is None and dspy.settings.lm is not None:
         configured: dspy.LM = dspy.settings.lm
         return configured
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 <= temperature <= _HOTTEST):
+        raise ValueError(f"temperature must be a number from 0 to {_HOTTEST}, not {temperature!r}.")
     settings = _Settings(api_base, api_key, context_window, max_reply_tokens, temperature)
     named = model or os.environ.get("RLM_DSPY_MODEL")
     if named:

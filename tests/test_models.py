@@ -392,6 +392,10 @@ def test_a_model_that_is_no_str_and_limits_for_a_name_are_refused() -> None:
     wrong: Any = 3
     with pytest.raises(TypeError, match="A model is named by a str such as 'openai/gpt-5-mini', not 3"):
         choose_model(wrong)
+    for temperature in ("0.3", -1, float("nan"), 3):
+        wrong = temperature
+        with pytest.raises(ValueError, match="temperature must be a number from 0 to 2, not"):
+            choose_model("openai/gpt-5-mini", temperature=wrong)
     name: Any = "openai/gpt-5-mini"
     with pytest.raises(TypeError, match=r"call limits_for\(choose_model\('openai/gpt-5-mini'\)\)"):
         limits_for(name)

@@ -40,6 +40,8 @@ _CUT = frozenset(
     | {"model_context_window_exceeded"}
 )
 """Finish reasons of truncated replies, in lower case."""
+_BROKEN_OFF = frozenset({"error", "abort", "aborted"})
+"""Finish reasons of replies that a provider did not end: OpenRouter's, vLLM's and SGLang's."""
 _WITHHELD = frozenset({"content_filter", "refusal"})
 """Finish reasons of replies that a provider stopped because of their content."""
 
@@ -256,6 +258,8 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
         raise ReplyWithheld("was cut off by the provider's content filter", text_of(outputs))
     if not text_of(outputs) and [] in (value(each, "choices") for each in (response, _as_sent(response))):
         raise ReplyWithheld("was withheld: its server sent no choices", "")
+    if reasons & _BROKEN_OFF:
+        raise ReplyCut("was broken off by its provider", text_of(outputs), too_long=False)
     if reasons & _CUT:
         tokens = entry["usage"].get("completion_tokens") or longest_reply(lm)
         raise ReplyCut(f"was cut off after {tokens:,} tokens" if tokens else "was cut off", text_of(outputs))

@@ -13,6 +13,10 @@ from typing import Any
 from rlm_dspy._dspy_compat import HttpResponse, UsageTracker, WireUsage
 from rlm_dspy.budget.lm_info import count_of
 
+_CONTENT = ("choices", "output", "content", "candidates", "data", "embeddings", "results", "text")
+"""Fields that hold what was asked for, of any kind of request."""
+_ERRORS = ("error", "errors", "base_resp", "message", "detail", "msg")
+
 
 @functools.cache
 def accept_any_usage() -> None:
@@ -30,8 +34,10 @@ def accept_any_usage() -> None:
             body = json.loads(self.body, parse_constant=lambda _: None)
         if isinstance(body, dict) and "usage" in body:
             body["usage"] = _without_odd_parts(body["usage"])
-        if isinstance(body, dict) and isinstance(body.get("error"), str) and "choices" not in body:
-            body["error"] = {"message": body["error"]}  # LM Studio's; DSPy would take it for an empty reply
+        if isinstance(body, dict) and (words := error_in(body)):
+            body["error"] = {"message": words}  # DSPy would take it for an empty reply
+        elif isinstance(body, dict) and body.get("choices") and not error_words(body.get("error")):
+            body.pop("error", None)  # an empty error beside a reply
         if isinstance(body, dict) and isinstance(choices := body.get("choices"), list) and len(choices) > 1:
             body["choices"] = _one_message(choices)
         return body
@@ -44,6 +50,27 @@ def accept_any_usage() -> None:
         check(self)
 
     HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
+
+
+def error_in(body: dict[str, Any]) -> str:
+    """Return the words of a reply with status 200 that is an error in another form than `{"error": {...}}`.
+
+    LM Studio sends `error` as text; others `message`, `detail`, `errors` or MiniMax's `base_resp` alone.
+    """
+    if any(body.get(name) for name in _CONTENT) or isinstance(body.get("choices"), list):
+        return ""
+    if isinstance(body.get("error"), dict):
+        return ""
+    return next((words for name in _ERRORS if (words := error_words(body.get(name)))), "")
+
+
+def error_words(value: Any) -> str:
+    """Return what an error says; empty if it says nothing."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("message") or value.get("status_msg") or value.get("msg") or value.get("code")
+    return "" if value is None or value in (0, "0", "success") else str(value)
 
 
 def _one_message(choices: list[Any]) -> list[Any]:

@@ -277,7 +277,8 @@ class MeteredCall:
             ReplyCut: If it broke a stream that has sent text, or the reply is withheld.
         """
         if self._stream is not None and self._stream.text and isinstance(error, LMError):
-            raise ReplyCut("broke off because the connection to its server failed", self._stream.text) from error
+            why = "broke off because the connection to its server failed"
+            raise ReplyCut(why, self._stream.text, too_long=False) from error
         add_words(error)
         if is_withheld(error):
             raise ReplyWithheld("was withheld by the provider's content filter", "") from error

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 _OK = 200
 _NOT_READY = re.compile(
-    r"model (?:is not ready|unloaded|has crashed|is (?:still )?loading)|\bchannel error\b",  # Bedrock, LM Studio
+    r"model (?:is not ready|unloaded|has crashed|is (?:still )?loading)|\bchannel error\b"  # Bedrock, LM Studio
+    r"|unexpected token \d+ while expecting start token",  # vLLM, of a reply of gpt-oss that it cannot parse
     re.IGNORECASE,
 )
-"""A local server loads the model again at the next request."""
+"""A local server loads the model again at the next request, or the model writes another reply."""
 _MALFORMED_CALL = re.compile(r"malformed function call:?\s*", re.IGNORECASE)  # Gemini
 _WITHHELD = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "OTHER"})
 """Finish reasons of replies that Gemini made and does not send."""
@@ -95,13 +96,17 @@ def reply_in(error: Exception) -> str:
 def keep_rejected_replies() -> None:
     """Patch DSPy's client of chat completions to keep `failed_generation` in its errors, as `partial`, and words.
 
-    Older versions of vLLM send them beside an `error`, not in it; DSPy then raises an empty message.
+    Older versions of vLLM send them beside an `error`, not in it, and Gemini sends a list of one object; DSPy then
+    raises an empty message.
 
     It applies to the whole process from the first model call of a run on.
     """
     normalize = OpenAIChatLM.normalize_error
 
     def normalize_error(self: OpenAIChatLM, status: int, body: str) -> Any:
+        listed = _object(body)
+        if isinstance(listed, list) and listed and isinstance(listed[0], dict):
+            body = json.dumps(listed[0])
         error = normalize(self, status, body)
         if rejected := _failed_generation(_json_in(body)):
             error.partial = rejected

@@ -25,7 +25,9 @@ _ENDINGS = {"FINAL", "FINAL_VAR", "final_answer", "submit", "Submit", "FINISH", 
 _ENDS_IN_WORDS = re.compile(r"^[ \t]*(?:FINAL|FINAL_VAR|final_answer)\(", re.MULTILINE)
 _READY = "ready"
 """The key of minrlm's `answer` that ends a run."""
-_NOTEBOOK = re.compile(r"^[ \t]*(?:(?:!|%%?|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE)
+_NOTEBOOK = re.compile(
+    r"^[ \t]*(?:(?:(?:[\w, ]+=[ \t]*)?(?:!|%%?)|\?\??)[ \t]*[A-Za-z]|[\w.()]+\?\??[ \t]*$)", re.MULTILINE
+)
 _INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip )?install\b", re.MULTILINE)
 _NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, dir(name)."
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 NO_OUTPUT = "(no output; use print to see values)"
 """What the model is told of code that printed nothing."""
-_CHANCE_AND_TIME = {"random", "secrets", "uuid", "time", "datetime", "sleep"}
+_CHANCE_AND_TIME = {"random", "secrets", "uuid", "time", "sleep"}
+_OF_CLOCKS = {"now", "today", "utcnow"}
+"""Methods of `datetime` that read the clock; its others do not."""
 _OF_CONTAINERS = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "sort", "reverse"}
 _OF_CONTAINERS |= {"pop", "popleft", "popitem", "remove", "clear", "discard"}
 _OF_STREAMS = {"read", "readline", "readlines", "write", "writelines", "send", "get_nowait"}
@@ -31,7 +33,8 @@ def repeated_turn(step: Step, earlier: Iterable[Step]) -> int:
     outcome = _outcome(step)
     turns = enumerate((turn for turn in earlier if turn.kind != "folded"), 1)
     alike = [(number, turn) for number, turn in turns if _outcome(turn) == outcome]
-    if step.tool_calls or not alike or not (written := _written(step)):
+    written = _written(step)
+    if step.tool_calls or not (written or step.kind == "no_code"):
         return 0
     number = next((number for number, turn in alike if _written(turn) == written), 0)
     tree = parse(step.code) if number and step.kind == "output" and step.code.strip() else None
@@ -46,6 +49,8 @@ def _goes_on(tree: ast.Module) -> bool:
     names = [node for node in nodes if isinstance(node, ast.Name)]
     made = {name.id for name in names if isinstance(name.ctx, ast.Store) and id(name) not in inside}
     named = {name.id for name in names} | set(imported(nodes))
+    if any(isinstance(node, ast.Attribute) and node.attr in _OF_CLOCKS for node in nodes):
+        return True
     if any(_updated(node) - made for node in updates) or named & _CHANCE_AND_TIME:
         return True
     return any(owner not in made for node in nodes if (owner := _advanced(node)))

@@ -20,6 +20,7 @@ from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
 from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.code_blocks import does_nothing
 from rlm_dspy.replies.copied_inputs import without_copied_inputs
+from rlm_dspy.replies.joined_blocks import join_blocks
 from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
@@ -127,12 +128,12 @@ class Turn(dspy.Module):
                 if reply.code
                 else "It has no complete code; nothing was run"
             )
-            shorter = (
-                "It said the same again and again. Print or compute a long value with code instead."
-                if goes_round(error.partial)
-                else "Write a shorter reply, then continue."
-            )
-            fix = "Do not quote texts." if isinstance(error, ReplyWithheld) else shorter
+            if isinstance(error, ReplyWithheld):
+                fix = "Do not quote texts."
+            elif goes_round(error.partial):
+                fix = "It said the same again and again. Print or compute a long value with code instead."
+            else:
+                fix = "Write a shorter reply, then continue." if error.too_long else "Write it again."
             told = f"Your reply {error.why}. {ran}. {fix}"
             return replace(reply, thinking=_thinking(meter), told=told)
         finally:
@@ -143,7 +144,11 @@ class Turn(dspy.Module):
         if code.lstrip().startswith(("```", "~~~")):  # from an adapter that leaves the fence on
             code = read_reply(code).code
         said = Reply(sendable(action.get("reasoning") or ""), sendable(code), thinking=_thinking(meter))
-        return said if code else _reply_apart(meter) or said
+        if not code:
+            return _reply_apart(meter) or said
+        if calls := _codes_of_calls(meter):
+            return replace(said, **join_blocks(dict.fromkeys([said.code, *calls]))._asdict())
+        return replace(said, told=_told_of(meter, code))
 
     def _without_copies(self, reply: Reply) -> Reply:
         """Return a reply without the code that types an input in again; the model is told of it."""
@@ -232,15 +237,27 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
     cut, and ends with a block of code. A draft is followed by more thinking.
     """
     output = _output(meter)
-    calls = output.get("tool_calls") or []
-    code = code_of_object([call.model_dump() if isinstance(call, BaseModel) else call for call in calls])
-    if code:
-        return Reply(sendable(output.get("text") or ""), sendable(code), thinking=_thinking(meter))
+    if codes := _codes_of_calls(meter):
+        joined = join_blocks(codes)
+        return Reply(sendable(output.get("text") or ""), joined.code, "", _thinking(meter), joined.told)
     thinking = (output.get("reasoning_content") or "").strip()
     if output.get("text") or not thinking.endswith(("```", "~~~")):
         return None
     reply = read_reply(sendable(thinking))
     return reply if reply.code else None
+
+
+def _told_of(meter: Meter | None, code: str) -> str:
+    """Return what the model is told of its reply; an adapter keeps no more than its code."""
+    text = text_of(meter.outputs[-1] if meter and meter.outputs else None)
+    return read_reply(text).told if "SUBMIT(" in text and "SUBMIT(" not in code else ""
+
+
+def _codes_of_calls(meter: Meter | None) -> list[str]:
+    """Return the code of each native tool call of the last reply that can be read."""
+    calls = _output(meter).get("tool_calls") or []
+    codes = (code_of_object(call.model_dump() if isinstance(call, BaseModel) else call) for call in calls)
+    return [sendable(code) for code in codes if code]
 
 
 def _output(meter: Meter | None) -> dict[str, Any]:

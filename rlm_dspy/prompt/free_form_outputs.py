@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 _FENCED = re.compile(r"\s*```\w*\n(?P<inside>.*?)\n?```\s*", re.DOTALL)
+_ENDING = re.compile(
+    r"\s*(?:(?P<call>FINAL|FINAL_VAR|FINAL_ANSWER|final_answer)\((?P<inside>.*)\)"
+    r"|answer\[[\"'](?:content|answer)[\"']\] *= *(?P<bound>.*)|return[ \t]+(?P<returned>.*))\s*",
+    re.DOTALL,
+)
+"""The endings of rlms, smolagents and minrlm, as a whole text."""
 _DECORATION = " \t\n*_`\"'."
 _CONTAINERS = (list, dict, set, frozenset, tuple)
 
@@ -55,7 +61,12 @@ def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tu
     """
     calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
     call = next(filter(None, calls), None)
-    return read_answer(signature, found if call is None else _written_out(call, list(signature.output_fields)))
+    if call is not None:
+        return read_answer(signature, _written_out(call, list(signature.output_fields)))
+    endings = {name: _ending_in(value) for name, value in found.items() if isinstance(value, str)}
+    ended = {name: ending[0] for name, ending in endings.items() if ending}
+    said = {name: value for name, value in found.items() if endings.get(name) != ()}
+    return read_answer(signature, said | ended)
 
 
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
@@ -73,10 +84,29 @@ def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) ->
     return {}
 
 
+def _ending_in(text: str) -> tuple[Any, ...] | None:
+    """Return the value with which a text ends a run as other engines do; empty if it is no literal.
+
+    None for a text that is no such ending. `FINAL` takes words without quotes (rlms).
+    """
+    found = _ENDING.fullmatch(text)
+    if found is None:
+        return None
+    inside = (found["inside"] if found["inside"] is not None else found["bound"] or found["returned"]).strip()
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, *TOO_DEEP):
+        return (ast.literal_eval(inside),)
+    if found["returned"]:
+        return None  # a sentence
+    return (inside,) if found["call"] == "FINAL" and inside else ()
+
+
 def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, Any]]:
     fields = signature.output_fields
     if (call := _submit_in(text)) is not None:
         yield _written_out(call, list(fields))
+        return
+    if (ending := _ending_in(text)) is not None:
+        yield submitted(list(fields), ending, {}) if len(ending) == len(fields) else {}
         return
     by_name = {_plain(name): name for name in fields}
     if text.lstrip().startswith("{"):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PYTHON = {"python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
 
 
+_PYTHON_MARK = re.compile(r"(?:python|py)[\d.]*(?:-?repl)?")
+
+
 _FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}|'{3}(?=py|repl))[ \t]*\{?(?P<language>[\w+.-]*)[^`]*$")
 
 
@@ -37,7 +40,9 @@ _TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:(?:</?[|\w]+>|\[\|\w+\|\])\s*)+$")
 
 
 _OUTPUT_TITLE = re.compile(
-    r"\W*(?:(?:the|expected|example|sample|program)\s+)?(?:output|result|stdout)s?\W*", re.IGNORECASE
+    r"\W*(?:(?:(?:the|expected|example|sample|program)\s+)?(?:output|result|stdout)s?"
+    r"|this (?:prints|outputs|gives))\W*",
+    re.IGNORECASE,
 )
 
 
@@ -72,8 +77,16 @@ def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
             continue
         end = _end_of_block(lines, position + 1, opening["fence"])
         code = "\n".join(lines[position + 1 : end]).strip("\n")
-        yield CodeBlock(opening["language"].lower(), code, position, end, bool(_OUTPUT_TITLE.fullmatch(above)))
+        yield CodeBlock(
+            language_of(opening["language"]), code, position, end, bool(_OUTPUT_TITLE.fullmatch(above))
+        )
         position, above = end + 1, ""
+
+
+def language_of(mark: str) -> str:
+    """Return the language of a fence in lower case: `python` for `{.python}`, `python3.11` and `python-repl`."""
+    mark = mark.lower().lstrip(".")
+    return "python" if _PYTHON_MARK.fullmatch(mark) else mark
 
 
 def with_fences_on_lines(lines: list[str]) -> list[str]:
@@ -88,7 +101,7 @@ def with_fences_on_lines(lines: list[str]) -> list[str]:
             parts = [found["before"], fence + found["language"], found["code"], fence, found["after"]]
             lines[position : position + 1] = parts
             position += 3
-        elif (found := _BEHIND_WORDS.match(line)) and found["language"].lower() in PYTHON:
+        elif (found := _BEHIND_WORDS.match(line)) and language_of(found["language"]) in PYTHON:
             lines[position : position + 1] = [found["before"], found["fence"] + found["language"]]
         position += 1
     return lines
@@ -96,7 +109,7 @@ def with_fences_on_lines(lines: list[str]) -> list[str]:
 
 def _is_code(language: str, code: str) -> bool:
     tree = parse(code)
-    return language.lower() in PYTHON if language else tree is not None and does_something(tree)
+    return language_of(language) in PYTHON if language else tree is not None and does_something(tree)
 
 
 def does_something(tree: ast.Module) -> bool:
@@ -131,7 +144,7 @@ def opening_of(line: str) -> tuple[str, str, str] | None:
     """Return the words before an opening fence, the fence and its language; None if the line opens no block."""
     if found := _FENCE.match(line):
         return "", found["fence"], found["language"]
-    if (found := _BEHIND_WORDS.match(line)) and found["language"].lower() in PYTHON:
+    if (found := _BEHIND_WORDS.match(line)) and language_of(found["language"]) in PYTHON:
         return found["before"], found["fence"], found["language"]
     return None
 

@@ -5,10 +5,8 @@ No reply is an error. A reply without code gives empty code; the loop tells the 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rlm_dspy.replies.code_blocks import (
     FIELD_MARK,
@@ -21,13 +19,13 @@ from rlm_dspy.replies.code_blocks import (
     with_fences_on_lines,
 )
 from rlm_dspy.replies.code_repair import complete_statements, repaired, without_prompts
+from rlm_dspy.replies.joined_blocks import join_blocks
+from rlm_dspy.replies.set_aside import CodeSetAside
 from rlm_dspy.replies.thinking import split_thinking
-from rlm_dspy.replies.tool_calls import code_of_object, split_tool_calls
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from rlm_dspy.replies.tool_calls import code_of_object, read_json, split_tool_calls
 
 _MAX_UNFENCED_LINES = 200
+_BYTE_ORDER_MARK = re.compile(r"^\ufeff+", re.MULTILINE)
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt"}
 _LAST_TOKENS = re.compile(
@@ -42,7 +40,6 @@ _SPEAKER = re.compile(r"^\s*(?:\*\*)?(?:User|Human|Observation)(?:\*\*)?:")
 _INVENTED_OUTPUT = re.compile(
     r"\s*(?:\*\*)?(?:Output|Result|Stdout)s?(?:\*\*)?:|\s*<tool_response>", re.IGNORECASE
 )
-_SUBMIT = re.compile(r"^SUBMIT\(", re.MULTILINE)
 _CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
 
 
@@ -71,24 +68,27 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
     Code, outside thinking (see `split_thinking`), is: fenced blocks marked as Python or `repl` (several are
     joined); without those, unmarked blocks, except those that a line calls an output; an unclosed block; a JSON
     object with a `code` field; without any fence, the content of DSPy's field `code`, else the longest end of the
-    reply that parses as Python and does something.
+    reply that parses as Python and does something. Tool calls count as blocks; `join_blocks` joins several.
 
     Args:
         text: The model's reply; None counts as empty.
         cut: Whether the reply is truncated. Only closed blocks are code then, and of a last block marked as Python
             its complete statements.
     """
-    text = (text or "").replace("\r\n", "\n").replace("\ufeff", "").strip()
-    thinking, text = split_thinking(text, in_turn=True)
-    text = _LAST_TOKENS.sub("", text).strip()
-    reply = _read(text, cut=cut)
+    text = _BYTE_ORDER_MARK.sub("", (text or "").replace("\r\n", "\n")).strip()
+    if as_object := _read_object(text):
+        return replace(as_object, code=repaired(as_object.code))
+    aside = CodeSetAside("" if cut else text)
+    thinking, text = split_thinking(text if cut else aside.text, in_turn=True)
+    thinking, text = aside.original(thinking), aside.blocks(_LAST_TOKENS.sub("", text).strip())
+    reply = _read(text, aside, cut=cut)
     code = repaired(reply.code)
     if code and does_nothing(code):
-        return Reply(reasoning=text, code="", thinking=thinking)
+        return Reply(reasoning=aside.original(text), code="", thinking=thinking)
     return replace(reply, code=code, thinking=thinking)
 
 
-def _read(text: str, *, cut: bool) -> Reply:
+def _read(text: str, aside: CodeSetAside, *, cut: bool) -> Reply:
     if as_object := _read_object(text):
         return as_object
     lines = with_fences_on_lines(text.split("\n"))  # splitlines would also cut strings at a form feed or U+2028
@@ -97,10 +97,10 @@ def _read(text: str, *, cut: bool) -> Reply:
     code, words = ("", "") if cut else split_tool_calls(_text_of_calls(lines, blocks))
     if code:
         return Reply(reasoning=_without_marks(words), code=_unfenced(code))
-    return _read_blocks(lines, cut=cut)
+    return _read_blocks(lines, aside, cut=cut)
 
 
-def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
+def _read_blocks(lines: list[str], aside: CodeSetAside, *, cut: bool) -> Reply:
     """Parse a reply or the content of a tool call by its fences."""
     blocks, text = list(code_blocks(lines)), "\n".join(lines)
     filled = [block for block in (_received(blocks, len(lines)) if cut else blocks) if block.code.strip()]
@@ -114,11 +114,12 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
         ]
     if code:
         words = _without_marks("\n".join(_lines_outside(lines, blocks)))
-        return Reply(reasoning=words, code="\n".join(_last_submit(map(repaired, code))))
+        joined = join_blocks(repaired(aside.code(block)) for block in code)
+        return Reply(reasoning=words, code=joined.code, told=joined.told)
     for block in filled:
         if (inner := _read_object(block.code) if block.language in _HOLDS_CODE else None) and inner.code:
             return inner
-        if block.language in _WRAPS and (inner := _read_blocks(block.code.split("\n"), cut=cut)).code:
+        if block.language in _WRAPS and (inner := _read_blocks(block.code.split("\n"), aside, cut=cut)).code:
             return inner
     if not filled and not cut and (unfenced := _read_unfenced("\n".join(_lines_outside(lines, blocks)))).code:
         return unfenced
@@ -126,16 +127,6 @@ def _read_blocks(lines: list[str], *, cut: bool) -> Reply:
         others = (block.language for block in blocks if block.language and block.language not in PYTHON)
         return Reply(reasoning=_without_marks(text), code="", other_language=next(others, ""))
     return Reply(reasoning=_without_marks(text), code="")
-
-
-def _last_submit(code: Iterable[str]) -> list[str]:
-    """Return the blocks without those that would end the run before the last one: a model corrects itself."""
-    *before, last = code
-    return (
-        [block for block in before if not _SUBMIT.search(block)] + [last]
-        if _SUBMIT.search(last)
-        else [*before, last]
-    )
 
 
 def _until_invented_output(lines: list[str]) -> list[str]:
@@ -181,19 +172,21 @@ def _text_of_calls(lines: list[str], blocks: list[CodeBlock]) -> str:
 def _read_object(text: str) -> Reply | None:
     if not text.startswith("{"):
         return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("code"), str):
-        code = code_of_object(value)
-        return Reply(reasoning="", code=code) if code else None
-    return Reply(reasoning=str(value.get("reasoning") or ""), code=_unfenced(value["code"]))
+    value = read_json(text)
+    code = value.get("code") if isinstance(value, dict) else None
+    if isinstance(value, dict) and isinstance(code, str):
+        return Reply(reasoning=str(value.get("reasoning") or ""), code=_unfenced(code))
+    called = code_of_object(value)
+    return Reply(reasoning="", code=called) if called else None
 
 
 def _unfenced(code: str) -> str:
     """Return the code in a field or a tool call, without fences."""
-    return code if parse(code) is not None else _read_blocks(code.split("\n"), cut=False).code or code
+    return (
+        code
+        if parse(code) is not None
+        else _read_blocks(code.split("\n"), CodeSetAside(""), cut=False).code or code
+    )
 
 
 def _lines_outside(lines: list[str], blocks: list[CodeBlock]) -> list[str]:

@@ -37,6 +37,8 @@ _TOKENS = {
     "<|inner_prefix|>": "<|inner_suffix|>",
     "<|channel>thought": "<channel|>",
     "<unused94>": "<unused95>",
+    "&lt;think&gt;": "&lt;/think&gt;",
+    "\uff1cthink\uff1e": "\uff1c/think\uff1e",
 }
 """The thinking tokens of Magistral, Kimi, Cohere, OpenThoughts, Apertus, Gemma and MedGemma."""
 
@@ -77,7 +79,7 @@ _TITLED = re.compile(
 """Thinking without tags: of gpt-oss on a server that drops its channel tokens, and of Granite."""
 
 
-MAY_BE_THINKING = re.compile(r"[<◁]|\[/?THINK\]|\A(?:analysis|Here)", re.IGNORECASE)
+MAY_BE_THINKING = re.compile(r"[<◁\uff1c]|&lt;|\[/?THINK\]|\A(?:analysis|Here)", re.IGNORECASE)
 """Finds something in every text that `split_thinking` changes; in few others."""
 
 

@@ -26,6 +26,8 @@ _PYTHON = {"python", "ipython", "code", "exec", "execute", "repl", "interpreter"
 _BESIDE = {"run", "eval", "evaluate", "cell", "tool", "script", "program", "notebook", "stateful", "in", "the"}
 """Other words in names of tools that run Python: `execute_sql` and `search_code` do not."""
 _IS_CODE = {"code", "script", "source", "python", "program"}
+_BACKSLASH = re.compile(r"\\(?P<escape>[\"\\/nrt]|u[0-9a-fA-F]{4})?")
+_LOOKS_LIKE_JSON = re.compile(r'\s*\{+\s*"\w+"\s*:')
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
@@ -53,13 +55,15 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
     """
     name = name.rpartition(".")[2].partition(":")[0].strip()
     if isinstance(arguments, str):
-        parsed = _json(arguments)
+        parsed = read_json(arguments)
         if not isinstance(parsed, dict):
-            return arguments if _runs_python(name) else ""
+            return arguments if _runs_python(name) and not _LOOKS_LIKE_JSON.match(arguments) else ""
         arguments = parsed
     if not isinstance(arguments, dict):
         return ""
     texts = {key: value for key, value in arguments.items() if isinstance(value, str)}
+    if len(arguments) == 1 and (unread := next(filter(_LOOKS_LIKE_JSON.match, texts.values()), "")):
+        return code_of_call(name, unread)  # a client could not read it, and hands it over as one argument
     for key, value in texts.items():
         of_code = bool(_words(key) & _IS_CODE)
         if (of_code or len(arguments) == 1) if _runs_python(name) else of_code and _acts(value):
@@ -102,16 +106,23 @@ def code_of_object(value: JsonValue) -> str:
     return code_of_call(name, arguments) if isinstance(name, str) else ""
 
 
-def _json(text: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return None
-    return value
+def read_json(text: str) -> JsonValue:
+    """Return the JSON value that a model wrote, None if it is none.
+
+    Strings may hold line breaks, and backslashes as in a regular expression; the last brace may be missing.
+    """
+    escaped = _BACKSLASH.sub(lambda found: found[0] if found["escape"] else r"\\", text)
+    for written in (text, escaped, escaped + "}"):
+        try:
+            value: JsonValue = json.loads(written, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        return value
+    return None
 
 
 def _of_json(found: re.Match[str]) -> str:
-    return code_of_object(_json(found["body"].strip()))
+    return code_of_object(read_json(found["body"].strip()))
 
 
 def _of_named_json(found: re.Match[str]) -> str:
@@ -120,7 +131,7 @@ def _of_named_json(found: re.Match[str]) -> str:
 
 def _of_raw_code(found: re.Match[str]) -> str:
     body = found["body"].strip("\n")
-    return code_of_object(_json(body)) or _of_calls(body) or body
+    return code_of_object(read_json(body)) or _of_calls(body) or body
 
 
 def _of_function(found: re.Match[str]) -> str:
@@ -161,12 +172,18 @@ def _of_calls(text: str) -> str:
         return ""
 
 
+def is_bare_call(text: str) -> bool:
+    """Whether a text begins like a tool call that is written as Python: `[python(code="...")]`."""
+    return _BARE_CALLS.match(text) is not None
+
+
 _OPENS = (
     r"(?:<\|?(?:tool_calls?|tools|function_calls?|TOOLCALL)\|?>|\[TOOL_(?:CALLS|REQUEST)\]|\bfunctools(?=\[)"
     r"|<\|action_start\|>\s*<\|plugin\|>|<\|START_ACTION\|>)"
 )
 _CLOSES = r"(?:</(?:tool_calls?|tools|function_calls?|TOOLCALL|s)>|<\|[\w/]+\|>|\[END_TOOL_REQUEST\]|\Z)"
-_FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
+_TAGS = "code|execute|(?:execute|run)_(?:i?python|code)|i?python|PYTHON|repl|tool_code"
+FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, _FLAGS), read)
     for pattern, read in (
         (rf"{_OPENS}\s*(?P<body>[\[{{](?:(?!{_OPENS}\s*[\[{{]).)*?[\]}}])\s*{_CLOSES}", _of_json),
@@ -212,7 +229,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
         (r"<\|action_start\|>\s*<\|interpreter\|>(?P<body>.*?)(?:<\|action_end\|>|\Z)", _of_raw_code),
         (r"\[TOOL_CALLS\]\s*(?P<body>\[.*\])", _of_json),
         (
-            r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?P<body>\{.*\})",
+            (
+                r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?"
+                r"(?P<body>\{(?:(?!\[TOOL_CALLS\]\w).)*\})"
+            ),
             _of_named_json,
         ),
         (
@@ -246,7 +266,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tup
             _of_named_json,
         ),
         (
-            r"<(?P<tag>code|python|execute|execute_ipython|ipython|tool_code)>(?P<body>.*?)(?:</(?P=tag)>|\Z)",
+            (
+                rf"(?:^[ \t]*|(?<=[.:!?] ))(?P<open>[<\[])(?P<tag>{_TAGS})"
+                r"(?: [^<>\n]*)?[>\]](?P<body>.*?)(?:(?P=open)/(?P=tag)[>\]][ \t]*$|\Z)"
+            ),
             _of_raw_code,
         ),
     )
@@ -259,7 +282,7 @@ def split_tool_calls(text: str) -> tuple[str, str]:
     Returns:
         The code and the rest; empty code and the unchanged text without a tool call.
     """
-    for pattern, read in _FORMS:
+    for pattern, read in FORMS:
         found = [(match, code) for match in pattern.finditer(text) if (code := read(match).strip("\n"))]
         if found:
             words, at = [], 0
@@ -269,4 +292,4 @@ def split_tool_calls(text: str) -> tuple[str, str]:
             return "\n".join(code for _, code in found), "".join([*words, text[at:]]).strip()
     if not text.startswith(("{", "[")):
         return "", text
-    return code_of_object(_json(text)) or (_of_calls(text) if _BARE_CALLS.match(text) else ""), text
+    return code_of_object(read_json(text)) or (_of_calls(text) if is_bare_call(text) else ""), text

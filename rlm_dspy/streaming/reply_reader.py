@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rlm_dspy.replies.code_blocks import PYTHON, closes, ends_inside_string, opening_of
+from rlm_dspy.replies.code_blocks import PYTHON, closes, ends_inside_string, language_of, opening_of
 from rlm_dspy.replies.reply_parser import begins_invented_turn
 from rlm_dspy.replies.thinking import thinking_tag
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rlm_dspy.replies.thinking import ThinkingTag
 
 Field = Literal["thinking", "reasoning", "code"]
-_MAY_BE_MARK = re.compile(r"[`<◁]")
+_MAY_BE_MARK = re.compile(r"[`<◁&\uff1c]")
 """What may begin a fence, a tag of thinking or a tool call, anywhere in a line."""
+_BYTE_ORDER_MARK = re.compile(r"\n\ufeff+")
 _MAY_BEGIN_MARK = re.compile(r"\s*[~'\[]")
 """What begins a line that may be a fence or a field mark."""
 _SPEAKERS = ("User", "Human", "Observation")
@@ -55,7 +56,8 @@ class ReplyReader:
     def read(self, text: str) -> list[Piece]:
         """Return the pieces that the next part of the reply makes certain."""
         pieces: list[Piece] = []
-        text = text.replace("\r", "").replace("\ufeff", "")
+        text = _BYTE_ORDER_MARK.sub("\n", text.replace("\r", ""))
+        text = text if self._line else text.lstrip("\ufeff")
         if self._is_new:
             text = text.lstrip()
             self._is_new = not text
@@ -86,7 +88,7 @@ class ReplyReader:
             before, self._fence, language = opening
             if before.strip():
                 yield from self._say(f"{before}\n")
-            self._mode = "code" if language.lower() in PYTHON else "held"
+            self._mode = "code" if language_of(language) in PYTHON else "held"
             self._code = ""
         elif _HOLDS_CODE.match(line) or begins_invented_turn(line, behind_code=self._blocks > 0):
             yield from self._say(_sure(line))

@@ -66,6 +66,95 @@ def test_no_answer_is_lost_to_the_usage_of_its_server(usage: Any, kind: str, how
     assert prediction.usage["input_tokens"] >= 0
 
 
+ERRORS: dict[str, dict[str, Any]] = {
+    "MiniMax": {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}},
+    "SiliconFlow": {"code": 20012, "message": "no balance", "data": None},
+    "FastAPI": {"detail": "no balance"},
+    "SGLang": {"object": "error", "message": "no balance"},
+    "Cloudflare": {"success": False, "errors": [{"code": 7, "message": "no balance"}], "result": None},
+    "LM Studio": {"error": "no balance"},
+}
+
+
+@pytest.mark.parametrize("body", ERRORS.values(), ids=ERRORS)
+def test_an_error_with_status_200_is_told_and_not_cached_as_a_reply(body: dict[str, Any]) -> None:
+    with serving(body) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", num_retries=0)
+        for _ in range(2):
+            with (
+                dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter),
+                pytest.raises(dspy.LMError, match="no balance"),
+            ):
+                RLM("question -> answer")(question=f"? {base}")
+
+
+@pytest.mark.parametrize("error", [None, {}, {"code": 0, "message": ""}], ids=str)
+def test_an_empty_error_beside_a_reply_does_not_throw_it_away(error: Any) -> None:
+    with serving({**BODIES["chat"], "id": "1", "model": "m", "error": error}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            assert RLM("question -> answer")(question="?").usage["calls"] == 1
+
+
+@pytest.mark.parametrize("reason", ["error", "abort"])
+def test_a_reply_that_its_provider_broke_off_is_not_run_to_its_end(reason: str) -> None:
+    """OpenRouter's `error`, vLLM's `abort`: the last statement may be half of one."""
+    half = "```python\nx = 1\nSUBMIT(answer='half')"
+    choice = {"message": {"role": "assistant", "content": half}, "finish_reason": reason}
+    with serving({"id": "1", "model": "m", "choices": [choice]}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            prediction = RLM("question -> answer", max_iters=1)(question="?")
+    assert prediction.trajectory[0]["code"] == "x = 1"
+    assert "was broken off by its provider" in prediction.trajectory[0]["output"]
+    assert "Write it again." in prediction.trajectory[0]["output"]
+
+
+CALLS = {
+    "with the backslashes of a pattern": (
+        [("python", r'{"code": "import re\nprint(re.findall(\"\d+\", question))"}')],
+        'import re\nprint(re.findall("\\d+", question))',
+    ),
+    "beside one that cannot be read": (
+        [("python", '{"code": "print(question)"}'), ("web.search", '{"q-1": "a"}')],
+        "print(question)",
+    ),
+    "and an answer without its output": (
+        [("python", '{"code": "print(question)"}'), ("SUBMIT", '{"answer": "made up"}')],
+        "print(question)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_the_code_of_native_tool_calls_is_read(case: str) -> None:
+    calls, code = CALLS[case]
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": str(n), "type": "function", "function": {"name": name, "arguments": arguments}}
+            for n, (name, arguments) in enumerate(calls)
+        ],
+    }
+    with serving({"id": "1", "choices": [{"message": message, "finish_reason": "tool_calls"}]}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            prediction = RLM("question -> answer", max_iters=1)(question="?")
+    assert prediction.trajectory[0]["code"] == code
+    assert ("SUBMIT was not run" in prediction.trajectory[0]["output"]) == ("SUBMIT" in dict(calls))
+
+
+def test_a_native_tool_call_runs_behind_the_code_of_its_text() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "python", "arguments": '{"code": "print(x)"}'}}
+    message = {"role": "assistant", "content": block("x = 1"), "tool_calls": [call]}
+    with serving({"id": "1", "choices": [{"message": message, "finish_reason": "tool_calls"}]}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            prediction = RLM("question -> answer", max_iters=1)(question="?")
+    assert prediction.trajectory[0]["code"] == "x = 1\nprint(x)"
+
+
 @pytest.mark.parametrize("count", ["many", -1, 1.5, [1], {"n": 1}, True, 10**30], ids=str)
 def test_no_answer_of_gemini_is_lost_to_its_usage(count: Any) -> None:
     """It names its usage otherwise, so what DSPy makes of it is cleaned."""

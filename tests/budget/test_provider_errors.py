@@ -36,6 +36,13 @@ def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:
     assert str(error) == "[m] no"
 
 
+def test_an_error_in_a_list_is_told_with_its_words() -> None:
+    """As Gemini's endpoint for OpenAI's clients sends it."""
+    keep_rejected_replies()
+    body = json.dumps([{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}])
+    assert "API key not valid." in OpenAIChatLM(api_key="k").normalize_error(400, body).message
+
+
 def test_words_beside_the_error_of_a_body_are_its_message() -> None:
     """As older versions of vLLM send them."""
     keep_rejected_replies()

@@ -39,6 +39,7 @@ FAILS = {
     "import os\nos.fork()": "threads",
     "x = 1\n  %time len(context)": "Only Python",
     "%%bash\nls": "Only Python",
+    "files = !ls": "Only Python",
     "name = input('Which?')": "input()",
     "import multiprocessing\nmultiprocessing.Pool(2).map(len, ['a'])": "threads",
     "from concurrent.futures import ProcessPoolExecutor\nProcessPoolExecutor()": "threads",
@@ -92,6 +93,23 @@ def test_a_repetition_is_told_whatever_comments_and_layout_its_code_has(play: Pl
     )
     assert [step["repeats"] for step in played.prediction.trajectory] == [0, 1, 0, 1, 3, 0, 6, 0]
     assert "turn 6" in played.prediction.trajectory[6]["notice"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "<think>Hm.</think>", block("from datetime import datetime\nprint(datetime(2019, 1, 2).year)")],
+    ids=["empty", "thinking alone", "a date"],
+)
+def test_a_reply_that_comes_again_ends_the_run_early(reply: str, play: Play) -> None:
+    """Also an empty one; the dates of `datetime` are no clock."""
+    played = play(RLM("question -> answer"), [reply] * 8, question="?")
+    assert len(played.kinds) < 6
+
+
+def test_code_that_reads_the_clock_is_no_repetition(play: Play) -> None:
+    replies = [block("from datetime import datetime\nprint(datetime.now().year)")] * 6
+    played = play(RLM("question -> answer"), [*replies, block("SUBMIT(answer='a')")], question="?")
+    assert played.prediction.stop == "submitted"
 
 
 def test_other_code_with_the_output_of_the_turn_before_is_told_to_submit(play: Play) -> None:

@@ -76,6 +76,14 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str, "count": int | None}, "**Answer**: many", {"answer": "many", "count": None}),
     ({"answer": str, "count": int}, SENTENCE, None),
     ({"answer": str, "count": int}, "**Answer**: many", None),
+    ({"answer": str}, "FINAL(Kadri Vaheste)", {"answer": "Kadri Vaheste"}),
+    ({"answer": int}, "FINAL(42)", {"answer": 42}),
+    ({"answer": str}, 'final_answer("Kadri")', {"answer": "Kadri"}),
+    ({"answer": str}, "return 'Kadri'", {"answer": "Kadri"}),
+    ({"answer": str}, "return to the office", {"answer": "return to the office"}),
+    ({"answer": str}, 'answer["content"] = "Kadri"', {"answer": "Kadri"}),
+    ({"answer": str}, "FINAL_VAR(founder)", None),
+    ({"answer": str}, "final_answer(founder)", None),
 ]
 
 
@@ -128,6 +136,13 @@ def test_code_that_submits_is_read_and_not_taken_for_the_answer(play: Play) -> N
 def test_code_that_submits_in_a_field_stands_for_the_fields(play: Play) -> None:
     """Under DSPy's own heading the adapter would take it for the answer."""
     for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
+        replies = [block("1"), *[fields(answer=code)] * 2]
+        played = play(RLM("question -> answer", max_iters=1), replies, question="?")
+        assert (played.prediction.answer, played.prediction.stop) == told
+
+
+def test_an_ending_of_another_engine_in_a_field_is_not_the_answer(play: Play) -> None:
+    for code, told in (("FINAL(Paris)", ("Paris", "extracted")), ("FINAL_VAR(x)", (None, "unanswered"))):
         replies = [block("1"), *[fields(answer=code)] * 2]
         played = play(RLM("question -> answer", max_iters=1), replies, question="?")
         assert (played.prediction.answer, played.prediction.stop) == told

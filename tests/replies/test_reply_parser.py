@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import gc
+import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
@@ -15,9 +17,14 @@ from hypothesis import strategies as st
 
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.replies.code_blocks import does_nothing
+from rlm_dspy.replies.code_repair import repaired
+from rlm_dspy.replies.joined_blocks import join_blocks
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.replies.tool_calls import code_of_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "replies").glob("*.txt"))
 
@@ -58,9 +65,9 @@ def test_any_text_is_read_and_its_code_is_part_of_it(text: str) -> None:
 
 
 def _stripped(text: str) -> list[str]:
-    """Return the lines with white space at the ends of the reply taken off, as reading does."""
+    """Return the lines as reading may change them: without white space at the ends of the reply, or repaired."""
     text = text.replace("\r\n", "\n")
-    return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip)]
+    return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip, repaired)]
 
 
 def test_no_reply_is_the_empty_reply() -> None:
@@ -101,6 +108,63 @@ def test_any_source_in_a_fence_comes_back_unchanged(source: str, language: str, 
     reply = read_reply(f"Some words.\n```{language}\n{source}\n" + ("```\nMore words." if closed else "```"))
     assert reply.code == source.strip("\n")
     assert reply.reasoning.startswith("Some words.")
+
+
+IN_STRINGS = ["<think>", "</analysis>", "```python", "```", "<|im_start|>", "Observation: 1", "SUBMIT(1)", "text"]
+PROGRAMS = st.lists(st.sampled_from(IN_STRINGS), min_size=1, max_size=6).map(
+    lambda lines: "q = r'''\n{}\n'''\nprint(q)".format("\n".join(lines))
+)
+WHOLE: dict[str, Callable[[str], str]] = {
+    "qwen": lambda code: (
+        f"<tool_call>\n<function=python>\n<parameter=code>\n{code}\n</parameter>\n</function>\n</tool_call>"
+    ),
+    "hermes": lambda code: (
+        f"<tool_call>\n{json.dumps({'name': 'python', 'arguments': {'code': code}})}\n</tool_call>"
+    ),
+    "field": lambda code: f"[[ ## reasoning ## ]]\nI ask.\n\n[[ ## code ## ]]\n{code}\n\n[[ ## completed ## ]]",
+    "bare": lambda code: code,
+    "object": lambda code: json.dumps({"reasoning": "I ask.", "code": code}),
+}
+
+
+@pytest.mark.parametrize("form", WHOLE)
+@given(program=PROGRAMS)
+def test_nothing_is_read_into_the_strings_of_code_that_is_marked_as_a_whole(form: str, program: str) -> None:
+    """Not thinking, a fence, a turn of the user, or an ending."""
+    assert read_reply(WHOLE[form](program)).code == program
+
+
+@pytest.mark.parametrize("form", ["qwen", "hermes"])
+@given(program=PROGRAMS)
+def test_a_call_that_was_drafted_in_thinking_is_not_run(form: str, program: str) -> None:
+    reply = read_reply(f"<think>\nMaybe:\n{WHOLE[form](program)}\nNo.\n</think>\n```python\nprint(1)\n```")
+    assert reply.code == "print(1)"
+    assert "Maybe:" in reply.thinking
+
+
+def joined(blocks: list[str]) -> str:
+    """Return the code of joined blocks; a SUBMIT that was left out is told, if the code has no other."""
+    code, told = join_blocks(blocks)
+    assert bool(told) == ("SUBMIT" in "".join(blocks) and "SUBMIT" not in code)
+    return code
+
+
+def test_an_answer_that_was_typed_behind_code_waits_for_the_output() -> None:
+    look, typed = "print(context)", "town = 'Rauma'\nSUBMIT(answer=town)"
+    for last in ("SUBMIT(answer='Rauma')", "SUBMIT('Rauma', n=[1, 2])", typed):
+        assert joined([look, last]) == look
+    for last in ("SUBMIT(answer=found)", "found = context[:3]\nSUBMIT(answer=found)", "SUBMIT(answer=str(1))"):
+        assert joined([look, last]) == f"{look}\n{last}"
+    assert joined(["x = 1", typed]) == f"x = 1\n{typed}", "there is no output to wait for"
+
+
+def test_submit_counts_in_the_last_block_alone() -> None:
+    submit = "SUBMIT(answer=x)"
+    assert joined([f"x = 1\n{submit}", "print(x)"]) == "x = 1\nprint(x)"
+    assert joined([f"x = 1\n{submit}", submit]) == f"x = 1\n{submit}"
+    assert joined([f"if found:\n    {submit}", "print(1)"]) == f"if found:\n    {submit}\nprint(1)"
+    assert joined([f"x = 1; {submit}", "print(x)"]) == f"x = 1; {submit}\nprint(x)"
+    assert joined(["SUBMIT(\n    answer=(\n", submit]) == submit, "a draft that does not parse"
 
 
 PAIRS = [
