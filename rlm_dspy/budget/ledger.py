@@ -49,6 +49,8 @@ class Ledger:
     """The context windows of LMs by `lm.model`, as known from rejected requests."""
     without_system_role: set[str] = field(default_factory=set)
     """The LMs, by `lm.model`, that rejected a system message."""
+    without_streams: set[str] = field(default_factory=set)
+    """The LMs, by `lm.model`, whose server was asked for a stream and sent none."""
     clock: Stopwatch = field(default_factory=Stopwatch, repr=False)
     """Stands still while a hook is waited for."""
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)

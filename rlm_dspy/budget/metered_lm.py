@@ -246,7 +246,8 @@ class MeteredCall:
             holding.append(meter)
         messages, usage, failed = self.asked.messages, RequestUsage(dspy.settings.usage_tracker), True
         token, self.outputs, self.entries = request_under_way.set(self), None, []
-        to = dspy.settings.send_stream
+        is_whole = self._own_lm.model in self._meters[0].ledger.without_streams
+        to = None if is_whole else dspy.settings.send_stream
         if self._stream is not None:
             self._stream.restart()
         self._stream = None if to is None else RecordedStream(to)
@@ -300,6 +301,12 @@ class MeteredCall:
                 raise reason from (error if reason is not error else error.__cause__)
             self._own_call, self._is_shorter, self.seconds = shorter, True, 0.0
             return
+        self._ask_again(error)
+
+    def _ask_again(self, error: Exception) -> None:
+        """Prepare the same request after a pause; raise the error if it does not help."""
+        if self._stream is not None and type(error) is dspy.LMStreamAssemblyError:
+            self._meters[0].ledger.without_streams.add(self._own_lm.model)  # for the rest of the run
         transient = may_pass(error, is_stream=self._stream is not None)
         if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             raise error

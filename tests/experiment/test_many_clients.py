@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.timeout(900)
 def test_the_memory_of_a_server_stays_flat_under_fifty_clients() -> None:
     """The official client, some of them hanging up; the last half minute costs less than 20 MB."""

@@ -93,7 +93,7 @@ def outcome(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "count", [12, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1500)])], ids=str
+    "count", [12, pytest.param(200, marks=[pytest.mark.by_hand, pytest.mark.timeout(1500)])], ids=str
 )
 def test_damaged_documents_end_in_text_or_in_one_error(count: int, tmp_path: Path) -> None:
     """None hangs, none reaches this process, none leaves a descriptor or a process behind."""

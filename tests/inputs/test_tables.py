@@ -326,7 +326,7 @@ def test_a_path_of_a_table_is_one(tmp_path: Path) -> None:
     assert isinstance(opened(written(tmp_path, ".tsv")), Table)
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_a_hundred_damaged_tables_neither_hang_nor_crash_the_host(tmp_path: Path) -> None:
     """Each is read, or refused with a reason."""
     pick = random.Random(7)

@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_twice_ends_the_same_over_http_with_a_scripted_mode
     killed("--runs", "1", "--kills", "2", "--seed", "2", "--seconds", "0.1")
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_twenty_runs_killed_at_random_moments_end_the_same_over_http_with_a_scripted_model() -> None:
     killed("--runs", "20", "--kills", "1")

@@ -14,6 +14,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.streaming.run_stream import RunStream
 from rlm_dspy.testing import CutReply, ScriptedLM
+from tests.budget.test_malformed_usage import serving as always_answering
 from tests.playing import block, fields
 from tests.provider_quirks import SERVER_ERROR
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
@@ -472,3 +473,16 @@ async def test_many_status_messages_do_not_block_the_run() -> None:
     items = await Speaks(awaited=True, sync=False)(program, [], lm, status_message_provider=Statuses())
     assert items[-1].answer == "60"
     assert time.monotonic() - started < 60
+
+
+def test_a_server_that_sends_no_stream_is_asked_for_whole_replies() -> None:
+    """For the rest of the run, which pays one request more; DSPy's own client raises."""
+    choice = {"message": {"role": "assistant", "content": block("len(context)")}, "finish_reason": "stop"}
+    program = rlm()
+    listener = dspy.streaming.StreamListener("code", predict=program.act, predict_name="act")
+    with always_answering({"id": "1", "choices": [choice]}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, num_retries=1)
+        with dspy.context(lm=lm):
+            *_, last = dspy.streamify(program, stream_listeners=[listener], async_streaming=False)(context="a b")
+    assert [step["output"] for step in last.trajectory] == ["3"] * 3
+    assert last.usage["failures"] == 1
