@@ -1,5 +1,7 @@
 """Patches DSPy 3.4 to accept malformed usage and surplus choices, where DSPy raises and loses a paid answer.
 
+It also makes errors of bodies with status 200, which DSPy takes for empty replies.
+
 `RequestUsage` collects what one request reports.
 """
 
@@ -34,9 +36,9 @@ def accept_any_usage() -> None:
             body = json.loads(self.body, parse_constant=lambda _: None)
         if isinstance(body, dict) and "usage" in body:
             body["usage"] = _without_odd_parts(body["usage"])
-        if isinstance(body, dict) and (words := error_in(body)):
+        if isinstance(body, dict) and (words := _error_in(body)):
             body["error"] = {"message": words}  # DSPy would take it for an empty reply
-        elif isinstance(body, dict) and body.get("choices") and not error_words(body.get("error")):
+        elif isinstance(body, dict) and body.get("choices") and not _error_words(body.get("error")):
             body.pop("error", None)  # an empty error beside a reply
         if isinstance(body, dict) and isinstance(choices := body.get("choices"), list) and len(choices) > 1:
             body["choices"] = _one_message(choices)
@@ -52,7 +54,7 @@ def accept_any_usage() -> None:
     HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
 
 
-def error_in(body: dict[str, Any]) -> str:
+def _error_in(body: dict[str, Any]) -> str:
     """Return the words of a reply with status 200 that is an error in another form than `{"error": {...}}`.
 
     LM Studio sends `error` as text; others `message`, `detail`, `errors` or MiniMax's `base_resp` alone.
@@ -61,10 +63,10 @@ def error_in(body: dict[str, Any]) -> str:
         return ""
     if isinstance(body.get("error"), dict):
         return ""
-    return next((words for name in _ERRORS if (words := error_words(body.get(name)))), "")
+    return next((words for name in _ERRORS if (words := _error_words(body.get(name)))), "")
 
 
-def error_words(value: Any) -> str:
+def _error_words(value: Any) -> str:
     """Return what an error says; empty if it says nothing."""
     if isinstance(value, list):
         value = value[0] if value else None

@@ -239,7 +239,7 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
     output = _output(meter)
     if codes := _codes_of_calls(meter):
         joined = join_blocks(codes)
-        return Reply(sendable(output.get("text") or ""), joined.code, "", _thinking(meter), joined.told)
+        return Reply(sendable(output.get("text") or ""), thinking=_thinking(meter), **joined._asdict())
     thinking = (output.get("reasoning_content") or "").strip()
     if output.get("text") or not thinking.endswith(("```", "~~~")):
         return None

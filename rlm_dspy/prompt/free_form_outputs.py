@@ -123,9 +123,10 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
 
 
 def _submit_in(text: str) -> ast.Call | None:
-    """Return the first call of `SUBMIT` in the code of a reply, if any."""
+    """Return the first call of `SUBMIT` in the code of a reply, if any; here no output is waited for."""
+    reply = read_reply(text)
     with contextlib.suppress(SyntaxError, ValueError, *TOO_DEEP):
-        for node in ast.walk(tree_of(read_reply(text).code)):
+        for node in ast.walk(tree_of(f"{reply.code}\n{reply.left_out}")):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SUBMIT":
                 return node
     return None

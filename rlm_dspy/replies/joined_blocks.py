@@ -21,10 +21,12 @@ class Joined(NamedTuple):
     Attributes:
         code: The code.
         told: What the model is told of a SUBMIT that was left out; else empty.
+        left_out: A last block that waits for the output of those before it; else empty.
     """
 
     code: str
-    told: str
+    told: str = ""
+    left_out: str = ""
 
 
 def join_blocks(blocks: Iterable[str]) -> Joined:
@@ -36,7 +38,7 @@ def join_blocks(blocks: Iterable[str]) -> Joined:
     *earlier, last = blocks
     before = [kept for block in earlier if (kept := _without_submit(block, last))]
     if any(map(_shows, before)) and _submits_typed(last):
-        return Joined("\n".join(before), _WAITS)
+        return Joined("\n".join(before), _WAITS, last)
     submits = _SUBMIT.search(last) is not None
     return Joined("\n".join([*before, last]), "" if submits or before == earlier else _WAITS)
 
@@ -70,7 +72,11 @@ def _is_submit(node: ast.stmt) -> bool:
 def _shows(block: str) -> bool:
     """Whether code prints, or has the value of an expression shown."""
     tree = parse(block)
-    return tree is not None and any(isinstance(node, ast.Expr) for node in tree.body)
+    if tree is None:
+        return False
+    called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    prints = any(isinstance(function, ast.Name) and function.id == "print" for function in called)
+    return prints or any(isinstance(node, ast.Expr) for node in tree.body)
 
 
 def _submits_typed(block: str) -> bool:

@@ -53,6 +53,7 @@ class Reply:
         other_language: The language of a non-Python block, if the reply has nothing else.
         thinking: The thinking in the reply, if any.
         told: What the model is told of its reply: that it was truncated, or what was left out; else empty.
+        left_out: A last block that is not run before the model saw the output of the others; else empty.
     """
 
     reasoning: str
@@ -60,6 +61,7 @@ class Reply:
     other_language: str = ""
     thinking: str = ""
     told: str = ""
+    left_out: str = ""
 
 
 def read_reply(text: str | None, *, cut: bool = False) -> Reply:
@@ -115,7 +117,7 @@ def _read_blocks(lines: list[str], aside: CodeSetAside, *, cut: bool) -> Reply:
     if code:
         words = _without_marks("\n".join(_lines_outside(lines, blocks)))
         joined = join_blocks(repaired(aside.code(block)) for block in code)
-        return Reply(reasoning=words, code=joined.code, told=joined.told)
+        return Reply(words, **joined._asdict())
     for block in filled:
         if (inner := _read_object(block.code) if block.language in _HOLDS_CODE else None) and inner.code:
             return inner

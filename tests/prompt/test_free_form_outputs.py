@@ -76,6 +76,7 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str, "count": int | None}, "**Answer**: many", {"answer": "many", "count": None}),
     ({"answer": str, "count": int}, SENTENCE, None),
     ({"answer": str, "count": int}, "**Answer**: many", None),
+    ({"answer": str}, f"{block('print(x)')}\n{block('SUBMIT(answer=4)')}", {"answer": "4"}),
     ({"answer": str}, "FINAL(Kadri Vaheste)", {"answer": "Kadri Vaheste"}),
     ({"answer": int}, "FINAL(42)", {"answer": 42}),
     ({"answer": str}, 'final_answer("Kadri")', {"answer": "Kadri"}),

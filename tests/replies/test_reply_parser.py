@@ -144,15 +144,17 @@ def test_a_call_that_was_drafted_in_thinking_is_not_run(form: str, program: str)
 
 def joined(blocks: list[str]) -> str:
     """Return the code of joined blocks; a SUBMIT that was left out is told, if the code has no other."""
-    code, told = join_blocks(blocks)
+    code, told, _ = join_blocks(blocks)
     assert bool(told) == ("SUBMIT" in "".join(blocks) and "SUBMIT" not in code)
     return code
 
 
 def test_an_answer_that_was_typed_behind_code_waits_for_the_output() -> None:
     look, typed = "print(context)", "town = 'Rauma'\nSUBMIT(answer=town)"
+    loop = "for part in find_passages(context, question):\n    print(part)"
     for last in ("SUBMIT(answer='Rauma')", "SUBMIT('Rauma', n=[1, 2])", typed):
         assert joined([look, last]) == look
+        assert joined([loop, last]) == loop
     for last in ("SUBMIT(answer=found)", "found = context[:3]\nSUBMIT(answer=found)", "SUBMIT(answer=str(1))"):
         assert joined([look, last]) == f"{look}\n{last}"
     assert joined(["x = 1", typed]) == f"x = 1\n{typed}", "there is no output to wait for"
