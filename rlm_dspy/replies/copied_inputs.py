@@ -10,14 +10,13 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.statements import has_own_lines, lines_of, without_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _WORD = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\[nrt]")
-_LINE_END = re.compile(r"\r\n?|\n")
-"""As Python counts lines."""
 _FEWEST_WORDS = 8
 """A shorter text may well be new."""
 _RUN = 3
@@ -67,11 +66,10 @@ def without_copied_inputs(
     if tree is None or not shown.keys() & _bound([tree]):
         return code, []
     changed = _bound(filter(None, map(parse, earlier)))
-    lines = _LINE_END.split(code)
-    found = list(_copies(tree, lines, {name: each for name, each in shown.items() if name not in changed}))
-    for _, node in reversed(found):
-        del lines[node.lineno - 1 : node.end_lineno]
-    return "\n".join(lines).strip("\n") if found else code, [name for name, _ in found]
+    found = list(
+        _copies(tree, lines_of(code), {name: each for name, each in shown.items() if name not in changed})
+    )
+    return without_statements(code, [node for _, node in found]), [name for name, _ in found]
 
 
 def _bound(trees: Iterable[ast.AST]) -> set[str]:
@@ -88,16 +86,11 @@ def _copies(tree: ast.Module, lines: list[str], shown: dict[str, ShownInput]) ->
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
-            ) if name in shown and name not in changed and _has_own_lines(node, lines):
+            ) if name in shown and name not in changed and has_own_lines(node, lines):
                 if _is_copy(value, shown[name]):
                     yield name, node
                     continue
         changed |= _bound([node])
-
-
-def _has_own_lines(node: ast.stmt, lines: list[str]) -> bool:
-    behind = lines[(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset or 0 :].decode().strip()
-    return node.col_offset == 0 and (not behind or behind.startswith("#"))
 
 
 def _is_copy(value: ast.expr, variable: ShownInput) -> bool:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.statements import has_own_lines, lines_of, without_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,18 +49,10 @@ def _without_submit(block: str, last: str) -> str:
     tree = parse(block)
     if tree is None:
         return "" if _SUBMIT.search(block) and _SUBMIT.search(last) else block
-    calls = [node for node in tree.body if _is_submit(node)]
-    if any(
-        node.col_offset or node.lineno == other.end_lineno
-        for node in calls
-        for other in tree.body
-        if other is not node
-    ):
-        return block  # behind a semicolon
-    lines = re.split(r"\r\n?|\n", block)
-    for node in reversed(calls):
-        del lines[node.lineno - 1 : node.end_lineno]
-    return "\n".join(lines) if calls else block
+    lines = lines_of(block)
+    return without_statements(
+        block, [node for node in tree.body if _is_submit(node) and has_own_lines(node, lines)]
+    )
 
 
 def _is_submit(node: ast.stmt) -> bool:

@@ -18,7 +18,7 @@ _FIELD = re.compile(
     r"^\[\[ ## code ## \]\][ \t]*\n(?P<body>.*?)(?=^\[\[ ## \w+ ## \]\]|\Z)", re.DOTALL | re.MULTILINE
 )
 _NAME = "_code_set_aside"
-_MAY_BE_MISREAD = re.compile(r"[<\u25c1`~\[]")
+_MAY_BE_MISREAD = re.compile(r"[<\u25c1\uff1c&`~\[]")
 """Stands in every piece of code that something else could be read in."""
 
 

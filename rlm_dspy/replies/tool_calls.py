@@ -27,7 +27,7 @@ _BESIDE = {"run", "eval", "evaluate", "cell", "tool", "script", "program", "note
 """Other words in names of tools that run Python: `execute_sql` and `search_code` do not."""
 _IS_CODE = {"code", "script", "source", "python", "program"}
 _BACKSLASH = re.compile(r"\\(?P<escape>[\"\\/nrt]|u[0-9a-fA-F]{4})?")
-_LOOKS_LIKE_JSON = re.compile(r'\s*\{+\s*"\w+"\s*:')
+_CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\w*"\s*:', re.IGNORECASE)
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
@@ -57,13 +57,14 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
     if isinstance(arguments, str):
         parsed = read_json(arguments)
         if not isinstance(parsed, dict):
-            return arguments if _runs_python(name) and not _LOOKS_LIKE_JSON.match(arguments) else ""
+            return arguments if _runs_python(name) and not _CODE_IN_JSON.match(arguments) else ""
         arguments = parsed
     if not isinstance(arguments, dict):
         return ""
     texts = {key: value for key, value in arguments.items() if isinstance(value, str)}
-    if len(arguments) == 1 and (unread := next(filter(_LOOKS_LIKE_JSON.match, texts.values()), "")):
-        return code_of_call(name, unread)  # a client could not read it, and hands it over as one argument
+    unread = next(filter(_CODE_IN_JSON.match, texts.values()), "")
+    if unread and len(arguments) == 1 and _runs_python(name):
+        return code_of_call(name, unread)  # a client that could not read it hands it over as one argument
     for key, value in texts.items():
         of_code = bool(_words(key) & _IS_CODE)
         if (of_code or len(arguments) == 1) if _runs_python(name) else of_code and _acts(value):

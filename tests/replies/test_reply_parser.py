@@ -149,6 +149,14 @@ def joined(blocks: list[str]) -> str:
     return code
 
 
+def test_json_that_is_an_argument_stays_one() -> None:
+    """Only for a tool that runs Python, JSON in the place of its code is read once more."""
+    assert code_of_call("SUBMIT", {"answer": '{"a": 1}'}) == """SUBMIT(answer='{"a": 1}')"""
+    assert code_of_call("llm_query", {"prompt": '{"code": "x"}'}) == """print(llm_query(prompt='{"code": "x"}'))"""
+    assert code_of_call("python", {"raw": '{"code": "print(1)"}'}) == "print(1)"
+    assert not code_of_call("python", '{"code": "print(1)')
+
+
 def test_an_answer_that_was_typed_behind_code_waits_for_the_output() -> None:
     look, typed = "print(context)", "town = 'Rauma'\nSUBMIT(answer=town)"
     loop = "for part in find_passages(context, question):\n    print(part)"
