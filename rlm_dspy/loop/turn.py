@@ -250,7 +250,7 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
 def _told_of(meter: Meter | None, code: str) -> str:
     """Return what the model is told of its reply; an adapter keeps no more than its code."""
     text = text_of(meter.outputs[-1] if meter and meter.outputs else None)
-    return read_reply(text).told if "SUBMIT(" in text and "SUBMIT(" not in code else ""
+    return read_reply(text).told if "SUBMIT" in text and "SUBMIT" not in code else ""
 
 
 def _codes_of_calls(meter: Meter | None) -> list[str]:
