@@ -23,7 +23,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +49,7 @@ REPLY_TOKENS = 450
 KINDS = {"fact": ("needle", "table"), "count": ("count",), "list": ("needles",), "comparison": ("compare",)}
 FIRST_SEED: dict[Split, int] = {"train": 0, "dev": 1_000, "final": 2_000}
 CHARS: dict[Split, int] = {"train": 20_000, "dev": 20_000, "final": 100_000}
-TRAIN, DEV, DEMOS = 16, 8, 4
+TRAIN, DEV, DEMOS = 12, 4, 4
 LARGE, SMALL = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
 FILES = Path(__file__).with_name("policies")
 BEFORE = FILES / "small-models-before.json"
@@ -357,6 +357,7 @@ def main(
     part: Annotated[str, typer.Argument(help=f"One of {[*PARTS, 'report']}.")],
     count: Annotated[int | None, typer.Option(help="Questions; by default as many as the part has.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the model.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Of the part, these policies or optimizers.")] = None,
 ) -> None:
     """Compile, ask, and keep every answer; then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -371,7 +372,8 @@ def main(
             settings = {} if seed is None else {"seed": seed}
             return embedded_lm(name, cache=seed is not None, max_tokens=REPLY_TOKENS, threads=threads, **settings)
 
-        run(PARTS[part], count or PARTS[part].count, models)
+        chosen = [each for each in PARTS[part].conditions if not only or {each.policy, each.optimizer} & set(only)]
+        run(replace(PARTS[part], conditions=tuple(chosen)), count or PARTS[part].count, models)
     report(rows(), REPORT)
 
 

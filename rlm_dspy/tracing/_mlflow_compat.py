@@ -10,12 +10,13 @@ renames is adapted here; what it makes public leaves this file.
 | `SpanAttributeKey`, `TraceMetadataKey`, `Attachment` | read by MLflow's UI |
 | `open_trace`, `rename` | a trace and a span before they are stored |
 | `Task`, `TracingClient`, `export_queue`, `client`, `force_flush`, ... | the export queue |
-| `replaced` | MLflow writes whole contexts and headers, and has no hook |
+| `replaced` | MLflow writes whole contexts and headers, loses scores, and has no hook |
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mlflow.dspy.callback
@@ -58,6 +59,8 @@ __all__ = [
     "start_span_no_context",
 ]
 
+_LOGGING = (mlflow.dspy.util, mlflow.dspy.callback, importlib.import_module("mlflow.dspy.autolog"))
+"""The modules that log DSPy; a function hides the name of the last one."""
 Q = TypeVar("Q")
 
 
@@ -114,7 +117,7 @@ def replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
     On exit the original is restored, unless it was replaced again.
     """
-    modules = [module for module in (mlflow.dspy.util, mlflow.dspy.callback) if hasattr(module, name)]
+    modules = [module for module in _LOGGING if hasattr(module, name)]
     before = [getattr(module, name) for module in modules]
     for module in modules:
         setattr(module, name, function)

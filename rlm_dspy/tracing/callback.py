@@ -14,7 +14,7 @@ from rlm_dspy.budget.lm_events import asked
 from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
 from rlm_dspy.report.record import cut_short
 from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
-from rlm_dspy.tracing.export_queue import announce, flush, has_ended, later, outbox
+from rlm_dspy.tracing.export_queue import announce, has_ended, later, outbox
 from rlm_dspy.tracing.mlflow_runs import result_table
 from rlm_dspy.tracing.payloads import Payloads, Secrets
 from rlm_dspy.tracing.span_spec import preview, told_of_trace
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import SubCall
 
 _ERROR_CHARS = 4_000
-_SCORED_AFTER_SECONDS = 10.0
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Call:
 
     Attributes:
         payloads: Formats values for the spans of the trace.
-        evaluated: Whether `dspy.Evaluate` scores it; scores of traces that are not stored yet are lost.
+        evaluated: Whether `dspy.Evaluate` scores it.
         silent: Whether it is not traced because the store does not respond.
         event: The event of its start; None for a call that is not a unit. A call without a span has the event
             and the span of its parent.
@@ -201,8 +200,6 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
                 self._end_what_is_open(call.span.trace_id)
             call.span.end()
             _mlflow_compat.detach_span_from_context(call.token)
-        if call.root and call.evaluated:
-            flush(_SCORED_AFTER_SECONDS)
 
     def _note_reuse(self, call: SubCall) -> None:
         """Record a cached sub-call, which has no span, on the span of its batch."""

@@ -32,6 +32,8 @@ _MOST_TASKS = 2_000
 _PROBE_SECONDS = 3.0
 _PROBE_AFTER_SECONDS = 5.0
 _AGAIN_AFTER_SECONDS = 30.0
+_SCORED_AFTER_SECONDS = 10.0
+"""Seconds that a score waits for MLflow to queue the spans of its trace."""
 _AT_EXIT_SECONDS = 60.0
 """Seconds that the end of a process waits for a responding store."""
 _LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
@@ -183,6 +185,24 @@ def later(function: Callable[..., Any], *args: Any) -> None:
         task.handle()
     else:
         queue.put(task)
+
+
+def keep_score(log: Callable[[], object]) -> None:
+    """Store a score after the trace that it belongs to: MLflow accepts none before.
+
+    Args:
+        log: Sends the score to MLflow; raises `MlflowException` if the trace is not stored yet.
+    """
+    _hand_over(_SCORED_AFTER_SECONDS)
+    later(_store_score, log)
+
+
+def _store_score(log: Callable[[], object]) -> None:
+    try:
+        log()
+    except mlflow.MlflowException:  # a busy machine: the end of the trace comes only now
+        _mlflow_compat.force_flush(_SCORED_AFTER_SECONDS)
+        later(log)
 
 
 def outbox() -> Outbox | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import tempfile
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import mlflow
+from mlflow.entities import AssessmentError
 
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.tracing._mlflow_compat import replaced
+from rlm_dspy.tracing.export_queue import keep_score
 
 if TYPE_CHECKING:
     import os
@@ -25,15 +28,16 @@ if TYPE_CHECKING:
     from rlm_dspy.tracing.payloads import Payloads, Secrets
 
 _CELL_CHARS = 500
+_FEEDBACK_CHARS = 4_000
 _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 
 
 @contextlib.contextmanager
 def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
-    """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope.
+    """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope; lose no score.
 
-    MLflow itself writes whole contexts of a dataset and the headers of an LM. It resolves these functions by
-    name at each call, and has no other hook.
+    MLflow itself writes whole contexts of a dataset and the headers of an LM, and loses the scores of traces that
+    are not stored yet. It resolves these functions by name at each call, and has no other hook.
     """
 
     def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
@@ -51,6 +55,7 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
         replaced("sanitize_params", without_secrets),
         replaced("log_dspy_dataset", _harmless(log_dataset)),
         replaced("save_dspy_module_state", _harmless(save_state)),
+        replaced("_patch_metric", functools.partial(with_score, payloads)),
     ):
         yield
 
@@ -58,6 +63,33 @@ def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
 def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
     """Return the columns of an evaluation: the score, and the inputs and outputs in short form."""
     return _columns([_row(payloads, *result) for result in results])
+
+
+def with_score(payloads: Payloads, metric: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a metric of `dspy.Evaluate`: its score is logged to the trace of the prediction, its error too."""
+    name = getattr(metric, "__name__", type(metric).__name__)
+
+    @functools.wraps(metric, updated=())
+    def scored(*args: Any, **kwargs: Any) -> Any:
+        trace_id = mlflow.get_last_active_trace_id(thread_local=True)  # a metric that calls an LM makes later ones
+        if trace_id is None:
+            return metric(*args, **kwargs)
+        log = functools.partial(mlflow.log_feedback, trace_id=trace_id, name=name)
+        try:
+            score = metric(*args, **kwargs)
+        except Exception as error:
+            told = AssessmentError(type(error).__name__, payloads.text(str(error), _FEEDBACK_CHARS))
+            keep_score(functools.partial(log, error=told))
+            raise
+        value, feedback = score, None
+        if isinstance(score, dspy.Prediction):
+            value, feedback = score.get("score"), score.get("feedback")
+        rationale = None if feedback is None else payloads.text(str(feedback), _FEEDBACK_CHARS)
+        keep_score(functools.partial(log, value=value, rationale=rationale))
+        return score
+
+    scored.__name__ = name  # DSPy shows it
+    return scored
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -118,7 +118,7 @@ def test_ask_asks_at_a_terminal_before_it_downloads(tmp_path: Path, answer: str,
     assert list(tmp_path.glob("*.gguf")) == []
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_pull_downloads_without_asking(tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -91,7 +91,7 @@ def test_the_simple_script_prints_the_answer(tmp_path: Path) -> None:
     assert printed == "38,200\n(submitted after 2 turns)\n"
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.usefixtures("smollm2")
 def test_the_simple_script_runs_with_the_embedded_model(tmp_path: Path) -> None:
     printed = run(WITH_EMBEDDED, script("dspy_rlm_simple.py"), directory=tmp_path)

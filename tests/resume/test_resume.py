@@ -120,7 +120,7 @@ def test_a_run_goes_on_from_a_line_of_its_log_as_if_nothing_had_been(path: Path)
     check_every(path, 17)
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_a_run_goes_on_from_every_line_of_its_log(path: Path) -> None:
     check_every(path, 1)
 
@@ -141,7 +141,7 @@ def test_twenty_runs_killed_at_random_moments_end_the_same_over_http_with_a_scri
     killed("--runs", "20", "--kills", "1")
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_run_that_is_killed_twenty_times_ends_the_same_over_http_with_a_scripted_model() -> None:
     killed("--runs", "1", "--kills", "20")

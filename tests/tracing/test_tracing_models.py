@@ -75,9 +75,10 @@ def lm() -> Iterator[dspy.LM]:
     server.server_close()
 
 
-def optimized() -> RLM:
+def optimized(sub_lm: dspy.LM | None = None) -> RLM:
     """Return a module as an optimizer leaves it: with instructions and a demo of its own."""
-    module = RLM("text -> count: int, about: str", policy=None, interpreter_factory=PythonInterpreter)
+    signature = "text -> count: int, about: str"
+    module = RLM(signature, sub_lm=sub_lm, policy=None, interpreter_factory=PythonInterpreter)
     module.act.signature = module.act.signature.with_instructions("Write Python. Be quick.")
     steps: dict[str, list[Any]] = {"steps": []}
     module.act.demos = [dspy.Example(environment="Task: count", trajectory=steps, reasoning="r", code="SUBMIT(1)")]
@@ -106,14 +107,10 @@ print(json.dumps([p.signature.instructions for p in mlflow.dspy.load_model(sys.a
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("program", ["plain", "optimized"])
-def test_a_logged_program_answers_in_a_fresh_process_and_holds_no_key(
-    store: Store, lm: dspy.LM, program: str
-) -> None:
+def test_a_logged_program_answers_in_a_fresh_process_and_holds_no_key(store: Store, lm: dspy.LM) -> None:
     """The key comes from the environment there. What an optimizer found is in the model."""
-    plain = RLM("text -> count: int, about: str", sub_lm=lm, interpreter_factory=PythonInterpreter)
     with dspy.context(lm=lm):
-        info = tracing.log_model(plain if program == "plain" else optimized())
+        info = tracing.log_model(optimized(sub_lm=lm))
     assert KEY.encode() not in store.content()
     command = [sys.executable, "-c", LOAD, info.model_uri]
     environment = elsewhere(store, OPENAI_API_KEY=KEY)
@@ -121,7 +118,7 @@ def test_a_logged_program_answers_in_a_fresh_process_and_holds_no_key(
     assert done.returncode == 0, done.stderr[-3000:]
     answer, instructions = map(json.loads, done.stdout.splitlines()[-2:])
     assert (answer["count"], answer["about"], answer["stop"]) == (3, "weather", "submitted")
-    assert ("Write Python. Be quick." in instructions) == (program == "optimized")
+    assert "Write Python. Be quick." in instructions
     assert lm.kwargs["api_key"] == KEY  # the caller's own LM is as it was
 
 

@@ -33,7 +33,7 @@ from tests.playing import block
 from tests.tracing.stores import Store, call, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from rlm_dspy.testing import Messages
@@ -115,23 +115,60 @@ def test_twenty_turns_over_ten_megabytes_stay_under_a_megabyte(store: Store) -> 
         assert step["output"] in turn.outputs["output"]
 
 
-def test_every_score_of_evaluate_is_logged_twenty_times_in_a_row(store: Store) -> None:
-    """Fast programs in several threads: MLflow enters scores before the traces are there, and loses them."""
-    devset = [
-        dspy.Example(context="c", question=str(n), gold=str(n)).with_inputs("context", "question")
-        for n in range(4)
-    ]
+def four_questions() -> list[dspy.Example]:
+    """Return what `Evaluate` asks; the gold answer is the question."""
+    fields = [{"context": "c", "question": str(number), "gold": str(number)} for number in range(4)]
+    return [dspy.Example(**each).with_inputs("context", "question") for each in fields]
+
+
+def evaluate(metric: Callable[..., Any], times: int = 1) -> None:
+    """Evaluate a fast program in several threads."""
+    lm, settings = ScriptedLM(lambda _: block("SUBMIT(answer=[question])")), {"display_progress": False}
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        for _ in range(times):
+            dspy.Evaluate(devset=four_questions(), metric=metric, num_threads=4, **settings)(RLM(SIGNATURE))
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(10.0, 4), (0.0, 2)], ids=["idle machine", "busy machine"])
+def test_every_score_of_evaluate_is_logged(
+    store: Store, seconds: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow enters scores before the traces are there, and loses them; on a busy machine these come late."""
+    monkeypatch.setattr(export_queue, "_SCORED_AFTER_SECONDS", seconds)
 
     def right(example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> bool:
         return example.gold in prediction.answer
 
-    lm = ScriptedLM(lambda _: block("SUBMIT(answer=[question])"))
-    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
-        for _ in range(20):
-            dspy.Evaluate(devset=devset, metric=right, num_threads=4, display_progress=False)(RLM(SIGNATURE))
+    evaluate(right, times)
     traces = store.traces()
-    scores = [assessment.value for trace in traces for assessment in trace.info.assessments]
-    assert (len(traces), scores) == (80, [True] * 80)
+    scores = [assessment for trace in traces for assessment in trace.info.assessments]
+    assert len(traces) == 4 * times
+    assert [(each.name, each.value) for each in scores] == [("right", True)] * 4 * times
+
+
+class Judge:
+    """A metric with feedback, which is no function; it asks a program too, and fails once."""
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, _trace: Any = None) -> dspy.Prediction:
+        """Return a score and why."""
+        RLM(SIGNATURE)(context="c", question="Is it right?")
+        if example.question == "3":
+            raise ValueError("no opinion on 3")
+        return dspy.Prediction(score=0.5, feedback=f"half of {prediction.answer[0]}")
+
+
+def test_the_feedback_and_the_error_of_a_metric_are_logged_to_the_trace_of_the_prediction(store: Store) -> None:
+    """Not to that of the program that the metric asks."""
+    evaluate(Judge())
+    told = set()
+    for trace in store.traces():
+        for each in trace.info.assessments:
+            told.add((each.name, each.value, each.rationale or each.error.error_message))
+            assert "Is it right?" not in trace.info.request_preview
+    assert told == {
+        *(("Judge", 0.5, f"half of {number}") for number in range(3)),
+        ("Judge", None, "no opinion on 3"),
+    }
 
 
 def failing_first() -> ScriptedLM:
@@ -325,23 +362,24 @@ def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
     assert len(list(store.files(trace))) == 2
 
 
-def test_a_process_that_ends_right_after_a_run_has_stored_its_trace(tmp_path: Path) -> None:
+def test_a_process_that_ends_right_after_a_run_has_stored_its_trace(store: Store, tmp_path: Path) -> None:
     program = f"""
 import dspy
 from rlm_dspy import RLM, tracing
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 
-tracing.autolog(store="sqlite:///{tmp_path}/store.db", experiment="short")
+tracing.autolog(store="{store.uri}", experiment="short")
 lm = ScriptedLM(["```python\\nSUBMIT(answer='ok')\\n```"])
 with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
     RLM("question -> answer")(question="?")
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=300)
-    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
-        assert database.execute("select count(*) from trace_info").fetchone() == (1,)
-        assert database.execute("select count(*) from spans").fetchone()[0] > 3
+    with contextlib.closing(sqlite3.connect(store.folder / "mlflow.db")) as database:
+        traces = "select request_id from trace_info join experiments using (experiment_id) where name = 'short'"
+        ((trace,),) = database.execute(traces).fetchall()
+        assert database.execute("select count(*) from spans where trace_id = ?", (trace,)).fetchone()[0] > 3
 
 
 def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
