@@ -14,7 +14,7 @@ from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.streaming.run_stream import RunStream
 from rlm_dspy.testing import CutReply, ScriptedLM
-from tests.budget.test_malformed_usage import serving as always_answering
+from tests.budget.test_malformed_bodies import serving as always_answering
 from tests.playing import block, fields
 from tests.provider_quirks import SERVER_ERROR
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving

@@ -1,4 +1,4 @@
-"""Patches DSPy 3.4 to accept malformed usage and surplus choices, where DSPy raises and loses a paid answer.
+"""Patches DSPy 3.4 to accept malformed usage and tool calls, where DSPy raises and loses a paid answer.
 
 It also makes errors of bodies with status 200, which DSPy takes for empty replies.
 
@@ -22,7 +22,7 @@ _ERRORS = ("error", "errors", "base_resp", "message", "detail", "msg")
 
 @functools.cache
 def accept_any_usage() -> None:
-    """Patch DSPy's clients to accept any usage (values that are no token counts are ignored), and to see errors.
+    """Patch DSPy's clients to accept any usage (what is no token count is ignored) and tool call, and see errors.
 
     It applies to the whole process from the first model call of a run on, and does not change replies that DSPy
     accepts.
@@ -34,15 +34,7 @@ def accept_any_usage() -> None:
         body = read_json(self)
         if b"NaN" in self.body or b"Infinity" in self.body:
             body = json.loads(self.body, parse_constant=lambda _: None)
-        if isinstance(body, dict) and "usage" in body:
-            body["usage"] = _without_odd_parts(body["usage"])
-        if isinstance(body, dict) and (words := _error_in(body)):
-            body["error"] = {"message": words}  # DSPy would take it for an empty reply
-        elif isinstance(body, dict) and body.get("choices") and not _error_words(body.get("error")):
-            body.pop("error", None)  # an empty error beside a reply
-        if isinstance(body, dict) and isinstance(choices := body.get("choices"), list) and len(choices) > 1:
-            body["choices"] = _one_message(choices)
-        return body
+        return _as_expected(body) if isinstance(body, dict) else body
 
     def post_init(self: WireUsage) -> None:
         """Clean what a body names otherwise (Gemini), and what comes in the events of a stream."""
@@ -52,6 +44,21 @@ def accept_any_usage() -> None:
         check(self)
 
     HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
+
+
+def _as_expected(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body in the form that DSPy reads."""
+    if "usage" in body:
+        body["usage"] = _without_odd_parts(body["usage"])
+    if words := _error_in(body):
+        body["error"] = {"message": words}  # DSPy would take it for an empty reply
+    elif body.get("choices") and not _error_words(body.get("error")):
+        body.pop("error", None)  # an empty error beside a reply
+    if isinstance(choices := body.get("choices"), list):
+        body["choices"] = [_choice(choice) for choice in _one_message(choices)]
+    elif isinstance(items := body.get("output"), list):
+        body["output"] = [_item(item) for item in items]
+    return body
 
 
 def _error_in(body: dict[str, Any]) -> str:
@@ -77,11 +84,49 @@ def _error_words(value: Any) -> str:
 
 def _one_message(choices: list[Any]) -> list[Any]:
     """Return the first choice that says something, of a chat completion: DSPy never asks for several."""
+    if len(choices) <= 1:
+        return choices
     messages = [choice.get("message") if isinstance(choice, dict) else None for choice in choices]
     if not all(isinstance(message, dict) for message in messages):
         return choices
     says = [bool(message.get("content") or message.get("tool_calls")) for message in messages if message]
     return [choices[says.index(True) if True in says else 0]]
+
+
+def _choice(choice: Any) -> Any:
+    """Return a choice whose message has tool calls with names, and text as its content."""
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return choice
+    calls, content = message.get("tool_calls") or message.get("function_call"), message.get("content")
+    if calls:
+        listed = calls if isinstance(calls, list) else [calls]
+        message = {**message, "tool_calls": [_tool_call(number, call) for number, call in enumerate(listed)]}
+    if content is not None and not isinstance(content, str | list):
+        message = {**message, "content": json.dumps(content)}
+    return {**choice, "message": message}
+
+
+def _tool_call(number: int, call: Any) -> dict[str, Any]:
+    """Return a tool call of a chat message in OpenAI's form; its parts may be missing, or have another place."""
+    call = call if isinstance(call, dict) else {"arguments": call}
+    inner = next((call[kind] for kind in ("function", "custom") if isinstance(call.get(kind), dict)), call)
+    function = {name: _named(inner)[name] for name in ("name", "arguments")}
+    return {**call, "id": str(call.get("id") or number), "type": "function", "function": function}
+
+
+def _item(item: Any) -> Any:
+    """Return an item of a Responses body, with a name if it is a tool call."""
+    is_call = isinstance(item, dict) and item.get("type") in ("function_call", "custom_tool_call")
+    return {**_named(item), "type": "function_call"} if is_call else item
+
+
+def _named(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool call with a name and arguments; those of a custom tool are text, which is its input."""
+    arguments = call.get("arguments")
+    if arguments is None and isinstance(text := call.get("input"), str):
+        arguments = json.dumps({"code": text})
+    return {**call, "name": call.get("name") or "python", "arguments": arguments}
 
 
 def _without_odd_parts(usage: Any) -> dict[str, Any]:

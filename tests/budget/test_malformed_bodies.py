@@ -1,4 +1,4 @@
-"""Real HTTP servers that report nonsense as usage, asked through `dspy.LM`."""
+"""Real HTTP servers that answer with malformed usage, errors and tool calls, asked through `dspy.LM`."""
 
 from __future__ import annotations
 
@@ -143,6 +143,42 @@ def test_the_code_of_native_tool_calls_is_read(case: str) -> None:
             prediction = RLM("question -> answer", max_iters=1)(question="?")
     assert prediction.trajectory[0]["code"] == code
     assert ("SUBMIT was not run" in prediction.trajectory[0]["output"]) == ("SUBMIT" in dict(calls))
+
+
+CODE = {"arguments": '{"code": "print(question)"}'}
+ODD_CALLS: dict[str, dict[str, Any]] = {
+    "no name": {"tool_calls": [{"id": "1", "type": "function", "function": CODE}]},
+    "name null": {"tool_calls": [{"id": "1", "type": "function", "function": {"name": None, **CODE}}]},
+    "no function": {"tool_calls": [{"id": "1", "name": "python", **CODE}]},
+    "no list": {"tool_calls": {"name": "python", **CODE}},
+    "code alone": {"tool_calls": ["print(question)"]},
+    "custom tool": {"tool_calls": [{"type": "custom", "custom": {"name": "python", "input": "print(question)"}}]},
+    "function_call": {"function_call": {"name": "python", **CODE}},
+    "an object as content": {"content": {"code": "print(question)"}},
+}
+BARE = {"call_id": "1", **CODE}
+ODD_ITEMS: dict[str, dict[str, Any]] = {
+    "no name": {"type": "function_call", **BARE},
+    "custom tool": {"type": "custom_tool_call", "call_id": "1", "name": "python", "input": "print(question)"},
+}
+ODD_BODIES = {
+    **{
+        f"chat, {case}": {"choices": [{"message": {"role": "assistant", "content": None, **message}}]}
+        for case, message in ODD_CALLS.items()
+    },
+    **{f"responses, {case}": {"status": "completed", "output": [item]} for case, item in ODD_ITEMS.items()},
+}
+
+
+@pytest.mark.parametrize("case", ODD_BODIES)
+def test_the_code_of_a_malformed_tool_call_is_run(case: str) -> None:
+    """DSPy raises on a call without a name, after it was paid for, and takes the others for empty replies."""
+    with serving({"id": "1", "model": "m", **ODD_BODIES[case]}) as base:
+        kind = case.partition(",")[0]
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False, model_type=kind, num_retries=0)
+        with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+            prediction = RLM("question -> answer", max_iters=1)(question="?")
+    assert prediction.trajectory[0]["code"] == "print(question)"
 
 
 def test_a_native_tool_call_runs_behind_the_code_of_its_text() -> None:
