@@ -11,7 +11,7 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.hints import is_another_turn
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields, some_outputs
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.streaming.delivery import outputs_heard
 from rlm_dspy.text import clip, counted, cut, logger
@@ -39,13 +39,13 @@ async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     try:
         values, problems = await _read_transcript(rlm, port, run, replies)
     except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
-        words = [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
+        words = _answers(run, replies)
         if found := outputs_in_words(run.signature, words):
             return await _reviewed(port, run, found, f"{how} {error}" if isinstance(error, ReplyCut) else how)
         if isinstance(error, dspy.LMError) and not is_too_long(error):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        problems = [clip(said, _WHY_CHARS).rstrip(".")]
+        values, problems = some_outputs(run.signature, words), [clip(said, _WHY_CHARS).rstrip(".")]
         _logger.warning("RLM: no answer could be read from the trajectory: %s", problems[0])
     if problems:
         why = f"No SUBMIT: {run.budget.reason}. No answer could be read from the trajectory: {problems[0]}."
@@ -59,6 +59,11 @@ async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> R
     if complaint is None:
         return run.finish("extracted", values, how)
     return run.finish("unanswered", {}, f"The answer read from the trajectory was refused: {complaint}")
+
+
+def _answers(run: Run, replies: list[Any]) -> list[Any]:
+    """Return the replies that are no further turn."""
+    return [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
 
 
 async def _read_transcript(
@@ -77,7 +82,10 @@ async def _read_transcript(
                 run.budget.in_time(),
             ):
                 found = await port.predict(reader, run.budget.seconds_left(), repl_session=transcript)
-            return read_fields(run.signature, dict(found.items()))
+            answers, fields = _answers(run, meter.outputs), dict(found.items())
+            if meter.outputs and not answers and not any(value is not None for value in fields.values()):
+                return {}, ["the reply is code for another turn"]
+            return read_fields(run.signature, fields, answers)
         except dspy.LMError as error:
             if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
                 raise

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.loop.repetition import imported, same_output
-from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.repl.tools import RESERVED
+from rlm_dspy.replies.code_blocks import bound_names, parse
 from rlm_dspy.replies.reply_parser import read_reply
 
 if TYPE_CHECKING:
@@ -144,9 +145,22 @@ def names_any(code: str, names: Collection[str]) -> bool:
 
 
 def is_another_turn(reply: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
-    """Whether a reply that should be an answer is a block: the code of an earlier turn, or code over an input."""
-    code = read_reply(reply).code
-    return bool(code) and (names_any(code, inputs) or any(turn.code == code for turn in earlier))
+    """Whether a reply that should be an answer is a block: the code of an earlier turn, or code for this REPL.
+
+    That is code over an input, a variable of an earlier turn or a function of the REPL.
+    """
+    code, codes = read_reply(reply).code, [turn.code for turn in earlier]
+    return bool(code) and (names_any(code, inputs) or code in codes or _needs_repl(code, codes))
+
+
+def _needs_repl(code: str, codes: Iterable[str]) -> bool:
+    """Whether code uses a name that only the REPL has: one that it does not bind, but an earlier turn did."""
+    tree = parse(code)
+    if tree is None:
+        return False
+    earlier = filter(None, map(parse, codes))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound_names([tree])
+    return bool(used & (bound_names(earlier) | RESERVED - {"SUBMIT", "print", "dspy"}))
 
 
 def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:

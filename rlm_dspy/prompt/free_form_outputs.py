@@ -30,6 +30,7 @@ _ENDING = re.compile(
 )
 """The endings of rlms, smolagents and minrlm, as a whole text."""
 _DECORATION = " \t\n*_`\"'."
+_NOTHING = ("none", "null", "")
 _CONTAINERS = (list, dict, set, frozenset, tuple)
 
 
@@ -41,24 +42,36 @@ def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, An
     literal arguments (`SUBMIT(answer="42")`).
 
     Returns:
-        The values by field name, and the problems, as from `read_answer`; empty if there are none.
+        The values by field name, and the problems, as from `read_answer`; empty if there are none. With problems
+        the values of the reading that has the most.
     """
     if fenced := _FENCED.fullmatch(text):
         text = fenced["inside"]
-    problems = ["the reply is empty"]
+    most, problems = dict[str, Any](), ["the reply is empty"]
     for found in _readings(signature, text) if text.strip() else ():
         values, problems = read_answer(signature, found)
         if not problems:
             return values, []
-    return {}, problems
+        if sum(name in found for name in values) > len(most):
+            most = {name: value for name, value in values.items() if name in found}
+    return most, problems
 
 
-def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def read_fields(
+    signature: type[dspy.Signature], found: Mapping[str, Any], replies: Sequence[Any] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Return the result of `read_answer` for the fields that an adapter parsed.
 
     A model may continue as in the REPL: code in a field that calls `SUBMIT` gives all fields, and is never
-    the answer itself.
+    the answer itself. An adapter gives None for each field that allows it and that it does not find.
+
+    Args:
+        signature: The signature of the outputs.
+        found: The fields.
+        replies: The whole outputs of the LM for each request, to be read in free form if no field was found.
     """
+    if (values := unmarked_outputs(signature, found, replies)) is not None:
+        return values, []
     calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
     call = next(filter(None, calls), None)
     if call is not None:
@@ -69,6 +82,20 @@ def read_fields(signature: type[dspy.Signature], found: Mapping[str, Any]) -> tu
     return read_answer(signature, said | ended)
 
 
+def unmarked_outputs(
+    signature: type[dspy.Signature], found: Mapping[str, Any], replies: Sequence[Any]
+) -> dict[str, Any] | None:
+    """Return the outputs of the last reply in free form, if an adapter found only None, and no mark of a field.
+
+    None if the adapter found something, or there is no other reading.
+    """
+    fields, text = signature.output_fields, text_of(replies[-1]) if replies else ""
+    if any(found.get(name) is not None for name in fields) or any(f"<{name}>" in text for name in fields):
+        return None
+    said = outputs_in_words(signature, replies[-1:])
+    return said if any(str(value).strip().lower() not in _NOTHING for value in said.values()) else None
+
+
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
     """Return the outputs of the last reply that has them in free form; empty if none has.
 
@@ -76,12 +103,17 @@ def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) ->
         signature: The signature of the outputs.
         replies: The whole outputs of the LM for each request.
     """
-    for outputs in reversed(replies):
-        text = split_thinking(text_of(outputs), fields=signature.output_fields)[1]
-        values, problems = read_prose(signature, text)
-        if not problems:
-            return values
-    return {}
+    read = [_read_outputs(signature, outputs) for outputs in replies]
+    return next((values for values, problems in reversed(read) if not problems), {})
+
+
+def some_outputs(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
+    """Return those outputs that fit, of the last of the replies in which the most do."""
+    return max((_read_outputs(signature, outputs)[0] for outputs in reversed(replies)), key=len, default={})
+
+
+def _read_outputs(signature: type[dspy.Signature], outputs: Any) -> tuple[dict[str, Any], list[str]]:
+    return read_prose(signature, split_thinking(text_of(outputs), fields=signature.output_fields)[1])
 
 
 def _ending_in(text: str) -> tuple[Any, ...] | None:
@@ -109,14 +141,16 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
         yield submitted(list(fields), ending, {}) if len(ending) == len(fields) else {}
         return
     by_name = {_plain(name): name for name in fields}
+    needed = [name for name, field in fields.items() if field.is_required()] if len(fields) > 1 else list(fields)
     if text.lstrip().startswith("{"):
         with contextlib.suppress(*TOO_DEEP):
-            told = read_value(text, dict).items()
-            yield {by_name[_plain(key)]: value for key, value in told if _plain(key) in by_name}
+            told = read_value(text, dict)
+            named = {by_name[_plain(key)]: value for key, value in told.items() if _plain(key) in by_name}
+            if named or len(needed) == 1:
+                yield named or {needed[0]: told}
     if under := _under_headings(text, by_name):
         yield under
         yield {name: value.strip(_DECORATION) for name, value in under.items()}
-    needed = [name for name, field in fields.items() if field.is_required()] if len(fields) > 1 else list(fields)
     if len(needed) == 1 and (text.lstrip().startswith("[") or _takes_words(fields[needed[0]].annotation)):
         yield {needed[0]: text.strip()}
         yield {needed[0]: text.strip(_DECORATION)}

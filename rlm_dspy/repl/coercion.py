@@ -6,7 +6,9 @@ import contextlib
 import datetime as dt
 import decimal
 import enum
+import json
 import types
+from itertools import repeat
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
@@ -40,6 +42,7 @@ _FORMS = {
     dt.timedelta: "'PT90M'",
 }
 """How a value of a type is written; other forms of it may have several meanings."""
+_CONTAINERS = (list, set, frozenset, tuple, dict)
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 _TOLD_PROBLEMS = 1_000
@@ -111,6 +114,7 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
         attempts.reverse()
     attempts.append(lambda: _member(value, annotation))
     attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
+    attempts.append(lambda: TypeAdapter(annotation).validate_python(_fitted(_as_plain(value), annotation)))
     details = ""
     for attempt in attempts:
         try:
@@ -155,6 +159,39 @@ def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
     if isinstance(value, str) and len(value) > _MOST_REPAIRED_CHARS:
         return TypeAdapter(annotation).validate_json(value)
     return parse_value(value, annotation)
+
+
+def _fitted(value: Any, annotation: TypeForm[Any]) -> Any:
+    """Return JSON-like data whose parts are read as leniently as a whole value: `["RED"]` as a list of an enum."""
+    kinds = [kind for kind in _choices(annotation) if kind is not type(None)]
+    kind, holds = kinds[0], get_origin(kinds[0]) in _CONTAINERS or hasattr(kinds[0], "model_fields")
+    if len(kinds) == 1 and get_origin(kind) is Annotated:
+        return _fitted(value, get_args(kind)[0])
+    if len(kinds) == 1 and holds:
+        is_json = isinstance(value, str) and value.lstrip().startswith(("{", "["))
+        return _fitted_parts(json.loads(value) if is_json else value, kind)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return _member(value, annotation)
+    return value
+
+
+def _fitted_parts(value: Any, kind: Any) -> Any:
+    """Return the items of a list or dict, or the fields of a model, each as `_fitted` reads it."""
+    parts = get_args(kind) or (Any,)
+    if isinstance(value, dict):
+        fields = getattr(kind, "model_fields", {})
+        types = {told: field.annotation for name, field in fields.items() for told in (name, field.alias)}
+        return {
+            key if fields else _fitted(key, parts[0]): _fitted(item, types.get(key, parts[-1]))
+            for key, item in value.items()
+        }
+    if not isinstance(value, list):
+        return value
+    one_by_one = get_origin(kind) is tuple and ... not in parts and len(parts) == len(value)
+    return [
+        _fitted(item, part) for item, part in zip(value, parts if one_by_one else repeat(parts[0]), strict=False)
+    ]
 
 
 def _checked(value: Any, annotation: TypeForm[Any]) -> Any:

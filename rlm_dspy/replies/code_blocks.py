@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 PYTHON = {"python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
@@ -177,6 +177,22 @@ def parse(code: str) -> ast.Module | None:
         return tree_of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def bound_names(trees: Iterable[ast.AST]) -> set[str]:
+    """Return the names that code binds anywhere, arguments of functions included."""
+    names = set[str]()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                names.add(name)
+            case ast.alias(name=name, asname=other):
+                names.add(other or name.partition(".")[0])
+    return names
 
 
 def ends_inside_string(code: str) -> bool:

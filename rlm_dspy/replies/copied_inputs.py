@@ -9,7 +9,7 @@ import ast
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.code_blocks import bound_names, parse
 from rlm_dspy.replies.statements import has_own_lines, lines_of, without_statements
 
 if TYPE_CHECKING:
@@ -63,19 +63,13 @@ def without_copied_inputs(
     """
     shown = {variable.name: variable for variable in variables}
     tree = parse(code)
-    if tree is None or not shown.keys() & _bound([tree]):
+    if tree is None or not shown.keys() & bound_names([tree]):
         return code, []
-    changed = _bound(filter(None, map(parse, earlier)))
+    changed = bound_names(filter(None, map(parse, earlier)))
     found = list(
         _copies(tree, lines_of(code), {name: each for name, each in shown.items() if name not in changed})
     )
     return without_statements(code, [node for _, node in found]), [name for name, _ in found]
-
-
-def _bound(trees: Iterable[ast.AST]) -> set[str]:
-    """Return the names that code binds anywhere."""
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    return {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
 
 
 def _copies(tree: ast.Module, lines: list[str], shown: dict[str, ShownInput]) -> Iterator[tuple[str, ast.stmt]]:
@@ -90,7 +84,7 @@ def _copies(tree: ast.Module, lines: list[str], shown: dict[str, ShownInput]) ->
                 if _is_copy(value, shown[name]):
                     yield name, node
                     continue
-        changed |= _bound([node])
+        changed |= bound_names([node])
 
 
 def _is_copy(value: ast.expr, variable: ShownInput) -> bool:

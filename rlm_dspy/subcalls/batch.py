@@ -21,7 +21,7 @@ from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, unit
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words, unmarked_outputs
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.item import ActiveSubCall, active_sub_call, failed, failed_request
 from rlm_dspy.text import clip
@@ -168,7 +168,7 @@ class Batch:
                     result = self._call(item)
                 if item.inside is not None and item.inside.stop:
                     item.inside.check(result, is_child=callee.kind == "child")
-                return callee.answer(result)
+                return callee.answer(self._said(item, result))
             except (dspy.AdapterParseError, dspy.LMError, ReplyCut, Unanswered) as error:
                 if self._asks_cheaply(item):
                     continue  # the usual LM has not seen this reply
@@ -191,6 +191,14 @@ class Batch:
         """Return the outputs from free-form replies of a predictor; empty if there are none."""
         module = self.callee.module
         return outputs_in_words(module.signature, _replies(item)) if isinstance(module, dspy.Predict) else {}
+
+    def _said(self, item: SubCallItem, result: Any) -> Any:
+        """Return the result; if a predictor found only None in a free-form reply, the outputs that it names."""
+        module = self.callee.module
+        if not isinstance(module, dspy.Predict) or not isinstance(result, dspy.Prediction):
+            return result
+        found = unmarked_outputs(module.signature, dict(result.items()), _replies(item))
+        return dspy.Prediction(**found) if found else result
 
     def _call(self, item: SubCallItem) -> Any:
         """Return the module's result; on an event loop, it ends when the run does."""

@@ -112,6 +112,64 @@ def test_code_that_reads_the_clock_is_no_repetition(play: Play) -> None:
     assert played.prediction.stop == "submitted"
 
 
+GOES_ON = {
+    "an object": ("class R:\n    i = 0\n    def step(self): self.i += 1\nr = R()", "r.step()"),
+    "a global": (
+        "pos = 0\ndef following():\n    global pos\n    pos += 1\n    return 'part'",
+        "print(following())",
+    ),
+    "a function over a list": (
+        "todo = list('aaaaaaaa')\ndef take(some):\n    return some.pop()",
+        "print(take(todo))",
+    ),
+    "an iterator that is sliced": (
+        "from itertools import islice\nparts = iter(['a'] * 40)",
+        "print(list(islice(parts, 2)))",
+    ),
+    "an iterator in a loop": ("parts = iter(['a'] * 40)", "for part in parts:\n    print(part)\n    break"),
+    "a generator": (
+        "def read():\n    while True:\n        yield 'a'\nparts = read()",
+        "for x in parts:\n    break",
+    ),
+    "a queue": ("import queue\nq = queue.Queue()\nfor i in range(9): q.put('a')", "print(q.get())"),
+    "a thread": (
+        "import threading\nready = threading.Event()\nthreading.Timer(60, ready.set)",
+        "print(ready.wait(0.01))",
+    ),
+    "what fails": ("todo = list('aaaaaaaa')", "item = todo.pop()\nint(item)"),
+    "a pause before what fails": ("import time", "import time\ntime.sleep(0.01)\nint('a')"),
+}
+
+
+@pytest.mark.parametrize("case", GOES_ON)
+def test_code_that_goes_on_each_time_is_no_repetition(case: str, play: Play) -> None:
+    """Though it writes the same each time."""
+    before, again = GOES_ON[case]
+    played = play(RLM("q -> answer"), [block(before), *[block(again)] * 5, SUBMITS], q="?")
+    assert played.prediction.stop == "submitted"
+    assert not any(step["repeats"] for step in played.prediction.trajectory)
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        ("def count(text):\n    seen = {}\n    seen['n'] = len(text)\n    return seen", "print(count('abc'))"),
+        ("parts = list(iter('abc'))", "for part in parts:\n    print(part)"),
+        ("n = 'abc'.count('a')", "print(n)"),
+        ("found = {'a': 1}", "print(found.get('a'))"),
+        ("pass", "total += 1"),
+        ("pass", "x = (  # {}"),
+    ],
+    ids=["a function of its own variables", "a list", "a count", "a dict", "what fails", "no Python"],
+)
+def test_code_that_does_the_same_again_is_a_repetition(before: str, again: str, play: Play) -> None:
+    """Whatever its comments are, also if it is no Python."""
+    turns = [block(again.replace("{}", str(number))) for number in range(8)]
+    played = play(RLM("q -> answer"), [block(before), *turns], q="?")
+    assert [step["repeats"] for step in played.prediction.trajectory[:3]] == [0, 0, 2]
+    assert len(played.prediction.trajectory) < 8
+
+
 def test_other_code_with_the_output_of_the_turn_before_is_told_to_submit(play: Play) -> None:
     codes = ["x = 7\nprint(x)", "print(x)", "pass", "None"]
     played = play(RLM("q -> answer"), [*map(block, codes), SUBMITS], q="?")

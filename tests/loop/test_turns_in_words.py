@@ -28,8 +28,19 @@ def test_other_code_over_an_input_is_no_answer_either(play: Play) -> None:
     assert (played.prediction.stop, played.prediction.answer) == ("unanswered", None)
 
 
+@pytest.mark.parametrize(
+    "code", ["print(found[:5])", "for each in found:\n    print(each)", "print(find_passages('a b', 'a'))"]
+)
+@pytest.mark.parametrize("words", ["", "I look further:\n"])
+def test_code_over_what_only_the_repl_has_is_no_answer_either(play: Play, code: str, words: str) -> None:
+    """A variable of an earlier turn, or a function of the REPL."""
+    replies = [block("found = [1, 2]"), *[f"{words}{block(code)}"] * 3]
+    played = play(RLM("context -> answer: str", max_iters=1), replies, context=TEXT)
+    assert (played.prediction.stop, played.prediction.answer) == ("unanswered", None)
+
+
 def test_code_is_an_answer_where_code_is_asked_for(play: Play) -> None:
-    replies = [*[block("print(1)")] * 4, "def double(n):\n    return 2 * n"]
+    replies = [*[block("n = 1\nprint(n)")] * 4, "def double(n):\n    return 2 * n"]
     played = play(RLM("context -> program: str"), replies, context=TEXT)
     assert (played.prediction.stop, played.prediction.program) == ("extracted", "def double(n):\n    return 2 * n")
 

@@ -33,9 +33,13 @@ def test_a_run_over_a_long_text_is_shown_a_block_that_searches_it() -> None:
     )
 
 
-def test_the_search_is_for_the_first_short_text() -> None:
+def test_the_search_is_for_the_short_text_with_the_most_words() -> None:
+    """A question, and not what stands before it."""
     rlm = RLM("topic, text -> words: int", policy=None)
     assert "find_passages(text, topic)" in messages(rlm, topic="rain", text=LONG)[-1]
+    rlm = RLM("user_id, text, asked -> words: int", policy=None)
+    told = messages(rlm, user_id="u-12", text=LONG, asked="Where did it rain?")[-1]
+    assert "find_passages(text, asked)" in told
 
 
 def test_of_other_long_inputs_a_sample_is_asked_for() -> None:

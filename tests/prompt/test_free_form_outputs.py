@@ -9,6 +9,7 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from rlm_dspy import RLM
 from rlm_dspy.prompt.free_form_outputs import read_prose
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 class Mood(enum.Enum):
     GOOD = "good"
     BAD = "bad"
+
+
+class Place(BaseModel):
+    town: str = ""
+    country: str | None = None
 
 
 def of(**types: Any) -> Any:
@@ -83,6 +89,12 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str}, "return 'Kadri'", {"answer": "Kadri"}),
     ({"answer": str}, "return to the office", {"answer": "return to the office"}),
     ({"answer": str}, 'answer["content"] = "Kadri"', {"answer": "Kadri"}),
+    ({"answer": dict[str, int]}, '{"a": 1, "b": 2}', {"answer": {"a": 1, "b": 2}}),
+    ({"answer": dict[str, int]}, '```json\n{"a": 1}\n```', {"answer": {"a": 1}}),
+    ({"answer": dict[str, int]}, "{}", {"answer": {}}),
+    ({"answer": Place}, '{"town": "Ulm"}', {"answer": Place(town="Ulm")}),
+    ({"answer": str, "count": int}, '{"town": "Ulm"}', None),
+    ({"answer": str}, '{"town": "Ulm"}', {"answer": '{"town": "Ulm"}'}),
     ({"answer": str}, "FINAL_VAR(founder)", None),
     ({"answer": str}, "final_answer(founder)", None),
 ]
@@ -94,8 +106,8 @@ def test_outputs_are_read_from_a_reply_in_words(
 ) -> None:
     """None: the outputs are not all there, and no value is made up."""
     read, problems = read_prose(of(**types), text)
-    assert read == (values or {})
     assert bool(problems) == (values is None)
+    assert problems or read == values
 
 
 @given(
@@ -104,7 +116,7 @@ def test_outputs_are_read_from_a_reply_in_words(
 )
 def test_any_text_is_read_or_refused(text: str, types: dict[str, Any]) -> None:
     values, problems = read_prose(of(**types), text)
-    assert set(values) == (set() if problems else set(types))
+    assert set(values) < set(types) if problems else set(values) == set(types)
 
 
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
@@ -119,6 +131,44 @@ def test_a_sentence_answers_for_the_one_output_of_a_run(play: Play, adapter: Any
 def test_a_sentence_is_kept_when_asking_for_another_form_gives_nothing(play: Play, second: Any) -> None:
     played = play(RLM("question -> answer", max_iters=1), [block("1"), SENTENCE, second], question="?")
     assert (played.prediction.answer, played.prediction.stop) == (SENTENCE, "extracted")
+
+
+@pytest.mark.parametrize(
+    ("output", "reply", "answer"),
+    [
+        ("int | None", "42", 42),
+        ("int | None", '{"answer": 42}', 42),
+        ("int | None", block("SUBMIT(answer=42)"), 42),
+        ("str | None", SENTENCE, SENTENCE),
+        ("list[str] | None", '["a"]', ["a"]),
+        ("int | None", fields(answer="42"), 42),
+        ("int | None", fields(answer="None"), None),
+    ],
+)
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
+def test_an_output_that_may_be_none_is_read_from_words_too(
+    play: Play, output: str, reply: str, answer: Any, adapter: Any
+) -> None:
+    """DSPy's adapters give None for an output that they do not find, if its type allows that."""
+    if answer is None and not isinstance(adapter, dspy.ChatAdapter):
+        pytest.skip("the marks of another adapter")
+    with dspy.context(adapter=adapter):
+        played = play(RLM(f"question -> answer: {output}", max_iters=1), [block("1"), reply, reply], question="?")
+    assert (played.prediction.answer, played.prediction.stop) == (answer, "extracted")
+
+
+def test_a_sub_whose_output_may_be_none_is_read_from_words_too(play: Play) -> None:
+    code = block("SUBMIT(answer=[count(text='a'), dspy.Predict('t -> n: int | None')(t='a').n])")
+    lm = ScriptedLM(lambda _: "7", act=[code])
+    rlm = RLM("question -> answer: list", subs={"count": "text -> n: int | None"})
+    assert play(rlm, lm, question="?").prediction.answer == [7, 7]
+
+
+def test_an_output_that_fits_is_kept_where_another_does_not(play: Play) -> None:
+    reply = fields(answer="Paris", n="about three")
+    played = play(RLM("question -> answer, n: int", max_iters=1), [block("1"), reply, reply], question="?")
+    prediction = played.prediction
+    assert (prediction.stop, prediction.answer, prediction.n) == ("unanswered", "Paris", None)
 
 
 def test_no_reply_at_all_is_no_answer(play: Play) -> None:

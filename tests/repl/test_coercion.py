@@ -29,6 +29,11 @@ class Mood(enum.Enum):
     TENSE = "tense"
 
 
+class Feeling(BaseModel):
+    mood: Mood
+    sure: Literal["yes", "no"] = "no"
+
+
 class Grade(enum.Enum):
     LOW = 1
     HIGH = 2
@@ -118,6 +123,15 @@ CLAIM = Claim(text="t", year=2025)
         ("7", int | None, 7),
         ("7", str | None, "7"),
         ({"any": [1]}, Any, {"any": [1]}),
+        (["TENSE", "calm"], list[Mood], [Mood.TENSE, Mood.CALM]),
+        ('["TENSE"]', list[Mood], [Mood.TENSE]),
+        ({"Tense"}, set[Mood], {Mood.TENSE}),
+        (["Yes"], list[Literal["yes", "no"]], ["yes"]),
+        ({"a": ["TENSE"], "b": []}, dict[str, list[Mood]], {"a": [Mood.TENSE], "b": []}),
+        (["TENSE", "TENSE"], tuple[Mood, str], (Mood.TENSE, "TENSE")),
+        ({"mood": "TENSE", "sure": "Yes"}, Feeling, Feeling(mood=Mood.TENSE, sure="yes")),
+        ([{"mood": "TENSE"}], list[Feeling] | None, [Feeling(mood=Mood.TENSE)]),
+        (['{"mood": "TENSE"}'], list[Feeling], [Feeling(mood=Mood.TENSE)]),
     ],
 )
 def test_a_value_is_read_into_its_type(value: Any, annotation: Any, expected: Any) -> None:
