@@ -161,9 +161,11 @@ def fitted(texts: list[str], chars: int) -> list[str]:
 
 
 def cut(text: str, chars: int) -> str:
-    """Return `text` within `chars` characters, including the note that `clip` adds if there is room for it."""
-    if len(text) <= chars or chars <= _NOTE_CHARS:
-        return text[: max(0, chars)]
+    """Return `text` within `chars` characters, including the note that `clip` adds; for few, with an ellipsis."""
+    if len(text) <= chars:
+        return text
+    if chars <= _NOTE_CHARS:
+        return f"{text[: chars - 1]}…" if chars > 0 else ""
     return clip(text, chars - _NOTE_CHARS)
 
 

@@ -10,7 +10,7 @@ from rlm_dspy.inputs import Variable
 from rlm_dspy.text import fitted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Output(BaseModel):
@@ -95,15 +95,42 @@ class Environment(BaseModel):
         return "\n\n".join(self.parts)
 
     def shortened(self, chars: int) -> Environment:
-        """Return an environment of about so many characters: its longest texts are cut; names and types stay."""
-        values = [variable.value for variable in self.variables]
-        notes = [*(variable.note for variable in self.variables), *(output.note for output in self.outputs)]
-        texts = [self.task, self.functions, self.runtime, self.text, *values, *notes]
-        room = chars - len(str(self)) + sum(map(len, texts))
-        task, functions, runtime, text, *rest = fitted(texts, max(0, room))
-        value, note = iter(rest[: len(values)]), iter(rest[len(values) :])
-        variables = (each.model_copy(update={"value": next(value), "note": next(note)}) for each in self.variables)
-        known = {"task": task, "functions": functions, "runtime": runtime, "text": text}
-        shorter = {**known, "variables": tuple(variables)}  # before the outputs take their notes
-        outputs = (each.model_copy(update={"note": next(note)}) for each in self.outputs)
-        return self.model_copy(update={**shorter, "outputs": tuple(outputs)})
+        """Return an environment of about so many characters: names and types stay.
+
+        The longest values of variables and their notes are cut first, what code may call last.
+        """
+        shorter = self
+        for least, names in _CUT_IN_TURN:
+            shorter = shorter._cut(chars, least, names)
+        return shorter
+
+    def _cut(self, chars: int, least: int, names: Sequence[str]) -> Environment:
+        """Return an environment whose texts of these names are cut, the longest first, to `least` at most."""
+        found = {name: self._texts(name) for name in names}
+        texts = [text for each in found.values() for text in each]
+        room = max(chars - len(str(self)) + sum(map(len, texts)), least * len(texts))
+        shorter, changed = iter(fitted(texts, room)), dict[str, Any]()
+        for name in names:
+            group, _, field = name.rpartition(".")
+            if group:
+                parts = zip(getattr(self, group), shorter, strict=False)
+                changed[group] = tuple(part.model_copy(update={field: text}) for part, text in parts)
+            else:
+                changed[name] = next(shorter)
+        return self.model_copy(update=changed)
+
+    def _texts(self, name: str) -> list[str]:
+        """Return a text of this, or those of its parts: `variables.value`."""
+        group, _, field = name.rpartition(".")
+        return [getattr(part, field) for part in getattr(self, group)] if group else [getattr(self, name)]
+
+
+_CUT_IN_TURN = (
+    (24, ("variables.value",)),
+    (0, ("variables.note", "runtime")),
+    (400, ("task", "text")),
+    (12, ("variables.value",)),
+    (0, ("functions", "outputs.note")),
+    (0, ("task", "text", "variables.value")),
+)
+"""Which texts are cut to shorten an environment, and to how many characters each."""

@@ -304,9 +304,13 @@ class MeteredCall:
         self._ask_again(error)
 
     def _ask_again(self, error: Exception) -> None:
-        """Prepare the same request after a pause; raise the error if it does not help."""
-        if self._stream is not None and type(error) is dspy.LMStreamAssemblyError:
-            self._meters[0].ledger.without_streams.add(self._own_lm.model)  # for the rest of the run
+        """Prepare the same request after a pause, or without a stream; raise the error if it does not help."""
+        model = self._own_lm.model
+        without_streams = self._meters[0].ledger.without_streams
+        if self._stream is not None and type(error) is dspy.LMStreamAssemblyError and model not in without_streams:
+            without_streams.add(model)  # for the rest of the run
+            self.seconds = 0.0
+            return
         transient = may_pass(error, is_stream=self._stream is not None)
         if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             raise error

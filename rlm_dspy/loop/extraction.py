@@ -26,13 +26,16 @@ _LEAST_TRANSCRIPT_CHARS = 400
 """A shorter transcript is not shortened further."""
 _INSTRUCTIONS_PART = 4
 """The user's instructions fill at most 1/_INSTRUCTIONS_PART of the messages."""
+_LEAST_SHARE = 0.4
+"""If less of the messages is left for the transcript, the types of the outputs are told in short."""
+_Outputs = dict[str, tuple[Any, Any]]
 _logger = logger()
 
 
 async def extract(rlm: dspy.Module, port: Port, run: Run) -> RunPrediction:
     """Read the answer from the trajectory, with a temporary predictor that optimizers do not see."""
     await port.run(run.repl.collect_files)
-    turns = counted(len(run.steps), "turn")
+    turns = counted(sum(step.kind != "folded" for step in run.steps), "turn")
     _logger.warning("RLM: no SUBMIT in %s; reading the answer from the trajectory.", turns)
     values: dict[str, Any] = {}
     how, replies = "Read from the trajectory after the last turn.", list[Any]()
@@ -70,8 +73,11 @@ async def _read_transcript(
     rlm: dspy.Module, port: Port, run: Run, replies: list[Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the result of `read_fields` for the model's reply; halve a transcript that is too long."""
-    most = run.conversation.most_chars
-    reader = dspy.Predict(_extract_signature(run.signature, most))
+    most, outputs, in_short = run.conversation.most_chars, _outputs_of(run.signature), _outputs_in_short(run)
+    reader = dspy.Predict(_extract_signature(run.signature, outputs, most))
+    if _room_for_transcript(reader.signature, most) < _LEAST_SHARE * most < math.inf:
+        outputs = in_short
+        reader.signature = _extract_signature(run.signature, outputs, most)
     reader.lm = run.lm
     transcript = run.conversation.transcript(_room_for_transcript(reader.signature, most))
     while True:
@@ -87,20 +93,32 @@ async def _read_transcript(
                 return {}, ["the reply is code for another turn"]
             return read_fields(run.signature, fields, answers)
         except dspy.LMError as error:
-            if not is_too_long(error) or len(transcript) < _LEAST_TRANSCRIPT_CHARS:
+            if not is_too_long(error) or (outputs is in_short and len(transcript) < _LEAST_TRANSCRIPT_CHARS):
                 raise
             sent, room = len(transcript) + len(reader.signature.instructions), len(transcript) // 2
-            reader.signature = _extract_signature(run.signature, min(most, sent / 2))
+            outputs = in_short
+            reader.signature = _extract_signature(run.signature, outputs, min(most, sent / 2))
             transcript = cut(run.conversation.transcript(room), room)
         finally:
             replies += meter.outputs
 
 
-def _extract_signature(signature: type[dspy.Signature], most_chars: float = math.inf) -> Any:
+def _outputs_of(signature: type[dspy.Signature]) -> _Outputs:
+    return {name: (field.annotation, field) for name, field in signature.output_fields.items()}
+
+
+def _outputs_in_short(run: Run) -> _Outputs:
+    """Return the outputs as texts, with the types as the first message has them: schemas of models are long."""
+    told = {each.name: f"{each.type}, as JSON unless it is text. {each.note}" for each in run.environment.outputs}
+    return {name: (str, dspy.OutputField(desc=desc.rstrip())) for name, desc in told.items()}
+
+
+def _extract_signature(signature: type[dspy.Signature], outputs: _Outputs, most_chars: float = math.inf) -> Any:
     """Return the signature that reads a user's outputs from the transcript of a session.
 
     Args:
         signature: The user's.
+        outputs: The types and fields of its outputs.
         most_chars: The maximum length of the messages.
     """
     told = signature.instructions
@@ -109,7 +127,6 @@ def _extract_signature(signature: type[dspy.Signature], most_chars: float = math
         f"{task}\n\nA Python REPL session worked on this and has ended. "
         "Give the outputs from what it found. If it found nothing certain, give your best guess."
     )
-    outputs = {name: (field.annotation, field) for name, field in signature.output_fields.items()}
     transcript = dspy.InputField(desc="the task, then the code and its output")
     return dspy.Signature({"repl_session": (str, transcript), **outputs}, instructions)
 

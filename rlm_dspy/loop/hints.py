@@ -34,8 +34,11 @@ _NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, ti
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
 _PROCESSES = {"multiprocessing", "subprocess"}
-_NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
+_NETWORK = {"requests", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
+_OF_ADDRESSES = {"urlopen", "urlretrieve", "build_opener", "HTTPConnection", "HTTPSConnection"}
+"""The functions of `urllib` and `http` that use the network."""
 _READERS = {"open", "read_text", "read_bytes", "read_csv", "read_json", "read_excel", "listdir", "glob", "scandir"}
+_BUFFERS = {"StringIO", "BytesIO"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class _Cell:
         names = [name for name in self.inputs if name in bound]
         nodes = [*_outside_functions(self.tree)] if names else []
         return next((name for name in names if any(_replaces(node, name) for node in nodes)), "")
+
+    @cached_property
+    def imported_here(self) -> str:
+        """An input or function of the REPL that the code imports; empty if there is none."""
+        froms = {alias.name for node in self.nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        return next(
+            (name for name in (*self.inputs, *sorted(RESERVED - {"dspy"})) if name in self.imports | froms), ""
+        )
 
 
 _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
@@ -101,11 +112,15 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
         "`await` works at the top level of a cell; no event loop and no asyncio.run are needed.",
     ),
     (
-        lambda cell: cell.imports & _NETWORK,
+        lambda cell: cell.imported_here,
+        "{imported_here} is there already: use it without an import.",
+    ),
+    (
+        lambda cell: cell.imports & _NETWORK or cell.calls & _OF_ADDRESSES,
         "Code here has no network access. Use the variables and functions listed in the first message.",
     ),
     (
-        lambda cell: cell.calls & _READERS,
+        lambda cell: cell.calls & _READERS and not cell.calls & _BUFFERS,
         "The inputs are variables, not files: use them ({inputs}) directly.",
     ),
 )
@@ -186,7 +201,8 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
         return f"To end the run, call {submit_call} as code."
     hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
     hint = next((hint for fits, hint in hints if fits(cell)), "")
-    return hint.format(overwritten=cell.overwritten, inputs=", ".join(inputs))
+    named = {"overwritten": cell.overwritten, "imported_here": cell.imported_here, "inputs": ", ".join(inputs)}
+    return hint.format(**named)
 
 
 def _ends_otherwise(cell: _Cell, *, failed: bool) -> bool:

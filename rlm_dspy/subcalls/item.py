@@ -244,7 +244,7 @@ def failed(error: BaseException, *lms: dspy.BaseLM | None) -> Answer:
     answer: Answer = {"error": sendable(clip(f"{kind}: {safe_message(error, *lms)}", _ERROR_CHARS)), "kind": kind}
     if isinstance(error, ReplyCut):
         fix = "Ask in other words." if isinstance(error, ReplyWithheld) else "Ask for less at a time."
-        hint = f"`partial` holds the received part. {fix}"
+        hint = f"Its `.partial` holds the received part. {fix}"
         answer |= {"error": f"{answer['error']} {hint}", "partial": sendable(error.partial)}
     return answer
 

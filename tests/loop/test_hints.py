@@ -41,6 +41,9 @@ FAILS = {
     "%%bash\nls": "Only Python",
     "files = !ls": "Only Python",
     "name = input('Which?')": "input()",
+    "import context": "context is there already",
+    "from context import question": "context is there already",
+    "from rlm import llm_query": "llm_query is there already",
     "import multiprocessing\nmultiprocessing.Pool(2).map(len, ['a'])": "threads",
     "from concurrent.futures import ProcessPoolExecutor\nProcessPoolExecutor()": "threads",
     "import subprocess\nsubprocess.run(['ls'])": "threads",
@@ -261,6 +264,8 @@ def test_a_join_over_failed_items_is_told_to_leave_them_out() -> None:
         "x = 5 % 3\ny =",
         "ready = {'ready': True}\nprint(ready)",
         "SUBMIT(answer=FINAL)",
+        "from urllib.parse import urlparse\nurlparse('http://a.b').port_",
+        "import io, pandas as pd\npd.read_csv(io.StringIO('a'))['b']",
     ],
 )
 def test_other_cells_are_told_nothing_more(code: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
+from pydantic import BaseModel, Field, create_model
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -186,6 +187,27 @@ def test_an_extraction_that_never_fits_ends_unanswered(play: Play) -> None:
     assert (played.prediction.stop, played.prediction.answer) == ("unanswered", None)
     assert "too long" in played.prediction.final_reasoning
     assert played.outputs[0].strip() == "paid"
+
+
+class Part(BaseModel):
+    name: str = Field(description="The name " * 20)
+    number: int = Field(description="The number " * 20)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_extraction_whose_schema_does_not_fit_tells_the_types_in_short(known: bool) -> None:
+    fields_of = {f"part_{n}": (Part | None, Field(None, description="A part " * 10)) for n in range(40)}
+    whole = create_model("Whole", **fields_of)  # type: ignore[call-overload]
+    output = {"q": (str, dspy.InputField()), "answer": (whole, dspy.OutputField())}
+
+    def reply(messages: Messages) -> str:
+        code, answer = block("print('a')"), '{"part_0": {"name": "x", "number": 1}}'
+        return code if any(map(begins, messages)) else answer
+
+    server, limits = WindowServer(reply, 2_048, told), Limits(max_context_tokens=2_048 if known else None)
+    prediction = run(RLM(dspy.Signature(output), max_iters=2, limits=limits, policy=None), server)
+    assert prediction.stop == "extracted"
+    assert prediction.answer.part_0 == Part(name="x", number=1)
 
 
 @pytest.mark.parametrize("refuse", [told, untold])

@@ -151,6 +151,17 @@ def test_a_shortened_environment_keeps_every_name_and_type() -> None:
     assert whole.shortened(100_000) == whole
 
 
+def test_values_give_way_before_what_code_may_call() -> None:
+    """And a value that is cut shows that it is."""
+    signature = dspy.Signature(", ".join(f"input_{n}" for n in range(30)) + " -> answer")
+    variables = tuple(describe(name, f"value of {name} " * 50) for name in signature.input_fields)
+    whole = sorting().model_copy(update={"variables": variables})
+    short = whole.shortened(4_000)
+    assert len(str(short)) <= 4_000
+    assert (short.functions, short.task) == (whole.functions, whole.task)
+    assert all("…" in each.value or "left out" in each.value for each in short.variables)
+
+
 def test_a_variable_that_hides_a_name_of_python_says_so_under_its_own_name() -> None:
     """Also after a demo was renamed."""
     hiding = describe("list", [1])

@@ -212,8 +212,8 @@ def _rlm_prompt(prompt, media=()):
             break
     if not any(isinstance(part, str) for part in split):
         raise TypeError(
-            "llm_query takes one non-empty prompt (a str, optionally followed by images); for many prompts use "
-            "llm_query_batched(list)."
+            "A prompt is one non-empty str, optionally followed by images, not %s; for many prompts use "
+            "llm_query_batched(list of str)." % type(prompt).__name__
         )
     return split if len(split) > 1 or not isinstance(prompt, str) else str.__str__(prompt)
 
