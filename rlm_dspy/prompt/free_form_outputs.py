@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.interpreters.worker.cell import submitted
-from rlm_dspy.repl.coercion import TOO_DEEP, read_answer, read_value
+from rlm_dspy.repl.coercion import TOO_DEEP, read_answer, read_value, type_of
 from rlm_dspy.replies.code_blocks import tree_of
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
@@ -105,6 +105,15 @@ def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) ->
     """
     read = [_read_outputs(signature, outputs) for outputs in replies]
     return next((values for values, problems in reversed(read) if not problems), {})
+
+
+def takes_any_text(signature: type[dspy.Signature]) -> bool:
+    """Whether a refusal, or talk about the format, would do as the value of an output."""
+    for field in signature.output_fields.values():
+        with contextlib.suppress(ValueError):
+            read_value("some words", type_of(field))
+            return True
+    return False
 
 
 def some_outputs(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:

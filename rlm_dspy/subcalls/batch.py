@@ -21,7 +21,7 @@ from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, unit
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words, unmarked_outputs
+from rlm_dspy.prompt.free_form_outputs import outputs_in_words, takes_any_text, unmarked_outputs
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.item import ActiveSubCall, active_sub_call, failed, failed_request
 from rlm_dspy.text import clip
@@ -174,10 +174,11 @@ class Batch:
                     continue  # the usual LM has not seen this reply
                 if not isinstance(error, dspy.AdapterParseError):
                     raise
+                found = self._in_words(item)
+                if found and (item.attempts == ATTEMPTS or not takes_any_text(callee.module.signature)):
+                    return sent(callee.value_of(dspy.Prediction(**found)))
                 if item.attempts < ATTEMPTS:
                     unread = error
-                elif found := self._in_words(item):
-                    return sent(callee.value_of(dspy.Prediction(**found)))
                 elif thinking := only_thinking_of(next(reversed(_replies(item)), None)):
                     raise ReplyCut("holds only thinking and no answer", thinking) from error
                 else:

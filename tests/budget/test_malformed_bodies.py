@@ -161,7 +161,7 @@ ODD_ITEMS: dict[str, dict[str, Any]] = {
     "no name": {"type": "function_call", **BARE},
     "custom tool": {"type": "custom_tool_call", "call_id": "1", "name": "python", "input": "print(question)"},
 }
-ODD_BODIES = {
+ODD_BODIES: dict[str, dict[str, Any]] = {
     **{
         f"chat, {case}": {"choices": [{"message": {"role": "assistant", "content": None, **message}}]}
         for case, message in ODD_CALLS.items()

@@ -157,6 +157,17 @@ def test_an_output_that_may_be_none_is_read_from_words_too(
     assert (played.prediction.answer, played.prediction.stop) == (answer, "extracted")
 
 
+@pytest.mark.parametrize(("output", "reply"), [("dict[str, int]", '{"a": 1}'), ("int", "7"), ("bool", "Yes.")])
+def test_a_typed_sub_that_is_answered_without_marks_is_not_asked_again(
+    play: Play, output: str, reply: str
+) -> None:
+    """DSPy has asked it for JSON in vain; only text that could be anything is asked for again."""
+    code = block(f"value = dspy.Predict('t -> n: {output}')(t='a').n\nSUBMIT(answer=str(type(value).__name__))")
+    played = play(RLM("question -> answer"), ScriptedLM(lambda _: reply, act=[code]), question="?")
+    (call,) = played.prediction.trajectory[0]["calls"]
+    assert (played.prediction.answer, call["attempts"]) == (output.partition("[")[0], 1)
+
+
 def test_a_sub_whose_output_may_be_none_is_read_from_words_too(play: Play) -> None:
     code = block("SUBMIT(answer=[count(text='a'), dspy.Predict('t -> n: int | None')(t='a').n])")
     lm = ScriptedLM(lambda _: "7", act=[code])
