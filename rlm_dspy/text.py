@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import logging
@@ -204,15 +205,40 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
     target = target.resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(Path(path).parent))
-    beside = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    beside = _beside(target)
     try:
         with beside.open("xb") as stream:
             if target.exists():
                 beside.chmod(stat.S_IMODE(target.stat().st_mode))
             stream.write(data)
         beside.replace(target)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `write_whole` can write a file, before anything is paid for that it is to hold.
+
+    Raises:
+        OSError: If it cannot; the error names the file.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        return
+    beside = _beside(target.resolve())
+    try:
+        beside.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
 
 
 def _is_planted(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rlm_dspy.errors import UsageError
-from rlm_dspy.text import print_safely, printable
+from rlm_dspy.text import check_writable, print_safely, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,7 +143,8 @@ def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> N
         read: The files that are read.
 
     Raises:
-        UsageError: If a path is a directory, its directory does not exist, or two paths are the same file.
+        UsageError: If a path is a directory, its directory does not exist or cannot be written, or two paths are
+            the same file.
     """
     taken = {path.resolve(): "an input file" for path in read}
     for option, path in written.items():
@@ -153,6 +154,10 @@ def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> N
             raise UsageError(f"{option} {path}: the path is a directory; name a file in it.")
         if not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: directory {path.parent} does not exist.")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise UsageError(f"{option} {path}: it cannot be written: {error.strerror}.") from error
         if path.resolve() in taken:
             raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}; name another file to write.")
         if path.is_file() or not path.exists():

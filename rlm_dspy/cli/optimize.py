@@ -121,8 +121,15 @@ def optimize(options: OptimizeOptions) -> None:
                 compiled = _optimizer(options.optimizer).compile(job)
                 state = options.state
                 saved = state is None or done(lambda: _save_state(compiled, state), f"The state is in {state}.")
-                written, compared, decision = _keep(job, compiled, before, final, out, about)
-            say(decision)  # before the wait for MLflow
+                try:
+                    written, compared, decision = _keep(job, compiled, before, final, out, about)
+                except BaseException:
+                    _keep_unjudged(compiled, out, about)
+                    raise
+            try:
+                say(decision)  # before the wait for MLflow
+            except OSError:  # its reader has gone
+                tell(decision)
             interrupted.append("Interrupted after the optimization ended, before everything was logged.")
             after = {"after": _prompts(compiled)}
             log({}, prompts=after, compared=compared, policy=out if written else None)
@@ -196,6 +203,7 @@ class Counted:
         functools.update_wrapper(self, metric)
         self.metric, self.of = metric, of
         self._count, self._sum, self._told, self._lock = 0, 0.0, 0.0, threading.Lock()
+        self._warned = False
 
     def __call__(
         self, example: dspy.Example, prediction: dspy.Prediction, trace: CallTrace = None, *_: Any
@@ -204,8 +212,12 @@ class Counted:
         from rlm_dspy.optimize.statistics import score_of
 
         judged = self.metric(example, prediction, trace)
+        score = score_of(judged)
         with self._lock:
-            self._count, self._sum = self._count + 1, self._sum + score_of(judged)
+            if not 0 <= score <= 1 and not self._warned:
+                self._warned = True
+                tell(f"The metric returned {score:g}. Policies cannot be compared unless it returns 0 to 1.")
+            self._count, self._sum = self._count + 1, self._sum + score
             now = time.monotonic()
             if now - self._told > _SECONDS_BETWEEN_LINES:
                 self._told = now
@@ -275,6 +287,15 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
     read = [path for path in (options.train, options.dev, options.held_out) if path]
     check_outputs({"--out": out, "--state": options.state}, [*read, program_file(options.program)])
     return before
+
+
+def _keep_unjudged(compiled: dspy.Module, out: Path, about: About) -> None:
+    """Write a policy that could not be compared beside the one that it was to be: its runs were paid for."""
+    from rlm_dspy.optimize import save_policy
+
+    path = out.with_name(f"{out.stem}.not-compared.json")
+    told = f"The policy that was found is in {path}. It was not compared."
+    done(lambda: save_policy(compiled, path, **about), told, f"{path} was not written: ")
 
 
 def _keep(

@@ -33,6 +33,7 @@ from rlm_dspy.embedded.llama_server import (
     EmbeddedServer,
     ModelUnavailable,
     Settings,
+    default_threads,
     loaded,
     start,
 )
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncEmbeddedEngine", "EmbeddedEngine", "ModelUnavailable", "embedded_lm", "serve"]
 
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
+_MOST_TEMPERATURE = 2
 _REFUSED = ("reasoning", "service_tier", "user_id", "store", "probabilities")
 _EXTENSIONS = frozenset({"ignore_eos", "logit_bias", "min_p", "repeat_last_n", "repeat_penalty", "typical_p"})
 _WIRE = lm15.OpenAIChatLM(
@@ -92,12 +94,18 @@ def embedded_lm(
         ModelUnavailable: If the model was not downloaded, or is not a GGUF file (a FileNotFoundError).
         ValueError: If a number is out of its range.
     """
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens!r}.")
+    if not isinstance(temperature, int | float) or not 0 <= temperature <= _MOST_TEMPERATURE:
+        raise ValueError(f"temperature must be 0 to {_MOST_TEMPERATURE}, not {temperature!r}.")
     settings = Settings(_name_or_path(model), n_ctx, threads, slots)
     if named_model(settings.model) is None:
         settings.file()  # a wrong path is told before the missing extra
     if importlib.util.find_spec("xllamacpp") is None:
         raise ImportError(f"The embedded model needs the package xllamacpp; install {EXTRA}.")
     settings.file()
+    if threads is None:
+        default_threads()  # a wrong variable is told now
     lm = dspy.LM(
         f"embedded/{settings.name}",
         engine=EmbeddedEngine(settings),
@@ -252,10 +260,9 @@ def _body(request: lm15.Request, *, stream: bool = False) -> Chat:
     parts = [*system, *(part for message in request.messages for part in message.parts)]
     refused += [part.type for part in parts if part.type != "text"]
     if refused:
-        settings, extensions = (", ".join(sorted(names)) for names in (_Engine.supported_params, _EXTENSIONS))
+        settings = ", ".join(sorted(_Engine.supported_params))
         raise lm15.UnsupportedFeatureError(
-            f"The embedded model does not take {refused[0]}. It takes text and the settings {settings}; in "
-            f"Config.extensions also {extensions}.",
+            f"The embedded model does not take {refused[0]}. It takes text and the settings {settings}.",
             feature=refused[0],
         )
     body: Chat = json.loads(_WIRE.build_request(request, stream=stream).body)

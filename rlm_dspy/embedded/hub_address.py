@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "hf:"
 _ADDRESS = re.compile(
-    r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:@]+\.gguf))?(?::(?P<quantization>[\w.-]+))?(?:@(?P<revision>\S+))?",
+    r"hf:(?!.*/\.\.?/)(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<file>[^:@]+\.gguf))?"
+    r"(?::(?P<quantization>[\w.-]+))?(?:@(?P<revision>\S+))?",
     re.IGNORECASE,
 )
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(?:(?:iq|tq|q)(\d)(?:_\w+)?|mxfp(\d)\w*|(?:bf|f|fp)(16|32))(?![a-z0-9])")

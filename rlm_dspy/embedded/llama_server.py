@@ -73,10 +73,10 @@ class Settings:
     """Replies decoded together; each needs memory for one window. More conversations than slots stay cached."""
 
     def __post_init__(self) -> None:
-        if self.n_ctx < _PAD_TOKENS or self.n_ctx % _PAD_TOKENS:
+        if not isinstance(self.n_ctx, int) or self.n_ctx < _PAD_TOKENS or self.n_ctx % _PAD_TOKENS:
             raise ValueError(f"n_ctx must be a multiple of {_PAD_TOKENS}, not {self.n_ctx!r}.")
         for name, value in {"threads": self.threads, "slots": self.slots}.items():
-            if value is not None and value < 1:
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be at least 1, not {value!r}.")
 
     @property
@@ -143,7 +143,7 @@ def start(settings: Settings, key: str, prompts: Path | None = None) -> Any:
         ModelUnavailable: If the model cannot be loaded.
         ValueError: If `RLM_DSPY_THREADS` is not a number of threads.
     """
-    path, threads = settings.file(), settings.threads or _default_threads()
+    path, threads = settings.file(), settings.threads or default_threads()
     try:
         with _sleeping_threads():
             import xllamacpp  # noqa: PLC0415 (a library of 100 MB, needed only to run a model)
@@ -173,7 +173,11 @@ def start(settings: Settings, key: str, prompts: Path | None = None) -> Any:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(xllamacpp.Server, params).result()
     except (RuntimeError, ValueError) as error:
-        raise ModelUnavailable(f"llama.cpp cannot run {path}: {error}") from error
+        size = f"{path.stat().st_size / 1e6:,.0f} MB"
+        raise ModelUnavailable(
+            f"llama.cpp cannot run {path} ({size}): the file is incomplete or damaged, or made for a newer "
+            f"llama.cpp; download it again. llama.cpp says: {error}"
+        ) from error
 
 
 @contextmanager
@@ -193,7 +197,7 @@ def _sleeping_threads() -> Iterator[None]:
         del os.environ["OMP_WAIT_POLICY"]
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """Return `RLM_DSPY_THREADS`, else half the cores that this process may use, but two of two or three.
 
     Raises:

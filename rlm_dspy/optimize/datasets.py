@@ -14,7 +14,7 @@ from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.rollouts import run_each
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.text import write_whole
+from rlm_dspy.text import check_writable, write_whole
 
 if TYPE_CHECKING:
     import os
@@ -168,8 +168,8 @@ def export_chats(
     Args:
         program: The program.
         dataset: The examples.
-        path: The file. It is written when all runs have ended or one is interrupted. An example that raises is
-            left out, with a warning.
+        path: The file. It is written when all runs have ended, or one is interrupted after others gave chats. An
+            example that raises is left out, with a warning.
         metric: `metric(example, prediction, trace=None)`.
         predictor: The name of the predictor in `named_predictors`: `act`, `query`, `subs.claims`,
             `find.act`. Calls in children are included.
@@ -182,7 +182,8 @@ def export_chats(
 
     Raises:
         ValueError: If the predictor or `each` is unknown.
-        Exception: The error of the last example, if all raised.
+        OSError: If the file cannot be written, before anything is run.
+        Exception: The error of the last example, if all raised; the file is unchanged then.
     """
     if each not in get_args(Each):
         raise ValueError(f"each must be one of {get_args(Each)}, not {each!r}.")
@@ -199,11 +200,15 @@ def export_chats(
         if score >= min_score:
             chats.extend(_longest(recorder.chats) if each == "run" else recorder.chats)
 
+    check_writable(path)
+    ended = False
     try:
         run_each(collect, dataset)
+        ended = True
     finally:
-        lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
-        write_whole(lines, path)
+        if ended or chats:
+            lines = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in chats)
+            write_whole(lines, path)
     return len(chats)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def save_policy(
         **more: Further provenance; JSON values.
 
     Raises:
-        ValueError: If the program has no `act`, or several and none is named.
+        ValueError: If the program has no `act`, or several and none is named; if a score is no finite number.
     """
     provenance = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -63,7 +64,13 @@ def save_policy(
 
 
 def summary(scores: Sequence[float]) -> dict[str, Any]:
-    """Return mean, number and 95 % interval of scores; no interval if some are not between 0 and 1."""
+    """Return mean, number and 95 % interval of scores; no interval if some are not between 0 and 1.
+
+    Raises:
+        ValueError: If a score is no finite number.
+    """
+    if unusable := [score for score in scores if not math.isfinite(score)]:
+        raise ValueError(f"Invalid score {unusable[0]}: a score must be a finite number.")
     mean = sum(scores) / len(scores) if scores else None
     shares = all(0 <= score <= 1 for score in scores)
     return {

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.cache import digest
 from rlm_dspy.optimize.policy_provenance import act_of, save_policy, summary
+from rlm_dspy.optimize.rollouts import with_inputs_set
 from rlm_dspy.optimize.statistics import paired, score_of, sign_test
+from rlm_dspy.text import check_writable
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rlm_dspy.optimize.statistics import Metric
     from rlm_dspy.optimize.traced_runs import Trace
@@ -30,11 +34,13 @@ class Comparison:
         candidate: The candidate's scores, one per example.
         incumbent: The incumbent's.
         max_loss: The maximum loss at the lower end of the interval.
+        left_out: How many examples neither has a score of, as the incumbent or the metric raised on them.
     """
 
     candidate: tuple[float, ...]
     incumbent: tuple[float, ...]
     max_loss: float = MAX_LOSS
+    left_out: int = 0
 
     @property
     def differences(self) -> list[float]:
@@ -73,9 +79,12 @@ class Comparison:
     def seen(self) -> str:
         """The comparison as text."""
         low, high = self.interval
+        left_out = (
+            f"; {self.left_out} more left out, as the incumbent or the metric failed" if self.left_out else ""
+        )
         return (
             f"{self.difference:+.3f} on {len(self.differences)} examples "
-            f"(95 % interval {low:+.3f} to {high:+.3f}, {self.wins} won, {self.losses} lost)"
+            f"(95 % interval {low:+.3f} to {high:+.3f}, {self.wins} won, {self.losses} lost{left_out})"
         )
 
     @property
@@ -101,6 +110,7 @@ class Comparison:
             "losses": self.losses,
             "p": sign_test(self.wins, self.losses),
             "max_loss": self.max_loss,
+            "left_out": self.left_out,
         }
 
 
@@ -113,7 +123,10 @@ def compare(
     max_loss: float = MAX_LOSS,
     num_threads: int = 1,
 ) -> Comparison:
-    """Run two programs on the same examples. An example that raises scores 0.
+    """Run two programs on the same examples.
+
+    An example on which the candidate raises scores 0. One on which the incumbent or the metric raises says nothing
+    of the candidate: it is left out, and counted in `Comparison.left_out`.
 
     Args:
         candidate: The program with the new policy.
@@ -124,37 +137,74 @@ def compare(
         num_threads: Concurrent examples.
 
     Raises:
-        ValueError: If the metric raised on every answer of the candidate, or returned a value outside 0 to 1.
+        ValueError: If an example has no inputs set; if a program or the metric raised on every example; if the
+            metric returned a value outside 0 to 1.
     """
-    scored: list[float] = []
-    failed: list[Exception] = []
+    examples = with_inputs_set(evalset)
+    scores = [_Scored(program, examples, metric, num_threads) for program in (candidate, incumbent)]
+    mine, its = scores
+    known = [at for at in range(len(examples)) if at not in mine.unjudged and its.scores[at] is not None]
+    if not known:
+        raise ValueError(f"The metric failed on every example: {(its.errors or mine.errors)[-1]!r}.")
+    new, old = (tuple(each.scores[at] or 0.0 for at in known) for each in scores)
+    return Comparison(new, old, max_loss, len(examples) - len(known))
 
-    def judge(example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
+
+class _Scored(BaseCallback):
+    """The scores of a program on examples.
+
+    Attributes:
+        scores: One for each example; None if the program or the metric raised.
+        unjudged: The places of the examples on which the metric raised.
+        errors: What was raised.
+    """
+
+    def __init__(self, program: dspy.Module, examples: list[dspy.Example], metric: Metric, threads: int) -> None:
+        self.errors: list[BaseException] = []
+        self.unjudged: set[int] = set()
+        self._program, self._metric = program, metric
+        self._places = {id(example): at for at, example in enumerate(examples)}
+        self._outside: list[float] = []
+        self._calls: set[str] = set()
+        evaluate = dspy.Evaluate(
+            devset=examples,
+            metric=self._judge,
+            num_threads=threads,
+            max_errors=len(examples) + 1,
+            display_progress=False,
+            failure_score=math.nan,
+        )
+        with dspy.context(callbacks=[*dspy.settings.callbacks, self]):
+            results = evaluate(program).results
+        if self._outside:
+            raise ValueError(
+                f"The metric returned {self._outside[0]:g}; to compare, return scores between 0 and 1."
+            )
+        self.scores = [None if math.isnan(score) else float(score) for _, _, score in results]
+        if self.errors and not any(score is not None for score in self.scores):
+            what = "The metric" if self.unjudged else "The program"
+            raise ValueError(f"{what} failed on every example: {self.errors[-1]!r}.") from self.errors[-1]
+
+    def _judge(self, example: dspy.Example, prediction: dspy.Prediction, trace: Trace = None) -> float:
         try:
-            score = score_of(metric(example, prediction, trace))
+            score = score_of(self._metric(example, prediction, trace))
         except Exception as error:
-            failed.append(error)
+            self.errors.append(error)
+            self.unjudged.add(self._places[id(example)])
             raise
-        scored.append(score)
+        if not 0 <= score <= 1:
+            self._outside.append(score)
         return score
 
-    def scores_of(program: dspy.Module) -> tuple[float, ...]:
-        results = evaluate(program).results
-        if failed and not scored:
-            raise ValueError(f"The metric failed on every example: {failed[-1]!r}.") from failed[-1]
-        if outside := [score for score in scored if not 0 <= score <= 1]:
-            raise ValueError(f"The metric returned {outside[0]:g}; to compare, return scores between 0 and 1.")
-        return tuple(float(score) for _, _, score in results)
+    def on_module_start(self, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
+        """Remember the calls of the program."""
+        if instance is self._program:
+            self._calls.add(call_id)
 
-    evaluate = dspy.Evaluate(
-        devset=list(evalset),
-        metric=judge,
-        num_threads=num_threads,
-        max_errors=len(evalset) + 1,
-        display_progress=False,
-        failure_score=0.0,
-    )
-    return Comparison(scores_of(candidate), scores_of(incumbent), max_loss)
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Keep what a call raised."""
+        if call_id in self._calls and exception is not None:
+            self.errors.append(exception)
 
 
 def promote(
@@ -196,9 +246,11 @@ def promote(
     Raises:
         ValueError: If there are too few examples, or some were seen; if the metric is unusable (see `compare`); if
             there are several `act` predictors and none is named, before anything is run.
+        OSError: If the file cannot be written, before anything is run.
     """
     check_held_out(evalset, seen, min_examples=min_examples)
     act_of(candidate, provenance.get("predictor"))
+    check_writable(path)
     compared = compare(candidate, incumbent, evalset, metric, max_loss=max_loss, num_threads=num_threads)
     if compared.not_worse:
         scores = {"held out": compared.candidate}

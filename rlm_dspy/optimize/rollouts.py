@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dspy
 from pydantic import BaseModel
 
+from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.cache import digest
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
+from rlm_dspy.redaction import without_secrets
 from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rlm_dspy.cache import SubCallCache
 
@@ -92,17 +94,36 @@ def run_each(
 
 
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
-    """Return the key of a compile's runs: the program and its parts, the model, the settings.
+    """Return the key of a compile's runs: the program and its parts, the models, the settings.
 
     Functions in settings and tools are identified by their source, if available.
     """
     learned = [
-        (name, p.signature.dump_state(), p.demos, getattr(p, "demos_per_run", None))
+        (name, p.signature.dump_state(), p.demos, getattr(p, "demos_per_run", None), identity_of(p.lm))
         for name, p in program.named_predictors()
     ]
     parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
     given = [_source(value) if callable(value) else value for value in settings]
-    return digest(type(program).__qualname__, learned, parts, getattr(lm, "model", ""), given)
+    return digest(type(program).__qualname__, learned, parts, identity_of(lm), given)
+
+
+def identity_of(value: object) -> str:
+    """Return what tells a setting from another: of an LM the model, its address and its settings, without keys."""
+    if isinstance(value, dspy.BaseLM):
+        return digest(value.model, without_secrets(dict(value.kwargs)))
+    return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__qualname__
+
+
+def with_inputs_set(examples: Iterable[dspy.Example]) -> list[dspy.Example]:
+    """Return the examples as a list.
+
+    Raises:
+        ValueError: If one has no inputs set.
+    """
+    listed = list(examples)
+    if any(input_names(example) is None for example in listed):
+        raise ValueError("An example has no inputs set; set them with example.with_inputs('context', ...).")
+    return listed
 
 
 def _made_of(module: dspy.Module) -> Any:

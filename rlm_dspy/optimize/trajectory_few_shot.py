@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy._dspy_compat import Teleprompter, input_names
+from rlm_dspy._dspy_compat import Teleprompter
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
-from rlm_dspy.optimize.rollouts import Found, found_once, key_of, run_each
+from rlm_dspy.optimize.rollouts import Found, found_once, identity_of, key_of, run_each, with_inputs_set
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
 from rlm_dspy.prompt.adapter import Act
@@ -23,7 +23,7 @@ from rlm_dspy.text import counted, logger
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rlm_dspy.optimize.statistics import Metric
 
@@ -77,7 +77,7 @@ class TrajectoryFewShot(Teleprompter):
         self,
         student: dspy.Module,
         *,
-        trainset: Sequence[dspy.Example],
+        trainset: Iterable[dspy.Example],
         teacher: dspy.Module | dspy.BaseLM | None = None,
         valset: Sequence[dspy.Example] | None = None,
     ) -> dspy.Module:
@@ -95,12 +95,13 @@ class TrajectoryFewShot(Teleprompter):
         Raises:
             TypeError: If the metric does not take an example, a prediction and a trace.
             ValueError: If the program has no predictors, the trainset is empty, an example has no inputs set, the
-                teacher's predictors have other names, or `num_threads` is below 1.
+                teacher's predictors have other names, or `num_threads` or `max_runs` is below 1.
             Exception: The error of an example, after more than `max_errors`, or if all examples raised.
         """
         check_metric(self.metric)
-        if self.num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, not {self.num_threads}.")
+        for name, value in {"num_threads": self.num_threads, "max_runs": self.max_runs}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
         if not student.predictors():
             raise ValueError(
                 "The program has no predictors, so none can get demos; make its RLM an attribute of it."
@@ -130,12 +131,10 @@ class TrajectoryFewShot(Teleprompter):
             predictor.demos = [demo.example for demo in chosen] or predictor.demos
         return compiled
 
-    def _ordered(self, trainset: Sequence[dspy.Example]) -> list[dspy.Example]:
-        if not trainset:
+    def _ordered(self, trainset: Iterable[dspy.Example]) -> list[dspy.Example]:
+        ordered = with_inputs_set(trainset)
+        if not ordered:
             raise ValueError("The trainset is empty; give at least one example.")
-        if any(input_names(example) is None for example in trainset):
-            raise ValueError("An example has no inputs set; set them with example.with_inputs('context', ...).")
-        ordered = list(trainset)
         random.Random(self.seed).shuffle(ordered)  # noqa: S311  # shuffling, not a secret
         return ordered[: self.max_runs]
 
@@ -143,7 +142,8 @@ class TrajectoryFewShot(Teleprompter):
         """Return the demos by predictor name, in the order of the examples."""
         names = {id(predictor): name for name, predictor in program.named_predictors()}
         made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
-        key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with)
+        teaching = sorted((name, identity_of(value)) for name, value in self.teacher_settings.items())
+        key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with, *teaching)
         cache = None
         if self.log_dir:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)  # before anything is paid

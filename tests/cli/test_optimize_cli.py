@@ -162,6 +162,34 @@ def test_nobody_is_asked_without_a_terminal() -> None:
     assert "--yes" in done.stderr
 
 
+UNUSABLE = """
+
+def bad(example, prediction, trace=None):
+    return 5 if example.answer == "v3" else 1
+"""
+
+
+def test_a_policy_that_cannot_be_compared_is_kept_beside(tmp_path: Path) -> None:
+    """Its runs were paid for."""
+    Path("program.py").write_text(PROGRAM + UNUSABLE)
+    done = optimize("--yes", "--pilots", "1", "--metric", "bad")
+    assert done.exit_code == 2
+    assert "The metric returned 5" in done.stderr
+    assert "The policy that was found is in mine.not-compared.json. It was not compared." in done.stderr
+    assert not Path("mine.json").exists()
+    assert RLM("question -> answer", policy="mine.not-compared.json").act.demos
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder in which nothing can be written")
+@pytest.mark.parametrize("option", ["--out", "--state"])
+def test_a_file_that_cannot_be_written_is_told_before_the_pilots(option: str) -> None:
+    lm = ScriptedActor()
+    done = optimize("--yes", option, "/proc/it.json", lm=lm)
+    assert done.exit_code == 2
+    assert f"{option} /proc/it.json: it cannot be written" in done.stderr
+    assert lm.script.calls == []
+
+
 class Killed(ScriptedActor):
     """A scripted model whose process is interrupted at a call."""
 

@@ -264,6 +264,30 @@ def test_a_turn_is_heard_while_it_is_written(lm: dspy.LM) -> None:
     assert len(ear.chunks) > 5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 0},
+        {"temperature": 9},
+        {"temperature": "hot"},
+        {"slots": 1.5},
+        {"n_ctx": "8192"},
+        {"threads": 0},
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_its_range_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be "):
+        embedded_lm("smollm2-135m", **options)
+
+
+def test_a_file_that_was_not_downloaded_whole_is_told_as_such(smollm2: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part.gguf"
+    part.write_bytes(smollm2.read_bytes()[:5_000_000])
+    with pytest.raises(dspy.LMError, match=r"part\.gguf \(5 MB\): the file is incomplete or damaged"):
+        embedded_lm(part, cache=False, num_retries=0)("Hello")
+
+
 def test_a_prompt_over_the_window_names_both_numbers(lm: dspy.LM) -> None:
     with pytest.raises(ContextWindowExceededError, match=r"prompt is 9\d{3} tokens.* is 8192"):
         lm("word " * 9_000)

@@ -79,7 +79,10 @@ def test_an_address_has_a_repository_a_file_or_quantization_and_a_revision(
     assert address.name == text
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:owner", "hf:o/r/file.bin", "hf:o/r:", "hf:o/../r", "hf://o/r"])
+@pytest.mark.parametrize(
+    "text",
+    ["hf:", "hf:owner", "hf:o/r/file.bin", "hf:o/r:", "hf:o/../r", "hf://o/r", "hf:../r", "hf:o/r/../../m.gguf"],
+)
 def test_what_is_no_address_is_told_the_forms(text: str) -> None:
     with pytest.raises(UnknownModel, match=r"Invalid address .* Write hf:owner/repository; then /file\.gguf or"):
         choose_model(text)

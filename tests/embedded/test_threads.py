@@ -33,7 +33,7 @@ def _no_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (4, 2), (16, 8)])
 def test_half_the_cores_compute_but_two_of_two(cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert llama_server._default_threads() == threads
+    assert llama_server.default_threads() == threads
 
 
 @LINUX
@@ -45,19 +45,19 @@ def test_a_containers_share_of_the_cores_counts(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
-    assert llama_server._default_threads() == threads
+    assert llama_server.default_threads() == threads
 
 
 def test_the_user_may_name_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLM_DSPY_THREADS", "7")
-    assert llama_server._default_threads() == 7
+    assert llama_server.default_threads() == 7
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
 def test_a_number_of_threads_that_is_none_is_named(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLM_DSPY_THREADS", number)
     with pytest.raises(ValueError, match=f"RLM_DSPY_THREADS must be .* not '{number}'"):
-        llama_server._default_threads()
+        llama_server.default_threads()
 
 
 @LINUX

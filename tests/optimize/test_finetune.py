@@ -160,6 +160,19 @@ def test_an_example_that_raises_costs_no_other(tmp_path: Path, caplog: pytest.Lo
         export_chats(RLM(ASK), questions("a"), path, metric=exact)
 
 
+def test_a_failed_export_leaves_the_one_before(tmp_path: Path) -> None:
+    path, lm = tmp_path / "c.jsonl", ScriptedLM(lambda _: block("SUBMIT(answer='a')"))
+    with dspy.context(lm=lm):
+        export_chats(RLM(ASK), questions("a"), path, metric=exact)
+        with pytest.raises(ZeroDivisionError):
+            export_chats(RLM(ASK), questions("a"), path, metric=lambda *_: 1 / 0)
+        calls = len(lm.script.calls)
+        with pytest.raises(FileNotFoundError, match=r"none/c\.jsonl"):
+            export_chats(RLM(ASK), questions("a"), tmp_path / "none" / "c.jsonl", metric=exact)
+    assert len(path.read_text().splitlines()) == 1
+    assert len(lm.script.calls) == calls
+
+
 def test_an_interrupt_leaves_what_there_is(tmp_path: Path) -> None:
     """It is paid for."""
     path = tmp_path / "c.jsonl"

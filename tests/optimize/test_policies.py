@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +157,55 @@ def test_repeated_examples_are_refused(tmp_path: Path) -> None:
         promote(rlm, rlm, questions(6) * 4, exact, path=tmp_path / "mine.json", name="x")
 
 
-def test_an_example_that_raises_scores_nothing() -> None:
-    """For either side."""
-    replies: list[Any] = [dspy.LMError("down"), block("SUBMIT(answer=question)")] * 2
+def test_a_candidate_that_raises_scores_nothing_an_incumbent_is_left_out() -> None:
+    """A provider that fails while the incumbent is scored is no gain of the candidate."""
+    right: Any = block("SUBMIT(answer=question)")
+    replies: list[Any] = [dspy.LMError("down"), right, right, right, right, dspy.LMError("down")]
     with dspy.context(lm=ScriptedLM(replies)):
-        compared = compare(RLM(ASK), RLM(ASK), questions(2), exact)
-    assert compared.candidate == compared.incumbent == (0.0, 1.0)
+        compared = compare(RLM(ASK), RLM(ASK), questions(3), exact)
+    assert (compared.candidate, compared.incumbent, compared.left_out) == ((0.0, 1.0), (1.0, 1.0), 1)
+    assert "1 more left out" in compared.seen
+
+
+def test_a_metric_that_begins_to_fail_promotes_nothing(tmp_path: Path) -> None:
+    """As a judge whose quota ends while the incumbent is scored."""
+    left = [True] * 30
+
+    def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+        left.pop()
+        return exact(example, prediction)
+
+    with (
+        dspy.context(lm=ScriptedLM(lambda _: block("SUBMIT(answer=question)"))),
+        pytest.raises(ValueError, match="The metric failed on every example: IndexError"),
+    ):
+        promote(RLM(ASK), RLM(ASK), questions(30), judge, path=tmp_path / "p.json", name="p")
+    assert not (tmp_path / "p.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "example", "said"),
+    [
+        (ASK, dspy.Example(question="q", answer="q"), "has no inputs set"),
+        ("question, topic -> answer", questions(1)[0], "The program failed on every example: .*topic"),
+    ],
+)
+def test_a_comparison_in_which_nothing_ran_is_an_error(program: str, example: dspy.Example, said: str) -> None:
+    with dspy.context(lm=ScriptedLM([])), pytest.raises(ValueError, match=said):
+        compare(RLM(program), RLM(program), [example], exact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder in which nothing can be written")
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_paid() -> None:
+    lm = ScriptedLM([])
+    with dspy.context(lm=lm), pytest.raises(OSError, match=r"/proc/p\.json'"):
+        promote(RLM(ASK), RLM(ASK), questions(30), exact, path="/proc/p.json", name="p")
+    assert lm.script.calls == []
+
+
+def test_a_score_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Invalid score nan"):
+        save_policy(RLM(ASK), tmp_path / "p.json", name="p", scores={"dev": [1.0, math.nan]})
 
 
 @pytest.mark.parametrize(("count", "enough"), [(10, False), (30, True), (200, True)])

@@ -229,6 +229,33 @@ def test_runs_of_another_program_or_metric_are_not_taken_over(
     assert len(compiled([ok], train, program, log_dir=tmp_path, **options)[1].script.calls) == 1
 
 
+@pytest.mark.parametrize("how", ["settings", "program", "teacher"])
+def test_runs_of_another_teacher_are_not_taken_over(how: str, tmp_path: Path) -> None:
+    """Wherever its LM was set."""
+    for model in ("a/model", "b/model"):
+        lm, program, teacher = ScriptedLM([block("SUBMIT(answer='yes')")]), RLM(ASK), RLM(ASK)
+        lm.model = model
+        options: dict[str, Any] = {"teacher_settings": {"lm": lm}} if how == "settings" else {}
+        if how != "settings":
+            (program if how == "program" else teacher).set_lm(lm)
+        optimizer = TrajectoryFewShot(exact, log_dir=tmp_path, **options)
+        with dspy.context(lm=ScriptedLM([])):
+            optimizer.compile(program, trainset=[example()], teacher=teacher if how == "teacher" else None)
+        assert len(lm.script.calls) == 1
+
+
+def test_a_trainset_may_be_read_once() -> None:
+    with dspy.context(lm=ScriptedLM([block("SUBMIT(answer='yes')")])):
+        program = TrajectoryFewShot(exact).compile(RLM(ASK), trainset=(each for each in [example()]))
+    assert len(program.act.demos) == 1
+
+
+@pytest.mark.parametrize("name", ["max_runs", "num_threads"])
+def test_a_number_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        TrajectoryFewShot(exact, **{name: 0}).compile(RLM(ASK), trainset=[example()])
+
+
 def test_an_error_begins_no_more_runs_in_any_thread() -> None:
     """Each of them is paid for."""
     lm = ScriptedLM(lambda _: dspy.LMError("down"), seconds=0.01)
