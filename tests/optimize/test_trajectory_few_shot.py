@@ -252,8 +252,9 @@ def test_a_trainset_may_be_read_once() -> None:
 
 @pytest.mark.parametrize("name", ["max_runs", "num_threads"])
 def test_a_number_below_one_is_refused(name: str) -> None:
+    number: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
-        TrajectoryFewShot(exact, **{name: 0}).compile(RLM(ASK), trainset=[example()])
+        TrajectoryFewShot(exact, **number).compile(RLM(ASK), trainset=[example()])
 
 
 def test_an_error_begins_no_more_runs_in_any_thread() -> None:
