@@ -453,9 +453,10 @@ def test_a_store_that_cannot_be_opened_is_refused_and_nothing_is_configured(stor
 
 
 def test_a_store_that_cannot_be_written_is_one_error_that_names_the_settings(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow logs pages about it."""
+    monkeypatch.chdir(tmp_path)  # MLflow makes the folder `file:`
     mlflow.set_tracking_uri(f"sqlite:///file:{store.folder / 'mlflow.db'}?mode=ro&uri=true")
     with pytest.raises(ValueError, match=r"MLflow opens no run in .* MLFLOW_TRACKING_URI.* readonly database"):
         tracing.logged_run("a run").__enter__()
