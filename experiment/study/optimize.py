@@ -226,6 +226,11 @@ class Condition:
     optimizer: str
 
     @property
+    def name(self) -> str:
+        """Its optimizer, else its policy."""
+        return self.policy if self.optimizer == "none" else self.optimizer
+
+    @property
     def file(self) -> Path:
         """Where the compiled program is kept."""
         return compiled_file(asdict(self))
@@ -357,7 +362,7 @@ def main(
     part: Annotated[str, typer.Argument(help=f"One of {[*PARTS, 'report']}.")],
     count: Annotated[int | None, typer.Option(help="Questions; by default as many as the part has.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the model.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(help="Of the part, these policies or optimizers.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Of the part, these optimizers or policies.")] = None,
 ) -> None:
     """Compile, ask, and keep every answer; then write the table."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -372,7 +377,7 @@ def main(
             settings = {} if seed is None else {"seed": seed}
             return embedded_lm(name, cache=seed is not None, max_tokens=REPLY_TOKENS, threads=threads, **settings)
 
-        chosen = [each for each in PARTS[part].conditions if not only or {each.policy, each.optimizer} & set(only)]
+        chosen = [each for each in PARTS[part].conditions if not only or each.name in only]
         run(replace(PARTS[part], conditions=tuple(chosen)), count or PARTS[part].count, models)
     report(rows(), REPORT)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlm_dspy.prompt.adapter import Act
+from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     Call = tuple[dspy.Predict, Mapping[str, Any], dspy.Prediction]
     """A call in `dspy.settings.trace`: the predictor, its inputs and its outputs."""
     Trace: TypeAlias = Sequence[Call] | None
+
+
+_SUBMIT_CHARS = 400
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,40 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
     return [
         replace(run, nested=any(begin < first < last < end for begin, end in calls)) for run, first, last in runs
     ]
+
+
+def ended_by_submit(run: TracedRun, prediction: dspy.Prediction) -> TracedRun | None:
+    """Return a run that shows how to end: as it is, if its last code calls `SUBMIT`.
+
+    One whose answer was read from its trajectory gets a last turn that submits this answer. None for any other:
+    as a demo it would teach to go on.
+
+    Args:
+        run: The run.
+        prediction: What the program returned; it tells of this run if the program is its RLM.
+    """
+    if "SUBMIT(" in run.code:
+        return run
+    steps = [step for step in steps_of({"steps": prediction.get("trajectory") or []}) if step.kind != "folded"]
+    is_told = bool(steps) and steps[-1].code.strip() == run.code.strip()
+    given = [f"{output.name}={prediction.get(output.name)!r}" for output in run.environment.outputs]
+    code = f"SUBMIT({', '.join(given)})"
+    if prediction.get("stop") != "extracted" or not is_told or not given or not _is_short_literal(code):
+        return None
+    return replace(run, steps=tuple(steps), reasoning="The outputs hold the answer.", code=code)
+
+
+def _is_short_literal(code: str) -> bool:
+    call = parse(code)
+    values = (
+        [each.value for node in ast.walk(call) if isinstance(node, ast.Call) for each in node.keywords]
+        if call
+        else []
+    )
+    try:
+        return len(code) <= _SUBMIT_CHARS and bool([ast.literal_eval(value) for value in values])
+    except ValueError:
+        return False
 
 
 def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ...]:

@@ -17,7 +17,7 @@ from rlm_dspy.cache import SubCallCache
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
 from rlm_dspy.optimize.rollouts import Found, found_once, identity_of, key_of, run_each, with_inputs_set
 from rlm_dspy.optimize.statistics import score_of
-from rlm_dspy.optimize.traced_runs import traced_runs
+from rlm_dspy.optimize.traced_runs import ended_by_submit, traced_runs
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.text import counted, logger
 
@@ -38,6 +38,8 @@ class TrajectoryFewShot(Teleprompter):
     The program (or a teacher) runs on each training example. Each high-scoring run of an RLM, root or
     child, gives one demo of `act`: a short conversation of the first turn, a failed turn and the one that
     repaired it, the turn before the last, and the last. Outputs and environment are cut, so no long input is kept.
+    Each demo ends with `SUBMIT`: of a run whose answer was read from its trajectory with this answer, and if the
+    program is no RLM itself such a run gives none.
     The other predictors (`query`, `subs.*`, those around the RLM) get ordinary demos. The best are chosen: by
     score, then the shortest; for `act` including one with a recovery and one of a child, if any.
 
@@ -172,10 +174,11 @@ class TrajectoryFewShot(Teleprompter):
         if score <= 0 if self.metric_threshold is None else score < self.metric_threshold:
             return {}
         demos: dict[str, list[Demo]] = defaultdict(list)
+        chars = {"output_chars": self.output_chars, "environment_chars": self.environment_chars}
         for run in traced_runs(trace):
-            if name := names.get(id(run.predictor)):
-                chars = {"output_chars": self.output_chars, "environment_chars": self.environment_chars}
-                demos[name].append(from_run(run, score, **chars))
+            ended, name = ended_by_submit(run, prediction), names.get(id(run.predictor))
+            if name and ended is not None:
+                demos[name].append(from_run(ended, score, **chars))
         for predictor, inputs, outputs in trace:
             name = names.get(id(predictor))
             if name and not isinstance(predictor, Act):

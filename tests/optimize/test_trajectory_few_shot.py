@@ -72,6 +72,26 @@ def test_a_demo_holds_the_first_turn_the_mended_one_and_the_last_two() -> None:
     assert demo.code == "SUBMIT(answer='yes')"
 
 
+def test_a_run_whose_answer_was_read_from_its_turns_shows_how_to_end() -> None:
+    """Its last turn did not; inside another program nobody knows what it should have submitted."""
+    replies = [block("x = 'yes'"), block("print(x)"), fields(answer="yes")]
+    program, _ = compiled(replies, [example()], RLM(ASK, max_iters=2))
+    (demo,) = program.act.demos
+    assert [(step.code, step.output) for step in demo.trajectory.steps][-1] == ("print(x)", "yes")
+    assert demo.code == "SUBMIT(answer='yes')"
+
+    class Around(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rlm = RLM(ASK, max_iters=2)
+
+        def forward(self, context: str, question: str) -> dspy.Prediction:
+            return dspy.Prediction(answer=self.rlm(context=context, question=question).answer)
+
+    program, _ = compiled(replies, [example()], Around())
+    assert program.rlm.act.demos == []
+
+
 def test_the_demos_are_in_the_prompt_as_conversations() -> None:
     """The model sees each as its turns, then its own run."""
     program, _ = compiled(SIX_TURNS, [example()])
