@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import dspy
+
 from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.signatures import Environment
@@ -15,7 +17,6 @@ from rlm_dspy.trajectory import Step, Trajectory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    import dspy
     from pydantic import JsonValue
 
     Call = tuple[dspy.Predict, Mapping[str, Any], dspy.Prediction]
@@ -89,7 +90,7 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
     ]
 
 
-def ended_by_submit(run: TracedRun, prediction: dspy.Prediction) -> TracedRun | None:
+def ended_by_submit(run: TracedRun, prediction: object) -> TracedRun | None:
     """Return a run that shows how to end: as it is, if its last code calls `SUBMIT`.
 
     One whose answer was read from its trajectory gets a last turn that submits this answer. None for any other:
@@ -101,6 +102,8 @@ def ended_by_submit(run: TracedRun, prediction: dspy.Prediction) -> TracedRun | 
     """
     if "SUBMIT(" in run.code:
         return run
+    if not isinstance(prediction, dspy.Prediction):
+        return None
     steps = [step for step in steps_of({"steps": prediction.get("trajectory") or []}) if step.kind != "folded"]
     is_told = bool(steps) and steps[-1].code.strip() == run.code.strip()
     given = [f"{output.name}={prediction.get(output.name)!r}" for output in run.environment.outputs]

@@ -92,6 +92,22 @@ def test_a_run_whose_answer_was_read_from_its_turns_shows_how_to_end() -> None:
     assert program.rlm.act.demos == []
 
 
+def test_a_program_may_return_what_it_likes() -> None:
+    class Plain(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rlm = RLM(ASK, max_iters=1)
+
+        def forward(self, context: str, question: str) -> str:
+            return str(self.rlm(context=context, question=question).answer)
+
+    def said(example: dspy.Example, answer: str, trace: Any = None) -> bool:
+        return bool(example.answer == answer)
+
+    program, _ = compiled([block("x = 1"), fields(answer="yes")], [example()], Plain(), said)
+    assert program.rlm.act.demos == []
+
+
 def test_the_demos_are_in_the_prompt_as_conversations() -> None:
     """The model sees each as its turns, then its own run."""
     program, _ = compiled(SIX_TURNS, [example()])
