@@ -27,8 +27,8 @@ characters, of whose templates, names, wordings and seeds optimizers saw none. B
 chosen. `policy` is what a condition starts from; every optimizer has the model itself as teacher, prompt and
 reflection model. `trajectories, nearest` shows as many demos as `trajectories`: for each run the nearest of all
 that the same runs gave, so its compile costs nothing more. At most 4 turns and 16 sub-calls a run, greedy
-decoding, one thread. Rows of a few questions say little: mind the intervals (Wilson). A compile that was begun
-again counts what its last start took.
+decoding, one thread on a core of its own, with other processes on the other. Rows of a few questions say little:
+mind the intervals (Wilson). A compile that was begun again counts what its last start took.
 """
 Answers = list[dict[str, Any]]
 
