@@ -89,7 +89,8 @@ def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
     """In one run, which a person finds by the policy's name. In a process of its own: MLflow's settings stay."""
     Path("scripted.py").write_text(SCRIPTED_PROGRAM)
     command = [sys.executable, "-m", "rlm_dspy", "optimize", "scripted.py", "--train", "train.jsonl", "--yes"]
-    command += ["--held-out", "test.jsonl", "--out", "mine.json", "--trace"]
+    Path("few.jsonl").write_text("".join(Path("test.jsonl").read_text().splitlines(keepends=True)[:8]))
+    command += ["--held-out", "few.jsonl", "--out", "mine.json", "--trace"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

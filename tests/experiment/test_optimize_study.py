@@ -157,7 +157,9 @@ def test_the_command_names_the_parts_that_there_are() -> None:
     assert "own-teacher" in done.stderr
 
 
-@pytest.mark.parametrize("row", ["RLM, MIPROv2", "RLM, TrajectoryFewShot"])
+@pytest.mark.parametrize(
+    "row", [pytest.param("RLM, MIPROv2", marks=pytest.mark.by_hand), "RLM, TrajectoryFewShot"]
+)
 def test_the_bench_of_compiles_plays_its_script_to_the_end(row: str) -> None:
     """Its scripted model tells turns from an optimizer's questions, which quote turns."""
     bench = Path(__file__).parents[2] / "experiment" / "bench" / "compile.py"

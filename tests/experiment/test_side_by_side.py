@@ -300,6 +300,7 @@ def side_by_side_in(folder: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.by_hand
 def test_a_stranger_repeats_a_table_of_an_engine_apart_from_those_of_the_repository(tmp_path: Path) -> None:
     """The old row stands until the new one is there; a row that a kill cut short is left out."""
     ours = ["--engine", "ours, local", "--only", "long run", "--into", "mine"]

@@ -134,6 +134,7 @@ def test_a_log_torn_anywhere_can_be_read(data: st.DataObject, written: bytes, tm
     assert sum(step.kind != "killed" for record in records for step in record.trajectory) <= whole
 
 
+@settings(max_examples=30)
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), lambda v: st.dictionaries(st.text(), v))))
 def test_lines_of_other_things_are_passed_over(written: bytes, tmp_path_factory: Any, values: list[Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "mixed.jsonl"
