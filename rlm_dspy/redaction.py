@@ -45,6 +45,12 @@ def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lm_state(lm: object) -> list[Any]:
+    """Return what an LM's answers depend on: its name and options, without keys and headers."""
+    kwargs = getattr(lm, "kwargs", None)
+    return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
+
+
 def secrets_of(lm: dspy.BaseLM) -> set[str]:
     """Return the secrets in an LM's settings: strings under a name like `api_key`, also inside dicts."""
     return {part for secret in _under_secret_names(getattr(lm, "kwargs", {})) for part in _parts(secret)}

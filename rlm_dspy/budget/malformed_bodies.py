@@ -21,7 +21,7 @@ _ERRORS = ("error", "errors", "base_resp", "message", "detail", "msg")
 
 
 @functools.cache
-def accept_any_usage() -> None:
+def accept_malformed_bodies() -> None:
     """Patch DSPy's clients to accept any usage (what is no token count is ignored) and tool call, and see errors.
 
     It applies to the whole process from the first model call of a run on, and does not change replies that DSPy

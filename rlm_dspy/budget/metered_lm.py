@@ -35,7 +35,7 @@ from rlm_dspy.budget.broken_stream import RecordedStream
 from rlm_dspy.budget.cache_marks import with_cache_marks
 from rlm_dspy.budget.ledger import Meter
 from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, readable, usage_of
-from rlm_dspy.budget.malformed_bodies import RequestUsage, accept_any_usage
+from rlm_dspy.budget.malformed_bodies import RequestUsage, accept_malformed_bodies
 from rlm_dspy.budget.max_reply_tokens import LMCall, Messages, Prompt, reply_limit, room_for_reply
 from rlm_dspy.budget.provider_errors import add_words, is_withheld, keep_rejected_replies, may_pass, reply_in
 from rlm_dspy.budget.system_role import rejects_system_role
@@ -352,7 +352,7 @@ def open_door() -> None:
         return
     with _lock:
         if not _is_open:
-            accept_any_usage()
+            accept_malformed_bodies()
             keep_rejected_replies()
             _meter_calls(dspy.BaseLM)
             _note_entries(dspy.BaseLM)

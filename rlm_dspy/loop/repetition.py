@@ -22,19 +22,8 @@ _OF_CLOCKS = {"now", "today", "utcnow"}
 _OF_CONTAINERS = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "sort", "reverse"}
 _OF_CONTAINERS |= {"pop", "popleft", "popitem", "remove", "clear", "discard"}
 _OF_STREAMS = {"read", "readline", "readlines", "write", "writelines", "send", "get_nowait"}
-_OF_THREADS = {
-    "put",
-    "wait",
-    "is_set",
-    "is_alive",
-    "acquire",
-    "release",
-    "locked",
-    "poll",
-    "done",
-    "result",
-    "notify",
-}
+_OF_THREADS = {"put", "wait", "is_set", "is_alive", "acquire", "release", "locked"}
+_OF_THREADS |= {"poll", "done", "result", "notify"}
 _CHANGES = _OF_CONTAINERS | _OF_STREAMS | _OF_THREADS
 """Methods that change what they are called on, or tell what another thread changed."""
 _ITERATORS = {"reader", "DictReader", "finditer", "iterdir", "scandir", "walk", "iglob"}

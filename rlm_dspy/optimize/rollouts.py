@@ -16,7 +16,7 @@ from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.cache import digest
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
-from rlm_dspy.redaction import without_secrets
+from rlm_dspy.redaction import lm_state
 from rlm_dspy.text import one_line
 
 if TYPE_CHECKING:
@@ -108,9 +108,9 @@ def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
 
 
 def identity_of(value: object) -> str:
-    """Return what tells a setting from another: of an LM the model, its address and its settings, without keys."""
+    """Return what tells a setting from another; of an LM what its answers depend on."""
     if isinstance(value, dspy.BaseLM):
-        return digest(value.model, without_secrets(dict(value.kwargs)))
+        return digest(lm_state(value))
     return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__qualname__
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dspy
 
 from rlm_dspy.prompt.adapter import Act
-from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -106,24 +105,20 @@ def ended_by_submit(run: TracedRun, prediction: object) -> TracedRun | None:
         return None
     steps = [step for step in steps_of({"steps": prediction.get("trajectory") or []}) if step.kind != "folded"]
     is_told = bool(steps) and steps[-1].code.strip() == run.code.strip()
-    given = [f"{output.name}={prediction.get(output.name)!r}" for output in run.environment.outputs]
-    code = f"SUBMIT({', '.join(given)})"
-    if prediction.get("stop") != "extracted" or not is_told or not given or not _is_short_literal(code):
+    values = {output.name: prediction.get(output.name) for output in run.environment.outputs}
+    code = f"SUBMIT({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+    is_short = len(code) <= _SUBMIT_CHARS and all(map(_is_literal, values.values()))
+    if prediction.get("stop") != "extracted" or not (is_told and values and is_short):
         return None
     return replace(run, steps=tuple(steps), reasoning="The outputs hold the answer.", code=code)
 
 
-def _is_short_literal(code: str) -> bool:
-    call = parse(code)
-    values = (
-        [each.value for node in ast.walk(call) if isinstance(node, ast.Call) for each in node.keywords]
-        if call
-        else []
-    )
+def _is_literal(value: object) -> bool:
     try:
-        return len(code) <= _SUBMIT_CHARS and bool([ast.literal_eval(value) for value in values])
-    except ValueError:
+        ast.literal_eval(repr(value))
+    except (ValueError, SyntaxError):
         return False
+    return True
 
 
 def steps_of(trajectory: Trajectory | Mapping[str, JsonValue]) -> tuple[Step, ...]:

@@ -207,9 +207,8 @@ def _search(here: Environment, skip: int = 0) -> str:
     if long.type != "str":
         return ""
     short = [each for each in here.variables if each.type == "str" and not each.long]
-    wordiest = max(
-        short, key=lambda each: len(each.value.split()), default=None
-    )  # a question, not an id before it
+    # The one with the most words: a question, not an id before it.
+    wordiest = max(short, key=lambda each: len(each.value.split()), default=None)
     words = wordiest.name if wordiest else '"words of the task"'
     chosen = f", count={skip + _PASSAGES})[{skip}:]" if skip else ")"
     return f"```python\nfor part in find_passages({long.name}, {words}{chosen}:\n    print(part)\n```"

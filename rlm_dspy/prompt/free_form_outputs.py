@@ -103,8 +103,8 @@ def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) ->
         signature: The signature of the outputs.
         replies: The whole outputs of the LM for each request.
     """
-    read = [_read_outputs(signature, outputs) for outputs in replies]
-    return next((values for values, problems in reversed(read) if not problems), {})
+    read = (_read_outputs(signature, outputs) for outputs in reversed(replies))
+    return next((values for values, problems in read if not problems), {})
 
 
 def takes_any_text(signature: type[dspy.Signature]) -> bool:

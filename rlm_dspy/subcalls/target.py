@@ -11,7 +11,7 @@ import dspy
 from rlm_dspy.cache.sub_call_cache import digest
 from rlm_dspy.concurrency.async_forms import must_be_awaited
 from rlm_dspy.errors import InvalidInputs, LimitExceeded, RLMError, Unanswered
-from rlm_dspy.redaction import without_secrets
+from rlm_dspy.redaction import lm_state
 from rlm_dspy.repl.coercion import read_value
 from rlm_dspy.repl.tools import GuardedTool
 from rlm_dspy.repl.value_codec import sent
@@ -129,8 +129,8 @@ class Callee:
             kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
             told = [self.interface.stub, self.interface.schemas]
             own = getattr(self.module, "config", {})
-            cheap = [_lm_state(self.cheap_lm)] if self.cheap_lm else []
-            self._states[key] = digest(kind, told, learned, own, adapter, _lm_state(asked), *cheap)
+            cheap = [lm_state(self.cheap_lm)] if self.cheap_lm else []
+            self._states[key] = digest(kind, told, learned, own, adapter, lm_state(asked), *cheap)
         return self._states[key]
 
 
@@ -145,13 +145,7 @@ def _fits_none(kind: TypeForm[Any]) -> bool:
 def _learned(predictor: dspy.Predict) -> list[Any]:
     demos = [dict(demo) for demo in predictor.demos]
     per_run = getattr(predictor, "demos_per_run", None)
-    return [predictor.signature.dump_state(), demos, per_run, predictor.config, _lm_state(predictor.lm)]
-
-
-def _lm_state(lm: dspy.BaseLM | None) -> list[Any]:
-    """Return what an LM's answers depend on: its name and options, without keys and headers."""
-    kwargs = getattr(lm, "kwargs", None)
-    return [getattr(lm, "model", None), without_secrets(kwargs) if kwargs else {}]
+    return [predictor.signature.dump_state(), demos, per_run, predictor.config, lm_state(predictor.lm)]
 
 
 @dataclass(eq=False)

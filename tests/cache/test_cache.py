@@ -10,7 +10,7 @@ import pytest
 
 from rlm_dspy import SubCallCache
 from rlm_dspy.cache.sub_call_cache import digest
-from rlm_dspy.subcalls.target import _lm_state
+from rlm_dspy.redaction import lm_state
 from tests.asking import QUESTIONS, Counting, never, run_all
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_keys_and_headers_of_a_model_are_no_part_of_what_is_asked() -> None:
         dspy.LM("openai/m", extra_headers={"Authorization": name}, temperature=temperature)
         for name, temperature in (("a", 0.0), ("b", 0.0), ("a", 1.0))
     )
-    assert _lm_state(one) == _lm_state(other) != _lm_state(warm)
+    assert lm_state(one) == lm_state(other) != lm_state(warm)
 
 
 def test_equal_inputs_have_equal_keys() -> None:
