@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from pydantic import BaseModel
 
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.concurrency.port import Awaiting, Blocking, Port, drive
@@ -22,9 +21,9 @@ from rlm_dspy.replies.code_blocks import does_nothing
 from rlm_dspy.replies.copied_inputs import without_copied_inputs
 from rlm_dspy.replies.joined_blocks import join_blocks
 from rlm_dspy.replies.loops import goes_round
+from rlm_dspy.replies.native_calls import codes_of_calls, unread_calls
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
-from rlm_dspy.replies.tool_calls import code_of_object
 from rlm_dspy.text import clip, logger, sendable
 from rlm_dspy.trajectory import Step
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 _THINKING_CHARS = 4_000
 _WARMER_TEMPERATURE = 0.7
-"""A cut reply of so many characters that is compressed by this factor says one thing repeatedly."""
+_UNREAD_CALL = "Your tool call could not be read: its arguments are not valid JSON. Do not call a tool."
 _logger = logger()
 
 
@@ -146,7 +145,7 @@ class Turn(dspy.Module):
         said = Reply(sendable(action.get("reasoning") or ""), sendable(code), thinking=_thinking(meter))
         if not code:
             return _reply_apart(meter) or said
-        if calls := _codes_of_calls(meter):
+        if calls := codes_of_calls(_output(meter)):
             return replace(said, **join_blocks(dict.fromkeys([said.code, *calls]))._asdict())
         return replace(said, told=_told_of(meter, code))
 
@@ -237,9 +236,11 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
     cut, and ends with a block of code. A draft is followed by more thinking.
     """
     output = _output(meter)
-    if codes := _codes_of_calls(meter):
-        joined = join_blocks(codes)
-        return Reply(sendable(output.get("text") or ""), thinking=_thinking(meter), **joined._asdict())
+    text = sendable(output.get("text") or "")
+    if codes := codes_of_calls(output):
+        return Reply(text, thinking=_thinking(meter), **join_blocks(codes)._asdict())
+    if unread := unread_calls(output):
+        return Reply("\n".join(filter(None, [text, unread])), "", thinking=_thinking(meter), told=_UNREAD_CALL)
     thinking = (output.get("reasoning_content") or "").strip()
     if output.get("text") or not thinking.endswith(("```", "~~~")):
         return None
@@ -251,13 +252,6 @@ def _told_of(meter: Meter | None, code: str) -> str:
     """Return what the model is told of its reply; an adapter keeps no more than its code."""
     text = text_of(meter.outputs[-1] if meter and meter.outputs else None)
     return read_reply(text).told if "SUBMIT" in text and "SUBMIT" not in code else ""
-
-
-def _codes_of_calls(meter: Meter | None) -> list[str]:
-    """Return the code of each native tool call of the last reply that can be read."""
-    calls = _output(meter).get("tool_calls") or []
-    codes = (code_of_object(call.model_dump() if isinstance(call, BaseModel) else call) for call in calls)
-    return [sendable(code) for code in codes if code]
 
 
 def _output(meter: Meter | None) -> dict[str, Any]:

@@ -29,6 +29,10 @@ _INLINE = re.compile(
 """A block on one line."""
 
 
+_QUOTED = re.compile(r"^[ \t]*>[ \t]?")
+_QUOTED_FENCE = re.compile(r"^[ \t]*>[ \t]*(?P<fence>`{3,}|~{3,})[\w+.-]*[ \t]*$")
+
+
 _BEHIND_WORDS = re.compile(r"^(?P<before>.*\S[ \t]*)(?P<fence>`{3,})(?P<language>\w+)[ \t]*$")
 
 
@@ -90,12 +94,20 @@ def language_of(mark: str) -> str:
 
 
 def with_fences_on_lines(lines: list[str]) -> list[str]:
-    """Return the lines, with inline blocks moved to their own lines."""
+    """Return the lines, with inline blocks moved to their own lines.
+
+    A block inside of a Markdown quotation loses its language: it is code only if none is marked as Python.
+    """
     lines, position = list(lines), 0
     while position < len(lines):
         line = lines[position]
         if opening := _FENCE.match(line):
             position = _end_of_block(lines, position + 1, opening["fence"])
+        elif found := _QUOTED_FENCE.match(line):
+            end = _end_of_quotation(lines, position + 1, found["fence"])
+            inside = [_QUOTED.sub("", each, count=1) for each in lines[position + 1 : end]]
+            lines[position : end + 1] = [found["fence"], *inside, found["fence"]]
+            position += len(inside) + 1
         elif (found := _INLINE.match(line)) and _is_code(found["language"], found["code"]):
             fence = found["fence"]
             parts = [found["before"], fence + found["language"], found["code"], fence, found["after"]]
@@ -105,6 +117,16 @@ def with_fences_on_lines(lines: list[str]) -> list[str]:
             lines[position : position + 1] = [found["before"], found["fence"] + found["language"]]
         position += 1
     return lines
+
+
+def _end_of_quotation(lines: list[str], start: int, fence: str) -> int:
+    """Return the line of the closing fence of a quoted block, or the last quoted line."""
+    for at in range(start, len(lines)):
+        if not _QUOTED.match(lines[at]):
+            return at - 1
+        if closes(_QUOTED.sub("", lines[at], count=1), fence):
+            return at
+    return len(lines) - 1
 
 
 def _is_code(language: str, code: str) -> bool:
@@ -193,6 +215,14 @@ def bound_names(trees: Iterable[ast.AST]) -> set[str]:
             case ast.alias(name=name, asname=other):
                 names.add(other or name.partition(".")[0])
     return names
+
+
+def outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of code that are not inside a function or a class."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            yield node
+            yield from outside_functions(node)
 
 
 def ends_inside_string(code: str) -> bool:

@@ -5,11 +5,13 @@ Code that parses is unchanged, and a repair counts only if the result parses.
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 import textwrap
 
-from rlm_dspy.replies.code_blocks import PYTHON, parse
+from rlm_dspy.replies.code_blocks import PYTHON, outside_functions, parse
+from rlm_dspy.replies.literals import is_call
 
 _CHARACTERS = str.maketrans(
     {
@@ -21,6 +23,9 @@ _CHARACTERS = str.maketrans(
     }
 )
 """Typographic quotes, spaces and hyphens, and zero-width characters."""
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""The forms of ASCII characters that Chinese and Japanese keyboards write."""
+_IN_QUOTES = re.compile(r"(\"[^\"\n]*\"|'[^'\n]*')")
 _SPACES = {code: new for code, new in _CHARACTERS.items() if new in (" ", None)}
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.{3,}:)(?: |$)")
 _ANNOTATED_PROMPT = re.compile(r"\s*In \[\d+\]:")
@@ -40,19 +45,34 @@ def repaired(code: str) -> str:
     if _ANNOTATED_PROMPT.match(code):
         code = without_prompts(code)  # `In [1]: x = 1` is Python: an annotated assignment
     if parse(code) is not None:
-        return code
+        return _without_returns(code)
     for step in (
         _as_is,
         _without_fence,
         _without_prompts,
         _with_plain_spaces,
         _with_plain_characters,
+        _with_half_width,
         html.unescape,
     ):
         candidate = textwrap.dedent(step(code)).strip("\n")
         if candidate.strip() and parse(candidate) is not None:
             return candidate
     return code
+
+
+def _without_returns(code: str) -> str:
+    """Return code whose `return SUBMIT(...)` outside of functions is `SUBMIT(...)`, which ends the run as well."""
+    if "return SUBMIT(" not in code or (tree := parse(code)) is None:
+        return code
+    lines = code.split("\n")
+    for node in outside_functions(tree):
+        if isinstance(node, ast.Return) and is_call(node.value, "SUBMIT"):
+            at = len(lines[node.lineno - 1].encode()[: node.col_offset].decode())
+            lines[node.lineno - 1] = lines[node.lineno - 1][:at] + lines[node.lineno - 1][at:].removeprefix(
+                "return "
+            )
+    return "\n".join(lines)
 
 
 def complete_statements(code: str) -> str:
@@ -96,3 +116,8 @@ def _with_plain_spaces(text: str) -> str:
 
 def _with_plain_characters(text: str) -> str:
     return text.translate(_CHARACTERS)
+
+
+def _with_half_width(text: str) -> str:
+    parts = _IN_QUOTES.split(_with_plain_characters(text))
+    return "".join(part if at % 2 else part.translate(_FULL_WIDTH) for at, part in enumerate(parts))

@@ -28,6 +28,8 @@ _BESIDE = {"run", "eval", "evaluate", "cell", "tool", "script", "program", "note
 _IS_CODE = {"code", "script", "source", "python", "program"}
 _BACKSLASH = re.compile(r"\\(?P<escape>[\"\\/nrt]|u[0-9a-fA-F]{4})?")
 _CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\w*"\s*:', re.IGNORECASE)
+_ONE_STRING = re.compile(r'\s*\{\s*"\w+"\s*:\s*"(?P<value>.*)"\s*\}\s*', re.DOTALL)
+_ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 _BARE_CALLS = re.compile(r"\[[\w.]*(?:python|code|exec|repl|interpreter)\w*\(\w+=", re.IGNORECASE)
 _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
@@ -57,7 +59,7 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
     if isinstance(arguments, str):
         parsed = read_json(arguments)
         if not isinstance(parsed, dict):
-            return arguments if _runs_python(name) and not _CODE_IN_JSON.match(arguments) else ""
+            return _code_alone(arguments) if _runs_python(name) else ""
         arguments = parsed
     if not isinstance(arguments, dict):
         return ""
@@ -73,6 +75,16 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
         return ""
     call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     return call if name == "SUBMIT" else f"print({call})"
+
+
+def _code_alone(text: str) -> str:
+    """Return the code of arguments that are no object: code, or a field of one whose quotes are not escaped."""
+    if not _CODE_IN_JSON.match(text):
+        return text
+    found = _ONE_STRING.fullmatch(text)
+    value = found["value"] if found else ""
+    code = _BACKSLASH.sub(lambda each: _ESCAPES.get(each["escape"] or "", each[0]), value)
+    return code if _acts(code) else ""
 
 
 def _runs_python(name: str) -> bool:
