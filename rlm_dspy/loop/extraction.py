@@ -10,13 +10,16 @@ import dspy
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.budget.window_errors import is_too_long
 from rlm_dspy.errors import LimitExceeded, ReplyCut
-from rlm_dspy.loop.hints import is_another_turn
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words, read_fields, some_outputs
+from rlm_dspy.loop.hints import is_another_turn, prints
+from rlm_dspy.prompt.free_form_outputs import as_submit, outputs_in_words, read_fields, some_outputs
 from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.replies.native_calls import with_calls
 from rlm_dspy.streaming.delivery import outputs_heard
 from rlm_dspy.text import clip, counted, cut, logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rlm_dspy.concurrency.port import Port
     from rlm_dspy.loop.run_state import Run
     from rlm_dspy.report.representation import RunPrediction
@@ -64,9 +67,17 @@ async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> R
     return run.finish("unanswered", {}, f"The answer read from the trajectory was refused: {complaint}")
 
 
-def _answers(run: Run, replies: list[Any]) -> list[Any]:
-    """Return the replies that are no further turn."""
-    return [each for each in replies if not is_another_turn(text_of(each), run.steps, run.inputs)]
+def _answers(run: Run, replies: list[Any]) -> list[list[str]]:
+    """Return the replies that are no further turn, as outputs; of code that prints a literal, its value."""
+    answers = []
+    for outputs in replies:
+        first = outputs[0] if isinstance(outputs, list) and outputs else None
+        said = with_calls(first) if isinstance(first, dict) else text_of(outputs)
+        told = as_submit(run.signature, said)
+        computes = told is said and prints(said)
+        if not computes and not is_another_turn(said, run.steps, run.inputs):
+            answers.append([told])
+    return answers
 
 
 async def _read_transcript(
@@ -80,11 +91,12 @@ async def _read_transcript(
         reader.signature = _extract_signature(run.signature, outputs, most)
     reader.lm = run.lm
     transcript = run.conversation.transcript(_room_for_transcript(reader.signature, most))
+    settings = outputs_heard(rlm, reader)
     while True:
         try:
             with (
                 run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
-                dspy.context(trace=None, **outputs_heard(rlm, reader)),
+                dspy.context(trace=None, **settings),
                 run.budget.in_time(),
             ):
                 found = await port.predict(reader, run.budget.seconds_left(), repl_session=transcript)
@@ -92,6 +104,9 @@ async def _read_transcript(
             if meter.outputs and not answers and not any(value is not None for value in fields.values()):
                 return {}, ["the reply is code for another turn"]
             return read_fields(run.signature, fields, answers)
+        except dspy.AdapterParseError:
+            if not (settings := _unstreamed_fallback(settings)):
+                raise
         except dspy.LMError as error:
             if not is_too_long(error) or (outputs is in_short and len(transcript) < _LEAST_TRANSCRIPT_CHARS):
                 raise
@@ -101,6 +116,19 @@ async def _read_transcript(
             transcript = cut(run.conversation.transcript(room), room)
         finally:
             replies += meter.outputs
+
+
+def _unstreamed_fallback(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in which the outputs are asked for as JSON, heard by nobody.
+
+    DSPy's ChatAdapter does that itself, unless somebody heard a part of the reply. Empty if it was done, or the
+    adapter has no such fallback.
+    """
+    adapter = dspy.settings.adapter or dspy.ChatAdapter()
+    falls_back = isinstance(adapter, dspy.ChatAdapter) and adapter.use_json_adapter_fallback
+    if "stream_listeners" not in settings or isinstance(adapter, dspy.JSONAdapter) or not falls_back:
+        return {}
+    return {"adapter": dspy.JSONAdapter(), "send_stream": None}
 
 
 def _outputs_of(signature: type[dspy.Signature]) -> _Outputs:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.loop.repetition import imported, same_output
 from rlm_dspy.repl.tools import RESERVED
-from rlm_dspy.replies.code_blocks import bound_names, parse
+from rlm_dspy.replies.code_blocks import bound_names, outside_functions, parse
+from rlm_dspy.replies.literals import is_call
 from rlm_dspy.replies.reply_parser import read_reply
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip
 _NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, dir(name)."
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
+_SUB_CALLS = {"llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"}
 _PROCESSES = {"multiprocessing", "subprocess"}
 _NETWORK = {"requests", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
 _OF_ADDRESSES = {"urlopen", "urlretrieve", "build_opener", "HTTPConnection", "HTTPSConnection"}
@@ -65,8 +67,23 @@ class _Cell:
         """An input that the code replaces by something that is not made from it; empty if there is none."""
         bound = {each.id for each in self.nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
         names = [name for name in self.inputs if name in bound]
-        nodes = [*_outside_functions(self.tree)] if names else []
+        nodes = [*outside_functions(self.tree)] if names else []
         return next((name for name in names if any(_replaces(node, name) for node in nodes)), "")
+
+    @cached_property
+    def not_awaited(self) -> str:
+        """An `async` function of the cell that a statement calls without `await`; empty if there is none."""
+        functions = {each.name for each in self.nodes if isinstance(each, ast.AsyncFunctionDef)}
+        lines = (each.value for each in self.nodes if isinstance(each, ast.Expr))
+        return next((name for line in lines for name in functions if is_call(line, name)), "")
+
+    @cached_property
+    def awaited_sub_call(self) -> str:
+        """A function that asks a model, called where code awaits; empty if there is none."""
+        awaits = self.calls & {"gather", "wait", "create_task", "as_completed"} or any(
+            isinstance(each, ast.Await) for each in self.nodes
+        )
+        return next((name for name in sorted(_SUB_CALLS) if awaits and name in self.calls), "")
 
     @cached_property
     def imported_here(self) -> str:
@@ -86,6 +103,10 @@ _IN_ANY_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
         lambda cell: "system" in cell.calls and "os" in cell.imports,
         "The output of os.system is not shown. Only Python runs here: use os.listdir, open and the like.",
     ),
+    (
+        lambda cell: cell.not_awaited,
+        "{not_awaited}() was not awaited, so it did not run. Write `await {not_awaited}()`.",
+    ),
 )
 _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
@@ -95,6 +116,10 @@ _IN_A_FAILED_CELL: tuple[tuple[Callable[[_Cell], Any], str], ...] = (
     (
         lambda cell: cell.calls & _BATCHES and any(call.error for call in cell.step.calls),
         "A failed item is false and no str. Leave it out: [reply for reply in replies if reply].",
+    ),
+    (
+        lambda cell: cell.awaited_sub_call,
+        "{awaited_sub_call}(...) returns the reply: leave out `await`, or await {awaited_sub_call}.acall(...).",
     ),
     (
         lambda cell: "input" in cell.calls,
@@ -168,6 +193,14 @@ def is_another_turn(reply: str, earlier: Iterable[Step], inputs: Collection[str]
     return bool(code) and (names_any(code, inputs) or code in codes or _needs_repl(code, codes))
 
 
+def prints(reply: str) -> bool:
+    """Whether the code of a reply prints at its top level, as that of a turn does."""
+    tree = parse(read_reply(reply).code)
+    return tree is not None and any(
+        is_call(line.value, "print") for line in tree.body if isinstance(line, ast.Expr)
+    )
+
+
 def _needs_repl(code: str, codes: Iterable[str]) -> bool:
     """Whether code uses a name that only the REPL has: one that it does not bind, but an earlier turn did."""
     tree = parse(code)
@@ -201,8 +234,13 @@ def hint_for(step: Step, submit_call: str, inputs: Collection[str] = ()) -> str:
         return f"To end the run, call {submit_call} as code."
     hints = [*_IN_ANY_CELL, *(_IN_A_FAILED_CELL if failed else ())]
     hint = next((hint for fits, hint in hints if fits(cell)), "")
-    named = {"overwritten": cell.overwritten, "imported_here": cell.imported_here, "inputs": ", ".join(inputs)}
-    return hint.format(**named)
+    return hint.format(
+        overwritten=cell.overwritten,
+        not_awaited=cell.not_awaited,
+        awaited_sub_call=cell.awaited_sub_call,
+        imported_here=cell.imported_here,
+        inputs=", ".join(inputs),
+    )
 
 
 def _ends_otherwise(cell: _Cell, *, failed: bool) -> bool:
@@ -211,7 +249,7 @@ def _ends_otherwise(cell: _Cell, *, failed: bool) -> bool:
         return False
     if failed:
         defined = {node.name for node in cell.nodes if isinstance(node, ast.FunctionDef)}
-        returns = any(isinstance(node, ast.Return) for node in _outside_functions(cell.tree))
+        returns = any(isinstance(node, ast.Return) for node in outside_functions(cell.tree))
         if returns or (cell.calls & _ENDINGS) - defined:
             return True
     return any(map(_sets_ready, cell.nodes))
@@ -251,10 +289,3 @@ def _called(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield node.func.id
             elif isinstance(node.func, ast.Attribute):
                 yield node.func.attr
-
-
-def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            yield node
-            yield from _outside_functions(node)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import datetime as dt
 import itertools
 import re
 import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
+from rlm_dspy._dspy_compat import annotation_allows_none
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.interpreters.worker.cell import submitted
 from rlm_dspy.repl.coercion import TOO_DEEP, read_answer, read_value, type_of
-from rlm_dspy.replies.code_blocks import tree_of
+from rlm_dspy.replies.code_blocks import parse
+from rlm_dspy.replies.literals import Literals, is_call
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
 
@@ -29,7 +32,18 @@ _ENDING = re.compile(
     re.DOTALL,
 )
 """The endings of rlms, smolagents and minrlm, as a whole text."""
+_IN_TAGS = re.compile(r"<(?P<tag>(?:final_?)?answer)>(?P<value>.*?)</(?P=tag)>", re.DOTALL | re.IGNORECASE)
+"""As DeepSeek-R1 and others are trained to end."""
+_BOXED = re.compile(r"\\boxed\{(?P<value>(?:[^{}]|\{[^{}]*\})*)\}")
+_ALL_BOXED = re.compile(rf"\W*(?:the (?:final )?answer is)?\W*{_BOXED.pattern}\W*", re.IGNORECASE)
+_AFTER_ANSWER = re.compile(
+    r"(?:^|\n)[>#*_ \t-]*(?:final )?answer[*_]*[ \t]*:[*_]*(?P<value>[^\n]+)\Z", re.IGNORECASE
+)
+"""A last line that is titled as the answer."""
 _DECORATION = " \t\n*_`\"'."
+_LAST_SMALL_YEAR = 1973
+"""A smaller number of seconds than `read_value` takes for a time is in such a year."""
+_BEGINS_LIST = re.compile(r"\s*(?:\[|(?:[-*\u2022]|1[.)])\s)")
 _NOTHING = ("none", "null", "")
 _CONTAINERS = (list, dict, set, frozenset, tuple)
 
@@ -49,7 +63,7 @@ def read_prose(signature: type[dspy.Signature], text: str) -> tuple[dict[str, An
         text = fenced["inside"]
     most, problems = dict[str, Any](), ["the reply is empty"]
     for found in _readings(signature, text) if text.strip() else ():
-        values, problems = read_answer(signature, found)
+        values, problems = read_answer(signature, with_none(signature, found))
         if not problems:
             return values, []
         if sum(name in found for name in values) > len(most):
@@ -72,10 +86,14 @@ def read_fields(
     """
     if (values := unmarked_outputs(signature, found, replies)) is not None:
         return values, []
-    calls = (_submit_in(value) for value in found.values() if isinstance(value, str))
-    call = next(filter(None, calls), None)
+    names = list(signature.output_fields)
+    calls = (_submitted_in(value, names) for value in found.values() if isinstance(value, str))
+    call = next((values for values in calls if values is not None), None)
     if call is not None:
-        return read_answer(signature, _written_out(call, list(signature.output_fields)))
+        return read_answer(signature, call)
+    found = with_none(signature, found)
+    if name := taken_for_seconds(found, replies):
+        return {}, [f"{name}: a number is no date"]
     endings = {name: _ending_in(value) for name, value in found.items() if isinstance(value, str)}
     ended = {name: ending[0] for name, ending in endings.items() if ending}
     said = {name: value for name, value in found.items() if endings.get(name) != ()}
@@ -94,6 +112,27 @@ def unmarked_outputs(
         return None
     said = outputs_in_words(signature, replies[-1:])
     return said if any(str(value).strip().lower() not in _NOTHING for value in said.values()) else None
+
+
+def with_none(signature: type[dspy.Signature], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields, with None for the text `None` or `null` in a field that allows None."""
+    optional = {
+        name for name, field in signature.output_fields.items() if annotation_allows_none(field.annotation)
+    }
+    return {
+        name: None if name in optional and isinstance(value, str) and value.strip() in ("None", "null") else value
+        for name, value in found.items()
+    }
+
+
+def taken_for_seconds(found: Mapping[str, Any], replies: Sequence[Any]) -> str:
+    """Return a field whose date DSPy parsed from a bare number, as seconds since 1970; empty if there is none."""
+    text = text_of(replies[-1]) if replies else ""
+    early = [
+        name for name, value in found.items() if isinstance(value, dt.date) and value.year <= _LAST_SMALL_YEAR
+    ]
+    number = r"\b{}\b\W+?-?\d+(?:\.\d+)?\"?\s*(?:[,}}\[]|$)"
+    return next((name for name in early if re.search(number.format(re.escape(name)), text)), "")
 
 
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
@@ -143,8 +182,8 @@ def _ending_in(text: str) -> tuple[Any, ...] | None:
 
 def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, Any]]:
     fields = signature.output_fields
-    if (call := _submit_in(text)) is not None:
-        yield _written_out(call, list(fields))
+    if (submitted_values := _submitted_in(text, list(fields))) is not None:
+        yield submitted_values
         return
     if (ending := _ending_in(text)) is not None:
         yield submitted(list(fields), ending, {}) if len(ending) == len(fields) else {}
@@ -160,29 +199,59 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
     if under := _under_headings(text, by_name):
         yield under
         yield {name: value.strip(_DECORATION) for name, value in under.items()}
-    if len(needed) == 1 and (text.lstrip().startswith("[") or _takes_words(fields[needed[0]].annotation)):
+    if len(needed) == 1:
+        for value in _answers_in(text, is_words=fields[needed[0]].annotation is str):
+            yield {needed[0]: value.strip()}
+            yield {needed[0]: value.strip(_DECORATION)}
+    if len(needed) == 1 and (_BEGINS_LIST.match(text) or _takes_words(fields[needed[0]].annotation)):
         yield {needed[0]: text.strip()}
         yield {needed[0]: text.strip(_DECORATION)}
 
 
-def _submit_in(text: str) -> ast.Call | None:
-    """Return the first call of `SUBMIT` in the code of a reply, if any; here no output is waited for."""
+def _answers_in(text: str, *, is_words: bool) -> Iterator[str]:
+    """Yield what a text marks as its answer: in tags, in a box, or in a last line with that title."""
+    yield from (found["value"] for found in [*_IN_TAGS.finditer(text)][-1:])
+    boxed = [found] if is_words and (found := _ALL_BOXED.fullmatch(text)) else []
+    boxed = boxed if is_words else [*_BOXED.finditer(text)][-1:]
+    yield from (found["value"] for found in boxed)
+    if found := _AFTER_ANSWER.search(text.rstrip()):
+        yield found["value"]
+
+
+def _submitted_in(text: str, names: list[str]) -> dict[str, Any] | None:
+    """Return the arguments of the first call of `SUBMIT` in the code of a reply, by output field.
+
+    Empty if they are not all literals, or names of some; None without a call. No output is waited for here.
+    """
     reply = read_reply(text)
-    with contextlib.suppress(SyntaxError, ValueError, *TOO_DEEP):
-        for node in ast.walk(tree_of(f"{reply.code}\n{reply.left_out}")):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SUBMIT":
-                return node
-    return None
-
-
-def _written_out(call: ast.Call, names: list[str]) -> dict[str, Any]:
-    """Return the arguments of a `SUBMIT` call by output field; empty if they are not all literals."""
+    tree = parse(f"{reply.code}\n{reply.left_out}")
+    call = next((node for node in ast.walk(tree) if is_call(node, "SUBMIT")), None) if tree else None
+    if tree is None or not isinstance(call, ast.Call):
+        return None
+    values = Literals(tree)
     with contextlib.suppress(ValueError, TypeError, *TOO_DEEP):
-        args = tuple(ast.literal_eval(value) for value in call.args)
-        kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        args = tuple(values.of(value) for value in call.args)
+        kwargs = {str(each.arg): values.of(each.value) for each in call.keywords}
         if ... not in (*args, *kwargs.values()):
             return submitted(names, args, kwargs)
     return {}
+
+
+def as_submit(signature: type[dspy.Signature], text: str) -> str:
+    """Return a reply whose code does no more than print its answer, or assign it, as a call of `SUBMIT`.
+
+    Any other reply is unchanged.
+    """
+    tree = parse(read_reply(text).code)
+    values, needed = Literals(tree) if tree else None, list(signature.output_fields)
+    if values is None or not (shown := values.shown()):
+        return text
+    by_name = (
+        values.named(needed) if values.known.keys() >= set(needed) else dict(zip(needed, shown[-1:], strict=False))
+    )
+    if len(by_name) < len(needed):
+        return text
+    return f"SUBMIT({', '.join(f'{name}={value!r}' for name, value in by_name.items())})"
 
 
 def _under_headings(text: str, by_name: dict[str, str]) -> dict[str, str]:

@@ -37,6 +37,8 @@ FAILS = {
     "from pathlib import Path\nPath('data.csv').read_text()": "(context, question)",
     "import asyncio\nasyncio.run(main())": "`await`",
     "import os\nos.fork()": "threads",
+    "print(await llm_query('a'))": "leave out `await`",
+    "import asyncio\nawait asyncio.gather(*[llm_query(each) for each in 'ab'])": "llm_query.acall(...)",
     "x = 1\n  %time len(context)": "Only Python",
     "%%bash\nls": "Only Python",
     "files = !ls": "Only Python",
@@ -86,6 +88,12 @@ def test_an_input_that_is_only_used_is_told_nothing(code: str) -> None:
 
 def test_os_system_is_told_that_its_output_is_not_shown() -> None:
     assert "os.listdir" in hint_for(Step(code="import os\nprint(os.system('ls'))", output="32512"), SUBMIT)
+
+
+def test_a_function_that_nobody_awaited_is_told_how_to_run_it() -> None:
+    code = "async def main():\n    SUBMIT(answer='a')\n\nmain()"
+    assert "`await main()`" in hint_for(Step(code=code), SUBMIT)
+    assert not hint_for(Step(code=code.replace("\nmain()", "\nawait main()")), SUBMIT)
 
 
 def test_a_repetition_is_told_whatever_comments_and_layout_its_code_has(play: Play) -> None:

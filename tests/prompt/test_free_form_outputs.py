@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
@@ -96,6 +97,20 @@ READ: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
     ({"answer": str, "count": int}, '{"town": "Ulm"}', None),
     ({"answer": str}, '{"town": "Ulm"}', {"answer": '{"town": "Ulm"}'}),
     ({"answer": str}, "FINAL_VAR(founder)", None),
+    ({"answer": str}, "It is there.\n<answer>Kadri</answer>", {"answer": "Kadri"}),
+    ({"answer": str}, "**Final answer:** Kadri", {"answer": "Kadri"}),
+    ({"town": str}, "She said so.\nAnswer: Ulm.", {"town": "Ulm."}),
+    ({"answer": str}, r"$\boxed{42}$", {"answer": "42"}),
+    ({"answer": str}, r"It is \boxed{42}, as she said.", {"answer": r"It is \boxed{42}, as she said."}),
+    ({"pages": int}, r"The answer is $\boxed{42}$, I think.", {"pages": 42}),
+    ({"pages": int}, "**Answer:** 42", {"pages": 42}),
+    ({"pages": int}, "1,234", {"pages": 1234}),
+    ({"towns": list[str]}, "- Ulm\n- Bern", {"towns": ["Ulm", "Bern"]}),
+    ({"towns": list[int]}, "1. 7\n2. 9", {"towns": [7, 9]}),
+    ({"towns": list[str]}, "[[ ## towns ## ]]\n* Ulm\n* Bern", {"towns": ["Ulm", "Bern"]}),
+    ({"answer": str}, block("town = 'Ulm'\nSUBMIT(town)"), {"answer": "Ulm"}),
+    ({"answer": str, "n": int}, block("n = 3\nSUBMIT(answer='a', n=n)"), {"answer": "a", "n": 3}),
+    ({"answer": str}, block("town = 'Ulm'\ntown += 'm'\nSUBMIT(town)"), None),
     ({"answer": str}, "final_answer(founder)", None),
 ]
 
@@ -143,6 +158,9 @@ def test_a_sentence_is_kept_when_asking_for_another_form_gives_nothing(play: Pla
         ("list[str] | None", '["a"]', ["a"]),
         ("int | None", fields(answer="42"), 42),
         ("int | None", fields(answer="None"), None),
+        ("str | None", fields(answer="None"), None),
+        ("str | None", fields(answer="null"), None),
+        ("str | None", fields(answer="None of them"), "None of them"),
     ],
 )
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()])
@@ -193,6 +211,33 @@ def test_code_that_submits_is_read_and_not_taken_for_the_answer(play: Play) -> N
     for code, told in (("SUBMIT(answer='Paris')", ("Paris", "extracted")), ("SUBMIT(x)", (None, "unanswered"))):
         played = play(RLM("question -> answer", max_iters=1), [block("1"), *[block(code)] * 2], question="?")
         assert (played.prediction.answer, played.prediction.stop) == told
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ("print('Paris')", "Paris"),
+        ("answer = 'Paris'\nprint('It is', answer)", None),
+        ("answer = 'Paris'\nprint(answer)", "Paris"),
+        ("answer = 'Paris'", "Paris"),
+        ("print(len('Paris'))", None),
+        ("import re\nprint(re.findall('a', 'Paris'))", None),
+        ("def double(x):\n    return 2 * x", "def double(x):\n    return 2 * x"),
+    ],
+)
+def test_code_of_another_turn_is_no_answer_but_what_it_only_prints_is(
+    play: Play, code: str, answer: str | None
+) -> None:
+    """Code that prints nothing may be the answer: a program that was asked for."""
+    for reply in (f"```python\n{code}\n```", json.dumps({"name": "python", "arguments": {"code": code}})):
+        played = play(RLM("question -> answer", max_iters=1), [block("1"), reply, reply], question="?")
+        if answer is None or not answer.startswith("def"):
+            assert (played.prediction.answer, bool(answer)) == (answer, played.prediction.stop == "extracted")
+
+
+def test_the_code_of_an_earlier_turn_is_no_answer(play: Play) -> None:
+    code = block("print('Paris')")
+    assert play(RLM("question -> answer", max_iters=1), [code] * 3, question="?").prediction.answer is None
 
 
 def test_code_that_submits_in_a_field_stands_for_the_fields(play: Play) -> None:

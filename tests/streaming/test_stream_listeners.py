@@ -194,6 +194,16 @@ async def test_each_of_several_outputs_read_from_the_trajectory_is_heard_once(sp
     assert (replies(items, "answer"), replies(items, "why")) == (["three or four words"], ["five or six"])
 
 
+async def test_an_output_is_asked_for_as_json_again_whether_or_not_it_is_heard(speak: Speaks) -> None:
+    """DSPy asks again only if nobody heard the first reply."""
+    replied = [block("print(1)"), block("print(context)"), '{"answer": "Rome"}']
+    for name in ("code", "answer"):
+        lm = ScriptedLM(replied)
+        items = await speak(rlm("context -> answer", max_iters=1), [listen(name)], lm)
+        assert (items[-1].answer, len(lm.script.calls)) == ("Rome", 3)
+    assert replies(items, "answer")[-1] == "Rome"
+
+
 async def test_an_output_without_a_value_ends_empty(speak: Speaks) -> None:
     lm = ScriptedLM([block("print(1)")], extract=["", ""])
     items = await speak(rlm("context -> n: int", max_iters=1), [listen("n")], lm)
