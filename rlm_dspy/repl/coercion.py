@@ -7,11 +7,12 @@ import datetime as dt
 import decimal
 import enum
 import json
+import re
 import types
 from itertools import repeat
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rlm_dspy._dspy_compat import annotation_allows_none, parse_value
@@ -42,6 +43,12 @@ _FORMS = {
     dt.timedelta: "'PT90M'",
 }
 """How a value of a type is written; other forms of it may have several meanings."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?")
+_LEAST_TIMESTAMP = 1e8
+"""Seconds since 1970; a smaller number is rather a year or a date without hyphens."""
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
+"""An integer with commas between its thousands."""
+_BULLET = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(?=\S)")
 _CONTAINERS = (list, set, frozenset, tuple, dict)
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
@@ -105,16 +112,17 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
         return _checked(read_value(value, get_args(annotation)[0]), annotation)
     if annotation is str:
         return _read_str(value)
+    checked = TypeAdapter(with_strict_dates(annotation)).validate_python
     attempts: list[Callable[[], Any]] = [
-        lambda: TypeAdapter(annotation).validate_python(value),
-        lambda: TypeAdapter(annotation).validate_python(value, by_alias=True, by_name=True),  # as a `Record` has
-        lambda: _parsed(value, annotation),
+        lambda: checked(value),
+        lambda: checked(value, by_alias=True, by_name=True),  # as a `Record` has
+        lambda: _parsed(value, with_strict_dates(annotation)),
     ]
     if isinstance(annotation, enum.EnumMeta):
         attempts.reverse()
     attempts.append(lambda: _member(value, annotation))
-    attempts.append(lambda: TypeAdapter(annotation).validate_python(_as_plain(value)))
-    attempts.append(lambda: TypeAdapter(annotation).validate_python(_fitted(_as_plain(value), annotation)))
+    attempts.append(lambda: checked(_as_plain(value)))
+    attempts.append(lambda: checked(_fitted(_as_plain(value), annotation)))
     details = ""
     for attempt in attempts:
         try:
@@ -129,6 +137,39 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
 def _choices(annotation: TypeForm[Any]) -> tuple[Any, ...]:
     """Return the types of a union, or the type itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def with_strict_dates(annotation: TypeForm[Any]) -> TypeForm[Any]:
+    """Return a type whose dates and times are no bare numbers, which pydantic takes for seconds since 1970.
+
+    The fields of models are unchanged: they are the caller's.
+    """
+    if annotation in (dt.date, dt.datetime, dt.time):
+        return cast("TypeForm[Any]", Annotated[annotation, BeforeValidator(_no_year)])
+    parts = get_args(annotation)
+    if get_origin(annotation) in (Annotated, Literal) or not any(map(_holds_dates, parts)):
+        return annotation
+    strict = tuple(map(with_strict_dates, parts))
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return cast("TypeForm[Any]", Union[strict] if is_union else get_origin(annotation)[strict])  # noqa: UP007
+
+
+def _holds_dates(annotation: Any) -> bool:
+    return annotation in (dt.date, dt.datetime, dt.time) or any(map(_holds_dates, get_args(annotation)))
+
+
+def _no_year(value: Any) -> Any:
+    """Return a value for a date; `20240301` as `2024-03-01`.
+
+    Raises:
+        ValueError: If it is a number too small for a time since 1970, such as a year.
+    """
+    told = str(value).strip() if isinstance(value, int | float | str) else ""
+    if not _NUMBER.fullmatch(told) or abs(float(told)) >= _LEAST_TIMESTAMP:
+        return value
+    if len(told) == len("20240301"):
+        return f"{told[:4]}-{told[4:6]}-{told[6:]}"
+    raise ValueError("a number is no date")
 
 
 def _member(value: Any, annotation: TypeForm[Any]) -> Any:
@@ -168,12 +209,22 @@ def _fitted(value: Any, annotation: TypeForm[Any]) -> Any:
     if len(kinds) == 1 and get_origin(kind) is Annotated:
         return _fitted(value, get_args(kind)[0])
     if len(kinds) == 1 and holds:
-        is_json = isinstance(value, str) and value.lstrip().startswith(("{", "["))
-        return _fitted_parts(json.loads(value) if is_json else value, kind)
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            value = json.loads(value)
+        elif isinstance(value, str) and get_origin(kind) is not dict and all(map(_BULLET.match, _lines(value))):
+            value = [_BULLET.sub("", line).strip() for line in _lines(value)]
+        return _fitted_parts(value, kind)
     if isinstance(value, str):
+        if int in kinds and _GROUPED.fullmatch(value):
+            return value.replace(",", "")
         with contextlib.suppress(ValueError):
             return _member(value, annotation)
     return value
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text that are not empty."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _fitted_parts(value: Any, kind: Any) -> Any:

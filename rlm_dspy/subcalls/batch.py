@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy.budget.lm_info import only_thinking_of
+from rlm_dspy.budget.lm_info import only_thinking_of, text_of
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.concurrency.crew import start_job
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
 from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, unit
-from rlm_dspy.prompt.free_form_outputs import outputs_in_words, takes_any_text, unmarked_outputs
+from rlm_dspy.prompt.free_form_outputs import (
+    outputs_in_words,
+    taken_for_seconds,
+    takes_any_text,
+    unmarked_outputs,
+    with_none,
+)
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.item import ActiveSubCall, active_sub_call, failed, failed_request
 from rlm_dspy.text import clip
@@ -198,8 +204,14 @@ class Batch:
         module = self.callee.module
         if not isinstance(module, dspy.Predict) or not isinstance(result, dspy.Prediction):
             return result
-        found = unmarked_outputs(module.signature, dict(result.items()), _replies(item))
-        return dspy.Prediction(**found) if found else result
+        said = dict(result.items())
+        found = unmarked_outputs(module.signature, said, _replies(item))
+        if found is None:
+            found = with_none(module.signature, said)
+        if name := taken_for_seconds(found, _replies(item)):
+            text, problem = text_of(_replies(item)[-1]), f"{name}: a number is no date"
+            raise dspy.AdapterParseError("RLM", module.signature, text, message=problem)
+        return dspy.Prediction(**found) if found != said else result
 
     def _call(self, item: SubCallItem) -> Any:
         """Return the module's result; on an event loop, it ends when the run does."""
