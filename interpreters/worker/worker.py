@@ -38,6 +38,16 @@ if TYPE_CHECKING:
 _STACK_BYTES = 4 << 20
 _RESERVE_BYTES = 2 << 20
 """Kept from a cell, so that the worker can report a cell that filled its memory and the next one can free it."""
+_FORMAT_WARNING = warnings.formatwarning
+
+
+def _warning_in_words(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as Python tells it; of a place in the host's own files, only what it says."""
+    if filename.startswith("<"):
+        return _FORMAT_WARNING(message, category, filename, lineno, line)
+    return f"{category.__name__}: {message}\n"
 
 
 class Worker:
@@ -66,6 +76,7 @@ class Worker:
         threading.stack_size(_STACK_BYTES)
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", ResourceWarning)  # as Python does: open(...).read() is no news
+        warnings.formatwarning = _warning_in_words
 
     def serve(self) -> None:
         """Say that it is ready, then do what the host orders until the host is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -52,14 +53,20 @@ class LMCall:
         number: int = self.options.get("n") or lm.kwargs.get("n") or 1
         return number
 
-    def mended(self) -> LMCall:
-        """Return the call without lone surrogates.
+    def for_run(self, lm: dspy.BaseLM) -> LMCall:
+        """Return the call in valid Unicode, and for one answer unless it asks for more itself.
 
+        DSPy rejects lone surrogates. A run reads one answer: those of the LM's own `n` would be paid for and lost.
         The list of messages stays the same object, by which DSPy recognizes an adapter's messages.
         """
+        asks = isinstance(self.prompt, Request) or "n" in self.options
+        several = not asks and (lm.kwargs.get("n") or 1) > 1
+        call = replace(self, options={**self.options, "n": 1}) if several else self
+        if _is_unicode(call):
+            return call
         if isinstance(self.messages, list):
             self.messages[:] = mended(self.messages)
-        return LMCall(mended(self.prompt), self.messages, mended(self.options))
+        return LMCall(mended(self.prompt), self.messages, mended(call.options))
 
     def without_system_role(self) -> LMCall:
         """Return the call with its system messages moved into user messages."""
@@ -88,6 +95,15 @@ class LMCall:
         read = tokens_at_most(self.prompt, self.messages) * self.answers(lm)
         price = check_price(lm, limits)
         return Amount(read, written, price.at_most(read, written) if price is not None else 0.0)
+
+
+def _is_unicode(call: LMCall) -> bool:
+    """Whether no text of a call has a lone surrogate."""
+    try:
+        json.dumps(vars(call), ensure_ascii=False, skipkeys=True, default=id).encode()
+    except ValueError:
+        return False
+    return True
 
 
 def room_for_reply(lm: dspy.BaseLM, meters: Sequence[Meter]) -> float:

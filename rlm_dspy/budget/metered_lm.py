@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -148,7 +147,7 @@ class MeteredCall:
         self._meters = meters
         self._raw = meters[0].raw or (outer is not None and outer._meters[0] is meters[0])  # noqa: SLF001 (its own)
         self._own_lm = lm
-        self._own_call = call if self._raw or _is_unicode(call) else call.mended()
+        self._own_call = call if self._raw else call.for_run(lm)
         self._failed: LMError | None = None
         self._repeats_made = 0
         self._is_shorter = False
@@ -330,15 +329,6 @@ class MeteredCall:
             return False
         as_made = type(lm).forward is dspy.LM.forward and type(lm).aforward is dspy.LM.aforward
         return as_made and self._own_call.answers(lm) == 1
-
-
-def _is_unicode(call: LMCall) -> bool:
-    """Whether no text of a call has a lone surrogate, which DSPy rejects."""
-    try:
-        json.dumps(vars(call), ensure_ascii=False, skipkeys=True, default=id).encode()
-    except ValueError:
-        return False
-    return True
 
 
 _lock = threading.Lock()

@@ -82,7 +82,7 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
         ValueError: If they do; the message lists the names.
     """
     inputs = set(signature.input_fields)
-    reserved = {name for name in inputs if _is_reserved(name) or name == "interpreter_factory"}
+    reserved = {name for name in inputs if _is_reserved(name) or name in ("interpreter_factory", "self")}
     for what, names in {"names of the REPL": reserved, "tools": set(tools), "subs": set(subs)}.items():
         if clash := inputs & names:
             raise ValueError(f"Input fields conflict with {what}: {sorted(clash)}. Rename them.")

@@ -380,3 +380,11 @@ def test_whatever_is_asked_of_whatever_models_no_limit_is_overspent(
     assert usage.calls <= ledger.calls_made <= limited.get("max_llm_calls", 100)
     if "max_output_tokens" in limited:
         assert ledger.left().output_tokens == limited["max_output_tokens"] - written
+
+
+def test_an_lm_that_gives_several_answers_is_asked_for_one() -> None:
+    """Its `n` would be paid for in each turn and sub-call, and no more than the first answer read."""
+    lm = ScriptedLM(lambda _: "fine", act=[block("x = llm_query('a')"), block("SUBMIT(answer=x)")]).copy(n=3)
+    with dspy.context(lm=lm):
+        prediction = RLM("question -> answer", limits=Limits(max_llm_calls=1))(question="?")
+    assert (prediction.answer, prediction.usage["calls"], len(lm.script.calls)) == ("fine", 3, 3)

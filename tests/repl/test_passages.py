@@ -84,6 +84,13 @@ def test_every_passage_is_a_part_of_the_text(text: str, words: str, count: int, 
     assert all(part in text and len(part) <= 2 * chars for part in found)
 
 
+def test_the_name_of_a_variable_is_not_taken_for_its_text() -> None:
+    lm = ScriptedLM([block("find_passages('text', 'Vaheste')"), block("SUBMIT(answer='a')")])
+    with dspy.context(lm=lm):
+        step = RLM("text -> answer", policy=None)(text=TEXT).trajectory[0]
+    assert "leave out the quotes of 'text'" in step["output"]
+
+
 def test_it_stays_defined_in_a_run_and_its_name_is_reserved() -> None:
     lm = ScriptedLM([block("find_passages = 1"), block("SUBMIT(answer=find_passages(text, 'Vaheste')[0])")])
     with dspy.context(lm=lm):

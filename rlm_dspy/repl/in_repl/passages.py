@@ -27,6 +27,10 @@ def find_passages(text, words, count=5, chars=300):
     for name, value in {"text": text, "words": words}.items():
         if not isinstance(value, str):
             raise TypeError("find_passages takes a str as %s, not %s." % (name, type(value).__name__))
+    if text.isidentifier() and isinstance(globals().get(text), str):
+        raise ValueError(
+            "find_passages takes a text, not the name of a variable: leave out the quotes of %r." % text
+        )
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places = _rlm_places(folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
     starts, found = [place[0] for place in places], []
