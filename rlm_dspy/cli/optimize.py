@@ -177,8 +177,10 @@ def _save_state(program: dspy.Module, path: Path) -> None:
 
 def _prompts(program: dspy.Module) -> dict[str, dict[str, JsonValue]]:
     """Return the instructions and demos of each predictor."""
+    from rlm_dspy.optimize.policy_provenance import learned_state
+
     return {
-        name: {"instructions": predictor.signature.instructions, "demos": predictor.dump_state()["demos"]}
+        name: {"instructions": predictor.signature.instructions, "demos": learned_state(predictor)["demos"]}
         for name, predictor in program.named_predictors()
     }
 
@@ -256,6 +258,15 @@ def _check_log_dir(folder: Path, job: Job, optimizer: str) -> None:
     path.write_text(mine, encoding="utf-8")
 
 
+def _check_state(path: Path, program: dspy.Module) -> None:
+    try:
+        program.dump_state()
+    except TypeError as error:  # an LM of the program's own
+        raise UsageError(
+            f"--state {path}: {error} Omit --state, or configure the LM with dspy.configure(lm=...)."
+        ) from error
+
+
 def _make_folder(folder: Path, refusal: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,6 +286,8 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
     if options.log_dir:
         _check_log_dir(options.log_dir, job, options.optimizer)
     act_of(job.program, options.predictor)
+    if options.state:
+        _check_state(options.state, job.program)
     if held_out:
         check_held_out(held_out, [*job.train, *job.dev], min_examples=1)
     out, before = options.out, job.program

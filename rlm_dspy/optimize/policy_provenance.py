@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,18 @@ def save_policy(
         "scores": {on: summary(values) for on, values in (scores or {}).items()},
         **more,
     }
-    act = act_of(program, predictor)
-    state = {**act.dump_state(), "lm": None}  # a policy contains no model and no key
+    state = learned_state(act_of(program, predictor))
     signatures.write_policy(
         path, state, name=name, model=model or str(getattr(dspy.settings.lm, "model", "")), provenance=provenance
     )
+
+
+def learned_state(predictor: dspy.Predict) -> dict[str, Any]:
+    """Return the state of a predictor without its LM: no model, no key, and nothing that cannot be saved."""
+    bare = copy.copy(predictor)
+    bare.lm = None
+    state: dict[str, Any] = bare.dump_state()
+    return state
 
 
 def summary(scores: Sequence[float]) -> dict[str, Any]:

@@ -181,6 +181,25 @@ def test_a_policy_that_cannot_be_compared_is_kept_beside(tmp_path: Path) -> None
     assert RLM("question -> answer", policy="mine.not-compared.json").act.demos
 
 
+OWN_LM = """
+from tests.optimize.matrix_programs import ScriptedActor
+
+program.set_lm(ScriptedActor())
+"""
+
+
+def test_a_program_with_an_lm_that_cannot_be_saved_gives_a_policy_but_no_state() -> None:
+    """A policy holds no LM; a state does, so it is refused before anything is paid."""
+    Path("program.py").write_text(PROGRAM + OWN_LM)
+    refused = optimize("--yes", "--state", "state.json")
+    assert refused.exit_code == 2
+    assert "--state state.json: engine=_Engine cannot be saved" in refused.stderr
+    assert "pilot" not in refused.stderr
+    done = optimize("--yes")
+    assert done.exit_code == 0, done.output
+    assert RLM("question -> answer", policy="mine.json").act.demos
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder in which nothing can be written")
 @pytest.mark.parametrize("option", ["--out", "--state"])
 def test_a_file_that_cannot_be_written_is_told_before_the_pilots(option: str) -> None:

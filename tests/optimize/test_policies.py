@@ -97,6 +97,18 @@ def test_a_policy_holds_no_model(tmp_path: Path) -> None:
     assert not {"secret", "inside", "hidden"} & set(re.findall(r"\w+", (tmp_path / "p.json").read_text()))
 
 
+def test_a_policy_of_an_lm_that_cannot_be_saved_is_written(tmp_path: Path) -> None:
+    """A policy holds no LM, so that of the candidate need not be one that can be saved."""
+    program, path = told("Good."), tmp_path / "p.json"
+    program.set_lm(ScriptedLM(able))
+    with pytest.raises(TypeError, match="cannot be saved"):
+        program.dump_state()
+    with dspy.context(lm=ScriptedLM(able)):
+        assert promote(program, told("Good."), questions(30), exact, path=path, name="p").not_worse
+    assert load_policy(path)["signature"]["instructions"] == "Good."
+    assert program.act.lm is not None
+
+
 def test_of_several_rlms_one_is_named(tmp_path: Path) -> None:
     """The message lists them."""
     program = told("Good.", Two())
