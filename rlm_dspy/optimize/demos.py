@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from rlm_dspy.inputs import HostInput, Text
+from rlm_dspy.prompt.adapter import is_labeled
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Step, Trajectory
 
@@ -116,7 +117,7 @@ def _alike(one: Demo, other: Demo) -> bool:
 
 def _code(demo: Demo) -> str:
     """Return the part of an `act` demo's code to compare; empty for an ordinary demo."""
-    if "trajectory" not in demo.example:
+    if is_labeled(demo.example):
         return ""
     steps = Trajectory.model_validate(demo.example.trajectory).steps
     return "\n".join([*(step.code for step in steps), demo.example.code])[:_COMPARED_CHARS]

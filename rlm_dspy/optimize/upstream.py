@@ -30,7 +30,7 @@ from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
 from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.prompt.query import PromptAdapter
-from rlm_dspy.signatures import Environment
+from rlm_dspy.signatures import Act, Environment
 from rlm_dspy.text import cut
 from rlm_dspy.trajectory import Trajectory
 
@@ -214,7 +214,7 @@ class EachItsOwn(dspy.ChatAdapter):
     ) -> dict[str, list[Any]]:
         """Return `{"messages": [...]}`: the messages, then the reply."""
         own: dspy.Adapter
-        if "environment" in signature.input_fields and "code" in signature.output_fields:
+        if set(signature.fields) == set(Act.fields):
             own, reply = ReplAdapter(), written_reply(outputs.reasoning or "", outputs.code or "")
         elif set(signature.fields) == {"prompt", "response"}:
             own, reply = PromptAdapter(), str(outputs.response)

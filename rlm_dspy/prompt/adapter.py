@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from pydantic import BaseModel, ValidationError
 
+from rlm_dspy import signatures
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.replies.loops import goes_round
@@ -18,7 +21,7 @@ from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 
 Message = dict[str, str]
@@ -99,8 +102,11 @@ def longest_of_each_run(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
     complete = [
         demo
         for demo in demos
+        if not is_labeled(demo)
+        and demo["environment"]
+        and demo["code"]
         # An optimizer (SIMBA) may have truncated a long trajectory to text.
-        if demo.get("environment") and demo.get("code") and not isinstance(demo.get("trajectory", ""), str)
+        and not isinstance(demo["trajectory"], str)
     ]
     written = [(Environment.of(demo["environment"]), _written(demo)) for demo in complete]
     return [
@@ -276,8 +282,24 @@ def _without(said_once: list[str], parts: list[str]) -> str:
 
 
 def is_labeled(demo: Mapping[str, Any]) -> bool:
-    """Whether a demo is an example of the task, not of a turn."""
-    return "environment" not in demo and "trajectory" not in demo
+    """Whether a demo is an example of the task, not of a turn, whose field names a task may share."""
+    fields = set(dict(demo)) - _NO_FIELDS
+    if not {"environment", "trajectory", "code"} <= fields <= signatures.Act.fields.keys():
+        return True
+    environment, trajectory = demo["environment"], demo["trajectory"]
+    of_turns = isinstance(trajectory, str) or _is_one(Trajectory, trajectory or {})
+    return not (of_turns and _is_one(Environment, environment))
+
+
+def _is_one(kind: type[BaseModel], value: Any) -> bool:
+    """Whether a value is a model of this kind, or its plain data."""
+    if isinstance(value, Mapping) and not value.keys() <= kind.model_fields.keys():
+        return False
+    try:
+        kind.model_validate(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _written(demo: Mapping[str, Any]) -> list[str]:

@@ -197,6 +197,41 @@ def test_two_rlms_get_their_own_demos() -> None:
     assert program.polish.demos[0].draft == "y"
 
 
+class Asks(dspy.Module):
+    """A `dspy.ReAct` that has an RLM as a tool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = RLM("question -> answer", policy=None)
+        self.agent = dspy.ReAct("question -> answer", tools=[self.read])
+
+    def read(self, question: str) -> str:
+        """Read."""
+        return str(self.reader(question=question).answer)
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Let the agent answer."""
+        return self.agent(question=question)
+
+
+@pytest.mark.parametrize("make", [lambda: dspy.ReAct("question -> answer", tools=[]), Asks], ids=["alone", "RLM"])
+def test_a_react_agent_gets_demos_whose_trajectory_is_its_own(make: Any) -> None:
+    """Only a demo of `act` has turns of Python in its field `trajectory`."""
+
+    def reply(messages: list[dict[str, Any]]) -> str:
+        if not (asked := messages[-1]["content"]).startswith("[["):
+            return block("SUBMIT(answer='2')")
+        if "next_thought" not in asked:
+            return fields(reasoning="r", answer="2")
+        name = "finish" if "observation_0" in asked or "read" not in messages[0]["content"] else "read"
+        arguments = '{"question": "?"}' if name == "read" else "{}"
+        return fields(next_thought="t", next_tool_name=name, next_tool_args=arguments)
+
+    train = [dspy.Example(question=f"q{n}", answer="2").with_inputs("question") for n in range(2)]
+    program, _ = compiled(reply, train, make(), lambda *_: True)
+    assert all(predictor.demos for name, predictor in program.named_predictors() if "query" not in name)
+
+
 def test_an_example_that_fails_is_left_out_and_too_many_are_raised() -> None:
     """As many as `max_errors` may fail."""
     replies = [dspy.LMError("down"), block("SUBMIT(answer='yes')")]
@@ -397,7 +432,9 @@ def test_of_equal_scores_another_way_of_solving_comes_before_the_same_once_more(
     codes = [count, count + "  # again", count + "  # and again", table]
     made = [
         Demo(
-            dspy.Example(code="SUBMIT(answer=1)", trajectory={"steps": [{"reasoning": "", "code": code}]}),
+            dspy.Example(
+                environment="e", code="SUBMIT(answer=1)", trajectory={"steps": [{"reasoning": "", "code": code}]}
+            ),
             1.0,
             chars,
         )

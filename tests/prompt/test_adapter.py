@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Text, signatures
 from rlm_dspy.prompt.adapter import Act, ReplAdapter
+from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.signatures import Environment
 from rlm_dspy.text import clip
 from rlm_dspy.trajectory import Step, Trajectory
@@ -153,7 +154,6 @@ def test_of_the_demos_of_one_run_only_the_longest_is_shown() -> None:
     [
         demo(1, code=""),
         demo(1, environment=""),
-        demo(1).without("trajectory"),
         demo(1, trajectory="steps=... <TRUNCATED FOR BREVITY>"),
     ],
 )
@@ -173,6 +173,38 @@ def test_a_labeled_example_is_a_line_behind_the_instructions() -> None:
     assert ", answer: a" in system["content"]
     assert "augmented" not in system["content"]
     assert len(system["content"]) < len(plain["content"]) + 700
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"text": "a b", "trajectory": [{"code": "print(1)"}], "answer": "a"},
+        {"trajectory": "a path", "answer": "a"},
+        {"environment": "production", "answer": "a"},
+        {"environment": "production", "code": "a"},
+        {"environment": {"python": "3.11"}, "trajectory": {"steps": []}, "code": "a"},
+        {"environment": "production", "trajectory": {"thought_0": "t"}, "code": "a"},
+        {"environment": "production", "trajectory": [1, 2], "reasoning": "r", "code": "a"},
+    ],
+)
+def test_a_labeled_example_may_have_fields_with_the_names_of_a_turns(labels: dict[str, Any]) -> None:
+    """A demo is one of turns only if it has the shape of one; other examples are shown by their fields."""
+    labeled = dspy.Example(**labels)
+    system, *rest = conversation([labeled, demo(1)])
+    assert rest == conversation([demo(1)])[1:]
+    assert all(f"{name}: " in system["content"].splitlines()[-1] for name in labels)
+    act = Act(signatures.Act)
+    act.demos = [labeled, demo(1)]
+    for count in (None, 1):
+        assert demos_for_run(act, Environment(text="Task: now."), count) in (None, act.demos)
+
+
+def test_a_prediction_of_an_rlm_may_be_a_demo(play: Play) -> None:
+    """With its trajectory, its usage and what else it tells."""
+    rlm = RLM("text -> answer", policy=None)
+    answer = block("SUBMIT(answer='seen')")
+    rlm.act.demos = [dspy.Example(text="a b", **play(rlm, [answer], text="a b").prediction)]
+    assert "text: a b, answer: seen" in play(rlm, [answer], text="c").calls[0][0]["content"]
 
 
 def test_a_demo_that_was_saved_as_json_is_shown_the_same() -> None:
