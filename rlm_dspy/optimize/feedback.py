@@ -13,6 +13,7 @@ from rlm_dspy.coverage.text_match import merged
 from rlm_dspy.inputs import Text
 from rlm_dspy.optimize.statistics import score_of
 from rlm_dspy.optimize.traced_runs import traced_runs
+from rlm_dspy.prompt.adapter import Act
 from rlm_dspy.text import counted, cut
 from rlm_dspy.trajectory import Step
 
@@ -72,7 +73,7 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
     `dspy.Prediction(score, feedback)`. For `act` the feedback reports failed turns (the last line of an error,
     why SUBMIT was refused), how the run ended, the limit it hit, unread parts of the input, and the result
     of the reviewed turn; for a sub-call's predictor it reports failed and repeated calls. It
-    comes from the prediction's trajectory, or for an RLM inside a larger program from the trace.
+    comes from the prediction's trajectory if the program returns that of the reviewed RLM, else from the trace.
 
     Args:
         metric: `metric(example, prediction, trace)`: a bool, a number, or a `dspy.Prediction` with `score` and
@@ -92,19 +93,22 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
         score = score_of(judged)
         pred = _prediction(pred)
         name = (pred_name or "act").rpartition(".")[2]
+        act, returned = _act_reviewed(trace, pred_trace), _act_returned(pred, trace)
+        is_its_own = act is None or returned in (None, act)
+        own = pred if is_its_own else dspy.Prediction()  # that of another RLM tells nothing of this one
         if name == "act":
-            said = [*_on_turns(pred, trace, pred_trace), coverage(gold, pred)]
+            said = [*_on_turns(own, trace, pred_trace, act), coverage(gold, pred) if is_its_own else ""]
         else:
-            said = _on_calls(name, pred, trace, pred_trace)
+            said = _on_calls(name, own, trace, pred_trace, act)
         said = [str(getattr(judged, "feedback", "") or ""), _answered(gold, pred, score), *said]
         return dspy.Prediction(score=score, feedback=cut("\n".join(filter(None, said)), max_chars))
 
     return judge
 
 
-def _on_turns(pred: dspy.Prediction, trace: Trace, pred_trace: Trace) -> list[str]:
+def _on_turns(pred: dspy.Prediction, trace: Trace, pred_trace: Trace, act: int | None) -> list[str]:
     """Return feedback on the turns of a run: failures first, then how it ended."""
-    steps = _steps_in(pred, trace, pred_trace)
+    steps = _steps_in(pred, trace, act)
     broken = [call for step in steps for call in step.calls if call.error]
     limit = _limit_of(pred)
     return [
@@ -117,9 +121,9 @@ def _on_turns(pred: dspy.Prediction, trace: Trace, pred_trace: Trace) -> list[st
     ]
 
 
-def _on_calls(name: str, pred: dspy.Prediction, trace: Trace, pred_trace: Trace) -> list[str]:
+def _on_calls(name: str, pred: dspy.Prediction, trace: Trace, pred_trace: Trace, act: int | None) -> list[str]:
     """Return feedback on the sub-calls of one predictor: failures, repetitions and their number."""
-    calls = [call for step in _steps_in(pred, trace) for call in step.calls if call.name == name]
+    calls = [call for step in _steps_in(pred, trace, act) for call in step.calls if call.name == name]
     failed = [call for call in calls if call.error]
     asked = Counter(str(sorted(call.inputs.items())) for call in calls)
     if not calls:
@@ -133,20 +137,39 @@ def _on_calls(name: str, pred: dspy.Prediction, trace: Trace, pred_trace: Trace)
     ]
 
 
-def _steps_in(pred: dspy.Prediction, trace: Trace = None, pred_trace: Trace = None) -> list[Step]:
+def _steps_in(pred: dspy.Prediction, trace: Trace = None, act: int | None = None) -> list[Step]:
     """Return the steps of a run: from an RLM's prediction, else from the runs in the trace.
 
     Args:
         pred: What the program returned.
         trace: The trace of the whole call.
-        pred_trace: The call of the reviewed predictor; restricts the result to its runs.
+        act: The id of an `act` in the trace; restricts the result to its runs.
     """
     kept: list[JsonValue] | None = pred.get("trajectory")
-    if isinstance(kept, list) and all(isinstance(s, dict) and {"code", "kind"} <= s.keys() for s in kept):
+    if kept and isinstance(kept, list) and all(isinstance(s, dict) and {"code", "kind"} <= s.keys() for s in kept):
         return [Step.model_validate(step) for step in kept]
-    of = _predictor_of(trace, pred_trace)
-    runs = [run for run in traced_runs(trace or []) if of in (None, id(run.predictor))]
+    runs = [run for run in traced_runs(trace or []) if act in (None, id(run.predictor))]
     return [step for run in runs for step in run.all_steps]
+
+
+def _act_returned(pred: dspy.Prediction, trace: Trace) -> int | None:
+    """Return the id in the trace of the `act` whose run a prediction tells of; None if it tells of none."""
+    codes = {step.code.strip() for step in _steps_in(pred)}
+    runs = [run for run in reversed(traced_runs(trace or [])) if codes and not run.nested]
+    same = [run for run in runs if {s.code.strip() for s in run.all_steps if s.kind != "folded"} <= codes]
+    run = max(same or runs[:1], key=lambda run: len(run.steps), default=None)
+    return id(run.predictor) if run else None
+
+
+def _act_reviewed(trace: Trace, pred_trace: Trace) -> int | None:
+    """Return the id in the trace of the reviewed `act`, or of the one whose code called the reviewed predictor."""
+    looked_at = {id(inputs) for _, inputs, _ in pred_trace or []}
+    act = None
+    for predictor, inputs, _ in trace or []:
+        act = id(predictor) if isinstance(predictor, Act) else act
+        if id(inputs) in looked_at:
+            return act
+    return None
 
 
 def _predictor_of(trace: Trace, pred_trace: Trace) -> int | None:
@@ -253,7 +276,10 @@ def trajectory_reward(metric: Metric, penalties: Penalties | None = None) -> Cal
 def _penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> float:
     """Return the penalty of a run at these `rates`, without the cap."""
     prediction = _prediction(prediction)
-    steps = _steps_in(prediction, trace)
+    steps, returned = _steps_in(prediction, trace), _act_returned(prediction, trace)
+    if returned is not None:  # the prediction is that of one RLM among several
+        others = [run for run in traced_runs(trace or []) if id(run.predictor) != returned and not run.nested]
+        steps += [step for run in others for step in run.all_steps]
     calls = [call for step in steps for call in step.calls]
     asked = {(call.name, str(sorted(call.inputs.items()))) for call in calls}
     return (

@@ -128,6 +128,49 @@ def test_of_a_larger_program_each_rlm_hears_of_its_own_runs() -> None:
     assert "It took 1 turn." in read.feedback
 
 
+class Passes(dspy.Module):
+    """Returns what its second RLM, or its first one, returned."""
+
+    def __init__(self, *, first: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.first = RLM("question -> p"), RLM("p -> answer: int"), first
+
+    def forward(self, question: str) -> Any:
+        """Pass on what an RLM returned."""
+        first = self.a(question=question)
+        second = self.b(p=first.p)
+        return first if self.first else second
+
+
+A_FAILS = [block("1 / 0"), block("llm_query('x'); llm_query('y'); SUBMIT(p='p')"), "x", "y"]
+B_FAILS = [block("missing"), block("print(2)"), block("SUBMIT(answer=3)")]
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["the second", "the first"])
+def test_of_a_program_that_returns_an_rlms_prediction_each_rlm_hears_of_its_own_runs(first: bool) -> None:
+    """Its trajectory is that of one of them; the trace has those of the others."""
+    prediction, trace = ran([*A_FAILS, *B_FAILS], Passes(first=first))
+    prediction.stop, prediction.usage["limit"] = "extracted", "max_cost"
+    metric = with_feedback(exact, coverage=lambda *_: "Unread.")
+    at = {"a.act": 0, "a.query": 2, "b.act": 4}
+    a, query, b = (metric(GOLD, prediction, trace, name, [trace[n]]).feedback for name, n in at.items())
+    assert "in turn 1 its code failed: ZeroDivisionError" in a
+    assert "It took 2 turns." in a
+    assert "in turn 1 its code failed: NameError" in b
+    assert "It took 3 turns." in b
+    assert "It was called 2 times in this run." in query
+    returned, other = (a, b) if first else (b, a)
+    for said in ("never called SUBMIT", "limit max_cost", "Unread."):
+        assert said in returned
+        assert said not in other
+
+
+def test_a_reward_counts_the_turns_of_every_rlm_of_a_program() -> None:
+    """Also if the program returns the prediction of its last one."""
+    prediction, trace = ran([*A_FAILS, *B_FAILS], Passes())
+    assert trajectory_reward(exact)(GOLD, prediction, trace) == pytest.approx(1 - 2 * Penalties().failed_turn)
+
+
 def test_a_metrics_own_feedback_and_what_was_not_read_are_kept() -> None:
     """The metric's words first."""
     prediction, _ = ran([block("SUBMIT(answer=4)")])
