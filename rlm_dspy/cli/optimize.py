@@ -207,6 +207,10 @@ class Counted:
         self._count, self._sum, self._told, self._lock = 0, 0.0, 0.0, threading.Lock()
         self._warned = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tell it from others by its metric, not by its counts."""
+        return {"metric": self.metric}
+
     def __call__(
         self, example: dspy.Example, prediction: dspy.Prediction, trace: CallTrace = None, *_: Any
     ) -> Judgement:

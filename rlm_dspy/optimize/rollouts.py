@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import uuid
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.cache import digest
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
+from rlm_dspy.optimize.metric_identity import Identifier
 from rlm_dspy.redaction import lm_state
 from rlm_dspy.text import one_line
 
@@ -96,15 +98,30 @@ def run_each(
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
     """Return the key of a compile's runs: the program and its parts, the models, the settings.
 
-    Functions in settings and tools are identified by their source, if available.
+    Tools are identified by their source, if available; functions in settings, such as a metric, by all that tells
+    them apart. With one that cannot be identified, every call returns another key, and a warning is logged.
     """
     learned = [
         (name, p.signature.dump_state(), p.demos, getattr(p, "demos_per_run", None), identity_of(p.lm))
         for name, p in program.named_predictors()
     ]
     parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
-    given = [_source(value) if callable(value) else value for value in settings]
+    given = [_told(value) if callable(value) else value for value in settings]
     return digest(type(program).__qualname__, learned, parts, identity_of(lm), given)
+
+
+def _told(metric: Callable[..., Any]) -> Any:
+    """Return the identity of a metric; another one at each call if it has none."""
+    identifier = Identifier()
+    found = identifier.of(metric)
+    if not identifier.unknown:
+        return found
+    _logger.warning(
+        "Finished runs are not reused: the metric holds an object of the type %s, which cannot be identified. "
+        "Make the metric a function of plain values, or give what holds the object a __getstate__ without it.",
+        identifier.unknown[0],
+    )
+    return uuid.uuid4().hex
 
 
 def identity_of(value: object) -> str:

@@ -58,7 +58,8 @@ class TrajectoryFewShot(Teleprompter):
         max_errors: How many examples may raise; None for `dspy.settings.max_errors`.
         teacher_settings: DSPy settings while the teacher runs, as in `BootstrapFewShot`.
         seed: The seed of the example order, which decides between equally good demos.
-        log_dir: A folder for finished runs, so that the same compile can resume after a kill.
+        log_dir: A folder for finished runs, so that the same compile can resume after a kill. Runs of another
+            program, model, metric or setting are not taken over.
     """
 
     metric: Metric
@@ -143,11 +144,11 @@ class TrajectoryFewShot(Teleprompter):
     def _gather(self, program: dspy.Module, examples: list[dspy.Example], lm: dspy.BaseLM | None) -> Found:
         """Return the demos by predictor name, in the order of the examples."""
         names = {id(predictor): name for name, predictor in program.named_predictors()}
-        made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
-        teaching = sorted((name, identity_of(value)) for name, value in self.teacher_settings.items())
-        key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with, *teaching)
-        cache = None
+        cache, key = None, ""
         if self.log_dir:
+            made_with = (self.metric_threshold, self.max_demo_chars, self.output_chars, self.environment_chars)
+            teaching = sorted((name, identity_of(value)) for name, value in self.teacher_settings.items())
+            key = key_of(program, lm or dspy.settings.lm, self.metric, *made_with, *teaching)
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)  # before anything is paid
             cache = SubCallCache(Path(self.log_dir) / "rollouts.sqlite")
         settings = {**({"lm": lm} if lm is not None else {}), **self.teacher_settings}

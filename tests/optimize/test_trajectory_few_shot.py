@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.optimize import TrajectoryFewShot
+from rlm_dspy.optimize import TrajectoryFewShot, with_feedback
 from rlm_dspy.optimize.demos import Demo, choose, from_run
 from rlm_dspy.optimize.traced_runs import TracedRun, traced_runs
 from rlm_dspy.signatures import Environment
@@ -298,6 +300,92 @@ def test_runs_of_another_program_or_metric_are_not_taken_over(
     assert len(compiled([ok], train, log_dir=tmp_path)[1].script.calls) == 1
     assert compiled([], train, log_dir=tmp_path)[1].script.calls == []
     assert len(compiled([ok], train, program, log_dir=tmp_path, **options)[1].script.calls) == 1
+
+
+LEAST: Any = 1
+
+
+def reads_a_global(example: Any, prediction: Any, trace: Any = None) -> bool:
+    """Score by a function that reads a global."""
+    return calls_a_reader()
+
+
+def calls_a_reader() -> bool:
+    """Return whether the global is small."""
+    return any(most > LEAST for most in (100,))
+
+
+def at_least(number: Any) -> Any:
+    """Return a metric that holds a number."""
+    return lambda example, prediction, trace=None: bool(number) and bool(prediction.answer)
+
+
+def with_default(number: Any) -> Any:
+    """Return a metric with a number as default."""
+
+    def metric(example: Any, prediction: Any, trace: Any = None, least: Any = number) -> bool:
+        return bool(prediction.answer)
+
+    return metric
+
+
+def takes_least(least: Any, example: Any, prediction: Any, trace: Any = None) -> bool:
+    """Score with an argument that a `partial` binds."""
+    return bool(prediction.answer)
+
+
+class AtLeast:
+    """A metric that is an object."""
+
+    def __init__(self, least: Any) -> None:
+        self.least = least
+
+    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+        """Score."""
+        return bool(prediction.answer)
+
+    score = __call__
+
+
+METRICS = {
+    "partial": lambda value: partial(takes_least, value),
+    "function of a partial": lambda value: partial([takes_least, lambda *_: True][value - 1], 1),
+    "closure": at_least,
+    "closure over a function": lambda value: with_feedback(at_least(value)),
+    "default": with_default,
+    "object": AtLeast,
+    "method": lambda value: AtLeast(value).score,
+    "list": lambda value: AtLeast([{"least": {value, "x"}}]),
+    "global": lambda value: reads_a_global,
+}
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_runs_of_a_metric_with_other_values_are_not_taken_over(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound arguments, closures, defaults, attributes and globals tell a metric, and no address does."""
+    ok, calls = block("SUBMIT(answer='yes')"), []
+    for value in (1, 1, 2):
+        monkeypatch.setitem(globals(), "LEAST", value)
+        _, lm = compiled([ok], [example()], metric=METRICS[kind](value), log_dir=tmp_path)
+        calls.append(len(lm.script.calls))
+    assert calls == [1, 0, 1]
+
+
+def test_runs_of_a_metric_that_cannot_be_identified_are_not_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says so once, with what to do."""
+    metric = AtLeast([threading.Lock(), threading.Lock()])
+    for _ in range(2):
+        caplog.clear()
+        _, lm = compiled([block("SUBMIT(answer='yes')")], [example()], metric=metric, log_dir=tmp_path)
+        assert len(lm.script.calls) == 1
+        (said,) = [record.getMessage() for record in caplog.records if "reused" in record.getMessage()]
+        assert "an object of the type _thread.lock" in said
+    compiled([block("SUBMIT(answer='yes')")], [example()], metric=metric)
+    assert caplog.text.count("reused") == 1
 
 
 @pytest.mark.parametrize("how", ["settings", "program", "teacher"])
