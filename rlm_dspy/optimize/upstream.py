@@ -11,7 +11,7 @@
 | `Ensemble` | compiled members are frozen, so their state is not saved | unfreezes copies of them |
 | `KNNFewShot` | passes whole inputs to the embedder | passes the beginning and end of each |
 
-The other optimizers work unchanged. `adapter.py` supports `dspy.Refine`.
+The other optimizers work unchanged. `prompt/refine_advice.py` supports `dspy.Refine`.
 """  # noqa: E501  # a table
 
 from __future__ import annotations

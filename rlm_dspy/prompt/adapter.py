@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 from pydantic import BaseModel, ValidationError
@@ -13,16 +11,13 @@ from pydantic import BaseModel, ValidationError
 from rlm_dspy import signatures
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.demo_renaming import renamed, under
+from rlm_dspy.prompt.refine_advice import hint, speaking
 from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
 from rlm_dspy.streaming.turn_stream import split_replies
 from rlm_dspy.text import clip, cut
 from rlm_dspy.trajectory import Step, Trajectory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 Message = dict[str, str]
 _DEMO_OUTPUT_CHARS = 600
@@ -68,9 +63,7 @@ class ReplAdapter(dspy.Adapter):
             ask = f"{ask} {_first_block(here)}"
             steps = _guided(steps, here)
         environment = _without(said_once, [*before, ask])
-        if hint := _advice_of_refine(signature):
-            environment = f"{environment}\n\nHint from an earlier attempt: {hint}"
-        return messages + _conversation(environment, steps)
+        return messages + _conversation("\n\n".join(filter(None, (environment, hint()))), steps)
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Return `reasoning` and `code`; `code` is empty if the reply contains none."""
@@ -137,12 +130,12 @@ class Act(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with _speaking(), split_replies(awaited=False):
+        with speaking(self, _ADAPTER), split_replies(awaited=False):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Predict `reasoning` and `code` of the next block."""
-        with _speaking(), split_replies(awaited=True):
+        with speaking(self, _ADAPTER), split_replies(awaited=True):
             return await super().aforward(**inputs)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
@@ -164,33 +157,6 @@ def messages_of(
 
 
 _ADAPTER = ReplAdapter()
-_callers_adapter: ContextVar[dspy.Adapter | None] = ContextVar("_callers_adapter", default=None)
-
-
-@contextlib.contextmanager
-def _speaking() -> Iterator[None]:
-    """Use the adapter of turns in this scope, and remember the previous one."""
-    token = _callers_adapter.set(dspy.settings.adapter)
-    try:
-        with dspy.context(adapter=_ADAPTER):
-            yield
-    finally:
-        _callers_adapter.reset(token)
-
-
-def _advice_of_refine(signature: type[dspy.Signature]) -> str:
-    """Return the advice of `dspy.Refine` to the predictor of a signature; empty without one.
-
-    Refine passes its advice in an adapter made for each attempt, which a predictor with its own adapter never
-    calls. The advice is only in the closure of that adapter's `__call__` (dspy 3.4.1).
-    """
-    call = getattr(type(_callers_adapter.get()), "__call__", None)  # noqa: B004  # its closure is read, not called
-    names_of_cells = getattr(getattr(call, "__code__", None), "co_freevars", ())
-    held = dict(zip(names_of_cells, getattr(call, "__closure__", None) or (), strict=True))
-    if not {"advice", "signature2name"} <= held.keys():
-        return ""
-    advice, names = held["advice"].cell_contents, held["signature2name"].cell_contents
-    return str((advice or {}).get(names.get(signature), ""))
 
 
 def _first_block(here: Environment) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import dspy
 
 from rlm_dspy.inputs import MEDIA
+from rlm_dspy.prompt.refine_advice import hint, speaking
 from rlm_dspy.streaming.run_stream import WholeReplyAdapter
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class PromptAdapter(WholeReplyAdapter):
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Return the instructions as system message, demos as pairs, then the prompt."""
-        messages = [{"role": "system", "content": signature.instructions}]
+        system = "\n\n".join(filter(None, (signature.instructions, hint())))
+        messages = [{"role": "system", "content": system}]
         for demo in demos:
             if not {"prompt", "response"} <= set(demo.keys()):  # a labeled example of the whole task
                 continue
@@ -82,10 +84,10 @@ class Query(dspy.Predict):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
+        with speaking(self, _PROMPT_ADAPTER):
             return super().forward(**inputs)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Answer one prompt."""
-        with dspy.context(adapter=_PROMPT_ADAPTER):
+        with speaking(self, _PROMPT_ADAPTER):
             return await super().aforward(**inputs)

@@ -266,6 +266,32 @@ def test_the_advice_of_refine_reaches_the_predictor_it_is_meant_for() -> None:
     assert second[-1]["content"].endswith("Hint from an earlier attempt: write more words")
 
 
+class InTurn(dspy.Module):
+    """Two RLMs, whose `act` and whose `query` are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = RLM("question -> draft"), RLM("draft -> answer")
+
+    def forward(self, question: str) -> Any:
+        """Answer, and answer better."""
+        return self.b(draft=self.a(question=question).draft)
+
+
+def test_the_advice_of_refine_reaches_each_rlm_and_each_query_of_a_program() -> None:
+    """They share one signature, by which Refine itself could not tell them."""
+    names = ["a.act", "a.query", "b.act", "b.query"]
+    advice = fields(discussion="Short.", advice=json.dumps({name: f"advice to {name}" for name in names}))
+    asks = block("SUBMIT(llm_query('?'))")
+    lm = ScriptedLM([asks, "a", asks, "a", advice, asks, "long", asks, "long enough"])
+    with dspy.context(lm=lm):
+        dspy.Refine(InTurn(), N=2, reward_fn=length, threshold=5)(question="?")
+    for name, messages in zip(names, lm.script.calls[5:], strict=True):
+        said = messages[-1 if name.endswith("act") else 0]["content"]
+        assert said.endswith(f"Hint from an earlier attempt: advice to {name}")
+    assert "advice to" not in str(lm.script.calls[:4])
+
+
 def test_refine_works_when_a_run_has_to_extract(capsys: pytest.CaptureFixture[str]) -> None:
     """The adapter that Refine puts in place meets a predictor that the module does not name."""
     advice = fields(discussion="Too short.", advice='{"act": "write more", "query": "N/A"}')
