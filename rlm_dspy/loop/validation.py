@@ -104,6 +104,8 @@ def _warn_of(*hidden: str) -> None:
 class HasState(dspy.Module):
     """A module whose saved state is checked when it is loaded, by itself or with the program that contains it."""
 
+    signature: type[dspy.Signature]
+
     def __new__(cls, *_: object, **__: object) -> Self:
         """Make a module, also when it is loaded, and let DSPy say from now on what a program's state lacks."""
         _let_dspy_explain_states()
@@ -125,8 +127,15 @@ class HasState(dspy.Module):
                 "RLM(policy=...)."
             ) from error
 
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Return the state of the predictors and the texts of the signature."""
+        return {**super().dump_state(json_mode), "signature": _texts_of(self.signature)}
+
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
+
+        The signature gets the saved instructions and descriptions if its fields have the same names: of an RLM for
+        another task, what its predictors learned is loaded.
 
         Args:
             state: The state from `dump_state` or `save`.
@@ -140,12 +149,20 @@ class HasState(dspy.Module):
         parts = {name: {"lm": None, **part} if isinstance(part, dict) else {} for name, part in found.items()}
         if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
             raise _refused_state(state, names)
-        if differing := (state.keys() - {"metadata"}) ^ set(names):
+        if differing := (state.keys() - {"metadata", "signature"}) ^ set(names):
             _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
         for module in (self.deepcopy(), self):  # on a copy first, so that a failure changes nothing
             for name, predictor in module.named_parameters():
                 if name in parts:
                     predictor.load_state(parts[name], allow_unsafe_lm_state=allow_unsafe_lm_state)
+            texts, own = state.get("signature"), _texts_of(module.signature)
+            if texts and texts != own and texts["names"] == own["names"]:
+                module.signature = module.signature.load_state(texts)
+
+
+def _texts_of(signature: type[dspy.Signature]) -> dict[str, Any]:
+    """Return the names, instructions and descriptions of a signature, as `Signature.load_state` takes them."""
+    return {"names": list(signature.fields), **signature.dump_state()}
 
 
 def _refused_state(state: Iterable[str], names: list[str], rlm: str = "rlm") -> ValueError:

@@ -39,6 +39,31 @@ def test_a_file_of_dspys_rlm_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert json.dumps(rlm.dump_state()) == before
 
 
+def test_a_state_keeps_the_texts_of_the_signature(tmp_path: Path) -> None:
+    """As that of `dspy.RLM` does; a class of the user's stays if its texts are those of the state."""
+    saved = dspy.Signature("text -> words: int", "Count.").with_updated_fields("text", desc="a page")
+    RLM(saved).save(tmp_path / "rlm.json")
+    rlm = RLM("text -> words: int")
+    rlm.load(tmp_path / "rlm.json")
+    assert rlm.signature.instructions == "Count."
+    assert rlm.signature.fields["text"].json_schema_extra["desc"] == "a page"
+    same = RLM(saved)
+    same.load(tmp_path / "rlm.json")
+    assert same.signature is saved
+
+
+def test_a_state_of_another_task_leaves_the_signature_as_it_is(tmp_path: Path) -> None:
+    """What `act` learned does not depend on a task; so do states of before signatures were saved."""
+    rlm, other = learned(), RLM("page -> topic", policy=None)
+    other.load_state(rlm.dump_state())
+    assert other.act.signature.instructions == "Learned."
+    assert other.signature.instructions == RLM("page -> topic").signature.instructions
+    old = {name: part for name, part in rlm.dump_state().items() if name != "signature"}
+    again = RLM(dspy.Signature(ASK, "Mine."), policy=None)
+    again.load_state(old)
+    assert (again.signature.instructions, again.act.signature.instructions) == ("Mine.", "Learned.")
+
+
 class Program(dspy.Module):
     """A program with an RLM in it."""
 
@@ -125,8 +150,8 @@ def test_a_predictor_that_the_state_lacks_stays_as_it_is(caplog: pytest.LogCaptu
 
 def test_a_state_of_before_dspy_saved_lms_is_loaded() -> None:
     state = learned().dump_state()
-    for part in state.values():
-        del part["lm"]
+    for name in ("act", "query"):
+        del state[name]["lm"]
     rlm = RLM(ASK, policy=None)
     rlm.load_state(state)
     assert set(instructions_of(rlm).values()) == {"Learned."}
