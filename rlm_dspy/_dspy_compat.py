@@ -104,6 +104,12 @@ def thaw(module: dspy.Module) -> None:
     module._compiled = False  # noqa: SLF001
 
 
+def thawing(program: dspy.Module) -> list[str]:
+    """Return the lines of code that unfreeze the compiled modules in a program."""
+    compiled = [n for n, module in program.named_sub_modules(dspy.Module) if getattr(module, "_compiled", False)]
+    return [f"{name.replace('self', 'program', 1)}._compiled = False" for name in compiled if name != "self"]
+
+
 def is_chunk(item: Any) -> bool:
     """Return whether an item that DSPy streams is a part of an LM's reply."""
     return bool(_streamify()._is_litellm_model_response_stream(item))  # noqa: SLF001

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from rlm_dspy._dspy_compat import Teleprompter
+from rlm_dspy._dspy_compat import Teleprompter, thawing
 from rlm_dspy.cache import SubCallCache
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
 from rlm_dspy.optimize.rollouts import Found, found_once, identity_of, key_of, run_each, with_inputs_set
@@ -97,18 +97,16 @@ class TrajectoryFewShot(Teleprompter):
 
         Raises:
             TypeError: If the metric does not take an example, a prediction and a trace.
-            ValueError: If the program has no predictors, the trainset is empty, an example has no inputs set, the
-                teacher's predictors have other names, or `num_threads` or `max_runs` is below 1.
+            ValueError: If the program has no predictors or only frozen ones, the trainset is empty, an example
+                has no inputs set, the teacher's predictors have other names, or a number of runs or threads is
+                below 1.
             Exception: The error of an example, after more than `max_errors`, or if all examples raised.
         """
         check_metric(self.metric)
         for name, value in {"num_threads": self.num_threads, "max_runs": self.max_runs}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        if not student.predictors():
-            raise ValueError(
-                "The program has no predictors, so none can get demos; make its RLM an attribute of it."
-            )
+        check_predictors(student)
         compiled = student.deepcopy()
         lm = teacher if isinstance(teacher, dspy.BaseLM) else None
         program = teacher if isinstance(teacher, dspy.Module) else student.deepcopy()
@@ -201,6 +199,22 @@ def check_metric(metric: Metric) -> None:
         raise TypeError(
             f"Invalid metric {metric!r}: it must be a function metric(example, prediction, trace) ({error})."
         ) from error
+
+
+def check_predictors(program: dspy.Module) -> None:
+    """Check that a program has predictors that can get demos.
+
+    Raises:
+        ValueError: If not; the message says whether they are frozen.
+    """
+    if program.predictors():
+        return
+    if thaw := thawing(program):
+        raise ValueError(
+            "The program's predictors are frozen, as they were compiled before, so none can get demos. Unfreeze "
+            f"them first: {'; '.join(thaw)}."
+        )
+    raise ValueError("The program has no predictors, so none can get demos; make its RLM an attribute of it.")
 
 
 def check_names(student: dspy.Module, teacher: dspy.Module) -> None:

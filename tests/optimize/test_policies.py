@@ -119,6 +119,18 @@ def test_of_several_rlms_one_is_named(tmp_path: Path) -> None:
         save_policy(dspy.Predict(ASK), tmp_path / "p.json", name="p")
 
 
+def test_a_policy_of_a_frozen_rlm_is_saved(tmp_path: Path) -> None:
+    """What was compiled before is frozen for optimizers; it has learned something all the same."""
+    program = told("Good.", Two())
+    program.find._compiled = True
+    save_policy(program, tmp_path / "free.json", name="p")
+    program.read._compiled = True
+    with pytest.raises(ValueError, match=r"name one of \['find\.act', 'read\.act'\]"):
+        save_policy(program, tmp_path / "p.json", name="p")
+    save_policy(program, tmp_path / "p.json", name="p", predictor="find.act")
+    assert load_policy(tmp_path / "p.json")["signature"]["instructions"] == "Good."
+
+
 def test_a_policy_is_put_into_every_rlm_of_a_copy(tmp_path: Path) -> None:
     """And taken out again with None; the program itself stays as it was."""
     save_policy(told("Good."), tmp_path / "p.json", name="p")

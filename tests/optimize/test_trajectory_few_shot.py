@@ -612,3 +612,16 @@ def test_a_program_without_predictors_is_refused() -> None:
     """Such as one that makes its RLM in `forward`."""
     with pytest.raises(ValueError, match="has no predictors, so none can get demos; make its RLM an attribute"):
         compiled([], [example()], dspy.Module())
+
+
+def test_a_program_whose_predictors_are_frozen_is_told_how_to_thaw_them() -> None:
+    """DSPy freezes a compiled module inside another one."""
+    ok = [block("SUBMIT(answer='yes')")]
+    outer = dspy.Module()
+    outer.inner, _ = compiled(ok, [example()])
+    outer.inner._compiled = True
+    outer.forward = outer.inner.forward
+    with pytest.raises(ValueError, match=r"are frozen.* first: program\.inner\._compiled = False\.$"):
+        compiled([], [example()], outer)
+    outer.inner._compiled = False
+    assert compiled(ok, [example()], outer)[0].inner.act.demos
