@@ -29,7 +29,15 @@ from rlm_dspy.cli.errors import (
     tell,
 )
 from rlm_dspy.cli.options import Debug, Trace, command, traced
-from rlm_dspy.cli.program import input_names, labelled, labels_equal, load_metric, load_program, program_file
+from rlm_dspy.cli.program import (
+    input_names,
+    labelled,
+    labels_equal,
+    load_metric,
+    load_program,
+    optional_inputs,
+    program_file,
+)
 from rlm_dspy.cli.user.completion import complete_model
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import write_whole
@@ -153,7 +161,7 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
     metric = load_metric(module, options.metric)
     fields = [name.strip() for name in options.inputs.split(",")] if options.inputs else input_names(program)
     files = [path for path in (options.train, options.dev, options.held_out) if path]
-    data = {path: read_examples(path, fields) for path in files}
+    data = {path: read_examples(path, fields, optional_inputs(program)) for path in files}
     if metric is labels_equal:
         data = {path: labelled(examples, program, path.name) for path, examples in data.items()}
     train, dev = data[options.train], data[options.dev or options.train]

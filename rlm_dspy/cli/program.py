@@ -133,3 +133,9 @@ def input_names(program: dspy.Module) -> list[str]:
     if not named:
         raise UsageError("The program's forward has no named inputs; pass --inputs context,question.")
     return [p.name for p in named if p.default is p.empty] or [p.name for p in named]
+
+
+def optional_inputs(program: dspy.Module) -> set[str]:
+    """Return the names of the inputs that an RLM has a default for."""
+    inputs = program.signature.input_fields if isinstance(program, rlm_dspy.RLM) else {}
+    return {name for name, field in inputs.items() if not field.is_required()}

@@ -18,7 +18,7 @@ from rlm_dspy.text import check_writable, write_whole
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -52,7 +52,9 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
     return wrapped
 
 
-def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[dspy.Example]:
+def read_examples(
+    path: str | os.PathLike[str], inputs: Sequence[str], optional: Collection[str] = ()
+) -> list[dspy.Example]:
     """Return the examples of a JSON Lines file: one object per line, one key per field.
 
     A value `{"file": "articles.md"}` stands for a UTF-8 file, relative to the dataset's folder.
@@ -60,6 +62,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
     Args:
         path: The file.
         inputs: The names of the input fields; the other keys are labels.
+        optional: Those of the inputs that a line may leave out, because they have a default.
 
     Raises:
         ValueError: If the file does not exist or is empty; if a line is not a JSON object, lacks an input, or
@@ -76,7 +79,7 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                examples.append(_read(line, inputs, source.parent))
+                examples.append(_read(line, inputs, optional, source.parent))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{source.name}, line {number}: {error}") from error
     if not examples:
@@ -84,13 +87,14 @@ def read_examples(path: str | os.PathLike[str], inputs: Sequence[str]) -> list[d
     return compact(examples)
 
 
-def _read(line: str, inputs: Sequence[str], folder: Path) -> dspy.Example:
+def _read(line: str, inputs: Sequence[str], optional: Collection[str], folder: Path) -> dspy.Example:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, got {type(fields).__name__}")  # noqa: TRY004  # an error in the file
-    if missing := [name for name in inputs if name not in fields]:
+    if missing := [name for name in inputs if name not in fields and name not in optional]:
         raise ValueError(f"the input {missing[0]!r} is missing; the fields are {sorted(fields)}")
-    return dspy.Example(**{name: _value(value, folder) for name, value in fields.items()}).with_inputs(*inputs)
+    example = dspy.Example(**{name: _value(value, folder) for name, value in fields.items()})
+    return example.with_inputs(*(name for name in inputs if name in fields))
 
 
 def _value(value: JsonValue, folder: Path) -> JsonValue | Text:

@@ -306,6 +306,26 @@ def test_the_inputs_are_what_a_program_cannot_do_without() -> None:
     assert "pass --inputs" in optimize("--yes", "--out", "other.json").stderr
 
 
+WITH_DEFAULT = """
+import dspy
+
+signature = program.signature.append("sep", dspy.InputField(default=","), str)
+program = RLM(signature, limits=program.limits, policy=None)
+"""
+
+
+def test_an_input_with_a_default_may_be_left_out() -> None:
+    """As in a call of the RLM; where it is given, it is an input and no label."""
+    Path("program.py").write_text(PROGRAM + WITH_DEFAULT)
+    line = Path("train.jsonl").read_text().splitlines()[0]
+    with Path("train.jsonl").open("a") as data:
+        data.write(json.dumps({**json.loads(line), "question": "key k5", "answer": "v5", "sep": ";"}) + "\n")
+    done = optimize("--yes")
+    assert done.exit_code == 0, done.output
+    Path("train.jsonl").write_text('{"question": "key k5", "answer": "v5"}\n')
+    assert "the input 'context' is missing" in optimize("--yes", "--out", "other.json").stderr
+
+
 def test_names_of_inputs_may_have_spaces_between() -> None:
     assert "3 pilot runs scored" in optimize("--yes", "--inputs", "context, question").stderr
 
