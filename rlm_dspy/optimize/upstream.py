@@ -6,6 +6,7 @@
 | `GEPA` | takes every predictor in turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
 | `SIMBA` | shows trajectories as `<non-serializable>`, and whole inputs and predictions | passes short plain data |
 | `InferRules` | shows raw training examples, which lack the fields of `act`: its rules are baseless | shows each predictor its own demos |
+| `InferRules` | ends in an `AssertionError` without a message if the call for rules fails | says why |
 | `InferRules` | changes the signature class, which the original program and all copies share | gives the candidate's predictor its own class |
 | `BootstrapFinetune` | formats all calls with one adapter, and with `multitask=False` selects calls by position in the trace | uses each predictor's adapter, and selects by predictor |
 | `Ensemble` | compiled members are frozen, so their state is not saved | unfreezes copies of them |
@@ -154,8 +155,23 @@ class InferRules(_InferRules):
     """`dspy.InferRules` that induces a predictor's rules from its own demos. Takes the same arguments."""
 
     def induce_natural_language_rules(self, predictor: dspy.Predict, trainset: list[dspy.Example]) -> str:
-        """Return rules for one predictor; empty if no successful run called it."""
-        return str(super().induce_natural_language_rules(predictor, trainset)) if _bootstrapped(predictor) else ""
+        """Return rules for one predictor; empty if no successful run called it.
+
+        Raises:
+            RuntimeError: If the model's reply held no rules.
+        """
+        if not _bootstrapped(predictor):
+            return ""
+        try:
+            return str(super().induce_natural_language_rules(predictor, trainset))
+        except AssertionError as error:  # theirs has no message, whatever the model's call raised
+            cause = error.__context__
+            if not isinstance(cause, dspy.AdapterParseError):
+                raise cause or error from None
+            raise RuntimeError(
+                "The model was asked for rules, and its reply held none. Use a stronger model: "
+                "InferRules(teacher_settings={'lm': ...}), or --model; or use another optimizer."
+            ) from cause
 
     def update_program_instructions(self, predictor: dspy.Predict, natural_language_rules: str) -> None:
         """Append rules to the instructions of a predictor, in its own signature."""

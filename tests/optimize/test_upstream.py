@@ -63,6 +63,26 @@ def test_rules_are_induced_from_turns_and_nothing_but_the_candidate_is_changed()
         signatures.Query.instructions = "Answer the prompt. Be brief and exact."
 
 
+@pytest.mark.parametrize(
+    ("reply", "kind", "said"),
+    [
+        ("no fields", RuntimeError, "its reply held none. Use a stronger"),
+        (dspy.LMError("down"), dspy.LMError, "down"),
+    ],
+)
+def test_rules_that_were_not_given_end_in_an_error_that_says_so(reply: Any, kind: Any, said: str) -> None:
+    """Theirs is an `AssertionError` without a message."""
+
+    def actor(messages: Any) -> Any:
+        return reply if "natural_language_rules" in messages[0]["content"] else played._reply(messages)
+
+    played = ScriptedActor()
+    for optimizer, raised, message in [(upstream.InferRules, kind, said), (dspy.InferRules, AssertionError, "^$")]:
+        made: Any = optimizer(metric=exact, num_candidates=1, num_threads=1, max_labeled_demos=0)
+        with dspy.context(lm=ScriptedLM(actor)), pytest.raises(raised, match=message):
+            made.compile(PROGRAMS["root and query"](), trainset=examples(4), valset=examples(2, first=10))
+
+
 def test_two_rlms_are_told_apart_and_no_prompt_shows_it() -> None:
     """GEPA finds a predictor's calls by comparing signatures."""
     plain, marked = Two(), upstream.tell_apart(Two())
@@ -127,6 +147,13 @@ def advised(optimizer: Any) -> str:
     asked = [call[-1]["content"] for call in lm.script.calls if "worse_program_trajectory" in call[-1]["content"]]
     assert asked
     return asked[0]
+
+
+def test_optuna_wants_demos_of_every_predictor() -> None:
+    """The documentation names it as the exception; a predictor that no run called has none."""
+    made = dspy.BootstrapFewShotWithOptuna(exact, max_labeled_demos=0, num_candidate_programs=1, num_threads=1)
+    with dspy.context(lm=ScriptedActor()), pytest.raises(ValueError, match="high"):
+        made.compile(PROGRAMS["root"](), max_demos=2, trainset=examples(2))
 
 
 def test_simba_is_shown_the_turns() -> None:
