@@ -1,6 +1,6 @@
 """Optimizes programs that contain an RLM: demos, feedback, rewards and fine-tuning data from their runs.
 
-Every DSPy optimizer works on a program with an RLM inside; this package improves their results.
+DSPy's optimizers work on a program with an RLM inside; this package improves their results.
 """
 
 from rlm_dspy.optimize.datasets import compact, export_chats, read_examples

@@ -14,6 +14,7 @@ import dspy
 
 from rlm_dspy._dspy_compat import Teleprompter, thawing
 from rlm_dspy.cache import SubCallCache
+from rlm_dspy.compute import Compute
 from rlm_dspy.optimize.demos import Demo, choose, from_call, from_run
 from rlm_dspy.optimize.rollouts import Found, found_once, identity_of, key_of, run_each, with_inputs_set
 from rlm_dspy.optimize.statistics import score_of
@@ -116,21 +117,29 @@ class TrajectoryFewShot(Teleprompter):
         examples = self._ordered(trainset)
         found = self._gather(program, examples, lm)
         if not any(found.values()):
-            least = "above 0" if self.metric_threshold is None else f"{self.metric_threshold} or more"
-            _logger.warning(
-                "TrajectoryFewShot: none of %s gave a demo, so the program keeps those it had. Give "
-                "a better teacher: an example gives demos if its score is %s, of turns of at most %s characters "
-                "(max_demo_chars).",
-                counted(len(examples), "example"),
-                least,
-                f"{self.max_demo_chars:,}",
-            )
+            self._warn_of_no_demos(student, len(examples))
         for name, predictor in compiled.named_predictors():
             shown = min(getattr(predictor, "demos_per_run", None) or self.max_demos, self.max_demos)
             most_chars = self.max_chars * self.max_demos // max(1, shown)
             chosen = choose(found.get(name, []), max_demos=self.max_demos, max_chars=most_chars)
             predictor.demos = [demo.example for demo in chosen] or predictor.demos
         return compiled
+
+    def _warn_of_no_demos(self, program: dspy.Module, count: int) -> None:
+        least = "above 0" if self.metric_threshold is None else f"{self.metric_threshold} or more"
+        of_rlms = [getattr(module, "compute", None) for _, module in program.named_sub_modules()]
+        direct = any(isinstance(each, Compute) and each.direct_below is not None for each in of_rlms)
+        _logger.warning(
+            "TrajectoryFewShot: none of %s gave a demo, so the program keeps those it had. Give "
+            "a better teacher: an example gives demos if its score is %s, of turns of at most %s characters "
+            "(max_demo_chars).%s",
+            counted(count, "example"),
+            least,
+            f"{self.max_demo_chars:,}",
+            " A run that one plain call answers has no turns: compile without Compute(direct_below=...)."
+            if direct
+            else "",
+        )
 
     def _ordered(self, trainset: Iterable[dspy.Example]) -> list[dspy.Example]:
         ordered = with_inputs_set(trainset)

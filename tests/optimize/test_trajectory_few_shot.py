@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits, Text
+from rlm_dspy.compute import Compute
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import TrajectoryFewShot, with_feedback
 from rlm_dspy.optimize.demos import Demo, choose, from_run
@@ -142,6 +143,12 @@ def test_a_compile_without_a_demo_warns_with_what_gives_one(caplog: pytest.LogCa
     compiled(SIX_TURNS, [example()], max_demo_chars=10, metric_threshold=0.5)
     assert "none of 1 example gave a demo" in caplog.text
     assert "its score is 0.5 or more, of turns of at most 10 characters (max_demo_chars)" in caplog.text
+
+
+def test_a_compile_without_a_demo_says_if_plain_calls_may_have_answered(caplog: pytest.LogCaptureFixture) -> None:
+    """They have no turns, and do not read what `act` learned."""
+    compiled([fields(answer="yes")], [example()], RLM(ASK, compute=Compute(direct_below=100)))
+    assert caplog.messages[0].endswith("no turns: compile without Compute(direct_below=...).")
 
 
 def test_the_student_is_not_changed() -> None:
