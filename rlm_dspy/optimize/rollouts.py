@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.cache import digest
+from rlm_dspy.cache.metric_identity import Identifier
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
-from rlm_dspy.optimize.metric_identity import Identifier
 from rlm_dspy.redaction import lm_state
 from rlm_dspy.text import one_line
 

@@ -26,7 +26,7 @@ from tests.optimize.matrix_programs import Two, exact
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ASK = "context, question -> answer"
@@ -354,7 +354,7 @@ class AtLeast:
     score = __call__
 
 
-METRICS = {
+METRICS: dict[str, Callable[[Any], Any]] = {
     "partial": lambda value: partial(takes_least, value),
     "function of a partial": lambda value: partial([takes_least, lambda *_: True][value - 1], 1),
     "closure": at_least,

@@ -1,4 +1,4 @@
-"""Tells metrics apart: by their code and by the values that they hold or read."""
+"""Tells metrics apart, for cached runs that they judged: by their code and the values that they hold or read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Identifier:
 
     def _of_function(self, function: FunctionType) -> Identity:
         held = [self._of_cell(cell) for cell in function.__closure__ or ()]
-        read = [[name, self._of_global(function, value)] for name, value in _globals_of(function)]
+        read: list[Identity] = [[name, self._of_global(function, value)] for name, value in _globals_of(function)]
         defaults = self.of([function.__defaults__, function.__kwdefaults__])
         return [_name(function), _source(function), _of_code(function.__code__), defaults, held, read]
 
@@ -92,7 +92,7 @@ class Identifier:
     def _of_class(self, cls: type) -> Identity:
         if isinstance(cls, type(dspy.Signature)):
             return [_name(cls), repr(cls)]
-        codes = [
+        codes: list[Identity] = [
             [name, _of_code(each.__code__)] for name, each in vars(cls).items() if isinstance(each, FunctionType)
         ]
         return [_name(cls), _source(cls), codes]
