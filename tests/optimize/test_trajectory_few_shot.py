@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rlm_dspy import RLM, Limits, Text
 from rlm_dspy.compute import Compute
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.optimize import TrajectoryFewShot, with_feedback
-from rlm_dspy.optimize.demos import Demo, choose, from_run
-from rlm_dspy.optimize.traced_runs import TracedRun, traced_runs
-from rlm_dspy.signatures import Environment
+from rlm_dspy.optimize import TrajectoryFewShot
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.text import cut
-from rlm_dspy.trajectory import Step, Trajectory
+from tests.optimize.compiling import ASK, SIX_TURNS, compiled, example
 from tests.optimize.matrix_programs import Two, exact
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-ASK = "context, question -> answer"
-SIX_TURNS = [
-    block("print(len(context))", "Size."),
-    block("missing", "Try."),
-    block("present = 1", "Mend."),
-    block("print('no')", "Wander."),
-    block("print('yes')", "Find."),
-    block("SUBMIT(answer='yes')", "Answer."),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -45,20 +27,6 @@ def code_runs_in_this_process() -> Iterator[None]:
     """Run all code of these tests in this process."""
     with dspy.context(interpreter_factory=LocalPythonInterpreter):
         yield
-
-
-def example(answer: str = "yes", context: Any = "c", question: str = "?") -> dspy.Example:
-    """Return an example of the task."""
-    return dspy.Example(context=context, question=question, answer=answer).with_inputs("context", "question")
-
-
-def compiled(
-    replies: Any, train: list[dspy.Example], program: Any = None, metric: Any = exact, **options: Any
-) -> tuple[Any, ScriptedLM]:
-    """Compile a program with scripted replies."""
-    lm = ScriptedLM(replies)
-    with dspy.context(lm=lm):
-        return TrajectoryFewShot(metric, **options).compile(program or RLM(ASK), trainset=train), lm
 
 
 def test_a_demo_holds_the_first_turn_the_mended_one_and_the_last_two() -> None:
@@ -267,149 +235,6 @@ def test_the_same_seed_gives_the_same_demos_whatever_the_threads() -> None:
     assert one != other
 
 
-def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path) -> None:
-    """What was finished is read from disk; what failed is run again."""
-    train = [example(question=f"q{n}") for n in range(3)]
-    ok = block("SUBMIT(answer='yes')")
-    with pytest.raises(KeyboardInterrupt):
-        compiled([ok, ok, KeyboardInterrupt()], train, log_dir=tmp_path)
-    resumed, lm = compiled([ok], train, log_dir=tmp_path)
-    assert len(lm.script.calls) == 1
-    assert compiled([], train, log_dir=tmp_path)[1].script.calls == [], "what was resumed is kept too"
-    assert resumed.dump_state() == compiled([ok] * 3, train)[0].dump_state()
-    assert len(compiled([ok] * 3, train, log_dir=tmp_path, output_chars=100)[1].script.calls) == 3
-
-
-def other(example: Any, prediction: Any, trace: Any = None) -> bool:
-    """A metric of other source than the usual one."""
-    return bool(prediction.answer)
-
-
-def look() -> str:
-    """Return a page."""
-    return "page"
-
-
-@pytest.mark.parametrize(
-    ("program", "options"),
-    [
-        (RLM(ASK, tools=[look]), {}),
-        (RLM("context, question -> answer: Literal['yes', 'no']"), {}),
-        (RLM(ASK, max_iters=3), {}),
-        (None, {"metric": other}),
-    ],
-)
-def test_runs_of_another_program_or_metric_are_not_taken_over(
-    program: Any, options: dict[str, Any], tmp_path: Path
-) -> None:
-    """Its signature, tools and limits tell it, and the metric's source."""
-    ok, train = block("SUBMIT(answer='yes')"), [example()]
-    assert len(compiled([ok], train, log_dir=tmp_path)[1].script.calls) == 1
-    assert compiled([], train, log_dir=tmp_path)[1].script.calls == []
-    assert len(compiled([ok], train, program, log_dir=tmp_path, **options)[1].script.calls) == 1
-
-
-LEAST: Any = 1
-
-
-def reads_a_global(example: Any, prediction: Any, trace: Any = None) -> bool:
-    """Score by a function that reads a global."""
-    return calls_a_reader()
-
-
-def calls_a_reader() -> bool:
-    """Return whether the global is small."""
-    return any(most > LEAST for most in (100,))
-
-
-def at_least(number: Any) -> Any:
-    """Return a metric that holds a number."""
-    return lambda example, prediction, trace=None: bool(number) and bool(prediction.answer)
-
-
-def with_default(number: Any) -> Any:
-    """Return a metric with a number as default."""
-
-    def metric(example: Any, prediction: Any, trace: Any = None, least: Any = number) -> bool:
-        return bool(prediction.answer)
-
-    return metric
-
-
-def takes_least(least: Any, example: Any, prediction: Any, trace: Any = None) -> bool:
-    """Score with an argument that a `partial` binds."""
-    return bool(prediction.answer)
-
-
-class AtLeast:
-    """A metric that is an object."""
-
-    def __init__(self, least: Any) -> None:
-        self.least = least
-
-    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> bool:
-        """Score."""
-        return bool(prediction.answer)
-
-    score = __call__
-
-
-METRICS: dict[str, Callable[[Any], Any]] = {
-    "partial": lambda value: partial(takes_least, value),
-    "function of a partial": lambda value: partial([takes_least, lambda *_: True][value - 1], 1),
-    "closure": at_least,
-    "closure over a function": lambda value: with_feedback(at_least(value)),
-    "default": with_default,
-    "object": AtLeast,
-    "method": lambda value: AtLeast(value).score,
-    "list": lambda value: AtLeast([{"least": {value, "x"}}]),
-    "global": lambda value: reads_a_global,
-}
-
-
-@pytest.mark.parametrize("kind", METRICS)
-def test_runs_of_a_metric_with_other_values_are_not_taken_over(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bound arguments, closures, defaults, attributes and globals tell a metric, and no address does."""
-    ok, calls = block("SUBMIT(answer='yes')"), []
-    for value in (1, 1, 2):
-        monkeypatch.setitem(globals(), "LEAST", value)
-        _, lm = compiled([ok], [example()], metric=METRICS[kind](value), log_dir=tmp_path)
-        calls.append(len(lm.script.calls))
-    assert calls == [1, 0, 1]
-
-
-def test_runs_of_a_metric_that_cannot_be_identified_are_not_taken_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A warning says so once, with what to do."""
-    metric = AtLeast([threading.Lock(), threading.Lock()])
-    for _ in range(2):
-        caplog.clear()
-        _, lm = compiled([block("SUBMIT(answer='yes')")], [example()], metric=metric, log_dir=tmp_path)
-        assert len(lm.script.calls) == 1
-        (said,) = [record.getMessage() for record in caplog.records if "reused" in record.getMessage()]
-        assert "an object of the type _thread.lock" in said
-    compiled([block("SUBMIT(answer='yes')")], [example()], metric=metric)
-    assert caplog.text.count("reused") == 1
-
-
-@pytest.mark.parametrize("how", ["settings", "program", "teacher"])
-def test_runs_of_another_teacher_are_not_taken_over(how: str, tmp_path: Path) -> None:
-    """Wherever its LM was set."""
-    for model in ("a/model", "b/model"):
-        lm, program, teacher = ScriptedLM([block("SUBMIT(answer='yes')")]), RLM(ASK), RLM(ASK)
-        lm.model = model
-        options: dict[str, Any] = {"teacher_settings": {"lm": lm}} if how == "settings" else {}
-        if how != "settings":
-            (program if how == "program" else teacher).set_lm(lm)
-        optimizer = TrajectoryFewShot(exact, log_dir=tmp_path, **options)
-        with dspy.context(lm=ScriptedLM([])):
-            optimizer.compile(program, trainset=[example()], teacher=teacher if how == "teacher" else None)
-        assert len(lm.script.calls) == 1
-
-
 def test_a_trainset_may_be_read_once() -> None:
     with dspy.context(lm=ScriptedLM([block("SUBMIT(answer='yes')")])):
         program = TrajectoryFewShot(exact).compile(RLM(ASK), trainset=(each for each in [example()]))
@@ -427,162 +252,10 @@ def test_an_error_begins_no_more_runs_in_any_thread() -> None:
     """Each of them is paid for."""
     lm = ScriptedLM(lambda _: dspy.LMError("down"), seconds=0.01)
     with dspy.context(lm=lm), pytest.raises(dspy.LMError):
-        TrajectoryFewShot(other, max_errors=0, num_threads=2).compile(
+        TrajectoryFewShot(exact, max_errors=0, num_threads=2).compile(
             RLM(ASK), trainset=[example(question=f"q{n}") for n in range(60)]
         )
     assert len(lm.script.calls) < 30
-
-
-def step(kind: Any = "output", code: str = "c") -> Step:
-    """Return a turn."""
-    return Step(code=code, kind=kind, output="o")
-
-
-@pytest.mark.parametrize(
-    ("kinds", "at"),
-    [
-        ([], None),
-        (["output"], None),
-        (["error", "output"], 0),
-        (["error", "error", "output"], 1),
-        (["output", "refused"], 1),
-    ],
-)
-def test_a_run_recovered_where_a_failed_turn_is_followed_by_a_good_one(kinds: list[str], at: int | None) -> None:
-    """The last turn, which submitted, is a good one."""
-    run = TracedRun(RLM(ASK).act, Environment(text="e"), tuple(step(kind) for kind in kinds), "", "SUBMIT()")
-    assert run.recovered_at == at
-
-
-def call(act: Any, environment: str, codes: list[str], code: str) -> Any:
-    """Return a call of `act` as a trace holds it."""
-    steps = tuple(step(code=code) for code in codes)
-    inputs = {"environment": environment, "trajectory": Trajectory(steps=steps)}
-    return act, inputs, dspy.Prediction(reasoning="", code=code)
-
-
-def test_children_are_runs_of_their_own_inside_their_parents() -> None:
-    """Their calls lie between two calls of the parent."""
-    act = RLM(ASK).act
-    trace = [
-        call(act, "root", [], "a"),
-        call(act, "child", [], "b"),
-        call(act, "child", ["b"], "c"),
-        call(act, "root", ["a"], "d"),
-        call(act, "root", [], "a"),
-    ]
-    runs = traced_runs(trace)
-    assert [(run.environment.text, run.code, run.nested) for run in runs] == [
-        ("root", "d", False),
-        ("child", "c", True),
-        ("root", "a", False),
-    ]
-
-
-def test_a_turn_without_a_reply_does_not_break_a_run() -> None:
-    """DSPy's trace has no entry of it; the next turn was shown it all the same."""
-    act = RLM(ASK).act
-    (run,) = traced_runs([call(act, "root", [], "a"), call(act, "root", ["a", ""], "b")])
-    assert len(run.steps) == 2
-
-
-def demo(chars: int, score: float = 1.0, **kinds: bool) -> Demo:
-    """Return a demo of a length."""
-    return Demo(dspy.Example(code=f"{chars} {score} {kinds}"), score, chars, **kinds)
-
-
-def test_the_best_and_shortest_are_taken_and_one_of_each_kind() -> None:
-    """In the order in which they were found."""
-    demos = [demo(50), demo(10), demo(20), demo(5, 0.5), demo(60, recovered=True), demo(70, nested=True)]
-    assert [d.chars for d in choose(demos, max_demos=3, max_chars=1_000)] == [10, 60, 70]
-    assert [d.chars for d in choose(demos, max_demos=4, max_chars=1_000)] == [10, 20, 60, 70]
-    assert [d.chars for d in choose(demos, max_demos=4, max_chars=35)] == [10, 20, 5]
-
-
-def test_what_all_demos_and_the_run_share_is_found_again_though_environments_are_long() -> None:
-    """A demo looks like the run that follows; of a cut environment half a paragraph would be left in it."""
-    subs = [f"text, with_a_long_name_{n}: list[str] -> with_another_long_name_{n}: list[str]" for n in range(6)]
-    rlm = RLM(
-        "question -> answer",
-        subs={f"sub_{n}": text for n, text in enumerate(subs)},
-        interpreter_factory=LocalPythonInterpreter,
-    )
-    lm = ScriptedLM(lambda _: block("SUBMIT(answer=question)"))
-    with dspy.context(lm=lm):
-        found = TrajectoryFewShot(lambda *_: 1.0, max_demos=2).compile(
-            rlm, trainset=[dspy.Example(question=text).with_inputs("question") for text in "ab"]
-        )
-        found(question="c")
-    system, *rest = lm.script.calls[-1]
-    assert "with_another_long_name_5" in system["content"]
-    assert [message["content"].split()[0].strip(":") for message in rest if message["role"] == "user"] == [
-        "Variables,"
-    ] * 3
-
-
-def test_of_equal_scores_another_way_of_solving_comes_before_the_same_once_more() -> None:
-    """Else the kind of task with the shortest solution takes all the places."""
-    count = "print(sum('mark' in line for line in context.splitlines()))"
-    table = "head, *rows = context.splitlines()\nprint(dict(zip(head.split(), rows[7].split())))"
-    codes = [count, count + "  # again", count + "  # and again", table]
-    made = [
-        Demo(
-            dspy.Example(
-                environment="e", code="SUBMIT(answer=1)", trajectory={"steps": [{"reasoning": "", "code": code}]}
-            ),
-            1.0,
-            chars,
-        )
-        for chars, code in enumerate(codes)
-    ]
-    assert [d.chars for d in choose(made, max_demos=2, max_chars=1_000)] == [0, 3]
-    assert [d.chars for d in choose(made, max_demos=3, max_chars=1_000)] == [0, 1, 3]
-
-
-@given(st.lists(st.builds(demo, st.integers(1, 500), st.floats(0, 1))), st.integers(0, 8), st.integers(0, 2_000))
-def test_no_choice_is_larger_than_allowed(demos: list[Demo], most: int, chars: int) -> None:
-    """Neither in number nor in characters; and nothing is taken twice."""
-    chosen = choose(demos, max_demos=most, max_chars=chars)
-    assert len(chosen) <= most
-    assert sum(d.chars for d in chosen) <= chars
-    assert len({id(d) for d in chosen}) == len(chosen)
-
-
-@given(st.text(max_size=2_000), st.integers(100, 1_000))
-def test_a_cut_text_is_within_its_length(text: str, chars: int) -> None:
-    """The note of what was left out is counted; a cut text is not cut again."""
-    assert len(cut(text, chars)) <= chars
-    assert cut(cut(text, chars), chars) == cut(text, chars)
-
-
-@given(st.lists(st.sampled_from(["output", "error", "refused", "no_code"]), max_size=12))
-def test_a_demo_of_any_run_is_short_and_ends_like_the_run(kinds: list[Any]) -> None:
-    """At most four turns before the last."""
-    run = TracedRun(
-        RLM(ASK).act, Environment(text="e" * 5_000), tuple(step(kind) for kind in kinds), "r", "SUBMIT(answer=1)"
-    )
-    made = from_run(run, 1.0)
-    assert len(made.example.trajectory.steps) <= 4
-    assert made.example.code == "SUBMIT(answer=1)"
-    assert len(str(made.example.environment)) <= 4_000
-
-
-def test_a_long_list_of_a_sub_call_is_shown_by_its_first_items() -> None:
-    """With its type, so that the demo is one of the same signature."""
-    program = RLM("context -> n: int", subs={"count": "pages: list[str], by: dict -> n: int"})
-    lm = ScriptedLM(
-        [
-            block("n = count(pages=['p' * 3000] * 9, by={str(k): 'v' * 900 for k in range(9)})\nSUBMIT(n=n)"),
-            fields(n="3"),
-        ]
-    )
-    with dspy.context(lm=lm):
-        found = TrajectoryFewShot(lambda *_: True).compile(
-            program, trainset=[dspy.Example(context="c").with_inputs("context")]
-        )
-    (demo,) = found.subs.count.demos
-    assert (type(demo.pages), len(demo.pages), type(demo.by), len(demo.by)) == (list, 4, dict, 4)
-    assert len(str(demo.pages)) < 1_000
 
 
 def test_a_log_dir_that_cannot_be_made_is_told_before_anything_is_paid(tmp_path: Path) -> None:

@@ -4,103 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 import pytest
 
-from rlm_dspy import RLM, Limits
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy import Limits
 from rlm_dspy.streaming.run_stream import RunStream
 from rlm_dspy.testing import CutReply, ScriptedLM
 from tests.budget.test_malformed_bodies import serving as always_answering
 from tests.playing import block, fields
 from tests.provider_quirks import SERVER_ERROR
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
+from tests.streaming.speaking import (
+    LOOK,
+    LOOK_CODE,
+    SUBMIT,
+    SUBMIT_CODE,
+    Program,
+    Response,
+    Speaks,
+    listen,
+    replies,
+    rlm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.provider_streams import Events
-
-Response = dspy.streaming.StreamResponse
-LOOK = "I look at it.\n```python\nprint(len(context))\nwords = context.split()\n```\nThen I count."
-SUBMIT = "That is it.\n```python\nSUBMIT(answer=str(len(words)))\n```"
-LOOK_CODE, SUBMIT_CODE = "print(len(context))\nwords = context.split()", "SUBMIT(answer=str(len(words)))"
-
-
-def rlm(signature: str = "context -> answer", **options: Any) -> RLM:
-    return RLM(
-        signature, **{"policy": None, "max_iters": 3, "interpreter_factory": LocalPythonInterpreter, **options}
-    )
-
-
-class Program(dspy.Module):
-    """A user's program around an RLM."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rlm = rlm()
-        self.short = dspy.Predict("text -> gist")
-
-    def forward(self, context: str) -> Any:
-        return self.rlm(context=context)
-
-    async def aforward(self, context: str) -> Any:
-        return await self.rlm.acall(context=context)
-
-
-class Speaks:
-    """One way to read the stream: as an async or a sync generator, of a program that is awaited or not."""
-
-    def __init__(self, *, awaited: bool, sync: bool) -> None:
-        self.awaited, self.sync = awaited, sync
-
-    async def __call__(self, program: Any, listeners: list[Any], lm: Any, **options: Any) -> list[Any]:
-        streamed = dspy.streamify(
-            program,
-            stream_listeners=listeners,
-            is_async_program=self.awaited,
-            async_streaming=not self.sync,
-            **options,
-        )
-
-        def read() -> list[Any]:
-            return list(streamed(context="a b c"))
-
-        with dspy.context(lm=lm):
-            if self.sync:
-                return await asyncio.to_thread(read)
-            return [item async for item in streamed(context="a b c")]
-
-
-@pytest.fixture(
-    params=[(False, False), (True, False), (False, True), (True, True)],
-    ids=["sync", "async", "sync, read by a sync generator", "async, read by a sync generator"],
-)
-def speak(request: pytest.FixtureRequest) -> Speaks:
-    awaited, sync = request.param
-    return Speaks(awaited=awaited, sync=sync)
-
-
-def listen(name: str, **options: Any) -> Any:
-    return dspy.streaming.StreamListener(name, **options)
-
-
-def replies(items: list[Any], name: str, predict_name: str | None = None) -> list[str]:
-    """Return what a field says: one text for each of its replies."""
-    texts, text = [], ""
-    for item in items:
-        if isinstance(item, Response) and item.signature_field_name == name:
-            if predict_name not in (None, item.predict_name):
-                continue
-            text += item.chunk
-            if item.is_last_chunk:
-                texts.append(text)
-                text = ""
-    assert text == "", "a reply has no last chunk"
-    return texts
 
 
 def written(said: Said, body: dict[str, Any]) -> tuple[int, Any]:
@@ -419,70 +351,6 @@ def test_an_output_of_an_rlm_comes_before_those_of_its_subs() -> None:
 def test_a_field_that_nobody_has_is_named() -> None:
     with pytest.raises(ValueError, match="no predictor and no RLM of the program has an output field 'anwser'"):
         dspy.streamify(Program(), stream_listeners=[listen("anwser")])
-
-
-class Statuses(dspy.streaming.StatusMessageProvider):
-    """Says everything that it is told."""
-
-    def tool_start_status_message(self, instance: Any, inputs: Any) -> str:
-        return f"tool {instance.name} {inputs}"
-
-    def tool_end_status_message(self, outputs: Any) -> str:
-        return f"tool gave {outputs}"
-
-    def module_start_status_message(self, instance: Any, inputs: Any) -> str:
-        return f"module {type(instance).__name__}"
-
-    def lm_start_status_message(self, instance: Any, inputs: Any) -> str:
-        return "lm"
-
-
-def upper(text: str) -> str:
-    """Return the text in capitals."""
-    return text.upper()
-
-
-CALLS = ["print(upper(gist('a').strip()))", "SUBMIT(answer='a')"]
-
-
-async def test_a_status_provider_hears_code_tools_and_sub_calls(speak: Speaks) -> None:
-    lm = ScriptedLM([*map(block, CALLS)], subs={"gist": [fields(gist="b")]})
-    program = rlm(tools=[upper], subs={"gist": "text -> gist"})
-    items = await speak(program, [], lm, status_message_provider=Statuses())
-    told = [item.message for item in items if isinstance(item, dspy.streaming.StatusMessage)]
-    assert told[told.index("module Turn") :] == [
-        *("module Turn", "module Act", "lm"),
-        f"tool python {{'code': {CALLS[0]!r}}}",
-        *("tool gist {'text': 'a'}", "module Predict", "lm", "tool gave [{'value': 'b'}]"),
-        *("tool upper {'text': 'b'}", "tool gave B"),
-        "tool gave B",
-        *("module Turn", "module Act", "lm"),
-        f"tool python {{'code': {CALLS[1]!r}}}",
-        "tool gave ",
-    ]
-
-
-async def test_the_default_messages_name_what_is_called(speak: Speaks) -> None:
-    lm = ScriptedLM([*map(block, CALLS)], subs={"gist": [fields(gist="b")]})
-    items = await speak(rlm(tools=[upper], subs={"gist": "text -> gist"}), [], lm)
-    assert [item.message for item in items if isinstance(item, dspy.streaming.StatusMessage)] == [
-        "Calling tool python...",
-        "Calling tool gist...",
-        "Calling tool upper...",
-        "Tool calling finished! Querying the LLM with tool calling results...",
-        "Calling tool python...",
-    ]
-
-
-async def test_many_status_messages_do_not_block_the_run() -> None:
-    """DSPy sends them from callbacks that block the event loop, into a stream that holds 16."""
-    code = "SUBMIT(answer=str(len(gist.map([str(n) for n in range(60)]))))"
-    lm = ScriptedLM([block(code)], subs={"gist": lambda _: fields(gist="b")})
-    program = rlm(subs={"gist": "text -> gist"}, limits=Limits(max_llm_calls=100))
-    started = time.monotonic()
-    items = await Speaks(awaited=True, sync=False)(program, [], lm, status_message_provider=Statuses())
-    assert items[-1].answer == "60"
-    assert time.monotonic() - started < 60
 
 
 def test_a_server_that_sends_no_stream_is_asked_for_whole_replies() -> None:
