@@ -484,20 +484,17 @@ STREAM_QUIRKS = {
     "an error behind some text": StreamQuirk(
         _first_stream(lambda events: [*events[:5], SERVER_ERROR]),
         "https://docs.inworld.ai/router/capabilities/streaming",
-        kinds=("no_code", "output", "submitted"),
         usage={"failures": 1, "calls": 4},
     ),
     "disconnected behind some text": StreamQuirk(
         _first_stream(lambda events: [*events[:6], _DISCONNECTED]),
         "https://openrouter.ai/docs/api-reference/streaming",
         providers=("OpenRouter",),
-        kinds=("no_code", "output", "submitted"),
     ),
     "ended in the middle": StreamQuirk(
         _first_stream(lambda events: events[: len(events) // 2]),
         "https://github.com/can1357/oh-my-pi/issues/9433",
         providers=("vLLM", "OpenAI Responses", "Anthropic", "Gemini"),
-        kinds=("no_code", "output", "submitted"),
         usage={"failures": 1, "calls": 4},
     ),
     "overloaded before the first text": StreamQuirk(

@@ -10,7 +10,8 @@ import dspy
 
 from rlm_dspy._dspy_compat import BaseCallback
 from rlm_dspy.budget.lm_info import Outputs, finish_reasons, reported_cost, tokens_of
-from rlm_dspy.budget.metered_lm import latest_entry, meters_in_force, request_under_way, role
+from rlm_dspy.budget.metered_call import latest_entry, request_under_way
+from rlm_dspy.budget.metered_lm import meters_in_force, role
 from rlm_dspy.events import LMEvent, emit, here, listeners, unit
 from rlm_dspy.usage import Usage
 

@@ -228,6 +228,18 @@ def only_thinking_of(outputs: Outputs) -> str:
     return str(first.get("reasoning_content") or "") if isinstance(first, dict) and not text_of(outputs) else ""
 
 
+def filled_window(outputs: Outputs, entry: HistoryEntry) -> int:
+    """Return the tokens of a prompt that left no room for a reply: it was cut off before its first token; else 0.
+
+    Some servers answer so where others refuse the request. One that reports no usage is not known to do it.
+    """
+    usage = entry.get("usage") or {}
+    read, written = count_of(usage.get("prompt_tokens")), usage.get("completion_tokens")
+    is_empty = isinstance(outputs, list) and not text_of(outputs) and not only_thinking_of(outputs)
+    cut = is_empty and written == 0 and set(finish_reasons(entry.get("response"))) & _CUT
+    return (read or 0) if cut else 0
+
+
 def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
     """Return an LM's outputs without the thinking in their texts.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dspy.lm15 import Request
 
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, check_price, longest_reply, tokens_at_most
-from rlm_dspy.budget.system_role import without_system_role
 from rlm_dspy.text import mended
 from rlm_dspy.usage import Amount
 
@@ -67,10 +66,6 @@ class LMCall:
         if isinstance(self.messages, list):
             self.messages[:] = mended(self.messages)
         return LMCall(mended(self.prompt), self.messages, mended(call.options))
-
-    def without_system_role(self) -> LMCall:
-        """Return the call with its system messages moved into user messages."""
-        return self if self.messages is None else replace(self, messages=without_system_role(self.messages))
 
     def within(self, room: float) -> LMCall:
         """Return the call with its reply limited to `room` tokens."""

@@ -30,6 +30,12 @@ _BLOCKED = re.compile(
 )
 """Words and codes of a provider that does not give a prompt to its model, because of the content."""
 _REFUSED = (400, 403, 422, None)
+_NOT_FOUND = 404
+_OF_A_STREAM = re.compile(r"\bstream(?:_options|ing)?\b", re.IGNORECASE)
+_NO_CONNECTION = re.compile(
+    r"connection error|connect(?:ion)? (?:refused|failed)|failed to connect", re.IGNORECASE
+)
+_TAG = re.compile(r"<!--.*?-->|<[^<>]*>", re.DOTALL)
 
 
 def may_pass(error: BaseException, *, is_stream: bool) -> bool:
@@ -58,24 +64,58 @@ def is_blocked(error: dspy.LMError) -> bool:
     return getattr(error, "status", None) in _REFUSED and _BLOCKED.search(told) is not None
 
 
-def add_words(error: Exception) -> None:
+def refuses_streams(error: Exception) -> bool:
+    """Whether a server may answer the same request without a stream: it sent none, or refuses an option of one."""
+    refused = isinstance(error, dspy.LMInvalidRequestError) and _OF_A_STREAM.search(error.message) is not None
+    return refused or type(error) is dspy.LMStreamAssemblyError
+
+
+def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """Add what the server said to the message of an error, where a client keeps it only in the error's cause.
 
-    The SDK of OpenAI does so, from version 3 on, for an error that is a string, such as LM Studio's.
+    The SDK of OpenAI does so, from version 3 on, for an error that is a string, such as LM Studio's. Of a page in
+    HTML the words stay. Where no server of a model responded, or had such a path, its address is added.
     """
+    if isinstance(error, dspy.LMError):
+        _tell(error, _without_tags(error.message))
+        address = str(getattr(lm, "kwargs", {}).get("api_base") or "")
+        nobody = getattr(error, "status", None) == _NOT_FOUND or _NO_CONNECTION.search(error.message)
+        if nobody and address and address not in error.message:
+            _tell(error, f"{error.message} (api_base: {address})")
     cause = error.__cause__ or error.__context__
     while cause is not None and isinstance(error, dspy.LMError):
         words = _words(getattr(cause, "body", None))
         if words and words not in error.message:
-            error.message = f"{error.message}: {words}"
-            error.args = (f"{error}: {words}",)
+            _tell(error, f"{error.message}: {words}")
             return
         cause = cause.__cause__ or cause.__context__
 
 
+def _refused_field(detail: dict[str, JsonValue]) -> str:
+    place = detail.get("loc")
+    return f"{'.'.join(map(str, place if isinstance(place, list) else ()))}: {detail.get('msg')}"
+
+
+def _tell(error: dspy.LMError, message: str) -> None:
+    """Give an error another message."""
+    if message != error.message:
+        error.args = (str(error).replace(error.message, message) if error.message else f"{error} {message}",)
+        error.message = message
+
+
+def _without_tags(message: str) -> str:
+    """Return a message without the markup of a page in HTML."""
+    start = message.lower().find("<html")
+    if start < 0:
+        return message
+    return " ".join(f"{message[:start]}{_TAG.sub(' ', message[start:])}".split())
+
+
 def _words(body: JsonValue) -> str:
-    """Return the words of an error's body: a text, or an object that has them directly."""
+    """Return the words of an error's body: a text, or an object that has them directly; FastAPI lists them."""
     said = body.get("message") or body.get("detail") if isinstance(body, dict) else body
+    if isinstance(said, list):
+        said = "; ".join(_refused_field(each) for each in said if isinstance(each, dict))
     return " ".join(said.split()) if isinstance(said, str) else ""
 
 

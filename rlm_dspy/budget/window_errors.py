@@ -106,6 +106,14 @@ class Sizes:
     read: int | None = None
 
 
+def window_error(model: str, read: int) -> dspy.ContextWindowExceededError:
+    """Return the error of a server that answered nothing, as `read` tokens of messages filled its window."""
+    told = (
+        f"No room for a reply behind {read} tokens in the messages: the maximum context length is {read} or less."
+    )
+    return dspy.ContextWindowExceededError(model=model, message=told)
+
+
 def as_window_error(error: Exception) -> Exception:
     """Return an LM's error, as DSPy's context-window error if the request is too long.
 

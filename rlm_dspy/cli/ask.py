@@ -48,7 +48,7 @@ from rlm_dspy.cli.options import (
 )
 from rlm_dspy.cli.task import STDIN, read_task
 from rlm_dspy.cli.user.answer import about_of, give_answer, summary_of
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.cli.user.forecast import approve_forecast
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.cli.user.prices import limits_with_prices, read_price
@@ -87,7 +87,12 @@ class RunOptions:
     signature: Annotated[str | None, Option(help='The fields; default "context, question -> answer: str".')] = None
     model: Model = None
     sub_model: Annotated[
-        str | None, Option(help="Model for sub-calls; default: the same model.", autocompletion=complete_model)
+        str | None,
+        Option(
+            help="Model for sub-calls; default: the same model.",
+            autocompletion=complete_model,
+            callback=check_model,
+        ),
     ] = None
     api_base: Annotated[
         str | None,

@@ -38,7 +38,7 @@ from rlm_dspy.cli.program import (
     optional_inputs,
     program_file,
 )
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import write_whole
 
@@ -75,7 +75,11 @@ class OptimizeOptions:
     inputs: Annotated[str | None, Option(help="The input fields, separated by commas.")] = None
     model: Annotated[
         str | None,
-        Option(help="As for `ask`; default: the one that FILE.py configures.", autocompletion=complete_model),
+        Option(
+            help="As for `ask`; default: the one that FILE.py configures.",
+            autocompletion=complete_model,
+            callback=check_model,
+        ),
     ] = None
     predictor: Annotated[str | None, Option(help="The RLM's predictor to save, if there are several.")] = None
     state: Annotated[Path | None, Option(help="Also save the whole program's state here, as JSON.")] = None

@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from rlm_dspy.cli.errors import INTERRUPTED, tell
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.cli.user.last_store import remember_store
 from rlm_dspy.errors import RLMError, UsageError
 
@@ -82,6 +82,7 @@ Model = Annotated[
         "the path of a GGUF file. By default RLM_DSPY_MODEL, else LM Studio if LM_STUDIO_API_BASE is set, else "
         "that of the configuration file, else the best downloaded model.",
         autocompletion=complete_model,
+        callback=check_model,
     ),
 ]
 Interpreter = Annotated[

@@ -146,12 +146,12 @@ def with_strict_dates(annotation: TypeForm[Any]) -> TypeForm[Any]:
     """
     if annotation in (dt.date, dt.datetime, dt.time):
         return cast("TypeForm[Any]", Annotated[annotation, BeforeValidator(_no_year)])
-    parts = get_args(annotation)
-    if get_origin(annotation) in (Annotated, Literal) or not any(map(_holds_dates, parts)):
+    parts, origin = get_args(annotation), cast("Any", get_origin(annotation))
+    if origin in (Annotated, Literal) or not any(map(_holds_dates, parts)):
         return annotation
     strict = tuple(map(with_strict_dates, parts))
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    return cast("TypeForm[Any]", Union[strict] if is_union else get_origin(annotation)[strict])  # noqa: UP007
+    is_union = origin in (Union, types.UnionType)
+    return cast("TypeForm[Any]", Union[strict] if is_union else origin[strict])  # noqa: UP007
 
 
 def _holds_dates(annotation: Any) -> bool:

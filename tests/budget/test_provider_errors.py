@@ -19,6 +19,9 @@ class BodyError(Exception):
         self.body = body
 
 
+LISTED = {"detail": [{"loc": ["body", "n"], "msg": "Channel Error"}]}
+
+
 @pytest.mark.parametrize("body", ["Channel Error", {"message": "Channel Error"}, {"detail": "Channel\nError"}])
 def test_what_a_server_said_stands_in_the_message_of_the_error(body: object) -> None:
     error = dspy.LMInvalidRequestError("Error code: 400", model="m")
@@ -27,6 +30,35 @@ def test_what_a_server_said_stands_in_the_message_of_the_error(body: object) -> 
     add_words(error)
     add_words(error)
     assert (error.message, str(error)) == ("Error code: 400: Channel Error", "[m] Error code: 400: Channel Error")
+
+
+def test_the_fields_that_a_server_refuses_stand_in_the_message_of_the_error() -> None:
+    """As FastAPI lists them."""
+    error = dspy.LMInvalidRequestError("", model="m")
+    error.__cause__ = BodyError(LISTED)
+    add_words(error)
+    assert "body.n: Channel Error" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            dspy.LMInvalidRequestError("<html><head>\n<title>404 Not Found</title></head></html>", status=404),
+            "404 Not Found (api_base: http://a:1/v1)",
+        ),
+        (
+            dspy.LMServerError("OpenAIException - Connection error."),
+            "OpenAIException - Connection error. (api_base: http://a:1/v1)",
+        ),
+        (dspy.LMServerError("Connection error: http://a:1/v1"), "Connection error: http://a:1/v1"),
+        (dspy.LMServerError("overloaded", status=503), "overloaded"),
+    ],
+    ids=["no such path", "nobody there", "told already", "another error"],
+)
+def test_an_error_of_a_wrong_address_names_it(error: dspy.LMError, told: str) -> None:
+    add_words(error, dspy.LM("openai/m", api_base="http://a:1/v1"))
+    assert error.message == told
 
 
 def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:

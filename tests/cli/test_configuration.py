@@ -118,6 +118,20 @@ def test_quiet_prints_the_answer_and_nothing_else() -> None:
     assert "File not found" in ask("How much?", "gone.txt", "--quiet").stderr
 
 
+def test_quiet_says_that_there_is_no_answer() -> None:
+    result = ask("?", "notes.txt", "-q", "--max-iters", "1", replies=lambda messages: "<think>Hm")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("No answer: No SUBMIT")
+
+
+@pytest.mark.parametrize("option", ["--model", "--sub-model"])
+def test_an_empty_name_of_a_model_is_refused(option: str) -> None:
+    """A shell gives one for a variable that is not set; the default model would run instead."""
+    result = ask("How much?", "notes.txt", option, "", lm=None)
+    assert result.exit_code == 2
+    assert "the name is empty" in result.stderr
+
+
 # The file
 
 

@@ -11,6 +11,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
+from tests.playing import block
 from tests.provider_quirks import QUIRKS, STREAM_QUIRKS
 from tests.provider_server import PROVIDERS, ProviderServer, Said, serving
 from tests.provider_streams import wants_stream
@@ -53,10 +54,12 @@ def run(provider: str, server: ProviderServer) -> dspy.Prediction:
     return prediction
 
 
-async def streamed(provider: str, server: ProviderServer) -> tuple[list[Any], dspy.Prediction]:
+async def streamed(
+    provider: str, server: ProviderServer, num_retries: int = 2
+) -> tuple[list[Any], dspy.Prediction]:
     """Return the items of a streamed run, and its prediction."""
     program = dspy.streamify(RLM("context, question -> answer", limits=Limits(max_iters=4)))
-    with dspy.context(lm=PROVIDERS[provider].lm(server.base, num_retries=2)):
+    with dspy.context(lm=PROVIDERS[provider].lm(server.base, num_retries=num_retries)):
         *items, prediction = [
             item async for item in program(context="The fox jumps.", question="Which animal jumps?")
         ]
@@ -128,10 +131,10 @@ async def test_a_streamed_run_over_a_server_with_a_quirk_answers(provider: str, 
 
 
 @pytest.mark.parametrize("provider", ["vLLM", "Azure"])
-async def test_a_broken_stream_is_told_and_keeps_what_it_brought(provider: str) -> None:
+async def test_a_broken_stream_that_is_not_repeated_is_told_and_keeps_what_it_brought(provider: str) -> None:
     quirk, write = STREAM_QUIRKS["an error behind some text"], PROVIDERS[provider].write
     with serving(ProviderServer(say, lambda said, body: (200, write(said, body)), quirk.change)) as server:
-        _, prediction = await streamed(provider, server)
+        _, prediction = await streamed(provider, server, num_retries=0)
     broken = prediction.trajectory[0]
     assert ASK.startswith(broken["reasoning"])
     assert "broke off because the connection to its server failed. It has no complete code" in broken["output"]
@@ -148,3 +151,51 @@ async def test_a_streamed_reply_that_reached_its_limit_is_told_as_cut(provider: 
         _, prediction = await streamed(provider, server)
     assert prediction.stop == "submitted"
     assert "Your reply was cut off after 20 tokens." in prediction.trajectory[0]["output"]
+
+
+FULL = 2_500
+"""Tokens of the messages behind which the server has no room for a reply."""
+REQUESTS = 8
+OPTIONS_OF_STREAMS = {
+    400: {"error": {"message": "Unrecognized request argument supplied: stream_options"}},
+    422: {"detail": [{"type": "extra", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]},
+}
+
+
+@pytest.mark.parametrize("status", OPTIONS_OF_STREAMS)
+@pytest.mark.parametrize("provider", ["vLLM"])
+async def test_a_server_that_refuses_options_of_a_stream_is_asked_for_whole_replies(
+    provider: str, status: int
+) -> None:
+    def write(said: Said, body: dict[str, Any]) -> tuple[int, Any]:
+        refused = (status, OPTIONS_OF_STREAMS[status])
+        return refused if "stream_options" in body else (200, PROVIDERS[provider].write(said, body))
+
+    with serving(ProviderServer(say, write)) as server:
+        _, prediction = await streamed(provider, server)
+    assert (prediction.answer, prediction.stop, prediction.usage["failures"]) == ("fox", "submitted", 1)
+
+
+@pytest.mark.parametrize("provider", ["llama.cpp"])
+def test_a_server_that_answers_nothing_when_its_window_is_full_is_sent_less(provider: str) -> None:
+    """It cuts the reply off before its first token, where others refuse the request."""
+
+    def write(said: Said, body: dict[str, Any]) -> tuple[int, Any]:
+        size = len(str(body["messages"])) // 4
+        reply = PROVIDERS[provider].write(replace(said, finish="length") if size > FULL else said, body)
+        if size > FULL:
+            reply["choices"][0]["message"]["content"] = ""
+            reply["usage"] = {"prompt_tokens": size, "completion_tokens": 0, "total_tokens": size}
+        return 200, reply
+
+    def print_much(texts: list[str]) -> Said:
+        done = len(server.requests) > REQUESTS or "This is the last turn" in texts[-1]
+        return Said(block("SUBMIT(answer='a')" if done else f"print('word ' * {1_000 + len(server.requests)})"))
+
+    with (
+        serving(ProviderServer(print_much, write)) as server,
+        dspy.context(lm=PROVIDERS[provider].lm(server.base)),
+    ):
+        prediction = RLM("question -> answer", policy=None)(question="?")
+    assert prediction.answer == "a"
+    assert "folded" in [step["kind"] for step in prediction.trajectory]

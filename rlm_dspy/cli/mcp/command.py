@@ -13,7 +13,7 @@ from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.mcp.extensions import mcp_tools
 from rlm_dspy.cli.options import Debug, Interpreter, Mcp, Model, Skills, command
 from rlm_dspy.cli.task import WITH_TEXT
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
 
 
@@ -27,7 +27,12 @@ class McpOptions:
     signature: Annotated[str, Option(help="The fields: the files, the question, and the answers.")] = WITH_TEXT
     model: Model = None
     sub_model: Annotated[
-        str | None, Option(help="Model for sub-calls; default: the same model.", autocompletion=complete_model)
+        str | None,
+        Option(
+            help="Model for sub-calls; default: the same model.",
+            autocompletion=complete_model,
+            callback=check_model,
+        ),
     ] = None
     api_base: Annotated[str | None, Option(help="Address of the model's server.")] = None
     max_iters: Annotated[int | None, Option(min=1, help="Maximum turns of a question.")] = None

@@ -6,10 +6,19 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
+
 from rlm_dspy.embedded.model_catalog import CATALOGUE
 
 _TABLE = "model_prices_and_context_window_backup.json"
 _OTHERS = ("embedded", "lm_studio/", "ollama/")
+
+
+def check_model(name: str | None) -> str | None:
+    """Refuse an empty name of a model, as an unset variable of a shell gives it."""
+    if name is not None and not name.strip():
+        raise typer.BadParameter("the name is empty. Name a model, or omit the option for the default.")
+    return name
 
 
 def complete_model(incomplete: str) -> list[str]:

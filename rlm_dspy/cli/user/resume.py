@@ -25,7 +25,7 @@ from rlm_dspy.cli.options import (
 )
 from rlm_dspy.cli.replay import recorded_task
 from rlm_dspy.cli.task import Unfinished
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
 
 
@@ -40,7 +40,10 @@ class ResumeOptions(OutputOptions):
     ] = None
     model: Model = None
     sub_model: Annotated[
-        str | None, Option(help="Model for sub-calls; default: as before.", autocompletion=complete_model)
+        str | None,
+        Option(
+            help="Model for sub-calls; default: as before.", autocompletion=complete_model, callback=check_model
+        ),
     ] = None
     api_base: Annotated[
         str | None, Option(help="Address of the model's server, e.g. http://localhost:8000/v1.")

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from rlm_dspy.cli.errors import errors_as_lines, tell
 from rlm_dspy.cli.options import Debug, command
 from rlm_dspy.cli.program import load_program, program_file
-from rlm_dspy.cli.user.completion import complete_model
+from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ class ServeOptions:
     name: Annotated[str | None, Option(help="The name of the model; default: that of the file.")] = None
     model: Annotated[
         str | None,
-        Option(help="As for `ask`; default: the one that FILE.py configures.", autocompletion=complete_model),
+        Option(
+            help="As for `ask`; default: the one that FILE.py configures.",
+            autocompletion=complete_model,
+            callback=check_model,
+        ),
     ] = None
     max_runs: Annotated[int, Option(min=1, help="Runs at once; further requests are refused.")] = 8
     grace: Annotated[
