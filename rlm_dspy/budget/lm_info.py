@@ -33,6 +33,8 @@ _TOKENS_PER_MESSAGE = 16
 """Tokens of a chat template per message, rounded up."""
 _MOST_TOKENS = 10**12
 """Maximum of one call; a larger number is not a token count."""
+_LEAST_WINDOW = 1_000
+"""An empty reply to fewer tokens is cut for another reason than the window."""
 _REPORTS_SEARCHED = 32
 _SMALL = re.compile(r"[a-z\s]+")
 _CUT = frozenset(
@@ -237,7 +239,7 @@ def filled_window(outputs: Outputs, entry: HistoryEntry) -> int:
     read, written = count_of(usage.get("prompt_tokens")), usage.get("completion_tokens")
     is_empty = isinstance(outputs, list) and not text_of(outputs) and not only_thinking_of(outputs)
     cut = is_empty and written == 0 and set(finish_reasons(entry.get("response"))) & _CUT
-    return (read or 0) if cut else 0
+    return read if cut and read is not None and read >= _LEAST_WINDOW else 0
 
 
 def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
