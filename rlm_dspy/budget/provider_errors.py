@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import dspy
 from dspy.lm15 import OpenAIChatLM
@@ -78,7 +79,7 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """
     if isinstance(error, dspy.LMError):
         _tell(error, _without_tags(error.message))
-        address = str(getattr(lm, "kwargs", {}).get("api_base") or "")
+        address = _shown_address(str(getattr(lm, "kwargs", {}).get("api_base") or ""))
         nobody = getattr(error, "status", None) == _NOT_FOUND or _NO_CONNECTION.search(error.message)
         if nobody and address and address not in error.message:
             _tell(error, f"{error.message} (api_base: {address})")
@@ -89,6 +90,12 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
             _tell(error, f"{error.message}: {words}")
             return
         cause = cause.__cause__ or cause.__context__
+
+
+def _shown_address(url: str) -> str:
+    """Return an address without the user, password and query in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if url else ""
 
 
 def _refused_field(detail: dict[str, JsonValue]) -> str:

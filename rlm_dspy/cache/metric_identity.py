@@ -65,7 +65,7 @@ class Identifier:
         held = [self._of_cell(cell) for cell in function.__closure__ or ()]
         read: list[Identity] = [[name, self._of_global(function, value)] for name, value in _globals_of(function)]
         defaults = self.of([function.__defaults__, function.__kwdefaults__])
-        return [_name(function), _source(function), _of_code(function.__code__), defaults, held, read]
+        return [_name(function), source_of(function), _of_code(function.__code__), defaults, held, read]
 
     def _of_method(self, method: MethodType) -> Identity:
         return [self.of(method.__func__), self.of(method.__self__)]
@@ -95,7 +95,7 @@ class Identifier:
         codes: list[Identity] = [
             [name, _of_code(each.__code__)] for name, each in vars(cls).items() if isinstance(each, FunctionType)
         ]
-        return [_name(cls), _source(cls), codes]
+        return [_name(cls), source_of(cls), codes]
 
     def _of_object(self, value: object) -> Identity:
         """Return the identity of an object by what a pickle of it holds."""
@@ -149,7 +149,8 @@ def _name(value: Callable[..., Any] | type) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _source(value: Callable[..., Any] | type) -> str:
+def source_of(value: Callable[..., Any] | type) -> str:
+    """Return the source of a function or class; empty if there is none."""
     with contextlib.suppress(OSError, TypeError):
         return inspect.getsource(value)
     return ""

@@ -14,6 +14,7 @@ from rlm_dspy.loop.hints import is_another_turn, prints
 from rlm_dspy.prompt.free_form_outputs import as_submit, outputs_in_words, read_fields, some_outputs
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.replies.native_calls import with_calls
+from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.streaming.delivery import outputs_heard
 from rlm_dspy.text import clip, counted, cut, logger
 
@@ -73,10 +74,10 @@ def _answers(run: Run, replies: list[Any]) -> list[list[str]]:
     for outputs in replies:
         first = outputs[0] if isinstance(outputs, list) and outputs else None
         said = with_calls(first) if isinstance(first, dict) else text_of(outputs)
-        told = as_submit(run.signature, said)
-        computes = told is said and prints(said)
-        if not computes and not is_another_turn(said, run.steps, run.inputs):
-            answers.append([told])
+        code = read_reply(said).code
+        submits = as_submit(run.signature, code)
+        if not is_another_turn(code, run.steps, run.inputs) and (submits or not prints(code)):
+            answers.append([submits or said])
     return answers
 
 

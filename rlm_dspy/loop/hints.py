@@ -15,7 +15,6 @@ from rlm_dspy.loop.repetition import imported, same_output
 from rlm_dspy.repl.tools import RESERVED
 from rlm_dspy.replies.code_blocks import bound_names, outside_functions, parse
 from rlm_dspy.replies.literals import is_call
-from rlm_dspy.replies.reply_parser import read_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -184,18 +183,18 @@ def names_any(code: str, names: Collection[str]) -> bool:
     return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(tree))
 
 
-def is_another_turn(reply: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
-    """Whether a reply that should be an answer is a block: the code of an earlier turn, or code for this REPL.
+def is_another_turn(code: str, earlier: Iterable[Step], inputs: Collection[str]) -> bool:
+    """Whether the code of a reply that should be an answer is that of an earlier turn, or is for this REPL.
 
     That is code over an input, a variable of an earlier turn or a function of the REPL.
     """
-    code, codes = read_reply(reply).code, [turn.code for turn in earlier]
+    codes = [turn.code for turn in earlier]
     return bool(code) and (names_any(code, inputs) or code in codes or _needs_repl(code, codes))
 
 
-def prints(reply: str) -> bool:
-    """Whether the code of a reply prints at its top level, as that of a turn does."""
-    tree = parse(read_reply(reply).code)
+def prints(code: str) -> bool:
+    """Whether code prints at its top level, as that of a turn does."""
+    tree = parse(code)
     return tree is not None and any(
         is_call(line.value, "print") for line in tree.body if isinstance(line, ast.Expr)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import uuid
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 
 from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.cache import digest
-from rlm_dspy.cache.metric_identity import Identifier
+from rlm_dspy.cache.metric_identity import Identifier, source_of
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.optimize.demos import Demo
 from rlm_dspy.redaction import lm_state
@@ -153,10 +152,8 @@ def _made_of(module: dspy.Module) -> Any:
 
 def _source(function: Callable[..., Any]) -> tuple[str, str]:
     """Return the name and source of a function, or the type name of another object."""
-    function, source = inspect.unwrap(function), ""
-    with contextlib.suppress(OSError, TypeError):
-        source = inspect.getsource(function)
-    return getattr(function, "__qualname__", type(function).__qualname__), source
+    function = inspect.unwrap(function)
+    return getattr(function, "__qualname__", type(function).__qualname__), source_of(function)
 
 
 def _dumped(demo: Demo) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from rlm_dspy._dspy_compat import annotation_allows_none
 from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.interpreters.worker.cell import submitted
-from rlm_dspy.repl.coercion import TOO_DEEP, read_answer, read_value, type_of
+from rlm_dspy.repl.coercion import LEAST_TIMESTAMP, NO_DATE, TOO_DEEP, read_answer, read_value, type_of
 from rlm_dspy.replies.code_blocks import parse
 from rlm_dspy.replies.literals import Literals, is_call
 from rlm_dspy.replies.reply_parser import read_reply
@@ -41,8 +41,7 @@ _AFTER_ANSWER = re.compile(
 )
 """A last line that is titled as the answer."""
 _DECORATION = " \t\n*_`\"'."
-_LAST_SMALL_YEAR = 1973
-"""A smaller number of seconds than `read_value` takes for a time is in such a year."""
+_LAST_SMALL_YEAR = dt.datetime.fromtimestamp(LEAST_TIMESTAMP, dt.UTC).year
 _BEGINS_LIST = re.compile(r"\s*(?:\[|(?:[-*\u2022]|1[.)])\s)")
 _NOTHING = ("none", "null", "")
 _CONTAINERS = (list, dict, set, frozenset, tuple)
@@ -92,8 +91,8 @@ def read_fields(
     if call is not None:
         return read_answer(signature, call)
     found = with_none(signature, found)
-    if name := taken_for_seconds(found, replies):
-        return {}, [f"{name}: a number is no date"]
+    if problem := taken_for_seconds(found, replies):
+        return {}, [problem]
     endings = {name: _ending_in(value) for name, value in found.items() if isinstance(value, str)}
     ended = {name: ending[0] for name, ending in endings.items() if ending}
     said = {name: value for name, value in found.items() if endings.get(name) != ()}
@@ -126,13 +125,14 @@ def with_none(signature: type[dspy.Signature], found: Mapping[str, Any]) -> dict
 
 
 def taken_for_seconds(found: Mapping[str, Any], replies: Sequence[Any]) -> str:
-    """Return a field whose date DSPy parsed from a bare number, as seconds since 1970; empty if there is none."""
+    """Return the problem of a date that DSPy parsed from a bare number, as seconds since 1970; else empty."""
     text = text_of(replies[-1]) if replies else ""
     early = [
         name for name, value in found.items() if isinstance(value, dt.date) and value.year <= _LAST_SMALL_YEAR
     ]
     number = r"\b{}\b\W+?-?\d+(?:\.\d+)?\"?\s*(?:[,}}\[]|$)"
-    return next((name for name in early if re.search(number.format(re.escape(name)), text)), "")
+    named = (name for name in early if re.search(number.format(re.escape(name)), text))
+    return next((f"{name}: {NO_DATE}" for name in named), "")
 
 
 def outputs_in_words(signature: type[dspy.Signature], replies: Sequence[Any]) -> dict[str, Any]:
@@ -237,20 +237,17 @@ def _submitted_in(text: str, names: list[str]) -> dict[str, Any] | None:
     return {}
 
 
-def as_submit(signature: type[dspy.Signature], text: str) -> str:
-    """Return a reply whose code does no more than print its answer, or assign it, as a call of `SUBMIT`.
-
-    Any other reply is unchanged.
-    """
-    tree = parse(read_reply(text).code)
+def as_submit(signature: type[dspy.Signature], code: str) -> str:
+    """Return code that does no more than print its answer, or assign it, as a call of `SUBMIT`; else empty."""
+    tree = parse(code)
     values, needed = Literals(tree) if tree else None, list(signature.output_fields)
     if values is None or not (shown := values.shown()):
-        return text
+        return ""
     by_name = (
         values.named(needed) if values.known.keys() >= set(needed) else dict(zip(needed, shown[-1:], strict=False))
     )
     if len(by_name) < len(needed):
-        return text
+        return ""
     return f"SUBMIT({', '.join(f'{name}={value!r}' for name, value in by_name.items())})"
 
 

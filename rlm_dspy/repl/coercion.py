@@ -44,8 +44,9 @@ _FORMS = {
 }
 """How a value of a type is written; other forms of it may have several meanings."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?")
-_LEAST_TIMESTAMP = 1e8
+LEAST_TIMESTAMP = 1e8
 """Seconds since 1970; a smaller number is rather a year or a date without hyphens."""
+NO_DATE = "a number is no date"
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 """An integer with commas between its thousands."""
 _BULLET = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(?=\S)")
@@ -112,11 +113,12 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
         return _checked(read_value(value, get_args(annotation)[0]), annotation)
     if annotation is str:
         return _read_str(value)
-    checked = TypeAdapter(with_strict_dates(annotation)).validate_python
+    strict = with_strict_dates(annotation)
+    checked = TypeAdapter(strict).validate_python
     attempts: list[Callable[[], Any]] = [
         lambda: checked(value),
         lambda: checked(value, by_alias=True, by_name=True),  # as a `Record` has
-        lambda: _parsed(value, with_strict_dates(annotation)),
+        lambda: _parsed(value, strict),
     ]
     if isinstance(annotation, enum.EnumMeta):
         attempts.reverse()
@@ -165,11 +167,11 @@ def _no_year(value: Any) -> Any:
         ValueError: If it is a number too small for a time since 1970, such as a year.
     """
     told = str(value).strip() if isinstance(value, int | float | str) else ""
-    if not _NUMBER.fullmatch(told) or abs(float(told)) >= _LEAST_TIMESTAMP:
+    if not _NUMBER.fullmatch(told) or abs(float(told)) >= LEAST_TIMESTAMP:
         return value
     if len(told) == len("20240301"):
         return f"{told[:4]}-{told[4:6]}-{told[6:]}"
-    raise ValueError("a number is no date")
+    raise ValueError(NO_DATE)
 
 
 def _member(value: Any, annotation: TypeForm[Any]) -> Any:

@@ -208,8 +208,8 @@ class Batch:
         found = unmarked_outputs(module.signature, said, _replies(item))
         if found is None:
             found = with_none(module.signature, said)
-        if name := taken_for_seconds(found, _replies(item)):
-            text, problem = text_of(_replies(item)[-1]), f"{name}: a number is no date"
+        if problem := taken_for_seconds(found, _replies(item)):
+            text = text_of(_replies(item)[-1])
             raise dspy.AdapterParseError("RLM", module.signature, text, message=problem)
         return dspy.Prediction(**found) if found != said else result
 

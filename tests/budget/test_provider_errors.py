@@ -57,7 +57,7 @@ def test_the_fields_that_a_server_refuses_stand_in_the_message_of_the_error() ->
     ids=["no such path", "nobody there", "told already", "another error"],
 )
 def test_an_error_of_a_wrong_address_names_it(error: dspy.LMError, told: str) -> None:
-    add_words(error, dspy.LM("openai/m", api_base="http://a:1/v1"))
+    add_words(error, dspy.LM("openai/m", api_base="http://me:secret@a:1/v1?key=secret"))
     assert error.message == told
 
 
