@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
 _NAMES_IN_ENVIRONMENT = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)")
 _CREDENTIALS = re.compile(
     r"(?<=\bbearer )[\w.~+/=-]{8,}|(?<=\bbasic )[\w+/=-]{8,}|\b(?:sk|pk|gh[a-z]|xox[a-z]|hf)[-_][\w-]{16,}"
-    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)",
+    rf"|{_IN_ADDRESS.pattern}",
     re.IGNORECASE,
 )
 """What looks like a key anywhere: after `Bearer`, with a provider's prefix, in an address."""
@@ -52,8 +53,14 @@ def lm_state(lm: object) -> list[Any]:
 
 
 def secrets_of(lm: dspy.BaseLM) -> set[str]:
-    """Return the secrets in an LM's settings: strings under a name like `api_key`, also inside dicts."""
-    return {part for secret in _under_secret_names(getattr(lm, "kwargs", {})) for part in _parts(secret)}
+    """Return the secrets in an LM's settings: strings under a name like `api_key`, also inside dicts.
+
+    Also the user and password in an address: a client may quote them without what is around them.
+    """
+    settings = getattr(lm, "kwargs", {})
+    addresses = (value for value in settings.values() if isinstance(value, str))
+    in_addresses = {found for address in addresses for found in _IN_ADDRESS.findall(address)}
+    return in_addresses | {part for secret in _under_secret_names(settings) for part in _parts(secret)}
 
 
 def secrets_of_environment() -> set[str]:

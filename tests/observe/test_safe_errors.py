@@ -211,3 +211,10 @@ def test_a_notebook_shows_of_a_wrong_argument_the_callers_frames_alone(make: Cal
     assert shown[-1] == "".join(traceback.format_exception_only(caught.value)).rstrip()
     assert len(traceback.extract_tb(caught.value.__traceback__)) > 2
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_password_in_the_address_of_a_server_is_redacted_wherever_it_is_quoted() -> None:
+    """DSPy's client tells the host that does not respond as it stands in the address, without `http://`."""
+    lm = dspy.LM("openai/m", api_base="http://me:word@a:1/v1")
+    told = safe_message(dspy.LMError("failed to connect to me:word@a:1"), lm)
+    assert told == "failed to connect to ***@a:1"
