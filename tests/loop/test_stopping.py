@@ -164,7 +164,7 @@ def test_sub_calls_under_way_fail_when_time_is_over_and_those_that_finished_are_
             "got = llm_query_batched(['fast 1', 'slow', 'fast 2'])\nSUBMIT(answer=[bool(g) for g in got])"
         )
 
-    limits = Limits(max_cell_seconds=1.0)
+    limits = Limits(max_cell_seconds=4.0)  # a busy machine starts the fast ones late
     rlm = RLM("question -> answer: list[bool]", limits=limits, interpreter_factory=factory, cache=False)
     try:
         with dspy.context(lm=ScriptedLM(reply)):
