@@ -231,6 +231,8 @@ class Interpreter:
             raise dspy.CodeInterpreterError(f"Unknown tool: {tool_name}")
         tool = self.tools[tool_name]
         function = tool.acall if isinstance(tool, dspy.Tool) and is_async(tool) else tool
+        if args and _takes_names_only(tool):
+            args, kwargs = [], _by_name(tool_name, tool, args, kwargs)
         result = function(*args, **kwargs)
         return LoopCall(result, tool_name).result() if inspect.isawaitable(result) else result
 
@@ -338,6 +340,37 @@ class Interpreter:
         _check("output field", names, set())
         if len(names) != len(set(names)):
             raise ValueError(f"Invalid output fields {names}: two have the same name.")
+
+
+def _takes_names_only(tool: Callable[..., Any]) -> bool:
+    """Return whether a tool takes arguments by name alone, whatever signature it shows.
+
+    A `dspy.Tool` does, and the function that `dspy.RLM` makes of one.
+    """
+    if isinstance(tool, dspy.Tool):
+        return True
+    code = getattr(tool, "__code__", None)
+    if code is None or not hasattr(tool, "__signature__"):
+        return False
+    return not (code.co_argcount or code.co_flags & inspect.CO_VARARGS)
+
+
+def _by_name(
+    name: str, tool: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call by the names of the tool's parameters.
+
+    Raises:
+        TypeError: If there are too many, or one is given twice.
+    """
+    parameters = inspect.signature(tool.func if isinstance(tool, dspy.Tool) else tool).parameters.values()
+    names = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(names):
+        raise TypeError(f"{name}() takes at most {len(names)} arguments by position, and {len(args)} were given")
+    positional = dict(zip(names, args, strict=False))
+    if twice := sorted(positional.keys() & kwargs.keys()):
+        raise TypeError(f"{name}() got multiple values for argument {twice[0]!r}")
+    return positional | dict(kwargs)
 
 
 def _check(what: str, names: Iterable[Any], taken: set[str]) -> None:

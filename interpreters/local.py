@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
-from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome
+from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome, Submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,7 +258,8 @@ def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threadin
 def _run_in(context: contextvars.Context, run: Callable[[], None]) -> None:
     for variable, value in context.items():  # not `context.run`: the thread's excepthook prints after it
         variable.set(value)
-    run()
+    with contextlib.suppress(Submit):  # it counts for the cell, and is no error of the thread
+        run()
 
 
 class _Process:

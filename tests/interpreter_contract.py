@@ -231,6 +231,21 @@ class LifecycleContract:
         assert repl.execute(ASKS.code) == "A"
         assert repl.execute(ASKS_BY_NAME.code) == "B"
 
+    def test_a_dspy_tool_is_called_by_position_and_by_name(self) -> None:
+        """A `dspy.Tool` itself takes names only, and code calls what its signature shows."""
+        repl = self.open(ASKS, ASKS_BY_NAME, tools={"ask": dspy.Tool(lambda text: text.upper(), name="ask")})
+        assert [repl.execute(ASKS.code), repl.execute(ASKS_BY_NAME.code)] == ["A", "B"]
+
+    @pytest.mark.parametrize(
+        ("args", "kwargs", "said"),
+        [(["a", "b"], {}, "takes at most 1 arguments by position"), (["a"], {"text": "b"}, "multiple values")],
+    )
+    def test_a_dspy_tool_called_wrongly_says_so(self, args: list[Any], kwargs: dict[str, Any], said: str) -> None:
+        """As Python does for a function."""
+        repl = self.open(tools={"ask": dspy.Tool(lambda text: text, name="ask")})
+        with pytest.raises(TypeError, match=said):
+            repl.invoke_tool("ask", args, kwargs)
+
     def test_a_tool_changed_between_cells_takes_effect(self) -> None:
         """dspy.RLM puts its own tools into `tools` after the interpreter was made."""
         repl = self.open(ASKS, ASKS)
@@ -523,6 +538,35 @@ class ExecutionContract(LifecycleContract):
         )
         assert output.splitlines() == ["out", "err", "raw", "logged"]
 
+    def test_a_stream_that_code_keeps_is_captured_in_later_cells(self) -> None:
+        """A handler of logging keeps the stream of its first cell, a default argument too."""
+        repl = self.open()
+        repl.execute(
+            "import sys, logging\n"
+            "log = logging.Logger('own')\n"
+            "log.addHandler(logging.StreamHandler())\n"
+            "def say(text, file=sys.stdout): print(text, file=file)\n"
+            "log.warning('one'); say('a')"
+        )
+        assert repl.execute("log.warning('two'); say('b'); print('c', file=sys.stderr)") == "two\nb\nc"
+
+    def test_bytes_written_to_stdout_are_captured_as_utf_8(self) -> None:
+        """`sys.stdout.buffer` is there, and a character may come in two pieces."""
+        code = "import sys\nfor piece in (b'a\\xc3', b'\\xa9b'): _ = sys.stdout.buffer.write(piece)"
+        assert self.open().execute(code) == "a\u00e9b"
+
+    def test_help_prints(self) -> None:
+        """As in a console, and it waits for nobody."""
+        assert "Return the number of items" in self.open().execute("help(len)")
+
+    def test_a_submit_in_a_thread_counts_and_prints_nothing(self) -> None:
+        """It ends the thread by an exception, which is no error."""
+        repl = self.open()
+        submission = repl.execute(
+            "import threading\nt = threading.Thread(target=SUBMIT, args=(3,)); t.start(); t.join()"
+        )
+        assert (submission.output, submission.printed) == ({"output": 3}, "")
+
     def test_output_is_captured_from_threads_of_the_cell(self) -> None:
         """Also from those of an executor."""
         output = self.open().execute(
@@ -725,6 +769,14 @@ class ExecutionContract(LifecycleContract):
         with type(self).make(tools={"ask": ask}) as repl:
             assert repl.execute("ask(value) == value", {"value": value}) is True
         assert seen == [value]
+
+    @pytest.mark.parametrize("digits", [20, 4_300, 5_000])
+    def test_an_int_of_any_length_enters(self, digits: int) -> None:
+        """Python writes none of more than 4,300 digits as text."""
+        with type(self).make(tools={"ask": lambda: [10**digits, -(10**digits)]}) as repl:
+            assert repl.execute("[n, -n] == ask()", {"n": 10**digits}) is True
+        with type(self).make(tools={"ask": lambda: 10**digits}) as repl:
+            assert repl.execute("ask() == 10 ** digits", {"digits": digits}) is True
 
     def test_a_tool_that_raises_raises_in_the_cell(self) -> None:
         """The code can catch it by its builtin type."""

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 _SHARED_FROM = 32 << 10
 """Characters or bytes from which a value gets shared memory of its own; shorter ones ride in the frame."""
+_LONG_INT = 1 << 64
+"""Python writes no int of more than 4,300 digits as text, so JSON cannot hold it; a pickle can."""
 _ALIGNMENT = 64
 _CHUNK = 4 << 20
 
@@ -165,7 +167,7 @@ class Forms:
             self.shared.pop().release()
 
     def _form(self, value: Any) -> Value:
-        if value is None or type(value) in (bool, int, float):
+        if value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < _LONG_INT):
             return {"json": value}
         if isinstance(value, FileText) and not isinstance(value, type):
             return self._form(str(value)) if value.path is None else self._in_shared(_of_file(value))

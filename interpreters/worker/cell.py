@@ -10,6 +10,7 @@ import __future__
 import ast
 import asyncio
 import builtins
+import codecs
 import contextlib
 import inspect
 import io
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from _typeshed import ReadableBuffer
 
     from .wire import JSON
 
@@ -49,13 +52,19 @@ class Capped(io.TextIOBase):
     def __init__(self, max_chars: int = 100_000) -> None:
         if max_chars < 2:  # noqa: PLR2004 (one from each end)
             raise ValueError(f"at least 2 characters of output must be kept, not {max_chars}")
+        self._max_chars = max_chars
+        self.buffer = _Bytes(self)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget what was written. Code may hold on to a stream, so a session has one for all its cells."""
+        self._lock = threading.Lock()  # in a copy of the process, a thread that is not there may have held it
         self.written = self._tail_chars = 0
-        self._head_room = max_chars - max_chars // 2
-        self._tail_room = max_chars // 2
+        self._head_room = self._max_chars - self._max_chars // 2
+        self._tail_room = self._max_chars // 2
         self._head: list[str] = []
         self._tail: list[str] = []
         self._ends_line = True
-        self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
         """Accept all of `text`."""
@@ -101,6 +110,27 @@ class Capped(io.TextIOBase):
 
     def reconfigure(self, **_: object) -> None:
         """Do nothing; code calls it on real streams to request UTF-8."""
+
+
+class _Bytes(io.RawIOBase):
+    """Writes bytes to a text stream as UTF-8, as `sys.stdout.buffer` does."""
+
+    def __init__(self, text: Capped) -> None:
+        self._text = text
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Accept all of `data`."""
+        taken = bytes(data)
+        self._text.write(self._decode(taken))
+        return len(taken)
+
+    def close(self) -> None:
+        """Do nothing, as the text stream."""
 
 
 class Submit(BaseException):
@@ -163,9 +193,16 @@ def _nobody(*_: object, **__: object) -> NoReturn:
     raise EOFError("There is no user to answer input() here. Use the variables and functions of this REPL.")
 
 
+def _help(*names: object) -> None:
+    """Print the documentation of an object or of a topic."""
+    import pydoc  # noqa: PLC0415 (few cells need it)
+
+    pydoc.Helper(io.StringIO(), sys.stdout)(*names)
+
+
 def _cell_builtins() -> dict[str, Any]:
     """Return Python's builtins and JSON's constants, with none that waits for a user."""
-    ours = {"input": _nobody, "breakpoint": _nobody, "exit": sys.exit, "quit": sys.exit}
+    ours = {"input": _nobody, "breakpoint": _nobody, "exit": sys.exit, "quit": sys.exit, "help": _help}
     return vars(builtins) | {"true": True, "false": False, "null": None} | ours
 
 
@@ -214,14 +251,14 @@ class Cells:
         try:
             parts = self._compile(code, filename)
         except _ERRORS_OF_THE_SOURCE as error:
-            return Outcome("invalid", error=self._in_words(error), exception=error)
+            return Outcome("invalid", error=self.in_words(error), exception=error)
         try:
             value = self._evaluate(parts)
             _show(value, output)
             outcome = Outcome("done", value=carried(value))
         except BaseException as error:  # noqa: BLE001 (the model, or the caller, answers whatever code raises)
             missing = str(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-            outcome = Outcome("raised", error=self._in_words(error), missing=missing, exception=error)
+            outcome = Outcome("raised", error=self.in_words(error), missing=missing, exception=error)
         self._call_hook(output)
         return Outcome("submitted", submissions[0].values) if submissions else outcome
 
@@ -292,7 +329,7 @@ class Cells:
                 value = await value
         return value
 
-    def _in_words(self, error: BaseException) -> str:
+    def in_words(self, error: BaseException) -> str:
         """Return the traceback of `error` with the lines of cells only."""
         try:
             if isinstance(error, SyntaxError) and error.text is None:

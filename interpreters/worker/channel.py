@@ -100,12 +100,17 @@ class Channel:
         Raises:
             EOFError: If the host is gone.
             TypeError: If the arguments have no form in JSON.
+            ValueError: If they are more than the host takes.
         """
         with self._turn:
             self._calls += 1
             number = self._calls
         frame = {"t": "call", "id": number, "name": name, "args": args, "kwargs": kwargs}
-        self.send(wire.encoded(frame), number)
+        try:
+            payload = wire.encoded_for_host(frame)
+        except ValueError as error:
+            raise ValueError(f"The arguments of {name}() cannot leave the REPL: {error}") from None
+        self.send(payload, number)
         return self._received(lambda: self._answers.pop(number, None))
 
     def _received(self, taken: Callable[[], T | None]) -> T:

@@ -11,6 +11,7 @@ import json
 import select
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .encoder import plain
@@ -28,6 +29,9 @@ MAX_NODES = 1_000_000
 """Values, keys and brackets in one frame at most: each costs the host some 60 bytes."""
 MAX_DESCRIPTORS = 64
 """Descriptors in one frame."""
+_MAX_DIGITS = 4300
+_SPARE = 1 << 16
+"""Bytes of a frame for the headers of its packets."""
 
 _HEADER = struct.Struct("<BI")
 MAX_PACKET = PACKET + _HEADER.size
@@ -57,14 +61,35 @@ def encoded(frame: Mapping[str, object]) -> bytes:
     return _encode(frame).encode("utf-8", "surrogatepass")
 
 
+def encoded_for_host(frame: Mapping[str, object]) -> bytes:
+    """Return the JSON of a frame that the host will take.
+
+    Raises:
+        TypeError: As `encoded` does.
+        ValueError: If it refers to itself, has an int of more than 4,300 digits, or is larger than the host takes.
+        RecursionError: As `encoded` does.
+    """
+    allowed = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(_MAX_DIGITS)  # code may have lifted it here, and the host keeps to it
+    try:
+        payload = encoded(frame)
+    finally:
+        sys.set_int_max_str_digits(allowed)
+    if len(payload) > MAX_FRAME - _SPARE:
+        raise ValueError(f"it takes {len(payload) >> 20} MB as JSON, more than {MAX_FRAME >> 20} MB; send less")
+    if _has_too_many_parts(payload):
+        raise ValueError(f"it has more than {MAX_NODES:,} values; send fewer, or join them into one text")
+    return payload
+
+
 def decoded(payload: bytes) -> Frame:
     """Return the frame in `payload`, which may be anything.
 
     Raises:
         Violation: If it is not a JSON object, or has too many parts.
     """
-    if len(payload) > _LARGE:
-        _check_parts(payload)
+    if _has_too_many_parts(payload):
+        raise Violation("a frame of too many parts")
     try:
         frame = json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -74,13 +99,12 @@ def decoded(payload: bytes) -> Frame:
     return frame
 
 
-def _check_parts(payload: bytes) -> None:
-    """Refuse what would cost the host too much memory, in time that grows with the length and no faster."""
-    if _nodes(payload) <= MAX_NODES:
-        return
+def _has_too_many_parts(payload: bytes) -> bool:
+    """Return whether a frame would cost the host too much memory; the time for it grows with the length."""
+    if len(payload) <= _LARGE or _nodes(payload) <= MAX_NODES:
+        return False
     plain = payload.replace(rb"\\", b"").replace(rb"\"", b"")  # every quote left begins or ends a string
-    if plain.count(b'"') > 2 * MAX_NODES or _nodes(b"".join(plain.split(b'"')[::2])) > MAX_NODES:
-        raise Violation("a frame of too many parts")
+    return plain.count(b'"') > 2 * MAX_NODES or _nodes(b"".join(plain.split(b'"')[::2])) > MAX_NODES
 
 
 def _nodes(payload: bytes) -> int:

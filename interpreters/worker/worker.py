@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from . import memory, wire
-from .cell import Capped, Cells, Outcome
+from .cell import Capped, Cells, Outcome, Submit
 from .channel import Channel, Interrupts
 from .sleeping_copy import fork_asleep
 
@@ -61,7 +61,7 @@ class Worker:
     """
 
     def __init__(self, sock: socket.socket, cells: Cells, max_output_chars: int, *, zero_copy: bool) -> None:
-        self._max_output_chars = max_output_chars
+        self._output = Capped(max_output_chars)
         self._zero_copy = zero_copy
         self._interrupts = Interrupts()
         self._channel = Channel(sock, self._interrupts)
@@ -72,6 +72,8 @@ class Worker:
         self._pool: ThreadPoolExecutor | None = None
         sys.modules["__main__"] = self._cells.module
         sys.stdin = io.StringIO()
+        sys.__stdout__ = sys.__stderr__ = self._output  # type: ignore[misc, assignment]
+        threading.excepthook = self._thread_raised
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.stack_size(_STACK_BYTES)
         warnings.simplefilter("default")
@@ -100,7 +102,8 @@ class Worker:
     def _cell(self, frame: frames.Order, fds: list[int]) -> None:
         self._reap()
         taken = False
-        output = Capped(self._max_output_chars)
+        output = self._output
+        output.start_anew()
         try:
             self._furnish(frame, fds)
         except Exception as error:  # noqa: BLE001 (what a class does when it is rebuilt is its own affair)
@@ -111,7 +114,6 @@ class Worker:
             outcome = self._run(frame, output)
         if os.getpid() != self._pid:  # a child that the code has forked, and that came to the end of the cell
             os._exit(0)
-        sys.stdout = sys.stderr = Capped(2)
         self._end_pool()
         printed = output.text().rstrip("\n")
         reply: wire.Frame = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
@@ -133,14 +135,25 @@ class Worker:
             if reserve is not None:
                 reserve.close()
 
+    def _thread_raised(self, raised: threading.ExceptHookArgs) -> None:
+        """Print what ended a thread as the model's own lines; a SUBMIT is no error."""
+        if raised.exc_value is not None and not isinstance(raised.exc_value, Submit | SystemExit):
+            told = self._cells.in_words(raised.exc_value)
+            sys.stderr.write(f"A thread ended with an error:\n{told}\n")
+
     @staticmethod
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
         values = {name: value for name, value in outcome.values.items() if isinstance(name, str)}
         try:
-            return wire.encoded({**reply, "values": values, "value": outcome.value, "error": outcome.error})
+            return wire.encoded_for_host(
+                {**reply, "values": values, "value": outcome.value, "error": outcome.error}
+            )
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
-            told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
-        return wire.encoded({**reply, "kind": "raised", "values": {}, "error": told})
+            reply = {**reply, "values": {}, "value": None, "error": outcome.error}
+            if outcome.kind == "submitted":
+                told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
+                reply |= {"kind": "raised", "error": told}
+        return wire.encoded(reply)
 
     def _furnish(self, frame: frames.Order, fds: list[int]) -> None:
         taken = iter(fds)
@@ -195,6 +208,7 @@ class Worker:
             self._copies.append(pid)
             return pid
         self._channel.start_anew()
+        self._output.start_anew()
         self._copies, self._pool, self._pid = [], None, os.getpid()
         self._channel.next_order()
         self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))

@@ -204,6 +204,41 @@ def test_a_frame_is_not_sent_in_crumbs(size: int) -> None:
         wire.Assembler().add(packet(b"x" * size, last=0))
 
 
+LARGE_VALUES = {
+    "values": ("[0] * 1_100_000", "more than 1,000,000 values"),
+    "bytes": ("'x' * 70_000_000", "66 MB as JSON, more than 64 MB"),
+    "digits": ("10 ** 5_000", "4300 digits"),
+}
+
+
+@pytest.mark.parametrize(("value", "said"), LARGE_VALUES.values(), ids=LARGE_VALUES)
+def test_a_value_that_the_host_would_not_take_is_an_error_of_the_cell(value: str, said: str) -> None:
+    """Submitted or handed to a tool; nothing of the session is lost."""
+    with PythonInterpreter(tools={"ask": lambda _: 1}, packages=()) as repl:
+        repl.execute("import sys; sys.set_int_max_str_digits(0); kept = 7")
+        for call in ("SUBMIT", "ask"):
+            with pytest.raises(CellError, match=said) as caught:
+                repl.execute(f"{call}({value})")
+            assert "cannot leave the REPL" in caught.value.traceback
+        assert repl.execute("kept") == 7
+
+
+def test_a_last_expression_that_is_too_long_for_json_is_shown() -> None:
+    """Code may lift Python's limit of digits."""
+    with PythonInterpreter(packages=()) as repl:
+        assert repl.execute("import sys; sys.set_int_max_str_digits(0); 10 ** 5_000") == "1" + 5_000 * "0"
+
+
+def test_what_ends_a_thread_is_told_by_the_lines_of_the_model() -> None:
+    """No file of the host is named."""
+    code = "import threading\ndef halve(n):\n    return n / 0\nt = threading.Thread(target=halve, args=(1,))"
+    with PythonInterpreter(packages=()) as repl:
+        printed = repl.execute(f"{code}\nt.start(); t.join()")
+    assert "return n / 0" in printed
+    assert printed.endswith("ZeroDivisionError: division by zero")
+    assert ".py" not in printed
+
+
 @pytest.mark.parametrize("start", [b"", b'{"a":"', b'["', b"[" * 9], ids=["bare", "a string", "a list", "deep"])
 @pytest.mark.parametrize("part", [b'\\"', b'"', b"\\", b'\\\\"', b",", b'",', b"\n", b'"\\', b"[],"])
 def test_reading_a_frame_takes_time_by_its_length_only(start: bytes, part: bytes) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dspy.utils.dummies import DummyLM
 
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
+from rlm_dspy.interpreters.local import LocalPythonInterpreter
 from rlm_dspy.interpreters.python import PythonInterpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is of Linux")
@@ -46,3 +47,17 @@ def test_a_model_of_dspy_that_repeats_a_large_input_is_fast() -> None:
         prediction = dspy.RLM("context, question -> answer", interpreter_factory=light)(context=text, question="?")
     assert prediction.answer == "done"
     assert [step["output"] for step in prediction.trajectory[:4]] == ["20000000"] * 4
+
+
+@pytest.mark.parametrize("factory", [light, LocalPythonInterpreter])
+def test_code_under_dspy_rlm_calls_a_tool_by_position(factory: Any) -> None:
+    """`dspy.RLM` hands over a wrapper that takes names only, with the signature of the tool."""
+
+    def add(first: int, second: int = 2) -> int:
+        """Add."""
+        return first + second
+
+    replies = [{"reasoning": "", "code": "SUBMIT(add(2, 3) + add(1) + add(1, second=1))"}]
+    with dspy.context(lm=DummyLM(replies)):
+        answer = dspy.RLM("question -> total: int", tools=[add], interpreter_factory=factory)(question="?").total
+    assert answer == 10
