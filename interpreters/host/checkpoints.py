@@ -17,7 +17,7 @@ import dspy
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection
+from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, text_of
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ class Lineage:
         self._process = process
         self._checkpoints = Checkpoints(mode)
         self._early: deque[Arrived] = deque()
+        self._printed = ""
+        """What the cell that runs has printed so far, as its process told it."""
         self._cell = cell
         self._blocks = 0
         self._bound = dict(bound)
@@ -288,6 +290,13 @@ class Lineage:
             if len(self._early) >= self.group.limits.max_processes:
                 raise wire.Violation("more calls at once than it has threads")
             self._early.append(arrived)
+        elif kind == "printed":
+            self._take_printed(arrived.frame)
+
+    def _take_printed(self, frame: wire.Frame) -> None:
+        """Keep what the running cell printed, for the case that no result comes."""
+        if frame.get("id") == self._cell:
+            self._printed = text_of(frame, "text")
 
     def _recover(self, reason: str, rest: str = "") -> NoReturn:
         """Go back to the newest checkpoint and say so; without one the session is lost.
@@ -303,12 +312,13 @@ class Lineage:
             self._lose(reason)
         undone, self._blocks = self._blocks - checkpoint.blocks, checkpoint.blocks
         told = [f"{reason}.", _undone(undone, this_included=not rest), _STAYS_DONE, rest]
-        raise CellUndone(" ".join(filter(None, told)))
+        raise CellUndone(" ".join(filter(None, told)), "" if rest else self._printed)
 
     def _lose(self, reason: str) -> NoReturn:
         self.close()
         why = self.group.server.lost or reason
-        raise dspy.CodeInterpreterError(f"{why}; the session and all its variables are lost.")
+        printed = f" The last cell had printed:\n{self._printed}" if self._printed else ""
+        raise dspy.CodeInterpreterError(f"{why}; the session and all its variables are lost.{printed}")
 
     def _woken(self, before: int | None = None) -> Checkpoint | None:
         """End the process and let the newest checkpoint that wakes take its place; None if none does.
@@ -332,12 +342,12 @@ class Lineage:
         return None
 
     def _read_what_is_left(self) -> None:
-        """Find out whether a copy was made shortly before the process was ended."""
+        """Take what the process told before it ended: that a copy was made, and what the cell printed."""
         with suppress(OSError, EOFError, ValueError):
             for _ in range(_LEFT_PACKETS):
                 arrived = self._process.received()
-                if arrived is not None and arrived.frame.get("t") == "copied":
-                    self._checkpoints.told(arrived.frame)
+                if arrived is not None and arrived.frame.get("t") in ("copied", "printed"):
+                    self._aside(arrived)
 
     def _wake_up(self, process: WorkerConnection, deadline: Deadline) -> None:
         process.send({"t": "wake"}, deadline.left)

@@ -119,6 +119,7 @@ class Session(Lineage):
             finally:
                 clock.ends()
                 self._checkpoints.ran(clock.calls)
+            self._printed = ""
             self._checkpoints.forget_older()
             if outcome.kind != "submitted" and not threads:
                 self._order_copy()  # while the model thinks
@@ -190,6 +191,7 @@ class Session(Lineage):
         except OSError as error:
             self._recover(f"The worker no longer accepts cells ({error})", "This cell did not run.")
         self._cell += 1
+        self._printed = ""
         self._blocks += not cell.code.startswith(SETUP)
         self._bound.update(fresh)
         self._told = cell.tools
@@ -228,6 +230,8 @@ class Session(Lineage):
                     self._call(arrived, cell, clock)
                 elif arrived.frame.get("t") == "copied":
                     self._checkpoints.told(arrived.frame)
+                elif arrived.frame.get("t") == "printed":
+                    self._take_printed(arrived.frame)
                 elif arrived.frame.get("t") != "bound":  # that answers an order which nobody waits for any more
                     return self._checked_result(arrived.frame)
             except EOFError:

@@ -58,7 +58,9 @@ class Capped(io.TextIOBase):
 
     def start_anew(self) -> None:
         """Forget what was written. Code may hold on to a stream, so a session has one for all its cells."""
-        self._lock = threading.Lock()  # in a copy of the process, a thread that is not there may have held it
+        # A new one: in a copy of the process, a thread that is not there may have held it. One thread may take it
+        # twice: a `__del__` that prints can run while it writes.
+        self._lock = threading.RLock()
         self.written = self._tail_chars = 0
         self._head_room = self._max_chars - self._max_chars // 2
         self._tail_room = self._max_chars // 2

@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from . import memory, wire
-from .cell import Capped, Cells, Outcome, Submit
+from .cell import Cells, Outcome, Submit
 from .channel import Channel, Interrupts
+from .printing import Printed
 from .sleeping_copy import fork_asleep
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ class Worker:
     """
 
     def __init__(self, sock: socket.socket, cells: Cells, max_output_chars: int, *, zero_copy: bool) -> None:
-        self._output = Capped(max_output_chars)
         self._zero_copy = zero_copy
         self._interrupts = Interrupts()
         self._channel = Channel(sock, self._interrupts)
+        self._output = Printed(max_output_chars, self._channel)
         self._cells = cells
         self._copies: list[int] = []
         self._pid = os.getpid()
@@ -102,32 +103,30 @@ class Worker:
     def _cell(self, frame: frames.Order, fds: list[int]) -> None:
         self._reap()
         taken = False
-        output = self._output
-        output.start_anew()
+        self._output.begin(frame["id"])
         try:
             self._furnish(frame, fds)
         except Exception as error:  # noqa: BLE001 (what a class does when it is rebuilt is its own affair)
             outcome = Outcome("raised", error=_not_taken(error))
         else:
             taken = True
-            sys.stdout = sys.stderr = output
-            outcome = self._run(frame, output)
+            sys.stdout = sys.stderr = self._output
+            outcome = self._run(frame)
         if os.getpid() != self._pid:  # a child that the code has forked, and that came to the end of the cell
             os._exit(0)
         self._end_pool()
-        printed = output.text().rstrip("\n")
-        reply: wire.Frame = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": printed}
+        reply: wire.Frame = {"t": "done", "id": frame["id"], "kind": outcome.kind, "output": self._output.end()}
         reply |= {"taken": taken, "threads": threading.active_count() > 1, "missing": outcome.missing}
         self._channel.send(self._encoded(reply, outcome), frame["id"])
         if isinstance(outcome.exception, MemoryError):
             del outcome
             gc.collect()
 
-    def _run(self, frame: frames.Order, output: Capped) -> Outcome:
+    def _run(self, frame: frames.Order) -> Outcome:
         reserve = _reserve()
         try:
             self._interrupts.in_cell = True
-            return self._cells.run(frame["code"], output, self._tools, frame["fields"])
+            return self._cells.run(frame["code"], self._output, self._tools, frame["fields"])
         except KeyboardInterrupt:
             return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:

@@ -124,9 +124,10 @@ def survives(repl: PythonInterpreter) -> None:
 def test_a_cell_that_hangs_is_stopped_and_the_state_kept(repl: PythonInterpreter, case: str) -> None:
     """By an interrupt, or if it ignores that by its end and the checkpoint before it."""
     started = time.monotonic()
-    with pytest.raises(CellError, match=r"longer than 0\.4 s"):
-        repl.execute(f"state.append('undone?'); state.pop()\n{HANGS[case]}")
+    with pytest.raises(CellError, match=r"longer than 0\.4 s") as caught:
+        repl.execute(f"state.append('undone?'); state.pop()\nprint('so far')\n{HANGS[case]}")
     assert time.monotonic() - started < 10
+    assert caught.value.output.startswith("so far")
     survives(repl)
 
 
@@ -138,8 +139,9 @@ def test_a_cell_that_ends_its_worker_is_undone(repl: PythonInterpreter, case: st
             repl.execute(f"state.append('gone')\n{CRASHES[case]}")
         return
     with unhurried(repl), pytest.raises(CellUndone, match="restored to their state before this cell") as caught:
-        repl.execute(f"state.append('gone')\n{CRASHES[case]}")
+        repl.execute(f"state.append('gone')\nprint('so', end=' '); print('far')\n{CRASHES[case]}")
     assert "are not undone" in str(caught.value)
+    assert caught.value.output.startswith("so far")
     survives(repl)
 
 
@@ -179,7 +181,8 @@ def test_without_a_checkpoint_the_loss_is_told() -> None:
         with pytest.raises(
             dspy.CodeInterpreterError, match="the session and all its variables are lost"
         ) as caught:
-            repl.execute("import os; os._exit(1)")
+            repl.execute("print('found: 43'); import os; os._exit(1)")
+        assert str(caught.value).endswith("printed:\nfound: 43")
         assert not isinstance(caught.value, dspy.CodeExecutionError)
         with pytest.raises(dspy.CodeInterpreterError, match="lost"):
             repl.execute("x")
@@ -191,6 +194,23 @@ def test_a_worker_that_dies_between_cells_is_replaced_by_its_checkpoint(repl: Py
         repl.execute("import os, threading\nthreading.Timer(1, os._exit, (1,)).start()")
     session: Any = repl._session
     assert comes_true(lambda: session._process.ended)
-    with unhurried(repl), pytest.raises(CellUndone, match="did not run"):
+    with unhurried(repl), pytest.raises(CellUndone, match="did not run") as caught:
         repl.execute("state.append('more')")
+    assert caught.value.output == ""
     survives(repl)
+
+
+def test_of_a_long_output_a_crash_loses_a_moment_at_most(repl: PythonInterpreter) -> None:
+    """It is told less often than it is written."""
+    code = "for n in range(2_000): print(n)\nimport time; time.sleep(0.1); print('then'); print('last')\nimport os; os._exit(1)"
+    with unhurried(repl), pytest.raises(CellUndone) as caught:
+        repl.execute(code)
+    assert caught.value.output.startswith("0\n1\n")
+    assert caught.value.output.rstrip().endswith("1999\nthen")
+
+
+def test_a_child_that_code_has_forked_tells_the_host_nothing(repl: PythonInterpreter) -> None:
+    """Its output is its own, and the worker's channel too."""
+    code = "import os\nprint('parent')\nif (child := os.fork()) == 0:\n    print('child'); os._exit(0)\n_ = os.waitpid(child, 0)"
+    with unhurried(repl):
+        assert repl.execute(code) == "parent"
