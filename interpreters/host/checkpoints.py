@@ -296,7 +296,7 @@ class Lineage:
     def _take_printed(self, frame: wire.Frame) -> None:
         """Keep what the running cell printed, for the case that no result comes."""
         if frame.get("id") == self._cell:
-            self._printed = text_of(frame, "text")
+            self._printed = text_of(frame, "text").rstrip("\n")
 
     def _recover(self, reason: str, rest: str = "") -> NoReturn:
         """Go back to the newest checkpoint and say so; without one the session is lost.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 _AT_ONCE, _AT_ONCE_CHARS = 64, 4_096
-"""Short outputs are told at once, each time that code writes."""
+"""A short output is told at once, whenever a line of it ends."""
 _PAUSE_SECONDS = 0.05
 """Between two times that a longer one is told."""
 
@@ -50,7 +50,7 @@ class Printed(Capped):
     def write(self, text: str) -> int:
         """Accept all of `text`."""
         count = super().write(text)
-        if self._cell and text != "\n":  # which `print` writes on its own
+        if self._cell and text.endswith("\n"):  # another thread may write meanwhile, but not into a line
             self._tell()
         return count
 
