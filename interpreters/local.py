@@ -18,7 +18,8 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
-from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome, Submit
+from rlm_dspy.interpreters.worker.cell import Cells, Outcome, Submit
+from rlm_dspy.interpreters.worker.streams import Capped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

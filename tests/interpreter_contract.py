@@ -504,6 +504,16 @@ class ExecutionContract(LifecycleContract):
         thread.join(SECONDS)
         assert outcome == [100, 100, "stopped", 100]
 
+    def test_an_interrupt_of_code_that_awaits_says_where(self) -> None:
+        """The interrupt itself comes from the event loop, which is not the model's."""
+        repl = self.open()
+        repl.tools["running"] = lambda: threading.Timer(0.2, repl.interrupt).start()
+        repl.execute("import asyncio\nasync def work():\n    await asyncio.sleep(50)")
+        with pytest.raises(CellError) as caught:
+            repl.execute("running()\nawait work()")
+        told = caught.value.traceback
+        assert told.index("await work()") < told.index("await asyncio.sleep(50)")
+
     def test_a_cell_can_be_profiled_and_traced(self) -> None:
         """By the model's own code."""
         repl = self.open()

@@ -1,4 +1,4 @@
-"""Parses and runs one cell, captures its output, and formats its errors for the model.
+"""Parses and runs one cell, and formats its errors for the model.
 
 The standard library only: the host uses this module in its own process, and a confined worker uses it where
 nothing else of this package can be imported.
@@ -10,23 +10,21 @@ import __future__
 import ast
 import asyncio
 import builtins
-import codecs
 import contextlib
 import inspect
 import io
 import json
 import linecache
 import sys
-import threading
 import traceback
 import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from .streams import Capped
 
-    from _typeshed import ReadableBuffer
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from .wire import JSON
 
@@ -39,100 +37,6 @@ functions that were bound for it, by name. What it returns is written behind the
 `packed`, values that are submitted, and the arguments of tools, leave the session as that returns them."""
 _MAX_VALUE_CHARS, _MAX_VALUE_DEPTH = 1_000_000, 50
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
-
-
-class Capped(io.TextIOBase):
-    """A text stream that keeps `max_chars` (2 or more) of what is written, half from each end, in O(that) memory.
-
-    Safe to write from several threads. Closing it does nothing: code that closes `sys.stdout` goes on.
-    """
-
-    encoding = "utf-8"
-
-    def __init__(self, max_chars: int = 100_000) -> None:
-        if max_chars < 2:  # noqa: PLR2004 (one from each end)
-            raise ValueError(f"at least 2 characters of output must be kept, not {max_chars}")
-        self._max_chars = max_chars
-        self.buffer = _Bytes(self)
-        self.start_anew()
-
-    def start_anew(self) -> None:
-        """Forget what was written. Code may hold on to a stream, so a session has one for all its cells."""
-        # A new one: in a copy of the process, a thread that is not there may have held it. One thread may take it
-        # twice: a `__del__` that prints can run while it writes.
-        self._lock = threading.RLock()
-        self.written = self._tail_chars = 0
-        self._head_room = self._max_chars - self._max_chars // 2
-        self._tail_room = self._max_chars // 2
-        self._head: list[str] = []
-        self._tail: list[str] = []
-        self._ends_line = True
-
-    def write(self, text: str) -> int:
-        """Accept all of `text`."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if text:
-            with self._lock:
-                self._keep(text)
-        return len(text)
-
-    def _keep(self, text: str) -> None:
-        self.written += len(text)
-        self._ends_line = text.endswith("\n")
-        if self._head_room:
-            head, text = text[: self._head_room], text[self._head_room :]
-            self._head_room -= len(head)
-            self._head.append(head)
-        if text:
-            self._tail.append(text[-self._tail_room :])
-            self._tail_chars += len(self._tail[-1])
-            if self._tail_chars > 2 * self._tail_room:
-                self._compact()
-
-    def _compact(self) -> None:
-        tail = "".join(self._tail)[-self._tail_room :]
-        self._tail, self._tail_chars = [tail], len(tail)
-
-    def text(self) -> str:
-        """What was written; of more than `max_chars`, the two ends and how many characters were left out."""
-        with self._lock:
-            self._compact()
-            head, tail = "".join(self._head), self._tail[0]
-            left_out = self.written - len(head) - len(tail)
-            return f"{head}\n... [{left_out} characters left out] ...\n{tail}" if left_out else head + tail
-
-    def end_line(self) -> None:
-        """End the current line, if it is not empty."""
-        if not self._ends_line:
-            self.write("\n")
-
-    def close(self) -> None:
-        """Do nothing: the cell's output is still needed."""
-
-    def reconfigure(self, **_: object) -> None:
-        """Do nothing; code calls it on real streams to request UTF-8."""
-
-
-class _Bytes(io.RawIOBase):
-    """Writes bytes to a text stream as UTF-8, as `sys.stdout.buffer` does."""
-
-    def __init__(self, text: Capped) -> None:
-        self._text = text
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Accept all of `data`."""
-        taken = bytes(data)
-        self._text.write(self._decode(taken))
-        return len(taken)
-
-    def close(self) -> None:
-        """Do nothing, as the text stream."""
 
 
 class Submit(BaseException):
@@ -317,11 +221,24 @@ class Cells:
     def _evaluate(self, parts: list[types.CodeType]) -> Any:
         """Run the parts in order; the value of the last. One event loop serves them all if any of them awaits."""
         if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
-            return asyncio.run(self._evaluate_async(parts))
+            return self._run_async(self._evaluate_async(parts))
         value = None
         for part in parts:
             value = eval(part, self.namespace)  # noqa: S307 (running the model's code is what this module is for)
         return value
+
+    def _run_async(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run to the end; an error that comes from outside, as an interrupt does, says where the code waited."""
+        with asyncio.Runner() as runner:
+            try:
+                return runner.run(coroutine)
+            except BaseException as error:
+                if waiting := [
+                    self._quoted(each) for each in _suspended(coroutine) if each.filename in self._sources
+                ]:
+                    places = traceback.StackSummary.from_list(waiting).format()
+                    error.add_note("The code waited here:\n" + "".join(places).rstrip("\n"))
+                raise
 
     async def _evaluate_async(self, parts: list[types.CodeType]) -> Any:
         value = None
@@ -361,6 +278,15 @@ class Cells:
     def _line(self, filename: str, number: int) -> str:
         lines = self._sources[filename][2] if filename in self._sources else []
         return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def _suspended(awaited: Any) -> Iterator[traceback.FrameSummary]:
+    """Yield where a coroutine waits, and those that it waits for; nothing of one that has ended."""
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        yield traceback.FrameSummary(
+            frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, lookup_line=False
+        )
+        awaited = awaited.cr_await
 
 
 def _parsed(code: str, filename: str, flags: int) -> ast.Module:

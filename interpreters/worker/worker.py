@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from . import memory, wire
 from .cell import Cells, Outcome, Submit
 from .channel import Channel, Interrupts
-from .printing import Printed
 from .sleeping_copy import fork_asleep
+from .streams import Printed
 
 if TYPE_CHECKING:
     import socket

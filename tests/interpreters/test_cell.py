@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlm_dspy.interpreters.worker import cell
-from rlm_dspy.interpreters.worker.cell import Capped, Cells, Outcome, submitted
+from rlm_dspy.interpreters.worker.cell import Cells, Outcome, submitted
+from rlm_dspy.interpreters.worker.streams import Capped
 
 NAMES = st.lists(st.sampled_from(["answer", "evidence", "score", "claims"]), min_size=1, unique=True)
 
