@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -36,14 +37,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     options = config.option
     if config.pluginmanager.hasplugin("xdist") and options.numprocesses is None and not (named or options.usepdb):
         options.numprocesses, options.dist = min(8, 1 + (os.cpu_count() or 1)), "loadfile"
+        options.loadscopereorder = "not long" in options.markexpr  # as xdist orders, or as below
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `by_hand` where that mark is not asked for, also of the long tests."""
+    """Leave out what is marked `by_hand` where that mark is not asked for, also of the long tests.
+
+    The files of `tests/` itself come first: the longest tests are there, and none should run alone at the end.
+    """
     if "by_hand" not in str(config.getoption("markexpr")):
         left_out = [item for item in items if item.get_closest_marker("by_hand")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    tests, counts = config.rootpath / "tests", Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent != tests, -counts[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)
