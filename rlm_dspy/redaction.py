@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import dspy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    import dspy
 
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
@@ -61,6 +61,18 @@ def secrets_of(lm: dspy.BaseLM) -> set[str]:
     addresses = (value for value in settings.values() if isinstance(value, str))
     in_addresses = {found for address in addresses for found in _IN_ADDRESS.findall(address)}
     return in_addresses | {part for secret in _under_secret_names(settings) for part in _parts(secret)}
+
+
+def lms_of(program: dspy.Module) -> list[dspy.BaseLM]:
+    """Return the LMs that a program may call: those of its predictors and RLMs, and that of `dspy.settings`."""
+    found = [predictor.lm for _, predictor in program.named_predictors()]
+    found += [getattr(module, "sub_lm", None) for _, module in program.named_sub_modules()]
+    return [lm for lm in (*found, dspy.settings.lm) if lm is not None]
+
+
+def without_passwords(text: str) -> str:
+    """Redact the user and password of the addresses in a text."""
+    return _IN_ADDRESS.sub(HIDDEN, text)
 
 
 def secrets_of_environment() -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -56,6 +57,10 @@ class RunUsage(Usage):
     """Sub-calls that failed."""
     ad_hoc: dict[str, int] = {}
     """Number of calls of each module written in the REPL, by class and signature."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a number by its name, as `Prediction.usage` does, which is a dict."""
+        return self.model_dump()[name]
 
 
 @dataclass(frozen=True)

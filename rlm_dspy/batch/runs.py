@@ -315,7 +315,7 @@ class _Batch:
             index=task.index,
             example=task.example,
             prediction=outcome.prediction if error is None else None,
-            error="" if error is None else _told(error),
+            error="" if error is None else self._store.without_secrets(_told(error)),
             trajectory=getattr(error, "trajectory", None) or getattr(outcome.prediction, "trajectory", []),
             usage=task.usage,
             seconds=task.seconds,

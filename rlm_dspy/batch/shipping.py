@@ -6,17 +6,18 @@ import functools
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import dspy
 
 from rlm_dspy.inputs import Text
+from rlm_dspy.inputs.opening import opened
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     Shipped = tuple[dspy.Module, dict[str, Any]]
     """A program and the settings that it runs with."""
 
@@ -101,11 +102,14 @@ class Shelf:
 
 
 def identity(value: Any) -> Any:
-    """Return a short form of an input for `rlm_dspy.cache.digest`: a long text is its digest."""
+    """Return a short form of an input for `rlm_dspy.cache.digest`: a long text or a file is its digest."""
     if type(value) in (list, tuple):
         return [identity(item) for item in value]
     if type(value) is dict:
         return {name: identity(item) for name, item in value.items()}
+    if isinstance(value, Path):
+        with suppress(OSError, ValueError):  # else its run says why it cannot be read
+            return identity(opened(value))
     if isinstance(value, Text) and value.path is not None:
         now = value.path.stat()
         return _digest_of_file(value.path, (now.st_mtime_ns, now.st_size))

@@ -17,6 +17,7 @@ from pydantic.errors import PydanticUserError
 from rlm_dspy.artifacts import Artifact, Artifacts
 from rlm_dspy.errors import RLMError
 from rlm_dspy.json_values import JsonLines, jsonable
+from rlm_dspy.redaction import in_strings, lms_of, without_credentials
 from rlm_dspy.usage import Usage
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Store:
     def __init__(self, path: Path, program: dspy.Module) -> None:
         self._lines, self._files = JsonLines(path), path.with_suffix("")
         self._signature = getattr(program, "signature", None)
+        self._lms = lms_of(program)
         self._places: dict[str, tuple[int, int]] = {}
         at = 0
         with path.open("rb") as file:
@@ -128,12 +130,16 @@ class Store:
             "prediction": None if row.error else jsonable(written),
             "pickle": None if row.error else self._pickled(key, found),
             "error": row.error,
-            "trajectory": row.trajectory,
+            "trajectory": in_strings(jsonable(row.trajectory), self.without_secrets),
             "usage": row.usage,
             "seconds": round(row.seconds, 3),
             "attempts": row.attempts,
         }
         self._lines.append(json.dumps(jsonable(data), ensure_ascii=False))
+
+    def without_secrets(self, text: str) -> str:
+        """Redact the keys of the program's LMs, which a provider's error may quote."""
+        return without_credentials(text, *self._lms)
 
     def _pickled(self, key: str, prediction: Any) -> str | None:
         """Write what a program returned; return the SHA-256 of its pickle, or None if it has none."""

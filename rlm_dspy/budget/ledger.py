@@ -104,7 +104,7 @@ class Ledger:
     @property
     def calls_left(self) -> int:
         """Model calls that the code may still make."""
-        return self.limits.max_llm_calls - self._reserved
+        return max(0, self.limits.max_llm_calls - self._reserved)
 
     @property
     def calls_made(self) -> int:
@@ -144,7 +144,7 @@ class Ledger:
                 self._open[key] = meter
 
     def _check_calls(self, calls: int) -> None:
-        left = self.limits.max_llm_calls - self._reserved
+        left = self.calls_left
         if calls > left:
             self.meet("max_llm_calls")
             raise LimitExceeded(

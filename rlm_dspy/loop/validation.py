@@ -7,18 +7,18 @@ import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import dspy
 
 from rlm_dspy._dspy_compat import explain_missing_states
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
-from rlm_dspy.inputs import HostInput, opened
+from rlm_dspy.inputs import HostInput, Text, opened
 from rlm_dspy.inputs.media import MEDIA, check_media_size
 from rlm_dspy.limits import Limits, OptionGroup
+from rlm_dspy.redaction import in_strings, without_passwords
 from rlm_dspy.repl.tools import _is_reserved
-from rlm_dspy.repl.type_names import bare
 from rlm_dspy.text import logger, unknown_argument
 
 if TYPE_CHECKING:
@@ -128,8 +128,12 @@ class HasState(dspy.Module):
             ) from error
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """Return the state of the predictors and the texts of the signature."""
-        return {**super().dump_state(json_mode), "signature": _texts_of(self.signature)}
+        """Return the state of the predictors, without passwords in addresses, and the texts of the signature."""
+        state: dict[str, Any] = super().dump_state(json_mode)
+        for part in state.values():
+            if isinstance(part, dict) and part.get("lm"):
+                part["lm"] = in_strings(part["lm"], without_passwords)
+        return {**state, "signature": _texts_of(self.signature)}
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Load the state of the predictors from a saved state; predictors it lacks stay unchanged.
@@ -217,7 +221,7 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
 
 
 def open_paths(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs with each `pathlib.Path` opened, unless its field has that type.
+    """Return the inputs with each `pathlib.Path` opened, also in lists and dicts, unless its field has that type.
 
     Raises:
         InvalidInputs: If one cannot be opened.
@@ -225,12 +229,39 @@ def open_paths(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> di
     found = dict(inputs)
     for name, value in inputs.items():
         field = signature.input_fields.get(name)
-        if isinstance(value, Path) and (field is None or bare(field.annotation) is not Path):
+        if field is None or not _names_paths(field.annotation):
             try:
-                found[name] = opened(value)
+                found[name] = opened(value) if isinstance(value, Path) else _with_texts(value)
             except (OSError, ValueError) as error:
                 raise InvalidInputs(f"Input {name!r}: {error}") from error
     return found
+
+
+def _names_paths(annotation: Any) -> bool:
+    """Return whether a type is `pathlib.Path`, or has it inside, as `list[Path]`."""
+    return annotation is Path or any(map(_names_paths, get_args(annotation)))
+
+
+def _with_texts(value: Any) -> Any:
+    """Return a list or dict with the paths in it opened.
+
+    Raises:
+        ValueError: If one is a folder or a table.
+    """
+    parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    if not any(isinstance(part, Path) for part in parts):
+        return value
+    if isinstance(value, dict):
+        return {name: _text(part) for name, part in value.items()}
+    return type(value)(map(_text, value))
+
+
+def _text(part: Any) -> Any:
+    if not isinstance(part, Path):
+        return part
+    if isinstance(text := opened(part), Text):
+        return text
+    raise ValueError(f"{part} is a folder or a table. Pass it alone, or a list of files as Files.open([...]).")
 
 
 def check_factory(factory: Callable[[], dspy.CodeInterpreter] | None) -> Any:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from rlm_dspy.concurrency.timeouts import await_in_thread
 from rlm_dspy.errors import InvalidInputs, LimitExceeded
 from rlm_dspy.loop.rlm import RLM
-from rlm_dspy.redaction import safe_message
+from rlm_dspy.redaction import lms_of, safe_message
 from rlm_dspy.service.mapping import read_inputs
 from rlm_dspy.service.trajectory_text import TrajectoryText
 from rlm_dspy.text import logger
@@ -163,19 +163,13 @@ class Runs:
         """Return an error of a run as a response, without secrets; what only the operator may know is logged."""
         if isinstance(error, HTTPException):
             return error
-        told = safe_message(error, *self._lms())
+        told = safe_message(error, *lms_of(self.program))
         if isinstance(error, InvalidInputs | LimitExceeded):
             return HTTPException(400, told)
         if isinstance(error, dspy.LMError):
             return HTTPException(502, f"The model of the program failed: {type(error).__name__}: {told}")
         _logger.error("A run failed: %s: %s", type(error).__name__, told)
         return HTTPException(500, f"The run failed: {type(error).__name__}. The log of the server says more.")
-
-    def _lms(self) -> list[dspy.BaseLM]:
-        """Return the LMs of the program, whose secrets no message may show."""
-        found = [predictor.lm for _, predictor in self.program.named_predictors()]
-        found += [rlm.sub_lm for _, rlm in self.program.named_sub_modules(RLM)]
-        return [lm for lm in (*found, dspy.settings.lm) if lm is not None]
 
 
 def lowered(limits: Limits, wanted: Mapping[str, int | float]) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -100,6 +101,36 @@ class SavedSession(BaseModel):
             return cls.model_validate_json(Path(path).read_bytes())
         except ValueError:
             raise ValueError(f"{path} is no saved session. Open a file that session.save wrote.") from None
+
+
+class KnownFiles:
+    """The files that a session was read from or written to, so that it replaces no other session's answers."""
+
+    def __init__(self) -> None:
+        self._content: dict[Path, str] = {}
+
+    def note(self, path: str | os.PathLike[str]) -> None:
+        """Remember what is in a file now."""
+        if content := _content_of(path):
+            self._content[Path(path).resolve()] = content
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Raise if a known file has another content by now.
+
+        Raises:
+            FileExistsError: If it has.
+        """
+        known = self._content.get(Path(path).resolve())
+        if known and _content_of(path) not in ("", known):
+            raise FileExistsError(
+                f"{path} was changed since this session read or wrote it, perhaps by another process. "
+                "Save to another file: this one would keep the answers of one of them only."
+            )
+
+
+def _content_of(path: str | os.PathLike[str]) -> str:
+    """Return the digest of a file; empty if there is no such file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
 def digests_of(inputs: Mapping[str, Any]) -> dict[str, Digest]:

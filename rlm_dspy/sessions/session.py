@@ -16,7 +16,7 @@ from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.errors import InvalidInputs, LimitExceeded
 from rlm_dspy.limits import Limits, limits_of_budget
 from rlm_dspy.report.representation import RunPrediction
-from rlm_dspy.sessions.saved import SavedSession, digests_of
+from rlm_dspy.sessions.saved import KnownFiles, SavedSession, digests_of
 from rlm_dspy.sessions.state import SessionState, called, inside_of
 from rlm_dspy.sessions.variables import Variables, variables_of
 from rlm_dspy.subcalls.ad_hoc import written
@@ -68,6 +68,7 @@ class Session:
         inputs: The inputs of every call that does not give its own; a `dspy.History` is what was said before.
         budget: See `HasSessions.session`.
         saved: The saved session that goes on.
+        path: Its file.
 
     Attributes:
         inputs: The inputs of every call that does not give its own.
@@ -89,6 +90,7 @@ class Session:
         inputs: Mapping[str, Any],
         budget: Limits | float | None = None,
         saved: SavedSession | None = None,
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
         self._rlm = rlm
         self._budget = None if budget is None else limits_of_budget(budget, _CAPS, "call")
@@ -96,6 +98,9 @@ class Session:
         self._used = [RunUsage() if saved is None else saved.usage]
         self._lock = threading.Lock()
         self._closed = False
+        self._files = KnownFiles()
+        if path is not None:
+            self._files.note(path)
         self.messages: list[dict[str, Any]] = [] if saved is None else list(saved.messages)
         said = [value for value in inputs.values() if isinstance(value, dspy.History)]
         self.inputs = {name: value for name, value in inputs.items() if not isinstance(value, dspy.History)}
@@ -171,17 +176,20 @@ class Session:
             Why variables are not in the file, by name.
 
         Raises:
+            FileExistsError: If the file was changed since this session read or wrote it.
             OSError: If the file cannot be written.
             RuntimeError: If the session is closed, or a call is running.
         """
         self._check_open()
         with self._alone(wait=False):
+            self._files.check(path)
             state = self._state
             variables = state.saved or Variables()
             if state.interpreter is not None:
                 variables = variables_of(state.interpreter, (step.code for step in state.steps))
             saved = SavedSession.of(state, self._rlm.signature, self.inputs, self.messages, self.usage, variables)
             write_whole(saved.as_json() + "\n", path)
+            self._files.note(path)
         if variables.lost:
             _logger.warning("Not in the saved session: %s", variables.lost)
         return dict(variables.lost)
@@ -360,4 +368,4 @@ class HasSessions:
                 f"{path} is a session of the signature {saved.signature!r}, and this RLM has "
                 f"{written(self.signature)!r}. Open it with an RLM of the former."
             )
-        return Session(self, inputs, budget, saved)
+        return Session(self, inputs, budget, saved, path)

@@ -270,6 +270,40 @@ def test_a_transient_error_is_tried_again_and_another_is_a_row(tmp_path: Path) -
     assert (row.error, row.prediction.number, row.stored) == ("", 1, False)
 
 
+def test_no_key_and_no_password_of_a_model_is_stored(tmp_path: Path) -> None:
+    """A provider quotes the key in its error, a client the address."""
+    key, password = "mine-abcdefghijklmnop", "user:secret-of-the-server"
+    failing = Fails(
+        [ValueError(f"Incorrect key: {key}"), ValueError(f"cannot connect to http://{password}@localhost")]
+    )
+    numbers = [dspy.Example(number=n).with_inputs("number") for n in range(2)]
+    with dspy.context(lm=dspy.LM("openai/x", api_key=key)):
+        rows = list(batch.run(failing, numbers, store=tmp_path))
+    assert sorted(row.error for row in rows) == [
+        "ValueError: Incorrect key: ***",
+        "ValueError: cannot connect to http://***@localhost",
+    ]
+    stored = "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
+    assert key not in stored
+    assert password not in stored
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "folder"])
+def test_a_path_whose_file_has_changed_is_another_example(name: str, lm: CountingLM, tmp_path: Path) -> None:
+    """As a `Text` of it is."""
+    path = tmp_path / name
+    file = path / "a.txt" if name == "folder" else path
+    file.parent.mkdir(exist_ok=True)
+    lm = CountingLM(lm.made_with[0], reply="```python\nSUBMIT(words=number)\n```")
+    with dspy.context(lm=lm):
+        for text in ("a,b\n1,2\n", "", "a,b\n1,2\n3,4\n"):
+            if text:
+                file.write_text(text)
+            given = dspy.Example(context=path, number=1).with_inputs("context", "number")
+            list(batch.run(RLM("context, number: int -> words: int"), [given], store=tmp_path / "runs"))
+    assert lm.requests == 2
+
+
 def test_an_error_in_a_worker_comes_home_with_the_trajectory(lm: CountingLM, tmp_path: Path) -> None:
     """Nothing that was paid for is lost."""
     broken = CountingLM(lm.made_with[0], reply="```python\nprint(1)\n```", fails_from=2)

@@ -59,6 +59,17 @@ def test_a_reservation_beyond_what_is_left_takes_nothing() -> None:
     assert spent.calls_left == 0
 
 
+def test_a_run_that_has_used_more_calls_than_it_may_still_takes_turns() -> None:
+    """As one that is resumed with lower limits: turns take no model calls of code."""
+    resumed = ledger(max_llm_calls=3)
+    resumed.hold("three", NOTHING, calls=3)
+    resumed.limits = Limits(max_llm_calls=2)
+    resumed.hold("a turn", NOTHING)
+    assert resumed.calls_left == 0
+    with pytest.raises(LimitExceeded, match="0 of 2 model calls are left, but this needs 1"):
+        resumed.hold("a call", NOTHING, calls=1)
+
+
 def test_threads_together_reserve_no_more_than_there_is() -> None:
     """The ledger is shared by all the calls of a run."""
     spent, start = ledger(max_llm_calls=100), threading.Barrier(8)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -28,7 +29,6 @@ from tests.playing import block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -351,3 +351,25 @@ def test_a_path_is_opened_as_what_it_is(folder: Path) -> None:
     for path, says in {"logo.png": "not UTF-8 text .*dspy.Image", "none": "does not exist"}.items():
         with dspy.context(lm=ScriptedLM([])), pytest.raises(InvalidInputs, match=f"Input 'a': .*{says}"):
             RLM("a -> b")(a=folder / path)
+
+
+@pytest.mark.parametrize("kind", ["docs", "docs: list[str]", "docs: dict"])
+def test_paths_in_a_list_or_dict_are_opened_as_texts(kind: str, tmp_path: Path) -> None:
+    """Code could not open them: it sees no file of the host."""
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"text of {name}")
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    given: Any = {path.name: path for path in paths} if kind == "docs: dict" else paths
+    texts = "docs.values()" if kind == "docs: dict" else "docs"
+    with dspy.context(lm=ScriptedLM([f"```python\nSUBMIT(answer=' '.join(map(str, {texts})))\n```"])):
+        assert RLM(f"{kind} -> answer")(docs=given).answer == "text of a.txt text of b.txt"
+
+
+def test_a_folder_in_a_list_is_refused_with_the_fix(tmp_path: Path) -> None:
+    """A path that the signature asks for stays one."""
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InvalidInputs, match=r"is a folder or a table. Pass it alone"):
+        RLM("docs -> answer")(docs=[tmp_path])
+    signature = dspy.Signature("docs -> answer").with_updated_fields("docs", type_=list[Path])
+    with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=docs[0].name)\n```"])):
+        assert RLM(signature)(docs=[tmp_path]).answer == tmp_path.name

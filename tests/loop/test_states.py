@@ -171,3 +171,14 @@ def test_a_state_of_a_predictor_that_is_no_dict_is_refused(part: Any) -> None:
     rlm = RLM(ASK)
     with pytest.raises(ValueError, match="each with its signature and demos"):
         rlm.load_state({**rlm.dump_state(), "act": part})
+
+
+def test_a_state_holds_no_password_of_an_address(tmp_path: Path) -> None:
+    """As it holds no key; DSPy loads no address anyway."""
+    rlm = RLM(ASK)
+    rlm.set_lm(dspy.LM("openai/x", api_key="mine-abcdefghijklmnop", api_base="http://user:secret@localhost:1/v1"))
+    rlm.save(tmp_path / "state.json")
+    state = (tmp_path / "state.json").read_text()
+    assert "http://***@localhost:1/v1" in state
+    assert "secret" not in state
+    assert "mine-abc" not in state

@@ -96,6 +96,24 @@ def test_a_session_that_is_saved_before_its_next_call_loses_nothing(tmp_path: Pa
     assert one == two
 
 
+def test_a_file_that_another_process_has_changed_is_not_replaced(tmp_path: Path) -> None:
+    """Else its answers were lost; what this session holds is saved to another file."""
+    path = tmp_path / "one"
+    saved(path)
+    with (
+        module().open_session(path, context="banana") as mine,
+        module().open_session(path, context="banana") as other,
+    ):
+        other.messages.append({"question": "?", "answer": 7})
+        other.save(path)
+        other.save(path)
+        with pytest.raises(FileExistsError, match="Save to another file"):
+            mine.save(path)
+        mine.save(tmp_path / "two")
+        path.unlink()
+        mine.save(path)
+
+
 class _Pid:
     def __reduce__(self) -> Any:
         return os.getpid, ()
