@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 ADDRESS_ROOM = 3 << 29
 """Address space beyond the memory limit: libraries, thread stacks, arenas that are reserved and never used."""
+STACK_BYTES = 64 << 20
+"""The stack of a worker's main thread, as far as the system allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class WorkerLimits:
     """The resource limits of one worker."""
 
     memory_bytes: int = 2 << 30
-    """Private memory of its processes together. What is shared with the host is not counted."""
+    """Private memory of its processes together, its copies included; not what is shared with the host."""
     max_processes: int = 128
     """Processes and threads at once; without namespaces, on top of those the user had when the worker started."""
     scratch_bytes: int = 256 << 20
@@ -59,6 +61,9 @@ def bind(limits: WorkerLimits, *, processes: int | None) -> None:
         ceiling = resource.getrlimit(name)[1]
         bound = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(name, (bound, bound))
+    ceiling = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    bound = STACK_BYTES if ceiling == resource.RLIM_INFINITY else min(STACK_BYTES, ceiling)
+    resource.setrlimit(resource.RLIMIT_STACK, (bound, ceiling))
     make_room(0, limits, mapped=0, private=0)
 
 

@@ -33,6 +33,7 @@ from ..confinement.limits import WorkerLimits, make_room
 from . import figures as _figures  # noqa: F401 (matplotlib finds it loaded)
 from . import importing, memory, wire
 from .cell import Cells
+from .exhaustion import cap_recursion
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class Zygote:
             os.close(self._host)
             self._confinement.close_worker(scratch, WorkerLimits(**limits), processes=processes)
             _settle(scratch)
+            cap_recursion()
         except BaseException as error:  # noqa: BLE001 (after any error, no code may run)
             _tell_failure(sock, error)
             os._exit(1)

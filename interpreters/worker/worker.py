@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from . import memory, wire
 from .cell import Cells, Outcome, Submit
 from .channel import Channel, Interrupts
+from .exhaustion import memory_named
 from .sleeping_copy import fork_asleep
 from .streams import Printed
 
@@ -69,6 +70,7 @@ class Worker:
         self._cells = cells
         self._copies: list[int] = []
         self._pid = os.getpid()
+        self._folder = os.getcwd()  # noqa: PTH109 (faster, and done before each cell)
         self._tools: dict[str, Callable[..., Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
         sys.modules["__main__"] = self._cells.module
@@ -102,6 +104,7 @@ class Worker:
 
     def _cell(self, frame: frames.Order, fds: list[int]) -> None:
         self._reap()
+        self._enter_folder()
         taken = False
         self._output.begin(frame["id"])
         try:
@@ -126,7 +129,7 @@ class Worker:
         reserve = _reserve()
         try:
             self._interrupts.in_cell = True
-            return self._cells.run(frame["code"], self._output, self._tools, frame["fields"])
+            return memory_named(self._cells.run(frame["code"], self._output, self._tools, frame["fields"]))
         except KeyboardInterrupt:
             return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:
@@ -181,14 +184,15 @@ class Worker:
         return pickle.loads(stream, buffers=buffers)  # noqa: S301 (as above)
 
     def _copy_only(self, number: int, fds: list[int]) -> None:
-        started, made = time.perf_counter(), bool(fds)
+        started, made, copy = time.perf_counter(), bool(fds), 0
         for fd in fds:
             copy = self._copy(fd)
             if copy == 0:
                 return
             made = made and copy > 0
         seconds = time.perf_counter() - started
-        self._channel.send(wire.encoded({"t": "copied", "id": number, "made": made, "seconds": seconds}))
+        told: wire.Frame = {"t": "copied", "id": number, "made": made, "seconds": seconds, "pid": copy}
+        self._channel.send(wire.encoded(told))
 
     def _copy(self, fd: int) -> int:
         """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.
@@ -212,6 +216,13 @@ class Worker:
         self._channel.next_order()
         self._channel.send(wire.encoded({"t": "awake", "pid": os.getpid()}))
         return 0
+
+    def _enter_folder(self) -> None:
+        """Go back to the session's folder if code has deleted the one that it had changed to."""
+        try:
+            os.getcwd()  # noqa: PTH109 (as above)
+        except FileNotFoundError:
+            os.chdir(self._folder)
 
     def _reap(self) -> None:
         """Let go of copies that the host has closed; code that waits for a child of its own must not get them."""

@@ -62,7 +62,7 @@ CRASHES = {
     "_exit": "import os; os._exit(0)",
     "kill": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "kill the group": "import os, signal; os.kill(0, signal.SIGTERM)",
-    "stack": "x = ()\nfor _ in range(300_000): x = (x,)\nhash(x)",
+    "stack": "x = ()\nfor _ in range(1_500_000): x = (x,)\nhash(x)",
     "free": "import ctypes; ctypes.pythonapi.Py_DecRef(ctypes.py_object(None)); ctypes.memset(id(None), 0, 16); del [1, None][:]; [None] * 9",
     "close descriptors": "import os; os.closerange(0, 256)",
     "replace descriptors": FIND + "n = os.open('/dev/null', os.O_RDWR)\nfor f in fds: os.dup2(n, f)",

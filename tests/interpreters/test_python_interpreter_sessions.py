@@ -405,3 +405,13 @@ def test_objects_of_the_callers_own_classes_arrive_as_plain_data(value: Any, see
             assert seen in repl.shown
     finally:
         kind.__module__ = module
+
+
+def test_a_deleted_working_directory_is_left_for_the_folder_of_the_session() -> None:
+    """Else no later cell could open a file by its name."""
+    with light() as repl:
+        here = repl.execute("import os\nos.getcwd()")
+        repl.execute("os.mkdir('inner'); os.chdir('inner')")
+        assert repl.execute("os.getcwd()") == f"{here}/inner"
+        repl.execute("os.rmdir('../inner')")
+        assert repl.execute("open('f.txt', 'w').close(); os.getcwd()") == here
