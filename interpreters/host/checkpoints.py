@@ -17,7 +17,7 @@ import dspy
 
 from rlm_dspy.interpreters.base import CellError
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, text_of
+from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, pid_of, text_of
 from rlm_dspy.interpreters.worker import wire
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ _COPY_SECONDS = 0.1
 """Seconds that a worker may leave an order to copy itself unread."""
 _STAYS_DONE = "Function calls and written files are not undone; running threads and processes have ended."
 _CHEAP_SECONDS, _CHEAP_SHARE = 0.020, 0.05
+_GIVEN_UP_COST = 5
+"""How much dearer a copy is that was given up: the worker copied the pages that it used, for nothing."""
+_GAVE_UP = " Its copy had been given up because both together took more memory than allowed."
 
 
 @dataclass
@@ -74,19 +77,24 @@ class Checkpoints:
         self._seconds = 0.0
         self._calls = 0
         self._since = time.monotonic()
+        self._took_over = False
         self.changed = True
         """Whether the worker has changed since the last copy was ordered."""
+        self.gave_up = False
+        """Whether the last copy was ended for the memory that it took, and there was none since."""
 
     def worth_one(self) -> bool:
         """Return whether a checkpoint is worth its cost now.
 
-        A call to the host may have been paid for, so each is worth a copy. Otherwise a copy may take 20 ms, or 5 %
-        of the time since the last one, which the session would lose otherwise.
+        A call to the host may have been paid for, so each is worth a copy, and so is a session whose only copy has
+        taken over. Otherwise a copy may take 20 ms, or 5 % of the time since the last one, which the session would
+        lose otherwise.
         """
+        self._forget_given_up()
         if self._mode != "auto" or not self.changed:
             return self._mode == "always" and self.changed
         cheap = max(_CHEAP_SECONDS, _CHEAP_SHARE * (time.monotonic() - self._since))
-        return self._calls > 0 or self._seconds <= cheap
+        return self._calls > 0 or (self._took_over and not self._kept) or self._seconds <= cheap
 
     def ran(self, calls: int) -> None:
         """Record that a cell ran and made so many calls."""
@@ -106,25 +114,42 @@ class Checkpoints:
         for checkpoint in self._kept:
             if checkpoint.order == order and not checkpoint.made:
                 if frame.get("made") is True and isinstance(seconds, float):
-                    checkpoint.made, self._seconds = True, seconds
+                    checkpoint.made, self._seconds, self.gave_up = True, seconds, False
+                    checkpoint.process.pid = pid_of(frame)
                 else:
                     self._drop(checkpoint)
                 return
 
     def _drop(self, checkpoint: Checkpoint) -> None:
-        """Drop a copy that was not made: its state is at risk as before."""
+        """Drop a copy that was not made, or the last one if it was given up: its state is at risk as before."""
         self._kept.remove(checkpoint)
         checkpoint.process.close()
         self.changed, self._calls, self._since = True, self._calls + checkpoint.calls, checkpoint.since
 
+    def _forget_given_up(self) -> None:
+        for checkpoint in [each for each in self._kept if each.process.given_up]:
+            if checkpoint is not self._kept[-1]:
+                self._kept.remove(checkpoint)
+                checkpoint.process.close()
+                continue
+            self._drop(checkpoint)
+            self._seconds *= _GIVEN_UP_COST
+            self._took_over, self.gave_up = False, True
+
+    def asleep(self) -> list[WorkerConnection]:
+        """Return those that were made and not given up, the oldest first."""
+        return [each.process for each in self._kept if each.made and not each.process.given_up]
+
     def forget_older(self) -> None:
         """Keep the newest that was made, and what was ordered after it."""
+        self._forget_given_up()
         newest = max((place for place, checkpoint in enumerate(self._kept) if checkpoint.made), default=0)
         for _ in range(newest):
             self._kept.pop(0).process.close()
 
     def has(self, before: int) -> bool:
         """Return whether one was made before this cell ran."""
+        self._forget_given_up()
         return any(checkpoint.made and checkpoint.cell < before for checkpoint in self._kept)
 
     def newest(self, before: int | None = None) -> Checkpoint | None:
@@ -133,10 +158,11 @@ class Checkpoints:
         Args:
             before: A cell that must not have run yet when it was made.
         """
+        self._forget_given_up()
         while self._kept:
             checkpoint = self._kept.pop()
             if checkpoint.made and (before is None or checkpoint.cell < before):
-                self.changed = True
+                self.changed = self._took_over = True
                 return checkpoint
             checkpoint.process.close()
         return None
@@ -280,6 +306,7 @@ class Lineage:
                 return  # it is busy, or it has ended; the next cell finds out
             raise
         self._checkpoints.ordered(copy, self._orders, self._cell, self._blocks, self._bound)
+        self.group.add_copy(copy, self._process, self._orders)
 
     def _aside(self, arrived: Arrived) -> None:
         """Take a frame that came while another was expected."""
@@ -316,9 +343,9 @@ class Lineage:
 
     def _lose(self, reason: str) -> NoReturn:
         self.close()
-        why = self.group.server.lost or reason
-        printed = f" The last cell had printed:\n{self._printed}" if self._printed else ""
-        raise dspy.CodeInterpreterError(f"{why}; the session and all its variables are lost.{printed}")
+        why, more = self.group.server.lost or reason, _GAVE_UP if self._checkpoints.gave_up else ""
+        more += f" The last cell had printed:\n{self._printed}" if self._printed else ""
+        raise dspy.CodeInterpreterError(f"{why}; the session and all its variables are lost.{more}")
 
     def _woken(self, before: int | None = None) -> Checkpoint | None:
         """End the process and let the newest checkpoint that wakes take its place; None if none does.
@@ -352,8 +379,8 @@ class Lineage:
     def _wake_up(self, process: WorkerConnection, deadline: Deadline) -> None:
         process.send({"t": "wake"}, deadline.left)
         awake = process.expect("awake", deadline)
-        pid = awake.get("pid")
-        if type(pid) is not int or not 0 < pid < 1 << 31:
+        pid = pid_of(awake)
+        if not pid:
             raise wire.Violation("a copy without a number")
         self.group.watch(process, pid)
 

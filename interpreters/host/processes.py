@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import threading
 import time
@@ -14,18 +15,29 @@ import weakref
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from typing import Self
 
 _LOOK_SECONDS = 0.5
 _FRESH_SECONDS = 0.2
 _LARGEST_TREE = 10_000
+_END_SECONDS = 5
+"""How long to wait for the end of a copy that was killed: its memory is free then."""
 _GROUP, _USER_TICKS, _SYSTEM_TICKS, _THREADS = 1, 10, 11, 16
 """Places in what `_stat_of` returns."""
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Relief(NamedTuple):
+    """What came of ending sleeping copies."""
+
+    over: int
+    """The bytes that the processes take, if that is over the limit even without the copies; else 0."""
+    ended: int
+    """How many copies were ended, of those that were named first."""
 
 
 class Handle(Protocol):
@@ -50,12 +62,27 @@ class Handle(Protocol):
             limit: Bytes.
         """
 
-    def end_hogs(self, others: Collection[Self], limit: int) -> None:
-        """Kill what its group has beside the processes that carry sessions, if all together take too much.
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
+        """End sleeping copies of its session until it is under `limit`; the last one only if that is enough.
 
         Args:
+            copies: Their numbers where the fork server lives; the first is ended first.
+            others: The processes that carry other sessions of its group.
+            limit: Bytes.
+        """
+
+    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
+        """If all processes of its group take too much, end sleeping copies; if that is too little, all others.
+
+        The processes that carry sessions live on.
+
+        Args:
+            copies: See `give_up`; of all sessions of the group.
             others: The processes that carry other sessions of its group.
             limit: Bytes for each session.
+
+        Returns:
+            How many copies were ended, of those that were named first.
         """
 
     def sweep(self) -> None:
@@ -102,18 +129,44 @@ class LocalHandle:
 
     def memory_over(self, others: Collection[Self], limit: int) -> int:
         """Look at the processes that came from the fork server; see `Handle.memory_over`."""
-        pids = set(self._watch.of_group(self._group))
-        for other in others:
-            pids -= set(_tree_of(other.host_pid()))
-        return _memory_of(sorted(pids), limit)
+        return _memory_of(self._own(others), limit)
 
-    def end_hogs(self, others: Collection[Self], limit: int) -> None:
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
+        """See `Handle.give_up`."""
+        return self._relieved(self._own(others), copies, limit)
+
+    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
         """See `Handle.end_hogs`."""
         sessions = {handle.host_pid() for handle in (self, *others)}
         pids = self._watch.of_group(self._group)
-        if _memory_of(pids, limit * len(sessions)):
-            for pid in set(pids) - sessions:
+        over, ended = self._relieved(pids, copies, limit * len(sessions))
+        if over:
+            for pid in set(pids) - sessions - set(_host_pids(copies, pids)):
                 _kill_if_in(pid, self._group)
+        return ended
+
+    def _own(self, others: Collection[Self]) -> list[int]:
+        """Return the processes of the group that do not belong to another session."""
+        own = self.host_pid()
+        pids = set(self._watch.of_group(self._group))
+        for other in others:
+            pids -= set(_tree_of(other.host_pid(), without=own))  # a branch came from what it branched off
+        return sorted(pids)
+
+    def _relieved(self, pids: list[int], copies: Sequence[int], limit: int) -> Relief:
+        over = _memory_of(pids, limit)
+        if not over:
+            return Relief(0, 0)
+        asleep = _host_pids(copies, pids)
+        for count, pid in enumerate(asleep, 1):
+            is_last = count == len(asleep)
+            if is_last and over - _freed_with(pid) > limit:
+                return Relief(over, count - 1)
+            _kill_if_in(pid, self._group, _END_SECONDS)
+            over = _memory_of(pids, limit)
+            if not over or is_last:
+                return Relief(0, count)
+        return Relief(over, 0)
 
     def sweep(self) -> None:
         """See `Handle.sweep`."""
@@ -200,14 +253,21 @@ class LocalWatch:
                 return
 
 
-def _tree_of(pid: int) -> list[int]:
-    """Return a process of the host and all that came from it and still belong to it."""
+def _tree_of(pid: int, without: int = 0) -> list[int]:
+    """Return a process of the host and all that came from it and still belong to it.
+
+    Args:
+        pid: The process.
+        without: A process that is left out with all that came from it.
+    """
     found: list[int] = []
     todo = [pid]
     while todo and len(found) < _LARGEST_TREE:
-        found.append(todo.pop())
-        for thread in _names(f"/proc/{found[-1]}/task"):
-            todo += map(int, _text(f"/proc/{found[-1]}/task/{thread}/children").split())
+        if (each := todo.pop()) == without:
+            continue
+        found.append(each)
+        for thread in _names(f"/proc/{each}/task"):
+            todo += map(int, _text(f"/proc/{each}/task/{thread}/children").split())
     return found
 
 
@@ -251,10 +311,37 @@ def _private_at_most(pid: int) -> int:
 
 
 def _share_of_private(pid: int) -> int:
+    return _in_memory(pid, "Pss_Anon:")
+
+
+def _freed_with(pid: int) -> int:
+    """Return the bytes that are free when a process ends: those that no other shares with it."""
+    return _in_memory(pid, "Private_Dirty:")
+
+
+def _in_memory(pid: int, name: str) -> int:
     for line in _text(f"/proc/{pid}/smaps_rollup").splitlines():
-        if line.startswith("Pss_Anon:"):
+        if line.startswith(name):
             return int(line.split()[1]) << 10
     return 0
+
+
+def _host_pids(numbers: Sequence[int], pids: list[int]) -> list[int]:
+    """Return the host's numbers of processes that are known by those in a namespace; 0 for one that is gone.
+
+    Args:
+        numbers: Their numbers in the innermost namespace that they are in.
+        pids: The host's numbers of all processes among which they are.
+    """
+    known = {_number_inside(pid): pid for pid in pids} if numbers else {}
+    return [known.get(number, 0) for number in numbers]
+
+
+def _number_inside(pid: int) -> int:
+    for line in _text(f"/proc/{pid}/status").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
 
 
 def _names(folder: str) -> list[str]:
@@ -278,11 +365,15 @@ def threads_of(uid: int) -> int:
     return threads
 
 
-def _kill_if_in(pid: int, group: int) -> None:
+def _kill_if_in(pid: int, group: int, seconds: float = 0) -> None:
+    """Kill a process if it is in a group, and wait up to `seconds` for its end."""
     with suppress(OSError):
         handle = os.pidfd_open(pid)
         try:
             if os.getpgid(pid) == group:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
+                poll = select.poll()
+                poll.register(handle, select.POLLIN)
+                poll.poll(seconds * 1000)
         finally:
             os.close(handle)

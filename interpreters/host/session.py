@@ -276,7 +276,7 @@ class Session(Lineage):
         if self._look_again.left() <= 0:
             self._look_again = Deadline(_LOOK_SECONDS)
             clock.worked(self._process.cpu_seconds() + time.thread_time())
-            if taken := self.group.memory_over(self._process):
+            if taken := self.group.memory_over(self._process, self._checkpoints.asleep()):
                 self._recover(
                     f"The cell's processes took {taken >> 20} MB together, more than allowed, and were killed"
                 )

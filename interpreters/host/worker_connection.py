@@ -41,7 +41,9 @@ class WorkerConnection:
         self._sock = sock
         self.handle = handle
         self.pid = 0
-        """Its number where the fork server lives."""
+        """Its number where the fork server lives; 0 while it is not known."""
+        self.given_up = False
+        """Whether this copy was ended in its sleep, for the memory that it took."""
         self._assembler = wire.Assembler()
         self._sending = threading.Lock()
         self._torn = self._killed = False
@@ -104,6 +106,14 @@ class WorkerConnection:
         payload = self._assembler.add(packet)
         return None if payload is None else Arrived(wire.decoded(payload), wire.size_of(payload))
 
+    def peeked(self) -> wire.Frame:
+        """Return the next frame, if it has arrived in one packet, and leave it unread; else an empty one."""
+        try:
+            payload = wire.Assembler().add(wire.receive_packet(self._sock, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+            return {} if payload is None else wire.decoded(payload)
+        except (OSError, EOFError, ValueError):
+            return {}
+
     def expect(
         self,
         kind: str,
@@ -138,6 +148,11 @@ class WorkerConnection:
         """Whether the process has ended or is about to; also of a copy that never woke."""
         handle = self.handle
         return self._killed or handle is None or wire.arrives(handle.fileno(), 0)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether this is a copy that has not woken and was not released or ended."""
+        return self.handle is None and not self.given_up and self._sock.fileno() >= 0
 
     def check_alive(self) -> None:
         """Raise EOFError if it has ended and all its data was read."""
@@ -194,3 +209,9 @@ def text_of(frame: wire.Frame, name: str) -> str:
     if not isinstance(value, str):
         raise wire.Violation(f"a frame without {name}")
     return value
+
+
+def pid_of(frame: wire.Frame) -> int:
+    """Return the number of a process that a frame tells; 0 if it tells none."""
+    pid = frame.get("pid")
+    return pid if type(pid) is int and 0 < pid < 1 << 31 else 0

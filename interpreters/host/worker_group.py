@@ -8,13 +8,13 @@ import os
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
-from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
+from rlm_dspy.interpreters.host.worker_connection import WorkerConnection, pid_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
     from rlm_dspy.interpreters.host.input_transfer import Forms, Shared
@@ -26,6 +26,14 @@ _START_SECONDS = 30
 _KILL_SECONDS = 5
 """How long to wait for the fork server to end a session; it does so later if it is stuck."""
 _numbers = itertools.count(1)
+
+
+class _Copy(NamedTuple):
+    """A copy that a worker was ordered to make of itself, by this number."""
+
+    process: WorkerConnection
+    worker: WorkerConnection
+    order: int
 
 
 @dataclass(eq=False)
@@ -49,6 +57,7 @@ class Group:
     _private: int = 0
     _shared: list[Shared] = field(default_factory=list)
     _carriers: set[WorkerConnection] = field(default_factory=set)
+    _copies: list[_Copy] = field(default_factory=list)
     _busy: set[object] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,7 +82,7 @@ class Group:
             if ready["t"] == "failed":
                 raise OSError(f"the worker cannot confine itself: {ready.get('error')}")
             undo.pop_all()
-        self._carriers.add(process)
+        self._add_carrier(process)
         self.server.watch.add(self)
         return process
 
@@ -85,7 +94,16 @@ class Group:
         """
         process.handle = self.server.watched({**self._named(), "pid": pid}, self.limits)
         process.pid = pid
-        self._carriers.add(process)
+        self._add_carrier(process)
+
+    def _add_carrier(self, process: WorkerConnection) -> None:
+        with self._lock:
+            self._carriers.add(process)
+
+    def add_copy(self, copy: WorkerConnection, worker: WorkerConnection, order: int) -> None:
+        """Take note of a copy that `worker` makes by this order: it may be ended for the memory that it takes."""
+        with self._lock:
+            self._copies.append(_Copy(copy, worker, order))
 
     def make_room(self, process: WorkerConnection, forms: Forms, seconds: float = math.inf) -> None:
         """Let a process map these values, and keep what they share until the group ends.
@@ -127,10 +145,29 @@ class Group:
         for shared in self._shared:
             shared.release()
 
-    def memory_over(self, process: WorkerConnection) -> int:
-        """Return the bytes that a session's processes take together, if that is over the limit; else 0."""
+    def memory_over(self, process: WorkerConnection, copies: Sequence[WorkerConnection]) -> int:
+        """Return the bytes that a session's processes take together, if that is over the limit; else 0.
+
+        Sleeping copies of the session are given up if that is enough: what code only reads becomes theirs, page by
+        page, because Python counts in an object who uses it.
+
+        Args:
+            process: The process that carries the session.
+            copies: Its copies that sleep, the oldest first.
+        """
         handle = process.handle
-        return 0 if handle is None else handle.memory_over(self._handles() - {handle}, self.limits.memory_bytes)
+        others = self._handles() - {handle}
+        if handle is None or not handle.memory_over(others, self._most):
+            return 0
+        over, ended = handle.give_up([copy.pid for copy in copies], others, self._most)
+        for copy in copies[:ended]:
+            copy.given_up = True
+        return over
+
+    @property
+    def _most(self) -> int:
+        """The bytes that a session's processes may take together: what the kernel allows one of them."""
+        return self.limits.memory_bytes + self._private
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -143,15 +180,29 @@ class Group:
             self._busy.discard(token)
 
     def end_hogs(self) -> None:
-        """Between cells: kill remaining processes if all together exceed the memory limit."""
-        handles = self._handles()
+        """Between cells: end copies, or kill remaining processes, if all together exceed the memory limit."""
+        handles, copies = self._handles(), self._asleep()
         if handles and not self._busy:
-            handles.pop().end_hogs(handles, self.limits.memory_bytes)
+            ended = handles.pop().end_hogs([copy.pid for copy in copies], handles, self._most)
+            for copy in copies[:ended]:
+                copy.given_up = True
 
     def _handles(self) -> set[Handle]:
         """Return the processes that carry a session of this group now."""
-        self._carriers = {process for process in self._carriers if process.handle is not None}
-        return {process.handle for process in self._carriers if process.handle is not None}
+        with self._lock:
+            self._carriers = {process for process in self._carriers if process.handle is not None}
+            return {process.handle for process in self._carriers if process.handle is not None}
+
+    def _asleep(self) -> list[WorkerConnection]:
+        """Return the copies that sleep, the oldest first."""
+        with self._lock:
+            self._copies = [copy for copy in self._copies if copy.process.may_sleep]
+            for copy in self._copies:
+                if not copy.process.pid:  # nobody reads between cells what the worker says
+                    frame = copy.worker.peeked()
+                    is_told = frame.get("t") == "copied" and frame.get("id") == copy.order
+                    copy.process.pid = pid_of(frame) if is_told else 0
+            return [copy.process for copy in self._copies if copy.process.pid]
 
     def sweep(self, kept: WorkerConnection) -> None:
         """Kill the children of a killed process, unless the group has live branches."""

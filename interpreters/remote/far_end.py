@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
-    from rlm_dspy.interpreters.host.processes import LocalHandle
+    from rlm_dspy.interpreters.host.processes import LocalHandle, Relief
     from rlm_dspy.interpreters.worker.wire import JSON
 
 _LOOK_SECONDS = 0.5
@@ -126,6 +126,7 @@ class FarEnd:
             "watched": self._watched,
             "tell": self._tell,
             "sweep": self._sweep,
+            "give_up": self._give_up,
             "end_hogs": self._end_hogs,
         }
 
@@ -256,11 +257,15 @@ class FarEnd:
     def _sweep(self, handle: int) -> None:
         self._carriers[handle].handle.sweep()
 
-    def _end_hogs(self, handle: int, others: list[int]) -> None:
-        carriers = [self._carriers[number] for number in (handle, *others) if number in self._carriers]
-        if carriers:
-            first, *rest = carriers
-            first.handle.end_hogs([other.handle for other in rest], first.memory_bytes)
+    def _give_up(self, handle: int, copies: list[int], others: list[int], limit: int) -> Relief:
+        return self._carriers[handle].handle.give_up(copies, self._handles(others), limit)
+
+    def _end_hogs(self, handle: int, copies: list[int], others: list[int], limit: int) -> int:
+        first, *rest = self._handles([handle, *others])
+        return first.end_hogs(copies, rest, limit)
+
+    def _handles(self, numbers: list[int]) -> list[LocalHandle]:
+        return [self._carriers[number].handle for number in numbers if number in self._carriers]
 
     # The processes that carry sessions
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
+from rlm_dspy.interpreters.host.processes import Relief
 from rlm_dspy.interpreters.remote.boot import modules
 from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, VALUE, Kind, Relay, Stream
 
@@ -128,13 +129,24 @@ class FarHandle:
         del others, limit  # the far end knows them
         return self._memory_over
 
-    def end_hogs(self, others: Collection[Self], limit: int) -> None:
-        """Have the far end look, if it has found a session over the limit."""
-        del limit
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
+        """Have the far end look again; see `Handle.give_up`."""
+        with suppress(OSError):
+            relief = Relief(*self._link.ask("give_up", self._among(copies, others, limit)))
+            self._memory_over = relief.over
+            return relief
+        return Relief(self._memory_over, 0)
+
+    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
+        """Have the far end look, if it has found a session over the limit; see `Handle.end_hogs`."""
         if any(handle._memory_over for handle in (self, *others)):  # noqa: SLF001 (of the same class)
             with suppress(OSError):
-                numbers = [handle._number for handle in others]  # noqa: SLF001 (likewise)
-                self._link.ask_later("end_hogs", {"handle": self._number, "others": numbers})
+                return int(self._link.ask("end_hogs", self._among(copies, others, limit)))
+        return 0
+
+    def _among(self, copies: Sequence[int], others: Collection[Self], limit: int) -> dict[str, object]:
+        numbers = [handle._number for handle in others]  # noqa: SLF001 (of the same class)
+        return {"handle": self._number, "copies": list(copies), "others": numbers, "limit": limit}
 
     def sweep(self) -> None:
         """Have all others of its group killed, and wait for that."""

@@ -116,6 +116,18 @@ def test_time_spent_thinking_is_worth_a_copy() -> None:
         assert repl.execute("print(x)") == "3"
 
 
+def test_a_second_crash_soon_after_the_first_undoes_its_own_cell_only() -> None:
+    """The copy that took over is copied first, though each copy takes longer than `auto` likes."""
+    with opened(0.05) as repl:
+        repl.execute("x = 1")
+        with pytest.raises(CellUndone):
+            repl.execute(CRASH)
+        for _ in range(2):
+            with pytest.raises(CellUndone, match="before this cell"):
+                repl.execute(CRASH)
+        assert repl.execute("os.getpid() > 0") is True
+
+
 def test_what_is_undone_is_counted_in_cells_of_the_model() -> None:
     """Those that set the REPL up are none of its turns."""
     with opened(0.5) as repl:
@@ -231,6 +243,24 @@ class TestWorth:
         assert kept.worth_one()
         assert kept.has(2)
         assert not kept.has(1)
+
+    def test_the_state_of_a_copy_that_was_given_up_is_at_risk_again(self) -> None:
+        """With what was called before it, but only if it was the newest."""
+        kept = self.kept()
+        kept.ran(3)
+        self.order(kept, 1, made=True, seconds=100.0)
+        kept.ran(0)
+        self.order(kept, 2, made=True, seconds=100.0)
+        oldest, newest = kept.asleep()
+        oldest.given_up = True
+        assert not kept.worth_one()
+        assert kept.asleep() == [newest]
+        newest.given_up = True
+        kept.ran(0)
+        assert not kept.worth_one()
+        assert kept.gave_up
+        kept.ran(1)
+        assert kept.worth_one()
 
     def test_what_a_worker_says_of_copies_that_nobody_ordered_is_ignored(self) -> None:
         """A forged word cannot make one."""
