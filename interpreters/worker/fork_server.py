@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ..confinement import confine, kernel
 from ..confinement.limits import WorkerLimits, make_room
+from ..confinement.recursion import cap_recursion
 from . import figures as _figures  # noqa: F401 (matplotlib finds it loaded)
 from . import importing, memory, wire
 from .cell import Cells
-from .exhaustion import cap_recursion
 from .worker import Worker
 
 if TYPE_CHECKING:

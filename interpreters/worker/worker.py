@@ -22,12 +22,12 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import memory, wire
 from .cell import Cells, Outcome, Submit
 from .channel import Channel, Interrupts
-from .exhaustion import memory_named
 from .sleeping_copy import fork_asleep
 from .streams import Printed
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _STACK_BYTES = 4 << 20
 _RESERVE_BYTES = 2 << 20
 """Kept from a cell, so that the worker can report a cell that filled its memory and the next one can free it."""
+_LITTLE_BYTES = 4 << 20
+"""What a full memory has no room for."""
 _FORMAT_WARNING = warnings.formatwarning
 
 
@@ -129,7 +131,7 @@ class Worker:
         reserve = _reserve()
         try:
             self._interrupts.in_cell = True
-            return memory_named(self._cells.run(frame["code"], self._output, self._tools, frame["fields"]))
+            return _memory_named(self._cells.run(frame["code"], self._output, self._tools, frame["fields"]))
         except KeyboardInterrupt:
             return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:
@@ -279,6 +281,22 @@ def _reserve() -> mmap.mmap | None:
         return mmap.mmap(-1, _RESERVE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, MemoryError):
         return None
+
+
+def _memory_named(outcome: Outcome) -> Outcome:
+    """Call an error of Python's own a `MemoryError` if the memory is full: that is what it comes from then."""
+    if not isinstance(outcome.exception, SystemError) or not _is_full():
+        return outcome
+    lines, _, last = outcome.error.rpartition("\n")
+    return replace(outcome, error=f"{lines}\nMemoryError ({last})".lstrip(), exception=MemoryError())
+
+
+def _is_full() -> bool:
+    try:
+        bytearray(_LITTLE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 def _not_taken(error: Exception) -> str:

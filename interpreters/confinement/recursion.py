@@ -1,19 +1,13 @@
-"""Makes an error that code can read of the end of its stack and memory. The standard library only."""
+"""Bounds the recursion of code by the stack that it has. The standard library only."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .cell import Outcome
 
 _LEVEL_BYTES = 3 << 10
 """The stack that a level of recursion through C takes, at most."""
 _MOST_LEVELS = 20_000
-_LITTLE_BYTES = 4 << 20
 
 
 def cap_recursion() -> None:
@@ -34,19 +28,3 @@ def cap_recursion() -> None:
         change(limit)
 
     sys.setrecursionlimit = setrecursionlimit
-
-
-def memory_named(outcome: Outcome) -> Outcome:
-    """Call an error of Python's own a `MemoryError` if the memory is full: that is what it comes from then."""
-    if not isinstance(outcome.exception, SystemError) or not _is_full():
-        return outcome
-    lines, _, last = outcome.error.rpartition("\n")
-    return replace(outcome, error=f"{lines}\nMemoryError ({last})".lstrip(), exception=MemoryError())
-
-
-def _is_full() -> bool:
-    try:
-        bytearray(_LITTLE_BYTES)
-    except MemoryError:
-        return True
-    return False
