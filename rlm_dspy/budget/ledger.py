@@ -137,7 +137,7 @@ class Ledger:
             self.check_open(keeper)
             self._check_calls(calls)
             if most is not NOTHING:
-                self._check_amount(most, self._left(keeper))
+                self._check_amount(most, self._left(keeper), self._reserved_for_others(keeper))
                 self._held[key] = most
             self._reserved += calls
             if meter is not None:
@@ -153,14 +153,16 @@ class Ledger:
                 "max_llm_calls",
             )
 
-    def _check_amount(self, most: Amount, left: Amount) -> None:
+    def _check_amount(self, most: Amount, left: Amount, kept: Amount) -> None:
         for name, unit in CAPS.items():
             wanted, there = getattr(most, unit), getattr(left, unit)
             if getattr(self.limits, name) is not None and wanted > there:
                 self.meet(name)
+                beside = getattr(kept, unit)
+                beside = f" beside {_written(name, beside)} that are kept for the last turn" if beside else ""
                 raise LimitExceeded(
                     f"{name}={getattr(self.limits, name)} does not allow this call: it could use up to "
-                    f"{_written(name, wanted)}, but only {_written(name, max(0, there))} are left. "
+                    f"{_written(name, wanted)}, but only {_written(name, max(0, there))} are left{beside}. "
                     "Ask about smaller pieces, continue with plain Python, or SUBMIT what you have.",
                     name,
                 )
@@ -203,11 +205,14 @@ class Ledger:
         return own if self.outer is None else own.least(self.outer.left(keeper))
 
     def _left(self, keeper: Hashable) -> Amount:
-        gone = sum(self._held.values(), self._spent)
-        gone = sum((amount for key, amount in self._kept.items() if key is not keeper), gone)
+        gone = sum(self._held.values(), self._spent) + self._reserved_for_others(keeper)
         caps = {unit: getattr(self.limits, name) for name, unit in CAPS.items()}
         left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
         return Amount(**left)
+
+    def _reserved_for_others(self, keeper: Hashable) -> Amount:
+        """Return what is kept for the last turns of other runs than this keeper's."""
+        return sum((amount for key, amount in self._kept.items() if key is not keeper), NOTHING)
 
     def close(self, why: LimitExceeded, spared: Hashable = None) -> None:
         """Refuse all further requests, and cancel running ones (see `cancellation`).

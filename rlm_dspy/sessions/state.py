@@ -143,7 +143,8 @@ class SessionState:
         lost = {**saved.lost, **restore(interpreter, saved)}
         self.lost |= lost
         kept = [name for name in saved.names if name not in lost and ALL not in lost]
-        self.notes.append(f"{_OPENED} Kept: {_listed(kept)}. Lost: {_listed(list(lost))}.")
+        files = "" if getattr(interpreter, "in_host", False) else " Files that code wrote are not kept."
+        self.notes.append(f"{_OPENED} Kept: {_listed(kept)}. Lost: {_listed(list(lost))}.{files}")
         if lost:
             _logger.warning("RLM session: lost since it was saved: %s", lost)
 

@@ -220,6 +220,16 @@ def test_the_price_of_the_table_is_entered_where_the_lm_reports_none(monkeypatch
 # The ledger
 
 
+def test_a_refusal_tells_what_is_kept_for_the_last_turn() -> None:
+    """Else it reads as if all were spent."""
+    ledger = Ledger(Limits(max_cost=5))
+    ledger.keep("run", Amount(cost=4.25))
+    with pytest.raises(
+        LimitExceeded, match=r"only \$0\.7500 are left beside \$4\.2500 that are kept for the last turn"
+    ):
+        ledger.hold("a", Amount(cost=1))
+
+
 def test_a_request_that_could_overspend_is_refused_and_holds_nothing() -> None:
     """The message names the limit and what is left of it."""
     ledger = Ledger(Limits(max_output_tokens=100))
@@ -229,6 +239,7 @@ def test_a_request_that_could_overspend_is_refused_and_holds_nothing() -> None:
     ) as e:
         ledger.hold("b", Amount(output_tokens=40))
     assert e.value.limit == "max_output_tokens"
+    assert "kept for the last turn" not in str(e.value)
     ledger.settle("query", "m", Usage(calls=1, output_tokens=10), key="a")
     assert ledger.left().output_tokens == 90
 

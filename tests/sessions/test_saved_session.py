@@ -64,6 +64,8 @@ def test_variables_functions_and_classes_are_kept(factory: Any, tmp_path: Path) 
     assert "class Point" in asked[-2]["content"]
     assert "The session was saved and opened again. Kept: math, functools, " in asked[-1]["content"]
     assert "Lost: rows." in asked[-1]["content"]
+    says_files = "Files that code wrote are not kept." in asked[-1]["content"]
+    assert says_files is (factory is PythonInterpreter)  # the other leaves them in the user's folder
 
 
 GO_ON = """
