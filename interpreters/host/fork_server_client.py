@@ -186,6 +186,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the host alone, which interrupts the cell
             )
             undo.pop_all()
         return ours, process
