@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,21 @@ def _resuming(log: str | os.PathLike[str], run: str | None) -> Iterator[None]:
         _next_root.reset(token)
 
 
-def choose_run(log: str | os.PathLike[str], run: str | None) -> RecordedRun:
+@dataclass(frozen=True)
+class Words:
+    """How the reader of an error writes what it tells to do."""
+
+    choose: str = "run=ID"
+    writer: str = "RunLog"
+
+
+def choose_run(log: str | os.PathLike[str], run: str | None, words: Words = Words()) -> RecordedRun:
     """Return the run of a log that is to go on.
 
     Args:
         log: The file.
         run: The id of the run, or its first characters; None for the only one that has not finished.
+        words: How errors say what to do.
 
     Raises:
         CannotResume: If there is no such run, or there are several.
@@ -94,28 +104,32 @@ def choose_run(log: str | os.PathLike[str], run: str | None) -> RecordedRun:
     """
     roots = read_roots(log)
     if not roots:
-        raise CannotResume(f"{log} contains no run that this version can read. Give a file that a RunLog wrote.")
+        raise CannotResume(
+            f"{log} contains no run that this version can read. Give a file that {words.writer} wrote."
+        )
     open_runs = [root for root in roots if not root.is_finished]
+    unfinished = _listed(open_runs, words)
     if run is not None:
         found = [root for root in roots if root.id.startswith(run)]
         if not found:
-            raise CannotResume(f"{log} contains no run {run!r}. {_listed(open_runs)}")
+            raise CannotResume(f"{log} contains no run {run!r}. {unfinished}")
         if len(found) > 1:
-            raise CannotResume(f"{log} contains several runs whose ids begin with {run!r}. {_listed(found)}")
+            several = _listed(found, words)
+            raise CannotResume(f"{log} contains several runs whose ids begin with {run!r}. {several}")
         if found[0].is_finished:
-            raise CannotResume(f"The run {run!r} in {log} is finished. {_listed(open_runs)}")
+            raise CannotResume(f"The run {run!r} in {log} is finished. {unfinished}")
         return found[0]
     if not open_runs:
         raise CannotResume(f"{log} contains no unfinished run: {counted(len(roots), 'run')}, all finished.")
     if len(open_runs) > 1:
-        raise CannotResume(f"{log} contains several unfinished runs. {_listed(open_runs)}")
+        raise CannotResume(f"{log} contains several unfinished runs. {unfinished}")
     return open_runs[0]
 
 
-def _listed(runs: list[RecordedRun]) -> str:
+def _listed(runs: list[RecordedRun], words: Words) -> str:
     if not runs:
         return "No run in it is unfinished."
-    return "\n".join(["Choose one by run=:", *(f"  {describe(run)}" for run in runs)])
+    return "\n".join([f"Choose one with {words.choose}:", *(f"  {describe(run)}" for run in runs)])
 
 
 def describe(run: RecordedRun) -> str:

@@ -424,6 +424,21 @@ def test_of_several_unfinished_runs_one_is_chosen_by_its_id(path: Path) -> None:
         assert small().resume(path, run=names[1][:12], question="question 1").answer == "1"
 
 
+def test_the_command_line_lists_the_runs_one_on_a_line_and_names_its_option(path: Path) -> None:
+    for number in range(2):
+        with pytest.raises(dspy.LMError):
+            logged(small(), ScriptedLM([RuntimeError("gone")]), path, question=f"question {number}")
+    names = [event["run"] for event in events(path) if event["event"] == "run_started"]
+    several = CliRunner().invoke(app, ["resume", str(path)])
+    first, *runs = several.stderr.splitlines()
+    assert several.exit_code == 2
+    assert first == f"Error: {path} contains several unfinished runs. Choose one with --run ID:"
+    assert [line.split()[0] for line in runs] == names
+    path.write_text("not a log\n")
+    none = CliRunner().invoke(app, ["resume", str(path)])
+    assert (none.exit_code, "Give a file that `rlm-dspy ask --log` wrote." in none.stderr) == (2, True)
+
+
 def test_another_program_and_other_inputs_are_refused_before_anything_is_asked(path: Path) -> None:
     with pytest.raises(dspy.LMError):
         logged(small(), ScriptedLM([RuntimeError("gone")]), path, **ASKED)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from typer import Argument, Option
 
 import rlm_dspy
 from rlm_dspy.cli.ask import AskOptions, answer
-from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
+from rlm_dspy.cli.errors import BAD_USAGE, errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.options import (
     Approve,
     ApproveAnswer,
@@ -26,7 +27,10 @@ from rlm_dspy.cli.options import (
 from rlm_dspy.cli.replay import recorded_task
 from rlm_dspy.cli.task import Unfinished
 from rlm_dspy.cli.user.completion import check_model, complete_model
-from rlm_dspy.errors import UsageError
+from rlm_dspy.errors import CannotResume, UsageError
+
+if TYPE_CHECKING:
+    from rlm_dspy.resume.journal import RecordedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +98,9 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
             in a run that asked a person.
     """
     from rlm_dspy.report.record import Record
-    from rlm_dspy.resume.resumable import LEFT_SESSION, choose_run
+    from rlm_dspy.resume.resumable import LEFT_SESSION
 
-    try:
-        run = choose_run(options.log, options.run)
-    except FileNotFoundError as error:
-        raise UsageError(f"File not found: {options.log}.") from error
-    except OSError as error:
-        raise UsageError(f"{options.log} cannot be read: {error.strerror or error}.") from error
+    run = _chosen(options)
     for hook, option, is_given in (
         ("on_code", "--approve", options.approve),
         ("on_submit", "--approve-answer", options.approve_answer),
@@ -115,3 +114,23 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
     limits = rlm_dspy.Limits(**{**record.limits, "prices": prices})
     task = recorded_task(record, options.files or [])
     return Unfinished(options.log, run.id, task, limits), record.model, record.sub_model
+
+
+def _chosen(options: ResumeOptions) -> RecordedRun:
+    """Return the run of the log that is to go on.
+
+    Raises:
+        UsageError: If the log cannot be read.
+        typer.Exit: If it has no such run. What it has was told, a line for each run.
+    """
+    from rlm_dspy.resume.resumable import Words, choose_run
+
+    try:
+        return choose_run(options.log, options.run, Words("--run ID", "`rlm-dspy ask --log`"))
+    except CannotResume as error:
+        tell(f"Error: {error}")
+        raise typer.Exit(BAD_USAGE) from None
+    except FileNotFoundError as error:
+        raise UsageError(f"File not found: {options.log}.") from error
+    except OSError as error:
+        raise UsageError(f"{options.log} cannot be read: {error.strerror or error}.") from error
