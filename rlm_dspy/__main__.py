@@ -1,6 +1,6 @@
 """`python -m rlm_dspy`: the command line where its script is not on the path."""
 
-from rlm_dspy.cli.app import main
+from rlm_dspy.cli import main
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sample_run import ARTICLES, play  # scripts of that folder are run, not installed
 
 from rlm_dspy import RLM, Text, tracing
-from rlm_dspy.cli.ui import runs_page, server_command, server_environment
+from rlm_dspy.cli.user.ui import runs_page, server_command, server_environment
 from rlm_dspy.interpreters import PythonInterpreter
 from rlm_dspy.observe import RunLog
 from rlm_dspy.testing import ScriptedLM

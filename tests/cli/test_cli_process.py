@@ -78,7 +78,11 @@ def test_ctrl_c_ends_a_run_and_saves_its_steps(then: Any, event: str) -> None:
     assert record.usage.output_tokens > 0
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)],
+    ids=["TERM", "HUP", "INT"],
+)
 def test_a_signal_that_comes_twice_ends_a_run_once_and_loses_nothing(sent: signal.Signals, code: int) -> None:
     """`timeout` sends SIGTERM to the process and to its group; `uv run` passes on the terminal's SIGINT."""
     written = ["--save", "kept.json", "--log", "run.jsonl", "--report", "run.html"]

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rlm_dspy.cli.app import app
-from rlm_dspy.cli.ui import found_store
 from rlm_dspy.cli.user.last_store import remember_store
+from rlm_dspy.cli.user.ui import found_store
 
 
 @pytest.fixture(autouse=True)
