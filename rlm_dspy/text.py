@@ -179,6 +179,23 @@ class ShortRepr(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = chars
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the user's folder for `~`; that of an unknown user stays, where `Path` would raise."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path without links.
+
+    Raises:
+        OSError: If a link leads back to itself.
+    """
+    found = Path(os.path.realpath(path))  # `Path.resolve` raises a RuntimeError, and none since 3.13
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
+
+
 _DEVICES = Path("/dev")
 
 
@@ -202,7 +219,7 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
         return
     if _is_planted(target):
         raise PermissionError(f"{target} is a link that another user created; write to another path")
-    target = target.resolve()
+    target = real_path(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(Path(path).parent))
     beside = _beside(target)
@@ -227,7 +244,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.exists() and not target.is_file():
         return
-    beside = _beside(target.resolve())
+    beside = _beside(real_path(target))
     try:
         beside.touch(exist_ok=False)
     except OSError as error:

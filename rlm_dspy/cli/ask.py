@@ -23,8 +23,6 @@ from rlm_dspy.cli.errors import (
     UNANSWERED,
     check_outputs,
     errors_as_lines,
-    ignore_interrupts,
-    interrupts_restored,
     quiet_dspy,
     tell,
 )
@@ -46,7 +44,8 @@ from rlm_dspy.cli.options import (
     factory_of,
     traced,
 )
-from rlm_dspy.cli.task import STDIN, read_task
+from rlm_dspy.cli.signals import ignore_interrupts, interrupts_restored
+from rlm_dspy.cli.task import STDIN, paths_of, read_task
 from rlm_dspy.cli.user.answer import about_of, give_answer, summary_of
 from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.cli.user.forecast import approve_forecast
@@ -181,6 +180,7 @@ def ask(options: AskOptions) -> None:
       4    paused by the person who was asked (--approve); the steps are saved as after an interrupt
       130  interrupted; the steps are saved to --save, else to interrupted.rlm.json. An interrupt after the answer
            was printed loses at most a file or the end of the trace
+      129  the terminal or the connection was closed (SIGHUP); otherwise as 130
       143  terminated by SIGTERM; otherwise as 130
     """  # noqa: D301 (\b keeps the line breaks)
     answer(options)
@@ -229,7 +229,7 @@ def _prepared(
     if options.as_json and options.answer_json:
         raise UsageError("--json and --answer-json both print JSON: choose one.")
     written = {"--save": options.save, "--report": options.report, "--log": options.log}
-    check_outputs(written, [Path(name).expanduser() for name in files if name != STDIN])
+    check_outputs(written, paths_of(files))
     kept_runs = 0 if options.no_history else runs_to_keep(configuration.history)
     if unfinished:
         task = unfinished.task
@@ -350,8 +350,7 @@ def _run(
         record, error = recorded(call, task.inputs)
         if record.stop == "interrupted":
             ignore_interrupts()  # until it is saved
-    with contextlib.suppress(OSError):  # the reader of the view is gone
-        if record.trajectory or record.stop not in ("failed", "interrupted", "paused"):
-            view.end(summary_of(record), answered=record.answered)
-        view.close()
+    if record.trajectory or record.stop not in ("failed", "interrupted", "paused"):
+        view.end(summary_of(record), answered=record.answered)
+    view.close()
     return record, error, files.artifacts

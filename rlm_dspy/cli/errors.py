@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,9 +17,8 @@ from rlm_dspy.text import check_writable, print_safely, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
-ANSWERED, UNANSWERED, BAD_USAGE, FAILED, PAUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+ANSWERED, UNANSWERED, BAD_USAGE, FAILED, PAUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """The exit codes; `rlm-dspy ask --help` explains them."""
 
 
@@ -51,23 +49,6 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
         tell(f"Error: {in_one_line(error)}{hint}")
         bad_usage = isinstance(error, (ValueError, TypeError))
         raise typer.Exit(BAD_USAGE if bad_usage else FAILED) from None
-
-
-def ignore_interrupts() -> None:
-    """Ignore Ctrl-C from now on; `interrupts_restored` ends that."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def interrupts_restored() -> Iterator[None]:
-    """Handle Ctrl-C after this scope as before it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -146,10 +127,12 @@ def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> N
         UsageError: If a path is a directory, its directory does not exist or cannot be written, or two paths are
             the same file.
     """
-    taken = {path.resolve(): "an input file" for path in read}
+    taken = {os.path.realpath(path): "an input file" for path in read}
     for option, path in written.items():
         if path is None:
             continue
+        if not str(path).strip() or path == Path():
+            raise UsageError(f"{option}: the path is empty, or this folder; name a file.")
         if path.is_dir():
             raise UsageError(f"{option} {path}: the path is a directory; name a file in it.")
         if not path.absolute().parent.is_dir():
@@ -158,7 +141,7 @@ def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> N
             check_writable(path)
         except OSError as error:
             raise UsageError(f"{option} {path}: it cannot be written: {error.strerror}.") from error
-        if path.resolve() in taken:
-            raise UsageError(f"{option} {path}: this is {taken[path.resolve()]}; name another file to write.")
+        if (real := os.path.realpath(path)) in taken:
+            raise UsageError(f"{option} {path}: this is {taken[real]}; name another file to write.")
         if path.is_file() or not path.exists():
-            taken[path.resolve()] = f"also the file of {option}"
+            taken[real] = f"also the file of {option}"

@@ -52,8 +52,17 @@ Files = Annotated[
 ]
 
 
+def _folder(written: str) -> Path:
+    """Return the folder of an option; an empty name would stand for the working directory."""
+    if not written.strip():
+        raise typer.BadParameter("the name is empty; a dot is this folder.")
+    return Path(written)
+
+
 def _run_file(path: Path) -> Path:
     """Return the path of a run, which may be the number of one in the history."""
+    if path == Path():
+        raise typer.BadParameter("the name is empty, or this folder; name a file.")
     number = str(path).removeprefix("@")
     if number == str(path) or not number.isdecimal() or path.exists():
         return path
@@ -94,7 +103,12 @@ Interpreter = Annotated[
 ]
 Skills = Annotated[
     list[Path] | None,
-    Option(help="A folder of skills, which the model may load; again for more.", show_default=False),
+    Option(
+        help="A folder of skills, which the model may load; again for more.",
+        show_default=False,
+        parser=_folder,
+        metavar="PATH",
+    ),
 ]
 Mcp = Annotated[
     list[Path] | None,
@@ -141,7 +155,12 @@ class OutputOptions:
     save: Annotated[Path | None, Option(help="Write the run to this file as JSON.")] = None
     report: Annotated[Path | None, Option(help="Write the run to this file as an HTML page.")] = None
     output_dir: Annotated[
-        Path | None, Option(help="Write the files that code makes below output/ to this directory.")
+        Path | None,
+        Option(
+            help="Write the files that code makes below output/ to this directory.",
+            parser=_folder,
+            metavar="PATH",
+        ),
     ] = None
 
 

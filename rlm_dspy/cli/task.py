@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import rlm_dspy
 from rlm_dspy.errors import UnreachableAddress, UnreadableDocument, UsageError
-from rlm_dspy.text import counted
+from rlm_dspy.text import counted, expanded
 
 STDIN = "-"
 WITH_TEXT = "context, question -> answer: str"
@@ -52,6 +52,20 @@ class Unfinished:
     run: str
     task: Task
     limits: rlm_dspy.Limits
+
+
+def paths_of(files: list[str] | None) -> list[Path]:
+    """Return the paths that FILE arguments name, without standard input.
+
+    Raises:
+        UsageError: If a name is empty: it would stand for the working directory.
+    """
+    for number, name in enumerate(files or [], 1):
+        if _is_blank(name):
+            raise UsageError(
+                f"FILE {number} is empty: is a variable of your shell not set? Name a file; a dot is this folder."
+            )
+    return [expanded(name) for name in files or [] if name != STDIN]
 
 
 def read_task(
@@ -115,7 +129,7 @@ def _folder_or_table(files: list[str]) -> rlm_dspy.Files | rlm_dspy.Table | None
     """Return the table of a single file, or the files of folders and of more files than are joined; else None."""
     from rlm_dspy.inputs.tables import KINDS
 
-    paths = [Path(name).expanduser() for name in files if name != STDIN]
+    paths = paths_of(files)
     try:
         if len(files) == 1 and paths and paths[0].suffix.lower() in KINDS and paths[0].is_file():
             return rlm_dspy.Table.open(paths[0])
@@ -158,7 +172,7 @@ def _title(name: str, of_stdin: str = "standard input") -> str:
 
 
 def _read_one(name: str, stdin: BinaryIO | None, *, allow_local: bool) -> rlm_dspy.Text:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if name == STDIN:
             return rlm_dspy.Text("") if stdin is None else rlm_dspy.Text.open(stdin)

@@ -17,7 +17,7 @@ from rlm_dspy.errors import UnreadableDocument
 from rlm_dspy.inputs.documents import ARCHIVE, HEAD_BYTES, kind_of, read_document
 from rlm_dspy.inputs.file_mapping import ATTACHED_BYTES, PIECE_BYTES, FileMapping, fits
 from rlm_dspy.inputs.host_input import HostInput
-from rlm_dspy.text import counted, sendable
+from rlm_dspy.text import counted, expanded, real_path, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,11 +88,13 @@ class Files(HostInput, FileMapping):
         Raises:
             FileNotFoundError: If a file or folder does not exist.
             NotADirectoryError: If `where` is one file.
-            ValueError: If no file matches, all are pictures, sounds or videos, or there are more than
-                `max_entries` entries.
+            ValueError: If a path is empty, no file matches, all are pictures, sounds or videos, or there are more
+                than `max_entries` entries.
         """
         given = [where] if isinstance(where, str | os.PathLike) else list(where)
-        paths = [Path(path).expanduser().resolve() for path in given]
+        if any(isinstance(path, str) and not path.strip() for path in given):
+            raise ValueError('A path is empty. Files.open takes a folder, or a list of files; "." is this folder.')
+        paths = [real_path(expanded(path)) for path in given]
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(f"{path} does not exist. Files.open takes a folder, or a list of files.")

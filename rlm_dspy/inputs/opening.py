@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rlm_dspy.inputs.files import Files
 from rlm_dspy.inputs.tables import KINDS, Table
 from rlm_dspy.inputs.text import Text
+from rlm_dspy.text import expanded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,7 @@ def opened(path: Path) -> Text | Files | Table:
         ValueError: If it is another kind of file.
         OSError: If it cannot be read.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         return Files.open(path)
     if path.suffix.lower() in KINDS:

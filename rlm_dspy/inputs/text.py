@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import shutil
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
 from rlm_dspy.inputs.documents import BETWEEN_PAGES, HEAD_BYTES, kind_of, read_document
+from rlm_dspy.text import expanded, real_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import BinaryIO
 
     from pydantic import GetCoreSchemaHandler
@@ -73,6 +75,7 @@ class Text:
         Raises:
             TypeError: If `path` is of another type.
             FileNotFoundError: If `path` is not a file.
+            OSError: If it is a link that leads back to itself.
             UnreadableDocument: If it is neither text nor a document that can be read within the bounds, or
                 the extra `documents` is not installed.
             UnreachableAddress: If an address is not allowed or cannot be fetched.
@@ -82,7 +85,7 @@ class Text:
             if not hasattr(path, "read"):
                 raise TypeError(f"Text.open takes a path, an address or an open binary file, not {path!r}.")
             with TemporaryFile(buffering=0) as copy:
-                shutil.copyfileobj(path, copy)
+                _copy(path, copy)
                 text = cls._document(copy, "the file", password)
                 copy.seek(0)
                 return cls(copy.read().decode(cls.encoding)) if text is None else text
@@ -91,7 +94,7 @@ class Text:
 
             document = read_address(str(path), password=password, allow_local=allow_local)
             return cls._of(document, without_credentials(str(path)))
-        resolved = Path(path).expanduser().resolve()
+        resolved = real_path(expanded(path))
         if not resolved.is_file():
             wrong = "is not a regular file" if resolved.exists() else "does not exist"
             raise FileNotFoundError(
@@ -194,6 +197,17 @@ class Text:
             lambda value: value if isinstance(value, cls) else cls(value),
             serialization=core_schema.plain_serializer_function_ser_schema(repr),
         )
+
+
+def _copy(source: BinaryIO, copy: IO[bytes]) -> None:
+    """Copy a file that may have no end: by how it begins, one that cannot be read is refused at once."""
+    head, name = b"", getattr(source, "name", None)
+    while len(head) < HEAD_BYTES and (data := source.read(HEAD_BYTES - len(head))):
+        head += data
+    if kind_of(head, name if isinstance(name, str) else "the file") == "text":
+        codecs.getincrementaldecoder(Text.encoding)().decode(head)
+    copy.write(head)
+    shutil.copyfileobj(source, copy)
 
 
 def shorten(text: str, head: int, tail: int) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import Files, Text
 from rlm_dspy.inputs.files import amount
-from rlm_dspy.text import counted
+from rlm_dspy.text import counted, expanded
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
 _ALL = "**/*"
@@ -36,9 +36,11 @@ class Folders:
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         self._paths: dict[str, Path] = {}
         for given in paths:
-            path = Path(given).expanduser().resolve()
-            if not path.is_dir():
-                raise InvalidInputs(f"{given} is no folder. Name folders whose files clients may ask about.")
+            path = Path(os.path.realpath(expanded(given)))
+            if not str(given).strip() or not path.is_dir():
+                raise InvalidInputs(
+                    f"{str(given)!r} is no folder. Name folders whose files clients may ask about."
+                )
             name, number = path.name or "root", 2
             while name in self._paths:
                 name, number = f"{path.name}-{number}", number + 1

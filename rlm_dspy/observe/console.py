@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from rich import progress
 from rich.console import Console, Group
@@ -291,9 +293,37 @@ def _highlighted(code: str) -> Syntax:
     return Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
 
 
+class _Tolerant:
+    """A stream that drops what cannot be written."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write a text, if possible."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, if possible."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def view_on(file: IO[str] | None = None) -> View:
-    """Return the view for a stream: `Terminal` on a capable terminal, else `Lines`."""
+    """Return the view for a stream: `Terminal` on a capable terminal, else `Lines`.
+
+    Nothing is raised where the stream is closed, its reader has gone or the disk is full: the steps are shown as
+    far as possible, and the answer is what counts.
+    """
     file = file or sys.stderr
+    if file is None:  # of a process that was started without
+        return Lines(io.StringIO())
+    file = cast("IO[str]", _Tolerant(file))
     console = Console(file=file, highlight=False, emoji=False, markup=False)
     return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Lines(file)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import signal
 import sys
@@ -69,6 +71,62 @@ def test_commands_are_carried_out_between_questions() -> None:
     assert "/save FILE writes the session" in done.stderr
     assert "The session is in it.json." in done.stderr
     assert Path("it.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/save notes.txt", "Error: /save notes.txt: this is an input file; name another file to write."),
+        ("/save other.txt", "Error: /save other.txt: this file is no saved session; name another file to write."),
+        ("/save none/it.json", "Error: /save none/it.json: directory none does not exist."),
+        ("/save", "Name a file: /save FILE. /save FILE writes"),
+        ("/save ''", "Name a file: /save FILE. /save FILE writes"),
+        ("/frob it", "Unknown command /frob. /save FILE writes"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_is_told_and_replaces_nothing(line: str, told: str) -> None:
+    Path("other.txt").write_text("mine", encoding="utf-8")
+    done = chat("notes.txt", stdin=f"{line}\nHow long is it?\n")
+    assert done.stdout == "6\n"
+    assert told in done.stderr
+    assert [Path(name).read_text(encoding="utf-8") for name in ("notes.txt", "other.txt")] == ["banana", "mine"]
+
+
+def test_a_session_is_saved_again_where_a_person_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With quotation marks and `~` as in a shell; an older session is replaced."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    lines = ["How long is it?", '/save "my file.json"', "And twice?", "/save 'my file.json'", "/save ~/it.json"]
+    done = chat("notes.txt", stdin="\n".join(lines))
+    assert "Error" not in done.stderr
+    saved = [Path(name).read_text(encoding="utf-8") for name in ("my file.json", "home/it.json")]
+    assert [len(json.loads(each)["messages"]) for each in saved] == [2, 2]
+
+
+def test_an_input_file_below_the_users_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = chat("~/notes.txt", "--session", str(tmp_path / "notes.txt"), stdin="?\n")
+    assert (done.exit_code, "this is an input file" in done.stderr) == (2, True)
+
+
+class Full(io.StringIO):
+    """Standard error on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, f"No space left for {len(text)} characters")
+
+
+def test_answers_are_printed_if_standard_error_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("How long is it?\nAnd twice?\n"))
+    with dspy.context(lm=ScriptedLM([FIRST, SECOND, FIRST]), interpreter_factory=LocalPythonInterpreter):
+        for arguments in (["chat", "notes.txt"], ["ask", "How long is it?", "notes.txt"]):
+            assert app(arguments, standalone_mode=False) == 0
+    assert capsys.readouterr().out == "6\n12\n6\n"
 
 
 def test_a_run_that_fails_does_not_end_the_chat() -> None:

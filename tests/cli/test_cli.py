@@ -206,6 +206,16 @@ def test_files_that_are_too_large_to_be_joined_are_a_mapping() -> None:
         (["notes.txt", "--model", "no-such-model"], "Invalid model 'no-such-model': its provider is not known"),
         (["notes.txt", "--policy", "gone"], "Invalid policy 'gone'"),
         (["notes.txt", "--save", "gone/run.json"], "directory gone does not exist"),
+        (["notes.txt", ""], "FILE 2 is empty: is a variable of your shell not set?"),
+        (["  "], "FILE 1 is empty"),
+        (["notes.txt", "--save", ""], "--save: the path is empty, or this folder"),
+        (["notes.txt", "--log", " "], "--log: the path is empty"),
+        (["notes.txt", "--report", ""], "--report: the path is empty"),
+        (["loop"], "Cannot read loop: Too many levels of symbolic links."),
+        (["loop.csv"], "Cannot read loop.csv: Too many levels of symbolic links."),
+        (["notes.txt", "--save", "loop"], "--save loop: it cannot be written: Too many levels"),
+        (["~nobody-of-this-name/notes.txt"], "File not found: ~nobody-of-this-name/notes.txt."),
+        (["/dev/zero"], "/dev/zero is a binary file."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -214,6 +224,8 @@ def test_bad_usage_is_one_line_that_names_the_problem_and_exit_code_2(arguments:
     Path("latin.txt").write_bytes("café".encode("latin-1"))
     Path("broken.csv").write_text("a,b\n1,2\n1,2,3\n", encoding="utf-8")
     Path("nothing").mkdir()
+    for name in ("loop", "loop.csv"):
+        Path(name).symlink_to(name)
     Path("pictures").mkdir()
     Path("pictures/a.png").write_bytes(b"\x89PNG\r\n")
     result = ask("?", *arguments, stdin="")
@@ -221,6 +233,12 @@ def test_bad_usage_is_one_line_that_names_the_problem_and_exit_code_2(arguments:
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
     assert problem in line
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--skills"])
+def test_a_folder_without_a_name_is_not_the_working_directory(option: str) -> None:
+    result = ask("?", "notes.txt", option, "")
+    assert (result.exit_code, "the name is empty" in result.stderr) == (2, True)
 
 
 def test_a_number_out_of_range_is_bad_usage() -> None:

@@ -94,6 +94,20 @@ def test_an_open_file_is_read_to_its_end() -> None:
         Text.open(io.BytesIO(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
 
 
+@pytest.mark.parametrize(("block", "kind"), [(b"\0", UnreadableDocument), (b"\xff", UnicodeDecodeError)])
+def test_an_open_file_without_an_end_is_refused_by_how_it_begins(block: bytes, kind: type[Exception]) -> None:
+    class Endless(io.RawIOBase):
+        left = 10
+
+        def read(self, size: int | None = -1) -> bytes:
+            assert self.left, "it is read on and on"
+            self.left -= 1
+            return block * (size or 0)
+
+    with pytest.raises(kind):
+        Text.open(Endless())  # type: ignore[arg-type]
+
+
 def test_text_that_mentions_a_format_stays_text(opened: Callable[..., Text]) -> None:
     """And is still read when it is needed."""
     text = opened("notes.txt", b"PK is a postcode; <html> is a tag.\n")

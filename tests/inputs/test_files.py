@@ -373,3 +373,9 @@ def test_a_folder_in_a_list_is_refused_with_the_fix(tmp_path: Path) -> None:
     signature = dspy.Signature("docs -> answer").with_updated_fields("docs", type_=list[Path])
     with dspy.context(lm=ScriptedLM(["```python\nSUBMIT(answer=docs[0].name)\n```"])):
         assert RLM(signature)(docs=[tmp_path]).answer == tmp_path.name
+
+
+@pytest.mark.parametrize("where", ["", " ", ["notes.md", ""]])
+def test_a_folder_without_a_name_is_not_the_working_directory(where: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="A path is empty"):
+        Files.open(where)

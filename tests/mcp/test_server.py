@@ -279,3 +279,5 @@ def test_a_wrong_folder_names_the_fix(tmp_path: Path) -> None:
     """Before anything is served."""
     with pytest.raises(InvalidInputs, match="is no folder"):
         Folders([tmp_path / "none"])
+    with pytest.raises(InvalidInputs, match="'' is no folder"):  # nor is the working directory meant
+        Folders([""])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from rlm_dspy.cli.errors import (
     ANSWERED,
     FAILED,
     INTERRUPTED,
-    TERMINATED,
     check_outputs,
     done,
     errors_as_lines,
@@ -29,15 +27,14 @@ from rlm_dspy.cli.errors import (
 )
 from rlm_dspy.cli.mcp.extensions import mcp_tools
 from rlm_dspy.cli.options import Files, command, traced
-from rlm_dspy.cli.task import STDIN, Task, read_task
+from rlm_dspy.cli.signals import ended_at_once
+from rlm_dspy.cli.task import STDIN, Task, paths_of, read_task
 from rlm_dspy.cli.user.answer import about_of, answer_of, summary_of
 from rlm_dspy.cli.user.history import keep_in_history, runs_to_keep
 from rlm_dspy.errors import UsageError
 from rlm_dspy.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import rlm_dspy
     from rlm_dspy.sessions import Session
 
@@ -77,9 +74,10 @@ def chat(options: ChatOptions) -> None:
       /help        lists the commands
       Ctrl-C       stops a run: the session goes on; Ctrl-D, or /exit, ends the chat
 
-    The exit code is that of the last question, as `rlm-dspy ask --help` lists them.
+    The exit code is that of the last question, as `rlm-dspy ask --help` lists them; 143 after SIGTERM, and 129
+    after the terminal was closed.
     """  # noqa: D301 (\b keeps the line breaks)
-    with errors_as_lines(debug=options.debug), quiet_dspy(), _ended_by_sigterm():
+    with errors_as_lines(debug=options.debug), quiet_dspy(), ended_at_once():
         import dspy
 
         from rlm_dspy.cli.user.configuration import load_configuration
@@ -93,7 +91,7 @@ def chat(options: ChatOptions) -> None:
         tools = mcp_tools(rlm, options.mcp, configuration)
         with tracing, dspy.context(lm=lm), tools, _opened(options, rlm, task, asked) as session:
             options.note(f"({about_of(rlm, task, lm.model)}) {HELP}")
-            for line in questions(session, keep=kept_runs > 0):
+            for line in questions(session, keep=kept_runs > 0, read=paths_of(options.files)):
                 if not sys.stdin.isatty():
                     options.note(f"\n> {line}")
                 with keep_in_history(line, options.files or [], kept_runs):
@@ -103,16 +101,6 @@ def chat(options: ChatOptions) -> None:
                 if code == INTERRUPTED and not sys.stdin.isatty():
                     break
     raise typer.Exit(code)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the chat in this scope; Ctrl-C, which it is elsewhere, ends a run."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _task(options: ChatOptions) -> tuple[Task, str]:
@@ -130,7 +118,7 @@ def _task(options: ChatOptions) -> tuple[Task, str]:
 def _opened(options: ChatOptions, rlm: rlm_dspy.RLM, task: Task, asked: str) -> Session:
     """Return the session in the file that is named, else a new one."""
     path, budget = options.session, options.budget
-    check_outputs({"--session": path, "--log": options.log}, [Path(name) for name in options.files or []])
+    check_outputs({"--session": path, "--log": options.log}, paths_of(options.files))
     inputs = {name: value for name, value in task.inputs.items() if name != asked}
     if path is None or not path.exists():
         return rlm.session(budget=budget, **inputs)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlm_dspy.cli.errors import done, tell
+from rlm_dspy.cli.errors import check_outputs, done, tell
 from rlm_dspy.cli.user.history import history_folder
 from rlm_dspy.errors import UsageError
+from rlm_dspy.text import expanded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rlm_dspy.sessions import Session
 
@@ -25,24 +27,60 @@ _EXTRA = (
 )
 
 
-def questions(session: Session, *, keep: bool) -> Iterator[str]:
+def questions(session: Session, *, keep: bool, read: Sequence[Path] = ()) -> Iterator[str]:
     """Yield each question; carry out the commands in between.
 
     Args:
         session: The session, for completion and `/save`.
         keep: Whether the prompt's history is kept for the next chat.
+        read: The input files, which `/save` does not replace.
     """
     for line in _typed(session, keep=keep) if sys.stdin.isatty() else sys.stdin:
         word, _, rest = line.strip().partition(" ")
         if word == "/exit":
             return
-        if word == "/save" and rest:
-            if save(session, path := Path(rest.strip())):
-                tell(f"The session is in {path}.")
+        if word == "/save":
+            _save_as(session, rest.strip(), read)
         elif word.startswith("/") and "/" not in word[1:]:
-            tell(HELP)
+            tell(HELP if word == "/help" else f"Unknown command {word}. {HELP}")
         elif word:
             yield line.strip()
+
+
+def _save_as(session: Session, written: str, read: Sequence[Path]) -> None:
+    """Save a session where a line says, unless that would replace a file that is no session."""
+    if not (name := _unquoted(written)):
+        tell(f"Name a file: /save FILE. {HELP}")
+        return
+    path = expanded(name)
+    try:
+        check_outputs({"/save": path}, read)
+        _check_replaceable(path)
+    except UsageError as error:
+        tell(f"Error: {error}")
+        return
+    if save(session, path):
+        tell(f"The session is in {path}.")
+
+
+def _check_replaceable(path: Path) -> None:
+    from rlm_dspy.sessions.saved import SavedSession
+
+    try:
+        if path.is_file():
+            SavedSession.load(path)
+    except (OSError, ValueError):
+        raise UsageError(f"/save {path}: this file is no saved session; name another file to write.") from None
+
+
+def _unquoted(written: str) -> str:
+    """Return a file name without the quotation marks around it, as a shell would read it."""
+    try:
+        words = shlex.split(written)
+    except ValueError:  # a single quotation mark, as in a name
+        return written
+    is_quoted = len(words) == 1 and written[0] in "'\""
+    return words[0].strip() if is_quoted else written
 
 
 def save(session: Session, path: Path) -> bool:
@@ -50,7 +88,7 @@ def save(session: Session, path: Path) -> bool:
     lost: dict[str, str] = {}
     saved = done(lambda: lost.update(session.save(path)), problem="the session is not saved: ")
     for name, why in lost.items():
-        tell(f"{name} is not in {path}: {why}.")
+        tell(f"Not kept in {path}: {name} ({why.rstrip('.')}).")
     return saved
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import UnreadableTable
 from rlm_dspy.inputs.host_input import HostInput
 from rlm_dspy.inputs.isolated.process import run_isolated
 from rlm_dspy.inputs.tables.view import TableView
-from rlm_dspy.text import beginning, counted, one_line
+from rlm_dspy.text import beginning, counted, expanded, one_line, real_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -105,7 +105,7 @@ class Table(HostInput, TableView):
 
         style = {name: value for name, value in zip(_CSV_STYLE, (sep, encoding, decimal), strict=True) if value}
         if isinstance(source, str | os.PathLike):
-            return _read(Path(source).expanduser().resolve(), table, columns, style)
+            return _read(real_path(expanded(source)), table, columns, style)
         if style:
             raise TypeError(f"{', '.join(style)}: only for a CSV file, not for a {type(source).__name__}.")
         try:
