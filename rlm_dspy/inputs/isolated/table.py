@@ -5,23 +5,19 @@ The parsers are written in C and C++, and a damaged file may crash or exhaust th
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
 import os
-import warnings
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from .columns import joined, table_of
+from .csv_file import read_csv
 from .job import Bounds, Refused, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-_REST = "\0rest"
-"""The name of what follows the last column of a CSV."""
+_ROWS_AT_ONCE = 100_000
 
 
 class TableSettings(Settings):
@@ -38,42 +34,28 @@ class TableSettings(Settings):
 
 
 def _of_csv(settings: TableSettings) -> Any:
-    import pandas as pd
-
-    path, style = settings["file"], {"encoding": "utf-8-sig", **settings["style"]}
-    if "sep" not in style:
-        with open(path, encoding=style["encoding"], newline="") as file:  # noqa: PTH123
-            head = file.read(64_000)
-        style["sep"] = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-        with contextlib.suppress(csv.Error):
-            style["sep"] = csv.Sniffer().sniff(head, ",;\t|").delimiter
-    # Without `index_col=False`, pandas takes the first fields of rows longer than the header for an index.
-    read = partial(pd.read_csv, path, low_memory=False, index_col=False, **style)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return _of_frame(read(usecols=settings["columns"]))
-    except pd.errors.ParserWarning:  # there are such rows; what follows the last name may be empty
-        names = list(read(nrows=0).columns)
-    frame = read(header=0, names=[*names, _REST])
-    if frame.pop(_REST).notna().any():
-        raise Refused("failed", f"it has rows with more fields than the {len(names)} names in its first row")
-    return _of_frame(frame)
+        return read_csv(settings["file"], settings["style"], settings["columns"])
+    except UnicodeDecodeError as error:
+        raise Refused("encoding", str(error)) from error
 
 
 def _of_jsonl(settings: TableSettings) -> Any:
-    import pandas as pd
-
     with open(settings["file"], encoding="utf-8-sig") as file:  # noqa: PTH123
-        rows = [json.loads(line) for line in file if line.strip()]
+        rows = [_named(json.loads(line)) for line in file if line.strip()]
     # Not `pd.read_json`: it takes "007" for a number, and rounds long ones.
-    return _chosen(_of_frame(pd.DataFrame(rows)), settings)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    chosen = settings["columns"] or names
+    if unknown := [name for name in chosen if name not in names]:
+        raise Refused("failed", f"it has no column {unknown[0]!r}")
+    return table_of(chosen, [[row.get(name) for row in rows] for name in chosen])
 
 
-def _of_frame(frame: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.Table.from_pandas(frame, preserve_index=False)
+def _named(row: Any) -> dict[str, Any]:
+    """Return a line of JSON Lines as a row; the fields of one that is no object are numbered."""
+    if isinstance(row, dict):
+        return row
+    return {str(number): value for number, value in enumerate(row if isinstance(row, list) else [row])}
 
 
 def _of_parquet(settings: TableSettings) -> Any:
@@ -113,22 +95,22 @@ def _of_arrow(settings: TableSettings) -> Any:
 def _of_sqlite(settings: TableSettings) -> Any:
     import sqlite3
 
-    import pandas as pd
-    import pyarrow as pa
-
     path = settings["file"]
     # SQLite may write nothing beside the file, unless rows are still in its log, which it would not read then.
     fixed = "" if any(os.path.exists(f"{path}-{log}") for log in ("wal", "journal")) else "&immutable=1"  # noqa: PTH110
     connection = sqlite3.connect(f"file:{quote(path)}?mode=ro{fixed}", uri=True)
     found = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()
     query = _query([name for (name,) in found], settings)
-    parts, size = [], 0
-    for part in pd.read_sql_query(query, connection, chunksize=100_000):
-        parts.append(_of_frame(part))
+    cursor = connection.execute(query)
+    names = [about[0] for about in cursor.description]
+    parts: list[Any] = []
+    size = 0
+    while (rows := cursor.fetchmany(_ROWS_AT_ONCE)) or not parts:
+        parts.append(table_of(names, list(zip(*rows, strict=True)) if rows else [()] * len(names)))
         size += parts[-1].nbytes
         if size > settings["most_bytes"]:
             raise Refused("large")
-    return pa.concat_tables(parts, promote_options="permissive")
+    return joined(parts)
 
 
 def _of_duckdb(settings: TableSettings) -> Any:
@@ -156,15 +138,8 @@ def _chosen(table: Any, settings: TableSettings) -> Any:
     return table.select(settings["columns"]) if settings["columns"] else table
 
 
-def _decoded_csv(settings: TableSettings) -> Any:
-    try:
-        return _of_csv(settings)
-    except UnicodeDecodeError as error:
-        raise Refused("encoding", str(error)) from error
-
-
 READERS: dict[str, Callable[[TableSettings], Any]] = {
-    "csv": _decoded_csv,
+    "csv": _of_csv,
     "jsonl": _of_jsonl,
     "parquet": _of_parquet,
     "arrow": _of_arrow,

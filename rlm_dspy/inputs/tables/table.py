@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.errors import UnreadableTable
 from rlm_dspy.inputs.host_input import HostInput
+from rlm_dspy.inputs.isolated.columns import table_of_frame
 from rlm_dspy.inputs.isolated.process import run_isolated
 from rlm_dspy.inputs.tables.view import TableView
 from rlm_dspy.text import beginning, counted, expanded, one_line, real_path
@@ -201,12 +202,10 @@ class _Hash:
 
 def _of_frame(frame: Any) -> Any:
     """Return a `pyarrow.Table` of a DataFrame, with its index as columns unless that only numbers the rows."""
-    import pyarrow as pa
-
     is_named = any(name is not None for name in frame.index.names)
     if is_named or frame.index.inferred_type != "integer":
         frame = frame.reset_index()
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    return table_of_frame(frame)
 
 
 def _read(path: Path, table: str | None, columns: Sequence[str] | None, style: dict[str, str]) -> Table:

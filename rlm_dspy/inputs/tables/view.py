@@ -6,6 +6,8 @@ It imports pandas, DuckDB and SQLite when they are needed. The host uses it, and
 
 from typing import Any
 
+_EXACT_IN_FLOAT = 1 << 53
+
 
 class TableView:
     """A read-only table; `df()`, `sql(query)` and `head(n)` give pandas DataFrames.
@@ -38,14 +40,17 @@ class TableView:
         return self.df()[name]
 
     def df(self) -> Any:
-        """Return the table as a pandas DataFrame; the same one each time."""
+        """Return the table as a pandas DataFrame; the same one each time.
+
+        A column of integers with empty cells is float64, as pandas has it; Int64 if floats would change them.
+        """
         if self._frame is None:
-            self._frame = self.arrow.to_pandas()
+            self._frame = _frame_of(self.arrow)
         return self._frame
 
     def head(self, n: int = 5) -> Any:
         """Return the first rows as a pandas DataFrame."""
-        return self.arrow.slice(0, n).to_pandas()
+        return _frame_of(self.arrow.slice(0, n))
 
     def sql(self, query: str) -> Any:
         """Return the result of a query about the table `data` as a pandas DataFrame.
@@ -68,7 +73,44 @@ class TableView:
         if self._database is None:
             self._database = sqlite3.connect(":memory:", check_same_thread=False)
             self.df().to_sql("data", self._database, index=False)
-        return pd.read_sql_query(query, self._database)
+        cursor = self._database.execute(query)
+        names = [about[0] for about in cursor.description or ()]
+        rows = cursor.fetchall()
+        frame = pd.DataFrame.from_records(rows, columns=names, coerce_float=True)
+        for position, kind in enumerate(frame.dtypes):
+            if kind == "float64" and _need_integers(values := [row[position] for row in rows]):
+                frame.isetitem(position, pd.array(values, dtype="Int64"))
+        return frame
 
     def __repr__(self) -> str:
         return f"Table({len(self):,} rows, columns {self.columns})"
+
+
+def _frame_of(arrow: Any) -> Any:
+    """Return the DataFrame of an Arrow table, with every integer as it is."""
+    import pandas as pd
+    import pyarrow as pa
+
+    exact = {pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
+    frame = arrow.to_pandas()
+    for position, (name, column) in enumerate(zip(arrow.column_names, arrow.columns, strict=True)):
+        if column.type in exact and column.null_count and _is_inexact_in_float(column):
+            values = column.to_pandas(types_mapper=exact.get).array
+            if len(frame.columns) == len(arrow.columns):
+                frame.isetitem(position, values)
+            elif name in frame.columns:  # others became the index
+                frame[name] = values
+    return frame
+
+
+def _is_inexact_in_float(column: Any) -> bool:
+    import pyarrow.compute as pc
+
+    ends = pc.min_max(column).as_py()
+    return any(abs(end or 0) > _EXACT_IN_FLOAT for end in ends.values())
+
+
+def _need_integers(values: "list[Any]") -> bool:
+    """Return whether all values are integers or None, and a float would change one of them."""
+    whole = all(value is None or isinstance(value, int) for value in values)
+    return whole and any(abs(value or 0) > _EXACT_IN_FLOAT for value in values)

@@ -1,0 +1,137 @@
+"""Reads a CSV without a change to its texts: only empty cells are missing, and a code such as `007` is text."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .columns import table_of_frame
+from .job import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_REST = "\0rest"
+"""The name of what follows the last column."""
+_CODE = r"[+-]?0\d|\+\d{7,15}\s*$"
+"""How a code begins that has the form of a number: `00123`, `+4917012345`."""
+_NUMBER = r"(?i)^\s*([+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)\s*$|^(true|false)$"
+"""What pandas may read as a number or a truth value."""
+_MISSING = (
+    *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NULL", "null", "None"),
+    *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
+"""Cells that are missing in a column of numbers; elsewhere, all but the empty one are texts."""
+_SCANNED_CHARS = 1 << 24
+
+
+def read_csv(path: str, style: Mapping[str, str], columns: Sequence[str] | None) -> Any:
+    """Return the `pyarrow.Table` of a CSV.
+
+    Args:
+        path: The file.
+        style: How it is written: `sep`, `encoding`, `decimal`, as `pandas.read_csv` takes them.
+        columns: The columns to take; None for all.
+    """
+    import pandas as pd
+
+    style = {"encoding": "utf-8-sig", **style}
+    if "sep" not in style:
+        style["sep"] = _separator(path, style["encoding"])
+    # Without `index_col=False`, pandas takes the first fields of rows longer than the header for an index.
+    plain = {"low_memory": False, "index_col": False, "keep_default_na": False, "dtype_backend": "numpy_nullable"}
+    read = partial(pd.read_csv, path, **plain, **style)
+    first = _frame(partial(read, na_values=[""]), columns)
+    table = table_of_frame(first)
+    worded = [name for name in table.column_names if _is_text(table[name]) and _has_numbers_and_words(table[name])]
+    doubtful = [name for name in table.column_names if not _is_text(table[name])]
+    if not doubtful or not _has_codes(path, style):
+        doubtful = []
+    if worded or doubtful:
+        missing = {name: _MISSING if name in worded else [""] for name in table.column_names}
+        again = partial(read, na_values=missing, dtype=dict.fromkeys(doubtful, str))
+        second = table_of_frame(_frame(again, columns))
+        better = [name for name in worded if not _is_text(second[name])]
+        better += [name for name in doubtful if _any_matches(second[name], rf"^\s*({_CODE})")]
+        for name in better:
+            table = table.set_column(table.column_names.index(name), name, second[name])
+    return _without_empty_texts(table).replace_schema_metadata(None)
+
+
+def _separator(path: str, encoding: str) -> str:
+    with open(path, encoding=encoding, newline="") as file:  # noqa: PTH123
+        head = file.read(64_000)
+    with contextlib.suppress(csv.Error):
+        return csv.Sniffer().sniff(head, ",;\t|").delimiter
+    return "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+
+
+def _frame(read: Callable[..., Any], columns: Sequence[str] | None) -> Any:
+    """Return the DataFrame of all rows; they may end with a delimiter that the first one does not have."""
+    import pandas as pd
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return read(usecols=columns)
+    except pd.errors.ParserWarning:  # there are such rows; what follows the last name may be empty
+        names = list(read(nrows=0).columns)
+    frame = read(header=0, names=[*names, _REST])
+    if frame.pop(_REST).replace("", None).notna().any():
+        raise Refused("failed", f"it has rows with more fields than the {len(names)} names in its first row")
+    return frame[list(columns)] if columns else frame
+
+
+def _has_codes(path: str, style: Mapping[str, str]) -> bool:
+    """Return whether the file may have codes that have the form of numbers."""
+    code = re.compile(rf"(?:\A|[\r\n\"{re.escape(style['sep'])}])\s*(?:[+-]?0\d|\+\d{{7}})")
+    return any(code.search(piece) for piece in _pieces(path, style["encoding"]))
+
+
+def _pieces(path: str, encoding: str) -> Iterator[str]:
+    """Yield a text in pieces that end with a line."""
+    with open(path, encoding=encoding, newline="") as file:  # noqa: PTH123
+        while piece := file.read(_SCANNED_CHARS):
+            yield piece + file.readline()
+
+
+def _is_text(column: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+
+
+def _any_matches(column: Any, pattern: str) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring_regex(column, pattern)).as_py())
+
+
+def _has_numbers_and_words(column: Any) -> bool:
+    """Return whether a column of texts would be one of numbers but for words such as `NA`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    is_word = pc.is_in(column, pa.array(_MISSING, column.type))
+    if not pc.any(is_word).as_py():
+        return False
+    others = column.filter(pc.invert(is_word)).drop_null()
+    if not len(others) or _any_matches(others, rf"^\s*({_CODE})"):
+        return False
+    return bool(pc.all(pc.match_substring_regex(others, _NUMBER)).as_py())
+
+
+def _without_empty_texts(table: Any) -> Any:
+    """Return the table with nulls for empty texts; pandas leaves some where numbers turned out to be texts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for at, column in enumerate(table.columns):
+        if _is_text(column) and pc.any(pc.equal(column, "")).as_py():
+            full = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+            table = table.set_column(at, table.column_names[at], full)
+    return table
