@@ -232,7 +232,7 @@ def _of_file(text: FileText) -> Shared:
 
 
 def published_file(file: BinaryIO) -> tuple[int, memory.Layout]:
-    """Write the text of a UTF-8 file to sealed memory, a few megabytes at a time.
+    """Write the text of a UTF-8 file to sealed memory, without a byte order mark, a few megabytes at a time.
 
     Raises:
         UnicodeDecodeError: If the file is not UTF-8.
@@ -249,7 +249,7 @@ def published_file(file: BinaryIO) -> tuple[int, memory.Layout]:
 
 
 def _texts(file: BinaryIO) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8")().decode
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     file.seek(0)
     while chunk := file.read(_CHUNK):
         yield decode(chunk)

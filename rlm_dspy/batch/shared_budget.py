@@ -132,9 +132,9 @@ class LeasedLedger(Ledger):
             )
         )
 
-    def _check_amount(self, most: Amount, left: Amount) -> None:
-        if not self._lease(most - left):
-            super()._check_amount(most, left)
+    def _check_amount(self, most: Amount, keeper: Hashable) -> None:
+        if not self._lease(most - self._left(keeper)):
+            super()._check_amount(most, keeper)
 
     def _lease(self, missing: Amount) -> bool:
         """Lease what is missing, or more to ask less often; return whether that was possible."""

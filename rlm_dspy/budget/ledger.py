@@ -137,7 +137,7 @@ class Ledger:
             self.check_open(keeper)
             self._check_calls(calls)
             if most is not NOTHING:
-                self._check_amount(most, self._left(keeper), self._reserved_for_others(keeper))
+                self._check_amount(most, keeper)
                 self._held[key] = most
             self._reserved += calls
             if meter is not None:
@@ -153,7 +153,8 @@ class Ledger:
                 "max_llm_calls",
             )
 
-    def _check_amount(self, most: Amount, left: Amount, kept: Amount) -> None:
+    def _check_amount(self, most: Amount, keeper: Hashable) -> None:
+        left, kept = self._left(keeper), self._reserved_for_others(keeper)
         for name, unit in CAPS.items():
             wanted, there = getattr(most, unit), getattr(left, unit)
             if getattr(self.limits, name) is not None and wanted > there:

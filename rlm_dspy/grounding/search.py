@@ -151,7 +151,7 @@ def _pieces(text: str | Text) -> Iterable[str]:
 
 
 def _read(file: BinaryIO) -> Iterator[str]:
-    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8", errors="replace") as texts:  # type: ignore[type-var]
+    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="replace") as texts:  # type: ignore[type-var]
         while piece := texts.read(_PIECE_CHARS):
             yield piece
 

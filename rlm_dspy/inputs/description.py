@@ -155,7 +155,7 @@ def _large_file(path: Path) -> str:
     """Return size, beginning and end of a file without reading all of it."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(HEAD_CHARS * 4).decode(errors="ignore")[:HEAD_CHARS]
+        head = file.read(HEAD_CHARS * 4).decode("utf-8-sig", errors="ignore")[:HEAD_CHARS]
         file.seek(size - _TAIL_CHARS * 4)
         tail = file.read().decode(errors="ignore")[-_TAIL_CHARS:]
     return f"{size:,} bytes of UTF-8: {_bare(head)} ... [left out] ... {_bare(tail)}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rlm_dspy.inputs.file_mapping import Piece
 
+_BYTE_ORDER_MARK = "\ufeff"
 _MOST_ENTRIES = 200_000
 _MOST_PARTS = 1_000
 _CUT_WITHIN = 4
@@ -185,6 +186,7 @@ class Files(HostInput, FileMapping):
                 return None, not_utf8(name, data[error.start], start + error.start), len(data)
             cut = error.start
             text = data[:cut].decode("utf-8")
+        text = text if start else text.removeprefix(_BYTE_ORDER_MARK)
         return text, -1 if ends else start + (cut or len(data)), len(data)
 
     def _text_of(self, name: str, file: BinaryIO) -> bytes:
@@ -259,7 +261,7 @@ class Files(HostInput, FileMapping):
 class FileOfFolder:
     """One file of a `Files`, as a text that stands for a file; see `interpreters.host.input_transfer.FileText`."""
 
-    encoding = "utf-8"
+    encoding = "utf-8-sig"
 
     def __init__(self, files: Files, name: str) -> None:
         self.path = files.root / name

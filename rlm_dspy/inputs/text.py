@@ -36,14 +36,14 @@ class Text:
     Attributes:
         path: The UTF-8 file it stands for, or None if it was given as a `str` or read from a document.
         name: The name of the file, or the address; empty if it was given as a `str`.
-        encoding: How the file is read; `utf-8`.
+        encoding: How the file is read: UTF-8, without the byte order mark that it may begin with.
 
     Raises:
         FileNotFoundError: From `Text.open`, if the file does not exist.
         UnicodeDecodeError: From `str(text)`, if the file is not UTF-8.
     """
 
-    encoding = "utf-8"
+    encoding = "utf-8-sig"
 
     def __init__(self, value: str, *, path: Path | None = None) -> None:
         self.path = path
@@ -159,7 +159,10 @@ class Text:
         """Return the size of the text in UTF-8 and its SHA-256 in hexadecimal. A large file is read in pieces."""
         if self._value is None and self.path and self.path.stat().st_size > READ_WHOLE_BYTES:
             with self.path.open("rb") as file:
-                return self.path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                marked = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+                file.seek(marked)
+                size = self.path.stat().st_size - marked
+                return size, hashlib.file_digest(file, "sha256").hexdigest()
         content = str(self).encode("utf-8", "surrogatepass")
         return len(content), hashlib.sha256(content).hexdigest()
 
@@ -179,7 +182,7 @@ class Text:
         """Return one line with the name and size of the text, never the whole text. A large file is not read."""
         if self._value is None and self.path and (size := self.path.stat().st_size) > READ_WHOLE_BYTES:
             with self.path.open("rb") as file:
-                head = file.read(HEAD_CHARS).decode(errors="ignore")
+                head = file.read(HEAD_CHARS).decode(self.encoding, errors="ignore")
             return f"Text({size:,} bytes of {self.path.name}: {head[:60]!r} ...)"
         source = f" of {self.name}" if self.name else ""
         return f"Text({len(self):,} characters{source}: {shorten(str(self), 60, 0)})"
