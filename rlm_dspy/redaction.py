@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import dspy
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    import dspy
 
 HIDDEN = "***"
 _NAMES = re.compile(r"key|token|secret|password|credential|authorization|headers|cookie", re.IGNORECASE)
@@ -65,9 +65,11 @@ def secrets_of(lm: dspy.BaseLM) -> set[str]:
 
 def lms_of(program: dspy.Module) -> list[dspy.BaseLM]:
     """Return the LMs that a program may call: those of its predictors and RLMs, and that of `dspy.settings`."""
+    from dspy import settings  # noqa: PLC0415 (the command line imports this module, and is quick without DSPy)
+
     found = [predictor.lm for _, predictor in program.named_predictors()]
     found += [getattr(module, "sub_lm", None) for _, module in program.named_sub_modules()]
-    return [lm for lm in (*found, dspy.settings.lm) if lm is not None]
+    return [lm for lm in (*found, settings.lm) if lm is not None]
 
 
 def without_passwords(text: str) -> str:
