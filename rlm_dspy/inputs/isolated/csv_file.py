@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _REST = "\0rest"
 """The name of what follows the last column."""
-_CODE = r"[+-]?0\d|\+\d{7,15}\s*$"
+_CODED = r"^\s*([+-]?0\d|\+\d{7,15}\s*$)"
 """How a code begins that has the form of a number: `00123`, `+4917012345`."""
 _NUMBER = r"(?i)^\s*([+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)\s*$|^(true|false)$"
 """What pandas may read as a number or a truth value."""
@@ -45,18 +45,21 @@ def read_csv(path: str, style: Mapping[str, str], columns: Sequence[str] | None)
     # Without `index_col=False`, pandas takes the first fields of rows longer than the header for an index.
     plain = {"low_memory": False, "index_col": False, "keep_default_na": False, "dtype_backend": "numpy_nullable"}
     read = partial(pd.read_csv, path, **plain, **style)
-    first = _frame(partial(read, na_values=[""]), columns)
-    table = table_of_frame(first)
+    table = table_of_frame(_frame(partial(read, na_values=[""]), columns))
     worded = [name for name in table.column_names if _is_text(table[name]) and _has_numbers_and_words(table[name])]
     doubtful = [name for name in table.column_names if not _is_text(table[name])]
-    if not doubtful or not _has_codes(path, style):
+    if doubtful and _has_codes(path, style):
+        names = list(_frame(partial(read, nrows=0), None).columns)
+        places = _with_codes(path, style, [names.index(name) for name in doubtful])
+        doubtful = [names[place] for place in places]
+    else:
         doubtful = []
     if worded or doubtful:
         missing = {name: _MISSING if name in worded else [""] for name in table.column_names}
-        again = partial(read, na_values=missing, dtype=dict.fromkeys(doubtful, str))
+        again = partial(read, na_values=missing, dtype=dict.fromkeys(doubtful, object))
         second = table_of_frame(_frame(again, columns))
         better = [name for name in worded if not _is_text(second[name])]
-        better += [name for name in doubtful if _any_matches(second[name], rf"^\s*({_CODE})")]
+        better += [name for name in doubtful if _any_matches(second[name], _CODED)]
         for name in better:
             table = table.set_column(table.column_names.index(name), name, second[name])
     return _without_empty_texts(table).replace_schema_metadata(None)
@@ -92,6 +95,30 @@ def _has_codes(path: str, style: Mapping[str, str]) -> bool:
     return any(code.search(piece) for piece in _pieces(path, style["encoding"]))
 
 
+def _with_codes(path: str, style: Mapping[str, str], places: list[int]) -> list[int]:
+    """Return which of these columns may have codes; all, if rows are not of one length. Takes little memory."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    kinds = {f"f{place}": pa.string() for place in places}
+    found: set[int] = set()
+    encoding = style["encoding"].replace("utf-8-sig", "utf8")
+    try:
+        with arrow_csv.open_csv(
+            path,
+            arrow_csv.ReadOptions(autogenerate_column_names=True, encoding=encoding, block_size=_SCANNED_CHARS),
+            arrow_csv.ParseOptions(delimiter=style["sep"], newlines_in_values=True),
+            arrow_csv.ConvertOptions(column_types=kinds, include_columns=list(kinds)),
+        ) as batches:
+            for batch in batches:
+                found |= {
+                    p for p, column in zip(places, batch.columns, strict=True) if _any_matches(column, _CODED)
+                }
+    except (pa.ArrowException, ValueError):
+        return places
+    return sorted(found)
+
+
 def _pieces(path: str, encoding: str) -> Iterator[str]:
     """Yield a text in pieces that end with a line."""
     with open(path, encoding=encoding, newline="") as file:  # noqa: PTH123
@@ -120,7 +147,7 @@ def _has_numbers_and_words(column: Any) -> bool:
     if not pc.any(is_word).as_py():
         return False
     others = column.filter(pc.invert(is_word)).drop_null()
-    if not len(others) or _any_matches(others, rf"^\s*({_CODE})"):
+    if not len(others) or _any_matches(others, _CODED):
         return False
     return bool(pc.all(pc.match_substring_regex(others, _NUMBER)).as_py())
 
