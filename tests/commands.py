@@ -31,6 +31,7 @@ LOOK = "I look first.\n```python\nprint(len(context))\n```"
 PROGRAM = """
 import json, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as one under nohup does
 import dspy
 from rlm_dspy.cli import app as cli
 from rlm_dspy.testing import ScriptedLM
