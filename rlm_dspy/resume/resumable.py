@@ -83,20 +83,22 @@ def _resuming(log: str | os.PathLike[str], run: str | None) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Words:
-    """How the reader of an error writes what it tells to do."""
+class Wording:
+    """How an error names what its reader uses: in Python by default, else on the command line."""
 
-    choose: str = "run=ID"
+    option: str = "run=ID"
+    """Chooses a run."""
     writer: str = "RunLog"
+    """Writes a log."""
 
 
-def choose_run(log: str | os.PathLike[str], run: str | None, words: Words = Words()) -> RecordedRun:
+def choose_run(log: str | os.PathLike[str], run: str | None, wording: Wording = Wording()) -> RecordedRun:
     """Return the run of a log that is to go on.
 
     Args:
         log: The file.
         run: The id of the run, or its first characters; None for the only one that has not finished.
-        words: How errors say what to do.
+        wording: How errors name the option and the writer of a log.
 
     Raises:
         CannotResume: If there is no such run, or there are several.
@@ -105,16 +107,16 @@ def choose_run(log: str | os.PathLike[str], run: str | None, words: Words = Word
     roots = read_roots(log)
     if not roots:
         raise CannotResume(
-            f"{log} contains no run that this version can read. Give a file that {words.writer} wrote."
+            f"{log} contains no run that this version can read. Give a file that {wording.writer} wrote."
         )
     open_runs = [root for root in roots if not root.is_finished]
-    unfinished = _listed(open_runs, words)
+    unfinished = _listed(open_runs, wording)
     if run is not None:
         found = [root for root in roots if root.id.startswith(run)]
         if not found:
             raise CannotResume(f"{log} contains no run {run!r}. {unfinished}")
         if len(found) > 1:
-            several = _listed(found, words)
+            several = _listed(found, wording)
             raise CannotResume(f"{log} contains several runs whose ids begin with {run!r}. {several}")
         if found[0].is_finished:
             raise CannotResume(f"The run {run!r} in {log} is finished. {unfinished}")
@@ -126,10 +128,10 @@ def choose_run(log: str | os.PathLike[str], run: str | None, words: Words = Word
     return open_runs[0]
 
 
-def _listed(runs: list[RecordedRun], words: Words) -> str:
+def _listed(runs: list[RecordedRun], wording: Wording) -> str:
     if not runs:
         return "No run in it is unfinished."
-    return "\n".join([f"Choose one with {words.choose}:", *(f"  {describe(run)}" for run in runs)])
+    return "\n".join([f"Choose one with {wording.option}:", *(f"  {describe(run)}" for run in runs)])
 
 
 def describe(run: RecordedRun) -> str:

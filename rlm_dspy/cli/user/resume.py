@@ -123,10 +123,10 @@ def _chosen(options: ResumeOptions) -> RecordedRun:
         UsageError: If the log cannot be read.
         typer.Exit: If it has no such run. What it has was told, a line for each run.
     """
-    from rlm_dspy.resume.resumable import Words, choose_run
+    from rlm_dspy.resume.resumable import Wording, choose_run
 
     try:
-        return choose_run(options.log, options.run, Words("--run ID", "`rlm-dspy ask --log`"))
+        return choose_run(options.log, options.run, Wording("--run ID", "`rlm-dspy ask --log`"))
     except CannotResume as error:
         tell(f"Error: {error}")
         raise typer.Exit(BAD_USAGE) from None
