@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -20,7 +21,6 @@ from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     import dspy
@@ -107,12 +107,12 @@ class KnownFiles:
     """The files that a session was read from or written to, so that it replaces no other session's answers."""
 
     def __init__(self) -> None:
-        self._content: dict[Path, str] = {}
+        self._content: dict[str, str] = {}
 
     def note(self, path: str | os.PathLike[str]) -> None:
         """Remember what is in a file now."""
         if content := _content_of(path):
-            self._content[Path(path).resolve()] = content
+            self._content[os.path.realpath(path)] = content
 
     def check(self, path: str | os.PathLike[str]) -> None:
         """Raise if a known file has another content by now.
@@ -120,7 +120,7 @@ class KnownFiles:
         Raises:
             FileExistsError: If it has.
         """
-        known = self._content.get(Path(path).resolve())
+        known = self._content.get(os.path.realpath(path))
         if known and _content_of(path) not in ("", known):
             raise FileExistsError(
                 f"{path} was changed since this session read or wrote it, perhaps by another process. "

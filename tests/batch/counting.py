@@ -1,4 +1,4 @@
-"""A model that other processes can make, and which notes every request in a file."""
+"""What the tests of batches share: a model that notes every request in a file, a program for it, and examples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from rlm_dspy import RLM
 from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from rlm_dspy.testing import Messages
 
+CONTEXT = "word " * 20_000
+"""Long enough to be published."""
 ANSWER = "```python\nSUBMIT(words=len(context.split()) + number)\n```"
 
 
@@ -55,3 +58,28 @@ class CountingLM(ScriptedLM):
     def requests(self) -> int:
         """The number of requests of all processes."""
         return len(list(self.made_with[0].iterdir()))
+
+
+def examples(number: int, context: Any = CONTEXT) -> list[dspy.Example]:
+    """Return examples that differ by a number."""
+    return [dspy.Example(context=context, number=n).with_inputs("context", "number") for n in range(number)]
+
+
+def program() -> RLM:
+    """Return a program that adds a number to the words of a context."""
+    return RLM("context: str, number: int -> words: int")
+
+
+class Fails(dspy.Module):
+    """Raises what it is given, as often as there are errors left."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        super().__init__()
+        self.errors = errors
+        self.calls = 0
+
+    def forward(self, number: int) -> dspy.Prediction:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop()
+        return dspy.Prediction(number=number)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import datetime as dt
 import errno
-import json
 import subprocess
 import sys
 import threading
@@ -16,39 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
-from pydantic import BaseModel
 
-from rlm_dspy import RLM, InvalidInputs, RLMError, Text, batch
+from rlm_dspy import InvalidInputs, RLMError, Text, batch
 from rlm_dspy.batch import bar
 from rlm_dspy.errors import WorkersLost
 from rlm_dspy.json_values import JsonLines
 from rlm_dspy.testing import ScriptedLM
-from tests.batch.counting import ANSWER, CountingLM
+from tests.batch.counting import ANSWER, CONTEXT, CountingLM, Fails, examples, program
 from tests.interpreters.waiting import comes_true, lives
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-CONTEXT = "word " * 20_000
-"""Long enough to be published."""
-
-
-def examples(number: int, context: Any = CONTEXT) -> list[dspy.Example]:
-    """Return examples that differ by a number."""
-    return [dspy.Example(context=context, number=n).with_inputs("context", "number") for n in range(number)]
-
-
-def program() -> RLM:
-    """Return a program that adds a number to the words of a context."""
-    return RLM("context: str, number: int -> words: int")
-
-
-@pytest.fixture
-def lm(tmp_path: Path) -> CountingLM:
-    """Return an LM that counts its requests across processes."""
-    (tmp_path / "requests").mkdir()
-    return CountingLM(tmp_path / "requests")
 
 
 def spawned() -> Executor:
@@ -87,99 +64,6 @@ def test_what_is_sent_of_a_run_is_small(lm: CountingLM, tmp_path: Path) -> None:
     assert max(sizes) < 2_000
 
 
-def test_a_second_batch_pays_only_for_what_is_new(lm: CountingLM, tmp_path: Path) -> None:
-    """Rows come back with their types; equal examples are runs of their own."""
-    with dspy.context(lm=lm):
-        first = list(batch.run(program(), examples(2), store=tmp_path))
-        again = list(batch.run(program(), [*examples(3), *examples(1)], store=tmp_path))
-    assert (len(first), lm.requests) == (2, 4)
-    assert sorted((row.index, row.stored, row.prediction.words) for row in again) == [
-        (0, True, 20_000),
-        (1, True, 20_001),
-        (2, False, 20_002),
-        (3, False, 20_000),
-    ]
-    stored = next(row for row in again if row.index == 0)
-    before = next(row for row in first if row.index == 0)
-    assert stored.prediction.trajectory[0]["code"] == before.prediction.trajectory[0]["code"]
-    assert (stored.usage, stored.attempts) == (before.usage, 1)
-
-
-class Company(BaseModel):
-    """A class that a pickle names."""
-
-    name: str
-
-
-class Composed(dspy.Module):
-    """Has no signature, and returns what its RLM found."""
-
-    def __init__(self, company: type[BaseModel] = Company) -> None:
-        super().__init__()
-        signature = dspy.Signature("text -> day").with_updated_fields("day", type_=dt.date)
-        self.find = RLM(signature.append("companies", dspy.OutputField(), type_=list[company]))  # type: ignore[valid-type]
-
-    def forward(self, text: str) -> dspy.Prediction:
-        found = self.find(text=text)
-        return dspy.Prediction(day=found.day, companies=found.companies, found=found)
-
-
-COMPANIES = "```python\nSUBMIT(day='2020-01-02', companies=[{'name': 'Acme'}])\n```"
-
-
-@pytest.mark.parametrize("executor", [None, lambda: ProcessPoolExecutor(1)], ids=["threads", "processes"])
-def test_a_stored_row_of_a_composed_program_has_the_types_and_the_report_of_the_first_run(
-    executor: Any, tmp_path: Path
-) -> None:
-    """A program without a signature may return anything."""
-    (tmp_path / "requests").mkdir()
-    texts = [dspy.Example(text="Acme").with_inputs("text")]
-    with dspy.context(lm=CountingLM(tmp_path / "requests", reply=COMPANIES)):
-        for stored in (False, True):
-            (row,) = batch.run(Composed(), texts, executor, tmp_path / "runs")
-            assert row.stored is stored
-            assert row.prediction.companies == [Company(name="Acme")]
-            assert row.prediction.day == row.prediction.found.day == dt.date(2020, 1, 2)
-            row.prediction.found.report(tmp_path / f"{stored}.html")
-            assert "Acme" in (tmp_path / f"{stored}.html").read_text()
-
-
-def test_a_prediction_whose_pickle_is_missing_changed_or_impossible_is_read_from_its_line(tmp_path: Path) -> None:
-    """A pickle is read only if it is the one that the line names."""
-
-    class Local(BaseModel):
-        name: str
-
-    texts = [dspy.Example(text="Acme").with_inputs("text")]
-    with dspy.context(lm=ScriptedLM(lambda messages: COMPANIES)):
-        list(batch.run(Composed(), texts, store=tmp_path / "a"))
-        (path,) = (tmp_path / "a").rglob("*.pickle")
-        for change in (lambda: path.write_bytes(path.read_bytes() + b"."), path.unlink):
-            change()
-            (row,) = batch.run(Composed(), texts, store=tmp_path / "a")
-            assert (row.stored, row.prediction.day, row.prediction.companies) == (
-                True,
-                "2020-01-02",
-                [{"name": "Acme"}],
-            )
-        for _ in range(2):
-            (row,) = batch.run(Composed(Local).find, texts, store=tmp_path / "b")
-            assert row.prediction.companies == [Local(name="Acme")]
-    assert row.stored
-    assert not list((tmp_path / "b").rglob("*.pickle"))
-
-
-def test_a_row_of_another_version_is_named(tmp_path: Path) -> None:
-    """It is neither paid for again without a word, nor an error of Python's."""
-    with dspy.context(lm=ScriptedLM(lambda messages: ANSWER)):
-        list(batch.run(program(), examples(1), store=tmp_path))
-        (path,) = tmp_path.glob("*.jsonl")
-        key = json.loads(path.read_text())["key"]
-        path.write_text(json.dumps({"key": key, "answer": 1}) + "\n")
-        with pytest.raises(RLMError, match=f"example 0 in .* was not written by this version .*{key}"):
-            list(batch.run(program(), examples(1), store=tmp_path))
-
-
 def test_an_input_that_cannot_be_sent_fails_alone(lm: CountingLM, tmp_path: Path) -> None:
     """In processes as in threads."""
     given = [*examples(2), dspy.Example(context=threading.Lock(), number=2).with_inputs("context", "number")]
@@ -202,56 +86,6 @@ def test_a_notebook_without_ipywidgets_has_no_bar_and_no_warning(
         assert len(list(batch.run(Leaves(), texts, store=tmp_path))) == 1
 
 
-def test_another_program_has_other_rows(lm: CountingLM, tmp_path: Path) -> None:
-    """The state of the program is part of the key."""
-    with dspy.context(lm=lm):
-        list(batch.run(program(), examples(1), store=tmp_path))
-        changed = program()
-        changed.act.demos = [dspy.Example(code="SUBMIT(words=1)", reasoning="", environment="", trajectory={})]
-        list(batch.run(changed, examples(1), store=tmp_path))
-    assert len(list(tmp_path.glob("*.jsonl"))) == 2
-    assert lm.requests == 2
-
-
-def test_rows_are_lines_of_json(lm: CountingLM, tmp_path: Path) -> None:
-    """They can be read without this library, and a torn line of a killed batch is run again."""
-    with dspy.context(lm=lm):
-        list(batch.run(program(), examples(2), store=tmp_path))
-        (path,) = tmp_path.glob("*.jsonl")
-        lines = path.read_text().splitlines()
-        assert {json.loads(line)["prediction"]["fields"]["words"] for line in lines} == {20_000, 20_001}
-        path.write_text(lines[0] + "\n" + lines[1][:100])
-        rows = list(batch.run(program(), examples(2), store=tmp_path))
-    assert sorted(row.stored for row in rows) == [False, True]
-    assert lm.requests == 3
-
-
-def test_files_that_code_wrote_are_kept(tmp_path: Path) -> None:
-    """They come back from the store."""
-    code = "import pathlib\npathlib.Path('output').mkdir(exist_ok=True)\n"
-    code += "pathlib.Path('output/a.txt').write_text('found')\nSUBMIT(words=1)"
-    with dspy.context(lm=ScriptedLM(lambda messages: f"```python\n{code}\n```")):
-        for _ in range(2):
-            (row,) = batch.run(program(), examples(1), store=tmp_path)
-            assert row.prediction.artifacts["a.txt"].data == b"found"
-    assert row.stored
-
-
-class Fails(dspy.Module):
-    """Raises what it is given, as often as there are errors left."""
-
-    def __init__(self, errors: list[Exception]) -> None:
-        super().__init__()
-        self.errors = errors
-        self.calls = 0
-
-    def forward(self, number: int) -> dspy.Prediction:
-        self.calls += 1
-        if self.errors:
-            raise self.errors.pop()
-        return dspy.Prediction(number=number)
-
-
 def test_a_transient_error_is_tried_again_and_another_is_a_row(tmp_path: Path) -> None:
     """A failed example is run again by the next batch."""
     numbers = [dspy.Example(number=1).with_inputs("number")]
@@ -268,40 +102,6 @@ def test_a_transient_error_is_tried_again_and_another_is_a_row(tmp_path: Path) -
     assert (row.error, failing.calls) == ("ValueError: no such number", 1)
     (row,) = batch.run(failing, numbers, store=tmp_path / "c")
     assert (row.error, row.prediction.number, row.stored) == ("", 1, False)
-
-
-def test_no_key_and_no_password_of_a_model_is_stored(tmp_path: Path) -> None:
-    """A provider quotes the key in its error, a client the address."""
-    key, password = "mine-abcdefghijklmnop", "user:secret-of-the-server"
-    failing = Fails(
-        [ValueError(f"Incorrect key: {key}"), ValueError(f"cannot connect to http://{password}@localhost")]
-    )
-    numbers = [dspy.Example(number=n).with_inputs("number") for n in range(2)]
-    with dspy.context(lm=dspy.LM("openai/x", api_key=key)):
-        rows = list(batch.run(failing, numbers, store=tmp_path))
-    assert sorted(row.error for row in rows) == [
-        "ValueError: Incorrect key: ***",
-        "ValueError: cannot connect to http://***@localhost",
-    ]
-    stored = "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
-    assert key not in stored
-    assert password not in stored
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "folder"])
-def test_a_path_whose_file_has_changed_is_another_example(name: str, lm: CountingLM, tmp_path: Path) -> None:
-    """As a `Text` of it is."""
-    path = tmp_path / name
-    file = path / "a.txt" if name == "folder" else path
-    file.parent.mkdir(exist_ok=True)
-    lm = CountingLM(lm.made_with[0], reply="```python\nSUBMIT(words=number)\n```")
-    with dspy.context(lm=lm):
-        for text in ("a,b\n1,2\n", "", "a,b\n1,2\n3,4\n"):
-            if text:
-                file.write_text(text)
-            given = dspy.Example(context=path, number=1).with_inputs("context", "number")
-            list(batch.run(RLM("context, number: int -> words: int"), [given], store=tmp_path / "runs"))
-    assert lm.requests == 2
 
 
 def test_an_error_in_a_worker_comes_home_with_the_trajectory(lm: CountingLM, tmp_path: Path) -> None:
@@ -358,7 +158,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from rlm_dspy import batch
 from tests.batch.counting import CountingLM
-from tests.batch.test_batch import examples, program
+from tests.batch.counting import examples, program
 folder = Path(sys.argv[1])
 dspy.configure(lm=CountingLM(folder / "requests", seconds=0.05))
 executor = (lambda: ProcessPoolExecutor(2)) if sys.argv[2] == "processes" else None

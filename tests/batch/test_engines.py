@@ -15,8 +15,7 @@ import pytest
 from joblib.externals.loky import ProcessPoolExecutor as LokyExecutor
 
 from rlm_dspy import batch
-from tests.batch.counting import CountingLM
-from tests.batch.test_batch import examples, program
+from tests.batch.counting import CountingLM, examples, program
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,7 @@ from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.optimize import TrajectoryFewShot, with_feedback
 from rlm_dspy.optimize.upstream import GEPA
 from rlm_dspy.testing import ScriptedLM
-from tests.batch.counting import CountingLM
-from tests.batch.test_batch import CONTEXT, examples, program
+from tests.batch.counting import CONTEXT, CountingLM, examples, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

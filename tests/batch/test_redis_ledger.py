@@ -20,8 +20,7 @@ from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.taken import TakenOnServer
 from rlm_dspy.cache.redis_client import redis_client
 from rlm_dspy.errors import LedgerLost
-from tests.batch.counting import CountingLM
-from tests.batch.test_batch import examples, program
+from tests.batch.counting import CountingLM, examples, program
 from tests.batch.test_shared_budget import lease, run_until_spent, spent
 from tests.cache.test_cache_server import free_port, redis_server
 

@@ -15,8 +15,7 @@ from rlm_dspy.batch.taken import TakenInFile
 from rlm_dspy.budget.metered_lm import metered
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.usage import Amount, Usage
-from tests.batch.counting import ANSWER, CountingLM
-from tests.batch.test_batch import examples, program
+from tests.batch.counting import ANSWER, CountingLM, examples, program
 
 if TYPE_CHECKING:
     from pathlib import Path
