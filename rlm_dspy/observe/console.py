@@ -56,6 +56,9 @@ class View(Protocol):
     def write(self, number: int, field: str, text: str) -> None:
         """Show the next part of the reply of a turn; see `ChunkEvent`."""
 
+    def written(self) -> None:
+        """Show what is left of a reply that is complete."""
+
     def step(self, number: int, step: Step, spent: str) -> None:
         """Show a turn that has ended."""
 
@@ -83,6 +86,9 @@ class Lines:
 
     def write(self, number: int, field: str, text: str) -> None:
         """Print nothing: the turn is printed when it has ended."""
+
+    def written(self) -> None:
+        """Do nothing, as `write`."""
 
     def step(self, number: int, step: Step, spent: str) -> None:
         """Print a turn: the code with a prompt, the output unchanged."""
@@ -162,6 +168,11 @@ class Terminal:
         tail = self._line if field != "thinking" else (self._line or lines[-1])
         self._live.update(self._task, tail=printable(tail)[-_TAIL_CHARS:])
 
+    def written(self) -> None:
+        """Print the last line, which the end of the reply completes."""
+        self._end_line()
+        self._live.update(self._task, tail="")
+
     def _end_line(self) -> None:
         if self._line and self._field != "thinking":
             self._print_line(self._line)
@@ -187,8 +198,7 @@ class Terminal:
         label, tone, _ = KINDS[step.kind]
         is_written, self._turn = self._turn == number, 0
         if is_written:
-            self._end_line()
-            self._live.update(self._task, tail="")
+            self.written()
         else:
             self._written = ""
             self._rule(f"turn {number}", spent, "cyan")
@@ -210,7 +220,8 @@ class Terminal:
         self._rule("answer" if answered else "no answer", summary, "green" if answered else "yellow")
 
     def close(self) -> None:
-        """Remove the live line."""
+        """Print what was written of a line, and remove the live one."""
+        self._end_line()
         self._live.stop()
 
     def _rule(self, title: str, note: str, style: str) -> None:
@@ -254,6 +265,7 @@ class Reporter(Listener):
                 self._view.write(event.turn or 0, event.field, event.text)
             case CellEvent() if begins and not inner:
                 self._running = True
+                self._view.written()
                 self._busy("code runs")
             case BatchEvent() if begins and len(event.items) > 1:
                 self._batch, self._answered = event, 0

@@ -50,6 +50,21 @@ def test_a_streamed_turn_shows_reasoning_code_and_output_once() -> None:
     ]
 
 
+def test_a_turn_that_is_interrupted_has_shown_its_last_line() -> None:
+    """What runs for ever is often there."""
+    screen = Screen()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    rlm = RLM("context -> answer", tools=[stop], policy=None, interpreter_factory=LocalPythonInterpreter)
+    lm = ScriptedLM([block("n = 1\nstop()")])
+    with dspy.context(lm=lm, callbacks=[Reporter(screen, 3)]), pytest.raises(KeyboardInterrupt):
+        rlm(context="x")
+    screen.end("interrupted", answered=False)
+    assert screen.lines()[1:3] == ["code n = 1", "stop()"]
+
+
 def test_code_that_had_to_be_repaired_is_shown_as_it_ran() -> None:
     assert shown("```python\n>>> SUBMIT(answer='b')\n```")[:2] == [
         "code >>> SUBMIT(answer='b')",
