@@ -63,6 +63,15 @@ def test_the_word_itself_counts_for_more_than_other_words_that_begin_like_it() -
     assert "desk 94" in find_passages(text, "At which desk does Tolliver read?", chars=100)[0]
 
 
+def test_a_name_counts_for_more_than_a_rarer_word_that_is_none() -> None:
+    text = (
+        f"A crew left. {filler(900)} Sund: 1594, Hov: 1612. {filler(900)} The berth of Sund is let. {filler(900)}"
+    )
+    named, lower = (find_passages(spelled, "the crew of Sund", chars=60)[0] for spelled in (text, text.lower()))
+    assert "Sund" in named
+    assert "crew" in lower
+
+
 def test_words_that_are_not_there_give_nothing() -> None:
     assert find_passages(TEXT, "zeppelin") == find_passages("", "river") == find_passages(TEXT, "") == []
 

@@ -32,7 +32,7 @@ def find_passages(text, words, count=5, chars=300):
             "find_passages takes a text, not the name of a variable: leave out the quotes of %r." % text
         )
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
-    places = _rlm_places(folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
+    places = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
     starts, found = [place[0] for place in places], []
     for number, (start, *_) in enumerate(places):
         inside = places[number : _rlm_bisect.bisect_left(starts, start + chars)]
@@ -52,16 +52,20 @@ def find_passages(text, words, count=5, chars=300):
     return [text[start:end].strip() for start, end in chosen]
 
 
-def _rlm_places(folded, words, passages):
+def _rlm_places(text, folded, words, passages):
     """Return the places of the words that are not common, in order: start, end, word, weight.
 
-    A word with another ending is such a place too, for half the weight at most.
+    A word with another ending is such a place too, for half the weight at most. A word that the text writes only
+    with a capital is a name: the rarer it is, the more it counts for, up to twice.
     """
     rare, common = [], []
+    rarest = _rlm_math.log(1 + passages)
     for word in words:
         found = list(_rlm_itertools.islice(_rlm_forms(folded, word), _RLM_COMMON))
         exact = sum(whole for _, _, whole in found)
         weights = _rlm_math.log(1 + passages / max(1, len(found))) / 2, _rlm_math.log(1 + passages / max(1, exact))
+        if exact and all(text[start].isupper() for start, _, whole in found if whole):
+            weights = tuple(weight * (1 + (weight / rarest) ** 2) for weight in weights)
         here = [(start, end, word, weights[whole]) for start, end, whole in found]
         (rare if len(found) < _RLM_COMMON else common).extend(here)
     return sorted(rare or common)
