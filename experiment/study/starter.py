@@ -35,11 +35,19 @@ SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
+HOW = "Answer in a few words, not a sentence. If the text does not tell, answer: unknown"
 ASK = """asked = ASKED
 for each in asked:
-    text = "\\n\\n".join(reversed(find_passages(context, each, count=8, chars=350)))
-    reply = llm_query(f"{text}\\n\\nQuestion: {each}\\nAnswer in a few words, not a sentence.")
-    print(each, "->", reply)"""
+    best = find_passages(context, each, count=8, chars=350)
+    for few in (best[:1], best[:3], best):
+        text = "\\n\\n".join(reversed(few))
+        reply = llm_query(f"{text}\\n\\nQuestion: {each}\\nHOW")
+        if "unknown" not in reply.lower():
+            break
+    print(each, "->", reply)""".replace("HOW", HOW)
+ASK_ALL = """text = "\\n\\n".join(reversed(find_passages(context, question, count=8, chars=350)))
+reply = llm_query(f"{text}\\n\\nQuestion: {question}\\nAnswer in a few words, not a sentence.")
+print(question, "->", reply)"""
 OLDER = """years = {"Aldo": 1901, "Teal": 1887}
 SUBMIT(answer=min(years, key=years.get))"""
 LARGER = """seats = {"Sund": 84, "Hov": 120}
@@ -63,8 +71,11 @@ GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
-ASK_WORDS = "One thing has to be looked up: {}. A sub-call reads the passages that match it best."
-ASK_EACH_WORDS = "Two things have to be looked up: {}. A sub-call reads the passages for each."
+ASK_WORDS = "One thing has to be looked up: {}. A sub-call reads the best passage, and more if that does not tell."
+ASK_EACH_WORDS = (
+    "Two things have to be looked up: {}. A sub-call reads the best passage for each, and more if needed."
+)
+ASK_ALL_WORDS = "A list has to be made: {}. A sub-call reads all good passages at once."
 COUNT_WORDS = "Each line is a record, and the sub-call read only some of them. I count the records in code."
 
 
@@ -121,14 +132,12 @@ def over_text(
 
 
 RUNS = (
-    over_text(
+    Run(
         "Mika rowed in May. " + FILLER + "Tove and Ravi joined the crew in June. " + FILLER,
         "Which people joined the crew? Name all.",
         "Tove, Ravi",
-        "all who joined the crew",
-        ["question"],
+        ((ASK_ALL_WORDS.format("all who joined the crew"), ASK_ALL), LAST),
         ("Tove, Ravi",),
-        LAST,
     ),
     over_text(
         SHIFTS,

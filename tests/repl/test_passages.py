@@ -63,6 +63,29 @@ def test_the_word_itself_counts_for_more_than_other_words_that_begin_like_it() -
     assert "desk 94" in find_passages(text, "At which desk does Tolliver read?", chars=100)[0]
 
 
+@pytest.mark.parametrize("mark", [" | ", "\t", ";", ","])
+def test_a_passage_of_rows_begins_with_the_names_of_the_columns(mark: str) -> None:
+    rows = [mark.join((f"Ship{number}", str(number * 7), str(number * 3))) for number in range(500)]
+    text = "\n".join(["The harbour, in numbers:", mark.join(("ship", "berth", "crew")), *rows, "", "End."])
+    first, *lines = find_passages(text, "Ship77", count=1, chars=60)[0].split("\n")
+    assert first == mark.join(("ship", "berth", "crew"))
+    assert rows[77] in lines
+    assert find_passages(text, "berth", count=1, chars=40)[0].count("berth") == 1
+
+
+def test_a_row_above_a_drawn_line_names_the_columns_also_of_years_and_words() -> None:
+    rows = [f"| {name} | {name}berg | 12 |" for name in ("Aldo", "Teal", "Sund", "Hov") * 20]
+    text = "\n".join(["| | Town | 2024 |", "|---|:--|--:|", *rows, "| Rauma | Oulu | 15 |"])
+    assert find_passages(text, "Rauma", count=1, chars=25) == ["| | Town | 2024 |\n| Rauma | Oulu | 15 |"]
+
+
+def test_rows_without_names_of_columns_and_lines_of_prose_get_none() -> None:
+    rows = "\n".join(f"{number};Ship{number};{number * 3}" for number in range(500))
+    assert find_passages(rows, "Ship77", count=1, chars=30) == ["75;Ship75;225\n76;Ship76;228\n77;Ship77;231"]
+    prose = "\n".join(f"Then, by land, Ship{number} was moved." for number in range(500))
+    assert find_passages(prose, "Ship77", count=1, chars=33) == ["Then, by land, Ship77 was moved."]
+
+
 def test_a_name_counts_for_more_than_a_rarer_word_that_is_none() -> None:
     text = (
         f"A crew left. {filler(900)} Sund: 1594, Hov: 1612. {filler(900)} The berth of Sund is let. {filler(900)}"

@@ -12,6 +12,7 @@ from os.path import commonprefix as _rlm_commonprefix
 _RLM_COMMON = 20_000
 """A word that stands in more places tells nothing, unless all words do."""
 _RLM_WORD = _rlm_re.compile(r"\w+")
+_RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
 
 
@@ -22,7 +23,8 @@ def find_passages(text, words, count=5, chars=300):
         text: The text. Of a long one only the places of the words are looked at.
         words: A question, or words that the passage may have. Case and endings of words do not matter.
         count: The maximum number of passages.
-        chars: The length of a passage in characters. One sentence or line may be up to twice as long.
+        chars: The length of a passage in characters. One sentence or line may be up to twice as long. A passage
+            of rows of a table begins with the names of the columns, the first row of the table.
     """
     for name, value in {"text": text, "words": words}.items():
         if not isinstance(value, str):
@@ -49,7 +51,7 @@ def find_passages(text, words, count=5, chars=300):
             begin, stop = _rlm_sentences(text, first, last, chars)
             if all(stop <= start or end <= begin for start, end in chosen):
                 chosen.append((begin, stop))
-    return [text[start:end].strip() for start, end in chosen]
+    return [_rlm_header(text, start, chars) + text[start:end].strip() for start, end in chosen]
 
 
 def _rlm_places(text, folded, words, passages):
@@ -98,6 +100,27 @@ def _rlm_sentences(text, first, last, chars):
     while len(before) > 1 and after[0] - before[-2] <= chars:
         before.pop()
     return before[-1], after[0]
+
+
+def _rlm_header(text, start, chars):
+    """Return the names of the columns of the table in which a passage begins; nothing if there are none above it.
+
+    They are the first row, if a line is drawn under it, or if the passage has a number where that row has none.
+    """
+    row = text[start : start + 2 * chars].split("\n", 1)[0]
+    mark = max("|\t;" if ", " in row else "|\t;,", key=row.count)
+    marks, first = row.count(mark), start
+    while marks > 1 and first and text[first - 1] == "\n":
+        before = text.rfind("\n", 0, first - 1) + 1
+        if text.count(mark, before, first) != marks:
+            break
+        first = before
+    header, _, under = text[first:start].partition("\n")
+    names, ruled = header[: 2 * chars].split(mark), not under[:chars].partition("\n")[0].strip("-:= \t" + mark)
+    numbers = (
+        _RLM_DIGIT.search(cell) and not _RLM_DIGIT.search(name) for name, cell in zip(names, row.split(mark))
+    )
+    return mark.join(names) + "\n" if header and (under and ruled or any(numbers)) else ""
 
 
 def _rlm_whole_words(text, start, chars):
