@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import dspy
 
-    from rlm_dspy.budget.ledger import Ledger
+    from rlm_dspy.budget.ledger import Ledger, Meter
     from rlm_dspy.limits import Limits
     from rlm_dspy.trajectory import Step
 
@@ -66,6 +66,7 @@ class Budget:
         self.turns = 0
         self._failures = self._repetitions = 0
         self._longest_reply_seconds = 0.0
+        self._waited = ""
         self._keep()
         self._decide()
 
@@ -144,14 +145,19 @@ class Budget:
         return None if most is None else max(0.0, most - self.ledger.seconds)
 
     @contextlib.contextmanager
-    def in_time(self) -> Iterator[None]:
-        """Convert a reply's time-out to the limit that caused it."""
+    def in_time(self, meter: Meter) -> Iterator[None]:
+        """Convert a reply's time-out to the limit that caused it, and say what the time went by with."""
         try:
             yield
         except TimeoutError as error:
             if self.seconds_for_reply() is None:
                 raise
-            raise self.out_of_time() from error
+            if meter.failure is not None:
+                said = str(meter.failure).partition("\n")[0]  # DSPy adds lines of advice
+                self._waited = f" The last request failed: {said}"
+            waited = self._waited or " The model had not replied."
+            refusal = self.out_of_time()
+            raise LimitExceeded(f"{refusal}{waited}", refusal.limit) from error
 
     def _seconds_left(self) -> float:
         """Return the remaining seconds without the reserve for later turns; infinite without a limit."""

@@ -333,6 +333,7 @@ class Meter:
         read: The reported input tokens of the last request; 0 if not reported.
         outputs: The unchanged outputs for each request; None for a failed one.
         refusal: Why a request was refused; None if none was.
+        failure: Why the last request failed; None if it did not.
     """
 
     ledger: Ledger
@@ -346,6 +347,7 @@ class Meter:
     read: int = 0
     outputs: list[Any] = field(default_factory=list)
     refusal: LimitExceeded | None = None
+    failure: Exception | None = None
     _under_way: dict[Hashable, str] = field(default_factory=dict)
     """The model of each request."""
     _why: LimitExceeded | None = None

@@ -119,6 +119,7 @@ class MeteredCall:
         except Exception as error:  # noqa: BLE001  # the client of a custom LM may raise anything
             self._recover(error)
         else:
+            self._meters[0].failure = None
             entry = self.entry(self.outputs)
             if not self._raw and (tokens := filled_window(self.outputs, entry)):
                 self._recover(window_error(self.lm.model, tokens))
@@ -248,6 +249,7 @@ class MeteredCall:
             told = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
         self.seconds = max(0.0, told)
         self._failed, self._repeats_made = error, self._repeats_made + 1
+        self._meters[0].failure = error
         return True
 
     def _repeats(self) -> bool:

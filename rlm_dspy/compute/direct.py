@@ -51,7 +51,7 @@ async def answer_directly(port: Port, run: DirectRun, below: int) -> dict[str, A
     reader = dspy.Predict(run.signature)
     reader.lm = run.lm
     try:
-        with run.metered("direct") as meter, dspy.context(trace=None), run.budget.in_time():
+        with run.metered("direct") as meter, dspy.context(trace=None), run.budget.in_time(meter):
             found = await port.predict(reader, run.budget.seconds_left(), **inputs)
         values, problems = read_fields(run.signature, dict(found.items()), meter.outputs)
     except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:

@@ -117,7 +117,7 @@ async def _ask(port: Port, run: Run, session: str) -> str:
     tell = dspy.Predict(dspy.Signature("task: str, session: str -> summary: str", _INSTRUCTIONS))
     tell.lm = run.lm
     task = cut(run.signature.instructions, len(session) or 1)
-    with run.metered("fold"), dspy.context(trace=None), run.budget.in_time():
+    with run.metered("fold") as meter, dspy.context(trace=None), run.budget.in_time(meter):
         told = without_media_marks({"task": task, "session": session})
         found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
     return str(found.summary or "").strip()

@@ -98,7 +98,7 @@ async def _read_transcript(
             with (
                 run.metered("extract", keeper=run.budget, input_tokens=run.budget.extraction_tokens) as meter,
                 dspy.context(trace=None, **settings),
-                run.budget.in_time(),
+                run.budget.in_time(meter),
             ):
                 found = await port.predict(reader, run.budget.seconds_left(), repl_session=transcript)
             answers, fields = _answers(run, meter.outputs), dict(found.items())

@@ -112,7 +112,7 @@ class Turn(dspy.Module):
         meter = None
         try:
             scope = run.metered("act", keeper=budget.keeper, input_tokens=budget.next_tokens)
-            with scope as meter, budget.in_time():
+            with scope as meter, budget.in_time(meter):
                 action = await port.predict(
                     self._act, budget.seconds_for_reply(), **run.conversation.inputs, **self._warmer()
                 )

@@ -16,6 +16,7 @@ from dspy.utils.callback import BaseCallback
 from rlm_dspy import RLM, Limits
 from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.budget.metered_lm import metered
+from rlm_dspy.interpreters import LocalPythonInterpreter
 from tests.playing import block
 from tests.role_lm import RoleLM
 
@@ -144,6 +145,15 @@ def test_no_request_is_repeated_beyond_the_limit_and_its_failure_is_told(run: An
     assert prediction.usage["limit"] == "max_llm_calls"
     assert "0 of 2 model calls are left" in prediction.trajectory[0]["output"]
     assert "not now" in prediction.trajectory[0]["output"]
+
+
+def test_a_run_whose_time_went_by_with_failing_requests_says_how_they_failed(run: Any) -> None:
+    """What its server said is not lost behind the limit on time."""
+    rlm = RLM("question -> answer", limits=Limits(max_seconds=0.4), interpreter_factory=LocalPythonInterpreter)
+    with LimitedServer("", refusals=10**9) as server, dspy.context(lm=server.lm(10**6)):
+        prediction = run(rlm, question="?")
+    assert (prediction.stop, prediction.usage["limit"]) == ("unanswered", "max_seconds")
+    assert "The last request failed: [openai/m] not now" in prediction.final_reasoning
 
 
 def test_an_error_that_stays_is_not_asked_about_again() -> None:

@@ -249,6 +249,7 @@ def test_no_submit_and_nothing_to_read_is_exit_code_1() -> None:
     result = ask("?", "notes.txt", "--max-iters", "1", replies=lambda messages: "<think>Hm")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "--- no SUBMIT in 1 turn, and no answer in the trajectory: " in result.stderr
+    assert "No answer: No SUBMIT: no turns are left." in result.stderr
 
 
 def test_an_answer_that_is_read_from_the_trajectory_is_an_answer() -> None:

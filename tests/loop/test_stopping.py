@@ -80,6 +80,7 @@ async def test_a_model_that_does_not_reply_in_time_is_not_waited_for(*, awaited:
     assert time.monotonic() - began < SECONDS / 2
     assert (prediction.stop, prediction.usage["limit"]) == ("unanswered", "max_seconds")
     assert prediction.usage["failures"] == prediction.usage["calls"] > 0
+    assert "The model had not replied." in str(prediction.final_reasoning)
 
 
 @pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter, dspy.LocalInterpreter])

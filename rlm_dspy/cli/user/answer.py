@@ -68,7 +68,7 @@ def give_answer(
     cut_short = {"paused": "Paused. ", "interrupted": "Interrupted. "}.get(record.stop, "")
     if record.error and not cut_short:
         tell(f"Error: {record.error}")
-    elif quiet and not record.answered and not cut_short and not options.as_json:
+    elif not record.answered and not cut_short and not options.as_json:
         tell(f"No answer: {' '.join(record.final_reasoning.split()) or record.stop}")
     text = _printed(record, options)
     printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
