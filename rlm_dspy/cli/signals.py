@@ -63,6 +63,14 @@ def ended_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def hangup_as_sigterm() -> Iterator[None]:
+    """Handle SIGHUP in this scope as SIGTERM, which ends a server of uvicorn; not if it is ignored."""
+    others = [each for each in ENDING if each != signal.SIGTERM and signal.getsignal(each) is not signal.SIG_IGN]
+    with handled({number: lambda *_: signal.raise_signal(signal.SIGTERM) for number in others}):
+        yield
+
+
+@contextlib.contextmanager
 def one_interrupt_at_a_time() -> Iterator[None]:
     """Ignore a Ctrl-C within a second of the last one, which would cut off what the last one makes us save.
 

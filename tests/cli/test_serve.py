@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import rlm_dspy
 from rlm_dspy.cli.app import app
+from rlm_dspy.cli.signals import handled
 from tests.commands import environment
 
 if TYPE_CHECKING:
@@ -39,12 +40,15 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_program_is_served_until_a_signal(program: Path, number: signal.Signals) -> None:
     """Its model is named as its file; the exit code is 0."""
     command = [sys.executable, "-m", "rlm_dspy", "serve", str(program), "--port", "0"]
     told = {**environment(), "RLM_DSPY_SERVE_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    with subprocess.Popen(command, env=told, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        handled({signal.SIGHUP: lambda *_: None}),  # otherwise it inherits from nohup that it is ignored
+        subprocess.Popen(command, env=told, stderr=subprocess.PIPE, text=True) as process,
+    ):
         assert process.stderr
         line = next(line for line in process.stderr if "http://" in line)
         (url,) = re.findall(r"http://127\.0\.0\.1:\d+/v1", line)

@@ -12,6 +12,7 @@ from rlm_dspy.cli.ask import AskOptions, make_rlm
 from rlm_dspy.cli.errors import errors_as_lines, quiet_dspy, tell
 from rlm_dspy.cli.mcp.extensions import mcp_tools
 from rlm_dspy.cli.options import Debug, Interpreter, Mcp, Model, Skills, command
+from rlm_dspy.cli.signals import hangup_as_sigterm
 from rlm_dspy.cli.task import WITH_TEXT
 from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
@@ -79,5 +80,6 @@ def mcp(options: McpOptions) -> None:
             else:
                 address = f"http://127.0.0.1:{options.port}/mcp"
                 tell(f"MCP at {address} for {', '.join(folders.names)}. Stop it with Ctrl-C.")
-                server.run("streamable-http", host="127.0.0.1", port=options.port)
+                with hangup_as_sigterm():
+                    server.run("streamable-http", host="127.0.0.1", port=options.port)
     raise typer.Exit

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from rlm_dspy.cli.errors import errors_as_lines, tell
 from rlm_dspy.cli.options import Debug, command
 from rlm_dspy.cli.program import load_program, program_file
+from rlm_dspy.cli.signals import hangup_as_sigterm
 from rlm_dspy.cli.user.completion import check_model, complete_model
 from rlm_dspy.errors import UsageError
 
@@ -64,7 +65,7 @@ class ServeOptions:
 
 @command
 def serve(options: ServeOptions) -> None:
-    """Serve a program over HTTP, with OpenAI's chat completions and responses, until Ctrl-C or SIGTERM.
+    """Serve a program over HTTP, with OpenAI's chat completions and responses, until Ctrl-C, SIGTERM or SIGHUP.
 
     Any client of OpenAI's API can ask it: the base URL is http://127.0.0.1:8000/v1. A client that hangs up ends
     its run. /health and /metrics (for Prometheus) are beside it.
@@ -74,7 +75,7 @@ def serve(options: ServeOptions) -> None:
       rlm-dspy serve program.py --port 8000
       RLM_DSPY_SERVE_KEY=$(openssl rand -hex 32) rlm-dspy serve program.py --host 0.0.0.0
 
-    Exit codes: 0 after Ctrl-C or SIGTERM, 2 invalid usage, 3 if the server could not be started.
+    Exit codes: 0 after Ctrl-C, SIGTERM or SIGHUP, 2 invalid usage, 3 if the server could not be started.
     """  # noqa: D301 (\b keeps the line breaks)
     with errors_as_lines(debug=options.debug):
         import dspy
@@ -84,7 +85,7 @@ def serve(options: ServeOptions) -> None:
         keys = _keys(options.keys)
         _, program = load_program(options.program)
         lm = _lm(options)
-        with dspy.context(lm=lm), contextlib.suppress(KeyboardInterrupt):
+        with dspy.context(lm=lm), contextlib.suppress(KeyboardInterrupt), hangup_as_sigterm():
             service.serve(
                 program,
                 port=options.port,
