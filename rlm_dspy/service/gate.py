@@ -31,6 +31,7 @@ _BODY_SECONDS = 60.0
 _ALL_BODIES_BYTES = 256 << 20
 """Bytes of the bodies that are read at once."""
 _SHOWN_ERRORS = 3
+_TYPES = ("str", "int", "float")
 
 
 def is_local(host: str) -> bool:
@@ -136,6 +137,11 @@ class Bodies:
 def _told(error: ValidationError) -> str:
     """Return what is wrong with a body, without quoting it."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    parts = [f"{'.'.join(map(str, part['loc'])) or 'the body'}: {part['msg']}" for part in found[:_SHOWN_ERRORS]]
+    parts = [f"{_place(part['loc']) or 'the body'}: {part['msg']}" for part in found[:_SHOWN_ERRORS]]
     more = f"; and {len(found) - _SHOWN_ERRORS} more" if len(found) > _SHOWN_ERRORS else ""
     return f"Invalid request: {'; '.join(parts)}{more}."
+
+
+def _place(found: tuple[str | int, ...]) -> str:
+    """Return a place in a body, without the types that pydantic tried there."""
+    return ".".join(str(part) for part in found if part not in _TYPES and "[" not in str(part))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rlm_dspy.usage import Usage
 
 _HEARTBEAT_SECONDS = 15.0
+_PAID = {"x-should-retry": "false"}
+"""Otherwise the client of OpenAI makes the whole run again, twice; what may pass, the run has retried."""
 _logger = logger()
 
 
@@ -167,9 +169,10 @@ class Runs:
         if isinstance(error, InvalidInputs | LimitExceeded):
             return HTTPException(400, told)
         if isinstance(error, dspy.LMError):
-            return HTTPException(502, f"The model of the program failed: {type(error).__name__}: {told}")
+            return HTTPException(502, f"The model of the program failed: {type(error).__name__}: {told}", _PAID)
         _logger.error("A run failed: %s: %s", type(error).__name__, told)
-        return HTTPException(500, f"The run failed: {type(error).__name__}. The log of the server says more.")
+        name = type(error).__name__
+        return HTTPException(500, f"The run failed: {name}. The log of the server says more.", _PAID)
 
 
 def lowered(limits: Limits, wanted: Mapping[str, int | float]) -> Limits:

@@ -239,6 +239,40 @@ def test_errors_are_those_of_the_client_and_hold_no_key() -> None:
             assert secret not in str(failed.value)
 
 
+@pytest.mark.parametrize("error", [dspy.LMServerError("gone", model="m", status=500), RuntimeError("gone")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_that_failed_is_not_made_and_paid_again_by_its_client(stream: bool, error: Exception) -> None:
+    """OpenAI's client repeats other requests that are answered with 500 and above."""
+    asked = list[str]()
+
+    def fail(messages: Any) -> str:
+        asked.append(str(messages))
+        raise error
+
+    with served(rlm("question -> answer"), ScriptedLM(fail)) as url:
+        create = client_of(url, max_retries=2).chat.completions.create
+        with pytest.raises(openai.InternalServerError, match="failed"):
+            create(model="program", messages=ASKED, stream=stream)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text.text: Field"),
+        ({"limits": {"max_iters": "a"}}, "limits.max_iters: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_request_is_told_by_its_own_names(wrong: dict[str, Any], told: str) -> None:
+    """Without the classes that read it."""
+    with served(rlm("question -> answer")) as url:
+        body = {"model": "program", "messages": ASKED, **wrong}
+        said = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["error"]["message"]
+    assert told in said
+    assert "Part" not in said
+
+
 def test_an_error_in_a_stream_reaches_the_client() -> None:
     """After its first turn; in a response as `response.failed`."""
     lm = ScriptedLM([code("print(1)"), dspy.LMError("gone"), code("print(1)"), dspy.LMError("gone")])
