@@ -330,7 +330,7 @@ def _described(value: Any) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the first paragraph of an error's message, with the type of an unexpected one."""
-    said = one_line(str(error).strip().split("\n\n")[0], _MAX_ERROR_CHARS)
+    """Return the first paragraph of an error's message without credentials, with the type of an unexpected one."""
+    said = one_line(without_credentials(str(error)).strip().split("\n\n")[0], _MAX_ERROR_CHARS)
     expected = isinstance(error, (RLMError, dspy.DSPyError, ValueError, OSError)) and said
     return said if expected else f"{type(error).__name__}: {said or 'no reason given'}"

@@ -228,7 +228,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         for name, attributes in told.events:
             span.add_event(SpanEvent(name=name, attributes=attributes))
         if exception is not None:
-            failed = call.payloads.text(failed or _why(exception), _ERROR_CHARS)
+            failed = call.payloads.error(failed or _why(exception), _ERROR_CHARS)
             span.add_event(_exception(call.payloads, exception, failed))
         if failed:
             span.set_status(SpanStatus(SpanStatusCode.ERROR, failed))
@@ -248,7 +248,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
 def _exception(payloads: Payloads, exception: BaseException, why: str) -> SpanEvent:
     """Return the event that MLflow's page opens with; an interrupt has no message, and its place says nothing."""
     event = SpanEvent.from_exception(exception)
-    told_of = {name: payloads.text(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
+    told_of = {name: payloads.error(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
     told_of["exception.message"] = told_of["exception.message"] or why
     if _is_interrupt(exception):
         del told_of["exception.stacktrace"]

@@ -78,7 +78,7 @@ def with_score(payloads: Payloads, metric: Callable[..., Any]) -> Callable[..., 
         try:
             score = metric(*args, **kwargs)
         except Exception as error:
-            told = AssessmentError(type(error).__name__, payloads.text(str(error), _FEEDBACK_CHARS))
+            told = AssessmentError(type(error).__name__, payloads.error(str(error), _FEEDBACK_CHARS))
             keep_score(functools.partial(log, error=told))
             raise
         value, feedback = score, None

@@ -12,7 +12,7 @@ import dspy
 from pydantic import BaseModel
 
 from rlm_dspy.inputs import Text, describe
-from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_cut
+from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_credentials, without_cut
 from rlm_dspy.text import sendable, with_note
 from rlm_dspy.tracing.span_spec import TEXT_CHARS, Preview
 
@@ -55,6 +55,10 @@ class Payloads:
         begin = self._secrets.hide_in_part(text[: head + 2 * margin])[:head]
         end = self._secrets.hide_in_part(text[len(text) - tail - 2 * margin :])[-tail:]
         return with_note(begin, len(text) - head - tail, end)
+
+    def error(self, text: str, chars: int) -> str:
+        """Return an error's text, also without what only looks like a key: a server may quote a key of its own."""
+        return self.text(without_credentials(text), chars)
 
     def _at_most(self, chars: int) -> int:
         """Return the length of a text, given its length in a small trace."""

@@ -390,6 +390,16 @@ def test_no_secret_of_an_lm_or_of_the_environment_is_written(
     assert record.trajectory[0].output == "***"
 
 
+def test_what_only_looks_like_a_key_is_in_no_error_of_the_log(play: Play, path: Path) -> None:
+    """A server quotes a key that no LM here is set to: in the events of the call, of the turn and of the run."""
+    lm = ScriptedLM([RuntimeError("refused: Bearer planted-planted-1, sk-planted-planted-planted-2")])
+    with RunLog(path), pytest.raises(dspy.LMError):
+        play(RLM(QUESTION), lm, question="?")
+    written = path.read_text(encoding="utf-8")
+    assert "planted" not in written
+    assert written.count("refused: Bearer ***, ***") == 3
+
+
 def test_a_child_of_a_run_with_an_output_field_named_stop_is_still_recorded(play: Play, path: Path) -> None:
     """The prediction's `stop` is the user's then; the log has both."""
     with RunLog(path):

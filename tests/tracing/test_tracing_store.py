@@ -92,6 +92,26 @@ def _places(content: bytes, wanted: bytes) -> Iterator[int]:
         at = content.find(wanted, at + 1)
 
 
+def test_what_only_looks_like_a_key_is_in_no_error_of_a_trace(store: Store) -> None:
+    """A server quotes a key that no LM here is set to; the stack and the score of a metric quote it too."""
+    key = "planted-planted-planted"
+
+    def reply(messages: Messages) -> Any:
+        return RuntimeError(f"refused: Bearer {key}, sk-{key}")
+
+    def metric(*_: Any) -> float:
+        raise ValueError(f"no such user: https://me:{key}@example.org")
+
+    with pytest.raises(dspy.LMError):
+        call(RLM(SIGNATURE), ScriptedLM(reply), "blocking", context="c", question="Which?")
+    example = dspy.Example(question="Which?").with_inputs("question")
+    with dspy.context(lm=ScriptedLM(["[[ ## answer ## ]]\na"])), contextlib.suppress(ValueError):
+        dspy.Evaluate(devset=[example], metric=metric, display_progress=False)(dspy.Predict("question -> answer"))
+    content = store.content()
+    assert b"refused: Bearer ***, ***" in content
+    assert key.encode() not in content
+
+
 def test_settings_lose_what_is_secret_and_keep_the_rest() -> None:
     """By name, also inside dicts; a number is no secret."""
     settings = {"max_tokens": 9, "temperature": 0.5, "api_key": "k", "extra_headers": {"X-Gateway": "g"}}
