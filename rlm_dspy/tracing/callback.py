@@ -38,7 +38,7 @@ class Call:
     Attributes:
         payloads: Formats values for the spans of the trace.
         evaluated: Whether `dspy.Evaluate` scores it.
-        silent: Whether it is not traced because the store does not respond.
+        silent: Whether it is not traced because the store takes no more.
         event: The event of its start; None for a call that is not a unit. A call without a span has the event
             and the span of its parent.
         above: The start event of its parent.
@@ -185,7 +185,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         """Return the root call of a trace."""
         self.secrets.learn_environment()
         queue, evaluated = outbox(), ACTIVE_CALL_ID.get() in self._evaluations
-        silent = queue is not None and not queue.open
+        silent = queue is not None and not queue.accepts
         return Call(Payloads(self.secrets, one_trace=True), evaluated, silent)
 
     def _finish(self, call_id: str, exception: BaseException | None, tell: Callable[[Call], Told]) -> None:

@@ -31,19 +31,23 @@ _THREAD = "rlm-dspy-outbox"
 _MOST_TASKS = 2_000
 _PROBE_SECONDS = 3.0
 _PROBE_AFTER_SECONDS = 5.0
-_AGAIN_AFTER_SECONDS = 30.0
+_AGAIN_AFTER_SECONDS = 5.0
+_MOST_TRIES = 3
 _SCORED_AFTER_SECONDS = 10.0
 """Seconds that a score waits for MLflow to queue the spans of its trace."""
 _AT_EXIT_SECONDS = 60.0
-"""Seconds that the end of a process waits for a responding store."""
-_LOUD = ("mlflow.tracing.export.mlflow_v3", "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
+"""Seconds that the end of a process waits for the next task to be stored."""
+_UNHEARD = "mlflow.tracing.export.mlflow_v3"
+"""Logs spans that it could not store, e.g. in a locked database, as debug messages."""
+_LOUD = (_UNHEARD, "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
 
 
 class Outbox:
     """Replaces the queue of MLflow's exporter: one daemon thread stores traces in order.
 
-    A server is probed before an export, unless it responded a few seconds ago. Without
-    a response, the queue is dropped, which is logged once, and nothing is accepted until it responds again.
+    A server is probed before an export, unless it responded a few seconds ago. While it does not respond, which
+    is logged once, tasks wait, and it is probed every few seconds. A task in which something went wrong is
+    stored again; MLflow replaces what it has of it.
 
     Args:
         uri: The tracking URI. Only servers (http, https) are probed.
@@ -55,18 +59,24 @@ class Outbox:
         """Tasks dropped since the last response of the server."""
         self.hurried = False
         """Whether the process is ending."""
+        self.open = True
+        """Whether the store responds, as far as is known."""
         self._tasks: deque[_mlflow_compat.Task] = deque()
         self._changed = threading.Condition()
         self._busy = False
-        self._alive_until = self._down_until = 0.0
+        self._tried = 0
+        """How often the first task was stored in vain."""
+        self._unanswered = 0
+        """The number of probes without a response."""
+        self._alive_until = 0.0
         self._then: Callable[[], object] | None = None
         self._said = False
         self._thread: threading.Thread | None = None
 
     @property
-    def open(self) -> bool:
-        """Whether traces are accepted. A server that did not respond is probed again after a while."""
-        return time.monotonic() >= self._down_until
+    def accepts(self) -> bool:
+        """Whether there is room for a new trace, and nothing must be done first."""
+        return self._then is None and len(self._tasks) < _MOST_TASKS
 
     @property
     def waiting(self) -> int:
@@ -74,29 +84,35 @@ class Outbox:
         return len(self._tasks) + self._busy
 
     def close(self, then: Callable[[], object]) -> None:
-        """Accept nothing for a while; when the server responds, call `then` first."""
-        self._then = then
-        self._drop(0)
+        """Accept nothing until the server responds and `then` was called."""
+        self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
+        with self._changed:
+            self._then = then
+            self._wake()
+            self.open = False
 
     def put(self, task: _mlflow_compat.Task) -> None:
-        """Queue a task for MLflow's exporter; drop it if the store does not keep up."""
-        if not self.open or len(self._tasks) >= _MOST_TASKS:
+        """Queue a task for MLflow's exporter; drop it if there is no room."""
+        if not self.accepts:
             self.lost += 1
             if self.open:
                 self._say(f"{self.uri} does not keep up with the traces; some are lost.")
             return
         with self._changed:
             self._tasks.append(task)
-            self._changed.notify_all()
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
-                self._thread.start()
+            self._wake()
 
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> bool:
-        """Wait until the queue is stored or dropped, at most for some seconds; return whether all is stored."""
+        """Wait until the queue is stored or a server does not respond, at most for some seconds.
+
+        Returns:
+            Whether all is stored.
+        """
         with self._changed:
-            stored = self._changed.wait_for(lambda: not self.waiting, timeout=seconds)
-        return stored and self.open and not self.lost
+            before = self._unanswered
+            self._changed.notify_all()  # a thread that waits for the server probes it now
+            self._changed.wait_for(lambda: not self.waiting or self._unanswered > before, timeout=seconds)
+        return self.open and not self.waiting and not self.lost
 
     def hurry(self, seconds: float) -> None:
         """Store the ends of traces first, then the rest for some seconds; then stop waiting."""
@@ -105,50 +121,65 @@ class Outbox:
             self._tasks = deque(sorted(self._tasks, key=lambda task: not _mlflow_compat.ends_a_trace(task)))
         self.flush(seconds=seconds)
 
+    def _wake(self) -> None:
+        if self.open:  # else each task would probe the server
+            self._changed.notify_all()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name=_THREAD, daemon=True)
+            self._thread.start()
+
     # The thread
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._tasks)
-                task, self._busy = self._tasks.popleft(), True
+                self._changed.wait_for(lambda: self._tasks or self._then)
             if self._answers():
-                self._store(task)
-            else:
-                self._drop(1)
+                self._store_first()
+                continue
+            self._say(f"{self.uri} does not answer. Runs go on; their traces wait until it does.")
+            with self._changed:
+                self.open = False
+                self._unanswered += 1
+                self._changed.notify_all()
+                self._changed.wait(_AGAIN_AFTER_SECONDS)
 
-    def _store(self, task: _mlflow_compat.Task) -> None:
+    def _store_first(self) -> None:
+        with self._changed:
+            if not self._tasks:
+                return
+            task, self._busy = self._tasks.popleft(), True
         began = time.monotonic()
         task.handle()
-        if _heard:
-            self._alive_until = 0.0
+        with self._changed:
+            self._tried = self._tried + 1 if _heard else 0
+            if 0 < self._tried < _MOST_TRIES:
+                self._tasks.appendleft(task)
+            self._busy = False
+            self._changed.notify_all()
+        if self._tried >= _MOST_TRIES:
+            self.lost, self._tried = self.lost + 1, 0
             self._say(f"A trace was not stored whole: {_heard[0][:300]}")
-            _heard.clear()
+        failed, _heard[:] = bool(_heard), []
+        if failed:
+            self._alive_until = 0.0
         elif time.monotonic() - began < _PROBE_AFTER_SECONDS:
             self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
 
     def _answers(self) -> bool:
-        if not self.uri.startswith("http") or time.monotonic() < self._alive_until:
-            return True
-        if not answers(self.uri):
-            return False
-        self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
-        if self._down_until:
-            _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
-            self.lost, self._said, self._down_until = 0, False, 0.0
-            then, self._then = self._then, None
-            if then is not None:
-                then()
+        if self.uri.startswith("http") and time.monotonic() >= self._alive_until:
+            if not answers(self.uri):
+                return False
+            self._alive_until = time.monotonic() + _PROBE_AFTER_SECONDS
+        if not self.open:
+            self._open_again()
         return True
 
-    def _drop(self, under_way: int) -> None:
-        self._down_until = time.monotonic() + _AGAIN_AFTER_SECONDS
-        with self._changed:
-            self.lost += len(self._tasks) + under_way
-            self._tasks.clear()
-        self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
+    def _open_again(self) -> None:
+        if self._then is not None:
+            _mlflow_compat.Task(self._then, (), "Not done at MLflow.").handle()
+        _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
+        self.lost, self._said, self._then, self.open = 0, False, None, True
 
     def _say(self, message: str) -> None:
         if not self._said:
@@ -157,14 +188,16 @@ class Outbox:
 
 
 _heard: list[str] = []
-"""Messages of MLflow and its HTTP client in the export thread, which are logged once."""
+"""Messages of MLflow and its HTTP client in the export thread: what a task could not store."""
 
 
 def _quiet(record: logging.LogRecord) -> bool:
     """Keep the messages of the export thread: a logging filter."""
-    if record.threadName == _THREAD and record.levelno >= logging.WARNING:
+    if record.threadName != _THREAD:
+        return record.levelno > logging.DEBUG or record.name != _UNHEARD
+    if record.levelno >= logging.WARNING or record.getMessage().startswith("Failed to log span"):
         _heard.append(record.getMessage())
-    return record.threadName != _THREAD
+    return False
 
 
 def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
@@ -214,6 +247,7 @@ def _made(uri: str) -> Outbox:
     queue = Outbox(uri)
     for name in _LOUD:
         logging.getLogger(name).addFilter(_quiet)
+    logging.getLogger(_UNHEARD).setLevel(logging.DEBUG)
     atexit.register(_at_exit, queue)
     return queue
 
@@ -290,5 +324,9 @@ def _at_exit(queue: Outbox) -> None:
     if queue.hurried:
         return
     flush(_AT_EXIT_SECONDS)
+    left = queue.waiting + 1
+    while queue.open and queue.waiting < left:
+        left = queue.waiting
+        queue.flush(seconds=_AT_EXIT_SECONDS)
     if lost := queue.lost + queue.waiting:
         _logger.warning("%d parts of traces were not stored at %s.", lost, queue.uri)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import math
 import os
-import socket
-import sqlite3
-import subprocess
-import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -26,8 +20,6 @@ from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
-from rlm_dspy.tracing._mlflow_compat import Task
-from rlm_dspy.tracing.export_queue import outbox
 from rlm_dspy.tracing.payloads import Payloads, Secrets
 from tests.playing import block
 from tests.tracing.stores import Store, call, span
@@ -256,78 +248,6 @@ def test_a_prompt_that_is_no_policy_is_refused(store: Store, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def hanging() -> Iterator[str]:
-    """Give the address of a server that takes connections and never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(50)
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
-    store: Store, hanging: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Runs end, their answers are there, and what cannot be logged is dropped."""
-    mlflow.set_tracking_uri(hanging)
-    module = RLM(SIGNATURE)
-    began = time.monotonic()
-    for _ in range(3):
-        lm = ScriptedLM([block("SUBMIT(answer=[question])")])
-        assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
-    assert time.monotonic() - began < 40  # MLflow's own limit for one request is two minutes
-    assert not tracing.flush(20)
-    queue = outbox()
-    assert queue is not None
-    assert not queue.open
-    assert [record.message for record in caplog.records if "does not answer" in record.message] == [
-        f"{hanging} does not answer. Runs go on; they are not traced until it does."
-    ]
-    mlflow.set_tracking_uri(store.uri)
-
-
-class Healthy(http.server.BaseHTTPRequestHandler):
-    """Answers whatever it is asked."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as http.server names it)
-        """Say nothing."""
-
-
-def test_a_server_that_comes_back_is_given_traces_again(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was to be done first is; what was lost meanwhile is counted."""
-    monkeypatch.setattr(export_queue, "_AGAIN_AFTER_SECONDS", 0.1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done: list[str] = []
-    box = export_queue.Outbox(f"http://127.0.0.1:{port}")
-    box.put(Task(done.append, ("lost",)))
-    box.flush(seconds=30)
-    assert (box.open, box.lost, done) == (False, 1, [])
-    box.close(then=lambda: done.append("first"))
-    with http.server.HTTPServer(("127.0.0.1", port), Healthy) as server:
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
-        serving.start()
-        until = time.monotonic() + 30
-        while not box.open and time.monotonic() < until:
-            time.sleep(0.01)
-        box.put(Task(done.append, ("stored",)))
-        box.flush(seconds=30)
-        server.shutdown()
-    assert (done, box.lost) == (["first", "stored"], 0)
-    said = [record.message.partition(f"{port} ")[2] for record in caplog.records if str(port) in record.message]
-    assert said == [
-        "does not answer. Runs go on; they are not traced until it does.",
-        "answers again; 1 parts of traces were lost.",
-    ]
-
-
 def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names it; keys of LMs are taken out without a word."""
     monkeypatch.setenv("SEARCH_TOKEN", "tok-93jd02jd-planted")
@@ -380,26 +300,6 @@ def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
     (trace,) = store.traces()
     assert span(trace, "turn 1: SUBMIT").outputs
     assert len(list(store.files(trace))) == 2
-
-
-def test_a_process_that_ends_right_after_a_run_has_stored_its_trace(store: Store, tmp_path: Path) -> None:
-    program = f"""
-import dspy
-from rlm_dspy import RLM, tracing
-from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.testing import ScriptedLM
-
-tracing.autolog(store="{store.uri}", experiment="short")
-lm = ScriptedLM(["```python\\nSUBMIT(answer='ok')\\n```"])
-with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
-    RLM("question -> answer")(question="?")
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_EXPERIMENT")}
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment, timeout=300)
-    with contextlib.closing(sqlite3.connect(store.folder / "mlflow.db")) as database:
-        traces = "select request_id from trace_info join experiments using (experiment_id) where name = 'short'"
-        ((trace,),) = database.execute(traces).fetchall()
-        assert database.execute("select count(*) from spans where trace_id = ?", (trace,)).fetchone()[0] > 3
 
 
 def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
