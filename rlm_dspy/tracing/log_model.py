@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -15,6 +16,8 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 from rlm_dspy.errors import RLMError
 from rlm_dspy.loop.rlm import RLM
 from rlm_dspy.redaction import without_secrets
+from rlm_dspy.text import one_line
+from rlm_dspy.tracing._mlflow_compat import MlflowCallback
 from rlm_dspy.tracing.autolog import known_secrets
 
 if TYPE_CHECKING:
@@ -41,8 +44,8 @@ def log_model(program: dspy.Module, name: str = "model", **options: Any) -> Any:
         MLflow's `ModelInfo`; load the model by its `model_uri`.
 
     Raises:
-        RLMError: If the model would still contain a known key, e.g. in a variable of a tool. Nothing is
-            logged then.
+        RLMError: If the model would still contain a known key, e.g. in a variable of a tool, or if it cannot be
+            pickled. Nothing is logged then.
     """
     options.setdefault("pip_requirements", [f"{each}=={importlib.metadata.version(each)}" for each in _REQUIRED])
     if isinstance(program, RLM):
@@ -67,7 +70,10 @@ def _column(annotation: Any) -> Any:
 
 @contextlib.contextmanager
 def _keyless(program: dspy.Module) -> Iterator[dspy.Module]:
-    """Yield a copy of a program, and set DSPy's settings, with LMs without keys and history."""
+    """Yield a copy of a program, and set DSPy's settings, with LMs without keys and history.
+
+    Of the callbacks only those of tracing stay: a model does not hold this process's display or log.
+    """
     bare = program.deepcopy()
     for _, module in [("self", bare), *bare.named_sub_modules(dspy.Module)]:
         for attribute, value in list(vars(module).items()):
@@ -75,7 +81,8 @@ def _keyless(program: dspy.Module) -> Iterator[dspy.Module]:
                 setattr(module, attribute, _keyless_lm(value))
     lm = dspy.settings.lm
     settings = {"lm": None if lm is None else _keyless_lm(lm), "usage_tracker": None, "trace": None}
-    with dspy.context(**settings, caller_modules=None):
+    tracing = [callback for callback in dspy.settings.callbacks if isinstance(callback, MlflowCallback)]
+    with dspy.context(**settings, caller_modules=None, callbacks=tracing):
         yield bare
 
 
@@ -88,7 +95,13 @@ def _keyless_lm(lm: dspy.BaseLM) -> dspy.BaseLM:
 
 def _refuse_keys(program: dspy.Module) -> None:
     known_secrets.learn_environment()
-    content = cloudpickle.dumps((program, dict(dspy.settings.config)))
+    try:
+        content = cloudpickle.dumps((program, dict(dspy.settings.config)))
+    except (TypeError, AttributeError, PicklingError, RecursionError) as error:
+        raise RLMError(
+            f"The program cannot be written to a file: {one_line(str(error), 300)}. Look for a lock, a connection "
+            "or an open file in its tools and LMs: a tool should open it when it is called, not when it is made."
+        ) from error
     if found := known_secrets.found_in(content):
         shown = ", ".join(f"{value[:3]}... ({len(value)} characters)" for value in found)
         raise RLMError(

@@ -17,6 +17,8 @@ from rlm_dspy import RLM, Limits, signatures, tracing
 from rlm_dspy.coverage.tracker import watched
 from rlm_dspy.errors import RLMError
 from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.observe.event_log import RunLog
+from rlm_dspy.observe.progress import Progress
 from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
@@ -258,6 +260,35 @@ def test_a_model_is_not_logged_with_a_key_in_a_tool(store: Store, monkeypatch: p
         return word + token
 
     with pytest.raises(RLMError, match=r"contain 1 of your keys: tok\.\.\. \(20 characters\)"):
+        tracing.log_model(RLM(SIGNATURE, tools=[find]))
+
+
+def test_a_model_is_logged_while_progress_is_shown_and_a_log_is_written(store: Store, tmp_path: Path) -> None:
+    """Neither can be pickled, and neither belongs to the model; the callback of tracing stays in it."""
+    held: list[Any] = []
+
+    def keep(*_: Any, **__: Any) -> None:
+        held.extend(dspy.settings.callbacks)
+
+    with (
+        RunLog(tmp_path / "runs.jsonl"),
+        dspy.context(callbacks=[*dspy.settings.callbacks, Progress()]),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(mlflow.dspy, "log_model", keep)
+        tracing.log_model(RLM(SIGNATURE))
+    assert [type(callback).__name__ for callback in held] == ["SpanCallback"]
+
+
+def test_a_model_that_cannot_be_pickled_is_refused_with_where_to_look(store: Store) -> None:
+    lock = threading.Lock()
+
+    def find(word: str) -> str:
+        """Find a word."""
+        with lock:
+            return word
+
+    with pytest.raises(RLMError, match=r"cannot pickle '_thread.lock' object\. Look for a lock, .* in its tools"):
         tracing.log_model(RLM(SIGNATURE, tools=[find]))
 
 
