@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from rlm_dspy.inputs import Text, describe
 from rlm_dspy.redaction import hidden, secrets_of, secrets_of_environment, without_credentials, without_cut
 from rlm_dspy.text import sendable, with_note
-from rlm_dspy.tracing.span_spec import TEXT_CHARS, Preview
+from rlm_dspy.tracing.span_spec import TEXT_CHARS, Preview, storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +46,7 @@ class Payloads:
 
     def text(self, text: str, chars: int) -> str:
         """Return a text, or its head and tail with a note of what was left out, without secrets."""
-        text, chars = sendable(text), self._at_most(chars)
+        text, chars = storable(text), self._at_most(chars)
         self._written += min(len(text), chars)
         if len(text) <= chars:
             return self._secrets.hide(text)
@@ -98,7 +98,7 @@ class Payloads:
                 case Mapping() as mapping if depth:
                     more = {"...": f"{len(mapping) - _ITEMS:,} more"} if len(mapping) > _ITEMS else {}
                     shown = islice(mapping.items(), _ITEMS)
-                    return {sendable(str(name)): write(item, depth - 1) for name, item in shown} | more
+                    return {storable(str(name)): write(item, depth - 1) for name, item in shown} | more
                 case list() | tuple() | set() | frozenset() as items if depth:
                     rest = [f"... {len(items) - _ITEMS:,} more"] if len(items) > _ITEMS else []
                     return [write(item, depth - 1) for item in islice(items, _ITEMS)] + rest
@@ -112,7 +112,7 @@ class Payloads:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str) and len(value) <= _BEYOND_BUDGET_CHARS:
-            return self._secrets.hide(sendable(value))
+            return self._secrets.hide(storable(value))
         told = describe(name, value)
         text = self.text(f"{told.type}, {told.value}", 1_000)
         return Preview(text) if isinstance(value, str | Text) else text

@@ -48,6 +48,11 @@ class Told:
     failed: str = ""
 
 
+def storable(text: str) -> str:
+    """Return a text as every database takes it: PostgreSQL refuses NUL, and with it the whole trace."""
+    return sendable(text).replace("\0", "\ufffd")
+
+
 class Preview(str):
     """The short form of a longer text in a span: type, size and ends."""
 
@@ -113,7 +118,7 @@ def told_of_trace(session: str = "") -> dict[str, dict[str, str]]:
         session: The session of the run, if `tags` name none.
     """
     in_force = ({"session": session} if session else {}) | _in_force()
-    given = {name: sendable(str(value)) for name, value in in_force.items() if value is not None}
+    given = {name: storable(str(value)) for name, value in in_force.items() if value is not None}
     metadata = {key: given.pop(name) for name, key in _METADATA.items() if name in given}
     return {"tags": given, "metadata": metadata}
 

@@ -23,6 +23,7 @@ from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
 from rlm_dspy.tracing.payloads import Payloads, Secrets
+from rlm_dspy.tracing.span_spec import told_of_trace
 from tests.playing import block
 from tests.tracing.stores import Store, call, span
 
@@ -331,6 +332,17 @@ def test_half_a_surrogate_pair_costs_no_trace(store: Store, where: str) -> None:
     (trace,) = store.traces()
     assert span(trace, "turn 1: SUBMIT").outputs
     assert len(list(store.files(trace))) == 2
+
+
+def test_no_part_of_a_trace_has_a_character_that_a_database_refuses() -> None:
+    """PostgreSQL refuses NUL in a text, which a file that is read as text may hold; SQLite does not."""
+    payloads = Payloads(Secrets())
+    given = {"question": "a\0b", "more": {"a\0b": ["a\0b" * 500]}}
+    told = json.dumps([payloads.value(given), payloads.variable("text", "a\0b"), payloads.error("a\0b", 100)])
+    with tracing.tags(session="a\0b", kind="a\0b"):
+        of_trace = json.dumps(told_of_trace())
+    assert "\\u0000" not in told + of_trace
+    assert "a\\ufffdb" in told
 
 
 def test_many_sub_calls_make_the_rest_of_a_trace_shorter_not_larger(store: Store) -> None:
