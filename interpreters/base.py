@@ -122,7 +122,8 @@ class Interpreter:
         tools: May be changed between cells.
         output_fields: Likewise.
         callbacks: Likewise.
-        shown: The output of the last cell, then the `repr` of its last expression; empty if it raised.
+        shown: The output of the last cell, then the `repr` of its last expression; empty if its code raised, and
+            what it had printed if an exception of the host ended it.
 
     Raises:
         ValueError: If a name is not an identifier or is reserved.
@@ -196,7 +197,9 @@ class Interpreter:
                 self._cell = Cancellation[Exception]()
                 with blocking(), cancelled_by(self._cell):
                     result = self._execute(code, dict(variables or {}))
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, CellError):  # which holds what was printed, if it gets out
+                    self.shown = "" if self._interrupt is None else error.output.rstrip("\n")
                 self._cancel_tools()
                 raise
             else:

@@ -116,7 +116,10 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
                 self._session.cells.namespace[name] = self._passed[name] = value
         output = self._session.output = Capped(self.max_output_chars)
         functions = self._functions()
-        outcome = outside_loop(lambda: self._run(code, output, functions), self.interrupt)
+        try:
+            outcome = outside_loop(lambda: self._run(code, output, functions), self.interrupt)
+        finally:
+            self.shown = output.text().rstrip("\n")
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
         return self._given(outcome, output.text())

@@ -231,9 +231,13 @@ class PythonInterpreter(Interpreter, TakesObjects):
         def call(name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
             return context.copy().run(self.invoke_tool, name, args, kwargs)
 
-        return self._given(
-            *self._live().execute(Cell(code, variables, dict(self.tools), self.output_fields, call))
-        )
+        session = self._live()
+        try:
+            ended = session.execute(Cell(code, variables, dict(self.tools), self.output_fields, call))
+        except BaseException:
+            self.shown = session.printed
+            raise
+        return self._given(*ended)
 
     def _import_hint(self, module: str) -> str:
         return import_hint(module, self._recipe.packages, self._live().group.server.importable)

@@ -128,6 +128,11 @@ class Session(Lineage):
                 outcome = replace(outcome, error=outcome.error + why)
             return outcome, output
 
+    @property
+    def printed(self) -> str:
+        """What the last cell had printed, as far as known, if `execute` raised."""
+        return self._printed
+
     def bind(self, variables: Mapping[str, Any]) -> None:
         """Bind variables now.
 
@@ -348,7 +353,9 @@ class Session(Lineage):
         try:
             with suppress(OSError, EOFError, ValueError):
                 grace = Deadline(self._settings.limits.grace_seconds)
-                self._process.expect("done", grace, self._cell, self._aside)
+                ended = self._process.expect("done", grace, self._cell, self._aside)
+                if ended.get("t") == "done":
+                    self._printed = text_of(ended, "output").rstrip("\n")
                 return
             with suppress(CellUndone, dspy.CodeInterpreterError):
                 self._recover("The host stopped it")

@@ -298,6 +298,7 @@ class Run:
         """Start the code of a turn; calls belong to that turn from now on."""
         self.subcalls.begin()
         self.tool_calls.begin()
+        self.repl.printed = ""
 
     def blind_submit(self, code: str) -> list[str]:
         """Return, once, why a SUBMIT is refused before any code used an input; empty otherwise.

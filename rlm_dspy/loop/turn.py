@@ -25,7 +25,7 @@ from rlm_dspy.replies.native_calls import codes_of_calls, unread_calls
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.text import clip, logger, sendable
-from rlm_dspy.trajectory import Step
+from rlm_dspy.trajectory import Step, StepKind
 
 if TYPE_CHECKING:
     from rlm_dspy.budget.ledger import Meter
@@ -70,13 +70,13 @@ class Turn(dspy.Module):
         return step
 
     async def _step(self, port: Port) -> Step:
-        started, run = time.monotonic(), self._run
-        before = run.ledger.totals()
+        run = self._run
+        self._started, self._before = time.monotonic(), run.ledger.totals()
         if run.recorded:
-            before -= run.answers.paid_in_turn()
+            self._before -= run.answers.paid_in_turn()
         reply = self._without_copies(await self._write(port))
         if reply.code:
-            step = await self._run_code(port, reply.reasoning, reply.code)
+            step = await self._run_code(port, reply)
         else:
             step = no_code(reply, run.submit_call)
         is_answer = (
@@ -89,10 +89,7 @@ class Turn(dspy.Module):
         told: dict[str, Any] = {
             "output": output,
             "printed": clip(sendable(step.printed), most),
-            "thinking": clip(reply.thinking, _THINKING_CHARS),
-            "seconds": time.monotonic() - started,
-            "spent": run.ledger.totals() - before,
-            "started": started - run.ledger.started,
+            **self._so_far(reply),
         }
         if run.watch:
             # The echo of SUBMIT is not output: it would count as the input that it repeats.
@@ -105,6 +102,16 @@ class Turn(dspy.Module):
             return step
         step = step.model_copy(update={"repeats": repeated_turn(step, run.steps)})
         return run.budget.ended(step, advice_for(step, run.submit_call, run.steps, run.inputs))
+
+    def _so_far(self, reply: Reply) -> dict[str, Any]:
+        """Return what the model thought, and what the turn has taken so far, by fields of `Step`."""
+        ledger = self._run.ledger
+        return {
+            "thinking": clip(reply.thinking, _THINKING_CHARS),
+            "seconds": time.monotonic() - self._started,
+            "spent": ledger.totals() - self._before,
+            "started": self._started - ledger.started,
+        }
 
     async def _write(self, port: Port) -> Reply:
         """Return the model's reply; if it cannot be parsed, the received part."""
@@ -171,9 +178,10 @@ class Turn(dspy.Module):
         greedy = self._run.lm is not None and self._run.lm.kwargs.get("temperature") == 0  # a replay has no LM
         return {"config": {"temperature": _WARMER_TEMPERATURE}} if lost and greedy else {}
 
-    async def _run_code(self, port: Port, reasoning: str, code: str) -> Step:
+    async def _run_code(self, port: Port, reply: Reply) -> Step:
         """Run the code for as long as it may, if the hooks agree. If it is cut short, what there is is kept."""
-        run, ran = self._run, code
+        run, reasoning, code = self._run, reply.reasoning, reply.code
+        ran = code
         run.begin_cell()
         try:
             verdict = await run.reviewer.code(port, run.stop_code, code)
@@ -186,7 +194,8 @@ class Turn(dspy.Module):
                 complaint = await run.reviewer.answer(port, run.stop_code, step.answer)
                 step = step if complaint is None else self._refused(step, [complaint])
         except BaseException as error:
-            run.add(cut_short(error, reasoning, ran).model_copy(update=run.calls_taken()))
+            step = cut_short(error, reasoning, ran, clip(sendable(run.repl.printed), run.limits.max_output_chars))
+            run.add(step.model_copy(update=run.calls_taken() | self._so_far(reply)))
             raise
         return replaced(step, code) if verdict else step
 
@@ -279,12 +288,13 @@ def replaced(step: Step, code: str) -> Step:
     return step.model_copy(update={"proposed": code, "output": output})
 
 
-def cut_short(error: BaseException, reasoning: str, code: str) -> Step:
+def cut_short(error: BaseException, reasoning: str, code: str, printed: str) -> Step:
     """Return the step of a turn whose code, or a hook, an error cut short."""
     is_paused = isinstance(error, Pause)
     why = "The run was paused" if is_paused else "The run was interrupted in this turn"
     told = f"{why}: {error}" if str(error) else f"{why}."
-    return Step(reasoning=reasoning, code=code, output=told, kind="paused" if is_paused else "error")
+    kind: StepKind = "paused" if is_paused else "error"
+    return Step(reasoning=reasoning, code=code, output=_after(printed, told), kind=kind)
 
 
 def no_code(reply: Reply, submit_call: str) -> Step:

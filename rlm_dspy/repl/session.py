@@ -61,6 +61,7 @@ class Repl:
             gone. Returns why it is not kept.
         give_back: Takes the interpreter at the end in place of shutting it down, unless code still runs.
         interpreter: The current interpreter; None before `open` and after `close`.
+        printed: What the last cell printed, also one that an exception of the host ended.
     """
 
     factory: Callable[[], dspy.CodeInterpreter]
@@ -72,6 +73,7 @@ class Repl:
     keep_file: Callable[..., str]
     give_back: Callable[[dspy.CodeInterpreter], None] | None = None
     interpreter: dspy.CodeInterpreter | None = None
+    printed: str = ""
     _closed: bool = False
     _running: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -253,7 +255,7 @@ class Repl:
         return ""
 
     def _execute(self, code: str) -> Outcome:
-        interpreter = self._started
+        interpreter, told = self._started, ""
         self._running = True
         try:
             result = interpreter.execute(code, variables={})
@@ -261,12 +263,14 @@ class Repl:
             ours = isinstance(interpreter, Interpreter)  # its message is the whole traceback
             return Outcome("error", str(error) if ours else f"SyntaxError: {error}")
         except dspy.CodeExecutionError as error:
+            told = getattr(error, "output", "")  # of an interpreter of ours
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:
             self._running = False  # `interrupt` must not stop the new one
             return self._replace(error)
         finally:
             self._running = False
+            self.printed = (told or getattr(interpreter, "shown", "")).rstrip()  # not in DSPy's protocol
         text = interpreter.shown if isinstance(interpreter, Interpreter) else shown(result)
         if isinstance(result, dspy.FinalOutput):
             return self._submitted(text, result.output)

@@ -15,6 +15,7 @@ import pytest
 
 from rlm_dspy import RLM, Limits
 from rlm_dspy.concurrency.timeouts import Watchdog
+from rlm_dspy.errors import Pause
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.interpreters.waiting import comes_true, nothing_executes
@@ -101,6 +102,62 @@ async def test_a_cancelled_run_leaves_no_thread_in_its_code(factory: Any) -> Non
             await run
     assert [step["code"] for step in vars(caught.value)["trajectory"]] == ["here()\nwhile True: pass"]
     assert await asyncio.to_thread(comes_true, nothing_executes)
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+async def test_a_cancelled_run_keeps_what_its_last_code_printed_and_what_the_turn_cost(factory: Any) -> None:
+    """Both are paid for."""
+    in_code = threading.Event()
+
+    def here() -> None:
+        """Say that the code runs."""
+        in_code.set()
+
+    rlm = RLM("question -> answer", tools=[here], interpreter_factory=factory)
+    with dspy.context(lm=ScriptedLM([block("print(llm_query('?'))\nhere()\nwhile True: pass"), "a fox"])):
+        run = asyncio.create_task(rlm.acall(question="?"))
+        await asyncio.to_thread(in_code.wait, SECONDS)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await run
+    (step,) = vars(caught.value)["trajectory"]
+    assert step["output"] == "a fox\nThe run was interrupted in this turn."
+    assert step["spent"]["calls"] == vars(caught.value)["usage"]["calls"] == 2
+    assert step["seconds"] > 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Pause("later")], ids=["interrupt", "pause"])
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+def test_what_was_printed_before_an_error_that_ends_the_run_is_kept(factory: Any, error: BaseException) -> None:
+    """Ctrl-C and a pause end the code where it is."""
+
+    def stop(*_: Any) -> None:
+        """End the run."""
+        raise error
+
+    rlm = RLM("question -> answer", tools=[stop], on_tool=stop, interpreter_factory=factory)
+    code = block("print('found it')\nstop()\nprint('never')")
+    with dspy.context(lm=ScriptedLM([code])), pytest.raises(type(error)) as caught:
+        rlm(question="?")
+    (step,) = vars(caught.value)["trajectory"]
+    assert step["output"].splitlines()[0] == "found it"
+    assert "never" not in step["output"]
+    assert step["spent"]["calls"] == 1
+
+
+def test_a_turn_whose_code_never_ran_shows_no_output_of_the_turn_before() -> None:
+    """A hook stops the run before the second block."""
+
+    def review(code: str) -> None:
+        if "2" in code:
+            raise Pause("later")
+
+    rlm = RLM("question -> answer", on_code=review, interpreter_factory=LocalPythonInterpreter)
+    lm = ScriptedLM([block("print('first')"), block("2")])
+    with dspy.context(lm=lm), pytest.raises(Pause) as caught:
+        rlm(question="?")
+    outputs = [step["output"] for step in vars(caught.value)["trajectory"]]
+    assert outputs == ["first", "The run was paused: later"]
 
 
 def test_an_interrupt_reaches_no_code_behind_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
