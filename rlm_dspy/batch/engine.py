@@ -70,6 +70,7 @@ class Engine:
     """
 
     def __init__(self, workers: Workers, folder: Path | None = None, retries: int = 2) -> None:
+        self._workers, self._folder = workers, folder
         self._make: Callable[[], Executor] | None = None
         if isinstance(workers, Executor):
             self._executor = workers
@@ -89,6 +90,20 @@ class Engine:
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Return the same object: copies of a program share their workers."""
         return self
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[Workers, Path | None, int]]:
+        """Return how it is made again where it is loaded, with workers of its own.
+
+        Raises:
+            TypeError: If the executor was made elsewhere.
+        """
+        if self._make is None:
+            name = type(self._executor).__name__
+            raise TypeError(
+                f"The {name} of this module cannot be saved. Save the program itself, module.program, or pass a "
+                f"function that makes the executor: batch.on(program, executor=lambda: {name}(...))."
+            )
+        return Engine, (self._workers, self._folder, self._retries)
 
     def submit(self, job: Job) -> Future[Any]:
         """Begin a run; `outcome` reads what the future returns, also that its inputs cannot be sent.

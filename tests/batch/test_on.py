@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dspy
 import pytest
 
@@ -16,6 +17,7 @@ from rlm_dspy.optimize import TrajectoryFewShot, with_feedback
 from rlm_dspy.optimize.upstream import GEPA
 from rlm_dspy.testing import ScriptedLM
 from tests.batch.counting import CONTEXT, CountingLM, examples, program
+from tests.playing import block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +155,26 @@ def test_threads_need_no_pickle() -> None:
     there.engine.close()
     with pytest.raises(RuntimeError, match=r"Make new ones: batch\.on"):
         there(text="a")
+
+
+@pytest.mark.parametrize("executor", [None, lambda: ThreadPoolExecutor(2)], ids=["threads", "made by a function"])
+def test_a_module_that_ran_is_saved_whole_and_gets_workers_of_its_own(executor: Any, tmp_path: Path) -> None:
+    """A compiled program is kept this way."""
+    made = batch.on(RLM("text -> words: int"), executor=executor)
+    with dspy.context(lm=ScriptedLM(lambda _: block("SUBMIT(words=len(text.split()))"))):
+        made(text="a b")
+        made.save(str(tmp_path / "saved"), save_program=True)
+        loaded = dspy.load(str(tmp_path / "saved"), allow_pickle=True)
+        assert loaded(text="a b c").words == 3
+    assert loaded.engine is not made.engine
+    for module in (made, loaded):
+        module.engine.close()
+
+
+def test_a_module_on_an_executor_of_the_caller_says_what_to_save_instead(processes: ProcessPoolExecutor) -> None:
+    """Nobody could make the same workers where it is loaded."""
+    with pytest.raises(TypeError, match=r"Save the program itself, module\.program, or pass a function"):
+        cloudpickle.dumps(batch.on(program(), executor=processes))
 
 
 def test_program_and_executor_are_checked_at_once() -> None:
