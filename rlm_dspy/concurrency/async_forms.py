@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OURS = ("dspy", "rlm_dspy")
+_AGENTS = (dspy.ReAct, dspy.ReActV2)
 
 
 def is_async(tool: Callable[..., Any]) -> bool:
@@ -30,7 +31,7 @@ def has_forward(module: dspy.Module) -> bool:
 
 def must_be_awaited(module: dspy.Module) -> bool:
     """Return whether a module has only an async form, or is a ReAct with an async tool."""
-    if isinstance(module, dspy.ReAct):
+    if isinstance(module, _AGENTS):
         return any(map(is_async, module.tools.values()))
     return not has_forward(module) and callable(getattr(module, "aforward", None))
 
@@ -44,7 +45,7 @@ def can_be_awaited(module: dspy.Module, lm: dspy.BaseLM | None = None) -> bool:
         module: The module.
         lm: The LM passed to the call, if one is.
     """
-    has_async_form = callable(getattr(module, "aforward", None)) and not isinstance(module, dspy.ReAct)
+    has_async_form = callable(getattr(module, "aforward", None)) and not isinstance(module, _AGENTS)
     return has_async_form and all(map(_has_aforward, _lms_of(module, lm)))
 
 

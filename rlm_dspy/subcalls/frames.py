@@ -30,7 +30,9 @@ class _Frame(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-ModuleKind = Literal["Predict", "ChainOfThought", "ReAct", "RLM"]
+ModuleKind = Literal["Predict", "ChainOfThought", "ReAct", "ReActV2", "RLM"]
+AGENTS: frozenset[ModuleKind] = frozenset({"ReAct", "ReActV2"})
+"""The modules that take tools."""
 Prose = Annotated[str, Field(max_length=_MAX_TEXT_CHARS)]
 Number = Annotated[int, Field(gt=-_MAX_BOUND, lt=_MAX_BOUND)] | Annotated[float, Field(allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=0, le=_MAX_SIZE)]
@@ -211,7 +213,7 @@ class AdHocFrame(_WrittenFrame):
             raise InvalidInputs(
                 f"dspy.{self.module} takes a signature and {', '.join(known)} here, not {', '.join(unknown)}."
             )
-        if self.tools and self.module != "ReAct":
+        if self.tools and self.module not in AGENTS:
             raise InvalidInputs(f"dspy.{self.module} takes no tools; use dspy.ReAct(signature, tools=[...]).")
         try:
             return kind.model_validate(self.config).model_dump(exclude_unset=True, exclude_none=True)

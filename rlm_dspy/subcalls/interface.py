@@ -114,7 +114,7 @@ def _check_name(name: str, subs: Subs, inputs: Collection[str], tools: Collectio
 def _check_fields(name: str, module: dspy.Module) -> None:
     """Check that no input is also a setting: code in the REPL could choose an LM."""
     signature = signature_of(module)
-    known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct)
+    known = isinstance(module, dspy.Predict | dspy.ChainOfThought | dspy.ReAct | dspy.ReActV2)
     if known and (clash := sorted(SETTINGS & set(signature.input_fields))):
         raise ValueError(
             f"Invalid sub {name!r}: {type(module).__name__} reads {', '.join(clash)} as a setting, not as an "

@@ -17,6 +17,7 @@ from rlm_dspy.repl.tools import GuardedTool
 from rlm_dspy.repl.value_codec import sent
 from rlm_dspy.subcalls.ad_hoc import signature_from, written
 from rlm_dspy.subcalls.child import LLM_QUERY, RLM_QUERY, ChildQuery
+from rlm_dspy.subcalls.frames import AGENTS
 from rlm_dspy.subcalls.interface import Interface, Subs, interface_of, signature_of
 from rlm_dspy.text import clip
 
@@ -37,6 +38,7 @@ _MODULES: dict[str, Callable[..., dspy.Module]] = {
     "Predict": dspy.Predict,
     "ChainOfThought": dspy.ChainOfThought,
     "ReAct": dspy.ReAct,
+    "ReActV2": dspy.ReActV2,
 }
 
 
@@ -221,13 +223,16 @@ class Callees:
         if to.module == "RLM":
             child = self.make_child(made_of, **options)
             return self._callee(interface_of(name, child, whole=True), child, "child", role="rlm")
-        if to.module == "ReAct":
+        if to.module in AGENTS:
             options["tools"] = [GuardedTool.of(in_thread(known[name])) for name in to.tools]
-        made: dspy.Module = _MODULES[to.module](made_of, **options)
+        try:
+            made: dspy.Module = _MODULES[to.module](made_of, **options)
+        except ValueError as error:  # a name that the module keeps for itself
+            raise InvalidInputs(f"dspy.{to.module}: {error}") from None
         if self.rlm.sub_lm is None and self.rlm.query.lm is not None:
             made.set_lm(self.rlm.query.lm)
         interface = interface_of(name, made, whole=True)
-        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module != "ReAct")
+        return self._callee(interface, made, "ad_hoc", role="ad_hoc", reused=to.module not in AGENTS)
 
     def _callee(
         self, interface: Interface, module: dspy.Module, kind: CallKind, *, role: str = "", reused: bool = True

@@ -182,4 +182,4 @@ def _type_of(instance: dspy.Module) -> str:
         return str(SpanType.LLM)
     if isinstance(instance, dspy.Retrieve):
         return str(SpanType.RETRIEVER)
-    return str(SpanType.AGENT if isinstance(instance, dspy.ReAct | dspy.RLM) else SpanType.CHAIN)
+    return str(SpanType.AGENT if isinstance(instance, dspy.ReAct | dspy.ReActV2 | dspy.RLM) else SpanType.CHAIN)

@@ -70,6 +70,30 @@ def test_a_declared_react_with_async_tools_is_awaited(play: Play) -> None:
     assert play(rlm, react_lm("SUBMIT(answer=look(q='?'))"), question="?").prediction.answer == "observed"
 
 
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_a_declared_agent_of_the_second_kind_calls_tools_of_both_kinds(*, awaited: bool) -> None:
+    """An async tool is awaited also in a blocking run; a plain one does not hold up the loop of an awaited run."""
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> str:
+        await asyncio.sleep(0)
+        return "observed"
+
+    def wait() -> str:
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result(SECONDS) if awaited else "observed"
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        name, args = ("submit", '{"a": "yes"}') if "observed" in str(messages) else (function.__name__, "{}")
+        return fields(next_thought="", tool_calls=f'{{"tool_calls": [{{"name": "{name}", "args": {args}}}]}}')
+
+    for function in (ask, wait):
+        subs = {"look": dspy.ReActV2("q -> a", tools=[function])}
+        rlm = RLM("question -> answer", subs=subs, interpreter_factory=LocalPythonInterpreter)
+        with dspy.context(lm=ScriptedLM(reply, act=[block("SUBMIT(answer=look(q='?'))")])):
+            prediction = await rlm.acall(question="?") if awaited else rlm(question="?")
+        assert prediction.answer == "yes"
+
+
 class Later(dspy.Module):
     """Has an async form only."""
 

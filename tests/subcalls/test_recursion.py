@@ -125,10 +125,63 @@ def test_a_react_module_has_the_tools_of_the_run(factory: Any) -> None:
     ]
 
 
+def called(name: str, arguments: str) -> str:
+    """Return a turn of a `dspy.ReActV2`."""
+    return fields(next_thought="t", tool_calls=f'{{"tool_calls": [{{"name": "{name}", "args": {arguments}}}]}}')
+
+
+@everywhere
+def test_the_agent_that_dspys_own_rlm_offers_has_the_tools_of_the_run(factory: Any) -> None:
+    """`dspy.ReActV2`; `dspy.Tool` around a tool is the tool, and a hook is asked before it is called."""
+    seen: list[str] = []
+
+    def search(text: str) -> str:
+        """Search."""
+        seen.append(text)
+        return "found it"
+
+    def review(name: str, arguments: dict[str, Any]) -> str | None:
+        return "not this one" if arguments["text"] == "secret" else None
+
+    replies = [
+        called("search", '{"text": "sea"}'),
+        called("search", '{"text": "secret"}'),
+        called("submit", '{"a": 7}'),
+    ]
+    code = "print(dspy.ReActV2('q -> a: int', tools=[dspy.Tool(search)], max_iters=3)(q='?').a + 1)"
+    lm = ScriptedLM(replies, act=[block(code)], extract=[fields(a="yes")])
+    with dspy.context(lm=lm, interpreter_factory=factory):
+        pred = RLM("q -> a", tools=[search], max_iters=1, on_tool=review)(q="?")
+    assert pred.trajectory[0]["output"] == "8"
+    assert seen == ["sea"]
+    assert "not this one" in str(lm.script.calls[3])
+
+
+@everywhere
+def test_a_signature_may_be_a_dict_of_fields(factory: Any) -> None:
+    """As `dspy.Signature` takes it."""
+    code = (
+        "rate = dspy.Signature({'text': (str, dspy.InputField(desc='a page')), 'n': (int, dspy.OutputField())}, 'Rate.')\n"
+        "SUBMIT(a=dspy.Predict(rate)(text='x').n + dspy.Predict(rate.with_instructions('Again.'))(text='x').n)"
+    )
+    pred, lm = run(RLM("q -> a: int"), code, lambda _: fields(n="4"), factory)
+    assert pred.a == 8
+    systems = [call[0]["content"] for call in lm.script.calls[1:]]
+    assert (
+        ["Rate." in system for system in systems]
+        == ["Again." not in system for system in systems]
+        == [True, False]
+    )
+    assert "a page" in systems[0]
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
         ("dspy.Predict('no arrow')(a=1)", "signature"),
+        ("dspy.Signature({'a': str})", "(str, dspy.InputField())"),
+        ("dspy.Signature(['a'])", "(str, dspy.InputField())"),
+        ("dspy.ReActV2('history -> a', tools=[])(history='x')", "Rename these input fields"),
         ("dspy.Predict('a -> b: Nonsense')(a=1)", "Nonsense"),
         ("dspy.Predict('a -> b')('x')", "keyword arguments"),
         ("dspy.Predict('a -> b')(c='x')", "Unknown argument"),

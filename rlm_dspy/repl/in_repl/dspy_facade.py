@@ -194,7 +194,15 @@ class _RlmInline:
 
 class _RlmSignatureMeta(type):
     def __call__(cls, signature, instructions=None):
-        return _RlmInline(signature, instructions)
+        if isinstance(signature, str):
+            return _RlmInline(signature, instructions)
+        if not isinstance(signature, dict) or any(type(told) is not tuple for told in signature.values()):
+            raise TypeError(
+                "dspy.Signature takes 'text -> label: str', or {'text': (str, dspy.InputField()), ...}"
+            )
+        kinds = {name: kind for name, (kind, _) in signature.items()}
+        fields = {name: field for name, (_, field) in signature.items()}
+        return type(cls)("Signature", (cls,), {"__doc__": instructions, "__annotations__": kinds, **fields})
 
     def with_instructions(cls, instructions):
         return type(cls)(cls.__name__, (cls,), {"__doc__": instructions})
@@ -302,17 +310,18 @@ def _rlm_missing(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(
-        "the REPL's dspy has Predict, ChainOfThought, ReAct, RLM, Signature, InputField, OutputField, Module, "
-        "Prediction, Image, Audio and File, not %r" % name
+        "the REPL's dspy has Predict, ChainOfThought, ReAct, ReActV2, RLM, Signature, InputField, OutputField, "
+        "Module, Prediction, Tool, Image, Audio and File, not %r" % name
     )
 
 
 def _rlm_make_dspy():
     module = _rlm_types.ModuleType("dspy", "Modules written in the REPL; their model calls run on the host.")
-    for kind in ("Predict", "ChainOfThought", "ReAct", "RLM"):
+    for kind in ("Predict", "ChainOfThought", "ReAct", "ReActV2", "RLM"):
         setattr(module, kind, type(kind, (_RlmModule,), {"_rlm_kind": kind, "__module__": "dspy"}))
     module.Signature, module.Module = _RlmSignature, _RlmProgram
     module.Prediction = lambda **fields: _rlm_made("prediction", "Prediction", fields)
+    module.Tool = lambda func, **_: func
     module.InputField = lambda **options: _RlmField("in", options)
     module.OutputField = lambda **options: _RlmField("out", options)
     for kind in ("Image", "Audio", "File"):
