@@ -7,7 +7,7 @@ moves or renames is adapted here; what it makes public leaves this file.
 |---|---|
 | `ACTIVE_CALL_ID` | the running call: callbacks get the id of a call, not of its parent |
 | `BaseCallback`, `UsageTracker`, `with_callbacks` | documented, but exported nowhere |
-| `CUSTOM_TYPE_MARK` | marks an image in a message; texts must not contain it |
+| `CUSTOM_TYPE_MARK`, `CUSTOM_TYPE_END` | mark an image in a message; texts must not contain them |
 | `HttpResponse`, `WireUsage` | where a server's usage is read |
 | `SSEEvent`, `acoalesce_stream`, `coalesce_stream` | read a stream that comes by no transport of DSPy |
 | `BootstrapFinetune`, `InferRules`, `append_a_rule`, `Teleprompter` | fixed by subclasses |
@@ -34,6 +34,7 @@ from dspy._vendor.lm15.providers.base import HttpResponse
 from dspy._vendor.lm15.result import acoalesce_stream, coalesce_stream
 from dspy._vendor.lm15.sse import SSEEvent
 from dspy._vendor.lm15.types import Usage as WireUsage
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER as CUSTOM_TYPE_END
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_MARK
 from dspy.adapters.utils import annotation_allows_none, get_annotation_name, parse_value
 from dspy.clients._deprecation import adapter_message_call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import dspy
 from pydantic import BaseModel, ValidationError
 
 from rlm_dspy import signatures
+from rlm_dspy._dspy_compat import CUSTOM_TYPE_END, CUSTOM_TYPE_MARK
 from rlm_dspy.inputs import Text
+from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.prompt.refine_advice import hint, speaking
 from rlm_dspy.replies.loops import goes_round
@@ -29,6 +32,8 @@ _ASKED_CHARS = 400
 """Maximum characters of an input that is shown again after each output."""
 _PASSAGES = 5
 """How many passages a block prints that is shown as an example; the default of `find_passages`."""
+_MEDIA = re.compile(f"{re.escape(CUSTOM_TYPE_MARK)}.*?{re.escape(CUSTOM_TYPE_END)}", re.DOTALL)
+"""How DSPy writes an image, a sound or a file into a text."""
 _NO_FIELDS = frozenset({"augmented", "dspy_uuid", "dspy_split"})  # keys that DSPy adds to an example's fields
 
 
@@ -76,11 +81,8 @@ class ReplAdapter(dspy.Adapter):
         for demo in demos:
             if is_labeled(demo):
                 fields = ((name, value) for name, value in dict(demo).items() if name not in _NO_FIELDS)
-                lines.append("- " + ", ".join(f"{name}: {self._label(value)}" for name, value in fields))
+                lines.append("- " + ", ".join(f"{name}: {_label(value)}" for name, value in fields))
         return "\n".join(["Inputs and correct outputs of other runs:", *lines]) if lines else ""
-
-    def _label(self, value: Any) -> str:
-        return cut(repr(value) if isinstance(value, Text) else str(value), _LABEL_CHARS).replace("\n", " ")
 
     def _conversation(self, environment: str, trajectory: Trajectory | Mapping[str, Any]) -> list[Message]:
         steps = [
@@ -142,8 +144,22 @@ class Act(dspy.Predict):
         """Return the state; labeled examples only as far as they are shown, without long texts."""
         state: dict[str, Any] = super().dump_state(json_mode)
         for demo in filter(is_labeled, state["demos"]):
-            demo.update({name: cut(value, _LABEL_CHARS) for name, value in demo.items() if isinstance(value, str)})
+            long = {
+                name: value for name, value in demo.items() if isinstance(value, str) or _MEDIA.search(str(value))
+            }
+            demo.update({name: _label(value) for name, value in long.items()})
         return state if self.demos_per_run is None else {**state, "demos_per_run": self.demos_per_run}
+
+
+def _label(value: Any) -> str:
+    """Return what is shown of a field of a labeled example: the same before it was saved and after."""
+    if isinstance(value, Text):
+        text = repr(value)
+    else:
+        text = _MEDIA.sub(
+            "(an image, a sound or a file)", str(value if isinstance(value, str) else jsonable(value))
+        )
+    return cut(text, _LABEL_CHARS).replace("\n", " ")
 
 
 def messages_of(

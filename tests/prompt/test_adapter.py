@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from rlm_dspy import RLM, Text, signatures
 from rlm_dspy.prompt.adapter import Act, ReplAdapter
@@ -268,3 +270,28 @@ def test_a_saved_labeled_example_is_as_long_as_it_is_shown() -> None:
     state = json.dumps(predictor.dump_state())
     assert len(state) < 3_000
     assert conversation(json.loads(state)["demos"]) == conversation(predictor.demos)
+
+
+class Place(BaseModel):
+    """A place, and since when it is one."""
+
+    name: str
+    since: date
+
+
+PICTURE = dspy.Image("data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==" + "A" * 400)
+
+
+@pytest.mark.parametrize(
+    "value", [Place(name="Tartu", since=date(1030, 1, 1)), {"a": (1, 2)}, PICTURE, [PICTURE], "a\nb"]
+)
+def test_a_labeled_example_is_shown_the_same_before_it_was_saved_and_after(value: Any) -> None:
+    """A loaded program has the prompts of the one that was saved; media are named, not written out."""
+    act, loaded = Act(signatures.Act), Act(signatures.Act)
+    act.demos = [dspy.Example(given=value, answer="a")]
+    state = json.loads(json.dumps(act.dump_state()))
+    loaded.load_state(state)
+    (system, *_), (again, *_) = conversation(act.demos), conversation(loaded.demos)
+    assert system == again
+    assert "CUSTOM-TYPE" not in system["content"]
+    assert "base64" not in f"{system}{state}"
