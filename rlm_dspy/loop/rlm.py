@@ -32,6 +32,7 @@ from rlm_dspy.loop.validation import (
     check_group,
     check_hook,
     check_limits,
+    check_lms,
     check_names,
     check_unknown,
     open_paths,
@@ -254,6 +255,8 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
 
     async def _vote(self, port: Port, inputs: dict[str, Any]) -> RunPrediction:
         """Run once, or as often as `compute` says, each run with what the others left of the limits."""
+        own = {f"rlm.{name}.lm": getattr(getattr(self, name), "lm", None) for name in ("act", "query")}
+        check_lms({**own, "dspy.settings.lm": dspy.settings.lm})
         if self.compute.votes == 1:
             return await self._run(port, **inputs)
 

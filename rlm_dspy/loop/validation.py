@@ -189,12 +189,26 @@ def _explain(program: dspy.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If it does.
     """
-    for name, rlm in program.named_sub_modules(HasState):
-        path = name.removeprefix("self.")
-        names = [f"{path}.{inner}" for inner, _ in rlm.named_parameters()]
-        if state.keys().isdisjoint(names):
+    known = {id(parameter): name for name, parameter in program.named_parameters()}
+    for _, rlm in program.named_sub_modules(HasState):
+        inside = [(known[id(part)], inner) for inner, part in rlm.named_parameters() if id(part) in known]
+        if inside and state.keys().isdisjoint(name for name, _ in inside):
+            path = inside[0][0].removesuffix(f".{inside[0][1]}")
             of_rlm = [key for key in state if key.startswith(f"{path}.")]
-            raise _refused_state(of_rlm, names, f"program.{path}")
+            there = of_rlm or [key for key in state if key != "metadata"]
+            raise _refused_state(there, [name for name, _ in inside], f"program.{path}")
+
+
+def check_lms(lms: Mapping[str, Any]) -> None:
+    """Check the LMs of a call by the name that a user set each under; None is one that is not set.
+
+    Raises:
+        ValueError: If one is something else, as a `dspy.Predict` raises.
+    """
+    for name, lm in lms.items():
+        if lm is not None and not isinstance(lm, dspy.BaseLM):
+            made = f"dspy.LM({lm!r})" if isinstance(lm, str) else "dspy.LM('openai/gpt-5-mini')"
+            raise ValueError(f"{name} must be a dspy.LM, such as {made}, not {lm!r:.100}.")
 
 
 def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,24 @@ def test_what_the_constructor_refuses_is_refused_afterwards(name: str, value: An
     assert getattr(rlm, name) is before or getattr(rlm, name) == before
 
 
+@pytest.mark.parametrize(
+    "lm", ["openai/gpt-5-mini", dspy.LM, lambda prompt: [prompt]], ids=["name", "class", "fn"]
+)
+@pytest.mark.parametrize("of", ["act", "query", "settings"])
+def test_what_is_no_lm_is_told_before_anything_is_asked(of: str, lm: Any) -> None:
+    """As a `dspy.Predict` tells it; the message says where it was set, and what belongs there."""
+    asked, set_as = ScriptedLM(), "dspy.settings.lm" if of == "settings" else f"rlm.{of}.lm"
+    with dspy.context(lm=lm if of == "settings" else asked):
+        rlm = RLM("question -> answer")
+        if of != "settings":
+            getattr(rlm, of).lm = lm
+        with pytest.raises(
+            ValueError, match=rf"^{set_as} must be a dspy\.LM, such as dspy\.LM\('openai/gpt-5-mini'"
+        ):
+            rlm(question="?")
+    assert asked.script.calls == []
+
+
 def test_max_iters_set_afterwards_bounds_the_run(play: Play) -> None:
     """The model is told so, and the answer extracted."""
     rlm = RLM("q -> answer")

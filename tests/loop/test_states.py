@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -89,6 +90,37 @@ def test_a_program_with_dspys_rlm_in_it_is_refused_in_the_same_words(tmp_path: P
     for program in (ours, Program(dspy.ChainOfThought)):
         with pytest.raises(KeyError, match="plan"):
             program.load_state({name: part for name, part in program.dump_state().items() if name != "plan"})
+
+
+class Several(dspy.Module):
+    """A program with RLMs in a list and in a dict; one has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_list, self.in_dict = [RLM(ASK), RLM(ASK)], {"x": RLM(ASK)}
+        self.again = self.in_list[0]
+        self.write = dspy.Predict("answer -> text")
+
+
+@pytest.mark.parametrize("name", ["in_list[0]", "in_list[1]", "in_dict['x']"])
+def test_a_program_says_the_state_of_which_of_its_rlms_is_missing(name: str) -> None:
+    """By the name that it has in states."""
+    state = {key: part for key, part in Several().dump_state().items() if not key.startswith(f"{name}.")}
+    with pytest.raises(ValueError, match=re.escape(f"predictors of this RLM are {f'{name}.act'!r}, ")):
+        Several().load_state(state)
+
+
+def test_a_missing_predictor_beside_the_rlms_of_a_program_is_not_blamed_on_them() -> None:
+    state = {key: part for key, part in Several().dump_state().items() if key != "write"}
+    with pytest.raises(KeyError, match="write"):
+        Several().load_state(state)
+
+
+def test_a_state_of_a_program_that_holds_this_one_is_told_with_its_names() -> None:
+    """As that of `batch.on(program)`, whose names begin with `program`."""
+    state = {f"program.{key}": part for key, part in Several().dump_state().items()}
+    with pytest.raises(ValueError, match=r"Invalid state: it has 'program\.in_list\[0\]\.act'"):
+        Several().load_state(state)
 
 
 @pytest.mark.parametrize(
