@@ -24,7 +24,7 @@ RLMError                     base class of this package's errors
 ├── PullFailed               the operator: a model could not be downloaded or stored (`embedded`)
 ├── ModelUnreachable         the operator: the model's server does not respond correctly (`models`)
 ├── MCPServerFailed          the operator: an MCP server cannot be started; the model: it gave no result (`mcp`)
-└── UsageError               the caller of the command line (`task`)
+└── UsageError               the caller of the command line (`cli`)
 
 From DSPy, with DSPy's meaning:
 
@@ -33,7 +33,7 @@ dspy.CodeExecutionError      the model: its code raised
 dspy.CodeInterpreterError    the run: the interpreter is gone; a caller sees it only if none can be started
 dspy.LMError                 the caller: no answer from the model after its retries
 
-Every error that leaves a run carries what there is of it (see `representation.carry`).
+An error that leaves a run has the partial prediction as `error.prediction` (see `report.representation.carry`).
 """
 
 from __future__ import annotations

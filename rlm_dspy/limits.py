@@ -85,11 +85,14 @@ class Limits(OptionGroup):
     max_cell_seconds: float | None = None
     """Wall-clock seconds of one turn's code, sub-calls included; None leaves it to the interpreter."""
     max_failures: int | None = None
-    """Turns in a row that may fail: code that raised, no code, a refused SUBMIT, a dead interpreter."""
-    max_repetitions: int | None = 2
-    """Turns in a row that may repeat earlier code with the same outcome; the model is told of each.
+    """After this many failed turns in a row, the next turn is the last.
 
-    Code that calls a tool is not counted.
+    A turn fails if its code raised, it has no code, its code or its SUBMIT was refused, or the interpreter died.
+    """
+    max_repetitions: int | None = 2
+    """After this many turns in a row that repeat earlier code with the same outcome, the next turn is the last.
+
+    The model is told of each. Code that calls a tool is not counted.
     """
     max_context_tokens: int | None = None
     """Tokens of one turn's messages; a longer conversation is folded. None: as many as the model's window has.

@@ -1,4 +1,4 @@
-"""The `rlm-dspy` command line: one module for each command."""
+"""The `rlm-dspy` command line: one module for each command or group of commands."""
 
 import sys
 

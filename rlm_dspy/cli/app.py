@@ -1,4 +1,4 @@
-"""The command line `rlm-dspy`. Each command has a module of its name.
+"""The command line `rlm-dspy`: registers the commands, each of which is defined in another module.
 
 Commands import DSPy and MLflow, which takes seconds, when they run: `--version` and `--help` answer at once.
 """

@@ -73,7 +73,7 @@ class Watch:
 
     Texts are watched, and lists and dicts that contain strings: these as their strings
     in order, joined by line breaks. Of a `Files` it is known which files were opened: their spans are in bytes of
-    all files, one after the other. Others are left out, and so are inputs above `spans.MAX_CHARS`.
+    all files, one after the other. Others are left out, and so are inputs longer than `text_match.MAX_CHARS`.
 
     Args:
         inputs: The inputs by name.

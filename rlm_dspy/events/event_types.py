@@ -82,7 +82,8 @@ class Outcome:
         stop: As in `Prediction.stop`; empty if an error ended it.
         outputs: The output fields by name.
         usage: The usage of the run and its children.
-        final_reasoning: The model's last words.
+        final_reasoning: The text around the code that submitted; else how the answer was found, or why there
+            is none.
         steps: Its steps.
         artifacts: The files that its code wrote below `output/`.
         sources: The places in its inputs that its answer came from, by output field.

@@ -358,7 +358,8 @@ class Run:
         Args:
             stop: Why it ended.
             answer: The values of the output fields by name; missing ones are None.
-            final_reasoning: The model's last words.
+            final_reasoning: The text around the code that submitted; else how the answer was found, or why there
+                is none.
         """
         self.stop, self.final_reasoning = stop, final_reasoning
         outcome = self.outcome_so_far({name: answer.get(name) for name in self.signature.output_fields})

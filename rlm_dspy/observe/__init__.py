@@ -1,4 +1,4 @@
-"""Shows and stores runs while they happen, and replays them: console, progress, event log."""
+"""Shows runs and logs their events while they happen, and reads the logs."""
 
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.progress import Progress

@@ -65,11 +65,12 @@ class RunPrediction(_InIPython, dspy.Prediction):
     Output fields named `report` or `sources` take precedence.
 
     Attributes:
-        stop: Why the run ended: `submitted`, `extracted` or `unanswered`.
+        stop: Why the run ended: `submitted`, `extracted`, `unanswered` or `direct`; see `RLM.forward`.
         trajectory: The turns, as dicts of the fields of `rlm_dspy.trajectory.Step`.
         usage: What the run used, as a dict of the fields of `rlm_dspy.usage.RunUsage`.
         artifacts: The files that code wrote, by name.
-        final_reasoning: What the model thought in the last turn.
+        final_reasoning: The text around the code that submitted; else how the answer was found, or why there
+            is none.
         sources: The places in the inputs that each output field came from (`rlm_dspy.trajectory.Place`); a field
             or value without a certain place has none. See `rlm_dspy.grounding`.
     """

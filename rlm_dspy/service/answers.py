@@ -54,7 +54,7 @@ class RunFacts(BaseModel):
     """What a run says of itself, an addition to OpenAI's API.
 
     Attributes:
-        stop: `submitted`, `extracted` or `unanswered`, as `prediction.stop`.
+        stop: `submitted`, `extracted`, `unanswered` or `direct`, as `prediction.stop`.
         outputs: The output fields by name.
         calls: Model calls.
         cost: In USD; null if unknown.

@@ -1,4 +1,4 @@
-"""Tables as inputs: `table` opens them, `script` reads files in another process, `view` is what code finds."""
+"""Tables as inputs: `table` opens them, `view` is the object in the REPL. `isolated/table.py` reads the files."""
 
 from rlm_dspy.inputs.tables.table import KINDS, Table, about_table
 
