@@ -65,9 +65,11 @@ def seconds(value: float) -> str:
 
 
 def price(value: float | None) -> str:
-    """Format USD, with five decimals below a cent; `unknown` for None."""
+    """Format USD, with five decimals below a cent; `unknown` for None. Only 0 is shown as $0.00."""
     if value is None:
         return "unknown"
+    if 0 < value < 0.00001:  # noqa: PLR2004  # would be $0.00000
+        return "< $0.00001"
     return f"${value:.2f}" if value >= 0.01 or value == 0 else f"${value:.5f}"  # noqa: PLR2004  # a cent
 
 
@@ -75,6 +77,8 @@ def share(value: float) -> str:
     """Format a share as percent; only 0 and 1 are shown as 0 % and 100 %."""
     if 0 < value < 0.001:  # noqa: PLR2004  # would be 0.0 %
         return "< 0.1 %"
+    if 0.999 < value < 1:  # noqa: PLR2004  # would be 100.0 %
+        return "> 99.9 %"
     percent = value * 100
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"  # noqa: PLR2004
 
