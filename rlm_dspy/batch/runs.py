@@ -133,7 +133,7 @@ def run(
     return _Batch(program, examples, executor, Path(store), retries, limits, ledger).rows(bar)
 
 
-def _told(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     name = type(error).__name__
     return f"{name}: {in_one_line(error).removeprefix(f'{name}: ')}"
 
@@ -315,7 +315,7 @@ class _Batch:
             index=task.index,
             example=task.example,
             prediction=outcome.prediction if error is None else None,
-            error="" if error is None else self._store.without_secrets(_told(error)),
+            error="" if error is None else self._store.without_secrets(_error_line(error)),
             trajectory=getattr(error, "trajectory", None) or getattr(outcome.prediction, "trajectory", []),
             usage=task.usage,
             seconds=task.seconds,

@@ -110,8 +110,8 @@ class Budget:
         self.turns += 1
         self._failures = self._failures + 1 if step.failed else 0
         self._repetitions = self._repetitions + 1 if step.repeats else 0
-        told = [{"told": step.reasoning + step.code}, {"told": step.output + advice}]
-        self.next_tokens += tokens_at_most(None, told)
+        messages = [{"content": step.reasoning + step.code}, {"content": step.output + advice}]
+        self.next_tokens += tokens_at_most(None, messages)
         self._keep(turns=0 if was_last else 1)
         if was_last:
             return step
@@ -225,18 +225,18 @@ class Budget:
     def _left(self) -> list[str]:
         """Return as text what is left of the set limits, and of sub-calls after the first one."""
         limits, left = self.ledger.limits, self.ledger.left()
-        told = []
+        parts = []
         if self.ledger.calls_made or self.child:
-            told.append(counted(self.ledger.calls_left, "model call"))
+            parts.append(counted(self.ledger.calls_left, "model call"))
         if limits.max_input_tokens is not None:
-            told.append(f"{max(0, left.input_tokens):,} input tokens")
+            parts.append(f"{max(0, left.input_tokens):,} input tokens")
         if limits.max_output_tokens is not None:
-            told.append(f"{max(0, left.output_tokens):,} output tokens")
+            parts.append(f"{max(0, left.output_tokens):,} output tokens")
         if limits.max_cost is not None:
-            told.append(f"${max(0.0, left.cost):.2g}")
+            parts.append(f"${max(0.0, left.cost):.2g}")
         if limits.max_seconds is not None:
-            told.append(f"{max(0.0, limits.max_seconds - self.seconds_kept - self.ledger.seconds):.0f} s")
-        return told
+            parts.append(f"{max(0.0, limits.max_seconds - self.seconds_kept - self.ledger.seconds):.0f} s")
+        return parts
 
 
 _REASONS = {

@@ -54,8 +54,8 @@ def observed(event: RunEvent) -> Iterator[Unit[RunEvent] | None]:
     if not dspy.settings.callbacks or not listeners():
         yield None
         return
-    with unit(event) as told, lm_events():
-        yield told
+    with unit(event) as running, lm_events():
+        yield running
 
 
 def asked(call_id: str, lm: dspy.BaseLM, inputs: Mapping[str, Any], number: int = 0) -> LMEvent:

@@ -149,13 +149,15 @@ def reported_cost(entry: HistoryEntry) -> float | None:
     usage = entry.get("usage") or {}
     data = getattr(entry.get("response"), "provider_data", None)
     raw = data.get("usage") if isinstance(data, Mapping) else None  # unchanged; DSPy's own engine keeps no more
-    told = next((each for each in (usage, raw) if isinstance(each, Mapping) and "cost" in each), {})
-    cost = _dollars(told.get("cost"))
+    priced = next((each for each in (usage, raw) if isinstance(each, Mapping) and "cost" in each), {})
+    cost = _dollars(priced.get("cost"))
     if cost is None:
         return _dollars(entry.get("cost"))
-    details = told.get("cost_details")
+    details = priced.get("cost_details")
     upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
-    return cost + (upstream or 0.0) if told.get("is_byok") else cost  # OpenRouter with the user's own provider key
+    return (
+        cost + (upstream or 0.0) if priced.get("is_byok") else cost
+    )  # OpenRouter with the user's own provider key
 
 
 def reported_price(lm: dspy.BaseLM) -> Price | None:
@@ -320,8 +322,8 @@ def _refusal(response: Any) -> str:
 def longest_reply(lm: dspy.BaseLM) -> int | None:
     """Return the maximum tokens of an LM's reply, as set or known; None if neither."""
     kwargs = getattr(lm, "kwargs", {})  # a replayed run has no LM
-    told = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
-    known: int | None = told or _info(lm).get("max_output_tokens") or getattr(lm, "context_window", None)
+    limit = next((kwargs[name] for name in REPLY_LIMITS if kwargs.get(name)), None)
+    known: int | None = limit or _info(lm).get("max_output_tokens") or getattr(lm, "context_window", None)
     return known
 
 

@@ -84,9 +84,9 @@ class LMCall:
             UnknownPrice: If the cost is limited and the price of the LM is not known.
         """
         reply_limits = {**lm.kwargs, **self.options}
-        told = next((reply_limits[name] for name in REPLY_LIMITS if reply_limits.get(name)), None)
-        told = self.prompt.config.max_tokens if isinstance(self.prompt, Request) else told
-        written = (told or longest_reply(lm) or _LONGEST_REPLY_UNKNOWN) * self.answers(lm)
+        limit = next((reply_limits[name] for name in REPLY_LIMITS if reply_limits.get(name)), None)
+        limit = self.prompt.config.max_tokens if isinstance(self.prompt, Request) else limit
+        written = (limit or longest_reply(lm) or _LONGEST_REPLY_UNKNOWN) * self.answers(lm)
         read = tokens_at_most(self.prompt, self.messages) * self.answers(lm)
         price = check_price(lm, limits)
         return Amount(read, written, price.at_most(read, written) if price is not None else 0.0)

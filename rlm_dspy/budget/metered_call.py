@@ -186,10 +186,10 @@ class MeteredCall:
             self._settle(usage, failed=failed)
 
     def _settle(self, usage: RequestUsage, *, failed: bool) -> None:
-        told, entry = usage.get_total_tokens().get("", {}), self.entry(self.outputs)
+        reported, entry = usage.get_total_tokens().get("", {}), self.entry(self.outputs)
         counts = {"calls": 1, "failures": int(failed), "cached_calls": int(not failed and not usage.is_reported)}
         for meter in self._meters:
-            used = usage_of(told, entry, meter.ledger.price(self._own_lm)).model_copy(update=counts)
+            used = usage_of(reported, entry, meter.ledger.price(self._own_lm)).model_copy(update=counts)
             meter.outputs.append(self.outputs)
             meter.settle(self, self.lm.model, used)
 
@@ -244,10 +244,10 @@ class MeteredCall:
         transient = may_pass(error, is_stream=self._stream is not None)
         if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             return False
-        told = getattr(error, "retry_after", None)
-        if not isinstance(told, int | float) or not told <= _LONGEST_PAUSE_SECONDS:  # NaN is not
-            told = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
-        self.seconds = max(0.0, told)
+        pause = getattr(error, "retry_after", None)
+        if not isinstance(pause, int | float) or not pause <= _LONGEST_PAUSE_SECONDS:  # NaN is not
+            pause = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
+        self.seconds = max(0.0, pause)
         self._failed, self._repeats_made = error, self._repeats_made + 1
         self._meters[0].failure = error
         return True

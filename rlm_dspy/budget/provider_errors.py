@@ -61,8 +61,8 @@ def is_withheld(error: Exception) -> bool:
 
 def is_blocked(error: dspy.LMError) -> bool:
     """Whether a provider refuses a prompt because of its content: the same prompt is refused again."""
-    told = f"{error.provider_code} {error.message}" if isinstance(error, dspy.LMProviderError) else ""
-    return getattr(error, "status", None) in _REFUSED and _BLOCKED.search(told) is not None
+    text = f"{error.provider_code} {error.message}" if isinstance(error, dspy.LMProviderError) else ""
+    return getattr(error, "status", None) in _REFUSED and _BLOCKED.search(text) is not None
 
 
 def refuses_streams(error: Exception) -> bool:
@@ -78,16 +78,16 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     HTML the words stay. Where no server of a model responded, or had such a path, its address is added.
     """
     if isinstance(error, dspy.LMError):
-        _tell(error, _without_tags(error.message))
+        _set_message(error, _without_tags(error.message))
         address = _shown_address(str(getattr(lm, "kwargs", {}).get("api_base") or ""))
         nobody = getattr(error, "status", None) == _NOT_FOUND or _NO_CONNECTION.search(error.message)
         if nobody and address and address not in error.message:
-            _tell(error, f"{error.message} (api_base: {address})")
+            _set_message(error, f"{error.message} (api_base: {address})")
     cause = error.__cause__ or error.__context__
     while cause is not None and isinstance(error, dspy.LMError):
         words = _words(getattr(cause, "body", None))
         if words and words not in error.message:
-            _tell(error, f"{error.message}: {words}")
+            _set_message(error, f"{error.message}: {words}")
             return
         cause = cause.__cause__ or cause.__context__
 
@@ -103,7 +103,7 @@ def _refused_field(detail: dict[str, JsonValue]) -> str:
     return f"{'.'.join(map(str, place if isinstance(place, list) else ()))}: {detail.get('msg')}"
 
 
-def _tell(error: dspy.LMError, message: str) -> None:
+def _set_message(error: dspy.LMError, message: str) -> None:
     """Give an error another message."""
     if message != error.message:
         error.args = (str(error).replace(error.message, message) if error.message else f"{error} {message}",)

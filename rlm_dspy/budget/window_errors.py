@@ -108,10 +108,10 @@ class Sizes:
 
 def window_error(model: str, read: int) -> dspy.ContextWindowExceededError:
     """Return the error of a server that answered nothing, as `read` tokens of messages filled its window."""
-    told = (
+    message = (
         f"No room for a reply behind {read} tokens in the messages: the maximum context length is {read} or less."
     )
-    return dspy.ContextWindowExceededError(model=model, message=told)
+    return dspy.ContextWindowExceededError(model=model, message=message)
 
 
 def as_window_error(error: Exception) -> Exception:
@@ -124,8 +124,8 @@ def as_window_error(error: Exception) -> Exception:
     if isinstance(error, dspy.ContextWindowExceededError) or not _says_so(error):
         return error
     same = ("model", "provider", "provider_code", "status", "request_id")
-    told = {name: getattr(error, name, None) for name in same} if isinstance(error, dspy.LMError) else {}
-    refusal: Exception = dspy.ContextWindowExceededError(message=_words(error), **told)
+    details = {name: getattr(error, name, None) for name in same} if isinstance(error, dspy.LMError) else {}
+    refusal: Exception = dspy.ContextWindowExceededError(message=_words(error), **details)
     return refusal
 
 

@@ -27,8 +27,8 @@ def redis_client(url: str, retries: int = 3) -> redis.Redis:
         from redis.backoff import ExponentialBackoff  # noqa: PLC0415
         from redis.retry import Retry  # noqa: PLC0415
     except ImportError as error:
-        told = "'redis://...' needs the extra `redis`: pip install 'dspy-recursive-lm[redis]'."
-        raise ImportError(told) from error
+        message = "'redis://...' needs the extra `redis`: pip install 'dspy-recursive-lm[redis]'."
+        raise ImportError(message) from error
     return redis.Redis.from_url(
         url,
         decode_responses=True,

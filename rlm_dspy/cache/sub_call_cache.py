@@ -69,8 +69,9 @@ class SubCallCache:
         with _shared_lock:
             server = str(path) if str(path).startswith(SCHEMES) else ""
             if not server and "://" in str(path):
-                told = f"SubCallCache takes a file, or a server's address with {', '.join(SCHEMES)}; not {path!r}."
-                raise ValueError(told)
+                raise ValueError(
+                    f"SubCallCache takes a file, or a server's address with {', '.join(SCHEMES)}; not {path!r}."
+                )
             name = server or ("" if path is None else os.path.realpath(path))
             if (known := _shared.get(name)) is not None:
                 return known  # type: ignore[return-value]
@@ -263,15 +264,15 @@ if hasattr(os, "register_at_fork"):
 def digest(*parts: Any) -> str:
     """Return the cache key of these parts: equal parts have the same key in every process."""
     try:
-        text = json.dumps(_told(parts), ensure_ascii=False)
+        text = json.dumps(_content_of(parts), ensure_ascii=False)
     except RecursionError:  # nested too deeply to compare: never found again
         text = uuid.uuid4().hex
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _told(value: Any) -> Any:
+def _content_of(value: Any) -> Any:
     """Return the content of a value as JSON, in an order that is the same in every process."""
-    told: Any
+    content: Any
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Text):
@@ -279,18 +280,19 @@ def _told(value: Any) -> Any:
     if isinstance(value, HostInput):
         return value.digest()[1]
     if isinstance(value, list | tuple):
-        return [_told(item) for item in value]
+        return [_content_of(item) for item in value]
     if isinstance(value, dict | dspy.Example):
-        told = sorted(([json.dumps(_told(name)), _told(item)] for name, item in value.items()), key=itemgetter(0))
+        items = ([json.dumps(_content_of(name)), _content_of(item)] for name, item in value.items())
+        content = sorted(items, key=itemgetter(0))
     elif isinstance(value, set | frozenset):
-        told = sorted(json.dumps(_told(item)) for item in value)
+        content = sorted(json.dumps(_content_of(item)) for item in value)
     elif isinstance(value, BaseModel):
-        told = {name: _told(getattr(value, name)) for name in type(value).model_fields}
+        content = {name: _content_of(getattr(value, name)) for name in type(value).model_fields}
     elif isinstance(value, type) or inspect.isroutine(value):
-        told = [value.__module__, value.__qualname__]
+        content = [value.__module__, value.__qualname__]
     else:
         try:
-            told = hashlib.sha256(pickle.dumps(value)).hexdigest()
+            content = hashlib.sha256(pickle.dumps(value)).hexdigest()
         except Exception:  # noqa: BLE001  # an object that cannot be pickled may raise anything
-            told = repr(value)
-    return [type(value).__module__, type(value).__qualname__, told]
+            content = repr(value)
+    return [type(value).__module__, type(value).__qualname__, content]

@@ -61,7 +61,7 @@ def replay(
         if not steps:
             raise UsageError("There is nothing to replay: the run completed no turn.")
     for step in steps:
-        typer.echo(printable(_told(step)))
+        typer.echo(printable(_comparison_line(step)))
     same = sum(step.same for step in steps)
     typer.echo(f"{same} of {counted(len(steps), 'step')} did the same.")
     raise typer.Exit(SAME if same == len(steps) else DIFFERENT)
@@ -114,7 +114,7 @@ def _value(record: Record, name: str) -> Any:
         return text
 
 
-def _told(step: ReplayedStep) -> str:
+def _comparison_line(step: ReplayedStep) -> str:
     lines = [f"step {step.number}: {'same' if step.same else 'different'}"]
     if not step.same:
         lines += [f"  {line}" for line in step.difference().splitlines()]

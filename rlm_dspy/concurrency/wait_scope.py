@@ -33,15 +33,15 @@ class Cancellation(Generic[Why]):
 
     def __init__(self) -> None:
         self.why: Why | None = None
-        self._told: dict[object, Callable[[Why], object]] = {}
+        self._callbacks: dict[object, Callable[[Why], object]] = {}
         self._lock = threading.Lock()
 
     def cancel(self, why: Why) -> None:
         """Notify all current and later waiters, from any thread."""
         with self._lock:
             self.why = why
-            told = list(self._told.values())
-        for tell in told:
+            callbacks = list(self._callbacks.values())
+        for tell in callbacks:
             tell(why)
 
     def take_back(self) -> None:
@@ -54,14 +54,14 @@ class Cancellation(Generic[Why]):
         """Call `tell`, from any thread, if this is or was cancelled in this scope."""
         key = object()
         with self._lock:
-            self._told[key], why = tell, self.why
+            self._callbacks[key], why = tell, self.why
         try:
             if why is not None:
                 tell(why)
             yield
         finally:
             with self._lock:
-                del self._told[key]
+                del self._callbacks[key]
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,8 @@ def describe(name: str, value: Any, note: str = "") -> Variable:
     if isinstance(value, Text) and value.path and value.path.stat().st_size > READ_WHOLE_BYTES:
         return Variable(name=name, type="str", value=_large_file(value.path), long=True, note=note)
     if isinstance(value, HostInput):
-        told = f"{value.about}; {value.usage.format(name)}"
-        return Variable(name=name, type=type(value).__name__, value=told, long=True, note=note)
+        text = f"{value.about}; {value.usage.format(name)}"
+        return Variable(name=name, type=type(value).__name__, value=text, long=True, note=note)
     value = plain(value)
     if isinstance(value, dspy.SandboxSerializable):
         setup = f" (after `{value.sandbox_setup()}`)" if value.sandbox_setup() else ""

@@ -109,9 +109,9 @@ class Files(HostInput, FileMapping):
             scan.add(path)
         names = sorted(name for name in scan.found if fits(name, pattern))
         if not names:
-            told = _told(scan.left_out)
+            reasons = _counts_by_reason(scan.left_out)
             raise ValueError(
-                f"{root} has no file that matches {pattern!r}{f' (left out: {told})' if told else ''}. "
+                f"{root} has no file that matches {pattern!r}{f' (left out: {reasons})' if reasons else ''}. "
                 "'**/*' matches all files, '**/*.md' those of one kind; hidden=True takes hidden ones too."
             )
         if all(map(_is_media, names)):
@@ -225,8 +225,8 @@ class Files(HostInput, FileMapping):
 
     def digest(self) -> tuple[int, str]:
         """Return the bytes of all files, and the SHA-256 of their names, sizes and times of change."""
-        told = repr(sorted(self._found.items())).encode("utf-8", "surrogatepass")
-        return self.total, hashlib.sha256(told).hexdigest()
+        listing = repr(sorted(self._found.items())).encode("utf-8", "surrogatepass")
+        return self.total, hashlib.sha256(listing).hexdigest()
 
     def __repr__(self) -> str:
         return f"Files({counted(len(self), 'file')} of {sendable(self.root.name)}/, {amount(self.total)})"
@@ -253,7 +253,7 @@ class Files(HostInput, FileMapping):
             f"folders: {_most(folders, _SHOWN_FOLDERS)}" if folders else "",
             f"largest: {_short(largest)!r}, {amount(self.sizes[largest])}",
             f"names: {', '.join(repr(_short(name)) for name in shown)}{' ...' if len(shown) < len(names) else ''}",
-            f"left out: {_told(self.left_out)}" if self.left_out else "",
+            f"left out: {_counts_by_reason(self.left_out)}" if self.left_out else "",
         ]
         return "; ".join(filter(None, parts))
 
@@ -388,7 +388,7 @@ def _most(counts: Counter[str], most: int) -> str:
     return ", ".join([*shown, f"{len(counts) - most:,} others"] if len(counts) > most else shown)
 
 
-def _told(left_out: dict[str, int]) -> str:
+def _counts_by_reason(left_out: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
 
 

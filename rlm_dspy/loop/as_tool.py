@@ -85,5 +85,5 @@ def _described(name: str, of: FieldInfo) -> Any:
         TypeAdapter(kind).json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError):
         kind = Any
-    told = description_of(name, of)
-    return TypeAliasType(name, Annotated[kind, Field(description=told)]) if told else kind
+    description = description_of(name, of)
+    return TypeAliasType(name, Annotated[kind, Field(description=description)]) if description else kind

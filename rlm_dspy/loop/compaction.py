@@ -99,10 +99,10 @@ def keep_history(run: Run) -> str:
 
 async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     """Return the model's summary of these turns, else their output."""
-    told = [step.output if step.kind == "folded" else as_session(step) for step in steps]
+    texts = [step.output if step.kind == "folded" else as_session(step) for step in steps]
     room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
     for _ in range(_SESSION_TRIES):
-        session = "\n\n".join(fitted(told, room))
+        session = "\n\n".join(fitted(texts, room))
         try:
             return await _ask(port, run, session) or session
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
@@ -118,8 +118,8 @@ async def _ask(port: Port, run: Run, session: str) -> str:
     tell.lm = run.lm
     task = cut(run.signature.instructions, len(session) or 1)
     with run.metered("fold") as meter, dspy.context(trace=None), run.budget.in_time(meter):
-        told = without_media_marks({"task": task, "session": session})
-        found = await port.predict(tell, run.budget.seconds_for_reply(), **told)
+        inputs = without_media_marks({"task": task, "session": session})
+        found = await port.predict(tell, run.budget.seconds_for_reply(), **inputs)
     return str(found.summary or "").strip()
 
 

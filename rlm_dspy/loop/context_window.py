@@ -82,8 +82,8 @@ class Conversation:
 
     @property
     def _signature(self) -> type[dspy.Signature]:
-        told: type[dspy.Signature] = self.act.signature
-        return told if self._instructions is None else told.with_instructions(self._instructions)
+        signature: type[dspy.Signature] = self.act.signature
+        return signature if self._instructions is None else signature.with_instructions(self._instructions)
 
     @property
     def demos(self) -> list[dict[str, Any]]:
@@ -103,8 +103,9 @@ class Conversation:
             self._demos_left = max(0, (self._demos_left or 0) - 1)
             self._demos = demos_for_run(self.act, self.environment, self._demos_left)
         if (over := self.chars(Trajectory()) - room) > 0:
-            told = self._signature.instructions
-            self._instructions = cut(told, max(len(told) - over, room // PART, _LEAST_INSTRUCTIONS_CHARS))
+            instructions = self._signature.instructions
+            kept = max(len(instructions) - over, room // PART, _LEAST_INSTRUCTIONS_CHARS)
+            self._instructions = cut(instructions, kept)
         if (over := self.chars(Trajectory()) - room) > 0:
             chars = len(str(self.environment))
             self.environment = self.environment.shortened(max(min(chars, _LEAST_ENVIRONMENT_CHARS), chars - over))
@@ -145,8 +146,8 @@ class Conversation:
         """The model's context window in tokens; None if it is not known."""
         given = self.limits.max_context_tokens
         known = given if given is not None else context_window(self.lm)
-        told = self.ledger.windows.get(getattr(self.lm, "model", ""))
-        return min((n for n in (known, told) if n is not None), default=None)
+        learned = self.ledger.windows.get(getattr(self.lm, "model", ""))
+        return min((n for n in (known, learned) if n is not None), default=None)
 
     @property
     def most_chars(self) -> float:

@@ -138,8 +138,9 @@ def _outputs_of(signature: type[dspy.Signature]) -> _Outputs:
 
 def _outputs_in_short(run: Run) -> _Outputs:
     """Return the outputs as texts, with the types as the first message has them: schemas of models are long."""
-    told = {each.name: f"{each.type}, as JSON unless it is text. {each.note}" for each in run.environment.outputs}
-    return {name: (str, dspy.OutputField(desc=desc.rstrip())) for name, desc in told.items()}
+    outputs = run.environment.outputs
+    descriptions = {each.name: f"{each.type}, as JSON unless it is text. {each.note}" for each in outputs}
+    return {name: (str, dspy.OutputField(desc=desc.rstrip())) for name, desc in descriptions.items()}
 
 
 def _extract_signature(signature: type[dspy.Signature], outputs: _Outputs, most_chars: float = math.inf) -> Any:
@@ -150,8 +151,8 @@ def _extract_signature(signature: type[dspy.Signature], outputs: _Outputs, most_
         outputs: The types and fields of its outputs.
         most_chars: The maximum length of the messages.
     """
-    told = signature.instructions
-    task = cut(told, int(min(len(told), most_chars / _INSTRUCTIONS_PART)))
+    own = signature.instructions
+    task = cut(own, int(min(len(own), most_chars / _INSTRUCTIONS_PART)))
     instructions = (
         f"{task}\n\nA Python REPL session worked on this and has ended. "
         "Give the outputs from what it found. If it found nothing certain, give your best guess."

@@ -60,21 +60,25 @@ def rebuild(run: Run, recorded: RecordedRun, execute: Callable[[str, str], Step]
         recorded: What the log holds of it.
         execute: Runs the code of a turn.
     """
-    told: list[str] = []
+    differences: list[str] = []
     with silent():
         run.answers.rebuilding = True
         for each in recorded.steps:
             if each.step.kind == "folded":
                 _fold(run, each)
             else:
-                told += _take(run, each, execute)
+                differences += _take(run, each, execute)
         run.answers.rebuilding = False
     if run.watch:
         run.watch.opened()
     run.subcalls.begin_at(recorded.sub_calls)
-    if told:
-        more = [f"- {counted(len(told) - _TOLD_TURNS, 'further turn')}"] if len(told) > _TOLD_TURNS else []
-        _tell(run, _DIFFERS.format("\n".join([*told[:_TOLD_TURNS], *more])))
+    if differences:
+        more = (
+            [f"- {counted(len(differences) - _TOLD_TURNS, 'further turn')}"]
+            if len(differences) > _TOLD_TURNS
+            else []
+        )
+        _add_notice(run, _DIFFERS.format("\n".join([*differences[:_TOLD_TURNS], *more])))
 
 
 def _fold(run: Run, recorded: RecordedStep) -> None:
@@ -86,7 +90,7 @@ def _fold(run: Run, recorded: RecordedStep) -> None:
 
 def _take(run: Run, recorded: RecordedStep, execute: Callable[[str, str], Step]) -> list[str]:
     """Take an ended turn; return what came out otherwise, if anything did."""
-    step, told = recorded.step, list[str]()
+    step, differences = recorded.step, list[str]()
     if step.code and step.kind not in _NOT_RUN:
         with run.in_time():
             now = execute(step.reasoning, step.code)
@@ -98,14 +102,14 @@ def _take(run: Run, recorded: RecordedStep, execute: Callable[[str, str], Step])
         missing, run.answers.missing = run.answers.missing, []
         if missing:
             names = ", ".join(sorted(set(missing)))
-            told.append(f"{counted(len(missing), 'call')} of {names} had no recorded answer, and failed")
+            differences.append(f"{counted(len(missing), 'call')} of {names} had no recorded answer, and failed")
         elif not _is_shown_as(output, shown, min(_LEAST_CLIPPED_CHARS, run.limits.max_output_chars)):
-            told.append(f"it gave {_first_difference(output, shown)}")
+            differences.append(f"it gave {_first_difference(output, shown)}")
     run.conversation.reported = (recorded.read, len(run.conversation.trajectory))
     run.turns_are_over = run.budget.limit is not None
     run.budget.ended(step)
     run.keep(step)
-    return [f"- turn {run.budget.turns}: {why}" for why in told]
+    return [f"- turn {run.budget.turns}: {why}" for why in differences]
 
 
 def _is_shown_as(output: str, shown: str, least: int) -> bool:
@@ -129,7 +133,7 @@ def _first_difference(now: str, then: str) -> str:
     return f"{new_line!r} instead of {old_line!r}"
 
 
-def _tell(run: Run, text: str) -> None:
+def _add_notice(run: Run, text: str) -> None:
     """Add a note to the notice of the last turn."""
     shown = run.conversation.trajectory.steps
     last = run.steps[-1]

@@ -280,8 +280,8 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
         outer = active_sub_call.get()
         parent = outer.run if outer and isinstance(outer.run, Run) else None
         event, recorded = resumed(run_event(self, inputs), parent)
-        with observed(event) as told:
-            heard = told is not None
+        with observed(event) as running:
+            heard = running is not None
             run = Run(self, inputs, check_factory(interpreter_factory), parent, heard=heard, recorded=recorded)
             token = active_sub_call.set(None)
             try:
@@ -296,8 +296,8 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
                 carry(error, run.partial(error))
                 raise
             finally:
-                if told:
-                    told.end(outcome=run.outcome or run.outcome_so_far())
+                if running:
+                    running.end(outcome=run.outcome or run.outcome_so_far())
                 active_sub_call.reset(token)
                 if outer:
                     outer.steps = [*outer.steps, *run.steps]

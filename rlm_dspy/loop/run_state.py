@@ -209,12 +209,12 @@ class Run:
             TypeError: If the factory returns something else, or an input cannot cross into this interpreter.
         """
         self.repl.open()
-        told = self.environment
-        if not told.runtime:
-            told = self._environment(self.repl.interpreter).model_copy(update={"turns": told.turns})
+        environment = self.environment
+        if not environment.runtime:
+            environment = self._environment(self.repl.interpreter).model_copy(update={"turns": environment.turns})
         if self.session:
             self.session.opened(self.repl.interpreter)
-        self._begin(told)
+        self._begin(environment)
 
     def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
         """Replace all turns but the kept ones by a summary in the prompt; `steps` keeps all of them."""

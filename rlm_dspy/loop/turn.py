@@ -61,10 +61,10 @@ class Turn(dspy.Module):
         return await self._take(Awaiting(), number)
 
     async def _take(self, port: Port, number: int) -> Step:
-        with unit(TurnEvent(turn=number)) if self._run.heard else contextlib.nullcontext() as told:
+        with unit(TurnEvent(turn=number)) if self._run.heard else contextlib.nullcontext() as turn:
             step = await self._step(port)
-            if told:
-                told.end(step=step)
+            if turn:
+                turn.end(step=step)
         if self._verbose:
             _logger.info("%s\n\n%s\n\n%s", step.reasoning, step.code, step.observation)
         return step
@@ -84,20 +84,20 @@ class Turn(dspy.Module):
         )  # the run ends: no model is shown the output, and nothing is reserved for a turn
         most = run.limits.max_output_chars if is_answer else run.conversation.output_chars
         output = clip(sendable(step.output), most)
-        if reply.code and reply.told:
-            output = f"{output}\n({reply.told})"
-        told: dict[str, Any] = {
+        if reply.code and reply.notice:
+            output = f"{output}\n({reply.notice})"
+        facts: dict[str, Any] = {
             "output": output,
             "printed": clip(sendable(step.printed), most),
             **self._so_far(reply),
         }
         if run.watch:
             # The echo of SUBMIT is not output: it would count as the input that it repeats.
-            told |= {
+            facts |= {
                 "read": (*run.watch.read("" if step.kind == "denied" else step.code), *run.watch.opened()),
                 "shown": () if is_answer else run.watch.shown(output),
             }
-        step = step.model_copy(update=told)
+        step = step.model_copy(update=facts)
         if is_answer:
             return step
         step = step.model_copy(update={"repeats": repeated_turn(step, run.steps)})
@@ -140,8 +140,8 @@ class Turn(dspy.Module):
                 fix = "It said the same again and again. Print or compute a long value with code instead."
             else:
                 fix = "Write a shorter reply, then continue." if error.too_long else "Write it again."
-            told = f"Your reply {error.why}. {ran}. {fix}"
-            return replace(reply, thinking=_thinking(meter), told=told)
+            notice = f"Your reply {error.why}. {ran}. {fix}"
+            return replace(reply, thinking=_thinking(meter), notice=notice)
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -154,7 +154,7 @@ class Turn(dspy.Module):
             return _reply_apart(meter) or said
         if calls := codes_of_calls(_output(meter)):
             return replace(said, **join_blocks(dict.fromkeys([said.code, *calls]))._asdict())
-        return replace(said, told=_told_of(meter, code))
+        return replace(said, notice=_notice_of(meter, code))
 
     def _without_copies(self, reply: Reply) -> Reply:
         """Return a reply without the code that types an input in again; the model is told of it."""
@@ -162,10 +162,10 @@ class Turn(dspy.Module):
         code, names = without_copied_inputs(reply.code, self._run.environment.variables, earlier)
         if not names:
             return reply
-        told = f"{', '.join(names)}: set already, so your copy was left out. Use the variable."
+        notice = f"{', '.join(names)}: set already, so your copy was left out. Use the variable."
         if does_nothing(code):
-            return replace(reply, reasoning=written_reply(reply.reasoning, reply.code), code="", told=told)
-        return replace(reply, code=code, told=" ".join(filter(None, (told, reply.told))))
+            return replace(reply, reasoning=written_reply(reply.reasoning, reply.code), code="", notice=notice)
+        return replace(reply, code=code, notice=" ".join(filter(None, (notice, reply.notice))))
 
     def _warmer(self) -> dict[str, dict[str, float]]:
         """Return the sampling of a reply after a turn without code, or one that repeated another.
@@ -203,13 +203,13 @@ class Turn(dspy.Module):
         """Run a block of code in the REPL; return its step without what the model is told about the turn."""
         run = self._run
         run.begin_cell()
-        with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as told:
+        with unit(CellEvent(reasoning=reasoning, code=code)) if run.heard else contextlib.nullcontext() as cell:
             outcome = run.repl.execute(code)
             run.reviewer.check()
             if run.async_tools.error is not None:
                 raise run.async_tools.error
-            if told:
-                told.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
+            if cell:
+                cell.end(kind=outcome.kind, output=outcome.output, submitted=outcome.submitted)
         output = f"{outcome.output}\n{run.stopped}" if run.stopped else outcome.output
         if outcome.kind != "submitted":
             output = output or NO_OUTPUT
@@ -228,8 +228,8 @@ class Turn(dspy.Module):
     def _refused(self, step: Step, problems: list[str]) -> Step:
         """Return the step of a SUBMIT that is refused: it tells the model why."""
         refusal = "\n".join(["SUBMIT was refused:", *(f"- {problem}" for problem in problems)])
-        told = _after(step.printed, f"{refusal}\nFix this and call {self._run.submit_call} again.")
-        known = {"kind": "refused", "refusals": tuple(problems), "answer": None, "output": told}
+        output = _after(step.printed, f"{refusal}\nFix this and call {self._run.submit_call} again.")
+        known = {"kind": "refused", "refusals": tuple(problems), "answer": None, "output": output}
         return step.model_copy(update=known)
 
 
@@ -249,7 +249,7 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
     if codes := codes_of_calls(output):
         return Reply(text, thinking=_thinking(meter), **join_blocks(codes)._asdict())
     if unread := unread_calls(output):
-        return Reply("\n".join(filter(None, [text, unread])), "", thinking=_thinking(meter), told=_UNREAD_CALL)
+        return Reply("\n".join(filter(None, [text, unread])), "", thinking=_thinking(meter), notice=_UNREAD_CALL)
     thinking = (output.get("reasoning_content") or "").strip()
     if output.get("text") or not thinking.endswith(("```", "~~~")):
         return None
@@ -257,10 +257,10 @@ def _reply_apart(meter: Meter | None) -> Reply | None:
     return reply if reply.code else None
 
 
-def _told_of(meter: Meter | None, code: str) -> str:
+def _notice_of(meter: Meter | None, code: str) -> str:
     """Return what the model is told of its reply; an adapter keeps no more than its code."""
     text = text_of(meter.outputs[-1] if meter and meter.outputs else None)
-    return read_reply(text).told if "SUBMIT" in text and "SUBMIT" not in code else ""
+    return read_reply(text).notice if "SUBMIT" in text and "SUBMIT" not in code else ""
 
 
 def _output(meter: Meter | None) -> dict[str, Any]:
@@ -278,8 +278,8 @@ def _thinking(meter: Meter | None) -> str:
 
 def denied(reasoning: str, code: str, why: str) -> Step:
     """Return the step of code that `on_code` refused."""
-    told = f"Your code was refused and was not run: {why}"
-    return Step(reasoning=reasoning, code=code, output=told, kind="denied", refusals=(why,))
+    output = f"Your code was refused and was not run: {why}"
+    return Step(reasoning=reasoning, code=code, output=output, kind="denied", refusals=(why,))
 
 
 def replaced(step: Step, code: str) -> Step:
@@ -292,16 +292,16 @@ def cut_short(error: BaseException, reasoning: str, code: str, printed: str) -> 
     """Return the step of a turn whose code, or a hook, an error cut short."""
     is_paused = isinstance(error, Pause)
     why = "The run was paused" if is_paused else "The run was interrupted in this turn"
-    told = f"{why}: {error}" if str(error) else f"{why}."
+output = _after(printed, f"{why}: {error}" if str(error) else f"{why}.")
     kind: StepKind = "paused" if is_paused else "error"
-    return Step(reasoning=reasoning, code=code, output=_after(printed, told), kind=kind)
+    return Step(reasoning=reasoning, code=code, output=output, kind=kind)
 
 
 def no_code(reply: Reply, submit_call: str) -> Step:
     """Return the step of a reply that contained no Python: it tells the model what to write instead."""
     language = read_reply(reply.reasoning).other_language
-    if reply.told:
-        problem = reply.told
+    if reply.notice:
+        problem = reply.notice
     elif language:
         problem = f"The block is marked {language!r}; only Python runs here."
     elif reply.reasoning:

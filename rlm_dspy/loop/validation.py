@@ -97,8 +97,8 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
 def _warn_of(*hidden: str) -> None:
     """Log once that output fields take the place of what a run says of itself."""
     if hidden:
-        told = ", ".join(f"prediction.{name}" for name in hidden)
-        _logger.warning("%s: the output field, not the run's own. Rename the field to have both.", told)
+        names = ", ".join(f"prediction.{name}" for name in hidden)
+        _logger.warning("%s: the output field, not the run's own. Rename the field to have both.", names)
 
 
 class HasState(dspy.Module):
@@ -221,8 +221,8 @@ def check_inputs(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> 
     given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
     given |= inputs
     wrong = {"unknown": given.keys() - fields.keys(), "missing": fields.keys() - given.keys()}
-    if told := ", ".join(f"{what}: {sorted(names)}" for what, names in wrong.items() if names):
-        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {told}.")
+    if problems := ", ".join(f"{what}: {sorted(names)}" for what, names in wrong.items() if names):
+        raise InvalidInputs(f"The signature takes the inputs {list(fields)}; {problems}.")
     values = {name: given[name] for name in fields}
     for name, value in values.items():
         for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:

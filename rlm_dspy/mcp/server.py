@@ -55,7 +55,7 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
     conversations = Conversations(rlm, lm)
 
     @contextlib.contextmanager
-    def told_safely() -> Iterator[None]:
+    def errors_for_client() -> Iterator[None]:
         """Tell the client of its mistakes; of other errors their type alone, as they may name paths and keys."""
         try:
             yield
@@ -79,33 +79,33 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
     @server.tool()
     async def list_files(folder: Folder = "", pattern: Pattern = "**/*") -> str:
         """List the names and sizes of files."""
-        with told_safely():
+        with errors_for_client():
             return await asyncio.to_thread(folders.listing, folder, pattern)
 
     @server.tool()
     async def ask(question: Question, context: Context, folder: Folder = "", pattern: Pattern = "**/*") -> Answer:
         """Answer a question about files. Choose few files by the pattern if the question is about few."""
-        with told_safely():
+        with errors_for_client():
             files = await asyncio.to_thread(folders.files, folder, pattern)
             source = await asyncio.to_thread(source_of, files)
-            return await conversations.begin(source, question, _told(context, rlm))
+            return await conversations.begin(source, question, _progress_callback(context, rlm))
 
     @server.tool()
     async def go_on(conversation: Conversation, question: Question, context: Context) -> Answer:
         """Ask a further question about the same files; what was said and found before is known."""
-        with told_safely():
-            return await conversations.go_on(conversation, question, _told(context, rlm))
+        with errors_for_client():
+            return await conversations.go_on(conversation, question, _progress_callback(context, rlm))
 
     @server.tool()
     async def report(conversation: Conversation) -> str:
         """Show how the last answer of a conversation was found: the turns, their code and output."""
-        with told_safely():
+        with errors_for_client():
             return conversations.report(conversation)
 
     return server
 
 
-def _told(context: Context, rlm: RLM) -> Told:
+def _progress_callback(context: Context, rlm: RLM) -> Told:
     """Return what notifies the client of each turn; turns end in other threads, too."""
     loop = asyncio.get_running_loop()
 

@@ -194,17 +194,17 @@ def _failures(steps: list[Step]) -> Iterator[str]:
     """Yield the first failure, then the count of each kind."""
     failed = [(number, step) for number, step in enumerate(steps, start=1) if step.failed]
     for number, step in failed[:1]:
-        yield f"The first thing that went wrong: in turn {number} {_told(step)}"
+        yield f"The first thing that went wrong: in turn {number} {_failure_text(step)}"
     kinds = Counter(step.kind for _, step in failed)
     if len(failed) > 1:
         counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
         yield f"Failed turns: {len(failed)} of {len(steps)} ({counts})."
         last_number, last = failed[-1]
         if last.kind != failed[0][1].kind:
-            yield f"Later, in turn {last_number}, {_told(last)}"
+            yield f"Later, in turn {last_number}, {_failure_text(last)}"
 
 
-def _told(step: Step) -> str:
+def _failure_text(step: Step) -> str:
     problem = "" if step.kind == "no_code" else f": {cut(step.problem, _LINE_CHARS)}"
     return f"{_WHAT_WENT_WRONG[step.kind]}{problem}{'.' if step.refusals or not problem else ''}"
 
@@ -215,7 +215,7 @@ def _of_this_turn(steps: list[Step], pred_trace: Trace) -> Iterator[str]:
         code = (getattr(outputs, "code", "") or "").strip()
         at = len(getattr(inputs.get("trajectory"), "steps", ()))
         if at < len(steps) and (step := steps[at]).code.strip() == code:
-            end = _told(step) if step.failed else _ENDS.get(step.kind, "its code ran without an error.")
+            end = _failure_text(step) if step.failed else _ENDS.get(step.kind, "its code ran without an error.")
             yield f"The turn shown here is number {at + 1} of {len(steps)}: {end}"
 
 

@@ -105,11 +105,11 @@ def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
         for name, p in program.named_predictors()
     ]
     parts = [(name, _made_of(part)) for name, part in program.named_sub_modules()]
-    given = [_told(value) if callable(value) else value for value in settings]
+    given = [_metric_identity(value) if callable(value) else value for value in settings]
     return digest(type(program).__qualname__, learned, parts, identity_of(lm), given)
 
 
-def _told(metric: Callable[..., Any]) -> Any:
+def _metric_identity(metric: Callable[..., Any]) -> Any:
     """Return the identity of a metric; another one at each call if it has none."""
     identifier = Identifier()
     found = identifier.of(metric)

@@ -214,14 +214,14 @@ def _guided(steps: list[Step], here: Environment) -> list[Step]:
     submit = f"```python\nSUBMIT({', '.join(f'{output.name}=...' for output in here.outputs)})\n```"
     guided, printed = list[Step](), 0
     for step in steps:
-        told, is_lost = [step.notice], bool(step.repeats) or step.kind == "no_code"
+        notices, is_lost = [step.notice], bool(step.repeats) or step.kind == "no_code"
         if step.kind != "folded" and is_lost and (search := _search(here, printed)):
-            told.append(f"For example:\n\n{search}")
+            notices.append(f"For example:\n\n{search}")
         elif step.kind != "folded" and not step.notice:
             go_on = "If the output above does not hold the answer, write a block that goes further. If it does:"
-            told = [*short, f"{go_on}\n\n{submit}"]
+            notices = [*short, f"{go_on}\n\n{submit}"]
         printed += _PASSAGES if not is_lost and "find_passages(" in step.code else 0
-        guided.append(step.model_copy(update={"notice": "\n".join(filter(None, told))}))
+        guided.append(step.model_copy(update={"notice": "\n".join(filter(None, notices))}))
     return guided
 
 
@@ -233,8 +233,8 @@ def _conversation(environment: str, steps: list[Step]) -> list[Message]:
             continue
         loops = step.kind == "no_code" and goes_round(step.reasoning)
         if (step.repeats or loops) and steps[0].kind != "folded":
-            told = step.notice if step.repeats else step.observation
-            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{told}"}
+            note = step.notice if step.repeats else step.observation
+            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{note}"}
             continue
         messages.append(_assistant(step.reasoning, step.code))
         messages.append({"role": "user", "content": step.observation})

@@ -52,8 +52,8 @@ def renamed(demo: dict[str, Any], here: Environment) -> dict[str, Any]:
         code = _code_renamed(str(demo.get("code") or ""), names)
     except (ValueError, SyntaxError, tokenize.TokenError):  # not Python, or a name that is taken
         return demo
-    told = _environment_renamed(environment, names)
-    return {**demo, "environment": told, "trajectory": Trajectory(steps=steps), "code": code}
+    new_environment = _environment_renamed(environment, names)
+    return {**demo, "environment": new_environment, "trajectory": Trajectory(steps=steps), "code": code}
 
 
 def under(environment: Environment, here: Environment) -> Environment:

@@ -192,10 +192,10 @@ def _readings(signature: type[dspy.Signature], text: str) -> Iterator[dict[str, 
     needed = [name for name, field in fields.items() if field.is_required()] if len(fields) > 1 else list(fields)
     if text.lstrip().startswith("{"):
         with contextlib.suppress(*TOO_DEEP):
-            told = read_value(text, dict)
-            named = {by_name[_plain(key)]: value for key, value in told.items() if _plain(key) in by_name}
+            parsed = read_value(text, dict)
+            named = {by_name[_plain(key)]: value for key, value in parsed.items() if _plain(key) in by_name}
             if named or len(needed) == 1:
-                yield named or {needed[0]: told}
+                yield named or {needed[0]: parsed}
     if under := _under_headings(text, by_name):
         yield under
         yield {name: value.strip(_DECORATION) for name, value in under.items()}

@@ -97,8 +97,8 @@ def read_answer(signature: type[dspy.Signature], submitted: Any) -> tuple[dict[s
 def type_of(field: FieldInfo) -> TypeForm[Any]:
     """Return the type of a field with its constraints: `Annotated[int, Ge(1)]`."""
     by = field.discriminator
-    told = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
-    return cast("TypeForm[Any]", Annotated[field.annotation, *told] if told else field.annotation)
+    metadata = [*field.metadata, *([Discriminator(by) if isinstance(by, str) else by] if by else [])]
+    return cast("TypeForm[Any]", Annotated[field.annotation, *metadata] if metadata else field.annotation)
 
 
 def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
@@ -166,11 +166,11 @@ def _no_year(value: Any) -> Any:
     Raises:
         ValueError: If it is a number too small for a time since 1970, such as a year.
     """
-    told = str(value).strip() if isinstance(value, int | float | str) else ""
-    if not _NUMBER.fullmatch(told) or abs(float(told)) >= LEAST_TIMESTAMP:
+    text = str(value).strip() if isinstance(value, int | float | str) else ""
+    if not _NUMBER.fullmatch(text) or abs(float(text)) >= LEAST_TIMESTAMP:
         return value
-    if len(told) == len("20240301"):
-        return f"{told[:4]}-{told[4:6]}-{told[6:]}"
+    if len(text) == len("20240301"):
+        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
     raise ValueError(NO_DATE)
 
 
@@ -180,18 +180,18 @@ def _member(value: Any, annotation: TypeForm[Any]) -> Any:
     Raises:
         ValueError: If there is none, or more than one.
     """
-    told = value.strip().lower() if isinstance(value, str) else None
+    wanted = value.strip().lower() if isinstance(value, str) else None
     named: list[Any] = []
     for kind in _choices(annotation):
         if isinstance(kind, enum.EnumMeta):
             named += [
                 member
                 for member in cast("type[enum.Enum]", kind)
-                if told
+                if wanted
                 in {str(text).lower() for text in (member.name, f"{kind.__name__}.{member.name}", member.value)}
             ]
         elif get_origin(kind) is Literal:
-            named += [each for each in get_args(kind) if isinstance(each, str) and each.strip().lower() == told]
+            named += [each for each in get_args(kind) if isinstance(each, str) and each.strip().lower() == wanted]
     if len(named) != 1:
         raise ValueError("no such choice")
     return named[0]
@@ -234,7 +234,7 @@ def _fitted_parts(value: Any, kind: Any) -> Any:
     parts = get_args(kind) or (Any,)
     if isinstance(value, dict):
         fields = getattr(kind, "model_fields", {})
-        types = {told: field.annotation for name, field in fields.items() for told in (name, field.alias)}
+        types = {alias: field.annotation for name, field in fields.items() for alias in (name, field.alias)}
         return {
             key if fields else _fitted(key, parts[0]): _fitted(item, types.get(key, parts[-1]))
             for key, item in value.items()

@@ -205,7 +205,7 @@ class ToolCalls:
         """
         result, started, error_type, refused = None, time.monotonic(), "", ""
         given = {**({"args": list(args)} if args else {}), **kwargs}
-        with unit(ToolEvent(name=name, arguments=given)) as told:
+        with unit(ToolEvent(name=name, arguments=given)) as running:
             try:
                 result = ((self.recorded and self.recorded(name, given)) or function)()
             except BaseException as error:
@@ -223,7 +223,7 @@ class ToolCalls:
                     seconds=time.monotonic() - started,
                 )
                 self._add(call)
-                told.end(result=result, call=call)
+                running.end(result=result, call=call)
         return result
 
     def _add(self, call: ToolCall) -> None:
@@ -268,7 +268,7 @@ def host_function(
 
     def invoke(*args: Any, **kwargs: Any) -> Any:
         def call() -> Any:
-            with _told_safely(tool.name):
+            with _errors_redacted(tool.name):
                 # dspy.Tool passes arguments by name only
                 return blocking.func(*args, **kwargs) if by_position else blocking(**by_name(args, kwargs))
 
@@ -301,7 +301,7 @@ def _constrained(tool: dspy.Tool, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told_safely(name: str) -> Iterator[None]:
+def _errors_redacted(name: str) -> Iterator[None]:
     """Redact the host's secrets in an exception that a tool raises."""
     try:
         yield
@@ -327,16 +327,16 @@ class GuardedTool(dspy.Tool):
         try:
             return without_media_marks(super().__call__(**_constrained(self, kwargs)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (ReAct would show the traceback)
-            return self._told(error)
+            return self._error_text(error)
 
     async def acall(self, **kwargs: Any) -> Any:
         """Await it."""
         try:
             return without_media_marks(await super().acall(**_constrained(self, kwargs)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 (as above)
-            return self._told(error)
+            return self._error_text(error)
 
-    def _told(self, error: BaseException) -> str:
+    def _error_text(self, error: BaseException) -> str:
         return f"Execution error in {self.name}: {type(error).__name__}: {safe_message(error, dspy.settings.lm)}"
 
 

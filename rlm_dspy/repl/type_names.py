@@ -116,10 +116,10 @@ def consists_of(annotations: Iterable[TypeForm[Any]], kind: str = "dict") -> str
         kind: What code uses instead of an instance.
     """
     seen: set[type] = set()
-    return "; ".join(_told(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
+    return "; ".join(_described(part, kind) for annotation in annotations for part in _parts_of(annotation, seen))
 
 
-def _told(part: type, kind: str) -> str:
+def _described(part: type, kind: str) -> str:
     if members := getattr(part, "__members__", None):
         return f"{part.__name__} is one of {[member.value for member in members.values()]}"
     fields = (f"{key}: {name_of(annotation)}" for key, annotation in _fields_of(part).items())

@@ -21,12 +21,12 @@ class Joined(NamedTuple):
 
     Attributes:
         code: The code.
-        told: What the model is told of a SUBMIT that was left out; else empty.
+        notice: What the model is told of a SUBMIT that was left out; else empty.
         left_out: A last block that waits for the output of those before it; else empty.
     """
 
     code: str
-    told: str = ""
+    notice: str = ""
     left_out: str = ""
 
 

@@ -40,9 +40,9 @@ def with_calls(output: Mapping[str, Any]) -> str:
 def _calls(output: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the name and the arguments of each call."""
     for call in output.get("tool_calls") or []:
-        told = call.model_dump() if isinstance(call, BaseModel) else call
-        if isinstance(told, dict):
-            function = told.get("function") or told
+        fields = call.model_dump() if isinstance(call, BaseModel) else call
+        if isinstance(fields, dict):
+            function = fields.get("function") or fields
             arguments = function.get("arguments") or function.get("input") or ""
             parsed = read_json(arguments) if isinstance(arguments, str) else arguments
             if isinstance(parsed, dict) and parsed.keys() == {_NOT_JSON}:

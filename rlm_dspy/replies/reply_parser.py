@@ -52,7 +52,7 @@ class Reply:
         code: The Python of all its blocks, in order; empty if there is none, or comments alone.
         other_language: The language of a non-Python block, if the reply has nothing else.
         thinking: The thinking in the reply, if any.
-        told: What the model is told of its reply: that it was truncated, or what was left out; else empty.
+        notice: What the model is told of its reply: that it was truncated, or what was left out; else empty.
         left_out: A last block that is not run before the model saw the output of the others; else empty.
     """
 
@@ -60,7 +60,7 @@ class Reply:
     code: str
     other_language: str = ""
     thinking: str = ""
-    told: str = ""
+    notice: str = ""
     left_out: str = ""
 
 

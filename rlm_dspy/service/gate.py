@@ -129,12 +129,12 @@ class Bodies:
         except TimeoutError:
             raise HTTPException(408, "The body took too long.", {"Connection": "close"}) from None
         except ValidationError as error:
-            raise HTTPException(400, _told(error)) from None
+            raise HTTPException(400, _error_text(error)) from None
         finally:
             self._held -= len(body)
 
 
-def _told(error: ValidationError) -> str:
+def _error_text(error: ValidationError) -> str:
     """Return what is wrong with a body, without quoting it."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     parts = [f"{_place(part['loc']) or 'the body'}: {part['msg']}" for part in found[:_SHOWN_ERRORS]]

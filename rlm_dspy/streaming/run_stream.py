@@ -190,15 +190,15 @@ class _Reader:
                 yield text, False
         elif type(adapter).__name__ in self._listener.adapter_identifiers:
             for part in _words(chunk):
-                yield from self._told(self._listener.receive(part))
+                yield from self._parts_of(self._listener.receive(part))
 
     def finish(self) -> Iterator[tuple[str, bool]]:
         """Yield what is left of the field when the reply has ended."""
-        yield from self._told(self._listener.finalize())
+        yield from self._parts_of(self._listener.finalize())
         if self._is_open:
             yield "", True
 
-    def _told(self, response: dspy.streaming.StreamResponse | None) -> Iterator[tuple[str, bool]]:
+    def _parts_of(self, response: dspy.streaming.StreamResponse | None) -> Iterator[tuple[str, bool]]:
         if response is not None:
             self._is_open, self.is_whole = not response.is_last_chunk, bool(response.is_last_chunk)
             yield response.chunk, bool(response.is_last_chunk)

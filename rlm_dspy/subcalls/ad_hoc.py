@@ -57,16 +57,16 @@ def _inline(text: str, types: TypeReader) -> Iterator[tuple[str, _Field]]:
         yield name, _Field("out", types.of(annotation), {})
 
 
-def _fields(told: list[SignatureField] | None, types: TypeReader) -> Iterator[tuple[str, _Field]]:
-    for field in told or ():
+def _fields(described: list[SignatureField] | None, types: TypeReader) -> Iterator[tuple[str, _Field]]:
+    for field in described or ():
         options = {"desc": field.desc} if field.desc else {}
         default = {} if field.required else {"default": field.default}
         yield field.name, _Field(field.way, types.field(field)[0], options | default)
 
 
-def _checked(told: Iterator[tuple[str, _Field]]) -> dict[str, _Field]:
+def _checked(described: Iterator[tuple[str, _Field]]) -> dict[str, _Field]:
     fields: dict[str, _Field] = {}
-    for name, field in told:
+    for name, field in described:
         if name in fields:
             raise InvalidInputs(f"two fields are named {name}")
         _check_field(name, field)

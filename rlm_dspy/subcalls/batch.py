@@ -121,7 +121,7 @@ class Batch:
             if item.meter is not None:
                 item.meter.give_up(why)
             item.release()
-            item.tell(self.callee, self.number)
+            item.emit_end(self.callee, self.number)
 
     def _answer(self, item: SubCallItem) -> None:
         begun = time.monotonic()
@@ -138,7 +138,7 @@ class Batch:
             if not late:
                 item.answer, item.seconds = answer, time.monotonic() - begun
         if self.run.heard and not late:
-            item.tell(self.callee, self.number)
+            item.emit_end(self.callee, self.number)
         with self._lock:
             self._done += 1
 

@@ -72,7 +72,7 @@ class Guard:
     """
 
     inputs: Mapping[str, Any]
-    _told: set[str] = field(default_factory=set)
+    _refused: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def _total(self) -> int:
@@ -86,9 +86,9 @@ class Guard:
             key: Identifies the call.
         """
         handed = sum(_chars(value) for value in given.values())
-        if self._total < _GUARDED_CHARS or handed < _MOST_OF_IT * self._total or key in self._told:
+        if self._total < _GUARDED_CHARS or handed < _MOST_OF_IT * self._total or key in self._refused:
             return ""
-        self._told.add(key)
+        self._refused.add(key)
         return (
             f"This child would receive almost the whole input ({handed:,} of {self._total:,} characters). No call "
             "was made. Split the input with code and pass slices. To pass all of it anyway, repeat the call."

@@ -121,7 +121,7 @@ class SubCalls:
         with self._lock:
             log = list(self.log)
         for callee, batch, asked in log:
-            asked.tell(callee, batch)
+            asked.emit_end(callee, batch)
         return tuple(asked.entry(callee, batch) for callee, batch, asked in log)
 
     def enter(self, callee: Callee, items: list[SubCallItem]) -> int:
@@ -164,7 +164,7 @@ class SubCalls:
                 item.answer = leaders[item.key].answer
                 item.cached = "value" in item.answer
             if self.run.heard:
-                item.tell(callee, number)
+                item.emit_end(callee, number)
         if refusal is not None:
             raise refusal
         reused, failures = sum(item.cached for item in items), sum("error" in item.answer for item in items)

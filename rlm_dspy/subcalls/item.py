@@ -133,7 +133,7 @@ class SubCallItem:
         recorded: What it was before the run was resumed; None if it is new.
         number: Its number in the run.
         id: Its id for listeners; empty before the call.
-        told: Whether its end event was emitted.
+        reported: Whether its end event was emitted.
         answer: The answer; empty until there is one.
         attempts: The number of calls of its module.
         cached: Whether the answer comes from an earlier call.
@@ -153,7 +153,7 @@ class SubCallItem:
     recorded: RecordedCall | None = None
     number: int = 0
     id: str = ""
-    told: bool = False
+    reported: bool = False
     answer: Answer = field(default_factory=Answer)
     attempts: int = 0
     cached: bool = False
@@ -169,10 +169,10 @@ class SubCallItem:
         """The parts of the run's inputs that the item contains."""
         return self.watch.sent(self.inputs) if self.watch else ()
 
-    def tell(self, callee: Callee, batch: int) -> None:
+    def emit_end(self, callee: Callee, batch: int) -> None:
         """Emit the end of the item to listeners, once."""
-        told, self.told = self.told, True
-        if not told and listeners():
+        reported, self.reported = self.reported, True
+        if not reported and listeners():
             call = self.entry(callee, batch)
             emit(
                 SubCallEvent(
@@ -257,10 +257,10 @@ def failed_request(error: Exception, callee: Callee, item: SubCallItem, *lms: ds
     answer = failed(error, *callee.lms, *lms)
     if callee.kind != "child" and is_too_long(error):  # a child's inputs are not part of its messages
         chars, window = sum(map(len, map(str, item.inputs.values()))), sizes_of(error).window
-        told = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window else ""
+        size = f" of {window:,} tokens, about {_CHARS_PER_TOKEN * window:,} characters" if window else ""
         sure = "is" if isinstance(error, dspy.ContextWindowExceededError) else "may be"
         answer["error"] += (
-            f"\nThe request {sure} too long for the model's context window{told}. Its inputs have {chars:,} "
+            f"\nThe request {sure} too long for the model's context window{size}. Its inputs have {chars:,} "
             "characters: split the text or narrow it down with code."
         )
     return answer

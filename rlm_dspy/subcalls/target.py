@@ -129,10 +129,10 @@ class Callee:
         if key not in self._states:
             learned = {name: _learned(predictor) for name, predictor in self.module.named_predictors()}
             kind = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
-            told = [self.interface.stub, self.interface.schemas]
+            interface = [self.interface.stub, self.interface.schemas]
             own = getattr(self.module, "config", {})
             cheap = [lm_state(self.cheap_lm)] if self.cheap_lm else []
-            self._states[key] = digest(kind, told, learned, own, adapter, lm_state(asked), *cheap)
+            self._states[key] = digest(kind, interface, learned, own, adapter, lm_state(asked), *cheap)
         return self._states[key]
 
 

@@ -339,8 +339,8 @@ def _field_call(node: ast.expr) -> Constraints:
 def _literal(node: ast.expr) -> str | int | float | bool | None:
     match node:
         case ast.Constant(value=None | str() | bool() | int() | float() as value):
-            told: str | int | float | bool | None = without_media_marks(value)  # escapes may hide a mark
-            return told
+            plain: str | int | float | bool | None = without_media_marks(value)  # escapes may hide a mark
+            return plain
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(
             value, bool
         ):

@@ -156,7 +156,7 @@ def load_configuration() -> Configuration:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}. Correct it, or set {FILE_VARIABLE}.") from None
     except ValidationError as error:
-        raise UsageError(f"{path}: {' '.join(map(_told, error.errors(include_input=False)))}") from None
+        raise UsageError(f"{path}: {' '.join(map(_error_text, error.errors(include_input=False)))}") from None
     except ValueError as error:  # no TOML, or no UTF-8
         raise UsageError(
             f'{path} is not valid TOML: {error}. Texts have quotes: model = "openai/gpt-5-mini".'
@@ -167,7 +167,7 @@ def load_configuration() -> Configuration:
     return found
 
 
-def _told(error: ErrorDetails) -> str:
+def _error_text(error: ErrorDetails) -> str:
     """Return one error of the file: the key, what is wrong, and the fix."""
     where = error["loc"]
     inner: dict[str, type[BaseModel]] = {"providers": ModelSettings, "mcp_servers": MCPServer}

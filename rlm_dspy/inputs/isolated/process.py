@@ -63,7 +63,7 @@ def run_isolated(
 
     folder = str(Path(confinement.__file__).parent)
     bounds = {"memory_bytes": memory_bytes, "seconds": seconds, "file_bytes": file_bytes}
-    told = {**settings, **bounds, "job": job, "path": [*filter(None, sys.path)], "confinement": folder}
+    given = {**settings, **bounds, "job": job, "path": [*filter(None, sys.path)], "confinement": folder}
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     output = TemporaryFile(buffering=0)  # noqa: SIM115 (the caller reads it, or hands it on where it is)
     with TemporaryFile() as messages:
@@ -72,7 +72,7 @@ def run_isolated(
             stdin=source,
             stdout=output,
             stderr=messages,
-            env={**environment, "SETTINGS": json.dumps(told)},  # not an argument: others may see those
+            env={**environment, "SETTINGS": json.dumps(given)},  # not an argument: others may see those
             start_new_session=True,
         )
         try:

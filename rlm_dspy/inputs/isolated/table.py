@@ -116,8 +116,8 @@ def _of_sqlite(settings: TableSettings) -> Any:
 def _of_duckdb(settings: TableSettings) -> Any:
     import duckdb
 
-    told: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
-    connection = duckdb.connect(settings["file"], read_only=True, config=told)
+    config: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+    connection = duckdb.connect(settings["file"], read_only=True, config=config)
     names = [name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()]
     return connection.sql(f"{_query(names, settings)} limit {settings['most_rows'] + 1}").to_arrow_table()
 

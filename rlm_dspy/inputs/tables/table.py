@@ -160,20 +160,20 @@ def about_table(rows: int, columns: Sequence[tuple[str, str, int]], examples: Se
         columns: Name, type and number of nulls of each column.
         examples: Some rows.
     """
-    told = [
+    described = [
         f"{beginning(name, _NAME_CHARS)} {beginning(kind, _NAME_CHARS)}{f' ({nulls:,} null)' if nulls else ''}"
         for name, kind, nulls in columns[:_SHOWN_COLUMNS]
     ]
     more = f", {len(columns) - _SHOWN_COLUMNS:,} more columns" if len(columns) > _SHOWN_COLUMNS else ""
     shown = "; ".join(beginning(_row(example), _ROW_CHARS) for example in examples)
     size = f"{counted(rows, 'row')}, {counted(len(columns), 'column')}"
-    return f"{size}: {', '.join(told)}{more}{f'; first rows: {shown}' if shown else ''}"
+    return f"{size}: {', '.join(described)}{more}{f'; first rows: {shown}' if shown else ''}"
 
 
 def _row(example: dict[str, Any]) -> str:
     cells = list(example.items())[:_SHOWN_COLUMNS]
-    told = (f"{beginning(str(name), _NAME_CHARS)}: {_cell(value)}" for name, value in cells)
-    return f"{{{', '.join(told)}}}"
+    texts = (f"{beginning(str(name), _NAME_CHARS)}: {_cell(value)}" for name, value in cells)
+    return f"{{{', '.join(texts)}}}"
 
 
 def _cell(value: Any) -> str:

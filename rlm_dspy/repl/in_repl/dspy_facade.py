@@ -61,10 +61,10 @@ class _RlmTypes:
             raise TypeError("%r is not a type in this REPL" % text) from None
         return self.text(kind)
 
-    def _annotated(self, kind, told):
-        told = _rlm_constraints(told)
-        fields = ", ".join("%s=%r" % item for item in told.items())
-        return "Annotated[%s, Field(%s)]" % (self.text(kind), fields) if told else self.text(kind)
+    def _annotated(self, kind, metadata):
+        metadata = _rlm_constraints(metadata)
+        fields = ", ".join("%s=%r" % item for item in metadata.items())
+        return "Annotated[%s, Field(%s)]" % (self.text(kind), fields) if metadata else self.text(kind)
 
     def named(self, name, kind):
         """Tell of a type by the name that code gave it."""
@@ -99,11 +99,11 @@ class _RlmTypes:
         return {"kind": "model", "doc": _rlm_inspect.cleandoc(kind.__doc__ or ""), "fields": fields}
 
     def _of_model(self, field):
-        told = {"type": self.text(field.annotation), "desc": field.description or ""}
-        told["constraints"] = _rlm_constraints(field.metadata)
+        frame = {"type": self.text(field.annotation), "desc": field.description or ""}
+        frame["constraints"] = _rlm_constraints(field.metadata)
         if not field.is_required():
-            told.update(required=False, default=_rlm_plain(field.get_default(call_default_factory=True)))
-        return told
+            frame.update(required=False, default=_rlm_plain(field.get_default(call_default_factory=True)))
+        return frame
 
     def _of_annotations(self, kind):
         optional, missing = getattr(kind, "__optional_keys__", ()), _rlm_dataclasses.MISSING
@@ -134,10 +134,10 @@ def _rlm_no_type(kind):
     )
 
 
-def _rlm_constraints(told):
+def _rlm_constraints(metadata):
     """Return what pydantic's `Field` and annotated_types say, as plain values."""
     found = {}
-    for part in told:
+    for part in metadata:
         if isinstance(part, str):  # a remark
             continue
         said = {name: getattr(part, name, None) for name in _RLM_CONSTRAINTS}
@@ -251,14 +251,14 @@ def _rlm_annotations(owner):
 
 def _rlm_field(name, field, kind):
     options = dict(field.options)
-    told = {"name": name, "way": field.way, "type": kind}
-    told["desc"] = str(options.pop("desc", None) or options.pop("description", None) or "")
+    frame = {"name": name, "way": field.way, "type": kind}
+    frame["desc"] = str(options.pop("desc", None) or options.pop("description", None) or "")
     if "default_factory" in options:
         options["default"] = options.pop("default_factory")()
     if "default" in options:
-        told.update(required=False, default=_rlm_plain(options.pop("default")))
-    told["constraints"] = {key: _rlm_plain(options[key]) for key in _RLM_CONSTRAINTS if key in options}
-    return told
+        frame.update(required=False, default=_rlm_plain(options.pop("default")))
+    frame["constraints"] = {key: _rlm_plain(options[key]) for key in _RLM_CONSTRAINTS if key in options}
+    return frame
 
 
 def _rlm_input_names(sent):
