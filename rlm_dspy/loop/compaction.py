@@ -1,4 +1,4 @@
-"""Makes refused messages acceptable: summarizes older turns, shortens what remains, hides a blocked output."""
+"""Changes messages that the provider refused: summarizes older turns, shortens others, hides a blocked output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KEPT_TURNS = 2
 """Number of newest turns that are not summarized."""
-ACCOUNT_CHARS = 4_000
+SUMMARY_CHARS = 4_000
 HISTORY = "history"
 """The variable that holds the turns after a summary."""
 _SESSION_CHARS = 24_000
@@ -45,7 +45,7 @@ _LEAST_TURNS_CHARS = 1_000
 """Shorter turns are not shortened further: they would say too little."""
 
 
-async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int = ACCOUNT_CHARS) -> bool:
+async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, summary_chars: int = SUMMARY_CHARS) -> bool:
     """Replace the older turns by a summary; the turns stay in the REPL as `history`.
 
     The model writes the summary. If it does not, or the limits do not allow the call, the summary is the
@@ -55,7 +55,7 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
         port: The port to the model.
         run: The run.
         keep: The number of newest turns to keep unchanged.
-        account_chars: The maximum length of the summary.
+        summary_chars: The maximum length of the summary.
 
     Returns:
         Whether any turns were summarized.
@@ -66,11 +66,11 @@ async def fold(port: Port, run: Run, keep: int = KEPT_TURNS, account_chars: int 
         return False
     started, before = time.monotonic(), run.ledger.totals()
     name = await port.run(keep_history, run)
-    account = clip(await _account(port, run, old), account_chars)
+    summary = clip(await _summary(port, run, old), summary_chars)
     folded = len(turns_of(run)) - len(new)
     text = (
         f"Summary of the first {folded} turns (the list `{name}` has them in full, as dicts "
-        f"with turn, reasoning, code, output):\n{account}"
+        f"with turn, reasoning, code, output):\n{summary}"
     )
     step = Step(
         output=text,
@@ -97,7 +97,7 @@ def keep_history(run: Run) -> str:
     return run.repl.keep(HISTORY, entries)
 
 
-async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
+async def _summary(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     """Return the model's summary of these turns, else their output."""
     texts = [step.output if step.kind == "folded" else as_session(step) for step in steps]
     room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
@@ -114,12 +114,12 @@ async def _account(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
 
 
 async def _ask(port: Port, run: Run, session: str) -> str:
-    tell = dspy.Predict(dspy.Signature("task: str, session: str -> summary: str", _INSTRUCTIONS))
-    tell.lm = run.lm
+    summarize = dspy.Predict(dspy.Signature("task: str, session: str -> summary: str", _INSTRUCTIONS))
+    summarize.lm = run.lm
     task = cut(run.signature.instructions, len(session) or 1)
     with run.metered("fold") as meter, dspy.context(trace=None), run.budget.in_time(meter):
         inputs = without_media_marks({"task": task, "session": session})
-        found = await port.predict(tell, run.budget.seconds_for_reply(), **inputs)
+        found = await port.predict(summarize, run.budget.seconds_for_reply(), **inputs)
     return str(found.summary or "").strip()
 
 
@@ -184,11 +184,11 @@ async def _fit_turns(port: Port, run: Run, room: int) -> bool:
     steps = run.conversation.trajectory.steps
     if chars_of(steps) <= room:
         return False
-    account = min(ACCOUNT_CHARS, max(room, 0) // PART)
+    summary_chars = min(SUMMARY_CHARS, max(room, 0) // PART)
     for keep in (KEPT_TURNS, 1):
-        if account + chars_of(steps[-keep:]) <= _AFTER * room and await fold(port, run, keep, account):
+        if summary_chars + chars_of(steps[-keep:]) <= _AFTER * room and await fold(port, run, keep, summary_chars):
             return True
-    folded = await fold(port, run, 1 if room - account >= _LEAST_KEPT_CHARS else 0, account)
+    folded = await fold(port, run, 1 if room - summary_chars >= _LEAST_KEPT_CHARS else 0, summary_chars)
     _shorten_turns(run, room)
     return folded
 

@@ -216,11 +216,11 @@ class Run:
             self.session.opened(self.repl.interpreter)
         self._begin(environment)
 
-    def fold(self, account: Step, kept: tuple[Step, ...]) -> None:
+    def fold(self, summary: Step, kept: tuple[Step, ...]) -> None:
         """Replace all turns but the kept ones by a summary in the prompt; `steps` keeps all of them."""
-        self.steps.append(account)
-        emit(StepEvent(step=account, kept=len(kept)))
-        self.show([account, *kept])
+        self.steps.append(summary)
+        emit(StepEvent(step=summary, kept=len(kept)))
+        self.show([summary, *kept])
 
     def show(self, steps: Iterable[Step]) -> None:
         """Replace the steps that the model is shown."""

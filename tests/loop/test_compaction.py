@@ -1,4 +1,4 @@
-"""A conversation that nears the model's window is folded: an account takes the place of the older turns."""
+"""A conversation that nears the model's window is folded: a summary replaces the older turns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Long:
 
 
 def test_a_long_conversation_is_folded_once_it_nears_the_window(play: Play) -> None:
-    """The run goes on; all of its turns are in `history` and in the trajectory, and so is the account."""
+    """The run goes on; all of its turns are in `history` and in the trajectory, and so is the summary."""
     played = play(RLM("q -> answer", limits=Limits(max_context_tokens=3_000)), Long(), q="?")
     prediction = played.prediction
     assert prediction.answer.startswith("print('line 1 ' * 200) | ")
@@ -84,7 +84,7 @@ def test_foldings_are_bounded(play: Play) -> None:
 
 
 @pytest.mark.parametrize("failure", ["[" * 5_000, "-" * 20_000 + "1", "no form", dspy.LMServerError("down")])
-def test_a_model_that_gives_no_account_does_not_end_the_run(play: Play, failure: str | Exception) -> None:
+def test_a_model_that_gives_no_summary_does_not_end_the_run(play: Play, failure: str | Exception) -> None:
     """What the turns printed, shortened, takes its place."""
 
     class Fails(Long):

@@ -140,7 +140,7 @@ def test_a_cut_answer_is_not_kept_for_the_next_who_asks(play: Play) -> None:
     assert played.outputs[0].split() == ["cut", "whole"]
 
 
-def test_an_account_of_turns_that_was_cut_is_not_used(play: Play) -> None:
+def test_a_summary_of_turns_that_was_cut_is_not_used(play: Play) -> None:
     lm = ScriptedLM(
         act=[*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE],
         fold=lambda _: CutReply("[[ ## summary ## ]]\nIt is seven, unl"),

@@ -213,10 +213,10 @@ def test_a_fallback_to_json_reads_no_thinking_either(play: Play) -> None:
     assert played.prediction.answer == "4"
 
 
-def test_the_account_of_folded_turns_holds_no_thinking(play: Play) -> None:
-    account = f"<think>\n{fields(summary='draft')}\n</think>\n{fields(summary='It printed a lot.')}"
+def test_the_summary_of_folded_turns_holds_no_thinking(play: Play) -> None:
+    summary = f"<think>\n{fields(summary='draft')}\n</think>\n{fields(summary='It printed a lot.')}"
     turns = [*(block(f"print('line {number} ' * 200)") for number in range(12)), DONE]
-    lm = ScriptedLM(act=turns, fold=lambda _: account)
+    lm = ScriptedLM(act=turns, fold=lambda _: summary)
     played = play(RLM(ASK, limits=Limits(max_context_tokens=3_000)), lm, question="?")
     assert "folded" in played.kinds
     assert "It printed a lot." in str(played.calls[-1])
