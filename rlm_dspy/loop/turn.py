@@ -20,8 +20,8 @@ from rlm_dspy.repl.coercion import read_answer
 from rlm_dspy.replies.code_blocks import does_nothing
 from rlm_dspy.replies.copied_inputs import without_copied_inputs
 from rlm_dspy.replies.joined_blocks import join_blocks
-from rlm_dspy.replies.loops import goes_round
 from rlm_dspy.replies.native_calls import codes_of_calls, unread_calls
+from rlm_dspy.replies.repetitive_text import is_repetitive
 from rlm_dspy.replies.reply_parser import Reply, read_reply
 from rlm_dspy.replies.thinking import split_thinking
 from rlm_dspy.text import clip, logger, sendable
@@ -79,9 +79,8 @@ class Turn(dspy.Module):
             step = await self._run_code(port, reply)
         else:
             step = no_code(reply, run.submit_call)
-        is_answer = (
-            step.kind == "submitted"
-        )  # the run ends: no model is shown the output, and nothing is reserved for a turn
+        # An accepted answer ends the run: no model is shown the output, and nothing is reserved for another turn.
+        is_answer = step.kind == "submitted"
         most = run.limits.max_output_chars if is_answer else run.conversation.output_chars
         output = clip(sendable(step.output), most)
         if reply.code and reply.notice:
@@ -128,20 +127,7 @@ class Turn(dspy.Module):
             said = Reply("" if empty else sendable(error.lm_response), "", thinking=_thinking(meter))
             return _reply_apart(meter) or said
         except ReplyCut as error:
-            reply = read_reply(sendable(error.partial), cut=True)
-            ran = (
-                "Only its complete statements were run"
-                if reply.code
-                else "It has no complete code; nothing was run"
-            )
-            if isinstance(error, ReplyWithheld):
-                fix = "Do not quote texts."
-            elif goes_round(error.partial):
-                fix = "It said the same again and again. Print or compute a long value with code instead."
-            else:
-                fix = "Write a shorter reply, then continue." if error.too_long else "Write it again."
-            notice = f"Your reply {error.why}. {ran}. {fix}"
-            return replace(reply, thinking=_thinking(meter), notice=notice)
+            return _cut_reply(error, _thinking(meter))
         finally:
             if meter is not None:
                 budget.replied(meter.read_at_most, time.monotonic() - started)
@@ -236,6 +222,19 @@ class Turn(dspy.Module):
 def _after(printed: str, echo: str) -> str:
     """Return what SUBMIT says after what the code printed."""
     return f"{printed}\n{echo}" if printed else echo
+
+
+def _cut_reply(error: ReplyCut, thinking: str) -> Reply:
+    """Return the received part of a truncated reply, with a notice that says what was run and what to change."""
+    reply = read_reply(sendable(error.partial), cut=True)
+    ran = "Only its complete statements were run" if reply.code else "It has no complete code; nothing was run"
+    if isinstance(error, ReplyWithheld):
+        fix = "Do not quote texts."
+    elif is_repetitive(error.partial):
+        fix = "It said the same again and again. Print or compute a long value with code instead."
+    else:
+        fix = "Write a shorter reply, then continue." if error.too_long else "Write it again."
+    return replace(reply, thinking=thinking, notice=f"Your reply {error.why}. {ran}. {fix}")
 
 
 def _reply_apart(meter: Meter | None) -> Reply | None:

@@ -15,7 +15,7 @@ from rlm_dspy.inputs import Text
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.prompt.demo_renaming import renamed, under
 from rlm_dspy.prompt.refine_advice import hint, speaking
-from rlm_dspy.replies.loops import goes_round
+from rlm_dspy.replies.repetitive_text import is_repetitive
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.signatures import Environment
 from rlm_dspy.streaming.turn_stream import split_replies
@@ -231,7 +231,7 @@ def _conversation(environment: str, steps: list[Step]) -> list[Message]:
         if step.kind == "folded":  # its summary covers the turns before it
             messages = [{"role": "user", "content": f"{environment}\n\n{step.observation}"}]
             continue
-        loops = step.kind == "no_code" and goes_round(step.reasoning)
+        loops = step.kind == "no_code" and is_repetitive(step.reasoning)
         if (step.repeats or loops) and steps[0].kind != "folded":
             note = step.notice if step.repeats else step.observation
             messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{note}"}

@@ -1,4 +1,4 @@
-"""Finds replies that say the same until they are cut: small models decode a list without an end."""
+"""Tells whether a reply repeats itself until it is cut, as small models do that decode greedily."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 _CHARS, _RATIO = 400, 6
 
 
-def goes_round(text: str) -> bool:
+def is_repetitive(text: str) -> bool:
     """Whether a text of some length consists of repetitions."""
     raw = text.encode("utf-8", "replace")
     return len(text) >= _CHARS and len(raw) >= _RATIO * len(zlib.compress(raw))

@@ -222,18 +222,13 @@ class SubCalls:
             own = self._fields(callee, part)
             item = SubCallItem(common.inputs | own.inputs, common.shown | own.shown, self.run.watch)
             items.append(item)
-            problems = [*common.problems, *own.problems]
-            if (
-                missing := interface.inputs.keys()
-                - own.given.keys()
-                - common.given.keys()
-                - interface.defaults.keys()
-            ):
-                problems += [f"{name}: missing" for name in interface.inputs if name in missing]
+            known = common.given | own.given
+            missing = [name for name in interface.inputs if name not in known and name not in interface.defaults]
+            problems = [*common.problems, *own.problems, *(f"{name}: missing" for name in missing)]
             if cache is not None:
                 item.key = digest(*state, own.given)
             if self.run.heard:
-                item.asked = digest(interface.name, common.given | own.given)
+                item.asked = digest(interface.name, known)
             if problems:
                 item.answer = failed(InvalidInputs(f"{interface.call}: {'; '.join(problems)}"))
             elif cache is not None and callee.reused:
