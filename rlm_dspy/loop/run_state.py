@@ -6,7 +6,7 @@ import base64
 import contextlib
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
 
@@ -33,7 +33,6 @@ from rlm_dspy.repl.tools import AsyncTools, ToolCalls, host_function
 from rlm_dspy.report.representation import prediction_of
 from rlm_dspy.resume.recorded_answers import RecordedAnswers
 from rlm_dspy.sessions.state import calling_session, taken_session
-from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.dispatch import SubCalls, Tree
 from rlm_dspy.subcalls.target import Callees, for_repl
 from rlm_dspy.trajectory import Trajectory
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import Step, SubCall
     from rlm_dspy.usage import RunUsage
 
+_SubCalls = TypeVar("_SubCalls", bound=SubCalls)
 _MOMENT_SECONDS = 0.3
 """Seconds between the end of the sub-calls and the end of the code."""
 
@@ -105,8 +105,7 @@ class Run:
         self._share(parent)
         chosen = interpreter_factory or rlm.interpreter_factory or dspy.settings.get("interpreter_factory")
         self._factory: Factory = chosen or PythonInterpreter
-        declares_subs = any(isinstance(value, dspy.Module) for value in vars(rlm.subs).values())
-        self._subs = for_repl(rlm.subs) if declares_subs else []
+        self._subs = for_repl(rlm.subs)
         self.repl = self._repl()
         self.past = list(self.session.steps if self.session else ())
         self.environment = self._environment(self._factory)
@@ -187,7 +186,7 @@ class Run:
     @functools.cached_property
     def subcalls(self) -> SubCalls:
         """Answers the sub-calls of the run's code."""
-        return SubCalls(*self._for_subcalls())
+        return self._subcalls_of(SubCalls)
 
     @functools.cached_property
     def answers(self) -> RecordedAnswers:
@@ -195,11 +194,11 @@ class Run:
         assert self.recorded is not None, "the run is new"
         return RecordedAnswers(self.recorded, self.tree.media)
 
-    def _for_subcalls(self) -> tuple[Any, ...]:
-        rlm = self._rlm
-        callees = Callees(rlm, self.depth, functools.partial(rlm.child, self._factory), self._callable)
-        answers = self.answers if self.recorded else None
-        return self, callees, self.ledger, self.tree, _sub_lm_of(rlm), self.inputs, Guard(self.inputs), answers
+    def _subcalls_of(self, kind: type[_SubCalls]) -> _SubCalls:
+        make_child = functools.partial(self._rlm.child, self._factory)
+        callees = Callees(self._rlm, self.depth, make_child, self._callable)
+        in_log = self.answers if self.recorded else None
+        return kind(self, callees, self.ledger, self.tree, self.inputs, in_log)
 
     def open(self) -> None:
         """Open the REPL. If only the interpreter, not its factory, has a description, add it to the first message.
@@ -394,10 +393,3 @@ def run_event(rlm: Program, inputs: Mapping[str, Any]) -> RunEvent:
         lm=rlm.act.lm or dspy.settings.lm,
         sub_lm=rlm.sub_lm,
     )
-
-
-def _sub_lm_of(rlm: Program) -> Any:
-    """Return the LM of sub-calls without their own; None for the configured one, if any."""
-    if rlm.sub_lm is not None or dspy.settings.lm is not None:
-        return rlm.sub_lm
-    return rlm.query.lm or rlm.act.lm

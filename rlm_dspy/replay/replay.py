@@ -194,7 +194,7 @@ class _ReplayedRun(Run):
     @functools.cached_property
     def subcalls(self) -> _RecordedCalls:
         """Answers the sub-calls of the run's code from the record."""
-        return _RecordedCalls(*self._for_subcalls())
+        return self._subcalls_of(_RecordedCalls)
 
 
 def _key(name: str, inputs: dict[str, str]) -> str:

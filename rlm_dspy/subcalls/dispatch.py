@@ -19,11 +19,12 @@ from rlm_dspy.redaction import safe_message
 from rlm_dspy.repl.type_names import bare
 from rlm_dspy.repl.value_codec import Media, received, short, taken, without_media_marks
 from rlm_dspy.subcalls.batch import Batch
+from rlm_dspy.subcalls.child import Guard
 from rlm_dspy.subcalls.frames import CallFrame, refusal_of
 from rlm_dspy.subcalls.item import SubCallItem, failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pydantic import JsonValue
 
@@ -69,9 +70,7 @@ class SubCalls:
         callees: Finds the callee of a call.
         ledger: The ledger of the tree.
         tree: The other shared state of its runs.
-        lm: The LM of sub-calls; None for the configured one.
         inputs: The run's inputs, which the REPL sends by name.
-        guard: Returns why a child is refused, or an empty text.
         in_log: The sub-calls that were answered before the run was resumed; None if it was not.
     """
 
@@ -79,14 +78,15 @@ class SubCalls:
     callees: Callees
     ledger: Ledger
     tree: Tree
-    lm: Any
     inputs: dict[str, Any]
-    guard: Callable[[dict[str, Any], str], str]
     in_log: RecordedCalls | None = None
     log: list[tuple[Callee, int, SubCallItem]] = field(default_factory=list)
     _batches: int = 0
     _items: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._lm, self._guard = self.callees.lm, Guard(self.inputs)
 
     def answer(self, call: JsonValue) -> dict[str, Any]:
         """Answer a call of the REPL's host function."""
@@ -109,7 +109,7 @@ class SubCalls:
             return self._refused(error)
 
     def _refused(self, error: Exception) -> dict[str, Any]:
-        return {"refused": safe_message(error, self.lm, self.run.lm), "kind": type(error).__name__}
+        return {"refused": safe_message(error, self._lm, self.run.lm), "kind": type(error).__name__}
 
     def begin(self) -> None:
         """Begin a turn: `taken` returns the calls made from now on."""
@@ -156,7 +156,7 @@ class SubCalls:
         waiting = [item for item in leaders.values() if not item.answer]
         refusal = self._too_many(callee, len(waiting))
         if refusal is None and waiting:
-            Batch(self.run, callee, self.tree.cache, self.ledger, self.lm, number).answer(waiting)
+            Batch(self.run, callee, self.tree.cache, self.ledger, self._lm, number).answer(waiting)
         for item in items:
             if refusal is not None:
                 item.answer = item.answer or {"error": str(refusal), "kind": "LimitExceeded", "refused": True}
@@ -199,7 +199,7 @@ class SubCalls:
             if not item.answer:
                 leaders.setdefault(item.key or str(item.number), item)
         for item in leaders.values() if callee.kind == "child" else ():
-            if problem := self.guard(item.inputs, digest(callee.interface.name, item.inputs)):
+            if problem := self._guard(item.inputs, digest(callee.interface.name, item.inputs)):
                 item.answer = {"error": problem, "kind": "Refused"}
         return leaders
 
@@ -215,7 +215,7 @@ class SubCalls:
             raise TypeError(f"Unknown argument {', '.join(unknown)}. Call it as {interface.call}.")
         common = self._fields(callee, same)
         if (cache := self.tree.cache) is not None:
-            state = callee.state(self.lm) if callee.reused else "", digest(common.given) if common.given else ""
+            state = callee.state(self._lm) if callee.reused else "", digest(common.given) if common.given else ""
         for part in parts:
             if items:
                 self.ledger.check_open()  # validating many items continues after the calling code was stopped

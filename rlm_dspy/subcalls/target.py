@@ -169,6 +169,14 @@ class Callees:
     _written: dict[str, Callee] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def lm(self) -> dspy.BaseLM | None:
+        """The LM of sub-calls without their own; None for the configured one, if any."""
+        if self.rlm.sub_lm is not None or dspy.settings.lm is not None:
+            return self.rlm.sub_lm
+        own: dspy.BaseLM | None = self.rlm.query.lm or self.rlm.act.lm
+        return own
+
     def find(self, to: Target) -> Callee:
         """Return the callee of a call.
 
