@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-from rlm_dspy.interpreters.base import CellError, Submission, TakesObjects
+from rlm_dspy.interpreters.base import CellError, CellUndone, Submission, TakesObjects
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
 from rlm_dspy.interpreters.confinement_policy import ConfinementPolicy
 from rlm_dspy.interpreters.diagnosis import Diagnosis, doctor, probe, render
-from rlm_dspy.interpreters.host.checkpoints import CellUndone
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.host.input_transfer import CannotCross
 from rlm_dspy.interpreters.host.servers import CannotConfine

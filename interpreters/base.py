@@ -49,6 +49,10 @@ class CellError(dspy.CodeExecutionError):
         super().__init__(f"{output.rstrip()}\n{traceback}" if output.strip() else traceback)
 
 
+class CellUndone(CellError):  # noqa: N818 (it says what became of the cell)
+    """A checkpoint replaced the cell's process; `str(error)` says what was undone."""
+
+
 class Submission(dspy.FinalOutput):
     """The values of a `SUBMIT(...)`, with what the cell printed before it.
 

@@ -52,6 +52,8 @@ FACES = {"__init__", "__main__", "models", "testing"}
 RANKS = {name.strip(): rank for rank, floor in enumerate(reversed(RULE.split(">"))) for name in floor.split("|")}
 MOST_MODULES = 13
 """In one package folder, `__init__` included."""
+MOST_LINES = 400
+"""In one module."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -181,6 +183,12 @@ def test_no_circle_inside_a_package(package: str) -> None:
 def test_a_package_folder_is_small_enough_to_read(package: str) -> None:
     """At most 13 modules: a person finds their way by the list of files."""
     assert len(list(FOLDERS[package].glob("*.py"))) <= MOST_MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_short_enough_to_read(name: str) -> None:
+    """What is longer has two subjects."""
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def test_the_packages_are_the_folders_with_an_init() -> None:

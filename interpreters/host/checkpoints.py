@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import dspy
 
-from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.base import CellUndone
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, pid_of, text_of
 from rlm_dspy.interpreters.worker import wire
@@ -176,10 +176,6 @@ class Checkpoints:
         """In a forked child of the host: close what it inherited and disturb nothing."""
         for checkpoint in self._kept:
             checkpoint.process.detach()
-
-
-class CellUndone(CellError):  # noqa: N818 (it says what became of the cell)
-    """A checkpoint replaced the cell's process; `str(error)` says what was undone."""
 
 
 class Lineage:
@@ -378,8 +374,7 @@ class Lineage:
 
     def _wake_up(self, process: WorkerConnection, deadline: Deadline) -> None:
         process.send({"t": "wake"}, deadline.left)
-        awake = process.expect("awake", deadline)
-        pid = pid_of(awake)
+        pid = pid_of(process.expect("awake", deadline))
         if not pid:
             raise wire.Violation("a copy without a number")
         self.group.watch(process, pid)

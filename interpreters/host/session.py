@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import dspy
 
 from rlm_dspy.concurrency.crew import run_in_crew
-from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.base import CellError, CellUndone
 from rlm_dspy.interpreters.host import tool_threads
-from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, CellUndone, Lineage
+from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, Lineage
 from rlm_dspy.interpreters.host.deadlines import CellLimits, Clock, Deadline
 from rlm_dspy.interpreters.host.input_transfer import CannotCross, Forms, StandIn
 from rlm_dspy.interpreters.host.worker_connection import Arrived, WorkerConnection, text_of

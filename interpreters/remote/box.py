@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.deadlines import CellLimits
     from rlm_dspy.interpreters.host.servers import Server
     from rlm_dspy.interpreters.host.session import Session
-    from rlm_dspy.interpreters.remote.link import Carrier
+    from rlm_dspy.interpreters.remote.carrier import Carrier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.interpreters.remote.boot import BOOT, modules
-from rlm_dspy.interpreters.remote.link import LastWords
+from rlm_dspy.interpreters.remote.carrier import LastWords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

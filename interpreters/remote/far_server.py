@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-    from rlm_dspy.interpreters.remote.link import FarHandle, Transport
+    from rlm_dspy.interpreters.remote.carrier import Transport
+    from rlm_dspy.interpreters.remote.link import FarHandle
     from rlm_dspy.interpreters.worker.wire import JSON
 
 START_SECONDS = 150

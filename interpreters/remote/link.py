@@ -10,11 +10,11 @@ import os
 import socket
 import stat
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
@@ -27,62 +27,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from rlm_dspy.interpreters.host.processes import Watched
+    from rlm_dspy.interpreters.remote.carrier import Transport
 
 _PIECE = 256 << 10
 _REMEMBERED_FROM = 1 << 20
 """Bytes from which the digest of a value is kept: to compute it takes a second for each GB."""
 _ANSWER_SECONDS = 60
-_WORDS_SECONDS = 1
-_LAST_LINES, _MOST_LINE = 8, 500
 _ERRORS = {"NoRung": NoRung, "TimeoutError": TimeoutError}
-
-
-class Transport(Protocol):
-    """A running command on another machine, with its stdin and stdout."""
-
-    name: str
-    """What users know it as."""
-    reads: int
-    """The descriptor of its stdout."""
-    writes: int
-    """That of its stdin."""
-
-    def last_words(self) -> str:
-        """Return the end of what it printed to stderr."""
-
-    def end(self) -> None:
-        """End it: its stdin is closed already."""
-
-
-class LastWords:
-    """Keeps the last lines that a far end printed to stderr, while a thread listens to it."""
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-
-    def add(self, text: str) -> None:
-        """Add lines; empty ones do not count."""
-        self._lines.extend(line.strip()[:_MOST_LINE] for line in text.splitlines() if line.strip())
-
-    def after(self, listener: threading.Thread) -> str:
-        """Return them when the listener has ended, or soon."""
-        listener.join(_WORDS_SECONDS)
-        return " ".join(self._lines)
-
-
-class Carrier(Protocol):
-    """Starts far ends; a value that is hashable, equal ones share a connection."""
-
-    @property
-    def hint(self) -> str:
-        """What may be wrong if there is no connection, to be added to the error."""
-
-    def open(self) -> Transport:
-        """Start a far end.
-
-        Raises:
-            OSError: If that fails; nothing is left of it then.
-        """
 
 
 class FarHandle:

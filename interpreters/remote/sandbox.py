@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rlm_dspy.interpreters.remote import armor
 from rlm_dspy.interpreters.remote.boot import BOOT, modules
-from rlm_dspy.interpreters.remote.link import LastWords
+from rlm_dspy.interpreters.remote.carrier import LastWords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
 """The limits on what model calls use, and the field of `Amount` that each bounds."""
-
-
 NOTHING_USED = Usage()
-
 _LOOK_SECONDS = 0.05
 _has_slot_of: ContextVar[Ledger | None] = ContextVar("has_slot_of", default=None)
 """The ledger that counts this context as one of its running sub-calls."""
@@ -57,7 +54,8 @@ class Ledger:
     """Ends the requests of the tree's code when the ledger is closed."""
     recorded: RecordedReplies | None = None
     """The replies that arrived before the run was resumed; None if it was not."""
-    _reserved: int = 0
+    calls_made: int = 0
+    """Model calls that the code has made, or has reserved."""
     _spent: Amount = NOTHING
     _held: dict[Hashable, Amount] = field(default_factory=dict)
     _open: dict[Hashable, Meter] = field(default_factory=dict)
@@ -104,12 +102,7 @@ class Ledger:
     @property
     def calls_left(self) -> int:
         """Model calls that the code may still make."""
-        return max(0, self.limits.max_llm_calls - self._reserved)
-
-    @property
-    def calls_made(self) -> int:
-        """Model calls that the code has made."""
-        return self._reserved
+        return max(0, self.limits.max_llm_calls - self.calls_made)
 
     def price(self, lm: dspy.BaseLM) -> Price | None:
         """Return the price of an LM, looked up once; None if it is not known."""
@@ -139,7 +132,7 @@ class Ledger:
             if most is not NOTHING:
                 self._check_amount(most, keeper)
                 self._held[key] = most
-            self._reserved += calls
+            self.calls_made += calls
             if meter is not None:
                 self._open[key] = meter
 
@@ -180,7 +173,7 @@ class Ledger:
         with self._lock:
             self._held.pop(key, None)
             self._open.pop(key, None)
-            self._reserved -= calls
+            self.calls_made -= calls
 
     def keep(self, keeper: Hashable, amount: Amount) -> None:
         """Reserve an amount for the last turn of one run; it replaces the amount reserved before."""
@@ -207,9 +200,8 @@ class Ledger:
 
     def _left(self, keeper: Hashable) -> Amount:
         gone = sum(self._held.values(), self._spent) + self._reserved_for_others(keeper)
-        caps = {unit: getattr(self.limits, name) for name, unit in CAPS.items()}
-        left = {unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps.items()}
-        return Amount(**left)
+        caps = [(unit, getattr(self.limits, name)) for name, unit in CAPS.items()]
+        return Amount(**{unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps})
 
     def _reserved_for_others(self, keeper: Hashable) -> Amount:
         """Return what is kept for the last turns of other runs than this keeper's."""
@@ -266,7 +258,7 @@ class Ledger:
             calls: The number of model calls it takes, if none was held.
         """
         with self._lock:
-            self._reserved += calls
+            self.calls_made += calls
             self._held.pop(key, None)
             self._open.pop(key, None)
             self._spent += Amount(used.input_tokens, used.output_tokens, used.cost or 0.0)

@@ -272,7 +272,8 @@ def readable(outputs: Outputs, entry: HistoryEntry, lm: dspy.BaseLM) -> Outputs:
         raise ReplyWithheld("is a refusal", words)
     if reasons & _WITHHELD:
         raise ReplyWithheld("was cut off by the provider's content filter", text_of(outputs))
-    if not text_of(outputs) and [] in (value(each, "choices") for each in (response, _as_sent(response))):
+    bodies = (response, value(response, "provider_data"))
+    if not text_of(outputs) and [] in (value(body, "choices") for body in bodies):
         raise ReplyWithheld("was withheld: its server sent no choices", "")
     if reasons & _BROKEN_OFF:
         raise ReplyCut("was broken off by its provider", text_of(outputs), too_long=False)
@@ -300,14 +301,9 @@ def finish_reasons(response: Any) -> list[str]:
     choices = value(response, "choices") or ()
     of_choices = [value(choice, "finish_reason") for choice in choices]
     of_choices += [value(value(choice, "provider_specific_fields"), "native_finish_reason") for choice in choices]
-    as_sent = _as_sent(response)  # names unknown to DSPy are only there
+    as_sent = value(response, "provider_data")  # names unknown to DSPy are only there
     found = [str(reason).lower() for reason in (*of_whole, *of_choices) if reason]
     return found + (finish_reasons(as_sent) if as_sent else [])
-
-
-def _as_sent(response: Any) -> Any:
-    """Return the body of a provider's reply, if DSPy keeps it."""
-    return value(response, "provider_data")
 
 
 def _refusal(response: Any) -> str:
@@ -381,8 +377,7 @@ def _info(lm: dspy.BaseLM) -> dict[str, Any]:
     """
     model = str(getattr(lm, "model", ""))
     if not isinstance(getattr(lm, "engine", None), str):  # a custom engine of the caller
-        providers = providers_of(lm)
-        known = _is_routed if not providers else is_routed
+        known = is_routed if (providers := providers_of(lm)) else _is_routed
         if not known(model, getattr(lm, "model_type", "chat"), providers):
             return {}
     return _table(model)

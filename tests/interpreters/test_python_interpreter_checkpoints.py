@@ -11,7 +11,8 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
-from rlm_dspy.interpreters.host.checkpoints import CellUndone, Checkpoints
+from rlm_dspy.interpreters.base import CellUndone
+from rlm_dspy.interpreters.host.checkpoints import Checkpoints
 from rlm_dspy.interpreters.host.worker_connection import WorkerConnection
 from rlm_dspy.interpreters.python import PythonInterpreter
 from rlm_dspy.interpreters.worker.cell import SETUP

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import pytest
 
-from rlm_dspy.interpreters.base import CellError
+from rlm_dspy.interpreters.base import CellError, CellUndone
 from rlm_dspy.interpreters.confinement.limits import WorkerLimits
-from rlm_dspy.interpreters.host.checkpoints import CellUndone
 from rlm_dspy.interpreters.host.deadlines import CellLimits
 from rlm_dspy.interpreters.python import PythonInterpreter
 from tests.interpreters.waiting import comes_true, unhurried
