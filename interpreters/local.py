@@ -262,7 +262,7 @@ def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threadin
 def _run_in(context: contextvars.Context, run: Callable[[], None]) -> None:
     for variable, value in context.items():  # not `context.run`: the thread's excepthook prints after it
         variable.set(value)
-    with contextlib.suppress(Submit):  # it counts for the cell, and is no error of the thread
+    with contextlib.suppress(Submit):  # it counts for the cell, and is not an error of the thread
         run()
 
 

@@ -123,7 +123,7 @@ class Pause(RLMError):  # noqa: N818 (what a hook asks for)
 
 
 class HookFailed(RLMError, RuntimeError):  # noqa: N818 (what happened)
-    """A hook raised, or returned something that is no decision; the run is over. The cause is its exception."""
+    """A hook raised, or returned something that is not a decision; the run is over. The cause is its exception."""
 
 
 class Unanswered(RLMError):  # noqa: N818 (the word that `Prediction.stop` has for it)

@@ -36,7 +36,7 @@ class OptionGroup:
 
     @briefly_shown()
     def __new__(cls, **given: object) -> Self:
-        """Refuse a name that is no option."""
+        """Refuse a name that is not an option."""
         for name in given.keys() - cls.__dataclass_fields__.keys():
             raise unknown_argument(cls.__name__, name, cls.__dataclass_fields__)
         return super().__new__(cls)

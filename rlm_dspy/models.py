@@ -128,8 +128,8 @@ def choose_model(
             that reasons may refuse another than its own.
 
     Raises:
-        TypeError: If `model` is no str.
-        ValueError: If `temperature` is no number from 0 to 2.
+        TypeError: If `model` is not a str.
+        ValueError: If `temperature` is not a number from 0 to 2.
         UnknownModel: If there is no such model; the message names the fix. A `ModelNotPulled` if it can be
             downloaded.
         PullFailed: If the download failed.

@@ -326,7 +326,7 @@ class Lineage:
 
         Args:
             reason: Why the process cannot go on.
-            rest: What became of what was asked for, if that is no cell that ran.
+            rest: What became of the request, if it was not to run a cell.
         """
         if self.ended:
             raise dspy.CodeInterpreterError("The session was shut down while the cell ran.")

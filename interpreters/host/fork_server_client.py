@@ -108,7 +108,7 @@ def recipe(
     """Return what the fork server of an interpreter with these arguments is made from.
 
     Raises:
-        ValueError: If a package is not installed, or `packages` or `paths` is no list.
+        ValueError: If a package is not installed, or `packages` or `paths` is not a list.
     """
     if packages is None:
         packages = default_packages()
@@ -240,7 +240,7 @@ class ForkServer:
         """Return a handle on a copy of a worker, which has the limits of that.
 
         Raises:
-            OSError: If it is no process of its session.
+            OSError: If it is not a process of its session.
         """
         del limits
         _, (pidfd,) = self._ask("watch", order)

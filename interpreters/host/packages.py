@@ -39,7 +39,7 @@ def listed(name: str, value: object) -> tuple[Any, ...]:
     """Return the items of a list that a user gives.
 
     Raises:
-        ValueError: If it is no list: the letters of a text would be taken for its items.
+        ValueError: If it is not a list: the letters of a str would be taken for its items.
     """
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a list: {name}=[{value!r}].")  # noqa: TRY004 (as other wrong names)

@@ -338,7 +338,7 @@ class Session(Lineage):
         """
         kind, values = cast("Kind", frame.get("kind")), frame.get("values")
         if frame.get("t") != "done" or frame.get("id") != self._cell or kind not in get_args(Kind):
-            raise wire.Violation("a frame that is no result of this cell")
+            raise wire.Violation("a frame that is not a result of this cell")
         if not isinstance(values, dict):
             raise wire.Violation("a result without values")
         outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"), text_of(frame, "missing"))

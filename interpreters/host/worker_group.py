@@ -90,7 +90,7 @@ class Group:
         """Get a handle on a copy that has woken.
 
         Raises:
-            OSError: If `pid` is no process of this group.
+            OSError: If `pid` is not a process of this group.
         """
         process.handle = self.server.watched({**self._named(), "pid": pid}, self.limits)
         process.pid = pid

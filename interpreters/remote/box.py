@@ -204,7 +204,7 @@ def argv(
         checkpoint: When a worker is copied; see `PythonInterpreter`.
 
     Raises:
-        TypeError: If a word is no text.
+        TypeError: If a word is not a str.
         ValueError: If there is no guarantee of a name in `trusts`, or a shell but no command that starts it.
     """
     if shell and not words:
@@ -242,7 +242,7 @@ def box_of(
     """
     trusted = frozenset(listed("trusts", trusts))
     if unknown := sorted(trusted - set(GUARANTEES)):
-        raise ValueError(f"trusts names {unknown}, which are no guarantees; choose from {', '.join(GUARANTEES)}.")
+        raise ValueError(f"trusts names {unknown}, which are not guarantees; choose from {', '.join(GUARANTEES)}.")
     place = Place(
         carrier=carrier,
         packages=None if packages is None else listed("packages", packages),

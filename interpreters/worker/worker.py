@@ -82,7 +82,7 @@ class Worker:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.stack_size(_STACK_BYTES)
         warnings.simplefilter("default")
-        warnings.simplefilter("ignore", ResourceWarning)  # as Python does: open(...).read() is no news
+        warnings.simplefilter("ignore", ResourceWarning)  # as Python does, e.g. for open(...).read()
         warnings.formatwarning = _warning_in_words
 
     def serve(self) -> None:
@@ -140,7 +140,7 @@ class Worker:
                 reserve.close()
 
     def _thread_raised(self, raised: threading.ExceptHookArgs) -> None:
-        """Print what ended a thread as the model's own lines; a SUBMIT is no error."""
+        """Print what ended a thread as the model's own lines; a SUBMIT is not an error."""
         if raised.exc_value is not None and not isinstance(raised.exc_value, Submit | SystemExit):
             told = self._cells.in_words(raised.exc_value)
             sys.stderr.write(f"A thread ended with an error:\n{told}\n")

@@ -34,7 +34,7 @@ class RunInstead:
         code: The Python to run.
 
     Raises:
-        ValueError: If it is no text, or an empty one.
+        ValueError: If it is not a str, or is empty.
     """
 
     code: str
@@ -216,7 +216,7 @@ def _checked(hook: str, verdict: Verdict) -> Verdict:
     """Return a verdict; a refusal without a reason gets words.
 
     Raises:
-        HookFailed: If it is no verdict.
+        HookFailed: If it is not a verdict.
     """
     kinds = (str, RunInstead) if hook == "on_code" else (str,)
     if verdict is None or isinstance(verdict, kinds):

@@ -89,7 +89,7 @@ def terminal() -> Iterator[tuple[Console, TextIO]]:
         with contextlib.suppress(ImportError):  # Windows has none
             import termios  # noqa: PLC0415
 
-            termios.tcflush(keyboard, termios.TCIFLUSH)  # what was typed before the question is no answer to it
+            termios.tcflush(keyboard, termios.TCIFLUSH)  # what was typed before the question does not answer it
         yield Console(file=screen, highlight=False, emoji=False, markup=False), keyboard
 
 

@@ -187,7 +187,7 @@ def check(program: dspy.Module, workers: Workers) -> None:
     """Check what a user gives as `program` and `executor`.
 
     Raises:
-        TypeError: If the program is no module, or the executor is neither an executor nor a function.
+        TypeError: If the program is not a module, or the executor is neither an executor nor a function.
     """
     if not isinstance(program, dspy.Module):
         raise TypeError(f"program must be a dspy.Module, not {program!r}.")

@@ -130,7 +130,7 @@ def _end_without_parent() -> None:
 def _parents() -> tuple[int, int] | None:
     """Return the parent of this worker of a pool, which is watched from now on, and what has started the worker.
 
-    That is the parent, or a fork server, which may outlive it. None in what is no such worker.
+    That is the parent, or a fork server, which may outlive it. None in any other process.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None or sys.platform == "win32":  # there a signal to look ends a process

@@ -22,7 +22,7 @@ _ERRORS = ("error", "errors", "base_resp", "message", "detail", "msg")
 
 @functools.cache
 def accept_malformed_bodies() -> None:
-    """Patch DSPy's clients to accept any usage (what is no token count is ignored) and tool call, and see errors.
+    """Patch DSPy's clients to accept any usage (invalid token counts are ignored) and tool call, and see errors.
 
     It applies to the whole process from the first model call of a run on, and does not change replies that DSPy
     accepts.

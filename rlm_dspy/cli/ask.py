@@ -137,7 +137,7 @@ class RunOptions:
     debug: Debug = False
 
     def note(self, line: str) -> None:
-        """Print a line that is no error."""
+        """Print a line that is not an error."""
         if not self.quiet:
             tell(line)
 

@@ -285,7 +285,7 @@ def _events_of(chunk: Chat, request: lm15.Request) -> Iterator[lm15.StreamEvent]
 
 
 def _check(reply: Chat, request: lm15.Request) -> None:
-    """Check that llama.cpp's reply is no error.
+    """Check that llama.cpp's reply is not an error.
 
     Raises:
         lm15.ContextLengthError: If the prompt does not fit the window.

@@ -135,7 +135,7 @@ def entry_of(model: str | CatalogueModel | HubAddress) -> CatalogueModel | HubAd
     """Return the model of a name or an address; an entry is returned unchanged.
 
     Raises:
-        UnknownModel: If the catalogue has no such model, or it is no address.
+        UnknownModel: If the catalogue has no such model, or it is not an address.
     """
     entry = named_model(model) if isinstance(model, str) else model
     if entry is None:

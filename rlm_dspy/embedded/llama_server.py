@@ -305,7 +305,7 @@ class EmbeddedServer:
             headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
-            if heard is None or response.headers.get_content_type() != _STREAM:  # an error is no stream
+            if heard is None or response.headers.get_content_type() != _STREAM:  # an error is not a stream
                 reply: Chat = json.load(response)
                 return reply
             for line in response:

@@ -36,7 +36,7 @@ class RunGrounding:
     Args:
         options: The options of the module.
         watch: Tracks what of the inputs is read; None if it is not watched.
-        is_root: Whether it is no sub-call: of others no places are looked for.
+        is_root: Whether it is not a sub-call: places are looked for in root runs only.
     """
 
     def __init__(self, options: Grounding, watch: Watch | None, *, is_root: bool) -> None:

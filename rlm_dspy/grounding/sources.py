@@ -319,7 +319,7 @@ def _says_something(text: str) -> bool:
 
 
 def _is_a_name(value: str, found: Found) -> bool:
-    """Whether a word stands inside a sentence and begins with a capital: it is no label, such as `Yes`."""
+    """Whether a word stands inside a sentence and begins with a capital: then it is not a label, such as `Yes`."""
     before = found.before.rstrip(" ")
     return value[0].isupper() and bool(before) and (before[-1].isalnum() or before[-1] in ",(")
 

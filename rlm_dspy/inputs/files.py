@@ -78,7 +78,7 @@ class Files(HostInput, FileMapping):
     ) -> Files:
         """Return the files of a folder, or of a list of files and folders, without reading them.
 
-        Links inside a folder and what is no regular file are left out and counted in `left_out`.
+        Links inside a folder, pipes and devices are left out, and counted in `left_out`.
 
         Args:
             where: A folder, or a list of files and folders; names are relative to the folder that holds them all.
@@ -143,7 +143,7 @@ class Files(HostInput, FileMapping):
         file = os.fdopen(_opened(self.root, name), "rb", buffering=0)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise OSError(f"{name} is no regular file any more")
+            raise OSError(f"{name} is no longer a regular file")
         self.opened.add(name)
         return file
 

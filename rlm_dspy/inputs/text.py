@@ -109,7 +109,7 @@ class Text:
 
     @classmethod
     def _document(cls, file: IO[bytes], name: str, password: str | None) -> Text | None:
-        """Return the text of a document, None if it is no document. The file must be unbuffered."""
+        """Return the text of a document; None if it is not a document. The file must be unbuffered."""
         file.seek(0)
         kind = kind_of(file.read(HEAD_BYTES), name)
         return None if kind == "text" else cls._of(read_document(file, kind, name, password=password), name)

@@ -69,7 +69,7 @@ async def _reviewed(port: Port, run: Run, values: dict[str, Any], how: str) -> R
 
 
 def _answers(run: Run, replies: list[Any]) -> list[list[str]]:
-    """Return the replies that are no further turn, as outputs; of code that prints a literal, its value."""
+    """Return the replies that are not another turn, as outputs; for code that prints a literal, its value."""
     answers = []
     for outputs in replies:
         first = outputs[0] if isinstance(outputs, list) and outputs else None

@@ -121,7 +121,7 @@ class HasState(dspy.Module):
         try:
             super().load(path, *args, **kwargs)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            what = f"has no {error}" if isinstance(error, KeyError) else f"is no object in JSON ({error})"
+            what = f"has no {error}" if isinstance(error, KeyError) else f"is not a JSON object ({error})"
             raise ValueError(
                 f"Invalid state: {path} {what}, so `save` did not write it. To load a policy, pass "
                 "RLM(policy=...)."

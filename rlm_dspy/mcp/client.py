@@ -268,7 +268,7 @@ def _first(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _quiet_sdk() -> Iterator[None]:
-    """Log only errors of the connection itself in this scope: the SDK logs every line that is no message."""
+    """Log only errors of the connection itself in this scope: the SDK logs every line that is not a message."""
     loggers = [logging.getLogger(name) for name in ("mcp", "client")]
     before = [each.level for each in loggers]
     for each in loggers:

@@ -30,7 +30,7 @@ class Folders:
         paths: The folders.
 
     Raises:
-        InvalidInputs: If one does not exist or is no folder.
+        InvalidInputs: If one does not exist or is not a folder.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
@@ -39,7 +39,7 @@ class Folders:
             path = Path(os.path.realpath(expanded(given)))
             if not str(given).strip() or not path.is_dir():
                 raise InvalidInputs(
-                    f"{str(given)!r} is no folder. Name folders whose files clients may ask about."
+                    f"{str(given)!r} is not a folder. Name folders whose files clients may ask about."
                 )
             name, number = path.name or "root", 2
             while name in self._paths:

@@ -47,7 +47,7 @@ def save_policy(
         **more: Further provenance; JSON values.
 
     Raises:
-        ValueError: If the program has no `act`, or several and none is named; if a score is no finite number.
+        ValueError: If the program has no `act`, or several and none is named; if a score is not a finite number.
     """
     provenance = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -75,7 +75,7 @@ def summary(scores: Sequence[float]) -> dict[str, Any]:
     """Return mean, number and 95 % interval of scores; no interval if some are not between 0 and 1.
 
     Raises:
-        ValueError: If a score is no finite number.
+        ValueError: If a score is not a finite number.
     """
     if unusable := [score for score in scores if not math.isfinite(score)]:
         raise ValueError(f"Invalid score {unusable[0]}: a score must be a finite number.")

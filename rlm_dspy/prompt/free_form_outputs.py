@@ -165,9 +165,9 @@ def _read_outputs(signature: type[dspy.Signature], outputs: Any) -> tuple[dict[s
 
 
 def _ending_in(text: str) -> tuple[Any, ...] | None:
-    """Return the value with which a text ends a run as other engines do; empty if it is no literal.
+    """Return the value with which a text ends a run as other engines do; empty if it is not a literal.
 
-    None for a text that is no such ending. `FINAL` takes words without quotes (rlms).
+    None for a text without such an ending. `FINAL` takes words without quotes (rlms).
     """
     found = _ENDING.fullmatch(text)
     if found is None:

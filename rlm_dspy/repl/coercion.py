@@ -46,7 +46,7 @@ _FORMS = {
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?")
 LEAST_TIMESTAMP = 1e8
 """Seconds since 1970; a smaller number is rather a year or a date without hyphens."""
-NO_DATE = "a number is no date"
+NO_DATE = "a number is not a date"
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 """An integer with commas between its thousands."""
 _BULLET = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(?=\S)")
@@ -142,7 +142,7 @@ def _choices(annotation: TypeForm[Any]) -> tuple[Any, ...]:
 
 
 def with_strict_dates(annotation: TypeForm[Any]) -> TypeForm[Any]:
-    """Return a type whose dates and times are no bare numbers, which pydantic takes for seconds since 1970.
+    """Return a type whose dates and times are not bare numbers, which pydantic takes for seconds since 1970.
 
     The fields of models are unchanged: they are the caller's.
     """

@@ -109,7 +109,7 @@ class Media:
         """
         files = self[key]
         if not isinstance(files, Files):
-            raise ValueError("this is no folder")  # noqa: TRY004 (the REPL made the key)
+            raise ValueError("this is not a folder")  # noqa: TRY004 (the REPL made the key)
         return files.whole(whole) if whole else files.fetch(parts)
 
 

@@ -78,7 +78,7 @@ def code_of_call(name: str, arguments: JsonValue) -> str:
 
 
 def _code_alone(text: str) -> str:
-    """Return the code of arguments that are no object: code, or a field of one whose quotes are not escaped."""
+    """Return the code of arguments that are not an object: plain code, or a field whose quotes are not escaped."""
     if not _CODE_IN_JSON.match(text):
         return text
     found = _ONE_STRING.fullmatch(text)

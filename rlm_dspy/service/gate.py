@@ -92,7 +92,7 @@ class Gate:
         await JSONResponse(error_body(error), error.status_code, {"Connection": "close"})(scope, receive, counted)
 
     def _owner(self, authorization: str) -> bytes | None:
-        """Return what tells the clients of one key from others; None if it is no key of the server."""
+        """Return what identifies the clients of one key; None if the server does not have the key."""
         if not self._keys:
             return b""
         scheme, _, key = authorization.partition(" ")

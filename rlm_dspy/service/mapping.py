@@ -180,7 +180,7 @@ def _joined(files: list[Attachment]) -> Text:
     for each in files:
         try:
             text = Text.open(io.BytesIO(each.content()))
-        except ValueError as error:  # no document, not UTF-8, or the extra `documents` is missing
+        except ValueError as error:  # not a document, not UTF-8, or the extra `documents` is missing
             raise InvalidInputs(f"The file {each.name!r} cannot be read as text: {error}") from error
         text.name = each.name
         texts.append(text)

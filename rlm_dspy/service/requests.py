@@ -270,7 +270,7 @@ class ChatBody(Body):
         """Return what it asks for.
 
         Raises:
-            InvalidInputs: If an attachment is not base64, or has a name that is no relative file name.
+            InvalidInputs: If an attachment is not base64, or its name is not a relative file name.
         """
         return Ask(
             tuple(message.read() for message in self.messages),
@@ -298,7 +298,7 @@ class ResponseBody(Body):
         """Return what it asks for.
 
         Raises:
-            InvalidInputs: If an attachment is not base64, or has a name that is no relative file name.
+            InvalidInputs: If an attachment is not base64, or its name is not a relative file name.
         """
         instructions = [Message("instructions", self.instructions)] if self.instructions else []
         return Ask(

@@ -100,7 +100,7 @@ class SavedSession(BaseModel):
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except ValueError:
-            raise ValueError(f"{path} is no saved session. Open a file that session.save wrote.") from None
+            raise ValueError(f"{path} is not a saved session. Open a file that session.save wrote.") from None
 
 
 class KnownFiles:

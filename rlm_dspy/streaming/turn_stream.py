@@ -32,7 +32,7 @@ class TurnStream(RestartableStream):
         self._reader = ReplyReader()
 
     async def send(self, item: Any) -> None:
-        """Emit what a chunk of the reply makes certain; pass on what is no chunk."""
+        """Emit what a chunk of the reply makes certain; pass on everything else."""
         if is_chunk(item):
             for delta in [choice.delta for choice in item.choices[:1]]:
                 if thinking := getattr(delta, "reasoning_content", None):

@@ -77,7 +77,7 @@ def test_commands_are_carried_out_between_questions() -> None:
     ("line", "told"),
     [
         ("/save notes.txt", "Error: /save notes.txt: this is an input file; name another file to write."),
-        ("/save other.txt", "Error: /save other.txt: this file is no saved session; name another file to write."),
+        ("/save other.txt", "Error: /save other.txt: this is not a saved session; name another file to write."),
         ("/save none/it.json", "Error: /save none/it.json: directory none does not exist."),
         ("/save", "Name a file: /save FILE. /save FILE writes"),
         ("/save ''", "Name a file: /save FILE. /save FILE writes"),
@@ -148,7 +148,7 @@ def test_the_exit_code_is_that_of_the_last_question() -> None:
         (["missing.txt"], "File not found: missing.txt"),
         (["notes.txt", "--signature", "text -> title"], "has no input for the question"),
         (["notes.txt", "--session", "notes.txt"], "this is an input file"),
-        (["notes.txt", "--session", "broken.json"], "broken.json is no saved session"),
+        (["notes.txt", "--session", "broken.json"], "broken.json is not a saved session"),
         (["notes.txt", "--budget", "0"], "max_cost must be a number above 0"),
     ],
 )

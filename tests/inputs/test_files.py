@@ -115,7 +115,7 @@ def test_a_file_that_becomes_a_link_is_not_followed(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes")
 def test_a_file_that_becomes_a_pipe_does_not_hang(folder: Path) -> None:
-    """It is no regular file any more."""
+    """It is no longer a regular file."""
     files = Files.open(folder)
     (folder / "notes.txt").unlink()
     os.mkfifo(folder / "notes.txt")

@@ -155,7 +155,7 @@ def test_a_file_that_save_did_not_write_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_json_object_is_refused_by_name(text: str, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"state.json is no object in JSON .* so `save` did not write it"):
+    with pytest.raises(ValueError, match=r"state.json is not a JSON object .* so `save` did not write it"):
         RLM(ASK).load(path)
 
 

@@ -277,7 +277,7 @@ def test_a_huge_file_is_given_as_files_and_not_read_whole(tmp_path: Path) -> Non
 
 def test_a_wrong_folder_names_the_fix(tmp_path: Path) -> None:
     """Before anything is served."""
-    with pytest.raises(InvalidInputs, match="is no folder"):
+    with pytest.raises(InvalidInputs, match="is not a folder"):
         Folders([tmp_path / "none"])
-    with pytest.raises(InvalidInputs, match="'' is no folder"):  # nor is the working directory meant
+    with pytest.raises(InvalidInputs, match="'' is not a folder"):  # nor is the working directory meant
         Folders([""])

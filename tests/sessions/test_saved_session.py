@@ -152,7 +152,7 @@ def test_what_another_interpreter_cannot_give_is_told(tmp_path: Path) -> None:
 def test_a_file_that_is_no_session_is_refused(tmp_path: Path) -> None:
     for text in ("", "{}", "[1]", '{"version": 2}', "\x00"):
         (tmp_path / "file").write_text(text)
-        with pytest.raises(ValueError, match="no saved session"):
+        with pytest.raises(ValueError, match="is not a saved session"):
             module().open_session(tmp_path / "file", context="")
     with pytest.raises(FileNotFoundError):
         module().open_session(tmp_path / "missing", context="")

@@ -48,7 +48,7 @@ def questions(session: Session, *, keep: bool, read: Sequence[Path] = ()) -> Ite
 
 
 def _save_as(session: Session, written: str, read: Sequence[Path]) -> None:
-    """Save a session where a line says, unless that would replace a file that is no session."""
+    """Save a session where a line says, unless that would replace a file that is not a session."""
     if not (name := _unquoted(written)):
         tell(f"Name a file: /save FILE. {HELP}")
         return
@@ -70,7 +70,7 @@ def _check_replaceable(path: Path) -> None:
         if path.is_file():
             SavedSession.load(path)
     except (OSError, ValueError):
-        raise UsageError(f"/save {path}: this file is no saved session; name another file to write.") from None
+        raise UsageError(f"/save {path}: this is not a saved session; name another file to write.") from None
 
 
 def _unquoted(written: str) -> str:

@@ -21,7 +21,7 @@ def read_price(option: str, text: str | None) -> Price | None:
     """Return the price in a text like `0.25/2`; None without a text.
 
     Raises:
-        UsageError: If it is no price.
+        UsageError: If it is not a price.
     """
     if text is None:
         return None

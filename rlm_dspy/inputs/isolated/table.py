@@ -52,7 +52,7 @@ def _of_jsonl(settings: TableSettings) -> Any:
 
 
 def _named(row: Any) -> dict[str, Any]:
-    """Return a line of JSON Lines as a row; the fields of one that is no object are numbered."""
+    """Return a line of JSON Lines as a row; the fields of a line that is not an object are numbered."""
     if isinstance(row, dict):
         return row
     return {str(number): value for number, value in enumerate(row if isinstance(row, list) else [row])}
