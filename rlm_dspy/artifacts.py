@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FOLDER = "output"
-"""The folder, in the one where code runs, whose files are kept."""
+"""The subfolder of the working directory of code whose files are kept."""
 MAX_FILES = 100
 """Files that a run keeps, those of its children included."""
 MAX_FILE_BYTES = 20 << 20
@@ -85,7 +85,7 @@ class Artifacts(dict[str, Artifact]):
 
 
 class ArtifactStore:
-    """Collects the files of a tree of runs. Names and contents come from code that nobody has checked."""
+    """Collects the files of a tree of runs. Names and contents come from untrusted code."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
@@ -93,7 +93,7 @@ class ArtifactStore:
         self._lock = threading.Lock()
 
     def keep(self, name: str, data: bytes | None, size: int) -> str:
-        """Keep the content of a file in the place of an earlier one; return why not, or an empty text.
+        """Keep the content of a file; it replaces an earlier one. Return why it was refused, or an empty text.
 
         Args:
             name: Its path below `output/`.
@@ -127,7 +127,7 @@ class ArtifactStore:
             (kept for kept in self._files if f"{kept}/".startswith(f"{name}/") or name.startswith(f"{kept}/")), ""
         )
         if other:
-            return f"give it another name: {other} is kept, and one of the two is the other's folder"
+            return f"give it another name: {other} is kept, and a file cannot have the name of a folder"
         if data is None or size > MAX_FILE_BYTES:
             return f"it has {size:,} bytes, and a file may have {MAX_FILE_BYTES:,}"
         if len(self._files) >= MAX_FILES:
@@ -138,7 +138,7 @@ class ArtifactStore:
         return ""
 
     def below(self, prefix: str) -> Artifacts:
-        """Return what is kept with names that begin so, by the rest of the name."""
+        """Return the files whose names begin with `prefix`, by the rest of the name."""
         with self._lock:
             files = {
                 name.removeprefix(prefix): data for name, data in self._files.items() if name.startswith(prefix)

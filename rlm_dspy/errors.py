@@ -61,9 +61,9 @@ class RLMError(Exception):
 
 @contextlib.contextmanager
 def briefly_shown() -> Iterator[None]:
-    """Decorate a constructor: a notebook shows the caller's part alone of the traceback of a wrong argument.
+    """Decorate a constructor: if an argument is wrong, a notebook shows only the caller's frames of the traceback.
 
-    The error itself is unchanged: its type, its message and its traceback.
+    The error keeps its type, its message and its whole traceback.
     """
     try:
         yield
@@ -116,9 +116,9 @@ class ToolRefused(RLMError, PermissionError):  # noqa: N818 (what happened)
 
 
 class Pause(RLMError):  # noqa: N818 (what a hook asks for)
-    """Raised by a hook whose decision is not there yet: the run ends as `paused`, and can be resumed.
+    """Raised by a hook that cannot decide yet: the run ends as `paused`, and can be resumed.
 
-    Its message says what is to be decided, for the one who decides.
+    Its message tells the person who will decide what the decision is about.
     """
 
 

@@ -175,16 +175,16 @@ def limits_of_budget(budget: Limits | float, names: Collection[str], one: str) -
     Args:
         budget: The budget.
         names: The limits that it may have.
-        one: What it holds several of, e.g. "run".
+        one: What one unit of it is called, e.g. "run".
 
     Raises:
-        ValueError: If it bounds nothing, or something that only one of them has.
+        ValueError: If it sets none of these limits, or a limit that holds for one unit only.
     """
     limits = budget if isinstance(budget, Limits) else Limits(max_cost=budget)
     plain = Limits(**{name: getattr(limits, name) for name in (*names, "prices")})
     if limits != plain or not any(getattr(limits, name) for name in names):
         raise ValueError(
             f"budget must be USD or a Limits of {', '.join(names)} (and prices), for all {one}s together, not "
-            f"{budget!r}. What bounds one {one} belongs into RLM(limits=...)."
+            f"{budget!r}. Pass limits of one {one} to RLM(limits=...)."
         )
     return limits

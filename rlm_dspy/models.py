@@ -47,24 +47,24 @@ _LM_STUDIO_BASE = "http://localhost:1234/v1"
 _OLLAMA = ("ollama_chat/", "ollama/")
 _OLLAMA_BASE = "http://localhost:11434"
 _OLLAMA_WINDOW = 16_384
-"""The window to ask Ollama for: its own default is 4,096 tokens, and it cuts off what does not fit, untold."""
+"""The window to ask Ollama for: its default is 4,096 tokens, and it drops what does not fit without an error."""
 _REQUEST_SECONDS = 5
 _NOT_FOUND = 404
 _WINDOW_KEYS = ("loaded_context_length", "context_length", "max_model_len", "max_context_length")
 """The names of a model's window in `GET /models`: LM Studio, OpenRouter, vLLM, LM Studio again."""
 
 _EMBEDDED_REPLY_TOKENS = 450
-"""A code block is shorter; a small model that loses the thread writes up to the limit."""
+"""Enough for a code block; a small model that repeats itself writes up to the limit."""
 _CHARS_PER_TOKEN = 3
 _TOKENS_PER_TURN = 2_048
 _NO_KEY = "none"
-"""The key for a server of one's own: OpenAI's protocol needs one, such servers mostly do not."""
+"""The key for a local server: OpenAI's protocol requires one, most local servers do not."""
 
 _HOTTEST = 2
 
 
 class _Settings(NamedTuple):
-    """What the caller says of a model; see `choose_model`."""
+    """The arguments of `choose_model` that configure a model."""
 
     api_base: str | None
     api_key: str | None

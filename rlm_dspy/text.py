@@ -240,7 +240,7 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that `write_whole` can write a file, before anything is paid for that it is to hold.
+    """Check that `write_whole` can write a file, before its content is computed and paid for.
 
     Raises:
         OSError: If it cannot; the error names the file.

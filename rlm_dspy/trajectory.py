@@ -93,10 +93,10 @@ class Place(BaseModel):
     """Offset in the text, in characters: `text[start:end]`."""
     end: int
     exact: bool = True
-    """Whether the value stands there word for word; else it was read from this passage in a sub-call."""
+    """Whether the value is there word for word; else a sub-call read it from this passage."""
     via: Via
     text: str = ""
-    """What stands there, with up to 64 characters on each side; of a passage the beginning."""
+    """The text there, with up to 64 characters on each side; for a passage, its beginning."""
 
 
 CallKind = Literal["query", "sub", "ad_hoc", "child"]
@@ -175,7 +175,7 @@ class Step(BaseModel):
     thinking: str = ""
     """What the model thought before the reply, if known, truncated; not shown to any model."""
     code: str = ""
-    """The Python that was run; empty if the reply contained none. Of a denied turn, what was not run."""
+    """The Python that was run; empty if the reply contained none. For a denied turn, the code that was not run."""
     proposed: str = ""
     """What the model wrote, if `on_code` had other code run instead."""
     output: str = ""

@@ -72,7 +72,7 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
 
 
 def test_the_readme_is_one_screen() -> None:
-    """What is longer belongs into the documentation."""
+    """What is longer belongs in the documentation."""
     assert len(README.splitlines()) <= 150
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Workers: TypeAlias = Executor | Callable[[], Executor] | Literal["ray"] | None
 _MOST_BROKEN = 3
-"""Executors in a row that may break before a run has ended on one."""
+"""How many executors in a row may break without a finished run."""
 
 
 @dataclass(eq=False)

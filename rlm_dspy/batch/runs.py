@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from rlm_dspy.usage import Usage
 
 _MOST_SUBMITTED = 1_000
-"""Runs that wait in an executor or are under way."""
+"""Maximum number of submitted runs, waiting or running."""
 _FIRST_SUBMITTED = 16
-"""The same with a budget, until a run has ended and it is known what one uses."""
+"""The same with a budget, until the first run has ended: its usage is not known before."""
 _SPENT = (
-    "The budget of the batch does not allow to run the examples that have no row yet. Run it again with a larger "
-    "budget: what there is will not be paid for again."
+    "The budget of the batch does not allow the runs of the examples that have no row yet. Run it again with a "
+    "larger budget: stored results are not paid for again."
 )
 _logger = logging.getLogger("dspy.rlm_dspy")
 
@@ -179,7 +179,7 @@ class _Batch:
         self._equal: Counter[str] = Counter()
         self._again: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()
-        """Examples whose next loss is the last one: each is run alone, so that it is known who kills workers."""
+        """Examples that fail at the next loss of a worker. Each runs alone, to find the one that kills workers."""
         self._running: set[Future[Any]] = set()
         self._name = self._key[:16]
         in_file = TakenInFile(folder / f"{self._name}.budget")
@@ -325,13 +325,13 @@ class _Batch:
             self._store.keep(task.key, row)
         except OSError as full:  # the row is paid for, so it is yielded; no further run begins
             full.add_note(
-                f"A result could not be stored in {str(self._folder)!r}; those that had arrived are there."
+                f"A result could not be stored in {str(self._folder)!r}; earlier results are in the store."
             )
             self._failure = full
         return row
 
     def _finish(self) -> None:
-        """Begin no more runs, and keep what those under way return."""
+        """Start no more runs, and store the results of the running ones."""
         waiting = [future for future in self._running if not future.cancel()]
         if any(not future.done() for future in waiting):
             _logger.warning("Waiting for %d runs that are under way, to keep their results.", len(waiting))

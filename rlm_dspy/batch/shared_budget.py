@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rlm_dspy.usage import Usage
 
 _PART = 256
-"""A lease is at least this part (1/n) of the whole, while there is as much."""
+"""A lease is at least this part (1/n) of the budget, as long as so much is left."""
 
 
 class Taken(Protocol):
-    """The place where processes count together what of a budget is used or leased."""
+    """A counter, shared by processes, of how much of a budget is used or leased."""
 
     def take(self, amount: Amount, caps: Amount) -> bool:
         """Add an amount unless one of its units would then be above its cap; return whether it was added.
@@ -41,7 +41,7 @@ class Taken(Protocol):
 
 @dataclass(frozen=True)
 class SharedBudget:
-    """What a batch may use. What a killed process had leased stays taken.
+    """What a batch may use. The leases of a killed process are not returned.
 
     Attributes:
         taken: What of it is used or leased.

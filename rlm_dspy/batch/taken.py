@@ -144,13 +144,13 @@ class TakenOnServer:
             where = without_credentials(self.url)
             raise LedgerLost(
                 f"The server of the budget, {where}, failed: {str(error).rstrip('.')}. Nothing more is spent. Run "
-                "the batch again when it answers: what is in the store will not be paid for again."
+                "the batch again when it responds: stored results are not paid for again."
             ) from None
 
     def _lost(self) -> LedgerLost:
         return LedgerLost(
-            f"{without_credentials(self.url)} has lost {self.name!r}, what was used of the budget. Restore its "
-            "data; or remove *.ledger from the store, to count from 0, and pass as budget what is left to spend."
+            f"{without_credentials(self.url)} has lost {self.name!r}, the count of what the budget was used for. "
+            "Restore its data; or remove *.ledger from the store, to count from 0, and pass the rest as budget."
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs a program on one example, in this process or in another one, and brings home what came of it."""
+"""Runs a program on one example, in this process or in another one, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def perform(parcel: bytes) -> bytes:
 
 
 def _end_without_parent() -> None:
-    """End this worker of a pool if its parent was killed: nobody would keep what it goes on to pay for."""
+    """End this worker of a pool if its parent was killed: nobody would store the results that it pays for."""
     if (parents := _parents()) is None:
         return
     parent, starter = parents
@@ -128,9 +128,10 @@ def _end_without_parent() -> None:
 
 @functools.cache
 def _parents() -> tuple[int, int] | None:
-    """Return the parent of this worker of a pool, which is watched from now on, and what has started the worker.
+    """Return the process ids of the parent of this pool worker, and of the process that started the worker.
 
-    That is the parent, or a fork server, which may outlive it. None in any other process.
+    The latter is the parent, or a fork server that may outlive it. The parent is watched from now on. None if this
+    process is not a worker of a pool.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None or sys.platform == "win32":  # there a signal to look ends a process

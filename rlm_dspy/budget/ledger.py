@@ -204,7 +204,7 @@ class Ledger:
         return Amount(**{unit: math.inf if cap is None else cap - getattr(gone, unit) for unit, cap in caps})
 
     def _reserved_for_others(self, keeper: Hashable) -> Amount:
-        """Return what is kept for the last turns of other runs than this keeper's."""
+        """Return what is reserved for the last turns of all runs but this keeper's."""
         return sum((amount for key, amount in self._kept.items() if key is not keeper), NOTHING)
 
     def close(self, why: LimitExceeded, spared: Hashable = None) -> None:

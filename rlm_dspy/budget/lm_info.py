@@ -1,4 +1,4 @@
-"""Looks up an LM's context window, longest reply and price, and reads what its replies hold and what they cost."""
+"""Looks up an LM's context window, longest reply and price; reads the texts, usage and cost of its replies."""
 
 from __future__ import annotations
 
@@ -233,9 +233,9 @@ def only_thinking_of(outputs: Outputs) -> str:
 
 
 def filled_window(outputs: Outputs, entry: HistoryEntry) -> int:
-    """Return the tokens of a prompt that left no room for a reply: it was cut off before its first token; else 0.
+    """Return the tokens of a prompt that left no room for a reply, so that the reply is empty; else 0.
 
-    Some servers answer so where others refuse the request. One that reports no usage is not known to do it.
+    Some servers reply like this where others reject the request. It is detected only if usage is reported.
     """
     usage = entry.get("usage") or {}
     read, written = count_of(usage.get("prompt_tokens")), usage.get("completion_tokens")

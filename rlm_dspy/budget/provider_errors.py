@@ -74,8 +74,8 @@ def refuses_streams(error: Exception) -> bool:
 def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """Add what the server said to the message of an error, where a client keeps it only in the error's cause.
 
-    The SDK of OpenAI does so, from version 3 on, for an error that is a string, such as LM Studio's. Of a page in
-    HTML the words stay. Where no server of a model responded, or had such a path, its address is added.
+    The SDK of OpenAI, from version 3 on, does this for an error that is a string, such as LM Studio's. HTML pages
+    are reduced to their text. If no server responded, or it has no such path, its address is added.
     """
     if isinstance(error, dspy.LMError):
         _set_message(error, _without_tags(error.message))

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 _LINE_CHARS = 120
 _TOLD_TURNS = 5
 _SURE_PART = 3
-"""Of an output that was clipped, the first 1/_SURE_PART is as it was."""
+"""The first 1/_SURE_PART of a clipped output is unchanged."""
 _LEAST_CLIPPED_CHARS = 500
-"""What is shown of an output has at least these, if the limits allow it."""
+"""A clipped output has at least this many characters, if the limits allow it."""
 _NOT_RUN: frozenset[str] = frozenset({"denied"})
 """Kinds of steps whose code did not run."""
 _DIFFERS = (
-    "(The process of this session was gone. A new one ran the code of the turns so far again, with the answers "
-    "that models and tools gave then. What came out otherwise:\n{}\nThe outputs above are those of then. Check "
-    "your variables before you rely on them.)"
+    "(The process of this session ended. A new one ran the code of the turns so far again, with the recorded "
+    "answers of models and tools. What differs:\n{}\nThe outputs above are the recorded ones. Check your "
+    "variables before you rely on them.)"
 )
 
 
@@ -41,7 +41,7 @@ def resumed(event: RunEvent, parent: Run | None) -> tuple[RunEvent, RecordedRun 
     """Return the event of a run that starts now, and what is recorded of it; None if it is new.
 
     Raises:
-        CannotResume: If it is to go on with a run of another signature or other inputs.
+        CannotResume: If the run in the log has another signature or other inputs.
     """
     found = recorded_run(event, parent.recorded if parent else None, is_root=parent is None)
     if found is None:
@@ -51,9 +51,9 @@ def resumed(event: RunEvent, parent: Run | None) -> tuple[RunEvent, RecordedRun 
 
 
 def rebuild(run: Run, recorded: RecordedRun, execute: Callable[[str, str], Step]) -> None:
-    """Take the ended turns of a run from its log, and run their code again, so that the REPL has its variables.
+    """Restore the ended turns of a run from its log, and run their code again, so that the REPL has its variables.
 
-    Nothing is asked, and no event is emitted. The notice of the last turn tells the model what came out otherwise.
+    No model is called and no event is emitted. The notice of the last turn tells the model which results differ.
 
     Args:
         run: The run; its REPL is open.
@@ -113,12 +113,12 @@ def _take(run: Run, recorded: RecordedStep, execute: Callable[[str, str], Step])
 
 
 def _is_shown_as(output: str, shown: str, least: int) -> bool:
-    """Whether a turn with this output was shown so: whole, perhaps with a note behind it, or without its middle.
+    """Whether `shown` is this output: whole, perhaps with a note after it, or clipped in the middle.
 
     Args:
         output: The output.
-        shown: What was shown.
-        least: The characters of the shortest output without its middle.
+        shown: What the model was shown.
+        least: The length of the shortest clipped output.
     """
     part = len(shown) // _SURE_PART
     is_clipped = len(output) > len(shown) >= least
@@ -126,7 +126,7 @@ def _is_shown_as(output: str, shown: str, least: int) -> bool:
 
 
 def _first_difference(now: str, then: str) -> str:
-    """Return the first line that differs, and what stood there."""
+    """Return the first line that differs, now and then."""
     new, old = now.splitlines(), then.splitlines()
     at = next((n for n, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
     new_line, old_line = (one_line(lines[at], _LINE_CHARS) if at < len(lines) else "" for lines in (new, old))

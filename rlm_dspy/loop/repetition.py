@@ -110,7 +110,7 @@ def _stored_in(node: ast.AST) -> str:
 def _goes_on(tree: ast.Module, *, failed: bool = False) -> bool:
     """Whether code changes what a variable of an earlier turn holds, or depends on chance or time.
 
-    Code that failed may not have come to `total += 1`, or have failed at it.
+    Code that failed may not have reached `total += 1`, or may have failed there.
     """
     nodes = [*ast.walk(tree)]
     updates = [node for node in nodes if _updated(node)]

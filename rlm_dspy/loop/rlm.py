@@ -218,14 +218,14 @@ class RLM(ShowsItself, AsTool, HasSessions, HasStreamedOutputs, Resumable, HasSt
         return copied
 
     def __getattr__(self, name: str) -> Any:
-        """Say what stands for a predictor of `dspy.RLM`."""
+        """Raise an AttributeError; for a predictor of `dspy.RLM` it names what replaces it."""
         why = f"{type(self).__name__!r} object has no attribute {name!r}{_UPSTREAM_PREDICTORS.get(name, '')}"
         raise AttributeError(why, name=name, obj=self)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the module on the signature's inputs; `interpreter_factory=` applies to this call only.
 
-        Every error of a started run carries what there is of it as `error.prediction`; the steps so far are also
+        Every error of a started run has the partial prediction as `error.prediction`; the steps so far are also
         `error.trajectory`, and the usage `error.usage`.
 
         Returns:
@@ -377,7 +377,7 @@ _UPSTREAM_PREDICTORS = {
     "generate_action": "; the predictor of the turns is `act`",
     "extract": "; the predictor that reads an answer from a trajectory is made for each call, with `act`'s LM",
 }
-"""What to say of the predictors that `dspy.RLM` has."""
+"""What replaces the predictors of `dspy.RLM`, for the message of the AttributeError."""
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "signature": check_signature,
     "limits": check_limits,

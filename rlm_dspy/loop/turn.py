@@ -165,7 +165,7 @@ class Turn(dspy.Module):
         return {"config": {"temperature": _WARMER_TEMPERATURE}} if lost and greedy else {}
 
     async def _run_code(self, port: Port, reply: Reply) -> Step:
-        """Run the code for as long as it may, if the hooks agree. If it is cut short, what there is is kept."""
+        """Run the code for as long as it may, if the hooks agree. On an error, keep the partial turn."""
         run, reasoning, code = self._run, reply.reasoning, reply.code
         ran = code
         run.begin_cell()
@@ -291,7 +291,7 @@ def cut_short(error: BaseException, reasoning: str, code: str, printed: str) -> 
     """Return the step of a turn whose code, or a hook, an error cut short."""
     is_paused = isinstance(error, Pause)
     why = "The run was paused" if is_paused else "The run was interrupted in this turn"
-output = _after(printed, f"{why}: {error}" if str(error) else f"{why}.")
+    output = _after(printed, f"{why}: {error}" if str(error) else f"{why}.")
     kind: StepKind = "paused" if is_paused else "error"
     return Step(reasoning=reasoning, code=code, output=output, kind=kind)
 

@@ -95,7 +95,7 @@ def check_names(signature: type[dspy.Signature], tools: dict[str, dspy.Tool], su
 
 @functools.cache
 def _warn_of(*hidden: str) -> None:
-    """Log once that output fields take the place of what a run says of itself."""
+    """Log once that output fields hide attributes of the prediction with the same names."""
     if hidden:
         names = ", ".join(f"prediction.{name}" for name in hidden)
         _logger.warning("%s: the output field, not the run's own. Rename the field to have both.", names)

@@ -108,7 +108,7 @@ def test_code_that_ran_instead_runs_instead_again(path: Path) -> None:
     assert (prediction.answer, code.asked) == ("2", [])
     first, last = prediction.trajectory
     assert (last["code"], last["proposed"]) == ("SUBMIT(answer=x)", "SUBMIT(answer='x')")
-    assert "came out otherwise" not in first["notice"]
+    assert "What differs" not in first["notice"]
 
 
 def test_a_decision_is_good_for_what_was_decided(path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_refused_answer_of_an_ended_turn_stays_refused_without_a_word_of_diffe
     prediction = go_on(small(on_submit=answer), [], path)
     assert (prediction.answer, answer.asked) == ("x", ["{'answer': 'x'}"])
     assert prediction.trajectory[0]["kind"] == "refused"
-    assert "came out otherwise" not in prediction.trajectory[0]["notice"]
+    assert "What differs" not in prediction.trajectory[0]["notice"]
 
 
 def tool_run(path: Path, factory: Any, hook: OnTool) -> tuple[RLM, list[str]]:

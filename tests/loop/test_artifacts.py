@@ -127,7 +127,7 @@ def test_what_is_kept_can_be_saved(tmp_path: Path) -> None:
     for name in ("a", "b/c", "child-1", "bc"):
         assert store.keep(name, b"", 0) == ""
     for name, other in {"a/b": "a", "b": "b/c", "child-1/x.csv": "child-1"}.items():
-        why = f"give it another name: {other} is kept, and one of the two is the other's folder"
+        why = f"give it another name: {other} is kept, and a file cannot have the name of a folder"
         assert store.keep(name, b"", 0) == why
     assert store.keep("é" * 128, b"", 0) == "give it a shorter name of plain characters"
     assert store.keep("a", b"again", 5) == ""
