@@ -15,8 +15,8 @@ import dspy
 from dspy.utils.callback import with_callbacks
 
 from rlm_dspy.concurrency.async_forms import is_async
-from rlm_dspy.concurrency.crew import run_in_crew
 from rlm_dspy.concurrency.event_loops import LoopCall
+from rlm_dspy.concurrency.thread_pool import run_in_pool
 from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by, running_loop
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def outside_loop(function: Callable[[], T], stop: Callable[[], object] = lambda:
         return context.run(function)
     done = Future[T]()
     try:
-        run_in_crew(lambda: context.run(function), done)
+        run_in_pool(lambda: context.run(function), done)
         while not done.done():
             wait([done], _LOOK_SECONDS)  # Ctrl-C just before a wait without an end would not end it
     except KeyboardInterrupt:

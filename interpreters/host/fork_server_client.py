@@ -222,7 +222,7 @@ class ForkServer:
         """Start a worker; return its number where the fork server lives, and a handle.
 
         Args:
-            order: The other arguments of `worker.fork_server.Zygote` for it.
+            order: The other arguments of `worker.fork_server.ForkServerProcess` for it.
             limits: Its limits.
             end: Its end of its socket.
 
@@ -247,7 +247,7 @@ class ForkServer:
         return LocalHandle(pidfd, self.watch, leads=False)
 
     def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float = _ANSWER_SECONDS) -> None:
-        """Send an order that gives nothing back, named as a method of `worker.fork_server.Zygote` is, and wait.
+        """Send an order without a result, named like a method of `worker.fork_server.ForkServerProcess`, and wait.
 
         Raises:
             TimeoutError: If it is not done within `seconds`.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import dspy
 
-from rlm_dspy.concurrency.crew import run_in_crew
+from rlm_dspy.concurrency.thread_pool import run_in_pool
 from rlm_dspy.interpreters.base import CellError, CellUndone
 from rlm_dspy.interpreters.host import tool_threads
 from rlm_dspy.interpreters.host.checkpoints import WAKE_SECONDS, Lineage
@@ -311,7 +311,7 @@ class Session(Lineage):
 
         done: Future[Any] = Future()
         done.add_done_callback(answer)
-        run_in_crew(lambda: cell.call(name, args, kwargs), done)
+        run_in_pool(lambda: cell.call(name, args, kwargs), done)
 
     def _answer(self, process: WorkerConnection, number: int, outcome: Future[Any], clock: Clock) -> None:
         """Send the worker what a call came to; it may be gone by now."""

@@ -67,7 +67,7 @@ _FAILED = {
 """What an order that fails is told as."""
 
 
-class Zygote:
+class ForkServerProcess:
     """The main loop of the fork server, after loading and confinement."""
 
     def __init__(self, control: socket.socket, host: int, config: Config) -> None:
@@ -269,7 +269,7 @@ def main() -> None:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host"]:
             os._exit(0)
-        Zygote(control, host, config).run(config)
+        ForkServerProcess(control, host, config).run(config)
     except Exception as error:  # noqa: BLE001 (the host decides what to do without this fork server)
         _tell_failure(control, error)
         os._exit(1)

@@ -43,7 +43,7 @@ class Job:
         inputs: Its inputs.
         context: The context of the caller.
         budget: The budget that it is a part of.
-        traced: Whether the trace of its predictors comes home from another process.
+        traced: Whether the trace of its predictors is returned from another process.
         losses: The workers that have died while they ran it.
     """
 

@@ -22,7 +22,7 @@ def on(program: dspy.Module, executor: Workers = None, folder: str | os.PathLike
     """Return a module that calls a program on an executor.
 
     `dspy.Evaluate`, `TrajectoryFewShot`, `GEPA` and whatever else calls a module run through it, as many calls at
-    once as they make. What comes home is as if the program had run here: prediction or error, the trace that
+    once as they make. The result is as if the program had run here: prediction or error, the trace that
     optimizers learn from, and usage. Callbacks hear only runs in threads.
 
     Args:
@@ -72,7 +72,7 @@ class On(dspy.Module):
         job, outcome = Job(self.program, inputs, traced=True), None
         while outcome is None:
             outcome = self.engine.outcome(job, self.engine.submit(job))
-        return self._taken_home(outcome)
+        return self._result_of(outcome)
 
     async def aforward(self, **inputs: Any) -> Any:
         """Run like `forward`, without blocking the running event loop."""
@@ -81,9 +81,9 @@ class On(dspy.Module):
             future = self.engine.submit(job)
             await asyncio.wait([asyncio.wrap_future(future)])
             outcome = self.engine.outcome(job, future)
-        return self._taken_home(outcome)
+        return self._result_of(outcome)
 
-    def _taken_home(self, outcome: Outcome) -> Any:
+    def _result_of(self, outcome: Outcome) -> Any:
         """Return the prediction or raise the error; enter trace and usage of another process here."""
         if outcome.trace is not None:
             predictors = dict(self.program.named_predictors())

@@ -63,7 +63,7 @@ class Parcel:
         inputs: The inputs, with long texts published.
         budget: The budget of the batch.
         mark: A file that is made when the run begins; None for no mark.
-        traced: Whether trace and reported usage are sent home.
+        traced: Whether trace and reported usage are returned.
     """
 
     program: Path

@@ -71,7 +71,7 @@ def metered(
     Raises:
         LimitExceeded: If the limits refused a call, even if its caller continued without it.
     """
-    open_door()
+    intercept_lm_calls()
     mirrors, others = [] if mirror is None else [mirror], []
     for outer in meters_in_force():
         if outer.ledger is ledger:
@@ -109,21 +109,21 @@ def role() -> str:
 
 
 _lock = threading.Lock()
-_is_open = False
+_is_patched = False
 
 
-def open_door() -> None:
-    """Route every LM call of this process through this module from now on; see the module."""
-    global _is_open  # noqa: PLW0603  # one for each process
-    if _is_open:
+def intercept_lm_calls() -> None:
+    """Patch `dspy.BaseLM`, once per process, so that every LM call passes through this module; see the module."""
+    global _is_patched  # noqa: PLW0603  # one for each process
+    if _is_patched:
         return
     with _lock:
-        if not _is_open:
+        if not _is_patched:
             accept_malformed_bodies()
             keep_rejected_replies()
             _meter_calls(dspy.BaseLM)
             _note_entries(dspy.BaseLM)
-            _is_open = True
+            _is_patched = True
 
 
 def _meter_calls(kind: type[dspy.BaseLM]) -> None:

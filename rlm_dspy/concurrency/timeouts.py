@@ -13,8 +13,8 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlm_dspy.concurrency.crew import run_in_crew
 from rlm_dspy.concurrency.event_loops import result_within
+from rlm_dspy.concurrency.thread_pool import run_in_pool
 from rlm_dspy.concurrency.wait_scope import Cancellation, awaited_on, cancelled_by, handing_over_stream
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def in_thread(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
 
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
-    run_in_crew(functools.partial(contextvars.copy_context().run, work), future, name)
+    run_in_pool(functools.partial(contextvars.copy_context().run, work), future, name)
     return future
 
 

@@ -16,9 +16,9 @@ import dspy
 
 from rlm_dspy.budget.lm_info import only_thinking_of, text_of
 from rlm_dspy.budget.metered_lm import metered
-from rlm_dspy.concurrency.crew import start_job
 from rlm_dspy.concurrency.event_loops import LoopCall
 from rlm_dspy.concurrency.port import loop_for
+from rlm_dspy.concurrency.thread_pool import start_job
 from rlm_dspy.errors import LimitExceeded, ReplyCut, Unanswered
 from rlm_dspy.events import SubCallEvent, unit
 from rlm_dspy.prompt.free_form_outputs import (

@@ -12,7 +12,7 @@ import dspy
 import mlflow
 from sqlalchemy.exc import SQLAlchemyError
 
-from rlm_dspy.budget.metered_lm import open_door
+from rlm_dspy.budget.metered_lm import intercept_lm_calls
 from rlm_dspy.text import one_line
 from rlm_dspy.tracing._mlflow_compat import MlflowCallback, revert_patches
 from rlm_dspy.tracing.callback import SpanCallback
@@ -74,7 +74,7 @@ def autolog(
         mlflow.dspy.autolog(disable=True, **others)
         revert_patches(mlflow.dspy.autolog.integration_name)  # MLflow patches even when it is disabled
         return
-    open_door()  # to know the reported usage of LMs outside runs too
+    intercept_lm_calls()  # to know the reported usage of LMs outside runs too
     own = own or SpanCallback(known_secrets)
     dspy.configure(callbacks=[*rest, own])
     _in_force.enter_context(_settings())

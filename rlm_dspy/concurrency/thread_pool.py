@@ -1,4 +1,4 @@
-"""Runs functions in threads that are created on demand and used again.
+"""Runs functions in threads that are created on demand and reused.
 
 Starting a thread takes an event loop longer than most cells: `Thread.start` waits until the thread has run.
 """
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _IDLE_SECONDS = 30
 
 
-class Crew:
+class ThreadPool:
     """A pool of threads that run jobs at once. It grows as needed; a thread that was idle for 30 seconds ends.
 
     They are daemons: a job that never returns does not keep the process from ending.
@@ -58,16 +58,16 @@ class Crew:
                 return None
 
 
-_crew = Crew()
+_pool = ThreadPool()
 
 
-def _new_crew() -> None:
-    global _crew  # noqa: PLW0603 (a forked child of the host has none of its threads)
-    _crew = Crew()
+def _new_pool() -> None:
+    global _pool  # noqa: PLW0603 (a forked child of the host has none of its threads)
+    _pool = ThreadPool()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_new_crew)
+    os.register_at_fork(after_in_child=_new_pool)
 
 
 def start_job(job: Callable[[], object]) -> None:
@@ -76,10 +76,10 @@ def start_job(job: Callable[[], object]) -> None:
     Raises:
         RuntimeError: If no thread can be started.
     """
-    _crew.run(job)
+    _pool.run(job)
 
 
-def run_in_crew(function: Callable[[], T], done: Future[T], name: str = "rlm-call") -> None:
+def run_in_pool(function: Callable[[], T], done: Future[T], name: str = "rlm-call") -> None:
     """Run a function in a thread unless `done` is cancelled first; its result or error is set on `done`.
 
     So is the RuntimeError if no thread can be started.

@@ -1,4 +1,4 @@
-"""Threads of the crew are used again, end when nobody needs them, and hold nothing of what they ran."""
+"""Threads of the pool are used again, end when they are idle, and hold nothing of what they ran."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from rlm_dspy.concurrency import crew
-from rlm_dspy.concurrency.crew import Crew, run_in_crew
+from rlm_dspy.concurrency import thread_pool
+from rlm_dspy.concurrency.thread_pool import ThreadPool, run_in_pool
 from tests.interpreters.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ class Large:
     """What a run holds."""
 
 
-def thread_of_job(pool: Crew) -> threading.Thread:
+def thread_of_job(pool: ThreadPool) -> threading.Thread:
     done: Future[threading.Thread] = Future()
     pool.run(lambda: done.set_result(threading.current_thread()))
     return done.result(60)
 
 
 def test_a_thread_is_used_again_and_a_busy_one_keeps_no_job_waiting() -> None:
-    pool, go_on, before = Crew(), threading.Event(), set(threading.enumerate())
+    pool, go_on, before = ThreadPool(), threading.Event(), set(threading.enumerate())
     thread_of_job(pool)
     assert comes_true(lambda: pool._idle._value == 1)
     pool.run(go_on.wait)
@@ -44,8 +44,8 @@ def test_a_thread_is_used_again_and_a_busy_one_keeps_no_job_waiting() -> None:
 
 
 def test_an_idle_thread_ends_and_the_next_job_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_IDLE_SECONDS", 0.05)
-    pool = Crew()
+    monkeypatch.setattr(thread_pool, "_IDLE_SECONDS", 0.05)
+    pool = ThreadPool()
     first = thread_of_job(pool)
     first.join(60)
     assert not first.is_alive()
@@ -53,7 +53,7 @@ def test_an_idle_thread_ends_and_the_next_job_gets_another(monkeypatch: pytest.M
 
 
 def test_an_idle_thread_holds_nothing_of_the_job_before() -> None:
-    pool, held = Crew(), Large()
+    pool, held = ThreadPool(), Large()
     gone = weakref.ref(held)
     context = contextvars.copy_context()
     context.run(variable.set, held)
@@ -67,17 +67,17 @@ def test_an_idle_thread_holds_nothing_of_the_job_before() -> None:
 def test_a_future_that_waits_can_be_cancelled_and_one_that_is_said_to_run_cannot() -> None:
     cancelled: Future[int] = Future()
     cancelled.cancel()
-    run_in_crew(lambda: 1, cancelled)
+    run_in_pool(lambda: 1, cancelled)
     running: Future[int] = Future()
     running.set_running_or_notify_cancel()
     assert not running.cancel()
-    run_in_crew(lambda: 1, running)
+    run_in_pool(lambda: 1, running)
     assert running.result(60) == 1
     assert cancelled.cancelled()
 
 
 def test_a_thread_has_the_name_of_its_job_until_the_result_is_there() -> None:
     names: Future[str] = Future()
-    run_in_crew(lambda: threading.current_thread().name, names, "rlm-test")
+    run_in_pool(lambda: threading.current_thread().name, names, "rlm-test")
     assert names.result(60) == "rlm-test"
     assert not any(thread.name == "rlm-test" for thread in threading.enumerate())
