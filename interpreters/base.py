@@ -67,7 +67,7 @@ class Submission(dspy.FinalOutput):
 
 
 class TakesObjects:
-    """Marks an interpreter that binds Python objects as variables, not only JSON-like data.
+    """Mix-in of an interpreter that binds Python objects as variables, not only JSON-like data.
 
     Attributes:
         takes_text: Whether it accepts an `rlm_dspy.Text` unchanged (and binds a `str`), so that the host need not
@@ -293,7 +293,7 @@ class Interpreter:
         return (self.shown or None) if outcome.value is None else outcome.value
 
     def _import_hint(self, module: str) -> str:
-        """Return what to tell the model of a module that its code could not import."""
+        """Return a hint for the model about a module that its code could not import."""
         del module
         return "It is not installed here. Use the standard library."
 

@@ -45,7 +45,7 @@ class RunUsage(Usage):
     seconds: float = 0.0
     """Wall-clock seconds since the run began."""
     waited: float = 0.0
-    """Those of them in which a hook was waited for, such as a person who approves; no limit counts them."""
+    """Those of them in which the run waited for a hook, e.g. for a person who approves; no limit counts them."""
     limit: str | None = None
     """The limit that ended the run early, else the first that refused a call; None if none did."""
     by_role: dict[str, Usage] = {}

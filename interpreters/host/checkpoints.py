@@ -31,11 +31,11 @@ WAKE_SECONDS = 10
 """Seconds that a copy may take to wake, and a worker to execute an order between cells."""
 _LEFT_PACKETS = 64
 _COPY_SECONDS = 0.1
-"""Seconds that a worker may leave an order to copy itself unread."""
+"""Seconds until a worker must have read an order to copy itself."""
 _STAYS_DONE = "Function calls and written files are not undone; running threads and processes have ended."
 _CHEAP_SECONDS, _CHEAP_SHARE = 0.020, 0.05
 _GIVEN_UP_COST = 5
-"""How much dearer a copy is that was given up: the worker copied the pages that it used, for nothing."""
+"""Factor on the cost of a copy that was given up: the worker copied the pages that it used for nothing."""
 _GAVE_UP = " Its copy had been given up because both together took more memory than allowed."
 
 
@@ -199,7 +199,7 @@ class Lineage:
         self._checkpoints = Checkpoints(mode)
         self._early: deque[Arrived] = deque()
         self._printed = ""
-        """What the cell that runs has printed so far, as its process told it."""
+        """What the running cell has printed so far, as reported by its process."""
         self._cell = cell
         self._blocks = 0
         self._bound = dict(bound)
@@ -277,14 +277,14 @@ class Lineage:
         self.group.leave()
 
     def _awake(self) -> None:
-        """End the wait of the thread that executes, from any other."""
+        """Wake the executing thread, from any other thread."""
         with self._lock:
             if not self._released:
                 with suppress(BlockingIOError):
                     os.eventfd_write(self._wake, 1)
 
     def _order_copy(self) -> None:
-        """Have the worker copy itself, if that is worth it. It says so when it is done; nobody waits for that."""
+        """Order the worker to copy itself, if that is worth its cost, without waiting for its report."""
         if not self._checkpoints.worth_one():
             return
         try:
@@ -365,7 +365,7 @@ class Lineage:
         return None
 
     def _read_what_is_left(self) -> None:
-        """Take what the process told before it ended: that a copy was made, and what the cell printed."""
+        """Read the reports that the process sent before it ended: of copies, and of what the cell printed."""
         with suppress(OSError, EOFError, ValueError):
             for _ in range(_LEFT_PACKETS):
                 arrived = self._process.received()

@@ -97,7 +97,7 @@ class Clock:
         return self._ended is not None
 
     def call_starts(self, size: int) -> None:
-        """While a call of `size` bytes waits for the host, the cell is not busy."""
+        """Stop counting time as busy: a call of `size` bytes waits for the host."""
         with self._lock:
             if self._waiting == 0:
                 self._busy += time.monotonic() - self._resumed
@@ -108,7 +108,7 @@ class Clock:
             self._bytes_at_once += size
 
     def call_ends(self) -> None:
-        """Go on counting when it was the last."""
+        """Count time as busy again if no other call waits for the host."""
         with self._lock:
             self._waiting -= 1
             if self._waiting == 0:
@@ -127,7 +127,7 @@ class Clock:
         self._worked = min(cpu_seconds - self._cpu, self.elapsed)
 
     def ends(self) -> None:
-        """The cell has ended."""
+        """Record that the cell has ended."""
         self._ended = Deadline(_LATE_ANSWER_SECONDS)
 
     def left(self) -> float:

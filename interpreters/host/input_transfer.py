@@ -123,8 +123,8 @@ def _share(key: Key, value: str | bytes | None, publish: Callable[[], tuple[int,
 
 
 StandIn = Callable[[Any], "tuple[Any, ...] | None"]
-"""Gives for a value of the host's own classes a function of the REPL and its arguments, which make what stands for
-it there; None to leave the value as it is."""
+"""Returns, for a value of the host's own classes, a function of the REPL and the arguments that make its stand-in
+there; None to leave the value unchanged."""
 
 
 class Forms:

@@ -90,7 +90,7 @@ def own_modules(packages: Iterable[str]) -> list[str]:
 
 
 def import_hint(module: str, packages: Sequence[str], importable: Collection[str]) -> str:
-    """Return what to tell of a module that code could not import.
+    """Return a hint about a module that code could not import.
 
     Args:
         module: Its name, as the worker reports it.
@@ -107,7 +107,7 @@ def import_hint(module: str, packages: Sequence[str], importable: Collection[str
 
 
 def only_these(importable: Collection[str]) -> str:
-    """Return what to tell of what code can import, beside the standard library."""
+    """Return a sentence about what code can import besides the standard library."""
     return f"This REPL can import only these: {', '.join(('the standard library', *importable))}."
 
 

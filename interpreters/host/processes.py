@@ -32,7 +32,7 @@ _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 class Relief(NamedTuple):
-    """What came of ending sleeping copies."""
+    """The result of ending sleeping copies."""
 
     over: int
     """The bytes that the processes take, if that is over the limit even without the copies; else 0."""

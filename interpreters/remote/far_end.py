@@ -89,7 +89,7 @@ class Values:
             return os.open(f"/proc/self/fd/{self._whole[digest]}", os.O_RDONLY)
 
     def release(self, session: str) -> None:
-        """Take note that a session has ended; forget what was not used for longest, if that is too much."""
+        """Record that a session has ended; drop the least recently used values if they take too much memory."""
         with self._lock:
             for holders in self._holders.values():
                 holders.discard(session)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PIECE = 256 << 10
 _REMEMBERED_FROM = 1 << 20
-"""Bytes from which the digest of a value is kept: to compute it takes a second for each GB."""
+"""Bytes from which the digest of a value is kept: computing it takes a second per GB."""
 _ANSWER_SECONDS = 60
 _ERRORS = {"NoRung": NoRung, "TimeoutError": TimeoutError}
 
@@ -57,13 +57,13 @@ class FarHandle:
         return self._ended
 
     def ends(self) -> None:
-        """Take note that it has ended."""
+        """Record that it has ended."""
         with self._lock:
             if self._ended >= 0:
                 os.eventfd_write(self._ended, 1)
 
     def seen(self, cpu_seconds: float, memory_over: int) -> None:
-        """Take note of what the far end has seen of it."""
+        """Record what the far end has measured of it."""
         self._cpu_seconds, self._memory_over = cpu_seconds, memory_over
 
     def signal(self, number: int) -> None:
@@ -339,7 +339,7 @@ class Link:
         return self._transport.last_words() or (otherwise if self._greeted else "it ended at once")
 
     def lose(self, why: str) -> None:
-        """Take note that the connection is gone: everything that waits for it ends."""
+        """Record that the connection is lost, and end everything that waits for it."""
         with self._lock:
             if self.lost:
                 return
@@ -385,7 +385,7 @@ class _NoticesAtOnce:
             self._groups.discard(group)
 
     def notice(self) -> None:
-        """A session takes too much memory."""
+        """Check all groups: a session takes too much memory."""
         with self._lock:
             groups = list(self._groups)
         for group in groups:

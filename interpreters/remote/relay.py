@@ -246,7 +246,7 @@ class Relay:
                 self._flush(channel)
 
     def end(self, number: int) -> None:
-        """Take note that nothing follows on a channel."""
+        """Record that nothing follows on a channel."""
         with self._lock:
             channel = self._channels.get(number)
             if channel is not None:
@@ -254,7 +254,7 @@ class Relay:
                 self._flush(channel)
 
     def credit(self, number: int, count: int) -> None:
-        """Take note that the other side has delivered so many bytes."""
+        """Record that the other side has delivered `count` bytes."""
         with self._lock:
             channel = self._channels.get(number)
             if channel is not None:

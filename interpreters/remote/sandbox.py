@@ -98,7 +98,7 @@ class Service(ABC):
         """Make a sandbox, whose deletion goes to `undo` at once, and run a command in it."""
 
     def deletes(self, undo: ExitStack, delete: Callable[[], object]) -> None:
-        """Have a sandbox deleted in the end, as surely as can be."""
+        """Register the deletion of a sandbox in `undo`. It is retried; a failure is logged."""
 
         def surely() -> None:
             for pause in _DELETE_PAUSES:

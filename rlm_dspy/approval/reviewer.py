@@ -58,7 +58,7 @@ _UNTOLD = "No reason was given."
 
 
 class Hooks(Protocol):
-    """What has the hooks: an `RLM`."""
+    """Interface of a module with hooks; `RLM` implements it."""
 
     on_code: OnCode | None
     on_tool: OnTool | None
@@ -67,7 +67,7 @@ class Hooks(Protocol):
 
 @dataclass
 class Reviewer:
-    """Asks the hooks of one run. No time passes for the run meanwhile.
+    """Asks the hooks of one run. The clock of the run is paused meanwhile.
 
     A hook that raises ends the whole tree of runs: code that runs is stopped, and further requests are refused.
 
@@ -198,7 +198,7 @@ class Reviewer:
 
 
 def review_key(hook: str, asked: Mapping[str, Any]) -> str:
-    """Return what identifies a question to a hook in a log."""
+    """Return the key of a question to a hook, for the log."""
     return digest(hook, dict(asked))
 
 

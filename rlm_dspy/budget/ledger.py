@@ -49,7 +49,7 @@ class Ledger:
     without_streams: set[str] = field(default_factory=set)
     """The LMs, by `lm.model`, whose server was asked for a stream and sent none."""
     clock: Stopwatch = field(default_factory=Stopwatch, repr=False)
-    """Stands still while a hook is waited for."""
+    """Paused while the run waits for a hook."""
     cancellation: Cancellation[LimitExceeded] = field(default_factory=Cancellation, repr=False)
     """Ends the requests of the tree's code when the ledger is closed."""
     recorded: RecordedReplies | None = None

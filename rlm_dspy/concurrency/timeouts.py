@@ -109,7 +109,7 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
 
 
 class Stopwatch:
-    """Measures the seconds since it was made, without those in which it stood still.
+    """Measures the seconds since it was made, without those in which it was paused.
 
     Attributes:
         started: When it was made, by `time.monotonic`.
@@ -122,7 +122,7 @@ class Stopwatch:
 
     @property
     def waited(self) -> float:
-        """The seconds in which it stood still."""
+        """The seconds in which it was paused."""
         with self._lock:
             return self._held + (time.monotonic() - self._held_since if self._holds else 0.0)
 
@@ -132,12 +132,12 @@ class Stopwatch:
         return time.monotonic() - self.started - self.waited
 
     def go_on(self, seconds: float, waited: float) -> None:
-        """Go on where another one was: after so many seconds, in `waited` of which it stood still."""
+        """Continue another stopwatch: add its `seconds`, in `waited` of which it was paused."""
         self.started, self._held = time.monotonic() - seconds, waited
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Let it stand still in this scope. Scopes may overlap."""
+        """Pause it in this scope. Scopes may overlap."""
         with self._lock:
             self._holds += 1
             if self._holds == 1:
@@ -163,7 +163,7 @@ class Watchdog:
         warn: Called at the time-out.
         stop: Called `moment` seconds after `warn`, and again until the scope ends.
         moment: Seconds between `warn` and `stop`.
-        clock: Measures the time; default: one that never stands still.
+        clock: Measures the time; default: one that is never paused.
 
     Attributes:
         expired: Whether the time-out was reached.
@@ -220,7 +220,7 @@ class Watchdog:
         if self._end is None:
             return self._triggered.wait()
         while (left := self._end - self._clock.seconds) > 0:
-            if self._triggered.wait(max(left, _LOOK_SECONDS)):  # while the clock stands still, `left` may be tiny
+            if self._triggered.wait(max(left, _LOOK_SECONDS)):  # while the clock is paused, `left` may be tiny
                 return True
         return self._triggered.is_set()
 

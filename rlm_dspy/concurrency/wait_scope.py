@@ -45,7 +45,7 @@ class Cancellation(Generic[Why]):
             tell(why)
 
     def take_back(self) -> None:
-        """Do not cancel what starts to wait from now on."""
+        """Do not cancel callers that start to wait from now on."""
         with self._lock:
             self.why = None
 

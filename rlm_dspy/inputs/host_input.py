@@ -36,7 +36,7 @@ class HostInput:
         raise NotImplementedError
 
     def stand_in(self) -> dict[str, Any]:
-        """Return what the object in the REPL is made of, beside the key."""
+        """Return the arguments, besides the key, of the class of the object in the REPL."""
         raise NotImplementedError
 
     def digest(self) -> tuple[int, str]:

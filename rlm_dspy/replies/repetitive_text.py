@@ -8,6 +8,6 @@ _CHARS, _RATIO = 400, 6
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether a text of some length consists of repetitions."""
+    """Whether a text of at least 400 characters is mostly repetition, by how well it compresses."""
     raw = text.encode("utf-8", "replace")
     return len(text) >= _CHARS and len(raw) >= _RATIO * len(zlib.compress(raw))
