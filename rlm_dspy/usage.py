@@ -96,3 +96,5 @@ class Amount:
 
 
 NOTHING = Amount()
+CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
+"""The limits on what model calls use, and the field of `Amount` that each bounds."""

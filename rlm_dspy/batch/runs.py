@@ -24,13 +24,14 @@ from rlm_dspy.batch.shared_budget import SharedBudget
 from rlm_dspy.batch.shipping import identity
 from rlm_dspy.batch.store import Row, Store
 from rlm_dspy.batch.taken import TakenInFile, TakenOnServer
-from rlm_dspy.budget.ledger import CAPS, NOTHING_USED
+from rlm_dspy.budget.ledger import NOTHING_USED
 from rlm_dspy.budget.provider_errors import may_pass
 from rlm_dspy.cache import digest
 from rlm_dspy.errors import LedgerLost, LimitExceeded, RLMError, UnknownPrice
 from rlm_dspy.limits import Limited, limits_of_budget
 from rlm_dspy.optimize.rollouts import key_of
 from rlm_dspy.report.record import in_one_line
+from rlm_dspy.usage import CAPS
 
 if TYPE_CHECKING:
     import os

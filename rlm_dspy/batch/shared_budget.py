@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from rlm_dspy.budget.ledger import CAPS, Ledger
+from rlm_dspy.budget.ledger import Ledger
 from rlm_dspy.errors import LedgerLost
-from rlm_dspy.usage import NOTHING, Amount
+from rlm_dspy.usage import CAPS, NOTHING, Amount
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -13,7 +13,7 @@ from rlm_dspy.budget.lm_info import Price, price_of
 from rlm_dspy.concurrency.timeouts import Stopwatch
 from rlm_dspy.concurrency.wait_scope import Cancellation
 from rlm_dspy.errors import LimitExceeded, RunEnded
-from rlm_dspy.usage import NOTHING, Amount, RunUsage, Usage
+from rlm_dspy.usage import CAPS, NOTHING, Amount, RunUsage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rlm_dspy.budget.lm_info import RecordedReplies, RecordedReply
     from rlm_dspy.limits import Limits
 
-CAPS = {"max_input_tokens": "input_tokens", "max_output_tokens": "output_tokens", "max_cost": "cost"}
-"""The limits on what model calls use, and the field of `Amount` that each bounds."""
 NOTHING_USED = Usage()
 _LOOK_SECONDS = 0.05
 _has_slot_of: ContextVar[Ledger | None] = ContextVar("has_slot_of", default=None)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-from rlm_dspy.budget.ledger import CAPS
 from rlm_dspy.errors import RLMError
 from rlm_dspy.json_values import jsonable
 from rlm_dspy.redaction import in_strings
 from rlm_dspy.text import logger
-from rlm_dspy.usage import RunUsage, Usage
+from rlm_dspy.usage import CAPS, RunUsage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

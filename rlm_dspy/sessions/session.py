@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import dspy
 
-from rlm_dspy.budget.ledger import CAPS
 from rlm_dspy.concurrency.wait_scope import running_loop
 from rlm_dspy.errors import InvalidInputs, LimitExceeded
 from rlm_dspy.limits import Limits, limits_of_budget
@@ -22,7 +21,7 @@ from rlm_dspy.sessions.variables import Variables, variables_of
 from rlm_dspy.subcalls.ad_hoc import written
 from rlm_dspy.text import clip, logger, write_whole
 from rlm_dspy.trajectory import Step
-from rlm_dspy.usage import RunUsage, Usage
+from rlm_dspy.usage import CAPS, RunUsage, Usage
 
 if TYPE_CHECKING:
     import os
