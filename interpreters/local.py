@@ -117,12 +117,18 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         output = self._session.output = Capped(self.max_output_chars)
         functions = self._functions()
         try:
-            outcome = outside_loop(lambda: self._run(code, output, functions), self.interrupt)
+            outcome = outside_loop(lambda: self._run_or_stop(code, output, functions), self.interrupt)
         finally:
             self.shown = output.text().rstrip("\n")
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
         return self._given(outcome, output.text())
+
+    def _run_or_stop(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
+        try:
+            return self._run(code, output, functions)
+        except CellStopped as error:  # it came before the code began, or after its end; no other is on its way
+            return Outcome("raised", error=f"CellStopped: {error}", exception=error)
 
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         _session.set(self._session)
@@ -131,8 +137,6 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             self._thread = threading.get_ident()
             try:
                 return self._session.cells.run(code, output, functions, self.output_fields)
-            except CellStopped as error:  # it came before the code began, or behind its end
-                return Outcome("raised", error=f"CellStopped: {error}", exception=error)
             finally:
                 if os.getpid() != process:
                     os._exit(0)  # of a fork: it would go on with the host's program
