@@ -1,7 +1,7 @@
 """Traces runs to MLflow: spans for the run, its turns, code and sub-calls, with usage and stop reason.
 
-The only package of this project that imports MLflow. Without a network, litellm and MLflow wait for it on
-import; so their lookups are disabled here unless the environment says otherwise.
+No other package of this project imports MLflow. litellm and MLflow look things up on the network when they are
+imported, and wait if there is none. This package disables these look-ups, unless the environment sets them.
 """
 
 import os

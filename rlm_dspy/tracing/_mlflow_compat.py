@@ -1,7 +1,7 @@
 """Collects the inner modules and private attributes of MLflow that tracing needs (mlflow 3.17).
 
-No other module imports from inside MLflow or touches a private attribute of its objects. What a release moves or
-renames is adapted here; what it makes public leaves this file.
+No other module imports from inside MLflow or touches a private attribute of its objects. If a release moves or
+renames one of them, adapt it here; if a release makes one public, remove it from here.
 
 | name | why the public API does not suffice |
 |---|---|

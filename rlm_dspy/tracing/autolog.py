@@ -16,7 +16,7 @@ from rlm_dspy.budget.metered_lm import intercept_lm_calls
 from rlm_dspy.text import one_line
 from rlm_dspy.tracing._mlflow_compat import MlflowCallback, revert_patches
 from rlm_dspy.tracing.callback import SpanCallback
-from rlm_dspy.tracing.export_queue import answers, outbox
+from rlm_dspy.tracing.export_queue import answers, installed_queue
 from rlm_dspy.tracing.mlflow_runs import logging_shortly
 from rlm_dspy.tracing.payloads import Secrets
 
@@ -28,9 +28,9 @@ _DEFAULTS = {
     "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "100",  # spans stored per batch
     "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # maximum age of a batch
 }
-"""MLflow settings, unless the environment says otherwise."""
+"""MLflow settings that apply unless the environment sets them."""
 _in_force = contextlib.ExitStack()
-"""Restores what the last `autolog` changed."""
+"""Undoes the changes of the last `autolog`."""
 known_secrets = Secrets()
 """Secrets that no span, parameter or model may contain."""
 
@@ -47,8 +47,8 @@ def autolog(
 ) -> None:
     """Log every later run to MLflow; replaces `mlflow.dspy.autolog()`.
 
-    May be called again, also after `dspy.configure(callbacks=[...])`, which silently removes MLflow's callback.
-    Callbacks of others stay.
+    Call it again after `dspy.configure(callbacks=[...])`, which silently removes MLflow's callback. Other
+    callbacks stay.
 
     Args:
         log_traces: Log calls as traces.
@@ -56,11 +56,11 @@ def autolog(
         log_evals: Log evaluations by `dspy.Evaluate` as MLflow runs.
         store: The tracking URI: `sqlite:///mlflow.db`, `http://...`; default: MLflow's own.
         experiment: The experiment to log to, unless `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID` names one.
-        disable: Stop logging, including MLflow's own of DSPy, and restore everything that was changed.
+        disable: Stop logging, including MLflow's own logging of DSPy, and undo all changes.
         **others: Further arguments of `mlflow.dspy.autolog`.
 
     Raises:
-        ValueError: If `store` cannot be opened; nothing is changed. A server need not respond yet. Or if the
+        ValueError: If `store` cannot be opened (a server need not respond yet), and nothing is changed; or if the
             experiment cannot be created there.
     """
     if store is not None and not disable:
@@ -88,7 +88,7 @@ def autolog(
 
 
 def _check_store(store: str) -> None:
-    """Open a store, so that one that cannot be opened is refused here and not in each run."""
+    """Open a store, to reject an invalid one here and not in each run."""
     try:
         with _settings():
             mlflow.MlflowClient(tracking_uri=store)
@@ -97,8 +97,8 @@ def _check_store(store: str) -> None:
         shown = store.rpartition("@")[2]
         raise ValueError(
             f"Invalid store {shown!r}: name a database file as 'sqlite:///{path}', or a server as "
-            f"'http://localhost:5000'. One of an older MLflow needs `mlflow db upgrade {shown}`, one of a newer "
-            f"MLflow needs that. MLflow says: {one_line(str(error), 300)}"
+            f"'http://localhost:5000'. A store of an older MLflow needs `mlflow db upgrade {shown}`; a store of "
+            f"a newer MLflow needs that version. MLflow says: {one_line(str(error), 300)}"
         ) from error
 
 
@@ -123,8 +123,8 @@ def _settings() -> Iterator[None]:
 def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Iterator[None]:
     """Open an MLflow run in this scope: its page shows the traces made in it and their reports.
 
-    Without one, reports are attachments of their traces, which MLflow's UI offers for download. If the store is a
-    server that does not respond, none is opened.
+    Without one, reports are attachments of their traces, which MLflow's UI offers for download. No run is opened
+    if the store is a server that does not respond.
 
     Args:
         name: The name of the run.
@@ -132,7 +132,7 @@ def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Ite
             `FAILED` if another error leaves the scope.
 
     Raises:
-        ValueError: If MLflow opens no run: its experiment is not there, or its store cannot be written.
+        ValueError: If MLflow opens no run because the experiment does not exist or the store cannot be written.
     """
     uri = mlflow.get_tracking_uri()
     if uri.startswith("http") and not answers(uri):
@@ -151,7 +151,7 @@ def logged_run(name: str, status: Callable[[], str] = lambda: "FINISHED") -> Ite
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Raise one error that names the settings for what MLflow raises in this scope, which logs it in pages."""
+    """Replace an error of MLflow in this scope by one that names the settings, and silence MLflow's log of it."""
     log = logging.getLogger("mlflow.store.db.utils")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -159,19 +159,19 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except (mlflow.MlflowException, SQLAlchemyError) as error:
         raise ValueError(
-            f"MLflow opens no run in {uri.rpartition('@')[2]!r}: name a store that can be written as "
-            "MLFLOW_TRACKING_URI, and no experiment, or one that is there, as MLFLOW_EXPERIMENT_NAME or "
-            f"MLFLOW_EXPERIMENT_ID. MLflow says: {one_line(str(error), 300)}"
+            f"MLflow opens no run in {uri.rpartition('@')[2]!r}: set MLFLOW_TRACKING_URI to a store that "
+            "can be written; unset MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID, or set one to an experiment "
+            f"that exists. MLflow says: {one_line(str(error), 300)}"
         ) from error
     finally:
         log.setLevel(level)
 
 
 def _set_experiment(name: str) -> None:
-    """Log to an experiment; if the store is a server that does not respond, as soon as it does."""
+    """Log to an experiment; if the store is a server that does not respond, as soon as it responds."""
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("http") or answers(uri):
         with _explained(uri):
             mlflow.set_experiment(name)
-    elif (box := outbox()) is not None:
-        box.close(then=lambda: mlflow.set_experiment(name))
+    elif (queue := installed_queue()) is not None:
+        queue.close(then=lambda: mlflow.set_experiment(name))

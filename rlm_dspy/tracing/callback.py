@@ -14,10 +14,10 @@ from rlm_dspy.budget.lm_events import asked
 from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
 from rlm_dspy.report.record import cut_short
 from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
-from rlm_dspy.tracing.export_queue import announce, has_ended, later, outbox
+from rlm_dspy.tracing.export_queue import announce, has_ended, installed_queue, later
 from rlm_dspy.tracing.mlflow_runs import result_table
 from rlm_dspy.tracing.payloads import Payloads, Secrets
-from rlm_dspy.tracing.span_spec import preview, told_of_trace
+from rlm_dspy.tracing.span_spec import preview, trace_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import dspy
     from mlflow.entities import LiveSpan
 
-    from rlm_dspy.tracing.span_spec import Told
+    from rlm_dspy.tracing.span_spec import SpanContent
     from rlm_dspy.trajectory import SubCall
 
 _ERROR_CHARS = 4_000
@@ -38,7 +38,7 @@ class Call:
     Attributes:
         payloads: Formats values for the spans of the trace.
         evaluated: Whether `dspy.Evaluate` scores it.
-        silent: Whether it is not traced because the store takes no more.
+        silent: Whether it is not traced because the store accepts no more traces.
         event: The event of its start; None for a call that is not a unit. A call without a span has the event
             and the span of its parent.
         above: The start event of its parent.
@@ -57,11 +57,13 @@ class Call:
     root: bool = False
 
 
-def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told | None]) -> Callable[..., None]:
+def _start(
+    describe: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], SpanContent | None],
+) -> Callable[..., None]:
     """Return a DSPy hook for calls that are not units of a run."""
 
     def on_start(self: SpanCallback, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
-        self._begin(call_id, None, lambda call: tell(call.payloads, call.event, instance, inputs))
+        self._begin(call_id, None, lambda call: describe(call.payloads, call.event, instance, inputs))
 
     return on_start
 
@@ -69,8 +71,8 @@ def _start(tell: Callable[[Payloads, Event | None, Any, Mapping[str, Any]], Told
 class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     """MLflow's callback for DSPy, with its own names, nesting and contents of spans.
 
-    `mlflow.dspy.autolog` recognizes it, so that it replaces MLflow's own callback; runs of optimizers and
-    of `Evaluate` are logged by MLflow.
+    `mlflow.dspy.autolog` recognizes it and adds no callback of its own. MLflow still logs runs of optimizers and
+    of `Evaluate`.
     """
 
     def __init__(self, secrets: Secrets) -> None:
@@ -94,8 +96,8 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         if event.phase == "started":
             if isinstance(event, LMEvent):
                 self.secrets.learn_lm(event.lm)
-            tell = span_start.of_event
-            self._begin(event.id, event, lambda call: tell(call.payloads, call.event, event, self._sent))
+            describe = span_start.of_event
+            self._begin(event.id, event, lambda call: describe(call.payloads, call.event, event, self._sent))
             return
         if isinstance(event, SubCallEvent) and event.call is not None and event.call.cached:
             self._note_reuse(event.call)
@@ -116,7 +118,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
             self.on_event(asked(call_id, instance, span_start.arguments(inputs)))
 
     def on_interpreter_execute_start(self, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
-        """Open the span of code that another module runs."""
+        """Open the span for code that a module other than an RLM runs."""
         self.on_event(CellEvent(id=call_id, reasoning="", code=str(inputs.get("code", ""))))
 
     def on_interpreter_tool_call_start(self, call_id: str, instance: Any, inputs: Mapping[str, Any]) -> None:
@@ -125,17 +127,17 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         self.on_event(ToolEvent(id=call_id, name=inputs["tool_name"], arguments=span_start.arguments(given)))
 
     def _on_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        def tell(call: Call) -> Told:
+        def describe(call: Call) -> SpanContent:
             return span_end.returned(call.payloads, call.event, call.above, outputs, exception)
 
-        self._finish(call_id, exception, tell)
+        self._finish(call_id, exception, describe)
 
     on_module_end = on_lm_end = on_tool_end = on_adapter_format_end = on_adapter_parse_end = _on_end
     on_interpreter_startup_end = on_interpreter_execute_end = on_interpreter_tool_call_end = _on_end
 
     def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
         """Remember that the calls in this scope are scored."""
-        queue = outbox()
+        queue = installed_queue()
         if queue is None or queue.open:
             self._evaluations.add(call_id)
             super().on_evaluate_start(call_id, instance, inputs)
@@ -158,25 +160,25 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         """Return the innermost running call, also in a thread of `dspy.Parallel`."""
         return self._calls.get(ACTIVE_CALL_ID.get() or "")
 
-    def _begin(self, call_id: str, event: Event | None, tell: Callable[[Call], Told | None]) -> None:
+    def _begin(self, call_id: str, event: Event | None, describe: Callable[[Call], SpanContent | None]) -> None:
         if not _mlflow_compat.logs_traces():
             return
         parent = self._parent()
         call = self._calls[call_id] = self._outermost() if parent is None else replace(parent, token=None)
-        if call.silent or (shown := tell(call)) is None:
+        if call.silent or (content := describe(call)) is None:
             return
         around = mlflow.get_current_active_span() or call.span
         if around is not None and has_ended(around.trace_id):  # its caller no longer waits
             call.silent = True
             return
         call.event, call.above, call.root = event, call.event, around is None
-        of_span = (shown.name, shown.span_type, around, shown.inputs, shown.attributes)
+        of_span = (content.name, content.span_type, around, content.inputs, content.attributes)
         session = event.session if isinstance(event, RunEvent) else ""
-        of_trace = told_of_trace(session) if call.root else {}
+        of_trace = trace_tags(session) if call.root else {}
         call.span = _mlflow_compat.start_span_no_context(*of_span, **of_trace)
         call.token = _mlflow_compat.set_span_in_context(call.span)
         if call.root:
-            _preview(call.span, "request", shown.inputs)
+            _preview(call.span, "request", content.inputs)
         if isinstance(event, RunEvent) and call.span.trace_id not in self._announced:
             self._announced.add(call.span.trace_id)
             announce(call.span.trace_id)
@@ -184,16 +186,18 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     def _outermost(self) -> Call:
         """Return the root call of a trace."""
         self.secrets.learn_environment()
-        queue, evaluated = outbox(), ACTIVE_CALL_ID.get() in self._evaluations
+        queue, evaluated = installed_queue(), ACTIVE_CALL_ID.get() in self._evaluations
         silent = queue is not None and not queue.accepts
         return Call(Payloads(self.secrets, one_trace=True), evaluated, silent)
 
-    def _finish(self, call_id: str, exception: BaseException | None, tell: Callable[[Call], Told]) -> None:
+    def _finish(
+        self, call_id: str, exception: BaseException | None, describe: Callable[[Call], SpanContent]
+    ) -> None:
         call = self._calls.pop(call_id, None)
         if call is None or call.token is None:
             return
         try:
-            self._fill(call, tell(call), exception)
+            self._fill(call, describe(call), exception)
         finally:
             if call.root:
                 self._announced.discard(call.span.trace_id)
@@ -216,16 +220,16 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
                 call.span.set_status(SpanStatus(SpanStatusCode.ERROR, "The run ended before it was answered."))
                 call.span.end()
 
-    def _fill(self, call: Call, told: Told, exception: BaseException | None) -> None:
-        span, failed = call.span, told.failed
-        if told.name:
-            _mlflow_compat.rename(span, told.name)
-        if told.inputs is not None:
-            span.set_inputs(told.inputs)
-        if told.outputs is not None:
-            span.set_outputs(told.outputs)
-        span.set_attributes(told.attributes)
-        for name, attributes in told.events:
+    def _fill(self, call: Call, content: SpanContent, exception: BaseException | None) -> None:
+        span, failed = call.span, content.failed
+        if content.name:
+            _mlflow_compat.rename(span, content.name)
+        if content.inputs is not None:
+            span.set_inputs(content.inputs)
+        if content.outputs is not None:
+            span.set_outputs(content.outputs)
+        span.set_attributes(content.attributes)
+        for name, attributes in content.events:
             span.add_event(SpanEvent(name=name, attributes=attributes))
         if exception is not None:
             failed = call.payloads.error(failed or _why(exception), _ERROR_CHARS)
@@ -233,9 +237,9 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         if failed:
             span.set_status(SpanStatus(SpanStatusCode.ERROR, failed))
         if call.root:
-            _preview(span, "response", told.outputs if exception is None else failed)
+            _preview(span, "response", content.outputs if exception is None else failed)
             if isinstance(call.event, RunEvent) and not call.evaluated and not self.optimizer_stack_level:
-                self._keep_files(span.trace_id, told.outputs)
+                self._keep_files(span.trace_id, content.outputs)
 
     def _keep_files(self, trace_id: str, outputs: Mapping[str, Any]) -> None:
         """Log the files of a run to the active MLflow run, if there is one."""
@@ -246,13 +250,13 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
 
 
 def _exception(payloads: Payloads, exception: BaseException, why: str) -> SpanEvent:
-    """Return the event that MLflow's page opens with; an interrupt has no message, and its place says nothing."""
+    """Return the event that MLflow's page shows first, for an interrupt without the stack trace."""
     event = SpanEvent.from_exception(exception)
-    told_of = {name: payloads.error(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
-    told_of["exception.message"] = told_of["exception.message"] or why
+    shown = {name: payloads.error(str(value), _ERROR_CHARS) for name, value in event.attributes.items()}
+    shown["exception.message"] = shown["exception.message"] or why
     if _is_interrupt(exception):
-        del told_of["exception.stacktrace"]
-    return SpanEvent(name=event.name, attributes=told_of)
+        del shown["exception.stacktrace"]
+    return SpanEvent(name=event.name, attributes=shown)
 
 
 def _is_interrupt(exception: BaseException) -> bool:

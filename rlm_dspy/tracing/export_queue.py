@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from rlm_dspy.tracing._mlflow_compat import TracingClient
 
 _logger = logger("dspy.rlm_dspy.tracing")
-_THREAD = "rlm-dspy-outbox"
-_MOST_TASKS = 2_000
+_THREAD = "rlm-dspy-export"
+_MAX_TASKS = 2_000
 _PROBE_SECONDS = 3.0
 _PROBE_AFTER_SECONDS = 5.0
 _AGAIN_AFTER_SECONDS = 5.0
-_MOST_TRIES = 3
+_MAX_ATTEMPTS = 3
 _SCORED_AFTER_SECONDS = 10.0
 """Seconds that a score waits for MLflow to queue the spans of its trace."""
 _AT_EXIT_SECONDS = 60.0
@@ -42,12 +42,12 @@ _UNHEARD = "mlflow.tracing.export.mlflow_v3"
 _LOUD = (_UNHEARD, "mlflow.tracing.export.async_export_queue", "urllib3.connectionpool")
 
 
-class Outbox:
+class ExportQueue:
     """Replaces the queue of MLflow's exporter: one daemon thread stores traces in order.
 
-    A server is probed before an export, unless it responded a few seconds ago. While it does not respond, which
-    is logged once, tasks wait, and it is probed every few seconds. A task in which something went wrong is
-    stored again; MLflow replaces what it has of it.
+    A server is probed before an export, unless it responded a few seconds ago. If it does not respond, one warning
+    is logged, tasks wait, and the server is probed every few seconds. A task that failed in part is stored again;
+    MLflow replaces the part that it has.
 
     Args:
         uri: The tracking URI. Only servers (http, https) are probed.
@@ -58,14 +58,14 @@ class Outbox:
         self.lost = 0
         """Tasks dropped since the last response of the server."""
         self.hurried = False
-        """Whether the process is ending."""
+        """Whether `hurry` was called: the end of the process does not wait again."""
         self.open = True
         """Whether the store responds, as far as is known."""
         self._tasks: deque[_mlflow_compat.Task] = deque()
         self._changed = threading.Condition()
         self._busy = False
-        self._tried = 0
-        """How often the first task was stored in vain."""
+        self._attempts = 0
+        """The number of failed attempts to store the first task."""
         self._unanswered = 0
         """The number of probes without a response."""
         self._alive_until = 0.0
@@ -75,8 +75,8 @@ class Outbox:
 
     @property
     def accepts(self) -> bool:
-        """Whether there is room for a new trace, and nothing must be done first."""
-        return self._then is None and len(self._tasks) < _MOST_TASKS
+        """Whether there is room for a new trace, and `close` does not hold the queue."""
+        return self._then is None and len(self._tasks) < _MAX_TASKS
 
     @property
     def waiting(self) -> int:
@@ -84,7 +84,7 @@ class Outbox:
         return len(self._tasks) + self._busy
 
     def close(self, then: Callable[[], object]) -> None:
-        """Accept nothing until the server responds and `then` was called."""
+        """Accept no task until the server responds; call `then` when it does."""
         self._say(f"{self.uri} does not answer. Runs go on; they are not traced until it does.")
         with self._changed:
             self._then = then
@@ -103,10 +103,10 @@ class Outbox:
             self._wake()
 
     def flush(self, terminate: bool = False, seconds: float = 60.0) -> bool:
-        """Wait until the queue is stored or a server does not respond, at most for some seconds.
+        """Wait until all tasks are stored, the server does not respond, or the time is over.
 
         Returns:
-            Whether all is stored.
+            Whether all tasks are stored.
         """
         with self._changed:
             before = self._unanswered
@@ -115,7 +115,7 @@ class Outbox:
         return self.open and not self.waiting and not self.lost
 
     def hurry(self, seconds: float) -> None:
-        """Store the ends of traces first, then the rest for some seconds; then stop waiting."""
+        """Store the ends of traces first, then the rest, and wait no longer than this."""
         self.hurried = True
         with self._changed:
             self._tasks = deque(sorted(self._tasks, key=lambda task: not _mlflow_compat.ends_a_trace(task)))
@@ -152,13 +152,13 @@ class Outbox:
         began = time.monotonic()
         task.handle()
         with self._changed:
-            self._tried = self._tried + 1 if _heard else 0
-            if 0 < self._tried < _MOST_TRIES:
+            self._attempts = self._attempts + 1 if _heard else 0
+            if 0 < self._attempts < _MAX_ATTEMPTS:
                 self._tasks.appendleft(task)
             self._busy = False
             self._changed.notify_all()
-        if self._tried >= _MOST_TRIES:
-            self.lost, self._tried = self.lost + 1, 0
+        if self._attempts >= _MAX_ATTEMPTS:
+            self.lost, self._attempts = self.lost + 1, 0
             self._say(f"A trace was not stored whole: {_heard[0][:300]}")
         failed, _heard[:] = bool(_heard), []
         if failed:
@@ -188,11 +188,11 @@ class Outbox:
 
 
 _heard: list[str] = []
-"""Messages of MLflow and its HTTP client in the export thread: what a task could not store."""
+"""Messages of MLflow and its HTTP client in the export thread about what a task could not store."""
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Keep the messages of the export thread: a logging filter."""
+    """Filter log records: collect those of the export thread, and show the others."""
     if record.threadName != _THREAD:
         return record.levelno > logging.DEBUG or record.name != _UNHEARD
     if record.levelno >= logging.WARNING or record.getMessage().startswith("Failed to log span"):
@@ -213,7 +213,7 @@ def answers(uri: str, seconds: float = _PROBE_SECONDS) -> bool:
 
 def later(function: Callable[..., Any], *args: Any) -> None:
     """Call a function after the queued tasks; at once if MLflow exports synchronously."""
-    task, queue = _mlflow_compat.Task(function, args, "Not logged to MLflow."), outbox()
+    task, queue = _mlflow_compat.Task(function, args, "Not logged to MLflow."), installed_queue()
     if queue is None:
         task.handle()
     else:
@@ -221,7 +221,7 @@ def later(function: Callable[..., Any], *args: Any) -> None:
 
 
 def keep_score(log: Callable[[], object]) -> None:
-    """Store a score after the trace that it belongs to: MLflow accepts none before.
+    """Store a score after its trace: MLflow accepts no score for a trace that is not stored.
 
     Args:
         log: Sends the score to MLflow; raises `MlflowException` if the trace is not stored yet.
@@ -233,18 +233,18 @@ def keep_score(log: Callable[[], object]) -> None:
 def _store_score(log: Callable[[], object]) -> None:
     try:
         log()
-    except mlflow.MlflowException:  # a busy machine: the end of the trace comes only now
+    except mlflow.MlflowException:  # on a busy machine the end of the trace arrives only now
         _mlflow_compat.force_flush(_SCORED_AFTER_SECONDS)
         later(log)
 
 
-def outbox() -> Outbox | None:
+def installed_queue() -> ExportQueue | None:
     """Return the queue of MLflow's exporter, installed if necessary; None if MLflow exports synchronously."""
     return _mlflow_compat.export_queue(_made)
 
 
-def _made(uri: str) -> Outbox:
-    queue = Outbox(uri)
+def _made(uri: str) -> ExportQueue:
+    queue = ExportQueue(uri)
     for name in _LOUD:
         logging.getLogger(name).addFilter(_quiet)
     logging.getLogger(_UNHEARD).setLevel(logging.DEBUG)
@@ -259,9 +259,9 @@ def flush(seconds: float = 60.0) -> bool:
         seconds: The longest time to wait.
 
     Returns:
-        False if the time was over before, or if the store does not respond or has lost parts.
+        False if the time ran out, the store does not respond, or parts of traces were lost.
     """
-    queue = outbox()
+    queue = installed_queue()
     _hand_over(seconds)
     if queue is not None:
         return queue.flush(seconds=seconds)
@@ -289,7 +289,7 @@ def _store_beginning(stores: TracingClient, info: TraceInfo, spans: list[Any]) -
 
 
 def _with_an_end(span: Any) -> Any:
-    """Return an open span as one that ends now, until its end is stored: MLflow shows a negative duration else."""
+    """Return an open span as one that ends now: MLflow shows a negative duration for a span without an end."""
     if span.end_time_ns is not None:
         return span
     return Span.from_dict({**span.to_dict(), "end_time_unix_nano": time.time_ns()})
@@ -307,20 +307,20 @@ def hurry(seconds: float) -> None:
     Args:
         seconds: The longest time to wait for the rest.
     """
-    queue = outbox()
+    queue = installed_queue()
     _hand_over(seconds)
     if queue is not None:
         queue.hurry(seconds)
 
 
 def _hand_over(seconds: float) -> None:
-    """Make MLflow queue its collected spans, in a thread: an interrupt would lose them."""
+    """Make MLflow queue its collected spans, in a thread, because an interrupt here would lose them."""
     flushing = threading.Thread(target=_mlflow_compat.force_flush, args=(seconds,), daemon=True)
     flushing.start()
     flushing.join(seconds)
 
 
-def _at_exit(queue: Outbox) -> None:
+def _at_exit(queue: ExportQueue) -> None:
     if queue.hurried:
         return
     flush(_AT_EXIT_SECONDS)

@@ -1,4 +1,4 @@
-"""Shortens and redacts what MLflow logs of evaluations and optimizers besides traces."""
+"""Shortens and redacts what MLflow logs for evaluations and optimizers besides traces."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _logger = logging.getLogger("dspy.rlm_dspy.tracing")
 
 @contextlib.contextmanager
 def logging_shortly(payloads: Payloads, secrets: Secrets) -> Iterator[None]:
-    """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope; lose no score.
+    """Shorten and redact the datasets, states and LM settings that MLflow logs in this scope, and keep all scores.
 
     MLflow itself writes whole contexts of a dataset and the headers of an LM, and loses the scores of traces that
-    are not stored yet. It resolves these functions by name at each call, and has no other hook.
+    are not stored yet. It looks these functions up by name at each call, and has no other hook.
     """
 
     def log_dataset(dataset: Iterable[dspy.Example], file_name: str) -> None:
@@ -66,7 +66,7 @@ def result_table(payloads: Payloads, results: list[tuple[Any, Any, Any]]) -> dic
 
 
 def with_score(payloads: Payloads, metric: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a metric of `dspy.Evaluate`: its score is logged to the trace of the prediction, its error too."""
+    """Wrap a metric of `dspy.Evaluate`, to log its score or its error to the trace of the prediction."""
     name = getattr(metric, "__name__", type(metric).__name__)
 
     @functools.wraps(metric, updated=())
@@ -78,8 +78,8 @@ def with_score(payloads: Payloads, metric: Callable[..., Any]) -> Callable[..., 
         try:
             score = metric(*args, **kwargs)
         except Exception as error:
-            told = AssessmentError(type(error).__name__, payloads.error(str(error), _FEEDBACK_CHARS))
-            keep_score(functools.partial(log, error=told))
+            failure = AssessmentError(type(error).__name__, payloads.error(str(error), _FEEDBACK_CHARS))
+            keep_score(functools.partial(log, error=failure))
             raise
         value, feedback = score, None
         if isinstance(score, dspy.Prediction):

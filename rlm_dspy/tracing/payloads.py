@@ -27,7 +27,7 @@ _BEYOND_BUDGET_CHARS = 200
 _ONCE = ((600_000, 1_500),)
 """Character budgets of a trace, and of a turn's text in it: for texts that appear nowhere else."""
 _AGAIN = ((300_000, 200), (200_000, 600), (100_000, 2_000))
-"""The same for all other texts; the artifact has the whole."""
+"""The same for all other texts; the artifact holds them whole."""
 
 
 class Payloads:
@@ -35,8 +35,7 @@ class Payloads:
 
     Args:
         secrets: The secrets to redact.
-        one_trace: Whether all values belong to one trace: the larger it is, the shorter are repeated
-            texts.
+        one_trace: Whether all values belong to one trace: the larger the trace, the shorter its repeated texts.
     """
 
     def __init__(self, secrets: Secrets, *, one_trace: bool = False) -> None:
@@ -45,7 +44,7 @@ class Payloads:
         self._written = 0
 
     def text(self, text: str, chars: int) -> str:
-        """Return a text, or its head and tail with a note of what was left out, without secrets."""
+        """Return a text without secrets; of a longer one the head and tail, with a note on what is left out."""
         text, chars = storable(text), self._at_most(chars)
         self._written += min(len(text), chars)
         if len(text) <= chars:
@@ -57,11 +56,11 @@ class Payloads:
         return with_note(begin, len(text) - head - tail, end)
 
     def error(self, text: str, chars: int) -> str:
-        """Return an error's text, also without what only looks like a key: a server may quote a key of its own."""
+        """Return an error's text without secrets and without what looks like a key: a server may quote its own."""
         return self.text(without_credentials(text), chars)
 
     def _at_most(self, chars: int) -> int:
-        """Return the length of a text, given its length in a small trace."""
+        """Return the maximum length of a text, given the one that holds in a small trace."""
         if not self._one_trace:
             return chars
         once = chars >= TEXT_CHARS
@@ -113,8 +112,8 @@ class Payloads:
             return value
         if isinstance(value, str) and len(value) <= _BEYOND_BUDGET_CHARS:
             return self._secrets.hide(storable(value))
-        told = describe(name, value)
-        text = self.text(f"{told.type}, {told.value}", 1_000)
+        described = describe(name, value)
+        text = self.text(f"{described.type}, {described.value}", 1_000)
         return Preview(text) if isinstance(value, str | Text) else text
 
 

@@ -82,7 +82,7 @@ class RunScorer:
 
 
 def for_mlflow() -> list[Any]:
-    """Return all of them as scorers for `mlflow.genai.evaluate`."""
+    """Return all scorers of this module, for `mlflow.genai.evaluate`."""
     return [each.for_mlflow() for each in ALL]
 
 

@@ -28,7 +28,7 @@ from rlm_dspy.tracing.span_spec import (
     MESSAGE_CHARS,
     REPEATED_CHARS,
     TEXT_CHARS,
-    Told,
+    SpanContent,
     failure,
     fenced,
 )
@@ -43,34 +43,34 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import SubCall
 
 
-def of_event(payloads: Payloads, event: Event) -> Told:
-    """Describe the result of a unit of a run; of a failed one only its name, and the steps of a failed run."""
-    told = Told()
+def of_event(payloads: Payloads, event: Event) -> SpanContent:
+    """Describe the result of a unit of a run. A failed unit gets only a name; a failed run also gets its steps."""
+    content = SpanContent()
     match event:
         case RunEvent():
-            told = _run_ended(payloads, event)
+            content = _run_ended(payloads, event)
         case TurnEvent(error=BaseException() as error):
-            told = Told(name=f"turn {event.turn}: {cut_short(error)['stop']}")
+            content = SpanContent(name=f"turn {event.turn}: {cut_short(error)['stop']}")
         case _ if event.error is not None:
             pass
         case TurnEvent(step=Step() as step):
-            told = _turn_ended(payloads, event.turn or 0, step)
+            content = _turn_ended(payloads, event.turn or 0, step)
         case ReviewEvent():
-            told = _review_ended(payloads, event)
+            content = _review_ended(payloads, event)
         case CellEvent():
-            told = _cell_ended(payloads, event)
+            content = _cell_ended(payloads, event)
         case ToolEvent():
-            told = Told(outputs=payloads.value(event.result))
+            content = SpanContent(outputs=payloads.value(event.result))
         case BatchEvent():
-            told = _batch_ended(payloads, event)
+            content = _batch_ended(payloads, event)
         case LMEvent():
-            told = _model_ended(payloads, event)
-    return told
+            content = _model_ended(payloads, event)
+    return content
 
 
 def returned(
     payloads: Payloads, event: Event | None, above: Event | None, outputs: Any, error: BaseException | None
-) -> Told:
+) -> SpanContent:
     """Describe the result of a DSPy call.
 
     Args:
@@ -88,11 +88,11 @@ def returned(
         case CellEvent():
             return of_event(payloads, replace(event, error=error, **_of_code(outputs)))
     if error is not None:
-        return Told()
+        return SpanContent()
     if isinstance(above, TurnEvent) and isinstance(outputs, dspy.Prediction):  # of `act`
         outputs = {"reasoning": outputs.reasoning or "", "code": fenced(outputs.code or "")}
-        return Told(outputs=payloads.value(outputs, REPEATED_CHARS))
-    return Told(outputs=payloads.value(outputs))
+        return SpanContent(outputs=payloads.value(outputs, REPEATED_CHARS))
+    return SpanContent(outputs=payloads.value(outputs))
 
 
 def _of_code(outputs: Any) -> dict[str, Any]:
@@ -102,13 +102,13 @@ def _of_code(outputs: Any) -> dict[str, Any]:
     return {"output": "\n".join(map(str, outputs)) if isinstance(outputs, list) else str(outputs or "")}
 
 
-def _model_ended(payloads: Payloads, event: LMEvent) -> Told:
+def _model_ended(payloads: Payloads, event: LMEvent) -> SpanContent:
     """Describe a model's outputs and usage. A call answered by DSPy's cache used nothing."""
     usage, shown = event.usage, payloads.value(event.outputs, MESSAGE_CHARS)
     total = usage.input_tokens + usage.output_tokens
     if event.cached or (event.lm.cache and not total):
         name = f"{event.lm.model} (cached)" if event.run else ""
-        return Told(name, outputs=shown, attributes={"cached": True})
+        return SpanContent(name, outputs=shown, attributes={"cached": True})
     tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "total_tokens": total}
     if usage.cached_input_tokens:
         tokens["cache_read_input_tokens"] = usage.cached_input_tokens
@@ -116,38 +116,38 @@ def _model_ended(payloads: Payloads, event: LMEvent) -> Told:
     cost = event.price if usage.cost is None else usage.cost
     if cost is not None:  # without it, MLflow looks up a price by the model's name
         spent[SpanAttributeKey.LLM_COST] = {"total_cost": cost}
-    return Told(outputs=shown, attributes=spent)
+    return SpanContent(outputs=shown, attributes=spent)
 
 
-def _cell_ended(payloads: Payloads, event: CellEvent) -> Told:
+def _cell_ended(payloads: Payloads, event: CellEvent) -> SpanContent:
     if event.kind == "submitted":
-        return Told(outputs={"SUBMIT": payloads.value(event.submitted, REPEATED_CHARS)})
+        return SpanContent(outputs={"SUBMIT": payloads.value(event.submitted, REPEATED_CHARS)})
     output = payloads.text(event.output, REPEATED_CHARS)
     if event.kind == "output":
-        return Told(outputs={"output": fenced(output, "text") or "(no output)"})
-    return Told(events=(failure(event.kind, output),), failed=output)
+        return SpanContent(outputs={"output": fenced(output, "text") or "(no output)"})
+    return SpanContent(events=(failure(event.kind, output),), failed=output)
 
 
-def _review_ended(payloads: Payloads, event: ReviewEvent) -> Told:
+def _review_ended(payloads: Payloads, event: ReviewEvent) -> SpanContent:
     if event.run_instead:
         code = fenced(payloads.text(event.run_instead, TEXT_CHARS))
-        return Told(f"{event.hook}: other code", outputs={"run instead": code})
+        return SpanContent(f"{event.hook}: other code", outputs={"run instead": code})
     if event.refused:
-        return Told(f"{event.hook}: refused", outputs={"refused": payloads.text(event.refused, TEXT_CHARS)})
-    return Told(outputs={"agreed": True})
+        return SpanContent(f"{event.hook}: refused", outputs={"refused": payloads.text(event.refused, TEXT_CHARS)})
+    return SpanContent(outputs={"agreed": True})
 
 
-def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
+def _batch_ended(payloads: Payloads, event: BatchEvent) -> SpanContent:
     """Describe the results of sub-calls: each answer, or its error."""
     if event.refused:
         why = payloads.text(event.refused, REPEATED_CHARS)
-        return Told(outputs={"refused": why}, events=(failure("refused", why),), failed=why)
+        return SpanContent(outputs={"refused": why}, events=(failure("refused", why),), failed=why)
     answers = event.answers
     failures = [str(answer["error"]) for answer in answers if "error" in answer]
     shown = [f"failed: {answer['error']}" if "error" in answer else answer["value"] for answer in answers]
     failed = f"{len(failures)} of {len(answers)} failed" if failures else ""
     why = payloads.text("\n".join(failures), REPEATED_CHARS)
-    return Told(
+    return SpanContent(
         outputs=payloads.value(shown if len(shown) != 1 else shown[0], REPEATED_CHARS),
         attributes={"calls": len(answers), "failures": len(failures)},
         events=(failure(failed, why),) if failures else (),
@@ -155,7 +155,7 @@ def _batch_ended(payloads: Payloads, event: BatchEvent) -> Told:
     )
 
 
-def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
+def _run_ended(payloads: Payloads, event: RunEvent) -> SpanContent:
     record = record_of(event)
     failed_turns, share = sum(step.failed for step in record.trajectory), None
     attributes = {
@@ -180,7 +180,7 @@ def _run_ended(payloads: Payloads, event: RunEvent) -> Told:
     # The parent of an unanswered child gets an error.
     is_failure = record.stop == "interrupted" or (event.depth > 0 and record.stop == "unanswered")
     files = {} if event.depth else attachments(payloads, record) | written(payloads, event.outcome.artifacts)
-    return Told(outputs={**shown, **files}, attributes=attributes, failed=summary if is_failure else "")
+    return SpanContent(outputs={**shown, **files}, attributes=attributes, failed=summary if is_failure else "")
 
 
 def _summary(record: Record, failed: int) -> str:
@@ -195,7 +195,7 @@ def _summary(record: Record, failed: int) -> str:
     return "; ".join([describe_stop(record), ", ".join(filter(None, took))])
 
 
-def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
+def _turn_ended(payloads: Payloads, number: int, step: Step) -> SpanContent:
     inputs = {"reasoning": payloads.text(step.reasoning, TEXT_CHARS)} if step.reasoning else {}
     if step.code:
         inputs["code"] = fenced(payloads.text(step.code, TEXT_CHARS))
@@ -208,7 +208,7 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
     failed, label = payloads.text(step.problem, REPEATED_CHARS) if step.failed else "", KINDS[step.kind].label
     what = "error in the code" if step.kind == "error" else label
     code = {"code": payloads.text(step.code, REPEATED_CHARS)} if step.code else {}
-    return Told(
+    return SpanContent(
         name=f"turn {number}" if step.kind == "output" else f"turn {number}: {label}",
         span_type=SpanType.CHAIN,
         inputs=inputs,
@@ -220,7 +220,7 @@ def _turn_ended(payloads: Payloads, number: int, step: Step) -> Told:
 
 
 def reused(payloads: Payloads, call: SubCall) -> tuple[str, dict[str, Any]]:
-    """Return the event of a cached sub-call, which was not made."""
+    """Return the event of a sub-call that the cache answered."""
     return f"{call.name} answered before", {
         **{name: payloads.text(value, REPEATED_CHARS) for name, value in call.inputs.items()},
         "answer": payloads.text(call.output, REPEATED_CHARS),
@@ -236,7 +236,7 @@ def attachments(payloads: Payloads, record: Record) -> dict[str, Made]:
 
 
 def written(payloads: Payloads, artifacts: Artifacts) -> dict[str, Attachment]:
-    """Return the files that a run wrote, by `output/` and their name, without those that hold a known secret."""
+    """Return the files that a run wrote, by their path under `output/`, without those that hold a known secret."""
     return {
         f"{FOLDER}/{name}": Attachment(content_type=artifact.media_type, content_bytes=artifact.data)
         for name, artifact in artifacts.items()

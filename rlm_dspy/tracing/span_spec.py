@@ -1,4 +1,4 @@
-"""Defines `Told`, the description of a span, and the text formats for MLflow's UI."""
+"""Defines the content of a span, and the text formats for MLflow's UI."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _REPORT = {HOW_IT_ENDED, "stop", "usage", "trajectory", "final_reasoning", "arti
 
 
 @dataclass(frozen=True)
-class Told:
-    """The contents of a span at its start or its end.
+class SpanContent:
+    """The content of a span at its start or its end.
 
     Attributes:
         failed: Why it failed; empty if it did not.
@@ -49,7 +49,7 @@ class Told:
 
 
 def storable(text: str) -> str:
-    """Return a text as every database takes it: PostgreSQL refuses NUL, and with it the whole trace."""
+    """Return a text that every database accepts: PostgreSQL rejects NUL, and with it the whole trace."""
     return sendable(text).replace("\0", "\ufffd")
 
 
@@ -87,7 +87,7 @@ def fenced(text: str, language: str = "python") -> str:
 
 
 def failure(what: str, message: str, **more: str) -> tuple[str, dict[str, Any]]:
-    """Return an event by which MLflow's UI marks a span red; it requires this event name."""
+    """Return the event that makes MLflow's UI mark a span red; it requires this event name."""
     return "exception", {"exception.type": what, "exception.message": message, **more}
 
 
@@ -111,7 +111,7 @@ def tags(*, session: str | None = None, user: str | None = None, **others: Any) 
         yield
 
 
-def told_of_trace(session: str = "") -> dict[str, dict[str, str]]:
+def trace_tags(session: str = "") -> dict[str, dict[str, str]]:
     """Return the active `tags`, and session and user as `metadata` under MLflow's names.
 
     Args:

@@ -1,6 +1,6 @@
 """Builds the name, type and inputs of a span; returns None for calls without a span.
 
-What a turn, a cell or a run came to is known at its end: see `span_end`.
+The result of a turn, a cell or a run is known at its end: see `span_end`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlm_dspy.loop.turn import Turn
 from rlm_dspy.subcalls.ad_hoc import written
 from rlm_dspy.subcalls.child import ChildQuery
 from rlm_dspy.tracing._mlflow_compat import SpanAttributeKey
-from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, Told, fenced
+from rlm_dspy.tracing.span_spec import MESSAGE_CHARS, REPEATED_CHARS, TEXT_CHARS, SpanContent, fenced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 
 _LM_SETTINGS = ("temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "n", "reasoning_effort")
 _ACT = ("act", "child.act")
-_TOLD_BY_EVENTS = (RLM, Turn, ChildQuery)
+_TRACED_BY_EVENTS = (RLM, Turn, ChildQuery)
 Messages = tuple["Mapping[str, Any]", ...]
 
 
-def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentMessages) -> Told | None:
+def of_event(payloads: Payloads, above: Event | None, event: Event, known: SentMessages) -> SpanContent | None:
     """Describe a starting unit of a run, or a similar call outside runs, below the unit `above`."""
-    told: Told | None = None  # of a sub-call: its batch and its module show it
+    content: SpanContent | None = None  # for a sub-call: the spans of its batch and its module show it
     if not event.run and above is not None and above.run:
         return None  # code, or its call, that already is a unit of the run
     match event:
         case RunEvent():
-            told = _run(payloads, event)
+            content = _run(payloads, event)
         case TurnEvent():
-            told = Told(f"turn {event.turn}", SpanType.CHAIN)
+            content = SpanContent(f"turn {event.turn}", SpanType.CHAIN)
         case ReviewEvent():
-            told = Told(event.hook, SpanType.GUARDRAIL, payloads.value(event.asked))
+            content = SpanContent(event.hook, SpanType.GUARDRAIL, payloads.value(event.asked))
         case CellEvent():
-            told = Told("code", SpanType.TOOL, {"code": fenced(payloads.text(event.code, TEXT_CHARS))})
+            content = SpanContent("code", SpanType.TOOL, {"code": fenced(payloads.text(event.code, TEXT_CHARS))})
         case ToolEvent():
-            told = Told(event.name, SpanType.TOOL, payloads.value(event.arguments))
+            content = SpanContent(event.name, SpanType.TOOL, payloads.value(event.arguments))
         case BatchEvent():
             shown = payloads.value(event.items if len(event.items) != 1 else event.items[0], REPEATED_CHARS)
             times = f" ×{len(event.items)}" if len(event.items) > 1 else ""
-            told = Told(f"{event.name}{times}", SpanType.TOOL, shown)
+            content = SpanContent(f"{event.name}{times}", SpanType.TOOL, shown)
         case LMEvent():
             messages = known.new(event) if event.role in _ACT else event.messages
-            told = model(payloads, event, messages)
-    return told
+            content = model(payloads, event, messages)
+    return content
 
 
 def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,13 +67,13 @@ def arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def module(
     payloads: Payloads, above: Event | None, instance: dspy.Module, inputs: Mapping[str, Any]
-) -> Told | None:
+) -> SpanContent | None:
     """Describe a module call; `above` is the unit that made it, if any."""
-    if isinstance(instance, _TOLD_BY_EVENTS):
+    if isinstance(instance, _TRACED_BY_EVENTS):
         return None
     name, given = type(instance).__name__, arguments(inputs)
     if isinstance(above, TurnEvent):
-        return Told("act", SpanType.LLM, _act_inputs(payloads, given))
+        return SpanContent("act", SpanType.LLM, _act_inputs(payloads, given))
     if here() is None:
         name = f"{name}.forward"  # as MLflow names it
     elif isinstance(above, BatchEvent) and above.name.isidentifier():
@@ -82,10 +82,10 @@ def module(
         name = role().removeprefix("child.")  # `extract`, `fold`
     signature = getattr(getattr(instance, "signature", None), "signature", None)
     attributes = {} if signature is None else {"signature": signature}
-    return Told(name, _type_of(instance), payloads.value(given), attributes=attributes)
+    return SpanContent(name, _type_of(instance), payloads.value(given), attributes=attributes)
 
 
-def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> Told:
+def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, Any]]) -> SpanContent:
     """Describe a model call with some of its messages."""
     lm, in_run, shown = event.lm, bool(event.run), dict[str, Any]()
     if messages:
@@ -104,33 +104,41 @@ def model(payloads: Payloads, event: LMEvent, messages: Sequence[Mapping[str, An
         attributes[SpanAttributeKey.MODEL_PROVIDER] = lm.model.split("/", 1)[0]
     name = lm.model if in_run else f"{type(lm).__name__}.__call__"
     kind = SpanType.CHAT_MODEL if getattr(lm, "model_type", None) == "chat" else SpanType.LLM
-    return Told(name, kind, shown, attributes=attributes)
+    return SpanContent(name, kind, shown, attributes=attributes)
 
 
 def adapter(
     what: str, payloads: Payloads, _above: Event | None, instance: dspy.Adapter, inputs: Mapping[str, Any]
-) -> Told | None:
+) -> SpanContent | None:
     """Describe an adapter call (`what`: `format` or `parse`), except in runs, where other spans show it."""
     if here() is not None:
         return None
-    return Told(f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS))
+    return SpanContent(
+        f"{type(instance).__name__}.{what}", SpanType.PARSER, payloads.value(inputs, REPEATED_CHARS)
+    )
 
 
-def tool(payloads: Payloads, above: Event | None, instance: dspy.Tool, inputs: Mapping[str, Any]) -> Told | None:
+def tool(
+    payloads: Payloads, above: Event | None, instance: dspy.Tool, inputs: Mapping[str, Any]
+) -> SpanContent | None:
     """Describe a tool call, unless a run's code makes it."""
     if isinstance(above, ToolEvent) and above.name == instance.name:
         return None
     attributes = {"name": instance.name, "description": instance.desc, "args": instance.args}
     name = instance.name if here() is not None else f"Tool.{instance.name}"
-    return Told(name, SpanType.TOOL, payloads.value(arguments(inputs)), attributes=payloads.value(attributes))
+    return SpanContent(
+        name, SpanType.TOOL, payloads.value(arguments(inputs)), attributes=payloads.value(attributes)
+    )
 
 
-def startup(_: Payloads, _above: Event | None, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any]) -> Told:
+def startup(
+    _: Payloads, _above: Event | None, instance: dspy.CodeInterpreter, _inputs: Mapping[str, Any]
+) -> SpanContent:
     """Describe the start of an interpreter."""
-    return Told(f"start {type(instance).__name__}", SpanType.TASK)
+    return SpanContent(f"start {type(instance).__name__}", SpanType.TASK)
 
 
-def _run(payloads: Payloads, event: RunEvent) -> Told:
+def _run(payloads: Payloads, event: RunEvent) -> SpanContent:
     attributes = {
         "rlm.run": event.id,
         "rlm.signature": written(event.signature),
@@ -144,7 +152,7 @@ def _run(payloads: Payloads, event: RunEvent) -> Told:
     if event.depth:  # a child's task is in its instructions
         shown = {"task": attributes["rlm.instructions"], **shown}
     name = f"{event.name}: resumed" if event.resumed else event.name
-    return Told(name, SpanType.AGENT, shown, attributes=attributes)
+    return SpanContent(name, SpanType.AGENT, shown, attributes=attributes)
 
 
 def _act_inputs(payloads: Payloads, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +173,7 @@ class SentMessages:
         self._sent.pop(run, None)
 
     def new(self, event: LMEvent) -> Sequence[Mapping[str, Any]]:
-        """Return the messages after those of the last call, which a note replaces."""
+        """Return the messages that the last call did not send; a note stands for those that it sent."""
         messages, turn = tuple(event.messages), event.turn or 0
         sent, sent_in = self._sent.get(event.run, ((), 0))
         self._sent[event.run] = (messages, turn)

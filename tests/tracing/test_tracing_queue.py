@@ -21,7 +21,7 @@ from rlm_dspy import RLM, tracing
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
 from rlm_dspy.tracing._mlflow_compat import Task
-from rlm_dspy.tracing.export_queue import outbox
+from rlm_dspy.tracing.export_queue import installed_queue
 from tests.playing import block
 from tests.tracing.stores import Store, call
 
@@ -53,7 +53,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_is_told_of_once(
         assert call(module, lm, "blocking", context="c", question="Which?").answer == ["Which?"]
     assert time.monotonic() - began < 40  # MLflow's own limit for one request is two minutes
     assert not tracing.flush(20)
-    queue = outbox()
+    queue = installed_queue()
     assert queue is not None
     assert not queue.open
     assert [record.message for record in caplog.records if "does not answer" in record.message] == [
@@ -99,7 +99,7 @@ def _said(caplog: pytest.LogCaptureFixture, port: int) -> list[str]:
 def test_traces_wait_for_a_server_that_is_away(caplog: pytest.LogCaptureFixture, away: int) -> None:
     """Those of runs that begin meanwhile too; none is lost."""
     done: list[str] = []
-    box = export_queue.Outbox(f"http://127.0.0.1:{away}")
+    box = export_queue.ExportQueue(f"http://127.0.0.1:{away}")
     box.put(Task(done.append, ("before",)))
     assert not box.flush(seconds=30)
     assert not box.open
@@ -121,7 +121,7 @@ def test_traces_wait_for_a_server_that_is_away(caplog: pytest.LogCaptureFixture,
 def test_no_trace_is_begun_before_its_experiment_is_chosen(caplog: pytest.LogCaptureFixture, away: int) -> None:
     """It is chosen as soon as the server answers, also if no run asks for it; else traces go to another one."""
     done: list[str] = []
-    box = export_queue.Outbox(f"http://127.0.0.1:{away}")
+    box = export_queue.ExportQueue(f"http://127.0.0.1:{away}")
     box.close(then=lambda: done.append("chosen"))
     box.put(Task(done.append, ("not taken",)))
     assert not box.flush(seconds=1)
@@ -162,7 +162,7 @@ def test_spans_that_were_not_stored_are_stored_again(failures: int, caplog: pyte
         assert told == ["A trace was not stored whole: Failed to log span to MLflow backend: database is locked"]
 
 
-class OneByOne(export_queue.Outbox):
+class OneByOne(export_queue.ExportQueue):
     """Stores one task while it is waited for, as a store does on a busy machine."""
 
     def flush(self, terminate: bool = False, seconds: float = 0.0) -> bool:

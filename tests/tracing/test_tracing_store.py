@@ -23,7 +23,7 @@ from rlm_dspy.redaction import without_secrets
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
 from rlm_dspy.tracing.payloads import Payloads, Secrets
-from rlm_dspy.tracing.span_spec import told_of_trace
+from rlm_dspy.tracing.span_spec import trace_tags
 from tests.playing import block
 from tests.tracing.stores import Store, call, span
 
@@ -340,7 +340,7 @@ def test_no_part_of_a_trace_has_a_character_that_a_database_refuses() -> None:
     given = {"question": "a\0b", "more": {"a\0b": ["a\0b" * 500]}}
     told = json.dumps([payloads.value(given), payloads.variable("text", "a\0b"), payloads.error("a\0b", 100)])
     with tracing.tags(session="a\0b", kind="a\0b"):
-        of_trace = json.dumps(told_of_trace())
+        of_trace = json.dumps(trace_tags())
     assert "\\u0000" not in told + of_trace
     assert "a\\ufffdb" in told
 
