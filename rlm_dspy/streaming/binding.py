@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class HasStreamedOutputs(dspy.Module):
-    """A module whose own output fields can be listened to; `signature` has them."""
+    """A module whose own output fields, those of `signature`, can have listeners."""
 
     signature: Any
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Make a module, also when it is loaded, and let DSPy find its outputs from now on."""
+        """Create a module, also when one is loaded, and let DSPy find its outputs from now on."""
         _let_dspy_find_outputs()
         made: Self = super().__new__(cls)
         return made
@@ -31,12 +31,12 @@ def _let_dspy_find_outputs() -> None:
 
 
 def _find(program: dspy.Module, listeners: Sequence[dspy.streaming.StreamListener]) -> Any:
-    """Find the predictor of each listener like DSPy; one to an output of an RLM is bound to the RLM.
+    """Find the predictor of each listener as DSPy does, but bind a listener to an output of an RLM to the RLM.
 
-    An output of an RLM comes before a field of its own predictors.
+    An output of an RLM takes precedence over a field of its own predictors.
 
     Raises:
-        ValueError: If a field is in several places, or nowhere.
+        ValueError: If no module has a field, or several have it.
     """
     rlms = [(name, each) for name, each in program.named_sub_modules(HasStreamedOutputs)]
     for listener in listeners if rlms else ():

@@ -1,15 +1,15 @@
 """Delivers a run to `dspy.streamify`: its turns, sub-calls and outputs to stream listeners, its steps as status.
 
-What a `dspy.streaming.StreamListener` on an RLM hears:
+What a `dspy.streaming.StreamListener` on an RLM receives:
 
-- `code` and `reasoning` of `act`: every turn of every run, with the model's thinking in `reasoning`. A child is
-  told apart by its `predict_name`, `child.act`.
-- An output field of the RLM: the value of each run as one chunk; as the model writes it if it is read from the
-  trajectory.
-- A field of a sub, such as `subs.claims`: as of any predictor.
+- `code` and `reasoning` of `act`: every turn of every run, with the model's thinking in `reasoning`. The
+  `predict_name` of a child is `child.act`.
+- An output field of the RLM: the value of each run as one chunk. If the answer is read from the trajectory, the
+  chunks arrive as the model writes them.
+- A field of a sub, such as `subs.claims`: as from any predictor.
 
-If what runs is not what was written (code that had to be repaired, a draft in the model's thinking), it follows in
-a chunk of its own after the last chunk of what was written.
+If other code runs than the model wrote (repaired code, or code after a draft in its thinking), that code follows
+in a chunk of its own after the last chunk of what the model wrote.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlm_dspy.events import (
     ToolEvent,
     TurnEvent,
 )
-from rlm_dspy.streaming.run_stream import Heard, RunStream, renewed
+from rlm_dspy.streaming.run_stream import ListenedField, RunStream, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,18 +44,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Written:
-    """What was said of a turn's reply so far.
+    """The part of a turn's reply that was emitted so far.
 
     Attributes:
         code: The code.
         reasoning: The text around it.
-        said: The fields of which something was said.
-        held: White space at the end of the reasoning, which is said if more follows.
+        emitted: The fields with at least one emitted chunk.
+        held: White space at the end of the reasoning, which is emitted if more text follows.
     """
 
     code: str = ""
     reasoning: str = ""
-    said: set[str] = field(default_factory=set)
+    emitted: set[str] = field(default_factory=set)
     held: str = ""
 
 
@@ -75,10 +75,10 @@ class Delivery(Listener):
         self._listeners = dspy.settings.stream_listeners
         self._run = ""
         self._turns: dict[str, _Written] = {}
-        self.hears_chunks = any(True for _ in self._heard("code", "reasoning"))
+        self.hears_chunks = any(True for _ in self._listened("code", "reasoning"))
 
     def on_event(self, event: Event) -> None:
-        """Send what an event of the run says."""
+        """Send the chunks and the status message for an event of the run."""
         if isinstance(event, RunEvent) and not self._run:
             self._run = event.id
         if event.run != self._run:
@@ -91,21 +91,21 @@ class Delivery(Listener):
                 self._end_turn(turn, event.reasoning, event.code)
             case TurnEvent() if not begins:
                 self._end_turn(event.id, event.step.reasoning if event.step else "", "")
-                self._stream.hang_up(event.id)
+                self._stream.close_reply(event.id)
             case SubCallEvent() if not begins:
-                self._stream.hang_up(event.id)
+                self._stream.close_reply(event.id)
             case RunEvent() if not begins:
                 self._end_run(event)
-        self._tell(event)
+        self._send_status(event)
 
-    def _heard(self, *fields: str) -> Iterator[Heard]:
-        """Yield who listens to fields of the turns."""
+    def _listened(self, *fields: str) -> Iterator[ListenedField]:
+        """Yield the fields of the turns that have listeners, once for each listener."""
         for listener in self._listeners:
             if listener.predict is self.rlm.act and listener.signature_field_name in fields:
                 before, _, last = listener.predict_name.rpartition("act")
                 name = f"{before}child.act{last}" if self._is_child else listener.predict_name
                 listener.stream_start = listener.stream_end = True  # DSPy has nothing of its own to finish
-                yield Heard(name, listener.signature_field_name)
+                yield ListenedField(name, listener.signature_field_name)
 
     def _write(self, turn: str, event: ChunkEvent) -> None:
         if event.again:
@@ -118,54 +118,54 @@ class Delivery(Listener):
         elif event.field == "reasoning":
             written.reasoning += text
         if event.field != "code":
-            said = (written.held + text).rstrip() if "reasoning" in written.said else text.strip()
+            said = (written.held + text).rstrip() if "reasoning" in written.emitted else text.strip()
             text, written.held = said, (written.held + text)[len(said) :] if said else written.held + text
-        self._say(turn, "code" if event.field == "code" else "reasoning", text)
+        self._emit(turn, "code" if event.field == "code" else "reasoning", text)
 
-    def _say(self, turn: str, name: str, text: str, *, is_last: bool = False) -> None:
+    def _emit(self, turn: str, name: str, text: str, *, is_last: bool = False) -> None:
         if text or is_last:
-            self._turns[turn].said.add(name)
-            for heard in self._heard(name):
-                self._stream.say(heard, turn, text, is_last=is_last)
+            self._turns[turn].emitted.add(name)
+            for listened in self._listened(name):
+                self._stream.emit(listened, turn, text, is_last=is_last)
 
     def _end_turn(self, turn: str, reasoning: str, code: str) -> None:
-        """End the reply of a turn, with what is known of it only now."""
+        """Emit the rest of a turn's reply, which is known only at its end, and end the reply."""
         written = self._turns.get(turn)
         if written is None:
             return
-        prose, is_cut = written.reasoning.rstrip(), "code" in written.said and not code
+        prose, is_cut = written.reasoning.rstrip(), "code" in written.emitted and not code
         if not is_cut and reasoning.startswith(prose) and (rest := reasoning[len(prose) :]):
-            self._say(turn, "reasoning", written.held + rest.lstrip() if "reasoning" in written.said else rest)
-        if "code" in written.said and code and not code.startswith(written.code):
-            self._say(turn, "code", "", is_last=True)
+            self._emit(turn, "reasoning", written.held + rest.lstrip() if "reasoning" in written.emitted else rest)
+        if "code" in written.emitted and code and not code.startswith(written.code):
+            self._emit(turn, "code", "", is_last=True)
             written.code = ""
-        self._say(turn, "code", code[len(written.code) :])
+        self._emit(turn, "code", code[len(written.code) :])
         self._finish(turn)
-        for heard in self._heard("code", "reasoning"):
-            self._stream.end(heard, turn)
+        for listened in self._listened("code", "reasoning"):
+            self._stream.end(listened, turn)
 
     def _finish(self, turn: str) -> None:
-        """Say the last chunk of each field of a reply."""
-        for name in sorted(self._turns[turn].said):
-            self._say(turn, name, "", is_last=True)
+        """Emit the last chunk of each field of a reply."""
+        for name in sorted(self._turns[turn].emitted):
+            self._emit(turn, name, "", is_last=True)
         del self._turns[turn]
 
     def _end_run(self, event: RunEvent) -> None:
         outputs, stream = event.outcome.outputs, self._stream
         of_rlm = [each for each in self._listeners if each.predict is self.rlm and event.phase == "ended"]
-        all_heard = [Heard(each.predict_name, each.signature_field_name) for each in of_rlm]
+        all_fields = [ListenedField(each.predict_name, each.signature_field_name) for each in of_rlm]
         is_extracted = event.outcome.stop == "extracted"
-        read = [heard for heard in all_heard if is_extracted and stream.has_read(event.id, heard)]
-        stream.hang_up(event.id)
-        for listener, heard in zip(of_rlm, all_heard, strict=True):
+        read = [listened for listened in all_fields if is_extracted and stream.has_read(event.id, listened)]
+        stream.close_reply(event.id)
+        for listener, listened in zip(of_rlm, all_fields, strict=True):
             listener.stream_start = listener.stream_end = True
-            if heard not in read:
-                value = outputs.get(heard.field)
-                stream.say(heard, event.id, "" if value is None else _text(value), is_last=True)
-                stream.end(heard, event.id)
+            if listened not in read:
+                value = outputs.get(listened.field)
+                stream.emit(listened, event.id, "" if value is None else _text(value), is_last=True)
+                stream.end(listened, event.id)
 
-    def _tell(self, event: Event) -> None:
-        """Send the status message for a tool call, a sub-call or a block of code: each is told as a tool."""
+    def _send_status(self, event: Event) -> None:
+        """Send the status message for a tool call, a sub-call or a block of code, each reported as a tool."""
         if not isinstance(event, CellEvent | ToolEvent | BatchEvent):
             return
         provider = next(
@@ -178,14 +178,14 @@ class Delivery(Listener):
         elif type(provider) is dspy.streaming.StatusMessageProvider and (
             not isinstance(event, CellEvent) or event.kind == "submitted"
         ):
-            return  # its message says that the model is asked next
+            return  # its message says that the model is called next
         else:
             message = provider.tool_end_status_message(_result(event))
         if message:
             self._stream.put(dspy.streaming.StatusMessage(message))
 
     def _as_tool(self, event: CellEvent | ToolEvent | BatchEvent) -> tuple[dspy.Tool, Mapping[str, Any]]:
-        """Return the tool that stands for what is called, and its inputs."""
+        """Return the tool that represents a call or a block of code, and its inputs."""
         match event:
             case ToolEvent():
                 tool, arguments = self.rlm.tools[event.name], dict(event.arguments)
@@ -214,7 +214,7 @@ class Streaming:
         self._enter(wait_scope().free_loop)
 
     def __exit__(self, *error: object) -> None:
-        """Leave it."""
+        """Leave the scope."""
         self._scope.close()
 
     async def __aenter__(self) -> None:
@@ -222,7 +222,7 @@ class Streaming:
         self._enter(running_loop())
 
     async def __aexit__(self, *error: object) -> None:
-        """Leave it when everything was sent."""
+        """Leave the scope when everything was sent."""
         self.__exit__(*error)
         if self._stream is not None and error[0] is None:
             await self._stream.flush()
@@ -244,7 +244,7 @@ class Streaming:
 
 
 def outputs_heard(rlm: dspy.Module, extract: dspy.Predict) -> dict[str, Any]:
-    """Return the settings in which listeners to outputs of an RLM hear the predictor that reads them."""
+    """Return settings that connect listeners of an RLM's outputs to the predictor that extracts them."""
     if not (listeners := dspy.settings.stream_listeners):
         return {}
     return {

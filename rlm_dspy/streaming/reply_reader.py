@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 Field = Literal["thinking", "reasoning", "code"]
 _MAY_BE_MARK = re.compile(r"[`<◁&\uff1c]")
-"""What may begin a fence, a tag of thinking or a tool call, anywhere in a line."""
+"""Characters that may begin a fence, a thinking tag or a tool call, anywhere in a line."""
 _BYTE_ORDER_MARK = re.compile(r"\n\ufeff+")
 _MAY_BEGIN_MARK = re.compile(r"\s*[~'\[]")
-"""What begins a line that may be a fence or a field mark."""
+"""Characters that begin a line that may be a fence or a field mark."""
 _SPEAKERS = ("User", "Human", "Observation")
 _HOLDS_CODE = re.compile(r"\s*(?:<tool_call|<function|<\|python_tag|\[TOOL_CALLS|\[\[ ## code)")
 
@@ -32,29 +32,29 @@ class Piece(NamedTuple):
 
 
 class ReplyReader:
-    """Reads a reply piece by piece, like `read_reply` reads a whole one, as far as that is certain.
+    """Reads a reply piece by piece, as `read_reply` reads a whole one, and returns what is certain.
 
-    Code is what stands in blocks marked as Python, without their fences. A line that may be a mark is held back to
-    its end. A block without a language, a tool call and a JSON object cannot be told apart before the reply has
-    ended: they give no pieces.
+    Code is the content of blocks marked as Python. A line that may be a mark is held back until it ends. A block
+    without a language, a tool call and a JSON object cannot be distinguished before the reply has ended, so they
+    give no pieces.
     """
 
     def __init__(self) -> None:
         self._line = ""
         """The current line."""
         self._said = 0
-        """How much of it was said."""
+        """The number of its characters that were yielded."""
         self._mode: Literal["prose", "thinking", "code", "held", "over"] = "prose"
         self._fence = ""
         self._code = ""
         """The code of the current block."""
         self._blocks = 0
         self._newlines = ""
-        """Line ends of code that are held back: those before the closing fence are not code."""
+        """Line ends of code, held back because those before the closing fence are not code."""
         self._is_new = True
 
     def read(self, text: str) -> list[Piece]:
-        """Return the pieces that the next part of the reply makes certain."""
+        """Return the pieces that are certain after the next part of the reply."""
         pieces: list[Piece] = []
         text = _BYTE_ORDER_MARK.sub("\n", text.replace("\r", ""))
         text = text if self._line else text.lstrip("\ufeff")
@@ -83,21 +83,21 @@ class ReplyReader:
         if (tag := thinking_tag(line)) is not None:
             yield from self._tag(line, tag)
         elif self._mode == "thinking":
-            yield from self._say(f"{line}\n")
+            yield from self._emit(f"{line}\n")
         elif opening := opening_of(line):
             before, self._fence, language = opening
             if before.strip():
-                yield from self._say(f"{before}\n")
+                yield from self._emit(f"{before}\n")
             self._mode = "code" if language_of(language) in PYTHON else "held"
             self._code = ""
         elif _HOLDS_CODE.match(line) or begins_invented_turn(line, behind_code=self._blocks > 0):
-            yield from self._say(_sure(line))
+            yield from self._emit(_sure(line))
             self._mode = "over"
         elif not line.startswith("[[ ## "):
-            yield from self._say(f"{line}\n")
+            yield from self._emit(f"{line}\n")
 
-    def _say(self, line: str) -> Iterator[Piece]:
-        """Say what was not said yet of a line of prose or thinking."""
+    def _emit(self, line: str) -> Iterator[Piece]:
+        """Yield the rest of a line of prose or thinking."""
         text, self._said = line[self._said :], len(line)
         if text:
             yield Piece("thinking" if self._mode == "thinking" else "reasoning", text)
@@ -106,7 +106,7 @@ class ReplyReader:
         """Read a line with a tag of thinking. Code before a closing one without its opening one was a draft."""
         before, behind = line[: tag.start], line[tag.end :]
         if before.strip():
-            yield from self._say(before)
+            yield from self._emit(before)
         if tag.closing and self._mode != "thinking" and self._blocks:
             self._mode = "over"
             return
@@ -132,9 +132,9 @@ class ReplyReader:
         yield Piece("code", said)
 
     def _part_of_line(self) -> Iterator[Piece]:
-        """Say the part of an unfinished line that cannot become a mark."""
+        """Yield the part of an unfinished line that cannot become a mark."""
         if self._mode in ("prose", "thinking"):
-            yield from self._say(_sure(self._line))
+            yield from self._emit(_sure(self._line))
         elif self._mode == "code" and (start := self._line.lstrip()) and start[0] != self._fence[0]:
             yield from self._add_code(self._line[self._said :])
             self._said = len(self._line)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _WORDS = re.compile(r"\s*\S+\s*")
 
 
-class Heard(NamedTuple):
-    """What a listener hears: a field of a predictor, by the name it is told."""
+class ListenedField(NamedTuple):
+    """A field that a listener receives, with the name of its predictor as DSPy reports it."""
 
     predict_name: str
     field: str
@@ -37,11 +37,11 @@ class WholeReplyAdapter(dspy.Adapter):
 
 
 class RunStream(RestartableStream):
-    """Stands for the stream of `dspy.streamify` in a run and the runs inside it.
+    """Replaces the stream of `dspy.streamify` in a run and the runs inside it.
 
     Replies that are written at the same time, by the items of a batch or by children, reach a listener one after
-    the other: the chunks of the second wait until the first has ended. Every reply that was begun is ended by a
-    chunk with `is_last_chunk`.
+    the other: the chunks of the second wait until the first has ended. Every reply that began ends with
+    a chunk that has `is_last_chunk`.
 
     Args:
         stream: The stream of `dspy.streamify`.
@@ -55,15 +55,15 @@ class RunStream(RestartableStream):
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
-        """For the next two. Whoever has it does not wait for the stream."""
-        self._lines: dict[Heard, dict[str, list[dspy.streaming.StreamResponse]]] = {}
-        """By what is heard: the chunks that wait, by their reply, in the order of the replies."""
-        self._ended: set[tuple[Heard, str]] = set()
-        self._readers: dict[str, dict[Heard, _Reader]] = {}
-        """By reply: what reads it for each listener to it."""
+        """Guards the next two attributes. A thread that holds it does not wait for the stream."""
+        self._queues: dict[ListenedField, dict[str, list[dspy.streaming.StreamResponse]]] = {}
+        """The waiting chunks by field and by reply, in the order of the replies."""
+        self._ended: set[tuple[ListenedField, str]] = set()
+        self._readers: dict[str, dict[ListenedField, _Reader]] = {}
+        """The readers of each reply, one for each field with a listener."""
 
     async def send(self, item: Any) -> None:
-        """Send an item of DSPy. A chunk of a predictor that is listened to is read by its listeners."""
+        """Send an item of DSPy. If a predictor has listeners, they read its chunks."""
         listeners = dspy.settings.stream_listeners
         if not (is_chunk(item) and listeners):
             self.put(item)
@@ -75,9 +75,9 @@ class RunStream(RestartableStream):
             await self.flush()
 
     def restart(self) -> None:
-        """End what was heard of the sub-call that is requested again."""
+        """End the reply of a sub-call that is requested again."""
         if (unit := here()) is not None:
-            self.hang_up(unit.id)
+            self.close_reply(unit.id)
 
     def put(self, item: Any) -> None:
         """Send an item from any thread. A thread waits until it is sent; the loop itself does not."""
@@ -105,7 +105,7 @@ class RunStream(RestartableStream):
         task.add_done_callback(self._tasks.discard)
 
     async def flush(self) -> None:
-        """Wait until everything so far is sent."""
+        """Wait until all items so far are sent."""
         await self._send_waiting()
 
     async def _send_waiting(self) -> None:
@@ -114,56 +114,56 @@ class RunStream(RestartableStream):
                 with contextlib.suppress(*ClosedStream):  # nobody listens any more
                     await self._stream.send(self._waiting.popleft())
 
-    def say(self, heard: Heard, reply: str, text: str, *, is_last: bool = False) -> None:
+    def emit(self, field: ListenedField, reply: str, text: str, *, is_last: bool = False) -> None:
         """Send a part of a reply to a listener, or keep it until the replies before it have ended."""
-        response = dspy.streaming.StreamResponse(heard.predict_name, heard.field, text, is_last_chunk=is_last)
+        response = dspy.streaming.StreamResponse(field.predict_name, field.field, text, is_last_chunk=is_last)
         with self._lock:
-            self._lines.setdefault(heard, {}).setdefault(reply, []).append(response)
-            self._pass_on(heard)
+            self._queues.setdefault(field, {}).setdefault(reply, []).append(response)
+            self._pass_on(field)
         self._wake()
 
-    def end(self, heard: Heard, reply: str) -> None:
-        """Let the replies after this one speak; it has said its last chunk."""
+    def end(self, field: ListenedField, reply: str) -> None:
+        """End a reply after its last chunk, so that the chunks of the next reply are sent."""
         with self._lock:
-            if reply not in self._lines.get(heard, {}):
+            if reply not in self._queues.get(field, {}):
                 return
-            self._ended.add((heard, reply))
-            self._pass_on(heard)
+            self._ended.add((field, reply))
+            self._pass_on(field)
         self._wake()
 
-    def _pass_on(self, heard: Heard) -> None:
-        line = self._lines[heard]
-        while line:
-            reply = next(iter(line))
-            self._waiting += line[reply]
-            line[reply] = []
-            if (heard, reply) not in self._ended:
+    def _pass_on(self, field: ListenedField) -> None:
+        queue = self._queues[field]
+        while queue:
+            reply = next(iter(queue))
+            self._waiting += queue[reply]
+            queue[reply] = []
+            if (field, reply) not in self._ended:
                 return
-            del line[reply]
-            self._ended.discard((heard, reply))
+            del queue[reply]
+            self._ended.discard((field, reply))
 
     def _read(self, reply: str, listener: dspy.streaming.StreamListener, chunk: Any) -> None:
-        heard = Heard(listener.predict_name, listener.signature_field_name)
+        field = ListenedField(listener.predict_name, listener.signature_field_name)
         readers = self._readers.setdefault(reply, {})
-        if heard not in readers:
+        if field not in readers:
             if listener.stream_start and not listener.allow_reuse:
-                return  # it hears one reply, as in DSPy
+                return  # it receives one reply, as in DSPy
             listener.stream_start = listener.stream_end = True  # DSPy has nothing of its own to finish
-            readers[heard] = _Reader(listener)
-        for text, is_last in readers[heard].read(chunk):
-            self.say(heard, reply, text, is_last=is_last)
+            readers[field] = _Reader(listener)
+        for text, is_last in readers[field].read(chunk):
+            self.emit(field, reply, text, is_last=is_last)
 
-    def has_read(self, reply: str, heard: Heard) -> bool:
-        """Return whether the whole field was read in a reply."""
-        reader = self._readers.get(reply, {}).get(heard)
+    def has_read(self, reply: str, field: ListenedField) -> bool:
+        """Return whether a reply contained the whole field."""
+        reader = self._readers.get(reply, {}).get(field)
         return reader is not None and reader.is_whole
 
-    def hang_up(self, reply: str) -> None:
-        """End what was begun of a reply: no more of it comes."""
-        for heard, reader in self._readers.pop(reply, {}).items():
+    def close_reply(self, reply: str) -> None:
+        """End a reply of which no more chunks come."""
+        for field, reader in self._readers.pop(reply, {}).items():
             for text, is_last in reader.finish():
-                self.say(heard, reply, text, is_last=is_last)
-            self.end(heard, reply)
+                self.emit(field, reply, text, is_last=is_last)
+            self.end(field, reply)
 
 
 class _Reader:
@@ -181,7 +181,7 @@ class _Reader:
     def read(self, chunk: Any) -> Iterator[tuple[str, bool]]:
         """Yield the parts of the field in a chunk, and whether each is the last one.
 
-        Of an adapter whose replies DSPy's listeners cannot read, they hear nothing.
+        Nothing is yielded for an adapter whose replies DSPy's listeners cannot read.
         """
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         if isinstance(adapter, WholeReplyAdapter):
@@ -193,7 +193,7 @@ class _Reader:
                 yield from self._parts_of(self._listener.receive(part))
 
     def finish(self) -> Iterator[tuple[str, bool]]:
-        """Yield what is left of the field when the reply has ended."""
+        """Yield the rest of the field when the reply has ended."""
         yield from self._parts_of(self._listener.finalize())
         if self._is_open:
             yield "", True
@@ -207,12 +207,12 @@ class _Reader:
 def renewed(
     listener: dspy.streaming.StreamListener, predict: Any, *, allow_reuse: bool
 ) -> dspy.streaming.StreamListener:
-    """Return a listener that has heard nothing, of the same class and with what a subclass adds.
+    """Return a fresh copy of a listener, with the attributes that a subclass adds.
 
     Args:
         listener: The listener.
         predict: The predictor that the new one listens to.
-        allow_reuse: Whether it hears more than one reply.
+        allow_reuse: Whether it receives more than one reply.
     """
     made = copy.copy(listener)
     field, name = listener.signature_field_name, listener.predict_name
@@ -221,7 +221,7 @@ def renewed(
 
 
 def _words(chunk: Any) -> Iterator[Any]:
-    """Yield a chunk word by word: DSPy's listener finds no field in a reply that comes at once."""
+    """Yield a chunk word by word: DSPy's listener finds no field in a reply that arrives as one chunk."""
     if len(words := _WORDS.findall(_content(chunk))) < 2:  # noqa: PLR2004 (nothing to split)
         yield chunk
         return

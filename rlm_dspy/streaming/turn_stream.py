@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class TurnStream(RestartableStream):
-    """Stands for DSPy's stream during one request of a turn.
+    """Replaces DSPy's stream during one request of a turn.
 
     Args:
         outer: The stream of the run; None if only listeners to events want the chunks.
-        is_raw: Whether the chunks themselves go on to it, as DSPy sends them if it has no `StreamListener`.
+        is_raw: Whether the chunks themselves are sent to `outer`, as DSPy does if it has no `StreamListener`.
     """
 
     def __init__(self, outer: RunStream | None, *, is_raw: bool) -> None:
@@ -32,7 +32,7 @@ class TurnStream(RestartableStream):
         self._reader = ReplyReader()
 
     async def send(self, item: Any) -> None:
-        """Emit what a chunk of the reply makes certain; pass on everything else."""
+        """Emit the pieces that a chunk of the reply makes certain; pass on all other items."""
         if is_chunk(item):
             for delta in [choice.delta for choice in item.choices[:1]]:
                 if thinking := getattr(delta, "reasoning_content", None):
@@ -57,7 +57,7 @@ def split_replies(*, awaited: bool) -> Iterator[None]:
     """Emit the reply of a turn that is requested in this scope as `ChunkEvent`s, if somebody listens.
 
     Args:
-        awaited: Whether the request is awaited. DSPy streams others only to a stream that is there already.
+        awaited: Whether the request is awaited. DSPy streams other requests only to an existing stream.
     """
     outer = dspy.settings.send_stream
     if not chunks_are_heard() or not (awaited or outer):
