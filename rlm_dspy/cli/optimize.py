@@ -244,14 +244,14 @@ class Counted:
 
 
 def _ask_to_go_on(job: Job, held_out: int, options: OptimizeOptions) -> Forecast:
-    from rlm_dspy.optimize.forecast import forecast, pilot, told
+    from rlm_dspy.optimize.forecast import describe_forecast, forecast, pilot
 
     tried = pilot(job.program, job.dev[: options.pilots], job.metric)
     if outside := [one.score for one in tried if not 0 <= one.score <= 1]:
         raise UsageError(f"The metric returned {outside[0]:g}; it must return scores between 0 and 1.")
     runs = _optimizer(options.optimizer).runs(job) + 2 * (held_out or len(job.dev))
     cast = forecast(tried, runs, threads=job.threads, seed=job.seed)
-    tell(told(cast, tried))
+    tell(describe_forecast(cast, tried))
     if not options.yes:
         if not sys.stdin.isatty():
             raise UsageError("Cannot ask for confirmation: standard input is not a terminal. Pass --yes.")
@@ -266,7 +266,7 @@ def _check_log_dir(folder: Path, job: Job, optimizer: str) -> None:
     _make_folder(folder, f"--log-dir {folder}: cannot create the folder")
     mine = key_of(job.program, job.lm, optimizer, job.metric, *job.train, *job.dev)
     path = folder / "job.txt"
-    if path.exists() and path.read_text(encoding="utf-8") != mine and not _optimizer(optimizer).tells_jobs_apart:
+    if path.exists() and path.read_text(encoding="utf-8") != mine and not _optimizer(optimizer).state_per_job:
         raise UsageError(
             f"--log-dir {folder} belongs to another job (program, data, metric, model, optimizer); name another "
             "folder."

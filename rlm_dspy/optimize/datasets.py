@@ -1,4 +1,4 @@
-"""Reads datasets from JSON Lines, keeps their long texts short in prompts, and exports chats for fine-tuning."""
+"""Reads datasets from JSON Lines, shortens their long texts in prompts, and exports chats for fine-tuning."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def compact(examples: Iterable[dspy.Example], *, min_chars: int = 2_000) -> list
 
     Optimizers show examples to models and save them (`MIPROv2` in its dataset summary, `SIMBA` the inputs of
     a run, a bootstrapped program in its demos). A `Text` is shown there as one line; an RLM binds it as a plain
-    `str`. Other predictors of yours also get the short form: pass a lower
-    `min_chars` only if they need not read the text.
+    `str`. Your other predictors also get the short form, so lower `min_chars` only if they need not read
+    the text.
 
     Args:
         examples: Any examples; they are not changed. Labels of examples with inputs set are kept
@@ -62,7 +62,7 @@ def read_examples(
     Args:
         path: The file.
         inputs: The names of the input fields; the other keys are labels.
-        optional: Those of the inputs that a line may leave out, because they have a default.
+        optional: The inputs that a line may omit because they have a default.
 
     Raises:
         ValueError: If the file does not exist or is empty; if a line is not a JSON object, lacks an input, or
@@ -114,8 +114,8 @@ class ChatRecorder(BaseCallback):
 
     Attributes:
         predictor: The predictor object.
-        chats: The messages and reply of each call, in the order of their ends. Of a call with retries,
-            only the last request; none of a failed call or a turn without code.
+        chats: The messages and reply of each call, in the order in which calls end. A call with retries has only
+            its last request; a failed call or a turn without code is not recorded.
     """
 
     predictor: dspy.Predict
@@ -172,8 +172,8 @@ def export_chats(
     Args:
         program: The program.
         dataset: The examples.
-        path: The file. It is written when all runs have ended, or one is interrupted after others gave chats. An
-            example that raises is left out, with a warning.
+        path: The file. It is written when all runs have ended, or when one is interrupted after others gave chats.
+            An example that raises is left out, with a warning.
         metric: `metric(example, prediction, trace=None)`.
         predictor: The name of the predictor in `named_predictors`: `act`, `query`, `subs.claims`,
             `find.act`. Calls in children are included.

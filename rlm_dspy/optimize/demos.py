@@ -47,7 +47,7 @@ class Demo:
 
 
 def from_run(run: TracedRun, score: float, *, output_chars: int = 400, environment_chars: int = 4_000) -> Demo:
-    """Return the demo of a run: its first turn, a failed one and its repair, the one before the last, the last."""
+    """Return the demo of a run: its first turn, a failed turn and its repair, the last turn and the one before."""
     failed = run.recovered_at
     wanted = {0, len(run.steps) - 1} | (set() if failed is None else {failed, failed + 1})
     kept = sorted(at for at in wanted if 0 <= at < len(run.steps))
@@ -77,9 +77,9 @@ def from_call(
 def choose(demos: list[Demo], *, max_demos: int, max_chars: int) -> list[Demo]:
     """Choose the demos to show, in the order in which they were found.
 
-    The best score first, then the shortest; among equal scores one whose code resembles a demo already
-    taken comes last, so that tasks with longer solutions are shown too. The very first,
-    one with a recovery and one of a child take precedence.
+    The best score comes first, then the shortest. Among equal scores, a demo whose code resembles a chosen one
+    comes last, so that tasks with longer solutions are shown too. The very first demo, one with a recovery and
+    one of a child take precedence.
 
     Args:
         demos: The candidates.

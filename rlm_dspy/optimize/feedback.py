@@ -95,7 +95,7 @@ def with_feedback(metric: Metric, *, coverage: Coverage = unread, max_chars: int
         name = (pred_name or "act").rpartition(".")[2]
         act, returned = _act_reviewed(trace, pred_trace), _act_returned(pred, trace)
         is_its_own = act is None or returned in (None, act)
-        own = pred if is_its_own else dspy.Prediction()  # that of another RLM tells nothing of this one
+        own = pred if is_its_own else dspy.Prediction()  # another RLM's prediction does not describe this run
         if name == "act":
             said = [*_on_turns(own, trace, pred_trace, act), coverage(gold, pred) if is_its_own else ""]
         else:
@@ -153,7 +153,7 @@ def _steps_in(pred: dspy.Prediction, trace: Trace = None, act: int | None = None
 
 
 def _act_returned(pred: dspy.Prediction, trace: Trace) -> int | None:
-    """Return the id in the trace of the `act` whose run a prediction tells of; None if it tells of none."""
+    """Return the id in the trace of the `act` whose run a prediction holds; None if it holds no run."""
     codes = {step.code.strip() for step in _steps_in(pred)}
     runs = [run for run in reversed(traced_runs(trace or [])) if codes and not run.nested]
     same = [run for run in runs if {s.code.strip() for s in run.all_steps if s.kind != "folded"} <= codes]
@@ -277,7 +277,7 @@ def _penalty(prediction: dspy.Prediction, trace: Trace, rates: Penalties) -> flo
     """Return the penalty of a run at these `rates`, without the cap."""
     prediction = _prediction(prediction)
     steps, returned = _steps_in(prediction, trace), _act_returned(prediction, trace)
-    if returned is not None:  # the prediction is that of one RLM among several
+    if returned is not None:  # the prediction belongs to one RLM among several
         others = [run for run in traced_runs(trace or []) if id(run.predictor) != returned and not run.nested]
         steps += [step for run in others for step in run.all_steps]
     calls = [call for step in steps for call in step.calls]

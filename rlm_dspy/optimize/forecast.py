@@ -108,13 +108,13 @@ def _percentiles(values: Sequence[float], times: float, seed: int) -> tuple[floa
     return means[_DRAWS // 2] * times, means[int(_DRAWS * 0.95)] * times
 
 
-def told(cast: Forecast, pilots: Sequence[Pilot]) -> str:
+def describe_forecast(cast: Forecast, pilots: Sequence[Pilot]) -> str:
     """Format a forecast as text."""
     right = sum(p.score for p in pilots)
     cost = f"{price(cast.cost[0])} (95 %: {price(cast.cost[1])})" if cast.cost else "cost unknown"
     return (
         f"{len(pilots)} pilot runs scored {right:g}. At most {cast.runs:,} runs: "
         f"{cast.tokens[0]:,.0f} tokens (95 %: {cast.tokens[1]:,.0f}), {cost}, "
-        f"{seconds(cast.seconds[0])} (95 %: {seconds(cast.seconds[1])}). What an optimizer asks "
-        "itself comes on top."
+        f"{seconds(cast.seconds[0])} (95 %: {seconds(cast.seconds[1])}). The optimizer's own "
+        "model calls are not included."
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CANDIDATES = 6
 _DEMOS = 4
 _OF_RUNS = {"max_bootstrapped_demos": _DEMOS, "max_labeled_demos": 0}
-"""Only demos of runs: labeled examples are used by `labeled`, and help less."""
+"""Only demos of runs. The optimizer `labeled` uses labeled examples, which help less."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Job:
         lm: The model, also of the optimizer's own calls.
         threads: Concurrent runs.
         seed: The seed, if the optimizer takes one.
-        log_dir: The state folder of optimizers that can resume after a kill; paid replies of the others are in
-            DSPy's cache.
+        log_dir: The state folder, for optimizers that can resume after a kill. For the others DSPy's cache keeps
+            paid replies.
     """
 
     program: dspy.Module
@@ -62,16 +62,16 @@ class Named:
     Attributes:
         compile: Returns the optimized program.
         runs: The maximum number of runs of the program.
-        tells_jobs_apart: Whether its state of one job is never used for another.
+        state_per_job: Whether it keeps the state of each job apart from that of other jobs.
     """
 
     compile: Callable[[Job], dspy.Module]
     runs: Callable[[Job], int]
-    tells_jobs_apart: bool = False
+    state_per_job: bool = False
 
 
 def _demos(job: Job) -> int:
-    """Return how many demos to keep: one of each example where each run shows only the nearest."""
+    """Return how many demos to keep: one per example if each run shows only the nearest."""
     pooled = any(getattr(predictor, "demos_per_run", None) for predictor in job.program.predictors())
     return max(_DEMOS, len(job.train)) if pooled else _DEMOS
 
@@ -138,7 +138,7 @@ def _gepa_budget(job: Job) -> int:
 
 
 def _gepa_runs(job: Job) -> int:
-    """Count its budget plus the last iteration: two minibatches of three, and all of dev."""
+    """Count the budget plus the last iteration: two minibatches of three examples, and all of `dev`."""
     return _gepa_budget(job) + 6 + len(job.dev)
 
 
@@ -170,7 +170,7 @@ def _infer_rules(job: Job) -> dspy.Module:
 
 
 OPTIMIZERS: dict[str, Named] = {
-    "trajectories": Named(_trajectories, lambda job: len(job.train), tells_jobs_apart=True),
+    "trajectories": Named(_trajectories, lambda job: len(job.train), state_per_job=True),
     "labeled": Named(_labeled, lambda _: 0),
     "bootstrap": Named(_bootstrap, lambda job: len(job.train)),
     "random-search": Named(

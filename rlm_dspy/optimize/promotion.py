@@ -34,7 +34,7 @@ class Comparison:
         candidate: The candidate's scores, one per example.
         incumbent: The incumbent's.
         max_loss: The maximum loss at the lower end of the interval.
-        left_out: How many examples neither has a score of, as the incumbent or the metric raised on them.
+        left_out: The number of examples without scores because the incumbent or the metric raised on them.
     """
 
     candidate: tuple[float, ...]
@@ -125,8 +125,8 @@ def compare(
 ) -> Comparison:
     """Run two programs on the same examples.
 
-    An example on which the candidate raises scores 0. One on which the incumbent or the metric raises says nothing
-    of the candidate: it is left out, and counted in `Comparison.left_out`.
+    An example on which the candidate raises scores 0. If the incumbent or the metric raises, the example says
+    nothing about the candidate: it is left out, and counted in `Comparison.left_out`.
 
     Args:
         candidate: The program with the new policy.
@@ -155,8 +155,8 @@ class _Scored(BaseCallback):
 
     Attributes:
         scores: One for each example; None if the program or the metric raised.
-        unjudged: The places of the examples on which the metric raised.
-        errors: What was raised.
+        unjudged: The indices of the examples on which the metric raised.
+        errors: The exceptions.
     """
 
     def __init__(self, program: dspy.Module, examples: list[dspy.Example], metric: Metric, threads: int) -> None:
@@ -202,7 +202,7 @@ class _Scored(BaseCallback):
             self._calls.add(call_id)
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Keep what a call raised."""
+        """Keep the exception of a call."""
         if call_id in self._calls and exception is not None:
             self.errors.append(exception)
 

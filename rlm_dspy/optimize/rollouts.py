@@ -97,8 +97,8 @@ def run_each(
 def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
     """Return the key of a compile's runs: the program and its parts, the models, the settings.
 
-    Tools are identified by their source, if available; functions in settings, such as a metric, by all that tells
-    them apart. With one that cannot be identified, every call returns another key, and a warning is logged.
+    Tools are identified by their source, if available; functions in settings, such as a metric, by their code and
+    the values that they read. If one cannot be identified, every call returns a new key, and a warning is logged.
     """
     learned = [
         (name, p.signature.dump_state(), p.demos, getattr(p, "demos_per_run", None), identity_of(p.lm))
@@ -110,21 +110,21 @@ def key_of(program: dspy.Module, lm: dspy.BaseLM, *settings: Any) -> str:
 
 
 def _metric_identity(metric: Callable[..., Any]) -> Any:
-    """Return the identity of a metric; another one at each call if it has none."""
+    """Return the identity of a metric, or a new value at each call if it cannot be identified."""
     identifier = Identifier()
     found = identifier.of(metric)
     if not identifier.unknown:
         return found
     _logger.warning(
         "Finished runs are not reused: the metric holds an object of the type %s, which cannot be identified. "
-        "Make the metric a function of plain values, or give what holds the object a __getstate__ without it.",
+        "Make the metric a function of plain values, or define a __getstate__ that omits the object.",
         identifier.unknown[0],
     )
     return uuid.uuid4().hex
 
 
 def identity_of(value: object) -> str:
-    """Return what tells a setting from another; of an LM what its answers depend on."""
+    """Return a text that identifies a setting; for an LM a digest of all that its answers depend on."""
     if isinstance(value, dspy.BaseLM):
         return digest(lm_state(value))
     return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__qualname__

@@ -92,23 +92,23 @@ def traced_runs(trace: Iterable[Call]) -> list[TracedRun]:
 def ended_by_submit(run: TracedRun, prediction: object) -> TracedRun | None:
     """Return a run that shows how to end: as it is, if its last code calls `SUBMIT`.
 
-    One whose answer was read from its trajectory gets a last turn that submits this answer. None for any other:
-    as a demo it would teach to go on.
+    A run whose answer was read from its trajectory gets a last turn that submits this answer. For any other run
+    the result is None: as a demo it would teach the model to go on.
 
     Args:
         run: The run.
-        prediction: What the program returned; it tells of this run if the program is its RLM.
+        prediction: What the program returned; if the program is the RLM, it holds this run's trajectory.
     """
     if "SUBMIT(" in run.code:
         return run
     if not isinstance(prediction, dspy.Prediction):
         return None
     steps = [step for step in steps_of({"steps": prediction.get("trajectory") or []}) if step.kind != "folded"]
-    is_told = bool(steps) and steps[-1].code.strip() == run.code.strip()
+    is_of_run = bool(steps) and steps[-1].code.strip() == run.code.strip()
     values = {output.name: prediction.get(output.name) for output in run.environment.outputs}
     code = f"SUBMIT({', '.join(f'{name}={value!r}' for name, value in values.items())})"
     is_short = len(code) <= _SUBMIT_CHARS and all(map(_is_literal, values.values()))
-    if prediction.get("stop") != "extracted" or not (is_told and values and is_short):
+    if prediction.get("stop") != "extracted" or not (is_of_run and values and is_short):
         return None
     return replace(run, steps=tuple(steps), reasoning="The outputs hold the answer.", code=code)
 

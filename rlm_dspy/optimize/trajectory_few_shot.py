@@ -39,8 +39,8 @@ class TrajectoryFewShot(Teleprompter):
     The program (or a teacher) runs on each training example. Each high-scoring run of an RLM, root or
     child, gives one demo of `act`: a short conversation of the first turn, a failed turn and the one that
     repaired it, the turn before the last, and the last. Outputs and environment are cut, so no long input is kept.
-    Each demo ends with `SUBMIT`: of a run whose answer was read from its trajectory with this answer, and if the
-    program is no RLM itself such a run gives none.
+    Each demo ends with `SUBMIT`. If a run's answer was read from its trajectory, its demo submits this
+    answer; if the program is not an RLM itself, such a run gives no demo.
     The other predictors (`query`, `subs.*`, those around the RLM) get ordinary demos. The best are chosen: by
     score, then the shortest; for `act` including one with a recovery and one of a child, if any.
 
@@ -203,7 +203,7 @@ def check_metric(metric: Metric) -> None:
     try:
         inspect.signature(metric).bind("example", "prediction", "trace")
     except ValueError:
-        return  # a builtin that does not tell its arguments
+        return  # a builtin without a readable signature
     except TypeError as error:
         raise TypeError(
             f"Invalid metric {metric!r}: it must be a function metric(example, prediction, trace) ({error})."

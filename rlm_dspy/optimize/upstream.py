@@ -2,11 +2,11 @@
 
 | optimizer | defect | fix |
 |---|---|---|
-| `GEPA` | finds the calls of a predictor by its signature: two RLMs have equal ones, so each is shown the other's turns | `tell_apart` marks them |
-| `GEPA` | takes every predictor in turn, also one that was not called: the iteration is lost | `CalledPredictors` skips it |
+| `GEPA` | finds the calls of a predictor by its signature: two RLMs have equal signatures, so each is shown the other's turns | `tell_apart` marks them |
+| `GEPA` | selects every predictor in turn, also one that was not called, which wastes the iteration | `CalledPredictors` skips it |
 | `SIMBA` | shows trajectories as `<non-serializable>`, and whole inputs and predictions | passes short plain data |
-| `InferRules` | shows raw training examples, which lack the fields of `act`: its rules are baseless | shows each predictor its own demos |
-| `InferRules` | ends in an `AssertionError` without a message if the call for rules fails | says why |
+| `InferRules` | shows raw training examples, which lack the fields of `act`, so its rules have no basis | shows each predictor its own demos |
+| `InferRules` | ends in an `AssertionError` without a message if the call for rules fails | names the cause |
 | `InferRules` | changes the signature class, which the original program and all copies share | gives the candidate's predictor its own class |
 | `BootstrapFinetune` | formats all calls with one adapter, and with `multitask=False` selects calls by position in the trace | uses each predictor's adapter, and selects by predictor |
 | `Ensemble` | compiled members are frozen, so their state is not saved | unfreezes copies of them |
@@ -164,7 +164,7 @@ class InferRules(_InferRules):
             return ""
         try:
             return str(super().induce_natural_language_rules(predictor, trainset))
-        except AssertionError as error:  # theirs has no message, whatever the model's call raised
+        except AssertionError as error:  # DSPy raises it without a message, whatever the model call raised
             cause = error.__context__
             if not isinstance(cause, dspy.AdapterParseError):
                 raise cause or error from None
@@ -197,7 +197,7 @@ def _short_inputs(example: dspy.Example) -> dspy.Example:
 class KNNFewShot(dspy.KNNFewShot):
     """`dspy.KNNFewShot` that embeds short texts. Takes the arguments of `dspy.KNNFewShot`.
 
-    Its program recompiles at each call, and so has no state to save.
+    Its program recompiles at each call, so it has no state to save.
     """
 
     def __init__(self, k: int, trainset: list[dspy.Example], vectorizer: dspy.Embedder, **bootstrap: Any) -> None:
@@ -242,7 +242,7 @@ class EachItsOwn(dspy.ChatAdapter):
 
 
 def _as_shown(call: Any) -> Any:
-    """Return a call of a trace, by a predictor with only those demos that the call showed."""
+    """Return a call of a trace, whose predictor has only the demos that the call showed."""
     predictor, inputs, outputs = call
     if getattr(predictor, "demos_per_run", None) is None:
         return call

@@ -19,7 +19,7 @@ from rlm_dspy.cli.app import app
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import compact
 from rlm_dspy.optimize.datasets import read_examples
-from rlm_dspy.optimize.forecast import Pilot, forecast, told
+from rlm_dspy.optimize.forecast import Pilot, describe_forecast, forecast
 from rlm_dspy.optimize.optimizer_catalog import OPTIMIZERS, Job
 from rlm_dspy.testing import ScriptedLM
 from tests.optimize.matrix_programs import ADVICE, PROGRAMS, ScriptedActor, exact, examples
@@ -402,7 +402,7 @@ def test_a_forecast_of_even_pilots_is_their_mean_and_of_uneven_ones_wider() -> N
     uneven = forecast([Pilot(1.0, 10, None, 1.0), Pilot(3.0, 190, None, 0.0)], 10)
     assert uneven.cost is None
     assert uneven.tokens[0] < uneven.tokens[1]
-    assert "cost unknown" in told(uneven, [Pilot(1.0, 10, None, 1.0)])
+    assert "cost unknown" in describe_forecast(uneven, [Pilot(1.0, 10, None, 1.0)])
     with pytest.raises(ValueError, match="at least one"):
         forecast([], 10)
 
