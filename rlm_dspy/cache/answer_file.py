@@ -53,10 +53,10 @@ _FAILURES = (sqlite3.Error, OSError, NotACacheError)
 
 @dataclass(eq=False)
 class AnswerFile:
-    """Holds answers as text by key, which keys are being computed, and who waits for whom.
+    """Holds answers as text by key, records which keys are being computed, and which process waits for which.
 
-    Only `open` raises if the file fails (full disk, read-only, locked or corrupt): elsewhere one
-    warning is logged, and the file counts as empty.
+    If the file fails (full disk, read-only, locked or corrupt), `open` raises; the other methods log one warning
+    and treat the file as empty.
 
     Args:
         path: The file; None for a database in memory.
@@ -73,7 +73,7 @@ class AnswerFile:
         """Open the file now instead of at its first use.
 
         Raises:
-            NotACacheError: If it is something else. It is not changed.
+            NotACacheError: If it is another kind of file. It is not changed.
         """
         try:
             with self._lock:
@@ -96,8 +96,8 @@ class AnswerFile:
         """Move answers to the file, unless it failed recently.
 
         Args:
-            answers: The answers by key; those that are not stored stay in it.
-            at_once: Whether to try even after a recent failure.
+            answers: The answers by key; stored ones are removed from it.
+            at_once: Whether to try even if the file failed recently.
         """
         if answers and (at_once or time.monotonic() >= self._rests_until):
             with self._tolerant():
@@ -110,7 +110,7 @@ class AnswerFile:
         """Close the file; the next use opens it again.
 
         Args:
-            with_locks: Whether to close the lock file too: this process computes nothing.
+            with_locks: Whether to close the lock file too, if this process computes nothing.
         """
         with self._lock:
             if self._connection is not None:
@@ -123,13 +123,13 @@ class AnswerFile:
 
     def forked(self) -> None:
         """Start anew in a forked process: locks and connections stay with its parent."""
-        _of_the_parent.append(self._connection)  # SQLite forbids even to close it here
+        _of_the_parent.append(self._connection)  # SQLite forbids even closing it here
         self._connection, self._lock = None, threading.Lock()
 
     # Keys being computed
 
     def lock(self, key: str) -> bool:
-        """Lock a key across processes; return False if another holds it. Where locks do not work, none waits.
+        """Lock a key across processes; return False if another process holds it. Without locks, no process waits.
 
         These are POSIX locks: forked processes do not inherit them, and all systems but Windows have them. They
         also end when this process closes any descriptor of the lock file, so it opens only one.
@@ -159,7 +159,7 @@ class AnswerFile:
         """Record that the process that computes `held` waits for a key.
 
         Returns:
-            The name of the record; empty if it would be a deadlock, and nothing was recorded.
+            The name of the record; empty if waiting would be a deadlock, which is not recorded.
         """
         waiter = uuid.uuid4().hex
         with self._tolerant(), self._connected() as connection:
@@ -206,7 +206,9 @@ class AnswerFile:
         if not self._warned:
             self._warned = True
             _logger.warning(
-                "SubCallCache(%r): %s. Answers that the file does not take stay in memory.", str(self.path), error
+                "SubCallCache(%r): %s. Answers that are not stored in the file stay in memory.",
+                str(self.path),
+                error,
             )
 
 
@@ -217,9 +219,9 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     """Return a connection to a file; create the file if it does not exist.
 
     Raises:
-        NotACacheError: If it is something else.
+        NotACacheError: If it is another kind of file.
         sqlite3.Error: If SQLite cannot use it.
-        OSError: If it cannot be made.
+        OSError: If it cannot be created.
     """
     if path is None:
         return _prepared(":memory:", path)
@@ -283,5 +285,5 @@ def _kind(error: sqlite3.Error) -> int:
 
 
 def _offset(key: str) -> int:
-    """Return the offset in the lock file that stands for a key. The file is empty and need not be longer."""
+    """Return the offset in the lock file that represents a key. The file is empty and need not be longer."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])

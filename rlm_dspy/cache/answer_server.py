@@ -31,10 +31,10 @@ _REST_SECONDS = 30.0
 
 @dataclass(eq=False)
 class AnswerServer:
-    """Holds answers as text by key, and leases the keys that are being computed; `AnswerFile` for many machines.
+    """Holds answers as text by key, and leases keys that are being computed: an `AnswerFile` for many machines.
 
-    If the server fails, one warning is logged, and it counts as empty. Callers that hold a key never wait for
-    another: that could be a deadlock.
+    If the server fails, one warning is logged, and the server is treated as empty. A caller that holds a key never
+    waits for another key, because that could be a deadlock.
 
     Args:
         url: Where the server is, e.g. `redis://host:6379/0`.
@@ -52,13 +52,13 @@ class AnswerServer:
 
         Raises:
             ImportError: If the extra `redis` is not installed.
-            ValueError: If it is not the address of a server.
+            ValueError: If the address is not valid.
         """
         self._connected()
         self.find("")
 
     def find(self, key: str) -> str | None:
-        """Return the answer, or None if there is none; what is no JSON, and so no answer, is removed."""
+        """Return the answer, or None if there is none; delete a value that is not JSON."""
         name = f"{_PREFIX}answer:{key}"
         try:
             found = self._asked(lambda client: client.get(name), None)
@@ -72,11 +72,11 @@ class AnswerServer:
         return self._asked(lambda client: sum(1 for _ in client.scan_iter(f"{_PREFIX}answer:*", count=1_000)), 0)
 
     def take(self, answers: dict[str, str], *, at_once: bool = False) -> None:
-        """Move answers to the server; if it does not take them, they stay in `answers`.
+        """Move answers to the server; those that it does not store stay in `answers`.
 
         Args:
-            answers: By key.
-            at_once: Whether to try even after a recent failure.
+            answers: The answers by key.
+            at_once: Whether to try even if the server failed recently.
         """
         if at_once:
             self._rests_until = 0.0
@@ -100,7 +100,7 @@ class AnswerServer:
         self._client, self._leases, self._keeper = None, {}, None
 
     def lock(self, key: str) -> bool:
-        """Lease a key; return False if another process has it. Without a server, none waits."""
+        """Lease a key; return False if another process has the lease. Without a server, no process waits."""
         lease = self._connected().lock(f"{_PREFIX}lease:{key}", timeout=_LEASE_SECONDS, thread_local=False)
         if not self._asked(lambda _: lease.acquire(blocking=False), True):
             return False
@@ -111,7 +111,7 @@ class AnswerServer:
         return True
 
     def unlock(self, key: str) -> None:
-        """Give a lease back."""
+        """End a lease."""
         lease = self._leases.pop(key, None)
         if lease is not None and lease.local.token is not None:
             self._asked(lambda _: lease.release(), None)
@@ -121,7 +121,7 @@ class AnswerServer:
         return ""
 
     def forget_wait(self, note: str) -> None:
-        """Do nothing: no wait was noted."""
+        """Do nothing: no wait was recorded."""
 
     def _keep_leases(self) -> None:
         """Renew the leases of this process while it has any."""
@@ -136,7 +136,7 @@ class AnswerServer:
         return self._client
 
     def _asked(self, ask: Callable[[redis.Redis], T], otherwise: T) -> T:
-        """Return what a function gets from the server; if the server fails, warn once and let it rest."""
+        """Return the result of a function that calls the server; if the server fails, warn once and pause."""
         client = self._connected()
         from redis.exceptions import LockError, RedisError  # noqa: PLC0415 (an extra)
 
@@ -152,7 +152,7 @@ class AnswerServer:
                 self._warned = True
                 where = without_credentials(self.url)
                 _logger.warning(
-                    "SubCallCache(%r): %s. Answers that it does not take stay in memory.",
+                    "SubCallCache(%r): %s. Answers that it does not store stay in memory.",
                     where,
                     str(error).rstrip("."),
                 )

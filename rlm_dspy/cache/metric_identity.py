@@ -1,4 +1,4 @@
-"""Tells metrics apart, for cached runs that they judged: by their code and the values that they hold or read."""
+"""Identifies metrics by code and by the values that they hold or read, to reuse cached runs that they scored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Identity: TypeAlias = str | list["Identity"]
-    """Nested texts, the same in every process."""
+    """Nested texts that are the same in every process."""
 
 
 @dataclass
 class Identifier:
-    """Identifies a metric; nothing in an identity is an address.
+    """Identifies a metric; an identity contains no memory address.
 
     Attributes:
-        unknown: What could not be identified, by the names of its types.
+        unknown: The names of the types of objects that could not be identified.
     """
 
     unknown: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Identifier:
     _globals: set[str] = field(default_factory=set, repr=False)
 
     def of(self, value: object) -> Identity:
-        """Return the identity of a value: of a function its code, bound arguments, defaults and what it reads."""
+        """Return the identity of a value; for a function its code, arguments, defaults and the values it reads."""
         if value is None or type(value) in (bool, int, float, complex, str, bytes):
             return repr(value)
         if id(value) in self._inside:
@@ -80,7 +80,7 @@ class Identifier:
             return ""
 
     def _of_global(self, function: FunctionType, value: object) -> Identity:
-        """Return the identity of a global; of what has none, or is of another module, the name."""
+        """Return the identity of a global; its name if it has none or belongs to another module."""
         if isinstance(value, FunctionType | type):
             if value.__module__ != function.__module__ or _name(value) in self._globals:
                 return _name(value)
@@ -98,7 +98,7 @@ class Identifier:
         return [_name(cls), source_of(cls), codes]
 
     def _of_object(self, value: object) -> Identity:
-        """Return the identity of an object by what a pickle of it holds."""
+        """Return the identity of an object: the content of its pickle."""
         call = getattr(type(value), "__call__", None)  # noqa: B004  # its code is read
         called = self._of_function(call) if isinstance(call, FunctionType) else ""
         try:
@@ -111,7 +111,7 @@ class Identifier:
 
 
 _HOW: tuple[tuple[Any, Callable[[Identifier, Any], Identity]], ...] = (
-    ((list, tuple, dict, set, frozenset), Identifier._of_items),  # noqa: SLF001  # its own, as all of these
+    ((list, tuple, dict, set, frozenset), Identifier._of_items),  # noqa: SLF001  # a method of this class, as are all of these
     (dspy.BaseLM, Identifier._of_lm),  # noqa: SLF001
     (dspy.Module, Identifier._of_module),  # noqa: SLF001
     (MethodType, Identifier._of_method),  # noqa: SLF001
@@ -120,7 +120,7 @@ _HOW: tuple[tuple[Any, Callable[[Identifier, Any], Identity]], ...] = (
     ((BuiltinFunctionType, ModuleType), Identifier._of_builtin),  # noqa: SLF001
     (object, Identifier._of_object),  # noqa: SLF001
 )
-"""How each kind of value is identified; the first that fits."""
+"""The function that identifies each kind of value; the first that fits is used."""
 
 
 def _globals_of(function: FunctionType) -> list[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""Makes the client of a Redis server."""
+"""Creates the client of a Redis server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def redis_client(url: str, retries: int = 3) -> redis.Redis:
 
     Args:
         url: Where the server is, e.g. `redis://host:6379/0`.
-        retries: How often a command is sent again, within a second, if its connection fails.
+        retries: How often a command is repeated, within a second, if its connection fails.
 
     Raises:
         ImportError: If the extra `redis` is not installed.
-        ValueError: If it is not the address of a server.
+        ValueError: If the address is not valid.
     """
     try:
         import redis  # noqa: PLC0415 (an extra)

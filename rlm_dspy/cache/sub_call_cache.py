@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 class SubCallCache:
     """Caches the answers of successful sub-calls; failures are never cached.
 
-    Each run has one for itself and its children. `RLM(..., cache=SubCallCache())` serves all runs of a module
-    and its copies: retries, optimizer rollouts, other threads. With a path it outlives the process, and processes
-    share it while they run: an answer of one is available to the others at once.
+    By default each run has its own cache, which its children share. `RLM(..., cache=SubCallCache())` serves all
+    runs of a module and its copies: retries, optimizer rollouts, other threads. With a path the cache outlives the
+    process, and running processes share it: an answer of one is available to the others at once.
 
-    Of concurrent identical calls, one is made and the others wait for its answer. If it fails or is
-    killed, the next one is made. On Windows, and on file systems without locks, processes do not wait for each
-    other; threads always do.
+    Of concurrent identical calls, one is made and the others wait for its answer. If it fails or its process is
+    killed, the next caller makes the call. On Windows, and on file systems without locks, processes do not wait
+    for each other; threads always do.
 
     The key consists of the state of the predictor (signature, instructions, demos), the model with its
     options (including temperature and `rollout_id`, but not keys and headers), and the inputs. The Python code of
@@ -46,14 +46,14 @@ class SubCallCache:
     call, also for equal items of one batch.
 
     Args:
-        path: An SQLite file, made with its folder if it is not there, and readable by its owner only;
-            `<path>.locks` is made beside it. None keeps answers in memory. While the file cannot be used (the disk
-            is full, it is read-only, locked, or corrupt), answers stay in memory, which one warning tells.
+        path: An SQLite file. It is created with its folder if it does not exist, and only its owner can read it;
+            `<path>.locks` is created beside it. None keeps answers in memory. While the file cannot be used (the
+            disk is full, it is read-only, locked, or corrupt), answers stay in memory, and one warning is logged.
             Or the address of a Redis server, `redis://host:6379/0`, for processes on several machines (extra
             `redis`): a call that a killed process made is made again after 30 seconds at most.
 
     Raises:
-        ValueError: If the file is not such a cache, or the address not one of a server. It is not changed.
+        ValueError: If the file is not such a cache (it is not changed), or the address is not valid.
         ImportError: If the extra `redis` is needed and not installed.
 
     Examples:
@@ -109,8 +109,8 @@ class SubCallCache:
     def once(self, key: str, ask: Callable[[], Any]) -> tuple[Any, bool]:
         """Return the answer and whether it was cached; compute it unless another caller already does.
 
-        It blocks while another caller computes. A call inside `ask` never waits for one that waits for it: it
-        is made a second time instead.
+        It blocks while another caller computes. A call inside `ask` never waits for a call that waits for it, but
+        is made a second time.
 
         Args:
             key: The key of the call, from `digest`.
@@ -159,7 +159,7 @@ class SubCallCache:
             self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SubCallCache:
-        """Return the same object: optimizers copy modules, and the copies share paid answers."""
+        """Return the same object, so that the copies of a module that optimizers make share paid answers."""
         return self
 
     def __getnewargs__(self) -> tuple[Path | str | None]:
@@ -167,7 +167,7 @@ class SubCallCache:
         return (self.path,)
 
     def __getstate__(self) -> None:
-        """Pickle nothing else."""
+        """Pickle no other state."""
 
     def _find(self, key: str) -> str | None:
         with self._lock:
@@ -178,7 +178,7 @@ class SubCallCache:
     def _kept(self, key: str, answer: Any) -> Any:
         try:
             written = json.dumps(answer)
-        except (TypeError, ValueError, RecursionError):  # it is paid for, so the caller gets it anyway
+        except (TypeError, ValueError, RecursionError):  # the caller gets the paid answer anyway
             return answer
         with self._lock:
             self._answers[key] = written
@@ -192,7 +192,7 @@ class SubCallCache:
         Threads of this process wait for an event, processes for a kernel lock, which ends with its process.
 
         Args:
-            key: What to ask for.
+            key: The key to claim.
             held: The keys that the caller computes now.
 
         Returns:

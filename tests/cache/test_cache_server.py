@@ -163,7 +163,7 @@ def test_a_server_that_is_gone_costs_one_warning(tmp_path: Path, caplog: LogCapt
         assert cache.once("k", lambda: "paid") == ("paid", False)
         assert cache.once("k", lambda: "again") == ("paid", True)
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "Answers that it does not take stay in memory" in warning
+    assert "Answers that it does not store stay in memory" in warning
     assert "secret" not in warning
 
 
