@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _RELAY = Path(__file__).with_name("relay.py")
 _MOST_TOOLS = 100
-"""Of one server."""
+"""The limit for one server."""
 _MOST_PAGES = 20
 _MOST_SCHEMA_CHARS = 20_000
 _ERROR_CHARS = 500
 _SPARE_SECONDS = 5.0
-"""For the client to end a call whose time is up."""
+"""Extra time in which the client itself ends a call that timed out."""
 _EVENT_STREAM = "text/event-stream"
 _logger = logger()
 
@@ -63,20 +63,20 @@ _logger = logger()
 def tools(servers: Given, *, seconds: float = 60.0) -> Iterator[list[dspy.Tool]]:
     """Connect MCP servers in this scope, and yield their tools for `RLM(tools=...)`.
 
-    Runs may be sync or async, and several at once. A tool keeps its name, with `_` for what no Python name has;
-    one that several servers have, or the REPL itself, is named `server_tool`. Code gets the text of a result, and
-    a note in the place of an image or other binary content. If a server dies or does not answer, the tool raises
-    an error that code can catch, and the run goes on. At the end of the scope every server that was started is
-    stopped.
+    Runs may be sync or async, and concurrent. A tool keeps its name, with `_` in place of characters that Python
+    names cannot have. If several servers or the REPL have a tool of that name, it is named `server_tool`. Code
+    gets the text of a result, and a note in place of an image or other binary content. If a server dies or does
+    not answer, the tool raises an error that code can catch, and the run goes on. At the end of the scope every
+    server that was started is stopped.
 
     Args:
         servers: Servers by name: `{"name": {"command": "npx", "args": [...], "env": {...}}}`, or `{"url": ...,
-            "headers": {...}}` for Streamable HTTP. Also the same below `mcpServers`, or the path of a JSON file.
+            "headers": {...}}` for Streamable HTTP. Or this dict below the key `mcpServers`, or a JSON file's path.
         seconds: How long a server may take to answer a call, or a step of its start.
 
     Raises:
-        InvalidInputs: If a server is described in another form.
-        MCPServerFailed: If one cannot be started or reached; the message says what it wrote before its end.
+        InvalidInputs: If the description of a server has another form.
+        MCPServerFailed: If a server cannot be started or reached; the message holds its error output.
     """
     described = {name: server.filled() for name, server in read_servers(servers).items()}
     listed: list[tuple[_Connection, Tool]] = []
@@ -88,8 +88,8 @@ def tools(servers: Given, *, seconds: float = 60.0) -> Iterator[list[dspy.Tool]]
                 connection = _Connection(name, client.session, portal, seconds)
                 listed += [(connection, tool) for tool in portal.call(_listed, name, client)]
             yield _named(listed)
-        finally:  # without an error of the caller's, which the SDK would put into a group
-            with contextlib.suppress(Exception):  # of a server that has broken its connection
+        finally:  # outside an error of the caller, which the SDK would put into a group
+            with contextlib.suppress(Exception):  # a server may have broken its connection
                 connections.close()
 
 
@@ -130,7 +130,7 @@ async def _over_http(url: str, headers: Mapping[str, str]) -> AsyncIterator[tupl
 
 
 class _Bounded(httpx2.AsyncHTTPTransport):
-    """Refuses responses that take too much memory; the SDK bounds the events of a stream itself."""
+    """Rejects responses that take too much memory; the SDK itself bounds the events of a stream."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         request.headers["Accept-Encoding"] = "identity"
@@ -161,7 +161,7 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
 
 async def _listed(name: str, client: Client) -> list[Tool]:
-    """Return the tools of a server, without those that a prompt cannot show."""
+    """Return the tools of a server that a prompt can show."""
     found: list[Tool] = []
     cursor: str | None = None
     try:
@@ -181,7 +181,7 @@ async def _listed(name: str, client: Client) -> list[Tool]:
 
 
 def _named(listed: list[tuple[_Connection, Tool]]) -> list[dspy.Tool]:
-    """Return the tools under names that code can write, each under its own."""
+    """Return the tools, each with a unique name that code can write."""
     plain = [re.sub(r"\W", "_", tool.name, flags=re.ASCII) for _, tool in listed]
     times = Counter(plain)
     made: dict[str, dspy.Tool] = {}
@@ -197,7 +197,7 @@ def _named(listed: list[tuple[_Connection, Tool]]) -> list[dspy.Tool]:
 
 
 def _without_patterns(schema: JsonValue) -> JsonValue:
-    """Return a schema without regular expressions: one may take for ever, and the server checks them itself."""
+    """Return a schema without regular expressions: matching may never end, and the server checks them itself."""
     if isinstance(schema, list):
         return [_without_patterns(part) for part in schema]
     if not isinstance(schema, dict):
@@ -212,7 +212,7 @@ def _without_patterns(schema: JsonValue) -> JsonValue:
 
 @dataclass(frozen=True)
 class _Connection:
-    """Calls the tools of one server from any event loop: what `dspy.Tool.from_mcp_tool` takes for a session."""
+    """Calls the tools of one server from any event loop; `dspy.Tool.from_mcp_tool` takes it as a session."""
 
     name: str
     session: ClientSession
@@ -220,15 +220,15 @@ class _Connection:
     seconds: float
 
     async def call_tool(self, name: str, arguments: dict[str, JsonValue] | None = None) -> CallToolResult:
-        """Call a tool; its result has texts alone.
+        """Call a tool, and return its result with every part as text.
 
         Raises:
-            MCPServerFailed: If the server has gone, does not answer in time, or answers with something else.
+            MCPServerFailed: If the server has ended, does not answer in time, or sends an invalid answer.
         """
         request = CallToolRequest(params=CallToolRequestParams(name=name, arguments=arguments))
         try:
             async with asyncio.timeout(self.seconds + _SPARE_SECONDS):
-                # not `call_tool`: it checks structured content, which is not used, with patterns of the server
+                # not `call_tool`, which checks unused structured content with the server's patterns
                 result = await self._there(self.session.send_request, request, CallToolResult)
         except (MCPError, ValidationError, TimeoutError, OSError, anyio.ClosedResourceError) as error:
             why = one_line(str(error), _ERROR_CHARS) or type(error).__name__
@@ -249,7 +249,7 @@ class _Connection:
 
 
 def _text_of(content: ContentBlock) -> str:
-    """Return a part of a result as text: a note for what is none."""
+    """Return a part of a result as text, or a note for one that is not text."""
     if isinstance(content, TextContent):
         return str(content.text)
     if isinstance(content, EmbeddedResource) and isinstance(content.resource, TextResourceContents):

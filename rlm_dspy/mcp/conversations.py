@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from rlm_dspy.sessions import Session
 
 _MOST_CONVERSATIONS, _IDLE_SECONDS = 8, 3_600.0
-"""Each keeps a REPL; see `Kept`."""
+"""The limits of open conversations, each of which keeps a REPL; see `Kept`."""
 _MOST_RUNS = 4
-"""At once."""
+"""Concurrent runs."""
 _ANSWER_CHARS, _REPORT_CHARS = 50_000, 100_000
-Told = Callable[[int, str], None]
-"""Called after each turn with its number and what came of it."""
+OnTurn = Callable[[int, str], None]
+"""Called after each turn with its number and its result, in words."""
 
 
 class Answer(BaseModel):
-    """The answer to a question, and what it took."""
+    """The answer to a question, and the usage of its run."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)  # clients see them
 
@@ -68,7 +68,7 @@ class Conversations:
     """Asks an RLM for clients, in a session for each conversation.
 
     Args:
-        rlm: The RLM, with a question among its inputs and one other input at most.
+        rlm: The RLM. Its inputs are a question and at most one other.
         lm: The LM of its turns.
     """
 
@@ -76,7 +76,7 @@ class Conversations:
         self._rlm, self._lm = rlm, lm
         fields = list(rlm.signature.input_fields)
         self.question = "question" if "question" in fields else fields[-1]
-        """The input that takes the question."""
+        """The name of the input field for the question."""
         others = [name for name in fields if name != self.question]
         if len(others) != 1:
             raise InvalidInputs(f"The signature must take the files and a question, not {fields}.")
@@ -84,39 +84,39 @@ class Conversations:
         self._kept = Kept[str, _Conversation](_MOST_CONVERSATIONS, _IDLE_SECONDS)
         self._free = asyncio.Semaphore(_MOST_RUNS)
 
-    async def begin(self, source: Files | Text, question: str, told: Told) -> Answer:
+    async def begin(self, source: Files | Text, question: str, on_turn: OnTurn) -> Answer:
         """Ask about files in a new conversation.
 
         Args:
             source: The files, or the text.
             question: The question.
-            told: See `Told`.
+            on_turn: See `OnTurn`.
 
         Raises:
-            Exception: Of the run.
+            Exception: The error of the run.
         """
-        name = secrets.token_hex(8)  # not to be guessed by other clients
+        name = secrets.token_hex(8)  # other clients must not guess it
         async with self._free:
             inputs: dict[str, Any] = {self._source: source}
             self._kept.add(name, _Conversation(self._rlm.session(**inputs)))
-            return await self._ask(name, question, told)
+            return await self._ask(name, question, on_turn)
 
-    async def go_on(self, name: str, question: str, told: Told) -> Answer:
+    async def go_on(self, name: str, question: str, on_turn: OnTurn) -> Answer:
         """Ask again in a conversation.
 
         Raises:
-            ConversationGone: If there is none of this name.
-            ConversationBusy: If its last question is not answered yet.
-            Exception: Of the run.
+            ConversationGone: If there is no conversation of this name.
+            ConversationBusy: If it is still answering a question.
+            Exception: The error of the run.
         """
         async with self._free:
-            return await self._ask(name, question, told)
+            return await self._ask(name, question, on_turn)
 
     def report(self, name: str) -> str:
-        """Return the turns of the last run of a conversation as text, also of one that failed or still runs.
+        """Return the turns of a conversation's last run as text, even if the run failed or has not ended.
 
         Raises:
-            ConversationGone: If there is none of this name.
+            ConversationGone: If there is no conversation of this name.
         """
         return clip(self._kept.get(name).report.getvalue(), _REPORT_CHARS)
 
@@ -124,19 +124,19 @@ class Conversations:
         """Close all sessions."""
         await self._kept.close()
 
-    async def _ask(self, name: str, question: str, told: Told) -> Answer:
+    async def _ask(self, name: str, question: str, on_turn: OnTurn) -> Answer:
         with self._kept.using(name) as conversation:
             conversation.report = StringIO()
             view = Lines(conversation.report)
             view.head(question, self._lm.model)
-            listeners = [Reporter(view, self._rlm.limits.max_iters), _Turns(told)]
+            listeners = [Reporter(view, self._rlm.limits.max_iters), _Turns(on_turn)]
             with dspy.context(lm=self._lm, callbacks=listeners, disable_history=True, trace=[]):  # both would grow
                 run = asyncio.create_task(conversation.session.acall(**{self.question: question}))
             try:
                 prediction = await asyncio.shield(run)
             except asyncio.CancelledError:
                 run.cancel()
-                with anyio.CancelScope(shield=True):  # until the run has stopped its code and its calls
+                with anyio.CancelScope(shield=True):  # wait until the run has stopped its code and its calls
                     await asyncio.wait([run])
                 raise
             usage = RunUsage.model_validate(prediction.usage)
@@ -153,14 +153,14 @@ class Conversations:
 
 
 class _Turns(Listener):
-    """Tells of each turn of the root run."""
+    """Reports each turn of the root run."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, on_turn: OnTurn) -> None:
+        self._on_turn = on_turn
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, TurnEvent) and event.phase == "ended" and event.depth == 0 and event.step:
-            self._told(event.turn or 0, KINDS[event.step.kind].label)
+            self._on_turn(event.turn or 0, KINDS[event.step.kind].label)
 
 
 def _short(outputs: dict[str, JsonValue]) -> dict[str, JsonValue]:

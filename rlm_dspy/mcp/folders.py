@@ -1,4 +1,4 @@
-"""Defines `Folders`: the files that a client of the MCP server may ask about, and nothing else."""
+"""Defines `Folders`: the only files that a client of the MCP server may ask about."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 _ALL = "**/*"
 _LISTED = 500
 _TEXT_BYTES = 20_000_000
-"""Up to this size, a single file is given to a run as a text, else as files."""
+"""A single file up to this size becomes a text, a larger one a `Files`."""
 
 
 class Folders:
-    """Folders by their names. Clients name files by patterns, which are compared with the names of files below.
+    """Folders by their names. Clients send patterns, which are matched with the names of the files below.
 
-    No path of a client is ever opened: links and hidden files are left out, and a file is opened below its folder,
-    one part of its name after the other, without following links.
+    No path from a client is ever opened. Links and hidden files are left out. A file is opened relative to its
+    folder, one part of its path after the other, without following links.
 
     Args:
         paths: The folders.
@@ -55,7 +55,7 @@ class Folders:
         """Return the files of a folder whose names match a pattern, as they are now.
 
         Args:
-            folder: The name of a folder; may be empty if there is one only.
+            folder: The name of a folder; may be empty if there is only one.
             pattern: `**/*.md`, or the name of a file.
 
         Raises:
@@ -78,7 +78,7 @@ class Folders:
             ) from None
 
     def listing(self, folder: str, pattern: str) -> str:
-        """Return names and sizes of the files that match, a line each, as far as a client can use them."""
+        """Return names and sizes of the matching files, one per line, as many as a client can use."""
         files = self.files(folder, pattern)
         lines = [f"{name} ({amount(size)})" for name, size in list(files.sizes.items())[:_LISTED]]
         left = [f"... and {len(files) - _LISTED:,} more"] if len(files) > _LISTED else []
@@ -86,7 +86,7 @@ class Folders:
 
 
 def source_of(files: Files) -> Files | Text:
-    """Return what a run is given: the text of a single file, else the files."""
+    """Return the input of a run: the text of a single small file, else the files."""
     if len(files) == 1 and files.total <= _TEXT_BYTES:
         (name,) = files
         try:

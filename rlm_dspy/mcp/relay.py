@@ -1,8 +1,8 @@
 """Runs an MCP server and passes on the lines that it writes: `relay.py COMMAND ARGUMENT...`.
 
-MCP's client keeps a line in memory until it ends, so a server could fill the memory with one. The server reads
-standard input itself. Its standard error is kept back, and the end of it is written when the server has ended.
-This is a script of its own: the standard library only.
+MCP's client keeps a line in memory until it ends, so a server could fill the memory with one line. The server
+reads standard input directly. The relay holds back its standard error, and writes the end of it when the server
+has ended. The relay runs as a script and imports the standard library only.
 """
 
 import os

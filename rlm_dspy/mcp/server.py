@@ -1,4 +1,4 @@
-"""Serves an RLM over MCP: clients ask about files below some folders, go on asking, and read what a run did."""
+"""Serves an RLM over MCP: clients ask about files below some folders, ask further, and read what a run did."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import dspy
 
     from rlm_dspy.loop.rlm import RLM
-    from rlm_dspy.mcp.conversations import Told
+    from rlm_dspy.mcp.conversations import OnTurn
     from rlm_dspy.mcp.folders import Folders
 
 _INSTRUCTIONS = (
@@ -45,9 +45,9 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
     """Return an MCP server for `server.run()`, or `server.run("streamable-http", port=...)`.
 
     Args:
-        rlm: What answers.
+        rlm: The RLM that answers.
         lm: The LM of its turns.
-        folders: What clients may ask about.
+        folders: The files that clients may ask about.
 
     Raises:
         InvalidInputs: If the signature of the RLM does not take files and a question.
@@ -56,7 +56,7 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
 
     @contextlib.contextmanager
     def errors_for_client() -> Iterator[None]:
-        """Tell the client of its mistakes; of other errors their type alone, as they may name paths and keys."""
+        """Send the client its own mistakes, but only the type of other errors, which may name paths and keys."""
         try:
             yield
         except (InvalidInputs, ConversationGone, ConversationBusy) as error:
@@ -105,12 +105,12 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
     return server
 
 
-def _progress_callback(context: Context, rlm: RLM) -> Told:
-    """Return what notifies the client of each turn; turns end in other threads, too."""
+def _progress_callback(context: Context, rlm: RLM) -> OnTurn:
+    """Return a function that reports each turn to the client. It may be called in any thread."""
     loop = asyncio.get_running_loop()
 
-    def told(turn: int, what: str) -> None:
+    def report(turn: int, what: str) -> None:
         message = f"turn {turn}: {what}"
         asyncio.run_coroutine_threadsafe(context.report_progress(turn, rlm.limits.max_iters, message), loop)
 
-    return told
+    return report

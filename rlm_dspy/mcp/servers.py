@@ -1,4 +1,4 @@
-"""Reads which MCP servers to use, in the form that most programs have: `{"mcpServers": {"name": {...}}}`."""
+"""Reads descriptions of MCP servers, in the form that most programs use: `{"mcpServers": {"name": {...}}}`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EXAMPLE = '{"mcpServers": {"files": {"command": "npx", "args": ["-y", "some-ser
 
 
 class MCPServer(BaseModel):
-    """How to reach one MCP server: a command to start, which speaks over standard input and output, or an address.
+    """How to reach one MCP server: a command that serves standard input and output, or an address.
 
-    `${NAME}` in a value is replaced by that environment variable. A server that is started gets `env` and no other
-    variables than `PATH`, `HOME` and the like.
+    `${NAME}` in a value is replaced by that environment variable. A server that is started gets only `env`,
+    `PATH`, `HOME` and the like.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -30,12 +30,12 @@ class MCPServer(BaseModel):
     args: list[str] = []
     env: dict[str, str] = {}
     cwd: str | None = None
-    """The working directory; default: that of this process."""
+    """The working directory; default: the one of this process."""
     url: str | None = None
     """The address of a server that speaks Streamable HTTP."""
     headers: dict[str, str] = {}
     type: Literal["stdio", "http", "streamable-http"] | None = None
-    """Other programs write it; `command` and `url` say it too."""
+    """Ignored: other programs write it, but `command` or `url` already determines it."""
 
     @model_validator(mode="after")
     def _has_one_way(self) -> Self:
@@ -44,10 +44,10 @@ class MCPServer(BaseModel):
         return self
 
     def filled(self) -> MCPServer:
-        """Return this server with environment variables in the place of `${NAME}`.
+        """Return this server with `${NAME}` replaced by environment variables.
 
         Raises:
-            InvalidInputs: If one is not set.
+            InvalidInputs: If a variable is not set.
         """
 
         def value_of(found: re.Match[str]) -> str:
