@@ -3,7 +3,7 @@
 import sys
 
 _INTERRUPTED = 130
-"""As `errors.INTERRUPTED`, which is not imported yet."""
+"""The value of `errors.INTERRUPTED`, which is not imported yet."""
 
 
 def main() -> None:

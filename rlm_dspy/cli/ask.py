@@ -78,7 +78,7 @@ _LIMITS = ("max_iters", "max_llm_calls", "max_cost", "max_seconds", "max_input_t
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `ask` and `chat` share."""
+    """The options that `ask` and `chat` share."""
 
     allow_local: Annotated[
         bool, Option("--allow-local", help="Fetch addresses of this machine and its network too.")
@@ -144,7 +144,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(OutputOptions, RunOptions):
-    """What `rlm-dspy ask` is given."""
+    """The arguments and options of `rlm-dspy ask`."""
 
     question: Annotated[str, Argument(help="The question.", show_default=False)]
     files: Files = None
@@ -187,7 +187,7 @@ def ask(options: AskOptions) -> None:
 
 
 def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
-    """Run a task, or go on with one, and print the answer.
+    """Run a task, or resume one, and print the answer.
 
     Raises:
         typer.Exit: With the exit code.
@@ -215,7 +215,7 @@ def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
                 tell(without_credentials("".join(traceback.format_exception(error)), lm, rlm.sub_lm))
             kept = give_answer(
                 record, artifacts, options, quiet=options.quiet, log=options.log
-            )  # before the wait for MLflow
+            )  # before waiting for MLflow
     raise typer.Exit(EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 
@@ -278,7 +278,7 @@ def make_rlm(
 
 
 def _models(options: RunOptions, configuration: Configuration) -> tuple[dspy.LM, dspy.LM | None]:
-    """Return the LM, and the one of sub-calls if it is another."""
+    """Return the LM, and the LM of sub-calls if it is a different one."""
     import dspy
 
     from rlm_dspy.cli.user.configuration import ModelSettings, provider_of
@@ -293,7 +293,7 @@ def _models(options: RunOptions, configuration: Configuration) -> tuple[dspy.LM,
     )
     name = options.model or (None if dspy.settings.lm else configuration.named(None))
     lm = _chosen(name, configuration.settings(name, given), options)
-    # The file's model for sub-calls belongs to the file's model: with another, texts could go to a third party.
+    # The file's model for sub-calls is used only with the file's model: else texts could go to a third party.
     sub_name = options.sub_model or (configuration.sub_model if name == configuration.model else None)
     if sub_name is None:
         return lm, None
@@ -302,7 +302,7 @@ def _models(options: RunOptions, configuration: Configuration) -> tuple[dspy.LM,
 
 
 def _chosen(model: str | None, settings: ModelSettings, options: RunOptions) -> dspy.LM:
-    """Return the LM to use. One that has to be downloaded is, if --pull says so or a person at a terminal does."""
+    """Return the LM to use. Download it if necessary, and if --pull or a person at a terminal allows that."""
     from rlm_dspy.cli.user.configuration import configuration_file
     from rlm_dspy.models import ModelNotPulled, ModelUnreachable, choose_model
 
@@ -349,7 +349,7 @@ def _run(
         call = functools.partial(rlm.resume, unfinished.log, run=unfinished.run) if unfinished else rlm
         record, error = recorded(call, task.inputs)
         if record.stop == "interrupted":
-            ignore_interrupts()  # until it is saved
+            ignore_interrupts()  # kept until it is saved
     if record.trajectory or record.stop not in ("failed", "interrupted", "paused"):
         view.end(summary_of(record), answered=record.answered)
     view.close()

@@ -24,7 +24,7 @@ def doctor() -> None:
 
 
 def _configured() -> str:
-    """Return what the configuration file says, without keys."""
+    """Return the content of the configuration file as text, without keys."""
     from rlm_dspy.cli.user.configuration import ModelSettings, configuration_file, load_configuration
     from rlm_dspy.cli.user.history import history_folder, runs_to_keep
 
@@ -34,7 +34,7 @@ def _configured() -> str:
     for provider in configuration.providers:
         settings = configuration.settings(f"{provider}/", ModelSettings())
         known = settings.model_dump(exclude={"api_key"}, exclude_none=True)
-        told = [f"{name} {value}" for name, value in known.items()] + ["a key"] * bool(settings.api_key)
-        lines.append(f"Provider {provider}: {', '.join(told)}")
+        parts = [f"{name} {value}" for name, value in known.items()] + ["a key"] * bool(settings.api_key)
+        lines.append(f"Provider {provider}: {', '.join(parts)}")
     lines.append(f"History: the last {runs_to_keep(configuration.history)} runs, in {history_folder()}")
     return "\n".join(lines)

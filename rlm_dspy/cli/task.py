@@ -15,7 +15,7 @@ WITH_TEXT = "context, question -> answer: str"
 WITHOUT_TEXT = "question -> answer: str"
 _TEXT_AND_QUESTION = 2
 _JOINED_BYTES = 10_000_000
-"""Several files up to this size become one text, with the name of each above it; larger ones a `Files`."""
+"""Several files up to this total size become one text with a heading for each; larger ones become a `Files`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Task:
         signature: The DSPy signature.
         inputs: The values by input field.
         source: The names of the text's files, for display; empty without a text.
-        size: How much text, files or rows there are; empty without.
+        size: The size of the text, or the number of files or rows; empty without a text.
     """
 
     question: str
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run in a log that is to go on.
+    """An unfinished run in a log, to resume.
 
     Attributes:
         log: The file.
@@ -126,7 +126,7 @@ def read_task(
 
 
 def _folder_or_table(files: list[str]) -> rlm_dspy.Files | rlm_dspy.Table | None:
-    """Return the table of a single file, or the files of folders and of more files than are joined; else None."""
+    """Return the table of a single file, or the `Files` of folders or of many files; else None."""
     from rlm_dspy.inputs.tables import KINDS
 
     paths = paths_of(files)

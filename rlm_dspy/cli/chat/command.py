@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from rlm_dspy.sessions import Session
 
 _ANY = "?"
-"""Stands for the question when the task is read."""
+"""A placeholder for the question when the task is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(RunOptions):
-    """What `rlm-dspy chat` is given."""
+    """The arguments and options of `rlm-dspy chat`."""
 
     files: Files = None
     session: Annotated[
@@ -116,7 +116,7 @@ def _task(options: ChatOptions) -> tuple[Task, str]:
 
 
 def _opened(options: ChatOptions, rlm: rlm_dspy.RLM, task: Task, asked: str) -> Session:
-    """Return the session in the file that is named, else a new one."""
+    """Return the session in the named file, else a new one."""
     path, budget = options.session, options.budget
     check_outputs({"--session": path, "--log": options.log}, paths_of(options.files))
     inputs = {name: value for name, value in task.inputs.items() if name != asked}

@@ -33,7 +33,7 @@ def questions(session: Session, *, keep: bool, read: Sequence[Path] = ()) -> Ite
     Args:
         session: The session, for completion and `/save`.
         keep: Whether the prompt's history is kept for the next chat.
-        read: The input files, which `/save` does not replace.
+        read: The input files, which `/save` must not replace.
     """
     for line in _typed(session, keep=keep) if sys.stdin.isatty() else sys.stdin:
         word, _, rest = line.strip().partition(" ")
@@ -48,7 +48,7 @@ def questions(session: Session, *, keep: bool, read: Sequence[Path] = ()) -> Ite
 
 
 def _save_as(session: Session, written: str, read: Sequence[Path]) -> None:
-    """Save a session where a line says, unless that would replace a file that is not a session."""
+    """Save a session to the file that a line names, unless that would replace a file that is not a session."""
     if not (name := _unquoted(written)):
         tell(f"Name a file: /save FILE. {HELP}")
         return
@@ -74,7 +74,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _unquoted(written: str) -> str:
-    """Return a file name without the quotation marks around it, as a shell would read it."""
+    """Return a file name without surrounding quotation marks, as a shell would read it."""
     try:
         words = shlex.split(written)
     except ValueError:  # a single quotation mark, as in a name
@@ -84,7 +84,7 @@ def _unquoted(written: str) -> str:
 
 
 def save(session: Session, path: Path) -> bool:
-    """Save a session, and say what is not in the file; return whether it was saved."""
+    """Save a session, and print what is not in the file; return whether it was saved."""
     lost: dict[str, str] = {}
     saved = done(lambda: lost.update(session.save(path)), problem="the session is not saved: ")
     for name, why in lost.items():

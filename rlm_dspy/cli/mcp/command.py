@@ -20,7 +20,7 @@ from rlm_dspy.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class McpOptions:
-    """What `rlm-dspy mcp` is given."""
+    """The arguments and options of `rlm-dspy mcp`."""
 
     folders: Annotated[
         list[str], Argument(metavar="FOLDER", help="Clients may ask about the files below.", show_default=False)

@@ -20,7 +20,7 @@ def skills_of(folders: Sequence[str]) -> list[Skills]:
     """Return the tool that loads the skills in some folders, if there are any folders.
 
     Raises:
-        ValueError: If a folder has no skill, or one that is not valid.
+        ValueError: If a folder has no skill, or an invalid one.
     """
     from rlm_dspy.skills import Skills
 
@@ -34,10 +34,10 @@ def mcp_tools(rlm: rlm_dspy.RLM, files: Sequence[Path] | None, configuration: Co
     Args:
         rlm: The RLM.
         files: JSON files of the option `--mcp`.
-        configuration: Names servers too; those of a file take the place of its servers of the same name.
+        configuration: Names servers too; a server in a file replaces one of the same name in it.
 
     Raises:
-        InvalidInputs: If a server is not described rightly.
+        InvalidInputs: If the description of a server is not valid.
         MCPServerFailed: If one cannot be started or reached.
     """
     servers = dict(configuration.mcp_servers)

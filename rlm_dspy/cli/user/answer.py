@@ -1,4 +1,4 @@
-"""Formats the answer of a run and how it ended, and writes both where the options say."""
+"""Formats the answer of a run and how it ended, and writes both to the places that the options name."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ def summary_of(record: Record) -> str:
 
 def answer_of(outputs: Mapping[str, JsonValue]) -> str:
     """Return the value of a single output field, or one line per field."""
-    told = {
+    fields = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in outputs.items()
     }
-    return "\n".join(told.values() if len(told) == 1 else [f"{name}: {value}" for name, value in told.items()])
+    return "\n".join(
+        fields.values() if len(fields) == 1 else [f"{name}: {value}" for name, value in fields.items()]
+    )
 
 
 def about_of(rlm: rlm_dspy.RLM, task: Task, model: str) -> str:
-    """Return what is asked about, by which models, in at most how many turns."""
+    """Return one line: the source, the models, and the maximum number of turns."""
     sub_model = f", sub-calls {rlm.sub_lm.model}" if rlm.sub_lm is not None else ""
     text = f"{task.size} of {task.source}, " if task.source else ""
     return f"{text}{model}{sub_model}, up to {counted(rlm.limits.max_iters, 'turn')}"
@@ -74,17 +76,17 @@ def give_answer(
     printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
     lost = _INTERRUPTED_FILE if cut_short else "" if printed else _UNPRINTED_FILE
     path, report = options.save or (Path(lost) if lost else None), options.report
-    told = "" if quiet and not lost else f"{cut_short}The run is in {path}."
+    message = "" if quiet and not lost else f"{cut_short}The run is in {path}."
     if log and cut_short:
-        told += f" Go on with it: rlm-dspy resume {log} FILE..."
-    saved = path is None or done(lambda: record.save(path), told)
-    told = "" if quiet else f"The report is in {report}."
-    reported = report is None or done(lambda: write_report(record, report), told)
+        message += f" Go on with it: rlm-dspy resume {log} FILE..."
+    saved = path is None or done(lambda: record.save(path), message)
+    message = "" if quiet else f"The report is in {report}."
+    reported = report is None or done(lambda: write_report(record, report), message)
     return printed and saved and reported and _give_files(artifacts, options.output_dir, quiet=quiet)
 
 
 def _printed(record: Record, options: OutputOptions) -> str | None:
-    """Return what standard output gets; None for nothing."""
+    """Return the text for standard output; None for no output."""
     if options.as_json:
         return record.as_json()
     if not record.answered:
@@ -94,7 +96,7 @@ def _printed(record: Record, options: OutputOptions) -> str | None:
 
 
 def _give_files(artifacts: Artifacts, folder: Path | None, *, quiet: bool) -> bool:
-    """Write the files of the run, or say how to get them; return whether everything was written."""
+    """Write the files of the run, or print how to get them; return whether all were written."""
     for name, why in artifacts.left_out.items():
         tell(f"output/{name} was not kept: {why}.")
     if not artifacts:

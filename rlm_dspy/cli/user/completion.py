@@ -1,4 +1,4 @@
-"""Completes the names of models in a shell; quick, so without the packages that a run imports."""
+"""Completes the names of models in a shell. It imports no package of a run, to be fast."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _OTHERS = ("embedded", "lm_studio/", "ollama/")
 
 
 def check_model(name: str | None) -> str | None:
-    """Refuse an empty name of a model, as an unset variable of a shell gives it."""
+    """Reject an empty name of a model, which an unset shell variable gives."""
     if name is not None and not name.strip():
         raise typer.BadParameter("the name is empty. Name a model, or omit the option for the default.")
     return name
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Return the names of models that begin so: those of this package, then those of LiteLLM's table.
+    """Return the names of models that begin with a text: those of this package, then those of LiteLLM's table.
 
-    Without a slash, providers stand for their models if several fit. Names with a colon are left out: shells take
-    it for the end of a word.
+    Without a slash, providers represent their models if several fit. Names with a colon are left out, because a
+    shell reads a colon as the end of a word.
     """
     names = [*(model.name for model in CATALOGUE), *_OTHERS, *_of_litellm()]
     found = [name for name in names if name.startswith(incomplete) and ":" not in name]

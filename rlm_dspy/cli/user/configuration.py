@@ -21,7 +21,7 @@
     max_reply_tokens = 2000
     temperature = 0.0
 
-An option comes before the environment, the environment before this file.
+An option takes precedence over the environment, and the environment over this file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _EMBEDDED, _LM_STUDIO = "embedded", "lm_studio"
 
 
 class ModelSettings(BaseModel):
-    """How to reach a model, and how much it reads and writes: arguments of `choose_model`."""
+    """How to reach a model, and its limits for input and output: arguments of `choose_model`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -65,7 +65,7 @@ class ModelSettings(BaseModel):
 
 
 class Configuration(BaseModel):
-    """The content of the file; all of it may be left out."""
+    """The content of the file; every key is optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -92,7 +92,7 @@ class Configuration(BaseModel):
         return limits
 
     def named(self, model: str | None) -> str | None:
-        """Return the model to use: the given one, else that of the environment, else the file's; None for none."""
+        """Return the model to use: the given one, else of the environment, else of the file; None without any."""
         if chosen := model or os.environ.get("RLM_DSPY_MODEL"):
             return chosen
         return None if _has(_LM_STUDIO, "API_BASE") else self.model
@@ -100,8 +100,8 @@ class Configuration(BaseModel):
     def settings(self, model: str | None, given: ModelSettings) -> ModelSettings:
         """Return the settings of a model: as given by options, else by the environment, else by the file.
 
-        The environment is read by the provider's client; what it says takes the place of the file's. A key of
-        the file stays with the address that the file gives for it.
+        The provider's client reads the environment, which takes precedence over the file. A key of the file is
+        used only with the file's address.
 
         Raises:
             UsageError: If the file refers to a key that does not exist.
@@ -157,7 +157,7 @@ def load_configuration() -> Configuration:
         raise UsageError(f"{path} cannot be read: {error.strerror}. Correct it, or set {FILE_VARIABLE}.") from None
     except ValidationError as error:
         raise UsageError(f"{path}: {' '.join(map(_error_text, error.errors(include_input=False)))}") from None
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(
             f'{path} is not valid TOML: {error}. Texts have quotes: model = "openai/gpt-5-mini".'
         ) from None

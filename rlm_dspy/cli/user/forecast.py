@@ -1,4 +1,4 @@
-"""Says what a run of `rlm-dspy ask` is likely to use, and asks whether to run it."""
+"""Forecasts the usage of a run of `rlm-dspy ask`, and asks whether to start it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def approve_forecast(task: Task, rlm: rlm_dspy.RLM, model: str) -> None:
-    """Print the forecast of a run, from the runs in the history, and ask whether to run it.
+    """Print the forecast of a run from the runs in the history, and ask whether to start it.
 
     Args:
         task: The task.
@@ -26,7 +26,7 @@ def approve_forecast(task: Task, rlm: rlm_dspy.RLM, model: str) -> None:
         model: The model of the turns.
 
     Raises:
-        UsageError: If nobody can be asked.
+        UsageError: If there is no terminal to ask at.
         typer.Exit: If the answer is no.
     """
     from rlm_dspy.compute import forecast
@@ -39,7 +39,7 @@ def approve_forecast(task: Task, rlm: rlm_dspy.RLM, model: str) -> None:
     size = sum(digest_of(value, 0).size for value in task.inputs.values())
     past = list[Record]()
     for path in kept_runs():
-        with contextlib.suppress(OSError, ValueError):  # a run that never began, or of another version
+        with contextlib.suppress(OSError, ValueError):  # a run that never started, or of another version
             past += read_log(path)
     try:
         tell(f"Forecast: {forecast(past, model=model, signature=written(rlm.signature), input_size=size)}.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUNS_VARIABLE = "RLM_DSPY_HISTORY"
 _MAX_BYTES = 200_000_000
-"""Of all runs together."""
+"""The maximum size of all runs together."""
 _OFF = f"--no-history, {RUNS_VARIABLE}=0 or history = 0 in the configuration file turns the history off."
 
 
@@ -67,7 +67,7 @@ def keep_in_history(question: str, files: list[str], most: int) -> Iterator[None
     Args:
         question: The question, for the list of runs.
         files: The files it is about.
-        most: How many runs to keep; 0 keeps nothing, and deletes nothing.
+        most: The number of runs to keep; 0 keeps none of the new ones and deletes nothing.
     """
     from rlm_dspy.json_values import JsonLines
     from rlm_dspy.observe.event_log import VERSION, RunLog
@@ -96,7 +96,7 @@ def keep_in_history(question: str, files: list[str], most: int) -> Iterator[None
 
 
 def _prune(most: int) -> None:
-    """Delete the oldest runs until they are few and small enough."""
+    """Delete the oldest runs until the rest is within the limits."""
     size = 0
     for number, path in enumerate(kept_runs(), start=1):
         size += path.stat().st_size
@@ -106,13 +106,13 @@ def _prune(most: int) -> None:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the list shows of a run.
+    """The entry of a run in the list.
 
     Attributes:
         question: The question.
         files: The files it is about.
         model: The model of the turns.
-        at: When it began, in ISO 8601; empty if the log is damaged.
+        at: Its start in ISO 8601; empty if the log is damaged.
         stop: As in `Record.stop`; empty if the log has no end.
     """
 
@@ -124,7 +124,7 @@ class Kept:
 
 
 def beginning_of(path: Path) -> Kept:
-    """Return what the list shows of a run; it reads three lines of its log."""
+    """Return the entry of a run in the list; read only three lines of its log."""
     nothing: list[dict[str, Any]] = [{}, {}, {}]
     asked, started, last, *_ = _ends(path) + nothing
     return Kept(
@@ -137,11 +137,11 @@ def beginning_of(path: Path) -> Kept:
 
 
 def _ends(path: Path) -> list[dict[str, Any]]:
-    """Return the first two events of a log and the last one, if there are so many."""
+    """Return the first two events of a log and the last one, as far as they exist."""
     with path.open("rb") as file:
         lines = [file.readline(), file.readline(), *deque(file, 1)]
     events = []
     for line in lines:
-        with contextlib.suppress(ValueError):  # cut off when its process was killed
+        with contextlib.suppress(ValueError):  # cut off because its process was killed
             events.append(json.loads(line))
     return events

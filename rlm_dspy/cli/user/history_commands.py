@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _number(text: str) -> int:
-    """Return the number of a run in the list, also of one written as `report` takes it: `@1`."""
+    """Return the number of a run in the list; `@1`, the form that `report` takes, is accepted too."""
     try:
         return int(str(text).removeprefix("@"))
     except ValueError:
@@ -69,8 +69,8 @@ def show(
         for turn, step in enumerate(record.trajectory, start=1):
             view.step(turn, step, used(step.spent, step.seconds))
         view.end(summary_of(record), answered=record.answered)
-        if told := record.error or (answer_of(record.outputs) if record.answered else ""):
-            say(f"\n{told}")
+        if result := record.error or (answer_of(record.outputs) if record.answered else ""):
+            say(f"\n{result}")
 
 
 @history.command()

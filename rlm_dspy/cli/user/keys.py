@@ -11,12 +11,12 @@ _KINDS = ("env:", "file:", "keyring:")
 
 
 def names_key(value: str) -> bool:
-    """Return whether a value says where a key is, rather than being one."""
+    """Return whether a value refers to a key, rather than being one."""
     return value.startswith(_KINDS)
 
 
 def key_of(value: str, configuration: Path, name: str) -> str:
-    """Return the key that a value of the configuration file stands for.
+    """Return the key that a value of the configuration file refers to or is.
 
     Args:
         value: `env:VARIABLE`, `file:PATH` (from the configuration file), `keyring:SERVICE/USER`, or the key.

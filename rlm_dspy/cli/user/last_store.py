@@ -15,15 +15,15 @@ def _note() -> Path:
 
 
 def remember_store(store: str) -> None:
-    """Remember a store if it is a file: the address of a server may hold a password."""
+    """Remember a store if it is a file; the address of a server may contain a password."""
     if store.startswith(_SQLITE):
-        with contextlib.suppress(OSError):  # a run goes on without
+        with contextlib.suppress(OSError):  # the run goes on without it
             _note().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _note().write_text(str(Path(store.removeprefix(_SQLITE)).absolute()), encoding="utf-8")
 
 
 def last_store() -> Path | None:
-    """Return the file of the last traced run's store; None if there is none any more."""
+    """Return the file of the last traced run's store; None if it no longer exists."""
     with contextlib.suppress(OSError):
         path = Path(_note().read_text(encoding="utf-8"))
         return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Reads the prices of models, and checks that a limited cost can be known."""
+"""Reads the prices of models, and checks that the cost is known if it is limited."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def limits_with_prices(
 
     Args:
         limits: Fields of `Limits` that are set.
-        models: The LM and that of sub-calls, each with its price if an option gives it.
+        models: The LM and the LM of sub-calls, each with its price if an option gives one.
         note: Called with a line about a price that is not used.
 
     Raises:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions(OutputOptions):
-    """What `rlm-dspy resume` is given."""
+    """The arguments and options of `rlm-dspy resume`."""
 
     log: Annotated[Path, Argument(metavar="LOG", help="The file that ask --log wrote.", show_default=False)]
     files: Files = None
@@ -91,11 +91,11 @@ def resume(options: ResumeOptions) -> None:
 
 
 def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
-    """Return the run to go on with, and the names of its models.
+    """Return the run to resume, and the names of its models.
 
     Raises:
-        UsageError: If the log cannot be read, has no such run, its inputs are not given, or nobody would be asked
-            in a run that asked a person.
+        UsageError: If the log cannot be read or has no such run, if its inputs are not given, or if the run asked
+            a person and this command would not.
     """
     from rlm_dspy.report.record import Record
     from rlm_dspy.resume.resumable import LEFT_SESSION
@@ -117,11 +117,11 @@ def _read(options: ResumeOptions) -> tuple[Unfinished, str, str | None]:
 
 
 def _chosen(options: ResumeOptions) -> RecordedRun:
-    """Return the run of the log that is to go on.
+    """Return the run of the log to resume.
 
     Raises:
         UsageError: If the log cannot be read.
-        typer.Exit: If it has no such run. What it has was told, a line for each run.
+        typer.Exit: If it has no such run. Its runs are then printed, one per line.
     """
     from rlm_dspy.resume.resumable import Wording, choose_run
 

@@ -58,10 +58,10 @@ def ui(
 
 
 def found_store() -> str:
-    """Return the store to serve: of the environment, of this folder, or of the last traced run.
+    """Return the store to serve: from the environment, in this folder, or of the last traced run.
 
     Raises:
-        UsageError: If there is none; the message says where it was looked for.
+        UsageError: If there is none; the message lists the places that were searched.
     """
     if os.environ.get("MLFLOW_TRACKING_URI") or Path(STORE_FILE).is_file():
         return tracking_store()
@@ -75,7 +75,7 @@ def found_store() -> str:
 
 
 def _tell_of_runs(address: str, process: subprocess.Popen[bytes]) -> None:
-    """Print the address of the runs as soon as the server answers; its front page does not show them."""
+    """Print the address of the runs as soon as the server answers; its front page does not link to them."""
     import httpx
 
     while process.poll() is None:
@@ -87,7 +87,7 @@ def _tell_of_runs(address: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def runs_page(address: str) -> str:
-    """Return the address of the traces of the experiment that has the newest one.
+    """Return the address of the traces of the experiment with the newest trace.
 
     Args:
         address: The address of a running MLflow server.
