@@ -136,7 +136,7 @@ class Interpreter:
     execution_instructions: str = ""
     """The description of this interpreter for the model."""
     supports_await: ClassVar[bool] = False
-    """Whether code may use `await` at the top level; if so, the model is told of awaitable functions."""
+    """Whether code may use `await` at the top level; if so, the prompt says that functions are awaitable."""
     _stop_signal: ClassVar[type[BaseException] | tuple[()]] = ()
     """The exceptions that end a running cell from outside; the caller does not see them."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.input_transfer import StandIn
     from rlm_dspy.interpreters.host.servers import Server
 
-_MAX_TOLD_CHARS = 300
+_MAX_PACKAGES_CHARS = 300
 
 
 class PythonInterpreter(Interpreter, TakesObjects):
@@ -50,10 +50,10 @@ class PythonInterpreter(Interpreter, TakesObjects):
     it: sets become lists, dates ISO text, arrays lists, DataFrames lists of records.
 
     Tools run in this process, concurrently if the code's threads call them concurrently, each in a copy of the
-    context of its `execute`. A cell that takes too long is interrupted, and killed if it ignores that; a cell that
-    crashes the worker ends it. A checkpoint (a sleeping copy, forked after the previous cell while the host
-    continues) then takes over, `CellUndone` says what was undone, and the session continues. Effects of tools are
-    not undone.
+    context of its `execute`. A cell that takes too long is interrupted, and its worker is killed if the cell
+    ignores the interrupt; a cell can also crash the worker. A checkpoint (a sleeping copy, forked after the
+    previous cell while the host continues) then takes over, `CellUndone` says what was undone, and the session
+    continues. Effects of tools are not undone.
 
     Args:
         tools: Host functions, sync or async, by their name in code.
@@ -64,12 +64,13 @@ class PythonInterpreter(Interpreter, TakesObjects):
         callbacks: Callbacks of this instance, in addition to those of `dspy.settings`.
         max_output_chars: Characters of a cell's output to keep, half from each end.
         packages: Packages of this process's Python that the code can import beside the standard library, as they
-            are imported or installed (`sklearn` or `scikit-learn`), with what they require; the model is told
+            are imported or installed (`sklearn` or `scikit-learn`), with what they require; the prompt lists
             their names. None: pydantic, and numpy, pandas and pyarrow if installed. A package is imported when
             code first asks for it; a module that no distribution provides, at the start of the first worker.
         paths: Folders and wheels with further modules, made importable and readable.
-        checkpoint: `auto`: after each cell that called a tool, and after others while copies are cheap beside the
-            time since the last (large private data makes them dear); `always`: after each cell; `off`.
+        checkpoint: `auto`: after each cell that called a tool, and after others while a copy is cheap compared
+            with the time since the last one (large private data makes copies expensive); `always`: after each
+            cell; `off`.
 
     Raises:
         ValueError: If a name is not an identifier or is reserved, a package is not installed, or a limit is too
@@ -110,14 +111,14 @@ class PythonInterpreter(Interpreter, TakesObjects):
         """Set before `start`: what to make of values that the worker has no class for; see `values.StandIn`."""
         self._recipe = recipe(packages, confinement, paths)
         if packages:
-            self._tell_packages(self._recipe.packages)
+            self._describe_packages(self._recipe.packages)
         self._session: Session | None = None
         self._closing: weakref.finalize[Any, Any] | None = None
 
-    def _tell_packages(self, names: Sequence[str]) -> None:
-        told = clip(", ".join(importing.tops(names, ())), _MAX_TOLD_CHARS)
+    def _describe_packages(self, names: Sequence[str]) -> None:
+        listed = clip(", ".join(importing.tops(names, ())), _MAX_PACKAGES_CHARS)
         self.execution_instructions = (
-            f"{type(self).execution_instructions} Packages: {told}. Files below output/ reach the user."
+            f"{type(self).execution_instructions} Packages: {listed}. Files below output/ reach the user."
         )
 
     @property
@@ -150,8 +151,8 @@ class PythonInterpreter(Interpreter, TakesObjects):
         """Undo what the last cell did to variables; a second time, only after a further cell.
 
         Returns:
-            The number of the cell before which the session is now: more than one cell is undone if no checkpoint
-            was made before the last.
+            The number of the cell before which the session is now. More than one cell is undone if no checkpoint
+            was made before the last cell.
 
         Raises:
             dspy.CodeInterpreterError: If there is no checkpoint, a cell runs, or the session is lost.

@@ -35,7 +35,9 @@ def bind(*, memory_bytes: int, seconds: int, file_bytes: int) -> None:
     }
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
-        most = value + (name == resource.RLIMIT_CPU)  # SIGXCPU tells of the time; at the hard limit it is SIGKILL
+        most = value + (
+            name == resource.RLIMIT_CPU
+        )  # SIGXCPU reports the limit; at the hard limit SIGKILL follows
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         with suppress(ValueError, OSError):  # macOS knows no limit of address space
             resource.setrlimit(name, (min(value, most), most))

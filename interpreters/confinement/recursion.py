@@ -11,7 +11,7 @@ _MOST_LEVELS = 20_000
 
 
 def cap_recursion() -> None:
-    """Let `sys.setrecursionlimit` go no further than the stack does; code is told so when it asks for more.
+    """Bound `sys.setrecursionlimit` by the size of the stack; print a message if code asks for more.
 
     A limit that is never reached lets recursion without end fill the memory, which takes minutes.
     """

@@ -27,7 +27,7 @@ _TERMINAL_IOCTLS = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
 _FCNTLS = (0, 1, 2, 3, 4, 6, 7, 1030, 37, 38, 1032, 1034)
 """Duplicate, flags and setting locks; none that sends a signal (F_SETOWN, F_SETSIG) or pins memory (F_SETPIPE_SZ).
 
-Nor F_GETLK, which tells of the locks that another session has on a file that both can read.
+F_GETLK is excluded too: it shows the locks of another session on a file that both can read.
 """
 _PRCTLS = (kernel.PR_SET_NAME, kernel.PR_GET_NAME, kernel.PR_SET_VMA)
 

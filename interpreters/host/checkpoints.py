@@ -108,7 +108,7 @@ class Checkpoints:
         self._kept.append(Checkpoint(process, order, cell, blocks, dict(bound), self._calls, self._since))
         self.changed, self._calls, self._since = False, 0, time.monotonic()
 
-    def told(self, frame: wire.Frame) -> None:
+    def record_report(self, frame: wire.Frame) -> None:
         """Record the worker's report on an ordered copy; ignore anything else."""
         order, seconds = frame.get("id"), frame.get("seconds")
         for checkpoint in self._kept:
@@ -203,7 +203,7 @@ class Lineage:
         self._cell = cell
         self._blocks = 0
         self._bound = dict(bound)
-        self._told: dict[str, Callable[..., Any]] | None = None
+        self._sent_tools: dict[str, Callable[..., Any]] | None = None
         self._orders = 0
         self._lock = threading.Lock()
         self._in_use = self._released = False
@@ -308,7 +308,7 @@ class Lineage:
         """Take a frame that came while another was expected."""
         kind = arrived.frame.get("t")
         if kind == "copied":
-            self._checkpoints.told(arrived.frame)
+            self._checkpoints.record_report(arrived.frame)
         elif kind == "call":
             if len(self._early) >= self.group.limits.max_processes:
                 raise wire.Violation("more calls at once than it has threads")
@@ -334,8 +334,8 @@ class Lineage:
         if checkpoint is None:
             self._lose(reason)
         undone, self._blocks = self._blocks - checkpoint.blocks, checkpoint.blocks
-        told = [f"{reason}.", _undone(undone, this_included=not rest), _STAYS_DONE, rest]
-        raise CellUndone(" ".join(filter(None, told)), "" if rest else self._printed)
+        sentences = [f"{reason}.", _undone(undone, this_included=not rest), _STAYS_DONE, rest]
+        raise CellUndone(" ".join(filter(None, sentences)), "" if rest else self._printed)
 
     def _lose(self, reason: str) -> NoReturn:
         self.close()
@@ -359,7 +359,7 @@ class Lineage:
                 self._wake_up(self._process, Deadline(WAKE_SECONDS))
             except (OSError, EOFError, ValueError):
                 continue
-            self._bound, self._told = checkpoint.bound, None
+            self._bound, self._sent_tools = checkpoint.bound, None
             self.group.sweep(self._process)
             return checkpoint
         return None

@@ -129,24 +129,24 @@ class ForkServer:
     """A running fork server.
 
     Args:
-        recipe: What it is made from.
-        layers: The layers it puts on.
+        recipe: Its settings.
+        layers: Its confinement layers.
 
     Raises:
         OSError: If it does not start with these layers; the message has its reason.
     """
 
     lost = ""
-    """Why it can no longer be reached, where that is not its own end."""
+    """Why it can no longer be reached, if it has not ended itself."""
 
     def __init__(self, recipe: Recipe, layers: frozenset[str]) -> None:
         self.layers = layers
         self.missing: dict[str, str] = {}
-        """What of the packages had to be imported at once and could not, and why."""
+        """The modules that had to be imported at once but could not, each with the reason."""
         self.importable: list[str] = []
-        """What a user may tell the model that it can import: the packages by name, and what lies in `paths`."""
+        """The importable modules for the prompt: the packages by name, and the modules in `paths`."""
         self.packages: frozenset[str] = frozenset()
-        """Whatever workers can import beside the standard library, with what the packages require."""
+        """All modules that workers can import beside the standard library, with what the packages require."""
         self.readable: list[str] = []
         """The files and folders that its workers can read, beside their scratch."""
         self.zero_copy = False
@@ -161,7 +161,7 @@ class ForkServer:
             undo.callback(self._home.close)
             self._control, self._process = self._started(recipe)
             self.watch = LocalWatch(self._process.pid)
-            """Looks at what its workers take."""
+            """Checks the memory of its workers."""
             undo.callback(self.close)
             self._await_ready()
             undo.pop_all()
@@ -198,11 +198,13 @@ class ForkServer:
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
         self.importable, self.readable, self.zero_copy = frame["importable"], frame["readable"], frame["zero_copy"]
         if "namespaces" in self.layers:
-            scratch.remove_tree(Path(self._folder))  # its root has moved away, scratches are its workers' own
+            scratch.remove_tree(
+                Path(self._folder)
+            )  # its root was replaced, and scratch folders belong to its workers
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether it still accepts orders."""
         return self._owner == os.getpid() and self._process.poll() is None and self._control.fileno() >= 0
 
     def new_scratch(self) -> str:
@@ -230,7 +232,7 @@ class ForkServer:
             OSError: If it cannot be started.
         """
         processes = None
-        if "namespaces" not in self.layers:  # the kernel counts all processes of the user, not the worker's alone
+        if "namespaces" not in self.layers:  # the kernel counts all processes of the user, not only the worker's
             processes = limits.max_processes + threads_of(self.uid or os.getuid())
         arguments = {**order, "limits": asdict(limits), "processes": processes}
         answer, (pidfd,) = self._ask("spawn", arguments, (end,))
@@ -246,7 +248,7 @@ class ForkServer:
         _, (pidfd,) = self._ask("watch", order)
         return LocalHandle(pidfd, self.watch, leads=False)
 
-    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float = _ANSWER_SECONDS) -> None:
+    def send_order(self, order: str, arguments: Mapping[str, JSON], seconds: float = _ANSWER_SECONDS) -> None:
         """Send an order without a result, named like a method of `worker.fork_server.ForkServerProcess`, and wait.
 
         Raises:
@@ -256,7 +258,7 @@ class ForkServer:
         self._ask(order, arguments, seconds=seconds)
 
     def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
-        """Nothing is to be sent: workers here are given the descriptors themselves."""
+        """Do nothing: workers on this machine get the descriptors themselves."""
 
     def _ask(
         self, order: str, arguments: Mapping[str, JSON], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS

@@ -25,19 +25,19 @@ _LOOK_SECONDS = 0.5
 _FRESH_SECONDS = 0.2
 _LARGEST_TREE = 10_000
 _END_SECONDS = 5
-"""How long to wait for the end of a copy that was killed: its memory is free then."""
+"""How long to wait until a killed copy has ended and its memory is free."""
 _GROUP, _USER_TICKS, _SYSTEM_TICKS, _THREADS = 1, 10, 11, 16
-"""Places in what `_stat_of` returns."""
+"""Indices in the result of `_stat_of`."""
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
-class Relief(NamedTuple):
+class Eviction(NamedTuple):
     """The result of ending sleeping copies."""
 
     over: int
-    """The bytes that the processes take, if that is over the limit even without the copies; else 0."""
+    """The bytes of the processes if they exceed the limit even without the copies; else 0."""
     ended: int
-    """How many copies were ended, of those that were named first."""
+    """The number of copies that were ended, from the start of the list."""
 
 
 class Handle(Protocol):
@@ -53,17 +53,17 @@ class Handle(Protocol):
         """Return the CPU time that its threads have used; 0 if it is gone."""
 
     def memory_over(self, others: Collection[Self], limit: int) -> int:
-        """Return the bytes that the processes of its session take together, if that is over `limit`; else 0.
+        """Return the total bytes of the processes of its session if they exceed `limit`; else 0.
 
-        Processes whose parents have ended count as well, for each session that has branches in the group.
+        Processes whose parents have ended count too, for each session that has branches in the group.
 
         Args:
             others: The processes that carry other sessions of its group.
             limit: Bytes.
         """
 
-    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
-        """End sleeping copies of its session until it is under `limit`; the last one only if that is enough.
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Eviction:
+        """End sleeping copies of its session until it is under `limit`; the last copy only if that is enough.
 
         Args:
             copies: Their numbers where the fork server lives; the first is ended first.
@@ -71,8 +71,8 @@ class Handle(Protocol):
             limit: Bytes.
         """
 
-    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
-        """If all processes of its group take too much, end sleeping copies; if that is too little, all others.
+    def enforce_memory_limit(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
+        """If the processes of its group exceed the limit, end sleeping copies; if that is not enough, all others.
 
         The processes that carry sessions live on.
 
@@ -82,7 +82,7 @@ class Handle(Protocol):
             limit: Bytes for each session.
 
         Returns:
-            How many copies were ended, of those that were named first.
+            The number of copies that were ended, from the start of the list.
         """
 
     def sweep(self) -> None:
@@ -97,8 +97,8 @@ class LocalHandle:
 
     Args:
         pidfd: Its descriptor, closed with the handle.
-        watch: Looks at what came from its fork server.
-        leads: Whether it leads its process group, or will: it may not have done so yet.
+        watch: Checks the processes that descend from its fork server.
+        leads: Whether it leads its process group, or is about to.
     """
 
     def __init__(self, pidfd: int, watch: LocalWatch, *, leads: bool) -> None:
@@ -116,7 +116,7 @@ class LocalHandle:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def host_pid(self) -> int:
-        """Return its number in the host's own numbering; 0 if it is gone."""
+        """Return its process id on the host; 0 if it is gone."""
         for line in _text(f"/proc/self/fdinfo/{self._pidfd}").splitlines():
             if line.startswith("Pid:"):
                 return max(0, int(line.split()[1]))
@@ -131,15 +131,15 @@ class LocalHandle:
         """Look at the processes that came from the fork server; see `Handle.memory_over`."""
         return _memory_of(self._own(others), limit)
 
-    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Eviction:
         """See `Handle.give_up`."""
-        return self._relieved(self._own(others), copies, limit)
+        return self._evicted(self._own(others), copies, limit)
 
-    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
-        """See `Handle.end_hogs`."""
+    def enforce_memory_limit(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
+        """See `Handle.enforce_memory_limit`."""
         sessions = {handle.host_pid() for handle in (self, *others)}
         pids = self._watch.of_group(self._group)
-        over, ended = self._relieved(pids, copies, limit * len(sessions))
+        over, ended = self._evicted(pids, copies, limit * len(sessions))
         if over:
             for pid in set(pids) - sessions - set(_host_pids(copies, pids)):
                 _kill_if_in(pid, self._group)
@@ -150,23 +150,25 @@ class LocalHandle:
         own = self.host_pid()
         pids = set(self._watch.of_group(self._group))
         for other in others:
-            pids -= set(_tree_of(other.host_pid(), without=own))  # a branch came from what it branched off
+            pids -= set(
+                _tree_of(other.host_pid(), without=own)
+            )  # a branch descends from the process that it branched off
         return sorted(pids)
 
-    def _relieved(self, pids: list[int], copies: Sequence[int], limit: int) -> Relief:
+    def _evicted(self, pids: list[int], copies: Sequence[int], limit: int) -> Eviction:
         over = _memory_of(pids, limit)
         if not over:
-            return Relief(0, 0)
+            return Eviction(0, 0)
         asleep = _host_pids(copies, pids)
         for count, pid in enumerate(asleep, 1):
             is_last = count == len(asleep)
             if is_last and over - _freed_with(pid) > limit:
-                return Relief(over, count - 1)
+                return Eviction(over, count - 1)
             _kill_if_in(pid, self._group, _END_SECONDS)
             over = _memory_of(pids, limit)
             if not over or is_last:
-                return Relief(0, count)
-        return Relief(over, 0)
+                return Eviction(0, count)
+        return Eviction(over, 0)
 
     def sweep(self) -> None:
         """See `Handle.sweep`."""
@@ -184,7 +186,7 @@ class LocalHandle:
 
 
 class Watch(Protocol):
-    """Looks at groups of processes while none of their cells runs."""
+    """Checks groups of processes while none of their cells runs."""
 
     def add(self, group: Watched) -> None:
         """Check a group until it is removed or gone."""
@@ -196,12 +198,12 @@ class Watch(Protocol):
 class Watched(Protocol):
     """A group of processes that is monitored while none of its cells runs."""
 
-    def end_hogs(self) -> None:
+    def enforce_memory_limit(self) -> None:
         """Kill the processes that exceed the memory limit."""
 
 
 class LocalWatch:
-    """Looks at the processes that came from a fork server; also at those whose parents have ended.
+    """Checks the processes that descend from a fork server, also those whose parents have ended.
 
     Args:
         root: The fork server's number in the host's own numbering.
@@ -248,17 +250,17 @@ class LocalWatch:
                 self._watched = {weakref.ref(group) for group in groups}
                 self._looking = bool(groups)
             for group in groups:
-                group.end_hogs()
+                group.enforce_memory_limit()
             if not groups:
                 return
 
 
 def _tree_of(pid: int, without: int = 0) -> list[int]:
-    """Return a process of the host and all that came from it and still belong to it.
+    """Return a process of the host and its descendants.
 
     Args:
         pid: The process.
-        without: A process that is left out with all that came from it.
+        without: A process that is left out with its descendants.
     """
     found: list[int] = []
     todo = [pid]
@@ -272,9 +274,9 @@ def _tree_of(pid: int, without: int = 0) -> list[int]:
 
 
 def _memory_of(pids: list[int], limit: int) -> int:
-    """Return the private bytes of some processes together, if that is over `limit`; else 0.
+    """Return the total private bytes of some processes if they exceed `limit`; else 0.
 
-    What a process shares with its parent since the fork counts in part for each of them.
+    Memory that a process shares with its parent since the fork counts in part for each of them.
     """
     if len(pids) < 2 or sum(map(_private_at_most, pids)) <= limit:  # noqa: PLR2004 (the kernel limits one alone)
         return 0
@@ -315,7 +317,7 @@ def _share_of_private(pid: int) -> int:
 
 
 def _freed_with(pid: int) -> int:
-    """Return the bytes that are free when a process ends: those that no other shares with it."""
+    """Return the bytes that become free when a process ends: those that it does not share."""
     return _in_memory(pid, "Private_Dirty:")
 
 

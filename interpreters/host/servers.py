@@ -37,15 +37,15 @@ class Server(Protocol):
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """What of the packages could not be imported, and why."""
+        """The modules that could not be imported, each with the reason."""
 
     @property
     def importable(self) -> Collection[str]:
-        """What a user may tell the model that it can import."""
+        """The importable modules for the prompt."""
 
     @property
     def packages(self) -> frozenset[str]:
-        """Whatever workers can import beside the standard library."""
+        """All modules that workers can import beside the standard library."""
 
     @property
     def readable(self) -> Collection[str]:
@@ -53,11 +53,11 @@ class Server(Protocol):
 
     @property
     def watch(self) -> Watch:
-        """Looks at the memory of its workers."""
+        """Checks the memory of its workers."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether it still accepts orders."""
 
     @property
     def lost(self) -> str:
@@ -82,15 +82,15 @@ class Server(Protocol):
             TimeoutError: If that takes longer than `seconds`.
         """
 
-    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float = ...) -> None:
-        """Send an order that gives nothing back."""
+    def send_order(self, order: str, arguments: Mapping[str, JSON], seconds: float = ...) -> None:
+        """Send an order without a result."""
 
     def close(self) -> None:
         """End it and all its workers."""
 
 
 class Source(Protocol):
-    """What a fork server is made from: a value that is hashable; equal ones share a server."""
+    """The settings of a fork server: a hashable value. Equal sources share a server."""
 
     def start(self) -> Server:
         """Start one."""

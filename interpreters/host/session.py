@@ -188,7 +188,7 @@ class Session(Lineage):
             self._order_copy()
         number, values = self._cell + 1, forms.frames
         frame = frames.Order(t="cell", id=number, code=cell.code, values=values, fields=cell.fields)
-        if cell.tools != self._told:
+        if cell.tools != self._sent_tools:
             frame["tools"] = tool_threads.described(cell.tools)
         patience = Deadline(_TAKE_SECONDS)
         try:
@@ -199,7 +199,7 @@ class Session(Lineage):
         self._printed = ""
         self._blocks += not cell.code.startswith(SETUP)
         self._bound.update(fresh)
-        self._told = cell.tools
+        self._sent_tools = cell.tools
 
     def _forms(self, variables: Mapping[str, Any], seconds: float) -> Forms:
         forms, name = Forms(self._settings.modules, self._settings.stand_in), ""
@@ -234,7 +234,7 @@ class Session(Lineage):
                 elif arrived.frame.get("t") == "call":
                     self._call(arrived, cell, clock)
                 elif arrived.frame.get("t") == "copied":
-                    self._checkpoints.told(arrived.frame)
+                    self._checkpoints.record_report(arrived.frame)
                 elif arrived.frame.get("t") == "printed":
                     self._take_printed(arrived.frame)
                 elif arrived.frame.get("t") != "bound":  # that answers an order which nobody waits for any more
@@ -343,7 +343,7 @@ class Session(Lineage):
             raise wire.Violation("a result without values")
         outcome = Outcome(kind, values, frame.get("value"), text_of(frame, "error"), text_of(frame, "missing"))
         if frame.get("taken") is not True:
-            self._bound, self._told = {}, None
+            self._bound, self._sent_tools = {}, None
         return outcome, text_of(frame, "output"), frame.get("threads") is not False
 
     def _abandon(self, clock: Clock) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.host.processes import Handle
 
 _SLICE_SECONDS = 0.5
-"""How often a wait that has no event for its end looks whether it still has time."""
+"""How often a wait without an end event checks whether it has time left."""
 
 
 class Arrived(NamedTuple):
@@ -26,7 +26,7 @@ class Arrived(NamedTuple):
 
     frame: wire.Frame
     size: int
-    """Bytes that it takes on the host, about."""
+    """About how many bytes it takes on the host."""
 
 
 class WorkerConnection:
@@ -43,14 +43,14 @@ class WorkerConnection:
         self.pid = 0
         """Its number where the fork server lives; 0 while it is not known."""
         self.given_up = False
-        """Whether this copy was ended in its sleep, for the memory that it took."""
+        """Whether this copy was ended while it slept, to free memory."""
         self._assembler = wire.Assembler()
         self._sending = threading.Lock()
         self._torn = self._killed = False
 
     @classmethod
     def new(cls) -> tuple[WorkerConnection, socket.socket]:
-        """Return one that is yet to be made, and the end that it is to be given."""
+        """Return the connection of a process that is yet to be made, and the end of the socket for it."""
         ours, theirs = wire.pair()
         return cls(ours), theirs
 
@@ -95,7 +95,7 @@ class WorkerConnection:
 
         Raises:
             EOFError: If the other side is closed.
-            wire.Violation: If it is not of the protocol.
+            wire.Violation: If it violates the protocol.
         """
         try:
             packet = wire.receive_packet(self._sock, socket.MSG_DONTWAIT)
@@ -126,14 +126,14 @@ class WorkerConnection:
         Raises:
             EOFError: If it is gone.
             TimeoutError: If none comes in time.
-            wire.Violation: If it sends what is not of the protocol.
+            wire.Violation: If it violates the protocol.
         """
         while deadline.left() > 0 and self.readable(deadline.left()):
             arrived = self.received()
             if arrived is None:
                 continue
-            told = arrived.frame.get("t")
-            if told == "failed" or (told == kind and number in (None, arrived.frame.get("id"))):
+            found = arrived.frame.get("t")
+            if found == "failed" or (found == kind and number in (None, arrived.frame.get("id"))):
                 return arrived.frame
             if aside is not None:
                 aside(arrived)
@@ -212,6 +212,6 @@ def text_of(frame: wire.Frame, name: str) -> str:
 
 
 def pid_of(frame: wire.Frame) -> int:
-    """Return the number of a process that a frame tells; 0 if it tells none."""
+    """Return the number of a process in a frame; 0 if it has none."""
     pid = frame.get("pid")
     return pid if type(pid) is int and 0 < pid < 1 << 31 else 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 30
 _KILL_SECONDS = 5
-"""How long to wait for the fork server to end a session; it does so later if it is stuck."""
+"""How long to wait for the fork server to end a session; a busy one ends it later."""
 _numbers = itertools.count(1)
 
 
@@ -101,7 +101,7 @@ class Group:
             self._carriers.add(process)
 
     def add_copy(self, copy: WorkerConnection, worker: WorkerConnection, order: int) -> None:
-        """Take note of a copy that `worker` makes by this order: it may be ended for the memory that it takes."""
+        """Record a copy that `worker` makes by this order, which may be ended to free memory."""
         with self._lock:
             self._copies.append(_Copy(copy, worker, order))
 
@@ -121,7 +121,7 @@ class Group:
             self._private += forms.private
             order = {**self._named(), "pid": process.pid, "limits": asdict(self.limits)}
             order |= {"mapped": self._mapped, "private": self._private}
-            self.server.tell("room", order, deadline.left())
+            self.server.send_order("room", order, deadline.left())
 
     def _named(self) -> dict[str, JSON]:
         return {"session": self._name, "group": self.pid}
@@ -132,7 +132,7 @@ class Group:
             self._users += 1
 
     def leave(self) -> None:
-        """Count one less; the last kills what still lives, removes the scratch and gives values back."""
+        """Count one session less; after the last, kill all processes, remove the scratch and release values."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -140,7 +140,7 @@ class Group:
         self.server.watch.remove(self)
         if self.pid:
             with suppress(OSError):
-                self.server.tell("kill", self._named(), _KILL_SECONDS)
+                self.server.send_order("kill", self._named(), _KILL_SECONDS)
         self.server.drop_scratch(self.scratch)
         for shared in self._shared:
             shared.release()
@@ -171,7 +171,7 @@ class Group:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Say that a cell runs, whose session looks at the memory itself."""
+        """Record that a cell runs; its session checks the memory itself."""
         token = object()
         self._busy.add(token)
         try:
@@ -179,29 +179,29 @@ class Group:
         finally:
             self._busy.discard(token)
 
-    def end_hogs(self) -> None:
+    def enforce_memory_limit(self) -> None:
         """Between cells: end copies, or kill remaining processes, if all together exceed the memory limit."""
         handles, copies = self._handles(), self._asleep()
         if handles and not self._busy:
-            ended = handles.pop().end_hogs([copy.pid for copy in copies], handles, self._most)
+            ended = handles.pop().enforce_memory_limit([copy.pid for copy in copies], handles, self._most)
             for copy in copies[:ended]:
                 copy.given_up = True
 
     def _handles(self) -> set[Handle]:
-        """Return the processes that carry a session of this group now."""
+        """Return the processes that carry sessions of this group now."""
         with self._lock:
             self._carriers = {process for process in self._carriers if process.handle is not None}
             return {process.handle for process in self._carriers if process.handle is not None}
 
     def _asleep(self) -> list[WorkerConnection]:
-        """Return the copies that sleep, the oldest first."""
+        """Return the sleeping copies, the oldest first."""
         with self._lock:
             self._copies = [copy for copy in self._copies if copy.process.may_sleep]
             for copy in self._copies:
-                if not copy.process.pid:  # nobody reads between cells what the worker says
+                if not copy.process.pid:  # between cells nobody else reads the worker's frames
                     frame = copy.worker.peeked()
-                    is_told = frame.get("t") == "copied" and frame.get("id") == copy.order
-                    copy.process.pid = pid_of(frame) if is_told else 0
+                    is_reported = frame.get("t") == "copied" and frame.get("id") == copy.order
+                    copy.process.pid = pid_of(frame) if is_reported else 0
             return [copy.process for copy in self._copies if copy.process.pid]
 
     def sweep(self, kept: WorkerConnection) -> None:

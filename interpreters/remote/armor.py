@@ -1,8 +1,8 @@
-"""Carries bytes over streams that take text only: a piece of them is a line of base64, compressed before.
+"""Carries bytes over text streams: each piece is compressed, and becomes a line of base64.
 
-Lines of the near end begin with `>`, those of the far end with `<`. Whatever else comes, as an echo or a greeting
-of a shell, is passed over. At the far end this file runs before everything else, as part of the command. The
-standard library only.
+Lines of the near end begin with `>`, those of the far end with `<`. Other lines, such as an
+echo or the greeting of a shell, are ignored. At the far end this file runs first, as part of the command. It
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NEAR, FAR = b">", b"<"
 PIECE = 256 << 10
-"""Bytes of a piece at most, before it is made a line."""
+"""The maximum bytes of a piece, before it becomes a line."""
 
 _MOST_LINE = 2 * PIECE
 _FASTEST = 1
@@ -30,10 +30,10 @@ def line_of(piece: bytes, mark: bytes) -> bytes:
 
 
 class Lines:
-    """Finds the pieces in text that arrives cut anywhere.
+    """Finds the pieces in text that arrives in parts of any size.
 
     Args:
-        mark: What the lines of the other end begin with.
+        mark: The first character of the other end's lines.
     """
 
     def __init__(self, mark: bytes) -> None:
@@ -41,7 +41,7 @@ class Lines:
         self._rest = b""
 
     def pieces(self, text: bytes) -> Iterator[bytes]:
-        """Yield the pieces that more text completes.
+        """Yield the pieces that are complete with more text.
 
         Raises:
             ValueError: If a line is broken.
@@ -72,8 +72,8 @@ def write(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def put_on() -> None:
-    """At the far end: let descriptors 0 and 1, which take text only, carry bytes to whatever runs next."""
+def install() -> None:
+    """At the far end: make the text streams of descriptors 0 and 1 carry bytes for the program that runs next."""
     text_in, text_out = os.dup(0), os.dup(1)
     (bytes_in, decoded), (encoded, bytes_out) = os.pipe(), os.pipe()
     for ours, theirs in (bytes_in, 0), (bytes_out, 1):
@@ -90,7 +90,7 @@ def put_on() -> None:
 
 
 def _pump(source: int, take: Callable[[bytes], None], sink: int) -> None:
-    """Pass on what is read until that ends or fails; then close both sides."""
+    """Pass on what is read until reading ends or fails; then close both sides."""
 
     def work() -> None:
         try:

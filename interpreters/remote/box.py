@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where code runs, with what and how confined. Equal places share one connection."""
+    """Where code runs, with which packages and confinement. Equal places share one connection."""
 
     carrier: Carrier
     packages: tuple[str, ...] | None
@@ -51,7 +51,7 @@ class Place:
 
     @contextmanager
     def hinting(self) -> Iterator[None]:
-        """Say what may be wrong where there is no connection."""
+        """Add a hint to the error of a failed connection."""
         try:
             yield
         except (ConnectionError, FileNotFoundError) as error:
@@ -103,7 +103,7 @@ class RemoteInterpreter(PythonInterpreter):
         )
         self._place = place
         if place.packages:
-            self._tell_packages(place.packages)
+            self._describe_packages(place.packages)
 
     def _server(self) -> Server:
         return server_for(self._place)
@@ -162,9 +162,9 @@ class Box:
             OSError: If there is no connection.
         """
         with self.place.hinting(), closing(Link(self.place.carrier.open())) as link:
-            told = link.ask("doctor", self.place.asked(), START_SECONDS)
-        rungs = tuple(Rung(**{**rung, "layers": tuple(rung["layers"])}) for rung in told.pop("rungs"))
-        return Diagnosis(rungs=rungs, readable=tuple(told.pop("readable")), **told)
+            report = link.ask("doctor", self.place.asked(), START_SECONDS)
+        rungs = tuple(Rung(**{**rung, "layers": tuple(rung["layers"])}) for rung in report.pop("rungs"))
+        return Diagnosis(rungs=rungs, readable=tuple(report.pop("readable")), **report)
 
     def close(self) -> None:
         """End the connection, with all its sessions. The next interpreter makes a new one."""

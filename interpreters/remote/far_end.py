@@ -1,7 +1,7 @@
 """The far end of a remote interpreter: runs the fork server here for a host at the other end of a stream.
 
-It is started by `boot.BOOT` with this package's modules and ends with the stream. It looks into no packet of a
-worker. The standard library only.
+`boot.BOOT` starts it with this package's modules, and it ends with the stream. It passes on a worker's packets
+unread. It imports the standard library only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rlm_dspy.interpreters.host.fork_server_client import ForkServer
-    from rlm_dspy.interpreters.host.processes import LocalHandle, Relief
+    from rlm_dspy.interpreters.host.processes import Eviction, LocalHandle
     from rlm_dspy.interpreters.worker.wire import JSON
 
 _LOOK_SECONDS = 0.5
@@ -46,7 +46,7 @@ class Carrier(NamedTuple):
 
 
 class Values:
-    """Values in sealed memory by the digest of their content, each there once."""
+    """Values in sealed memory by the digest of their content, each stored once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Values:
             return [digest for digest in digests if digest not in self._whole]
 
     def add(self, place: int, digest: bytes, piece: memoryview) -> None:
-        """Take a piece of a value: the first has place 0; none more follows one that is empty."""
+        """Store a piece of a value: the first has place 0, and an empty one is the last."""
         if place == 0:
             if digest in self._partial:  # it was broken off
                 os.close(self._partial.pop(digest))
@@ -114,7 +114,7 @@ class FarEnd:
         self._server: ForkServer | None = None
         self._numbers = 0
         self._carriers: dict[int, Carrier] = {}
-        self._told: dict[int, tuple[float, int]] = {}
+        self._reported: dict[int, tuple[float, int]] = {}
         self._orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._jobs: dict[str, Callable[..., object]] = {
             "start": self._start,
@@ -124,14 +124,14 @@ class FarEnd:
             "lacking": self._lacking,
             "spawn": self._spawn,
             "watched": self._watched,
-            "tell": self._tell,
+            "order": self._send_order,
             "sweep": self._sweep,
             "give_up": self._give_up,
-            "end_hogs": self._end_hogs,
+            "enforce_memory_limit": self._enforce_memory_limit,
         }
 
     def serve(self) -> None:
-        """Do what the host orders until the stream ends."""
+        """Carry out the host's orders until the stream ends."""
         jobs = (self._relay.run, self._obey, self._watch, lambda: self._stream.beat(_give_up))
         for job in jobs:
             threading.Thread(target=_whole, args=(job,), daemon=True).start()
@@ -161,7 +161,7 @@ class FarEnd:
             self._order(json.loads(body))
 
     def _order(self, order: dict[str, Any]) -> None:
-        """Do at once what is quick and must not be overtaken; leave the rest to another thread."""
+        """Carry out quick orders at once, which keeps them in order; leave the rest to another thread."""
         carrier = self._carriers.get(order.get("handle", 0))
         if order["t"] == "signal":
             if carrier is not None:
@@ -183,8 +183,8 @@ class FarEnd:
         self._relay.add(number, ours)
         return theirs.detach()
 
-    def _tell_host(self, **told: object) -> None:
-        self._stream.send(Kind.ORDER, 0, json.dumps(told).encode())
+    def _report(self, **report: object) -> None:
+        self._stream.send(Kind.ORDER, 0, json.dumps(report).encode())
 
     # In a thread of its own, so that the stream is read meanwhile
 
@@ -197,9 +197,9 @@ class FarEnd:
                 kind = next(
                     kind.__name__ for kind in (NoRung, TimeoutError, OSError, Exception) if isinstance(error, kind)
                 )
-                self._tell_host(t="failed", id=order["id"], kind=kind, error=str(error))
+                self._report(t="failed", id=order["id"], kind=kind, error=str(error))
             else:
-                self._tell_host(t="done", id=order["id"], answer=answer)
+                self._report(t="done", id=order["id"], answer=answer)
 
     @property
     def _running(self) -> ForkServer:
@@ -246,23 +246,23 @@ class FarEnd:
         handle = self._running.watched(order, WorkerLimits(**limits))
         return self._carried(handle, str(order["session"]), limits["memory_bytes"])
 
-    def _tell(self, order: str, arguments: dict[str, JSON], seconds: float | None) -> None:
+    def _send_order(self, order: str, arguments: dict[str, JSON], seconds: float | None) -> None:
         if seconds is None:
-            self._running.tell(order, arguments)
+            self._running.send_order(order, arguments)
         else:
-            self._running.tell(order, arguments, seconds)
+            self._running.send_order(order, arguments, seconds)
         if order == "kill":
             self._values.release(str(arguments["session"]))
 
     def _sweep(self, handle: int) -> None:
         self._carriers[handle].handle.sweep()
 
-    def _give_up(self, handle: int, copies: list[int], others: list[int], limit: int) -> Relief:
+    def _give_up(self, handle: int, copies: list[int], others: list[int], limit: int) -> Eviction:
         return self._carriers[handle].handle.give_up(copies, self._handles(others), limit)
 
-    def _end_hogs(self, handle: int, copies: list[int], others: list[int], limit: int) -> int:
+    def _enforce_memory_limit(self, handle: int, copies: list[int], others: list[int], limit: int) -> int:
         first, *rest = self._handles([handle, *others])
-        return first.end_hogs(copies, rest, limit)
+        return first.enforce_memory_limit(copies, rest, limit)
 
     def _handles(self, numbers: list[int]) -> list[LocalHandle]:
         return [self._carriers[number].handle for number in numbers if number in self._carriers]
@@ -278,16 +278,16 @@ class FarEnd:
 
     def _ended(self, number: int, handle: LocalHandle) -> None:
         self._relay.forget(handle.fileno())
-        self._tell_host(t="ended", handle=number)
+        self._report(t="ended", handle=number)
 
     def _release(self, number: int, carrier: Carrier) -> None:
         del self._carriers[number]
-        self._told.pop(number, None)
+        self._reported.pop(number, None)
         self._relay.forget(carrier.handle.fileno())
         carrier.handle.close()
 
     def _watch(self) -> NoReturn:
-        """Tell the host of the CPU time of each session that computes, and of those that take too much memory."""
+        """Report to the host the CPU time of each active session, and sessions that take too much memory."""
         while True:
             threading.Event().wait(_LOOK_SECONDS)
             carriers = dict(self._carriers)
@@ -298,9 +298,9 @@ class FarEnd:
                     if other.session == session and other.handle is not handle
                 ]
                 seen = (handle.cpu_seconds(), handle.memory_over(others, limit))
-                if seen[1] or seen != self._told.get(number, (0.0, 0)):
-                    self._told[number] = seen
-                    self._tell_host(t="seen", handle=number, cpu_seconds=seen[0], memory_over=seen[1])
+                if seen[1] or seen != self._reported.get(number, (0.0, 0)):
+                    self._reported[number] = seen
+                    self._report(t="seen", handle=number, cpu_seconds=seen[0], memory_over=seen[1])
 
 
 def _policy(named: dict[str, Any]) -> ConfinementPolicy:
@@ -309,7 +309,7 @@ def _policy(named: dict[str, Any]) -> ConfinementPolicy:
 
 
 def _whole(job: Callable[[], object]) -> None:
-    """Run a job that must not end before this process does."""
+    """Run a job that must not end before this process."""
     try:
         job()
     finally:
@@ -329,7 +329,7 @@ def main(folder: str) -> NoReturn:
     """Serve the host at the other end of stdin and stdout.
 
     Args:
-        folder: Where the modules are, which is removed in the end.
+        folder: The folder of the modules, which is removed at the end.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlm_dspy.interpreters.worker.wire import JSON
 
 START_SECONDS = 150
-"""Longer than the stream waits for a greeting, which then says more."""
+"""Longer than the stream waits for a greeting, whose time-out has the better message."""
 
 
 class FarServer:
@@ -26,11 +26,11 @@ class FarServer:
 
     Args:
         transport: The started far end.
-        asked: What the fork server is made from: the arguments of the far end's `start`.
+        asked: The settings of the fork server: the arguments of the far end's `start`.
 
     Raises:
         NoRung: If it cannot hold there what is required.
-        OSError: If it does not start; the message says what was printed there.
+        OSError: If it does not start; the message holds what it printed.
     """
 
     def __init__(self, transport: Transport, asked: Mapping[str, object]) -> None:
@@ -39,26 +39,26 @@ class FarServer:
         with ExitStack() as undo:
             undo.callback(self._link.close)
             try:
-                told = self._link.ask("start", asked, START_SECONDS)
+                report = self._link.ask("start", asked, START_SECONDS)
             except ConnectionError:
                 raise
             except OSError as error:
                 raise type(error)(f"{transport.name}: {error}") from None
             undo.pop_all()
-        self.layers = frozenset[str](told["layers"])
-        self.missing: dict[str, str] = told["missing"]
-        self.importable: list[str] = told["importable"]
-        self.packages = frozenset[str](told["packages"])
-        self.readable: list[str] = told["readable"]
+        self.layers = frozenset[str](report["layers"])
+        self.missing: dict[str, str] = report["missing"]
+        self.importable: list[str] = report["importable"]
+        self.packages = frozenset[str](report["packages"])
+        self.readable: list[str] = report["readable"]
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether it still accepts orders."""
         return self._link.is_own and not self._link.lost
 
     @property
     def lost(self) -> str:
-        """Why the connection is gone; empty while it is there."""
+        """Why the connection is gone; empty while it lives."""
         return self._link.lost
 
     def new_scratch(self) -> str:
@@ -83,13 +83,13 @@ class FarServer:
         return self._link.handle(self._link.ask("watched", {"order": {**order}, "limits": asdict(limits)}))
 
     def hold(self, session: str, fds: Sequence[int], seconds: float) -> None:
-        """Send the values that are not there yet."""
+        """Send the values that the far end does not have yet."""
         self._link.hold(session, fds, seconds)
 
-    def tell(self, order: str, arguments: Mapping[str, JSON], seconds: float | None = None) -> None:
-        """Send an order that gives nothing back, and wait until it is done."""
-        self._link.ask("tell", {"order": order, "arguments": {**arguments}, "seconds": seconds})
+    def send_order(self, order: str, arguments: Mapping[str, JSON], seconds: float | None = None) -> None:
+        """Send an order without a result, and wait until it is done."""
+        self._link.ask("order", {"order": order, "arguments": {**arguments}, "seconds": seconds})
 
     def close(self) -> None:
-        """End the connection, and with it all that runs there."""
+        """End the connection and all that runs at its far end."""
         self._link.close()

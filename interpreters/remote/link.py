@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.interpreters.host.deadlines import Deadline
 from rlm_dspy.interpreters.host.fork_server_client import NoRung
-from rlm_dspy.interpreters.host.processes import Relief
+from rlm_dspy.interpreters.host.processes import Eviction
 from rlm_dspy.interpreters.remote.boot import modules
 from rlm_dspy.interpreters.remote.relay import CHANNEL, NUMBER, REFERENCE, VALUE, Kind, Relay, Stream
 
@@ -63,11 +63,11 @@ class FarHandle:
                 os.eventfd_write(self._ended, 1)
 
     def seen(self, cpu_seconds: float, memory_over: int) -> None:
-        """Record what the far end has measured of it."""
+        """Record the far end's measurements."""
         self._cpu_seconds, self._memory_over = cpu_seconds, memory_over
 
     def signal(self, number: int) -> None:
-        """Have a signal sent to it, if it is alive."""
+        """Let the far end send it a signal, if it is alive."""
         with suppress(OSError):
             self._link.post(t="signal", handle=self._number, number=int(number))
 
@@ -76,23 +76,23 @@ class FarHandle:
         return self._cpu_seconds
 
     def memory_over(self, others: Collection[Self], limit: int) -> int:
-        """Return the bytes of its session, if the far end has found them over the limit; else 0."""
+        """Return the bytes of its session if the far end found them over the limit; else 0."""
         del others, limit  # the far end knows them
         return self._memory_over
 
-    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Relief:
-        """Have the far end look again; see `Handle.give_up`."""
+    def give_up(self, copies: Sequence[int], others: Collection[Self], limit: int) -> Eviction:
+        """Let the far end check again; see `Handle.give_up`."""
         with suppress(OSError):
-            relief = Relief(*self._link.ask("give_up", self._among(copies, others, limit)))
-            self._memory_over = relief.over
-            return relief
-        return Relief(self._memory_over, 0)
+            eviction = Eviction(*self._link.ask("give_up", self._among(copies, others, limit)))
+            self._memory_over = eviction.over
+            return eviction
+        return Eviction(self._memory_over, 0)
 
-    def end_hogs(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
-        """Have the far end look, if it has found a session over the limit; see `Handle.end_hogs`."""
+    def enforce_memory_limit(self, copies: Sequence[int], others: Collection[Self], limit: int) -> int:
+        """Let the far end check, if it found a session over the limit; see `Handle.enforce_memory_limit`."""
         if any(handle._memory_over for handle in (self, *others)):  # noqa: SLF001 (of the same class)
             with suppress(OSError):
-                return int(self._link.ask("end_hogs", self._among(copies, others, limit)))
+                return int(self._link.ask("enforce_memory_limit", self._among(copies, others, limit)))
         return 0
 
     def _among(self, copies: Sequence[int], others: Collection[Self], limit: int) -> dict[str, object]:
@@ -100,7 +100,7 @@ class FarHandle:
         return {"handle": self._number, "copies": list(copies), "others": numbers, "limit": limit}
 
     def sweep(self) -> None:
-        """Have all others of its group killed, and wait for that."""
+        """Let the far end kill all others of its group, and wait for that."""
         with suppress(OSError):
             self._link.ask("sweep", {"handle": self._number})
 
@@ -122,7 +122,7 @@ class Link:
         transport: The started far end, which is ended with this, and if this fails.
 
     Raises:
-        ConnectionError: If it does not take the modules that it is to run.
+        ConnectionError: If it does not read the modules that it is to run.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -139,13 +139,13 @@ class Link:
         self._digests: dict[tuple[int, ...], bytes] = {}
         self._sending: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
         self.watch = _NoticesAtOnce()
-        """Looks at the memory of workers when the far end finds it too large."""
+        """Checks the memory of workers when the far end reports that it is too large."""
         self.lost = ""
-        """Why the connection is gone; empty while it is there."""
+        """Why the connection is gone; empty while it lives."""
         jobs = (self._read, self._move, partial(self._stream.beat, self._silent))
         for job in jobs:
             threading.Thread(target=job, name="rlm-link", daemon=True).start()
-        with ExitStack() as undo:  # what is written there may be read late, or never
+        with ExitStack() as undo:  # the other side may read it late, or never
             undo.callback(self.close)
             with self._losing():
                 self._stream.write(modules())
@@ -153,13 +153,13 @@ class Link:
 
     @property
     def is_own(self) -> bool:
-        """Whether this process has made it: a forked child of that has its descriptors, not its threads."""
+        """Whether this process made it; a forked child has its descriptors, but not its threads."""
         return self._owner == os.getpid()
 
     # Orders
 
     def post(self, **order: object) -> None:
-        """Send an order that nothing answers.
+        """Send an order without an answer.
 
         Raises:
             OSError: If the connection is gone.
@@ -175,11 +175,11 @@ class Link:
         try:
             yield
         except OSError as error:
-            self.lose(self._told_last(str(error)))
+            self.lose(self._with_last_words(str(error)))
             raise ConnectionError(self.lost) from None
 
     def ask_later(self, order: str, arguments: Mapping[str, object]) -> tuple[int, Future[Any]]:
-        """Send an order; return its number, and where its answer will be.
+        """Send an order; return its number and the future of its answer.
 
         Raises:
             OSError: If the connection is gone.
@@ -209,7 +209,7 @@ class Link:
     # What goes along with packets
 
     def open(self, end: int) -> int:
-        """Carry what is written to the other side of a socket; return the number of the channel."""
+        """Carry what is written to the other end of a socket; return the number of the channel."""
         number = next(self._numbers)
         self._relay.add(number, socket.socket(fileno=os.dup(end)))
         return number
@@ -256,7 +256,7 @@ class Link:
         return digest
 
     def _reference(self, fd: int) -> bytes:
-        """Return what stands for a descriptor that goes with a packet, and close it."""
+        """Return the reference for a descriptor that accompanies a packet, and close the descriptor."""
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 return REFERENCE.pack(CHANNEL, NUMBER.pack(self.open(fd)))
@@ -298,30 +298,30 @@ class Link:
                 elif kind == Kind.CREDIT:
                     self._relay.credit(number, int.from_bytes(body, "little"))
                 elif kind == Kind.ORDER:
-                    self._told(json.loads(body))
+                    self._handle_report(json.loads(body))
         except EOFError:
-            self.lose(self._told_last("it was closed by the other side"))
+            self.lose(self._with_last_words("it was closed by the other side"))
         except (OSError, ValueError) as error:
             self.lose(str(error))
 
-    def _told(self, told: Mapping[str, Any]) -> None:
-        answer = self._waiting.pop(told.get("id", 0), None)
+    def _handle_report(self, report: Mapping[str, Any]) -> None:
+        answer = self._waiting.pop(report.get("id", 0), None)
         if answer is not None:
-            if told["t"] == "done":
-                answer.set_result(told["answer"])
+            if report["t"] == "done":
+                answer.set_result(report["answer"])
             else:
-                answer.set_exception(_ERRORS.get(told["kind"], OSError)(told["error"]))
+                answer.set_exception(_ERRORS.get(report["kind"], OSError)(report["error"]))
             return
-        number = told.get("handle", 0)
+        number = report.get("handle", 0)
         with self._lock:
             handle = self._handles.get(number)
-            if handle is None and told["t"] == "ended":
+            if handle is None and report["t"] == "ended":
                 self._ended_early.add(number)
-        if handle is not None and told["t"] == "ended":
+        if handle is not None and report["t"] == "ended":
             handle.ends()
-        elif handle is not None and told["t"] == "seen":
-            handle.seen(told["cpu_seconds"], told["memory_over"])
-            if told["memory_over"]:  # what follows may have to wait, and this thread must not
+        elif handle is not None and report["t"] == "seen":
+            handle.seen(report["cpu_seconds"], report["memory_over"])
+            if report["memory_over"]:  # the check may have to wait, and this thread must not
                 threading.Thread(target=self.watch.notice, name="rlm-watch", daemon=True).start()
 
     def _move(self) -> None:
@@ -335,7 +335,7 @@ class Link:
     def _silent(self, why: str) -> None:
         self.lose(why if self._greeted else f"{why} {self._transport.last_words()}".rstrip())
 
-    def _told_last(self, otherwise: str) -> str:
+    def _with_last_words(self, otherwise: str) -> str:
         return self._transport.last_words() or (otherwise if self._greeted else "it ended at once")
 
     def lose(self, why: str) -> None:
@@ -359,34 +359,34 @@ class Link:
         self._transport.end()
 
     def close(self) -> None:
-        """End the connection, and with it all that runs at its other end."""
+        """End the connection and all that runs at its far end."""
         if self.is_own:
             self.lose("it was closed here")
-            self._transport.end()  # another thread may have lost it a moment ago
+            self._transport.end()  # another thread may have recorded the loss a moment ago
         else:
             self._stream.detach()
 
 
 class _NoticesAtOnce:
-    """Looks at groups when the far end, which looks at their processes, has found something."""
+    """Checks groups when the far end, which checks their processes, has reported one."""
 
     def __init__(self) -> None:
         self._groups: set[Watched] = set()
         self._lock = threading.Lock()
 
     def add(self, group: Watched) -> None:
-        """Look at a group from now on."""
+        """Check a group from now on."""
         with self._lock:
             self._groups.add(group)
 
     def remove(self, group: Watched) -> None:
-        """Stop looking at it."""
+        """Stop checking it."""
         with self._lock:
             self._groups.discard(group)
 
     def notice(self) -> None:
-        """Check all groups: a session takes too much memory."""
+        """Check all groups, because a session takes too much memory."""
         with self._lock:
             groups = list(self._groups)
         for group in groups:
-            group.end_hogs()
+            group.enforce_memory_limit()

@@ -11,11 +11,11 @@ The stream is a sequence of frames: kind, number and size of the body in `_HEADE
 | PIECE | place among the pieces of a value | the value's digest, then bytes of it; none after the last |
 | BEAT | 0 | nothing: the sender lives |
 
-The far end says `GREETING` first: whatever a shell prints before that is passed over.
+The far end sends `GREETING` first; what a shell prints before it is ignored.
 
-Each channel has a window of bytes that may be on their way, so that a session that is not read holds up no other.
-Whoever reads the stream never writes to it and never waits, so that neither end can block the other. The standard
-library only.
+Each channel has a window of bytes that may be in flight, so that a session that is not read does not block others.
+The thread that reads the stream never writes to it and never waits, so neither end can block the other. It imports
+the standard library only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 GREETING = b"rlm_dspy: the stream begins\n"
 WINDOW = 1 << 20
-"""Bytes of the packets of one channel that may be on their way in each direction."""
+"""Bytes of the packets of one channel that may be in flight in each direction."""
 REFERENCE = struct.Struct("<B20s")
-"""What stands for a descriptor: `VALUE` and a digest, or `CHANNEL` and its number."""
+"""The reference for a descriptor: `VALUE` and a digest, or `CHANNEL` and its number."""
 VALUE, CHANNEL = 0, 1
 NUMBER = struct.Struct("<I16x")
 
@@ -55,7 +55,7 @@ _READ_AT_ONCE = 1 << 20
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """The kind of a frame."""
 
     ORDER = 0
     PACKET = 1
@@ -114,7 +114,7 @@ class Stream:
                     raise BrokenPipeError(f"the connection is closed: {error}") from error
 
     def await_greeting(self) -> None:
-        """Pass over what comes before the first frame.
+        """Skip everything before the first frame.
 
         Raises:
             EOFError: If there is none.
@@ -131,7 +131,7 @@ class Stream:
 
         Raises:
             EOFError: If there is none any more.
-            ValueError: If what comes is not of this protocol.
+            ValueError: If the data violates the protocol.
         """
         kind, number, size = _HEADER.unpack(self._exactly(_HEADER.size))
         if kind > Kind.BEAT or size > _MOST:
@@ -148,13 +148,13 @@ class Stream:
         return read
 
     def beat(self, lost: Callable[[str], None]) -> None:
-        """In a thread of its own: tell the other side that this one lives, and `lost` if the other is silent."""
+        """In a thread of its own: send heartbeats, and call `lost` if the other side is silent."""
         while not self._closed.wait(_BEAT_SECONDS):
             if time.monotonic() - self._heard > self._most_silent:
                 lost(f"nothing came for {self._most_silent} seconds")
                 return
             if self._sending.locked() or not wire.arrives(self._writes, 0, select.POLLOUT):
-                continue  # something is on its way; a wait for it would be one for a connection that hangs
+                continue  # a frame is being sent, and a wait for the lock could hang
             try:
                 self.send(Kind.BEAT)
             except OSError as error:
@@ -176,7 +176,7 @@ class Stream:
 
 
 class _Channel:
-    """One socket of this side, and what is on its way to it and from it."""
+    """One socket of this side, with the packets in flight to it and from it."""
 
     def __init__(self, number: int, sock: socket.socket) -> None:
         self.number = number
@@ -185,7 +185,7 @@ class _Channel:
         self.credit = WINDOW
         self.owed = 0
         self.ends = False
-        """Whether the other side has said that nothing follows."""
+        """Whether the other side has announced that nothing follows."""
         self.interest = 0
 
 
@@ -193,8 +193,8 @@ class Relay:
     """The channels of one stream.
 
     Args:
-        stream: Where the packets go.
-        reference: Returns what stands for a descriptor that comes with a packet. None: no descriptor is taken.
+        stream: The stream that carries the packets.
+        reference: Returns the reference for a descriptor that accompanies a packet; None to accept no descriptors.
     """
 
     def __init__(self, stream: Stream, reference: Callable[[int], bytes] | None) -> None:
@@ -217,7 +217,7 @@ class Relay:
                 self._epoll.register(fd, select.EPOLLIN)
 
     def forget(self, fd: int) -> None:
-        """No longer look at a descriptor; before it is closed."""
+        """Stop watching a descriptor; call this before it is closed."""
         with self._lock:
             if self._ready.pop(fd, None) is not None and not self._closed:
                 self._epoll.unregister(fd)
@@ -281,7 +281,7 @@ class Relay:
             os.close(self._wake)
 
     def _give_credit(self) -> None:
-        """Tell the other side what was delivered."""
+        """Report to the other side how much was delivered."""
         with self._lock:
             owed = [(channel.number, channel.owed) for channel in self._owing]
             for channel in self._owing:
@@ -301,7 +301,7 @@ class Relay:
             os.eventfd_write(self._wake, 1)
 
     def _moves(self, channel: _Channel) -> None:
-        """Something can be moved: deliver what waits, then take one packet."""
+        """Deliver the waiting packets of a ready channel, then read one packet."""
         packet, reference = b"", b""
         with self._lock:
             if self._channels.get(channel.number) is not channel:
@@ -361,7 +361,7 @@ class Relay:
         self._look(channel)
 
     def _look(self, channel: _Channel) -> None:
-        """Look at the socket for what can be done with it now."""
+        """Watch the socket for the events that can be handled now."""
         wanted = (select.EPOLLIN if channel.credit > 0 else 0) | (select.EPOLLOUT if channel.waiting else 0)
         if wanted == channel.interest:
             return
@@ -369,7 +369,7 @@ class Relay:
             self._epoll.register(channel.sock, wanted)
         elif wanted:
             self._epoll.modify(channel.sock, wanted)
-        else:  # of a socket that is closed it would tell again and again
+        else:  # a closed socket would be reported again and again
             self._epoll.unregister(channel.sock)
         channel.interest = wanted
 

@@ -34,7 +34,7 @@ class Streams(NamedTuple):
     send: Callable[[bytes], object]
     """Writes to its stdin."""
     listen: Callable[[Callable[[bytes], None], Callable[[str], None]], object]
-    """Calls the first with what comes from stdout, the second with what comes from stderr, until both end."""
+    """Calls the first function with output from stdout, the second with output from stderr, until both end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Service(ABC):
     timeout: int
     """Seconds after which the service ends a sandbox by itself."""
     create: Mapping[str, Any] = field(hash=False)
-    """More arguments of the client's call that makes a sandbox."""
+    """Further arguments of the client's call that makes a sandbox."""
 
     def __post_init__(self) -> None:
         if self.timeout <= 0:
@@ -80,7 +80,7 @@ class Service(ABC):
         Raises:
             ConnectionError: If that fails. The sandbox is deleted then.
         """
-        program = Path(armor.__file__).read_text("utf-8") + "\nput_on()\n" + BOOT if self.armored else BOOT
+        program = Path(armor.__file__).read_text("utf-8") + "\ninstall()\n" + BOOT if self.armored else BOOT
         with ExitStack() as undo:
             try:
                 streams = self.start([self.python, "-c", program, str(len(modules()))], undo)
@@ -123,7 +123,7 @@ class Sandbox:
     """A far end in a sandbox, with a pipe in place of its stdin and another in place of its stdout.
 
     Args:
-        name: What users know it as.
+        name: Its name for users.
         streams: Its streams.
         armored: Whether the streams take text only.
     """
@@ -140,12 +140,12 @@ class Sandbox:
         self.reads, heard = os.pipe()
         import fcntl  # noqa: PLC0415 (missing on other systems)
 
-        with suppress(OSError):  # each piece is a request to the service: the larger, the fewer
+        with suppress(OSError):  # each piece is a request to the service, so large pieces need fewer requests
             fcntl.fcntl(self.writes, fcntl.F_SETPIPE_SZ, armor.PIECE)
         threading.Thread(target=self._send, args=(to_send,), name="rlm-sandbox", daemon=True).start()
         self._listener = threading.Thread(target=self._listen, args=(heard,), name="rlm-sandbox", daemon=True)
         self._listener.start()
-        atexit.register(self.end)  # before the client lets go of its connections
+        atexit.register(self.end)  # before the client closes its connections
 
     def _send(self, source: int) -> None:
         with self._to_the_end(source):

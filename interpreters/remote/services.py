@@ -1,7 +1,7 @@
 """Far ends in the sandboxes of services: E2B, Modal, Daytona and Prime, by the clients that these publish.
 
-A sandbox is made when the first interpreter starts, carries all of them, and is deleted when the connection ends,
-however it does. Should this process be killed, the service ends the sandbox after `timeout` seconds.
+A sandbox is made when the first interpreter starts, and runs all of them. It is deleted when the connection ends,
+for whatever reason. If this process is killed, the service ends the sandbox after `timeout` seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IMAGE = "python:3.12-slim"
 
 
 class BoxOptions(TypedDict, total=False):
-    """What all boxes take; see `argv`."""
+    """The options of all boxes; see `argv`."""
 
     packages: Sequence[str] | None
     confinement: ConfinementPolicy | None
@@ -39,7 +39,7 @@ class BoxOptions(TypedDict, total=False):
 
 
 class E2B(Service):
-    """Sandboxes of E2B. Its client decodes what comes from stdout, and so the streams are armored."""
+    """Sandboxes of E2B. Its client decodes stdout as text, so the streams are armored."""
 
     name, client, keys, armored = "E2B", "e2b", "E2B_API_KEY", True
 
@@ -53,7 +53,9 @@ class E2B(Service):
         running = commands.run(shlex.join(words), background=True, stdin=True, timeout=0, retain_output=False)
         return Streams(
             partial(commands.send_stdin, running.pid),
-            lambda heard, told: running.wait(on_stdout=lambda text: heard(text.encode()), on_stderr=told),
+            lambda on_output, on_error: running.wait(
+                on_stdout=lambda text: on_output(text.encode()), on_stderr=on_error
+            ),
         )
 
 
@@ -77,16 +79,16 @@ class Modal(Service):
             running.stdin.write(piece)
             running.stdin.drain()
 
-        def listen(heard: Callable[[bytes], None], told: Callable[[str], None]) -> None:
+        def listen(on_output: Callable[[bytes], None], on_error: Callable[[str], None]) -> None:
             for piece in running.stdout:
-                heard(piece)
-            told(running.stderr.read().decode("utf-8", "replace"))
+                on_output(piece)
+            on_error(running.stderr.read().decode("utf-8", "replace"))
 
         return Streams(send, listen)
 
 
 class Daytona(Service):
-    """Sandboxes of Daytona. Its client takes text and gives text."""
+    """Sandboxes of Daytona. Its client sends and receives text only."""
 
     name, client, keys, armored = "Daytona", "daytona", "DAYTONA_API_KEY", True
 
@@ -102,9 +104,11 @@ class Daytona(Service):
         request = SessionExecuteRequest(command=shlex.join(words), run_async=True, suppress_input_echo=True)
         command = process.execute_session_command(session, request).cmd_id
 
-        def listen(heard: Callable[[bytes], None], told: Callable[[str], None]) -> None:
+        def listen(on_output: Callable[[bytes], None], on_error: Callable[[str], None]) -> None:
             asyncio.run(
-                process.get_session_command_logs_async(session, command, lambda text: heard(text.encode()), told)
+                process.get_session_command_logs_async(
+                    session, command, lambda text: on_output(text.encode()), on_error
+                )
             )
 
         return Streams(
@@ -133,15 +137,15 @@ class Prime(Service):
 
         running = _awaited(started())
 
-        async def listened(heard: Callable[[bytes], None], told: Callable[[str], None]) -> None:
+        async def listened(on_output: Callable[[bytes], None], on_error: Callable[[str], None]) -> None:
             async for piece in running.stdout:
-                heard(piece)
+                on_output(piece)
             async for piece in running.stderr:
-                told(piece.decode("utf-8", "replace"))
+                on_error(piece.decode("utf-8", "replace"))
 
         return Streams(
             lambda piece: _awaited(running.write_stdin(piece)),
-            lambda heard, told: _awaited(listened(heard, told)),
+            lambda on_output, on_error: _awaited(listened(on_output, on_error)),
         )
 
 

@@ -32,9 +32,10 @@ _MAX_TRACEBACK_CHARS = 10_000
 SETUP = "# Set-up of the REPL, no step of the run.\n"
 """The first line of a module's set-up code, which is not counted as a cell of the model."""
 HOOK = "__after_cell__"
-"""A function that a cell leaves under this name is taken away, and called after each further cell with the
-functions that were bound for it, by name. What it returns is written behind the cell's output. If it has a method
-`packed`, values that are submitted, and the arguments of tools, leave the session as that returns them."""
+"""A function that a cell leaves under this name is removed from the names, and called after each further cell with
+the functions that were bound for that cell, by name. Its result is appended to the cell's output. If it has a
+method
+`packed`, submitted values and the arguments of tools pass through that method when they leave the session."""
 _MAX_VALUE_CHARS, _MAX_VALUE_DEPTH = 1_000_000, 50
 _ERRORS_OF_THE_SOURCE = (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError)
 
@@ -49,7 +50,7 @@ class Submit(BaseException):
 def submitted(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a `SUBMIT(*args, **kwargs)` by output field.
 
-    Positional values are taken in the order of `names`; one dict that has exactly these keys is taken apart.
+    Positional values are taken in the order of `names`; a single dict with exactly these keys is unpacked.
 
     Raises:
         TypeError: If a field is missing, unknown or given twice; the message says how to call SUBMIT.
@@ -72,10 +73,10 @@ Kind = Literal["done", "submitted", "raised", "invalid"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended. Its output is in the `Capped` it was given."""
+    """How a cell ended. Its output is in the `Capped` that it was given."""
 
     kind: Kind
-    """`invalid`: the source does not compile, and did not run."""
+    """`invalid` means that the source does not compile, and did not run."""
     values: dict[str, Any] = field(default_factory=dict)
     """The submitted values by output field."""
     value: JSON = None
@@ -107,7 +108,7 @@ def _help(*names: object) -> None:
 
 
 def _cell_builtins() -> dict[str, Any]:
-    """Return Python's builtins and JSON's constants, with none that waits for a user."""
+    """Return Python's builtins and JSON's constants, with replacements for those that wait for a user."""
     ours = {"input": _nobody, "breakpoint": _nobody, "exit": sys.exit, "quit": sys.exit, "help": _help}
     return vars(builtins) | {"true": True, "false": False, "null": None} | ours
 
@@ -115,7 +116,7 @@ def _cell_builtins() -> dict[str, Any]:
 class Cells:
     """The cells of one session: one namespace, and the sources that tracebacks quote.
 
-    It captures no stream: the caller makes `sys.stdout` lead to the `Capped` that it hands to `run`. `module` is
+    It captures no stream: the caller redirects `sys.stdout` to the `Capped` that it passes to `run`. `module` is
     a fresh `__main__`, which pickle and type hints look for in `sys.modules`; `namespace` are its globals.
     """
 
@@ -126,10 +127,10 @@ class Cells:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._hook: Callable[[Mapping[str, Any]], str] | None = None
         self.packed: Callable[[Any], Any] = _as_it_is
-        """Returns a value as it leaves the session."""
+        """Returns the form in which a value leaves the session."""
         self._sources: dict[str, tuple[int, None, list[str], str]] = {}
         self._submissions: list[Submit] = []
-        """Of the cell that runs. The `SUBMIT` of an earlier cell adds to it too: code may have kept it."""
+        """The submissions in the running cell, also by the `SUBMIT` of an earlier cell that code kept."""
 
     def run(
         self,
@@ -138,12 +139,12 @@ class Cells:
         functions: Mapping[str, Callable[..., Any]] | None = None,
         output_fields: Sequence[Mapping[str, Any]] | None = None,
     ) -> Outcome:
-        """Run one cell and return its outcome, also if it raises.
+        """Run one cell and return its outcome, even if it raises.
 
         Args:
             code: Its source. `await` is allowed at the top level; tasks left over end with the cell.
             output: Receives the value of a last expression, on a line of its own.
-            functions: Bound by name before the cell. Those given to the last cell only are unbound.
+            functions: Bound by name before the cell. Functions that only the last cell was given are unbound.
             output_fields: The `name`s that `SUBMIT` takes; if there are none, one called `output`.
 
         Returns:
@@ -171,16 +172,16 @@ class Cells:
     def close(self) -> None:
         """Remove this session's sources from `linecache`."""
         for filename, entry in self._sources.items():
-            if linecache.cache.get(filename) is entry:  # not another session's of the same name
-                linecache.cache.pop(filename, None)  # a thread that ends another session may come first
+            if linecache.cache.get(filename) is entry:  # not the source of another session under the same name
+                linecache.cache.pop(filename, None)  # a thread that ends another session may have removed it
 
     def _call_hook(self, output: Capped) -> None:
-        """Call the hook if an earlier cell left one, or take the one that this cell left."""
+        """Call the hook that an earlier cell left, or take the one that this cell left."""
         if HOOK in self.namespace:
             self._hook = self.namespace.pop(HOOK)
             self.packed = getattr(self._hook, "packed", _as_it_is)
             return
-        with contextlib.suppress(BaseException):  # an interrupt of the cell may come late
+        with contextlib.suppress(BaseException):  # an interrupt of the cell may arrive late
             if self._hook is not None and (note := self._hook(self._functions)):
                 output.end_line()
                 output.write(note + "\n")
@@ -219,7 +220,7 @@ class Cells:
         ]
 
     def _evaluate(self, parts: list[types.CodeType]) -> Any:
-        """Run the parts in order; the value of the last. One event loop serves them all if any of them awaits."""
+        """Run the parts in order, in one event loop if any of them awaits; return the value of the last."""
         if any(part.co_flags & inspect.CO_COROUTINE for part in parts):
             return self._run_async(self._evaluate_async(parts))
         value = None
@@ -228,7 +229,7 @@ class Cells:
         return value
 
     def _run_async(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run to the end; an error that comes from outside, as an interrupt does, says where the code waited."""
+        """Run to the end; an error from outside, such as an interrupt, gets the place where the code waited."""
         with asyncio.Runner() as runner:
             try:
                 return runner.run(coroutine)
@@ -255,18 +256,18 @@ class Cells:
                 error.text = self._line(error.filename or "", error.lineno or 0) or None
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 error.add_note("The session and its variables are kept. SUBMIT(...) ends the run.")
-            told = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
-            self._keep_cells(told)
+            formatted = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
+            self._keep_cells(formatted)
             capped = Capped(_MAX_TRACEBACK_CHARS)
-            capped.write("".join(told.format() if told.stack else told.format_exception_only()))
+            capped.write("".join(formatted.format() if formatted.stack else formatted.format_exception_only()))
             return capped.text().rstrip("\n")
         except BaseException:  # noqa: BLE001 (the error's own methods are model code; memory may be short)
             return f"{type(error).__name__}: (no traceback available)"
 
-    def _keep_cells(self, told: traceback.TracebackException) -> None:
-        frames = [self._quoted(frame) for frame in told.stack if frame.filename in self._sources]
-        told.stack = traceback.StackSummary.from_list(frames)
-        for linked in (told.__cause__, told.__context__, *(told.exceptions or ())):
+    def _keep_cells(self, formatted: traceback.TracebackException) -> None:
+        frames = [self._quoted(frame) for frame in formatted.stack if frame.filename in self._sources]
+        formatted.stack = traceback.StackSummary.from_list(frames)
+        for linked in (formatted.__cause__, formatted.__context__, *(formatted.exceptions or ())):
             if linked is not None:
                 self._keep_cells(linked)
 
@@ -281,7 +282,7 @@ class Cells:
 
 
 def _suspended(awaited: Any) -> Iterator[traceback.FrameSummary]:
-    """Yield where a coroutine waits, and those that it waits for; nothing of one that has ended."""
+    """Yield where a coroutine waits, and the coroutines that it waits for; nothing if it has ended."""
     while (frame := getattr(awaited, "cr_frame", None)) is not None:
         yield traceback.FrameSummary(
             frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, lookup_line=False

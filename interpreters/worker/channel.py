@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Interrupts:
-    """SIGINT, raised as KeyboardInterrupt in a cell, but never while a frame is on its way."""
+    """Raises SIGINT as KeyboardInterrupt in a cell, but never while a frame is being sent or received."""
 
     def __init__(self) -> None:
         self.in_cell = False
@@ -69,7 +69,7 @@ class Channel:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Go on with nothing under way: in a copy of the process no other thread lives."""
+        """Reset the state in a copy of the process, in which no other thread lives."""
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
@@ -100,7 +100,7 @@ class Channel:
         Raises:
             EOFError: If the host is gone.
             TypeError: If the arguments have no form in JSON.
-            ValueError: If they are more than the host takes.
+            ValueError: If they are larger than the host accepts.
         """
         with self._turn:
             self._calls += 1
@@ -114,7 +114,7 @@ class Channel:
         return self._received(lambda: self._answers.pop(number, None))
 
     def _received(self, taken: Callable[[], T | None]) -> T:
-        """Return what `taken` finds, reading from the socket while no other thread does."""
+        """Return the result of `taken`; read from the socket while no other thread does."""
         while True:
             reading = False
             try:
@@ -126,7 +126,7 @@ class Channel:
                         self._turn.wait()
                         continue
                     reading = self._reading = True
-                self._poll.poll()  # an interrupt may end this: nothing is taken from the socket yet
+                self._poll.poll()  # an interrupt may end this wait: nothing was read from the socket yet
                 with self._interrupts.held():
                     self._take()
             finally:

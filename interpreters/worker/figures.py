@@ -13,7 +13,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return what matplotlib asks of a backend: that of its own one for pictures."""
+    """Return the attributes that matplotlib expects of a backend, from its own backend for pictures."""
     if name == "FigureCanvas":
         globals()[name] = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
         return globals()[name]  # matplotlib also reads the names of the module

@@ -54,7 +54,7 @@ _COMMON = [
 """Modules of the standard library that workers find loaded."""
 
 
-def _tell_failure(sock: socket.socket, error: BaseException) -> None:
+def _report_failure(sock: socket.socket, error: BaseException) -> None:
     """Report to the host why this process ends."""
     wire.send(sock, wire.encoded({"t": "failed", "error": f"{type(error).__name__}: {error}"}))
 
@@ -64,7 +64,7 @@ _FAILED = {
     "room": "no room for the values",
     "watch": "the worker ended at once",
 }
-"""What an order that fails is told as."""
+"""The message for each order that fails."""
 
 
 class ForkServerProcess:
@@ -77,7 +77,7 @@ class ForkServerProcess:
         self._zero_copy = False
         self._groups: dict[int, str] = {}
         self._cells = Cells()
-        """Those of each worker, which finds them made."""
+        """The cells of each worker, made before the fork."""
 
     def run(self, config: Config) -> NoReturn:
         """Load modules, confine the process, report to the host, and serve until the host is gone."""
@@ -85,7 +85,7 @@ class ForkServerProcess:
         if inside:
             self._go_on_as_process_1()
         else:
-            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # the children of ended workers become ours
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # this process adopts the children of ended workers
         missing = _load(config["preload"], config["search"])
         found = importing.loaded(config["preload"], config["search"])
         self._confinement.readable = sorted({*self._confinement.readable, *found})
@@ -98,12 +98,12 @@ class ForkServerProcess:
         _forget(config)
         if inside:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user would have cleared it
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel then reaps ended children
         gc.collect()
         gc.freeze()
         packages -= sys.stdlib_module_names | {_PACKAGE, "__main__"}
-        told = {"missing": missing, "importable": importable, "packages": sorted(packages)}
-        self._reply({"t": "ready", **told, "readable": self._confinement.readable, "zero_copy": self._zero_copy})
+        report = {"missing": missing, "importable": importable, "packages": sorted(packages)}
+        self._reply({"t": "ready", **report, "readable": self._confinement.readable, "zero_copy": self._zero_copy})
         self._serve()
 
     def _go_on_as_process_1(self) -> None:
@@ -173,7 +173,7 @@ class ForkServerProcess:
             _settle(scratch)
             cap_recursion()
         except BaseException as error:  # noqa: BLE001 (after any error, no code may run)
-            _tell_failure(sock, error)
+            _report_failure(sock, error)
             os._exit(1)
         try:
             Worker(sock, self._cells, max_output_chars, zero_copy=self._zero_copy).serve()
@@ -181,7 +181,7 @@ class ForkServerProcess:
             os._exit(70)
 
     def _kill(self, session: str, group: int) -> None:
-        """End a session: all processes that ever came from its first one."""
+        """End a session: all processes that descend from its first one."""
         if self._groups.get(group) == session:
             del self._groups[group]
             _kill_group(group)
@@ -209,7 +209,7 @@ def _kill_group(group: int) -> None:
 
 
 def _settle(scratch: str) -> None:
-    """Let the code find its scratch where it looks for one, and random numbers that are its own."""
+    """Point code to its own scratch folder for temporary files, and give it random numbers of its own."""
     os.environ.update(HOME=scratch, TMPDIR=scratch)
     sys.modules["tempfile"].tempdir = scratch  # type: ignore[attr-defined]
     numpy = sys.modules.get("numpy")
@@ -218,7 +218,7 @@ def _settle(scratch: str) -> None:
 
 
 def _child_says(question: Callable[[], bool]) -> bool:
-    """Ask in a child: the answer no if it crashes."""
+    """Return the answer of a function that runs in a child; False if the child crashes."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -229,10 +229,10 @@ def _child_says(question: Callable[[], bool]) -> bool:
 
 
 def _load(preload: list[str], search: list[str]) -> dict[str, str]:
-    """Import what workers are to find loaded.
+    """Import the modules that workers are to find loaded.
 
     Returns:
-        What of `preload` could not be imported, and why.
+        The modules of `preload` that could not be imported, each with the reason.
     """
     failed = {}
     kept = list(sys.path)
@@ -250,7 +250,7 @@ def _load(preload: list[str], search: list[str]) -> dict[str, str]:
 
 
 def _forget(config: Config) -> None:
-    """Let nothing tell workers of the host's folders, but what they import from."""
+    """Remove the names of the host's folders from this process, except those that workers import from."""
     for folder in config["search"]:
         sys.path_importer_cache.pop(folder, None)
     cast("dict[str, object]", config).clear()
@@ -271,7 +271,7 @@ def main() -> None:
             os._exit(0)
         ForkServerProcess(control, host, config).run(config)
     except Exception as error:  # noqa: BLE001 (the host decides what to do without this fork server)
-        _tell_failure(control, error)
+        _report_failure(control, error)
         os._exit(1)
 
 

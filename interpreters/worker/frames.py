@@ -17,11 +17,11 @@ class Value(TypedDict, total=False):
 
     json: JSON
     pickle: str
-    """In base64."""
+    """A pickle in base64."""
     layout: tuple[str, int, int, bool]
     """A `memory.Layout`: a `str` or `bytes` in shared memory."""
     spans: list[tuple[int, int]]
-    """Where in shared memory a pickle and its buffers lie."""
+    """The places of a pickle and its buffers in shared memory."""
     file: bool
     """A pickle in the memory of the descriptor, which is read and not mapped."""
 
@@ -40,7 +40,7 @@ class Order(TypedDict):
     t: Literal["cell", "bind", "copy"]
     id: int
     values: NotRequired[dict[str, Value]]
-    """What to bind first."""
+    """The values to bind first."""
     tools: NotRequired[list[Tool]]
     """The tools, if they have changed."""
     code: NotRequired[str]
@@ -64,7 +64,7 @@ class Config(TypedDict):
     packages: list[str]
     """The modules that were asked for."""
     preload: list[str]
-    """Those of them to load at once; the others are imported when code asks for them."""
+    """The modules to load at once; the others are imported when code asks for them."""
     paths: list[str]
     """Folders and wheels with further modules."""
     search: list[str]

@@ -26,7 +26,7 @@ SUFFIXES = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
 
 
 class Finder(MetaPathFinder):
-    """Finds modules by the names of their files alone: the folders they lie in may not be listed.
+    """Finds modules by the names of their files only, because their folders may not be listed.
 
     Args:
         files: The file of each module by dotted name, of a package its `__init__`.
@@ -43,7 +43,7 @@ class Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module is; None if it is none of these."""
+        """Return the spec of a module; None if it is not one of these."""
         file = self._files.get(fullname) or self._standard_file(fullname)
         if file is not None:
             inside = [str(Path(file).parent)] if is_package(file) else None
@@ -74,15 +74,15 @@ class Finder(MetaPathFinder):
 
 
 def normalized(name: str) -> str:
-    """Return the name of a distribution as all its spellings have it: `ruamel_yaml` for `ruamel.yaml`."""
+    """Return a distribution's name in a form that all its spellings share: `ruamel_yaml` for `ruamel.yaml`."""
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def loaded(named: Iterable[str], search: Sequence[str]) -> list[str]:
     """Return the folders and files of the loaded modules that are not of the standard library.
 
-    Of a package the whole folder, if it was asked for by name or is installed; else only its loaded files, as it
-    may be a project's.
+    For a package this is the whole folder if it was asked for by name or is installed; else only its loaded files,
+    because the folder may be a project.
 
     Args:
         named: The modules that were asked for.
@@ -114,7 +114,7 @@ def tops(packages: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def place_of(file: str, search: Sequence[str]) -> str:
-    """Return what is a module's own: the folder of a package, else its file.
+    """Return the path that belongs to a module only: the folder of a package, else its file.
 
     A folder in which other modules are looked for is not its own: so is a project with a stray `__init__`.
     """

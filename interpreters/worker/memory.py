@@ -1,8 +1,8 @@
 """Shares values in sealed memory: the host writes them once, any number of workers map them.
 
 A `str` or `bytes` is attached without a copy: its characters stay in the shared read-only mapping, and a private
-page in front of it holds the object's header. `can_attach()` tests that on the running Python; where it does not
-hold, the mapping is decoded once. The standard library only.
+page in front of it holds the object's header. `can_attach()` tests this on the running Python; if it fails,
+the mapping is decoded once. The standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WIDE_HEADER = sys.getsizeof("\u0100\u0100") - 6
 _BYTES_HEADER = sys.getsizeof(b"ab") - 3
 _STATE_AT = 32
 _REFERENCES = 1 << 30
-"""More than code can let go of, and not what any Python takes for immortal."""
+"""A reference count that code cannot bring to 0, and that no Python treats as immortal."""
 _WRITE_AT_ONCE = 1 << 30
 _ADD_SEALS, _ALL_SEALS = 1033, 0xF
 _NO_ACCESS, _READ, _READ_WRITE = 0, 1, 3
@@ -84,7 +84,7 @@ def write(fd: int, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def published(value: str | bytes) -> tuple[int, Layout]:
-    """Write a value to new sealed memory; return its descriptor and what is in it."""
+    """Write a value to new sealed memory; return its descriptor and its layout."""
     layout, raw = _raw(value)
     with created() as fd:
         write(fd, [raw])
@@ -145,7 +145,7 @@ def attached(fd: int, layout: Layout, *, copy: bool = False) -> str | bytes:
 
     Args:
         fd: Sealed memory.
-        layout: What is in it.
+        layout: The layout of its content.
         copy: Decode instead of mapping; for a Python on which `can_attach()` is false.
     """
     if not copy:
@@ -194,7 +194,7 @@ def _header(layout: Layout) -> bytes:
 def can_attach() -> bool:
     """Return whether values can be attached without a copy on this Python.
 
-    A layout that is wrong may crash: call it in a process that nobody needs.
+    A wrong layout may crash the process: call this in a process that may crash.
     """
     if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False

@@ -15,7 +15,7 @@ import sys
 import warnings
 
 _LIBC = ctypes.PyDLL(None, use_errno=True)
-"""The C library; its functions keep the GIL, which the child could hand to no other thread."""
+"""The C library. Its functions keep the GIL, because the child has no other thread to take it."""
 
 
 def fork_asleep(own: int, fd: int) -> int:
@@ -26,7 +26,7 @@ def fork_asleep(own: int, fd: int) -> int:
         fd: The copy's socket; the copy closes this descriptor.
 
     Returns:
-        The copy's number; 0 in the copy. If this process has other threads, that sleeps when it reads.
+        The copy's process id; 0 in the copy. If this process has other threads, the copy sleeps when it reads.
 
     Raises:
         OSError: If there can be no more processes.
@@ -52,7 +52,7 @@ def fork_asleep(own: int, fd: int) -> int:
 
 
 def _fork_prepared(own: int, fd: int) -> int:
-    """Fork as Python does: in the copy of a process with threads, what they held must be freed at once."""
+    """Fork as Python does: the copy of a process with threads must free at once what the threads held."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads live: the copy has none
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""Captures what a cell prints, and tells the host of it while the cell runs.
+"""Captures the output of a cell, and reports it to the host while the cell runs.
 
 The standard library only: the host uses this module in its own process too.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 _AT_ONCE, _AT_ONCE_CHARS = 64, 4_096
-"""A short output is told at once, whenever a line of it ends."""
+"""The first lines of a short output are reported at once, each when it ends."""
 _PAUSE_SECONDS = 0.05
-"""Between two times that a longer one is told."""
+"""The time between two reports of a longer output."""
 
 
 class Capped(io.TextIOBase):
-    """A text stream that keeps `max_chars` (2 or more) of what is written, half from each end, in O(that) memory.
+    """A text stream that keeps `max_chars` (2 or more) of what is written, half from each end, in bounded memory.
 
     Safe to write from several threads. Closing it does nothing: code that closes `sys.stdout` goes on.
     """
@@ -42,7 +42,7 @@ class Capped(io.TextIOBase):
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget what was written. Code may hold on to a stream, so a session has one for all its cells."""
+        """Forget what was written. Code may keep a stream, so a session has one for all its cells."""
         # A new one: in a copy of the process, a thread that is not there may have held it. One thread may take it
         # twice: a `__del__` that prints can run while it writes.
         self._lock = threading.RLock()
@@ -80,7 +80,7 @@ class Capped(io.TextIOBase):
         self._tail, self._tail_chars = [tail], len(tail)
 
     def text(self) -> str:
-        """What was written; of more than `max_chars`, the two ends and how many characters were left out."""
+        """The text that was written; if it is too long, its two ends and the number of omitted characters."""
         with self._lock:
             self._compact()
             head, tail = "".join(self._head), self._tail[0]
@@ -121,46 +121,46 @@ class _Bytes(io.RawIOBase):
 
 
 class Printed(Capped):
-    """The output of a session's cells, which the host is told: so the end of the process loses none of it.
+    """The output of a session's cells. It is reported to the host, so the end of the process loses none of it.
 
     Args:
-        max_chars: What is kept of the output of a cell.
-        channel: To the host.
+        max_chars: How many characters of a cell's output are kept.
+        channel: The channel to the host.
     """
 
     def __init__(self, max_chars: int, channel: Channel) -> None:
         super().__init__(max_chars)
         self._channel = channel
-        self._cell = self._told = 0
-        self._told_at = 0.0
+        self._cell = self._reports = 0
+        self._reported_at = 0.0
         self._pid = os.getpid()
 
     def begin(self, cell: int) -> None:
-        """Tell the host what is written from now on as the output of a cell."""
+        """Report to the host what is written from now on, as the output of a cell."""
         self.start_anew()
-        self._cell, self._told, self._told_at, self._pid = cell, 0, time.monotonic(), os.getpid()
+        self._cell, self._reports, self._reported_at, self._pid = cell, 0, time.monotonic(), os.getpid()
 
     def end(self) -> str:
-        """Tell it no more; return what was written, without empty lines at its end."""
+        """Stop reporting; return what was written, without empty lines at its end."""
         self._cell = 0
         return self.text().rstrip("\n")
 
     def write(self, text: str) -> int:
         """Accept all of `text`."""
         count = super().write(text)
-        if self._cell and text.endswith("\n"):  # another thread may write meanwhile, but not into a line
-            self._tell()
+        if self._cell and text.endswith("\n"):  # another thread may write between lines, but not within one
+            self._report()
         return count
 
-    def _tell(self) -> None:
-        if self._told >= _AT_ONCE or self.written > _AT_ONCE_CHARS:
+    def _report(self) -> None:
+        if self._reports >= _AT_ONCE or self.written > _AT_ONCE_CHARS:
             now = time.monotonic()
-            if now < self._told_at + _PAUSE_SECONDS:
+            if now < self._reported_at + _PAUSE_SECONDS:
                 return
-            self._told_at = now
-        if os.getpid() != self._pid:  # a child that the code has forked
+            self._reported_at = now
+        if os.getpid() != self._pid:  # in a child that the code has forked
             return
-        self._told += 1
+        self._reports += 1
         frame: wire.Frame = {"t": "printed", "id": self._cell, "text": self.text()}
-        with suppress(OSError, MemoryError):  # the host is gone, or there is no room to say it
+        with suppress(OSError, MemoryError):  # the host is gone, or there is no memory for the report
             self._channel.send(wire.encoded(frame))

@@ -43,7 +43,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=pl
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Frame = dict[str, JSON]
-"""What a worker sends: any JSON object, of which the host believes nothing until it has looked."""
+"""A message from a worker: any JSON object, which the host does not trust until it has checked it."""
 
 
 class Violation(ValueError):  # noqa: N818 (of the protocol: what it says)
@@ -62,15 +62,16 @@ def encoded(frame: Mapping[str, object]) -> bytes:
 
 
 def encoded_for_host(frame: Mapping[str, object]) -> bytes:
-    """Return the JSON of a frame that the host will take.
+    """Return the JSON of a frame that the host will accept.
 
     Raises:
         TypeError: As `encoded` does.
-        ValueError: If it refers to itself, has an int of more than 4,300 digits, or is larger than the host takes.
+        ValueError: If it refers to itself, has an int of more than 4,300 digits, or is larger than the host
+            accepts.
         RecursionError: As `encoded` does.
     """
     allowed = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(_MAX_DIGITS)  # code may have lifted it here, and the host keeps to it
+    sys.set_int_max_str_digits(_MAX_DIGITS)  # code may have raised the limit here, but the host keeps it
     try:
         payload = encoded(frame)
     finally:

@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 
 _STACK_BYTES = 4 << 20
 _RESERVE_BYTES = 2 << 20
-"""Kept from a cell, so that the worker can report a cell that filled its memory and the next one can free it."""
+"""Reserved, so that the worker can report a cell that filled its memory and the next cell can free it."""
 _LITTLE_BYTES = 4 << 20
-"""What a full memory has no room for."""
+"""A size that a full memory has no room for."""
 _FORMAT_WARNING = warnings.formatwarning
 
 
 def _warning_in_words(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return a warning as Python tells it; of a place in the host's own files, only what it says."""
+    """Return a warning as Python formats it; without its place if that is in a file of the host."""
     if filename.startswith("<"):
         return _FORMAT_WARNING(message, category, filename, lineno, line)
     return f"{category.__name__}: {message}\n"
@@ -58,9 +58,9 @@ class Worker:
     """Runs the cells of one session.
 
     Args:
-        sock: To the host.
-        cells: Runs them; it has run none.
-        max_output_chars: What is kept of the output of a cell.
+        sock: The socket to the host.
+        cells: Runs the cells; it has run none yet.
+        max_output_chars: How many characters of a cell's output are kept.
         zero_copy: Whether values can be attached without a copy.
     """
 
@@ -140,10 +140,10 @@ class Worker:
                 reserve.close()
 
     def _thread_raised(self, raised: threading.ExceptHookArgs) -> None:
-        """Print what ended a thread as the model's own lines; a SUBMIT is not an error."""
+        """Print the error that ended a thread, with the model's own lines only; a SUBMIT is not an error."""
         if raised.exc_value is not None and not isinstance(raised.exc_value, Submit | SystemExit):
-            told = self._cells.in_words(raised.exc_value)
-            sys.stderr.write(f"A thread ended with an error:\n{told}\n")
+            message = self._cells.in_words(raised.exc_value)
+            sys.stderr.write(f"A thread ended with an error:\n{message}\n")
 
     @staticmethod
     def _encoded(reply: wire.Frame, outcome: Outcome) -> bytes:
@@ -155,8 +155,8 @@ class Worker:
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             reply = {**reply, "values": {}, "value": None, "error": outcome.error}
             if outcome.kind == "submitted":
-                told = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
-                reply |= {"kind": "raised", "error": told}
+                message = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
+                reply |= {"kind": "raised", "error": message}
         return wire.encoded(reply)
 
     def _furnish(self, frame: frames.Order, fds: list[int]) -> None:
@@ -193,8 +193,8 @@ class Worker:
                 return
             made = made and copy > 0
         seconds = time.perf_counter() - started
-        told: wire.Frame = {"t": "copied", "id": number, "made": made, "seconds": seconds, "pid": copy}
-        self._channel.send(wire.encoded(told))
+        report: wire.Frame = {"t": "copied", "id": number, "made": made, "seconds": seconds, "pid": copy}
+        self._channel.send(wire.encoded(report))
 
     def _copy(self, fd: int) -> int:
         """Fork a copy of this session that sleeps until the host wakes it through the socket `fd`.

@@ -210,7 +210,7 @@ class TestWorth:
         theirs.close()
         kept.ordered(process, number, number, number, {})
         if told:
-            kept.told({"id": number, **told})
+            kept.record_report({"id": number, **told})
 
     def test_a_state_is_copied_once(self) -> None:
         """In each mode."""
@@ -269,7 +269,7 @@ class TestWorth:
         self.order(kept, 1)
         numbers: list[wire.JSON] = [0, 2, None, "1", [1]]
         for number in numbers:
-            kept.told({"id": number, "made": True, "seconds": 0.1})
+            kept.record_report({"id": number, "made": True, "seconds": 0.1})
         assert kept.newest() is None
 
 
