@@ -16,7 +16,7 @@ HOST_TOOL = "_rlm_call"
 READ_TOOL = "_rlm_read"
 """The name of the host function that reads the files of a `Files`."""
 KEEP_TOOL = "_rlm_keep_file"
-"""The name of the host function that it gives files to; only in interpreters that take Python objects."""
+"""The name of the host function that receives files; only in interpreters that take Python objects."""
 _FILE = "<functions>"
 _HERE = Path(__file__).parent / "in_repl"
 _SOURCES = (
@@ -29,7 +29,7 @@ _SOURCES = (
     ),
 )
 SOURCE = "\n\n".join(path.read_text(encoding="utf-8") for path in _SOURCES)
-"""What is run in a REPL, in a namespace of its own, before the first turn; it wants both tools."""
+"""The files that run in a REPL, in a namespace of their own, before the first turn; they need both tools."""
 RUN = f"""
 def _rlm_run(source, magic, code, given):
     import base64, builtins, importlib.util, marshal
@@ -47,14 +47,14 @@ def _rlm_run(source, magic, code, given):
 _rlm_run(*_rlm_functions, _rlm_given)
 del _rlm_run, _rlm_functions, _rlm_given
 """
-"""Runs what `functions` returned, bound as `_rlm_functions`; not as a cell, so that tracebacks leave it out.
+"""Runs the result of `functions`, bound as `_rlm_functions`. It is not a cell, so tracebacks omit it.
 
-Inputs may be bound with it, one of which may be called `str`.
+Inputs may be bound in the same step, and one of them may be named `str`.
 """
 BEGIN = "_rlm_begin()\ndel _rlm_begin\n"
-"""Run when the inputs are bound: in the same cell, so that there is no checkpoint between, or in the next one."""
+"""Run when the inputs are bound: in the same cell, to avoid a checkpoint between, or in the next one."""
 RESTORE_INPUTS = "(lambda names: names.update(names.get('INPUTS', ())))(__import__('builtins').globals())"
-"""Run in a REPL that another run had before: the inputs are what they were, whatever code did to their names."""
+"""Run in a REPL of an earlier run: restores the inputs, whatever code did to their names."""
 SHOW_NOTES = "_rlm_show_notes()"
 """Run after each cell, in interpreters that do not call `rlm_dspy.interpreters.worker.cell.HOOK`."""
 
@@ -64,7 +64,7 @@ def functions(form: type[CodeType | bytes | str] = str) -> list[object]:
     """Return the source, the Python version of the compiled code, and that code.
 
     Args:
-        form: What the interpreter takes: the code itself, its bytes, or their base64.
+        form: The form that the interpreter accepts: the code itself, its bytes, or their base64.
     """
     code = compile(SOURCE, _FILE, "exec", dont_inherit=True)
     raw = marshal.dumps(code)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 TOO_DEEP = (ValueError, RecursionError, MemoryError)
-"""What DSPy's parsers raise for thousands of open brackets, besides their own errors."""
+"""The errors that DSPy's parsers raise for thousands of open brackets, besides their own errors."""
 _MOST_REPAIRED_CHARS = 4_000
 """A longer text must be valid JSON."""
 _FORMS = {
@@ -42,10 +42,10 @@ _FORMS = {
     dt.time: "'09:30:00'",
     dt.timedelta: "'PT90M'",
 }
-"""How a value of a type is written; other forms of it may have several meanings."""
+"""An example for each type whose other forms may have several meanings."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?")
 LEAST_TIMESTAMP = 1e8
-"""Seconds since 1970; a smaller number is rather a year or a date without hyphens."""
+"""Seconds since 1970; a smaller number is more likely a year or a date without hyphens."""
 NO_DATE = "a number is not a date"
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 """An integer with commas between its thousands."""
@@ -117,7 +117,7 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
     checked = TypeAdapter(strict).validate_python
     attempts: list[Callable[[], Any]] = [
         lambda: checked(value),
-        lambda: checked(value, by_alias=True, by_name=True),  # as a `Record` has
+        lambda: checked(value, by_alias=True, by_name=True),  # a `Record` has it too
         lambda: _parsed(value, strict),
     ]
     if isinstance(annotation, enum.EnumMeta):
@@ -142,9 +142,9 @@ def _choices(annotation: TypeForm[Any]) -> tuple[Any, ...]:
 
 
 def with_strict_dates(annotation: TypeForm[Any]) -> TypeForm[Any]:
-    """Return a type whose dates and times are not bare numbers, which pydantic takes for seconds since 1970.
+    """Return a type whose dates and times cannot be bare numbers, which pydantic reads as seconds since 1970.
 
-    The fields of models are unchanged: they are the caller's.
+    The fields of models are unchanged, because models belong to the caller.
     """
     if annotation in (dt.date, dt.datetime, dt.time):
         return cast("TypeForm[Any]", Annotated[annotation, BeforeValidator(_no_year)])
@@ -164,7 +164,7 @@ def _no_year(value: Any) -> Any:
     """Return a value for a date; `20240301` as `2024-03-01`.
 
     Raises:
-        ValueError: If it is a number too small for a time since 1970, such as a year.
+        ValueError: If it is a number that is too small for a time since 1970, such as a year.
     """
     text = str(value).strip() if isinstance(value, int | float | str) else ""
     if not _NUMBER.fullmatch(text) or abs(float(text)) >= LEAST_TIMESTAMP:
@@ -175,10 +175,10 @@ def _no_year(value: Any) -> Any:
 
 
 def _member(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Return the one choice that a text names in any case: an enum's member, by name or value, or a literal.
+    """Return the only choice that equals a text, ignoring case: an enum's member, by name or value, or a literal.
 
     Raises:
-        ValueError: If there is none, or more than one.
+        ValueError: If no choice equals it, or several do.
     """
     wanted = value.strip().lower() if isinstance(value, str) else None
     named: list[Any] = []
@@ -205,7 +205,7 @@ def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
 
 
 def _fitted(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Return JSON-like data whose parts are read as leniently as a whole value: `["RED"]` as a list of an enum."""
+    """Return JSON-like data with each part read as leniently as a whole value: `["RED"]` as a list of an enum."""
     kinds = [kind for kind in _choices(annotation) if kind is not type(None)]
     kind, holds = kinds[0], get_origin(kinds[0]) in _CONTAINERS or hasattr(kinds[0], "model_fields")
     if len(kinds) == 1 and get_origin(kind) is Annotated:

@@ -7,17 +7,17 @@ from typing import TypedDict
 import dspy
 
 HIDDEN = "_rlm_define_"
-"""Before the name of such a tool: its host function; code calls the one that `in_repl/names.py` makes of it."""
+"""The prefix of its host function's name; code calls the wrapper that `in_repl/names.py` makes."""
 
 
 class Definition(TypedDict):
-    """What a `DefiningTool` returns to the REPL.
+    """The answer of a `DefiningTool` to the REPL.
 
     Attributes:
-        name: The name of the module that `source` is run as; empty if there is no source.
-        source: Python that the REPL runs; the public functions and classes that it defines get their names there.
-        shown: What the REPL prints.
-        value: What the call returns.
+        name: The name of the module in which `source` runs; empty if there is no source.
+        source: Python code that the REPL runs; its public functions and classes become names of the REPL.
+        shown: The text that the REPL prints.
+        value: The value that the call returns.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Definition(TypedDict):
 
 
 class DefiningTool(dspy.Tool):
-    """A tool that returns a `Definition`, which the REPL carries out: nothing of it runs on the host.
+    """A tool that returns a `Definition`, which runs in the REPL and never on the host.
 
     Attributes:
         listing: Lines that the prompt shows below the tool.

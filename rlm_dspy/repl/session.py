@@ -52,11 +52,11 @@ class Repl:
 
     Attributes:
         factory: Returns a new interpreter; called again if one dies.
-        tools: Host functions by their name in code.
-        inputs: The run's inputs by name; bound once, so changes by the code persist.
+        tools: Host functions by their names in code.
+        inputs: The run's inputs by name; they are bound once, so changes by the code persist.
         signature: The user's signature, for the fields of SUBMIT.
         known: The facts for the functions of the REPL; see `_rlm_given` in `in_repl/functions.py`.
-        media: The images, sounds and files that the REPL has by name.
+        media: The images, sounds and files that the REPL refers to by name.
         keep_file: Takes a file that code wrote: `name`, `size`, `data` in base64 or None, and `removed` if it is
             gone. Returns why it is not kept.
         give_back: Takes the interpreter at the end in place of shutting it down, unless code still runs.
@@ -80,10 +80,10 @@ class Repl:
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def open(self, *, again: bool = True) -> None:
-        """Start an interpreter and bind inputs and functions. A concurrent `close` shuts it down again.
+        """Start an interpreter and bind inputs and functions; a concurrent `close` shuts it down again.
 
         Args:
-            again: If it is lost while they are bound, start another one, once.
+            again: Whether to start another interpreter, once, if this one dies while they are bound.
 
         Raises:
             dspy.CodeInterpreterError: If it cannot be started, or is lost again.
@@ -143,7 +143,7 @@ class Repl:
     def _furnishing(self, interpreter: dspy.CodeInterpreter) -> list[tuple[str, dict[str, Any]]]:
         """Return the code that runs before the first turn: functions, DSPy's input types, other inputs.
 
-        It is one step, which is copied once, unless an input may need a function to be rebuilt.
+        It is one step, so a worker is copied once, unless an input may need a function to be rebuilt.
         """
         takes_objects = isinstance(interpreter, TakesObjects)
         serialized, variables = [], dict(self._kept)
@@ -230,8 +230,8 @@ class Repl:
     def execute(self, code: str) -> Outcome:
         """Run a block of the model's code.
 
-        What the model can fix is an outcome, not an exception. So is the death of the interpreter, which is
-        replaced.
+        An error that the model can fix is an outcome, not an exception. The death of the interpreter is an outcome
+        too, and the interpreter is replaced.
 
         Raises:
             dspy.CodeInterpreterError: If the interpreter died and cannot be replaced.
@@ -243,19 +243,19 @@ class Repl:
         return replace(outcome, output=f"{outcome.output.rstrip()}\n{notes}".lstrip()) if notes else outcome
 
     def collect_files(self) -> None:
-        """Take the files that a cell wrote that was ended before it could hand them over."""
+        """Collect the files of a cell that was ended before it could hand them over."""
         if bootstrap.KEEP_TOOL in getattr(self.interpreter, "tools", ()):
             self._notes()
 
     def _notes(self) -> str:
         """Rebind the functions of the REPL; return notes on names that the cell changed."""
-        with contextlib.suppress(dspy.CodeInterpreterError):  # it may be gone; the next cell will report it
+        with contextlib.suppress(dspy.CodeInterpreterError):  # it may have died; the next cell will report it
             if self.interpreter is not None:
                 return str(self.interpreter.execute(SETUP + bootstrap.SHOW_NOTES, variables={}) or "")
         return ""
 
     def _execute(self, code: str) -> Outcome:
-        interpreter, told = self._started, ""
+        interpreter, printed = self._started, ""
         self._running = True
         try:
             result = interpreter.execute(code, variables={})
@@ -263,14 +263,14 @@ class Repl:
             ours = isinstance(interpreter, Interpreter)  # its message is the whole traceback
             return Outcome("error", str(error) if ours else f"SyntaxError: {error}")
         except dspy.CodeExecutionError as error:
-            told = getattr(error, "output", "")  # of an interpreter of ours
+            printed = getattr(error, "output", "")  # set by our interpreters
             return Outcome("error", str(error))
         except dspy.CodeInterpreterError as error:
             self._running = False  # `interrupt` must not stop the new one
             return self._replace(error)
         finally:
             self._running = False
-            self.printed = (told or getattr(interpreter, "shown", "")).rstrip()  # not in DSPy's protocol
+            self.printed = (printed or getattr(interpreter, "shown", "")).rstrip()  # not in DSPy's protocol
         text = interpreter.shown if isinstance(interpreter, Interpreter) else shown(result)
         if isinstance(result, dspy.FinalOutput):
             return self._submitted(text, result.output)
@@ -297,12 +297,12 @@ class Repl:
 
 
 def _is_sent_as_it_is(value: Any) -> bool:
-    """Whether a value, unlike others, has no part that the REPL's functions rebuild."""
+    """Whether the REPL's functions have to rebuild no part of a value."""
     return type(value) in (str, bytes, int, float, bool, type(None), Text)
 
 
 def _functions(interpreter: dspy.CodeInterpreter) -> list[object] | Copied:
-    """Return the functions of the REPL in the form that costs this interpreter the least."""
+    """Return the functions of the REPL in the form that is cheapest for this interpreter."""
     if getattr(interpreter, "in_host", False):
         return list(bootstrap.functions(CodeType))
     if isinstance(interpreter, PythonInterpreter):
@@ -311,7 +311,7 @@ def _functions(interpreter: dspy.CodeInterpreter) -> list[object] | Copied:
 
 
 def output_fields(signature: type[dspy.Signature]) -> list[dict[str, str]]:
-    """Return the output fields as interpreters take them: names, and the types that are simple."""
+    """Return the output fields in the form that interpreters accept: names, and simple types."""
     kinds = {name: of.annotation for name, of in signature.output_fields.items()}
     return [{"name": name} | ({"type": of.__name__} if of in _SIMPLE_TYPES else {}) for name, of in kinds.items()]
 

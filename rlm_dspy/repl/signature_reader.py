@@ -1,4 +1,4 @@
-"""Reads the signature of a run from a string or a class, and refuses one that no run could answer."""
+"""Reads the signature of a run from a string or a class, and rejects one that no run could answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TYPES = {
 _FRAMES = SimpleNamespace(DataFrame=Table)
 """pydantic has no schema of a DataFrame; a field of type `Table` takes one."""
 _INSTEAD: dict[str, Any] = {"datetime": dt.datetime, "DataFrame": Table, "pd": _FRAMES, "pandas": _FRAMES}
-"""What names mean if DSPy cannot read a string with the caller's modules."""
+"""The types of names that DSPy cannot find in the caller's modules."""
 
 
 def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signature]:
@@ -31,7 +31,7 @@ def check_signature(signature: str | type[dspy.Signature]) -> type[dspy.Signatur
     `Table` and `pd.DataFrame`, which is read as `Table`.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If it is neither.
         ValueError: If it cannot be parsed, has no output, or an output that code cannot submit.
     """
     if not isinstance(signature, str) and not (

@@ -1,4 +1,4 @@
-"""Validates tools, and makes each a host function that code in the REPL can call and whose calls are recorded."""
+"""Validates tools, and wraps each as a host function that code in the REPL can call; records the calls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SETTINGS = frozenset(
 
 T = TypeVar("T")
 _MOST_CALLS = 100
-"""Recorded per turn; further ones are only counted."""
+"""The maximum number of calls recorded in a turn; further ones are only counted."""
 _ARGUMENT_CHARS = 300
 _RESULT_CHARS = 600
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -148,8 +148,8 @@ class AsyncTools:
     """Lets code call the async tools of a tree of runs like sync ones.
 
     Attributes:
-        error: Set if a tool waited for an event loop that the run blocks. Code may have caught it, but only the
-            caller can fix it.
+        error: Set if a tool waited for an event loop that the run blocks. Code may have caught this error, but
+            only the caller can fix it.
     """
 
     error: EventLoopBlocked | None = None
@@ -174,11 +174,11 @@ class ToolCalls:
     """The tool calls of a run's turns.
 
     Attributes:
-        began: When the root run began, by `time.monotonic`.
+        began: The start of the root run, as `time.monotonic` gives it.
         calls: The calls of the turn so far.
-        left_out: How many further tool calls there were.
-        recorded: Returns for a call, by its name and arguments, what to do in its place; None to call it. For runs
-            that are resumed.
+        left_out: The number of further tool calls.
+        recorded: Given the name and arguments of a call, returns its recorded replacement in a resumed run, or
+            None to make the call.
     """
 
     began: float
@@ -275,7 +275,7 @@ def host_function(
         return calls.record(tool.name, args, kwargs, call)
 
     functools.update_wrapper(invoke, tool.func)
-    invoke.__signature__ = own  # type: ignore[attr-defined]  # what inspect.signature reads
+    invoke.__signature__ = own  # type: ignore[attr-defined]  # inspect.signature reads it
     invoke.stands_for_async = is_async(tool.func)  # type: ignore[attr-defined]  # code may await it
     return invoke
 
@@ -305,7 +305,7 @@ def _errors_redacted(name: str) -> Iterator[None]:
     """Redact the host's secrets in an exception that a tool raises."""
     try:
         yield
-    except SystemExit as error:  # raised by a command-line tool; it must not end the caller's program
+    except SystemExit as error:  # a command-line tool raises it; it must not end the caller's program
         raise RuntimeError(f"{name} exited with {error.code!r}") from error
     except Exception as error:
         if (safe := safe_error(error, dspy.settings.lm)) is error:

@@ -93,7 +93,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Shown(str):
-    """Represents a default in a signature."""
+    """Represents a default value in a signature."""
 
     __slots__ = ()
     __repr__ = str.__str__
@@ -109,7 +109,7 @@ def shown_signature(signature: inspect.Signature) -> str:
 
 
 def consists_of(annotations: Iterable[TypeForm[Any]], kind: str = "dict") -> str:
-    """Describe the fields and values of the classes and enums in some types, each once.
+    """Describe the fields and values of the classes and enums in some types, each class once.
 
     Args:
         annotations: The types.

@@ -1,7 +1,7 @@
 """Encodes and decodes values on the host's side of the REPL; the other side is `in_repl/value_codec.py`.
 
-What JSON does not know is marked: objects of the host's classes by the names of their fields, values of Python's
-own types by the name of the type. Nothing in what comes from a REPL is looked up: a mark makes a value of one of
+Values that JSON cannot express carry a mark: objects of the host's classes with the names of their fields, values
+of Python's own types with the name of the type. No name from a REPL is looked up: a mark becomes a value of one of
 the types below, or a `Record`.
 """
 
@@ -93,7 +93,7 @@ class Media:
         """Return the image, sound, file, folder or table of a name.
 
         Raises:
-            ValueError: If no REPL of this tree has this name.
+            ValueError: If no REPL of this tree has an object of this name.
         """
         with self._lock:
             if key not in self._known:
@@ -101,7 +101,7 @@ class Media:
             return self._known[key]
 
     def read(self, key: str, parts: Sequence[tuple[str, int]] = (), whole: str = "") -> Any:
-        """Return what code asks of a folder: pieces of files as `Files.fetch` does, or a whole file as a text.
+        """Return what code asks for from a folder: pieces of files as from `Files.fetch`, or a file as a text.
 
         Raises:
             ValueError: If no REPL of this tree has a folder of this name.
@@ -246,10 +246,10 @@ def _taken(value: Any, media: Media) -> Any:
 
 
 def without_media_marks(value: Any) -> Any:
-    """Return a text, or lists and dicts of texts, in which nothing stands for an image, a sound or a file.
+    """Return a text, or lists and dicts of texts, without marks that DSPy would read as an image, sound or file.
 
-    DSPy writes media into a prompt as marked JSON and reads every mark that it finds there: in a document, one
-    would have the model's server fetch an address of the document's choice. The same object if there is no mark.
+    DSPy writes media into a prompt as marked JSON, and reads every mark in it. A mark in a document could make the
+    model's server fetch any address. If there is no mark, the same object is returned.
     """
     if isinstance(value, str):
         return value.replace(_MARK, f"< {_MARK[1:]}") if _MARK in value else value
@@ -297,8 +297,8 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
     """Convert a value from the REPL, or an input of the run, to the type of an input field.
 
     Raises:
-        ValueError: If it does not fit; the message names the expected type and the value. Also if code names an
-            image or a file by an address: whoever fetches it would carry out what code wrote into the address.
+        ValueError: If it does not fit; the message names the expected type and the value. Also if code gives an
+            address for an image or a file, because fetching it could leak data that code wrote into the address.
     """
     if isinstance(value, HostInput):
         if annotation is type(value):
@@ -325,7 +325,7 @@ def received(value: Any, annotation: TypeForm[Any]) -> Any:
 
 
 def _check_size(value: Any, annotation: TypeForm[Any]) -> None:
-    """Check that validation does not take gigabytes: pydantic keeps an error for each part and union type."""
+    """Check that validation does not need gigabytes: pydantic keeps an error for each part and union type."""
     types = alternatives(annotation)
     if types > _FEW_TYPES and _count_parts(value, _MOST_READINGS // types) > _MOST_READINGS // types:
         raise ValueError(
@@ -334,7 +334,7 @@ def _check_size(value: Any, annotation: TypeForm[Any]) -> None:
 
 
 def _count_parts(value: Any, most: int) -> int:
-    """Return the number of values in a value; stop soon above `most`."""
+    """Return the number of values in a value, or a number above `most` if there are more."""
     count, waiting = 0, [value]
     while waiting and count <= most:
         parts = parts_of(waiting.pop()) or ()
@@ -361,10 +361,10 @@ def _is_address(media: dspy.Type) -> bool:
 
 
 class _Short(ShortRepr):
-    """Writes a short `repr`, with marks decoded as in the REPL."""
+    """Writes a short `repr` in which marks are decoded as in the REPL."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        """Return a dict, or what a mark stands for, as text."""
+        """Return a dict, or the value of a mark, as text."""
         if TYPE in x:
             return self.repr1(x.get("value"), level)
         if RECORD not in x or not isinstance(x.get("fields"), dict):
@@ -378,7 +378,7 @@ _SHORT = _Short(200)
 
 def short(value: Any, max_chars: int) -> str:
     """Return a value as shortened text for the trajectory."""
-    if type(value) is str and len(value) <= max_chars and value.isascii():  # as most are
+    if type(value) is str and len(value) <= max_chars and value.isascii():  # the usual case
         return value
     if isinstance(value, Text | str):
         return sendable(clip(str(value), max_chars))

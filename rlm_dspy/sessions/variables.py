@@ -22,7 +22,7 @@ MAX_VARIABLE_BYTES = 32 << 20
 """Of one pickled variable that is kept."""
 MAX_BYTES = 128 << 20
 """Of all of them together."""
-_TELL = "_rlm_tell"
+_REPORT = "_rlm_tell"
 _WHY_CHARS = 200
 _SOURCE = Path(in_repl.__path__[0], "variables.py").read_text(encoding="utf-8")
 ALL = "all variables"
@@ -62,7 +62,7 @@ def variables_of(interpreter: dspy.CodeInterpreter, codes: Iterable[str]) -> Var
     found: dict[str, dict[str, str]] = {kind: {} for kind in Variables.model_fields}
     left = MAX_BYTES
 
-    def tell(name: object, kind: str, part: object) -> None:
+    def report(name: object, kind: str, part: object) -> None:
         nonlocal left
         name, part = str(name), str(part)  # from code that nobody has checked
         if kind == "sources" and not (part := sources.get(name, "")):
@@ -72,7 +72,7 @@ def variables_of(interpreter: dspy.CodeInterpreter, codes: Iterable[str]) -> Var
             kind, part = "lost", f"all variables together may have {MAX_BYTES:,} bytes"
         found[kind][name] = part
 
-    why = _run(interpreter, f"pack({MAX_VARIABLE_BYTES})", tell)
+    why = _run(interpreter, f"pack({MAX_VARIABLE_BYTES})", report)
     if why:
         return Variables(lost={ALL: why})
     found["sources"] = {name: code for name, code in sources.items() if name in found["sources"]}
@@ -83,29 +83,29 @@ def restore(interpreter: dspy.CodeInterpreter, variables: Variables) -> dict[str
     """Bind variables in a REPL that has the inputs; return why some are lost, by name."""
     lost: dict[str, str] = {}
 
-    def tell(name: object, kind: object, part: object) -> None:  # noqa: ARG001 (always `lost`)
+    def report(name: object, kind: object, part: object) -> None:  # noqa: ARG001 (always `lost`)
         lost[str(name)] = str(part)
 
-    why = _run(interpreter, "unpack(saved)", tell, variables) if variables.names else ""
+    why = _run(interpreter, "unpack(saved)", report, variables) if variables.names else ""
     return {ALL: why} if why else lost
 
 
 def _run(
-    interpreter: dspy.CodeInterpreter, call: str, tell: Callable[..., None], saved: Variables | None = None
+    interpreter: dspy.CodeInterpreter, call: str, report: Callable[..., None], saved: Variables | None = None
 ) -> str:
     """Run a function of `in_repl/variables.py`; return why that was not possible, else an empty text."""
     if not isinstance(interpreter, TakesObjects):
         return f"{type(interpreter).__name__} does not give or take Python objects"
     given = {} if saved is None else {"_rlm_saved": saved.model_dump()}
     assert isinstance(interpreter, dspy.CodeInterpreter)
-    inside = f"{{'names': globals(), 'tell': {_TELL}, 'saved': globals().pop('_rlm_saved', None)}}"
-    interpreter.tools[_TELL] = tell
+    inside = f"{{'names': globals(), 'report': {_REPORT}, 'saved': globals().pop('_rlm_saved', None)}}"
+    interpreter.tools[_REPORT] = report
     try:
         interpreter.execute(f"{SETUP}exec({f'{_SOURCE}{call}'!r}, {inside})", variables=given)
     except dspy.CodeInterpreterError as error:
         return one_line(str(error), _WHY_CHARS)
     finally:
-        del interpreter.tools[_TELL]
+        del interpreter.tools[_REPORT]
     return ""
 
 

@@ -25,7 +25,7 @@ _RLM_CONSTRAINTS = (
 
 
 class _RlmTypes:
-    """Writes types as text, and the classes among them as their fields: the host builds the same of these."""
+    """Writes types as text and classes as their fields, from which the host builds the same types."""
 
     def __init__(self):
         self.classes, self._kinds = {}, {}
@@ -67,7 +67,7 @@ class _RlmTypes:
         return "Annotated[%s, Field(%s)]" % (self.text(kind), fields) if metadata else self.text(kind)
 
     def named(self, name, kind):
-        """Tell of a type by the name that code gave it."""
+        """Describe a type under the name that code gave it."""
         text = self.text(kind)
         if text != name:
             self._claim(name, kind)
@@ -84,10 +84,10 @@ class _RlmTypes:
         self._claim(name, kind)
         if name not in self.classes:
             self.classes[name] = None  # a class may name itself
-            self.classes[name] = self._told(kind)
+            self.classes[name] = self._described(kind)
         return name
 
-    def _told(self, kind):
+    def _described(self, kind):
         if issubclass(kind, _rlm_enum.Enum):
             return {"kind": "enum", "members": {m.name: _rlm_plain(m.value) for m in kind}}
         if hasattr(kind, "model_fields"):
@@ -135,7 +135,7 @@ def _rlm_no_type(kind):
 
 
 def _rlm_constraints(metadata):
-    """Return what pydantic's `Field` and annotated_types say, as plain values."""
+    """Return the constraints of pydantic's `Field` and of annotated_types as plain values."""
     found = {}
     for part in metadata:
         if isinstance(part, str):  # a remark
@@ -196,7 +196,7 @@ class _RlmSignatureMeta(type):
     def __call__(cls, signature, instructions=None):
         if isinstance(signature, str):
             return _RlmInline(signature, instructions)
-        if not isinstance(signature, dict) or any(type(told) is not tuple for told in signature.values()):
+        if not isinstance(signature, dict) or any(type(pair) is not tuple for pair in signature.values()):
             raise TypeError(
                 "dspy.Signature takes 'text -> label: str', or {'text': (str, dspy.InputField()), ...}"
             )
@@ -331,7 +331,7 @@ def _rlm_make_dspy():
 
 
 def _rlm_install(module):
-    """Make `import dspy` give it: in the host's process for this REPL's code alone."""
+    """Make `import dspy` return it; in the host's process only for this REPL's code."""
     if "rlm_dspy" not in _rlm_sys.modules:
         _rlm_sys.modules["dspy"] = module
         return

@@ -17,11 +17,11 @@ _rlm_own = {
     "SubCallError": SubCallError,
     "FailedCall": FailedCall,
 }
-"""What code finds under these names in every cell."""
+"""The values that code finds under these names in every cell."""
 _rlm_from_host = {}
-"""Tools and SUBMIT as the first cell found them."""
-_rlm_told = set()
-"""Inputs that have lost their names, as code was told."""
+"""Tools and SUBMIT as they were bound for the first cell."""
+_rlm_noted = set()
+"""Inputs that have lost their names, if a note said so."""
 
 for _rlm_sub in _rlm_given["subs"]:
     _rlm_function = _RlmCallable({"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"])
@@ -46,7 +46,7 @@ def _rlm_defining(name):
 
 
 def _rlm_define(module, source):
-    """Run a source as a module; bind its functions and classes here, and return what to tell of them."""
+    """Run a source as a module; bind its functions and classes here, and return a note on them."""
     names, made = globals(), _rlm_types.ModuleType(module)
     taken = {**_rlm_own, **_rlm_from_host, **_rlm_inputs}
     try:
@@ -75,7 +75,7 @@ for _rlm_name in _rlm_given["defining"]:
 
 
 def _rlm_begin():
-    """Take the inputs, which are bound now."""
+    """Record the inputs, which are bound now."""
     names = globals()
     if _rlm_given["marked"]:
         names.update({name: _rlm_restore(names[name]) for name in _rlm_given["inputs"] if name in names})
@@ -83,7 +83,7 @@ def _rlm_begin():
     _rlm_own["INPUTS"] = _rlm_types.MappingProxyType(_rlm_inputs)
     _rlm_from_host.update({name: names[name] for name in (*_rlm_given["tools"], "SUBMIT") if name in names})
     names.update(_rlm_own)
-    if eval("input", names) is input:  # in DSPy's own interpreters it would read, for ever, what the host sends
+    if eval("input", names) is input:  # in DSPy's own interpreters it would read the host's messages, without end
         names["input"] = _rlm_nobody
     if not _rlm_in_host:
         _rlm_after_cell.packed = _rlm_packed
@@ -96,7 +96,7 @@ def _rlm_nobody(*_):
 
 
 def _rlm_pack_what_leaves():
-    """Have SUBMIT and tools mark what JSON does not know, where no hook does it: in DSPy's own interpreters."""
+    """Make SUBMIT and tools mark values that JSON cannot express; in DSPy's own interpreters no hook does it."""
     submit = _rlm_from_host.get("SUBMIT")
 
     def SUBMIT(*args, **kwargs):
@@ -117,10 +117,10 @@ def _rlm_pack_what_leaves():
 
 
 def _rlm_after_cell(bound=None):
-    """Bind the functions of the REPL again, and say what has become of them, the inputs and the output files.
+    """Bind the functions of the REPL again; return notes on them, on the inputs and on the output files.
 
     Args:
-        bound: What the interpreter had bound for the cell, and binds anew for the next; None if it binds nothing.
+        bound: The values that the interpreter binds for each cell; None if it binds none.
     """
     notes, names = [], globals()
     names.update(_rlm_made=_rlm_made, _rlm_restore=_rlm_restore)
@@ -140,9 +140,9 @@ def _rlm_after_cell(bound=None):
             names[name] = function
     for name, value in _rlm_inputs.items():
         if name in names and names[name] is value:
-            _rlm_told.discard(name)
-        elif name not in _rlm_told:
-            _rlm_told.add(name)
+            _rlm_noted.discard(name)
+        elif name not in _rlm_noted:
+            _rlm_noted.add(name)
             now = "is now %s" % type(names[name]).__name__ if name in names else "was deleted"
             notes.append("%s %s; INPUTS[%r] holds the input." % (name, now, name))
     keep = (names if bound is None else bound).get("_rlm_keep_file")
@@ -152,7 +152,7 @@ def _rlm_after_cell(bound=None):
 
 
 def _rlm_put_away(name, value):
-    """Keep what code has put in the place of a function under another name; return what to tell of it."""
+    """Keep the value that code bound to a function's name under another name; return a note on it."""
     names, other = globals(), name + "_"
     while other in _rlm_own or other in _rlm_from_host or other in _rlm_inputs:
         other += "_"
@@ -161,6 +161,6 @@ def _rlm_put_away(name, value):
 
 
 def _rlm_show_notes():
-    """Print what `_rlm_after_cell` says, where the interpreter does not call it."""
+    """Print the notes of `_rlm_after_cell`, if the interpreter does not call it."""
     if notes := _rlm_after_cell():
         print(notes)  # noqa: T201 (the only way out of such an interpreter)

@@ -9,11 +9,17 @@ import time as _rlm_time
 
 _RLM_FOLDER = "output"
 _RLM_ENTRIES = 1000
-_RLM_FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # no link, no waiting for a pipe; some systems lack one
+_RLM_FLAGS = (
+    "O_NOFOLLOW",
+    "O_NONBLOCK",
+    "O_BINARY",
+)  # follow no link, and do not wait for a pipe; some systems lack one of these
 _rlm_home = str(_rlm_pathlib.Path.cwd())
-_rlm_handed = {}  # size, time and number of each file as it was handed over
-_rlm_since = _rlm_time.time_ns() - 20_000_000 if _rlm_in_host else 0  # others may have files in that folder
-_rlm_elsewhere_told = False
+_rlm_handed = {}  # size, time and number of each file when it was handed over
+_rlm_since = (
+    _rlm_time.time_ns() - 20_000_000 if _rlm_in_host else 0
+)  # the folder may hold files that code did not write
+_rlm_elsewhere_noted = False
 
 
 def _rlm_output_files():
@@ -52,7 +58,7 @@ def _rlm_content(name, most):
 
 
 def _rlm_hand_over(keep):
-    """Give the host what is new or changed below the folder; return notes for the model."""
+    """Give the host the new and changed files below the folder; return notes for the model."""
     files, kept, left_out = _rlm_output_files(), [], []
     for name, state in files.items():
         if _rlm_handed.get(name) == state or state[1] < _rlm_since:
@@ -81,9 +87,9 @@ def _rlm_some(items, between):
 
 
 def _rlm_elsewhere():
-    """Return a note, once, if code wrote a file beside the folder, where the REPL's own folder is."""
-    global _rlm_elsewhere_told
-    if _rlm_in_host or _rlm_elsewhere_told:
+    """Return a note, once, if code wrote a file into the working folder of the REPL itself."""
+    global _rlm_elsewhere_noted
+    if _rlm_in_host or _rlm_elsewhere_noted:
         return []
     try:
         with _rlm_os.scandir(_rlm_home) as entries:
@@ -93,7 +99,7 @@ def _rlm_elsewhere():
             ]
     except OSError:
         return []
-    _rlm_elsewhere_told = bool(names)
+    _rlm_elsewhere_noted = bool(names)
     return (
         ["%s stays in the REPL; only files below %s/ reach the user." % (min(names), _RLM_FOLDER)] if names else []
     )

@@ -10,7 +10,7 @@ import re as _rlm_re
 from os.path import commonprefix as _rlm_commonprefix
 
 _RLM_COMMON = 20_000
-"""A word that stands in more places tells nothing, unless all words do."""
+"""A word that occurs in more places is ignored, unless all words do."""
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")

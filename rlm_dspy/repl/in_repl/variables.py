@@ -1,8 +1,8 @@
 """Packs the variables of code for a file, and restores them. Not imported: the source runs in the REPL.
 
-It finds `names`, the variables of the REPL, and `tell`, a function of the host that takes one entry of a
-`rlm_dspy.sessions.variables.Variables` a call: the name of the variable, the field, the value. Pickles are made
-and read here, never on the host.
+Its namespace has `names`, the variables of the REPL, and `report`, a function of the host. Each call of `report`
+passes one entry of a `rlm_dspy.sessions.variables.Variables`: the name of the variable, the field, the value.
+Pickles are made and read here, never on the host.
 """
 
 import base64
@@ -11,14 +11,14 @@ import types
 
 
 def pack(most_bytes):
-    """Tell the host what it takes to have each variable again."""
+    """Report to the host how to restore each variable."""
     inside = names["SHOW_VARS"].__globals__
     inputs = inside["_rlm_inputs"]
     own = {*inside["_rlm_own"], *inside["_rlm_from_host"], *inputs, "SUBMIT"}
     for name, value in list(names.items()):
         if not name.startswith("_") and name not in own:
             kind, part = _part(name, value, inputs, most_bytes)
-            tell(name=name, kind=kind, part=part)
+            report(name=name, kind=kind, part=part)
 
 
 def _part(name, value, inputs, most_bytes):
@@ -39,7 +39,7 @@ def _part(name, value, inputs, most_bytes):
 
 
 def unpack(saved):
-    """Bind the variables again, in whatever order they need one another; tell the host which are lost."""
+    """Bind the variables again, in the order in which they depend on each other; report lost ones to the host."""
     steps = [(name, _import, part) for name, part in saved["modules"].items()]
     steps += [(name, _define, part) for name, part in saved["sources"].items()]
     steps += [(name, _input, part) for name, part in saved["inputs"].items()]
@@ -56,7 +56,7 @@ def unpack(saved):
         if len(steps) == len(before):
             break
     for name, why in failed.items():
-        tell(name=name, kind="lost", part=why)
+        report(name=name, kind="lost", part=why)
 
 
 def _import(name, module):
