@@ -1,4 +1,4 @@
-"""Long texts and other inputs: what the REPL binds for them, and how the model is told of them."""
+"""Long texts and other inputs: the values that the REPL binds for them, and their descriptions for the model."""
 
 from rlm_dspy.inputs.description import Variable, about, describe, plain
 from rlm_dspy.inputs.files import Files

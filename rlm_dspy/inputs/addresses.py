@@ -1,6 +1,6 @@
 """Fetches a page of the web as text.
 
-A process of its own does it (`isolated.page`), so that a time limit holds for all of it, the look-up of names too.
+A process of its own does it (`isolated.page`), so that one time limit covers everything, also the name look-up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlm_dspy.inputs.isolated.process import run_isolated
 _SECONDS = 30
 _MAX_BYTES = 100 << 20
 _NO_CHARSETS = ("idna", "punycode", "undefined", "raw-unicode-escape", "unicode-escape")
-"""Text encodings of Python that no page has. They raise errors, or take hours for a large page."""
+"""Text encodings of Python that web pages do not use. They raise errors, or take hours for a large page."""
 _LARGE = f"{{name}} is larger than {_MAX_BYTES >> 20:,} MB. Download it and open the file."
 _PROBLEMS = {
     "scheme": "{name} cannot be fetched: Text.open takes http and https addresses.",
@@ -38,8 +38,8 @@ def read_address(url: str, *, password: str | None = None, allow_local: bool = F
 
     Args:
         url: An http or https address. Redirects are followed, and checked too.
-        password: Of an encrypted PDF.
-        allow_local: Whether it may be on this machine or its network.
+        password: The password of an encrypted PDF.
+        allow_local: Whether the address may belong to this machine or its network.
 
     Raises:
         UnreachableAddress: If it is not allowed, or cannot be fetched within 30 seconds and 100 MB.
@@ -80,7 +80,7 @@ def without_credentials(url: str) -> str:
 
 
 def _decoded(body: bytes, charset: str) -> str:
-    """Return text by its server's charset, else as UTF-8; what does not decode becomes U+FFFD, as in browsers."""
+    """Return text decoded by the server's charset, else as UTF-8; invalid bytes become U+FFFD, as in browsers."""
     try:
         charset = codecs.lookup(charset or "utf-8").name
         return body.decode("utf-8-sig" if charset in ("utf-8", *_NO_CHARSETS) else charset, "replace")

@@ -25,7 +25,7 @@ _LEFT_OUT = "... [left out] ..."
 
 
 class _Preview(ShortRepr):
-    """Writes a short `repr` that is no Python if something is left out, so that no model copies it as code."""
+    """Writes a short `repr`. If something is left out it is not valid Python, so no model copies it as code."""
 
     def __init__(self, chars: int) -> None:
         super().__init__(chars)
@@ -43,9 +43,9 @@ _PREVIEW = _Preview(HEAD_CHARS)
 
 
 def plain(value: Any, *, depth: int = 4) -> Any:
-    """Return what the REPL binds for an input: the `str` of a `Text`, any other value as it is.
+    """Return the value that the REPL binds for an input: the `str` of a `Text`, any other value unchanged.
 
-    Lists and dicts that hold a `Text` are copied with its `str` in its place; others stay the same object.
+    A list or dict that contains a `Text` is copied with its `str` in place of it; others stay the same object.
 
     Args:
         value: The input.
@@ -75,11 +75,11 @@ class Variable(BaseModel):
     type: str
     """Its type, as code would write it."""
     value: str
-    """The value if it is short; else its size, its beginning and its end, which together are no Python literal."""
+    """A short value itself; for a longer one its size, beginning and end, which are not a Python literal."""
     long: bool = False
     """Whether only a part of the value is shown."""
     media: bool = False
-    """Whether the REPL holds only a handle of it."""
+    """Whether the REPL holds only a handle for it."""
     note: str = ""
     """The field's description and constraints."""
 
@@ -129,7 +129,7 @@ def is_frame(value: Any) -> bool:
 
 
 def _of_rows(value: Any) -> tuple[str, bool] | None:
-    """Describe a DataFrame or an Arrow table, and say that it is not shown whole; return None for other values."""
+    """Describe a DataFrame or an Arrow table, with the note that it is not whole; return None for other values."""
     if not is_frame(value):
         return None
     if hasattr(value, "num_rows"):
@@ -173,7 +173,7 @@ def _bare(text: str) -> str:
 
 
 def _ends(head: str, text: str, tail: str) -> str:
-    """Return the two ends of a text on one line, with a note between them that is no Python."""
+    """Return the two ends of a text on one line, with a note between them that is not valid Python."""
     return with_note(head, len(text) - HEAD_CHARS - _TAIL_CHARS, tail).replace("\n", " ")
 
 

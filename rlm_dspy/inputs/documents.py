@@ -23,7 +23,7 @@ Kind = Literal["text", "pdf", "zip", "html"]
 HEAD_BYTES = 4096
 BETWEEN_PAGES = "\n\n"
 ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
-"""How ZIP archives begin, Office documents and EPUB among them."""
+"""The first bytes of ZIP archives, including Office documents and EPUB."""
 ACCEPTED = "UTF-8 text, PDF, DOCX, PPTX, XLSX, EPUB, HTML, and http and https addresses"
 _DOCUMENT_SECONDS = 120
 _TEXT_BYTES = 128 << 20
@@ -48,7 +48,7 @@ _BINARIES = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
 }
-"""What files with NUL bytes are, by how they begin."""
+"""The kinds of files with NUL bytes, by their first bytes."""
 _PROBLEMS = {
     "missing": f"{{name}} needs {_EXTRA}.",
     "encrypted": "{name} is encrypted. Give its password: Text.open(..., password=...).",
@@ -66,13 +66,13 @@ class Document(BaseModel):
 
     kind: str
     unit: Literal["page", "slide", "sheet", ""]
-    """What a page is; empty if the format has none."""
+    """The word for a page of this format; empty if the format has none."""
     pages: list[str]
     names: list[str]
-    """Of sheets."""
+    """The names of sheets."""
 
     def marked(self) -> Iterator[tuple[str, str]]:
-        """Yield each page, and the line that marks it; that is empty if there are no pages to tell apart."""
+        """Yield each page with the line that marks it; the line is empty if the document has no separate pages."""
         has_marks = self.unit and not (self.kind == "docx" and len(self.pages) == 1)  # breaks that are in the file
         names = [f": {name}" if name else "" for name in self.names] or [""] * len(self.pages)
         for number, (page, name) in enumerate(zip(self.pages, names, strict=True), 1):
@@ -85,7 +85,7 @@ class Document(BaseModel):
 
 
 def kind_of(head: bytes, name: str) -> Kind:
-    """Return how a file is read, by how it begins; only HTML without its first tags is known by its suffix.
+    """Return how to read a file, by its first bytes; HTML without its first tags is recognized by the suffix.
 
     Args:
         head: Its first `HEAD_BYTES`.
@@ -113,10 +113,10 @@ def read_document(
 
     Args:
         file: The document, unbuffered: another process reads it, from its beginning.
-        kind: As `kind_of` gives it.
-        name: What errors call it.
-        password: Of an encrypted PDF.
-        charset: Of HTML, by its server.
+        kind: The result of `kind_of`.
+        name: Its name in errors.
+        password: The password of an encrypted PDF.
+        charset: The charset of HTML, as its server gives it.
 
     Raises:
         UnreadableDocument: If it cannot be read within the bounds, or holds no text.

@@ -29,7 +29,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 _MOST_ENTRIES = 200_000
 _MOST_PARTS = 1_000
 _CUT_WITHIN = 4
-"""Bytes of one character in UTF-8 at most."""
+"""The maximum bytes of one character in UTF-8."""
 _SHOWN_NAMES, _SHOWN_FOLDERS, _SHOWN_KINDS = 6, 12, 8
 _SHOWN_CHARS = 80
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
@@ -123,7 +123,7 @@ class Files(HostInput, FileMapping):
         return cls(root, {name: scan.found[name] for name in names}, dict(scan.left_out))
 
     def of_a_run(self) -> Self:
-        """Return the same files for one run, which has read none of them yet."""
+        """Return the same files for a new run, as not yet read."""
         return type(self)(self.root, self._found, self.left_out)
 
     @property
@@ -135,8 +135,8 @@ class Files(HostInput, FileMapping):
         """Open a file; nothing outside of the root, no link and no special file is ever opened.
 
         Raises:
-            KeyError: If it is none of these files.
-            OSError: If it cannot be opened, or has become something else.
+            KeyError: If it is not one of these files.
+            OSError: If it cannot be opened, or is no longer a regular file.
         """
         if name not in self.sizes:
             raise KeyError(f"there is no file {name!r}")
@@ -190,7 +190,7 @@ class Files(HostInput, FileMapping):
         return text, -1 if ends else start + (cut or len(data)), len(data)
 
     def _text_of(self, name: str, file: BinaryIO) -> bytes:
-        """Return the text of a document in UTF-8; that of the last one is kept for its further pieces."""
+        """Return the text of a document in UTF-8, and cache that of the last one for its further pieces."""
         kept, text = self._last_document
         if kept != name:
             file.seek(0)
@@ -219,7 +219,7 @@ class Files(HostInput, FileMapping):
             return FileOfFolder(self, name)
 
     def spans(self, names: Iterable[str]) -> list[tuple[int, int]]:
-        """Return first and last byte of files in all files, one after the other in the order of their names."""
+        """Return the first and last byte of files within the concatenation of all files, ordered by name."""
         ends = dict(zip(self.sizes, itertools.accumulate(self.sizes.values()), strict=True))
         return [(ends[name] - self.sizes[name], ends[name]) for name in names]
 
@@ -235,7 +235,7 @@ class Files(HostInput, FileMapping):
         return Files, (self.root, self._found, self.left_out)
 
     def stand_in(self) -> dict[str, Any]:
-        """Return what the mapping in the REPL is made of."""
+        """Return the arguments of the mapping in the REPL."""
         return {"sizes": self.sizes}
 
     @property
@@ -259,7 +259,7 @@ class Files(HostInput, FileMapping):
 
 
 class FileOfFolder:
-    """One file of a `Files`, as a text that stands for a file; see `interpreters.host.input_transfer.FileText`."""
+    """One file of a `Files`, as a text backed by a file; see `interpreters.host.input_transfer.FileText`."""
 
     encoding = "utf-8-sig"
 
@@ -328,7 +328,7 @@ class _Scan:
         elif not entry.is_file(follow_symlinks=False):
             self.left_out["special files"] += 1
         else:
-            with suppress(FileNotFoundError):  # it has just been removed
+            with suppress(FileNotFoundError):  # it was just removed
                 self._add_file(entry.path, entry.stat(follow_symlinks=False))
         return False
 
@@ -343,7 +343,7 @@ class _Scan:
 
 
 def _opened(root: Path, name: str) -> int:
-    """Open a file below a folder, one part of its name after the other, none of them a link."""
+    """Open a file below a folder, one part of its path after the other, without following links."""
     parts = name.split("/")
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if os.open not in os.supports_dir_fd:

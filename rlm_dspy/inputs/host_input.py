@@ -1,4 +1,4 @@
-"""Defines what inputs that stay on the host have in common: the REPL has an object that asks for parts of them."""
+"""Defines the base class of inputs that stay on the host: an object in the REPL asks for parts of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class HostInput:
     """An input such as `Files` or `Table`. In a signature, its class is the type of its field."""
 
     usage: ClassVar[str]
-    """How code uses it, for the model; `{0}` is its name."""
+    """Its use in code, for the prompt; `{0}` is its name."""
     as_text: ClassVar[str]
-    """Code that gives a text of it, to pass where only a text fits."""
+    """Code that returns it as a text, for calls that take only text."""
 
     @cached_property
     def key(self) -> str:
-        """What names this object in REPLs."""
+        """The key of this object in REPLs."""
         return uuid.uuid4().hex[:12]
 
     @property
@@ -40,7 +40,7 @@ class HostInput:
         raise NotImplementedError
 
     def digest(self) -> tuple[int, str]:
-        """Return its size in bytes, and a SHA-256 in hexadecimal that tells it from others."""
+        """Return its size in bytes, and a SHA-256 in hexadecimal that identifies it."""
         raise NotImplementedError
 
     def of_a_run(self) -> Self:
@@ -61,7 +61,7 @@ class HostInput:
     def __get_pydantic_core_schema__(
         cls, source: type[Self], handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Accept an object of this class alone: a path may come from a model. Write the short form."""
+        """Accept only an object of this class, because a path may come from a model. Write the short form."""
         return core_schema.is_instance_schema(
             cls, serialization=core_schema.plain_serializer_function_ser_schema(repr)
         )

@@ -1,4 +1,4 @@
-"""Tells what an image, a sound or a file is from its beginning: type, size, and the pixels of an image."""
+"""Reads the facts about an image, a sound or a file from its first bytes: type, size, and pixels."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import TypedDict
 import dspy
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
-"""Types that the REPL holds as handles; a model that is asked about one gets the content."""
+"""Types that the REPL holds as handles; a sub-call about one sends the content to the model."""
 MAX_MEDIA_BYTES = 50_000_000
-"""Bytes of an image, a sound or a file: more than providers take in a request."""
+"""The maximum bytes of an image, a sound or a file; providers accept less in a request."""
 _HEAD_BYTES = 256 * 1024
-"""Where the size of an image stands at the latest; a JPEG has it behind its thumbnail."""
+"""The bytes within which the size of an image occurs; a JPEG has it after its thumbnail."""
 _MARK = 0xFF
-"""What a marker of JPEG begins with."""
+"""The first byte of a JPEG marker."""
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of JPEG before which height and width stand."""
+"""JPEG markers that are followed by height and width."""
 _ALONE = {0x01, *range(0xD0, 0xDA)}
-"""Markers of JPEG without a length."""
+"""JPEG markers without a length."""
 
 
 class MediaFacts(TypedDict):
-    """What is known of an image, a sound or a file; None for what is not, as of one that is an address."""
+    """The known facts about an image, a sound or a file; None if unknown, as for an address."""
 
     media_type: str | None
     size: int | None
-    """In bytes."""
+    """The size in bytes."""
     width: int | None
-    """In pixels, as `height`."""
+    """In pixels, like `height`."""
     height: int | None
 
 
 def media_facts(media: dspy.Image | dspy.Audio | dspy.File) -> MediaFacts:
-    """Return what is known of an image, a sound or a file."""
+    """Return the known facts about an image, a sound or a file."""
     media_type, encoded = _content(media)
     pixels = None
     if isinstance(media, dspy.Image):
@@ -49,7 +49,7 @@ def media_facts(media: dspy.Image | dspy.Audio | dspy.File) -> MediaFacts:
 
 
 def check_media_size(media: dspy.Image | dspy.Audio | dspy.File) -> None:
-    """Check that no request and no memory is filled by it.
+    """Check that it does not exceed a request or the memory.
 
     Raises:
         ValueError: If it is larger than `MAX_MEDIA_BYTES`.
@@ -79,7 +79,7 @@ def _pixels(head: bytes) -> tuple[int, int] | None:
         return struct.unpack("<HH", head[6:10])
     if head.startswith(b"BM"):
         width, height = struct.unpack("<ii", head[18:26])
-        return width, abs(height)  # below 0: the rows run from top to bottom
+        return width, abs(height)  # negative if the rows run from top to bottom
     if head[8:12] == b"WEBP":
         return _webp_pixels(head)
     return _jpeg_pixels(head) if head.startswith(b"\xff\xd8") else None

@@ -1,4 +1,4 @@
-"""Defines what stands on the host for objects and namedtuples from the REPL."""
+"""Defines the host's representations of objects and namedtuples from the REPL."""
 
 from __future__ import annotations
 

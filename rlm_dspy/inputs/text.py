@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HEAD_CHARS = 160
 READ_WHOLE_BYTES = 16_000_000
-"""Size from which a file is not read to describe it."""
+"""The size from which a file is described without reading it."""
 
 
 class Text:
@@ -69,7 +69,7 @@ class Text:
         Args:
             path: The file, or an `http` or `https` address; that is fetched within 30 seconds and 100 MB. An open
                 binary file, e.g. a pipe, is read to its end.
-            password: Of an encrypted PDF.
+            password: The password of an encrypted PDF.
             allow_local: Whether an address may lead to this machine or its network.
 
         Raises:
@@ -151,7 +151,7 @@ class Text:
         return self._value
 
     def reader(self) -> BinaryIO:
-        """Open the file that it stands for."""
+        """Open the file of this text."""
         assert self.path is not None
         return self.path.open("rb", buffering=0)
 
@@ -203,7 +203,7 @@ class Text:
 
 
 def _copy(source: BinaryIO, copy: IO[bytes]) -> None:
-    """Copy a file that may have no end: by how it begins, one that cannot be read is refused at once."""
+    """Copy a file that may have no end; if its first bytes show that it cannot be read, reject it at once."""
     head, name = b"", getattr(source, "name", None)
     while len(head) < HEAD_BYTES and (data := source.read(HEAD_BYTES - len(head))):
         head += data

@@ -1,4 +1,4 @@
-"""Makes Arrow columns of Python values without a change to them; a column of mixed values becomes text."""
+"""Builds Arrow columns from Python values without changing them; a column of mixed values becomes text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def column_of(values: Sequence[Any]) -> Any:
-    """Return the `pyarrow` array of values; if Arrow has no type that holds them all, the array of their texts."""
+    """Return the `pyarrow` array of values; if no type of Arrow fits all of them, the array of their texts."""
     import pyarrow as pa
 
     try:
@@ -63,7 +63,7 @@ def _joined_column(parts: Sequence[Any]) -> Any:
     try:
         if kind is not None:
             return pa.chunked_array([chunk for part in parts for chunk in part.cast(kind).chunks], type=kind)
-    except pa.ArrowInvalid:  # an integer that no float holds
+    except pa.ArrowInvalid:  # a float cannot hold this integer
         pass
     return pa.chunked_array([_texts_of(part.to_pylist()) for part in parts], type=pa.string())
 

@@ -1,4 +1,4 @@
-"""Reads a CSV without a change to its texts: only empty cells are missing, and a code such as `007` is text."""
+"""Reads a CSV without changing its texts: only empty cells are missing, and a code such as `007` is text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _REST = "\0rest"
-"""The name of what follows the last column."""
+"""The name of a column for fields after the last one."""
 _CODED = r"^\s*([+-]?0\d|\+\d{7,15}\s*$)"
-"""How a code begins that has the form of a number: `00123`, `+4917012345`."""
+"""The beginning of a code that looks like a number: `00123`, `+4917012345`."""
 _NUMBER = r"(?i)^\s*([+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?)\s*$|^(true|false)$"
-"""What pandas may read as a number or a truth value."""
+"""Texts that pandas may read as a number or a truth value."""
 _MISSING = (
     *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NULL", "null", "None"),
     *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
@@ -34,7 +34,7 @@ def read_csv(path: str, style: Mapping[str, str], columns: Sequence[str] | None)
 
     Args:
         path: The file.
-        style: How it is written: `sep`, `encoding`, `decimal`, as `pandas.read_csv` takes them.
+        style: Its format: `sep`, `encoding`, `decimal`, as for `pandas.read_csv`.
         columns: The columns to take; None for all.
     """
     import pandas as pd
@@ -74,7 +74,7 @@ def _separator(path: str, encoding: str) -> str:
 
 
 def _frame(read: Callable[..., Any], columns: Sequence[str] | None) -> Any:
-    """Return the DataFrame of all rows; they may end with a delimiter that the first one does not have."""
+    """Return the DataFrame of all rows, which may end with a delimiter that the first row lacks."""
     import pandas as pd
 
     try:
@@ -90,13 +90,13 @@ def _frame(read: Callable[..., Any], columns: Sequence[str] | None) -> Any:
 
 
 def _has_codes(path: str, style: Mapping[str, str]) -> bool:
-    """Return whether the file may have codes that have the form of numbers."""
+    """Return whether the file may contain codes that look like numbers."""
     code = re.compile(rf"(?:\A|[\r\n\"{re.escape(style['sep'])}])\s*(?:[+-]?0\d|\+\d{{7}})")
     return any(code.search(piece) for piece in _pieces(path, style["encoding"]))
 
 
 def _with_codes(path: str, style: Mapping[str, str], places: list[int]) -> list[int]:
-    """Return which of these columns may have codes; all, if rows are not of one length. Takes little memory."""
+    """Return the columns that may contain codes, or all if the lengths of rows differ. Uses little memory."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 

@@ -1,8 +1,8 @@
 """Turns a document into text: a job of `run_isolated`.
 
-The document is standard input; its text goes to standard output in JSON. Before the document is parsed, the
-process gives up opening files and sockets: whatever a file does to the parsers, it can reach nothing. `xberg`
-reads all but PDF, for which PDFium keeps columns and words apart better.
+The document is standard input; its text goes to standard output in JSON. Before it parses the document, the
+process gives up the right to open files and sockets, so that a hostile file can reach nothing. PDFium reads PDF,
+because it separates columns and words better; `xberg` reads all other formats.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARTS = {
     "xl/workbook.xml": ("xlsx", f"{_OFFICE}spreadsheetml.sheet"),
     "META-INF/container.xml": ("epub", "application/epub+zip"),
 }
-"""The part that tells which kind of document a ZIP archive is."""
+"""The part that identifies the kind of document in a ZIP archive."""
 _UNITS = {"pdf": "page", "docx": "page", "pptx": "slide", "xlsx": "sheet"}
 _META_CHARSET = re.compile(rb"""<meta[^>]{1,200}charset=["']?([\w-]{1,40})""", re.IGNORECASE)
 _HEAD_BYTES = 4096
@@ -36,7 +36,7 @@ _DAMAGED_PAGE = "[This page is damaged and could not be read.]"
 
 
 class DocumentSettings(Settings):
-    """What the job is told."""
+    """The settings of the job."""
 
     kind: str
     """`pdf`, `zip` or `html`."""
@@ -76,7 +76,7 @@ def _kind_of_archive(data: bytes) -> tuple[str, str]:
 def _pdf_reader(password: str) -> Callable[[bytes], tuple[list[str], list[str]]]:
     import pypdfium2
 
-    codecs.lookup("utf-16-le")  # that of PDFium's text is loaded while files can be opened
+    codecs.lookup("utf-16-le")  # PDFium's text module is loaded while files can still be opened
 
     def text_of(document: Any, number: int) -> str:
         try:
@@ -131,7 +131,7 @@ def _xberg_reader(media_type: str, close_files: Callable[[], None]) -> Callable[
     def read(data: bytes) -> tuple[list[str], list[str]]:
         try:
             document = extract(data, media_type)
-        except (xberg.XbergError, RuntimeError) as error:  # it raises both
+        except (xberg.XbergError, RuntimeError) as error:  # it raises either
             raise Refused("failed", str(error)) from error
         pages = document.pages or []
         if not any(page.content.strip() for page in pages):
@@ -143,7 +143,7 @@ def _xberg_reader(media_type: str, close_files: Callable[[], None]) -> Callable[
         return texts, [page.sheet_name or "" for page in pages]
 
     close_files()
-    extract(b"<p>", "text/html")  # starts the threads, with the descriptors that they need
+    extract(b"<p>", "text/html")  # starts the threads while they can still open descriptors
     return read
 
 

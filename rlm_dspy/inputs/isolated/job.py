@@ -1,4 +1,4 @@
-"""Runs a job within its bounds, and reports how it ended.
+"""Runs a job within its limits, and reports how it ended.
 
 A job is a module beside this one with a function `main(settings, bounds)`. It reads standard input and writes
 standard output; the last line of standard error is the report in JSON.
@@ -15,11 +15,11 @@ from typing import NoReturn, Protocol, TypedDict
 
 
 class Settings(TypedDict):
-    """What every job is told."""
+    """The settings of every job."""
 
     job: str
     path: list[str]
-    """Where modules are found."""
+    """The search path for modules."""
     confinement: str
     """The folder of the package `confinement`."""
     memory_bytes: int
@@ -40,12 +40,12 @@ class Bounds(Protocol):
         """Allow no new file, socket or pipe from now on."""
 
 
-class Refused(Exception):  # noqa: N818 (what the host is told)
+class Refused(Exception):  # noqa: N818 (it reports to the host, and is not an error of the job)
     """The job cannot be done.
 
     Args:
-        problem: A code, which the host puts into words.
-        detail: What is put into these words.
+        problem: A code, for which the host has a message.
+        detail: The text that the message inserts.
     """
 
     def __init__(self, problem: str, detail: str = "") -> None:
@@ -57,11 +57,11 @@ def run(settings: Settings) -> NoReturn:
     """Run the job that the settings name, report, and end the process."""
     sys.stderr.write(f"\n{json.dumps(_report(settings))}")
     sys.stderr.flush()
-    os._exit(0)  # writes nothing more, and waits for no thread of a library that read a damaged file
+    os._exit(0)  # writes no more, and does not wait for the threads of a library that read a damaged file
 
 
 def _report(settings: Settings) -> dict[str, str]:
-    """Run the job; return its report, also of what fails."""
+    """Run the job; return its report, even if the job fails."""
     bounds: Bounds = importlib.import_module("_rlm_confinement.process_bounds")
     bounds.bind(**{name: settings[name] for name in ("memory_bytes", "seconds", "file_bytes")})
     try:

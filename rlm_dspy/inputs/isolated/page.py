@@ -1,7 +1,7 @@
 """Fetches a page of the web: a job of `run_isolated`.
 
 The body goes to standard output. A name is looked up once, and the connection
-goes to an address that was checked, so that no second answer of a name server leads elsewhere.
+goes to the checked address, so that a second answer of the name server cannot redirect it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MAX_REDIRECTS = 5
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _SERVES_METADATA = {ipaddress.ip_address("168.63.129.16")}
-"""Public addresses at which clouds answer their own machines."""
+"""Public addresses at which clouds serve their own machines."""
 
 
 class PageSettings(Settings):
-    """What the job is told."""
+    """The settings of the job."""
 
     url: str
     allow_local: bool
@@ -52,7 +52,7 @@ def follow(client: httpx.Client, address: str, *, allow_local: bool) -> httpx.Re
     """Follow redirects, each checked, and return the last response; its body is not read.
 
     Raises:
-        Refused: If one is not allowed or cannot be reached, or if there are too many.
+        Refused: If an address is not allowed or cannot be reached, or if there are too many redirects.
     """
     import httpx
 
@@ -67,7 +67,7 @@ def follow(client: httpx.Client, address: str, *, allow_local: bool) -> httpx.Re
 
 
 def _ask(client: httpx.Client, url: httpx.URL, addresses: list[str]) -> httpx.Response:
-    """Return the response from the first of these addresses that can be connected to; its body is not read."""
+    """Return the response of the first address that accepts a connection; its body is not read."""
     import httpx
 
     headers = {"Accept-Encoding": "gzip", "Host": url.netloc.decode("ascii"), "User-Agent": "rlm-dspy"}
@@ -88,7 +88,7 @@ def _checked(url: httpx.URL, *, allow_local: bool) -> list[str]:
     """Return the addresses to connect to for a URL.
 
     Raises:
-        Refused: If its scheme is another, its name is unknown, or all of its addresses are local.
+        Refused: If its scheme is not http or https, its name is unknown, or all of its addresses are local.
     """
     if url.scheme not in ("http", "https") or not url.host:
         raise Refused("scheme", url.scheme)
@@ -104,7 +104,7 @@ def _checked(url: httpx.URL, *, allow_local: bool) -> list[str]:
 
 
 def _is_public(address: _Address) -> bool:
-    """Return whether an address is one of the internet, and so are those that are written inside it."""
+    """Return whether an address, and each address embedded in it, belongs to the internet."""
     inner: list[_Address] = []
     if isinstance(address, ipaddress.IPv6Address):
         inner = [part for part in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())) if part]

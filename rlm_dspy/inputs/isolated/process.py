@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 1 << 30
 FOLDER = Path(__file__).parent
-"""Where the jobs are."""
+"""The folder of the jobs."""
 _GRACE_SECONDS = 2
 """The process ends itself at its limit, where the system has alarms."""
 _REPORT_BYTES = 64_000
 _PASSED_ON = ("SSL_CERT_DIR", "SSL_CERT_FILE", "SYSTEMROOT")
-"""Environment variables that the process gets; it sees no other, in which keys may be."""
+"""The only environment variables that the process gets, because others may hold keys."""
 
 
 class Report(BaseModel):
-    """What a job reports at its end."""
+    """The report of a job at its end."""
 
     problem: str = ""
-    """Empty if all went well. Of any job: `failed`, `memory`, `large`, `missing`; `time` or `crashed` if it did
-    not report."""
+    """Empty after success. Any job may report `failed`, `memory`, `large` or `missing`; without a report it is
+    `time` or `crashed`."""
     detail: str = ""
     content_type: str = ""
-    """Of a page on the web, by its server."""
+    """The content type of a web page, as its server gives it."""
 
 
 def run_isolated(
@@ -53,11 +53,11 @@ def run_isolated(
 
     Args:
         job: The name of its module.
-        settings: What it is told, beside these limits.
+        settings: Its settings besides these limits.
         source: Its standard input.
-        seconds: After this time it is killed, with the processes that it has started.
-        file_bytes: The size of its output.
-        memory_bytes: Its private memory.
+        seconds: The time after which it is killed with all its child processes.
+        file_bytes: The maximum size of its output.
+        memory_bytes: The maximum of its private memory.
     """
     from rlm_dspy.interpreters import confinement
 
@@ -72,7 +72,7 @@ def run_isolated(
             stdin=source,
             stdout=output,
             stderr=messages,
-            env={**environment, "SETTINGS": json.dumps(given)},  # not an argument: others may see those
+            env={**environment, "SETTINGS": json.dumps(given)},  # not in an argument, which others may see
             start_new_session=True,
         )
         try:

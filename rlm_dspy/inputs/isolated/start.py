@@ -1,6 +1,6 @@
 """Starts a job: `python -I start.py`, by `run_isolated`. Its settings are in an environment variable.
 
-The packages are found by their folders: on the path of the host, a module of the user's may have the same name.
+Packages are imported by folder, because a module of the user may have the same name on the host's path.
 """
 
 from __future__ import annotations

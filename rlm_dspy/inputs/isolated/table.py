@@ -1,6 +1,6 @@
 """Reads a table from a file and writes it to standard output in Arrow's format: a job of `run_isolated`.
 
-The parsers are written in C and C++, and a damaged file may crash or exhaust them.
+The parsers are written in C and C++; a damaged file may crash them or exhaust memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 100_000
 
 
 class TableSettings(Settings):
-    """What the job is told."""
+    """The settings of the job."""
 
     kind: str
     file: str
@@ -43,7 +43,7 @@ def _of_csv(settings: TableSettings) -> Any:
 def _of_jsonl(settings: TableSettings) -> Any:
     with open(settings["file"], encoding="utf-8-sig") as file:  # noqa: PTH123
         rows = [_named(json.loads(line)) for line in file if line.strip()]
-    # Not `pd.read_json`: it takes "007" for a number, and rounds long ones.
+    # Not `pd.read_json`: it reads "007" as a number, and rounds long numbers.
     names = list(dict.fromkeys(name for row in rows for name in row))
     chosen = settings["columns"] or names
     if unknown := [name for name in chosen if name not in names]:
@@ -96,7 +96,7 @@ def _of_sqlite(settings: TableSettings) -> Any:
     import sqlite3
 
     path = settings["file"]
-    # SQLite may write nothing beside the file, unless rows are still in its log, which it would not read then.
+    # SQLite must not write files beside the database, unless its log holds rows, which it would not read then.
     fixed = "" if any(os.path.exists(f"{path}-{log}") for log in ("wal", "journal")) else "&immutable=1"  # noqa: PTH110
     connection = sqlite3.connect(f"file:{quote(path)}?mode=ro{fixed}", uri=True)
     found = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()

@@ -1,4 +1,4 @@
-"""Defines `Table`, an input that stands for rows and columns."""
+"""Defines `Table`, an input of rows and columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
     **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "sqlite"),
     **dict.fromkeys((".duckdb", ".ddb"), "duckdb"),
 }
-"""How a file is read, by its suffix."""
+"""The format of a file, by its suffix."""
 _MOST_BYTES, _MOST_ROWS = 1_000_000_000, 50_000_000
 _CSV_STYLE = ("sep", "encoding", "decimal")
 _SECONDS = 120
@@ -139,7 +139,7 @@ class Table(HostInput, TableView):
         return Table, (self.arrow, self.name)
 
     def stand_in(self) -> dict[str, Any]:
-        """Return what the table in the REPL is made of."""
+        """Return the arguments of the table in the REPL."""
         return {"arrow": self.arrow}
 
     @property
@@ -189,7 +189,7 @@ class _Hash:
         self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Take bytes in."""
+        """Add bytes to the hash."""
         self.sha256.update(data)
         return len(data)
 
@@ -201,7 +201,7 @@ class _Hash:
 
 
 def _of_frame(frame: Any) -> Any:
-    """Return a `pyarrow.Table` of a DataFrame, with its index as columns unless that only numbers the rows."""
+    """Return a `pyarrow.Table` of a DataFrame, with its index as columns unless it only numbers the rows."""
     is_named = any(name is not None for name in frame.index.names)
     if is_named or frame.index.inferred_type != "integer":
         frame = frame.reset_index()
