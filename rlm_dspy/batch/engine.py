@@ -201,8 +201,8 @@ _WANTED = "a concurrent.futures.Executor, 'ray', or a function such as lambda: P
 def _failed(error: Exception) -> Future[Any]:
     """Return the future of a run that cannot begin; other inputs of its batch may well be sent."""
     future: Future[Any] = Future()
-    told = f"These inputs cannot be sent to other processes: {error}. Pass plain data, or use threads."
-    future.set_exception(TypeError(told))
+    message = f"These inputs cannot be sent to other processes: {error}. Pass plain data, or use threads."
+    future.set_exception(TypeError(message))
     return future
 
 

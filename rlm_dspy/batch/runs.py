@@ -353,5 +353,5 @@ class _Batch:
                     shutil.rmtree(left, ignore_errors=True)
                 yield
         except Timeout:
-            told = f"Another batch uses the store {str(self._folder)!r}. Wait for it, or pass another store."
-            raise RLMError(told) from None
+            message = f"Another batch uses the store {str(self._folder)!r}. Wait for it, or pass another store."
+            raise RLMError(message) from None

@@ -67,23 +67,23 @@ def unit(event: E, *, ends: bool = True) -> Iterator[Unit[E]]:
         event: The event of the start.
         ends: Whether the scope emits the end; else `emit` does.
     """
-    told, outer, error = Unit(event), here(), None
+    started, outer, error = Unit(event), here(), None
     if not listeners() or (outer is None and not isinstance(event, RunEvent)):
-        yield told
+        yield started
         return
-    told.event = event.within(outer)
-    _send(told.event)
+    started.event = event.within(outer)
+    _send(started.event)
     try:
-        with dspy.context(**{_SETTING: told.event}), call_scope(told.event.id):
-            yield told
+        with dspy.context(**{_SETTING: started.event}), call_scope(started.event.id):
+            yield started
     except BaseException as raised:
         error = raised
         raise
     finally:
         if ends:
             phase: Phase = "ended" if error is None else "failed"
-            seconds = time.monotonic() - told.event.began
-            _send(replace(told.event, phase=phase, seconds=seconds, error=error))
+            seconds = time.monotonic() - started.event.began
+            _send(replace(started.event, phase=phase, seconds=seconds, error=error))
 
 
 def emit(event: Event) -> None:

@@ -175,8 +175,8 @@ class RunLog(Listener):
             case CellEvent() if begins:
                 self._write(event, "cell_started", reasoning=event.reasoning, code=event.code)
             case ReviewEvent() | ToolEvent():
-                what, told = _of_part(event)
-                self._write(event, f"{what}_started" if begins else f"{what}_ended", **told)
+                what, details = _of_part(event)
+                self._write(event, f"{what}_started" if begins else f"{what}_ended", **details)
             case SubCallEvent(call=SubCall() as call):
                 plain = call.model_dump(mode="json", exclude={"steps", "number"})
                 children = inside.pop(event.id, []) or list(event.children)
@@ -239,9 +239,9 @@ def _of_review(event: ReviewEvent) -> dict[str, Any]:
     """Return the fields of the event of a hook."""
     error = "" if event.error is None else in_one_line(event.error)
     verdict = {"refused": event.refused, "run_instead": event.run_instead, "error": error}
-    told = {name: text for name, text in verdict.items() if text}
+    details = {name: text for name, text in verdict.items() if text}
     known = {"digest": review_key(event.hook, event.asked), "tool_call": event.parent}
-    return {"hook": event.hook, "asked": asked_in_log(event.asked), **told, **known}
+    return {"hook": event.hook, "asked": asked_in_log(event.asked), **details, **known}
 
 
 def _of_call(event: LMEvent) -> dict[str, Any]:

@@ -166,9 +166,9 @@ class _RecordedCalls(SubCalls):
             return whole
         why = "its answer was too long to be kept" if found else "it was not made then"
         given = ", ".join(f"{key}={one_line(value, _TOLD_CHARS)!r}" for key, value in asked.shown.items())
-        told = f"{name}({given})"
-        self.missing.append(f"{told}: {why}")
-        message = f"{_NOT_IN_RECORD}: {told} cannot be answered from the record: {why}."
+        label = f"{name}({given})"
+        self.missing.append(f"{label}: {why}")
+        message = f"{_NOT_IN_RECORD}: {label} cannot be answered from the record: {why}."
         return {"error": message, "kind": _NOT_IN_RECORD}
 
 

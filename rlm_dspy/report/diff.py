@@ -33,17 +33,17 @@ Side = tuple["Step", int, Markup] | None
 def settings(a: Record, b: Record) -> list[Difference]:
     """Return the differences in signature, instructions, models and inputs."""
     names = ("signature", "instructions", "model", "sub_model")
-    told = [(name, str(getattr(a, name) or ""), str(getattr(b, name) or "")) for name in names]
+    compared = [(name, str(getattr(a, name) or ""), str(getattr(b, name) or "")) for name in names]
     inputs = dict.fromkeys([*a.inputs, *b.inputs])
-    told += [(f"input {name}", a.inputs.get(name, ""), b.inputs.get(name, "")) for name in inputs]
-    return [one for one in told if one[1] != one[2]]
+    compared += [(f"input {name}", a.inputs.get(name, ""), b.inputs.get(name, "")) for name in inputs]
+    return [one for one in compared if one[1] != one[2]]
 
 
 def answers(a: Record, b: Record) -> list[Difference]:
     """Return the differences in the output fields and in why the runs ended."""
     fields = dict.fromkeys([*a.outputs, *b.outputs])
-    told = [(name, _written(a.outputs, name), _written(b.outputs, name)) for name in fields]
-    return [one for one in [*told, ("stop", a.stop, b.stop)] if one[1] != one[2]]
+    compared = [(name, _written(a.outputs, name), _written(b.outputs, name)) for name in fields]
+    return [one for one in [*compared, ("stop", a.stop, b.stop)] if one[1] != one[2]]
 
 
 def usages(a: Record, b: Record) -> list[Difference]:

@@ -24,8 +24,12 @@ def tokens(spent: Usage) -> str:
 
 def used(usage: Usage, took: float | None = None) -> str:
     """Format time, tokens and cost; skip unknown ones."""
-    told = ["" if took is None else seconds(took), tokens(usage), "" if usage.cost is None else price(usage.cost)]
-    return ", ".join(part for part in told if part)
+    pieces = [
+        "" if took is None else seconds(took),
+        tokens(usage),
+        "" if usage.cost is None else price(usage.cost),
+    ]
+    return ", ".join(part for part in pieces if part)
 
 
 def spent_on(calls: Iterable[SubCall]) -> Usage:

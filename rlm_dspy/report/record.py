@@ -270,9 +270,9 @@ def ended(run: RunEvent, *, coverage: bool = True) -> dict[str, Any]:
     if any(outcome.sources.values()):
         known["sources"] = outcome.sources
     if error is not None:
-        told = cut_short(error)
-        text = told["error"] and without_credentials(told["error"], run.lm, run.sub_lm)
-        return {**known, **told, "error": text}
+        ending = cut_short(error)
+        text = ending["error"] and without_credentials(ending["error"], run.lm, run.sub_lm)
+        return {**known, **ending, "error": text}
     return {**known, "stop": outcome.stop, "final_reasoning": outcome.final_reasoning}
 
 

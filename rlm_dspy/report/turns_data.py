@@ -24,9 +24,9 @@ def about(part: Step | SubCall, sizes: dict[str, int]) -> str:
         part: The turn or sub-call.
         sizes: The characters of the run's inputs.
     """
-    told = (f"at {seconds(part.started)}", f"took {seconds(part.seconds)}", used(part.spent))
+    facts = (f"at {seconds(part.started)}", f"took {seconds(part.seconds)}", used(part.spent))
     looked_at = _shares(part, sizes) if isinstance(part, Step) else _sent(part)
-    return " · ".join(filter(None, (*told, *looked_at)))
+    return " · ".join(filter(None, (*facts, *looked_at)))
 
 
 def _shares(step: Step, sizes: dict[str, int]) -> Iterator[str]:

@@ -236,9 +236,9 @@ class Session:
         """Tell the model and the log of inputs that are others than when the session was saved."""
         now = digests_of({name: value for name, value in self.inputs.items() if name in saved.digests})
         if changed := [name for name, digest in now.items() if digest != saved.digests[name]]:
-            told = f"{', '.join(changed)}: another value than when the session was saved."
-            _logger.warning("%s", told)
-            self._state.notes.append(told)
+            warning = f"{', '.join(changed)}: another value than when the session was saved."
+            _logger.warning("%s", warning)
+            self._state.notes.append(warning)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -104,9 +104,9 @@ class SessionState:
             return environment, self.shown
         same = (name for name in ("functions", "runtime") if self._last and _same(name, self._last, environment))
         next_call = environment.model_copy(update=dict.fromkeys(same, ""))
-        told = [self.ended, "The next call has begun.", *(self.notes or [_KEPT]), str(next_call)]
+        sentences = [self.ended, "The next call has begun.", *(self.notes or [_KEPT]), str(next_call)]
         *before, newest = self.shown
-        notice = "\n\n".join(filter(None, told))
+        notice = "\n\n".join(filter(None, sentences))
         return self.first, (*before, newest.model_copy(update={"notice": notice}))
 
     def lending(self, make: Factory) -> tuple[Factory, Callable[[dspy.CodeInterpreter], None]]:
