@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import dspy
 from dspy.lm15 import OpenAIChatLM
 
+from rlm_dspy.redaction import hidden, secrets_of
+
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -34,8 +36,11 @@ _REFUSED = (400, 403, 422, None)
 _NOT_FOUND = 404
 _OF_A_STREAM = re.compile(r"\bstream(?:_options|ing)?\b", re.IGNORECASE)
 _NO_CONNECTION = re.compile(
-    r"connection error|connect(?:ion)? (?:refused|failed)|failed to connect", re.IGNORECASE
+    r"connection error|connect(?:ion)? (?:refused|failed)|failed to connect|timed out connecting|TLS handshake",
+    re.IGNORECASE,
 )
+_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|CERTIFICATE_VERIFY_FAILED")
+_NO_TLS_SPOKEN = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE")
 _TAG = re.compile(r"<!--.*?-->|<[^<>]*>", re.DOTALL)
 
 
@@ -43,9 +48,9 @@ def may_pass(error: BaseException, *, is_stream: bool) -> bool:
     """Whether the same request may succeed a moment later.
 
     That includes invalid JSON from a provider, a local server that loads its model, and in a stream an early end
-    or an error, which has no status.
+    or an error, which has no status. A server that speaks no TLS, or has an invalid certificate, keeps to that.
     """
-    if not isinstance(error, dspy.LMError):
+    if not isinstance(error, dspy.LMError) or _finds(_NO_TLS, error):
         return False
     if dspy.is_retryable_lm_error(error) or _NOT_READY.search(error.message):
         return True
@@ -75,14 +80,13 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """Add what the server said to the message of an error, where a client keeps it only in the error's cause.
 
     The SDK of OpenAI, from version 3 on, does this for an error that is a string, such as LM Studio's. HTML pages
-    are reduced to their text. If no server responded, or it has no such path, its address is added.
+    are reduced to their text. If no server responded, or it has no such path, its address is added. The LM's
+    secrets are redacted, such as a password in that address.
     """
     if isinstance(error, dspy.LMError):
-        _set_message(error, _without_tags(error.message))
-        address = _shown_address(str(getattr(lm, "kwargs", {}).get("api_base") or ""))
-        nobody = getattr(error, "status", None) == _NOT_FOUND or _NO_CONNECTION.search(error.message)
-        if nobody and address and address not in error.message:
-            _set_message(error, f"{error.message} (api_base: {address})")
+        message = _without_tags(error.message)
+        _set_message(error, message if lm is None else hidden(message, secrets_of(lm)))
+        _add_address(error, str(getattr(lm, "kwargs", {}).get("api_base") or ""))
     cause = error.__cause__ or error.__context__
     while cause is not None and isinstance(error, dspy.LMError):
         words = _words(getattr(cause, "body", None))
@@ -90,6 +94,45 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
             _set_message(error, f"{error.message}: {words}")
             return
         cause = cause.__cause__ or cause.__context__
+
+
+def add_wait(error: Exception, asked: float, most: float) -> None:
+    """Add to the message of an error the pause that its provider asks for, which is longer than a run waits."""
+    if isinstance(error, dspy.LMError):
+        _add(
+            error,
+            f"(it asks to wait {asked:,.0f} s; this run waits at most {most:,.0f} s: set max_seconds for more)",
+        )
+
+
+def _add_address(error: dspy.LMError, url: str) -> None:
+    """Add the server's address to the message of an error that a wrong address has, and how it may be wrong."""
+    address = _shown_address(url)
+    is_wrong = getattr(error, "status", None) == _NOT_FOUND or _finds(_NO_CONNECTION, error)
+    if not is_wrong or not address or address in error.message:
+        return
+    hint = ""
+    if _finds(_NO_TLS_SPOKEN, error):
+        hint = "; the server seems to speak http, not https"
+    elif "@" in urlsplit(url).netloc:
+        hint = "; not every client reads the user and password in it: send them in extra_headers"
+    _add(error, f"(api_base: {address}{hint})")
+
+
+def _add(error: dspy.LMError, words: str) -> None:
+    """Add words to the first paragraph of an error's message, which is shown alone where one line must do."""
+    first, *rest = error.message.split("\n\n", 1)
+    _set_message(error, "\n\n".join([f"{first} {words}", *rest]))
+
+
+def _finds(pattern: re.Pattern[str], error: dspy.LMError) -> bool:
+    """Whether an error has such words, or one that caused it: LiteLLM says only "Connection error"."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if pattern.search(cause.message if isinstance(cause, dspy.LMError) else str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _shown_address(url: str) -> str:

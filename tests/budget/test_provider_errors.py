@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 
 import dspy
 import pytest
 from dspy.lm15 import OpenAIChatLM
 
-from rlm_dspy.budget.provider_errors import add_words, keep_rejected_replies
+from rlm_dspy.budget.provider_errors import add_words, keep_rejected_replies, may_pass
 
 
 class BodyError(Exception):
@@ -53,12 +54,35 @@ def test_the_fields_that_a_server_refuses_stand_in_the_message_of_the_error() ->
         ),
         (dspy.LMServerError("Connection error: http://a:1/v1"), "Connection error: http://a:1/v1"),
         (dspy.LMServerError("overloaded", status=503), "overloaded"),
+        (
+            dspy.LMInvalidRequestError("no model\n\n  To fix:\n    - name one", status=404),
+            "no model (api_base: http://a:1/v1)\n\n  To fix:\n    - name one",
+        ),
     ],
-    ids=["no such path", "nobody there", "told already", "another error"],
+    ids=["no such path", "nobody there", "told already", "another error", "with advice"],
 )
 def test_an_error_of_a_wrong_address_names_it(error: dspy.LMError, told: str) -> None:
-    add_words(error, dspy.LM("openai/m", api_base="http://me:secret@a:1/v1?key=secret"))
+    add_words(error, dspy.LM("openai/m", api_base="http://a:1/v1?key=secret"))
     assert error.message == told
+
+
+@pytest.mark.parametrize("error", ["TLS handshake failed: [SSL: WRONG_VERSION_NUMBER]", "Connection error."])
+def test_https_for_a_server_of_http_is_not_tried_again_and_the_error_names_the_address(error: str) -> None:
+    """LiteLLM keeps the cause to itself."""
+    told = dspy.LMTransportError(error)
+    told.__cause__ = ssl.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    assert not may_pass(told, is_stream=False)
+    assert may_pass(dspy.LMTransportError("Connection error."), is_stream=False)
+    add_words(told, dspy.LM("openai/m", api_base="https://a:1/v1"))
+    assert told.message == f"{error} (api_base: https://a:1/v1; the server seems to speak http, not https)"
+
+
+def test_the_password_of_an_address_is_not_in_the_error_which_says_where_to_put_it() -> None:
+    """DSPy's client takes it for a part of the host's name."""
+    error = dspy.LMTransportError("failed to connect to me:pw@a:1: Name or service not known", model="m")
+    add_words(error, dspy.LM("openai/m", api_base="http://me:pw@a:1/v1"))
+    assert "me:pw" not in str(error)
+    assert "(api_base: http://a:1/v1; not every client reads the user and password in it: send" in str(error)
 
 
 def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:
