@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rlm_dspy.budget.lm_info import HistoryEntry, Outputs, filled_window, readab
 from rlm_dspy.budget.malformed_bodies import RequestUsage
 from rlm_dspy.budget.max_reply_tokens import LMCall, reply_limit, room_for_reply
 from rlm_dspy.budget.provider_errors import (
+    add_wait,
     add_words,
     is_withheld,
     may_pass,
@@ -245,12 +247,21 @@ class MeteredCall:
         if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             return False
         pause = getattr(error, "retry_after", None)
-        if not isinstance(pause, int | float) or not pause <= _LONGEST_PAUSE_SECONDS:  # NaN is not
+        if not isinstance(pause, int | float) or math.isnan(pause):
             pause = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
+        elif pause > (most := self._longest_pause()):
+            add_wait(error, pause, most)
+            return False
         self.seconds = max(0.0, pause)
         self._failed, self._repeats_made = error, self._repeats_made + 1
         self._meters[0].failure = error
         return True
+
+    def _longest_pause(self) -> float:
+        """Return the most seconds to wait for a provider: a minute, or as long as `max_seconds` allows."""
+        ledgers = [meter.ledger for meter in self._meters]
+        left = [each.limits.max_seconds - each.seconds for each in ledgers if each.limits.max_seconds is not None]
+        return max(_LONGEST_PAUSE_SECONDS, min(left, default=0.0))
 
     def _repeats(self) -> bool:
         """Whether failed requests are retried here, each counted, and not inside one DSPy call.

@@ -164,11 +164,10 @@ def test_each_repeat_is_a_call_to_callbacks_history_and_ledger(awaited: bool) ->
     assert prediction.get_lm_usage()["scripted/m"]["completion_tokens"] == len(YES.split())
 
 
-@pytest.mark.parametrize(("told", "waits"), [(None, 1), (7, 7), (0.5, 0.5), (3_600, 1), (float("nan"), 1)])
+@pytest.mark.parametrize(("told", "waits"), [(None, 1), (7, 7), (0.5, 0.5), (60, 60), (float("nan"), 1)])
 def test_a_wait_that_a_provider_asks_for_is_kept_if_it_is_short(
     told: float | None, waits: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour is not waited for: the error comes after the usual repeats."""
     waited: list[float] = []
     monkeypatch.setattr("rlm_dspy.budget.metered_lm.pause", waited.append)
     script = ScriptedLM([dspy.LMRateLimitError("slow down", retry_after=told), YES])
@@ -176,6 +175,31 @@ def test_a_wait_that_a_provider_asks_for_is_kept_if_it_is_short(
     with dspy.context(lm=lm), metered(Ledger(Limits()), "ask"):
         dspy.Predict(PREDICT)(question="?")
     assert waited == [waits]
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_request_is_not_repeated_before_a_long_wait_that_its_provider_asks_for(awaited: bool) -> None:
+    """The error says how long it is."""
+    script = ScriptedLM([dspy.LMRateLimitError("slow down\n\n  To fix:", retry_after=3_600), YES])
+    lm = dspy.LM("scripted/m", engine=script.script, async_engine=script._async_engine_spec, cache=False)
+    ledger, ask = Ledger(Limits(max_seconds=1_800)), dspy.Predict(PREDICT)
+    with (
+        dspy.context(lm=lm),
+        pytest.raises(dspy.LMRateLimitError, match=r"slow down \(it asks to wait 3,600 s; .* at most 1,800 s"),
+        metered(ledger, "ask"),
+    ):
+        asyncio.run(ask.acall(question="?")) if awaited else ask(question="?")
+    assert ledger.usage().calls == 1
+
+
+def test_a_long_wait_that_max_seconds_allows_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("rlm_dspy.budget.metered_lm.pause", waited.append)
+    script = ScriptedLM([dspy.LMRateLimitError("slow down", retry_after=3_600), YES])
+    lm = dspy.LM("scripted/m", engine=script.script, num_retries=2, cache=False)
+    with dspy.context(lm=lm), metered(Ledger(Limits(max_seconds=7_200)), "ask"):
+        dspy.Predict(PREDICT)(question="?")
+    assert waited == [3_600]
 
 
 def test_the_usage_of_an_lm_that_asks_another_is_each_ones_own() -> None:
