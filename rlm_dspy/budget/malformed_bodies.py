@@ -10,13 +10,24 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import fields
+from http import HTTPStatus
 from typing import Any
+
+from dspy.lm15 import AnthropicLM, GeminiLM, OpenAIChatLM, OpenAILM, ProviderError
 
 from rlm_dspy._dspy_compat import HttpResponse, UsageTracker, WireUsage
 from rlm_dspy.budget.lm_info import count_of
 
 _CONTENT = ("choices", "output", "content", "candidates", "data", "embeddings", "results", "text")
 """Fields that hold what was asked for, of any kind of request."""
+_HOLDS_REPLY = (
+    (OpenAIChatLM, ("choices",)),
+    (OpenAILM, ("output",)),
+    (AnthropicLM, ("content",)),
+    (GeminiLM, ("candidates", "promptFeedback")),
+)
+"""DSPy's clients, and the fields of a body of which a reply has one."""
+_SHOWN_CHARS = 200
 _ERRORS = ("error", "errors", "base_resp", "message", "detail", "msg")
 
 
@@ -44,6 +55,33 @@ def accept_malformed_bodies() -> None:
         check(self)
 
     HttpResponse.json, WireUsage.__post_init__ = json_of, post_init
+    for client, names_of_reply in _HOLDS_REPLY:
+        _refuse_others(client, names_of_reply)
+
+
+def _refuse_others(client: Any, names: tuple[str, ...]) -> None:
+    """Let a client raise an error for a body without the fields of a reply, which it takes for an empty one."""
+    parse = client.parse_response
+
+    @functools.wraps(parse)
+    def parse_reply(self: Any, request: Any, response: HttpResponse) -> Any:
+        if words := _why_no_reply(response, names):
+            raise ProviderError(words, provider=response.provider, status=response.status)
+        return parse(self, request, response)
+
+    client.parse_response = parse_reply
+
+
+def _why_no_reply(response: HttpResponse, names: tuple[str, ...]) -> str:
+    """Return what is wrong with a response that holds no reply; empty if it may hold one."""
+    came = " ".join(response.text().split())[:_SHOWN_CHARS]
+    if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+        to = f" to {place}" if (place := response.header("location")) else ""
+        return f"the server answers with HTTP {response.status}, a redirect{to} that is not followed: {came!r}"
+    body = response.json()
+    if isinstance(body, dict) and (isinstance(body.get("error"), dict) or any(name in body for name in names)):
+        return ""
+    return f"the reply (HTTP {response.status}) has no `{names[0]}`: {came!r}. Is api_base that of another API?"
 
 
 def _as_expected(body: dict[str, Any]) -> dict[str, Any]:

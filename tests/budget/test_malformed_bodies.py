@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -18,7 +20,7 @@ from tests.playing import block
 from tests.repl.test_deep_answers import NONSENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 TEXT = block("SUBMIT(answer='paid for')")
 BODIES: dict[str, dict[str, Any]] = {
@@ -31,15 +33,16 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @contextlib.contextmanager
-def serving(body: dict[str, Any]) -> Iterator[str]:
+def serving(body: Any, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     """Answer every request with this body."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             content = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **headers}.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -87,6 +90,39 @@ def test_an_error_with_status_200_is_told_and_not_cached_as_a_reply(body: dict[s
                 pytest.raises(dspy.LMError, match="no balance"),
             ):
                 RLM("question -> answer")(question=f"? {base}")
+
+
+NO_REPLIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "chat": ("openai/m", {"model_type": "chat"}, "choices"),
+    "responses": ("openai/m", {"model_type": "responses"}, "output"),
+    "Anthropic": ("anthropic/m", {}, "content"),
+    "Gemini": ("gemini/m", {}, "candidates"),
+}
+
+
+@pytest.mark.parametrize(("model", "options", "name"), NO_REPLIES.values(), ids=NO_REPLIES)
+@pytest.mark.parametrize("body", [{}, {"status": "ok"}, [], None], ids=str)
+def test_a_body_that_holds_no_reply_is_an_error_which_shows_it_and_no_empty_turn(
+    body: Any, model: str, options: dict[str, Any], name: str, how: str
+) -> None:
+    """As of a server that is no model's, or of another API."""
+    with serving(body) as base:
+        lm = dspy.LM(model, api_base=base, api_key="none", cache=False, num_retries=0, **options)
+        rlm = RLM("question -> answer", interpreter_factory=LocalPythonInterpreter)
+        rlm.set_lm(lm)
+        told = re.escape(f"the reply (HTTP 200) has no `{name}`: {json.dumps(body)!r}")
+        with pytest.raises(dspy.LMError, match=told):
+            rlm(question="?") if how == "blocking" else asyncio.run(rlm.acall(question="?"))
+
+
+def test_a_redirect_is_an_error_that_says_where_to() -> None:
+    with serving({"to": "v2"}, 307, {"Location": "/v2/chat/completions"}) as base:
+        lm = dspy.LM("openai/m", api_base=base, api_key="none", cache=False)
+        with (
+            dspy.context(lm=lm),
+            pytest.raises(dspy.LMError, match="HTTP 307, a redirect to /v2/chat/completions"),
+        ):
+            RLM("question -> answer", interpreter_factory=LocalPythonInterpreter)(question="?")
 
 
 @pytest.mark.parametrize("error", [None, {}, {"code": 0, "message": ""}], ids=str)
