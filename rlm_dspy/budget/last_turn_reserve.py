@@ -65,6 +65,7 @@ class Budget:
         self._lm = lm
         self.turns = 0
         self._failures = self._repetitions = 0
+        self._repeats_code = False
         self._longest_reply_seconds = 0.0
         self._waited = ""
         self._keep()
@@ -73,6 +74,8 @@ class Budget:
     @property
     def reason(self) -> str:
         """Why there are no more turns, as text."""
+        if self.limit == "max_repetitions" and not self._repeats_code:
+            return "the model replied repeatedly without code"
         return _REASONS[self.limit] if self.limit else "the conversation does not fit the context window"
 
     @property
@@ -110,6 +113,8 @@ class Budget:
         self.turns += 1
         self._failures = self._failures + 1 if step.failed else 0
         self._repetitions = self._repetitions + 1 if step.repeats else 0
+        if step.repeats:
+            self._repeats_code = bool(step.code.strip())
         messages = [{"content": step.reasoning + step.code}, {"content": step.output + advice}]
         self.next_tokens += tokens_at_most(None, messages)
         self._keep(turns=0 if was_last else 1)

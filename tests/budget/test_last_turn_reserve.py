@@ -101,6 +101,12 @@ def test_code_that_is_run_again_and_again_makes_the_next_turn_the_last(play: Pla
     assert played.prediction.usage["limit"] == "max_repetitions"
 
 
+def test_replies_without_code_are_not_told_as_code_that_ran_repeatedly(play: Play) -> None:
+    played = play(RLM("q -> answer: int"), [""] * 9, q="?")
+    assert (played.prediction.usage["limit"], played.prediction.stop) == ("max_repetitions", "unanswered")
+    assert played.prediction.final_reasoning.startswith("No SUBMIT: the model replied repeatedly without code.")
+
+
 def test_the_same_code_with_another_outcome_is_no_repetition(play: Play) -> None:
     """A counter, or a poll of something that changes."""
     codes = ["n = 0", *["n += 1\nprint(n)"] * 4, "SUBMIT(answer=str(n))"]
