@@ -60,6 +60,14 @@ _TOKENS_PER_TURN = 2_048
 _NO_KEY = "none"
 """The key for a local server: OpenAI's protocol requires one, most local servers do not."""
 
+_PROVIDERS = (
+    *("anthropic", "azure", "bedrock", "deepseek", "gemini", "groq", "hosted_vllm", "lm_studio", "mistral"),
+    *("ollama", "ollama_chat", "openai", "openrouter", "together_ai", "vertex_ai", "xai"),
+)
+_SPELLINGS = {name.replace("_", ""): name for name in _PROVIDERS} | {"google": "gemini", "claude": "anthropic"}
+"""How a provider is spelled, by its letters."""
+_ALSO_MODELS = ("deepseek", "gemini", "mistral")
+"""Before a colon these may be models of Ollama."""
 _HOTTEST = 2
 
 
@@ -187,11 +195,27 @@ def _named(model: str, pull: bool, announce: Callable[[str], None], settings: _S
         return _downloaded(named_model(model), pull, announce, settings)
     if model.lower().endswith(".gguf") or Path(model).expanduser().is_file():
         return _embedded(Path(model), settings)
+    _check_spelling(model)
     if f"{model}/".startswith(_LM_STUDIO):
         return _lm_studio(model.partition("/")[2], announce, settings)
     if model.startswith(_OLLAMA):
         return _ollama(model.partition("/")[2], settings)
     return _of_a_provider(model, settings)
+
+
+def _check_spelling(model: str) -> None:
+    """Refuse a misspelt provider, as in `lmstudio/x` or `ollama:x`: LiteLLM would take long to do so.
+
+    Raises:
+        UnknownModel: If it is misspelt; the message has the right spelling.
+    """
+    provider, sign, name = re.split(r"([/:]|$)", model, maxsplit=1)
+    right = _SPELLINGS.get(re.sub(r"[\W_]", "", provider).lower())
+    is_right = model == "lm_studio" or (provider == right and sign == "/")
+    if right is None or is_right or (sign == ":" and right in _ALSO_MODELS):
+        return
+    written = f"{right}/{name or 'NAME'}" if sign or right != "lm_studio" else right
+    raise UnknownModel(f"Invalid model {model!r}: write {written}.")
 
 
 def _lm(model: str, settings: _Settings, **kwargs: Any) -> dspy.LM:

@@ -163,6 +163,26 @@ def test_a_name_without_a_known_provider_is_refused(model: str, capfd: pytest.Ca
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("model", "right"),
+    [
+        ("lmstudio/qwen3-8b", "lm_studio/qwen3-8b"),
+        ("LM-Studio", "lm_studio"),
+        ("ollama:qwen3:8b", "ollama/qwen3:8b"),
+        ("Ollama", "ollama/NAME"),
+        ("OpenAI/gpt-5-mini", "openai/gpt-5-mini"),
+        ("google/gemini-2.5-flash", "gemini/gemini-2.5-flash"),
+    ],
+)
+def test_a_misspelt_provider_is_refused_with_its_right_spelling(
+    model: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: without LiteLLM, which takes long."""
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    with pytest.raises(UnknownModel, match=f"write {right}[.]$"):
+        choose_model(model)
+
+
 def test_the_refusal_of_a_name_shows_how_names_look() -> None:
     with pytest.raises(UnknownModel, match=r"provider/name, e\.g\. openai/gpt-5-mini"):
         choose_model("no-such-model")
