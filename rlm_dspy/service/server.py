@@ -57,9 +57,14 @@ def serve(
     if not keys and not is_local(host):
         raise UsageError(f"Other machines can reach {host}: set a key for the clients, or listen on 127.0.0.1.")
     app = create_app(program, name=name, keys=keys, host=host, other_hosts=other_hosts, max_runs=max_runs)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listener:
-        shown = f"[{host}]" if ":" in host else host
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # without the address
+        fix = "Name another port or host (--port, --host); port 0 takes a free one."
+        raise OSError(f"Cannot listen on {shown}:{port}: {why}. {fix}") from error
+    with listener:
         announce(f"http://{shown}:{listener.getsockname()[1]}/v1")
         server_of(app, max_runs, grace_seconds).run(sockets=[listener])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -81,6 +82,14 @@ def test_what_cannot_be_served_is_told_in_a_line(
     (program.parent / "short.txt").write_text("secret\n", encoding="utf-8")
     done = CliRunner().invoke(app, ["serve", f"{program}:other", *arguments])
     assert (done.exit_code, why in done.stderr) == (2, True), done.stderr
+
+
+def test_a_port_that_is_in_use_is_told_with_the_option_that_names_another(program: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = CliRunner().invoke(app, ["serve", str(program), "--port", str(port)])
+    told = f"Error: Cannot listen on 127.0.0.1:{port}: Address already in use. Name another port or host (--port,"
+    assert (found.exit_code, " ".join(found.stderr.split())[: len(told)]) == (3, told)
 
 
 def test_without_its_extra_it_names_it(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
