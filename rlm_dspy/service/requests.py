@@ -204,14 +204,15 @@ class _Text(_Part):
 
 
 class _Named(_Part):
-    id: str
+    id: str = Field(min_length=1)
 
 
 class Body(BaseModel):
     """What requests of both APIs have in common.
 
-    A field that is not declared is refused; null, an empty list and an empty object count as left out. The
-    fields from `temperature` on are about a model: the program decides, and they are ignored.
+    A field that is not declared is refused; null, an empty list and an empty object count as left out, except a
+    conversation without its id. The fields from `temperature` on are about a model: the program decides, and they
+    are ignored.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -223,7 +224,7 @@ class Body(BaseModel):
     """Values of input fields by name; an addition to OpenAI's API."""
     limits: dict[str, StrictInt | StrictFloat] = {}
     """Fields of `Limits`, to lower those of the program; an addition to OpenAI's API."""
-    conversation: _Named | str = ""
+    conversation: _Named | Annotated[str, Field(min_length=1)] | None = None
     """A conversation of `POST /v1/conversations`; in chat completions an addition to OpenAI's API."""
     temperature: JsonValue = None
     top_p: JsonValue = None
@@ -241,7 +242,8 @@ class Body(BaseModel):
     def _without_empty(cls, given: JsonValue) -> JsonValue:
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None and value not in ([], {})}
+        empty = {name for name, value in given.items() if value is None or value in ([], {})}
+        return {name: value for name, value in given.items() if name not in empty - {"conversation"}}
 
     def _limits(self, most_tokens: int | None) -> dict[str, int | float]:
         """Return the limits, with the client's own bound on output tokens."""
@@ -249,7 +251,7 @@ class Body(BaseModel):
         return {**bound, **self.limits}
 
     def _conversation(self) -> str:
-        return self.conversation if isinstance(self.conversation, str) else self.conversation.id
+        return self.conversation.id if isinstance(self.conversation, _Named) else self.conversation or ""
 
 
 class ChatBody(Body):

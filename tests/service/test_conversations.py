@@ -196,6 +196,19 @@ def test_the_history_of_a_program_is_that_of_the_conversation() -> None:
     assert found == "[{'question': 'Who?', 'answer': 'Ann'}]"
 
 
+@pytest.mark.parametrize("path", ["responses", "chat/completions"])
+@pytest.mark.parametrize("name", [{}, "", {"id": ""}, []], ids=str)
+def test_a_conversation_without_its_id_is_refused(path: str, name: object) -> None:
+    """It would be answered outside of any, in silence; null is none."""
+    asked = {"model": "program", "input" if path == "responses" else "messages": ASKED}
+    with served(rlm("question -> answer"), scripted("SUBMIT(answer='a')")) as url:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        for conversation, status in ((name, 400), (None, 200)):
+            body = {**asked, "conversation": conversation}
+            sent = httpx.post(f"{url}/v1/{path}", json=body, headers=headers, timeout=60)
+            assert sent.status_code == status, sent.text
+
+
 def test_a_program_that_is_no_rlm_keeps_none() -> None:
     """It is told when one is begun; items and unknown names are refused."""
 
