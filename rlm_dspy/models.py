@@ -64,7 +64,7 @@ _PROVIDERS = (
     *("anthropic", "azure", "bedrock", "deepseek", "gemini", "groq", "hosted_vllm", "lm_studio", "mistral"),
     *("ollama", "ollama_chat", "openai", "openrouter", "together_ai", "vertex_ai", "xai"),
 )
-_SPELLINGS = {name.replace("_", ""): name for name in _PROVIDERS} | {"google": "gemini", "claude": "anthropic"}
+_SPELLINGS = {name.replace("_", ""): name for name in _PROVIDERS}
 """How a provider is spelled, by its letters."""
 _ALSO_MODELS = ("deepseek", "gemini", "mistral")
 """Before a colon these may be models of Ollama."""

@@ -171,7 +171,6 @@ def test_a_name_without_a_known_provider_is_refused(model: str, capfd: pytest.Ca
         ("ollama:qwen3:8b", "ollama/qwen3:8b"),
         ("Ollama", "ollama/NAME"),
         ("OpenAI/gpt-5-mini", "openai/gpt-5-mini"),
-        ("google/gemini-2.5-flash", "gemini/gemini-2.5-flash"),
     ],
 )
 def test_a_misspelt_provider_is_refused_with_its_right_spelling(

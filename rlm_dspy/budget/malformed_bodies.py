@@ -74,14 +74,19 @@ def _refuse_others(client: Any, names: tuple[str, ...]) -> None:
 
 def _why_no_reply(response: HttpResponse, names: tuple[str, ...]) -> str:
     """Return what is wrong with a response that holds no reply; empty if it may hold one."""
-    came = " ".join(response.text().split())[:_SHOWN_CHARS]
     if response.status >= HTTPStatus.MULTIPLE_CHOICES:
         to = f" to {place}" if (place := response.header("location")) else ""
-        return f"the server answers with HTTP {response.status}, a redirect{to} that is not followed: {came!r}"
+        words = f"the server answers with HTTP {response.status}, a redirect{to} that is not followed"
+        return f"{words}: {_start_of(response)!r}"
     body = response.json()
     if isinstance(body, dict) and (isinstance(body.get("error"), dict) or any(name in body for name in names)):
         return ""
-    return f"the reply (HTTP {response.status}) has no `{names[0]}`: {came!r}. Is api_base that of another API?"
+    words = f"the reply (HTTP {response.status}) has no `{names[0]}`"
+    return f"{words}: {_start_of(response)!r}. Is api_base that of another API?"
+
+
+def _start_of(response: HttpResponse) -> str:
+    return " ".join(response.text()[: 10 * _SHOWN_CHARS].split())[:_SHOWN_CHARS]
 
 
 def _as_expected(body: dict[str, Any]) -> dict[str, Any]:

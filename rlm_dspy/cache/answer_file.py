@@ -269,10 +269,13 @@ def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:
 
 
 def _made_by(connection: sqlite3.Connection) -> int | None:
-    """Return the application id of a file; None if it is empty."""
+    """Return the application id of a file; None if it is empty.
+
+    The tables are counted first: another process may create them and set the id in between.
+    """
     try:
-        ((number,),) = connection.execute("PRAGMA application_id")
         ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+        ((number,),) = connection.execute("PRAGMA application_id")
     except sqlite3.DatabaseError as error:
         if _kind(error) != sqlite3.SQLITE_NOTADB:
             raise

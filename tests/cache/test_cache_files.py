@@ -194,3 +194,26 @@ def test_a_process_that_ends_leaves_one_file(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.db", "answers.db.locks"]
     assert whole(path) == 1
+
+
+def test_a_file_that_another_process_makes_while_it_is_opened_is_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path, connect, statements = tmp_path / "made.db", tmp_path / "answers.db", sqlite3.connect, list[str]()
+    with SubCallCache(made) as other:
+        other.once("a", lambda: 1)
+
+    def make_at_the_second(statement: str) -> None:
+        statements.append(statement)
+        if len(statements) == 2:
+            path.write_bytes(made.read_bytes())
+
+    def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)
+        connection.set_trace_callback(make_at_the_second)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    SubCallCache(path).close()
+    assert len(statements) > 2
+    assert whole(path) == 1
