@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import types
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import Field
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.mcp.conversations import Answer, Conversations
@@ -19,7 +21,7 @@ from rlm_dspy.sessions.kept import ConversationBusy, ConversationGone
 from rlm_dspy.text import print_to_stderr, printable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     import dspy
 
@@ -73,16 +75,11 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
             with anyio.CancelScope(shield=True):
                 await conversations.close()
 
-    names = ", ".join(map(repr, folders.names))
-    server = MCPServer("rlm-dspy", instructions=_INSTRUCTIONS.format(names), log_level="ERROR", lifespan=closing)
-
-    @server.tool()
     async def list_files(folder: Folder = "", pattern: Pattern = "**/*") -> str:
         """List the names and sizes of files."""
         with errors_for_client():
             return await asyncio.to_thread(folders.listing, folder, pattern)
 
-    @server.tool()
     async def ask(question: Question, context: Context, folder: Folder = "", pattern: Pattern = "**/*") -> Answer:
         """Answer a question about files. Choose few files by the pattern if the question is about few."""
         with errors_for_client():
@@ -90,19 +87,28 @@ def make_server(rlm: RLM, lm: dspy.BaseLM, folders: Folders) -> MCPServer:
             source = await asyncio.to_thread(source_of, files)
             return await conversations.begin(source, question, _progress_callback(context, rlm))
 
-    @server.tool()
     async def go_on(conversation: Conversation, question: Question, context: Context) -> Answer:
         """Ask a further question about the same files; what was said and found before is known."""
         with errors_for_client():
             return await conversations.go_on(conversation, question, _progress_callback(context, rlm))
 
-    @server.tool()
     async def report(conversation: Conversation) -> str:
         """Show how the last answer of a conversation was found: the turns, their code and output."""
         with errors_for_client():
             return conversations.report(conversation)
 
-    return server
+    tools = [_strict_tool(each) for each in (list_files, ask, go_on, report)]
+    instructions = _INSTRUCTIONS.format(", ".join(map(repr, folders.names)))
+    return MCPServer("rlm-dspy", instructions=instructions, log_level="ERROR", lifespan=closing, tools=tools)
+
+
+def _strict_tool(function: Callable[..., Awaitable[object]]) -> Tool:
+    """Return a tool that refuses unknown arguments: who misspells `pattern` would ask about all files."""
+    tool = Tool.from_function(function)
+    given = tool.fn_metadata.arg_model
+    strict: type[BaseModel] = types.new_class(given.__name__, (given,), {"extra": "forbid"})
+    tool.fn_metadata.arg_model, tool.parameters = strict, strict.model_json_schema(by_alias=True)
+    return tool
 
 
 def _progress_callback(context: Context, rlm: RLM) -> OnTurn:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp import Client, StdioServerParameters
+from typer.testing import CliRunner
 
 from rlm_dspy import RLM
+from rlm_dspy.cli.app import app
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import Files, Text
 from rlm_dspy.interpreters import LocalPythonInterpreter
@@ -155,6 +158,26 @@ async def test_a_client_asks_goes_on_and_reads_the_report(folder: Path, model: M
     assert heard == [(1, "turn 1: SUBMIT")]
     assert "Q-AGAIN" in report
     assert ">>> SUBMIT(answer=f'{n} were counted')" in report
+
+
+async def test_an_unknown_argument_is_refused_and_not_ignored(folder: Path, model: Model, tmp_path: Path) -> None:
+    """`files` for `pattern` would be asked about all files, and paid for."""
+    async with connected(model, folder, cwd=tmp_path) as client:
+        told = [
+            await said_by(client, "ask", question="Q-NAMES", files=["one.md"]),
+            await said_by(client, "list_files", path="one.md"),
+        ]
+        schemas = [tool.input_schema for tool in (await client.list_tools()).tools]
+    assert all("Extra inputs are not permitted" in each for each in told), told
+    assert [schema["additionalProperties"] for schema in schemas] == [False] * 4
+
+
+def test_a_port_that_is_in_use_is_told_before_the_address(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        options = ["--model", "openai/m", "--api-base", "http://127.0.0.1:9/v1", "--port", port]
+        found = CliRunner().invoke(app, ["mcp", str(folder), *options])
+    assert (found.exit_code, found.stderr) == (3, f"Error: port {port} is in use; choose another with --port.\n")
 
 
 async def test_nothing_outside_of_the_folders_is_reached(folder: Path, model: Model, tmp_path: Path) -> None:

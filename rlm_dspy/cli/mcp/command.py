@@ -15,6 +15,7 @@ from rlm_dspy.cli.options import Debug, Interpreter, Mcp, Model, Skills, command
 from rlm_dspy.cli.signals import hangup_as_sigterm
 from rlm_dspy.cli.task import WITH_TEXT
 from rlm_dspy.cli.user.completion import check_model, complete_model
+from rlm_dspy.cli.user.ui import check_port
 from rlm_dspy.errors import UsageError
 
 
@@ -78,6 +79,7 @@ def mcp(options: McpOptions) -> None:
             if options.port is None:
                 server.run()
             else:
+                check_port(options.port)
                 address = f"http://127.0.0.1:{options.port}/mcp"
                 tell(f"MCP at {address} for {', '.join(folders.names)}. Stop it with Ctrl-C.")
                 with hangup_as_sigterm():

@@ -39,9 +39,7 @@ def ui(
     if served.startswith("http"):
         tell(f"The store is a server: open {served} in a browser.")
         return
-    if _taken(port):
-        tell(f"Error: port {port} is in use; choose another with --port.")
-        raise typer.Exit(FAILED)
+    check_port(port)
     address = f"http://127.0.0.1:{port}"
     tell(f"Serving {served} at {address} (the first start takes half a minute). Press Ctrl-C to stop.")
     process = subprocess.Popen(server_command(served, port), env=server_environment())  # noqa: S603
@@ -108,9 +106,12 @@ def runs_page(address: str) -> str:
     return f"{page}/{traces[0]['trace_location']['mlflow_experiment']['experiment_id']}/traces"
 
 
-def _taken(port: int) -> bool:
+def check_port(port: int) -> None:
+    """End the command if another program listens on a port of this machine."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            tell(f"Error: port {port} is in use; choose another with --port.")
+            raise typer.Exit(FAILED)
 
 
 def server_command(store: str, port: int, host: str = "127.0.0.1") -> list[str]:
