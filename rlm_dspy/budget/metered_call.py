@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from rlm_dspy.budget.max_reply_tokens import LMCall, reply_limit, room_for_reply
 from rlm_dspy.budget.provider_errors import (
     add_wait,
     add_words,
+    asked_pause,
     is_withheld,
     may_pass,
     refuses_streams,
@@ -246,8 +246,8 @@ class MeteredCall:
         transient = may_pass(error, is_stream=self._stream is not None)
         if not transient or not self._repeats() or self._repeats_made >= self._own_lm.num_retries:
             return False
-        pause = getattr(error, "retry_after", None)
-        if not isinstance(pause, int | float) or math.isnan(pause):
+        pause = asked_pause(error)
+        if pause is None:
             pause = min(2**self._repeats_made, _LONGEST_PAUSE_SECONDS)
         elif pause > (most := self._longest_pause()):
             add_wait(error, pause, most)

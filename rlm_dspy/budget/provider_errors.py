@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,6 +42,13 @@ _NO_CONNECTION = re.compile(
 )
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|CERTIFICATE_VERIFY_FAILED")
 _NO_TLS_SPOKEN = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE")
+_WAIT = re.compile(
+    r"(?:try again|retry) (?:in|after) (?=\d)(?:(\d+) ?h(?:ours?)?)?\s*(?:(\d+) ?m(?!s)(?:in(?:utes?)?)?)?\s*"
+    r"(?:(\d+(?:\.\d+)?) ?(m?s))?|\"retryDelay\": ?\"(\d+(?:\.\d+)?)s\"",
+    re.IGNORECASE,
+)
+"""How long to wait, in the words of OpenAI, Azure, Groq and Gemini."""
+_TRACEBACK = "\nTraceback (most recent call last):"
 _TAG = re.compile(r"<!--.*?-->|<[^<>]*>", re.DOTALL)
 
 
@@ -80,11 +88,11 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """Add what the server said to the message of an error, where a client keeps it only in the error's cause.
 
     The SDK of OpenAI, from version 3 on, does this for an error that is a string, such as LM Studio's. HTML pages
-    are reduced to their text. If no server responded, or it has no such path, its address is added. The LM's
-    secrets are redacted, such as a password in that address.
+    are reduced to their text, and the traceback that LiteLLM puts into a message goes. If no server responded, or
+    it has no such path, its address is added. The LM's secrets are redacted, such as a password in that address.
     """
     if isinstance(error, dspy.LMError):
-        message = _without_tags(error.message)
+        message = _without_tags(error.message).partition(_TRACEBACK)[0]
         _set_message(error, message if lm is None else hidden(message, secrets_of(lm)))
         _add_address(error, str(getattr(lm, "kwargs", {}).get("api_base") or ""))
     cause = error.__cause__ or error.__context__
@@ -94,6 +102,19 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
             _set_message(error, f"{error.message}: {words}")
             return
         cause = cause.__cause__ or cause.__context__
+
+
+def asked_pause(error: Exception) -> float | None:
+    """Return the seconds that a provider asks to wait, in a header or in words, as Gemini does; else None."""
+    asked = getattr(error, "retry_after", None)
+    if isinstance(asked, int | float):
+        return None if math.isnan(asked) else asked
+    found = _WAIT.search(error.message) if isinstance(error, dspy.LMError) else None
+    if found is None:
+        return None
+    hours, minutes, seconds, unit, delay = found.groups(default="")
+    rest = float(seconds or delay or 0) / (1_000 if unit.lower() == "ms" else 1)
+    return 3_600 * int(hours or 0) + 60 * int(minutes or 0) + rest
 
 
 def add_wait(error: Exception, asked: float, most: float) -> None:

@@ -164,13 +164,17 @@ def test_each_repeat_is_a_call_to_callbacks_history_and_ledger(awaited: bool) ->
     assert prediction.get_lm_usage()["scripted/m"]["completion_tokens"] == len(YES.split())
 
 
-@pytest.mark.parametrize(("told", "waits"), [(None, 1), (7, 7), (0.5, 0.5), (60, 60), (float("nan"), 1)])
+@pytest.mark.parametrize(
+    ("told", "waits"), [(None, 1), (7, 7), (0.5, 0.5), (60, 60), (float("nan"), 1), ("39.5s", 39.5)]
+)
 def test_a_wait_that_a_provider_asks_for_is_kept_if_it_is_short(
-    told: float | None, waits: float, monkeypatch: pytest.MonkeyPatch
+    told: float | str | None, waits: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a header, or in words as Gemini does."""
     waited: list[float] = []
     monkeypatch.setattr("rlm_dspy.budget.metered_lm.pause", waited.append)
-    script = ScriptedLM([dspy.LMRateLimitError("slow down", retry_after=told), YES])
+    seconds = None if isinstance(told, str) else told
+    script = ScriptedLM([dspy.LMRateLimitError(f"Slow down, retry in {told}.", retry_after=seconds), YES])
     lm = dspy.LM("scripted/m", engine=script.script, num_retries=2, cache=False)
     with dspy.context(lm=lm), metered(Ledger(Limits()), "ask"):
         dspy.Predict(PREDICT)(question="?")

@@ -9,7 +9,7 @@ import dspy
 import pytest
 from dspy.lm15 import OpenAIChatLM
 
-from rlm_dspy.budget.provider_errors import add_words, keep_rejected_replies, may_pass
+from rlm_dspy.budget.provider_errors import add_words, asked_pause, keep_rejected_replies, may_pass
 
 
 class BodyError(Exception):
@@ -83,6 +83,35 @@ def test_the_password_of_an_address_is_not_in_the_error_which_says_where_to_put_
     add_words(error, dspy.LM("openai/m", api_base="http://me:pw@a:1/v1"))
     assert "me:pw" not in str(error)
     assert "(api_base: http://a:1/v1; not every client reads the user and password in it: send" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (dspy.LMRateLimitError("Quota exceeded. Please retry in 39.5s.", retry_after=7), 7),
+        (dspy.LMRateLimitError("Quota exceeded. Please retry in 39.5s."), 39.5),  # Gemini
+        (dspy.LMRateLimitError('{"error": {"details": [{"retryDelay": "39s"}]}}'), 39),  # Gemini by LiteLLM
+        (dspy.LMRateLimitError("Limit 3, Used 3. Please try again in 20s. Visit"), 20),  # OpenAI
+        (dspy.LMRateLimitError("Please try again in 350ms."), 0.35),
+        (dspy.LMRateLimitError("Please try again in 1h7m12.5s."), 4_032.5),  # Groq
+        (dspy.LMRateLimitError("Please try again in 6m0s."), 360),
+        (dspy.LMRateLimitError("Please retry after 59 seconds."), 59),  # Azure
+        (dspy.LMRateLimitError("Please retry after 2 minutes."), 120),
+        (dspy.LMRateLimitError("Please try again in a moment."), None),
+        (dspy.LMRateLimitError("Overloaded", retry_after=float("nan")), None),
+    ],
+    ids=str,
+)
+def test_a_pause_that_a_provider_asks_for_in_words_is_known(error: dspy.LMError, seconds: float | None) -> None:
+    """Gemini sends no header, and asks for more than the usual repeats wait together."""
+    assert asked_pause(error) == seconds
+
+
+def test_a_traceback_that_litellm_puts_into_a_message_is_not_told() -> None:
+    said = "litellm.APIConnectionError: no project"
+    error = dspy.LMTransportError(f'{said}\nTraceback (most recent call last):\n  File "/home/me/x.py"', model="m")
+    add_words(error, dspy.LM("openai/m"))
+    assert str(error) == f"[m] {said}"
 
 
 def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:
