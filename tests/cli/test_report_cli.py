@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import dspy
 import pytest
 from typer.testing import CliRunner
 
+from rlm_dspy.artifacts import Artifacts
 from rlm_dspy.cli.app import app
+from rlm_dspy.cli.options import OutputOptions
+from rlm_dspy.cli.user.answer import give_answer
 from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.load import load_record
 from rlm_dspy.report.record import Record
@@ -97,6 +101,18 @@ def test_a_report_from_a_log_has_coverage_places_and_date_as_that_of_a_saved_run
     assert record.trajectory[0].shown == (("context", 0, 40),)
     assert [place.start for place in record.occurrences["answer"]] == [49]
     assert record.started_at is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody writes is needed")
+def test_a_run_that_is_cut_short_in_a_folder_without_writing_is_kept_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its steps are paid for."""
+    monkeypatch.chdir("/proc")
+    record = Record(signature="question -> answer", inputs={}, model="m", stop="interrupted")
+    assert give_answer(record, Artifacts(), OutputOptions(), quiet=True, log=None)
+    (path,) = re.findall(r"Interrupted[.] The run is in (/.*interrupted[.]rlm[.]json)[.]", capsys.readouterr().err)
+    assert Record.load(path).stop == "interrupted"
 
 
 def test_a_failed_run_has_a_report_too() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlm_dspy.cli.errors import done, say, tell
-from rlm_dspy.text import counted
+from rlm_dspy.text import check_writable, counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ def give_answer(
     text = _printed(record, options)
     printed = text is None or done(lambda: say(text), problem="the answer could not be printed: ")
     lost = _INTERRUPTED_FILE if cut_short else "" if printed else _UNPRINTED_FILE
-    path, report = options.save or (Path(lost) if lost else None), options.report
+    path, report = options.save or (_writable(lost) if lost else None), options.report
     message = "" if quiet and not lost else f"{cut_short}The run is in {path}."
     if log and cut_short:
         message += f" Go on with it: rlm-dspy resume {log} FILE..."
@@ -83,6 +84,16 @@ def give_answer(
     message = "" if quiet else f"The report is in {report}."
     reported = report is None or done(lambda: write_report(record, report), message)
     return printed and saved and reported and _give_files(artifacts, options.output_dir, quiet=quiet)
+
+
+def _writable(name: str) -> Path:
+    """Return the path of a new file: in the working directory, or if that is read-only in a temporary one."""
+    path = Path(name)
+    try:
+        check_writable(path)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="rlm-dspy-")) / name
+    return path
 
 
 def _printed(record: Record, options: OutputOptions) -> str | None:
