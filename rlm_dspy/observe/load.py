@@ -52,7 +52,8 @@ def load_record(path: str | os.PathLike[str], number: int | None = None, option:
     try:
         records = load_records(path)
     except FileNotFoundError as error:
-        raise UsageError(f"File not found: {path}.") from error
+        hint = f" The run of that number in `rlm-dspy history` is @{path}." if str(path).isdigit() else ""
+        raise UsageError(f"File not found: {path}.{hint}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:

@@ -60,6 +60,7 @@ def test_report_diff_and_replay_take_a_run_of_the_history() -> None:
     assert "2 of 2 steps did the same." in run("replay", "@2", "notes.txt", "--interpreter", "local").stdout
     piped = run("replay", "@2", "-", "--interpreter", "local", stdin=Path("notes.txt").read_text("utf-8"))
     assert "2 of 2 steps did the same." in piped.stdout
+    assert "in `rlm-dspy history` is @1." in run("report", "1").stderr
     assert "No run 3: the history has 2 runs. See rlm-dspy history." in run("report", "@3").stderr
 
 
