@@ -93,6 +93,7 @@ def add_words(error: Exception, lm: dspy.BaseLM | None = None) -> None:
     """
     if isinstance(error, dspy.LMError):
         message = _without_tags(error.message).partition(_TRACEBACK)[0]
+        message = message.replace("Timeouts(read=...)", "dspy.LM(..., timeout=SECONDS)")  # what a user can set
         _set_message(error, message if lm is None else hidden(message, secrets_of(lm)))
         _add_address(error, str(getattr(lm, "kwargs", {}).get("api_base") or ""))
     cause = error.__cause__ or error.__context__

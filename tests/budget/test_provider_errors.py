@@ -114,6 +114,15 @@ def test_a_traceback_that_litellm_puts_into_a_message_is_not_told() -> None:
     assert str(error) == f"[m] {said}"
 
 
+def test_an_error_of_a_slow_server_names_the_option_of_the_lm() -> None:
+    """Not the class of a library inside DSPy."""
+    error = dspy.LMTransportError("read timed out: raise it with Timeouts(read=...) if the model needs longer")
+    add_words(error, dspy.LM("openai/m"))
+    assert error.message == (
+        "read timed out: raise it with dspy.LM(..., timeout=SECONDS) if the model needs longer"
+    )
+
+
 def test_an_error_whose_client_says_nothing_stays_as_it_is() -> None:
     error = dspy.LMInvalidRequestError("no", model="m")
     error.__cause__ = BodyError(None)
