@@ -209,7 +209,7 @@ def test_a_file_that_another_process_makes_while_it_is_opened_is_a_cache(
             path.write_bytes(made.read_bytes())
 
     def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-        connection = connect(*args, **kwargs)
+        connection: sqlite3.Connection = connect(*args, **kwargs)
         connection.set_trace_callback(make_at_the_second)
         return connection
 
