@@ -49,7 +49,7 @@ class Limits(OptionGroup):
     A reached limit never discards findings; the run converges: the rest of the budget pays for one last
     turn, and for the extraction of the answer from the trajectory if that turn does not SUBMIT. `max_cost`,
     `max_input_tokens` and `max_output_tokens` are never overspent: a request is made only if the most that it can
-    use still fits.
+    use still fits. What it used is what the server reports; nothing if it reports no usage.
 
     Raises:
         TypeError: If there is no limit of a name; the message names the closest one.

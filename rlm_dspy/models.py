@@ -242,10 +242,8 @@ def _of_a_provider(model: str, settings: _Settings) -> dspy.LM:
     if not select_backend(lm).native:
         import litellm  # noqa: PLC0415 (takes seconds, and most models do without it)
 
-        talks, litellm.suppress_debug_info = (
-            litellm.suppress_debug_info,
-            True,
-        )  # otherwise it prints an advertisement
+        # Otherwise it prints an advertisement.
+        talks, litellm.suppress_debug_info = litellm.suppress_debug_info, True
         try:
             litellm.get_llm_provider(model)
         except litellm.BadRequestError as error:

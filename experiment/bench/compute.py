@@ -110,9 +110,8 @@ def main(
 ) -> None:
     """Run what is missing, then print the table."""
     if not only_report:
-        lm = choose_model(model or None).copy(
-            cache=False
-        )  # else one way's answers would cost the next one nothing
+        # With a cache, the answers of one way would cost the next one nothing.
+        lm = choose_model(model or None).copy(cache=False)
         cheap_lm = choose_model(cheap).copy(cache=False) if cheap else None
         ways = [name for name in WAYS if name != "cascade" or cheap_lm]
         keys = ("model", "way", "family", "chars", "seed")

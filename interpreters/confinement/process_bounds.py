@@ -35,9 +35,8 @@ def bind(*, memory_bytes: int, seconds: int, file_bytes: int) -> None:
     }
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
-        most = value + (
-            name == resource.RLIMIT_CPU
-        )  # SIGXCPU reports the limit; at the hard limit SIGKILL follows
+        # SIGXCPU reports the limit of CPU time; at the hard limit, a second later, SIGKILL follows.
+        most = value + (name == resource.RLIMIT_CPU)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         with suppress(ValueError, OSError):  # macOS knows no limit of address space
             resource.setrlimit(name, (min(value, most), most))

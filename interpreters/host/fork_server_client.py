@@ -198,9 +198,8 @@ class ForkServer:
         self.missing, self.packages = frame["missing"], frozenset(frame["packages"])
         self.importable, self.readable, self.zero_copy = frame["importable"], frame["readable"], frame["zero_copy"]
         if "namespaces" in self.layers:
-            scratch.remove_tree(
-                Path(self._folder)
-            )  # its root was replaced, and scratch folders belong to its workers
+            # Its root was replaced, and scratch folders belong to its workers.
+            scratch.remove_tree(Path(self._folder))
 
     @property
     def alive(self) -> bool:

@@ -150,9 +150,8 @@ class LocalHandle:
         own = self.host_pid()
         pids = set(self._watch.of_group(self._group))
         for other in others:
-            pids -= set(
-                _tree_of(other.host_pid(), without=own)
-            )  # a branch descends from the process that it branched off
+            # A branch descends from the process that it branched off.
+            pids -= set(_tree_of(other.host_pid(), without=own))
         return sorted(pids)
 
     def _evicted(self, pids: list[int], copies: Sequence[int], limit: int) -> Eviction:

@@ -155,9 +155,7 @@ def reported_cost(entry: HistoryEntry) -> float | None:
         return _dollars(entry.get("cost"))
     details = priced.get("cost_details")
     upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
-    return (
-        cost + (upstream or 0.0) if priced.get("is_byok") else cost
-    )  # OpenRouter with the user's own provider key
+    return cost + (upstream or 0.0) if priced.get("is_byok") else cost  # with the user's own provider key
 
 
 def reported_price(lm: dspy.BaseLM) -> Price | None:

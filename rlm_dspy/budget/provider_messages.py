@@ -66,9 +66,8 @@ def with_cache_marks(lm: dspy.BaseLM, call: LMCall) -> LMCall:
     native = select_backend(lm, call.options).native and not _NOT_BY_CLIENT & options.keys()
     if not takes_marks or (native and not options.keys() <= _BY_CLIENT):
         return call
-    marks = (
-        _BY_DSPY if native and provider == "anthropic" else _BY_LITELLM
-    )  # to OpenRouter, DSPy sends none itself
+    # DSPy itself sends none to OpenRouter.
+    marks = _BY_DSPY if native and provider == "anthropic" else _BY_LITELLM
     return replace(call, options={**call.options, **marks})
 
 

@@ -213,9 +213,8 @@ def answer(options: AskOptions, unfinished: Unfinished | None = None) -> None:
             interrupted.append("Interrupted after the run ended, before all output was written.")
             if error is not None and options.debug:
                 tell(without_credentials("".join(traceback.format_exception(error)), lm, rlm.sub_lm))
-            kept = give_answer(
-                record, artifacts, options, quiet=options.quiet, log=options.log
-            )  # before waiting for MLflow
+            # Before waiting for MLflow.
+            kept = give_answer(record, artifacts, options, quiet=options.quiet, log=options.log)
     raise typer.Exit(EXIT_CODES[record.stop] or (ANSWERED if kept else FAILED))
 
 

@@ -192,9 +192,8 @@ class RunLog(Listener):
 
     def _learn(self, *lms: dspy.BaseLM | None) -> None:
         """Redact the secrets in the settings of LMs from now on."""
-        self._secrets = self._secrets.union(
-            *map(secrets_of, lms)
-        )  # a new set: other threads iterate over the old one
+        # A new set: other threads iterate over the old one.
+        self._secrets = self._secrets.union(*map(secrets_of, lms))
 
     def _write(self, event: Event, name: str, **own: Any) -> None:
         known_parent = event.parent_run in self._open

@@ -63,9 +63,8 @@ def preview(values: Any) -> str | None:
     """Return the preview of inputs or outputs for the list of traces: their short texts."""
     if not isinstance(values, dict):
         return None if values is None else str(values)[:_PREVIEW_CHARS]
-    hidden = (
-        _REPORT if {"usage", "trajectory"} <= values.keys() else {HOW_IT_ENDED}
-    )  # a program returns a run's fields
+    # A program may return a run's fields.
+    hidden = _REPORT if {"usage", "trajectory"} <= values.keys() else {HOW_IT_ENDED}
     values = {
         name: value for name, value in values.items() if name not in hidden and not isinstance(value, Attachment)
     }

@@ -119,7 +119,7 @@ def test_a_file_that_becomes_a_pipe_does_not_hang(folder: Path) -> None:
     files = Files.open(folder)
     (folder / "notes.txt").unlink()
     os.mkfifo(folder / "notes.txt")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="no longer a regular file"):
         files["notes.txt"]
 
 
