@@ -55,6 +55,7 @@ def test_no_other_module_has_an_example_that_is_not_run() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # it takes 150 s alone on two slow processors, and other tests run beside it
 @pytest.mark.usefixtures("default_model")
 def test_the_main_job_is_answered_rightly_by_the_embedded_model() -> None:
     """The question of the first command, from the whole of articles.md, with no key and no server."""

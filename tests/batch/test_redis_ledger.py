@@ -114,7 +114,7 @@ def test_a_batch_whose_server_is_killed_ends_and_goes_on_with_it(lm: CountingLM,
             if len(rows) == 3:
                 server.kill()
                 server.wait()
-    assert re.search(r"redis://.*127\.0\.0\.1.*Run the batch again when it answers", str(error.value))
+    assert re.search(r"redis://.*127\.0\.0\.1.*Run the batch again when it responds", str(error.value))
     assert "secret" not in str(error.value)
     paid = lm.requests
     assert len(rows) <= paid < 30
