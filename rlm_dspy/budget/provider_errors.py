@@ -40,8 +40,8 @@ _NO_CONNECTION = re.compile(
     r"connection error|connect(?:ion)? (?:refused|failed)|failed to connect|timed out connecting|TLS handshake",
     re.IGNORECASE,
 )
-_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|CERTIFICATE_VERIFY_FAILED")
 _NO_TLS_SPOKEN = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE")
+_NO_TLS = re.compile(f"{_NO_TLS_SPOKEN.pattern}|CERTIFICATE_VERIFY_FAILED")
 _WAIT = re.compile(
     r"(?:try again|retry) (?:in|after) (?=\d)(?:(\d+) ?h(?:ours?)?)?\s*(?:(\d+) ?m(?!s)(?:in(?:utes?)?)?)?\s*"
     r"(?:(\d+(?:\.\d+)?) ?(m?s))?|\"retryDelay\": ?\"(\d+(?:\.\d+)?)s\"",
