@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -124,11 +125,14 @@ class AnswerServer:
         """Do nothing: no wait was recorded."""
 
     def _keep_leases(self) -> None:
-        """Renew the leases of this process while it has any."""
+        """Renew the leases of this process while it has any. A failed renewal logs nothing."""
+        from redis.exceptions import LockError, RedisError  # noqa: PLC0415 (an extra)
+
         while self._leases:
             time.sleep(_LEASE_SECONDS / 3)
             for lease in list(self._leases.values()):
-                self._asked(lambda _: lease.reacquire(), False)  # noqa: B023 (asked at once)
+                with contextlib.suppress(LockError, RedisError, OSError):
+                    lease.reacquire()
 
     def _connected(self) -> redis.Redis:
         if self._client is None:

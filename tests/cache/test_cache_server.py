@@ -167,6 +167,26 @@ def test_a_server_that_is_gone_costs_one_warning(tmp_path: Path, caplog: LogCapt
     assert "secret" not in warning
 
 
+def test_a_lease_that_cannot_be_renewed_costs_no_warning(
+    tmp_path: Path, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture
+) -> None:
+    """The warning is that of the answer which is not stored."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed; Debian has it as redis-server")
+    monkeypatch.setattr(answer_server, "_LEASE_SECONDS", 0.3)
+    with contextlib.ExitStack() as running:
+        url = running.enter_context(redis_server(tmp_path, free_port()))
+
+        def ask() -> list[str]:
+            running.close()
+            time.sleep(3)
+            return [record.getMessage() for record in caplog.records if url in record.getMessage()]
+
+        with SubCallCache(url) as cache:
+            assert cache.once("k", ask) == ([], False)
+    assert [url in record.getMessage() for record in caplog.records].count(True) == 1
+
+
 def test_answers_kept_in_memory_go_to_a_server_that_is_back(tmp_path: Path) -> None:
     """When the cache is closed, or the process ends: they are paid for. An end without a server is silent."""
     if shutil.which("redis-server") is None:
