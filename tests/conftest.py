@@ -40,6 +40,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.loadscopereorder = "not long" in options.markexpr  # as xdist orders, or as below
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the files that have no long test, where only those are asked for: that takes half a minute."""
+    if config.getoption("markexpr") == "long" and collection_path.match("test_*.py"):
+        return "mark.long" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is marked `by_hand` where that mark is not asked for, also of the long tests.
