@@ -33,7 +33,7 @@ _COPYING = frozenset(
 )
 """Functions and methods whose texts are parts of their arguments, or that give no text of their own."""
 _KEEPING = {"append", "extend", "insert", "add", "update", "setdefault"}
-_SUB_CALLS = {"llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "dspy"}
+_SUB_CALLS = {"llm_query", "llm_query_batched", "query_passages", "rlm_query", "rlm_query_batched", "dspy"}
 
 
 @dataclass

@@ -28,6 +28,7 @@ _MAX_DESCRIPTION_CHARS = 300
 _FIND_PASSAGES = (
     "- find_passages(text: str, words: str, count=5) -> list[str]  # the parts of a text that match words best"
 )
+_QUERY_PASSAGES = "- query_passages(text: str, prompt: str) -> str  # asks a model about the parts that match best"
 
 
 def write_environment(
@@ -80,7 +81,7 @@ def _functions(tools: dict[str, dspy.Tool], limits: Limits, calls: Sequence[str]
     for name, tool in tools.items():
         lines.append(f"- {name}{_stub(tool)}{_noted(' '.join((tool.desc or '').split()))}")
         lines += [f"  {line}" for line in tool.listing] if isinstance(tool, DefiningTool) else []
-    lines.append(_FIND_PASSAGES)
+    lines += [_FIND_PASSAGES, _QUERY_PASSAGES] if limits.max_llm_calls else [_FIND_PASSAGES]
     lines.append("- SHOW_VARS()  # names, types and sizes of the variables")
     lines.append("- INPUTS[name]  # the original value of an input")
     return "\n".join(lines)

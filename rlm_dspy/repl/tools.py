@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RESERVED = frozenset(
     {
         *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
-        "find_passages",
+        *("find_passages", "query_passages"),
         *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
     }
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_dspy import RLM
+from rlm_dspy import RLM, Limits
 from rlm_dspy.repl.in_repl import passages
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
@@ -129,3 +129,43 @@ def test_it_stays_defined_in_a_run_and_its_name_is_reserved() -> None:
         assert "1931" in RLM("text -> answer", policy=None)(text=TEXT).answer
     with pytest.raises(ValueError, match="find_passages"):
         RLM("find_passages -> answer")
+
+
+@pytest.mark.parametrize(
+    ("asked", "replies", "read"),
+    [
+        ("", ["1931"], [1]),
+        ("", ["Unknown.", "1931"], [1, 3]),
+        ("", ["unknown", "The text: unknown", "unknown"], [1, 3, 8]),
+        (", at_least=8", ["unknown"], [8]),
+        (", count=2", ["unknown", "1931"], [1, 2]),
+    ],
+)
+def test_a_sub_call_reads_the_best_passage_and_more_if_that_does_not_tell(
+    asked: str, replies: list[str], read: list[int]
+) -> None:
+    text = "\n\n".join(f"Kadri Vaheste kept the lighthouse of {place}. {filler(60)}." for place in range(40))
+    saw, left = [], iter(replies)
+
+    def query(messages: list[dict[str, str]]) -> str:
+        saw.append(messages[-1]["content"].count("lighthouse of"))
+        return next(left)
+
+    code = f"SUBMIT(answer=query_passages(text, 'Until when did Vaheste keep the lighthouse?'{asked}))"
+    with dspy.context(lm=ScriptedLM(act=[block(code)], query=query)):
+        assert RLM("text -> answer", policy=None)(text=text).answer == replies[-1]
+    assert saw == read
+
+
+def test_a_text_without_the_words_of_the_question_costs_no_call() -> None:
+    with dspy.context(lm=ScriptedLM(act=[block("SUBMIT(answer=query_passages('', 'Who?'))")])):
+        prediction = RLM("text -> answer", policy=None)(text=TEXT)
+    assert (prediction.answer, prediction.usage["calls"]) == ("unknown", 1)
+
+
+def test_a_run_without_sub_calls_is_not_offered_them() -> None:
+    for most, offered in ((0, False), (5, True)):
+        lm = ScriptedLM([block("SUBMIT(answer='a')")])
+        with dspy.context(lm=lm):
+            RLM("text -> answer", policy=None, limits=Limits(max_llm_calls=most))(text=TEXT)
+        assert ("query_passages" in str(lm.script.calls[0])) is offered

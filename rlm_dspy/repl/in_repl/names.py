@@ -11,6 +11,7 @@ _rlm_own = {
     "llm_query_batched": llm_query_batched,
     "SHOW_VARS": SHOW_VARS,
     "find_passages": find_passages,
+    "query_passages": query_passages,
     "dspy": dspy,
     "rlm_query": rlm_query,
     "rlm_query_batched": rlm_query_batched,
@@ -23,6 +24,7 @@ _rlm_from_host = {}
 _rlm_noted = set()
 """Inputs that have lost their names, if a note said so."""
 
+query_passages.acall = _rlm_functools.partial(_rlm_await, query_passages)
 for _rlm_sub in _rlm_given["subs"]:
     _rlm_function = _RlmCallable({"kind": "sub", "name": _rlm_sub["name"]}, _rlm_sub["fields"], _rlm_sub["usage"])
     _rlm_function.__doc__ = _rlm_sub["doc"]

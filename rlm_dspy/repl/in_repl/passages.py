@@ -1,6 +1,7 @@
 """Defines `find_passages`, which ranks the parts of a text by the rare words that they share with a query.
 
-Not imported: its source runs in any interpreter, in the same namespace as `functions.py`.
+`query_passages` asks a model about the best of them. Not imported: the source runs in any interpreter, in the same
+namespace as `functions.py`.
 """
 
 import bisect as _rlm_bisect
@@ -14,6 +15,10 @@ _RLM_COMMON = 20_000
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
+_RLM_QUESTION = """%s
+
+Question: %s
+Answer in a few words, not a sentence. If the text does not tell, answer: unknown"""
 
 
 def find_passages(text, words, count=5, chars=300):
@@ -52,6 +57,30 @@ def find_passages(text, words, count=5, chars=300):
             if all(stop <= start or end <= begin for start, end in chosen):
                 chosen.append((begin, stop))
     return [_rlm_header(text, start, chars) + text[start:end].strip() for start, end in chosen]
+
+
+def query_passages(text, prompt, at_least=1, count=8, chars=350):
+    """Ask a model a question about the passages of a text that match it best; return the answer.
+
+    The model reads the best passage. If it answers "unknown", it reads the three best, and then all.
+
+    Args:
+        text: The text, as in `find_passages`.
+        prompt: The question, which also ranks the passages.
+        at_least: The number of passages that the first call reads. A list needs all that match.
+        count: The maximum number of passages.
+        chars: The length of a passage in characters.
+
+    Raises:
+        SubCallError: If the model could not be asked.
+    """
+    best, reply = find_passages(text, prompt, count, chars), "unknown"
+    for number in dict.fromkeys(max(at_least, each) for each in (1, 3, count)):
+        if best:
+            reply = llm_query(_RLM_QUESTION % ("\n\n".join(reversed(best[:number])), prompt))
+        if number >= len(best) or "unknown" not in reply.lower():
+            break
+    return reply
 
 
 def _rlm_places(text, folded, words, passages):
