@@ -35,18 +35,11 @@ SIGNATURE = "context, question -> answer: str"
 CANDIDATE = Path(__file__).with_name("policies") / "candidate.json"
 LIMITS = Limits(max_iters=4, max_output_chars=1_500)
 
-HOW = "Answer in a few words, not a sentence. If the text does not tell, answer: unknown"
-ASK = """asked = ASKED
-for each in asked:
-    best = find_passages(context, each, count=8, chars=350)
-    for few in (best[:1], best[:3], best):
-        text = "\\n\\n".join(reversed(few))
-        reply = llm_query(f"{text}\\n\\nQuestion: {each}\\nHOW")
-        if "unknown" not in reply.lower():
-            break
-    print(each, "->", reply)""".replace("HOW", HOW)
-ASK_ALL = """text = "\\n\\n".join(reversed(find_passages(context, question, count=8, chars=350)))
-reply = llm_query(f"{text}\\n\\nQuestion: {question}\\nAnswer in a few words, not a sentence.")
+ASK = """reply = query_passages(context, question)
+print(question, "->", reply)"""
+ASK_EACH = """for each in ASKED:
+    print(each, "->", query_passages(context, each))"""
+ASK_ALL = """reply = query_passages(context, question, at_least=8)
 print(question, "->", reply)"""
 OLDER = """years = {"Aldo": 1901, "Teal": 1887}
 SUBMIT(answer=min(years, key=years.get))"""
@@ -71,11 +64,9 @@ GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
 READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
-ASK_WORDS = "One thing has to be looked up: {}. A sub-call reads the best passage, and more if that does not tell."
-ASK_EACH_WORDS = (
-    "Two things have to be looked up: {}. A sub-call reads the best passage for each, and more if needed."
-)
-ASK_ALL_WORDS = "A list has to be made: {}. A sub-call reads all good passages at once."
+ASK_WORDS = "One thing has to be looked up: {}."
+ASK_EACH_WORDS = "Two things have to be looked up: {}. I ask about each."
+ASK_ALL_WORDS = "A list has to be made: {}. A sub-call reads all passages at once."
 COUNT_WORDS = "Each line is a record, and the sub-call read only some of them. I count the records in code."
 
 
@@ -125,9 +116,9 @@ def over_text(
     *last: tuple[str, str],
 ) -> Run:
     """Return a run over a text: a sub-call answers each question, and the last turns make the answer of it."""
-    words = (ASK_WORDS if len(asked) == 1 else ASK_EACH_WORDS).format(needed)
-    listed = ", ".join(each if each == "question" else f'"{each}"' for each in asked)
-    first = (words, ASK.replace("ASKED", f"[{listed}]"))
+    words, code = (ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK)
+    listed = ", ".join(f'"{each}"' for each in asked)
+    first = (words.format(needed), code.replace("ASKED", f"({listed})"))
     return Run(context, question, answer, (first, *last), read)
 
 
@@ -144,7 +135,7 @@ RUNS = (
         "How often was Orla late?",
         "15",
         "the number of times that Orla was late",
-        ["question"],
+        [],
         ("9",),
         (COUNT_WORDS, COUNT),
         ("The count is the answer.", "SUBMIT(answer=str(len(found)))"),
@@ -154,7 +145,7 @@ RUNS = (
         "Who built the mill in Aldo?",
         "Ines Roth",
         "the one who built the mill in Aldo",
-        ["question"],
+        [],
         ("Ines Roth",),
         LAST,
     ),
@@ -172,7 +163,7 @@ RUNS = (
         "How many seats are there on the ferry to Sund?",
         "84",
         "the number of seats on the ferry to Sund",
-        ["question"],
+        [],
         ("84",),
         LAST,
     ),
@@ -190,7 +181,7 @@ RUNS = (
         "In which year did the school in Rauma open?",
         "1996",
         "the year in which the school in Rauma opened",
-        ["question"],
+        [],
         ("1996",),
         LAST,
     ),
