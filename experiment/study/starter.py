@@ -47,23 +47,12 @@ LARGER = """seats = {"Sund": 84, "Hov": 120}
 SUBMIT(answer=max(seats, key=seats.get))"""
 COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
 print(len(found), found[:3])"""
-READ_LINES = r"""import re
-words = set(re.findall(r"\w{4,}", question.lower()))
-hits = sorted((context.grep(f"(?i){word}") for word in words), key=len)
-lines = []
-for found in hits:
-    for file, number, line in found[:5]:
-        lines.append(f"{file}: {line}")
-reply = llm_query("\n".join(lines[:12]) + "\n\nQuestion: " + question + "\nAnswer in a few words, not a sentence.")
-print(lines[:3])
-print("Reply:", reply)"""
 SUM = """df = context.df()
 result = df["fare"].sum()
 print(df.columns.tolist(), result)"""
 GROUP = """df = context.df()
 result = df.groupby("line")["passengers"].sum().sort_values(ascending=False)
 print(result.head())"""
-READ_LINES_WORDS = "I search all files for the words of the question, and ask a sub-call about the rarest matches."
 ASK_WORDS = "One thing has to be looked up: {}."
 ASK_EACH_WORDS = "Two things have to be looked up: {}. I ask about each."
 ASK_ALL_WORDS = "A list has to be made: {}. A sub-call reads all passages at once."
@@ -195,7 +184,7 @@ RUNS = (
         ),
         "Where is the ladder kept?",
         "behind the sauna",
-        ((READ_LINES_WORDS, READ_LINES), ("The reply answers the question.", "SUBMIT(answer=reply.strip())")),
+        ((ASK_WORDS.format("the place of the ladder"), ASK), LAST),
         ("behind the sauna",),
     ),
     Run(

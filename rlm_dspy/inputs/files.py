@@ -56,7 +56,7 @@ class Files(HostInput, FileMapping):
 
     usage = (
         "{0}[file] is a text, {0}.lines(file) its lines, {0}.sizes[file] its bytes; {0}.glob('**/*.md') gives "
-        "names, {0}.grep(regex, '**/*.md') a list of (file, line number, line)"
+        "names, {0}.grep(regex, '**/*.md') a list of (file, line number, line); find_passages takes {0} as a text"
     )
     as_text = "files[name]"
 

@@ -189,10 +189,10 @@ def _first_block(here: Environment) -> str:
 def _search(here: Environment, skip: int = 0) -> str:
     """Return a block that prints the best passages of the first long input after `skip` better ones.
 
-    It is empty if that input is not a text.
+    It is empty if that input is neither a text nor a folder.
     """
     long = next(variable for variable in here.variables if variable.long)
-    if long.type != "str":
+    if long.type not in {"str", "Files"}:
         return ""
     short = [each for each in here.variables if each.type == "str" and not each.long]
     # The one with the most words: a question, not an id before it.

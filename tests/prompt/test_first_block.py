@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import dspy
 
-from rlm_dspy import RLM, Limits
+from rlm_dspy import RLM, Files, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONG = "It rained in Ulm.\n" * 1_000
 BEGIN = "Begin with a block"
@@ -40,6 +45,14 @@ def test_the_search_is_for_the_short_text_with_the_most_words() -> None:
     rlm = RLM("user_id, text, asked -> words: int", policy=None)
     told = messages(rlm, user_id="u-12", text=LONG, asked="Where did it rain?")[-1]
     assert "find_passages(text, asked)" in told
+
+
+def test_a_run_over_a_folder_is_shown_the_same_block(tmp_path: Path) -> None:
+    (tmp_path / "ulm.txt").write_text(LONG, encoding="utf-8")
+    rlm = RLM("topic, files: Files -> words: int", policy=None)
+    sent = messages(rlm, "print(find_passages(files, topic)[0])", topic="rained", files=Files.open(tmp_path))
+    assert "for part in find_passages(files, topic):" in sent[1]
+    assert "ulm.txt: It rained in Ulm." in sent[-1]
 
 
 def test_of_other_long_inputs_a_sample_is_asked_for() -> None:

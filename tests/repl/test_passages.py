@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_dspy import RLM, Limits
+from rlm_dspy import RLM, Files, Limits
 from rlm_dspy.repl.in_repl import passages
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 find_passages: Callable[..., list[str]] = passages.find_passages
 COMMON = ["the", "of", "and", "a", "road", "river", "to", "in", "was", "tree", "house", "stone"]
@@ -103,10 +104,54 @@ def test_a_character_that_gets_longer_in_lower_case_moves_no_passage() -> None:
     assert "1931" in find_passages("İ" * 500 + TEXT, "Vaheste")[0]
 
 
-@pytest.mark.parametrize(("text", "words"), [(["a"], "a"), ("a", ["a"]), (None, "a"), (b"a", "a")])
+@pytest.mark.parametrize(
+    ("text", "words"), [({"a"}, "a"), ("a", ["a"]), (None, "a"), (b"a", "a"), ([b"a"], "a"), ({"n": 1}, "a")]
+)
 def test_other_types_are_refused_by_name(text: object, words: object) -> None:
-    with pytest.raises(TypeError, match=r"find_passages takes a str as (text|words), not"):
+    with pytest.raises(TypeError, match=r"find_passages takes a str as (text|words).* not [a-zA-Z]+"):
         find_passages(text, words)
+
+
+SEVERAL = {
+    "may.txt": "The mast was painted.",
+    "june.txt": f"{filler(300)}\nVaheste kept the lighthouse until 1931.",
+}
+
+
+def test_a_passage_of_one_of_several_texts_begins_with_its_name() -> None:
+    passage, *_ = find_passages(SEVERAL, "Until when did Vaheste keep the lighthouse?", chars=60)
+    assert passage.startswith("june.txt: ")
+    assert passage.endswith("Vaheste kept the lighthouse until 1931.")
+    assert find_passages(list(SEVERAL.values()), "mast painted") == ["[0]: The mast was painted."]
+    assert find_passages({}, "mast") == find_passages([], "mast") == []
+
+
+@given(st.lists(st.text("ab c.\n|,", max_size=60), max_size=6), st.integers(1, 30))
+def test_no_passage_holds_parts_of_two_texts(texts: list[str], chars: int) -> None:
+    for passage in find_passages(texts, "ab a b c", count=9, chars=chars):
+        number, _, text = passage.partition(": ")
+        assert text.rpartition("\n")[2] in texts[int(number.strip("[]"))]
+
+
+def test_a_folder_is_searched_without_the_files_that_are_not_text(tmp_path: Path) -> None:
+    for name, text in SEVERAL.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "photo.bin").write_bytes(b"\xff\xfe\x00 Vaheste")
+    code = "SUBMIT(answer=query_passages(files, 'Until when did Vaheste keep the lighthouse?'))"
+    lm = ScriptedLM(act=[block(code)], query=lambda messages: messages[-1]["content"])
+    with dspy.context(lm=lm):
+        asked = RLM("files: Files -> answer", policy=None)(files=Files.open(tmp_path)).answer
+    assert "june.txt: " in asked
+    assert "until 1931" in asked
+    assert "photo.bin" not in asked
+
+
+def test_a_folder_that_is_too_large_is_refused_with_the_fix() -> None:
+    class Folder(dict[str, str]):
+        sizes: ClassVar = {"big.txt": 100_000_001}
+
+    with pytest.raises(ValueError, match=r"at most 100 MB\. Give it some of the files: .*grep"):
+        find_passages(Folder(), "a")
 
 
 @given(st.text(max_size=400), st.text(max_size=40), st.integers(1, 5), st.integers(1, 60))

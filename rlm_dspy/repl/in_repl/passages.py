@@ -8,6 +8,7 @@ import bisect as _rlm_bisect
 import itertools as _rlm_itertools
 import math as _rlm_math
 import re as _rlm_re
+from collections.abc import Mapping as _RlmMapping
 from os.path import commonprefix as _rlm_commonprefix
 
 _RLM_COMMON = 20_000
@@ -15,6 +16,8 @@ _RLM_COMMON = 20_000
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
+_RLM_MOST = 100_000_000
+"""The maximum size in bytes of a folder that is searched."""
 _RLM_QUESTION = """%s
 
 Question: %s
@@ -25,19 +28,20 @@ def find_passages(text, words, count=5, chars=300):
     """Return the parts of a text that share the most and the rarest words with `words`, the best first.
 
     Args:
-        text: The text. Of a long one only the places of the words are looked at.
+        text: The text, or several: a folder, a dict of texts by name, or a list. A passage of one of several
+            begins with its name, or its index. Files that are not text are passed over.
         words: A question, or words that the passage may have. Case and endings of words do not matter.
         count: The maximum number of passages.
         chars: The length of a passage in characters. One sentence or line may be up to twice as long. A passage
             of rows of a table begins with the names of the columns, the first row of the table.
     """
-    for name, value in {"text": text, "words": words}.items():
-        if not isinstance(value, str):
-            raise TypeError("find_passages takes a str as %s, not %s." % (name, type(value).__name__))
-    if text.isidentifier() and isinstance(globals().get(text), str):
+    if not isinstance(words, str):
+        raise TypeError("find_passages takes a str as words, not %s." % type(words).__name__)
+    if isinstance(text, str) and text.isidentifier() and isinstance(globals().get(text), (str, list, _RlmMapping)):
         raise ValueError(
             "find_passages takes a text, not the name of a variable: leave out the quotes of %r." % text
         )
+    text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
     starts, found = [place[0] for place in places], []
@@ -56,7 +60,42 @@ def find_passages(text, words, count=5, chars=300):
             begin, stop = _rlm_sentences(text, first, last, chars)
             if all(stop <= start or end <= begin for start, end in chosen):
                 chosen.append((begin, stop))
-    return [_rlm_header(text, start, chars) + text[start:end].strip() for start, end in chosen]
+    return [
+        names[_rlm_bisect.bisect(begins, end - 1)] + _rlm_header(text, start, chars) + text[start:end].strip()
+        for start, end in chosen
+    ]
+
+
+def _rlm_one_text(given, gap):
+    """Return a text, or several as one; where each but the first begins; and what stands before their passages.
+
+    The gap between two is so long that no passage holds parts of both.
+    """
+    if isinstance(given, str):
+        return given, [], [""]
+    if isinstance(given, (list, tuple)):
+        given = {"[%d]" % number: text for number, text in enumerate(given)}
+    if not isinstance(given, _RlmMapping):
+        raise TypeError(
+            "find_passages takes a str as text, a folder, or a dict or list of str, not %s." % type(given).__name__
+        )
+    if sum(getattr(given, "sizes", {}).values()) > _RLM_MOST:
+        raise ValueError(
+            "find_passages searches at most %d MB. Give it some of the files: "
+            "{name: files[name] for name in files.glob('**/*.md')}, or use files.grep." % (_RLM_MOST // 1_000_000)
+        )
+    texts, names = [], []
+    for name in given:
+        try:
+            text = given[name]
+        except (OSError, ValueError):  # of a folder: no text, or it cannot be read
+            continue
+        if not isinstance(text, str):
+            raise TypeError("find_passages takes a str as text, not %s at %r." % (type(text).__name__, name))
+        texts.append(text + "\n" * gap)
+        names.append("%s: " % name)
+    begins = list(_rlm_itertools.accumulate(map(len, texts[:-1])))
+    return "".join(texts), begins, names or [""]
 
 
 def query_passages(text, prompt, at_least=1, count=8, chars=350):
