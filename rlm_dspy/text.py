@@ -110,16 +110,16 @@ def sendable(text: str) -> str:
     return text
 
 
-def mended(value: Any) -> Any:
+def all_sendable(value: Any) -> Any:
     """Return JSON-like data with every text in it `sendable`; the same object if nothing changes."""
     if isinstance(value, str):
         return sendable(value)
     if isinstance(value, dict):
-        parts = {mended(key): mended(item) for key, item in value.items()}
+        parts = {all_sendable(key): all_sendable(item) for key, item in value.items()}
         same = all(a is b and x is y for (a, x), (b, y) in zip(parts.items(), value.items(), strict=False))
         return value if same and len(parts) == len(value) else parts
     if type(value) in (list, tuple, set, frozenset):
-        items = [mended(item) for item in value]
+        items = [all_sendable(item) for item in value]
         return value if all(map(operator.is_, items, value)) else type(value)(items)
     return value
 
@@ -154,7 +154,7 @@ def with_note(head: str, left_out: int, tail: str) -> str:
     return f"{head}\n... [{left_out:,} characters left out] ...\n{tail}"
 
 
-def fitted(texts: list[str], chars: int) -> list[str]:
+def shorten_to_fit(texts: list[str], chars: int) -> list[str]:
     """Cut the longest texts so that all together have about `chars` characters."""
     left = chars
     for rank, length in enumerate(sorted(map(len, texts))):

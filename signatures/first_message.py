@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from rlm_dspy.inputs import Variable
-from rlm_dspy.text import fitted
+from rlm_dspy.text import shorten_to_fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +109,7 @@ class Environment(BaseModel):
         found = {name: self._texts(name) for name in names}
         texts = [text for each in found.values() for text in each]
         room = max(chars - len(str(self)) + sum(map(len, texts)), least * len(texts))
-        shorter, changed = iter(fitted(texts, room)), dict[str, Any]()
+        shorter, changed = iter(shorten_to_fit(texts, room)), dict[str, Any]()
         for name in names:
             group, _, field = name.rpartition(".")
             if group:

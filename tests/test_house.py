@@ -136,7 +136,7 @@ def ours_to_look_at() -> list[str]:
 
 @pytest.mark.parametrize("name", ours_to_look_at())
 def test_inner_names_of_dspy_and_mlflow_stand_in_one_module_each(name: str) -> None:
-    """What is moved inside of them is mended in one place."""
+    """If a name moves inside of them, one module has to change."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

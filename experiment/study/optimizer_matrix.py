@@ -33,7 +33,7 @@ HEAD = """# Every optimizer on programs with an RLM inside
 
 Made by `experiment/study/optimizer_matrix.py`, which runs what `tests/optimize/test_optimizers_matrix.py` runs.
 Scripted models: it shows that the mechanics work, not how much an optimizer helps. The data of BootstrapFinetune
-is checked in `tests/test_finetune.py`, what is mended in DSPy's optimizers in `tests/test_upstream.py`.
+is checked in `tests/test_finetune.py`, what is repaired in DSPy's optimizers in `tests/test_upstream.py`.
 """
 LONG_PROGRAM = "root and query"
 COLUMNS = [

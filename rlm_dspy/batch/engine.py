@@ -20,8 +20,8 @@ import cloudpickle
 import dspy
 
 from rlm_dspy.batch.on_ray import RayExecutor
-from rlm_dspy.batch.shipping import Shelf
-from rlm_dspy.batch.task import Outcome, Parcel, attempt, perform
+from rlm_dspy.batch.shipping import SharedFolder
+from rlm_dspy.batch.task import Outcome, RemoteRun, attempt, perform
 from rlm_dspy.errors import WorkersLost
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ class Engine:
         self._retries, self._broken, self._numbers = retries, 0, itertools.count()
         self._is_closed = False
         self._lock = threading.Lock()
-        self._shelf: Shelf | None = None
+        self._shared_folder: SharedFolder | None = None
         if not isinstance(self._executor, ThreadPoolExecutor):
             shared = Path(tempfile.mkdtemp(prefix=SHARED, dir=folder)).absolute()
-            self._shelf = Shelf(shared)
+            self._shared_folder = SharedFolder(shared)
             self._remove = weakref.finalize(self, _remove, shared, os.getpid())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -119,11 +119,11 @@ class Engine:
         task: Callable[[], Outcome | bytes] = partial(context.run, attempt, job.program, job.inputs, job.budget)
         # A worker forked while another thread pickles would inherit cloudpickle's lock, locked for ever.
         with self._lock:
-            if self._shelf is not None:
-                job.mark = self._shelf.folder / f"{next(self._numbers)}.began"
-                parcel = context.run(self._parcel, self._shelf, job)
+            if self._shared_folder is not None:
+                job.mark = self._shared_folder.folder / f"{next(self._numbers)}.began"
+                run = context.run(self._remote_run, self._shared_folder, job)
                 try:
-                    task = partial(perform, bytes(cloudpickle.dumps(parcel)))
+                    task = partial(perform, bytes(cloudpickle.dumps(run)))
                 except Exception as error:  # noqa: BLE001 (values of user code may raise anything)
                     return _failed(error)
             try:
@@ -135,9 +135,9 @@ class Engine:
                 self._executor = _made(self._make)
                 return self._executor.submit(task)
 
-    def _parcel(self, shelf: Shelf, job: Job) -> Parcel:
-        program, inputs = shelf.program(job.program), shelf.sent(dict(job.inputs))
-        return Parcel(program, inputs, job.budget, job.mark, job.traced)
+    def _remote_run(self, folder: SharedFolder, job: Job) -> RemoteRun:
+        program, inputs = folder.publish_program(job.program), folder.publish(dict(job.inputs))
+        return RemoteRun(program, inputs, job.budget, job.mark, job.traced)
 
     def outcome(self, job: Job, future: Future[Any]) -> Outcome | None:
         """Return what came of a run when its future has ended; None if its worker died and it may be tried again.
@@ -175,7 +175,7 @@ class Engine:
         self._is_closed = True
         if self._make is not None:
             self._executor.shutdown(wait=True)
-        if self._shelf is not None:
+        if self._shared_folder is not None:
             self._remove()
 
 

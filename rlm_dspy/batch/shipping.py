@@ -48,7 +48,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SharedFolder:
     """Publishes texts and programs in a folder that all workers can read.
 
     Attributes:
@@ -57,7 +57,7 @@ class Shelf:
 
     folder: Path
 
-    def program(self, program: dspy.Module) -> Path:
+    def publish_program(self, program: dspy.Module) -> Path:
         """Publish a program with the settings of the caller.
 
         Raises:
@@ -76,12 +76,12 @@ class Shelf:
             ) from error
         return self._put(hashlib.sha256(content).hexdigest(), content)
 
-    def sent(self, value: Any) -> Any:
+    def publish(self, value: Any) -> Any:
         """Return what is sent of an input."""
         if type(value) in (list, tuple):
-            return type(value)(self.sent(item) for item in value)
+            return type(value)(self.publish(item) for item in value)
         if type(value) is dict:
-            return {name: self.sent(item) for name, item in value.items()}
+            return {name: self.publish(item) for name, item in value.items()}
         if isinstance(value, Text) and value.path is None and len(value) >= LONG_CHARS:
             return Published(self._published(str(value)), value.with_content(""))
         if type(value) is str and len(value) >= LONG_CHARS:

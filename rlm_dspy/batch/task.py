@@ -55,7 +55,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class RemoteRun:
     """One run as it is sent to another process.
 
     Attributes:
@@ -72,7 +72,7 @@ class Parcel:
     mark: Path | None = None
     traced: bool = False
 
-    def open(self) -> Outcome:
+    def perform(self) -> Outcome:
         """Run it in this process."""
         if self.mark is not None:
             self.mark.touch()
@@ -98,13 +98,13 @@ def attempt(program: dspy.Module, inputs: Mapping[str, Any], budget: SharedBudge
     return Outcome(prediction, error, ledger.usage(), meter.refusal)
 
 
-def perform(parcel: bytes) -> bytes:
-    """Run a pickled `Parcel` in a worker; return its pickled `Outcome`.
+def perform(run: bytes) -> bytes:
+    """Run a pickled `RemoteRun` in a worker; return its pickled `Outcome`.
 
     These are bytes because executors pickle by reference, which fails for what a script defines itself.
     """
     _end_without_parent()
-    outcome: Outcome = cloudpickle.loads(parcel).open()
+    outcome: Outcome = cloudpickle.loads(run).perform()
     try:
         content = cloudpickle.dumps(outcome)
         if outcome.error is not None:  # it may be pickled and yet not be made again

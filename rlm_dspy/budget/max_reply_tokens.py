@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dspy.lm15 import Request
 
 from rlm_dspy.budget.lm_info import REPLY_LIMITS, check_price, longest_reply, tokens_at_most
-from rlm_dspy.text import mended
+from rlm_dspy.text import all_sendable
 from rlm_dspy.usage import Amount
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class LMCall:
         if _is_unicode(call):
             return call
         if isinstance(self.messages, list):
-            self.messages[:] = mended(self.messages)
-        return LMCall(mended(self.prompt), self.messages, mended(call.options))
+            self.messages[:] = all_sendable(self.messages)
+        return LMCall(all_sendable(self.prompt), self.messages, all_sendable(call.options))
 
     def within(self, room: float) -> LMCall:
         """Return the call with its reply limited to `room` tokens."""

@@ -13,7 +13,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.context_window import PART, as_session, chars_of
 from rlm_dspy.repl.coercion import TOO_DEEP
 from rlm_dspy.repl.value_codec import without_media_marks
-from rlm_dspy.text import clip, cut, fitted, logger, one_line
+from rlm_dspy.text import clip, cut, logger, one_line, shorten_to_fit
 from rlm_dspy.trajectory import Step, Trajectory
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def _summary(port: Port, run: Run, steps: tuple[Step, ...]) -> str:
     texts = [step.output if step.kind == "folded" else as_session(step) for step in steps]
     room = int(min(_SESSION_CHARS, run.conversation.most_chars / 2))
     for _ in range(_SESSION_TRIES):
-        session = "\n\n".join(fitted(texts, room))
+        session = "\n\n".join(shorten_to_fit(texts, room))
         try:
             return await _ask(port, run, session) or session
         except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
@@ -200,5 +200,5 @@ def _shorten_turns(run: Run, room: int) -> None:
         return
     texts = ("reasoning", "code", "output")
     notices = sum(len(step.notice) for step in steps)
-    shorter = iter(fitted([getattr(step, name) for step in steps for name in texts], room - notices))
+    shorter = iter(shorten_to_fit([getattr(step, name) for step in steps for name in texts], room - notices))
     run.show([step.model_copy(update={name: next(shorter) for name in texts}) for step in steps])

@@ -13,7 +13,7 @@ from rlm_dspy.budget.lm_info import context_window, tokens_at_most
 from rlm_dspy.prompt.adapter import messages_of
 from rlm_dspy.prompt.nearest_demos import demos_for_run
 from rlm_dspy.repl.value_codec import without_media_marks
-from rlm_dspy.text import counted, cut, fitted, logger
+from rlm_dspy.text import counted, cut, logger, shorten_to_fit
 from rlm_dspy.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Conversation:
         room = max(most - TRANSCRIPT_CHARS, most // 3)
         environment = cut(str(self.environment.shortened(room)), room)
         steps = list(map(as_session, self.trajectory.steps))
-        shown = fitted(steps, min(TRANSCRIPT_CHARS, most - len(environment)))
+        shown = shorten_to_fit(steps, min(TRANSCRIPT_CHARS, most - len(environment)))
         return str(without_media_marks("\n\n".join([environment, *shown])))
 
 

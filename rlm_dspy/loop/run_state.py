@@ -318,7 +318,7 @@ class Run:
     def failures_in(self, values: Mapping[str, Any], calls: Iterable[SubCall]) -> list[str]:
         """Return, once, which values hold a failed item of a batch as text: `str` and f-strings take any object.
 
-        Not in the last turn, after which nothing can be mended.
+        Not in the last turn, after which nothing can be all_sendable.
 
         Args:
             values: The submitted values by field.

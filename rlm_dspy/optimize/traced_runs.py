@@ -55,8 +55,8 @@ class TracedRun:
     def recovered_at(self) -> int | None:
         """The first failed turn that the next one repaired, counted from 0; None if there is none."""
         failed = [step.failed for step in self.steps] + [False]
-        mended = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
-        return mended[0] if mended else None
+        all_sendable = [at for at, (now, after) in enumerate(pairwise(failed)) if now and not after]
+        return all_sendable[0] if all_sendable else None
 
     def goes_on_from(self, earlier: TracedRun) -> bool:
         """Whether this is a later state of the same run: it shows the last reply of `earlier`."""

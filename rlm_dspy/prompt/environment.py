@@ -14,7 +14,7 @@ from rlm_dspy.inputs import describe
 from rlm_dspy.repl.defining_tool import DefiningTool
 from rlm_dspy.repl.type_names import constraints_of, description_of, shown_signature, type_name
 from rlm_dspy.signatures import Environment, Output
-from rlm_dspy.text import mended
+from rlm_dspy.text import all_sendable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def write_environment(
         runtime=runtime,
         turns=limits.max_iters,
     )
-    return Environment.model_validate(mended(environment.model_dump()))
+    return Environment.model_validate(all_sendable(environment.model_dump()))
 
 
 @functools.lru_cache(maxsize=256)

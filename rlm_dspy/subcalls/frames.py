@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.repl.value_codec import without_media_marks
-from rlm_dspy.text import beginning, mended
+from rlm_dspy.text import all_sendable, beginning
 
 MAX_TYPE_CHARS = 10_000
 """Maximum characters of a signature with types and classes, without instructions and descriptions."""
@@ -181,7 +181,7 @@ class _WrittenFrame(_Frame):
     @model_validator(mode="before")
     @classmethod
     def _cleaned(cls, frame: JsonValue) -> JsonValue:
-        cleaned: JsonValue = without_media_marks(mended(frame))
+        cleaned: JsonValue = without_media_marks(all_sendable(frame))
         return cleaned
 
 
@@ -253,7 +253,7 @@ class CallFrame(_Frame):
 def refusal_of(error: ValidationError | RecursionError) -> InvalidInputs:
     """Return the error of an invalid frame; the message names the parts."""
     reason = problems(error) if isinstance(error, ValidationError) else "it is nested too deeply."
-    return InvalidInputs(without_media_marks(mended(f"Invalid call: {reason}")))
+    return InvalidInputs(without_media_marks(all_sendable(f"Invalid call: {reason}")))
 
 
 def problems(error: ValidationError) -> str:

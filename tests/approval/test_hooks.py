@@ -115,7 +115,7 @@ def test_a_refused_answer_costs_a_turn(form: Any, way: Any) -> None:
 
 
 def test_an_answer_that_was_read_from_the_trajectory_is_reviewed_too() -> None:
-    """Nothing can be mended then: the run has no answer."""
+    """Nothing can be corrected then: the run has no answer."""
     rlm = RLM("question -> n: int", max_iters=1, on_submit=lambda answer: "Too small.")
     prediction = run(rlm, [block("SUBMIT(n=2)"), fields(n="2")])
     assert (prediction.n, prediction.stop) == (None, "unanswered")

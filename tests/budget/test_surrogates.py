@@ -16,7 +16,7 @@ from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.observe.event_log import RunLog
 from rlm_dspy.observe.event_reader import read_log
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.text import mended
+from rlm_dspy.text import all_sendable
 from tests.playing import block, fields
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ DATA = st.recursive(
 
 @given(DATA)
 def test_any_data_is_mended_for_utf_8_and_what_is_whole_stays_the_same_object(data: Any) -> None:
-    fixed = mended(data)
+    fixed = all_sendable(data)
     json.dumps(fixed, ensure_ascii=False).encode()
     try:
         json.dumps(data, ensure_ascii=False).encode()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, create_model
 from rlm_dspy import RLM, Limits
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
-from rlm_dspy.text import fitted
+from rlm_dspy.text import shorten_to_fit
 from rlm_dspy.trajectory import Step, Trajectory
 from tests.playing import begins, block, fields, steps_of
 from tests.window_server import Request, WindowServer, serving
@@ -275,11 +275,11 @@ def test_the_limits_of_a_run_hold_on_the_ladder() -> None:
 def test_the_longest_texts_give_way_first(chars: int) -> None:
     """Short ones stay whole; all together have about as many characters as they may."""
     texts = ["short", "x" * 5_000, "y" * 300]
-    shorter = fitted(texts, chars)
+    shorter = shorten_to_fit(texts, chars)
     assert sum(map(len, shorter)) <= max(chars, 150)
     assert (shorter[0] == "short") is (chars >= 100)
     assert (shorter[2] == texts[2]) is (chars >= 1_000)
-    assert fitted(texts, 10_000) == texts
+    assert shorten_to_fit(texts, 10_000) == texts
 
 
 def test_a_scripted_window_error_after_two_turns_folds_and_goes_on(play: Play) -> None:
