@@ -15,7 +15,7 @@ moves or renames is adapted here; what it makes public leaves this file.
 | `find_listened_predictors`, `replace_finder` | an RLM's outputs have no predictor that a listener could name |
 | `adapter_message_call` | tells whether an adapter made the messages of a call |
 | `annotation_allows_none`, `get_annotation_name`, `parse_value` | parse types as DSPy's adapters do |
-| `explain_missing_states` | a program that lacks the state of an RLM in it ends in a bare KeyError |
+| `load_partial_states` | a state of a program that lacks a predictor of an RLM in it ends in a bare KeyError |
 | `types_of_callers` | a second try of a string signature must find the types that the first one found |
 | `model_info`, `rate`, `resolve`, `select_backend`, `value` | what DSPy knows of models without a request |
 """
@@ -121,22 +121,23 @@ def replace_finder(find: Callable[..., Any]) -> None:
     _streamify().find_predictor_for_stream_listeners = find
 
 
-def explain_missing_states(explain: Callable[[dspy.Module, Mapping[str, Any]], None]) -> None:
-    """Let a function say what is wrong with a state if `dspy.Module.load_state` misses a predictor in it."""
+def load_partial_states(load: Callable[..., bool]) -> None:
+    """Let a function load a state in which `dspy.Module.load_state` misses a predictor.
+
+    Args:
+        load: Takes what `load_state` takes; returns whether it loaded the state. If not, DSPy's error is raised.
+    """
     load_state = dspy.Module.load_state
 
     @functools.wraps(load_state)
-    def explained(self: dspy.Module, state: Mapping[str, Any], **kwargs: Any) -> None:
+    def loaded(self: dspy.Module, state: Mapping[str, Any], **options: Any) -> None:
         try:
-            load_state(self, state, **kwargs)
-        except KeyError as error:
-            try:
-                explain(self, state)
-            except ValueError as why:
-                raise why from error
-            raise
+            load_state(self, state, **options)
+        except KeyError:
+            if not load(self, state, **options):
+                raise
 
-    dspy.Module.load_state = explained
+    dspy.Module.load_state = loaded
 
 
 def _streamify() -> Any:

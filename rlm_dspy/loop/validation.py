@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 import dspy
 
-from rlm_dspy._dspy_compat import explain_missing_states
+from rlm_dspy._dspy_compat import load_partial_states
 from rlm_dspy.cache.sub_call_cache import SubCallCache
 from rlm_dspy.errors import InvalidInputs
 from rlm_dspy.inputs import HostInput, Text, opened
@@ -107,8 +107,8 @@ class HasState(dspy.Module):
     signature: type[dspy.Signature]
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Make a module, also when it is loaded, and let DSPy say from now on what a program's state lacks."""
-        _let_dspy_explain_states()
+        """Make a module, also when it is loaded, and let DSPy load states that lack a part from now on."""
+        _let_dspy_load_partial_states()
         made: Self = super().__new__(cls)
         return made
 
@@ -154,7 +154,7 @@ class HasState(dspy.Module):
         if not parts or any(not part.keys() >= {"signature", "demos"} for part in parts.values()):
             raise _refused_state(state, names)
         if differing := (state.keys() - {"metadata", "signature"}) ^ set(names):
-            _logger.warning("Not in both the state and this RLM, so left as they are: %s.", sorted(differing))
+            _warn_of_difference(differing, "RLM")
         for module in (self.deepcopy(), self):  # on a copy first, so that a failure changes nothing
             for name, predictor in module.named_parameters():
                 if name in parts:
@@ -179,24 +179,42 @@ def _refused_state(state: Iterable[str], names: list[str], rlm: str = "rlm") -> 
 
 
 @functools.cache
-def _let_dspy_explain_states() -> None:
-    explain_missing_states(_explain)
+def _let_dspy_load_partial_states() -> None:
+    load_partial_states(_load_partial)
 
 
-def _explain(program: dspy.Module, state: Mapping[str, Any]) -> None:
-    """Refuse a program's state that lacks the predictors of an RLM in it.
+def _load_partial(program: dspy.Module, state: Mapping[str, Any], **options: Any) -> bool:
+    """Load a program's state that lacks predictors of an RLM in it; these stay unchanged, as in `RLM.load_state`.
+
+    Return whether it did: not if the state lacks something else.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If the state has none of the predictors of an RLM.
     """
     known = {id(parameter): name for name, parameter in program.named_parameters()}
+    of_rlms: set[str] = set()
     for _, rlm in program.named_sub_modules(HasState):
         inside = [(known[id(part)], inner) for inner, part in rlm.named_parameters() if id(part) in known]
-        if inside and state.keys().isdisjoint(name for name, _ in inside):
-            path = inside[0][0].removesuffix(f".{inside[0][1]}")
+        names = [name for name, _ in inside]
+        of_rlms.update(names)
+        if inside and state.keys().isdisjoint(names):
+            path = names[0].removesuffix(f".{inside[0][1]}")
             of_rlm = [key for key in state if key.startswith(f"{path}.")]
             there = of_rlm or [key for key in state if key != "metadata"]
-            raise _refused_state(there, [name for name, _ in inside], f"program.{path}")
+            raise _refused_state(there, names, f"program.{path}")
+    lacking = set(known.values()) - state.keys()
+    if not lacking or not lacking <= of_rlms:
+        return False
+    for module in (program.deepcopy(), program):  # on a copy first, so that a failure changes nothing
+        for name, parameter in module.named_parameters():
+            if name not in lacking:
+                parameter.load_state(state[name], **(options if isinstance(parameter, dspy.Module) else {}))
+    _warn_of_difference((state.keys() - {"metadata"}) ^ set(known.values()), "program")
+    return True
+
+
+def _warn_of_difference(names: Iterable[str], what: str) -> None:
+    _logger.warning("Not in both the state and this %s, so left as they are: %s.", what, sorted(names))
 
 
 def check_lms(lms: Mapping[str, Any]) -> None:

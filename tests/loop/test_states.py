@@ -10,6 +10,7 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM
+from rlm_dspy.testing import ScriptedLM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +109,20 @@ def test_a_program_says_the_state_of_which_of_its_rlms_is_missing(name: str) -> 
     state = {key: part for key, part in Several().dump_state().items() if not key.startswith(f"{name}.")}
     with pytest.raises(ValueError, match=re.escape(f"predictors of this RLM are {f'{name}.act'!r}, ")):
         Several().load_state(state)
+
+
+def test_a_predictor_of_an_rlm_that_a_programs_state_lacks_stays_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As of a program that was saved before its RLM had a sub: the RLM alone loads its state too."""
+    old, program = Program(RLM), Program(RLM)
+    old.find.act.signature = old.find.act.signature.with_instructions("Learned.")
+    program.find = RLM(ASK, policy=None, subs={"gist": "text -> gist"})
+    lm = program.find.subs.gist.lm = ScriptedLM([])
+    program.load_state({**old.dump_state(), "find.subs.gone": {}})
+    assert program.find.act.signature.instructions == "Learned."
+    assert program.find.subs.gist.lm is lm
+    assert "this program, so left as they are: ['find.subs.gist', 'find.subs.gone']" in caplog.text
 
 
 def test_a_missing_predictor_beside_the_rlms_of_a_program_is_not_blamed_on_them() -> None:
