@@ -27,6 +27,8 @@ _DEFAULTS = {
     "MLFLOW_TRACE_BUFFER_TTL_SECONDS": str(7 * 24 * 3600),  # traces that take longer are dropped
     "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "100",  # spans stored per batch
     "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "1000",  # maximum age of a batch
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # else each request to a server that is away takes 4 minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
 }
 """MLflow settings that apply unless the environment sets them."""
 _in_force = contextlib.ExitStack()

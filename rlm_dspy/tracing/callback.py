@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
 from rlm_dspy.budget.lm_events import asked
 from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
 from rlm_dspy.report.record import cut_short
+from rlm_dspy.text import one_line
 from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
 from rlm_dspy.tracing.export_queue import announce, has_ended, installed_queue, later
 from rlm_dspy.tracing.mlflow_runs import result_table
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import SubCall
 
 _ERROR_CHARS = 4_000
+_logger = logging.getLogger("dspy.rlm_dspy.tracing")
 
 
 @dataclass
@@ -80,7 +83,8 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
         self.secrets = secrets
         self.payloads = Payloads(secrets)
         self._calls: dict[str, Call] = {}
-        self._evaluations: set[str] = set()
+        self._evaluations: dict[str, mlflow.ActiveRun | None] = {}
+        """The MLflow run around each evaluation."""
         self._announced: set[str] = set()
         """Open traces that contain a run."""
         self._sent = span_start.SentMessages()
@@ -136,19 +140,29 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
     on_interpreter_startup_end = on_interpreter_execute_end = on_interpreter_tool_call_end = _on_end
 
     def on_evaluate_start(self, call_id: str, instance: dspy.Evaluate, inputs: Mapping[str, Any]) -> None:
-        """Remember that the calls in this scope are scored."""
+        """Remember that the calls in this scope are scored, and the MLflow run around it."""
         queue = installed_queue()
         if queue is None or queue.open:
-            self._evaluations.add(call_id)
+            self._evaluations[call_id] = mlflow.active_run()
             super().on_evaluate_start(call_id, instance, inputs)
 
     def on_evaluate_end(
         self, call_id: str, outputs: dspy.Prediction, exception: BaseException | None = None
     ) -> None:
-        """Forget it."""
-        if call_id in self._evaluations:
-            self._evaluations.remove(call_id)
-            super().on_evaluate_end(call_id, outputs, exception)
+        """Forget it, and end its run: also if the server is away now, else later logs would go into this run."""
+        if call_id not in self._evaluations:
+            return
+        around, queue = self._evaluations.pop(call_id), installed_queue()
+        if queue is None or queue.open:
+            try:
+                super().on_evaluate_end(call_id, outputs, exception)
+            except mlflow.MlflowException as error:
+                _logger.warning("An evaluation was not logged to MLflow: %s", one_line(str(error), 300))
+        if (run := mlflow.active_run()) is not None and run is not around:
+            try:
+                mlflow.end_run()
+            except mlflow.MlflowException:
+                later(mlflow.MlflowClient().set_terminated, run.info.run_id)
 
     def _generate_result_table(self, outputs: list[tuple[Any, Any, Any]]) -> dict[str, list[Any]]:
         """Return the table of an evaluation."""

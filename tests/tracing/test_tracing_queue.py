@@ -14,10 +14,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import dspy
 import mlflow
 import pytest
 
 from rlm_dspy import RLM, tracing
+from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.testing import ScriptedLM
 from rlm_dspy.tracing import export_queue
 from rlm_dspy.tracing._mlflow_compat import Task
@@ -116,6 +118,46 @@ def test_traces_wait_for_a_server_that_is_away(caplog: pytest.LogCaptureFixture,
         "does not answer. Runs go on; their traces wait until it does.",
         "answers again; 0 parts of traces were lost.",
     ]
+
+
+class Failing(Healthy):
+    """Is healthy, and fails at every request."""
+
+    requests = 0
+
+    def do_POST(self) -> None:
+        type(self).requests += 1
+        self.send_response(503)
+        self.end_headers()
+
+
+def test_a_request_of_mlflow_in_the_thread_of_its_caller_is_repeated_once(store: Store) -> None:
+    """MLflow repeats it for four minutes, and makes twenty for one evaluation."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(mlflow.MlflowException, match="503"):
+            mlflow.MlflowClient(f"http://127.0.0.1:{server.server_port}").log_metric("run", "score", 1.0)
+        server.shutdown()
+    assert Failing.requests == 2
+
+
+def test_an_evaluation_whose_server_goes_away_gives_its_score_and_leaves_no_run_open(
+    store: Store, away: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else what is logged later goes into the run of this evaluation."""
+    example = dspy.Example(context="c", question="Which?").with_inputs("context", "question")
+
+    def right(_example: dspy.Example, _prediction: dspy.Prediction, _trace: Any = None) -> bool:
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{away}")
+        return True
+
+    evaluate = dspy.Evaluate(devset=[example], metric=right, num_threads=1, display_progress=False)
+    with dspy.context(
+        lm=ScriptedLM([block("SUBMIT(answer=[question])")]), interpreter_factory=LocalPythonInterpreter
+    ):
+        assert evaluate(RLM(SIGNATURE)).score == 100.0
+    assert mlflow.active_run() is None
+    mlflow.set_tracking_uri(store.uri)
 
 
 def test_no_trace_is_begun_before_its_experiment_is_chosen(caplog: pytest.LogCaptureFixture, away: int) -> None:
