@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable  # noqa: TC003  # pydantic reads it
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, overload
 
-from mlflow.genai.scorers import scorer
+from mlflow.entities import Trace
+from mlflow.genai.scorers import Scorer
 
 from rlm_dspy._dspy_compat import input_names
 from rlm_dspy.coverage.tracker import Watch, watching
@@ -19,10 +21,9 @@ from rlm_dspy.trajectory import Step
 from rlm_dspy.usage import RunUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import dspy
-    from mlflow.entities import Trace
 
     from rlm_dspy.optimize.traced_runs import Trace as Calls
 
@@ -34,56 +35,64 @@ class Facts:
     """The facts about a run that scorers use, from a prediction or a trace.
 
     Attributes:
-        kinds: How each turn ended, as in `Step.kind`.
+        kinds: How each turn ended, as in `Step.kind`; None if there is no run, or the prediction does not hold it.
         usage: The usage of the run, as in `Prediction.usage`.
         answers: The output fields by name.
         coverage: The share of the inputs that was covered, from 0 to 1; None if not watched.
         texts: The sources of an answer: inputs and printed output. A trace has only the ends of long ones.
     """
 
-    kinds: list[str] = field(default_factory=list)
+    kinds: list[str] | None = None
     usage: RunUsage = field(default_factory=RunUsage)
     answers: Mapping[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     coverage: float | None = None
 
 
-@dataclass(frozen=True)
-class RunScorer:
-    """A score of one run. It is a DSPy metric; `for_mlflow` returns it as an MLflow scorer.
+class RunScorer(Scorer):
+    """A score of one run: a metric of DSPy and a scorer of MLflow, which reads the trace.
 
     Attributes:
-        name: The name of the score.
         measure: Returns the score, or None if unknown.
     """
 
-    name: str
     measure: Callable[[Facts], float | None]
 
     @property
     def __name__(self) -> str:
         """The name, for MLflow."""
-        return self.name
+        return str(self.name)
 
+    @overload
+    def __call__(self, *, trace: Trace) -> float | None: ...
+
+    @overload
     def __call__(
         self, example: dspy.Example, prediction: dspy.Prediction, trace: Calls = None, *_: Any, **__: Any
-    ) -> float:
-        """Return the score of a prediction of an RLM; nan if unknown."""
-        measured = self.measure(facts_of(prediction, example))
+    ) -> float: ...
+
+    def __call__(
+        self,
+        example: dspy.Example | None = None,
+        prediction: dspy.Prediction | None = None,
+        trace: Trace | Calls = None,
+        *_: Any,
+        **__: Any,
+    ) -> float | None:
+        """Return the score of a prediction of an RLM, nan if unknown; or of a trace of MLflow, None if unknown."""
+        if isinstance(trace, Trace):
+            return self.measure(facts_of_trace(trace))
+        measured = None if prediction is None else self.measure(facts_of(prediction, example))
         return math.nan if measured is None else measured
 
-    def for_mlflow(self) -> Any:
-        """Return a scorer for `mlflow.genai.evaluate`; it reads the trace."""
-
-        def score(trace: Trace) -> float | None:
-            return self.measure(facts_of_trace(trace))
-
-        return scorer(score, name=self.name)
+    def for_mlflow(self) -> Self:
+        """Return the scorer itself, which `mlflow.genai.evaluate` takes as it is."""
+        return self
 
 
 def for_mlflow() -> list[Any]:
     """Return all scorers of this module, for `mlflow.genai.evaluate`."""
-    return [each.for_mlflow() for each in ALL]
+    return list(ALL)
 
 
 def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -> Facts:
@@ -93,7 +102,7 @@ def facts_of(prediction: dspy.Prediction, example: dspy.Example | None = None) -
     inputs = example.inputs().values() if example is not None and input_names(example) else []
     return Facts(
         coverage=_coverage(example, steps),
-        kinds=[step["kind"] for step in steps],
+        kinds=[step["kind"] for step in steps] if "trajectory" in prediction else None,
         usage=RunUsage.model_validate(prediction.get("usage") or {}),
         answers={name: value for name, value in prediction.items() if name not in reserved},
         texts=[*map(str, inputs), *(step["output"] for step in steps if step["kind"] == "output")],
@@ -124,8 +133,15 @@ def _coverage(example: dspy.Example | None, steps: list[Any]) -> float | None:
     return share_covered(sizes, [Step.model_validate(step) for step in steps])
 
 
-def _count(*kinds: str) -> Callable[[Facts], float]:
-    return lambda facts: float(sum(kind in kinds for kind in facts.kinds))
+def _count(*kinds: str) -> Callable[[Facts], float | None]:
+    """Return a function that counts the turns that ended in one of some ways; all turns if none is given."""
+
+    def count(facts: Facts) -> float | None:
+        if facts.kinds is None:
+            return None
+        return float(sum(not kinds or kind in kinds for kind in facts.kinds))
+
+    return count
 
 
 def _sub_calls(facts: Facts) -> float | None:
@@ -158,13 +174,13 @@ def _normal(text: str) -> str:
 ATTACHED = (HOW_IT_ENDED, "trajectory.json", "report.html")
 """The fields besides the output fields in the outputs of a run's span."""
 
-turns = RunScorer("turns", lambda facts: float(len(facts.kinds)))
-code_errors = RunScorer("code_errors", _count("error", "no_code", "interpreter_lost"))
-refused_submits = RunScorer("refused_submits", _count("refused"))
-sub_calls = RunScorer("sub_calls", _sub_calls)
-cost = RunScorer("cost", lambda facts: facts.usage.cost)
-grounded = RunScorer("grounded", _grounded)
-coverage = RunScorer("coverage", lambda facts: facts.coverage)
+turns = RunScorer(name="turns", measure=_count())
+code_errors = RunScorer(name="code_errors", measure=_count("error", "no_code", "interpreter_lost"))
+refused_submits = RunScorer(name="refused_submits", measure=_count("refused"))
+sub_calls = RunScorer(name="sub_calls", measure=_sub_calls)
+cost = RunScorer(name="cost", measure=lambda facts: facts.usage.cost)
+grounded = RunScorer(name="grounded", measure=_grounded)
+coverage = RunScorer(name="coverage", measure=lambda facts: facts.coverage)
 """Share of the inputs that was read by code, shown to the model or sent to sub-models; only inside `watched()`."""
 ALL = (turns, code_errors, refused_submits, sub_calls, cost, grounded, coverage)
 """Every scorer."""

@@ -205,6 +205,12 @@ def test_our_scorers_are_metrics_of_dspy(store: Store) -> None:
     assert found == SCORES
 
 
+def test_a_prediction_that_does_not_hold_its_run_has_unknown_turns(store: Store) -> None:
+    """As of a program with an RLM inside: 0 turns and 0 errors would look perfect."""
+    scores = {each.name: each(dspy.Example(), dspy.Prediction(text="")) for each in tracing.scorers.ALL}
+    assert all(map(math.isnan, scores.values())), scores
+
+
 def test_coverage_is_a_score_of_watched_runs_in_the_threads_of_evaluate_too(store: Store) -> None:
     """Of the text half is read; the question is not."""
     text = "The moon is far away, as every child knows. " * 4
@@ -228,7 +234,7 @@ def test_our_scorers_work_in_mlflows_evaluation(store: Store) -> None:
             return {"answer": RLM(SIGNATURE)(context=context, question=question).answer}
 
     data = [{"inputs": {"context": "The moon.", "question": "Which?"}}]
-    result = mlflow.genai.evaluate(data=data, predict_fn=program, scorers=tracing.scorers.for_mlflow())
+    result = mlflow.genai.evaluate(data=data, predict_fn=program, scorers=list(tracing.scorers.ALL))
     assert {name: result.metrics[f"{name}/mean"] for name in SCORES} == SCORES
 
 
