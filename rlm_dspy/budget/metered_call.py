@@ -27,6 +27,7 @@ from rlm_dspy.budget.provider_errors import (
 from rlm_dspy.budget.provider_messages import rejects_system_role, with_cache_marks, without_system_role
 from rlm_dspy.budget.window_errors import as_window_error, shorter_reply, sizes_of, window_error
 from rlm_dspy.errors import LimitExceeded, ReplyCut, ReplyWithheld
+from rlm_dspy.events import PauseEvent, emit
 from rlm_dspy.usage import NOTHING
 
 if TYPE_CHECKING:
@@ -99,6 +100,13 @@ class MeteredCall:
         entry = {"usage": used, "response": {"finish_reason": found.finish}}
         self.outputs, self.seconds = found.outputs, None
         self.reply = self.outputs if self._raw else readable(self.outputs, entry, self._own_lm)
+
+    def begin_pause(self) -> float:
+        """Return the pause before the next attempt, and tell the listeners of it."""
+        pause = self.seconds or 0.0
+        if pause and self._failed is not None:
+            emit(PauseEvent(lm=self._own_lm, pause=pause, after=self._failed))
+        return pause
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

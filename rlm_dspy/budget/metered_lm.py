@@ -134,8 +134,8 @@ def _meter_calls(kind: type[dspy.BaseLM]) -> None:
         if not (meters := meters_in_force()):
             return call(self, prompt, messages=messages, **options)
         made = MeteredCall(self, meters, LMCall(prompt, messages, options))
-        while (seconds := made.seconds) is not None:
-            if seconds:
+        while made.seconds is not None:
+            if seconds := made.begin_pause():
                 pause(seconds)
             with made.attempt():
                 made.outputs = call(made.lm, **made.arguments)
@@ -148,8 +148,8 @@ def _meter_calls(kind: type[dspy.BaseLM]) -> None:
         if not (meters := meters_in_force()):
             return await acall(self, prompt, messages=messages, **options)
         made = MeteredCall(self, meters, LMCall(prompt, messages, options))
-        while (seconds := made.seconds) is not None:
-            if seconds:
+        while made.seconds is not None:
+            if seconds := made.begin_pause():
                 await asyncio.sleep(seconds)
             with made.attempt():
                 made.outputs = await acall(made.lm, **made.arguments)

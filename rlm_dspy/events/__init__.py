@@ -15,6 +15,7 @@ The units and their nesting:
       StepEvent         a step that no turn produced
       TurnEvent
         LMEvent         the model writes code
+        PauseEvent      the call failed, and is repeated after a pause; as wherever an LMEvent is
         ChunkEvent      a part of what it writes, if a listener wants to hear it
         ReviewEvent     a hook is asked about the code, a tool call (in the ToolEvent) or the answer
         CellEvent       the code runs
@@ -35,6 +36,7 @@ from rlm_dspy.events.event_types import (
     Event,
     LMEvent,
     Outcome,
+    PauseEvent,
     Phase,
     ReviewEvent,
     RunEvent,
@@ -53,6 +55,7 @@ __all__ = [
     "LMEvent",
     "Listener",
     "Outcome",
+    "PauseEvent",
     "Phase",
     "ReviewEvent",
     "RunEvent",

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlm_dspy.artifacts import Artifacts
+from rlm_dspy.redaction import safe_message
+from rlm_dspy.text import one_line
+from rlm_dspy.text import seconds as in_seconds
 from rlm_dspy.usage import RunUsage, Usage
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from rlm_dspy.trajectory import CallKind, Place, Step, StepKind, SubCall, ToolCall
 
 Phase = Literal["started", "ended", "failed"]
+_ERROR_CHARS = 200
 _SHARED = ("run", "parent_run", "depth", "turn", "subcall", "began", "lm_calls")
 """What a unit takes from its parent."""
 
@@ -311,3 +315,24 @@ class LMEvent(Event):
     usage: Usage = Usage()  # noqa: RUF009 (frozen)
     cached: bool = False
     price: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseEvent(Event):
+    """A model call failed and waits before it is repeated, as long as its provider asks, if it does.
+
+    Attributes:
+        lm: The LM. Its settings may contain keys.
+        pause: How long it waits, in seconds.
+        after: The error, which may quote the request.
+    """
+
+    lm: dspy.BaseLM
+    pause: float
+    after: BaseException
+
+    @property
+    def text(self) -> str:
+        """The pause and its reason, in one line without secrets."""
+        why = one_line(safe_message(self.after, self.lm), _ERROR_CHARS)
+        return f"a model call is repeated in {in_seconds(self.pause)}, after {why}"

@@ -20,10 +20,12 @@ from rlm_dspy.events import (
     Event,
     Listener,
     LMEvent,
+    PauseEvent,
     ReviewEvent,
     SubCallEvent,
     TurnEvent,
 )
+from rlm_dspy.observe.progress import Pauses
 from rlm_dspy.report.formatting import used
 from rlm_dspy.text import clip, counted, printable
 from rlm_dspy.trajectory import KINDS, Step
@@ -52,6 +54,9 @@ class View(Protocol):
 
     def busy(self, what: str) -> None:
         """Show the current activity."""
+
+    def wait(self, what: str) -> None:
+        """Show why nothing happens for some time."""
 
     def write(self, number: int, field: str, text: str) -> None:
         """Show the next part of the reply of a turn; see `ChunkEvent`."""
@@ -83,6 +88,10 @@ class Lines:
 
     def busy(self, what: str) -> None:
         """Print nothing: only a live view shows the current activity."""
+
+    def wait(self, what: str) -> None:
+        """Print why nothing happens for some time."""
+        self._print(f"\n--- {what}")
 
     def write(self, number: int, field: str, text: str) -> None:
         """Print nothing: the turn is printed when it has ended."""
@@ -152,6 +161,8 @@ class Terminal:
         if (what := printable(what)) != self._live.tasks[0].description:
             self._live.reset(self._task, description=what, tail="")
         self._live.start()
+
+    wait = busy
 
     def write(self, number: int, field: str, text: str) -> None:
         """Print the lines of the reply that are complete."""
@@ -249,6 +260,7 @@ class Reporter(Listener):
         """Hooks that are being asked: a person may be reading and typing."""
         self._batch: BatchEvent | None = None
         self._answered = 0
+        self._pauses = Pauses()
 
     def on_event(self, event: Event) -> None:
         """Show a turn that has ended, or the current activity."""
@@ -274,16 +286,19 @@ class Reporter(Listener):
             case ReviewEvent():
                 self._reviews += 1 if begins else -1
                 self._view.close()
-            case LMEvent() if begins:
-                self._ask(event.role)
+            case LMEvent() | PauseEvent() if begins:
+                self._ask(event)
 
     def _show(self, number: int, step: Step) -> None:
         subcalls = f", {counted(self._asked, 'sub-call')}" if self._asked else ""
         self._view.step(number, step, f"{used(step.spent, step.seconds)}{subcalls}")
 
-    def _ask(self, role: str) -> None:
-        if self._turn is None:
-            folds = role.endswith("fold")
+    def _ask(self, event: LMEvent | PauseEvent) -> None:
+        if isinstance(event, PauseEvent):
+            if not self._reviews and self._pauses.is_new(event):
+                self._view.wait(event.text)
+        elif self._turn is None:
+            folds = event.role.endswith("fold")
             self._show_busy("summing up earlier turns" if folds else "reading the answer from the trajectory")
         elif self._running:
             self._asked += 1

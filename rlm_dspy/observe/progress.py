@@ -6,7 +6,7 @@ import html
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from rlm_dspy.events import (
@@ -15,6 +15,7 @@ from rlm_dspy.events import (
     Event,
     Listener,
     LMEvent,
+    PauseEvent,
     ReviewEvent,
     RunEvent,
     SubCallEvent,
@@ -37,6 +38,21 @@ _UPDATE_SECONDS = 0.1
 _ERROR_CHARS = 300
 
 
+class Pauses:
+    """Tells which pauses to show: of those of concurrent calls, the first."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def is_new(self, event: PauseEvent) -> bool:
+        """Return whether no pause that is shown is still going on; this one is shown then."""
+        now = event.began + event.seconds
+        if now < self._until:
+            return False
+        self._until = now + event.pause
+        return True
+
+
 @dataclass
 class _Run:
     """What is shown of a run.
@@ -49,6 +65,7 @@ class _Run:
         code: What was written so far of the turn's code.
         subcalls: The number of sub-calls that have ended in the turn.
         is_over: Whether it has ended.
+        pauses: Which pauses of its model calls are shown.
     """
 
     number: int
@@ -58,6 +75,7 @@ class _Run:
     code: str = ""
     subcalls: int = 0
     is_over: bool = False
+    pauses: Pauses = field(default_factory=Pauses)
 
     def line(self) -> str:
         """Return the run as one line."""
@@ -116,7 +134,9 @@ class Progress(Listener):
             root = self._roots.get(event.run, "")
             if (run := self._runs.get(root)) is None:
                 return
-            if event.run != root:
+            if isinstance(event, PauseEvent):
+                self._pause(run, event)
+            elif event.run != root:
                 run.subcalls += isinstance(event, TurnEvent) and event.phase != "started"
             elif line := self._change(run, event):
                 self._say(line)
@@ -132,6 +152,12 @@ class Progress(Listener):
             self._runs, self._display, self._cell = {}, None, cell
         self._count += 1
         self._runs[event.id] = _Run(self._count, event.limits.max_iters)
+
+    def _pause(self, run: _Run, event: PauseEvent) -> None:
+        """Show that a model call of a run waits, once for concurrent ones."""
+        if run.pauses.is_new(event):
+            run.doing = event.text
+            self._say(run.line())
 
     def _change(self, run: _Run, event: Event) -> str:
         """Change what is shown of a run; return a line if something has ended."""

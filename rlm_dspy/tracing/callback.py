@@ -12,7 +12,18 @@ from mlflow.entities import SpanEvent, SpanStatus, SpanStatusCode
 
 from rlm_dspy._dspy_compat import ACTIVE_CALL_ID
 from rlm_dspy.budget.lm_events import asked
-from rlm_dspy.events import CellEvent, Event, Listener, LMEvent, RunEvent, StepEvent, SubCallEvent, ToolEvent, here
+from rlm_dspy.events import (
+    CellEvent,
+    Event,
+    Listener,
+    LMEvent,
+    PauseEvent,
+    RunEvent,
+    StepEvent,
+    SubCallEvent,
+    ToolEvent,
+    here,
+)
 from rlm_dspy.report.record import cut_short
 from rlm_dspy.text import one_line
 from rlm_dspy.tracing import _mlflow_compat, span_end, span_start
@@ -95,7 +106,7 @@ class SpanCallback(_mlflow_compat.MlflowCallback, Listener):
 
     def on_event(self, event: Event) -> None:
         """Open or close the span of a unit of a run."""
-        if isinstance(event, StepEvent):
+        if isinstance(event, StepEvent | PauseEvent):
             return
         if event.phase == "started":
             if isinstance(event, LMEvent):

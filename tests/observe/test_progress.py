@@ -9,8 +9,10 @@ import dspy
 import pytest
 
 from rlm_dspy import RLM, Limits
+from rlm_dspy.events import PauseEvent
 from rlm_dspy.interpreters import LocalPythonInterpreter
-from rlm_dspy.observe.progress import Progress
+from rlm_dspy.observe.console import Lines, Reporter
+from rlm_dspy.observe.progress import Pauses, Progress
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import block, fields
 
@@ -97,3 +99,27 @@ def test_an_interrupted_run_says_so() -> None:
 def test_an_answer_read_from_the_trajectory_is_an_end_too() -> None:
     lm = ScriptedLM([block("print(1)")], extract=[fields(answer="a")])
     assert lines(lm, lambda: rlm(max_iters=1)(context="x"))[-1] == "RLM 1: extracted"
+
+
+def test_a_pause_before_a_model_call_is_repeated_is_shown_with_its_reason_but_no_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A provider may ask for a minute, in which nothing else is shown; in lines and in the lines of `ask`."""
+    monkeypatch.setattr("rlm_dspy.budget.metered_lm.pause", lambda _: None)
+    key = "sk-abcdefghijklmnopqrstuvwxyz123456"
+    script = ScriptedLM([dspy.LMRateLimitError(f"{key} is slow", retry_after=7), block("SUBMIT(answer='a')")])
+    lm = dspy.LM("scripted/m", engine=script.script, num_retries=2, cache=False)
+    progress, asked = io.StringIO(), io.StringIO()
+    with dspy.context(lm=lm, callbacks=[Progress(progress), Reporter(Lines(asked), 20)]):
+        rlm()(context="x")
+    waits = "a model call is repeated in 7.0 s, after *** is slow"
+    assert progress.getvalue().splitlines()[0] == f"RLM 1: turn 1 of 20: {waits}"
+    assert asked.getvalue().splitlines()[1] == f"--- {waits}"
+
+
+@pytest.mark.parametrize(("later", "shown"), [(1, 1), (8, 2)])
+def test_pauses_at_the_same_time_are_shown_once(later: float, shown: int) -> None:
+    """As of a thousand sub-calls at once."""
+    error, pauses = dspy.LMRateLimitError("slow"), Pauses()
+    events = [PauseEvent(lm=ScriptedLM([]), pause=7, after=error, seconds=at) for at in (5.0, 5.0 + later)]
+    assert sum(map(pauses.is_new, events)) == shown
