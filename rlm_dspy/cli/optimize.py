@@ -58,6 +58,8 @@ _OPTIMIZERS = (
     "trajectories, labeled, bootstrap, random-search, mipro, mipro-zero-shot, gepa, simba, copro, infer-rules"
 )
 """The names of `optimize.optimizer_catalog`, which takes seconds to import."""
+_RESUMING = ("trajectories", "gepa")
+"""The optimizers that go on with what is in --log-dir."""
 _SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -107,8 +109,7 @@ def optimize(options: OptimizeOptions) -> None:
     After a kill, the same command with the same --log-dir resumes: trajectories skips finished runs, gepa
     continues from its last candidate; the others run again, with paid replies taken from DSPy's cache.
     """  # noqa: D301 (\b keeps the line breaks)
-    where = f"in {options.log_dir}" if options.log_dir else "with --log-dir only"
-    interrupted = [f"Interrupted. Finished runs are kept {where}."]
+    interrupted = [f"Interrupted. {_kept_of_runs(options)}"]
     out = options.out
     with errors_as_lines(debug=options.debug, interrupted=lambda: interrupted[-1]), quiet_dspy():
         import dspy
@@ -136,7 +137,7 @@ def optimize(options: OptimizeOptions) -> None:
                 try:
                     written, compared, decision = _keep(job, compiled, before, final, out, about)
                 except BaseException:
-                    _keep_unjudged(compiled, out, about)
+                    _keep_beside(compiled, out, "not-compared", about)
                     raise
             try:
                 say(decision)  # before waiting for MLflow
@@ -319,12 +320,20 @@ def _before_it_starts(job: Job, held_out: list[dspy.Example], options: OptimizeO
     return before
 
 
-def _keep_unjudged(compiled: dspy.Module, out: Path, about: About) -> None:
-    """Write a policy that could not be compared beside `out`, so that its paid runs are not lost."""
+def _kept_of_runs(options: OptimizeOptions) -> str:
+    """Return where the finished runs of an interrupted optimization are kept."""
+    if options.optimizer not in _RESUMING:
+        return "The same command takes the replies that were paid for from DSPy's cache."
+    where = f"in {options.log_dir}" if options.log_dir else "with --log-dir only"
+    return f"Finished runs are kept {where}."
+
+
+def _keep_beside(compiled: dspy.Module, out: Path, why: str, about: About) -> None:
+    """Write a policy that is not written to `out` beside it, so that its paid runs are not lost."""
     from rlm_dspy.optimize import save_policy
 
-    path = out.with_name(f"{out.stem}.not-compared.json")
-    message = f"The policy that was found is in {path}. It was not compared."
+    path = out.with_name(f"{out.stem}.{why}.json")
+    message = f"The policy that was found is in {path}. It was {why.replace('-', ' ')}."
     done(lambda: save_policy(compiled, path, **about), message, f"{path} was not written: ")
 
 
@@ -337,6 +346,8 @@ def _keep(
     if held_out:
         options = {"seen": [*job.train, *job.dev], "num_threads": job.threads, "min_examples": 1, **about}
         compared = promote(compiled, before, held_out, job.metric, path=out, **options)
+        if not compared.not_worse:
+            _keep_beside(compiled, out, "not-promoted", about)
         return compared.not_worse, compared, compared.reason
     compared = compare(compiled, before, job.dev, job.metric, num_threads=job.threads)
     if compared.difference < 0 or not any(compared.candidate):

@@ -118,6 +118,8 @@ def test_what_is_not_better_is_not_written() -> None:
     done = optimize("--held-out", "dev.jsonl", "--yes")
     assert done.stdout.startswith("Not promoted, it may be worse by 0.1: try more examples")
     assert not Path("mine.json").exists()
+    assert "The policy that was found is in mine.not-promoted.json. It was not promoted." in done.stderr
+    assert RLM("question -> answer", policy="mine.not-promoted.json").act.demos, "its runs were paid for"
 
 
 class Misled(ScriptedActor):
@@ -421,6 +423,11 @@ def test_an_interrupt_says_what_is_kept() -> None:
     """And where."""
     assert "with --log-dir only" in optimize("--yes", lm=Killed(at=2)).stderr
     assert "Finished runs are kept in log." in optimize("--yes", "--log-dir", "log", lm=Killed(at=2)).stderr
+    of_another = optimize("--yes", "--log-dir", "other", "--optimizer", "bootstrap", lm=Killed(at=2))
+    assert (
+        "Interrupted. The same command takes the replies that were paid for from DSPy's cache."
+        in of_another.stderr
+    )
 
 
 def test_long_labels_reach_a_metric_as_they_are() -> None:
