@@ -175,9 +175,10 @@ def _prepared(options: OptimizeOptions) -> tuple[Job, list[dspy.Example]]:
 
 
 def _log_to_mlflow(about: About, **found: Any) -> None:
+    """Log to MLflow; a store that cannot take it loses no optimization."""
     from rlm_dspy.tracing import log_compile
 
-    log_compile(about, **found)
+    done(lambda: log_compile(about, **found), problem="not logged to MLflow: ")
 
 
 def _save_state(program: dspy.Module, path: Path) -> None:

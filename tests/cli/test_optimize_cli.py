@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rlm_dspy import RLM, SubCallCache, Text
 from rlm_dspy.cli.app import app
+from rlm_dspy.cli.optimize import _log_to_mlflow
 from rlm_dspy.interpreters import LocalPythonInterpreter
 from rlm_dspy.optimize import compact
 from rlm_dspy.optimize.datasets import read_examples
@@ -107,6 +108,24 @@ def test_with_trace_mlflow_has_forecast_scores_prompts_and_policy() -> None:
     assert run.data.tags["decision"].startswith("Promoted: +")
     files = {file.path for folder in ("", "prompts") for file in client.list_artifacts(run.info.run_id, folder)}
     assert {"mine.json", "prompts/before.json", "prompts/after.json"} <= files
+
+
+def test_a_store_that_goes_away_ends_no_optimization(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pilots and its policy are paid for; the port is one on which nothing listens."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(mlflow, "active_run", object)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        _log_to_mlflow({"optimizer": "trajectories"})
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert (
+        "Error: not logged to MLflow: MlflowException: API request to http://127.0.0.1:9"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_is_not_better_is_not_written() -> None:
