@@ -178,7 +178,7 @@ class ExportQueue:
     def _open_again(self) -> None:
         if self._then is not None:
             _mlflow_compat.Task(self._then, (), "Not done at MLflow.").handle()
-        _logger.warning("%s answers again; %d parts of traces were lost.", self.uri, self.lost)
+        _logger.warning("%s answers again. Lost parts of traces: %d.", self.uri, self.lost)
         self.lost, self._said, self._then, self.open = 0, False, None, True
 
     def _say(self, message: str) -> None:
@@ -329,4 +329,4 @@ def _at_exit(queue: ExportQueue) -> None:
         left = queue.waiting
         queue.flush(seconds=_AT_EXIT_SECONDS)
     if lost := queue.lost + queue.waiting:
-        _logger.warning("%d parts of traces were not stored at %s.", lost, queue.uri)
+        _logger.warning("Parts of traces that were not stored at %s: %d.", queue.uri, lost)

@@ -116,7 +116,7 @@ def test_traces_wait_for_a_server_that_is_away(caplog: pytest.LogCaptureFixture,
     assert done == ["before", "meanwhile"]
     assert _said(caplog, away) == [
         "does not answer. Runs go on; their traces wait until it does.",
-        "answers again; 0 parts of traces were lost.",
+        "answers again. Lost parts of traces: 0.",
     ]
 
 
@@ -177,7 +177,7 @@ def test_no_trace_is_begun_before_its_experiment_is_chosen(caplog: pytest.LogCap
     assert done == ["chosen", "stored"]
     assert _said(caplog, away) == [
         "does not answer. Runs go on; they are not traced until it does.",
-        "answers again; 1 parts of traces were lost.",
+        "answers again. Lost parts of traces: 1.",
     ]
 
 
