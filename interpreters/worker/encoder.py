@@ -37,10 +37,18 @@ def plain(value: Any) -> Any:
         return own()
     if of_a_table:  # what stands for a missing value
         return None
-    raise TypeError(
-        f"a value of type {type(value).__name__} cannot leave the REPL; "
-        "pass str, numbers, lists and dicts, for example str(...), list(...) or vars(...) of it"
-    )
+    raise TypeError(f"a value of type {type(value).__name__} cannot leave the REPL; {_instead(value)}")
+
+
+def _instead(value: Any) -> str:
+    """Return what to pass instead of a value that cannot leave the REPL."""
+    if hasattr(value, "__await__"):
+        return "write `await` before the call, and pass the result"
+    if callable(value):
+        return "call it, and pass the result"
+    if hasattr(value, "__next__"):
+        return "pass list(...) of it"
+    return "pass str, numbers, lists and dicts, for example str(...), list(...) or vars(...) of it"
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:

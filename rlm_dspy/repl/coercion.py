@@ -6,11 +6,15 @@ import contextlib
 import datetime as dt
 import decimal
 import enum
+import inspect
 import json
 import re
 import types
+from fractions import Fraction
 from itertools import repeat
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
+from uuid import UUID
 
 from pydantic import BeforeValidator, Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -51,6 +55,8 @@ _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 """An integer with commas between its thousands."""
 _BULLET = re.compile(r"\s*(?:[-*\u2022]|\d+[.)])\s+(?=\S)")
 _CONTAINERS = (list, set, frozenset, tuple, dict)
+_TEXT_OF = (bool, int, float, complex, decimal.Decimal, Fraction, dt.date, dt.time, dt.timedelta, UUID, PurePath)
+"""The types whose `str` is a value's usual text. That of other objects says what they are, not what they hold."""
 _SHOWN_CHARS = 120
 _SHOWN_REASONS = 5
 _TOLD_PROBLEMS = 1_000
@@ -107,6 +113,8 @@ def read_value(value: Any, annotation: TypeForm[Any]) -> Any:
     Raises:
         ValueError: If it does not fit; the message names the expected type and the value.
     """
+    if inspect.isawaitable(value):
+        raise ValueError(f"expected {name_of(annotation)}, got {_shown(value)}; write `await` before the call")
     if get_origin(annotation) is Annotated:
         with contextlib.suppress(ValueError):  # unchanged, for validators that run before the type
             return _checked(value, annotation)
@@ -258,14 +266,12 @@ def _checked(value: Any, annotation: TypeForm[Any]) -> Any:
 
 
 def _read_str(value: Any) -> str:
-    """Return a str, or a number as text; refuse containers and None."""
-    if isinstance(value, enum.Enum) and isinstance(value.value, str):
-        return value.value
-    if isinstance(value, str):
-        return str(value)
-    if value is None or isinstance(value, bytes | list | tuple | dict | set | frozenset):
-        raise ValueError(f"expected str, got {_shown(value)}")
-    return str(value)
+    """Return a str, or what has a usual text as that text; refuse all other objects."""
+    plain = value.value if isinstance(value, enum.Enum) else value
+    plain = plain.tolist() if hasattr(plain, "tolist") else plain  # a number of numpy
+    if isinstance(plain, (str, *_TEXT_OF)):
+        return str(plain)
+    raise ValueError(f"expected str, got {_shown(value)}")
 
 
 def _as_plain(value: Any) -> Any:
@@ -274,7 +280,19 @@ def _as_plain(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "to_dict"):
         return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
-    return to_jsonable_python(_by_names(value), fallback=vars)
+    return to_jsonable_python(_by_names(value), fallback=_attributes)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the fields of an object of the REPL's own classes.
+
+    Raises:
+        TypeError: If it is a function or an error, which have none.
+    """
+    if callable(value) or isinstance(value, BaseException):
+        raise TypeError("no data")
+    fields: dict[str, Any] = vars(value)
+    return fields
 
 
 def _by_names(value: Any) -> Any:
