@@ -10,6 +10,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.inputs import Text
 from rlm_dspy.prompt.free_form_outputs import read_fields
 from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.text import logger
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ async def answer_directly(port: Port, run: DirectRun, below: int) -> dict[str, A
     reader.lm = run.lm
     try:
         with run.metered("direct") as meter, dspy.context(trace=None), run.budget.in_time(meter):
-            found = await port.predict(reader, run.budget.seconds_left(), **inputs)
+            found = await port.predict(reader, run.budget.seconds_left(), **without_media_marks(inputs))
         values, problems = read_fields(run.signature, dict(found.items()), meter.outputs)
     except (dspy.AdapterParseError, dspy.LMError, LimitExceeded, ReplyCut, *TOO_DEEP) as error:
         problems = [type(error).__name__]
     if problems:
         _logger.info("RLM: the plain call gave no answer (%s); the run goes on with a REPL.", problems[0])
         return None
-    return values
+    answer: dict[str, Any] = without_media_marks(values)
+    return answer
 
 
 def _is_plain(value: object) -> bool:

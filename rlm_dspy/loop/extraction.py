@@ -13,6 +13,7 @@ from rlm_dspy.errors import LimitExceeded, ReplyCut
 from rlm_dspy.loop.hints import is_another_turn, prints
 from rlm_dspy.prompt.free_form_outputs import as_submit, outputs_in_words, read_fields, some_outputs
 from rlm_dspy.repl.coercion import TOO_DEEP
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.replies.native_calls import with_calls
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.streaming.delivery import outputs_heard
@@ -104,7 +105,8 @@ async def _read_transcript(
             answers, fields = _answers(run, meter.outputs), dict(found.items())
             if meter.outputs and not answers and not any(value is not None for value in fields.values()):
                 return {}, ["the reply is code for another turn"]
-            return read_fields(run.signature, fields, answers)
+            values, problems = read_fields(run.signature, fields, answers)
+            return without_media_marks(values), problems
         except dspy.AdapterParseError:
             if not (settings := _unstreamed_fallback(settings)):
                 raise

@@ -17,6 +17,7 @@ from rlm_dspy.loop.hints import advice_for
 from rlm_dspy.loop.repetition import NO_OUTPUT, repeated_turn
 from rlm_dspy.prompt.adapter import ReplAdapter, written_reply
 from rlm_dspy.repl.coercion import read_answer
+from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.replies.code_blocks import does_nothing
 from rlm_dspy.replies.copied_inputs import without_copied_inputs
 from rlm_dspy.replies.joined_blocks import join_blocks
@@ -203,6 +204,7 @@ class Turn(dspy.Module):
         if outcome.kind != "submitted":
             return step
         values, problems = read_answer(run.signature, outcome.submitted)
+        values = without_media_marks(values)
         problems = problems or run.blind_submit(code) or run.failures_in(values, step.calls)
         if not problems and not run.budget.limit:
             problems = run.grounded.unread(code, step.calls, run.steps)

@@ -246,7 +246,7 @@ def _taken(value: Any, media: Media) -> Any:
 
 
 def without_media_marks(value: Any) -> Any:
-    """Return a text, or lists and dicts of texts, without marks that DSPy would read as an image, sound or file.
+    """Return a text, or lists, dicts and models of texts, without marks that DSPy reads as an image, sound, file.
 
     DSPy writes media into a prompt as marked JSON, and reads every mark in it. A mark in a document could make the
     model's server fetch any address. If there is no mark, the same object is returned.
@@ -263,6 +263,10 @@ def without_media_marks(value: Any) -> Any:
         if all(new is old for new, old in zip(items, parts, strict=True)):
             return value
         return next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))(items)
+    if isinstance(value, BaseModel) and not isinstance(value, MEDIA):
+        fields = dict(value)
+        new = without_media_marks(fields)
+        return value if new is fields else value.model_copy(update=new)
     return value
 
 

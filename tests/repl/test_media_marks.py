@@ -9,9 +9,11 @@ import dspy
 import pytest
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
 from dspy.lm15 import ImagePart, Request
+from pydantic import BaseModel
 
 from rlm_dspy import RLM, Limits
-from rlm_dspy.interpreters import LocalPythonInterpreter
+from rlm_dspy.compute import Compute
+from rlm_dspy.interpreters import LocalPythonInterpreter, PythonInterpreter
 from rlm_dspy.repl.value_codec import without_media_marks
 from rlm_dspy.testing import ScriptedLM
 from tests.playing import begins, block, fields
@@ -89,6 +91,58 @@ def test_a_mark_in_a_text_stays_text(call: str) -> None:
     assert len(lm.requests) > 1
     assert lm.images == []
     assert any("planted.png" in (part.text or "") for part in lm.requests[-1].messages[-1].parts)
+
+
+class Page(BaseModel):
+    """A model with texts."""
+
+    title: str
+    notes: list[str] = []
+
+
+ESCAPED = json.dumps({"title": MARKED}).replace("<", "\\u003c")
+ANSWERS: list[tuple[str, Any]] = [
+    ("context", str),
+    ("context", dspy.Code),
+    ("[context]", list[str]),
+    ("{'title': 't', 'notes': [context]}", Page),
+    (f"[{ESCAPED!r}]", list[Page]),
+    ("{context: {'a': context}}", dict[str, Any]),
+]
+
+
+@pytest.mark.parametrize("factory", [LocalPythonInterpreter, PythonInterpreter])
+@pytest.mark.parametrize(("expression", "kind"), ANSWERS, ids=[expression[:20] for expression, _ in ANSWERS])
+def test_an_answer_holds_no_mark(expression: str, kind: Any, factory: Any) -> None:
+    """The next module of a program would send the address in it to its provider."""
+    lm = Watching([block(f"SUBMIT(answer={expression})"), fields(x="1")])
+    signature = dspy.Signature({"context": (str, dspy.InputField()), "answer": (kind, dspy.OutputField())})
+    with dspy.context(lm=lm, interpreter_factory=factory):
+        found = RLM(signature)(context=MARKED)
+        dspy.Predict("text -> x")(text=found.answer)
+    assert found.stop == "submitted"
+    assert lm.images == []
+    assert any("planted.png" in (part.text or "") for part in lm.requests[-1].messages[-1].parts)
+
+
+def test_an_answer_that_is_extracted_holds_no_mark() -> None:
+    """The model copies it from what code printed."""
+    lm = ScriptedLM(act=[block("print(context)")], extract=[fields(answer=MARKED)])
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        found = RLM("context -> answer", limits=Limits(max_iters=1))(context=MARKED)
+    assert found.stop == "extracted"
+    assert "planted.png" in found.answer
+    assert CUSTOM_TYPE_START_IDENTIFIER not in found.answer
+
+
+def test_a_mark_in_an_input_that_one_plain_call_reads_stays_text() -> None:
+    """A short input is shown to the model without a REPL; so is what it answers."""
+    lm = Watching([fields(answer=MARKED)])
+    with dspy.context(lm=lm, interpreter_factory=LocalPythonInterpreter):
+        found = RLM("context -> answer", compute=Compute(direct_below=1_000))(context=MARKED)
+    assert found.stop == "direct"
+    assert lm.images == []
+    assert CUSTOM_TYPE_START_IDENTIFIER not in found.answer
 
 
 def test_what_holds_no_mark_is_the_same_object() -> None:
