@@ -183,26 +183,30 @@ def _no_year(value: Any) -> Any:
 
 
 def _member(value: Any, annotation: TypeForm[Any]) -> Any:
-    """Return the only choice that equals a text, ignoring case: an enum's member, by name or value, or a literal.
+    """Return the only choice that a text stands for, ignoring case: an enum's member, or a literal.
 
     Raises:
-        ValueError: If no choice equals it, or several do.
+        ValueError: If it stands for none, or for several.
     """
-    wanted = value.strip().lower() if isinstance(value, str) else None
-    named: list[Any] = []
+    wanted = str(value).strip().lower() if isinstance(value, str) or type(value) is int else None
+    choices: list[Any] = []
     for kind in _choices(annotation):
         if isinstance(kind, enum.EnumMeta):
-            named += [
-                member
-                for member in cast("type[enum.Enum]", kind)
-                if wanted
-                in {str(text).lower() for text in (member.name, f"{kind.__name__}.{member.name}", member.value)}
-            ]
+            choices += cast("type[enum.Enum]", kind)
         elif get_origin(kind) is Literal:
-            named += [each for each in get_args(kind) if isinstance(each, str) and each.strip().lower() == wanted]
+            choices += get_args(kind)
+    named = [choice for choice in choices if wanted in _texts_of(choice)]
     if len(named) != 1:
         raise ValueError("no such choice")
     return named[0]
+
+
+def _texts_of(choice: Any) -> set[str]:
+    """Return the texts in lower case that stand for a member of an enum, or for a literal."""
+    texts = [choice.decode("utf-8", "replace") if isinstance(choice, bytes) else choice]
+    if isinstance(choice, enum.Enum):
+        texts = [choice.name, f"{type(choice).__name__}.{choice.name}", choice.value]
+    return {str(text).strip().lower() for text in texts}
 
 
 def _parsed(value: Any, annotation: TypeForm[Any]) -> Any:
@@ -224,11 +228,10 @@ def _fitted(value: Any, annotation: TypeForm[Any]) -> Any:
         elif isinstance(value, str) and get_origin(kind) is not dict and all(map(_BULLET.match, _lines(value))):
             value = [_BULLET.sub("", line).strip() for line in _lines(value)]
         return _fitted_parts(value, kind)
-    if isinstance(value, str):
-        if int in kinds and _GROUPED.fullmatch(value):
-            return value.replace(",", "")
-        with contextlib.suppress(ValueError):
-            return _member(value, annotation)
+    if isinstance(value, str) and int in kinds and _GROUPED.fullmatch(value):
+        return value.replace(",", "")
+    with contextlib.suppress(ValueError):
+        return _member(value, annotation)
     return value
 
 
