@@ -40,6 +40,15 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @ours
+def test_a_file_that_code_leaves_open_comes_back_as_far_as_it_is_written(factory: Any) -> None:
+    """A variable keeps it open: it had 0 bytes."""
+    code = f"{WRITE}import csv\nfile = open('output/a.csv', 'w')\ncsv.writer(file).writerow([1, 2])"
+    prediction = run(factory, block(code), block("file.close()\nSUBMIT(answer='done')"))
+    assert prediction.artifacts["a.csv"].data.split() == [b"1,2"]
+    assert "Kept" not in prediction.trajectory[1]["output"]  # closing it added nothing
+
+
+@ours
 def test_files_below_output_come_back_with_the_prediction(factory: Any, tmp_path: Path) -> None:
     """In folders too, also of the cell that submits, as they were written last; what is removed is not kept."""
     first = WRITE + "put('a.csv', '1')\nput('gone.txt', 'x')"

@@ -3,6 +3,7 @@
 Not imported: its source runs after `value_codec.py`, in the same namespace.
 """
 
+import io as _rlm_io
 import itertools as _rlm_itertools
 import os as _rlm_os
 import time as _rlm_time
@@ -20,6 +21,16 @@ _rlm_since = (
     _rlm_time.time_ns() - 20_000_000 if _rlm_in_host else 0
 )  # the folder may hold files that code did not write
 _rlm_elsewhere_noted = False
+
+
+def _rlm_flush():
+    """Write out what the files hold in memory that variables of code keep open."""
+    for value in [*globals().values()]:
+        if isinstance(value, _rlm_io.IOBase):
+            try:
+                value.flush()
+            except (OSError, ValueError):  # it is closed
+                continue
 
 
 def _rlm_output_files():
@@ -59,6 +70,7 @@ def _rlm_content(name, most):
 
 def _rlm_hand_over(keep):
     """Give the host the new and changed files below the folder; return notes for the model."""
+    _rlm_flush()
     files, kept, left_out = _rlm_output_files(), [], []
     for name, state in files.items():
         if _rlm_handed.get(name) == state or state[1] < _rlm_since:
