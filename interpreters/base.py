@@ -9,7 +9,7 @@ import keyword
 import threading
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 import dspy
 from dspy.utils.callback import with_callbacks
@@ -21,7 +21,7 @@ from rlm_dspy.concurrency.wait_scope import Cancellation, blocking, cancelled_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Self
+    from typing import Self, SupportsIndex
 
     from rlm_dspy.interpreters.worker.cell import Outcome
 
@@ -254,6 +254,12 @@ class Interpreter:
             if not self._ended:
                 self._ended = True
                 self._shutdown()
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} holds a session, so it cannot be copied or pickled; pass its class, or a "
+            "function that makes one, as interpreter_factory"
+        )
 
     def __enter__(self) -> Self:
         self.start()

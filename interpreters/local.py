@@ -10,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import decimal
 import functools
+import json
 import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rlm_dspy.interpreters.base import Interpreter, TakesObjects, outside_loop
-from rlm_dspy.interpreters.worker.cell import Cells, Outcome, Submit
+from rlm_dspy.interpreters.worker import wire
+from rlm_dspy.interpreters.worker.cell import Cells, Outcome, Submit, cannot_leave
 from rlm_dspy.interpreters.worker.streams import Capped
 
 if TYPE_CHECKING:
@@ -72,9 +76,10 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     threads print that outlive their cell.
 
     The working directory belongs to the process: a cell that changes it changes it for all until it ends. Its
-    session has it back in the next cell.
+    session has it back in the next cell, as it has context variables: the precision of `decimal`, for example.
 
-    Variables, arguments and results of tools, and submitted values are shared objects. If the caller's
+    Variables, arguments and results of tools, and submitted values are shared objects; without `output_fields`
+    the submitted value is JSON, as dspy.ProgramOfThought and dspy.CodeAct need it. If the caller's
     thread runs an event loop, the cell gets a thread of its own, so that `await` and `asyncio.run` work in it.
     Ctrl-C stops the cell and reaches the caller, as does a `KeyboardInterrupt` of the code, which looks the same.
     A process that a cell forks ends with the cell.
@@ -122,7 +127,7 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
             self.shown = output.text().rstrip("\n")
         if isinstance(outcome.exception, KeyboardInterrupt):
             raise outcome.exception
-        return self._given(outcome, output.text())
+        return self._given(outcome if self.output_fields else _in_json(outcome), output.text())
 
     def _run_or_stop(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         try:
@@ -133,10 +138,13 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
     def _run(self, code: str, output: Capped, functions: dict[str, Callable[..., Any]]) -> Outcome:
         _session.set(self._session)
         process = os.getpid()
+        found = self._session.enter_context()
         with _process.shared_with(self._session):
             self._thread = threading.get_ident()
             try:
-                return self._session.cells.run(code, output, functions, self.output_fields)
+                outcome = self._session.cells.run(code, output, functions, self.output_fields)
+                self._session.keep_context(found)
+                return outcome
             finally:
                 if os.getpid() != process:
                     os._exit(0)  # of a fork: it would go on with the host's program
@@ -195,6 +203,14 @@ class LocalPythonInterpreter(Interpreter, TakesObjects):
         self._session.cells.close()
 
 
+def _in_json(outcome: Outcome) -> Outcome:
+    """Return an outcome with the submitted values as JSON has them, or the error that they have no such form."""
+    try:
+        return replace(outcome, values=json.loads(wire.encoded(outcome.values)))
+    except (TypeError, ValueError, RecursionError) as error:
+        return Outcome("raised", error=cannot_leave(error), exception=error)
+
+
 class _Session:
     """The interface of a session for the stand-ins."""
 
@@ -203,6 +219,22 @@ class _Session:
         self.output = output
         self.directory: str | None = None
         """The working directory after its last cell, if changed."""
+        self._set: dict[contextvars.ContextVar[Any], Any] = {}
+        """The context variables that its cells have set."""
+
+    def enter_context(self) -> contextvars.Context:
+        """Set in this context what earlier cells have set; return the context as the host gave it."""
+        found = contextvars.copy_context()
+        if not self._set:
+            decimal.setcontext(decimal.getcontext().copy())  # cells change it in place, and it may be the host's
+        for variable, value in self._set.items():
+            variable.set(value)
+        return found
+
+    def keep_context(self, found: contextvars.Context) -> None:
+        """Note what a cell has set in this context, for the next one; `found` is from `enter_context`."""
+        now = contextvars.copy_context()
+        self._set = {name: value for name, value in now.items() if name not in found or found[name] is not value}
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("rlm_dspy_session", default=None)
@@ -264,10 +296,16 @@ def _inheriting(start: Callable[[threading.Thread], None]) -> Callable[[threadin
 
 
 def _run_in(context: contextvars.Context, run: Callable[[], None]) -> None:
-    for variable, value in context.items():  # not `context.run`: the thread's excepthook prints after it
+    for variable, value in context.items():  # not `context.run`: the error is told after it
         variable.set(value)
-    with contextlib.suppress(Submit):  # it counts for the cell, and is not an error of the thread
+    session = _session.get()
+    try:
         run()
+    except Submit:  # it counts for the cell, and is not an error of the thread
+        pass
+    except Exception as error:  # noqa: BLE001 (it is the model's, not of the host's threads)
+        if session is not None:
+            sys.stderr.write(f"A thread ended with an error:\n{session.cells.in_words(error)}\n")
 
 
 class _Process:

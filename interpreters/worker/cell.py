@@ -309,6 +309,11 @@ def _submit(names: list[str], submissions: list[Submit], packed: Callable[[Any],
     return SUBMIT
 
 
+def cannot_leave(error: Exception) -> str:
+    """Return an error for the model: what it submitted has no form in which it can leave the session."""
+    return f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
+
+
 def carried(value: Any) -> JSON:
     """Return `value` in JSON form: lists for tuples, keys as text.
 

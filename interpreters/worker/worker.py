@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import memory, wire
-from .cell import Cells, Outcome, Submit
+from .cell import Cells, Outcome, Submit, cannot_leave
 from .channel import Channel, Interrupts
 from .sleeping_copy import fork_asleep
 from .streams import Printed
@@ -155,8 +155,7 @@ class Worker:
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             reply = {**reply, "values": {}, "value": None, "error": outcome.error}
             if outcome.kind == "submitted":
-                message = f"{type(error).__name__}: SUBMIT got a value that cannot leave the REPL: {error}"
-                reply |= {"kind": "raised", "error": message}
+                reply |= {"kind": "raised", "error": cannot_leave(error)}
         return wire.encoded(reply)
 
     def _furnish(self, frame: frames.Order, fds: list[int]) -> None:

@@ -240,7 +240,7 @@ def test_main_is_each_sessions_own_and_the_hosts() -> None:
 
 def test_a_value_of_a_cells_class_lives_on_after_the_session() -> None:
     """It is an object like any other."""
-    with LocalPythonInterpreter() as repl:
+    with LocalPythonInterpreter(output_fields=[{"name": "output"}]) as repl:
         code = "import math\nclass C:\n    def area(self): return math.floor(3.9)\nSUBMIT(C())"
         value = repl.execute(code).output["output"]
     assert value.area() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -61,3 +62,38 @@ def test_code_under_dspy_rlm_calls_a_tool_by_position(factory: Any) -> None:
     with dspy.context(lm=DummyLM(replies)):
         answer = dspy.RLM("question -> total: int", tools=[add], interpreter_factory=factory)(question="?").total
     assert answer == 10
+
+
+@pytest.mark.parametrize("factory", [light, LocalPythonInterpreter])
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("{2, 1}", [1, 2]),
+        ("__import__('decimal').Decimal('1.50')", "1.50"),
+        ("__import__('datetime').date(2025, 3, 14)", "2025-03-14"),
+        ("(1, {'a': range(2)})", [1, {"a": [0, 1]}]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_thought_submits_what_json_can_carry(factory: Any, value: str, written: Any) -> None:
+    """It writes what is submitted as JSON, and declares no fields."""
+    turns = [{"reasoning": "", "generated_code": f"SUBMIT({value})"}, {"reasoning": "", "answer": "done"}]
+    lm = DummyLM(turns)
+    with dspy.context(lm=lm):
+        thought = dspy.ProgramOfThought("question -> answer", interpreter_factory=factory)
+        assert thought(question="?").answer == "done"
+    assert json.dumps({"output": written}) in lm.history[-1]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("factory", [light, LocalPythonInterpreter])
+@pytest.mark.parametrize("value", ["object()", "b'a'", "{(1, 2): 3}", "circle"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_thought_reads_why_a_value_cannot_leave(factory: Any, value: str) -> None:
+    """Its next code submits another; the error does not end the program."""
+    code = f"circle = []\ncircle.append(circle)\nSUBMIT({value})"
+    turns = [{"reasoning": "", "generated_code": text} for text in (code, "SUBMIT(7)")]
+    lm = DummyLM([*turns, {"reasoning": "", "answer": "done"}])
+    with dspy.context(lm=lm):
+        thought = dspy.ProgramOfThought("question -> answer", interpreter_factory=factory)
+        assert thought(question="?").answer == "done"
+    assert "SUBMIT got a value that cannot leave the REPL" in lm.history[1]["messages"][-1]["content"]
