@@ -194,7 +194,10 @@ class Forms:
         except CannotCross:
             raise
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise CannotCross(f"a {type(value).__name__} cannot enter the worker: {error}") from error
+            raise CannotCross(
+                f"a {type(value).__name__} cannot enter the worker: {error}; pass plain data, such as a list, a "
+                "text or bytes, that is not nested too deeply"
+            ) from error
         if not buffers and stream.tell() < _SHARED_FROM:
             return {"pickle": base64.b64encode(stream.getvalue()).decode()}
         return self._in_memory([stream.getbuffer(), *(buffer.raw() for buffer in buffers)])

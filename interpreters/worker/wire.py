@@ -74,6 +74,10 @@ def encoded_for_host(frame: Mapping[str, object]) -> bytes:
     sys.set_int_max_str_digits(_MAX_DIGITS)  # code may have raised the limit here, but the host keeps it
     try:
         payload = encoded(frame)
+    except ValueError as error:
+        if "digits" in str(error):
+            raise ValueError(f"it has an int of more than {_MAX_DIGITS:,} digits; send hex(...) of it") from None
+        raise
     finally:
         sys.set_int_max_str_digits(allowed)
     if len(payload) > MAX_FRAME - _SPARE:

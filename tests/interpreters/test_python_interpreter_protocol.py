@@ -207,7 +207,7 @@ def test_a_frame_is_not_sent_in_crumbs(size: int) -> None:
 LARGE_VALUES = {
     "values": ("[0] * 1_100_000", "more than 1,000,000 values"),
     "bytes": ("'x' * 70_000_000", "66 MB as JSON, more than 64 MB"),
-    "digits": ("10 ** 5_000", "4300 digits"),
+    "digits": ("10 ** 5_000", r"4,300 digits; send hex\("),
 }
 
 

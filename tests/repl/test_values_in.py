@@ -134,3 +134,10 @@ def test_big_inputs_cross_without_being_looked_through() -> None:
         10**6 - 1,
         "tides rise",
     ]
+
+
+@pytest.mark.parametrize("value", [(n for n in "ab"), memoryview(b"ab")], ids=lambda value: type(value).__name__)
+def test_an_input_that_cannot_enter_a_process_is_refused_with_what_to_pass(value: Any) -> None:
+    """The reason of pickle alone says nothing to do."""
+    with pytest.raises(dspy.CodeInterpreterError, match=r"cannot enter .*; pass plain data, such as a list"):
+        run(PythonInterpreter, "SUBMIT(answer=1)", {"x": value})
