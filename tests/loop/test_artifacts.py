@@ -49,6 +49,16 @@ def test_a_file_that_code_leaves_open_comes_back_as_far_as_it_is_written(factory
 
 
 @ours
+def test_names_that_are_no_text_are_refused(factory: Any) -> None:
+    """Written with marks of question, two of them were one, and a file that code removed stayed."""
+    names = "for name in (b'a', b'\\xfe', b'\\xff'):\n"
+    code = f"{WRITE}{names}    with open(b'output/' + name, 'wb') as file: file.write(name)"
+    prediction = run(factory, block(code), DONE)
+    assert list(prediction.artifacts) == ["a"]
+    assert prediction.trajectory[0]["output"].count("give it a shorter name of plain characters") == 2
+
+
+@ours
 def test_files_below_output_come_back_with_the_prediction(factory: Any, tmp_path: Path) -> None:
     """In folders too, also of the cell that submits, as they were written last; what is removed is not kept."""
     first = WRITE + "put('a.csv', '1')\nput('gone.txt', 'x')"

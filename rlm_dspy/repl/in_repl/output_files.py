@@ -79,7 +79,7 @@ def _rlm_hand_over(keep):
             size, data = _rlm_content(name, _rlm_given["most_file_bytes"])
         except OSError:
             continue
-        why = keep(name=name.encode("utf-8", "replace").decode(), size=size, data=data)
+        why = keep(name=name.encode("utf-8", "backslashreplace").decode(), size=size, data=data)
         _rlm_handed[name] = state
         path = "%s/%s" % (_RLM_FOLDER, name)
         if why:
