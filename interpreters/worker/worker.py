@@ -131,7 +131,8 @@ class Worker:
         reserve = _reserve()
         try:
             self._interrupts.in_cell = True
-            return _memory_named(self._cells.run(frame["code"], self._output, self._tools, frame["fields"]))
+            outcome = self._cells.run(frame["code"], self._output, self._tools, frame["fields"])
+            return _semaphores_named(_memory_named(outcome))
         except KeyboardInterrupt:
             return Outcome("raised", error="KeyboardInterrupt: the cell was interrupted")
         finally:
@@ -288,6 +289,19 @@ def _memory_named(outcome: Outcome) -> Outcome:
         return outcome
     lines, _, last = outcome.error.rpartition("\n")
     return replace(outcome, error=f"{lines}\nMemoryError ({last})".lstrip(), exception=MemoryError())
+
+
+def _semaphores_named(outcome: Outcome) -> Outcome:
+    """Say what `multiprocessing` lacks here: its own error names no file."""
+    error = outcome.exception
+    if (
+        not isinstance(error, FileNotFoundError)
+        or error.filename
+        or "multiprocessing.synchronize" not in sys.modules
+    ):
+        return outcome
+    hint = "There are no semaphores here, which multiprocessing needs. Use concurrent.futures.ThreadPoolExecutor."
+    return replace(outcome, error=f"{outcome.error}\n{hint}")
 
 
 def _is_full() -> bool:

@@ -180,3 +180,16 @@ def test_files_are_limited_in_number_where_the_scratch_is_capped(repl: PythonInt
     assert left == "No space left on device"
     assert int(made) < SMALL.scratch_files
     assert repl.execute("import os\nfor name in os.listdir(): os.unlink(name)\nstate") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import multiprocessing\nmultiprocessing.Pool(2)",
+        "from concurrent.futures import ProcessPoolExecutor\nProcessPoolExecutor(2)",
+    ],
+)
+def test_code_reads_what_to_use_in_place_of_processes(code: str) -> None:
+    """The error of `multiprocessing` is "No such file or directory", of no file."""
+    with PythonInterpreter(packages=()) as repl, pytest.raises(CellError, match="Use concurrent"):
+        repl.execute(code)
