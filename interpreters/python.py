@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import copy
 import os
 import threading
 import weakref
@@ -208,11 +207,12 @@ class PythonInterpreter(Interpreter, TakesObjects):
         self._closing = weakref.finalize(self, session.close)
 
     def _branch(self, session: Session) -> Self:
-        made = copy.copy(self)
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
         made.tools = dict(self.tools)
         made.callbacks = list(self.callbacks)
-        made._running, made._starting = threading.Lock(), threading.Lock()  # noqa: SLF001 (its own class)
-        made._adopt(session)  # noqa: SLF001
+        made._running, made._starting = threading.Lock(), threading.Lock()
+        made._adopt(session)
         return made
 
     def _live(self) -> Session:
