@@ -43,6 +43,8 @@ ASK_ALL = """reply = query_passages(context, question, at_least=8)
 print(question, "->", reply)"""
 OLDER = """years = {"Aldo": 1901, "Teal": 1887}
 SUBMIT(answer=min(years, key=years.get))"""
+OLDEST_HARBOUR = """years = {"Sund": 1954, "Hov": 1961}
+SUBMIT(answer=min(years, key=years.get))"""
 LARGER = """seats = {"Sund": 84, "Hov": 120}
 SUBMIT(answer=max(seats, key=seats.get))"""
 COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
@@ -96,7 +98,7 @@ LAST = ("The reply answers the question.", "SUBMIT(answer=reply.strip())")
 
 
 def over_text(
-    context: str,
+    context: str | Files,
     question: str,
     answer: str,
     needed: str,
@@ -104,7 +106,7 @@ def over_text(
     read: tuple[str, ...],
     *last: tuple[str, str],
 ) -> Run:
-    """Return a run over a text: a sub-call answers each question, and the last turns make the answer of it."""
+    """Return a run over a text or a folder: sub-calls answer the questions, the last turns make the answer."""
     words, code = (ASK_EACH_WORDS, ASK_EACH) if asked else (ASK_WORDS, ASK)
     listed = ", ".join(f'"{each}"' for each in asked)
     first = (words.format(needed), code.replace("ASKED", f"({listed})"))
@@ -174,7 +176,7 @@ RUNS = (
         ("1996",),
         LAST,
     ),
-    Run(
+    over_text(
         folder(
             {
                 "may.txt": "The mast was painted. " * 20 + "\nThe ladder is kept behind the sauna.",
@@ -184,8 +186,39 @@ RUNS = (
         ),
         "Where is the ladder kept?",
         "behind the sauna",
-        ((ASK_WORDS.format("the place of the ladder"), ASK), LAST),
+        "the place of the ladder",
+        [],
         ("behind the sauna",),
+        LAST,
+    ),
+    over_text(
+        folder(
+            {
+                "sund.md": "The sea was calm. " * 20 + "\nThe harbour in Sund opened in 1954.",
+                "hov.md": "The sea was rough. " * 20 + "\nIn Hov the harbour dates from 1961.",
+            }
+        ),
+        "Which harbour is older, that in Sund or that in Hov?",
+        "Sund",
+        "the year of the harbour in Sund, and that of the harbour in Hov",
+        ["When was the harbour in Sund opened?", "When was the harbour in Hov opened?"],
+        ("1954", "1961"),
+        ("The older one has the earlier year.", OLDEST_HARBOUR),
+    ),
+    over_text(
+        folder(
+            {
+                "rules.txt": "Rowers wear vests. " * 20 + "\nA guest may stay for twelve nights.",
+                "prices.txt": "Tea costs two euros. " * 20 + "\nA bed costs 30 euros.",
+                "log.txt": "Nobody came. " * 20 + "\nA guest left early.",
+            }
+        ),
+        "How many nights may a guest stay?",
+        "twelve",
+        "the number of nights that a guest may stay",
+        [],
+        ("twelve",),
+        LAST,
     ),
     Run(
         Table.open(pd.DataFrame({"line": [4, 7, 4, 9] * 30, "passengers": range(120), "fare": [2, 3, 2, 5] * 30})),
