@@ -14,6 +14,7 @@ once. The texts and questions share nothing with `families.py`, `tasks.py` or th
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -41,12 +42,6 @@ ASK_EACH = """for each in ASKED:
     print(each, "->", query_passages(context, each))"""
 ASK_ALL = """reply = query_passages(context, question, at_least=8)
 print(question, "->", reply)"""
-OLDER = """years = {"Aldo": 1901, "Teal": 1887}
-SUBMIT(answer=min(years, key=years.get))"""
-OLDEST_HARBOUR = """years = {"Sund": 1954, "Hov": 1961}
-SUBMIT(answer=min(years, key=years.get))"""
-LARGER = """seats = {"Sund": 84, "Hov": 120}
-SUBMIT(answer=max(seats, key=seats.get))"""
 COUNT = """found = [line for line in context.splitlines() if "Orla" in line and "late" in line]
 print(len(found), found[:3])"""
 SUM = """df = context.df()
@@ -87,6 +82,11 @@ def folder(files: dict[str, str]) -> Files:
     for name, text in files.items():
         (path / name).write_text(text, encoding="utf-8")
     return Files.open(path)
+
+
+def chosen(choose: str, what: str, **found: int) -> str:
+    """Return code that submits the name with the smallest or largest of the numbers that were looked up."""
+    return f"{what} = {json.dumps(found)}\nSUBMIT(answer={choose}({what}, key={what}.get))"
 
 
 FILLER = "Rain fell on the lake and the road was closed. " * 60
@@ -147,7 +147,7 @@ RUNS = (
         "the year of the mill in Aldo, and that of the mill in Teal",
         ["When was the mill in Aldo built?", "When was the mill in Teal built?"],
         ("In 1901", "1887"),
-        ("The older one has the earlier year.", OLDER),
+        ("The older one has the earlier year.", chosen("min", "years", Aldo=1901, Teal=1887)),
     ),
     over_text(
         "Boats cost 40 euros a day. " + FILLER + "The ferry to Sund has a bar. It holds 84 people. " + FILLER,
@@ -165,7 +165,7 @@ RUNS = (
         "the seats of the ferry to Sund, and those of the ferry to Hov",
         ["How many seats does the ferry to Sund have?", "How many seats does the ferry to Hov have?"],
         ("84", "120"),
-        ("The larger number is that of Hov.", LARGER),
+        ("The larger number is that of Hov.", chosen("max", "seats", Sund=84, Hov=120)),
     ),
     over_text(
         "The boat was red. " + FILLER + "In 1996 the school in Rauma opened, the first on the coast. " + FILLER,
@@ -203,7 +203,7 @@ RUNS = (
         "the year of the harbour in Sund, and that of the harbour in Hov",
         ["When was the harbour in Sund opened?", "When was the harbour in Hov opened?"],
         ("1954", "1961"),
-        ("The older one has the earlier year.", OLDEST_HARBOUR),
+        ("The older one has the earlier year.", chosen("min", "years", Sund=1954, Hov=1961)),
     ),
     over_text(
         folder(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rlm_dspy.repl.tools import SUB_CALLS
 from rlm_dspy.replies.code_blocks import parse
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _COPYING = frozenset(
 )
 """Functions and methods whose texts are parts of their arguments, or that give no text of their own."""
 _KEEPING = {"append", "extend", "insert", "add", "update", "setdefault"}
-_SUB_CALLS = {"llm_query", "llm_query_batched", "query_passages", "rlm_query", "rlm_query_batched", "dspy"}
 
 
 @dataclass
@@ -68,7 +68,7 @@ def flow_of(codes: Iterable[str], field_name: str, inputs: Collection[str], subs
     submitted = list(_submitted(trees[-1], field_name)) if trees else []
     if not submitted:
         return None
-    reader = _Reader(trees, {*inputs, "INPUTS"}, {*subs, *_SUB_CALLS})
+    reader = _Reader(trees, {*inputs, "INPUTS"}, {*subs, *SUB_CALLS, "dspy"})
     for expression in submitted:
         reader.read(expression)
     reader.flow.typed = {

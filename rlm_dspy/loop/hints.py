@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlm_dspy.loop.repetition import imported, same_output
-from rlm_dspy.repl.tools import RESERVED
+from rlm_dspy.repl.tools import RESERVED, SUB_CALLS
 from rlm_dspy.replies.code_blocks import bound_names, outside_functions, parse
 from rlm_dspy.replies.literals import is_call
 
@@ -33,7 +33,6 @@ _INSTALL = re.compile(r"^[ \t]*[!%]?[ \t]*(?:pip3?|uv|conda|apt(?:-get)?) (?:pip
 _NO_SHELL = "Only Python runs here: no `!ls`, `%time` or `?`. Use os.listdir, time.perf_counter, dir(name)."
 _NO_INSTALL = "Nothing can be installed here. Use the standard library and what can be imported."
 _BATCHES = {"llm_query_batched", "rlm_query_batched", "map", "batch", "amap"}
-_SUB_CALLS = {"llm_query", "llm_query_batched", "query_passages", "rlm_query", "rlm_query_batched"}
 _PROCESSES = {"multiprocessing", "subprocess"}
 _NETWORK = {"requests", "httpx", "aiohttp", "socket", "ftplib", "selenium"}
 _OF_ADDRESSES = {"urlopen", "urlretrieve", "build_opener", "HTTPConnection", "HTTPSConnection"}
@@ -82,7 +81,7 @@ class _Cell:
         awaits = self.calls & {"gather", "wait", "create_task", "as_completed"} or any(
             isinstance(each, ast.Await) for each in self.nodes
         )
-        return next((name for name in sorted(_SUB_CALLS) if awaits and name in self.calls), "")
+        return next((name for name in sorted(SUB_CALLS) if awaits and name in self.calls), "")
 
     @cached_property
     def imported_here(self) -> str:

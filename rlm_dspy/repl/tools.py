@@ -30,13 +30,12 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 
-RESERVED = frozenset(
-    {
-        *("SUBMIT", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS"),
-        *("find_passages", "query_passages"),
-        *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
-    }
-)
+SUB_CALLS = frozenset({"llm_query", "llm_query_batched", "query_passages", "rlm_query", "rlm_query_batched"})
+"""The functions of the REPL that call models, beside `dspy` and the user's subs."""
+RESERVED = SUB_CALLS | {
+    *("SUBMIT", "SHOW_VARS", "find_passages"),
+    *("SubCallError", "FailedCall", "print", "dspy", "INPUTS"),
+}
 """Reserved names in the REPL, for inputs and tools."""
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable  # noqa: TC003  # pydantic reads it
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from mlflow.entities import Trace
 from mlflow.genai.scorers import Scorer
@@ -84,10 +84,6 @@ class RunScorer(Scorer):
             return self.measure(facts_of_trace(trace))
         measured = None if prediction is None else self.measure(facts_of(prediction, example))
         return math.nan if measured is None else measured
-
-    def for_mlflow(self) -> Self:
-        """Return the scorer itself, which `mlflow.genai.evaluate` takes as it is."""
-        return self
 
 
 def for_mlflow() -> list[Any]:
