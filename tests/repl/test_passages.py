@@ -96,6 +96,14 @@ def test_a_name_counts_for_more_than_a_rarer_word_that_is_none() -> None:
     assert "crew" in lower
 
 
+def test_words_in_one_sentence_count_for_more_than_in_two() -> None:
+    scattered = "Mara painted what she saw. The bicycle of Jonas cost 40 crowns."
+    text = "\n".join(
+        [scattered, filler(300), f"What {filler(3)}. " * 20, filler(300), "The bicycle of Mara cost 75 crowns."]
+    )
+    assert "75 crowns" in find_passages(text, "What did the bicycle of Mara cost, in crowns?")[0]
+
+
 def test_words_that_are_not_there_give_nothing() -> None:
     assert find_passages(TEXT, "zeppelin") == find_passages("", "river") == find_passages(TEXT, "") == []
 

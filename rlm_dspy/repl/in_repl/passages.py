@@ -16,6 +16,8 @@ _RLM_COMMON = 20_000
 _RLM_WORD = _rlm_re.compile(r"\w+")
 _RLM_DIGIT = _rlm_re.compile(r"\d")
 _RLM_SENTENCE_END = _rlm_re.compile(r"[.!?]\s+|\n+")
+_RLM_SENTENCE_SHARE = 0.25
+"""The share for which the words of the best sentence of a passage count once more."""
 _RLM_MOST = 100_000_000
 """The maximum size in bytes of a folder that is searched."""
 _RLM_QUESTION = """%s
@@ -26,6 +28,8 @@ Answer in a few words, not a sentence. If the text does not tell, answer: unknow
 
 def find_passages(text, words, count=5, chars=300):
     """Return the parts of a text that share the most and the rarest words with `words`, the best first.
+
+    Words in one sentence count for more than in two.
 
     Args:
         text: The text, or several: a folder, a dict of texts by name, or a list. A passage of one of several
@@ -44,15 +48,8 @@ def find_passages(text, words, count=5, chars=300):
     text, begins, names = _rlm_one_text(text, 2 * chars)
     folded = text.replace("\u0130", "i").lower()  # the only character whose lower case is longer
     places = _rlm_places(text, folded, set(_rlm_re.findall(r"\w+", words.lower())), len(text) / chars)
-    starts, found = [place[0] for place in places], []
-    for number, (start, *_) in enumerate(places):
-        inside = places[number : _rlm_bisect.bisect_left(starts, start + chars)]
-        weights = {}
-        for _, _, word, weight in inside:
-            weights[word] = max(weight, weights.get(word, 0))
-        found.append((-round(sum(weights.values()), 6), inside[-1][1] - start, start))
     chosen = []
-    for _, length, first in sorted(found):
+    for _, length, first in _rlm_windows(text, places, chars):
         last = first + length
         if len(chosen) == count:
             break
@@ -139,6 +136,36 @@ def _rlm_places(text, folded, words, passages):
         here = [(start, end, word, weights[whole]) for start, end, whole in found]
         (rare if len(found) < _RLM_COMMON else common).extend(here)
     return sorted(rare or common)
+
+
+def _rlm_windows(text, places, chars):
+    """Return the windows of a passage's length from each place on, the best first: score below 0, length, start.
+
+    The score is the weights of the words, and a share of those that the best sentence has.
+    """
+    starts, found = [place[0] for place in places], []
+    sentences = _rlm_sentence_numbers(text, places, chars)
+    for number, start in enumerate(starts):
+        inside = range(number, _rlm_bisect.bisect_left(starts, start + chars))
+        weights, by_sentence = {}, {}
+        for each in inside:
+            _, _, word, weight = places[each]
+            for part in weights, by_sentence.setdefault(sentences[each], {}):
+                part[word] = max(weight, part.get(word, 0))
+        best = max(sum(part.values()) for part in by_sentence.values())
+        score = sum(weights.values()) + _RLM_SENTENCE_SHARE * best
+        found.append((-round(score, 6), places[inside[-1]][1] - start, start))
+    return sorted(found)
+
+
+def _rlm_sentence_numbers(text, places, chars):
+    """Return for each place the number of its sentence; places further apart than a passage are in two."""
+    numbers, last = [], 0
+    for start, end, *_ in places:
+        new = start - last > chars or bool(_RLM_SENTENCE_END.search(text, last, start))
+        numbers.append((numbers[-1] if numbers else 0) + new)
+        last = max(last, end)
+    return numbers
 
 
 def _rlm_forms(folded, word):
