@@ -39,8 +39,12 @@ _BEHIND_WORDS = re.compile(r"^(?P<before>.*\S[ \t]*)(?P<fence>`{3,})(?P<language
 FIELD_MARK = re.compile(r"^\[\[ ## \w+ ## \]\][ \t]*$", re.MULTILINE)  # of DSPy's ChatAdapter
 
 
-_TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:(?:</?[|\w]+>|\[\|\w+\|\])\s*)+$")
+_TOKEN_BEHIND = re.compile(r"(?<=[`~'])(?:(?:</?[|\w]+>|\[\|\w+\|\]|<\uff5c[^<>\uff5c]*\uff5c>)\s*)+$")
 """Tokens after a closing fence: ```` ```<end_code> ````, of smolagents' prompts, or the end of a turn."""
+
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"))
+"""Characters without a width, and marks of the direction of writing."""
 
 
 _OUTPUT_TITLE = re.compile(
@@ -173,7 +177,7 @@ def opening_of(line: str) -> tuple[str, str, str] | None:
 
 def closes(line: str, fence: str) -> bool:
     """Whether a line is the closing fence of a block."""
-    line = _TOKEN_BEHIND.sub("", line).strip()
+    line = _TOKEN_BEHIND.sub("", line.translate(_INVISIBLE)).strip()
     return len(line) >= len(fence) and set(line) == {fence[0]}
 
 

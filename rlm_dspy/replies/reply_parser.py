@@ -29,10 +29,19 @@ _BYTE_ORDER_MARK = re.compile(r"^\ufeff+", re.MULTILINE)
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt"}
 _LAST_TOKENS = re.compile(
-    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|return|endoftext|end_of_text|end_of_turn|eos)\|>|</s>|<eos>|<end_of_turn>))+\Z"
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|eot|eom|end|return|endoftext|end_of_text|end_of_turn|eos|user|observation"
+    r"|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>|<turn\|>|\[\|endofturn\|\]|<\uff5cend\u2581of\u2581sentence\uff5c>))+\Z"
 )
+_FIRST_TOKENS = re.compile(
+    r"\A(?:\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|<\|assistant\|>|<\uff5cAssistant\uff5c>"
+    r"|<\|im_start\|>assistant\b(?:<\|im_sep\|>)?|<start_of_turn>model\b|<\|turn>model\b"
+    r"|<\|(?:start_header_id|header_start)\|>assistant<\|(?:end_header_id|header_end)\|>"
+    r"|<\|start_of_role\|>assistant<\|end_of_role\|>))+\s*"
+)
+"""What a chat template writes before a reply; a model that was not given it writes it itself."""
 _TURN_TOKEN = re.compile(
-    r"<\|im_(?:start|end)\|>|<\|(?:start_header_id|eot_id|user|end_of_turn)\|>|<start_of_turn>|<end_of_turn>"
+    r"<\|im_(?:start|end)\|>|<\|(?:start_header_id|header_start|eot_id|eot|user|end_of_turn)\|>"
+    r"|<start_of_turn>|<end_of_turn>"
 )
 """Turn markers of chat templates."""
 _HEADING = re.compile(r"\A(?:[ \t]*\n|#{2,6} .*\n)+")
@@ -77,7 +86,7 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
         cut: Whether the reply is truncated. Only closed blocks are code then, and of a last block marked as Python
             its complete statements.
     """
-    text = _BYTE_ORDER_MARK.sub("", (text or "").replace("\r\n", "\n")).strip()
+    text = without_first_tokens(_BYTE_ORDER_MARK.sub("", (text or "").replace("\r\n", "\n"))).strip()
     if as_object := _read_object(text):
         return replace(as_object, code=repaired(as_object.code))
     aside = CodeSetAside("" if cut else text)
@@ -88,6 +97,11 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
     if code and does_nothing(code):
         return Reply(reasoning=aside.original(text), code="", thinking=thinking)
     return replace(reply, code=code, thinking=thinking)
+
+
+def without_first_tokens(text: str) -> str:
+    """Return a reply without the tokens of a chat template that begin it."""
+    return _FIRST_TOKENS.sub("", text)
 
 
 def _read(text: str, aside: CodeSetAside, *, cut: bool) -> Reply:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rlm_dspy.replies.code_blocks import PYTHON, closes, ends_inside_string, language_of, opening_of
-from rlm_dspy.replies.reply_parser import begins_invented_turn
+from rlm_dspy.replies.reply_parser import begins_invented_turn, without_first_tokens
 from rlm_dspy.replies.thinking import thinking_tag
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ReplyReader:
         self._blocks = 0
         self._newlines = ""
         """Line ends of code, held back because those before the closing fence are not code."""
-        self._is_new = True
+        self._is_new = self._is_first = True
 
     def read(self, text: str) -> list[Piece]:
         """Return the pieces that are certain after the next part of the reply."""
@@ -72,11 +72,14 @@ class ReplyReader:
         return pieces
 
     def _whole_line(self, line: str) -> Iterator[Piece]:
+        if self._is_first:
+            line = without_first_tokens(line)
+            self._is_first = not line
         if self._mode == "code":
             yield from self._line_of_code(line)
         elif self._mode == "held":
             self._mode = "prose" if closes(line, self._fence) else "held"
-        elif self._mode != "over":
+        elif self._mode != "over" and not self._is_first:
             yield from self._line_of_words(line)
 
     def _line_of_words(self, line: str) -> Iterator[Piece]:

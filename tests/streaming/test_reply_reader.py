@@ -56,6 +56,8 @@ def test_code_comes_while_its_line_is_written() -> None:
         "<think>\nI draft:\n```python\nSUBMIT(answer='draft')\n```\n</think>\n```python\nSUBMIT(answer=1)\n```\n",
         "<think>short</think>\n```python\nx = 1\n```\n",
         "Here: ```python\nx = 1\n```\n",
+        "<|im_start|>assistant\n\nI look.\n```python\nx = 1\n```\n",
+        "<s> ```python\nx = 1\n```</s>\n",
         "```python\nx = '''\n```\n'''\nprint(x)\n```\n",
         "```py\na = 1\n```\nand\n```python\nb = a\n```\n",
         "```python\n\n\nx = 1\n\n\n```\n",
