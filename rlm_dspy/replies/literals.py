@@ -8,7 +8,8 @@ import copy
 from collections import Counter
 from typing import Any
 
-_NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
+NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
+"""What `ast.literal_eval` raises."""
 
 
 def is_call(node: ast.AST | None, name: str) -> bool:
@@ -31,7 +32,7 @@ class Literals(ast.NodeTransformer):
         for line in tree.body:
             match line:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value) if bound[name] == 1:
-                    with contextlib.suppress(*_NO_LITERAL):
+                    with contextlib.suppress(*NO_LITERAL):
                         self.of(value)
                         self.known[name] = self._resolved(value)
 
@@ -62,7 +63,7 @@ class Literals(ast.NodeTransformer):
                     return []
             try:
                 values.append(self.of(shown))
-            except _NO_LITERAL:
+            except NO_LITERAL:
                 return []
         return values
 

@@ -5,8 +5,10 @@ No reply is an error. A reply without code gives empty code; the loop tells the 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from rlm_dspy.replies.code_blocks import (
     FIELD_MARK,
@@ -26,6 +28,9 @@ from rlm_dspy.replies.tool_calls import code_of_object, read_json, split_tool_ca
 
 _MAX_UNFENCED_LINES = 200
 _BYTE_ORDER_MARK = re.compile(r"^\ufeff+", re.MULTILINE)
+_JSON = json.JSONDecoder(strict=False)
+_OBJECT = re.compile(r"^\{", re.MULTILINE)
+_MAX_OBJECTS = 20
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt"}
 _LAST_TOKENS = re.compile(
@@ -196,6 +201,19 @@ def _read_object(text: str) -> Reply | None:
     return Reply(reasoning="", code=called) if called else None
 
 
+def _read_object_among_words(text: str) -> Reply | None:
+    """Read the code of the first JSON object that begins a line and holds some."""
+    for found in islice(_OBJECT.finditer(text), _MAX_OBJECTS):
+        try:
+            _, end = _JSON.raw_decode(text, found.start())
+        except (ValueError, RecursionError):
+            continue
+        inner, words = _read_object(text[found.start() : end]), text[: found.start()] + text[end:]
+        if inner and (tree := parse(inner.code)) is not None and does_something(tree):
+            return replace(inner, reasoning="\n".join(filter(None, (_without_marks(words), inner.reasoning))))
+    return None
+
+
 def _unfenced(code: str) -> str:
     """Return the code in a field or a tool call, without fences."""
     return (
@@ -228,4 +246,4 @@ def _read_unfenced(text: str) -> Reply:
             return Reply(reasoning="\n".join(lines[:start]).strip(), code=repaired(_HEADING.sub("", code)))
         if tree is not None:
             break  # no later line does more; a repetitive reply would be parsed 200 times
-    return Reply(reasoning="\n".join(lines), code="")
+    return _read_object_among_words("\n".join(lines)) or Reply(reasoning="\n".join(lines), code="")

@@ -4,17 +4,19 @@ A model may be trained to call a Python tool, and do so instead of writing a blo
 text if it does not know the tool. Sources of the formats: the chat templates and model cards of Hermes 2 Pro,
 Qwen2.5 and Qwen3-Coder, GLM-4.5, gpt-oss (harmony), Llama 3.1 and 4, Mistral, DeepSeek-V3, Kimi K2, Granite 3,
 Command R7B, LFM2, MiniMax-M2, Claude, Phi-4, Nemotron, Jamba, InternLM2.5, OLMo 3, Hunyuan, FunctionGemma; CodeAct
-and OpenHands; ReAct; what Groq quotes as `failed_generation`.
+and OpenHands; ReAct, and the JSON form of it that LangChain asks for; what Groq quotes as `failed_generation`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING
 
 from rlm_dspy.replies.code_blocks import does_something, parse
+from rlm_dspy.replies.literals import NO_LITERAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,8 @@ _PYTHON = {"python", "ipython", "code", "exec", "execute", "repl", "interpreter"
 _BESIDE = {"run", "eval", "evaluate", "cell", "tool", "script", "program", "notebook", "stateful", "in", "the"}
 """Other words in names of tools that run Python: `execute_sql` and `search_code` do not."""
 _IS_CODE = {"code", "script", "source", "python", "program"}
+_NAMES = ("name", "tool_name", "function", "tool", "action")
+_ARGUMENTS = ("arguments", "parameters", "input", "args", "tool_input", "action_input")
 _BACKSLASH = re.compile(r"\\(?P<escape>[\"\\/nrt]|u[0-9a-fA-F]{4})?")
 _CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\w*"\s*:', re.IGNORECASE)
 _ONE_STRING = re.compile(r'\s*\{\s*"\w+"\s*:\s*"(?P<value>.*)"\s*\}\s*', re.DOTALL)
@@ -112,17 +116,18 @@ def code_of_object(value: JsonValue) -> str:
         return ""
     if isinstance(calls := value.get("tool_calls"), list):
         return code_of_object(calls)
-    if isinstance(inner := value.get("function"), dict):
+    if isinstance(inner := value.get("function") or value.get("function_call"), dict):
         value = {**value, **inner}
-    name = value.get("name") or value.get("tool_name") or value.get("function")
-    arguments = next((value[key] for key in ("arguments", "parameters", "input", "args") if key in value), None)
+    name = next((value[key] for key in _NAMES if value.get(key)), None)
+    arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
     return code_of_call(name, arguments) if isinstance(name, str) else ""
 
 
 def read_json(text: str) -> JsonValue:
     """Return the JSON value that a model wrote, None if it is none.
 
-    Strings may hold line breaks, and backslashes as in a regular expression; the last brace may be missing.
+    Strings may hold line breaks, and backslashes as in a regular expression; the last brace may be missing. It may
+    be written as Python, with single quotes or a comma at its end.
     """
     escaped = _BACKSLASH.sub(lambda found: found[0] if found["escape"] else r"\\", text)
     for written in (text, escaped, escaped + "}"):
@@ -131,6 +136,9 @@ def read_json(text: str) -> JsonValue:
         except (ValueError, RecursionError):
             continue
         return value
+    with contextlib.suppress(*NO_LITERAL):
+        value = json.loads(json.dumps(ast.literal_eval(text.strip())))
+        return value if isinstance(value, dict | list) else None
     return None
 
 

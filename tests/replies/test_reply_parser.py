@@ -149,6 +149,15 @@ def joined(blocks: list[str]) -> str:
     return code
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{1: 'x'}", "{(1, 2): 'x'}", "{'code': {1}}", "{'code': b'x'}", "{[]: 1}", "'print(1)'", "{'a': " * 200],
+)
+def test_a_call_written_as_python_that_json_has_no_form_for_is_no_error(value: str) -> None:
+    read_reply(value)
+    read_reply(f"<tool_call>{{'name': 'python', 'arguments': {value}}}</tool_call>")
+
+
 def test_json_that_is_an_argument_stays_one() -> None:
     """Only for a tool that runs Python, JSON in the place of its code is read once more."""
     assert code_of_call("SUBMIT", {"answer": '{"a": 1}'}) == """SUBMIT(answer='{"a": 1}')"""
