@@ -9,6 +9,7 @@ import tokenize
 from dataclasses import dataclass
 from typing import Any
 
+from rlm_dspy.replies.code_blocks import tree_of
 from rlm_dspy.signatures import Environment
 from rlm_dspy.trajectory import Trajectory
 
@@ -113,7 +114,7 @@ def _code_renamed(code: str, names: _Names) -> str:
     taken = {token.string for token in tokens if token.type == tokenize.NAME}
     if clash := (set(names.inputs.values()) - names.inputs.keys()) & taken:
         raise ValueError(f"{', '.join(clash)}: taken")
-    parameters = {node.arg for node in ast.walk(ast.parse(code)) if isinstance(node, ast.arg)}
+    parameters = {node.arg for node in ast.walk(tree_of(code)) if isinstance(node, ast.arg)}
     if own := parameters & names.inputs.keys():
         raise ValueError(f"{', '.join(own)}: parameters of functions of the code's own")
     lines = code.splitlines(keepends=True)

@@ -15,7 +15,7 @@ from rlm_dspy.budget.lm_info import text_of
 from rlm_dspy.interpreters.worker.cell import submitted
 from rlm_dspy.repl.coercion import LEAST_TIMESTAMP, NO_DATE, TOO_DEEP, read_answer, read_value, type_of
 from rlm_dspy.replies.code_blocks import parse
-from rlm_dspy.replies.literals import Literals, is_call
+from rlm_dspy.replies.literals import Literals, is_call, literal_of
 from rlm_dspy.replies.reply_parser import read_reply
 from rlm_dspy.replies.thinking import split_thinking
 
@@ -174,7 +174,7 @@ def _ending_in(text: str) -> tuple[Any, ...] | None:
         return None
     inside = (found["inside"] if found["inside"] is not None else found["bound"] or found["returned"]).strip()
     with contextlib.suppress(ValueError, TypeError, SyntaxError, *TOO_DEEP):
-        return (ast.literal_eval(inside),)
+        return (literal_of(inside),)
     if found["returned"]:
         return None  # a sentence
     return (inside,) if found["call"] == "FINAL" and inside else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import warnings
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,6 +59,10 @@ _PARSE_ATTEMPTS = 20
 
 
 _MAX_CLOSINGS_TRIED = 50
+
+
+_FILE = "<reply>"
+_IN_FILE = re.compile(_FILE)
 
 
 _KEPT_TREES = 8
@@ -191,10 +196,21 @@ def tree_of(code: str) -> ast.Module:
         SyntaxError: If it is not Python.
         ValueError: If it contains invalid characters, e.g. a null character.
     """
+    _ignore_warnings()
     for _ in range(_PARSE_ATTEMPTS - 1):
         with contextlib.suppress(SystemError):
-            return ast.parse(code)
-    return ast.parse(code)
+            return ast.parse(code, _FILE)
+    return ast.parse(code, _FILE)
+
+
+def _ignore_warnings() -> None:
+    """Ignore what Python warns of in a model's code, such as a pattern without `r`: the REPL tells the model, not the user.
+
+    `warnings.catch_warnings` would also change the filters of other threads; this filter is for `_FILE` alone.
+    """
+    for category in (SyntaxWarning, DeprecationWarning):
+        if ("ignore", None, category, _IN_FILE, 0) not in warnings.filters:
+            warnings.filterwarnings("ignore", category=category, module=_FILE)
 
 
 def parse(code: str) -> ast.Module | None:

@@ -8,8 +8,22 @@ import copy
 from collections import Counter
 from typing import Any
 
+from rlm_dspy.replies.code_blocks import tree_of
+
 NO_LITERAL = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
 """What `ast.literal_eval` raises."""
+
+
+def literal_of(text: str) -> Any:
+    """Return the value of a literal that a model wrote.
+
+    Raises:
+        ValueError: If it is none, as the other errors of `NO_LITERAL`.
+    """
+    match tree_of(text.strip()).body:
+        case [ast.Expr(value=value)]:
+            return ast.literal_eval(value)
+    raise ValueError("This is no literal.")
 
 
 def is_call(node: ast.AST | None, name: str) -> bool:

@@ -15,8 +15,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from rlm_dspy.replies.code_blocks import does_something, parse
-from rlm_dspy.replies.literals import NO_LITERAL
+from rlm_dspy.replies.code_blocks import does_something, parse, tree_of
+from rlm_dspy.replies.literals import NO_LITERAL, literal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def read_json(text: str) -> JsonValue:
             continue
         return value
     with contextlib.suppress(*NO_LITERAL):
-        value = json.loads(json.dumps(ast.literal_eval(text.strip())))
+        value = json.loads(json.dumps(literal_of(text)))
         return value if isinstance(value, dict | list) else None
     return None
 
@@ -177,7 +177,7 @@ def _of_python_calls(found: re.Match[str]) -> str:
 def _of_calls(text: str) -> str:
     """Return the code of tool calls written as Python, `[python(code="...")]`; empty for other Python."""
     try:
-        lines = ast.parse(text.strip()).body
+        lines = tree_of(text.strip()).body
         values = [line.value for line in lines if isinstance(line, ast.Expr)]
         calls = [call for value in values for call in (value.elts if isinstance(value, ast.List) else [value])]
         if len(values) < len(lines) or not all(isinstance(call, ast.Call) and not call.args for call in calls):

@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,15 @@ def _stripped(text: str) -> list[str]:
     """Return the lines as reading may change them: without white space at the ends of the reply, or repaired."""
     text = text.replace("\r\n", "\n")
     return [form(line) for line in text.split("\n") for form in (str.strip, str.lstrip, str.rstrip, repaired)]
+
+
+def test_what_python_warns_of_in_a_reply_is_not_told_the_user() -> None:
+    """Python 3.12 writes it to stderr, each time that code is parsed; and it never makes code prose."""
+    code = "import re\nprint(re.findall('\\d+', context), 1)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_reply(code).code == code
+        assert read_reply("[TOOL_CALLS][{'name': 'python', 'arguments': {'code': 'x = 1\\d'}}]").code
 
 
 def test_no_reply_is_the_empty_reply() -> None:
