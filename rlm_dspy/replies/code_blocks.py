@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 PYTHON = {"python", "py", "python3", "py3", "repl", "ipython", "pycon", "tool_code"}
 
 
-_PYTHON_MARK = re.compile(r"(?:python|py)[\d.]*(?:-?repl)?")
+_PYTHON_MARK = re.compile(
+    r"(?:(?:run|execute)[-_])?(?:i?python|py)[\d.]*(?:[-_]?(?:repl|code|exec|execute|interpreter))?|[\w-]+\.py"
+)
+"""Also a tool's name, and the name of a file."""
 
 
 _FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}|'{3}(?=py|repl))[ \t]*\{?(?P<language>[\w+.-]*)[^`]*$")
@@ -97,7 +100,7 @@ def code_blocks(lines: list[str]) -> Iterator[CodeBlock]:
 
 
 def language_of(mark: str) -> str:
-    """Return the language of a fence in lower case: `python` for `{.python}`, `python3.11` and `python-repl`."""
+    """Return the language of a fence in lower case: `python` for `{.python}`, `python3.11` and `python_code`."""
     mark = mark.lower().lstrip(".")
     return "python" if _PYTHON_MARK.fullmatch(mark) else mark
 
@@ -204,7 +207,7 @@ def tree_of(code: str) -> ast.Module:
 
 
 def _ignore_warnings() -> None:
-    """Ignore what Python warns of in a model's code, such as a pattern without `r`: the REPL tells the model, not the user.
+    """Ignore what Python warns of in a model's code: the REPL tells the model, not the user.
 
     `warnings.catch_warnings` would also change the filters of other threads; this filter is for `_FILE` alone.
     """

@@ -32,7 +32,7 @@ _JSON = json.JSONDecoder(strict=False)
 _OBJECT = re.compile(r"^\{", re.MULTILINE)
 _MAX_OBJECTS = 20
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
-_WRAPS = {"markdown", "md", "text", "txt"}
+_WRAPS = {"markdown", "md", "text", "txt", "plaintext", "code", "exec", "execute", "run", "cell", "jupyter"}
 _LAST_TOKENS = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|eot|eom|end|return|endoftext|end_of_text|end_of_turn|eos|user|observation"
     r"|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>|<turn\|>|\[\|endofturn\|\]|<\uff5cend\u2581of\u2581sentence\uff5c>))+\Z"
@@ -52,7 +52,9 @@ _TURN_TOKEN = re.compile(
 _HEADING = re.compile(r"\A(?:[ \t]*\n|#{2,6} .*\n)+")
 _SPEAKER = re.compile(r"^\s*(?:\*\*)?(?:User|Human|Observation)(?:\*\*)?:")
 _INVENTED_OUTPUT = re.compile(
-    r"\s*(?:\*\*)?(?:Output|Result|Stdout)s?(?:\*\*)?:|\s*<tool_response>", re.IGNORECASE
+    r"\s*(?:\*\*)?(?:Output|Result|Stdout)s?(?:\*\*)?:"
+    r"|\s*<(?:tool_(?:response|output|result)|(?:code_|execution_)?(?:output|result)|interpreter|observation)s?>",
+    re.IGNORECASE,
 )
 _CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
 

@@ -72,7 +72,7 @@ _WRAPPED = re.compile(rf"\A\s*(?:{_WRAPPERS}\s*)+|(?:{_WRAPPERS}\s*)+\Z")
 
 
 _TITLED = re.compile(
-    r"\A(?:analysis.*?assistant(?:final|(?=commentary to=))"
+    r"\A(?:analysis.*?assistant(?:final|(?=(?:commentary|analysis) to=))"
     r"|Here(?: is|'s) my thought process:.*?Here(?: is|'s) my response:)",
     re.IGNORECASE | re.DOTALL,
 )

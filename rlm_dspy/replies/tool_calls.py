@@ -31,6 +31,7 @@ _IS_CODE = {"code", "script", "source", "python", "program"}
 _NAMES = ("name", "tool_name", "function", "tool", "action")
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "tool_input", "action_input")
 _BACKSLASH = re.compile(r"\\(?P<escape>[\"\\/nrt]|u[0-9a-fA-F]{4})?")
+_CDATA = re.compile(r"\A\s*<!\[CDATA\[(?P<body>.*)\]\]>\s*\Z", re.DOTALL)
 _CODE_IN_JSON = re.compile(r'\s*\{+\s*"\w*(?:code|script|source|python|program)\w*"\s*:', re.IGNORECASE)
 _ONE_STRING = re.compile(r'\s*\{\s*"\w+"\s*:\s*"(?P<value>.*)"\s*\}\s*', re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
@@ -39,6 +40,8 @@ _FLAGS = re.DOTALL | re.MULTILINE
 _END = r"(?:<\|(?:call|end|return|eom_id|eot_id|im_end)\|>|\Z)"
 _NS = r"(?:\w+:|\uff5cDSML\uff5c)?"
 """A namespace before a tag: MiniMax's, Seed's, StepFun's, DeepSeek's."""
+_BAR, _GAP = r"[\uff5c|]", r"(?:\u2581|\\?_| )"
+"""The characters of DeepSeek's tokens, also as its models write them themselves: llama.cpp reads these forms."""
 _QWEN = re.compile(r"<parameter=(?P<key>[\w.-]+)>\n?(?P<value>.*?)\n?(?:</parameter>|\Z)", re.DOTALL)
 _INVOKE = re.compile(
     rf'<{_NS}parameter name="(?P<key>[\w.-]+)"[^>]*>\n?(?P<value>.*?)\n?(?:</{_NS}parameter>|\Z)', re.DOTALL
@@ -151,7 +154,7 @@ def _of_named_json(found: re.Match[str]) -> str:
 
 
 def _of_raw_code(found: re.Match[str]) -> str:
-    body = found["body"].strip("\n")
+    body = _CDATA.sub(r"\g<body>", found["body"]).strip("\n")
     return code_of_object(read_json(body)) or _of_calls(body) or body
 
 
@@ -203,7 +206,10 @@ _OPENS = (
     r"|<\|action_start\|>\s*<\|plugin\|>|<\|START_ACTION\|>)"
 )
 _CLOSES = r"(?:</(?:tool_calls?|tools|function_calls?|TOOLCALL|s)>|<\|[\w/]+\|>|\[END_TOOL_REQUEST\]|\Z)"
-_TAGS = "code|execute|(?:execute|run)_(?:i?python|code)|i?python|PYTHON|repl|tool_code"
+_TAGS = (
+    "code(?:_block|_interpreter)?|execute|(?:execute|run)_(?:i?python|code)|i?python|(?:python|repl)_code|PYTHON"
+    "|repl|tool_code"
+)
 FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, _FLAGS), read)
     for pattern, read in (
@@ -244,7 +250,7 @@ FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tupl
             ),
             _of_named_json,
         ),
-        (r"\Acommentary to=(?P<name>[\w.-]+) ?(?:code|json)?(?P<body>.*)\Z", _of_named_json),
+        (r"\A(?:commentary|analysis) to=(?P<name>[\w.-]+) ?(?:code|json)?(?P<body>.*)\Z", _of_named_json),
         (rf"<\|python_tag\|>(?P<body>.*?){_END}", _of_raw_code),
         (r"<\|python_start\|>(?P<body>.*?)(?:<\|python_end\|>|\Z)(?:<\|eom\|>)?", _of_raw_code),
         (r"<\|action_start\|>\s*<\|interpreter\|>(?P<body>.*?)(?:<\|action_end\|>|\Z)", _of_raw_code),
@@ -265,16 +271,17 @@ FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tupl
         ),
         (
             (
-                r"(?:<\uff5ctool\u2581calls\u2581begin\uff5c>)?<\uff5ctool\u2581call\u2581begin\uff5c>(?:function<\uff5ctool\u2581sep\uff5c>)?(?P<name>[\w.-]+)"
-                r"(?:<\uff5ctool\u2581sep\uff5c>|\s*)(?:```json\n)?(?P<body>\{.*?\})\s*(?:```)?\s*"
-                r"(?:<\uff5ctool\u2581call\u2581end\uff5c>|\Z)(?:<\uff5ctool\u2581calls\u2581end\uff5c>)?"
+                rf"(?:<{_BAR}tool{_GAP}calls{_GAP}begin{_BAR}>\s*)?<{_BAR}tool{_GAP}call{_GAP}begin{_BAR}>"
+                rf"(?:function<{_BAR}tool{_GAP}sep{_BAR}>)?(?P<name>[\w.-]+)"
+                rf"(?:<{_BAR}tool{_GAP}sep{_BAR}>|\s*)(?:```json\n)?(?P<body>\{{.*?\}})\s*(?:```)?\s*"
+                rf"(?:<{_BAR}tool{_GAP}call{_GAP}end{_BAR}>|\Z)(?:\s*<{_BAR}tool{_GAP}calls{_GAP}end{_BAR}>)?"
             ),
             _of_named_json,
         ),
         (
             (
-                r"(?:<\|tool_calls_section_begin\|>)?<\|tool_call_begin\|>(?P<name>[\w.:-]+)"
-                r"<\|tool_call_argument_begin\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)(?:<\|tool_calls_section_end\|>)?"
+                r"(?:<\|tool_calls_section_begin\|>\s*)?<\|tool_call_begin\|>\s*(?P<name>[\w.:-]+)\s*"
+                r"<\|tool_call_argument_begin\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)(?:\s*<\|tool_calls_section_end\|>)?"
             ),
             _of_named_json,
         ),
