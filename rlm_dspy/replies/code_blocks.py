@@ -23,7 +23,10 @@ _PYTHON_MARK = re.compile(
 """Also a tool's name, and the name of a file."""
 
 
-_FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}|'{3}(?=py|repl))[ \t]*\{?(?P<language>[\w+.-]*)[^`]*$")
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,}|(?:'{3}|\"{3})(?=(?:python|py|repl)[ \t]*$))"
+    r"[ \t]*\{?(?P<language>[\w+.-]*)[^`]*$"
+)
 
 
 _INLINE = re.compile(
@@ -168,7 +171,7 @@ def _end_of_block(lines: list[str], start: int, fence: str) -> int:
     if first is None:
         return next((at for at in range(start, len(lines)) if FIELD_MARK.match(lines[at])), len(lines))
     if ends_inside_string("\n".join(lines[start:first])):
-        for at in closing:
+        for at in (*closing, len(lines)):
             if parse("\n".join(lines[start:at])) is not None:
                 return at
     return first

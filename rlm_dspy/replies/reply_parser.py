@@ -56,6 +56,7 @@ _INVENTED_OUTPUT = re.compile(
     r"|\s*<(?:tool_(?:response|output|result)|(?:code_|execution_)?(?:output|result)|interpreter|observation)s?>",
     re.IGNORECASE,
 )
+_BEGINS_CALL = re.compile(r"\s*(?:[<\[{]|functools|Action|commentary|to=|[\w.-]+[ \t]*\n?\{)")
 _CALL_AROUND_BLOCK = re.compile(r"^<parameter|^<tool_call|^<function|^Action Input:|<\w+>\s*$")
 
 
@@ -187,8 +188,12 @@ def begins_invented_turn(line: str, *, behind_code: bool) -> bool:
 
 
 def _text_of_calls(lines: list[str], blocks: list[CodeBlock]) -> str:
-    """Return the text to search for tool calls: without valid Python blocks."""
-    shown = [block for block in blocks if block.language in PYTHON and parse(block.code) is not None]
+    """Return the text to search for tool calls; empty with a Python block that is not a call itself."""
+    shown = [
+        block
+        for block in blocks
+        if block.language in PYTHON and (not _BEGINS_CALL.match(block.code) or parse(block.code) is not None)
+    ]
     return "" if shown and not _CALL_AROUND_BLOCK.search(lines[shown[0].start - 1]) else "\n".join(lines)
 
 

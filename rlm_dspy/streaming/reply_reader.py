@@ -18,7 +18,7 @@ Field = Literal["thinking", "reasoning", "code"]
 _MAY_BE_MARK = re.compile(r"[`<◁&\uff1c]")
 """Characters that may begin a fence, a thinking tag or a tool call, anywhere in a line."""
 _BYTE_ORDER_MARK = re.compile(r"\n\ufeff+")
-_MAY_BEGIN_MARK = re.compile(r"\s*[~'\[]")
+_MAY_BEGIN_MARK = re.compile(r"\s*[~'\"\[]")
 """Characters that begin a line that may be a fence or a field mark."""
 _SPEAKERS = ("User", "Human", "Observation")
 _HOLDS_CODE = re.compile(r"\s*(?:<tool_call|<function|<\|python_tag|\[TOOL_CALLS|\[\[ ## code)")
