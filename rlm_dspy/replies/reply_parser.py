@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -33,6 +34,12 @@ _OBJECT = re.compile(r"^\{", re.MULTILINE)
 _MAX_OBJECTS = 20
 _HOLDS_CODE = {"json", "json5", "jsonc", "tool_call", "tool_calls", "xml", ""}
 _WRAPS = {"markdown", "md", "text", "txt", "plaintext", "code", "exec", "execute", "run", "cell", "jupyter"}
+_CODE_MARK = re.compile(r"^\[\[ ## code ## \]\][ \t]*$", re.MULTILINE)
+_LOOSE_MARK = re.compile(
+    r"^(?:\*\*)?\[\[ ?## ?(?P<field>reasoning|code|completed) ?## ?\]\](?:\*\*)?[ \t]*", re.MULTILINE
+)
+_TICKED = re.compile(r"^(?:\*\*)?`(?P<code>[^`\n]+)`(?:\*\*)?[ \t]*$", re.MULTILINE)
+"""A line that is all code in a sentence's form."""
 _LAST_TOKENS = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|eot|eom|end|return|endoftext|end_of_text|end_of_turn|eos|user|observation"
     r"|END_OF_TURN_TOKEN)\|>|</s>|<eos>|<end_of_turn>|<turn\|>|\[\|endofturn\|\]|<\uff5cend\u2581of\u2581sentence\uff5c>))+\Z"
@@ -95,6 +102,7 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
             its complete statements.
     """
     text = without_first_tokens(_BYTE_ORDER_MARK.sub("", (text or "").replace("\r\n", "\n"))).strip()
+    text = _with_marks_on_lines(text)
     if as_object := _read_object(text):
         return replace(as_object, code=repaired(as_object.code))
     aside = CodeSetAside("" if cut else text)
@@ -110,6 +118,12 @@ def read_reply(text: str | None, *, cut: bool = False) -> Reply:
 def without_first_tokens(text: str) -> str:
     """Return a reply without the tokens of a chat template that begin it."""
     return _FIRST_TOKENS.sub("", text)
+
+
+def _with_marks_on_lines(text: str) -> str:
+    """Return a reply that begins with a mark of DSPy's fields, with each mark on a line of its own."""
+    is_written_so = not _LOOSE_MARK.match(text) or _CODE_MARK.search(text)
+    return text if is_written_so else _LOOSE_MARK.sub(r"[[ ## \g<field> ## ]]\n", text)
 
 
 def _read(text: str, aside: CodeSetAside, *, cut: bool) -> Reply:
@@ -240,12 +254,19 @@ def _without_marks(text: str) -> str:
 
 
 def _read_unfenced(text: str) -> Reply:
-    if mark := re.search(r"^\[\[ ## code ## \]\][ \t]*$", text, re.MULTILINE):
+    if mark := _CODE_MARK.search(text):
         code = FIELD_MARK.split(text[mark.end() :], maxsplit=1)[0]
         return Reply(reasoning=_without_marks(text[: mark.start()]), code=code.strip("\n").rstrip())
     if typed := without_prompts(text):
         return Reply(reasoning="", code=typed)
-    lines = _without_marks(text).split("\n")
+    words = _without_marks(text)
+    for form in dict.fromkeys((words, _TICKED.sub(r"\g<code>", words), _with_plain_end(words))):
+        if reply := _read_code_at_end(form.split("\n")):
+            return reply
+    return _read_object_among_words(words) or Reply(reasoning=words, code="")
+
+
+def _read_code_at_end(lines: list[str]) -> Reply | None:
     for start in range(min(len(lines), _MAX_UNFENCED_LINES)):
         code = "\n".join(lines[start:])
         tree = parse(code)
@@ -253,4 +274,13 @@ def _read_unfenced(text: str) -> Reply:
             return Reply(reasoning="\n".join(lines[:start]).strip(), code=repaired(_HEADING.sub("", code)))
         if tree is not None:
             break  # no later line does more; a repetitive reply would be parsed 200 times
-    return _read_object_among_words("\n".join(lines)) or Reply(reasoning="\n".join(lines), code="")
+    return None
+
+
+def _with_plain_end(text: str) -> str:
+    """Return a text whose end is indented, as code may be in Markdown, without that indentation."""
+    lines = text.split("\n")
+    first = next((at for at, line in enumerate(lines) if line[:1] in {" ", "\t"}), 0)
+    if not first or lines[first - 1] or any(line[:1].strip() for line in lines[first:]):
+        return text
+    return "\n".join([*lines[:first], textwrap.dedent("\n".join(lines[first:]))])
